@@ -1,0 +1,3766 @@
+#!/usr/bin/env python3
+"""ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
+
+    python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
+    python3 ocloop.py run           work the plan until the agent writes <plan-complete>
+
+One file, the standard library alone, Python 3.9 or newer. Two ideas carry it, a pure core and one inbox:
+
+    event stream ---+
+    server process -+
+    worker results -+--> inbox --> Loop.handle --> commands --> worker --> opencode serve
+    signals --------+            (main thread)
+    keys, ticks ----+                  +--> view --> layout --> screen
+
+Every thread only posts *events* to the inbox. `Loop.handle(event, now)` alone decides: it owns all state of
+the run, touches no clock, file, socket or screen, and returns *commands* for the worker to carry out.
+Read `class Loop` first; you can stop there. Above it stand the words it is written in (options, plan,
+prompt, vocabulary), below it everything that touches the world (view, event stream, OpenCode, screens,
+files, command line).
+
+Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit, stuck, or
+marked complete too early); 130 a person or a signal stopped it.
+
+Words: the *server* is the `opencode serve` process, a *session* is OpenCode's, an *iteration* is one session
+spent on the plan, a *task* is one checkbox of the plan.
+"""
+from __future__ import annotations
+
+import sys
+
+if sys.hexversion < 0x03090000:
+    sys.exit("ocloop: this is Python %d.%d: run it with Python 3.9 or newer, e.g. python3.12 ocloop.py"
+             % sys.version_info[:2])
+
+import argparse
+import collections
+import os
+import queue
+import re
+import signal
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Callable, Union
+
+__version__ = "1.0.0"
+
+
+class Problem(Exception):
+    """Something a person can act on; `str()` of it reads `what went wrong: what to do next`."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────────────
+# One frozen object holds what the person asked for; it is made once, on the command line's last line of
+# work. Nothing else reads the environment for a setting.
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `run` was asked to do. Paths are absolute, durations are seconds, 0 means off."""
+
+    directory: str = "."
+    plan: str = "PLAN.md"
+    prompt: str = ".loop-prompt.md"
+    model: str = ""                  # providerID/modelID; "" is OpenCode's own default
+    agent: str = ""
+    port: int = 0                    # 0: 4096, or a free one when that is taken
+    run: bool = False                # start at once
+    debug: bool = False              # no validation of the plan
+    verbose: bool = False            # every server event in the activity
+    log: str = ""
+    plain: bool = False
+    auto: bool = False               # approve what is asked
+    ask_timeout: float = 300
+    max_iterations: int = 0
+    max_cost: float = 0              # USD
+    max_time: float = 0
+    iteration_timeout: float = 0
+    stall_timeout: float = 900
+    stuck: int = 5
+    retries: int = 5
+    check: str = ""
+    check_timeout: float = 600
+    notify: str = ""
+    server_memory: int = 2048        # MiB
+    opencode: tuple[str, ...] = ("opencode",)
+    server: str = ""                 # URL of a server that is not ours
+    interactive: bool = False        # somebody can press keys
+
+
+# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────
+# The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a Plan,
+# nothing raises. The loop never writes it.
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkbox. `state` is pending, done, manual or blocked; `line` counts from 1."""
+
+    state: str
+    text: str
+    reason: str = ""
+    phase: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan as read; `summary` is None until the completion tag stands in it."""
+
+    tasks: tuple[Task, ...] = ()
+    summary: str | None = None
+
+    def count(self, state: str) -> int:
+        return sum(task.state == state for task in self.tasks)
+
+    @property
+    def done(self) -> int:
+        return self.count("done")
+
+    @property
+    def pending(self) -> int:
+        return self.count("pending")
+
+    @property
+    def automatable(self) -> int:
+        return self.done + self.pending
+
+    @property
+    def percent(self) -> int:
+        """Done of automatable, rounded half up; 100 when nothing is automatable."""
+        return (200 * self.done + self.automatable) // (2 * self.automatable) if self.automatable else 100
+
+    @property
+    def current(self) -> Task | None:
+        return next((task for task in self.tasks if task.state == "pending"), None)
+
+
+_LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`]*$)|~{3,})")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
+
+
+def parse_plan(text: str) -> Plan:
+    """Read a plan; the rules are in the README under "The plan file".
+
+    Code blocks and comments are blanked out first, character by character, so that offsets stay true and
+    the summary can be cut out of the original.
+    """
+    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
+    lines = _blank_hidden(text.split("\n"))
+    tasks, phase = [], ""
+    for number, line in enumerate(lines, 1):
+        heading = _HEADING.match(line) if "#" in line else None
+        if heading:
+            phase = heading.group(1)
+        elif "[" in line:
+            task = _parse_task(line, phase, number)
+            if task:
+                tasks.append(task)
+    return Plan(tuple(tasks), _find_summary(text, "\n".join(lines)))
+
+
+def _blank_hidden(lines: list[str]) -> list[str]:
+    """Replace what stands in fenced code and HTML comments by spaces."""
+    last_close = max((n for n, line in enumerate(lines) if "-->" in line), default=-1)
+    fence, in_comment, shown = "", False, []
+    for number, line in enumerate(lines):
+        if fence:
+            if line.strip(" \t").strip(fence[0]) == "" and line.count(fence[0]) >= len(fence):
+                fence = ""
+            shown.append(" " * len(line))
+            continue
+        opening = None if in_comment or ("```" not in line and "~~~" not in line) else _FENCE.match(line)
+        if opening:
+            fence = opening.group(1)
+            shown.append(" " * len(line))
+        elif in_comment or "<!--" in line:
+            line, in_comment = _blank_comments(line, in_comment, more_closes=number < last_close)
+            shown.append(line)
+        else:
+            shown.append(line)
+    return shown
+
+
+def _blank_comments(line: str, inside: bool, more_closes: bool) -> tuple[str, bool]:
+    """Blank one line's comments; an opening that nothing closes is text unless it begins the line."""
+    at, out = 0, ""
+    while True:
+        start = at if inside else line.find("<!--", at)
+        if start < 0 or (not inside and line.count("`", 0, start) % 2):     # `<!--` in inline code is text
+            return out + line[at:], False
+        end = line.find("-->", start if inside else start + 4)
+        if end < 0 and not inside and not more_closes and line[:start].strip():
+            return out + line[at:], False
+        stop = len(line) if end < 0 else end + 3
+        out += line[at:start] + " " * (stop - start)
+        if end < 0:
+            return out, True
+        at, inside = stop, False
+
+
+def _parse_task(line: str, phase: str, number: int) -> Task | None:
+    bullet = _BULLET.match(line)
+    if not bullet:
+        return None
+    box, rest = _take_box(line[bullet.end():])
+    state = {"": "pending", " ": "pending", "x": "done", "X": "done"}.get(box, "")
+    reason = ""
+    if not state:
+        state, reason = _read_mark(box)
+    while state:        # marks may follow the box: `- [ ] **[MANUAL]** …`; the first one counts, unless done
+        bold = rest.startswith("**[")
+        mark, after = _take_box(rest[2:] if bold else rest, "**" if bold else "")
+        found, why = _read_mark(mark)
+        if not found:
+            break
+        if state == "pending":
+            state, reason = found, why
+        rest = after
+    return Task(state, rest, reason, phase, number) if state and rest else None
+
+
+def _take_box(text: str, closing: str = "") -> tuple[str, str]:
+    """Split `[inside] rest` at the bracket that closes it (brackets nest); no white space after it: no box."""
+    depth = 0
+    for at, char in enumerate(text):
+        depth += (char == "[") - (char == "]")
+        if depth == 0:
+            break
+    after = text[at + 1:] if text.startswith("[") and depth == 0 else "x"
+    if not after.startswith(closing) or after[len(closing):].lstrip(" \t") == after[len(closing):] != "":
+        return "?", text
+    return text[1:at], after[len(closing):].strip()
+
+
+def _read_mark(mark: str) -> tuple[str, str]:
+    """`BLOCKED: no key` -> ("blocked", "no key"); what is no mark -> ("", "")."""
+    word, _colon, reason = mark.partition(":")
+    word = word.strip().lower()
+    return (word, reason.strip()) if word in ("manual", "blocked") else ("", "")
+
+
+def _find_summary(text: str, shown: str) -> str | None:
+    """The text in the last complete completion tag that starts a line outside of code and comments."""
+    last_close = shown.rfind(_TAG_CLOSE)
+    opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
+    return text[opens[-1]:shown.find(_TAG_CLOSE, opens[-1])].strip() if opens else None
+
+
+# ── prompt ───────────────────────────────────────────────────────────────────────────────────────────────
+# The prompt file is sent as it is, less its front matter, with four placeholders filled in.
+
+
+def split_front_matter(text: str) -> tuple[dict[str, str], str]:
+    """Split a leading `---` block of `key: value` lines from the prompt's body."""
+    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
+    match = re.match(r"---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n|$)", text, re.DOTALL | re.MULTILINE)
+    if not match:
+        return {}, text.strip()
+    fields = {}
+    for line in match.group(1).split("\n"):
+        key, colon, value = line.partition(":")
+        if colon and key.strip() and not line.lstrip().startswith("#"):
+            fields[key.strip()] = value.strip().strip("'\"")
+    return fields, text[match.end():].strip()
+
+
+def render_prompt(body: str, plan: str, task: str, iteration: int, check: str) -> str:
+    """Fill the placeholders in one pass, so that no value is searched for placeholders itself."""
+    values = {"PLAN_FILE": plan, "TASK": task, "ITERATION": str(iteration), "CHECK": check}
+    if check and "{{CHECK}}" not in body:
+        body += "\n\n{{CHECK}}"
+    return re.sub(r"\{\{(PLAN_FILE|TASK|ITERATION|CHECK)\}\}", lambda match: values[match.group(1)], body)
+
+
+CHECK_FAILED = """The project's check fails. Mend that before anything else: it comes before the next task.
+$ {command}
+exit status {status}
+{output}"""
+
+
+# ── vocabulary ───────────────────────────────────────────────────────────────────────────────────────────
+# Events are what happened, commands are what to do. Both are values without behaviour. Results of the
+# worker name the command that they answer, so that a late one can be told from the one awaited.
+
+
+@dataclass(frozen=True)
+class StartServer:
+    """Stop what runs of the server, then start it anew. Answered by ServerReady or ServerDied."""
+    generation: int
+
+
+@dataclass(frozen=True)
+class StopServer:
+    """Abort the session (if any) and stop the server, tools and all."""
+    session: str
+
+
+@dataclass(frozen=True)
+class CheckSetup:
+    """Ask the server for its configuration, models and agents. Answered by SetupChecked."""
+
+
+@dataclass(frozen=True)
+class ReadFiles:
+    """Read plan and prompt; the number comes back. Answered by FilesRead."""
+    number: int
+
+
+@dataclass(frozen=True)
+class CreateSession:
+    """Answered by SessionCreated."""
+    iteration: int
+    title: str
+
+
+@dataclass(frozen=True)
+class SendPrompt:
+    """Sending the same ids again is safe: the server knows them. Answered by PromptAccepted."""
+    session: str
+    message_id: str
+    part_id: str
+    text: str
+    model: str
+    agent: str
+
+
+@dataclass(frozen=True)
+class Poll:
+    """Ask for the session's status, and for its messages when it is idle or `messages` is set."""
+    session: str
+    messages: bool = False
+
+
+@dataclass(frozen=True)
+class AbortSession:
+    """Answered by SessionAborted."""
+    session: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Ask what session and children cost, and how large the server is. Answered by Measured."""
+    session: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer a permission (`reply`: once, always, reject) or a question (`answers`, a list per question)."""
+    kind: str
+    id: str
+    session: str
+    reply: str = ""
+    message: str = ""
+    answers: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """Answered by CheckFinished."""
+    iteration: int
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StopCheck:
+    """End the check that runs, if one does."""
+
+
+@dataclass(frozen=True)
+class Notify:
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Give the terminal to OpenCode's own interface on this session."""
+    session: str
+
+
+@dataclass(frozen=True)
+class Exit:
+    status: int
+
+
+Command = Union[StartServer, StopServer, CheckSetup, ReadFiles, CreateSession, SendPrompt, Poll, AbortSession,
+                Measure, Reply, RunCheck, StopCheck, Notify, HandOver, Exit]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class ServerReady:
+    generation: int
+    url: str
+    version: str
+
+
+@dataclass(frozen=True)
+class ServerDied:
+    """The server ended by itself, or did not start; `lines` are the last ones it printed."""
+    generation: int
+    reason: str
+    lines: tuple[str, ...] = ()
+    final: bool = False              # trying again cannot help
+
+
+@dataclass(frozen=True)
+class SetupChecked:
+    """`models` maps providerID/modelID to the size of its context; None: the server cannot tell."""
+    model: str = ""
+    models: dict[str, int] | None = None
+    agents: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class FilesRead:
+    """The texts of plan and prompt, or None and the problem."""
+    number: int
+    plan: str | None
+    prompt: str | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class SessionCreated:
+    iteration: int
+    session: str
+
+
+@dataclass(frozen=True)
+class PromptAccepted:
+    session: str
+
+
+@dataclass(frozen=True)
+class StreamOpened:
+    """The event stream is (again) being read; what happened meanwhile is not repeated on it."""
+
+
+@dataclass(frozen=True)
+class StreamLost:
+    reason: str
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One event of OpenCode's, as it came."""
+    type: str
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model is writing: `text` is new text of a part, or "" when a flood of it is only counted."""
+    session: str = ""
+    part: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Polled:
+    """`status` is idle, busy, retry or unknown (the server cannot tell), `messages` are digests, oldest first."""
+    session: str
+    status: str
+    detail: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] | None = None
+    children: Sequence[str] = ()
+    permissions: Sequence[dict[str, Any]] = ()
+    questions: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class SessionAborted:
+    session: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`cost` in USD or None when the server cannot tell, `memory` of the server in MiB."""
+    session: str
+    cost: float | None = None
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """A command's request got `status` (0: no answer at all) and `name`, OpenCode's name of the error."""
+    command: str
+    session: str
+    status: int
+    problem: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class CheckFinished:
+    iteration: int
+    status: int
+    output: str
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that was pressed: one character in lower case, or a name such as `space`."""
+    name: str
+
+
+@dataclass(frozen=True)
+class Signalled:
+    name: str
+
+
+@dataclass(frozen=True)
+class ScreenLost:
+    """Nobody can see or press anything any more."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something that an edge has to say in the journal."""
+    kind: str
+    text: str
+
+
+Event = Union[Tick, ServerReady, ServerDied, SetupChecked, FilesRead, SessionCreated, PromptAccepted, StreamOpened,
+              StreamLost, ServerEvent, Streamed, Polled, SessionAborted, Measured, RequestFailed, CheckFinished,
+              Key, Signalled, ScreenLost, Noted]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal, which is the one record of what happened. `time` is in seconds since 1970."""
+
+    number: int
+    time: float
+    kind: str
+    text: str
+    tone: str = ""                   # dim, good, bad, warn, head
+    depth: int = 0                   # 1 for what a subagent does
+    iteration: int = 0
+    session: str = ""
+    data: dict[str, Any] | None = None
+
+
+# ── loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+# The whole run as one pure state machine. Handlers stand in the order in which things happen in an
+# iteration; after them what goes wrong, what is asked, keys, time. Polling is the truth, the event stream
+# only makes it quick, and every wait has an end.
+
+POLL_EVERY = 5.0            # seconds between looks at a session that seems busy
+LOOK_CLOSER = 60.0          # a session that is busy but silent for this long has its messages looked at
+SETTLE = 1.5                # an end that looks odd must look the same for this long before it counts
+SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
+SENDS = 4                   # how often one prompt is sent at most
+SILENCES = 2                # requests in a row without any answer: the server hangs
+SPINS = 3                   # unfinished answers in a row: the model spins
+READ_EVERY = 3.0            # seconds between looks at plan and prompt
+GRACE = 5.0                 # a plan may be away or half-written for this long
+ABSENT = 10.0               # a longer gap between two events is time away (suspended, stopped)
+LONGEST_WAIT = 900.0        # no pause between attempts is longer
+JOURNAL = 5000              # entries kept in memory
+LONGEST_TEXT = 4000         # characters of one entry
+NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mark the task "
+          "[BLOCKED: reason] in the plan if it cannot be done without it.")
+
+# State × event → next state, and what is commanded on the way; a test holds it against the code. Events
+# that a state does not name leave it as it is. Any state but `stopping`: a second Q, a signal → stopping;
+# any state with work under way: Problem (a plan that stays away, …) → error.
+TRANSITIONS = """
+starting  ServerReady     starting                     CheckSetup
+starting  ServerDied      error                        StopServer
+starting  SetupChecked    ready running error          ReadFiles, StopServer
+ready     Key             running stopping             ReadFiles
+running   FilesRead       running paused complete error waiting  CreateSession, RunCheck, StopServer
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of OpenCode's, by its structured fields alone."""
+    name: str
+    message: str
+    status: int = 0
+
+    @property
+    def fatal(self) -> bool:
+        """Trying again cannot help, as long as nothing has worked yet."""
+        return self.status in (401, 402, 403, 404) or self.name in (
+            "ProviderAuthError", "ProviderModelNotFoundError", "ProviderInitError")
+
+    @property
+    def rate_limit(self) -> bool:
+        return self.status in (429, 529)
+
+
+def fault_of(error: Any) -> Fault | None:
+    """Read `{name, data: {message, statusCode}}`; None for what is no error or only says "aborted"."""
+    if not isinstance(error, dict) or error.get("name") in (None, "MessageAbortedError"):
+        return None
+    data = as_dict(error.get("data"))
+    status = data.get("statusCode")
+    return Fault(str(error["name"]), str(data.get("message") or error["name"]),
+                 status if isinstance(status, int) else 0)
+
+
+def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fault | None]:
+    """Say how the answer to one's own message stands, of a session that is idle.
+
+    Returns ("answered" | "failed" | "refused" | "cut" | "unfinished" | "unanswered", fault). What a person
+    typed into the session is not one's own; what a compaction put there is.
+    """
+    foreign = {message["id"] for message in messages
+               if message["role"] == "user" and message["id"] != message_id and not message["continues"]}
+    last = None
+    for message in messages:
+        if message["role"] == "assistant" and message["parent"] not in foreign:
+            last = message
+    if last is None:
+        return "unanswered", None
+    if not last["completed"]:
+        return "unfinished", None
+    if last["error"]:
+        fault = fault_of(last["error"])
+        return ("failed", fault) if fault else ("cut", None)
+    if last["finish"] in ("tool-calls", "unknown", None, ""):
+        return ("refused" if last["finish"] == "tool-calls" else "cut"), None
+    return "answered", None
+
+
+@dataclass
+class Ask:
+    """A permission or a question that waits for somebody."""
+    kind: str
+    id: str
+    session: str
+    title: str
+    detail: str
+    deadline: float
+    questions: list[dict[str, Any]]
+    answers: list[tuple[str, ...]]
+
+
+@dataclass
+class Live:
+    """Something that runs now: a tool, a text, a thought."""
+    kind: str
+    text: str
+    since: float
+    depth: int
+    message: str
+
+
+@dataclass
+class Spend:
+    """What was used: USD and tokens."""
+    cost: float = 0.0
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+    def add(self, other: Spend) -> None:
+        self.cost += other.cost
+        self.input += other.input
+        self.output += other.output
+        self.cached += other.cached
+
+    @property
+    def tokens(self) -> int:
+        return self.input + self.output + self.cached
+
+
+class Iteration:
+    """One session spent on the plan; `step` names what is awaited."""
+
+    STEPS = ("creating", "prompting", "working", "aborting", "measuring", "rereading", "checking")
+
+    def __init__(self, number: int, plan: Plan, now: float) -> None:
+        self.number = number
+        self.task = plan.current
+        self.before = plan.tasks
+        self.started = now
+        self.step = "creating"
+        self.session = ""
+        self.family: dict[str, int] = {}            # this session and its subagents' -> depth
+        self.prompt: SendPrompt | None = None
+        self.prompted = now
+        self.sends = 0
+        self.active = now                           # the last sign of life of the session
+        self.poll_at = 0.0
+        self.polling = False
+        self.silences = 0
+        self.again_at = 0.0                         # when a request that failed is tried again
+        self.ran = False
+        self.idle_seen = False
+        self.odd: tuple[str, float] = ("", 0.0)
+        self.fault: Fault | None = None
+        self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
+        self.spends: dict[str, Spend] = {}          # by message
+        self.measured: float | None = None
+        self.spins: list[str] = []
+        self.prompts: dict[str, bool] = {}          # user messages, whose texts are no answers
+        self.live: dict[str, Live] = {}
+        self.noted: dict[str, bool] = {}            # parts that are in the journal, asks that are answered
+        self.outcome = ""
+        self.problem = ""
+        self.check = ""
+
+    @property
+    def prompt_id(self) -> str:
+        return self.prompt.message_id if self.prompt else ""
+
+    @property
+    def spend(self) -> Spend:
+        total = Spend()
+        for spend in self.spends.values():
+            total.add(spend)
+        if self.measured is not None:
+            total.cost = max(total.cost, self.measured)
+        return total
+
+
+class Loop:
+    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands."""
+
+    STATES = ("starting", "ready", "running", "pausing", "paused", "waiting", "stopping", "complete", "error")
+
+    def __init__(self, options: Options, now: float, seed: str = "") -> None:
+        self.options = options
+        self.seed = seed                            # makes the ids of two runs differ
+        self.now = now
+        self.state = "starting"
+        self.state_since = now
+        self.reason = ""                            # why it is in this state, for a person
+        self.status = 130                           # exit status if it ended now
+        self.interactive = options.interactive
+        self.wanted = options.run or not options.interactive    # go on without waiting for S
+        self.generation = 1                         # of the server
+        self.server_up = False
+        self.server_url = ""
+        self.server_version = ""
+        self.server_failures = 0
+        self.server_at = 0.0                        # when to start it again
+        self.replace_server = False
+        self.setup = SetupChecked()
+        self.plan = Plan()
+        self.plan_text: str | None = None
+        self.prompt_text = ""
+        self.reading = False
+        self.read_number = 0
+        self.files_wanted = 0                       # the FilesRead on which the loop moves on
+        self.read_at = 0.0
+        self.trouble_since = 0.0                    # of the plan
+        self.iteration: Iteration | None = None
+        self.iterations = 0
+        self.counted = 0                            # towards --max-iterations: not those that only waited
+        self.succeeded = 0
+        self.busy_time = 0.0                        # seconds spent in iterations that succeeded
+        self.failures = 0                           # in a row
+        self.rate_limits = 0                        # in a row
+        self.unchanged = 0                          # iterations in a row that changed no task
+        self.check_failures = 0                     # in a row
+        self.check_output = ""                      # of the check that failed last, as the agent is told it
+        self.wrapping_up = False
+        self.limit = ""                             # the option that made it pause
+        self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
+                       "max_time": options.max_time}
+        self.spent = Spend()                        # by iterations that are over
+        self.context = 0                            # tokens in the session's context
+        self.model = options.model
+        self.agent = options.agent
+        self.started = 0.0
+        self.ended = 0.0
+        self.wait_until = 0.0
+        self.asks: dict[str, Ask] = {}
+        self.bells = 0
+        self.confirming_quit = False
+        self.help = False
+        self.journal: collections.deque[Entry] = collections.deque(maxlen=JOURNAL)
+        self.entries = 0
+        self.out: list[Command] = []
+
+    def start(self) -> list[Command]:
+        """The first commands."""
+        self.command(StartServer(self.generation))
+        self.read_files()
+        return self.out
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        self.out = []
+        away = now - self.now
+        self.now = now
+        if away > ABSENT or away < 0:
+            self.shift(away)
+        HANDLERS[type(event)](self, event)
+        return self.out
+
+    # ── what handlers are written with
+
+    def command(self, command: Command) -> None:
+        self.out.append(command)
+
+    def note(self, kind: str, text: str, tone: str = "", session: str = "",
+             data: dict[str, Any] | None = None) -> None:
+        it = self.iteration
+        if len(text) > LONGEST_TEXT:
+            text = "%s … (%d characters)" % (text[:LONGEST_TEXT], len(text))
+        self.entries += 1
+        self.journal.append(Entry(self.entries, self.now, kind, text, tone, it.family.get(session, 0) if it else 0,
+                                  it.number if it else 0, session or (it.session if it else ""), data))
+
+    def enter(self, state: str, reason: str = "") -> None:
+        if state != self.state:
+            self.state, self.state_since = state, self.now
+        self.reason = reason
+
+    def read_files(self, move_on: bool = False) -> None:
+        """Read plan and prompt; `move_on`: the loop goes on with what is read from now on, not before."""
+        if move_on or not self.reading:
+            self.reading = True
+            self.read_number += 1
+            self.command(ReadFiles(self.read_number))
+        if move_on:
+            self.files_wanted = self.read_number
+
+    def notify(self, event: str, message: str) -> None:
+        if self.options.notify:
+            self.command(Notify(dict(self.facts(), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)))
+
+    def facts(self) -> dict[str, str]:
+        """What --check and --notify get in their environment."""
+        it = self.iteration
+        return {"OCLOOP_PLAN": self.options.plan, "OCLOOP_TASK": it.task.text if it and it.task else "",
+                "OCLOOP_ITERATION": str(self.iterations), "OCLOOP_DONE": str(self.plan.done),
+                "OCLOOP_TOTAL": str(self.plan.automatable)}
+
+    def new_id(self, prefix: str) -> str:
+        """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random ones."""
+        stamp = (int(self.now * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
+        return "{}_{:012x}{}".format(prefix, stamp, (self.seed + "0" * 14)[:8] + "%06d" % (self.iterations % 10 ** 6))
+
+    @property
+    def total(self) -> Spend:
+        """What was spent so far, the iteration under way included."""
+        total = replace(self.spent)
+        if self.iteration:
+            total.add(self.iteration.spend)
+        return total
+
+    @property
+    def elapsed(self) -> float:
+        return (self.ended or self.now) - self.started if self.started else 0.0
+
+    # ── one iteration, in the order in which it happens
+
+    def on_server_ready(self, event: ServerReady) -> None:
+        if event.generation != self.generation:
+            return
+        self.server_up, self.server_url, self.server_version = True, event.url, event.version
+        self.note("server", "OpenCode {} on {}".format(event.version or "(version unknown)", event.url), "dim")
+        if self.state == "starting":
+            self.command(CheckSetup())
+        elif self.iteration:
+            self.iteration.silences = 0
+            self.take_step()
+        elif self.state in ("running", "pausing"):
+            self.read_files(move_on=True)
+
+    def on_setup_checked(self, event: SetupChecked) -> None:
+        if self.state != "starting":
+            return
+        self.setup = event
+        problem = self.setup_problem(self.options.model, self.options.agent)
+        if problem:
+            self.fail(problem)
+        elif self.wanted:
+            self.begin()
+        else:
+            self.enter("ready")
+
+    def setup_problem(self, model: str, agent: str) -> str:
+        """What is wrong with model and agent, as far as the server could tell; "" when nothing is."""
+        models, agents = self.setup.models, self.setup.agents
+        if model and models is not None and model not in models:
+            return "there is no model {}: {}".format(model, suggest(model, models, "`opencode models` lists them"))
+        if agent and agents is not None and agent not in agents:
+            return "there is no agent {}: {}".format(agent, suggest(agent, agents, "`opencode agent list` lists them"))
+        return ""
+
+    def begin(self) -> None:
+        """Work from here on: with fresh files, `move_on` follows."""
+        self.wanted = True
+        self.ended = 0.0
+        self.started = self.started or self.now
+        self.enter("running")
+        self.read_files(move_on=True)
+
+    def on_files_read(self, event: FilesRead) -> None:
+        self.reading = self.reading and event.number < self.read_number
+        self.read_at = self.now + READ_EVERY
+        if self.state in ("complete", "error", "stopping"):
+            return
+        plan, problem = self.plan, event.problem
+        if event.plan is not None and event.plan != self.plan_text:
+            plan = parse_plan(event.plan)
+        if not problem and not plan.tasks and plan.summary is None:
+            problem = f"{self.options.plan} has no task: add lines such as `- [ ] Build it`"
+        if problem and not self.options.debug:
+            return self.on_bad_files(problem)
+        self.trouble_since = 0.0
+        if plan.done > self.plan.done and self.plan_text is not None:
+            self.note("plan", "%d of %d done" % (plan.done, plan.automatable), "good")
+        self.plan, self.plan_text = plan, event.plan
+        self.prompt_text = event.prompt or ""
+        if self.files_wanted and event.number >= self.files_wanted:
+            self.files_wanted = 0
+            if self.iteration is None:
+                self.move_on()
+            elif self.iteration.step == "rereading":
+                self.check_or_conclude()
+
+    def on_bad_files(self, problem: str) -> None:
+        """An editor may be writing: only a problem that stays counts."""
+        if self.state not in ("running", "pausing", "waiting"):
+            return
+        if not self.trouble_since:
+            self.trouble_since = self.now
+            self.note("warn", problem, "warn")
+        elif self.now - self.trouble_since >= GRACE:
+            return self.fail(problem)
+        self.read_at = self.now + 0.5
+
+    def move_on(self) -> None:
+        """Nothing is under way and the plan is fresh: what now?"""
+        if self.state not in ("running", "pausing"):
+            return
+        nothing_left = self.wrapping_up and not self.plan.pending
+        if (self.plan.summary is not None or nothing_left) and not self.check_output:
+            return self.complete()
+        self.wrapping_up = not self.plan.pending and self.plan_text is not None
+        limit = self.limit_reached(1)
+        if limit:
+            self.stop_at(*limit)
+        elif self.state == "pausing":
+            self.enter("paused")
+        elif self.replace_server:
+            self.replace_server = False
+            self.start_server()
+        else:
+            self.begin_iteration()
+
+    def begin_iteration(self) -> None:
+        fields, body = split_front_matter(self.prompt_text)
+        model = self.options.model or fields.get("model", "")
+        agent = self.options.agent or fields.get("agent", "")
+        problem = self.setup_problem(model, agent)
+        if not body:
+            problem = f"{self.options.prompt} is empty: write the prompt into it, or make one with `bootstrap`"
+        if problem:
+            return self.fail(problem)
+        self.iterations += 1
+        self.model, self.agent = model or self.model, agent or self.agent
+        self.context = 0
+        it = self.iteration = Iteration(self.iterations, self.plan, self.now)
+        task = it.task.text if it.task else "wrap up"
+        text = render_prompt(body, self.options.plan, task, it.number, self.check_output)
+        it.prompt = SendPrompt("", self.new_id("msg"), self.new_id("prt"), text, model, agent)
+        self.note("task", "{}{}".format(task, f"  ({it.task.phase})" if it.task and it.task.phase else ""), "head")
+        self.take_step()
+
+    def take_step(self) -> None:
+        """Command what the iteration's step needs; also after a restart of the server, and again after a failure."""
+        it = self.iteration
+        if it is None or not self.server_up:
+            return
+        it.again_at = 0.0
+        if it.step == "creating":
+            title = "ocloop %d/%d: %s" % (min(self.plan.done + 1, self.plan.automatable), self.plan.automatable,
+                                          it.task.text if it.task else "wrap up")
+            self.command(CreateSession(it.number, title[:100]))
+        elif it.step == "prompting" and it.prompt:
+            self.command(replace(it.prompt, session=it.session))
+        elif it.step == "working":
+            self.poll()
+        elif it.step == "aborting":
+            self.command(AbortSession(it.session))
+        elif it.step == "measuring":
+            self.command(Measure(it.session))
+
+    def on_session_created(self, event: SessionCreated) -> None:
+        it = self.iteration
+        if it and it.step == "creating" and event.iteration == it.number:
+            it.session, it.family, it.step = event.session, {event.session: 0}, "prompting"
+            it.silences = 0
+            self.take_step()
+
+    def on_prompt_accepted(self, event: PromptAccepted) -> None:
+        it = self.iteration
+        if it and it.step == "prompting" and event.session == it.session:
+            it.step = "working"
+            it.sends += 1
+            it.silences = 0
+            it.prompted = it.active = self.now
+            it.odd = ("", 0.0)
+            if it.idle_seen:
+                self.poll()
+            else:
+                it.poll_at = self.now + 2
+
+    def poll(self, messages: bool = False) -> None:
+        it = self.iteration
+        if not it or it.step != "working" or not self.server_up:
+            return
+        if it.polling:                      # the answer under way may be from before what made us ask
+            it.poll_at = self.now
+        else:
+            it.polling = True
+            it.poll_at = self.now + POLL_EVERY
+            self.command(Poll(it.session, messages))
+
+    def on_polled(self, event: Polled) -> None:
+        it = self.iteration
+        if not it or event.session != it.session or it.step != "working":
+            return
+        it.polling = False
+        it.silences = 0
+        for child in event.children:
+            it.family.setdefault(child, 1)
+        for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
+            self.on_asked(kind, asked)
+        it.ran = it.ran or event.status in ("busy", "retry")
+        if event.status == "retry":
+            self.on_retry(event.detail)
+        elif event.status == "busy":
+            it.retry = None
+            silent = self.now - it.active > LOOK_CLOSER
+            if silent and event.messages is not None and judge(event.messages, it.prompt_id)[0] == "answered":
+                self.finish("done")         # a server that says busy for ever
+        elif event.messages is not None:
+            self.weigh(*judge(event.messages, it.prompt_id))
+        elif it.idle_seen or (event.status == "idle" and self.now - it.prompted > SWALLOWED):
+            self.weigh("failed" if it.fault else "answered", it.fault)
+        if it.step == "working" and event.status not in ("busy", "retry"):
+            it.poll_at = min(it.poll_at, self.now + 0.5)
+
+    def weigh(self, verdict: str, fault: Fault | None) -> None:
+        """The session is idle: end the iteration, send the prompt again, or look once more."""
+        it = self.iteration
+        assert it
+        if verdict == "answered":
+            return self.finish("done")
+        if it.odd[0] != verdict:
+            it.odd = (verdict, self.now)
+        age = self.now - it.odd[1]
+        if verdict == "failed" or (verdict == "unanswered" and it.fault and age >= SETTLE):
+            self.finish_failed(fault or it.fault)
+        elif verdict == "refused" and age >= SETTLE:
+            self.finish("refused", "something it asked for was refused")
+        elif verdict == "cut" and age >= SETTLE:
+            self.finish("cut", "its answer was broken off by somebody or something else")
+        elif (verdict == "unfinished" and age >= SETTLE) or (verdict == "unanswered" and age >= SWALLOWED):
+            if it.sends >= SENDS:
+                self.finish("failed", "the prompt was sent %d times and never answered" % it.sends)
+            else:
+                self.note("warn", "the prompt is not being answered: sending it again", "warn")
+                it.step = "prompting"
+                self.take_step()
+
+    def finish(self, outcome: str, problem: str = "") -> None:
+        """The session is over; what it cost and what it changed comes next."""
+        it = self.iteration
+        assert it
+        it.outcome, it.problem, it.step = outcome, problem, "measuring"
+        it.live.clear()
+        it.retry = None
+        self.asks.clear()
+        if problem:
+            self.note("error" if outcome != "aborted" else "note", problem, "bad" if outcome != "aborted" else "warn")
+        if self.server_up and it.session:
+            self.take_step()
+        else:
+            self.on_measured(Measured(it.session))
+
+    def on_measured(self, event: Measured) -> None:
+        it = self.iteration
+        if not it or it.step != "measuring" or event.session != it.session:
+            return
+        it.measured = event.cost
+        limit = self.options.server_memory
+        if limit and event.memory > limit:
+            self.replace_server = True
+            self.note("server", "grew to %d MiB (limit %d): replacing it" % (event.memory, limit), "warn")
+        it.step = "rereading"
+        self.read_files(move_on=True)
+
+    def check_or_conclude(self) -> None:
+        it = self.iteration
+        assert it
+        worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
+        if self.options.check and worked:
+            it.step = "checking"
+            it.live["check"] = Live("check", self.options.check, self.now, 0, "")
+            self.command(RunCheck(it.number, self.facts()))
+        else:
+            self.conclude()
+
+    def on_check_finished(self, event: CheckFinished) -> None:
+        it = self.iteration
+        if not it or it.step != "checking" or event.iteration != it.number:
+            return
+        it.live.clear()
+        it.check = "interrupted" if event.interrupted else "passed" if event.status == 0 else "failed"
+        if it.check == "passed":
+            self.check_failures, self.check_output = 0, ""
+            self.note("check", "passed", "good")
+        elif it.check == "failed":
+            self.check_failures += 1
+            self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
+                                                    output=event.output)
+            self.note("check", "failed with exit status %d\n%s" % (event.status, event.output[-1500:]), "bad")
+        self.conclude()
+
+    def conclude(self) -> None:
+        """Write the iteration into the books, then decide what its outcome means for the run."""
+        it = self.iteration
+        assert it
+        seconds, spend = self.now - it.started, it.spend
+        changed = it.before != self.plan.tasks
+        self.spent.add(spend)
+        self.note("iter", "%d %s in %s · %s tokens · $%.4f" % (
+            it.number, it.outcome, duration(seconds), short_number(spend.tokens), spend.cost),
+            "head", data={
+                "record": "iteration", "task": it.task.text if it.task else "", "outcome": it.outcome,
+                "problem": it.problem, "seconds": round(seconds, 1), "cost": round(spend.cost, 6),
+                "tokens": {"input": spend.input, "output": spend.output, "cached": spend.cached},
+                "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
+        self.iteration = None
+        self.counted += it.outcome != "rate-limited"
+        if it.outcome in ("done", "refused"):
+            self.succeeded += 1
+            self.busy_time += seconds
+            self.failures = self.rate_limits = self.server_failures = 0
+            self.unchanged = 0 if changed or self.plan.summary is not None else self.unchanged + 1
+        if it.outcome == "fatal":
+            self.fail(it.problem)
+        elif it.outcome == "rate-limited":
+            self.rate_limits += 1
+            self.wait(min(30 * 2 ** (self.rate_limits - 1), LONGEST_WAIT), it.problem)
+        elif it.outcome in ("failed", "stalled", "cut") and self.plan.summary is None:
+            self.failures += 1
+            if self.options.retries and self.failures > self.options.retries:
+                self.fail("%d iterations in a row failed, the last one: %s" % (self.failures, it.problem))
+            else:
+                self.wait(min(2.0 ** self.failures, LONGEST_WAIT), it.problem)
+        else:
+            self.move_on()
+
+    # ── how a run ends or rests
+
+    def limit_reached(self, times: int) -> tuple[str, str] | None:
+        """The option whose limit is reached (`times` over) and the reason in words."""
+        limits, stuck = self.limits, self.options.stuck
+        if limits["max_iterations"] and self.counted >= limits["max_iterations"] * times:
+            return "max_iterations", "%d iterations were worked (--max-iterations)" % self.counted
+        if limits["max_cost"] and self.total.cost >= limits["max_cost"] * times:
+            return "max_cost", f"${self.total.cost:.2f} were spent (--max-cost)"
+        if limits["max_time"] and self.elapsed >= limits["max_time"] * times:
+            return "max_time", f"{duration(self.elapsed)} have passed (--max-time)"
+        if stuck and self.unchanged >= stuck:
+            return "stuck", ("%d iterations in a row changed no task (--stuck): look at the plan's next task and at "
+                             "the prompt, or mark the task [BLOCKED: reason]" % self.unchanged)
+        if stuck and self.check_failures >= stuck:
+            return "stuck", ("the check failed %d times in a row (--stuck): run `%s` yourself and mend what it shows"
+                             % (self.check_failures, self.options.check))
+        return None
+
+    def stop_at(self, limit: str, reason: str) -> None:
+        """Work is left, and a person has to say whether to go on."""
+        self.limit, self.status = limit, 3
+        self.enter("paused", reason)
+        self.close_books("stopped", reason)
+
+    def complete(self) -> None:
+        left = self.plan.pending
+        reason = "the plan was marked complete with %d tasks still pending" % left if left else "the plan is complete"
+        if self.plan.summary is None:
+            reason = "nothing is left to do; the agent wrote no summary"
+        self.status = 3 if left else 0
+        self.enter("complete", reason)
+        self.close_books("complete", reason)
+        if self.interactive:
+            self.stop_server()
+
+    def fail(self, problem: str) -> None:
+        """The run cannot go on; R starts again, whatever it was."""
+        session = self.iteration.session if self.iteration else ""
+        if self.iteration:
+            self.spent.add(self.iteration.spend)
+            self.iteration = None
+        self.asks.clear()
+        self.status = 1
+        self.enter("error", problem)
+        self.command(StopCheck())
+        self.close_books("failed", problem)
+        if self.interactive:
+            self.stop_server(session)
+
+    def close_books(self, event: str, reason: str) -> None:
+        """Tell everybody why it ends here; without anybody to press a key, leave."""
+        self.ended = self.now
+        total, plan = self.total, self.plan
+        tone = {"complete": "good" if not self.status else "warn", "stopped": "warn"}.get(event, "bad")
+        self.note("end", reason, tone, data={
+            "record": "run", "event": event, "status": self.status, "reason": reason, "summary": plan.summary,
+            "done": plan.done, "total": plan.automatable, "blocked": plan.count("blocked"),
+            "manual": plan.count("manual"), "iterations": self.iterations, "seconds": round(self.elapsed, 1),
+            "cost": round(total.cost, 6),
+            "tokens": {"input": total.input, "output": total.output, "cached": total.cached}})
+        for line in self.summary():
+            self.note("end", line)
+        self.notify(event, reason)
+        if not self.interactive or self.state == "stopping":
+            self.command(Exit(self.status))
+
+    def summary(self) -> list[str]:
+        """What a person wants to know in the morning."""
+        plan, total = self.plan, self.total
+        lines = (plan.summary or "").split("\n") if plan.summary else []
+        lines.append("%d of %d tasks done, %d blocked, %d manual; %d iterations in %s; %s tokens, $%.4f" % (
+            plan.done, plan.automatable, plan.count("blocked"), plan.count("manual"), self.iterations,
+            duration(self.elapsed), short_number(total.tokens), total.cost))
+        for state in ("blocked", "manual"):
+            for task in [task for task in plan.tasks if task.state == state][:20]:
+                lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
+        return lines
+
+    def wait(self, seconds: float, reason: str) -> None:
+        if self.state == "pausing":
+            return self.enter("paused", reason)
+        self.wait_until = self.now + seconds
+        self.enter("waiting", reason)
+        self.note("retry", f"trying again in {duration(seconds)}", "warn")
+
+    def stop_server(self, session: str = "") -> None:
+        self.server_up = False
+        self.command(StopServer(session))
+
+    def start_server(self) -> None:
+        self.server_up = False
+        self.generation += 1
+        self.command(StartServer(self.generation))
+
+    # ── what the server tells between prompt and end
+
+    def on_stream_opened(self, event: StreamOpened) -> None:
+        self.poll()
+
+    def on_stream_lost(self, event: StreamLost) -> None:
+        if self.options.verbose:
+            self.note("stream", event.reason, "dim")
+        if self.iteration:
+            self.iteration.poll_at = min(self.iteration.poll_at, self.now + 1)
+
+    def on_streamed(self, event: Streamed) -> None:
+        it = self.iteration
+        if it and (not event.session or event.session in it.family):
+            it.active = self.now
+            live = it.live.get(event.part)
+            if live:
+                live.text = (live.text + event.text)[-600:]
+
+    def on_server_event(self, event: ServerEvent) -> None:
+        it, p = self.iteration, event.properties
+        if self.options.verbose:
+            self.note("event", f"{event.type} {str(p)[:300]}", "dim")
+        if event.type == "file.edited" and p.get("file") == self.options.plan:
+            self.read_files()
+        if not it or it.step not in ("prompting", "working"):
+            return
+        info, part = as_dict(p.get("info")), as_dict(p.get("part"))
+        session = str(p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or info.get("id") or "")
+        parent = info.get("parentID")
+        if event.type == "session.created" and parent in it.family:
+            it.family[session] = it.family[parent] + 1
+        if session not in it.family:
+            return
+        it.active = self.now
+        if event.type == "session.status":
+            self.on_status(session, as_dict(p.get("status")))
+        elif event.type == "session.idle":
+            self.on_status(session, {"type": "idle"})
+        elif event.type == "session.error":
+            self.on_session_error(session, p.get("error"))
+        elif event.type == "message.updated":
+            self.on_message(session, info)
+        elif event.type == "message.part.updated":
+            self.on_part(session, part)
+        elif event.type in ("permission.asked", "permission.updated"):
+            self.on_asked("permission", p)
+        elif event.type == "question.asked":
+            self.on_asked("question", p)
+        elif event.type in ("permission.replied", "question.replied", "question.rejected"):
+            self.asks.pop(str(p.get("requestID") or p.get("permissionID") or ""), None)
+        elif event.type == "todo.updated":
+            todos = [as_dict(todo) for todo in p.get("todos") or []]
+            doing = next((str(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"), "")
+            done = sum(todo.get("status") == "completed" for todo in todos)
+            self.note("todo", "%d/%d %s" % (done, len(todos), doing), "dim", session)
+        elif event.type == "session.compacted":
+            self.note("note", "the session was compacted", "dim", session)
+
+    def on_status(self, session: str, status: dict[str, Any]) -> None:
+        it = self.iteration
+        assert it
+        if session != it.session:
+            return
+        if status.get("type") == "idle":
+            it.idle_seen = True
+            self.poll()
+            return
+        it.ran, it.idle_seen = True, False
+        if status.get("type") == "retry":
+            self.on_retry(status)
+        else:
+            it.retry = None
+
+    def on_retry(self, status: dict[str, Any]) -> None:
+        """OpenCode tries again by itself; only what it parks for too long is taken out of its hands."""
+        it = self.iteration
+        assert it
+        attempt, next_at = as_int(status.get("attempt")), as_int(status.get("next")) / 1000
+        message = str(status.get("message") or "the provider failed")
+        if it.retry is None or it.retry[0] != attempt:
+            self.note("retry", "attempt %d failed: %s" % (attempt, message), "warn")
+        it.retry = (attempt, message, next_at)
+        it.active = max(it.active, min(next_at, self.now))
+        if next_at - self.now > LONGEST_WAIT:
+            self.abort("rate-limited", f"OpenCode would wait {duration(next_at - self.now)}: {message}")
+
+    def on_session_error(self, session: str, error: Any) -> None:
+        it, fault = self.iteration, fault_of(error)
+        assert it
+        if not fault:
+            return
+        if session == it.session and fault.name != "ContextOverflowError":
+            it.fault = fault
+            it.poll_at = min(it.poll_at, self.now + 1)      # the message's error comes a little later
+        if fault.message not in it.noted:
+            it.noted[fault.message] = True
+            self.note("error", f"{fault.name}: {fault.message}", "bad", session)
+
+    def on_message(self, session: str, info: dict[str, Any]) -> None:
+        it, message = self.iteration, str(info.get("id") or "")
+        assert it
+        if info.get("role") == "user":
+            it.prompts[message] = True
+            return
+        tokens, cache = as_dict(info.get("tokens")), as_dict(as_dict(info.get("tokens")).get("cache"))
+        spend = it.spends[message] = Spend(
+            as_float(info.get("cost")), as_int(tokens.get("input")), as_int(tokens.get("output"))
+            + as_int(tokens.get("reasoning")), as_int(cache.get("read")) + as_int(cache.get("write")))
+        if session == it.session:
+            self.context = spend.tokens or self.context
+            if info.get("providerID") and info.get("modelID"):
+                self.model = "{}/{}".format(info["providerID"], info["modelID"])
+            self.agent = str(info.get("agent") or info.get("mode") or self.agent)
+        if not as_dict(info.get("time")).get("completed"):
+            return
+        for part in [part for part, live in it.live.items() if live.message == message and live.kind == "text"]:
+            self.note_part(part, "text", it.live[part].text, "", session)
+        if info.get("finish") == "unknown" and message not in it.spins:
+            it.spins.append(message)
+            if len(it.spins) >= SPINS:
+                self.abort("failed", "the model's answers ended %d times without a reason" % SPINS)
+        elif info.get("finish") and info.get("finish") != "unknown":
+            it.spins.clear()
+
+    def on_part(self, session: str, part: dict[str, Any]) -> None:
+        it, id, kind = self.iteration, str(part.get("id") or ""), part.get("type")
+        assert it
+        message = str(part.get("messageID") or "")
+        if id in it.noted or message in it.prompts or part.get("synthetic"):
+            return
+        depth = it.family[session]
+        if kind in ("text", "reasoning"):
+            word, text = "text" if kind == "text" else "think", str(part.get("text") or "")
+            if as_dict(part.get("time")).get("end"):
+                self.note_part(id, word, text, "dim" if word == "think" else "", session)
+            elif it.prompt and id != it.prompt.part_id:
+                it.live[id] = Live(word, text[-600:], self.now, depth, message)
+        elif kind == "tool":
+            self.on_tool(session, id, part, as_dict(part.get("state")))
+
+    def note_part(self, id: str, kind: str, text: str, tone: str, session: str) -> None:
+        it = self.iteration
+        assert it
+        it.noted[id] = True
+        it.live.pop(id, None)
+        if text.strip():
+            self.note(kind, text.strip(), tone, session)
+
+    def on_tool(self, session: str, id: str, part: dict[str, Any], state: dict[str, Any]) -> None:
+        it, tool, status = self.iteration, str(part.get("tool") or "tool"), state.get("status")
+        assert it
+        text = tool_text(tool, state, self.options.directory)
+        if status in ("completed", "error"):
+            times = as_dict(state.get("time"))
+            seconds = (as_int(times.get("end")) - as_int(times.get("start"))) / 1000
+            if seconds >= 1:
+                text += f"  {duration(seconds)}"
+            if status == "error":
+                text += "  failed: {}".format(state.get("error"))
+            self.note_part(id, tool, text, "bad" if status == "error" else "", session)
+        else:
+            if tool == "task" and status == "running" and id not in it.live:
+                self.note(tool, text, "", session)
+            since = it.live[id].since if id in it.live else self.now
+            it.live[id] = Live(tool, text, since, it.family[session], str(part.get("messageID") or ""))
+
+    # ── what is asked
+
+    def on_asked(self, kind: str, p: dict[str, Any]) -> None:
+        it, id, session = self.iteration, str(p.get("id") or ""), str(p.get("sessionID") or "")
+        assert it
+        if not id or id in self.asks or id in it.noted or session not in it.family:
+            return
+        questions = [as_dict(q) for q in p.get("questions") or []]
+        title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
+        detail = ask_detail(p) if kind == "permission" else ""
+        timeout = self.options.ask_timeout
+        ask = Ask(kind, id, session, title, detail, self.now + timeout if timeout else 0.0, questions, [])
+        said = f"{title}: {detail}" if kind == "permission" else " / ".join(str(q.get("question")) for q in questions)
+        self.note("ask", said, "warn", session)
+        if kind == "permission" and self.options.auto:
+            self.answer(ask, "once", "approved (--auto)")
+        elif not self.interactive:
+            self.refuse(ask, "nobody is there to answer")
+        else:
+            self.asks[id] = ask
+            self.bells += 1
+            self.notify("asked", said)
+
+    def answer(self, ask: Ask, reply: str, said: str) -> None:
+        """Answer with once, always, reject, or, for a question, the answers that were gathered."""
+        it = self.iteration
+        assert it
+        self.asks.pop(ask.id, None)
+        it.noted[ask.id] = True
+        it.active = self.now
+        self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
+        self.command(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
+                           tuple(ask.answers)))
+
+    def refuse(self, ask: Ask, why: str) -> None:
+        """Refuse so that the agent goes on: a bare rejection would end its turn, a rejected question too."""
+        ask.answers += [(NOBODY,)] * (len(ask.questions) - len(ask.answers))
+        self.answer(ask, "reject", f"refused: {why}")
+
+    def on_ask_key(self, key: str) -> bool:
+        """Whether the key belonged to what is asked."""
+        ask = next(iter(self.asks.values()), None)
+        if ask is None:
+            return False
+        if key == "n":
+            self.refuse(ask, "by a person")
+        elif ask.kind == "permission" and key in ("y", "a"):
+            self.answer(ask, "once" if key == "y" else "always", "approved" if key == "y" else "approved, always")
+        elif ask.kind == "question" and key.isdigit() and ask.questions:
+            options = ask.questions[len(ask.answers)].get("options") or []
+            if not 1 <= int(key) <= len(options):
+                return True
+            ask.answers.append((str(as_dict(options[int(key) - 1]).get("label")),))
+            if len(ask.answers) == len(ask.questions):
+                self.answer(ask, "", "answered: {}".format(", ".join(answer[0] for answer in ask.answers)))
+        else:
+            return False
+        return True
+
+    # ── what goes wrong
+
+    def finish_failed(self, fault: Fault | None) -> None:
+        it = self.iteration
+        assert it
+        if fault is None:
+            self.finish("failed", "the session failed without saying why")
+        elif fault.rate_limit:
+            self.finish("rate-limited", fault.message)
+        elif fault.fatal and not self.succeeded:
+            self.finish("fatal", f"{fault.message}: {advice(fault, self.model)}")
+        else:
+            self.finish("failed", fault.message)
+
+    def abort(self, outcome: str, problem: str) -> None:
+        """End the iteration under way for this reason."""
+        it = self.iteration
+        if not it or it.step not in ("creating", "prompting", "working"):
+            return
+        it.outcome, it.problem = outcome, problem
+        self.asks.clear()
+        if it.session and self.server_up:
+            it.step = "aborting"
+            self.take_step()
+        else:
+            self.finish(outcome, problem)
+
+    def on_session_aborted(self, event: SessionAborted) -> None:
+        it = self.iteration
+        if it and it.step == "aborting" and event.session == it.session:
+            self.finish(it.outcome, it.problem)
+
+    def on_request_failed(self, event: RequestFailed) -> None:
+        it = self.iteration
+        if event.command == "CheckSetup":
+            if self.state == "starting":
+                self.fail(event.problem)
+            return
+        if not it or (event.session and event.session not in it.family):
+            return
+        if event.command == "Reply":
+            if event.status != 404:                 # 404: somebody else has answered
+                self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
+                it.noted.clear()
+                it.poll_at = self.now + 1
+        elif event.command == "AbortSession" and it.step == "aborting":
+            if event.status == 0:
+                self.replace_server = True          # it hangs: the next session gets a new one
+            self.finish(it.outcome, it.problem)
+        elif event.command == "Measure" and it.step == "measuring":
+            self.on_measured(Measured(it.session))
+        elif event.command == {"creating": "CreateSession", "prompting": "SendPrompt", "working": "Poll"}.get(it.step):
+            it.polling = False
+            self.on_step_failed(it, event)
+
+    def on_step_failed(self, it: Iteration, event: RequestFailed) -> None:
+        if event.status == 0 or event.status >= 500:
+            it.silences += 1
+            it.again_at = self.now + 1
+            if it.silences >= SILENCES and self.server_up:
+                self.restart_server(f"the server does not answer: {event.problem}")
+        elif event.status == 400 and event.name.startswith("Config"):
+            self.fail(event.problem)
+        elif event.status in (401, 403):
+            self.fail("the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with")
+        else:
+            self.finish("failed", event.problem)
+
+    def on_server_died(self, event: ServerDied) -> None:
+        if event.generation != self.generation or self.state in ("complete", "error", "stopping"):
+            return
+        said = "".join("\n  " + line for line in event.lines)
+        if self.state == "starting" or event.final:
+            self.fail(event.reason + said)
+        else:
+            self.restart_server(event.reason + said)
+
+    def restart_server(self, reason: str) -> None:
+        """Start the server anew; the iteration goes on where it was (ids make repeating it safe)."""
+        self.server_up = False
+        self.server_failures += 1
+        self.note("server", reason, "bad")
+        if self.server_failures > max(self.options.retries, 1):
+            return self.fail("the server failed %d times in a row, the last time: %s" % (self.server_failures, reason))
+        self.server_at = self.now + 2.0 ** (self.server_failures - 1) - 1
+        if self.iteration:
+            self.iteration.polling = False
+            self.iteration.odd = ("", 0.0)
+            self.iteration.idle_seen = False
+            if self.iteration.step == "aborting":
+                self.finish(self.iteration.outcome, self.iteration.problem)
+            elif self.iteration.step == "measuring":
+                self.on_measured(Measured(self.iteration.session))
+        self.on_tick(Tick())
+
+    # ── people
+
+    def on_key(self, event: Key) -> None:
+        key, state = event.name, self.state
+        if state == "stopping":
+            return
+        if self.help:
+            self.help = False
+        elif self.confirming_quit:
+            self.confirming_quit = False
+            if key in ("q", "y"):
+                self.quit("a person quit")
+        elif key == "?":
+            self.help = True
+        elif key == "q":
+            if self.iteration and not self.options.server:
+                self.confirming_quit = True
+            else:
+                self.quit("a person quit")
+        elif self.on_ask_key(key):
+            return
+        elif key in ("space", "p"):
+            self.on_space()
+        elif key == "s":
+            self.wanted = True
+            if state == "ready":
+                self.begin()
+        elif key == "r":
+            self.on_r()
+        elif key == "x" and self.iteration:
+            if self.iteration.step == "checking":
+                self.command(StopCheck())
+            else:
+                self.abort("aborted", "aborted by a person")
+        elif key == "t" and self.iteration and self.iteration.session and self.server_up:
+            self.command(HandOver(self.iteration.session))
+
+    def on_space(self) -> None:
+        if self.state == "running":
+            self.enter("pausing", "after this iteration")
+        elif self.state == "pausing":
+            self.enter("running")
+        elif self.state == "waiting":
+            self.enter("paused")
+        elif self.state == "ready":
+            self.begin()
+        elif self.state == "paused":
+            self.go_on()
+
+    def on_r(self) -> None:
+        if self.state == "paused":
+            self.go_on()
+        elif self.state == "waiting":
+            self.begin()
+        elif self.state == "error":
+            self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
+            self.trouble_since = self.server_at = 0.0
+            self.wrapping_up, self.wanted, self.ended = False, True, 0.0
+            self.enter("starting")
+            self.start_server()
+
+    def go_on(self) -> None:
+        """After a pause; a limit that was reached is raised by as much again."""
+        if self.limit in self.limits:
+            self.limits[self.limit] += getattr(self.options, self.limit)
+        self.unchanged = self.check_failures = 0 if self.limit == "stuck" else self.unchanged
+        self.limit, self.status = "", 130
+        self.begin()
+
+    def quit(self, reason: str) -> None:
+        if self.state == "stopping":
+            return
+        over = self.state in ("complete", "error") or self.limit
+        self.status = self.status if over else 130
+        self.enter("stopping", reason)
+        self.command(StopCheck())
+        if over:
+            self.command(Exit(self.status))
+        else:
+            self.close_books("stopped", reason)
+
+    def on_signalled(self, event: Signalled) -> None:
+        self.quit(f"stopped by {event.name}")
+
+    def on_screen_lost(self, event: ScreenLost) -> None:
+        """Nobody is there any more: refuse what is asked, go on, and leave when it is over."""
+        if not self.interactive:
+            return
+        self.interactive = False
+        self.note("note", f"{event.reason}: going on without a screen", "warn")
+        self.confirming_quit = self.help = False
+        for ask in list(self.asks.values()):
+            self.refuse(ask, "nobody is there to answer")
+        if self.state in ("complete", "error") or self.limit:
+            self.command(Exit(self.status))
+        elif self.state in ("ready", "paused"):
+            self.begin()
+
+    def on_noted(self, event: Noted) -> None:
+        self.note(event.kind, event.text, "warn")
+
+    # ── time
+
+    def on_tick(self, event: Tick) -> None:
+        """Everything that has a deadline."""
+        it, now, options = self.iteration, self.now, self.options
+        if self.state in ("complete", "error", "stopping"):
+            return
+        if self.server_at and now >= self.server_at and not self.server_up:
+            self.server_at = 0.0
+            self.start_server()
+        if now >= self.read_at and not self.reading:
+            self.read_files()
+        if self.state == "waiting" and now >= self.wait_until:
+            self.begin()
+        for ask in [ask for ask in self.asks.values() if ask.deadline and now >= ask.deadline]:
+            self.refuse(ask, f"nobody answered for {duration(options.ask_timeout)}")
+        if not it:
+            return
+        if it.again_at and now >= it.again_at:
+            self.take_step()
+        if it.step == "working" and now >= it.poll_at and not it.polling:
+            self.poll(messages=now - it.active > LOOK_CLOSER)
+        limit = self.limit_reached(2)
+        if self.asks or it.retry:
+            it.active = now
+        if limit and limit[0] in ("max_cost", "max_time"):
+            self.abort("aborted", f"twice the limit: {limit[1]}")
+        elif options.iteration_timeout and now - it.started >= options.iteration_timeout:
+            self.abort("stalled", f"the iteration took longer than {duration(options.iteration_timeout)}")
+        elif options.stall_timeout and now - it.active >= options.stall_timeout:
+            self.abort("stalled", f"nothing happened for {duration(options.stall_timeout)}")
+
+    def shift(self, away: float) -> None:
+        """Time away (machine asleep, process stopped, clock set) is no time that passed: push everything."""
+        for name in ("state_since", "started", "ended", "wait_until", "trouble_since", "read_at", "server_at"):
+            if getattr(self, name):
+                setattr(self, name, getattr(self, name) + away)
+        for ask in self.asks.values():
+            ask.deadline += away if ask.deadline else 0.0
+        it = self.iteration
+        if it:
+            it.odd = (it.odd[0], it.odd[1] + away)
+            for name in ("started", "active", "prompted", "again_at"):
+                setattr(it, name, getattr(it, name) + (away if getattr(it, name) else 0.0))
+            it.poll_at = self.now
+            for live in it.live.values():
+                live.since += away
+
+
+HANDLERS: dict[type, Callable[[Loop, Any], None]] = {
+    ServerReady: Loop.on_server_ready, SetupChecked: Loop.on_setup_checked, FilesRead: Loop.on_files_read,
+    SessionCreated: Loop.on_session_created, PromptAccepted: Loop.on_prompt_accepted, Polled: Loop.on_polled,
+    Measured: Loop.on_measured, CheckFinished: Loop.on_check_finished, StreamOpened: Loop.on_stream_opened,
+    StreamLost: Loop.on_stream_lost, Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
+    SessionAborted: Loop.on_session_aborted, RequestFailed: Loop.on_request_failed, ServerDied: Loop.on_server_died,
+    Key: Loop.on_key, Signalled: Loop.on_signalled, ScreenLost: Loop.on_screen_lost, Noted: Loop.on_noted,
+    Tick: Loop.on_tick,
+}
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def as_int(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0
+
+
+def as_float(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0.0
+
+
+def suggest(name: str, known: Any, otherwise: str) -> str:
+    """Near misses first, else what to do."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return "did you mean {}?".format(" or ".join(near)) if near else otherwise
+
+
+def advice(fault: Fault, model: str) -> str:
+    """What a person can do about an error that trying again does not mend."""
+    if fault.status in (401, 403) or fault.name == "ProviderAuthError":
+        return "log in with `opencode auth login`, or look at the provider's key"
+    if fault.status == 402:
+        return "look at the provider's balance"
+    return "look at the model%s and the provider's address in the configuration" % (f" {model}" if model else "")
+
+
+def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
+    """A tool call in one line: its main argument, as a person would say it."""
+    given, metadata = as_dict(state.get("input")), as_dict(state.get("metadata"))
+    path = str(given.get("filePath") or given.get("path") or "")
+    if path.startswith(directory.rstrip("/") + "/"):
+        path = path[len(directory.rstrip("/")) + 1:]
+    main = {"bash": "command", "grep": "pattern", "glob": "pattern", "webfetch": "url", "task": "description",
+            "websearch": "query", "skill": "name"}.get(tool, "")
+    text = str(given.get(main) or "")
+    if tool in ("grep", "glob"):
+        text += f" in {path}" if path else ""
+    elif tool == "todowrite":
+        text = "%d items" % len(given.get("todos") or [])
+    elif not text:
+        text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
+    diff = as_dict(metadata.get("filediff"))
+    if diff:
+        text += "  +%d -%d" % (as_int(diff.get("additions")), as_int(diff.get("deletions")))
+    return " ".join(text.split())[:500]
+
+
+def ask_detail(p: dict[str, Any]) -> str:
+    """What exactly is to be permitted."""
+    patterns = p.get("patterns") or p.get("pattern") or p.get("title") or ""
+    wanted = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
+    metadata = as_dict(p.get("metadata"))
+    exact = str(metadata.get("command") or metadata.get("filepath") or metadata.get("url") or "")
+    return exact if exact and wanted in exact else ", ".join(text for text in (wanted, exact) if text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 9s, 4m05s, 3h12m."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return "%ds" % whole
+    return "%dm%02ds" % divmod(whole, 60) if whole < 3600 else "%dh%02dm" % divmod(whole // 60, 60)
+
+
+def short_number(number: int) -> str:
+    """1234 -> 1.2k, always four characters or fewer up to a billion."""
+    value, sign = float(number), ""
+    for sign in ("", "k", "M", "G"):
+        if value < 999.5 or sign == "G":
+            break
+        value /= 1000
+    return ("%d%s" if sign == "" or value >= 9.95 else "%.1f%s") % (value, sign)
+
+
+# ── view ─────────────────────────────────────────────────────────────────────────────────────────────────
+# What is shown is computed from state alone. `view` takes a picture of the loop; two equal pictures need no
+# second drawing. `layout` turns a picture into rows of styled spans that never exceed width and height.
+
+Span = tuple[str, str]      # style, text
+Row = list[Span]
+
+SIGNS = {   # state -> sign in UTF-8, in ASCII, style
+    "starting": ("◌", ".", "accent"), "ready": ("○", "o", "accent"), "running": ("●", "*", "good"),
+    "pausing": ("◐", "~", "warn"), "paused": ("‖", "=", "warn"), "waiting": ("◷", "%", "warn"),
+    "stopping": ("◌", ".", "warn"), "complete": ("✔", "+", "good"), "error": ("✖", "!", "bad"),
+}
+MEANINGS = {
+    "starting": "the server is starting", "ready": "S starts", "running": "a session works on the plan",
+    "pausing": "pauses after this iteration", "paused": "Space goes on", "waiting": "tries again by itself",
+    "stopping": "ending everything", "complete": "the plan is done", "error": "R starts again",
+}
+KEYS = (
+    ("S", "start"), ("Space", "pause after this iteration, or go on"), ("R", "retry after an error; go on at a limit"),
+    ("X", "abort this iteration"), ("T", "this session in OpenCode's own interface, and back"),
+    ("↑↓ PgUp PgDn Home End", "scroll the activity"), ("Y A N", "permission: once, always, no"),
+    ("1-9 N", "question: an answer, or none"), ("?", "this help"), ("Q", "quit (asks once while an iteration runs)"),
+)
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The signs of a UTF-8 terminal, or of one that knows only ASCII."""
+    utf8: bool = True
+
+    @property
+    def bar(self) -> str:
+        return " ▏▎▍▌▋▊▉█" if self.utf8 else " #"
+
+    @property
+    def rule(self) -> str:
+        return "─" if self.utf8 else "-"
+
+    def clean(self, text: str) -> str:
+        """Text that is safe to show: no control character, and ASCII where the terminal knows no more."""
+        text = _UNSAFE.sub("\ufffd" if self.utf8 else "?", text.replace("\t", "    "))
+        if self.utf8:
+            return text
+        return text.translate(_TO_ASCII).encode("ascii", "replace").decode()
+
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_TO_ASCII = str.maketrans({"·": "-", "…": "~", "─": "-", "▸": ">", "↑": "^", "↓": "v", "≈": "~", "–": "-", "—": "-",
+                           "‘": "'", "’": "'", "“": '"', "”": '"', "⟳": "~", "✔": "+", "✖": "x"})
+
+
+def cell_width(char: str) -> int:
+    """Cells that a character takes in a terminal: 0, 1 or 2."""
+    if char < "\u0300":
+        return 1
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_width(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(cell_width, text))
+
+
+def clip(text: str, width: int) -> str:
+    """The longest beginning of the text that fits into `width` cells."""
+    if text.isascii():
+        return text[:max(width, 0)]
+    used = 0
+    for at, char in enumerate(text):
+        used += cell_width(char)
+        if used > width:
+            return text[:at]
+    return text
+
+
+def clip_row(row: Row, width: int) -> Row:
+    out: Row = []
+    for style, text in row:
+        text = clip(text, width)
+        width -= text_width(text)
+        if text:
+            out.append((style, text))
+    return out
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break text into lines of at most `width` cells, at spaces where there are any."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        while text_width(paragraph) > width:
+            head = clip(paragraph, width) or paragraph[:1]
+            space = head.rfind(" ") if paragraph[len(head):len(head) + 1] != " " else len(head)
+            head = head[:space] if space > width // 3 else head
+            lines.append(head)
+            paragraph = paragraph[len(head):].lstrip(" ")
+        lines.append(paragraph)
+    return lines
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that a screen shows, without the place it is shown in. Times are whole seconds."""
+
+    state: str
+    state_seconds: int
+    reason: str
+    iteration: int
+    elapsed: int
+    average: int
+    left: int                        # estimated seconds, -1: unknown
+    done: int
+    automatable: int
+    percent: int
+    blocked: int
+    manual: int
+    task: str
+    phase: str
+    model: str
+    agent: str
+    input: int
+    output: int
+    cached: int
+    context: int                     # percent, -1: unknown
+    cost: float
+    live: tuple[Entry, ...]
+    ask: tuple[str, ...]             # the panel's lines, the first one a title
+    keys: tuple[tuple[str, str], ...]
+    confirming_quit: bool
+    help: bool
+    bells: int
+    newest: int
+    journal: tuple[Entry, ...] = field(compare=False, default=())
+
+
+def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
+    """Take the picture; the journal of the last one is used again when nothing was added."""
+    it, plan, total = loop.iteration, loop.plan, loop.total
+    average = loop.busy_time / loop.succeeded if loop.succeeded else 0.0
+    task = it.task if it and it.task else plan.current
+    size = (loop.setup.models or {}).get(loop.model, 0)
+    live = tuple(Entry(0, 0.0, item.kind, f"{item.text}  {duration(now - item.since)}"
+                       if now - item.since >= 1 and item.kind not in ("text", "think") else item.text,
+                       "dim" if item.kind == "think" else "", item.depth)
+                 for item in it.live.values()) if it else ()
+    if it and it.retry:
+        live += (Entry(0, 0.0, "retry", "attempt %d in %s: %s" % (
+            it.retry[0] + 1, duration(it.retry[2] - now), it.retry[1]), "warn"),)
+    reason = loop.reason
+    if loop.state == "waiting":
+        reason = f"{reason}: again in {duration(loop.wait_until - now)}"
+    return Picture(
+        loop.state, int(now - loop.state_since), reason, loop.iterations, int(loop.elapsed), int(average),
+        int(average * plan.pending) if loop.succeeded else -1, plan.done, plan.automatable, plan.percent,
+        plan.count("blocked"), plan.count("manual"), task.text if task else "", task.phase if task else "",
+        loop.model or loop.setup.model, loop.agent, total.input, total.output, total.cached,
+        min(100, 100 * loop.context // size) if size else -1, round(total.cost, 4), live, ask_panel(loop, now),
+        hints(loop), loop.confirming_quit, loop.help, loop.bells, loop.entries,
+        last.journal if last and last.newest == loop.entries else tuple(loop.journal))
+
+
+def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
+    """What is asked first, in lines: a title, what exactly, the choices."""
+    ask = next(iter(loop.asks.values()), None)
+    if ask is None:
+        return ()
+    left = f"  (refused in {duration(ask.deadline - now + 0.9)})" if ask.deadline else ""
+    more = "  (+%d more)" % (len(loop.asks) - 1) if len(loop.asks) > 1 else ""
+    if ask.kind == "permission":
+        return (f"May it? {ask.title}{left}{more}", ask.detail, "Y once   A always   N no")
+    question = ask.questions[len(ask.answers)] if ask.questions else {}
+    options = [as_dict(option) for option in question.get("options") or []]
+    return (f"It asks{left}{more}", str(question.get("question") or ""),
+            *("%d %s%s" % (n, option.get("label"), "  " + str(option["description"]) if option.get("description") else "")
+              for n, option in enumerate(options[:9], 1)), "N none of these")
+
+
+def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
+    """The keys that do something now."""
+    state, out = loop.state, []
+    if loop.asks:
+        return (("Y", "once"), ("A", "always"), ("N", "no")) if next(iter(loop.asks.values())).kind == "permission" \
+            else (("1-9", "answer"), ("N", "none"))
+    if state == "ready" or (state == "starting" and not loop.wanted):
+        out.append(("S", "start"))
+    if state in ("running", "pausing", "paused", "waiting"):
+        out.append(("Space", "pause" if state in ("running", "waiting") else "go on"))
+    if state == "error" or state == "waiting" or loop.limit:
+        out.append(("R", "raise the limit" if loop.limit in loop.limits else "retry"))
+    if loop.iteration:
+        out += [("X", "abort"), ("T", "session")]
+    return (*out, ("?", "help"), ("Q", "quit"))
+
+
+class Scroll:
+    """Which part of the activity is looked at: the tail, or a place that stays while new lines come."""
+
+    def __init__(self) -> None:
+        self.entry = 0               # 0: follow the tail; else number and row of the last line shown
+        self.row = 0
+        self.moved = 0               # rows to move, not yet carried out: the layout knows the heights
+
+
+def layout(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll | None = None) -> list[Row]:
+    """Rows for a screen of that size. Dropped first when it gets small: activity, keys, second line."""
+    if width <= 0 or height <= 0:
+        return []
+    head = header(picture, width, glyphs)
+    panel = asked(picture, width, glyphs) if picture.ask else []
+    foot = [footer(picture, width, glyphs)]
+    rule: Row = [("dim", glyphs.rule * width)]
+    if panel:
+        panel = [rule, *panel[:max(3, height - 4)]]
+    order = [head[0]]
+    spare = height - 1 - len(panel)
+    if spare < 0:
+        rows = (panel[1:] or order)[:height]
+        return [clip_row(row, width) for row in rows]
+    keep = min(len(head) - 1, spare)
+    order += head[1:1 + keep]
+    spare -= keep
+    use_foot = spare > 0 and not panel
+    spare -= use_foot
+    if spare >= 3:                                      # room for a rule and some activity
+        order.append(rule)
+        spare -= 1
+        if use_foot and spare >= 4:
+            foot.insert(0, rule)
+            spare -= 1
+    order += help_rows(width, spare, glyphs) if picture.help else activity(picture, width, spare, glyphs, scroll)
+    order += panel + (foot if use_foot else [])
+    return [clip_row(row, width) for row in order[:height]]
+
+
+def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
+    """State, progress, task, model: four rows, the first ones matter most."""
+    sign = SIGNS[picture.state]
+    style = sign[2]
+    word = f"{sign[0 if glyphs.utf8 else 1]} {picture.state}"
+    if picture.ask:
+        word, style = ("? asked" if width < 40 else "? waits for you"), "warn"
+    state: Row = [(style + " bold", f" {word}"), ("dim", " %-6s" % duration(picture.state_seconds))]
+    facts = []
+    if picture.iteration:
+        facts = ["iteration %d" % picture.iteration, f"{duration(picture.elapsed)} elapsed"]
+        if picture.average:
+            facts.append(f"{duration(picture.average)} each")
+        if picture.left >= 0 and picture.state not in ("complete",):
+            facts.append(f"≈{duration(picture.left)} left")
+    room = width - sum(text_width(text) for _, text in state) - 1
+    while facts and text_width("  ".join(facts)) > room:
+        facts.pop(0 if len(facts) > 2 else -1)
+    state.append(("", glyphs.clean("  ".join(facts)).rjust(room)))
+    if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
+        third: Row = [(style, glyphs.clean(" " + " ".join(picture.reason.split())))]
+    else:
+        phase = "  " + picture.phase if picture.phase else ""
+        third = [("accent", glyphs.clean(" ▸ ")), ("bold", glyphs.clean(picture.task)), ("dim", glyphs.clean(phase))]
+        if not picture.task:
+            third = [("dim", " no pending task")]
+    return [state, progress(picture, width, glyphs), third, spending(picture, width, glyphs)]
+
+
+def progress(picture: Picture, width: int, glyphs: Glyphs) -> Row:
+    counts = " %*d/%d %3d%%" % (len(str(picture.automatable)), picture.done, picture.automatable, picture.percent)
+    rest = ""
+    if width >= 50:
+        rest += "  %d blocked" % picture.blocked if picture.blocked else ""
+        rest += "  %d manual" % picture.manual if picture.manual else ""
+    size = min(width - len(counts) - len(rest) - 2, 60)
+    if size < 4:
+        return [("bold", counts)]
+    steps = len(glyphs.bar) - 1
+    filled = size * steps * picture.done // picture.automatable if picture.automatable else size * steps
+    bar = glyphs.bar[-1] * (filled // steps)
+    bar += glyphs.bar[filled % steps] if filled % steps else ""
+    empty = ("·" if glyphs.utf8 else ".") * (size - len(bar))
+    return [("", " "), ("bar", bar), ("dim", empty), ("bold", counts), ("warn", rest)]
+
+
+def spending(picture: Picture, width: int, glyphs: Glyphs) -> Row:
+    tokens = "↑%4s ↓%4s ⟳%4s" % tuple(map(short_number, (picture.input, picture.output, picture.cached)))
+    context = "  context %2d%%" % picture.context if picture.context >= 0 else ""
+    cost = f"  ${picture.cost:.4f}" if picture.cost < 10 else f"  ${picture.cost:.2f}"
+    right = tokens + context + cost
+    if text_width(right) + 14 > width:
+        right = tokens + cost if text_width(tokens + cost) < width else cost.strip()
+    model = picture.model or "OpenCode's default model"
+    name = model + (f" · {picture.agent}" if picture.agent else "")
+    room = width - text_width(right) - 3
+    if text_width(name) > room:
+        name = model.rpartition("/")[2]
+    name = clip(name, room)
+    return [("accent", glyphs.clean(" " + name + " " * max(1, room - text_width(name) + 1))), ("", glyphs.clean(right))]
+
+
+def asked(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
+    rows: list[Row] = [[("warn bold", glyphs.clean(" ? " + picture.ask[0]))]]
+    for line in picture.ask[1:-1]:
+        rows += [[("", "   " + part)] for part in wrap(glyphs.clean(" ".join(line.split())), max(1, width - 4))[:4]]
+    rows.append([("accent", "   " + glyphs.clean(picture.ask[-1]))])
+    return rows
+
+
+def footer(picture: Picture, width: int, glyphs: Glyphs) -> Row:
+    if picture.confirming_quit:
+        return [("warn bold", " An iteration is running. Q again stops it and quits, any other key goes on.")]
+    row: Row = []
+    for key, label in picture.keys:
+        row += [("accent bold", " " + key), ("dim", " " + label + " ")]
+    return row
+
+
+def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
+    rows: list[Row] = [[("accent bold", glyphs.clean(" %-22s" % key)), ("", " " + text)] for key, text in KEYS]
+    rows.append([])
+    for state, (sign, ascii_sign, style) in SIGNS.items():
+        rows.append([(style, " %s %-19s " % (sign if glyphs.utf8 else ascii_sign, state)), ("", MEANINGS[state])])
+    rows.append([])
+    rows.append([("", glyphs.clean(" ↑ tokens in   ↓ out   ⟳ from the cache   ▸ the current task"))])
+    return (rows + [[] for _ in range(height)])[:max(height, 0)]
+
+
+def entry_rows(entry: Entry, width: int, glyphs: Glyphs) -> list[Row]:
+    """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
+    stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
+    left = " %-8s " % stamp if width >= 60 else " %-5s " % stamp[:5] if width >= 30 else " "
+    kind = "" if width < 30 else "%-6s " % entry.kind[:6]
+    if entry.kind == "iter":
+        text = clip(glyphs.clean(f"{glyphs.rule * 2} {entry.text} "), width)
+        return [[("dim", text + glyphs.rule * (width - text_width(text)))]]
+    indent = "  " * min(entry.depth, 4)
+    room = max(1, width - len(left) - len(kind) - len(indent) - 1)
+    styles = {"head": "accent bold", "good": "good", "bad": "bad", "warn": "warn", "dim": "dim"}
+    style = styles.get(entry.tone, "")
+    sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") if entry.kind not in ("think", "text") else ""
+    text = "\n".join(glyphs.clean(line) for line in (sign + entry.text).split("\n"))
+    rows: list[Row] = []
+    for line in wrap(text, room):
+        first = not rows
+        rows.append([("dim", left if first else " " * len(left)),
+                     ("dim" if not entry.tone else style, kind if first else " " * len(kind)), (style, indent + line)])
+    return rows
+
+
+def activity(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll | None) -> list[Row]:
+    """The part of the journal that is looked at, oldest row first; what runs now follows it at the tail."""
+    if height <= 0:
+        return []
+    if scroll and (scroll.entry or scroll.moved):
+        return scrolled(picture, width, height, glyphs, scroll)
+    rows: list[Row] = []
+    for entry in reversed(picture.live[-3:]):
+        live = entry_rows(entry, width, glyphs)[-3:]
+        rows = [[(style or "accent", text) for style, text in row] for row in live] + rows
+    for entry in reversed(picture.journal):
+        if len(rows) >= height:
+            break
+        rows = entry_rows(entry, width, glyphs) + rows
+    return [[] for _ in range(height - len(rows))] + rows[-height:] if len(rows) >= height else (
+        rows + [[] for _ in range(height - len(rows))])
+
+
+def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll) -> list[Row]:
+    """Everything is wrapped anew: a person is looking, so it may cost something."""
+    rows: list[tuple[tuple[int, int], Row]] = []
+    for entry in picture.journal:
+        rows += [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width, glyphs))]
+    place = (scroll.entry, scroll.row) if scroll.entry else (rows[-1][0] if rows else (0, 0))
+    last = max((n for n, (key, _) in enumerate(rows) if key <= place), default=0)
+    last = max(min(last + scroll.moved, len(rows) - 1), min(height, len(rows)) - 1)
+    scroll.moved = 0
+    if last >= len(rows) - 1:
+        scroll.entry = scroll.row = 0
+        return activity(picture, width, height, glyphs, scroll)
+    scroll.entry, scroll.row = rows[last][0]
+    below = len(rows) - 1 - last
+    shown = [row for _, row in rows[max(0, last - height + 2):last + 1]]
+    shown.append([("warn", glyphs.clean(" ↓ %d more lines below (End)" % below))])
+    return [[] for _ in range(height - len(shown))] + shown[-height:]
+
+
+# ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
+# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the data means
+# is not known here.
+
+
+class EventStream:
+    """Feed it bytes, cut anywhere; get the events that became complete, as (type, data)."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []        # a line that has no end yet, in pieces
+        self._begun = False
+        self._after_cr = False
+        self._type = b""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+            self._after_cr = False
+        if chunk:
+            self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n" not in chunk:
+            self._rest.append(chunk)
+            return []
+        lines = b"".join((*self._rest, chunk)).split(b"\n")
+        self._rest = [lines.pop()]
+        if not self._begun:
+            self._begun = True
+            lines[0] = lines[0][3:] if lines[0].startswith(b"\xef\xbb\xbf") else lines[0]
+        events: list[tuple[bytes, bytes]] = []
+        data = self._data
+        for line in lines:
+            if not line:
+                if data:
+                    events.append((self._type or b"message", data[0] if len(data) == 1 else b"\n".join(data)))
+                    data.clear()
+                self._type = b""
+            elif line.startswith(b"data: "):
+                data.append(line[6:])
+            else:
+                name, _, value = line.partition(b":")
+                value = value[1:] if value.startswith(b" ") else value
+                if name == b"data":
+                    data.append(value)
+                elif name == b"event":
+                    self._type = value
+        return events
+
+
+def unchunked(read: Callable[[], bytes]) -> Iterator[bytes]:
+    """Undo HTTP's chunked transfer coding (RFC 9112, 7.1), many chunks at a time.
+
+    http.client hands out one chunk a call, and OpenCode sends a chunk an event: in a flood of small events
+    that alone would cost several times more than everything else.
+    """
+    buffer = b""
+    while True:
+        received = read()
+        if not received:
+            return
+        buffer = buffer + received if buffer else received
+        at, out = 0, []
+        while True:
+            end = buffer.find(b"\r\n", at)
+            if end < 0:
+                break
+            size = int(buffer[at:end].partition(b";")[0], 16)
+            if size == 0:
+                return
+            if len(buffer) < end + size + 4:
+                break
+            out.append(buffer[end + 2:end + 2 + size])
+            at = end + size + 4
+        buffer = buffer[at:]
+        if out:
+            yield b"".join(out)
+
+
+# ── opencode ─────────────────────────────────────────────────────────────────────────────────────────────
+# The server's process, its HTTP interface, its event stream, and the worker that carries commands out, a
+# thread for each so that a request that hangs holds up nothing else. No decisions are made here.
+
+START_TIMEOUT = 60.0
+SETUP_TIMEOUT = 120.0       # the first call in a directory loads plugins
+REQUEST_TIMEOUT = 8.0
+STREAM_TIMEOUT = 35.0       # heartbeats come every 10 s, in older versions every 30 s
+GUARD = """# Ends what ocloop started when ocloop is gone without having done so itself (SIGKILL).
+trap '' HUP INT TERM
+group=0
+while read -r word; do
+    [ "$word" = over ] && exit 0
+    group=$word
+done
+[ "$group" -gt 1 ] && kill -TERM "-$group" 2>/dev/null
+sleep 1
+[ "$group" -gt 1 ] && kill -KILL "-$group" 2>/dev/null
+for file in $(grep -lasF "OCLOOP_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
+    file=${file#/proc/}
+    kill -KILL "${file%/environ}" 2>/dev/null
+done
+exit 0
+"""
+
+
+class RequestError(Exception):
+    """A request that was not answered with 2xx; `status` 0: it was not answered at all."""
+
+    def __init__(self, status: int, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.name = name
+
+
+class Client:
+    """OpenCode's HTTP interface, as one directory sees it. Proxies are never asked: it is our own machine."""
+
+    def __init__(self, url: str, username: str, password: str, directory: str) -> None:
+        import base64
+        import urllib.parse
+        import urllib.request
+
+        self.url = url.rstrip("/")
+        self.query = "directory=" + urllib.parse.quote(directory, safe="")
+        self.headers = {"Content-Type": "application/json"}
+        if password:
+            token = base64.b64encode(("{}:{}".format(username or "opencode", password)).encode()).decode()
+            self.headers["Authorization"] = "Basic " + token
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self._request = urllib.request.Request
+
+    def open(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """Send a request; returns the response, raises RequestError."""
+        import http.client
+        import json
+        import urllib.error
+
+        url = "{}{}{}{}".format(self.url, path, "&" if "?" in path else "?", self.query)
+        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
+        try:
+            return self._open(self._request(url, data, self.headers, method=method), timeout=timeout)
+        except urllib.error.HTTPError as error:
+            name, message = "", ""
+            with suppress(Exception):
+                said = as_dict(json.loads(error.read(1 << 16)))
+                name, details = str(said.get("name") or ""), as_dict(said.get("data"))
+                issues = "; ".join(str(as_dict(issue).get("message")) for issue in details.get("issues") or [])
+                message = " ".join(str(t) for t in (details.get("path"), details.get("message"), issues) if t)
+            message = message or "%s %s was answered with %d" % (method, path, error.code)
+            raise RequestError(error.code, message, name) from None
+        except (OSError, http.client.HTTPException) as error:       # URLError is an OSError
+            raise RequestError(0, str(getattr(error, "reason", "") or error or type(error).__name__)) from None
+
+    def request(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """Send a request; returns the decoded JSON or None, raises RequestError."""
+        import http.client
+        import json
+
+        try:
+            with self.open(method, path, body, timeout) as response:
+                raw = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise RequestError(0, str(error) or type(error).__name__) from None
+        try:
+            return json.loads(raw) if raw.strip() else None
+        except ValueError:          # some servers answer an unknown route with a page
+            raise RequestError(404, f"{method} {path} was not answered with JSON") from None
+
+    def ask(self, path: str) -> Any:
+        """GET what a server need not know; None: it cannot tell."""
+        try:
+            return self.request("GET", path)
+        except RequestError as error:
+            if error.status not in (404, 405, 501) or error.name == "NotFoundError":
+                raise
+            return None
+
+
+class Server:
+    """The `opencode serve` process and everything it starts, or somebody else's server (`--server`)."""
+
+    def __init__(self, options: Options, environment: dict[str, str], post: Callable[[Event], None]) -> None:
+        self.options = options
+        self.environment = environment
+        self.post = post
+        self.token = os.urandom(12).hex()       # what we start carries it, so that it can be found again
+        self.username = environment.get("OPENCODE_SERVER_USERNAME") or "opencode"
+        self.password = environment.get("OPENCODE_SERVER_PASSWORD", "") if options.server else os.urandom(24).hex()
+        self.client: Client | None = None
+        self.process: Any = None
+        self.guard: Any = None
+        self.lines: collections.deque[str] = collections.deque(maxlen=12)
+        self.lock = threading.Lock()
+        self.closing = False
+
+    def start(self, generation: int) -> None:
+        """Start it (after stopping what still runs) and post ServerReady or ServerDied."""
+        self.stop()
+        try:
+            url = self.options.server or self._launch(generation)
+            client = Client(url, self.username, self.password, self.options.directory)
+            version = self._wait_healthy(client) if self.options.server else ""
+            with suppress(RequestError):
+                version = version or str(as_dict(client.request("GET", "/global/health")).get("version") or "")
+        except Problem as problem:
+            self.stop()
+            self.post(ServerDied(generation, str(problem), tuple(self.lines), final=problem.status == 2))
+            return
+        self.client = client
+        self.post(ServerReady(generation, url, version))
+        threading.Thread(target=read_events, args=(client, self.post, lambda: self.client is client,
+                                                   self.options.interactive), daemon=True).start()
+        if not self.options.server:
+            threading.Thread(target=self._watch, args=(self.process, generation), daemon=True).start()
+
+    def _launch(self, generation: int) -> str:
+        """Start the process; returns its URL once it listens."""
+        import subprocess
+
+        for attempt in (1, 2, 3):
+            port = self._choose_port()
+            environment = dict(self.environment, OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
+            environment.pop("OPENCODE_SERVER_USERNAME", None)
+            argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", "--port=%d" % port]
+            self.username = "opencode"
+            with self.lock:
+                if self.closing:
+                    raise Problem("stopped while starting")
+                try:
+                    self._tell_guard("0")
+                    self.process = process = subprocess.Popen(
+                        argv, cwd=self.options.directory, env=environment, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+                except OSError as error:
+                    raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
+                self._tell_guard(str(process.pid))
+            found: queue.SimpleQueue[str] = queue.SimpleQueue()
+            self.lines.clear()
+            threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
+            try:
+                url = found.get(timeout=START_TIMEOUT)
+            except queue.Empty:
+                raise Problem("OpenCode did not start within %d s: run `%s` yourself and look at what it says"
+                              % (START_TIMEOUT, " ".join(argv))) from None
+            if url:
+                return url
+            if self.options.port or attempt == 3 or port_is_free(port):
+                break                       # else somebody took the port in between
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        raise Problem("OpenCode ended with exit status {} while starting: run `{}` yourself to see why".format(process.returncode, " ".join(argv)))
+
+    def _choose_port(self) -> int:
+        import socket
+
+        port = self.options.port
+        if port_is_free(port or 4096):
+            return port or 4096
+        if port:
+            raise Problem("port %d is taken: choose another one with --port, or leave --port out for a free one" % port, 2)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return int(free.getsockname()[1])
+
+    def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
+        """Read all it prints, always: a full pipe would stop it. The URL, or "" at the end, goes to `found`."""
+        for raw in iter(lambda: stdout.readline(1 << 16), b""):
+            line = Glyphs().clean(raw.decode("utf-8", "replace").rstrip())
+            self.lines.append(line[:300])
+            match = re.search(r"listening on (https?://\S+)", line)
+            if match:
+                found.put(match.group(1))
+        found.put("")
+
+    def _watch(self, process: Any, generation: int) -> None:
+        status = process.wait()
+        if self.process is process:
+            time.sleep(0.1)                 # for its last lines
+            self.post(ServerDied(generation, f"the server ended by itself with exit status {status}",
+                                 tuple(self.lines)))
+
+    def _wait_healthy(self, client: Client) -> str:
+        until = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return str(as_dict(client.ask("/global/health")).get("version") or "")
+            except RequestError as error:
+                if error.status in (401, 403):
+                    raise Problem(f"{client.url} refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started "
+                                  "with", 2) from None
+                if self.closing or time.monotonic() > until:
+                    raise Problem(f"{client.url} does not answer ({error}): start it, or leave --server out",
+                                  2) from None
+                if until - time.monotonic() > START_TIMEOUT - 1:
+                    self.post(Noted("server", f"waiting for {client.url}: {error}"))
+                time.sleep(1)
+
+    def _tell_guard(self, word: str) -> None:
+        """Tell the guard which process group to end when we are killed; it is started at the first word."""
+        import subprocess
+
+        if self.guard is None:
+            self.guard = subprocess.Popen(["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], stdin=subprocess.PIPE,
+                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                                          start_new_session=True)
+        with suppress(OSError):
+            self.guard.stdin.write(word.encode() + b"\n")
+            self.guard.stdin.flush()
+
+    def stop(self, session: str = "") -> None:
+        """Abort the session and stop what we started: tools first, then the group, then what left the group."""
+        with self.lock:
+            process, client = self.process, self.client
+            self.process = self.client = None
+        answers = client is not None
+        if client and session:
+            try:
+                client.request("POST", f"/session/{session}/abort", {}, timeout=1.5)
+            except RequestError as error:
+                answers = error.status != 0
+        if process is None:
+            return
+        if client and answers:
+            with suppress(RequestError):
+                client.request("POST", "/global/dispose", {}, timeout=1.5)
+        end_group(process, patience=1.0)
+        sweep(f"OCLOOP_RUN={self.token}\0")
+        self._tell_guard("0")
+
+    def close(self, session: str = "") -> None:
+        """Stop for good."""
+        with self.lock:
+            self.closing = True
+        self.stop(session)
+        if self.guard:
+            self._tell_guard("over")
+            with suppress(OSError):
+                self.guard.stdin.close()
+            self.guard.wait()
+
+    def memory(self) -> int:
+        """Resident MiB of the server's process group; 0 when it cannot be told."""
+        process, total = self.process, 0
+        if process is None:
+            return 0
+        for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+            with suppress(OSError, IndexError, ValueError):
+                if name.isdigit() and os.getpgid(int(name)) == process.pid:
+                    with open(f"/proc/{name}/statm") as file:
+                        total += int(file.read().split()[1])
+        return total * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def port_is_free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return True
+        except OSError:
+            return False
+
+
+def end_group(process: Any, patience: float) -> None:
+    """SIGTERM, then SIGKILL to a child's process group, until nothing of it is left."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + seconds
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.01)
+    process.poll()
+
+
+def sweep(mark: str) -> None:
+    """Kill what carries the mark in its environment: tools with sessions of their own (Linux only)."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        with suppress(OSError):
+            if name.isdigit():
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if mark.encode() in file.read():
+                        os.kill(int(name), signal.SIGKILL)
+
+
+def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[[], bool], live: bool) -> None:
+    """Post the server's events until they are not wanted any more; connects anew with growing pauses."""
+    pause = 0.2
+    while wanted():
+        try:
+            with client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
+                post(StreamOpened())
+                pause = 0.2
+                raw = getattr(response, "fp", response)
+                chunks = unchunked(lambda: bytes(raw.read1(1 << 18))) if getattr(response, "chunked", False) else \
+                    iter(lambda: bytes(response.read1(1 << 18)), b"")
+                read_stream(chunks, post, wanted, live)
+            reason = "the event stream ended"
+        except Exception as error:          # whatever it is, polling goes on and the next connection is fresh
+            reason = "the event stream broke: %s" % (str(error) or type(error).__name__)
+        if wanted():
+            post(StreamLost(reason))
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: Callable[[], bool],
+                live: bool) -> None:
+    """Decode events and post them. Deltas are decoded only when somebody watches and they are few."""
+    import json
+
+    stream, budget, budget_until = EventStream(), 0, 0.0
+    for chunk in chunks:
+        if not wanted():
+            return
+        counted = 0
+        for _, data in stream.feed(chunk):
+            is_delta = data.find(b'"message.part.delta"', 0, 120) >= 0
+            if is_delta and (not live or budget <= 0):
+                counted += 1
+                continue
+            try:
+                event = json.loads(data.decode("utf-8", "replace"))
+            except ValueError:
+                continue
+            if not isinstance(event, dict) or not isinstance(event.get("properties"), dict):
+                continue
+            p = event["properties"]
+            if event.get("type") == "message.part.delta":
+                budget -= 1
+                post(Streamed(str(p.get("sessionID") or ""), str(p.get("partID") or ""), str(p.get("delta") or "")))
+            elif event.get("type") not in ("server.heartbeat", "server.connected"):
+                post(ServerEvent(str(event.get("type")), p))
+        if counted:
+            post(Streamed())
+        now = time.monotonic()
+        if now > budget_until:
+            budget, budget_until = 20, now + 0.1
+
+
+class Worker:
+    """Carries commands out, each on a thread of its own, and posts what came of them."""
+
+    def __init__(self, options: Options, server: Server, environment: dict[str, str],
+                 post: Callable[[Event], None]) -> None:
+        self.options = options
+        self.server = server
+        self.environment = environment
+        self.post = post
+        self.check: Any = None
+        self.check_stopped = False
+
+    def carry_out(self, command: Command) -> None:
+        threading.Thread(target=self._run, args=(command,), daemon=True).start()
+
+    def _run(self, command: Command) -> None:
+        try:
+            event = CARRY_OUT[type(command)](self, command)
+        except RequestError as error:
+            event = RequestFailed(type(command).__name__, getattr(command, "session", ""), error.status, str(error),
+                                  error.name)
+        if event is not None:
+            self.post(event)
+
+    @property
+    def client(self) -> Client:
+        client = self.server.client
+        if client is None:
+            raise RequestError(0, "the server is not running")
+        return client
+
+    def start_server(self, command: StartServer) -> None:
+        self.server.start(command.generation)
+
+    def stop_server(self, command: StopServer) -> None:
+        self.server.stop(command.session)
+
+    def check_setup(self, command: CheckSetup) -> SetupChecked:
+        client = self.client
+        try:
+            config = as_dict(client.request("GET", "/config", timeout=SETUP_TIMEOUT))
+        except RequestError as error:
+            if error.status == 400:
+                raise RequestError(400, f"OpenCode's configuration is broken: mend it: {error}", error.name) from None
+            if error.status == 0:
+                raise RequestError(0, f"OpenCode does not answer for this directory ({error}): a plugin or MCP server may "
+                                   "hang while it is loaded: try `OPENCODE_PURE=1`") from None
+            raise
+        providers, agents = client.ask("/config/providers"), client.ask("/agent")
+        models = {"{}/{}".format(as_dict(provider).get("id"), name): as_int(as_dict(as_dict(model).get("limit")).get("context"))
+                  for provider in as_dict(providers).get("providers") or []
+                  for name, model in as_dict(as_dict(provider).get("models")).items()} if providers else None
+        names = [str(as_dict(agent).get("name")) for agent in agents] if isinstance(agents, list) else None
+        return SetupChecked(str(config.get("model") or ""), models, names)
+
+    def read_files(self, command: ReadFiles) -> FilesRead:
+        texts: list[str | None] = []
+        problem = ""
+        for path, what in ((self.options.plan, "plan"), (self.options.prompt, "prompt")):
+            try:
+                with open(path, "rb") as file:
+                    texts.append(file.read().decode("utf-8", "replace"))
+            except OSError as error:
+                texts.append(None)
+                problem = problem or f"the {what} {path} cannot be read ({error.strerror}): put it back"
+        return FilesRead(command.number, texts[0], texts[1], problem)
+
+    def create_session(self, command: CreateSession) -> SessionCreated:
+        created = as_dict(self.client.request("POST", "/session", {"title": command.title}, timeout=30))
+        if not created.get("id"):
+            raise RequestError(502, "the server made a session without an id")
+        return SessionCreated(command.iteration, str(created["id"]))
+
+    def send_prompt(self, command: SendPrompt) -> PromptAccepted:
+        body: dict[str, Any] = {"messageID": command.message_id,
+                                "parts": [{"id": command.part_id, "type": "text", "text": command.text}]}
+        if command.model:
+            provider, _, model = command.model.partition("/")
+            body["model"] = {"providerID": provider, "modelID": model}
+        if command.agent:
+            body["agent"] = command.agent
+        self.client.request("POST", f"/session/{command.session}/prompt_async", body, timeout=30)
+        return PromptAccepted(command.session)
+
+    def poll(self, command: Poll) -> Polled:
+        client, path = self.client, f"/session/{command.session}"
+        statuses = client.ask("/session/status")
+        detail = as_dict(as_dict(statuses).get(command.session))
+        status = "unknown" if statuses is None else str(detail.get("type") or "idle")
+        busy, messages = status in ("busy", "retry"), None
+        if command.messages or not busy:
+            found = client.ask(path + "/message?limit=20")
+            messages = [digest(as_dict(message)) for message in found] if isinstance(found, list) else None
+        if not busy:
+            return Polled(command.session, status, detail, messages)
+        return Polled(command.session, status, detail, messages,
+                      [str(as_dict(child).get("id")) for child in client.ask(path + "/children") or []],
+                      [as_dict(asked) for asked in client.ask("/permission") or []],
+                      [as_dict(asked) for asked in client.ask("/question") or []])
+
+    def abort_session(self, command: AbortSession) -> SessionAborted:
+        self.client.request("POST", f"/session/{command.session}/abort", {})
+        return SessionAborted(command.session)
+
+    def measure(self, command: Measure) -> Measured:
+        return Measured(command.session, self._cost(command.session), self.server.memory())
+
+    def _cost(self, session: str) -> float | None:
+        """USD of a session and the subagents' below it."""
+        found = self.client.ask(f"/session/{session}")
+        if found is None or "cost" not in as_dict(found):
+            return None
+        children = self.client.ask(f"/session/{session}/children") or []
+        return as_float(found["cost"]) + sum(self._cost(str(as_dict(child).get("id"))) or 0.0 for child in children)
+
+    def reply(self, command: Reply) -> None:
+        client = self.client
+        if command.kind == "question":
+            answers = [list(answer) for answer in command.answers]
+            client.request("POST", f"/question/{command.id}/reply", {"answers": answers})
+            return
+        body = {"reply": command.reply, **({"message": command.message} if command.message else {})}
+        try:
+            client.request("POST", f"/permission/{command.id}/reply", body)
+        except RequestError as error:
+            if error.status != 404:
+                raise
+            client.request("POST", f"/session/{command.session}/permissions/{command.id}",
+                           {"response": command.reply})
+
+    def run_check(self, command: RunCheck) -> CheckFinished:
+        import subprocess
+
+        self.check_stopped = False
+        environment = dict(self.environment, OCLOOP_RUN=self.server.token + ".check", **command.facts)
+        process: Any = subprocess.Popen(
+            ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        self.check = process
+        tail = bytearray()
+
+        def read() -> None:
+            for piece in iter(lambda: os.read(process.stdout.fileno(), 1 << 16), b""):
+                tail.extend(piece)
+                del tail[:-4096]
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            status, late = process.wait(self.options.check_timeout or None), ""
+        except subprocess.TimeoutExpired:
+            status, late = 124, f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
+        end_group(process, patience=0.5)
+        sweep(f"OCLOOP_RUN={self.server.token}.check\0")
+        reader.join(1)
+        self.check = None
+        output = bytes(tail).decode("utf-8", "replace").strip() + late
+        return CheckFinished(command.iteration, status, output, self.check_stopped)
+
+    def stop_check(self, command: StopCheck | None = None) -> None:
+        self.check_stopped = True
+        process = self.check
+        if process:
+            end_group(process, patience=0.5)
+
+    def notify(self, command: Notify) -> Noted | None:
+        import subprocess
+
+        process = subprocess.Popen(["/bin/sh", "-c", self.options.notify], cwd=self.options.directory,
+                                   env=dict(self.environment, **command.facts), stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        status = process.wait()
+        return Noted("warn", "--notify ended with exit status %d" % status) if status else None
+
+
+CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
+    StartServer: Worker.start_server, StopServer: Worker.stop_server, CheckSetup: Worker.check_setup,
+    ReadFiles: Worker.read_files, CreateSession: Worker.create_session, SendPrompt: Worker.send_prompt,
+    Poll: Worker.poll, AbortSession: Worker.abort_session, Measure: Worker.measure, Reply: Worker.reply,
+    RunCheck: Worker.run_check, StopCheck: Worker.stop_check, Notify: Worker.notify,
+}
+
+
+def digest(message: dict[str, Any]) -> dict[str, Any]:
+    """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
+    info, parts = as_dict(message.get("info")), [as_dict(part) for part in message.get("parts") or []]
+    texts = [part for part in parts if part.get("type") == "text"]
+    return {"id": info.get("id"), "role": info.get("role"), "parent": info.get("parentID"), "finish": info.get("finish"),
+            "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
+            "continues": any(part.get("type") == "compaction" for part in parts)
+            or (bool(texts) and all(part.get("synthetic") for part in texts))}
+
+
+# ── screens ──────────────────────────────────────────────────────────────────────────────────────────────
+# Each is a thread that shows what it is given, so that a terminal that does not take any more output (an ssh
+# connection that froze) never holds up the run. No state of the run lives here.
+
+
+class LineScreen:
+    """Plain lines: one per journal entry, for logs, pipes and terminals that can do no more."""
+
+    wants_pictures = False
+
+    def __init__(self, colour: bool) -> None:
+        self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
+        self.utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self.queue.put(entry)
+
+    def show(self, picture: Picture) -> None:
+        """Lines have no picture."""
+
+    def hand_over(self, argv: Sequence[str], environment: dict[str, str]) -> None:
+        """Lines have no terminal to give."""
+
+    def close(self) -> None:
+        self.queue.put(None)
+        self.thread.join(5)
+
+    def _run(self) -> None:
+        glyphs = Glyphs(self.utf8)
+        for entry in iter(self.queue.get, None):
+            lines = [glyphs.clean(line) for line in entry.text.split("\n")]
+            colour = self.colours.get(entry.tone, "")
+            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
+            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            text = ("\n" + " " * 16).join(lines)
+            with suppress(OSError, ValueError):     # nobody may be reading any more
+                print("%s %s%-6s %s%s%s" % (stamp, start, entry.kind[:6], "  " * entry.depth, text, end), flush=True)
+
+
+class CursesScreen:
+    """The terminal. One thread makes all curses calls; the facts it rests on were tried on ncurses 6.4."""
+
+    wants_pictures = True
+    FRAME = 0.1                 # seconds between two drawings, and longest wait for a key
+
+    def __init__(self, post: Callable[[Event], None], colour: bool, utf8: bool) -> None:
+        self.post = post
+        self.colour = colour
+        self.glyphs = Glyphs(utf8)
+        self.scroll = Scroll()
+        self.picture: Picture | None = None
+        self.handed: tuple[Sequence[str], dict[str, str]] | None = None
+        self.closing = False
+        self.styles: dict[str, int] = {}
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Entries come with the picture."""
+
+    def show(self, picture: Picture) -> None:
+        self.picture = picture
+
+    def hand_over(self, argv: Sequence[str], environment: dict[str, str]) -> None:
+        self.handed = (argv, environment)
+
+    def close(self) -> None:
+        self.closing = True
+        self.thread.join(3)     # a frozen terminal is left as it is
+
+    def _run(self) -> None:
+        import curses
+
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+        for name in ("LINES", "COLUMNS"):           # else a resize is never seen
+            os.environ.pop(name, None)
+        set_escdelay = getattr(curses, "set_escdelay", None)
+        if set_escdelay:
+            set_escdelay(25)
+        else:
+            os.environ["ESCDELAY"] = "25"
+        window = curses.initscr()
+        try:
+            curses.noecho()
+            curses.cbreak()
+            window.keypad(True)
+            window.timeout(int(self.FRAME * 1000))
+            with suppress(curses.error):
+                curses.curs_set(0)
+            self._make_styles(curses)
+            self._loop(curses, window)
+        finally:
+            self._title("")
+            for undo in (lambda: window.keypad(False), curses.nocbreak, curses.echo, lambda: curses.curs_set(1),
+                         curses.endwin):
+                with suppress(curses.error):
+                    undo()
+
+    def _make_styles(self, curses: Any) -> None:
+        self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
+        if self.colour:
+            with suppress(curses.error):
+                curses.start_color()
+                curses.use_default_colors()
+                for number, (name, colour) in enumerate((
+                        ("good", curses.COLOR_GREEN), ("bad", curses.COLOR_RED), ("warn", curses.COLOR_YELLOW),
+                        ("accent", curses.COLOR_CYAN), ("bar", curses.COLOR_GREEN)), 1):
+                    curses.init_pair(number, colour, -1)
+                    self.styles[name] = curses.color_pair(number)
+
+    def _loop(self, curses: Any, window: Any) -> None:
+        names = {curses.KEY_UP: -1, curses.KEY_DOWN: 1, curses.KEY_PPAGE: -10, curses.KEY_NPAGE: 10,
+                 curses.KEY_HOME: -10 ** 9, curses.KEY_END: 10 ** 9}
+        drawn: Picture | None = None
+        drawn_at, quick, bells, stale = 0.0, 0, 0, True
+        while not self.closing:
+            picture, now = self.picture, time.monotonic()
+            if self.handed:
+                self._give_terminal(curses, window, *self.handed)
+                self.handed, stale = None, True
+            if picture is not None and (stale or picture is not drawn) and now - drawn_at >= self.FRAME * 0.9:
+                self._draw(curses, window, picture)
+                if picture.bells > bells:
+                    curses.beep()
+                bells, drawn, drawn_at, stale = picture.bells, picture, now, False
+            key = window.getch()
+            if key == -1:
+                # A terminal that hung up answers at once, again and again.
+                quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
+                if quick > 200:
+                    self.post(ScreenLost("the terminal hung up"))
+                    return
+                continue
+            quick = 0
+            if key == curses.KEY_RESIZE:
+                stale = True
+            elif key in names:
+                page = max(1, window.getmaxyx()[0] - 8)
+                self.scroll.moved += page * names[key] // 10 if abs(names[key]) == 10 else names[key]
+                stale = True
+            elif key == 12:                         # ctrl-l
+                window.redrawwin()
+                stale = True
+            elif 0 <= key < 256:
+                self.post(Key("space" if key == 32 else chr(key).lower()))
+
+    def _draw(self, curses: Any, window: Any, picture: Picture) -> None:
+        height, width = window.getmaxyx()
+        window.erase()
+        for y, row in enumerate(layout(picture, width, height, self.glyphs, self.scroll)):
+            x = 0
+            for style, text in row:
+                attributes = 0
+                for name in style.split():
+                    attributes |= self.styles.get(name, 0)
+                with suppress(curses.error):        # the lower right cell raises after it was drawn
+                    window.addstr(y, x, text, attributes)
+                x += text_width(text)
+        window.noutrefresh()
+        curses.doupdate()
+        self._title("ocloop %s %d/%d" % (picture.state, picture.done, picture.automatable))
+
+    def _title(self, text: str, last: list[str] = [""]) -> None:  # noqa: B006
+        """Set the terminal's title where it knows how; "" gives it back."""
+        if text == last[0] or not re.match(r"xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-",
+                                           os.environ.get("TERM", "")):
+            return
+        save = "\033[22;2t" if not last[0] else ""
+        last[0] = text
+        with suppress(OSError):
+            os.write(1, ("{}\033]2;{}\007{}".format(save, text, "" if text else "\033[23;2t")).encode())
+
+    def _give_terminal(self, curses: Any, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
+        """Run a program in the terminal, then take it back; the run goes on meanwhile."""
+        import subprocess
+
+        curses.def_prog_mode()
+        curses.endwin()
+        try:
+            subprocess.call(argv, env=environment)
+        except OSError as error:
+            self.post(Noted("warn", f"cannot start {argv[0]}: {error}"))
+        curses.reset_prog_mode()
+        window.redrawwin()
+        curses.flushinp()
+
+
+def choose_screen(options: Options, post: Callable[[Event], None]) -> LineScreen | CursesScreen:
+    """Curses where there is a terminal that can, plain lines elsewhere, with a word about why."""
+    term, no_colour = os.environ.get("TERM", ""), bool(os.environ.get("NO_COLOR"))
+    if not options.interactive:
+        return LineScreen(sys.stdout.isatty() and not no_colour and term != "dumb")
+    import locale
+
+    utf8 = False
+    with suppress(locale.Error):
+        locale.setlocale(locale.LC_ALL, "")
+    with suppress(AttributeError):
+        utf8 = locale.nl_langinfo(locale.CODESET).upper().replace("-", "") == "UTF8"
+    return CursesScreen(post, not no_colour, utf8)
+
+
+def curses_problem() -> str:
+    """Why this terminal cannot have the curses screen; "" when it can."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return "there is no terminal"
+    try:
+        import curses
+
+        curses.setupterm()
+        return "" if curses.tigetstr("cup") else "TERM={} cannot move the cursor".format(os.environ.get("TERM", ""))
+    except ImportError:
+        return "this Python has no curses"
+    except Exception:                               # _curses.error: an unknown TERM
+        return "TERM={} is not known here".format(os.environ.get("TERM", ""))
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────
+# What a run leaves for others: its log, and per plan a lock that dies with its owner and a state file that
+# `status` and `attach` read. All of it is private to the user.
+
+
+class Log:
+    """`--log`: every journal entry, appended; JSON lines when the path ends in .jsonl."""
+
+    def __init__(self, path: str, post: Callable[[Event], None]) -> None:
+        self.path = path
+        self.post = post
+        self.json = path.endswith(".jsonl")
+        self.warned = False
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Append; a disk that is full or a path that cannot be written is said once, and tried on."""
+        if not self.path or not lines:
+            return
+        try:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(line + "\n" for line in lines))
+            self.warned = False
+        except OSError as error:
+            if not self.warned:
+                self.warned = True
+                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without"))
+
+    def entries(self, entries: Sequence[Entry]) -> None:
+        self.write([self.line(entry) for entry in entries] if self.path else ())
+
+    def line(self, entry: Entry) -> str:
+        if self.json:
+            import json
+
+            record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
+                      "session": entry.session, "text": entry.text, **(entry.data or {})}
+            return json.dumps(record, ensure_ascii=False)
+        return "%s %-6s %s" % (iso_time(entry.time), entry.kind, Glyphs().clean(entry.text.replace("\n", " / ")))
+
+    def event(self, event: Event, now: float) -> None:
+        """With --verbose, what the loop was told: the log can then be replayed against `Loop`."""
+        import json
+
+        self.write([json.dumps({"time": iso_time(now), "kind": "input", "now": now, "event": type(event).__name__,
+                                "fields": asdict(event)}, ensure_ascii=False)])
+
+
+def iso_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+class RunFile:
+    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private temporary folder."""
+
+    def __init__(self, plan: str) -> None:
+        import hashlib
+
+        real = os.path.realpath(plan)
+        self.plan = real
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(os.path.dirname(real)))[:40]
+        name = f"{stem}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
+        self.folder, self.problem = private_folder()
+        self.path = os.path.join(self.folder, name + ".json")
+        self.lock_path = os.path.join(self.folder, name + ".lock")
+        self.lock: Any = None
+
+    def acquire(self) -> int:
+        """Take the lock; returns 0, or the pid of the loop that holds it."""
+        import fcntl
+
+        if not self.folder:
+            return 0
+        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = os.read(fd, 32).split()
+            os.close(fd)
+            return int(said[0]) if said and said[0].isdigit() else -1
+        except OSError as error:                    # a file system that knows no locks
+            self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
+        os.ftruncate(fd, 0)
+        os.write(fd, b"%d\n" % os.getpid())
+        self.lock = fd
+        return 0
+
+    def release(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replace the state file at once and whole; without one, a run goes on."""
+        import json
+
+        if not self.folder:
+            return
+        with suppress(OSError):
+            draft = "%s.%d" % (self.path, os.getpid())
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+                json.dump(record, file, ensure_ascii=False)
+            os.replace(draft, self.path)
+
+    def read(self) -> dict[str, Any]:
+        import json
+
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                return as_dict(json.load(file))
+        except (OSError, ValueError):
+            return {}
+
+    def running(self) -> int:
+        """The pid of the loop that works on the plan now, 0: none does."""
+        if not self.folder or not os.path.exists(self.lock_path):
+            return 0
+        pid = self.acquire()
+        self.release()
+        return pid
+
+
+def private_folder() -> tuple[str, str]:
+    """Where state is kept, and a warning when it is not where it should be."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    wanted = os.path.join(home, "ocloop")
+    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", "ocloop-%d" % os.getuid())
+    for folder in (wanted, fallback):
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            found = os.lstat(folder)
+            if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
+                return folder, "" if folder == wanted else f"{wanted} cannot be written: using {folder}"
+        except OSError:
+            continue
+    return "", f"neither {wanted} nor {fallback} can be written: no lock, and `status` will not find this run"
+
+
+def record_of(loop: Loop, server: Server, status: int | None) -> dict[str, Any]:
+    """What the state file says of a run; `status` is its exit status once it has ended."""
+    it, total = loop.iteration, loop.total
+    record = {"pid": os.getpid(), "plan": loop.options.plan, "directory": loop.options.directory, "state": loop.state,
+              "reason": loop.reason, "iteration": loop.iterations, "task": it.task.text if it and it.task else "",
+              "session": it.session if it else "", "elapsed": round(loop.elapsed), "updated": loop.now,
+              "cost": round(total.cost, 6), "tokens": {"input": total.input, "output": total.output, "cached": total.cached},
+              "server": loop.server_url, "waits_for": [ask.title for ask in loop.asks.values()]}
+    if status is not None:
+        return dict(record, status=status, ended=loop.now)
+    return dict(record, username=server.username, password=server.password, opencode=list(loop.options.opencode))
+
+
+# ── command line ─────────────────────────────────────────────────────────────────────────────────────────
+# The parser, the commands, and the one ladder of errors in `main`.
+
+STARTER_PLAN = """# Plan
+
+What this plan is for, and what an agent has to know to work on it without asking: goals, limits, how to
+build, how to test.
+
+## Phase 1: foundations
+
+- [ ] Describe one task in one line, small enough for one session, with how to see that it is done
+- [ ] Describe the next one; the order of the lines is the order of the work
+
+## Phase 2: everything else
+
+- [ ] A task may point to files, commands and documents
+- [MANUAL] What only a person can do is marked like this and skipped
+"""
+
+STARTER_PROMPT = """---
+description: work on one task of the plan
+---
+
+You work on one task of the plan in {{PLAN_FILE}}, in a session of your own. Nobody is watching, and what you
+do not write down is forgotten when the session ends.
+
+1. Read {{PLAN_FILE}} from start to end.
+2. Choose the first task marked `[ ]` in the earliest phase that is not finished. Work on this one task alone:
+   never batch tasks, never begin the next one. Leave alone what is marked `[MANUAL]` or `[BLOCKED]`.
+3. Do it.
+4. Verify it: run the tests, the build, or whatever shows that it works. Mend what does not.
+5. Mark it in {{PLAN_FILE}}: change its `[ ]` to `[x]`. If it cannot be done (a permission, a service or a
+   decision is missing), change its box to `[BLOCKED: the reason in a few words]` instead, and undo what is
+   half done.
+6. When no `[ ]` is left anywhere in the plan, append to its end, on a line of its own:
+   `<plan-complete>what was done, what is blocked and why, what is left for a person</plan-complete>`
+   Write that tag in no other case.
+
+Then end your turn.
+
+{{CHECK}}
+"""
+
+HELP = """examples:
+  python3 ocloop.py bootstrap                 write PLAN.md and .loop-prompt.md here
+  python3 ocloop.py run                       show the screen; S starts
+  python3 ocloop.py run --run                 start at once
+  python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
+      --notify 'mail -s "ocloop: $OCLOOP_EVENT" me@example.org <<<"$OCLOOP_MESSAGE"' --log night.jsonl
+  python3 ocloop.py status                    how is it doing? (from any other terminal)
+
+exit statuses:
+  0 the plan is complete        1 it failed        2 usage
+  3 it stopped with work left (a limit, stuck, or marked complete too early)
+  130 a person or a signal stopped it
+"""
+
+RUN_HELP = """keys:
+  S start   Space pause after this iteration, or go on   R retry, or go on at a limit
+  X abort this iteration   T this session in OpenCode's own interface
+  arrows PgUp PgDn Home End scroll   ? help   Q quit
+  when it asks: Y once   A always   N no; for a question its number
+
+durations read 90, 90s, 15m, 2h; 0 means off.
+The prompt may contain {{PLAN_FILE}}, {{TASK}}, {{ITERATION}} and {{CHECK}}; a `---` block on its top may set
+`model:` and `agent:`.
+
+""" + HELP[HELP.index("exit statuses"):]
+
+
+def seconds(text: str) -> float:
+    """Read `90`, `90s`, `15m`, `2h`; raises argparse's error for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90, 90s, 15m or 2h; 0 means off")
+    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number; 0 means off")
+    return int(text)
+
+
+def dollars(text: str) -> float:
+    match = re.fullmatch(r"\$?(\d+(?:\.\d*)?|\.\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount: write US dollars such as 20 or 0.50")
+    return float(match.group(1))
+
+
+def model_name(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/\S+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no model: write providerID/modelID; `opencode models` lists them")
+    return text
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number up to 65535")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
+        "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task, until the plan is complete."))
+    parser.add_argument("--version", action="version", version="ocloop " + __version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="work the plan", formatter_class=raw, epilog=RUN_HELP,
+                              description="Work the plan in the current directory until it is complete.")
+
+    group = run.add_argument_group("what is worked")
+    group.add_argument("--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)")
+    group.add_argument("--prompt", default=".loop-prompt.md", metavar="PATH", help="the loop prompt (.loop-prompt.md)")
+    group.add_argument("-m", "--model", type=model_name, metavar="PROVIDER/MODEL",
+                       help="model to use; otherwise the prompt's, otherwise OpenCode's own")
+    group.add_argument("-a", "--agent", default="", help="agent to use; otherwise the prompt's, otherwise OpenCode's own")
+    group.add_argument("-r", "--run", action="store_true", help="start at once, without waiting for S")
+    group.add_argument("-d", "--debug", action="store_true", help="skip the validation of the plan file")
+    group.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, start nothing")
+
+    group = run.add_argument_group("when it stops")
+    group.add_argument("--max-iterations", type=count, default=0, metavar="N", help="after N iterations")
+    group.add_argument("--max-cost", type=dollars, default=0.0, metavar="USD", help="when this much was spent")
+    group.add_argument("--max-time", type=seconds, default=0.0, metavar="DURATION", help="when this much time has passed")
+    group.add_argument("--stuck", type=count, default=5, metavar="N",
+                       help="after N iterations in a row that change no task, or whose check fails (5)")
+    group.add_argument("--retries", type=count, default=5, metavar="N",
+                       help="after N failed iterations in a row (5; 0: never)")
+    group.add_argument("--iteration-timeout", type=seconds, default=0.0, metavar="DURATION",
+                       help="abort an iteration that takes longer, and try again (off)")
+    group.add_argument("--stall-timeout", type=seconds, default=900.0, metavar="DURATION",
+                       help="abort an iteration in which nothing happens for so long, and try again (15m)")
+
+    group = run.add_argument_group("when nobody is there")
+    group.add_argument("--auto", action="store_true", help="approve what is asked, except what the configuration denies")
+    group.add_argument("--ask-timeout", type=seconds, default=300.0, metavar="DURATION",
+                       help="refuse what nobody answered for so long (5m); without a terminal it is refused at once")
+    group.add_argument("--check", default="", metavar="CMD", help="shell command that must succeed after every iteration")
+    group.add_argument("--check-timeout", type=seconds, default=600.0, metavar="DURATION", help="end the check then (10m)")
+    group.add_argument("--notify", default="", metavar="CMD", help="shell command to run when it ends, stops, or asks")
+    group.add_argument("--log", default="", metavar="PATH", help="append every entry to PATH (JSON lines for .jsonl)")
+
+    group = run.add_argument_group("the screen")
+    group.add_argument("--plain", action="store_true", help="plain lines, and start at once (the default without a terminal)")
+    group.add_argument("--verbose", action="store_true", help="every event of the server in the activity")
+
+    group = run.add_argument_group("the server")
+    group.add_argument("-p", "--port", type=port_number, default=0, metavar="PORT",
+                       help="port of the server (4096, or a free one when that is taken)")
+    group.add_argument("--opencode", default="", metavar="CMD", help='how to start OpenCode, e.g. "npx -y opencode-ai"')
+    group.add_argument("--server", default="", metavar="URL", help="use a server that runs already "
+                       "(OPENCODE_SERVER_USERNAME and _PASSWORD from the environment)")
+    group.add_argument("--server-memory", type=count, default=2048, metavar="MIB",
+                       help="replace the server between iterations when it has grown larger (2048)")
+
+    bootstrap = commands.add_parser("bootstrap", help="write a starter PLAN.md and .loop-prompt.md")
+    bootstrap.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
+    bootstrap.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+    status = commands.add_parser("status", help="how far a plan is, and how a run on it is doing")
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+    attach = commands.add_parser("attach", help="join the running loop's session in OpenCode's own interface")
+    for command in (status, attach):
+        command.add_argument("--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)")
+    return parser
+
+
+def make_options(given: argparse.Namespace) -> Options:
+    """Everything `run` has to know; paths become absolute here."""
+    values = {name: getattr(given, name) for name in Options.__dataclass_fields__
+              if getattr(given, name, None) is not None}
+    values["directory"] = os.getcwd()
+    for name in ("plan", "prompt", "log"):
+        values[name] = os.path.abspath(os.path.expanduser(values[name])) if values[name] else ""
+    if given.server and not re.match(r"https?://", given.server):
+        raise Problem(f"--server {given.server} is no URL: write http://HOST:PORT", 2)
+    values["opencode"] = () if given.server else find_opencode(given.opencode)
+    return Options(**values)
+
+
+def find_opencode(asked: str) -> tuple[str, ...]:
+    """The command that starts OpenCode, as argv."""
+    import shlex
+    import shutil
+
+    try:
+        argv = tuple(shlex.split(asked)) or ("opencode",)
+    except ValueError as error:
+        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
+    found = shutil.which(argv[0])
+    if found is None and not asked:
+        found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
+    if found is None:
+        raise Problem(f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`, `brew install opencode`, or see "
+                      "opencode.ai), or let npx fetch it with --opencode \"npx -y opencode-ai\"")
+    return (os.path.abspath(found), *argv[1:])
+
+
+def check_files(options: Options) -> tuple[Plan, str]:
+    """Plan and prompt's text, or the Problem that keeps the loop from starting."""
+    texts = []
+    for path, what in ((options.plan, "plan"), (options.prompt, "prompt")):
+        try:
+            with open(path, "rb") as file:
+                texts.append(file.read().decode("utf-8", "replace"))
+        except OSError as error:
+            if not options.debug:
+                raise Problem(f"the {what} {path} cannot be read ({error.strerror}): `python3 {sys.argv[0]} bootstrap` writes a starter, --{what} names another") from None
+            texts.append("")
+    plan, prompt = parse_plan(texts[0]), texts[1]
+    if not options.debug:
+        if not plan.tasks and plan.summary is None:
+            raise Problem(f"{options.plan} has no task: add lines such as `- [ ] Build it`, or start with --debug")
+        if not split_front_matter(prompt)[1]:
+            raise Problem(f"{options.prompt} is empty: write the prompt into it, or `bootstrap --force` a new one")
+    return plan, prompt
+
+
+def run(given: argparse.Namespace) -> int:
+    """Work the plan; returns the exit status."""
+    options = make_options(given)
+    plan, prompt = check_files(options)
+    run_file = RunFile(options.plan)
+    if given.dry_run:
+        return dry_run(options, plan, prompt, run_file)
+    if plan.summary is not None:
+        left = "; %d tasks are still pending" % plan.pending if plan.pending else ""
+        print(f"ocloop: {options.plan} is complete already{left}: remove its <plan-complete> tag to work on it again")
+        return 3 if left else 0
+    held = run_file.acquire()
+    if held:
+        raise Problem("another loop works on this plan (process %d): `status` shows it, `attach` joins it" % held)
+    why_plain = "" if options.plain else curses_problem()
+    options = replace(options, interactive=not (options.plain or why_plain))
+    try:
+        return Run(options, run_file, [text for text in (
+            run_file.problem, "" if "{{PLAN_FILE}}" in prompt else f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: will the agent "
+            "find the plan?", f"plain lines, since {why_plain}" if why_plain and
+            sys.stdout.isatty() else "") if text]).work()
+    finally:
+        run_file.release()
+
+
+class Crash(Exception):
+    """A bug on another thread, with its traceback."""
+
+
+class Run:
+    """The main thread: one inbox, one loop, and everything that is fed by it and feeds it."""
+
+    TICK = 0.25
+
+    def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
+        self.options = options
+        self.run_file = run_file
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        post = self.inbox.put
+        environment = dict(os.environ)
+        self.server = Server(options, environment, post)
+        self.worker = Worker(options, self.server, environment, post)
+        self.log = Log(options.log, post)
+        self.loop = Loop(options, time.time(), os.urandom(4).hex())
+        self.screen: Any = None
+        self.status: int | None = None
+        self.logged = 0
+        self.logged_event = 0.0
+        self.picture: Picture | None = None
+        self.recorded: tuple[Any, ...] = ()
+        for warning in warnings:
+            post(Noted("warn", warning))
+
+    def work(self) -> int:
+        """Run until the loop says Exit; whatever happens, nothing of it is left behind."""
+        self._take_signals()
+        threading.excepthook = lambda args: self.inbox.put(Crash("".join(format_exception(args))))
+        try:
+            for command in self.loop.start():
+                self.worker.carry_out(command)
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))     # the screen's own
+            self.screen = choose_screen(self.options, self.inbox.put)
+            self._write_header()
+            while self.status is None:
+                self._turn()
+        finally:
+            self._leave()
+        return self.status
+
+    def _take_signals(self) -> None:
+        def post(number: int, frame: Any) -> None:
+            name = signal.Signals(number).name
+            self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)") if name == "SIGHUP" else Signalled(name))
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, post)
+
+    def _turn(self) -> None:
+        """Take what is in the inbox, let the loop decide, carry it out, write it down, show it."""
+        now = time.time()
+        wake = self.drawn_at + CursesScreen.FRAME if self.dirty else self.ticked_at + self.TICK
+        try:
+            event = self.inbox.get(timeout=min(max(0.0, wake - now), self.TICK))
+            self._handle(event)
+        except queue.Empty:
+            pass
+        now = time.time()
+        if not 0 <= now - self.ticked_at < self.TICK:
+            self.ticked_at = now
+            self._handle(Tick())
+        if self.dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
+            self.drawn_at, self.dirty = now, False
+            self._show()
+
+    ticked_at = drawn_at = 0.0
+    dirty = True
+
+    def _handle(self, event: Any) -> None:
+        if isinstance(event, Crash):
+            raise event
+        now, entries = time.time(), self.loop.entries
+        commands = self.loop.handle(event, now)
+        for command in commands:
+            if isinstance(command, Exit):
+                self.status = command.status
+            elif isinstance(command, HandOver):
+                self._hand_over(command.session)
+            else:
+                self.worker.carry_out(command)
+        if self.log.json and self.options.verbose and (commands or self.loop.entries > entries or now
+                                                       - self.logged_event > 5 or not isinstance(event, Tick)):
+            self.logged_event = now
+            self.log.event(event, now)
+        new = self.loop.entries - self.logged
+        if new:
+            fresh = list(self.loop.journal)[-new:]
+            self.logged = self.loop.entries
+            self.log.entries(fresh)
+            self.screen.add(fresh)
+        self.dirty = True
+
+    def _show(self) -> None:
+        loop = self.loop
+        if self.screen.wants_pictures:
+            picture = view(loop, loop.now, self.picture)
+            if picture != self.picture:
+                self.picture = picture
+                self.screen.show(picture)
+        it = loop.iteration
+        record = (loop.state, loop.reason, loop.iterations, it.session if it else "", len(loop.asks), int(loop.now / 10))
+        if record != self.recorded:
+            self.recorded = record
+            self.run_file.write(record_of(loop, self.server, None))
+
+    def _hand_over(self, session: str) -> None:
+        argv = [*(self.options.opencode or ("opencode",)), "attach", self.loop.server_url, "--session", session,
+                "--dir", self.options.directory]
+        environment = dict(os.environ, OPENCODE_SERVER_PASSWORD=self.server.password,
+                           OPENCODE_SERVER_USERNAME=self.server.username)
+        self.screen.hand_over(argv, environment)
+
+    def _write_header(self) -> None:
+        if self.log.json:
+            import json
+
+            shown = asdict(replace(self.options, server=self.options.server.rpartition("@")[2]))
+            self.log.write([json.dumps({"time": iso_time(self.loop.now), "kind": "start", "version": __version__,
+                                        "now": self.loop.now, "seed": self.loop.seed, "options": shown},
+                                       ensure_ascii=False)])
+
+    def _leave(self) -> None:
+        """End everything, whatever state it is in; each step must be tried."""
+        loop = self.loop
+        if self.screen:
+            with suppress(Exception):
+                self._show()
+        session = loop.iteration.session if loop.iteration else ""
+        self.worker.stop_check()
+        self.server.close(session)
+        if self.screen:
+            self.screen.close()
+        self.run_file.write(record_of(loop, self.server, 1 if self.status is None else self.status))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if self.screen and self.screen.wants_pictures and self.status is not None:
+            with suppress(OSError):
+                print("ocloop {}: {}".format(loop.state if loop.state != "stopping" else "stopped", loop.reason))
+                for line in loop.summary():
+                    print("  " + Glyphs().clean(line))
+
+
+def format_exception(args: Any) -> list[str]:
+    import traceback
+
+    return traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int:
+    """Check all that `run` would check, start no server, print it; returns 0 or 1."""
+    import shutil
+    import subprocess
+
+    fields, body = split_front_matter(prompt)
+    task = plan.current.text if plan.current else "wrap up"
+    problems, lines = [], []
+    if options.server:
+        lines.append(f"server    {options.server}")
+    else:
+        found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if found.returncode:
+            problems.append("`%s --version` ended with exit status %d: %s" % (
+                " ".join(options.opencode), found.returncode, found.stderr.strip()[-200:]))
+        lines.append("opencode  {} ({})".format(found.stdout.strip() or "?", " ".join(options.opencode)))
+        if options.port and not port_is_free(options.port):
+            problems.append("port %d is taken: choose another one with --port" % options.port)
+    lines.append(f"directory {options.directory}")
+    lines.append("plan      %s: %d of %d done (%d %%), %d blocked, %d manual%s" % (
+        options.plan, plan.done, plan.automatable, plan.percent, plan.count("blocked"), plan.count("manual"),
+        "" if plan.summary is None else ", marked complete"))
+    lines.append(f"next task {task}")
+    lines.append("model     %s" % (options.model or fields.get("model") or "OpenCode's own"))
+    lines.append("agent     %s" % (options.agent or fields.get("agent") or "OpenCode's own"))
+    for name, command in (("check", options.check), ("notify", options.notify)):
+        word = command.split()[0] if command.split() else ""
+        if word:
+            known = shutil.which(word) or not re.fullmatch(r"[\w./+-]+", word) or subprocess.run(
+                ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True).returncode == 0
+            lines.append("%-9s %s" % (name, command))
+            if not known:
+                problems.append(f"--{name}: there is no command {word}")
+    if "{{PLAN_FILE}}" not in prompt:
+        lines.append("warning   the prompt does not contain {{PLAN_FILE}}: will the agent find the plan?")
+    held = run_file.running()
+    if held:
+        problems.append("another loop works on this plan (process %d)" % held)
+    lines += [f"prompt    {options.prompt}", ""]
+    lines += ["  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")]
+    lines += [""] + ["problem   " + problem for problem in problems] + ([] if problems else ["all is well: nothing was started"])
+    print("\n".join(map(Glyphs().clean, lines)))
+    return 1 if problems else 0
+
+
+def bootstrap(given: argparse.Namespace) -> int:
+    """Write the starter files; never overwrites without --force."""
+    folder = os.path.abspath(os.path.expanduser(given.directory))
+    skipped = False
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
+            path = os.path.join(folder, name)
+            try:
+                with open(path, "w" if given.force else "x", encoding="utf-8") as file:
+                    file.write(text)
+                print(f"wrote    {path}")
+            except FileExistsError:
+                skipped = True
+                print(f"skipped  {path}: it exists already")
+    except OSError as error:
+        raise Problem(f"cannot write into {folder} ({error.strerror}): choose another directory") from None
+    if skipped:
+        print("\n--force overwrites what exists.")
+    print("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:\n"
+          f"  python3 {os.path.abspath(sys.argv[0])} run")
+    return 0
+
+
+def status(given: argparse.Namespace) -> int:
+    """Print how far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
+    import json
+
+    path = os.path.abspath(os.path.expanduser(given.plan))
+    try:
+        with open(path, "rb") as file:
+            plan = parse_plan(file.read().decode("utf-8", "replace"))
+    except OSError as error:
+        raise Problem(f"the plan {path} cannot be read ({error.strerror}): name it with --plan") from None
+    run_file = RunFile(path)
+    record, pid = run_file.read(), run_file.running()
+    for secret in ("password", "username", "opencode"):
+        record.pop(secret, None)
+    complete = plan.summary is not None and not plan.pending
+    if given.json:
+        print(json.dumps({"plan": path, "done": plan.done, "total": plan.automatable, "percent": plan.percent,
+                          "blocked": plan.count("blocked"), "manual": plan.count("manual"), "complete": complete,
+                          "summary": plan.summary, "running": bool(pid), "run": record or None}, ensure_ascii=False))
+        return 0 if complete else 3
+    clean = Glyphs().clean
+    print("plan      %s\nprogress  %d of %d done (%d %%), %d blocked, %d manual%s" % (
+        path, plan.done, plan.automatable, plan.percent, plan.count("blocked"), plan.count("manual"),
+        ", complete" if plan.summary is not None else ""))
+    if plan.current:
+        print("next      " + clean(plan.current.text))
+    tokens = as_dict(record.get("tokens"))
+    spend = "{}, {} tokens, ${:.4f}".format(duration(as_float(record.get("elapsed"))), short_number(
+        sum(as_int(number) for number in tokens.values())), as_float(record.get("cost")))
+    if pid:
+        waits = "".join(f", waits for you: {title}" for title in record.get("waits_for") or [])
+        print("run       %s%s%s, process %d" % (record.get("state"), ": " * bool(record.get("reason")) + clean(
+            " ".join(str(record.get("reason") or "").split())), clean(waits), pid))
+        print("iteration {}: {}".format(record.get("iteration"), clean(str(record.get("task") or "-"))))
+        print("session   {} on {}".format(record.get("session") or "-", record.get("server") or "-"))
+        print("spent     " + spend)
+    elif record:
+        ended = record.get("ended")
+        print("last run  {}{}: {}".format("ended " if ended else "was killed after ", iso_time(as_float(
+            ended or record.get("updated"))), clean(str(record.get("reason") or record.get("state")))))
+        print("spent     " + spend)
+    else:
+        print("run       none so far")
+    return 0 if complete else 3
+
+
+def attach(given: argparse.Namespace) -> int:
+    """Become OpenCode's own interface on the running loop's session."""
+    path = os.path.abspath(os.path.expanduser(given.plan))
+    run_file = RunFile(path)
+    record = run_file.read()
+    if not run_file.running():
+        raise Problem(f"no loop works on {path}: start one with `run`, or name its plan with --plan")
+    if not record.get("session"):
+        raise Problem("the loop has no session right now (it is {}): try again in a moment".format(record.get("state")))
+    argv = [str(word) for word in record.get("opencode") or find_opencode("")]
+    argv += ["attach", str(record["server"]), "--session", str(record["session"]), "--dir", str(record["directory"])]
+    environment = dict(os.environ, OPENCODE_SERVER_PASSWORD=str(record.get("password") or ""),
+                       OPENCODE_SERVER_USERNAME=str(record.get("username") or "opencode"))
+    try:
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        raise Problem(f"cannot start {argv[0]}: {error.strerror}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        given = make_parser().parse_args(argv)
+        commands: dict[str, Callable[[argparse.Namespace], int]] = {
+            "run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
+        return commands[given.command](given)
+    except Problem as problem:
+        print(f"ocloop: {problem}", file=sys.stderr)
+        return problem.status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
