@@ -29,8 +29,7 @@ from __future__ import annotations
 import sys
 
 if sys.hexversion < 0x03090000:
-    sys.exit("ocloop: this is Python %d.%d: run it with Python 3.9 or newer, e.g. python3.12 ocloop.py"
-             % sys.version_info[:2])
+    sys.exit(f"ocloop: this is Python {sys.version.split()[0]}: run it with 3.9 or newer, e.g. python3.12 {sys.argv[0]}")
 
 import argparse
 import collections
@@ -41,10 +40,10 @@ import signal
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Callable, Union
+from typing import Any
 
 __version__ = "1.0.0"
 
@@ -296,37 +295,36 @@ exit status {status}
 
 
 @dataclass(frozen=True)
-class StartServer:
+class Command:
+    """What to do."""
+
+@dataclass(frozen=True)
+class StartServer(Command):
     """Stop what runs of the server, then start it anew. Answered by ServerReady or ServerDied."""
     generation: int
 
-
 @dataclass(frozen=True)
-class StopServer:
+class StopServer(Command):
     """Abort the session (if any) and stop the server, tools and all."""
     session: str
 
-
 @dataclass(frozen=True)
-class CheckSetup:
+class CheckSetup(Command):
     """Ask the server for its configuration, models and agents. Answered by SetupChecked."""
 
-
 @dataclass(frozen=True)
-class ReadFiles:
+class ReadFiles(Command):
     """Read plan and prompt; the number comes back. Answered by FilesRead."""
     number: int
 
-
 @dataclass(frozen=True)
-class CreateSession:
+class CreateSession(Command):
     """Answered by SessionCreated."""
     iteration: int
     title: str
 
-
 @dataclass(frozen=True)
-class SendPrompt:
+class SendPrompt(Command):
     """Sending the same ids again is safe: the server knows them. Answered by PromptAccepted."""
     session: str
     message_id: str
@@ -335,28 +333,24 @@ class SendPrompt:
     model: str
     agent: str
 
-
 @dataclass(frozen=True)
-class Poll:
+class Poll(Command):
     """Ask for the session's status, and for its messages when it is idle or `messages` is set."""
     session: str
     messages: bool = False
 
-
 @dataclass(frozen=True)
-class AbortSession:
+class AbortSession(Command):
     """Answered by SessionAborted."""
     session: str
 
-
 @dataclass(frozen=True)
-class Measure:
+class Measure(Command):
     """Ask what session and children cost, and how large the server is. Answered by Measured."""
     session: str
 
-
 @dataclass(frozen=True)
-class Reply:
+class Reply(Command):
     """Answer a permission (`reply`: once, always, reject) or a question (`answers`, a list per question)."""
     kind: str
     id: str
@@ -365,115 +359,99 @@ class Reply:
     message: str = ""
     answers: tuple[tuple[str, ...], ...] = ()
 
-
 @dataclass(frozen=True)
-class RunCheck:
+class RunCheck(Command):
     """Answered by CheckFinished."""
     iteration: int
     facts: dict[str, str]
 
-
 @dataclass(frozen=True)
-class StopCheck:
+class StopCheck(Command):
     """End the check that runs, if one does."""
 
-
 @dataclass(frozen=True)
-class Notify:
+class Notify(Command):
     facts: dict[str, str]
 
-
 @dataclass(frozen=True)
-class HandOver:
+class HandOver(Command):
     """Give the terminal to OpenCode's own interface on this session."""
     session: str
 
-
 @dataclass(frozen=True)
-class Exit:
+class Exit(Command):
     status: int
 
 
-Command = Union[StartServer, StopServer, CheckSetup, ReadFiles, CreateSession, SendPrompt, Poll, AbortSession,
-                Measure, Reply, RunCheck, StopCheck, Notify, HandOver, Exit]
-
+@dataclass(frozen=True)
+class Event:
+    """What happened."""
 
 @dataclass(frozen=True)
-class Tick:
+class Tick(Event):
     """Time has passed."""
 
-
 @dataclass(frozen=True)
-class ServerReady:
+class ServerReady(Event):
     generation: int
     url: str
     version: str
 
-
 @dataclass(frozen=True)
-class ServerDied:
+class ServerDied(Event):
     """The server ended by itself, or did not start; `lines` are the last ones it printed."""
     generation: int
     reason: str
     lines: tuple[str, ...] = ()
     final: bool = False              # trying again cannot help
 
-
 @dataclass(frozen=True)
-class SetupChecked:
+class SetupChecked(Event):
     """`models` maps providerID/modelID to the size of its context; None: the server cannot tell."""
     model: str = ""
     models: dict[str, int] | None = None
     agents: list[str] | None = None
 
-
 @dataclass(frozen=True)
-class FilesRead:
+class FilesRead(Event):
     """The texts of plan and prompt, or None and the problem."""
     number: int
     plan: str | None
     prompt: str | None
     problem: str = ""
 
-
 @dataclass(frozen=True)
-class SessionCreated:
+class SessionCreated(Event):
     iteration: int
     session: str
 
-
 @dataclass(frozen=True)
-class PromptAccepted:
+class PromptAccepted(Event):
     session: str
 
-
 @dataclass(frozen=True)
-class StreamOpened:
+class StreamOpened(Event):
     """The event stream is (again) being read; what happened meanwhile is not repeated on it."""
 
-
 @dataclass(frozen=True)
-class StreamLost:
+class StreamLost(Event):
     reason: str
 
-
 @dataclass(frozen=True)
-class ServerEvent:
+class ServerEvent(Event):
     """One event of OpenCode's, as it came."""
     type: str
     properties: dict[str, Any]
 
-
 @dataclass(frozen=True)
-class Streamed:
+class Streamed(Event):
     """A model is writing: `text` is new text of a part, or "" when a flood of it is only counted."""
     session: str = ""
     part: str = ""
     text: str = ""
 
-
 @dataclass(frozen=True)
-class Polled:
+class Polled(Event):
     """`status` is idle, busy, retry or unknown (the server cannot tell), `messages` are digests, oldest first."""
     session: str
     status: str
@@ -483,22 +461,19 @@ class Polled:
     permissions: Sequence[dict[str, Any]] = ()
     questions: Sequence[dict[str, Any]] = ()
 
-
 @dataclass(frozen=True)
-class SessionAborted:
+class SessionAborted(Event):
     session: str
 
-
 @dataclass(frozen=True)
-class Measured:
+class Measured(Event):
     """`cost` in USD or None when the server cannot tell, `memory` of the server in MiB."""
     session: str
     cost: float | None = None
     memory: int = 0
 
-
 @dataclass(frozen=True)
-class RequestFailed:
+class RequestFailed(Event):
     """A command's request got `status` (0: no answer at all) and `name`, OpenCode's name of the error."""
     command: str
     session: str
@@ -506,42 +481,32 @@ class RequestFailed:
     problem: str
     name: str = ""
 
-
 @dataclass(frozen=True)
-class CheckFinished:
+class CheckFinished(Event):
     iteration: int
     status: int
     output: str
     interrupted: bool = False
 
-
 @dataclass(frozen=True)
-class Key:
+class Key(Event):
     """A key that was pressed: one character in lower case, or a name such as `space`."""
     name: str
 
-
 @dataclass(frozen=True)
-class Signalled:
+class Signalled(Event):
     name: str
 
-
 @dataclass(frozen=True)
-class ScreenLost:
+class ScreenLost(Event):
     """Nobody can see or press anything any more."""
     reason: str
 
-
 @dataclass(frozen=True)
-class Noted:
+class Noted(Event):
     """Something that an edge has to say in the journal."""
     kind: str
     text: str
-
-
-Event = Union[Tick, ServerReady, ServerDied, SetupChecked, FilesRead, SessionCreated, PromptAccepted, StreamOpened,
-              StreamLost, ServerEvent, Streamed, Polled, SessionAborted, Measured, RequestFailed, CheckFinished,
-              Key, Signalled, ScreenLost, Noted]
 
 
 @dataclass(frozen=True)
@@ -692,35 +657,25 @@ class Iteration:
     STEPS = ("creating", "prompting", "working", "aborting", "measuring", "rereading", "checking")
 
     def __init__(self, number: int, plan: Plan, now: float) -> None:
-        self.number = number
-        self.task = plan.current
-        self.before = plan.tasks
-        self.started = now
+        self.number, self.task, self.before = number, plan.current, plan.tasks
         self.step = "creating"
-        self.session = ""
+        self.session = self.outcome = self.problem = self.check = ""
         self.family: dict[str, int] = {}            # this session and its subagents' -> depth
         self.prompt: SendPrompt | None = None
-        self.prompted = now
-        self.sends = 0
+        self.started = self.prompted = now
         self.active = now                           # the last sign of life of the session
-        self.poll_at = 0.0
-        self.polling = False
-        self.silences = 0
-        self.again_at = 0.0                         # when a request that failed is tried again
-        self.ran = False
-        self.idle_seen = False
-        self.odd: tuple[str, float] = ("", 0.0)
+        self.sends = self.silences = 0
+        self.poll_at = self.again_at = 0.0          # again: when a request that failed is tried again
+        self.polling = self.idle_seen = False
+        self.odd: tuple[str, float] = ("", 0.0)     # how an end looks that must settle, since when
         self.fault: Fault | None = None
         self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
         self.spends: dict[str, Spend] = {}          # by message
-        self.measured: float | None = None
-        self.spins: list[str] = []
-        self.prompts: dict[str, bool] = {}          # user messages, whose texts are no answers
-        self.live: dict[str, Live] = {}
-        self.noted: dict[str, bool] = {}            # parts that are in the journal, asks that are answered
-        self.outcome = ""
-        self.problem = ""
-        self.check = ""
+        self.measured: float | None = None          # USD, as the server adds it up
+        self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
+        self.prompts: set[str] = set()              # user messages, whose texts are no answers
+        self.noted: set[str] = set()                # what is in the journal, or answered, and must not be twice
+        self.live: dict[str, Live] = {}             # what runs now, by part
 
     @property
     def prompt_id(self) -> str:
@@ -742,56 +697,44 @@ class Loop:
     STATES = ("starting", "ready", "running", "pausing", "paused", "waiting", "stopping", "complete", "error")
 
     def __init__(self, options: Options, now: float, seed: str = "") -> None:
-        self.options = options
+        self.options, self.now = options, now
         self.seed = seed                            # makes the ids of two runs differ
-        self.now = now
-        self.state = "starting"
-        self.state_since = now
+        self.state, self.state_since = "starting", now
         self.reason = ""                            # why it is in this state, for a person
         self.status = 130                           # exit status if it ended now
         self.interactive = options.interactive
         self.wanted = options.run or not options.interactive    # go on without waiting for S
-        self.generation = 1                         # of the server
-        self.server_up = False
-        self.server_url = ""
-        self.server_version = ""
-        self.server_failures = 0
+        # the server
+        self.generation, self.server_up, self.server_url = 1, False, ""
+        self.server_failures = 0                    # in a row
         self.server_at = 0.0                        # when to start it again
-        self.replace_server = False
+        self.replace_server = False                 # before the next iteration
         self.setup = SetupChecked()
-        self.plan = Plan()
-        self.plan_text: str | None = None
-        self.prompt_text = ""
-        self.reading = False
-        self.read_number = 0
+        # plan and prompt
+        self.plan, self.plan_text, self.prompt_text = Plan(), "", ""
+        self.reading, self.read_number, self.read_at = False, 0, 0.0
         self.files_wanted = 0                       # the FilesRead on which the loop moves on
-        self.read_at = 0.0
-        self.trouble_since = 0.0                    # of the plan
+        self.trouble_since = 0.0                    # when they began to be unreadable
+        # iterations
         self.iteration: Iteration | None = None
-        self.iterations = 0
+        self.iterations = self.succeeded = 0
         self.counted = 0                            # towards --max-iterations: not those that only waited
-        self.succeeded = 0
         self.busy_time = 0.0                        # seconds spent in iterations that succeeded
-        self.failures = 0                           # in a row
-        self.rate_limits = 0                        # in a row
-        self.unchanged = 0                          # iterations in a row that changed no task
-        self.check_failures = 0                     # in a row
+        self.failures = self.rate_limits = self.unchanged = self.check_failures = 0     # each in a row
         self.check_output = ""                      # of the check that failed last, as the agent is told it
-        self.wrapping_up = False
+        self.wrapping_up = False                    # the iteration is for the summary alone
+        self.wait_until = self.started = self.ended = 0.0
         self.limit = ""                             # the option that made it pause
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
         self.spent = Spend()                        # by iterations that are over
         self.context = 0                            # tokens in the session's context
-        self.model = options.model
-        self.agent = options.agent
-        self.started = 0.0
-        self.ended = 0.0
-        self.wait_until = 0.0
+        self.model, self.agent = options.model, options.agent
+        # people
         self.asks: dict[str, Ask] = {}
         self.bells = 0
-        self.confirming_quit = False
-        self.help = False
+        self.confirming_quit = self.help = False
+        # what came of it
         self.journal: collections.deque[Entry] = collections.deque(maxlen=JOURNAL)
         self.entries = 0
         self.out: list[Command] = []
@@ -820,7 +763,7 @@ class Loop:
              data: dict[str, Any] | None = None) -> None:
         it = self.iteration
         if len(text) > LONGEST_TEXT:
-            text = "%s … (%d characters)" % (text[:LONGEST_TEXT], len(text))
+            text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
         self.entries += 1
         self.journal.append(Entry(self.entries, self.now, kind, text, tone, it.family.get(session, 0) if it else 0,
                                   it.number if it else 0, session or (it.session if it else ""), data))
@@ -853,7 +796,13 @@ class Loop:
     def new_id(self, prefix: str) -> str:
         """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random ones."""
         stamp = (int(self.now * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
-        return "{}_{:012x}{}".format(prefix, stamp, (self.seed + "0" * 14)[:8] + "%06d" % (self.iterations % 10 ** 6))
+        return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{self.iterations % 10 ** 6:06}"
+
+    @property
+    def it(self) -> Iteration:
+        """The iteration under way, where there must be one."""
+        assert self.iteration
+        return self.iteration
 
     @property
     def total(self) -> Spend:
@@ -872,7 +821,7 @@ class Loop:
     def on_server_ready(self, event: ServerReady) -> None:
         if event.generation != self.generation:
             return
-        self.server_up, self.server_url, self.server_version = True, event.url, event.version
+        self.server_up, self.server_url = True, event.url
         self.note("server", "OpenCode {} on {}".format(event.version or "(version unknown)", event.url), "dim")
         if self.state == "starting":
             self.command(CheckSetup())
@@ -924,10 +873,9 @@ class Loop:
         if problem and not self.options.debug:
             return self.on_bad_files(problem)
         self.trouble_since = 0.0
-        if plan.done > self.plan.done and self.plan_text is not None:
-            self.note("plan", "%d of %d done" % (plan.done, plan.automatable), "good")
-        self.plan, self.plan_text = plan, event.plan
-        self.prompt_text = event.prompt or ""
+        if plan.done > self.plan.done and self.plan_text:
+            self.note("plan", f"{plan.done} of {plan.automatable} done", "good")
+        self.plan, self.plan_text, self.prompt_text = plan, event.plan or "", event.prompt or ""
         if self.files_wanted and event.number >= self.files_wanted:
             self.files_wanted = 0
             if self.iteration is None:
@@ -953,7 +901,7 @@ class Loop:
         nothing_left = self.wrapping_up and not self.plan.pending
         if (self.plan.summary is not None or nothing_left) and not self.check_output:
             return self.complete()
-        self.wrapping_up = not self.plan.pending and self.plan_text is not None
+        self.wrapping_up = not self.plan.pending and bool(self.plan_text)
         limit = self.limit_reached(1)
         if limit:
             self.stop_at(*limit)
@@ -981,7 +929,7 @@ class Loop:
         task = it.task.text if it.task else "wrap up"
         text = render_prompt(body, self.options.plan, task, it.number, self.check_output)
         it.prompt = SendPrompt("", self.new_id("msg"), self.new_id("prt"), text, model, agent)
-        self.note("task", "{}{}".format(task, f"  ({it.task.phase})" if it.task and it.task.phase else ""), "head")
+        self.note("task", task, "head")
         self.take_step()
 
     def take_step(self) -> None:
@@ -991,8 +939,8 @@ class Loop:
             return
         it.again_at = 0.0
         if it.step == "creating":
-            title = "ocloop %d/%d: %s" % (min(self.plan.done + 1, self.plan.automatable), self.plan.automatable,
-                                          it.task.text if it.task else "wrap up")
+            title = (f"ocloop {min(self.plan.done + 1, self.plan.automatable)}/{self.plan.automatable}: "
+                    f"{it.task.text if it.task else 'wrap up'}")
             self.command(CreateSession(it.number, title[:100]))
         elif it.step == "prompting" and it.prompt:
             self.command(replace(it.prompt, session=it.session))
@@ -1044,7 +992,6 @@ class Loop:
             it.family.setdefault(child, 1)
         for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
             self.on_asked(kind, asked)
-        it.ran = it.ran or event.status in ("busy", "retry")
         if event.status == "retry":
             self.on_retry(event.detail)
         elif event.status == "busy":
@@ -1061,8 +1008,7 @@ class Loop:
 
     def weigh(self, verdict: str, fault: Fault | None) -> None:
         """The session is idle: end the iteration, send the prompt again, or look once more."""
-        it = self.iteration
-        assert it
+        it = self.it
         if verdict == "answered":
             return self.finish("done")
         if it.odd[0] != verdict:
@@ -1076,7 +1022,7 @@ class Loop:
             self.finish("cut", "its answer was broken off by somebody or something else")
         elif (verdict == "unfinished" and age >= SETTLE) or (verdict == "unanswered" and age >= SWALLOWED):
             if it.sends >= SENDS:
-                self.finish("failed", "the prompt was sent %d times and never answered" % it.sends)
+                self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
             else:
                 self.note("warn", "the prompt is not being answered: sending it again", "warn")
                 it.step = "prompting"
@@ -1084,8 +1030,7 @@ class Loop:
 
     def finish(self, outcome: str, problem: str = "") -> None:
         """The session is over; what it cost and what it changed comes next."""
-        it = self.iteration
-        assert it
+        it = self.it
         it.outcome, it.problem, it.step = outcome, problem, "measuring"
         it.live.clear()
         it.retry = None
@@ -1105,13 +1050,12 @@ class Loop:
         limit = self.options.server_memory
         if limit and event.memory > limit:
             self.replace_server = True
-            self.note("server", "grew to %d MiB (limit %d): replacing it" % (event.memory, limit), "warn")
+            self.note("server", f"grew to {event.memory} MiB (limit {limit}): replacing it", "warn")
         it.step = "rereading"
         self.read_files(move_on=True)
 
     def check_or_conclude(self) -> None:
-        it = self.iteration
-        assert it
+        it = self.it
         worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
         if self.options.check and worked:
             it.step = "checking"
@@ -1133,20 +1077,19 @@ class Loop:
             self.check_failures += 1
             self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
                                                     output=event.output)
-            self.note("check", "failed with exit status %d\n%s" % (event.status, event.output[-1500:]), "bad")
+            self.note("check", f"failed with exit status {event.status}\n{event.output[-1500:]}", "bad")
         self.conclude()
 
     def conclude(self) -> None:
         """Write the iteration into the books, then decide what its outcome means for the run."""
-        it = self.iteration
-        assert it
+        it = self.it
         seconds, spend = self.now - it.started, it.spend
         changed = it.before != self.plan.tasks
         self.spent.add(spend)
-        self.note("iter", "%d %s in %s · %s tokens · $%.4f" % (
-            it.number, it.outcome, duration(seconds), short_number(spend.tokens), spend.cost),
-            "head", data={
-                "record": "iteration", "task": it.task.text if it.task else "", "outcome": it.outcome,
+        task = it.task.text if it.task else "wrap up"
+        self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
+                  f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
+                "record": "iteration", "task": task, "outcome": it.outcome,
                 "problem": it.problem, "seconds": round(seconds, 1), "cost": round(spend.cost, 6),
                 "tokens": {"input": spend.input, "output": spend.output, "cached": spend.cached},
                 "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
@@ -1165,7 +1108,7 @@ class Loop:
         elif it.outcome in ("failed", "stalled", "cut") and self.plan.summary is None:
             self.failures += 1
             if self.options.retries and self.failures > self.options.retries:
-                self.fail("%d iterations in a row failed, the last one: %s" % (self.failures, it.problem))
+                self.fail(f"{self.failures} iterations in a row failed, the last one: {it.problem}")
             else:
                 self.wait(min(2.0 ** self.failures, LONGEST_WAIT), it.problem)
         else:
@@ -1177,17 +1120,17 @@ class Loop:
         """The option whose limit is reached (`times` over) and the reason in words."""
         limits, stuck = self.limits, self.options.stuck
         if limits["max_iterations"] and self.counted >= limits["max_iterations"] * times:
-            return "max_iterations", "%d iterations were worked (--max-iterations)" % self.counted
+            return "max_iterations", f"{self.counted} iterations were worked (--max-iterations)"
         if limits["max_cost"] and self.total.cost >= limits["max_cost"] * times:
             return "max_cost", f"${self.total.cost:.2f} were spent (--max-cost)"
         if limits["max_time"] and self.elapsed >= limits["max_time"] * times:
             return "max_time", f"{duration(self.elapsed)} have passed (--max-time)"
         if stuck and self.unchanged >= stuck:
-            return "stuck", ("%d iterations in a row changed no task (--stuck): look at the plan's next task and at "
-                             "the prompt, or mark the task [BLOCKED: reason]" % self.unchanged)
+            return "stuck", (f"{self.unchanged} iterations in a row changed no task (--stuck): look at the "
+                             "plan's next task and at the prompt, or mark the task [BLOCKED: reason]")
         if stuck and self.check_failures >= stuck:
-            return "stuck", ("the check failed %d times in a row (--stuck): run `%s` yourself and mend what it shows"
-                             % (self.check_failures, self.options.check))
+            return "stuck", (f"the check failed {self.check_failures} times in a row (--stuck): run `"
+                             f"{self.options.check}` yourself and mend what it shows")
         return None
 
     def stop_at(self, limit: str, reason: str) -> None:
@@ -1198,7 +1141,7 @@ class Loop:
 
     def complete(self) -> None:
         left = self.plan.pending
-        reason = "the plan was marked complete with %d tasks still pending" % left if left else "the plan is complete"
+        reason = f"the plan was marked complete with {left} tasks still pending" if left else "the plan is complete"
         if self.plan.summary is None:
             reason = "nothing is left to do; the agent wrote no summary"
         self.status = 3 if left else 0
@@ -1242,9 +1185,9 @@ class Loop:
         """What a person wants to know in the morning."""
         plan, total = self.plan, self.total
         lines = (plan.summary or "").split("\n") if plan.summary else []
-        lines.append("%d of %d tasks done, %d blocked, %d manual; %d iterations in %s; %s tokens, $%.4f" % (
-            plan.done, plan.automatable, plan.count("blocked"), plan.count("manual"), self.iterations,
-            duration(self.elapsed), short_number(total.tokens), total.cost))
+        lines.append(f"{plan.done} of {plan.automatable} tasks done, {plan.count('blocked')} blocked, "
+                     f"{plan.count('manual')} manual; {self.iterations} iterations in {duration(self.elapsed)}"
+                     f"; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
             for task in [task for task in plan.tasks if task.state == state][:20]:
                 lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
@@ -1283,7 +1226,7 @@ class Loop:
             it.active = self.now
             live = it.live.get(event.part)
             if live:
-                live.text = (live.text + event.text)[-600:]
+                live.text = (live.text + event.text)[-LONGEST_TEXT:]
 
     def on_server_event(self, event: ServerEvent) -> None:
         it, p = self.iteration, event.properties
@@ -1321,20 +1264,20 @@ class Loop:
             todos = [as_dict(todo) for todo in p.get("todos") or []]
             doing = next((str(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"), "")
             done = sum(todo.get("status") == "completed" for todo in todos)
-            self.note("todo", "%d/%d %s" % (done, len(todos), doing), "dim", session)
+            self.note("todo", f"{done}/{len(todos)} {doing}", "dim", session)
         elif event.type == "session.compacted":
             self.note("note", "the session was compacted", "dim", session)
+            self.on_spin(f"compaction {self.entries}", "compactions without an answer")
 
     def on_status(self, session: str, status: dict[str, Any]) -> None:
-        it = self.iteration
-        assert it
+        it = self.it
         if session != it.session:
             return
         if status.get("type") == "idle":
             it.idle_seen = True
             self.poll()
             return
-        it.ran, it.idle_seen = True, False
+        it.idle_seen = False
         if status.get("type") == "retry":
             self.on_retry(status)
         else:
@@ -1342,34 +1285,31 @@ class Loop:
 
     def on_retry(self, status: dict[str, Any]) -> None:
         """OpenCode tries again by itself; only what it parks for too long is taken out of its hands."""
-        it = self.iteration
-        assert it
+        it = self.it
         attempt, next_at = as_int(status.get("attempt")), as_int(status.get("next")) / 1000
         message = str(status.get("message") or "the provider failed")
         if it.retry is None or it.retry[0] != attempt:
-            self.note("retry", "attempt %d failed: %s" % (attempt, message), "warn")
+            self.note("retry", f"attempt {attempt} failed: {message}", "warn")
         it.retry = (attempt, message, next_at)
         it.active = max(it.active, min(next_at, self.now))
         if next_at - self.now > LONGEST_WAIT:
             self.abort("rate-limited", f"OpenCode would wait {duration(next_at - self.now)}: {message}")
 
     def on_session_error(self, session: str, error: Any) -> None:
-        it, fault = self.iteration, fault_of(error)
-        assert it
+        it, fault = self.it, fault_of(error)
         if not fault:
             return
         if session == it.session and fault.name != "ContextOverflowError":
             it.fault = fault
             it.poll_at = min(it.poll_at, self.now + 1)      # the message's error comes a little later
         if fault.message not in it.noted:
-            it.noted[fault.message] = True
+            it.noted.add(fault.message)
             self.note("error", f"{fault.name}: {fault.message}", "bad", session)
 
     def on_message(self, session: str, info: dict[str, Any]) -> None:
-        it, message = self.iteration, str(info.get("id") or "")
-        assert it
+        it, message = self.it, str(info.get("id") or "")
         if info.get("role") == "user":
-            it.prompts[message] = True
+            it.prompts.add(message)
             return
         tokens, cache = as_dict(info.get("tokens")), as_dict(as_dict(info.get("tokens")).get("cache"))
         spend = it.spends[message] = Spend(
@@ -1382,18 +1322,22 @@ class Loop:
             self.agent = str(info.get("agent") or info.get("mode") or self.agent)
         if not as_dict(info.get("time")).get("completed"):
             return
-        for part in [part for part, live in it.live.items() if live.message == message and live.kind == "text"]:
-            self.note_part(part, "text", it.live[part].text, "", session)
-        if info.get("finish") == "unknown" and message not in it.spins:
-            it.spins.append(message)
-            if len(it.spins) >= SPINS:
-                self.abort("failed", "the model's answers ended %d times without a reason" % SPINS)
-        elif info.get("finish") and info.get("finish") != "unknown":
+        self.note_texts(message, session)
+        if info.get("finish") == "unknown":
+            self.on_spin(message, "answers without an end")
+        elif info.get("finish") and info.get("summary") is not True:
             it.spins.clear()
 
+    def on_spin(self, what: str, words: str) -> None:
+        """Two hot loops of OpenCode's have no end of their own: answers that never finish, and compactions that
+        do not make the context fit."""
+        it = self.it
+        it.spins.add(what)
+        if len(it.spins) >= SPINS:
+            self.abort("failed", f"it spins: {SPINS} {words} in a row")
+
     def on_part(self, session: str, part: dict[str, Any]) -> None:
-        it, id, kind = self.iteration, str(part.get("id") or ""), part.get("type")
-        assert it
+        it, id, kind = self.it, str(part.get("id") or ""), part.get("type")
         message = str(part.get("messageID") or "")
         if id in it.noted or message in it.prompts or part.get("synthetic"):
             return
@@ -1403,21 +1347,24 @@ class Loop:
             if as_dict(part.get("time")).get("end"):
                 self.note_part(id, word, text, "dim" if word == "think" else "", session)
             elif it.prompt and id != it.prompt.part_id:
-                it.live[id] = Live(word, text[-600:], self.now, depth, message)
+                it.live[id] = Live(word, text[-LONGEST_TEXT:], self.now, depth, message)
         elif kind == "tool":
             self.on_tool(session, id, part, as_dict(part.get("state")))
 
     def note_part(self, id: str, kind: str, text: str, tone: str, session: str) -> None:
-        it = self.iteration
-        assert it
-        it.noted[id] = True
+        it = self.it
+        it.noted.add(id)
         it.live.pop(id, None)
         if text.strip():
             self.note(kind, text.strip(), tone, session)
 
+    def note_texts(self, message: str, session: str) -> None:
+        """A text may be ended only after the tools that it announces, and by older servers not at all."""
+        for part in [part for part, live in self.it.live.items() if live.message == message and live.kind == "text"]:
+            self.note_part(part, "text", self.it.live[part].text, "", session)
+
     def on_tool(self, session: str, id: str, part: dict[str, Any], state: dict[str, Any]) -> None:
-        it, tool, status = self.iteration, str(part.get("tool") or "tool"), state.get("status")
-        assert it
+        it, tool, status = self.it, str(part.get("tool") or "tool"), state.get("status")
         text = tool_text(tool, state, self.options.directory)
         if status in ("completed", "error"):
             times = as_dict(state.get("time"))
@@ -1426,6 +1373,7 @@ class Loop:
                 text += f"  {duration(seconds)}"
             if status == "error":
                 text += "  failed: {}".format(state.get("error"))
+            self.note_texts(str(part.get("messageID") or ""), session)
             self.note_part(id, tool, text, "bad" if status == "error" else "", session)
         else:
             if tool == "task" and status == "running" and id not in it.live:
@@ -1436,8 +1384,7 @@ class Loop:
     # ── what is asked
 
     def on_asked(self, kind: str, p: dict[str, Any]) -> None:
-        it, id, session = self.iteration, str(p.get("id") or ""), str(p.get("sessionID") or "")
-        assert it
+        it, id, session = self.it, str(p.get("id") or ""), str(p.get("sessionID") or "")
         if not id or id in self.asks or id in it.noted or session not in it.family:
             return
         questions = [as_dict(q) for q in p.get("questions") or []]
@@ -1458,10 +1405,9 @@ class Loop:
 
     def answer(self, ask: Ask, reply: str, said: str) -> None:
         """Answer with once, always, reject, or, for a question, the answers that were gathered."""
-        it = self.iteration
-        assert it
+        it = self.it
         self.asks.pop(ask.id, None)
-        it.noted[ask.id] = True
+        it.noted.add(ask.id)
         it.active = self.now
         self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
         self.command(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
@@ -1495,8 +1441,6 @@ class Loop:
     # ── what goes wrong
 
     def finish_failed(self, fault: Fault | None) -> None:
-        it = self.iteration
-        assert it
         if fault is None:
             self.finish("failed", "the session failed without saying why")
         elif fault.rate_limit:
@@ -1575,7 +1519,7 @@ class Loop:
         self.server_failures += 1
         self.note("server", reason, "bad")
         if self.server_failures > max(self.options.retries, 1):
-            return self.fail("the server failed %d times in a row, the last time: %s" % (self.server_failures, reason))
+            return self.fail(f"the server failed {self.server_failures} times in a row, the last time: {reason}")
         self.server_at = self.now + 2.0 ** (self.server_failures - 1) - 1
         if self.iteration:
             self.iteration.polling = False
@@ -1774,7 +1718,7 @@ def advice(fault: Fault, model: str) -> str:
         return "log in with `opencode auth login`, or look at the provider's key"
     if fault.status == 402:
         return "look at the provider's balance"
-    return "look at the model%s and the provider's address in the configuration" % (f" {model}" if model else "")
+    return f"look at the model {model} and the provider's address in the configuration"
 
 
 def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
@@ -1789,12 +1733,12 @@ def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
     if tool in ("grep", "glob"):
         text += f" in {path}" if path else ""
     elif tool == "todowrite":
-        text = "%d items" % len(given.get("todos") or [])
+        text = f"{len(given.get('todos') or [])} items"
     elif not text:
         text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
     diff = as_dict(metadata.get("filediff"))
     if diff:
-        text += "  +%d -%d" % (as_int(diff.get("additions")), as_int(diff.get("deletions")))
+        text += f"  +{as_int(diff.get('additions'))} -{as_int(diff.get('deletions'))}"
     return " ".join(text.split())[:500]
 
 
@@ -1811,8 +1755,10 @@ def duration(seconds: float) -> str:
     """Seconds for people: 9s, 4m05s, 3h12m."""
     whole = max(0, int(seconds))
     if whole < 60:
-        return "%ds" % whole
-    return "%dm%02ds" % divmod(whole, 60) if whole < 3600 else "%dh%02dm" % divmod(whole // 60, 60)
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole // 60 % 60:02}m"
 
 
 def short_number(number: int) -> str:
@@ -1901,6 +1847,10 @@ def clip(text: str, width: int) -> str:
     return text
 
 
+def ellipsis(text: str, width: int, glyphs: Glyphs) -> str:
+    return text if text_width(text) <= width else clip(text, width - 1) + glyphs.clean("…") if width > 8 else ""
+
+
 def clip_row(row: Row, width: int) -> Row:
     out: Row = []
     for style, text in row:
@@ -1971,8 +1921,8 @@ def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
                        "dim" if item.kind == "think" else "", item.depth)
                  for item in it.live.values()) if it else ()
     if it and it.retry:
-        live += (Entry(0, 0.0, "retry", "attempt %d in %s: %s" % (
-            it.retry[0] + 1, duration(it.retry[2] - now), it.retry[1]), "warn"),)
+        live += (Entry(0, 0.0, "retry", (f"attempt {it.retry[0] + 1} in {duration(it.retry[2] - now)}: "
+                                        f"{it.retry[1]}"), "warn"),)
     reason = loop.reason
     if loop.state == "waiting":
         reason = f"{reason}: again in {duration(loop.wait_until - now)}"
@@ -1992,13 +1942,14 @@ def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
     if ask is None:
         return ()
     left = f"  (refused in {duration(ask.deadline - now + 0.9)})" if ask.deadline else ""
-    more = "  (+%d more)" % (len(loop.asks) - 1) if len(loop.asks) > 1 else ""
+    more = f"  (+{len(loop.asks) - 1} more)" if len(loop.asks) > 1 else ""
     if ask.kind == "permission":
         return (f"May it? {ask.title}{left}{more}", ask.detail, "Y once   A always   N no")
     question = ask.questions[len(ask.answers)] if ask.questions else {}
     options = [as_dict(option) for option in question.get("options") or []]
     return (f"It asks{left}{more}", str(question.get("question") or ""),
-            *("%d %s%s" % (n, option.get("label"), "  " + str(option["description"]) if option.get("description") else "")
+            *((f"{n} {option.get('label')}"
+              f"{' - ' + str(option['description']) if option.get('description') else ''}")
               for n, option in enumerate(options[:9], 1)), "N none of these")
 
 
@@ -2066,34 +2017,33 @@ def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
     word = f"{sign[0 if glyphs.utf8 else 1]} {picture.state}"
     if picture.ask:
         word, style = ("? asked" if width < 40 else "? waits for you"), "warn"
-    state: Row = [(style + " bold", f" {word}"), ("dim", " %-6s" % duration(picture.state_seconds))]
-    facts = []
-    if picture.iteration:
-        facts = ["iteration %d" % picture.iteration, f"{duration(picture.elapsed)} elapsed"]
-        if picture.average:
-            facts.append(f"{duration(picture.average)} each")
-        if picture.left >= 0 and picture.state not in ("complete",):
-            facts.append(f"≈{duration(picture.left)} left")
+    state: Row = [(style + " bold", f" {word}"), ("dim", f" {duration(picture.state_seconds):<6}")]
     room = width - sum(text_width(text) for _, text in state) - 1
-    while facts and text_width("  ".join(facts)) > room:
-        facts.pop(0 if len(facts) > 2 else -1)
-    state.append(("", glyphs.clean("  ".join(facts)).rjust(room)))
+    average, left = duration(picture.average), duration(picture.left)
+    coming = picture.left >= 0 and picture.state != "complete"
+    facts = f"iteration {picture.iteration}  {duration(picture.elapsed)} elapsed"
+    facts += (f"  {average} each" if picture.average else "") + (f"  ≈{left} left" if coming else "")
+    if text_width(facts) > room:
+        facts = f"#{picture.iteration}  {duration(picture.elapsed)}" + (f"  ≈{left}" if coming else "")
+    state.append(("", glyphs.clean(facts if picture.iteration else "").rjust(room)))
     if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
         third: Row = [(style, glyphs.clean(" " + " ".join(picture.reason.split())))]
     else:
         phase = "  " + picture.phase if picture.phase else ""
-        third = [("accent", glyphs.clean(" ▸ ")), ("bold", glyphs.clean(picture.task)), ("dim", glyphs.clean(phase))]
+        task = ellipsis(glyphs.clean(picture.task), width - 4, glyphs)
+        third = [("accent", glyphs.clean(" ▸ ")), ("bold", task),
+                 ("dim", ellipsis(glyphs.clean(phase), width - 4 - text_width(task), glyphs))]
         if not picture.task:
             third = [("dim", " no pending task")]
     return [state, progress(picture, width, glyphs), third, spending(picture, width, glyphs)]
 
 
 def progress(picture: Picture, width: int, glyphs: Glyphs) -> Row:
-    counts = " %*d/%d %3d%%" % (len(str(picture.automatable)), picture.done, picture.automatable, picture.percent)
+    counts = f" {picture.done:>{len(str(picture.automatable))}}/{picture.automatable} {picture.percent:3}%"
     rest = ""
     if width >= 50:
-        rest += "  %d blocked" % picture.blocked if picture.blocked else ""
-        rest += "  %d manual" % picture.manual if picture.manual else ""
+        rest += f"  {picture.blocked} blocked" if picture.blocked else ""
+        rest += f"  {picture.manual} manual" if picture.manual else ""
     size = min(width - len(counts) - len(rest) - 2, 60)
     if size < 4:
         return [("bold", counts)]
@@ -2106,8 +2056,8 @@ def progress(picture: Picture, width: int, glyphs: Glyphs) -> Row:
 
 
 def spending(picture: Picture, width: int, glyphs: Glyphs) -> Row:
-    tokens = "↑%4s ↓%4s ⟳%4s" % tuple(map(short_number, (picture.input, picture.output, picture.cached)))
-    context = "  context %2d%%" % picture.context if picture.context >= 0 else ""
+    tokens = f"↑{short_number(picture.input):>4} ↓{short_number(picture.output):>4} ⟳{short_number(picture.cached):>4}"
+    context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
     cost = f"  ${picture.cost:.4f}" if picture.cost < 10 else f"  ${picture.cost:.2f}"
     right = tokens + context + cost
     if text_width(right) + 14 > width:
@@ -2131,18 +2081,18 @@ def asked(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
 
 def footer(picture: Picture, width: int, glyphs: Glyphs) -> Row:
     if picture.confirming_quit:
-        return [("warn bold", " An iteration is running. Q again stops it and quits, any other key goes on.")]
-    row: Row = []
-    for key, label in picture.keys:
-        row += [("accent bold", " " + key), ("dim", " " + label + " ")]
-    return row
+        return [("warn bold", " Q again stops the iteration and quits, any other key goes on")]
+    keys = list(picture.keys)
+    while len(keys) > 2 and sum(len(key) + len(label) + 3 for key, label in keys) > width:
+        del keys[-3]                                    # the last two say where to find the others, and the way out
+    return [span for key, label in keys for span in (("accent bold", " " + key), ("dim", f" {label} "))]
 
 
 def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
-    rows: list[Row] = [[("accent bold", glyphs.clean(" %-22s" % key)), ("", " " + text)] for key, text in KEYS]
+    rows: list[Row] = [[("accent bold", glyphs.clean(f" {key:<22}")), ("", " " + text)] for key, text in KEYS]
     rows.append([])
     for state, (sign, ascii_sign, style) in SIGNS.items():
-        rows.append([(style, " %s %-19s " % (sign if glyphs.utf8 else ascii_sign, state)), ("", MEANINGS[state])])
+        rows.append([(style, f" {sign if glyphs.utf8 else ascii_sign} {state:<19} "), ("", MEANINGS[state])])
     rows.append([])
     rows.append([("", glyphs.clean(" ↑ tokens in   ↓ out   ⟳ from the cache   ▸ the current task"))])
     return (rows + [[] for _ in range(height)])[:max(height, 0)]
@@ -2151,8 +2101,8 @@ def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
 def entry_rows(entry: Entry, width: int, glyphs: Glyphs) -> list[Row]:
     """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
-    left = " %-8s " % stamp if width >= 60 else " %-5s " % stamp[:5] if width >= 30 else " "
-    kind = "" if width < 30 else "%-6s " % entry.kind[:6]
+    left = f" {stamp:<8} " if width >= 60 else f" {stamp[:5]:<5} " if width >= 30 else " "
+    kind = "" if width < 30 else f"{entry.kind[:8]:<8} " if width >= 60 else f"{entry.kind[:6]:<6} "
     if entry.kind == "iter":
         text = clip(glyphs.clean(f"{glyphs.rule * 2} {entry.text} "), width)
         return [[("dim", text + glyphs.rule * (width - text_width(text)))]]
@@ -2203,7 +2153,7 @@ def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: 
     scroll.entry, scroll.row = rows[last][0]
     below = len(rows) - 1 - last
     shown = [row for _, row in rows[max(0, last - height + 2):last + 1]]
-    shown.append([("warn", glyphs.clean(" ↓ %d more lines below (End)" % below))])
+    shown.append([("warn", glyphs.clean(f" ↓ {below} more lines below (End)"))])
     return [[] for _ in range(height - len(shown))] + shown[-height:]
 
 
@@ -2356,7 +2306,7 @@ class Client:
                 name, details = str(said.get("name") or ""), as_dict(said.get("data"))
                 issues = "; ".join(str(as_dict(issue).get("message")) for issue in details.get("issues") or [])
                 message = " ".join(str(t) for t in (details.get("path"), details.get("message"), issues) if t)
-            message = message or "%s %s was answered with %d" % (method, path, error.code)
+            message = message or f"{method} {path} was answered with {error.code}"
             raise RequestError(error.code, message, name) from None
         except (OSError, http.client.HTTPException) as error:       # URLError is an OSError
             raise RequestError(0, str(getattr(error, "reason", "") or error or type(error).__name__)) from None
@@ -2431,7 +2381,7 @@ class Server:
             port = self._choose_port()
             environment = dict(self.environment, OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
             environment.pop("OPENCODE_SERVER_USERNAME", None)
-            argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", "--port=%d" % port]
+            argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
             self.username = "opencode"
             with self.lock:
                 if self.closing:
@@ -2450,8 +2400,8 @@ class Server:
             try:
                 url = found.get(timeout=START_TIMEOUT)
             except queue.Empty:
-                raise Problem("OpenCode did not start within %d s: run `%s` yourself and look at what it says"
-                              % (START_TIMEOUT, " ".join(argv))) from None
+                raise Problem(f"OpenCode did not start within {START_TIMEOUT:.0f} s: run `{' '.join(argv)}` "
+                              "yourself and look at what it says") from None
             if url:
                 return url
             if self.options.port or attempt == 3 or port_is_free(port):
@@ -2467,7 +2417,8 @@ class Server:
         if port_is_free(port or 4096):
             return port or 4096
         if port:
-            raise Problem("port %d is taken: choose another one with --port, or leave --port out for a free one" % port, 2)
+            raise Problem((f"port {port} is taken: choose another one with --port, or leave --port out for a "
+                          "free one"), 2)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             return int(free.getsockname()[1])
@@ -2598,23 +2549,28 @@ def sweep(mark: str) -> None:
 
 def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[[], bool], live: bool) -> None:
     """Post the server's events until they are not wanted any more; connects anew with growing pauses."""
+    import http.client
+
     pause = 0.2
     while wanted():
         try:
             with client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
                 post(StreamOpened())
                 pause = 0.2
-                raw = getattr(response, "fp", response)
-                chunks = unchunked(lambda: bytes(raw.read1(1 << 18))) if getattr(response, "chunked", False) else \
-                    iter(lambda: bytes(response.read1(1 << 18)), b"")
-                read_stream(chunks, post, wanted, live)
+                read_stream(chunks_of(response), post, wanted, live)
             reason = "the event stream ended"
-        except Exception as error:          # whatever it is, polling goes on and the next connection is fresh
-            reason = "the event stream broke: %s" % (str(error) or type(error).__name__)
+        except (RequestError, OSError, ValueError, http.client.HTTPException) as error:
+            reason = f"the event stream broke: {str(error) or type(error).__name__}"
         if wanted():
             post(StreamLost(reason))
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
+
+
+def chunks_of(response: Any) -> Iterator[bytes]:
+    if response.chunked:
+        return unchunked(lambda: bytes(response.fp.read1(1 << 18)))
+    return iter(lambda: bytes(response.read1(1 << 18)), b"")
 
 
 def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: Callable[[], bool],
@@ -2823,7 +2779,7 @@ class Worker:
                                    env=dict(self.environment, **command.facts), stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         status = process.wait()
-        return Noted("warn", "--notify ended with exit status %d" % status) if status else None
+        return Noted("warn", f"--notify ended with exit status {status}") if status else None
 
 
 CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
@@ -2853,6 +2809,7 @@ class LineScreen:
     """Plain lines: one per journal entry, for logs, pipes and terminals that can do no more."""
 
     wants_pictures = False
+    handed = None
 
     def __init__(self, colour: bool) -> None:
         self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
@@ -2882,9 +2839,9 @@ class LineScreen:
             colour = self.colours.get(entry.tone, "")
             start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
             stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-            text = ("\n" + " " * 16).join(lines)
+            text = ("\n" + " " * 18).join(lines)
             with suppress(OSError, ValueError):     # nobody may be reading any more
-                print("%s %s%-6s %s%s%s" % (stamp, start, entry.kind[:6], "  " * entry.depth, text, end), flush=True)
+                print(f"{stamp} {start}{entry.kind[:8]:<8} {'  ' * entry.depth}{text}{end}", flush=True)
 
 
 class CursesScreen:
@@ -3008,7 +2965,7 @@ class CursesScreen:
                 x += text_width(text)
         window.noutrefresh()
         curses.doupdate()
-        self._title("ocloop %s %d/%d" % (picture.state, picture.done, picture.automatable))
+        self._title(f"ocloop {picture.state} {picture.done}/{picture.automatable}")
 
     def _title(self, text: str, last: list[str] = [""]) -> None:  # noqa: B006
         """Set the terminal's title where it knows how; "" gives it back."""
@@ -3054,15 +3011,16 @@ def curses_problem() -> str:
     """Why this terminal cannot have the curses screen; "" when it can."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "there is no terminal"
+    term = os.environ.get("TERM", "")
     try:
         import curses
-
-        curses.setupterm()
-        return "" if curses.tigetstr("cup") else "TERM={} cannot move the cursor".format(os.environ.get("TERM", ""))
     except ImportError:
         return "this Python has no curses"
-    except Exception:                               # _curses.error: an unknown TERM
-        return "TERM={} is not known here".format(os.environ.get("TERM", ""))
+    try:
+        curses.setupterm()
+        return "" if curses.tigetstr("cup") else f"TERM={term} cannot move the cursor"
+    except curses.error:
+        return f"TERM={term} is not known here"
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3102,7 +3060,8 @@ class Log:
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
             return json.dumps(record, ensure_ascii=False)
-        return "%s %-6s %s" % (iso_time(entry.time), entry.kind, Glyphs().clean(entry.text.replace("\n", " / ")))
+        text = Glyphs().clean(entry.text.replace("\n", " / "))
+        return f"{iso_time(entry.time)} {entry.kind:<8} {text}"
 
     def event(self, event: Event, now: float) -> None:
         """With --verbose, what the loop was told: the log can then be replayed against `Loop`."""
@@ -3163,7 +3122,7 @@ class RunFile:
         if not self.folder:
             return
         with suppress(OSError):
-            draft = "%s.%d" % (self.path, os.getpid())
+            draft = f"{self.path}.{os.getpid()}"
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(record, file, ensure_ascii=False)
@@ -3191,7 +3150,7 @@ def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when it is not where it should be."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     wanted = os.path.join(home, "ocloop")
-    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", "ocloop-%d" % os.getuid())
+    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
     for folder in (wanted, fallback):
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -3443,12 +3402,12 @@ def run(given: argparse.Namespace) -> int:
     if given.dry_run:
         return dry_run(options, plan, prompt, run_file)
     if plan.summary is not None:
-        left = "; %d tasks are still pending" % plan.pending if plan.pending else ""
+        left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
         print(f"ocloop: {options.plan} is complete already{left}: remove its <plan-complete> tag to work on it again")
         return 3 if left else 0
     held = run_file.acquire()
     if held:
-        raise Problem("another loop works on this plan (process %d): `status` shows it, `attach` joins it" % held)
+        raise Problem(f"another loop works on this plan (process {held}): `status` shows it, `attach` joins it")
     why_plain = "" if options.plain else curses_problem()
     options = replace(options, interactive=not (options.plain or why_plain))
     try:
@@ -3507,6 +3466,8 @@ class Run:
     def _take_signals(self) -> None:
         def post(number: int, frame: Any) -> None:
             name = signal.Signals(number).name
+            if name == "SIGINT" and self.screen and self.screen.handed:
+                return                              # the terminal is not ours at the moment
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)") if name == "SIGHUP" else Signalled(name))
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -3623,17 +3584,18 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
     if options.server:
         lines.append(f"server    {options.server}")
     else:
-        found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                               check=False)
         if found.returncode:
-            problems.append("`%s --version` ended with exit status %d: %s" % (
-                " ".join(options.opencode), found.returncode, found.stderr.strip()[-200:]))
+            problems.append(f"`{' '.join(options.opencode)} --version` ended with exit status "
+                            f"{found.returncode}: {found.stderr.strip()[-200:]}")
         lines.append("opencode  {} ({})".format(found.stdout.strip() or "?", " ".join(options.opencode)))
         if options.port and not port_is_free(options.port):
-            problems.append("port %d is taken: choose another one with --port" % options.port)
+            problems.append(f"port {options.port} is taken: choose another one with --port")
     lines.append(f"directory {options.directory}")
-    lines.append("plan      %s: %d of %d done (%d %%), %d blocked, %d manual%s" % (
-        options.plan, plan.done, plan.automatable, plan.percent, plan.count("blocked"), plan.count("manual"),
-        "" if plan.summary is None else ", marked complete"))
+    lines.append(f"plan      {options.plan}: {plan.done} of {plan.automatable} done ({plan.percent} %), "
+                 f"{plan.count('blocked')} blocked, {plan.count('manual')} manual"
+                 f"{'' if plan.summary is None else ', marked complete'}")
     lines.append(f"next task {task}")
     lines.append("model     %s" % (options.model or fields.get("model") or "OpenCode's own"))
     lines.append("agent     %s" % (options.agent or fields.get("agent") or "OpenCode's own"))
@@ -3641,15 +3603,16 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
         word = command.split()[0] if command.split() else ""
         if word:
             known = shutil.which(word) or not re.fullmatch(r"[\w./+-]+", word) or subprocess.run(
-                ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True).returncode == 0
-            lines.append("%-9s %s" % (name, command))
+                ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True,
+                check=False).returncode == 0
+            lines.append(f"{name:<9} {command}")
             if not known:
                 problems.append(f"--{name}: there is no command {word}")
     if "{{PLAN_FILE}}" not in prompt:
         lines.append("warning   the prompt does not contain {{PLAN_FILE}}: will the agent find the plan?")
     held = run_file.running()
     if held:
-        problems.append("another loop works on this plan (process %d)" % held)
+        problems.append(f"another loop works on this plan (process {held})")
     lines += [f"prompt    {options.prompt}", ""]
     lines += ["  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")]
     lines += [""] + ["problem   " + problem for problem in problems] + ([] if problems else ["all is well: nothing was started"])
@@ -3702,9 +3665,9 @@ def status(given: argparse.Namespace) -> int:
                           "summary": plan.summary, "running": bool(pid), "run": record or None}, ensure_ascii=False))
         return 0 if complete else 3
     clean = Glyphs().clean
-    print("plan      %s\nprogress  %d of %d done (%d %%), %d blocked, %d manual%s" % (
-        path, plan.done, plan.automatable, plan.percent, plan.count("blocked"), plan.count("manual"),
-        ", complete" if plan.summary is not None else ""))
+    print(f"plan      {path}\nprogress  {plan.done} of {plan.automatable} done ({plan.percent} %), "
+          f"{plan.count('blocked')} blocked, {plan.count('manual')} manual"
+          f"{', complete' if plan.summary is not None else ''}")
     if plan.current:
         print("next      " + clean(plan.current.text))
     tokens = as_dict(record.get("tokens"))
@@ -3712,8 +3675,9 @@ def status(given: argparse.Namespace) -> int:
         sum(as_int(number) for number in tokens.values())), as_float(record.get("cost")))
     if pid:
         waits = "".join(f", waits for you: {title}" for title in record.get("waits_for") or [])
-        print("run       %s%s%s, process %d" % (record.get("state"), ": " * bool(record.get("reason")) + clean(
-            " ".join(str(record.get("reason") or "").split())), clean(waits), pid))
+        print(f"run       {record.get('state')}"
+              f"{': ' * bool(record.get('reason')) + clean(' '.join(str(record.get('reason') or '').split()))}"
+              f"{clean(waits)}, process {pid}")
         print("iteration {}: {}".format(record.get("iteration"), clean(str(record.get("task") or "-"))))
         print("session   {} on {}".format(record.get("session") or "-", record.get("server") or "-"))
         print("spent     " + spend)

@@ -1,27 +1,28 @@
 #!/usr/bin/env python3
 """What a loop costs beside the model's own time: `ocloop.py` and any other command, side by side.
 
-Each program works through plans of its own in a pseudo-terminal of 100x30, in a project and a HOME of its own,
-with `fake_opencode.py` (next to this file) as the only `opencode` on its PATH. The fake answers at once, so what
-is left is the loop's. Linux only, since it reads /proc; loopback only; every process it starts is ended.
+Each program works through plans of its own in a pseudo-terminal of 100x30, in a project and a HOME of its
+own, with `fake_opencode.py` (next to this file) as the first `opencode` on its PATH. The fake answers at
+once, so what is left is the loop's. Linux only, since it reads /proc; every process it starts is ended.
 
     benchmark.py                                              ocloop alone
     benchmark.py --also "pyocloop=/path/to/venv/bin/ocloop run --run"
     benchmark.py --quick                                      a short form, for seeing that it works
 
-A command that is given must start its iterations by itself; it is ended with the key q, then SIGTERM, then SIGKILL
-of its process group.
+A command that is given must start its iterations by itself; it is ended with the key q, then SIGTERM, then
+SIGKILL of its process group.
 
 The measures:
 
-    start     start of the program until the first prompt reaches the server, less the time from the server's own
-              start until it listens; the median of several starts
+    start     start of the program until the first prompt reaches the server, less the time from the server's
+              own start until it listens; the median of several starts
     gap       the server says that the session is idle until the next prompt reaches it; the median over a run
-    CPU       user and system time of the program's own process, without the server, from its start to the end of
-              the last iteration
+    CPU       user and system time of the program's own process, without the server, from its start to the
+              end of the last iteration
     memory    the most that the program's own process had resident in that run
-    events    a flood of text deltas: how many are worked through in a second, and the CPU time that one takes,
-              from the first delta until the prompt after it
+    events    a flood of text deltas, each in an HTTP chunk of its own as the real server sends them: how many
+              are worked through in a second, and the CPU time that one takes, from the first delta until the
+              prompt after the flood
     waiting   CPU time while the session is busy and nothing comes
     imports   for comparison: a Python that imports what such a program needs, and ends
 """
@@ -52,7 +53,9 @@ from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 IMPORTS = "import argparse, curses, json, subprocess, threading, urllib.request"
-PROMPT = "Execute the next task from {{PLAN_FILE}}, mark it done, and append the completion tag when none is left.\n"
+PROMPT = (
+    "Execute the next task from {{PLAN_FILE}}, mark it done; when none is left, append the completion tag.\n"
+)
 PATIENCE = 60.0
 COLUMNS, ROWS = 100, 30
 
@@ -71,6 +74,7 @@ class Sizes:
     iterations: int
     events: int
     wait: float
+    per_chunk: int = 1
 
 
 @dataclasses.dataclass
@@ -108,7 +112,7 @@ class Run:
             execute(command, folder / "project", environment)
 
     def until(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-        """Wait until `done`; Failed when the program ends before, or nothing happens for `patience` seconds."""
+        """Wait until `done`; Failed when the program ends before, or `patience` seconds pass without news."""
         moved = time.monotonic()
         while not done():
             if self.look(0.01):
@@ -194,9 +198,10 @@ def execute(command: list[str], project: Path, environment: dict[str, str]) -> N
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         os.chdir(project)
         os.execvpe(command[0], command, environment)
-    except BaseException as error:
+    except OSError as error:
         os.write(2, f"{command[0]}: {error}\n".encode())
-    os._exit(127)
+    finally:
+        os._exit(127)
 
 
 def cpu_clock(pid: int) -> int:
@@ -271,9 +276,10 @@ def measure_iterations(command: list[str], folder: Path, iterations: int) -> tup
         return statistics.median(gaps) * 1000, run.cpu, run.memory
 
 
-def measure_flood(command: list[str], folder: Path, events: int) -> tuple[float, float]:
+def measure_flood(command: list[str], folder: Path, events: int, per_chunk: int) -> tuple[float, float]:
     """Events a second, and microseconds of CPU for one."""
-    with running(command, folder, 2, {"answers": [f"flood:{events}", "work"]}) as run:
+    behaviour = {"answers": [f"flood:{events}", "work"], "per_chunk": per_chunk}
+    with running(command, folder, 2, behaviour) as run:
         run.until(lambda: bool(run.events("flood")), "the flood")
         cpu = run.cpu
         run.until(lambda: len(run.prompts()) > 1, "the prompt after the flood", patience=600.0)
@@ -301,7 +307,7 @@ def measure(name: str, command: list[str], folder: Path, sizes: Sizes) -> Figure
     with attempt(name, "iterations"):
         figures.gap, figures.cpu, figures.memory = measure_iterations(command, folder, sizes.iterations)
     with attempt(name, "flood"):
-        figures.events, figures.event_cpu = measure_flood(command, folder, sizes.events)
+        figures.events, figures.event_cpu = measure_flood(command, folder, sizes.events, sizes.per_chunk)
     with attempt(name, "waiting"):
         figures.waiting = measure_waiting(command, folder, sizes.wait)
     return figures
@@ -389,6 +395,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--starts", type=int, help="how many starts to take the median of (default: 7)")
     parser.add_argument("--iterations", type=int, help="tasks in the plan (default: 100)")
     parser.add_argument("--events", type=int, help="deltas in the flood (default: 1000000)")
+    parser.add_argument("--per-chunk", type=int, help="deltas in one HTTP chunk of the flood (default: 1)")
     parser.add_argument("--wait", type=float, help="seconds of waiting (default: 60)")
     return parser.parse_args()
 

@@ -29,6 +29,7 @@ The setting is the environment variable FAKE_OPENCODE, a JSON object. All its ke
     routes        "five": only POST /session, prompt_async and abort, GET /event and GET /config; else 404
     config_error  true: every route of the directory answers 400 ConfigJsonError
     heartbeat     seconds between server.heartbeat events; 10
+    per_chunk     events in one HTTP chunk of a flood; 1, as on the real server's socket
     memory        MiB to take at the start; a list gives each process its own, counted as `starts` are
     stubborn      true: SIGTERM, SIGINT and SIGHUP are ignored
     model         the configured model, "fake/model"
@@ -106,6 +107,7 @@ KEYS = [
     "memory",
     "stubborn",
     "port",
+    "per_chunk",
     "model",
     "models",
     "agents",
@@ -147,6 +149,14 @@ def chunk(data: bytes) -> bytes:
 def frame(event: Json) -> bytes:
     """An event as it stands on the wire."""
     return chunk(b"data: " + encode(event).encode("utf-8", "replace") + b"\n\n")
+
+
+def merge(frames: list[bytes], count: int) -> bytes:
+    """The frames one after the other, with `count` events in each chunk."""
+    if count > 1:
+        events = [data.partition(b"\r\n")[2][:-2] for data in frames]
+        frames = [chunk(b"".join(events[at : at + count])) for at in range(0, len(events), count)]
+    return b"".join(frames)
 
 
 def find_plan(text: str) -> str:
@@ -849,11 +859,11 @@ class Turn:
             )
         deltas, self.frames = self.frames[-DELTAS:], self.frames[:-DELTAS]
         left = int(argument)
-        whole = b"".join(deltas)
+        whole = merge(deltas, self.server.per_chunk)
         self.flush()
         self.server.note("flood", events=left)
         while left > 0:
-            self.server.send(whole if left >= DELTAS else b"".join(deltas[:left]))
+            self.server.send(whole if left >= DELTAS else merge(deltas[:left], self.server.per_chunk))
             self.server.drain()
             left -= DELTAS
         self.server.note("flooded")
@@ -921,6 +931,7 @@ class Server:
         self.again: str = behaviour.get("again", "work")
         self.delay = float(behaviour.get("delay", 0))
         self.heartbeat = float(behaviour.get("heartbeat", 10))
+        self.per_chunk = int(behaviour.get("per_chunk", 1))
         self.five = behaviour.get("routes") == "five"
         self.config_error = bool(behaviour.get("config_error"))
         self.model: str = behaviour.get("model", "fake/model")
