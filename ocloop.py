@@ -1035,7 +1035,7 @@ class Loop:
         it.live.clear()
         it.retry = None
         self.asks.clear()
-        if problem:
+        if problem and outcome != "fatal" and problem not in it.noted:
             self.note("error" if outcome != "aborted" else "note", problem, "bad" if outcome != "aborted" else "warn")
         if self.server_up and it.session:
             self.take_step()

@@ -426,7 +426,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     results["imports"] = measure_imports(options.python, sizes.starts)
     print(f"{machine()}, Python {platform.python_version()}\n\n{table(results, sizes)}")
-    return 0
+    return 1 if any(None in dataclasses.astuple(results[name]) for name in programs) else 0
 
 
 if __name__ == "__main__":
