@@ -42,8 +42,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 __version__ = "1.0.0"
 
@@ -61,8 +60,7 @@ class Problem(Exception):
 # work. Nothing else reads the environment for a setting.
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What `run` was asked to do. Paths are absolute, durations are seconds, 0 means off."""
 
     directory: str = "."
@@ -99,47 +97,33 @@ class Options:
 # nothing raises. The loop never writes it.
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One checkbox. `state` is pending, done, manual or blocked; `line` counts from 1."""
 
     state: str
     text: str
     reason: str = ""
-    phase: str = field(default="", compare=False)
-    line: int = field(default=0, compare=False)
+    phase: str = ""
+    line: int = 0
 
 
-@dataclass(frozen=True)
 class Plan:
     """A plan as read; `summary` is None until the completion tag stands in it."""
 
-    tasks: tuple[Task, ...] = ()
-    summary: str | None = None
+    def __init__(self, tasks: Sequence[Task] = (), summary: str | None = None) -> None:
+        self.tasks, self.summary = tuple(tasks), summary
+        counts = collections.Counter(task.state for task in tasks)
+        self.done, self.pending = counts["done"], counts["pending"]
+        self.manual, self.blocked = counts["manual"], counts["blocked"]
+        self.automatable = self.done + self.pending
+        self.percent = 100      # done of automatable, rounded half up
+        if self.automatable:
+            self.percent = (200 * self.done + self.automatable) // (2 * self.automatable)
+        self.current = next((task for task in tasks if task.state == "pending"), None)
+        self.marks = [task[:3] for task in tasks]       # what an iteration can change
 
-    def count(self, state: str) -> int:
-        return sum(task.state == state for task in self.tasks)
-
-    @property
-    def done(self) -> int:
-        return self.count("done")
-
-    @property
-    def pending(self) -> int:
-        return self.count("pending")
-
-    @property
-    def automatable(self) -> int:
-        return self.done + self.pending
-
-    @property
-    def percent(self) -> int:
-        """Done of automatable, rounded half up; 100 when nothing is automatable."""
-        return (200 * self.done + self.automatable) // (2 * self.automatable) if self.automatable else 100
-
-    @property
-    def current(self) -> Task | None:
-        return next((task for task in self.tasks if task.state == "pending"), None)
+    def of(self, state: str) -> list[Task]:
+        return [task for task in self.tasks if task.state == state]
 
 
 _LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
@@ -167,7 +151,7 @@ def parse_plan(text: str) -> Plan:
             task = _parse_task(line, phase, number)
             if task:
                 tasks.append(task)
-    return Plan(tuple(tasks), _find_summary(text, "\n".join(lines)))
+    return Plan(tasks, _find_summary(text, "\n".join(lines)))
 
 
 def _blank_hidden(lines: list[str]) -> list[str]:
@@ -294,37 +278,27 @@ exit status {status}
 # worker name the command that they answer, so that a late one can be told from the one awaited.
 
 
-@dataclass(frozen=True)
-class Command:
-    """What to do."""
-
-@dataclass(frozen=True)
-class StartServer(Command):
+class StartServer(NamedTuple):
     """Stop what runs of the server, then start it anew. Answered by ServerReady or ServerDied."""
     generation: int
 
-@dataclass(frozen=True)
-class StopServer(Command):
+class StopServer(NamedTuple):
     """Abort the session (if any) and stop the server, tools and all."""
     session: str
 
-@dataclass(frozen=True)
-class CheckSetup(Command):
+class CheckSetup(NamedTuple):
     """Ask the server for its configuration, models and agents. Answered by SetupChecked."""
 
-@dataclass(frozen=True)
-class ReadFiles(Command):
+class ReadFiles(NamedTuple):
     """Read plan and prompt; the number comes back. Answered by FilesRead."""
     number: int
 
-@dataclass(frozen=True)
-class CreateSession(Command):
+class CreateSession(NamedTuple):
     """Answered by SessionCreated."""
     iteration: int
     title: str
 
-@dataclass(frozen=True)
-class SendPrompt(Command):
+class SendPrompt(NamedTuple):
     """Sending the same ids again is safe: the server knows them. Answered by PromptAccepted."""
     session: str
     message_id: str
@@ -333,24 +307,20 @@ class SendPrompt(Command):
     model: str
     agent: str
 
-@dataclass(frozen=True)
-class Poll(Command):
+class Poll(NamedTuple):
     """Ask for the session's status, and for its messages when it is idle or `messages` is set."""
     session: str
     messages: bool = False
 
-@dataclass(frozen=True)
-class AbortSession(Command):
+class AbortSession(NamedTuple):
     """Answered by SessionAborted."""
     session: str
 
-@dataclass(frozen=True)
-class Measure(Command):
+class Measure(NamedTuple):
     """Ask what session and children cost, and how large the server is. Answered by Measured."""
     session: str
 
-@dataclass(frozen=True)
-class Reply(Command):
+class Reply(NamedTuple):
     """Answer a permission (`reply`: once, always, reject) or a question (`answers`, a list per question)."""
     kind: str
     id: str
@@ -359,121 +329,97 @@ class Reply(Command):
     message: str = ""
     answers: tuple[tuple[str, ...], ...] = ()
 
-@dataclass(frozen=True)
-class RunCheck(Command):
+class RunCheck(NamedTuple):
     """Answered by CheckFinished."""
     iteration: int
     facts: dict[str, str]
 
-@dataclass(frozen=True)
-class StopCheck(Command):
+class StopCheck(NamedTuple):
     """End the check that runs, if one does."""
 
-@dataclass(frozen=True)
-class Notify(Command):
+class Notify(NamedTuple):
     facts: dict[str, str]
 
-@dataclass(frozen=True)
-class HandOver(Command):
+class HandOver(NamedTuple):
     """Give the terminal to OpenCode's own interface on this session."""
     session: str
 
-@dataclass(frozen=True)
-class Exit(Command):
+class Exit(NamedTuple):
     status: int
 
 
-@dataclass(frozen=True)
-class Event:
-    """What happened."""
-
-@dataclass(frozen=True)
-class Tick(Event):
+class Tick(NamedTuple):
     """Time has passed."""
 
-@dataclass(frozen=True)
-class ServerReady(Event):
+class ServerReady(NamedTuple):
     generation: int
     url: str
     version: str
 
-@dataclass(frozen=True)
-class ServerDied(Event):
+class ServerDied(NamedTuple):
     """The server ended by itself, or did not start; `lines` are the last ones it printed."""
     generation: int
     reason: str
     lines: tuple[str, ...] = ()
     final: bool = False              # trying again cannot help
 
-@dataclass(frozen=True)
-class SetupChecked(Event):
+class SetupChecked(NamedTuple):
     """`models` maps providerID/modelID to the size of its context; None: the server cannot tell."""
     model: str = ""
     models: dict[str, int] | None = None
     agents: list[str] | None = None
 
-@dataclass(frozen=True)
-class FilesRead(Event):
+class FilesRead(NamedTuple):
     """The texts of plan and prompt, or None and the problem."""
     number: int
     plan: str | None
     prompt: str | None
     problem: str = ""
 
-@dataclass(frozen=True)
-class SessionCreated(Event):
+class SessionCreated(NamedTuple):
     iteration: int
     session: str
 
-@dataclass(frozen=True)
-class PromptAccepted(Event):
+class PromptAccepted(NamedTuple):
     session: str
 
-@dataclass(frozen=True)
-class StreamOpened(Event):
+class StreamOpened(NamedTuple):
     """The event stream is (again) being read; what happened meanwhile is not repeated on it."""
 
-@dataclass(frozen=True)
-class StreamLost(Event):
+class StreamLost(NamedTuple):
     reason: str
 
-@dataclass(frozen=True)
-class ServerEvent(Event):
+class ServerEvent(NamedTuple):
     """One event of OpenCode's, as it came."""
     type: str
     properties: dict[str, Any]
 
-@dataclass(frozen=True)
-class Streamed(Event):
+class Streamed(NamedTuple):
     """A model is writing: `text` is new text of a part, or "" when a flood of it is only counted."""
     session: str = ""
     part: str = ""
     text: str = ""
 
-@dataclass(frozen=True)
-class Polled(Event):
+class Polled(NamedTuple):
     """`status` is idle, busy, retry or unknown (the server cannot tell), `messages` are digests, oldest first."""
     session: str
     status: str
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any]
     messages: list[dict[str, Any]] | None = None
     children: Sequence[str] = ()
     permissions: Sequence[dict[str, Any]] = ()
     questions: Sequence[dict[str, Any]] = ()
 
-@dataclass(frozen=True)
-class SessionAborted(Event):
+class SessionAborted(NamedTuple):
     session: str
 
-@dataclass(frozen=True)
-class Measured(Event):
+class Measured(NamedTuple):
     """`cost` in USD or None when the server cannot tell, `memory` of the server in MiB."""
     session: str
     cost: float | None = None
     memory: int = 0
 
-@dataclass(frozen=True)
-class RequestFailed(Event):
+class RequestFailed(NamedTuple):
     """A command's request got `status` (0: no answer at all) and `name`, OpenCode's name of the error."""
     command: str
     session: str
@@ -481,36 +427,38 @@ class RequestFailed(Event):
     problem: str
     name: str = ""
 
-@dataclass(frozen=True)
-class CheckFinished(Event):
+class CheckFinished(NamedTuple):
     iteration: int
     status: int
     output: str
     interrupted: bool = False
 
-@dataclass(frozen=True)
-class Key(Event):
+class Key(NamedTuple):
     """A key that was pressed: one character in lower case, or a name such as `space`."""
     name: str
 
-@dataclass(frozen=True)
-class Signalled(Event):
+class Signalled(NamedTuple):
     name: str
 
-@dataclass(frozen=True)
-class ScreenLost(Event):
+class ScreenLost(NamedTuple):
     """Nobody can see or press anything any more."""
     reason: str
 
-@dataclass(frozen=True)
-class Noted(Event):
+class Noted(NamedTuple):
     """Something that an edge has to say in the journal."""
     kind: str
     text: str
 
 
-@dataclass(frozen=True)
-class Entry:
+if TYPE_CHECKING:
+    Command = (StartServer | StopServer | CheckSetup | ReadFiles | CreateSession | SendPrompt | Poll |
+               AbortSession | Measure | Reply | RunCheck | StopCheck | Notify | HandOver | Exit)
+    Event = (Tick | ServerReady | ServerDied | SetupChecked | FilesRead | SessionCreated | PromptAccepted |
+             StreamOpened | StreamLost | ServerEvent | Streamed | Polled | SessionAborted | Measured |
+             RequestFailed | CheckFinished | Key | Signalled | ScreenLost | Noted)
+
+
+class Entry(NamedTuple):
     """One line of the journal, which is the one record of what happened. `time` is in seconds since 1970."""
 
     number: int
@@ -557,8 +505,7 @@ running   FilesRead       running paused complete error waiting  CreateSession, 
 """
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """An error of OpenCode's, by its structured fields alone."""
     name: str
     message: str
@@ -609,8 +556,7 @@ def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fau
     return "answered", None
 
 
-@dataclass
-class Ask:
+class Ask(NamedTuple):
     """A permission or a question that waits for somebody."""
     kind: str
     id: str
@@ -622,8 +568,7 @@ class Ask:
     answers: list[tuple[str, ...]]
 
 
-@dataclass
-class Live:
+class Live(NamedTuple):
     """Something that runs now: a tool, a text, a thought."""
     kind: str
     text: str
@@ -632,19 +577,16 @@ class Live:
     message: str
 
 
-@dataclass
-class Spend:
+class Spend(NamedTuple):
     """What was used: USD and tokens."""
     cost: float = 0.0
     input: int = 0
     output: int = 0
     cached: int = 0
 
-    def add(self, other: Spend) -> None:
-        self.cost += other.cost
-        self.input += other.input
-        self.output += other.output
-        self.cached += other.cached
+    def plus(self, other: Spend) -> Spend:
+        return Spend(self.cost + other.cost, self.input + other.input, self.output + other.output,
+                     self.cached + other.cached)
 
     @property
     def tokens(self) -> int:
@@ -657,7 +599,7 @@ class Iteration:
     STEPS = ("creating", "prompting", "working", "aborting", "measuring", "rereading", "checking")
 
     def __init__(self, number: int, plan: Plan, now: float) -> None:
-        self.number, self.task, self.before = number, plan.current, plan.tasks
+        self.number, self.task, self.before = number, plan.current, plan.marks
         self.step = "creating"
         self.session = self.outcome = self.problem = self.check = ""
         self.family: dict[str, int] = {}            # this session and its subagents' -> depth
@@ -674,7 +616,8 @@ class Iteration:
         self.measured: float | None = None          # USD, as the server adds it up
         self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
         self.prompts: set[str] = set()              # user messages, whose texts are no answers
-        self.noted: set[str] = set()                # what is in the journal, or answered, and must not be twice
+        self.noted: set[str] = set()                # parts and errors that are in the journal
+        self.answered: set[str] = set()             # what was asked
         self.live: dict[str, Live] = {}             # what runs now, by part
 
     @property
@@ -685,10 +628,8 @@ class Iteration:
     def spend(self) -> Spend:
         total = Spend()
         for spend in self.spends.values():
-            total.add(spend)
-        if self.measured is not None:
-            total.cost = max(total.cost, self.measured)
-        return total
+            total = total.plus(spend)
+        return total._replace(cost=max(total.cost, self.measured or 0.0))
 
 
 class Loop:
@@ -724,6 +665,7 @@ class Loop:
         self.check_output = ""                      # of the check that failed last, as the agent is told it
         self.wrapping_up = False                    # the iteration is for the summary alone
         self.wait_until = self.started = self.ended = 0.0
+        self.left_open = ""                         # a session that is to be aborted when everything ends
         self.limit = ""                             # the option that made it pause
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
@@ -807,10 +749,7 @@ class Loop:
     @property
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
-        total = replace(self.spent)
-        if self.iteration:
-            total.add(self.iteration.spend)
-        return total
+        return self.spent.plus(self.iteration.spend) if self.iteration else self.spent
 
     @property
     def elapsed(self) -> float:
@@ -855,8 +794,11 @@ class Loop:
     def begin(self) -> None:
         """Work from here on: with fresh files, `move_on` follows."""
         self.wanted = True
+        if not self.started:
+            self.started = self.now
+        elif self.ended:                    # the time at rest does not count
+            self.started += self.now - self.ended
         self.ended = 0.0
-        self.started = self.started or self.now
         self.enter("running")
         self.read_files(move_on=True)
 
@@ -906,7 +848,7 @@ class Loop:
         if limit:
             self.stop_at(*limit)
         elif self.state == "pausing":
-            self.enter("paused")
+            self.pause("")
         elif self.replace_server:
             self.replace_server = False
             self.start_server()
@@ -943,7 +885,7 @@ class Loop:
                     f"{it.task.text if it.task else 'wrap up'}")
             self.command(CreateSession(it.number, title[:100]))
         elif it.step == "prompting" and it.prompt:
-            self.command(replace(it.prompt, session=it.session))
+            self.command(it.prompt._replace(session=it.session))
         elif it.step == "working":
             self.poll()
         elif it.step == "aborting":
@@ -966,6 +908,7 @@ class Loop:
             it.silences = 0
             it.prompted = it.active = self.now
             it.odd = ("", 0.0)
+            it.idle_seen = it.idle_seen and it.sends == 1
             if it.idle_seen:
                 self.poll()
             else:
@@ -1001,7 +944,7 @@ class Loop:
                 self.finish("done")         # a server that says busy for ever
         elif event.messages is not None:
             self.weigh(*judge(event.messages, it.prompt_id))
-        elif it.idle_seen or (event.status == "idle" and self.now - it.prompted > SWALLOWED):
+        elif it.idle_seen or (self.now - it.active > SWALLOWED and (it.fault or event.status == "idle")):
             self.weigh("failed" if it.fault else "answered", it.fault)
         if it.step == "working" and event.status not in ("busy", "retry"):
             it.poll_at = min(it.poll_at, self.now + 0.5)
@@ -1018,15 +961,18 @@ class Loop:
             self.finish_failed(fault or it.fault)
         elif verdict == "refused" and age >= SETTLE:
             self.finish("refused", "something it asked for was refused")
+        elif verdict == "cut" and age >= SETTLE and self.interactive:
+            self.enter("pausing", "broken off in OpenCode's own interface")     # somebody is there, and at work
+            self.finish("aborted", self.reason)
         elif verdict == "cut" and age >= SETTLE:
             self.finish("cut", "its answer was broken off by somebody or something else")
-        elif (verdict == "unfinished" and age >= SETTLE) or (verdict == "unanswered" and age >= SWALLOWED):
+        elif verdict in ("unfinished", "unanswered") and age >= (
+                SETTLE if verdict == "unfinished" and it.sends == 1 else SWALLOWED):
             if it.sends >= SENDS:
-                self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
-            else:
-                self.note("warn", "the prompt is not being answered: sending it again", "warn")
-                it.step = "prompting"
-                self.take_step()
+                return self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
+            self.note("warn", "the prompt is not being answered: sending it again", "warn")
+            it.step = "prompting"
+            self.take_step()
 
     def finish(self, outcome: str, problem: str = "") -> None:
         """The session is over; what it cost and what it changed comes next."""
@@ -1084,8 +1030,8 @@ class Loop:
         """Write the iteration into the books, then decide what its outcome means for the run."""
         it = self.it
         seconds, spend = self.now - it.started, it.spend
-        changed = it.before != self.plan.tasks
-        self.spent.add(spend)
+        changed = it.before != self.plan.marks
+        self.spent = self.spent.plus(spend)
         task = it.task.text if it.task else "wrap up"
         self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
                   f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
@@ -1110,7 +1056,7 @@ class Loop:
             if self.options.retries and self.failures > self.options.retries:
                 self.fail(f"{self.failures} iterations in a row failed, the last one: {it.problem}")
             else:
-                self.wait(min(2.0 ** self.failures, LONGEST_WAIT), it.problem)
+                self.wait(min(4.0 ** self.failures, LONGEST_WAIT), it.problem)
         else:
             self.move_on()
 
@@ -1154,11 +1100,12 @@ class Loop:
         """The run cannot go on; R starts again, whatever it was."""
         session = self.iteration.session if self.iteration else ""
         if self.iteration:
-            self.spent.add(self.iteration.spend)
+            self.spent = self.spent.plus(self.iteration.spend)
             self.iteration = None
         self.asks.clear()
         self.status = 1
         self.enter("error", problem)
+        self.left_open = session
         self.command(StopCheck())
         self.close_books("failed", problem)
         if self.interactive:
@@ -1171,8 +1118,8 @@ class Loop:
         tone = {"complete": "good" if not self.status else "warn", "stopped": "warn"}.get(event, "bad")
         self.note("end", reason, tone, data={
             "record": "run", "event": event, "status": self.status, "reason": reason, "summary": plan.summary,
-            "done": plan.done, "total": plan.automatable, "blocked": plan.count("blocked"),
-            "manual": plan.count("manual"), "iterations": self.iterations, "seconds": round(self.elapsed, 1),
+            "done": plan.done, "total": plan.automatable, "blocked": plan.blocked,
+            "manual": plan.manual, "iterations": self.iterations, "seconds": round(self.elapsed, 1),
             "cost": round(total.cost, 6),
             "tokens": {"input": total.input, "output": total.output, "cached": total.cached}})
         for line in self.summary():
@@ -1185,17 +1132,22 @@ class Loop:
         """What a person wants to know in the morning."""
         plan, total = self.plan, self.total
         lines = (plan.summary or "").split("\n") if plan.summary else []
-        lines.append(f"{plan.done} of {plan.automatable} tasks done, {plan.count('blocked')} blocked, "
-                     f"{plan.count('manual')} manual; {self.iterations} iterations in {duration(self.elapsed)}"
+        lines.append(f"{plan.done} of {plan.automatable} tasks done, {plan.blocked} blocked, "
+                     f"{plan.manual} manual; {self.iterations} iterations in {duration(self.elapsed)}"
                      f"; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
-            for task in [task for task in plan.tasks if task.state == state][:20]:
+            for task in plan.of(state)[:20]:
                 lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
         return lines
 
+    def pause(self, reason: str) -> None:
+        self.enter("paused", reason)
+        if not self.interactive:
+            self.quit("paused, and the terminal is gone")
+
     def wait(self, seconds: float, reason: str) -> None:
         if self.state == "pausing":
-            return self.enter("paused", reason)
+            return self.pause(reason)
         self.wait_until = self.now + seconds
         self.enter("waiting", reason)
         self.note("retry", f"trying again in {duration(seconds)}", "warn")
@@ -1225,8 +1177,8 @@ class Loop:
         if it and (not event.session or event.session in it.family):
             it.active = self.now
             live = it.live.get(event.part)
-            if live:
-                live.text = (live.text + event.text)[-LONGEST_TEXT:]
+            if live and event.text:
+                it.live[event.part] = live._replace(text=(live.text + event.text)[-LONGEST_TEXT:])
 
     def on_server_event(self, event: ServerEvent) -> None:
         it, p = self.iteration, event.properties
@@ -1291,7 +1243,6 @@ class Loop:
         if it.retry is None or it.retry[0] != attempt:
             self.note("retry", f"attempt {attempt} failed: {message}", "warn")
         it.retry = (attempt, message, next_at)
-        it.active = max(it.active, min(next_at, self.now))
         if next_at - self.now > LONGEST_WAIT:
             self.abort("rate-limited", f"OpenCode would wait {duration(next_at - self.now)}: {message}")
 
@@ -1385,7 +1336,7 @@ class Loop:
 
     def on_asked(self, kind: str, p: dict[str, Any]) -> None:
         it, id, session = self.it, str(p.get("id") or ""), str(p.get("sessionID") or "")
-        if not id or id in self.asks or id in it.noted or session not in it.family:
+        if not id or id in self.asks or id in it.answered or session not in it.family:
             return
         questions = [as_dict(q) for q in p.get("questions") or []]
         title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
@@ -1407,7 +1358,7 @@ class Loop:
         """Answer with once, always, reject, or, for a question, the answers that were gathered."""
         it = self.it
         self.asks.pop(ask.id, None)
-        it.noted.add(ask.id)
+        it.answered.add(ask.id)
         it.active = self.now
         self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
         self.command(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
@@ -1415,7 +1366,7 @@ class Loop:
 
     def refuse(self, ask: Ask, why: str) -> None:
         """Refuse so that the agent goes on: a bare rejection would end its turn, a rejected question too."""
-        ask.answers += [(NOBODY,)] * (len(ask.questions) - len(ask.answers))
+        ask.answers.extend([(NOBODY,)] * (len(ask.questions) - len(ask.answers)))
         self.answer(ask, "reject", f"refused: {why}")
 
     def on_ask_key(self, key: str) -> bool:
@@ -1479,7 +1430,7 @@ class Loop:
         if event.command == "Reply":
             if event.status != 404:                 # 404: somebody else has answered
                 self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
-                it.noted.clear()
+                it.answered.clear()
                 it.poll_at = self.now + 1
         elif event.command == "AbortSession" and it.step == "aborting":
             if event.status == 0:
@@ -1546,7 +1497,7 @@ class Loop:
         elif key == "?":
             self.help = True
         elif key == "q":
-            if self.iteration and not self.options.server:
+            if self.iteration:
                 self.confirming_quit = True
             else:
                 self.quit("a person quit")
@@ -1596,7 +1547,8 @@ class Loop:
         """After a pause; a limit that was reached is raised by as much again."""
         if self.limit in self.limits:
             self.limits[self.limit] += getattr(self.options, self.limit)
-        self.unchanged = self.check_failures = 0 if self.limit == "stuck" else self.unchanged
+        if self.limit == "stuck":
+            self.unchanged = self.check_failures = 0
         self.limit, self.status = "", 130
         self.begin()
 
@@ -1624,10 +1576,8 @@ class Loop:
         self.confirming_quit = self.help = False
         for ask in list(self.asks.values()):
             self.refuse(ask, "nobody is there to answer")
-        if self.state in ("complete", "error") or self.limit:
-            self.command(Exit(self.status))
-        elif self.state in ("ready", "paused"):
-            self.begin()
+        if self.state in ("ready", "paused", "complete", "error") or not self.wanted:
+            self.quit("the terminal is gone, and nobody is there to go on")
 
     def on_noted(self, event: Noted) -> None:
         self.note(event.kind, event.text, "warn")
@@ -1655,7 +1605,7 @@ class Loop:
         if it.step == "working" and now >= it.poll_at and not it.polling:
             self.poll(messages=now - it.active > LOOK_CLOSER)
         limit = self.limit_reached(2)
-        if self.asks or it.retry:
+        if self.asks or (it.retry and it.retry[2] > now):
             it.active = now
         if limit and limit[0] in ("max_cost", "max_time"):
             self.abort("aborted", f"twice the limit: {limit[1]}")
@@ -1669,16 +1619,15 @@ class Loop:
         for name in ("state_since", "started", "ended", "wait_until", "trouble_since", "read_at", "server_at"):
             if getattr(self, name):
                 setattr(self, name, getattr(self, name) + away)
-        for ask in self.asks.values():
-            ask.deadline += away if ask.deadline else 0.0
+        for id, ask in self.asks.items():
+            self.asks[id] = ask._replace(deadline=ask.deadline + away if ask.deadline else 0.0)
         it = self.iteration
         if it:
             it.odd = (it.odd[0], it.odd[1] + away)
             for name in ("started", "active", "prompted", "again_at"):
                 setattr(it, name, getattr(it, name) + (away if getattr(it, name) else 0.0))
             it.poll_at = self.now
-            for live in it.live.values():
-                live.since += away
+            it.live = {part: live._replace(since=live.since + away) for part, live in it.live.items()}
 
 
 HANDLERS: dict[type, Callable[[Loop, Any], None]] = {
@@ -1796,8 +1745,7 @@ KEYS = (
 )
 
 
-@dataclass(frozen=True)
-class Glyphs:
+class Glyphs(NamedTuple):
     """The signs of a UTF-8 terminal, or of one that knows only ASCII."""
     utf8: bool = True
 
@@ -1875,8 +1823,7 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """All that a screen shows, without the place it is shown in. Times are whole seconds."""
 
     state: str
@@ -1907,7 +1854,7 @@ class Picture:
     help: bool
     bells: int
     newest: int
-    journal: tuple[Entry, ...] = field(compare=False, default=())
+    journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
 def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
@@ -1929,7 +1876,7 @@ def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
     return Picture(
         loop.state, int(now - loop.state_since), reason, loop.iterations, int(loop.elapsed), int(average),
         int(average * plan.pending) if loop.succeeded else -1, plan.done, plan.automatable, plan.percent,
-        plan.count("blocked"), plan.count("manual"), task.text if task else "", task.phase if task else "",
+        plan.blocked, plan.manual, task.text if task else "", task.phase if task else "",
         loop.model or loop.setup.model, loop.agent, total.input, total.output, total.cached,
         min(100, 100 * loop.context // size) if size else -1, round(total.cost, 4), live, ask_panel(loop, now),
         hints(loop), loop.confirming_quit, loop.help, loop.bells, loop.entries,
@@ -3068,7 +3015,7 @@ class Log:
         import json
 
         self.write([json.dumps({"time": iso_time(now), "kind": "input", "now": now, "event": type(event).__name__,
-                                "fields": asdict(event)}, ensure_ascii=False)])
+                                "fields": event._asdict()}, ensure_ascii=False)])
 
 
 def iso_time(seconds: float) -> str:
@@ -3345,7 +3292,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_options(given: argparse.Namespace) -> Options:
     """Everything `run` has to know; paths become absolute here."""
-    values = {name: getattr(given, name) for name in Options.__dataclass_fields__
+    values = {name: getattr(given, name) for name in Options._fields
               if getattr(given, name, None) is not None}
     values["directory"] = os.getcwd()
     for name in ("plan", "prompt", "log"):
@@ -3409,7 +3356,7 @@ def run(given: argparse.Namespace) -> int:
     if held:
         raise Problem(f"another loop works on this plan (process {held}): `status` shows it, `attach` joins it")
     why_plain = "" if options.plain else curses_problem()
-    options = replace(options, interactive=not (options.plain or why_plain))
+    options = options._replace(interactive=not (options.plain or why_plain))
     try:
         return Run(options, run_file, [text for text in (
             run_file.problem, "" if "{{PLAN_FILE}}" in prompt else f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: will the agent "
@@ -3449,6 +3396,7 @@ class Run:
 
     def work(self) -> int:
         """Run until the loop says Exit; whatever happens, nothing of it is left behind."""
+        sys.setswitchinterval(0.0005)       # a frame being laid out must not hold up a request that is due
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(Crash("".join(format_exception(args))))
         try:
@@ -3521,7 +3469,7 @@ class Run:
         loop = self.loop
         if self.screen.wants_pictures:
             picture = view(loop, loop.now, self.picture)
-            if picture != self.picture:
+            if self.picture is None or picture[:-1] != self.picture[:-1]:
                 self.picture = picture
                 self.screen.show(picture)
         it = loop.iteration
@@ -3541,7 +3489,7 @@ class Run:
         if self.log.json:
             import json
 
-            shown = asdict(replace(self.options, server=self.options.server.rpartition("@")[2]))
+            shown = self.options._replace(server=self.options.server.rpartition("@")[2])._asdict()
             self.log.write([json.dumps({"time": iso_time(self.loop.now), "kind": "start", "version": __version__,
                                         "now": self.loop.now, "seed": self.loop.seed, "options": shown},
                                        ensure_ascii=False)])
@@ -3552,7 +3500,7 @@ class Run:
         if self.screen:
             with suppress(Exception):
                 self._show()
-        session = loop.iteration.session if loop.iteration else ""
+        session = loop.iteration.session if loop.iteration else loop.left_open
         self.worker.stop_check()
         self.server.close(session)
         if self.screen:
@@ -3594,7 +3542,7 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
             problems.append(f"port {options.port} is taken: choose another one with --port")
     lines.append(f"directory {options.directory}")
     lines.append(f"plan      {options.plan}: {plan.done} of {plan.automatable} done ({plan.percent} %), "
-                 f"{plan.count('blocked')} blocked, {plan.count('manual')} manual"
+                 f"{plan.blocked} blocked, {plan.manual} manual"
                  f"{'' if plan.summary is None else ', marked complete'}")
     lines.append(f"next task {task}")
     lines.append("model     %s" % (options.model or fields.get("model") or "OpenCode's own"))
@@ -3661,12 +3609,12 @@ def status(given: argparse.Namespace) -> int:
     complete = plan.summary is not None and not plan.pending
     if given.json:
         print(json.dumps({"plan": path, "done": plan.done, "total": plan.automatable, "percent": plan.percent,
-                          "blocked": plan.count("blocked"), "manual": plan.count("manual"), "complete": complete,
+                          "blocked": plan.blocked, "manual": plan.manual, "complete": complete,
                           "summary": plan.summary, "running": bool(pid), "run": record or None}, ensure_ascii=False))
         return 0 if complete else 3
     clean = Glyphs().clean
     print(f"plan      {path}\nprogress  {plan.done} of {plan.automatable} done ({plan.percent} %), "
-          f"{plan.count('blocked')} blocked, {plan.count('manual')} manual"
+          f"{plan.blocked} blocked, {plan.manual} manual"
           f"{', complete' if plan.summary is not None else ''}")
     if plan.current:
         print("next      " + clean(plan.current.text))

@@ -303,6 +303,7 @@ def measure(name: str, command: list[str], folder: Path, sizes: Sizes) -> Figure
     """All measures of one program; what fails is said and left out."""
     figures = Figures()
     with attempt(name, "start"):
+        measure_start(command, folder)  # warms what the system and Python cache
         figures.start = statistics.median(measure_start(command, folder) for _ in range(sizes.starts))
     with attempt(name, "iterations"):
         figures.gap, figures.cpu, figures.memory = measure_iterations(command, folder, sizes.iterations)
