@@ -740,6 +740,11 @@ class Loop:
         stamp = (int(self.now * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
         return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{self.iterations % 10 ** 6:06}"
 
+    def at(self, step: str, session: str | None = None) -> Iteration | None:
+        """The iteration, when it is at this step (of this session); a result that comes late is for nobody."""
+        it = self.iteration
+        return it if it and it.step == step and session in (None, it.session) else None
+
     @property
     def it(self) -> Iteration:
         """The iteration under way, where there must be one."""
@@ -894,15 +899,15 @@ class Loop:
             self.command(Measure(it.session))
 
     def on_session_created(self, event: SessionCreated) -> None:
-        it = self.iteration
-        if it and it.step == "creating" and event.iteration == it.number:
+        it = self.at("creating")
+        if it and event.iteration == it.number:
             it.session, it.family, it.step = event.session, {event.session: 0}, "prompting"
             it.silences = 0
             self.take_step()
 
     def on_prompt_accepted(self, event: PromptAccepted) -> None:
-        it = self.iteration
-        if it and it.step == "prompting" and event.session == it.session:
+        it = self.at("prompting", event.session)
+        if it:
             it.step = "working"
             it.sends += 1
             it.silences = 0
@@ -915,8 +920,8 @@ class Loop:
                 it.poll_at = self.now + 2
 
     def poll(self, messages: bool = False) -> None:
-        it = self.iteration
-        if not it or it.step != "working" or not self.server_up:
+        it = self.at("working")
+        if not it or not self.server_up:
             return
         if it.polling:                      # the answer under way may be from before what made us ask
             it.poll_at = self.now
@@ -926,8 +931,8 @@ class Loop:
             self.command(Poll(it.session, messages))
 
     def on_polled(self, event: Polled) -> None:
-        it = self.iteration
-        if not it or event.session != it.session or it.step != "working":
+        it = self.at("working", event.session)
+        if not it:
             return
         it.polling = False
         it.silences = 0
@@ -989,8 +994,8 @@ class Loop:
             self.on_measured(Measured(it.session))
 
     def on_measured(self, event: Measured) -> None:
-        it = self.iteration
-        if not it or it.step != "measuring" or event.session != it.session:
+        it = self.at("measuring", event.session)
+        if not it:
             return
         it.measured = event.cost
         limit = self.options.server_memory
@@ -1011,8 +1016,8 @@ class Loop:
             self.conclude()
 
     def on_check_finished(self, event: CheckFinished) -> None:
-        it = self.iteration
-        if not it or it.step != "checking" or event.iteration != it.number:
+        it = self.at("checking")
+        if not it or event.iteration != it.number:
             return
         it.live.clear()
         it.check = "interrupted" if event.interrupted else "passed" if event.status == 0 else "failed"
@@ -1415,8 +1420,8 @@ class Loop:
             self.finish(outcome, problem)
 
     def on_session_aborted(self, event: SessionAborted) -> None:
-        it = self.iteration
-        if it and it.step == "aborting" and event.session == it.session:
+        it = self.at("aborting", event.session)
+        if it:
             self.finish(it.outcome, it.problem)
 
     def on_request_failed(self, event: RequestFailed) -> None:
@@ -1733,9 +1738,9 @@ SIGNS = {   # state -> sign in UTF-8, in ASCII, style
     "stopping": ("◌", ".", "warn"), "complete": ("✔", "+", "good"), "error": ("✖", "!", "bad"),
 }
 MEANINGS = {
-    "starting": "the server is starting", "ready": "S starts", "running": "a session works on the plan",
-    "pausing": "pauses after this iteration", "paused": "Space goes on", "waiting": "tries again by itself",
-    "stopping": "ending everything", "complete": "the plan is done", "error": "R starts again",
+    "starting": "the server is starting", "ready": "S starts", "running": "a session is at work",
+    "pausing": "pauses after this one", "paused": "Space goes on", "waiting": "tries again by itself",
+    "stopping": "ends everything", "complete": "the plan is done", "error": "R starts again",
 }
 KEYS = (
     ("S", "start"), ("Space", "pause after this iteration, or go on"), ("R", "retry after an error; go on at a limit"),
@@ -2037,11 +2042,11 @@ def footer(picture: Picture, width: int, glyphs: Glyphs) -> Row:
 
 def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
     rows: list[Row] = [[("accent bold", glyphs.clean(f" {key:<22}")), ("", " " + text)] for key, text in KEYS]
-    rows.append([])
-    for state, (sign, ascii_sign, style) in SIGNS.items():
-        rows.append([(style, f" {sign if glyphs.utf8 else ascii_sign} {state:<19} "), ("", MEANINGS[state])])
-    rows.append([])
-    rows.append([("", glyphs.clean(" ↑ tokens in   ↓ out   ⟳ from the cache   ▸ the current task"))])
+    cells: list[Row] = [[(style, f" {sign if glyphs.utf8 else ascii_sign} {state:<9}"), ("", f"{MEANINGS[state]:<24}")]
+                        for state, (sign, ascii_sign, style) in SIGNS.items()]
+    columns = 2 if width >= 72 else 1
+    rows += [[], *([span for cell in cells[n:n + columns] for span in cell] for n in range(0, len(cells), columns))]
+    rows.append([("dim", glyphs.clean(" ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache"))])
     return (rows + [[] for _ in range(height)])[:max(height, 0)]
 
 
@@ -3235,48 +3240,48 @@ def make_parser() -> argparse.ArgumentParser:
                               description="Work the plan in the current directory until it is complete.")
 
     group = run.add_argument_group("what is worked")
-    group.add_argument("--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)")
-    group.add_argument("--prompt", default=".loop-prompt.md", metavar="PATH", help="the loop prompt (.loop-prompt.md)")
+    group.add_argument("--plan", metavar="PATH", help="the plan file (PLAN.md)")
+    group.add_argument("--prompt", metavar="PATH", help="the loop prompt (.loop-prompt.md)")
     group.add_argument("-m", "--model", type=model_name, metavar="PROVIDER/MODEL",
                        help="model to use; otherwise the prompt's, otherwise OpenCode's own")
-    group.add_argument("-a", "--agent", default="", help="agent to use; otherwise the prompt's, otherwise OpenCode's own")
+    group.add_argument("-a", "--agent", help="agent to use; otherwise the prompt's, otherwise OpenCode's own")
     group.add_argument("-r", "--run", action="store_true", help="start at once, without waiting for S")
     group.add_argument("-d", "--debug", action="store_true", help="skip the validation of the plan file")
     group.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, start nothing")
 
     group = run.add_argument_group("when it stops")
-    group.add_argument("--max-iterations", type=count, default=0, metavar="N", help="after N iterations")
-    group.add_argument("--max-cost", type=dollars, default=0.0, metavar="USD", help="when this much was spent")
-    group.add_argument("--max-time", type=seconds, default=0.0, metavar="DURATION", help="when this much time has passed")
-    group.add_argument("--stuck", type=count, default=5, metavar="N",
+    group.add_argument("--max-iterations", type=count, metavar="N", help="after N iterations")
+    group.add_argument("--max-cost", type=dollars, metavar="USD", help="when this much was spent")
+    group.add_argument("--max-time", type=seconds, metavar="DURATION", help="when this much time has passed")
+    group.add_argument("--stuck", type=count, metavar="N",
                        help="after N iterations in a row that change no task, or whose check fails (5)")
-    group.add_argument("--retries", type=count, default=5, metavar="N",
+    group.add_argument("--retries", type=count, metavar="N",
                        help="after N failed iterations in a row (5; 0: never)")
-    group.add_argument("--iteration-timeout", type=seconds, default=0.0, metavar="DURATION",
+    group.add_argument("--iteration-timeout", type=seconds, metavar="DURATION",
                        help="abort an iteration that takes longer, and try again (off)")
-    group.add_argument("--stall-timeout", type=seconds, default=900.0, metavar="DURATION",
+    group.add_argument("--stall-timeout", type=seconds, metavar="DURATION",
                        help="abort an iteration in which nothing happens for so long, and try again (15m)")
 
     group = run.add_argument_group("when nobody is there")
     group.add_argument("--auto", action="store_true", help="approve what is asked, except what the configuration denies")
-    group.add_argument("--ask-timeout", type=seconds, default=300.0, metavar="DURATION",
+    group.add_argument("--ask-timeout", type=seconds, metavar="DURATION",
                        help="refuse what nobody answered for so long (5m); without a terminal it is refused at once")
-    group.add_argument("--check", default="", metavar="CMD", help="shell command that must succeed after every iteration")
-    group.add_argument("--check-timeout", type=seconds, default=600.0, metavar="DURATION", help="end the check then (10m)")
-    group.add_argument("--notify", default="", metavar="CMD", help="shell command to run when it ends, stops, or asks")
-    group.add_argument("--log", default="", metavar="PATH", help="append every entry to PATH (JSON lines for .jsonl)")
+    group.add_argument("--check", metavar="CMD", help="shell command that must succeed after every iteration")
+    group.add_argument("--check-timeout", type=seconds, metavar="DURATION", help="end the check then (10m)")
+    group.add_argument("--notify", metavar="CMD", help="shell command to run when it ends, stops, or asks")
+    group.add_argument("--log", metavar="PATH", help="append every entry to PATH (JSON lines for .jsonl)")
 
     group = run.add_argument_group("the screen")
     group.add_argument("--plain", action="store_true", help="plain lines, and start at once (the default without a terminal)")
     group.add_argument("--verbose", action="store_true", help="every event of the server in the activity")
 
     group = run.add_argument_group("the server")
-    group.add_argument("-p", "--port", type=port_number, default=0, metavar="PORT",
+    group.add_argument("-p", "--port", type=port_number, metavar="PORT",
                        help="port of the server (4096, or a free one when that is taken)")
-    group.add_argument("--opencode", default="", metavar="CMD", help='how to start OpenCode, e.g. "npx -y opencode-ai"')
-    group.add_argument("--server", default="", metavar="URL", help="use a server that runs already "
+    group.add_argument("--opencode", metavar="CMD", help='how to start OpenCode, e.g. "npx -y opencode-ai"')
+    group.add_argument("--server", metavar="URL", help="use a server that runs already "
                        "(OPENCODE_SERVER_USERNAME and _PASSWORD from the environment)")
-    group.add_argument("--server-memory", type=count, default=2048, metavar="MIB",
+    group.add_argument("--server-memory", type=count, metavar="MIB",
                        help="replace the server between iterations when it has grown larger (2048)")
 
     bootstrap = commands.add_parser("bootstrap", help="write a starter PLAN.md and .loop-prompt.md")
@@ -3292,15 +3297,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_options(given: argparse.Namespace) -> Options:
     """Everything `run` has to know; paths become absolute here."""
-    values = {name: getattr(given, name) for name in Options._fields
-              if getattr(given, name, None) is not None}
-    values["directory"] = os.getcwd()
-    for name in ("plan", "prompt", "log"):
-        values[name] = os.path.abspath(os.path.expanduser(values[name])) if values[name] else ""
-    if given.server and not re.match(r"https?://", given.server):
-        raise Problem(f"--server {given.server} is no URL: write http://HOST:PORT", 2)
-    values["opencode"] = () if given.server else find_opencode(given.opencode)
-    return Options(**values)
+    values = {name: value for name, value in vars(given).items() if name in Options._fields and value is not None}
+    options = Options(**values)
+    if options.server and not re.match(r"https?://", options.server):
+        raise Problem(f"--server {options.server} is no URL: write http://HOST:PORT", 2)
+    plan, prompt, log = (os.path.abspath(os.path.expanduser(path)) if path else ""
+                         for path in (options.plan, options.prompt, options.log))
+    opencode = () if options.server else find_opencode(given.opencode or "")
+    return options._replace(directory=os.getcwd(), plan=plan, prompt=prompt, log=log, opencode=opencode)
 
 
 def find_opencode(asked: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class Story:
         self.tool("edit", 0.3, {"filePath": "/home/you/quiz/PLAN.md"},
                   metadata={"filediff": {"additions": 1, "deletions": 1}})
         self.event("session.idle", 1)
-        self.tell(ocloop.Polled(self.session, "idle", messages=[
+        self.tell(ocloop.Polled(self.session, "idle", {}, messages=[
             {"id": "a", "role": "assistant", "parent": self.loop.it.prompt_id, "completed": True, "finish": "stop",
              "error": None, "continues": False}]))
         self.tell(ocloop.Measured(self.session, 0.0231, 412))
