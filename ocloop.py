@@ -41,7 +41,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 __version__ = "1.0.0"
@@ -1936,7 +1936,7 @@ def layout(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Sc
     if width <= 0 or height <= 0:
         return []
     head = header(picture, width, glyphs)
-    panel = asked(picture, width, glyphs) if picture.ask else []
+    panel = asked(picture, width, glyphs) if picture.ask and not picture.confirming_quit else []
     foot = [footer(picture, width, glyphs)]
     rule: Row = [("dim", glyphs.rule * width)]
     if panel:
@@ -2442,14 +2442,16 @@ class Server:
 
     def close(self, session: str = "") -> None:
         """Stop for good."""
+        import subprocess
+
         with self.lock:
             self.closing = True
         self.stop(session)
         if self.guard:
             self._tell_guard("over")
-            with suppress(OSError):
+            with suppress(OSError, subprocess.TimeoutExpired):
                 self.guard.stdin.close()
-            self.guard.wait()
+                self.guard.wait(2)
 
     def memory(self) -> int:
         """Resident MiB of the server's process group; 0 when it cannot be told."""
@@ -2572,7 +2574,10 @@ class Worker:
         self.check_stopped = False
 
     def carry_out(self, command: Command) -> None:
-        threading.Thread(target=self._run, args=(command,), daemon=True).start()
+        if isinstance(command, Notify):
+            self.notify(command)
+        else:
+            threading.Thread(target=self._run, args=(command,), daemon=True).start()
 
     def _run(self, command: Command) -> None:
         try:
@@ -2724,21 +2729,26 @@ class Worker:
         if process:
             end_group(process, patience=0.5)
 
-    def notify(self, command: Notify) -> Noted | None:
+    def notify(self, command: Notify) -> None:
+        """Started at once, since the program may be about to end; waited for only to say that it failed."""
         import subprocess
 
         process = subprocess.Popen(["/bin/sh", "-c", self.options.notify], cwd=self.options.directory,
                                    env=dict(self.environment, **command.facts), stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        status = process.wait()
-        return Noted("warn", f"--notify ended with exit status {status}") if status else None
+
+        def wait() -> None:
+            if process.wait():
+                self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
     StartServer: Worker.start_server, StopServer: Worker.stop_server, CheckSetup: Worker.check_setup,
     ReadFiles: Worker.read_files, CreateSession: Worker.create_session, SendPrompt: Worker.send_prompt,
     Poll: Worker.poll, AbortSession: Worker.abort_session, Measure: Worker.measure, Reply: Worker.reply,
-    RunCheck: Worker.run_check, StopCheck: Worker.stop_check, Notify: Worker.notify,
+    RunCheck: Worker.run_check, StopCheck: Worker.stop_check,
 }
 
 
@@ -2807,6 +2817,7 @@ class CursesScreen:
         self.colour = colour
         self.glyphs = Glyphs(utf8)
         self.scroll = Scroll()
+        self.title = ""
         self.picture: Picture | None = None
         self.handed: tuple[Sequence[str], dict[str, str]] | None = None
         self.closing = False
@@ -2919,15 +2930,14 @@ class CursesScreen:
         curses.doupdate()
         self._title(f"ocloop {picture.state} {picture.done}/{picture.automatable}")
 
-    def _title(self, text: str, last: list[str] = [""]) -> None:  # noqa: B006
+    def _title(self, text: str) -> None:
         """Set the terminal's title where it knows how; "" gives it back."""
-        if text == last[0] or not re.match(r"xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-",
+        if text != self.title and re.match("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-",
                                            os.environ.get("TERM", "")):
-            return
-        save = "\033[22;2t" if not last[0] else ""
-        last[0] = text
-        with suppress(OSError):
-            os.write(1, ("{}\033]2;{}\007{}".format(save, text, "" if text else "\033[23;2t")).encode())
+            save, restore = "" if self.title else "\033[22;2t", "" if text else "\033[23;2t"
+            self.title = text
+            with suppress(OSError):
+                os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
 
     def _give_terminal(self, curses: Any, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
@@ -3048,19 +3058,46 @@ class RunFile:
 
         if not self.folder:
             return 0
-        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = os.read(fd, 32).split()
+        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for attempt in range(5):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1 if attempt < 4 else 0)       # `status` holds it for a moment
+            except OSError as error:                        # a file system that knows no locks
+                self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
+                break
+        else:
+            pid = self._holder(fd)
             os.close(fd)
-            return int(said[0]) if said and said[0].isdigit() else -1
-        except OSError as error:                    # a file system that knows no locks
-            self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
+            return pid
         os.ftruncate(fd, 0)
-        os.write(fd, b"%d\n" % os.getpid())
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         self.lock = fd
         return 0
+
+    def running(self) -> int:
+        """The pid of the loop that works on the plan now, 0: none does."""
+        import fcntl
+
+        try:
+            fd = os.open(self.lock_path, os.O_RDONLY)
+        except OSError:
+            return 0
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return 0
+        except BlockingIOError:
+            return self._holder(fd)
+        except OSError:
+            return 0
+        finally:
+            os.close(fd)
+
+    def _holder(self, fd: int) -> int:
+        said = os.pread(fd, 32, 0).strip()
+        return int(said) if said.isdigit() else -1
 
     def release(self) -> None:
         if self.lock is not None:
@@ -3088,14 +3125,6 @@ class RunFile:
                 return as_dict(json.load(file))
         except (OSError, ValueError):
             return {}
-
-    def running(self) -> int:
-        """The pid of the loop that works on the plan now, 0: none does."""
-        if not self.folder or not os.path.exists(self.lock_path):
-            return 0
-        pid = self.acquire()
-        self.release()
-        return pid
 
 
 def private_folder() -> tuple[str, str]:
@@ -3404,9 +3433,10 @@ class Run:
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(Crash("".join(format_exception(args))))
         try:
+            if self.options.interactive:
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))     # for the screen's thread
             for command in self.loop.start():
                 self.worker.carry_out(command)
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))     # the screen's own
             self.screen = choose_screen(self.options, self.inbox.put)
             self._write_header()
             while self.status is None:
@@ -3499,24 +3529,34 @@ class Run:
                                        ensure_ascii=False)])
 
     def _leave(self) -> None:
-        """End everything, whatever state it is in; each step must be tried."""
+        """End everything, whatever state it is in; every step is tried, the last one named first."""
         loop = self.loop
-        if self.screen:
-            with suppress(Exception):
-                self._show()
         session = loop.iteration.session if loop.iteration else loop.left_open
-        self.worker.stop_check()
-        self.server.close(session)
-        if self.screen:
-            self.screen.close()
-        self.run_file.write(record_of(loop, self.server, 1 if self.status is None else self.status))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        if self.screen and self.screen.wants_pictures and self.status is not None:
-            with suppress(OSError):
-                print("ocloop {}: {}".format(loop.state if loop.state != "stopping" else "stopped", loop.reason))
+        with ExitStack() as steps:
+            steps.callback(self._say_goodbye)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                steps.callback(signal.signal, number, signal.SIG_DFL)
+            steps.callback(self.run_file.write, record_of(loop, self.server, 1 if self.status is None else self.status))
+            if self.screen:
+                steps.callback(self.screen.close)
+            steps.callback(self.server.close, session)
+            steps.callback(self.worker.stop_check)
+            if self.screen:
+                steps.callback(self._show)
+
+    def _say_goodbye(self) -> None:
+        """Leave the summary where it can be scrolled back to: the screen is gone."""
+        loop = self.loop
+        try:
+            if self.screen and self.screen.wants_pictures and self.status is not None:
+                print(f"ocloop {'stopped' if loop.state == 'stopping' else loop.state}: {Glyphs().clean(loop.reason)}")
                 for line in loop.summary():
                     print("  " + Glyphs().clean(line))
+            if self.screen and self.screen.thread.is_alive():       # stuck in a write that nobody reads: do not wait
+                os._exit(1 if self.status is None else self.status)
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else the exit status would tell of this instead
 
 
 def format_exception(args: Any) -> list[str]:
@@ -3665,6 +3705,8 @@ def attach(given: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = make_parser().parse_args(argv)
+        if os.name != "posix":
+            raise Problem("this system is not supported: use Linux, macOS, or WSL on Windows")
         commands: dict[str, Callable[[argparse.Namespace], int]] = {
             "run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
         return commands[given.command](given)
