@@ -128,7 +128,7 @@ class Plan:
 
 _LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
 _FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`]*$)|~{3,})")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
@@ -146,7 +146,7 @@ def parse_plan(text: str) -> Plan:
     for number, line in enumerate(lines, 1):
         heading = _HEADING.match(line) if "#" in line else None
         if heading:
-            phase = heading.group(1)
+            phase = heading.group(1).rstrip(" \t").rstrip("#").rstrip(" \t")
         elif "[" in line:
             task = _parse_task(line, phase, number)
             if task:
@@ -181,7 +181,9 @@ def _blank_comments(line: str, inside: bool, more_closes: bool) -> tuple[str, bo
     at, out = 0, ""
     while True:
         start = at if inside else line.find("<!--", at)
-        if start < 0 or (not inside and line.count("`", 0, start) % 2):     # `<!--` in inline code is text
+        while not inside and start >= 0 and line.count("`", 0, start) % 2:
+            start = line.find("<!--", start + 4)            # `<!--` in inline code is text
+        if start < 0:
             return out + line[at:], False
         end = line.find("-->", start if inside else start + 4)
         if end < 0 and not inside and not more_closes and line[:start].strip():
@@ -493,15 +495,45 @@ LONGEST_TEXT = 4000         # characters of one entry
 NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mark the task "
           "[BLOCKED: reason] in the plan if it cannot be done without it.")
 
-# State × event → next state, and what is commanded on the way; a test holds it against the code. Events
-# that a state does not name leave it as it is. Any state but `stopping`: a second Q, a signal → stopping;
-# any state with work under way: Problem (a plan that stays away, …) → error.
+# State × event → next states, and the commands that go with it (Notify left out); a test holds it against the
+# code. Events that a state does not name never change it.
 TRANSITIONS = """
-starting  ServerReady     starting                     CheckSetup
-starting  ServerDied      error                        StopServer
-starting  SetupChecked    ready running error          ReadFiles, StopServer
-ready     Key             running stopping             ReadFiles
-running   FilesRead       running paused complete error waiting  CreateSession, RunCheck, StopServer
+starting   SetupChecked   ready running error             StopServer ReadFiles StopCheck Exit
+starting   RequestFailed  error                           StopServer StopCheck Exit
+starting   ServerDied     error                           StopServer StopCheck Exit
+starting   Key            stopping                        StopCheck Exit
+starting   Signalled      stopping                        StopCheck Exit
+starting   ScreenLost     stopping                        StopCheck Exit
+ready      ServerDied     error                           StopServer StopCheck
+ready      Key            running stopping                ReadFiles StopCheck Exit
+ready      Signalled      stopping                        StopCheck Exit
+ready      ScreenLost     stopping                        StopCheck Exit
+running    FilesRead      paused waiting complete error   StopServer StopCheck Exit
+running    Polled         pausing                         Measure
+running    RequestFailed  error                           StopServer StopCheck Exit
+running    ServerDied     error                           StopServer StopCheck Exit
+running    Key            pausing stopping                StopCheck Exit
+running    Signalled      stopping                        StopCheck Exit
+pausing    FilesRead      paused stopping complete error  StopServer StopCheck Exit
+pausing    RequestFailed  error                           StopServer StopCheck Exit
+pausing    ServerDied     error                           StopServer StopCheck Exit
+pausing    Key            running stopping                StopCheck Exit
+pausing    Signalled      stopping                        StopCheck Exit
+paused     ServerDied     error                           StopServer StopCheck
+paused     Key            running stopping                ReadFiles StopCheck Exit
+paused     Signalled      stopping                        StopCheck Exit
+paused     ScreenLost     stopping                        StopCheck Exit
+waiting    FilesRead      error                           StopServer StopCheck Exit
+waiting    ServerDied     error                           StopServer StopCheck Exit
+waiting    Key            running paused stopping         ReadFiles StopCheck Exit
+waiting    Signalled      stopping                        StopCheck Exit
+waiting    Tick           running                         StartServer ReadFiles
+complete   Key            stopping                        StopCheck Exit
+complete   Signalled      stopping                        StopCheck Exit
+complete   ScreenLost     stopping                        StopCheck Exit
+error      Key            starting stopping               StartServer StopCheck Exit
+error      Signalled      stopping                        StopCheck Exit
+error      ScreenLost     stopping                        StopCheck Exit
 """
 
 
@@ -663,7 +695,7 @@ class Loop:
         self.busy_time = 0.0                        # seconds spent in iterations that succeeded
         self.failures = self.rate_limits = self.unchanged = self.check_failures = 0     # each in a row
         self.check_output = ""                      # of the check that failed last, as the agent is told it
-        self.wrapping_up = False                    # the iteration is for the summary alone
+        self.wrapped_up = False                     # an iteration had nothing to do but the summary
         self.wait_until = self.started = self.ended = 0.0
         self.left_open = ""                         # a session that is to be aborted when everything ends
         self.limit = ""                             # the option that made it pause
@@ -845,10 +877,9 @@ class Loop:
         """Nothing is under way and the plan is fresh: what now?"""
         if self.state not in ("running", "pausing"):
             return
-        nothing_left = self.wrapping_up and not self.plan.pending
+        nothing_left = self.wrapped_up and not self.plan.pending
         if (self.plan.summary is not None or nothing_left) and not self.check_output:
             return self.complete()
-        self.wrapping_up = not self.plan.pending and bool(self.plan_text)
         limit = self.limit_reached(1)
         if limit:
             self.stop_at(*limit)
@@ -1008,7 +1039,7 @@ class Loop:
     def check_or_conclude(self) -> None:
         it = self.it
         worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
-        if self.options.check and worked:
+        if self.options.check and worked and not it.check:
             it.step = "checking"
             it.live["check"] = Live("check", self.options.check, self.now, 0, "")
             self.command(RunCheck(it.number, self.facts()))
@@ -1029,7 +1060,8 @@ class Loop:
             self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
                                                     output=event.output)
             self.note("check", f"failed with exit status {event.status}\n{event.output[-1500:]}", "bad")
-        self.conclude()
+        it.step = "rereading"               # the check may have changed plan and prompt
+        self.read_files(move_on=True)
 
     def conclude(self) -> None:
         """Write the iteration into the books, then decide what its outcome means for the run."""
@@ -1045,6 +1077,7 @@ class Loop:
                 "tokens": {"input": spend.input, "output": spend.output, "cached": spend.cached},
                 "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
         self.iteration = None
+        self.wrapped_up = not it.task and bool(self.plan_text) and it.outcome in ("done", "refused")
         self.counted += it.outcome != "rate-limited"
         if it.outcome in ("done", "refused"):
             self.succeeded += 1
@@ -1055,13 +1088,13 @@ class Loop:
             self.fail(it.problem)
         elif it.outcome == "rate-limited":
             self.rate_limits += 1
-            self.wait(min(30 * 2 ** (self.rate_limits - 1), LONGEST_WAIT), it.problem)
+            self.wait(min(30.0 * 2 ** min(self.rate_limits - 1, 9), LONGEST_WAIT), it.problem)
         elif it.outcome in ("failed", "stalled", "cut") and self.plan.summary is None:
             self.failures += 1
             if self.options.retries and self.failures > self.options.retries:
                 self.fail(f"{self.failures} iterations in a row failed, the last one: {it.problem}")
             else:
-                self.wait(min(4.0 ** self.failures, LONGEST_WAIT), it.problem)
+                self.wait(min(4.0 ** min(self.failures, 9), LONGEST_WAIT), it.problem)
         else:
             self.move_on()
 
@@ -1195,7 +1228,7 @@ class Loop:
             return
         info, part = as_dict(p.get("info")), as_dict(p.get("part"))
         session = str(p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or info.get("id") or "")
-        parent = info.get("parentID")
+        parent = str(info.get("parentID"))
         if event.type == "session.created" and parent in it.family:
             it.family[session] = it.family[parent] + 1
         if session not in it.family:
@@ -1218,7 +1251,7 @@ class Loop:
         elif event.type in ("permission.replied", "question.replied", "question.rejected"):
             self.asks.pop(str(p.get("requestID") or p.get("permissionID") or ""), None)
         elif event.type == "todo.updated":
-            todos = [as_dict(todo) for todo in p.get("todos") or []]
+            todos = [as_dict(todo) for todo in as_list(p.get("todos"))]
             doing = next((str(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"), "")
             done = sum(todo.get("status") == "completed" for todo in todos)
             self.note("todo", f"{done}/{len(todos)} {doing}", "dim", session)
@@ -1343,7 +1376,7 @@ class Loop:
         it, id, session = self.it, str(p.get("id") or ""), str(p.get("sessionID") or "")
         if not id or id in self.asks or id in it.answered or session not in it.family:
             return
-        questions = [as_dict(q) for q in p.get("questions") or []]
+        questions = [as_dict(q) for q in as_list(p.get("questions"))]
         title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
         detail = ask_detail(p) if kind == "permission" else ""
         timeout = self.options.ask_timeout
@@ -1383,8 +1416,8 @@ class Loop:
             self.refuse(ask, "by a person")
         elif ask.kind == "permission" and key in ("y", "a"):
             self.answer(ask, "once" if key == "y" else "always", "approved" if key == "y" else "approved, always")
-        elif ask.kind == "question" and key.isdigit() and ask.questions:
-            options = ask.questions[len(ask.answers)].get("options") or []
+        elif ask.kind == "question" and key and key in "123456789" and ask.questions:
+            options = as_list(ask.questions[len(ask.answers)].get("options"))
             if not 1 <= int(key) <= len(options):
                 return True
             ask.answers.append((str(as_dict(options[int(key) - 1]).get("label")),))
@@ -1476,7 +1509,7 @@ class Loop:
         self.note("server", reason, "bad")
         if self.server_failures > max(self.options.retries, 1):
             return self.fail(f"the server failed {self.server_failures} times in a row, the last time: {reason}")
-        self.server_at = self.now + 2.0 ** (self.server_failures - 1) - 1
+        self.server_at = self.now + min(2.0 ** min(self.server_failures - 1, 10) - 1, LONGEST_WAIT)
         if self.iteration:
             self.iteration.polling = False
             self.iteration.odd = ("", 0.0)
@@ -1485,7 +1518,12 @@ class Loop:
                 self.finish(self.iteration.outcome, self.iteration.problem)
             elif self.iteration.step == "measuring":
                 self.on_measured(Measured(self.iteration.session))
-        self.on_tick(Tick())
+        self.start_due_server()
+
+    def start_due_server(self) -> None:
+        if self.server_at and self.now >= self.server_at and not self.server_up:
+            self.server_at = 0.0
+            self.start_server()
 
     # ── people
 
@@ -1544,7 +1582,7 @@ class Loop:
         elif self.state == "error":
             self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
             self.trouble_since = self.server_at = 0.0
-            self.wrapping_up, self.wanted, self.ended = False, True, 0.0
+            self.wrapped_up, self.wanted, self.ended = False, True, 0.0
             self.enter("starting")
             self.start_server()
 
@@ -1594,9 +1632,7 @@ class Loop:
         it, now, options = self.iteration, self.now, self.options
         if self.state in ("complete", "error", "stopping"):
             return
-        if self.server_at and now >= self.server_at and not self.server_up:
-            self.server_at = 0.0
-            self.start_server()
+        self.start_due_server()
         if now >= self.read_at and not self.reading:
             self.read_files()
         if self.state == "waiting" and now >= self.wait_until:
@@ -1650,6 +1686,10 @@ def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def as_int(value: Any) -> int:
     return int(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0
 
@@ -1687,7 +1727,7 @@ def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
     if tool in ("grep", "glob"):
         text += f" in {path}" if path else ""
     elif tool == "todowrite":
-        text = f"{len(given.get('todos') or [])} items"
+        text = f"{len(as_list(given.get('todos')))} items"
     elif not text:
         text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
     diff = as_dict(metadata.get("filediff"))
@@ -1722,7 +1762,7 @@ def short_number(number: int) -> str:
         if value < 999.5 or sign == "G":
             break
         value /= 1000
-    return ("%d%s" if sign == "" or value >= 9.95 else "%.1f%s") % (value, sign)
+    return f"{value:.0f}{sign}" if not sign or value >= 9.95 else f"{value:.1f}{sign}"
 
 
 # ── view ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1770,7 +1810,7 @@ class Glyphs(NamedTuple):
         return text.translate(_TO_ASCII).encode("ascii", "replace").decode()
 
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
 _TO_ASCII = str.maketrans({"·": "-", "…": "~", "─": "-", "▸": ">", "↑": "^", "↓": "v", "≈": "~", "–": "-", "—": "-",
                            "‘": "'", "’": "'", "“": '"', "”": '"', "⟳": "~", "✔": "+", "✖": "x"})
 
@@ -1898,7 +1938,7 @@ def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
     if ask.kind == "permission":
         return (f"May it? {ask.title}{left}{more}", ask.detail, "Y once   A always   N no")
     question = ask.questions[len(ask.answers)] if ask.questions else {}
-    options = [as_dict(option) for option in question.get("options") or []]
+    options = [as_dict(option) for option in as_list(question.get("options"))]
     return (f"It asks{left}{more}", str(question.get("question") or ""),
             *((f"{n} {option.get('label')}"
               f"{' - ' + str(option['description']) if option.get('description') else ''}")
@@ -2054,7 +2094,7 @@ def entry_rows(entry: Entry, width: int, glyphs: Glyphs) -> list[Row]:
     """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp:<8} " if width >= 60 else f" {stamp[:5]:<5} " if width >= 30 else " "
-    kind = "" if width < 30 else f"{entry.kind[:8]:<8} " if width >= 60 else f"{entry.kind[:6]:<6} "
+    kind = "" if width < 30 else f"{glyphs.clean(entry.kind)[:8]:<8} " if width >= 60 else f"{glyphs.clean(entry.kind)[:6]:<6} "
     if entry.kind == "iter":
         text = clip(glyphs.clean(f"{glyphs.rule * 2} {entry.text} "), width)
         return [[("dim", text + glyphs.rule * (width - text_width(text)))]]
@@ -2097,7 +2137,7 @@ def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: 
         rows += [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width, glyphs))]
     place = (scroll.entry, scroll.row) if scroll.entry else (rows[-1][0] if rows else (0, 0))
     last = max((n for n, (key, _) in enumerate(rows) if key <= place), default=0)
-    last = max(min(last + scroll.moved, len(rows) - 1), min(height, len(rows)) - 1)
+    last = max(min(last + scroll.moved, len(rows) - 1), min(height - 1, len(rows)) - 1)
     scroll.moved = 0
     if last >= len(rows) - 1:
         scroll.entry = scroll.row = 0
@@ -2172,21 +2212,23 @@ def unchunked(read: Callable[[], bytes]) -> Iterator[bytes]:
         if not received:
             return
         buffer = buffer + received if buffer else received
-        at, out = 0, []
+        at, last = 0, False
+        out: list[bytes] = []
         while True:
             end = buffer.find(b"\r\n", at)
             if end < 0:
                 break
             size = int(buffer[at:end].partition(b";")[0], 16)
-            if size == 0:
-                return
-            if len(buffer) < end + size + 4:
+            last = size == 0
+            if last or len(buffer) < end + size + 4:
                 break
             out.append(buffer[end + 2:end + 2 + size])
             at = end + size + 4
         buffer = buffer[at:]
         if out:
             yield b"".join(out)
+        if last:
+            return
 
 
 # ── opencode ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -2235,6 +2277,7 @@ class Client:
         self.url = url.rstrip("/")
         self.query = "directory=" + urllib.parse.quote(directory, safe="")
         self.headers = {"Content-Type": "application/json"}
+        self.known: set[str] = set()
         if password:
             token = base64.b64encode(("{}:{}".format(username or "opencode", password)).encode()).decode()
             self.headers["Authorization"] = "Basic " + token
@@ -2256,7 +2299,7 @@ class Client:
             with suppress(Exception):
                 said = as_dict(json.loads(error.read(1 << 16)))
                 name, details = str(said.get("name") or ""), as_dict(said.get("data"))
-                issues = "; ".join(str(as_dict(issue).get("message")) for issue in details.get("issues") or [])
+                issues = "; ".join(str(as_dict(issue).get("message")) for issue in as_list(details.get("issues")))
                 message = " ".join(str(t) for t in (details.get("path"), details.get("message"), issues) if t)
             message = message or f"{method} {path} was answered with {error.code}"
             raise RequestError(error.code, message, name) from None
@@ -2275,15 +2318,18 @@ class Client:
             raise RequestError(0, str(error) or type(error).__name__) from None
         try:
             return json.loads(raw) if raw.strip() else None
-        except ValueError:          # some servers answer an unknown route with a page
+        except (ValueError, RecursionError):    # some servers answer an unknown route with a page
             raise RequestError(404, f"{method} {path} was not answered with JSON") from None
 
     def ask(self, path: str) -> Any:
-        """GET what a server need not know; None: it cannot tell."""
+        """GET what a server need not know; None: it cannot tell. A route that it has answered once it does know."""
+        route = re.sub(r"/ses_[^/?]*", "/ID", path)
         try:
-            return self.request("GET", path)
+            answer = self.request("GET", path)
+            self.known.add(route)
+            return answer
         except RequestError as error:
-            if error.status not in (404, 405, 501) or error.name == "NotFoundError":
+            if error.status not in (404, 405, 501) or route in self.known:
                 raise
             return None
 
@@ -2329,8 +2375,8 @@ class Server:
         """Start the process; returns its URL once it listens."""
         import subprocess
 
-        for attempt in (1, 2, 3):
-            port = self._choose_port()
+        for attempt in (1, 2):
+            port = self._choose_port(attempt)
             environment = dict(self.environment, OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
             environment.pop("OPENCODE_SERVER_USERNAME", None)
             argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
@@ -2356,17 +2402,17 @@ class Server:
                               "yourself and look at what it says") from None
             if url:
                 return url
-            if self.options.port or attempt == 3 or port_is_free(port):
-                break                       # else somebody took the port in between
+            if self.options.port:
+                break                       # else somebody may have taken the port in between
         with suppress(subprocess.TimeoutExpired):
             process.wait(2)
         raise Problem("OpenCode ended with exit status {} while starting: run `{}` yourself to see why".format(process.returncode, " ".join(argv)))
 
-    def _choose_port(self) -> int:
+    def _choose_port(self, attempt: int) -> int:
         import socket
 
         port = self.options.port
-        if port_is_free(port or 4096):
+        if attempt == 1 and port_is_free(port or 4096):
             return port or 4096
         if port:
             raise Problem((f"port {port} is taken: choose another one with --port, or leave --port out for a "
@@ -2544,7 +2590,7 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
                 continue
             try:
                 event = json.loads(data.decode("utf-8", "replace"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if not isinstance(event, dict) or not isinstance(event.get("properties"), dict):
                 continue
@@ -2614,7 +2660,7 @@ class Worker:
             raise
         providers, agents = client.ask("/config/providers"), client.ask("/agent")
         models = {"{}/{}".format(as_dict(provider).get("id"), name): as_int(as_dict(as_dict(model).get("limit")).get("context"))
-                  for provider in as_dict(providers).get("providers") or []
+                  for provider in as_list(as_dict(providers).get("providers"))
                   for name, model in as_dict(as_dict(provider).get("models")).items()} if providers else None
         names = [str(as_dict(agent).get("name")) for agent in agents] if isinstance(agents, list) else None
         return SetupChecked(str(config.get("model") or ""), models, names)
@@ -2660,9 +2706,9 @@ class Worker:
         if not busy:
             return Polled(command.session, status, detail, messages)
         return Polled(command.session, status, detail, messages,
-                      [str(as_dict(child).get("id")) for child in client.ask(path + "/children") or []],
-                      [as_dict(asked) for asked in client.ask("/permission") or []],
-                      [as_dict(asked) for asked in client.ask("/question") or []])
+                      [str(as_dict(child).get("id")) for child in as_list(client.ask(path + "/children"))],
+                      [as_dict(asked) for asked in as_list(client.ask("/permission"))],
+                      [as_dict(asked) for asked in as_list(client.ask("/question"))])
 
     def abort_session(self, command: AbortSession) -> SessionAborted:
         self.client.request("POST", f"/session/{command.session}/abort", {})
@@ -2676,7 +2722,7 @@ class Worker:
         found = self.client.ask(f"/session/{session}")
         if found is None or "cost" not in as_dict(found):
             return None
-        children = self.client.ask(f"/session/{session}/children") or []
+        children = as_list(self.client.ask(f"/session/{session}/children"))
         return as_float(found["cost"]) + sum(self._cost(str(as_dict(child).get("id"))) or 0.0 for child in children)
 
     def reply(self, command: Reply) -> None:
@@ -2754,7 +2800,7 @@ CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
 
 def digest(message: dict[str, Any]) -> dict[str, Any]:
     """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
-    info, parts = as_dict(message.get("info")), [as_dict(part) for part in message.get("parts") or []]
+    info, parts = as_dict(message.get("info")), [as_dict(part) for part in as_list(message.get("parts"))]
     texts = [part for part in parts if part.get("type") == "text"]
     return {"id": info.get("id"), "role": info.get("role"), "parent": info.get("parentID"), "finish": info.get("finish"),
             "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
@@ -2803,7 +2849,7 @@ class LineScreen:
             stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
             text = ("\n" + " " * 18).join(lines)
             with suppress(OSError, ValueError):     # nobody may be reading any more
-                print(f"{stamp} {start}{entry.kind[:8]:<8} {'  ' * entry.depth}{text}{end}", flush=True)
+                print(f"{stamp} {start}{glyphs.clean(entry.kind)[:8]:<8} {'  ' * entry.depth}{text}{end}", flush=True)
 
 
 class CursesScreen:
@@ -3022,8 +3068,7 @@ class Log:
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
             return json.dumps(record, ensure_ascii=False)
-        text = Glyphs().clean(entry.text.replace("\n", " / "))
-        return f"{iso_time(entry.time)} {entry.kind:<8} {text}"
+        return Glyphs().clean(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
 
     def event(self, event: Event, now: float) -> None:
         """With --verbose, what the loop was told: the log can then be replayed against `Loop`."""
@@ -3123,7 +3168,7 @@ class RunFile:
         try:
             with open(self.path, encoding="utf-8") as file:
                 return as_dict(json.load(file))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
 
