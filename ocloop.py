@@ -509,7 +509,7 @@ ready      Key            running stopping                ReadFiles StopCheck Ex
 ready      Signalled      stopping                        StopCheck Exit
 ready      ScreenLost     stopping                        StopCheck Exit
 running    FilesRead      paused waiting complete error   StopServer StopCheck Exit
-running    Polled         pausing                         Measure
+running    Polled         pausing                         Measure ReadFiles
 running    RequestFailed  error                           StopServer StopCheck Exit
 running    ServerDied     error                           StopServer StopCheck Exit
 running    Key            pausing stopping                StopCheck Exit
@@ -628,7 +628,7 @@ class Spend(NamedTuple):
 class Iteration:
     """One session spent on the plan; `step` names what is awaited."""
 
-    STEPS = ("creating", "prompting", "working", "aborting", "measuring", "rereading", "checking")
+    STEPS = ("creating", "prompting", "working", "aborting", "rereading", "checking")
 
     def __init__(self, number: int, plan: Plan, now: float) -> None:
         self.number, self.task, self.before = number, plan.current, plan.marks
@@ -645,7 +645,7 @@ class Iteration:
         self.fault: Fault | None = None
         self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
         self.spends: dict[str, Spend] = {}          # by message
-        self.measured: float | None = None          # USD, as the server adds it up
+        self.measured = 0.0                         # USD, as the server adds it up
         self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
         self.prompts: set[str] = set()              # user messages, whose texts are no answers
         self.noted: set[str] = set()                # parts and errors that are in the journal
@@ -661,7 +661,7 @@ class Iteration:
         total = Spend()
         for spend in self.spends.values():
             total = total.plus(spend)
-        return total._replace(cost=max(total.cost, self.measured or 0.0))
+        return total._replace(cost=max(total.cost, self.measured))
 
 
 class Loop:
@@ -702,6 +702,7 @@ class Loop:
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
         self.spent = Spend()                        # by iterations that are over
+        self.accounted = ("", 0.0)                  # session and cost of the last one of them
         self.context = 0                            # tokens in the session's context
         self.model, self.agent = options.model, options.agent
         # people
@@ -926,8 +927,6 @@ class Loop:
             self.poll()
         elif it.step == "aborting":
             self.command(AbortSession(it.session))
-        elif it.step == "measuring":
-            self.command(Measure(it.session))
 
     def on_session_created(self, event: SessionCreated) -> None:
         it = self.at("creating")
@@ -1013,28 +1012,28 @@ class Loop:
     def finish(self, outcome: str, problem: str = "") -> None:
         """The session is over; what it cost and what it changed comes next."""
         it = self.it
-        it.outcome, it.problem, it.step = outcome, problem, "measuring"
+        it.outcome, it.problem, it.step = outcome, problem, "rereading"
         it.live.clear()
         it.retry = None
         self.asks.clear()
         if problem and outcome != "fatal" and problem not in it.noted:
             self.note("error" if outcome != "aborted" else "note", problem, "bad" if outcome != "aborted" else "warn")
         if self.server_up and it.session:
-            self.take_step()
-        else:
-            self.on_measured(Measured(it.session))
+            self.command(Measure(it.session))
+        self.read_files(move_on=True)
 
     def on_measured(self, event: Measured) -> None:
-        it = self.at("measuring", event.session)
-        if not it:
-            return
-        it.measured = event.cost
-        limit = self.options.server_memory
+        """What the server adds up counts where it is more than the events told; nothing waits for it."""
+        limit, cost = self.options.server_memory, event.cost or 0.0
         if limit and event.memory > limit:
             self.replace_server = True
             self.note("server", f"grew to {event.memory} MiB (limit {limit}): replacing it", "warn")
-        it.step = "rereading"
-        self.read_files(move_on=True)
+        if self.iteration and self.iteration.session == event.session:
+            self.iteration.measured = cost
+        elif self.accounted[0] == event.session:
+            missed = max(0.0, cost - self.accounted[1])
+            self.spent = self.spent.plus(Spend(missed))
+            self.accounted = (event.session, self.accounted[1] + missed)
 
     def check_or_conclude(self) -> None:
         it = self.it
@@ -1068,7 +1067,7 @@ class Loop:
         it = self.it
         seconds, spend = self.now - it.started, it.spend
         changed = it.before != self.plan.marks
-        self.spent = self.spent.plus(spend)
+        self.spent, self.accounted = self.spent.plus(spend), (it.session, spend.cost)
         task = it.task.text if it.task else "wrap up"
         self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
                   f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
@@ -1474,8 +1473,6 @@ class Loop:
             if event.status == 0:
                 self.replace_server = True          # it hangs: the next session gets a new one
             self.finish(it.outcome, it.problem)
-        elif event.command == "Measure" and it.step == "measuring":
-            self.on_measured(Measured(it.session))
         elif event.command == {"creating": "CreateSession", "prompting": "SendPrompt", "working": "Poll"}.get(it.step):
             it.polling = False
             self.on_step_failed(it, event)
@@ -1516,8 +1513,6 @@ class Loop:
             self.iteration.idle_seen = False
             if self.iteration.step == "aborting":
                 self.finish(self.iteration.outcome, self.iteration.problem)
-            elif self.iteration.step == "measuring":
-                self.on_measured(Measured(self.iteration.session))
         self.start_due_server()
 
     def start_due_server(self) -> None:

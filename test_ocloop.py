@@ -975,6 +975,17 @@ def test_what_the_server_measures_counts_where_it_can_tell(measured: float | Non
     assert story.loop.spent.cost == pytest.approx(total)
 
 
+def test_a_measure_that_comes_late_is_added() -> None:
+    story = Story()
+    story.world[Measure] = lambda c: None
+    story.works(1.0)
+    assert story.loop.spent.cost == pytest.approx(1.0) and story.loop.iterations == 2
+    story.tell(Measured("ses_1", 1.5))
+    assert story.loop.spent.cost == pytest.approx(1.5)
+    story.tell(Measured("ses_1", 1.5), Measured("ses_1", 0.2))
+    assert story.loop.spent.cost == pytest.approx(1.5)
+
+
 def test_the_context_is_that_of_the_own_session() -> None:
     story = Story()
     story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
@@ -1120,7 +1131,7 @@ def test_late_results_of_an_older_session_are_ignored() -> None:
     story.take()
     before = (story.loop.iterations, story.state, story.loop.total.cost)
     story.tell(SessionCreated(1, "ses_1"), PromptAccepted("ses_1"), SessionAborted("ses_1"),
-               Measured("ses_1", 9.0),
+               Measured("ses_0", 9.0),
                Polled("ses_1", "idle", {}, [ocloop.digest(m) for m in (user(own), assistant(own, "stop"))]),
                CheckFinished(1, 1, ""), RequestFailed("SendPrompt", "ses_1", 0, "late"),
                RequestFailed("Poll", "ses_1", 404, "late"), FilesRead(1, "", "", ""), ServerDied(0, "older"))
