@@ -2228,7 +2228,7 @@ def unchunked(read: Callable[[], bytes]) -> Iterator[bytes]:
 
 # ── opencode ─────────────────────────────────────────────────────────────────────────────────────────────
 # The server's process, its HTTP interface, its event stream, and the worker that carries commands out, a
-# thread for each so that a request that hangs holds up nothing else. No decisions are made here.
+# few at a time so that a request that hangs holds up nothing else. No decisions are made here.
 
 START_TIMEOUT = 60.0
 SETUP_TIMEOUT = 120.0       # the first call in a directory loads plugins
@@ -2345,10 +2345,12 @@ class Server:
         self.lines: collections.deque[str] = collections.deque(maxlen=12)
         self.lock = threading.Lock()
         self.closing = False
+        self.measure_at = 0.0
 
     def start(self, generation: int) -> None:
         """Start it (after stopping what still runs) and post ServerReady or ServerDied."""
         self.stop()
+        self.measure_at = 0.0
         try:
             url = self.options.server or self._launch(generation)
             client = Client(url, self.username, self.password, self.options.directory)
@@ -2387,6 +2389,8 @@ class Server:
                 except OSError as error:
                     raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
                 self._tell_guard(str(process.pid))
+            for module in ("base64", "http.client", "json", "urllib.request"):
+                __import__(module)          # while the server starts: the client will need them
             found: queue.SimpleQueue[str] = queue.SimpleQueue()
             self.lines.clear()
             threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
@@ -2495,10 +2499,11 @@ class Server:
                 self.guard.wait(2)
 
     def memory(self) -> int:
-        """Resident MiB of the server's process group; 0 when it cannot be told."""
-        process, total = self.process, 0
-        if process is None:
+        """Resident MiB of the server's process group; 0 when it cannot be told, or was told less than 10 s ago."""
+        process, total, now = self.process, 0, time.monotonic()
+        if process is None or now < self.measure_at:
             return 0
+        self.measure_at = now + 10
         for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
             with suppress(OSError, IndexError, ValueError):
                 if name.isdigit() and os.getpgid(int(name)) == process.pid:
@@ -2603,7 +2608,9 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
 
 
 class Worker:
-    """Carries commands out, each on a thread of its own, and posts what came of them."""
+    """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
+
+    THREADS = 6         # a start, a check, a poll, and a few requests that hang until their time-out
 
     def __init__(self, options: Options, server: Server, environment: dict[str, str],
                  post: Callable[[Event], None]) -> None:
@@ -2613,21 +2620,26 @@ class Worker:
         self.post = post
         self.check: Any = None
         self.check_stopped = False
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        for _ in range(self.THREADS):
+            threading.Thread(target=self._work, daemon=True).start()
 
     def carry_out(self, command: Command) -> None:
         if isinstance(command, Notify):
             self.notify(command)
         else:
-            threading.Thread(target=self._run, args=(command,), daemon=True).start()
+            self.commands.put(command)
 
-    def _run(self, command: Command) -> None:
-        try:
-            event = CARRY_OUT[type(command)](self, command)
-        except RequestError as error:
-            event = RequestFailed(type(command).__name__, getattr(command, "session", ""), error.status, str(error),
-                                  error.name)
-        if event is not None:
-            self.post(event)
+    def _work(self) -> None:
+        while True:
+            command = self.commands.get()
+            try:
+                event = CARRY_OUT[type(command)](self, command)
+            except RequestError as error:
+                event = RequestFailed(type(command).__name__, getattr(command, "session", ""), error.status, str(error),
+                                      error.name)
+            if event is not None:
+                self.post(event)
 
     @property
     def client(self) -> Client:

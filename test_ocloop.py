@@ -4746,8 +4746,8 @@ def test_real_ends(world: World, server: RealServer) -> None:
     They run side by side, each with a model of its own.
     """
     cases: list[tuple[str, list[str], str, int, int, list[str]]] = [
-        ("hang", ["--iteration-timeout", "8s"], "took longer than 8s", 0, 1, ["stalled", "done"]),
-        ("ok,hang", ["--stall-timeout", "5s"], "nothing happened for 5s", 0, 1, ["stalled", "done"]),
+        ("hang", ["--iteration-timeout", "15s"], "took longer than 15s", 0, 1, ["stalled", "done"]),
+        ("ok,hang", ["--stall-timeout", "15s"], "nothing happened for 15s", 0, 1, ["stalled", "done"]),
         ("nothing*", ["--stuck", "2"], "2 iterations in a row changed no task", 3, 1, ["done", "done"]),
         ("complete-early", [], "2 tasks still pending", 3, 2, ["done"]),
         ("ok,delete-plan", [], "PLAN.md cannot be read", 1, 1, []),
