@@ -33,6 +33,7 @@ if sys.hexversion < 0x03090000:
 
 import argparse
 import collections
+import io
 import os
 import queue
 import re
@@ -1836,7 +1837,10 @@ def clip(text: str, width: int) -> str:
 
 
 def ellipsis(text: str, width: int, glyphs: Glyphs) -> str:
-    return text if text_width(text) <= width else clip(text, width - 1) + glyphs.clean("…") if width > 8 else ""
+    """The text, or as much of it as fits with a sign that it goes on; nothing where only scraps would fit."""
+    if text_width(text) <= width:
+        return text
+    return clip(text, width - 1) + glyphs.clean("…") if width > 8 else ""
 
 
 def clip_row(row: Row, width: int) -> Row:
@@ -1952,6 +1956,8 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
         out.append(("Space", "pause" if state in ("running", "waiting") else "go on"))
     if state == "error" or state == "waiting" or loop.limit:
         out.append(("R", "raise the limit" if loop.limit in loop.limits else "retry"))
+    if state == "stopping":
+        return ()
     if loop.iteration:
         out += [("X", "abort"), ("T", "session")]
     return (*out, ("?", "help"), ("Q", "quit"))
@@ -2014,7 +2020,7 @@ def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
         facts = f"#{picture.iteration}  {duration(picture.elapsed)}" + (f"  ≈{left}" if coming else "")
     state.append(("", glyphs.clean(facts if picture.iteration else "").rjust(room)))
     if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
-        third: Row = [(style, glyphs.clean(" " + " ".join(picture.reason.split())))]
+        third: Row = [(style, ellipsis(glyphs.clean(" " + " ".join(picture.reason.split())), width, glyphs))]
     else:
         phase = "  " + picture.phase if picture.phase else ""
         task = ellipsis(glyphs.clean(picture.task), width - 4, glyphs)
@@ -2121,8 +2127,7 @@ def activity(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: 
         if len(rows) >= height:
             break
         rows = entry_rows(entry, width, glyphs) + rows
-    return [[] for _ in range(height - len(rows))] + rows[-height:] if len(rows) >= height else (
-        rows + [[] for _ in range(height - len(rows))])
+    return rows[-height:] + [[] for _ in range(height - len(rows))]
 
 
 def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll) -> list[Row]:
@@ -2826,9 +2831,11 @@ class LineScreen:
     wants_pictures = False
     handed = None
 
-    def __init__(self, colour: bool) -> None:
+    def __init__(self, colour: bool, utf8: bool) -> None:
         self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
-        self.utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        self.utf8 = utf8
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -3009,17 +3016,16 @@ class CursesScreen:
 
 def choose_screen(options: Options, post: Callable[[Event], None]) -> LineScreen | CursesScreen:
     """Curses where there is a terminal that can, plain lines elsewhere, with a word about why."""
-    term, no_colour = os.environ.get("TERM", ""), bool(os.environ.get("NO_COLOR"))
-    if not options.interactive:
-        return LineScreen(sys.stdout.isatty() and not no_colour and term != "dumb")
     import locale
 
-    utf8 = False
-    with suppress(locale.Error):
-        locale.setlocale(locale.LC_ALL, "")
-    with suppress(AttributeError):
+    colour, utf8 = not os.environ.get("NO_COLOR"), False
+    with suppress(locale.Error, AttributeError):
+        locale.setlocale(locale.LC_ALL, "")         # sys.stdout.encoding may say UTF-8 where the terminal does not
         utf8 = locale.nl_langinfo(locale.CODESET).upper().replace("-", "") == "UTF8"
-    return CursesScreen(post, not no_colour, utf8)
+    if options.interactive:
+        return CursesScreen(post, colour, utf8)
+    terminal = sys.stdout.isatty()
+    return LineScreen(colour and terminal and os.environ.get("TERM") != "dumb", utf8 or not terminal)
 
 
 def curses_problem() -> str:
