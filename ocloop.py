@@ -2095,7 +2095,8 @@ def entry_rows(entry: Entry, width: int, glyphs: Glyphs) -> list[Row]:
     """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp:<8} " if width >= 60 else f" {stamp[:5]:<5} " if width >= 30 else " "
-    kind = "" if width < 30 else f"{glyphs.clean(entry.kind)[:8]:<8} " if width >= 60 else f"{glyphs.clean(entry.kind)[:6]:<6} "
+    cells = 8 if width >= 60 else 6 if width >= 30 else 0
+    kind = f"{glyphs.clean(entry.kind)[:cells]:<{cells}} " if cells else ""
     if entry.kind == "iter":
         text = clip(glyphs.clean(f"{glyphs.rule * 2} {entry.text} "), width)
         return [[("dim", text + glyphs.rule * (width - text_width(text)))]]
@@ -2348,13 +2349,18 @@ class Server:
         self.process: Any = None
         self.guard: Any = None
         self.lines: collections.deque[str] = collections.deque(maxlen=12)
+        self.turn = threading.Lock()            # one starts or stops it at a time, until it is closed
         self.lock = threading.Lock()
         self.closing = False
         self.measure_at = 0.0
 
     def start(self, generation: int) -> None:
         """Start it (after stopping what still runs) and post ServerReady or ServerDied."""
-        self.stop()
+        with self.turn:
+            self._end()
+            self._start(generation)
+
+    def _start(self, generation: int) -> None:
         self.measure_at = 0.0
         try:
             url = self.options.server or self._launch(generation)
@@ -2363,7 +2369,7 @@ class Server:
             with suppress(RequestError):
                 version = version or str(as_dict(client.request("GET", "/global/health")).get("version") or "")
         except Problem as problem:
-            self.stop()
+            self._end()
             self.post(ServerDied(generation, str(problem), tuple(self.lines), final=problem.status == 2))
             return
         self.client = client
@@ -2410,7 +2416,8 @@ class Server:
                 break                       # else somebody may have taken the port in between
         with suppress(subprocess.TimeoutExpired):
             process.wait(2)
-        raise Problem("OpenCode ended with exit status {} while starting: run `{}` yourself to see why".format(process.returncode, " ".join(argv)))
+        raise Problem(f"OpenCode ended with exit status {process.returncode} while starting: run `{' '.join(argv)}` "
+                      "yourself to see why")
 
     def _choose_port(self, attempt: int) -> int:
         import socket
@@ -2449,8 +2456,8 @@ class Server:
                 return str(as_dict(client.ask("/global/health")).get("version") or "")
             except RequestError as error:
                 if error.status in (401, 403):
-                    raise Problem(f"{client.url} refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started "
-                                  "with", 2) from None
+                    raise Problem(f"{client.url} refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was "
+                                  "started with", 2) from None
                 if self.closing or time.monotonic() > until:
                     raise Problem(f"{client.url} does not answer ({error}): start it, or leave --server out",
                                   2) from None
@@ -2463,15 +2470,20 @@ class Server:
         import subprocess
 
         if self.guard is None:
-            self.guard = subprocess.Popen(["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], stdin=subprocess.PIPE,
-                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
-                                          start_new_session=True)
+            self.guard = subprocess.Popen(
+                ["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], cwd="/", stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         with suppress(OSError):
             self.guard.stdin.write(word.encode() + b"\n")
             self.guard.stdin.flush()
 
     def stop(self, session: str = "") -> None:
-        """Abort the session and stop what we started: tools first, then the group, then what left the group."""
+        """Abort the session, and stop what we started."""
+        with self.turn:
+            self._end(session)
+
+    def _end(self, session: str = "") -> None:
+        """Tools first, then the group, then what left the group."""
         with self.lock:
             process, client = self.process, self.client
             self.process = self.client = None
@@ -2495,8 +2507,8 @@ class Server:
         import subprocess
 
         with self.lock:
-            self.closing = True
-        self.stop(session)
+            self.closing = True             # whoever has the turn fails at once
+        self._end(session)
         if self.guard:
             self._tell_guard("over")
             with suppress(OSError, subprocess.TimeoutExpired):
@@ -2667,13 +2679,13 @@ class Worker:
             if error.status == 400:
                 raise RequestError(400, f"OpenCode's configuration is broken: mend it: {error}", error.name) from None
             if error.status == 0:
-                raise RequestError(0, f"OpenCode does not answer for this directory ({error}): a plugin or MCP server may "
-                                   "hang while it is loaded: try `OPENCODE_PURE=1`") from None
+                raise RequestError(0, f"OpenCode does not answer for this directory ({error}): a plugin or MCP server "
+                                   "may hang while it is loaded: try `OPENCODE_PURE=1`") from None
             raise
         providers, agents = client.ask("/config/providers"), client.ask("/agent")
-        models = {"{}/{}".format(as_dict(provider).get("id"), name): as_int(as_dict(as_dict(model).get("limit")).get("context"))
-                  for provider in as_list(as_dict(providers).get("providers"))
-                  for name, model in as_dict(as_dict(provider).get("models")).items()} if providers else None
+        models = {f"{provider.get('id')}/{name}": as_int(as_dict(as_dict(model).get("limit")).get("context"))
+                  for provider in map(as_dict, as_list(as_dict(providers).get("providers")))
+                  for name, model in as_dict(provider.get("models")).items()} if providers else None
         names = [str(as_dict(agent).get("name")) for agent in agents] if isinstance(agents, list) else None
         return SetupChecked(str(config.get("model") or ""), models, names)
 
@@ -3407,8 +3419,8 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     if found is None and not asked:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if found is None:
-        raise Problem(f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`, `brew install opencode`, or see "
-                      "opencode.ai), or let npx fetch it with --opencode \"npx -y opencode-ai\"")
+        raise Problem(f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`, `brew install opencode`, "
+                      "or see opencode.ai), or let npx fetch it with --opencode \"npx -y opencode-ai\"")
     return (os.path.abspath(found), *argv[1:])
 
 
@@ -3421,7 +3433,8 @@ def check_files(options: Options) -> tuple[Plan, str]:
                 texts.append(file.read().decode("utf-8", "replace"))
         except OSError as error:
             if not options.debug:
-                raise Problem(f"the {what} {path} cannot be read ({error.strerror}): `python3 {sys.argv[0]} bootstrap` writes a starter, --{what} names another") from None
+                raise Problem(f"the {what} {path} cannot be read ({error.strerror}): `python3 {sys.argv[0]} bootstrap` "
+                              f"writes a starter, --{what} names another") from None
             texts.append("")
     plan, prompt = parse_plan(texts[0]), texts[1]
     if not options.debug:
@@ -3448,11 +3461,13 @@ def run(given: argparse.Namespace) -> int:
         raise Problem(f"another loop works on this plan (process {held}): `status` shows it, `attach` joins it")
     why_plain = "" if options.plain else curses_problem()
     options = options._replace(interactive=not (options.plain or why_plain))
+    warnings = [run_file.problem] if run_file.problem else []
+    if "{{PLAN_FILE}}" not in prompt:
+        warnings.append(f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: will the agent find the plan?")
+    if why_plain and sys.stdout.isatty():
+        warnings.append(f"plain lines, since {why_plain}")
     try:
-        return Run(options, run_file, [text for text in (
-            run_file.problem, "" if "{{PLAN_FILE}}" in prompt else f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: will the agent "
-            "find the plan?", f"plain lines, since {why_plain}" if why_plain and
-            sys.stdout.isatty() else "") if text]).work()
+        return Run(options, run_file, warnings).work()
     finally:
         run_file.release()
 
@@ -3665,7 +3680,8 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
         problems.append(f"another loop works on this plan (process {held})")
     lines += [f"prompt    {options.prompt}", ""]
     lines += ["  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")]
-    lines += [""] + ["problem   " + problem for problem in problems] + ([] if problems else ["all is well: nothing was started"])
+    lines += ["", *("problem   " + problem for problem in problems)]
+    lines += [] if problems else ["all is well: nothing was started"]
     print("\n".join(map(Glyphs().clean, lines)))
     return 1 if problems else 0
 
