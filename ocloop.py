@@ -511,13 +511,15 @@ ready      Signalled      stopping                        StopCheck Exit
 ready      ScreenLost     stopping                        StopCheck Exit
 running    FilesRead      paused waiting complete error   StopServer StopCheck Exit
 running    Polled         pausing                         Measure ReadFiles
-running    RequestFailed  error                           StopServer StopCheck Exit
-running    ServerDied     error                           StopServer StopCheck Exit
+running    Measured       paused waiting complete error   StopServer StopCheck Exit
+running    RequestFailed  paused waiting complete error   StopServer StopCheck Exit
+running    ServerDied     paused waiting complete error   StopServer StopCheck Exit
 running    Key            pausing stopping                StopCheck Exit
 running    Signalled      stopping                        StopCheck Exit
 pausing    FilesRead      paused stopping complete error  StopServer StopCheck Exit
-pausing    RequestFailed  error                           StopServer StopCheck Exit
-pausing    ServerDied     error                           StopServer StopCheck Exit
+pausing    Measured       paused stopping complete error  StopServer StopCheck
+pausing    RequestFailed  paused stopping complete error  StopServer StopCheck Exit
+pausing    ServerDied     paused stopping complete error  StopServer StopCheck Exit
 pausing    Key            running stopping                StopCheck Exit
 pausing    Signalled      stopping                        StopCheck Exit
 paused     ServerDied     error                           StopServer StopCheck
@@ -646,7 +648,8 @@ class Iteration:
         self.fault: Fault | None = None
         self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
         self.spends: dict[str, Spend] = {}          # by message
-        self.measured = 0.0                         # USD, as the server adds it up
+        self.measured: float | None = None          # USD, as the server adds it up
+        self.reread = False                         # the plan was read since it ended
         self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
         self.prompts: set[str] = set()              # user messages, whose texts are no answers
         self.noted: set[str] = set()                # parts and errors that are in the journal
@@ -662,7 +665,7 @@ class Iteration:
         total = Spend()
         for spend in self.spends.values():
             total = total.plus(spend)
-        return total._replace(cost=max(total.cost, self.measured))
+        return total._replace(cost=max(total.cost, self.measured or 0.0))
 
 
 class Loop:
@@ -703,7 +706,6 @@ class Loop:
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
         self.spent = Spend()                        # by iterations that are over
-        self.accounted = ("", 0.0)                  # session and cost of the last one of them
         self.context = 0                            # tokens in the session's context
         self.model, self.agent = options.model, options.agent
         # people
@@ -764,8 +766,8 @@ class Loop:
 
     def facts(self) -> dict[str, str]:
         """What --check and --notify get in their environment."""
-        it = self.iteration
-        return {"OCLOOP_PLAN": self.options.plan, "OCLOOP_TASK": it.task.text if it and it.task else "",
+        task = self.iteration.task if self.iteration else self.plan.current
+        return {"OCLOOP_PLAN": self.options.plan, "OCLOOP_TASK": task.text if task else "",
                 "OCLOOP_ITERATION": str(self.iterations), "OCLOOP_DONE": str(self.plan.done),
                 "OCLOOP_TOTAL": str(self.plan.automatable)}
 
@@ -862,6 +864,7 @@ class Loop:
             if self.iteration is None:
                 self.move_on()
             elif self.iteration.step == "rereading":
+                self.iteration.reread = True
                 self.check_or_conclude()
 
     def on_bad_files(self, problem: str) -> None:
@@ -1021,24 +1024,25 @@ class Loop:
             self.note("error" if outcome != "aborted" else "note", problem, "bad" if outcome != "aborted" else "warn")
         if self.server_up and it.session:
             self.command(Measure(it.session))
+        else:
+            it.measured = 0.0
         self.read_files(move_on=True)
 
     def on_measured(self, event: Measured) -> None:
-        """What the server adds up counts where it is more than the events told; nothing waits for it."""
-        limit, cost = self.options.server_memory, event.cost or 0.0
+        limit, it = self.options.server_memory, self.at("rereading", event.session)
         if limit and event.memory > limit:
             self.replace_server = True
             self.note("server", f"grew to {event.memory} MiB (limit {limit}): replacing it", "warn")
-        if self.iteration and self.iteration.session == event.session:
-            self.iteration.measured = cost
-        elif self.accounted[0] == event.session:
-            missed = max(0.0, cost - self.accounted[1])
-            self.spent = self.spent.plus(Spend(missed))
-            self.accounted = (event.session, self.accounted[1] + missed)
+        if it and it.measured is None:
+            it.measured = event.cost or 0.0
+            self.check_or_conclude()
 
     def check_or_conclude(self) -> None:
+        """With both known, what it changed and what it cost: is it any good?"""
         it = self.it
         worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
+        if not it.reread or it.measured is None:
+            return
         if self.options.check and worked and not it.check:
             it.step = "checking"
             it.live["check"] = Live("check", self.options.check, self.now, 0, "")
@@ -1060,7 +1064,7 @@ class Loop:
             self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
                                                     output=event.output)
             self.note("check", f"failed with exit status {event.status}\n{event.output[-1500:]}", "bad")
-        it.step = "rereading"               # the check may have changed plan and prompt
+        it.step, it.reread = "rereading", False     # the check may have changed plan and prompt
         self.read_files(move_on=True)
 
     def conclude(self) -> None:
@@ -1068,7 +1072,7 @@ class Loop:
         it = self.it
         seconds, spend = self.now - it.started, it.spend
         changed = it.before != self.plan.marks
-        self.spent, self.accounted = self.spent.plus(spend), (it.session, spend.cost)
+        self.spent = self.spent.plus(spend)
         task = it.task.text if it.task else "wrap up"
         self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
                   f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
@@ -1171,8 +1175,8 @@ class Loop:
         plan, total = self.plan, self.total
         lines = (plan.summary or "").split("\n") if plan.summary else []
         lines.append(f"{plan.done} of {plan.automatable} tasks done, {plan.blocked} blocked, "
-                     f"{plan.manual} manual; {self.iterations} iterations in {duration(self.elapsed)}"
-                     f"; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
+                     f"{plan.manual} manual; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
+                     f"{duration(self.elapsed)}; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
             for task in plan.of(state)[:20]:
                 lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
@@ -1435,7 +1439,7 @@ class Loop:
         elif fault.rate_limit:
             self.finish("rate-limited", fault.message)
         elif fault.fatal and not self.succeeded:
-            self.finish("fatal", f"{fault.message}: {advice(fault, self.model)}")
+            self.finish("fatal", f"{fault.message.rstrip('.')}: {advice(fault, self.model)}")
         else:
             self.finish("failed", fault.message)
 
@@ -1470,6 +1474,8 @@ class Loop:
                 self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
                 it.answered.clear()
                 it.poll_at = self.now + 1
+        elif event.command == "Measure":
+            self.on_measured(Measured(it.session))
         elif event.command == "AbortSession" and it.step == "aborting":
             if event.status == 0:
                 self.replace_server = True          # it hangs: the next session gets a new one
@@ -1514,6 +1520,8 @@ class Loop:
             self.iteration.idle_seen = False
             if self.iteration.step == "aborting":
                 self.finish(self.iteration.outcome, self.iteration.problem)
+            elif self.iteration.step == "rereading":
+                self.on_measured(Measured(self.iteration.session))
         self.start_due_server()
 
     def start_due_server(self) -> None:
@@ -1596,7 +1604,7 @@ class Loop:
             return
         over = self.state in ("complete", "error") or self.limit
         self.status = self.status if over else 130
-        self.enter("stopping", reason)
+        self.enter("stopping", self.reason if over else reason)
         self.command(StopCheck())
         if over:
             self.command(Exit(self.status))
@@ -2238,7 +2246,7 @@ def unchunked(read: Callable[[], bytes]) -> Iterator[bytes]:
 
 START_TIMEOUT = 60.0
 SETUP_TIMEOUT = 120.0       # the first call in a directory loads plugins
-REQUEST_TIMEOUT = 8.0
+REQUEST_TIMEOUT = 10.0
 STREAM_TIMEOUT = 35.0       # heartbeats come every 10 s, in older versions every 30 s
 GUARD = """# Ends what ocloop started when ocloop is gone without having done so itself (SIGKILL).
 trap '' HUP INT TERM
@@ -2322,11 +2330,11 @@ class Client:
         except (ValueError, RecursionError):    # some servers answer an unknown route with a page
             raise RequestError(404, f"{method} {path} was not answered with JSON") from None
 
-    def ask(self, path: str) -> Any:
+    def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """GET what a server need not know; None: it cannot tell. A route that it has answered once it does know."""
         route = re.sub(r"/ses_[^/?]*", "/ID", path)
         try:
-            answer = self.request("GET", path)
+            answer = self.request("GET", path, timeout=timeout)
             self.known.add(route)
             return answer
         except RequestError as error:
@@ -2453,7 +2461,7 @@ class Server:
         until = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                return str(as_dict(client.ask("/global/health")).get("version") or "")
+                return str(as_dict(client.ask("/global/health", 2)).get("version") or "")
             except RequestError as error:
                 if error.status in (401, 403):
                     raise Problem(f"{client.url} refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was "
@@ -2507,8 +2515,12 @@ class Server:
         import subprocess
 
         with self.lock:
-            self.closing = True             # whoever has the turn fails at once
-        self._end(session)
+            self.closing = True
+            starting = self.process if self.client is None else None
+        if starting:
+            end_group(starting, patience=0.5)       # so that whoever has the turn is done with it soon
+        with self.turn:
+            self._end(session)
         if self.guard:
             self._tell_guard("over")
             with suppress(OSError, subprocess.TimeoutExpired):
@@ -2682,7 +2694,7 @@ class Worker:
                 raise RequestError(0, f"OpenCode does not answer for this directory ({error}): a plugin or MCP server "
                                    "may hang while it is loaded: try `OPENCODE_PURE=1`") from None
             raise
-        providers, agents = client.ask("/config/providers"), client.ask("/agent")
+        providers, agents = client.ask("/config/providers", SETUP_TIMEOUT), client.ask("/agent", SETUP_TIMEOUT)
         models = {f"{provider.get('id')}/{name}": as_int(as_dict(as_dict(model).get("limit")).get("context"))
                   for provider in map(as_dict, as_list(as_dict(providers).get("providers")))
                   for name, model in as_dict(provider.get("models")).items()} if providers else None
@@ -2798,6 +2810,7 @@ class Worker:
         process = self.check
         if process:
             end_group(process, patience=0.5)
+            sweep(f"OCLOOP_RUN={self.server.token}.check\0")
 
     def notify(self, command: Notify) -> None:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
@@ -3081,7 +3094,7 @@ class Log:
         except OSError as error:
             if not self.warned:
                 self.warned = True
-                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without"))
+                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without: name another path with --log"))
 
     def entries(self, entries: Sequence[Entry]) -> None:
         self.write([self.line(entry) for entry in entries] if self.path else ())
@@ -3274,7 +3287,7 @@ HELP = """examples:
   python3 ocloop.py run                       show the screen; S starts
   python3 ocloop.py run --run                 start at once
   python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
-      --notify 'mail -s "ocloop: $OCLOOP_EVENT" me@example.org <<<"$OCLOOP_MESSAGE"' --log night.jsonl
+      --notify 'echo "$OCLOOP_MESSAGE" | mail -s "ocloop: $OCLOOP_EVENT" me@example.org' --log night.jsonl
   python3 ocloop.py status                    how is it doing? (from any other terminal)
 
 exit statuses:
@@ -3289,7 +3302,7 @@ RUN_HELP = """keys:
   arrows PgUp PgDn Home End scroll   ? help   Q quit
   when it asks: Y once   A always   N no; for a question its number
 
-durations read 90, 90s, 15m, 2h; 0 means off.
+durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{PLAN_FILE}}, {{TASK}}, {{ITERATION}} and {{CHECK}}; a `---` block on its top may set
 `model:` and `agent:`.
 
@@ -3297,11 +3310,12 @@ The prompt may contain {{PLAN_FILE}}, {{TASK}}, {{ITERATION}} and {{CHECK}}; a `
 
 
 def seconds(text: str) -> float:
-    """Read `90`, `90s`, `15m`, `2h`; raises argparse's error for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90, 90s, 15m or 2h; 0 means off")
-    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+    """Read `90`, `90s`, `15m`, `1h30m`; raises argparse's error for anything else."""
+    text = "".join(text.lower().split())
+    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off")
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([dhms]?)", text))
 
 
 def count(text: str) -> int:
@@ -3463,7 +3477,7 @@ def run(given: argparse.Namespace) -> int:
     options = options._replace(interactive=not (options.plain or why_plain))
     warnings = [run_file.problem] if run_file.problem else []
     if "{{PLAN_FILE}}" not in prompt:
-        warnings.append(f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: will the agent find the plan?")
+        warnings.append(f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     try:
@@ -3607,8 +3621,8 @@ class Run:
         session = loop.iteration.session if loop.iteration else loop.left_open
         with ExitStack() as steps:
             steps.callback(self._say_goodbye)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                steps.callback(signal.signal, number, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGTERM):      # all is stopped: the summary may be cut short
+                steps.callback(signal.signal, number, lambda *_: os._exit(1 if self.status is None else self.status))
             steps.callback(self.run_file.write, record_of(loop, self.server, 1 if self.status is None else self.status))
             if self.screen:
                 steps.callback(self.screen.close)
@@ -3622,7 +3636,7 @@ class Run:
         loop = self.loop
         try:
             if self.screen and self.screen.wants_pictures and self.status is not None:
-                print(f"ocloop {'stopped' if loop.state == 'stopping' else loop.state}: {Glyphs().clean(loop.reason)}")
+                print("ocloop: " + Glyphs().clean(loop.reason))
                 for line in loop.summary():
                     print("  " + Glyphs().clean(line))
             if self.screen and self.screen.thread.is_alive():       # stuck in a write that nobody reads: do not wait
@@ -3661,7 +3675,15 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
     lines.append(f"plan      {options.plan}: {plan.done} of {plan.automatable} done ({plan.percent} %), "
                  f"{plan.blocked} blocked, {plan.manual} manual"
                  f"{'' if plan.summary is None else ', marked complete'}")
+    if plan.summary is not None:
+        problems.append("the plan is complete already: remove its <plan-complete> tag to work on it again")
     lines.append(f"next task {task}")
+    lines.append("limits    " + (", ".join(f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in (
+        "max_iterations", "max_cost", "max_time", "stuck", "retries") if getattr(options, name)) or "none"))
+    if options.log:
+        lines.append(f"log       {options.log}")
+        if not os.access(options.log if os.path.exists(options.log) else os.path.dirname(options.log), os.W_OK):
+            problems.append(f"the log {options.log} cannot be written: name another path with --log")
     lines.append("model     %s" % (options.model or fields.get("model") or "OpenCode's own"))
     lines.append("agent     %s" % (options.agent or fields.get("agent") or "OpenCode's own"))
     for name, command in (("check", options.check), ("notify", options.notify)):
@@ -3674,14 +3696,14 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
             if not known:
                 problems.append(f"--{name}: there is no command {word}")
     if "{{PLAN_FILE}}" not in prompt:
-        lines.append("warning   the prompt does not contain {{PLAN_FILE}}: will the agent find the plan?")
+        lines.append("warning   the prompt does not contain {{PLAN_FILE}}: add it, else the agent may not find the plan")
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan (process {held})")
     lines += [f"prompt    {options.prompt}", ""]
     lines += ["  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")]
     lines += ["", *("problem   " + problem for problem in problems)]
-    lines += [] if problems else ["all is well: nothing was started"]
+    lines += [] if problems else ["all is well: nothing was started (the server checks model and agent when it runs)"]
     print("\n".join(map(Glyphs().clean, lines)))
     return 1 if problems else 0
 
@@ -3733,7 +3755,7 @@ def status(given: argparse.Namespace) -> int:
     clean = Glyphs().clean
     print(f"plan      {path}\nprogress  {plan.done} of {plan.automatable} done ({plan.percent} %), "
           f"{plan.blocked} blocked, {plan.manual} manual"
-          f"{', complete' if plan.summary is not None else ''}")
+          f"{', complete' if plan.summary is not None else ', not marked complete yet' * (not plan.pending)}")
     if plan.current:
         print("next      " + clean(plan.current.text))
     tokens = as_dict(record.get("tokens"))

@@ -975,14 +975,14 @@ def test_what_the_server_measures_counts_where_it_can_tell(measured: float | Non
     assert story.loop.spent.cost == pytest.approx(total)
 
 
-def test_a_measure_that_comes_late_is_added() -> None:
+def test_an_iteration_is_over_when_both_its_cost_and_its_plan_are_known() -> None:
     story = Story()
     story.world[Measure] = lambda c: None
     story.works(1.0)
-    assert story.loop.spent.cost == pytest.approx(1.0) and story.loop.iterations == 2
+    assert story.loop.iterations == 1 and story.loop.iteration
     story.tell(Measured("ses_1", 1.5))
-    assert story.loop.spent.cost == pytest.approx(1.5)
-    story.tell(Measured("ses_1", 1.5), Measured("ses_1", 0.2))
+    assert story.loop.iterations == 2 and story.loop.spent.cost == pytest.approx(1.5)
+    story.tell(Measured("ses_1", 9.5))
     assert story.loop.spent.cost == pytest.approx(1.5)
 
 
@@ -1131,7 +1131,7 @@ def test_late_results_of_an_older_session_are_ignored() -> None:
     story.take()
     before = (story.loop.iterations, story.state, story.loop.total.cost)
     story.tell(SessionCreated(1, "ses_1"), PromptAccepted("ses_1"), SessionAborted("ses_1"),
-               Measured("ses_0", 9.0),
+               Measured("ses_1", 9.0),
                Polled("ses_1", "idle", {}, [ocloop.digest(m) for m in (user(own), assistant(own, "stop"))]),
                CheckFinished(1, 1, ""), RequestFailed("SendPrompt", "ses_1", 0, "late"),
                RequestFailed("Poll", "ses_1", 404, "late"), FilesRead(1, "", "", ""), ServerDied(0, "older"))

@@ -11,6 +11,11 @@ OpenCode is taken from the PATH, else from ~/.opencode/bin, else fetched through
 
 from __future__ import annotations
 
+import sys
+
+if sys.hexversion < 0x03090000:
+    sys.exit(f"demo.py: this is Python {sys.version.split()[0]}: run it with 3.9 or newer, e.g. python3.12 {sys.argv[0]}")
+
 import argparse
 import json
 import os
@@ -19,7 +24,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,7 +52,7 @@ def find_opencode() -> str:
             "neither opencode nor npx is on the PATH: install OpenCode (https://opencode.ai) or Node.js, "
             "then run this again"
         )
-    print(f"opencode is not installed: fetching {PACKAGE} through npx into npm's cache …", flush=True)
+    print(f"no opencode on PATH: taking {PACKAGE} through npx (the first time it fetches some 200 MB) …", flush=True)
     # This call is for npm's progress and errors to be seen. Then the program's own path is asked for, because
     # `npx opencode-ai` would put two processes in front of the server and would look for npm's settings in
     # the demonstration's home.
