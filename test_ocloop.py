@@ -677,7 +677,7 @@ OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.seconds, "90", 90.0), (ocloop.seconds, "90s", 90.0), (ocloop.seconds, "15m", 900.0),
     (ocloop.seconds, "2h", 7200.0), (ocloop.seconds, "1.5h", 5400.0), (ocloop.seconds, "0", 0.0),
     (ocloop.seconds, " 2 H ", 7200.0), (ocloop.seconds, "-1", None), (ocloop.seconds, "2x", None),
-    (ocloop.seconds, "", None), (ocloop.seconds, "1h30m", None), (ocloop.seconds, "inf", None),
+    (ocloop.seconds, "", None), (ocloop.seconds, "1h30m", 5400.0), (ocloop.seconds, "inf", None),
     (ocloop.count, "0", 0), (ocloop.count, "27", 27), (ocloop.count, "-1", None), (ocloop.count, "1.5", None),
     (ocloop.count, "", None), (ocloop.count, "many", None), (ocloop.count, "\u00b2", None),
     (ocloop.dollars, "20", 20.0), (ocloop.dollars, "$20", 20.0), (ocloop.dollars, "0.50", 0.5),
@@ -4019,6 +4019,16 @@ def test_ports(world: World) -> None:
         until(take, "port 4096")
         child = world.fake(default_port=True).finish(0)
         assert child.events("listening")[0]["port"] != 4096 and child.boxes() == "xx"
+
+
+def test_quitting_while_the_server_is_being_stopped(world: World) -> None:
+    """A plan that is complete stops its server; Q meanwhile waits for that, and keeps the reason."""
+    term = world.fake("--run", stubborn=True, terminal=True)
+    term.wait_for("✔ complete")
+    term.send("q")
+    term.finish(0)
+    assert "ocloop: the plan is complete" in term.everything()
+    assert "the plan is complete" in world.say(term.project, "status")
 
 
 def test_stubborn_server(world: World) -> None:
