@@ -749,6 +749,7 @@ class Loop:
     def enter(self, state: str, reason: str = "") -> None:
         if state != self.state:
             self.state, self.state_since = state, self.now
+            self.confirming_quit = False            # it was about what is over now
         self.reason = reason
 
     def read_files(self, move_on: bool = False) -> None:
@@ -3480,6 +3481,8 @@ def run(given: argparse.Namespace) -> int:
         warnings.append(f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
+    if options.interactive:     # these two are for the screen's thread alone, so before there is any other
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
     try:
         return Run(options, run_file, warnings).work()
     finally:
@@ -3520,8 +3523,6 @@ class Run:
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(Crash("".join(format_exception(args))))
         try:
-            if self.options.interactive:
-                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))     # for the screen's thread
             for command in self.loop.start():
                 self.worker.carry_out(command)
             self.screen = choose_screen(self.options, self.inbox.put)
@@ -3676,7 +3677,7 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
                  f"{plan.blocked} blocked, {plan.manual} manual"
                  f"{'' if plan.summary is None else ', marked complete'}")
     if plan.summary is not None:
-        problems.append("the plan is complete already: remove its <plan-complete> tag to work on it again")
+        lines.append("          it is complete already: remove its <plan-complete> tag to work on it again")
     lines.append(f"next task {task}")
     lines.append("limits    " + (", ".join(f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in (
         "max_iterations", "max_cost", "max_time", "stuck", "retries") if getattr(options, name)) or "none"))

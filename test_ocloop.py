@@ -3663,7 +3663,7 @@ def test_version_and_manual(world: World) -> None:
     ("", "required: COMMAND"),
     ("walk", "invalid choice"),
     ("run --unknown", "unrecognized arguments"),
-    ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m or 2h"),
+    ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
     ("run --stuck few", "'few' is no count"),
     ("run --max-cost lots", "'lots' is no amount"),
     ("run --model gpt", "'gpt' is no model: write providerID/modelID"),
@@ -4449,7 +4449,7 @@ def test_notify(world: World) -> None:
     cases: list[tuple[list[str], list[str], int, str]] = [
         ([], ["work"], 0, "complete|the plan is complete|2/2|"),
         (["--max-iterations", "1"], ["work"], 3, "stopped|1 iterations were worked (--max-iterations)|1/2|"),
-        ([], ["error:401"], 1, "failed|The provider said no."),
+        ([], ["error:401"], 1, "failed|The provider said no:"),
     ]
     for child, status, expected in [(world.fake("--notify", command, *args, answers=answers), status, expected)
                                     for args, answers, status, expected in cases]:
@@ -4666,7 +4666,7 @@ def test_real_terminal(world: World, opencode: str) -> None:
         term.send("1")
         term.wait_for(r"May it\? external_directory(.|\n)*Y once")
         term.send("n")
-        term.wait_for("complete", 90)
+        term.wait_for("✔ complete", 90)
         term.resize(80, 24)
         term.wait_for(r"2/2 100%")
         said = json.dumps(model.requests)
