@@ -57,8 +57,8 @@ class Problem(Exception):
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────────────
-# One frozen object holds what the person asked for; it is made once, on the command line's last line of
-# work. Nothing else reads the environment for a setting.
+# One frozen object holds what the person asked for. The environment is asked for nothing but what has no option:
+# the password of --server, colours, the terminal's abilities, where state is kept.
 
 
 class Options(NamedTuple):
@@ -629,9 +629,8 @@ class Spend(NamedTuple):
 
 
 class Iteration:
-    """One session spent on the plan; `step` names what is awaited."""
-
-    STEPS = ("creating", "prompting", "working", "aborting", "rereading", "checking")
+    """One session spent on the plan. `step` names what is awaited: creating, prompting, working, aborting,
+    rereading, checking."""
 
     def __init__(self, number: int, plan: Plan, now: float) -> None:
         self.number, self.task, self.before = number, plan.current, plan.marks
@@ -1956,9 +1955,6 @@ def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
 def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     """The keys that do something now."""
     state, out = loop.state, []
-    if loop.asks:
-        return (("Y", "once"), ("A", "always"), ("N", "no")) if next(iter(loop.asks.values())).kind == "permission" \
-            else (("1-9", "answer"), ("N", "none"))
     if state == "ready" or (state == "starting" and not loop.wanted):
         out.append(("S", "start"))
     if state in ("running", "pausing", "paused", "waiting"):
@@ -2306,7 +2302,7 @@ class Client:
             return self._open(self._request(url, data, self.headers, method=method), timeout=timeout)
         except urllib.error.HTTPError as error:
             name, message = "", ""
-            with suppress(Exception):
+            with suppress(OSError, ValueError, RecursionError, http.client.HTTPException):
                 said = as_dict(json.loads(error.read(1 << 16)))
                 name, details = str(said.get("name") or ""), as_dict(said.get("data"))
                 issues = "; ".join(str(as_dict(issue).get("message")) for issue in as_list(details.get("issues")))
@@ -2782,9 +2778,12 @@ class Worker:
 
         self.check_stopped = False
         environment = dict(self.environment, OCLOOP_RUN=self.server.token + ".check", **command.facts)
-        process: Any = subprocess.Popen(
-            ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            process: Any = subprocess.Popen(
+                ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, env=environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as error:
+            return CheckFinished(command.iteration, 126, f"the check cannot be started: {error}")
         self.check = process
         tail = bytearray()
 
@@ -2817,9 +2816,13 @@ class Worker:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
         import subprocess
 
-        process = subprocess.Popen(["/bin/sh", "-c", self.options.notify], cwd=self.options.directory,
-                                   env=dict(self.environment, **command.facts), stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", self.options.notify], cwd=self.options.directory, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                env=dict(self.environment, **command.facts))
+        except OSError as error:
+            return self.post(Noted("warn", f"--notify cannot be started: {error}"))
 
         def wait() -> None:
             if process.wait():
@@ -3142,7 +3145,11 @@ class RunFile:
 
         if not self.folder:
             return 0
-        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self.problem = f"{self.lock_path} cannot be opened ({error.strerror}): no lock against a second loop"
+            return 0
         for attempt in range(5):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3510,6 +3517,8 @@ class Run:
         self.loop = Loop(options, time.time(), os.urandom(4).hex())
         self.screen: Any = None
         self.status: int | None = None
+        self.ticked_at = self.drawn_at = 0.0
+        self.dirty = True                   # something may have changed since it was drawn
         self.logged = 0
         self.logged_event = 0.0
         self.picture: Picture | None = None
@@ -3559,9 +3568,6 @@ class Run:
         if self.dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
             self.drawn_at, self.dirty = now, False
             self._show()
-
-    ticked_at = drawn_at = 0.0
-    dirty = True
 
     def _handle(self, event: Any) -> None:
         if isinstance(event, Crash):

@@ -608,26 +608,26 @@ def test_what_a_fault_is(name: str, status: int, fatal: bool, rate_limit: bool) 
 
 
 @pytest.mark.parametrize("tool, state, text", [
-    ("read", {"input": {"filePath": "/work/src/a.py"}}, "src/a.py"),
+    ("read", {"input": {"filePath": "/project/src/a.py"}}, "src/a.py"),
     ("read", {"input": {"filePath": "/worker/a.py"}}, "/worker/a.py"),
     ("bash", {"input": {"command": "make  test\n  && ls", "description": "Run"}}, "make test && ls"),
-    ("grep", {"input": {"pattern": "x y", "path": "/work/src"}}, "x y in src"),
+    ("grep", {"input": {"pattern": "x y", "path": "/project/src"}}, "x y in src"),
     ("glob", {"input": {"pattern": "**/*.py"}}, "**/*.py"),
     ("task", {"input": {"description": "look around", "prompt": "…"}}, "look around"),
     ("webfetch", {"input": {"url": "https://e.org"}}, "https://e.org"),
     ("todowrite", {"input": {"todos": [1, 2, 3]}}, "3 items"),
     ("todowrite", {"input": {}}, "0 items"),
-    ("list", {"input": {"path": "/work/src"}}, "src"),
+    ("list", {"input": {"path": "/project/src"}}, "src"),
     ("mcp_thing", {"input": {"number": 3, "what": "this"}}, "this"),
     ("mcp_thing", {"input": {}, "title": "A title"}, "A title"),
     ("bash", {}, ""),
     ("bash", {"input": "text"}, ""),
     ("bash", {"input": {"command": "x" * 9999}}, "x" * 500),
-    ("edit", {"input": {"filePath": "/work/a"}, "metadata": {"filediff": {"additions": 3, "deletions": 1}}},
+    ("edit", {"input": {"filePath": "/project/a"}, "metadata": {"filediff": {"additions": 3, "deletions": 1}}},
      "a  +3 -1"),
 ])
 def test_tool_text(tool: str, state: dict[str, Any], text: str) -> None:
-    assert ocloop.tool_text(tool, state, "/work").split() == text.split()
+    assert ocloop.tool_text(tool, state, "/project").split() == text.split()
 
 
 @pytest.mark.parametrize("asked, detail", [
@@ -713,7 +713,7 @@ class Story:
     """A run, the world around it, and all that was said between them."""
 
     def __init__(self, plan: str | None = TWO, now: float = NOON, start: bool = True, **options: Any) -> None:
-        self.options = Options(**{"directory": "/work", "plan": "/work/PLAN.md", "prompt": "/work/.loop-prompt.md",
+        self.options = Options(**{"directory": "/project", "plan": "/project/PLAN.md", "prompt": "/project/.loop-prompt.md",
                                   "run": True, "interactive": True, **options})
         self.now = self.began = now
         self.plan, self.prompt, self.setup = plan, "Do {{TASK}}{{CHECK}}", SetupChecked("a/b", {"a/b": 1000},
@@ -739,7 +739,7 @@ class Story:
             self.carry_out(self.loop.start())
 
     def files(self, command: ReadFiles) -> FilesRead:
-        problem = "the plan /work/PLAN.md cannot be read (No such file): put it back" if self.plan is None else ""
+        problem = "the plan /project/PLAN.md cannot be read (No such file): put it back" if self.plan is None else ""
         return FilesRead(command.number, self.plan, self.prompt, problem)
 
     def create(self, command: CreateSession) -> SessionCreated:
@@ -1558,9 +1558,9 @@ def test_an_edit_is_read_at_once() -> None:
     story = Story()
     story.take()
     story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.tell(ServerEvent("file.edited", {"file": "/work/PLAN.md"}))
+    story.tell(ServerEvent("file.edited", {"file": "/project/PLAN.md"}))
     assert story.take("Poll") == "ReadFiles" and story.loop.plan.done == 1 and "plan: 1 of 2 done" in story.text
-    story.tell(ServerEvent("file.edited", {"file": "/work/other.md"}))
+    story.tell(ServerEvent("file.edited", {"file": "/project/other.md"}))
     assert story.take("Poll") == ""
 
 
@@ -2271,7 +2271,7 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
         part(story, "prt_3", "tool", tool="bash", state={
             "status": "completed", "input": {"command": "make"}, "time": {"start": 0, "end": 5000}})
         part(story, "prt_4", "tool", tool="read", state={
-            "status": "error", "input": {"filePath": "/work/x"}, "error": "no such file"})
+            "status": "error", "input": {"filePath": "/project/x"}, "error": "no such file"})
     said = [(entry.kind, " ".join(entry.text.split()), entry.tone) for entry in story.loop.journal
             if entry.kind in ("think", "text", "bash", "read")]
     assert said == [("think", "Hmm, yes", "dim"), ("text", "I begin.", ""), ("bash", "make 5s", ""),
@@ -2387,14 +2387,14 @@ def scenery(**options: Any) -> Story:
     story.busy()
     part(story, "prt_1", "reasoning", text="I have to read the plan first.", time={"start": 1, "end": 2})
     part(story, "prt_2", "tool", tool="read",
-         state={"status": "completed", "input": {"filePath": "/work/PLAN.md"}})
+         state={"status": "completed", "input": {"filePath": "/project/PLAN.md"}})
     part(story, "prt_3", "tool", tool="bash", state={
         "status": "error", "input": {"command": "make test"}, "error": "exit status 2",
         "time": {"start": 0, "end": 72_000}})
     story.let_pass(95, 5)
     story.event("todo.updated", todos=[{"content": "write it", "status": "in_progress"}, {"content": "test it"}])
     part(story, "prt_4", "tool", tool="edit", state={
-        "status": "completed", "input": {"filePath": "/work/parser.py"},
+        "status": "completed", "input": {"filePath": "/project/parser.py"},
         "metadata": {"filediff": {"additions": 120, "deletions": 3}}})
     part(story, "prt_5", "text",
          text="The parser is written:\nit reads **all** of the examples, [x] and [bold] too.",
@@ -2403,7 +2403,7 @@ def scenery(**options: Any) -> Story:
     story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_2"})
     part(story, "prt_6", "tool", tool="task", state={"status": "running", "input": {"description": "look around"}})
     part(story, "prt_7", "tool", "ses_child", tool="grep", state={
-        "status": "completed", "input": {"pattern": "def test_", "path": "/work/tests"}})
+        "status": "completed", "input": {"pattern": "def test_", "path": "/project/tests"}})
     part(story, "prt_8", "tool", tool="bash",
          state={"status": "running", "input": {"command": "python -m pytest -q"}})
     story.let_pass(42, 5)
@@ -5476,7 +5476,7 @@ GOLDEN: dict[str, str] = {
 +  ≈3m13s left
  ████████████████████████························ 2/4  50%  1 blocke
 +d  1 manual
- the plan /work/PLAN.md cannot be read (No such file):
+ the plan /project/PLAN.md cannot be read (No such file):
 + put it back
  a/b                                    ↑  10 ↓   6 ⟳   4  context
 +  0%  $0.1234
@@ -5500,12 +5500,12 @@ GOLDEN: dict[str, str] = {
 +     look around
  08:01:37 grep       def tes
 +t_ in tests
- 08:02:22 warn     the plan /work/PLAN.md cannot be read (No such fi
-+le): put it
-                   back
- 08:02:27 end      ✖ the plan /work/PLAN.md cannot be read (No such
+ 08:02:22 warn     the plan /project/PLAN.md cannot be read (No such
 + file): put
                    it back
+ 08:02:27 end      ✖ the plan /project/PLAN.md cannot be read (No
++ such file):
+                   put it back
  08:02:27 end      2 of 4 tasks done, 1 blocked, 1 manual; 2 it
 +erations in
                    2m27s; 20 toke
@@ -5524,8 +5524,8 @@ GOLDEN: dict[str, str] = {
 +27s  ≈3m13s
  ██████████████▌············
 +·· 2/4  50%
- the plan /work/PLAN.md canno
-+t be read …
+ the plan /project/PLAN.md ca
++nnot be re…
  a/b         ↑  10 ↓   6 ⟳
 +   4  $0.1234
 ─────────────────────────────
