@@ -486,6 +486,7 @@ SETTLE = 1.5                # an end that looks odd must look the same for this 
 SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
 SENDS = 4                   # how often one prompt is sent at most
 SILENCES = 2                # requests in a row without any answer: the server hangs
+BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
 SPINS = 3                   # unfinished answers in a row: the model spins
 READ_EVERY = 3.0            # seconds between looks at plan and prompt
 GRACE = 5.0                 # a plan may be away or half-written for this long
@@ -643,6 +644,7 @@ class Iteration:
         self.sends = self.silences = 0
         self.poll_at = self.again_at = 0.0          # again: when a request that failed is tried again
         self.polling = self.idle_seen = False
+        self.sending = self.busy_seen = False       # a prompt is under way; it has begun to run
         self.odd: tuple[str, float] = ("", 0.0)     # how an end looks that must settle, since when
         self.fault: Fault | None = None
         self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
@@ -926,10 +928,13 @@ class Loop:
                     f"{it.task.text if it.task else 'wrap up'}")
             self.command(CreateSession(it.number, title[:100]))
         elif it.step == "prompting" and it.prompt:
+            it.sending = True
             self.command(it.prompt._replace(session=it.session))
         elif it.step == "working":
             self.poll()
-        elif it.step == "aborting":
+        elif it.step == "aborting" and it.sends and not it.busy_seen and self.now < it.prompted + BEGINS:
+            it.again_at = it.prompted + BEGINS
+        elif it.step == "aborting" and not it.sending:      # else the answer to the prompt comes first
             self.command(AbortSession(it.session))
 
     def on_session_created(self, event: SessionCreated) -> None:
@@ -940,9 +945,14 @@ class Loop:
             self.take_step()
 
     def on_prompt_accepted(self, event: PromptAccepted) -> None:
+        it = self.at("aborting", event.session)
+        if it:
+            it.sending, it.prompted = False, self.now
+            it.sends += 1
+            return self.take_step()
         it = self.at("prompting", event.session)
         if it:
-            it.step = "working"
+            it.step, it.sending = "working", False
             it.sends += 1
             it.silences = 0
             it.prompted = it.active = self.now
@@ -974,6 +984,7 @@ class Loop:
             it.family.setdefault(child, 1)
         for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
             self.on_asked(kind, asked)
+        it.busy_seen = it.busy_seen or event.status in ("busy", "retry")
         if event.status == "retry":
             self.on_retry(event.detail)
         elif event.status == "busy":
@@ -1228,7 +1239,7 @@ class Loop:
             self.note("event", f"{event.type} {str(p)[:300]}", "dim")
         if event.type == "file.edited" and p.get("file") == self.options.plan:
             self.read_files()
-        if not it or it.step not in ("prompting", "working"):
+        if not it or it.step not in ("prompting", "working", "aborting"):
             return
         info, part = as_dict(p.get("info")), as_dict(p.get("part"))
         session = str(p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or info.get("id") or "")
@@ -1271,8 +1282,11 @@ class Loop:
             it.idle_seen = True
             self.poll()
             return
-        it.idle_seen = False
-        if status.get("type") == "retry":
+        it.idle_seen, it.busy_seen = False, True
+        if it.step == "aborting":
+            if it.again_at:
+                self.take_step()
+        elif status.get("type") == "retry":
             self.on_retry(status)
         else:
             it.retry = None
@@ -1378,7 +1392,7 @@ class Loop:
 
     def on_asked(self, kind: str, p: dict[str, Any]) -> None:
         it, id, session = self.it, str(p.get("id") or ""), str(p.get("sessionID") or "")
-        if not id or id in self.asks or id in it.answered or session not in it.family:
+        if not id or id in self.asks or id in it.answered or session not in it.family or it.step == "aborting":
             return
         questions = [as_dict(q) for q in as_list(p.get("questions"))]
         title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
@@ -1477,11 +1491,14 @@ class Loop:
         elif event.command == "Measure":
             self.on_measured(Measured(it.session))
         elif event.command == "AbortSession" and it.step == "aborting":
-            if event.status == 0:
-                self.replace_server = True          # it hangs: the next session gets a new one
+            if event.status != 404:
+                self.replace_server = True          # it may still run: the next session gets a new server
             self.finish(it.outcome, it.problem)
+        elif event.command == "SendPrompt" and it.step == "aborting":
+            it.sending = False
+            self.take_step()
         elif event.command == {"creating": "CreateSession", "prompting": "SendPrompt", "working": "Poll"}.get(it.step):
-            it.polling = False
+            it.polling = it.sending = False
             self.on_step_failed(it, event)
 
     def on_step_failed(self, it: Iteration, event: RequestFailed) -> None:
@@ -1495,7 +1512,7 @@ class Loop:
         elif event.status in (401, 403):
             self.fail("the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with")
         else:
-            self.finish("failed", event.problem)
+            self.abort("failed", event.problem)
 
     def on_server_died(self, event: ServerDied) -> None:
         if event.generation != self.generation or self.state in ("complete", "error", "stopping"):
@@ -1511,7 +1528,7 @@ class Loop:
         self.server_up = False
         self.server_failures += 1
         self.note("server", reason, "bad")
-        if self.server_failures > max(self.options.retries, 1):
+        if self.server_failures > (self.options.retries or 5):
             return self.fail(f"the server failed {self.server_failures} times in a row, the last time: {reason}")
         self.server_at = self.now + min(2.0 ** min(self.server_failures - 1, 10) - 1, LONGEST_WAIT)
         if self.iteration:
@@ -2252,12 +2269,13 @@ while read -r word; do
     [ "$word" = over ] && exit 0
     group=$word
 done
-[ "$group" -gt 1 ] && kill -TERM "-$group" 2>/dev/null
-sleep 1
-[ "$group" -gt 1 ] && kill -KILL "-$group" 2>/dev/null
-for file in $(grep -lasF "OCLOOP_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
-    file=${file#/proc/}
-    kill -KILL "${file%/environ}" 2>/dev/null
+for signal in TERM KILL; do
+    [ "$group" -gt 1 ] && kill -$signal "-$group" 2>/dev/null
+    for file in $(grep -lasF "OCLOOP_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
+        file=${file#/proc/}
+        kill -$signal "${file%/environ}" 2>/dev/null
+    done
+    [ $signal = TERM ] && sleep 1
 done
 exit 0
 """
@@ -2281,7 +2299,7 @@ class Client:
         import urllib.request
 
         self.url = url.rstrip("/")
-        self.query = "directory=" + urllib.parse.quote(directory, safe="")
+        self.query = "directory=" + urllib.parse.quote(os.fsencode(directory), safe="")
         self.headers = {"Content-Type": "application/json"}
         self.known: set[str] = set()
         if password:
@@ -2325,7 +2343,7 @@ class Client:
         try:
             return json.loads(raw) if raw.strip() else None
         except (ValueError, RecursionError):    # some servers answer an unknown route with a page
-            raise RequestError(404, f"{method} {path} was not answered with JSON") from None
+            raise RequestError(404, f"{method} {path} was not answered with JSON", "NotJSON") from None
 
     def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """GET what a server need not know; None: it cannot tell. A route that it has answered once it does know."""
@@ -2335,6 +2353,8 @@ class Client:
             self.known.add(route)
             return answer
         except RequestError as error:
+            if route in self.known and error.name == "NotJSON":
+                raise RequestError(502, str(error)) from None
             if error.status not in (404, 405, 501) or route in self.known:
                 raise
             return None
@@ -2477,7 +2497,8 @@ class Server:
         if self.guard is None:
             self.guard = subprocess.Popen(
                 ["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], cwd="/", stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                env={name: value for name, value in self.environment.items() if name != "OCLOOP_RUN"})
         with suppress(OSError):
             self.guard.stdin.write(word.encode() + b"\n")
             self.guard.stdin.flush()
@@ -2493,16 +2514,23 @@ class Server:
             process, client = self.process, self.client
             self.process = self.client = None
         answers = client is not None
-        if client and session:
-            try:
-                client.request("POST", f"/session/{session}/abort", {}, timeout=1.5)
-            except RequestError as error:
-                answers = error.status != 0
+        late = threading.Timer(4.0, end_group, (process, 0.0))      # for answers that trickle without end
+        late.daemon = True
+        if process:
+            late.start()
+        for pause in (0.0, 1.6) if self.options.server else (0.0,):     # what is not ours goes on if it begins late
+            if client and session and answers:
+                time.sleep(pause)
+                try:
+                    client.request("POST", f"/session/{session}/abort", {}, timeout=1.5)
+                except RequestError as error:
+                    answers = error.status != 0
         if process is None:
             return
         if client and answers:
             with suppress(RequestError):
                 client.request("POST", "/global/dispose", {}, timeout=1.5)
+        late.cancel()
         end_group(process, patience=1.0)
         sweep(f"OCLOOP_RUN={self.token}\0")
         self._tell_guard("0")
@@ -2582,8 +2610,10 @@ def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[
         try:
             with client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
                 post(StreamOpened())
-                pause = 0.2
+                opened = time.monotonic()
                 read_stream(chunks_of(response), post, wanted, live)
+                if time.monotonic() - opened > 5:
+                    pause = 0.2
             reason = "the event stream ended"
         except (RequestError, OSError, ValueError, http.client.HTTPException) as error:
             reason = f"the event stream broke: {str(error) or type(error).__name__}"
@@ -2636,7 +2666,7 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
 class Worker:
     """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
 
-    THREADS = 6         # a start, a check, a poll, and a few requests that hang until their time-out
+    THREADS = 5         # a check, a poll, a read, and two requests that hang until their time-out
 
     def __init__(self, options: Options, server: Server, environment: dict[str, str],
                  post: Callable[[Event], None]) -> None:
@@ -2647,18 +2677,19 @@ class Worker:
         self.check: Any = None
         self.check_stopped = False
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        for _ in range(self.THREADS):
-            threading.Thread(target=self._work, daemon=True).start()
+        self.server_commands: queue.SimpleQueue[Command] = queue.SimpleQueue()      # strictly one after the other
+        for commands in (self.server_commands, *[self.commands] * self.THREADS):
+            threading.Thread(target=self._work, args=(commands,), daemon=True).start()
 
     def carry_out(self, command: Command) -> None:
         if isinstance(command, Notify):
             self.notify(command)
         else:
-            self.commands.put(command)
+            (self.server_commands if isinstance(command, (StartServer, StopServer)) else self.commands).put(command)
 
-    def _work(self) -> None:
+    def _work(self, commands: queue.SimpleQueue[Command]) -> None:
         while True:
-            command = self.commands.get()
+            command = commands.get()
             try:
                 event = CARRY_OUT[type(command)](self, command)
             except RequestError as error:
@@ -2703,8 +2734,7 @@ class Worker:
         problem = ""
         for path, what in ((self.options.plan, "plan"), (self.options.prompt, "prompt")):
             try:
-                with open(path, "rb") as file:
-                    texts.append(file.read().decode("utf-8", "replace"))
+                texts.append(read_text(path))
             except OSError as error:
                 texts.append(None)
                 problem = problem or f"the {what} {path} cannot be read ({error.strerror}): put it back"
@@ -2773,18 +2803,26 @@ class Worker:
             client.request("POST", f"/session/{command.session}/permissions/{command.id}",
                            {"response": command.reply})
 
+    def environment_for(self, facts: dict[str, str], **more: str) -> dict[str, Any]:
+        """The environment with facts from plan and model in it, which may be longer and stranger than one can hold."""
+        safe = {name: value.replace("\0", "").encode("utf-8", "replace")[:4000] for name, value in facts.items()}
+        return {**self.environment, **more, **safe}
+
     def run_check(self, command: RunCheck) -> CheckFinished:
         import subprocess
 
         self.check_stopped = False
-        environment = dict(self.environment, OCLOOP_RUN=self.server.token + ".check", **command.facts)
         try:
-            process: Any = subprocess.Popen(
-                ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, env=environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        except OSError as error:
+            with self.server.lock:
+                if self.server.closing:
+                    return CheckFinished(command.iteration, 126, "", interrupted=True)
+                process: Any = subprocess.Popen(
+                    ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                    env=self.environment_for(command.facts, OCLOOP_RUN=self.server.token + ".check"))
+                self.check = process
+        except (OSError, ValueError) as error:
             return CheckFinished(command.iteration, 126, f"the check cannot be started: {error}")
-        self.check = process
         tail = bytearray()
 
         def read() -> None:
@@ -2816,12 +2854,13 @@ class Worker:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
         import subprocess
 
+        directory = self.options.directory
         try:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", self.options.notify], cwd=self.options.directory, stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                env=dict(self.environment, **command.facts))
-        except OSError as error:
+                ["/bin/sh", "-c", self.options.notify], cwd=directory if os.path.isdir(directory) else "/",
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                env=self.environment_for(command.facts))
+        except (OSError, ValueError) as error:
             return self.post(Noted("warn", f"--notify cannot be started: {error}"))
 
         def wait() -> None:
@@ -2843,7 +2882,8 @@ def digest(message: dict[str, Any]) -> dict[str, Any]:
     """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
     info, parts = as_dict(message.get("info")), [as_dict(part) for part in as_list(message.get("parts"))]
     texts = [part for part in parts if part.get("type") == "text"]
-    return {"id": info.get("id"), "role": info.get("role"), "parent": info.get("parentID"), "finish": info.get("finish"),
+    return {"id": str(info.get("id")), "role": info.get("role"), "parent": str(info.get("parentID")),
+            "finish": info.get("finish"),
             "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
             "continues": any(part.get("type") == "compaction" for part in parts)
             or (bool(texts) and all(part.get("synthetic") for part in texts))}
@@ -2863,8 +2903,6 @@ class LineScreen:
     def __init__(self, colour: bool, utf8: bool) -> None:
         self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
         self.utf8 = utf8
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -2907,6 +2945,7 @@ class CursesScreen:
         self.glyphs = Glyphs(utf8)
         self.scroll = Scroll()
         self.title = ""
+        self.child: Any = None      # the program that has, or had, the terminal
         self.picture: Picture | None = None
         self.handed: tuple[Sequence[str], dict[str, str]] | None = None
         self.closing = False
@@ -2925,6 +2964,10 @@ class CursesScreen:
 
     def close(self) -> None:
         self.closing = True
+        if self.child:          # whoever has the terminal gives it back
+            for end in (self.child.terminate, self.child.kill):
+                end()
+                self.thread.join(1.5)
         self.thread.join(3)     # a frozen terminal is left as it is
 
     def _run(self) -> None:
@@ -3035,7 +3078,8 @@ class CursesScreen:
         curses.def_prog_mode()
         curses.endwin()
         try:
-            subprocess.call(argv, env=environment)
+            self.child = subprocess.Popen(argv, env=environment)
+            self.child.wait()
         except OSError as error:
             self.post(Noted("warn", f"cannot start {argv[0]}: {error}"))
         curses.reset_prog_mode()
@@ -3078,6 +3122,14 @@ def curses_problem() -> str:
 # `status` and `attach` read. All of it is private to the user.
 
 
+def read_text(path: str) -> str:
+    """A file's text, whatever its bytes; raises OSError, also for what is no file: a pipe would never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(0, "it is not a file")
+    with open(path, "rb") as file:
+        return file.read().decode("utf-8", "replace")
+
+
 class Log:
     """`--log`: every journal entry, appended; JSON lines when the path ends in .jsonl."""
 
@@ -3092,7 +3144,8 @@ class Log:
         if not self.path or not lines:
             return
         try:
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace",
+                      opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK, 0o666)) as file:
                 file.write("".join(line + "\n" for line in lines))
             self.warned = False
         except OSError as error:
@@ -3109,7 +3162,7 @@ class Log:
 
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
-            return json.dumps(record, ensure_ascii=False)
+            return json.dumps(record)
         return Glyphs().clean(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
 
     def event(self, event: Event, now: float) -> None:
@@ -3117,7 +3170,7 @@ class Log:
         import json
 
         self.write([json.dumps({"time": iso_time(now), "kind": "input", "now": now, "event": type(event).__name__,
-                                "fields": event._asdict()}, ensure_ascii=False)])
+                                "fields": event._asdict()})])
 
 
 def iso_time(seconds: float) -> str:
@@ -3163,8 +3216,9 @@ class RunFile:
             pid = self._holder(fd)
             os.close(fd)
             return pid
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        with suppress(OSError):                             # a full disk: the lock is what counts
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         self.lock = fd
         return 0
 
@@ -3205,7 +3259,7 @@ class RunFile:
             draft = f"{self.path}.{os.getpid()}"
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
-                json.dump(record, file, ensure_ascii=False)
+                json.dump(record, file)
             os.replace(draft, self.path)
 
     def read(self) -> dict[str, Any]:
@@ -3451,8 +3505,7 @@ def check_files(options: Options) -> tuple[Plan, str]:
     texts = []
     for path, what in ((options.plan, "plan"), (options.prompt, "prompt")):
         try:
-            with open(path, "rb") as file:
-                texts.append(file.read().decode("utf-8", "replace"))
+            texts.append(read_text(path))
         except OSError as error:
             if not options.debug:
                 raise Problem(f"the {what} {path} cannot be read ({error.strerror}): `python3 {sys.argv[0]} bootstrap` "
@@ -3549,7 +3602,7 @@ class Run:
                 return                              # the terminal is not ours at the moment
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)") if name == "SIGHUP" else Signalled(name))
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, post)
 
     def _turn(self) -> None:
@@ -3610,7 +3663,7 @@ class Run:
         argv = [*(self.options.opencode or ("opencode",)), "attach", self.loop.server_url, "--session", session,
                 "--dir", self.options.directory]
         environment = dict(os.environ, OPENCODE_SERVER_PASSWORD=self.server.password,
-                           OPENCODE_SERVER_USERNAME=self.server.username)
+                           OPENCODE_SERVER_USERNAME=self.server.username, OCLOOP_RUN=self.server.token + ".attach")
         self.screen.hand_over(argv, environment)
 
     def _write_header(self) -> None:
@@ -3628,11 +3681,12 @@ class Run:
         session = loop.iteration.session if loop.iteration else loop.left_open
         with ExitStack() as steps:
             steps.callback(self._say_goodbye)
-            for number in (signal.SIGINT, signal.SIGTERM):      # all is stopped: the summary may be cut short
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):      # all is stopped: the summary may be cut short
                 steps.callback(signal.signal, number, lambda *_: os._exit(1 if self.status is None else self.status))
             steps.callback(self.run_file.write, record_of(loop, self.server, 1 if self.status is None else self.status))
             if self.screen:
                 steps.callback(self.screen.close)
+            steps.callback(self.worker.stop_check)          # again: one may have been about to start
             steps.callback(self.server.close, session)
             steps.callback(self.worker.stop_check)
             if self.screen:
@@ -3670,8 +3724,11 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
     if options.server:
         lines.append(f"server    {options.server}")
     else:
-        found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                               check=False)
+        try:
+            found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True,
+                                   text=True, check=False)
+        except OSError as error:
+            raise Problem(f"cannot start {options.opencode[0]}: {error.strerror}") from None
         if found.returncode:
             problems.append(f"`{' '.join(options.opencode)} --version` ended with exit status "
                             f"{found.returncode}: {found.stderr.strip()[-200:]}")
@@ -3745,8 +3802,7 @@ def status(given: argparse.Namespace) -> int:
 
     path = os.path.abspath(os.path.expanduser(given.plan))
     try:
-        with open(path, "rb") as file:
-            plan = parse_plan(file.read().decode("utf-8", "replace"))
+        plan = parse_plan(read_text(path))
     except OSError as error:
         raise Problem(f"the plan {path} cannot be read ({error.strerror}): name it with --plan") from None
     run_file = RunFile(path)
@@ -3757,7 +3813,7 @@ def status(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"plan": path, "done": plan.done, "total": plan.automatable, "percent": plan.percent,
                           "blocked": plan.blocked, "manual": plan.manual, "complete": complete,
-                          "summary": plan.summary, "running": bool(pid), "run": record or None}, ensure_ascii=False))
+                          "summary": plan.summary, "running": bool(pid), "run": record or None}))
         return 0 if complete else 3
     clean = Glyphs().clean
     print(f"plan      {path}\nprogress  {plan.done} of {plan.automatable} done ({plan.percent} %), "
@@ -3805,7 +3861,21 @@ def attach(given: argparse.Namespace) -> int:
         raise Problem(f"cannot start {argv[0]}: {error.strerror}") from None
 
 
+def mend_streams() -> None:
+    """Standard streams that were closed lead to /dev/null, and none fails on a character that it cannot encode."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)          # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+        if fd and isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="replace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    mend_streams()
     try:
         given = make_parser().parse_args(argv)
         if os.name != "posix":

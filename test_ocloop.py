@@ -575,9 +575,9 @@ def test_digest_knows_what_a_compaction_put_there(message: dict[str, Any], conti
 
 
 def test_digest_of_nonsense() -> None:
-    assert ocloop.digest({}) == {"id": None, "role": None, "parent": None, "finish": None, "completed": False,
-                                 "error": None, "continues": False}
-    assert ocloop.digest({"info": 3, "parts": [None, 4]})["id"] is None
+    assert ocloop.digest({}) == {"id": "None", "role": None, "parent": "None", "finish": None,
+                                 "completed": False, "error": None, "continues": False}
+    assert ocloop.digest({"info": {"id": ["x"]}, "parts": [None, 4]})["id"] == "['x']"
 
 
 @pytest.mark.parametrize("error, fault", [
@@ -1398,9 +1398,11 @@ def test_however_an_abort_is_answered_the_loop_goes_on(answer: Answer, outcome: 
     assert f"1 {outcome}" in story.text and story.loop.iterations == 2 and story.state == "running"
 
 
-def test_an_abort_that_is_not_answered_replaces_the_server() -> None:
+@pytest.mark.parametrize("status", [0, 500])
+def test_an_abort_that_fails_replaces_the_server(status: int) -> None:
     story = Story()
-    story.world[AbortSession] = lambda c: RequestFailed("AbortSession", c.session, 0, "timed out")
+    story.busy()
+    story.world[AbortSession] = lambda c: RequestFailed("AbortSession", c.session, status, "timed out")
     story.take()
     story.press("x")
     assert story.take() == "AbortSession StartServer CreateSession SendPrompt"
@@ -2080,14 +2082,49 @@ def test_x_aborts_the_iteration_and_the_next_one_begins() -> None:
     assert story.state == "running" and story.loop.failures == 0
 
 
-@pytest.mark.parametrize("command", [CreateSession, SendPrompt])
-def test_x_before_the_session_works(command: type) -> None:
+def test_x_before_there_is_a_session() -> None:
     story = Story(start=False)
-    answer, story.world[command] = story.world[command], None
+    answer, story.world[CreateSession] = story.world[CreateSession], None
     story.carry_out(story.loop.start())
-    story.world[command] = answer
+    story.world[CreateSession] = answer
     story.press("x")
     assert story.loop.iterations == 2 and story.state == "running"
+
+
+def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
+    """An abort does nothing to a prompt that has not begun, so that two sessions would be at work."""
+    story = Story(start=False)
+    answer, story.world[SendPrompt] = story.world[SendPrompt], None
+    story.carry_out(story.loop.start())
+    story.world[SendPrompt] = answer
+    story.take()
+    story.press("x")
+    story.let_pass(2)
+    assert "AbortSession" not in story.take(), "the prompt is still on its way"
+    story.tell(PromptAccepted("ses_1"))
+    story.let_pass(1)
+    assert "AbortSession" not in story.take(), "it has not begun"
+    story.busy()
+    story.busy()
+    assert story.take().split().count("AbortSession") == 1
+    assert story.loop.iterations == 2
+
+
+def test_x_on_a_prompt_that_never_runs() -> None:
+    story = Story()
+    story.take()
+    story.press("x")
+    assert story.take() == ""
+    story.let_pass(4)
+    assert "AbortSession" in story.take() and story.loop.iterations == 2
+
+
+def test_a_poll_that_fails_does_not_leave_its_session_running() -> None:
+    story = Story()
+    story.busy()
+    story.world[Poll] = lambda c: RequestFailed("Poll", c.session, 429, "slow down")
+    story.let_pass(6)
+    assert "AbortSession" in story.take() and "1 failed" in story.text
 
 
 def test_t_gives_the_terminal_to_the_session() -> None:
