@@ -4352,6 +4352,58 @@ def test_session_in_opencodes_own_interface(world: World) -> None:
     term.finish(0)
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])
+def test_ending_while_the_terminal_is_given_away(world: World, number: int, status: int) -> None:
+    """What has the terminal goes too, also where ocloop is but a job of a shell."""
+    argv = [sys.executable, str(OCLOOP), "run", "--run", "--port", str(free_port()), "--opencode", fake_command()]
+    shell = world.execute(world.project(), ["/bin/sh", "-c", f"{shlex.join(argv)}; echo status $?; read _"],
+                          terminal=True, FAKE_OPENCODE=json.dumps({"answers": ["hang"]}))
+    shell.wait_for("● running")
+    shell.until(lambda: shell.state().get("session"), "a session")
+    shell.send("t")
+    shell.wait_for("password: yes")
+    os.kill(int(shell.state()["pid"]), number)
+    shell.wait_for(f"status {status}")
+    shell.until(lambda: not [line for line in marked(shell.mark).values() if not line.startswith("/bin/sh -c")],
+                "the end of what had the terminal")
+    shell.send("\n")
+    shell.finish(0)
+
+
+def test_closed_streams_and_odd_encodings(world: World) -> None:
+    """Closed standard streams lead nowhere; what an encoding cannot say is replaced."""
+    for number, closed in enumerate(("<&-", ">&-", "<&- >&- 2>&-")):
+        project = world.project(1, f"closed-{number}")
+        argv = [sys.executable, str(OCLOOP), "run", "--port", str(free_port()), "--opencode", fake_command()]
+        child = world.execute(project, ["/bin/sh", "-c", f"{shlex.join(argv)} {closed}"], FAKE_OPENCODE="{}")
+        child.finish(0)
+        assert child.boxes() == "x"
+    project = world.project("- [x] one\n- [BLOCKED: a \u2192 b] two\n\n<plan-complete>\u2713</plan-complete>\n", "latin")
+    assert "complete" in world.say(project, "status", PYTHONIOENCODING="latin-1")
+
+
+def test_facts_that_fit_into_no_environment(world: World) -> None:
+    """A task of 200 KB, with a NUL in it, is worked all the same, with --check and --notify."""
+    project = world.project("- [ ] one \0 " + "x" * 200_000 + "\n", "long")
+    child = world.fake("--check", "true", "--notify", "true", project=project).finish(0)
+    assert [record["check"] for record in child.records(record="iteration")] == ["passed"]
+
+
+def test_a_pipe_in_place_of_the_plan(world: World) -> None:
+    """What would never end to be read is refused, at the start and under way."""
+    project = world.project(1, "pipe")
+    (project / "PLAN.md").unlink()
+    os.mkfifo(project / "PLAN.md")
+    said = world.say(project, "run", "--opencode", fake_command(), status=1)
+    assert "it is not a file" in said
+    run = world.fake(answers=["hang"])
+    run.until(lambda: run.prompts(), "the prompt")
+    (run.project / "PLAN.md").unlink()
+    os.mkfifo(run.project / "PLAN.md")
+    run.finish(1)
+    assert "it is not a file" in run.output
+
+
 def test_stop_and_continue(world: World) -> None:
     """Row: ctrl-z and `fg`: the screen is back, the run goes on."""
     term = world.fake("--run", answers=["sleep:2", "work"], terminal=True, project=world.project(2, "in-a-shell"))
