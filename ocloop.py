@@ -3405,15 +3405,8 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
-        "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task, until the plan is complete."))
-    parser.add_argument("--version", action="version", version="ocloop " + __version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run = commands.add_parser("run", help="work the plan", formatter_class=raw, epilog=RUN_HELP,
-                              description="Work the plan in the current directory until it is complete.")
-
+def add_run_options(run: argparse.ArgumentParser) -> None:
+    """The options of `run`; their defaults stand in Options."""
     group = run.add_argument_group("what is worked")
     group.add_argument("--plan", metavar="PATH", help="the plan file (PLAN.md)")
     group.add_argument("--prompt", metavar="PATH", help="the loop prompt (.loop-prompt.md)")
@@ -3459,6 +3452,16 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--server-memory", type=count, metavar="MIB",
                        help="replace the server between iterations when it has grown larger (2048)")
 
+
+def make_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
+        "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task, until the plan is complete."))
+    parser.add_argument("--version", action="version", version="ocloop " + __version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="work the plan", formatter_class=raw, epilog=RUN_HELP,
+                              description="Work the plan in the current directory until it is complete.")
+    add_run_options(run)
     bootstrap = commands.add_parser("bootstrap", help="write a starter PLAN.md and .loop-prompt.md")
     bootstrap.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
     bootstrap.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
