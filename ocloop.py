@@ -131,6 +131,7 @@ _LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 a
 _FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`]*$)|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
+_USUAL = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+\[([ xX]?)\][ \t]+([^\s*\[].*)")   # a box and text without a mark
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
 
@@ -197,6 +198,9 @@ def _blank_comments(line: str, inside: bool, more_closes: bool) -> tuple[str, bo
 
 
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
+    usual = _USUAL.match(line)
+    if usual:
+        return Task("done" if usual.group(1) in ("x", "X") else "pending", usual.group(2).strip(), "", phase, number)
     bullet = _BULLET.match(line)
     if not bullet:
         return None
