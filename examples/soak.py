@@ -157,6 +157,7 @@ def end_once(random_numbers: random.Random) -> str:
             return f"{way} after {moment:.2f} s: processes {left} are left"
         if way != "SIGKILL" and b"\x1b[?1049h" in shown and b"\x1b[?1049l" not in shown:
             return f"{way} after {moment:.2f} s: the terminal was not restored"
+        (project.folder / "PLAN.md").write_text("- [ ] one\n", encoding="utf-8")     # it may have been killed writing it
         check = subprocess.run([*project.command[:2], "run", "--dry-run"], cwd=project.folder, env=project.environment,
                                capture_output=True, text=True, check=False)
         return "" if check.returncode == 0 else f"{way} after {moment:.2f} s: {check.stdout[-300:]}{check.stderr}"
