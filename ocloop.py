@@ -1945,7 +1945,7 @@ def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
                                         f"{it.retry[1]}"), "warn"),)
     reason = loop.reason
     if loop.state == "waiting":
-        reason = f"{reason}: again in {duration(loop.wait_until - now)}"
+        reason = f"{reason.rstrip('.')}: again in {duration(loop.wait_until - now)}"
     return Picture(
         loop.state, int(now - loop.state_since), reason, loop.iterations, int(loop.elapsed), int(average),
         int(average * plan.pending) if loop.succeeded else -1, plan.done, plan.automatable, plan.percent,
