@@ -4870,6 +4870,17 @@ def test_real_ends(world: World, server: RealServer) -> None:
         assert parked.outcomes() == ["rate-limited"] and len(model.given) == 1
 
 
+def test_real_refused(world: World, server: RealServer) -> None:
+    """Row: the provider refuses connections, then is there: OpenCode's retry is shown, the plan completes."""
+    gone = ScriptedModel().start()
+    gone.close()
+    child = world.real(model=gone, server=server, tasks=1)
+    child.wait_said("attempt 1 failed")
+    with ScriptedModel(port=int(gone.url.split(":")[2].partition("/")[0])):
+        child.finish(0, timeout=120)
+    assert child.boxes() == "x" and child.outcomes() == ["done"]
+
+
 def test_real_check(world: World, server: RealServer) -> None:
     """Issue 5: a check that fails once: the next prompt has its output, the plan completes after it passes."""
     check = "test -e mended || { touch mended; echo the capital of Austria is in doubt; false; }"
