@@ -30,27 +30,39 @@ import sys
 
 if sys.hexversion < 0x03090000:
     sys.exit(f"ocloop: this is Python {sys.version.split()[0]}: run it with 3.9 or newer, e.g. python3.12 {sys.argv[0]}")
+if sys.platform == "win32":
+    sys.exit("ocloop: Windows is not supported: run it in WSL, or on Linux or macOS")
 
 import argparse
+import base64
 import collections
+import difflib
+import fcntl
 import io
+import json
+import locale
 import os
 import queue
 import re
+import shlex
+import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 __version__ = "1.0.0"
 
 
 class Problem(Exception):
     """Something a person can act on; `str()` of it reads `what went wrong: what to do next`."""
-
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
@@ -63,7 +75,6 @@ class Problem(Exception):
 
 class Options(NamedTuple):
     """What `run` was asked to do. Paths are absolute, durations are seconds, 0 means off."""
-
     directory: str = "."
     plan: str = "PLAN.md"
     prompt: str = ".loop-prompt.md"
@@ -100,7 +111,6 @@ class Options(NamedTuple):
 
 class Task(NamedTuple):
     """One checkbox. `state` is pending, done, manual or blocked; `line` counts from 1."""
-
     state: str
     text: str
     reason: str = ""
@@ -110,7 +120,6 @@ class Task(NamedTuple):
 
 class Plan:
     """A plan as read; `summary` is None until the completion tag stands in it."""
-
     def __init__(self, tasks: Sequence[Task] = (), summary: str | None = None) -> None:
         self.tasks, self.summary = tuple(tasks), summary
         counts = collections.Counter(task.state for task in tasks)
@@ -467,7 +476,6 @@ if TYPE_CHECKING:
 
 class Entry(NamedTuple):
     """One line of the journal, which is the one record of what happened. `time` is in seconds since 1970."""
-
     number: int
     time: float
     kind: str
@@ -675,7 +683,6 @@ class Iteration:
 
 class Loop:
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands."""
-
     STATES = ("starting", "ready", "running", "pausing", "paused", "waiting", "stopping", "complete", "error")
 
     def __init__(self, options: Options, now: float, seed: str = "") -> None:
@@ -1725,8 +1732,6 @@ def as_float(value: Any) -> float:
 
 def suggest(name: str, known: Any, otherwise: str) -> str:
     """Near misses first, else what to do."""
-    import difflib
-
     near = difflib.get_close_matches(name, list(known), 3, 0.4)
     return "did you mean {}?".format(" or ".join(near)) if near else otherwise
 
@@ -1898,7 +1903,6 @@ def wrap(text: str, width: int) -> list[str]:
 
 class Picture(NamedTuple):
     """All that a screen shows, without the place it is shown in. Times are whole seconds."""
-
     state: str
     state_seconds: int
     reason: str
@@ -1991,7 +1995,6 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
 
 class Scroll:
     """Which part of the activity is looked at: the tail, or a place that stays while new lines come."""
-
     def __init__(self) -> None:
         self.entry = 0               # 0: follow the tail; else number and row of the last line shown
         self.row = 0
@@ -2183,7 +2186,6 @@ def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: 
 
 class EventStream:
     """Feed it bytes, cut anywhere; get the events that became complete, as (type, data)."""
-
     def __init__(self) -> None:
         self._rest: list[bytes] = []        # a line that has no end yet, in pieces
         self._begun = False
@@ -2227,37 +2229,6 @@ class EventStream:
         return events
 
 
-def unchunked(read: Callable[[], bytes]) -> Iterator[bytes]:
-    """Undo HTTP's chunked transfer coding (RFC 9112, 7.1), many chunks at a time.
-
-    http.client hands out one chunk a call, and OpenCode sends a chunk an event: in a flood of small events
-    that alone would cost several times more than everything else.
-    """
-    buffer = b""
-    while True:
-        received = read()
-        if not received:
-            return
-        buffer = buffer + received if buffer else received
-        at, last = 0, False
-        out: list[bytes] = []
-        while True:
-            end = buffer.find(b"\r\n", at)
-            if end < 0:
-                break
-            size = int(buffer[at:end].partition(b";")[0], 16)
-            last = size == 0
-            if last or len(buffer) < end + size + 4:
-                break
-            out.append(buffer[end + 2:end + 2 + size])
-            at = end + size + 4
-        buffer = buffer[at:]
-        if out:
-            yield b"".join(out)
-        if last:
-            return
-
-
 # ── opencode ─────────────────────────────────────────────────────────────────────────────────────────────
 # The server's process, its HTTP interface, its event stream, and the worker that carries commands out, a
 # few at a time so that a request that hangs holds up nothing else. No decisions are made here.
@@ -2287,62 +2258,67 @@ exit 0
 
 class RequestError(Exception):
     """A request that was not answered with 2xx; `status` 0: it was not answered at all."""
-
     def __init__(self, status: int, message: str, name: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.name = name
 
 
+def http_client(tls: bool) -> Any:
+    """The module, imported only here, while the server starts: it is the heaviest. Without need for TLS it is kept from
+    loading OpenSSL, which would take more memory than ocloop itself does."""
+    if not tls:
+        sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+    import http.client
+
+    return http.client
+
+
 class Client:
-    """OpenCode's HTTP interface, as one directory sees it. Proxies are never asked: it is our own machine."""
+    """OpenCode's HTTP interface, as one directory sees it. No proxy is asked: the server is on our own machine."""
 
     def __init__(self, url: str, username: str, password: str, directory: str) -> None:
-        import base64
-        import urllib.parse
-        import urllib.request
-
         self.url = url.rstrip("/")
-        self.query = "directory=" + urllib.parse.quote(os.fsencode(directory), safe="")
-        self.headers = {"Content-Type": "application/json"}
+        scheme, _, rest = self.url.partition("://")
+        self.host, slash, path = rest.partition("/")
+        self.path = slash + path
+        http = http_client(scheme == "https")
+        self.connection = http.HTTPSConnection if scheme == "https" else http.HTTPConnection
+        self.errors = (OSError, ValueError, http.HTTPException)     # what a request that is not answered raises
+        self.query = "directory=" + quote(os.fsencode(directory), safe="")
+        self.headers = {"Content-Type": "application/json", "Connection": "close"}
         self.known: set[str] = set()
         if password:
-            token = base64.b64encode(("{}:{}".format(username or "opencode", password)).encode()).decode()
+            token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = "Basic " + token
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        self._request = urllib.request.Request
 
     def open(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """Send a request; returns the response, raises RequestError."""
-        import http.client
-        import json
-        import urllib.error
-
-        url = "{}{}{}{}".format(self.url, path, "&" if "?" in path else "?", self.query)
+        """Send a request; returns the response, raises RequestError. `timeout`, in seconds, is for every single wait."""
+        target = "{}{}{}{}".format(self.path, path, "&" if "?" in path else "?", self.query)
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         try:
-            return self._open(self._request(url, data, self.headers, method=method), timeout=timeout)
-        except urllib.error.HTTPError as error:
-            name, message = "", ""
-            with suppress(OSError, ValueError, RecursionError, http.client.HTTPException):
-                said = as_dict(json.loads(error.read(1 << 16)))
-                name, details = str(said.get("name") or ""), as_dict(said.get("data"))
-                issues = "; ".join(str(as_dict(issue).get("message")) for issue in as_list(details.get("issues")))
-                message = " ".join(str(t) for t in (details.get("path"), details.get("message"), issues) if t)
-            message = message or f"{method} {path} was answered with {error.code}"
-            raise RequestError(error.code, message, name) from None
-        except (OSError, http.client.HTTPException) as error:       # URLError is an OSError
-            raise RequestError(0, str(getattr(error, "reason", "") or error or type(error).__name__)) from None
+            connection = self.connection(self.host, timeout=timeout)
+            connection.request(method, target, data, self.headers)
+            response = connection.getresponse()
+        except self.errors as error:
+            raise RequestError(0, str(error) or type(error).__name__) from None
+        if 200 <= response.status < 300:
+            return response
+        said: dict[str, Any] = {}
+        with suppress(RecursionError, *self.errors), response:
+            said = as_dict(json.loads(response.read(1 << 16)))
+        details = as_dict(said.get("data"))
+        issues = "; ".join(str(as_dict(issue).get("message")) for issue in as_list(details.get("issues")))
+        message = " ".join(str(text) for text in (details.get("path"), details.get("message"), issues) if text)
+        raise RequestError(response.status, message or f"{method} {path} was answered with {response.status}",
+                           str(said.get("name") or ""))
 
     def request(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
         """Send a request; returns the decoded JSON or None, raises RequestError."""
-        import http.client
-        import json
-
         try:
             with self.open(method, path, body, timeout) as response:
                 raw = response.read()
-        except (OSError, http.client.HTTPException) as error:
+        except self.errors as error:
             raise RequestError(0, str(error) or type(error).__name__) from None
         try:
             return json.loads(raw) if raw.strip() else None
@@ -2366,7 +2342,6 @@ class Client:
 
 class Server:
     """The `opencode serve` process and everything it starts, or somebody else's server (`--server`)."""
-
     def __init__(self, options: Options, environment: dict[str, str], post: Callable[[Event], None]) -> None:
         self.options = options
         self.environment = environment
@@ -2410,8 +2385,6 @@ class Server:
 
     def _launch(self, generation: int) -> str:
         """Start the process; returns its URL once it listens."""
-        import subprocess
-
         for attempt in (1, 2):
             port = self._choose_port(attempt)
             environment = dict(self.environment, OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
@@ -2429,8 +2402,7 @@ class Server:
                 except OSError as error:
                     raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
                 self._tell_guard(str(process.pid))
-            for module in ("base64", "http.client", "json", "urllib.request"):
-                __import__(module)          # while the server starts: the client will need them
+            http_client(tls=False)
             found: queue.SimpleQueue[str] = queue.SimpleQueue()
             self.lines.clear()
             threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
@@ -2449,8 +2421,6 @@ class Server:
                       "yourself to see why")
 
     def _choose_port(self, attempt: int) -> int:
-        import socket
-
         port = self.options.port
         if attempt == 1 and port_is_free(port or 4096):
             return port or 4096
@@ -2496,8 +2466,6 @@ class Server:
 
     def _tell_guard(self, word: str) -> None:
         """Tell the guard which process group to end when we are killed; it is started at the first word."""
-        import subprocess
-
         if self.guard is None:
             self.guard = subprocess.Popen(
                 ["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], cwd="/", stdin=subprocess.PIPE,
@@ -2541,8 +2509,6 @@ class Server:
 
     def close(self, session: str = "") -> None:
         """Stop for good."""
-        import subprocess
-
         with self.lock:
             self.closing = True
             starting = self.process if self.client is None else None
@@ -2571,8 +2537,6 @@ class Server:
 
 
 def port_is_free(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -2607,19 +2571,17 @@ def sweep(mark: str) -> None:
 
 def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[[], bool], live: bool) -> None:
     """Post the server's events until they are not wanted any more; connects anew with growing pauses."""
-    import http.client
-
     pause = 0.2
     while wanted():
         try:
             with client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
                 post(StreamOpened())
                 opened = time.monotonic()
-                read_stream(chunks_of(response), post, wanted, live)
+                read_stream(iter(lambda: response.read1(1 << 18), b""), post, wanted, live)
                 if time.monotonic() - opened > 5:
                     pause = 0.2
             reason = "the event stream ended"
-        except (RequestError, OSError, ValueError, http.client.HTTPException) as error:
+        except (RequestError, *client.errors) as error:
             reason = f"the event stream broke: {str(error) or type(error).__name__}"
         if wanted():
             post(StreamLost(reason))
@@ -2627,26 +2589,23 @@ def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[
             pause = min(pause * 2, 5.0)
 
 
-def chunks_of(response: Any) -> Iterator[bytes]:
-    if response.chunked:
-        return unchunked(lambda: bytes(response.fp.read1(1 << 18)))
-    return iter(lambda: bytes(response.read1(1 << 18)), b"")
-
-
 def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: Callable[[], bool],
                 live: bool) -> None:
-    """Decode events and post them. Deltas are decoded only when somebody watches and they are few."""
-    import json
-
-    stream, budget, budget_until = EventStream(), 0, 0.0
+    """Decode events and post them. Deltas are decoded only when somebody watches and they are few; of a flood of
+    them, one sign of life every tenth of a second is enough."""
+    stream, budget, renewed = EventStream(), 0, 0.0
     for chunk in chunks:
         if not wanted():
             return
-        counted = 0
+        now = time.monotonic()
+        if now - renewed > 0.1:
+            budget, renewed = 20 if live else 0, now
+            alive = False
         for _, data in stream.feed(chunk):
-            is_delta = data.find(b'"message.part.delta"', 0, 120) >= 0
-            if is_delta and (not live or budget <= 0):
-                counted += 1
+            if data.find(b'"message.part.delta"', 0, 120) >= 0 and budget <= 0:
+                if not alive:
+                    alive = True
+                    post(Streamed())
                 continue
             try:
                 event = json.loads(data.decode("utf-8", "replace"))
@@ -2660,16 +2619,10 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
                 post(Streamed(str(p.get("sessionID") or ""), str(p.get("partID") or ""), str(p.get("delta") or "")))
             elif event.get("type") not in ("server.heartbeat", "server.connected"):
                 post(ServerEvent(str(event.get("type")), p))
-        if counted:
-            post(Streamed())
-        now = time.monotonic()
-        if now > budget_until:
-            budget, budget_until = 20, now + 0.1
 
 
 class Worker:
     """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
-
     THREADS = 5         # a check, a poll, a read, and two requests that hang until their time-out
 
     def __init__(self, options: Options, server: Server, environment: dict[str, str],
@@ -2813,8 +2766,6 @@ class Worker:
         return {**self.environment, **more, **safe}
 
     def run_check(self, command: RunCheck) -> CheckFinished:
-        import subprocess
-
         self.check_stopped = False
         try:
             with self.server.lock:
@@ -2856,8 +2807,6 @@ class Worker:
 
     def notify(self, command: Notify) -> None:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
-        import subprocess
-
         directory = self.options.directory
         try:
             process = subprocess.Popen(
@@ -2900,7 +2849,6 @@ def digest(message: dict[str, Any]) -> dict[str, Any]:
 
 class LineScreen:
     """Plain lines: one per journal entry, for logs, pipes and terminals that can do no more."""
-
     wants_pictures = False
     handed = None
 
@@ -2917,10 +2865,8 @@ class LineScreen:
 
     def show(self, picture: Picture) -> None:
         """Lines have no picture."""
-
     def hand_over(self, argv: Sequence[str], environment: dict[str, str]) -> None:
         """Lines have no terminal to give."""
-
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
@@ -2939,7 +2885,6 @@ class LineScreen:
 
 class CursesScreen:
     """The terminal. One thread makes all curses calls; the facts it rests on were tried on ncurses 6.4."""
-
     wants_pictures = True
     FRAME = 0.1                 # seconds between two drawings, and longest wait for a key
 
@@ -2959,7 +2904,6 @@ class CursesScreen:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Entries come with the picture."""
-
     def show(self, picture: Picture) -> None:
         self.picture = picture
 
@@ -3077,8 +3021,6 @@ class CursesScreen:
 
     def _give_terminal(self, curses: Any, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
-        import subprocess
-
         curses.def_prog_mode()
         curses.endwin()
         try:
@@ -3093,8 +3035,6 @@ class CursesScreen:
 
 def choose_screen(options: Options, post: Callable[[Event], None]) -> LineScreen | CursesScreen:
     """Curses where there is a terminal that can, plain lines elsewhere, with a word about why."""
-    import locale
-
     colour, utf8 = not os.environ.get("NO_COLOR"), False
     with suppress(locale.Error, AttributeError):
         locale.setlocale(locale.LC_ALL, "")         # sys.stdout.encoding may say UTF-8 where the terminal does not
@@ -3136,7 +3076,6 @@ def read_text(path: str) -> str:
 
 class Log:
     """`--log`: every journal entry, appended; JSON lines when the path ends in .jsonl."""
-
     def __init__(self, path: str, post: Callable[[Event], None]) -> None:
         self.path = path
         self.post = post
@@ -3162,7 +3101,6 @@ class Log:
 
     def line(self, entry: Entry) -> str:
         if self.json:
-            import json
 
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
@@ -3171,8 +3109,6 @@ class Log:
 
     def event(self, event: Event, now: float) -> None:
         """With --verbose, what the loop was told: the log can then be replayed against `Loop`."""
-        import json
-
         self.write([json.dumps({"time": iso_time(now), "kind": "input", "now": now, "event": type(event).__name__,
                                 "fields": event._asdict()})])
 
@@ -3183,14 +3119,11 @@ def iso_time(seconds: float) -> str:
 
 class RunFile:
     """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private temporary folder."""
-
     def __init__(self, plan: str) -> None:
-        import hashlib
-
         real = os.path.realpath(plan)
         self.plan = real
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(os.path.dirname(real)))[:40]
-        name = f"{stem}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
+        name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
         self.folder, self.problem = private_folder()
         self.path = os.path.join(self.folder, name + ".json")
         self.lock_path = os.path.join(self.folder, name + ".lock")
@@ -3198,8 +3131,6 @@ class RunFile:
 
     def acquire(self) -> int:
         """Take the lock; returns 0, or the pid of the loop that holds it."""
-        import fcntl
-
         if not self.folder:
             return 0
         try:
@@ -3228,8 +3159,6 @@ class RunFile:
 
     def running(self) -> int:
         """The pid of the loop that works on the plan now, 0: none does."""
-        import fcntl
-
         try:
             fd = os.open(self.lock_path, os.O_RDONLY)
         except OSError:
@@ -3255,8 +3184,6 @@ class RunFile:
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace the state file at once and whole; without one, a run goes on."""
-        import json
-
         if not self.folder:
             return
         with suppress(OSError):
@@ -3267,8 +3194,6 @@ class RunFile:
             os.replace(draft, self.path)
 
     def read(self) -> dict[str, Any]:
-        import json
-
         try:
             with open(self.path, encoding="utf-8") as file:
                 return as_dict(json.load(file))
@@ -3491,9 +3416,6 @@ def make_options(given: argparse.Namespace) -> Options:
 
 def find_opencode(asked: str) -> tuple[str, ...]:
     """The command that starts OpenCode, as argv."""
-    import shlex
-    import shutil
-
     try:
         argv = tuple(shlex.split(asked)) or ("opencode",)
     except ValueError as error:
@@ -3562,7 +3484,6 @@ class Crash(Exception):
 
 class Run:
     """The main thread: one inbox, one loop, and everything that is fed by it and feeds it."""
-
     TICK = 0.25
 
     def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
@@ -3675,7 +3596,6 @@ class Run:
 
     def _write_header(self) -> None:
         if self.log.json:
-            import json
 
             shown = self.options._replace(server=self.options.server.rpartition("@")[2])._asdict()
             self.log.write([json.dumps({"time": iso_time(self.loop.now), "kind": "start", "version": __version__,
@@ -3722,9 +3642,6 @@ def format_exception(args: Any) -> list[str]:
 
 def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int:
     """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    import shutil
-    import subprocess
-
     fields, body = split_front_matter(prompt)
     task = plan.current.text if plan.current else "wrap up"
     problems, lines = [], []
@@ -3805,8 +3722,6 @@ def bootstrap(given: argparse.Namespace) -> int:
 
 def status(given: argparse.Namespace) -> int:
     """Print how far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
-    import json
-
     path = os.path.abspath(os.path.expanduser(given.plan))
     try:
         plan = parse_plan(read_text(path))
@@ -3885,8 +3800,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     mend_streams()
     try:
         given = make_parser().parse_args(argv)
-        if os.name != "posix":
-            raise Problem("this system is not supported: use Linux, macOS, or WSL on Windows")
         commands: dict[str, Callable[[argparse.Namespace], int]] = {
             "run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
         return commands[given.command](given)
