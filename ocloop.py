@@ -132,6 +132,9 @@ class Plan:
         self.current = next((task for task in tasks if task.state == "pending"), None)
         self.marks = [task[:3] for task in tasks]       # what an iteration can change
 
+    def __str__(self) -> str:
+        return f"{self.done} of {self.automatable} tasks done ({self.percent} %), {self.blocked} blocked, {self.manual} manual"
+
     def of(self, state: str) -> list[Task]:
         return [task for task in self.tasks if task.state == state]
 
@@ -402,9 +405,6 @@ class PromptAccepted(NamedTuple):
 class StreamOpened(NamedTuple):
     """The event stream is (again) being read; what happened meanwhile is not repeated on it."""
 
-class StreamLost(NamedTuple):
-    reason: str
-
 class ServerEvent(NamedTuple):
     """One event of OpenCode's, as it came."""
     type: str
@@ -470,7 +470,7 @@ if TYPE_CHECKING:
     Command = (StartServer | StopServer | CheckSetup | ReadFiles | CreateSession | SendPrompt | Poll |
                AbortSession | Measure | Reply | RunCheck | StopCheck | Notify | HandOver | Exit)
     Event = (Tick | ServerReady | ServerDied | SetupChecked | FilesRead | SessionCreated | PromptAccepted |
-             StreamOpened | StreamLost | ServerEvent | Streamed | Polled | SessionAborted | Measured |
+             StreamOpened | ServerEvent | Streamed | Polled | SessionAborted | Measured |
              RequestFailed | CheckFinished | Key | Signalled | ScreenLost | Noted)
 
 
@@ -487,70 +487,25 @@ class Entry(NamedTuple):
     data: dict[str, Any] | None = None
 
 
-# ── loop ─────────────────────────────────────────────────────────────────────────────────────────────────
-# The whole run as one pure state machine. Handlers stand in the order in which things happen in an
-# iteration; after them what goes wrong, what is asked, keys, time. Polling is the truth, the event stream
-# only makes it quick, and every wait has an end.
+# ── reading opencode ─────────────────────────────────────────────────────────────────────────────────────
+# What its answers and events mean, and in which words people are told. A server may be older, newer or
+# broken: anything may be missing or of another type, and nothing here raises.
 
-POLL_EVERY = 5.0            # seconds between looks at a session that seems busy
-LOOK_CLOSER = 60.0          # a session that is busy but silent for this long has its messages looked at
-SETTLE = 1.5                # an end that looks odd must look the same for this long before it counts
-SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
-SENDS = 4                   # how often one prompt is sent at most
-SILENCES = 2                # requests in a row without any answer: the server hangs
-BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
-SPINS = 3                   # unfinished answers in a row: the model spins
-READ_EVERY = 3.0            # seconds between looks at plan and prompt
-GRACE = 5.0                 # a plan may be away or half-written for this long
-ABSENT = 10.0               # a longer gap between two events is time away (suspended, stopped)
-LONGEST_WAIT = 900.0        # no pause between attempts is longer
-JOURNAL = 5000              # entries kept in memory
-LONGEST_TEXT = 4000         # characters of one entry
-NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mark the task "
-          "[BLOCKED: reason] in the plan if it cannot be done without it.")
 
-# State × event → next states, and the commands that go with it (Notify left out); a test holds it against the
-# code. Events that a state does not name never change it.
-TRANSITIONS = """
-starting   SetupChecked   ready running error             StopServer ReadFiles StopCheck Exit
-starting   RequestFailed  error                           StopServer StopCheck Exit
-starting   ServerDied     error                           StopServer StopCheck Exit
-starting   Key            stopping                        StopCheck Exit
-starting   Signalled      stopping                        StopCheck Exit
-starting   ScreenLost     stopping                        StopCheck Exit
-ready      ServerDied     error                           StopServer StopCheck
-ready      Key            running stopping                ReadFiles StopCheck Exit
-ready      Signalled      stopping                        StopCheck Exit
-ready      ScreenLost     stopping                        StopCheck Exit
-running    FilesRead      paused waiting complete error   StopServer StopCheck Exit
-running    Polled         pausing                         Measure ReadFiles
-running    Measured       paused waiting complete error   StopServer StopCheck Exit
-running    RequestFailed  paused waiting complete error   StopServer StopCheck Exit
-running    ServerDied     paused waiting complete error   StopServer StopCheck Exit
-running    Key            pausing stopping                StopCheck Exit
-running    Signalled      stopping                        StopCheck Exit
-pausing    FilesRead      paused stopping complete error  StopServer StopCheck Exit
-pausing    Measured       paused stopping complete error  StopServer StopCheck
-pausing    RequestFailed  paused stopping complete error  StopServer StopCheck Exit
-pausing    ServerDied     paused stopping complete error  StopServer StopCheck Exit
-pausing    Key            running stopping                StopCheck Exit
-pausing    Signalled      stopping                        StopCheck Exit
-paused     ServerDied     error                           StopServer StopCheck
-paused     Key            running stopping                ReadFiles StopCheck Exit
-paused     Signalled      stopping                        StopCheck Exit
-paused     ScreenLost     stopping                        StopCheck Exit
-waiting    FilesRead      error                           StopServer StopCheck Exit
-waiting    ServerDied     error                           StopServer StopCheck Exit
-waiting    Key            running paused stopping         ReadFiles StopCheck Exit
-waiting    Signalled      stopping                        StopCheck Exit
-waiting    Tick           running                         StartServer ReadFiles
-complete   Key            stopping                        StopCheck Exit
-complete   Signalled      stopping                        StopCheck Exit
-complete   ScreenLost     stopping                        StopCheck Exit
-error      Key            starting stopping               StartServer StopCheck Exit
-error      Signalled      stopping                        StopCheck Exit
-error      ScreenLost     stopping                        StopCheck Exit
-"""
+def as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def as_int(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0
+
+
+def as_float(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0.0
 
 
 class Fault(NamedTuple):
@@ -580,6 +535,26 @@ def fault_of(error: Any) -> Fault | None:
                  status if isinstance(status, int) else 0)
 
 
+def advice(fault: Fault, model: str) -> str:
+    """What a person can do about an error that trying again does not mend."""
+    if fault.status in (401, 403) or fault.name == "ProviderAuthError":
+        return "log in with `opencode auth login`, or look at the provider's key"
+    if fault.status == 402:
+        return "look at the provider's balance"
+    return f"look at the model {model} and the provider's address in the configuration"
+
+
+def digest(message: dict[str, Any]) -> dict[str, Any]:
+    """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
+    info, parts = as_dict(message.get("info")), [as_dict(part) for part in as_list(message.get("parts"))]
+    texts = [part for part in parts if part.get("type") == "text"]
+    return {"id": str(info.get("id")), "role": info.get("role"), "parent": str(info.get("parentID")),
+            "finish": info.get("finish"),
+            "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
+            "continues": any(part.get("type") == "compaction" for part in parts)
+            or (bool(texts) and all(part.get("synthetic") for part in texts))}
+
+
 def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fault | None]:
     """Say how the answer to one's own message stands, of a session that is idle.
 
@@ -604,6 +579,106 @@ def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fau
     return "answered", None
 
 
+def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
+    """A tool call in one line: its main argument, as a person would say it."""
+    given, metadata = as_dict(state.get("input")), as_dict(state.get("metadata"))
+    path = str(given.get("filePath") or given.get("path") or "")
+    if path.startswith(directory.rstrip("/") + "/"):
+        path = path[len(directory.rstrip("/")) + 1:]
+    main = {"bash": "command", "grep": "pattern", "glob": "pattern", "webfetch": "url", "task": "description",
+            "websearch": "query", "skill": "name"}.get(tool, "")
+    text = str(given.get(main) or "")
+    if tool in ("grep", "glob"):
+        text += f" in {path}" if path else ""
+    elif tool == "todowrite":
+        text = f"{len(as_list(given.get('todos')))} items"
+    elif not text:
+        text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
+    diff = as_dict(metadata.get("filediff"))
+    if diff:
+        text += f"  +{as_int(diff.get('additions'))} -{as_int(diff.get('deletions'))}"
+    return " ".join(text.split())[:500]
+
+
+def ask_detail(p: dict[str, Any]) -> str:
+    """What exactly is to be permitted."""
+    patterns = p.get("patterns") or p.get("pattern") or p.get("title") or ""
+    wanted = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
+    metadata = as_dict(p.get("metadata"))
+    exact = str(metadata.get("command") or metadata.get("filepath") or metadata.get("url") or "")
+    return exact if exact and wanted in exact else ", ".join(text for text in (wanted, exact) if text)
+
+
+def suggest(name: str, known: Any, otherwise: str) -> str:
+    """Near misses first, else what to do."""
+    near = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return "did you mean {}?".format(" or ".join(near)) if near else otherwise
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 9s, 4m05s, 3h12m."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole // 60 % 60:02}m"
+
+
+def short_number(number: int) -> str:
+    """1234 -> 1.2k, always four characters or fewer up to a billion."""
+    value, sign = float(number), ""
+    for sign in ("", "k", "M", "G"):
+        if value < 999.5 or sign == "G":
+            break
+        value /= 1000
+    return f"{value:.0f}{sign}" if not sign or value >= 9.95 else f"{value:.1f}{sign}"
+
+
+# ── loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+# The whole run as one pure state machine. Handlers stand in the order in which things happen in an
+# iteration; after them what goes wrong, what is asked, keys, time. Polling is the truth, the event stream
+# only makes it quick, and every wait has an end.
+
+POLL_EVERY = 5.0            # seconds between looks at a session that seems busy
+LOOK_CLOSER = 60.0          # a session that is busy but silent for this long has its messages looked at
+SETTLE = 1.5                # an end that looks odd must look the same for this long before it counts
+SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
+SENDS = 4                   # how often one prompt is sent at most
+SILENCES = 2                # requests in a row without any answer: the server hangs
+BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
+SPINS = 3                   # unfinished answers in a row: the model spins
+READ_EVERY = 3.0            # seconds between looks at plan and prompt
+GRACE = 5.0                 # a plan may be away or half-written for this long
+ABSENT = 10.0               # a longer gap between two events is time away (suspended, stopped)
+LONGEST_WAIT = 900.0        # no pause between attempts is longer
+JOURNAL = 5000              # entries kept in memory
+LONGEST_TEXT = 4000         # characters of one entry
+NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mark the task "
+          "[BLOCKED: reason] in the plan if it cannot be done without it.")
+
+# States, events → next states, and the commands that go with it (Notify left out); a test holds it against the code.
+# What is not named here never changes the state.
+TRANSITIONS = """
+starting                        SetupChecked            ready running error            StopServer ReadFiles StopCheck Exit
+starting                        RequestFailed           error                          StopServer StopCheck Exit
+starting,ready,paused,waiting   ServerDied              error                          StopServer StopCheck Exit
+running                         Polled                  pausing                        Measure ReadFiles
+running                         FilesRead,Measured,RequestFailed,ServerDied  paused waiting complete error   StopServer StopCheck Exit
+pausing                         FilesRead,Measured,RequestFailed,ServerDied  paused stopping complete error  StopServer StopCheck Exit
+waiting                         FilesRead               error                          StopServer StopCheck Exit
+waiting                         Tick                    running                        StartServer ReadFiles
+starting,complete               Key                     stopping                       StopCheck Exit
+ready,paused                    Key                     running stopping               ReadFiles StopCheck Exit
+running                         Key                     pausing stopping               StopCheck Exit
+pausing                         Key                     running stopping               StopCheck Exit
+waiting                         Key                     running paused stopping        ReadFiles StopCheck Exit
+error                           Key                     starting stopping              StartServer StopCheck Exit
+starting,ready,paused,complete,error  ScreenLost        stopping                       StopCheck Exit
+starting,ready,running,pausing,paused,waiting,complete,error  Signalled  stopping      StopCheck Exit
+"""
+
+
 class Ask(NamedTuple):
     """A permission or a question that waits for somebody."""
     kind: str
@@ -625,6 +700,13 @@ class Live(NamedTuple):
     message: str
 
 
+class Retry(NamedTuple):
+    """OpenCode's own next attempt, and when it comes."""
+    attempt: int
+    message: str
+    at: float
+
+
 class Spend(NamedTuple):
     """What was used: USD and tokens."""
     cost: float = 0.0
@@ -639,6 +721,10 @@ class Spend(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.input + self.output + self.cached
+
+    def record(self) -> dict[str, Any]:
+        tokens = {"input": self.input, "output": self.output, "cached": self.cached}
+        return {"cost": round(self.cost, 6), "tokens": tokens}
 
 
 class Iteration:
@@ -657,15 +743,15 @@ class Iteration:
         self.poll_at = self.again_at = 0.0          # again: when a request that failed is tried again
         self.polling = self.idle_seen = False
         self.sending = self.busy_seen = False       # a prompt is under way; it has begun to run
-        self.odd: tuple[str, float] = ("", 0.0)     # how an end looks that must settle, since when
+        self.unsettled = ("", 0.0)                  # how an end looks that must stay so before it counts, since when
         self.fault: Fault | None = None
-        self.retry: tuple[int, str, float] | None = None    # attempt, why, when it goes on
+        self.retry: Retry | None = None
         self.spends: dict[str, Spend] = {}          # by message
         self.measured: float | None = None          # USD, as the server adds it up
         self.reread = False                         # the plan was read since it ended
         self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
         self.prompts: set[str] = set()              # user messages, whose texts are no answers
-        self.noted: set[str] = set()                # parts and errors that are in the journal
+        self.journaled: set[str] = set()            # parts and errors that are in the journal
         self.answered: set[str] = set()             # what was asked
         self.live: dict[str, Live] = {}             # what runs now, by part
 
@@ -683,10 +769,9 @@ class Iteration:
 
 class Loop:
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands."""
-    STATES = ("starting", "ready", "running", "pausing", "paused", "waiting", "stopping", "complete", "error")
-
     def __init__(self, options: Options, now: float, seed: str = "") -> None:
-        self.options, self.now = options, now
+        self.options = options
+        self.now = self.wall = now                  # the run's own clock, which stands still while away; the real one
         self.seed = seed                            # makes the ids of two runs differ
         self.state, self.state_since = "starting", now
         self.reason = ""                            # why it is in this state, for a person
@@ -713,7 +798,7 @@ class Loop:
         self.check_output = ""                      # of the check that failed last, as the agent is told it
         self.wrapped_up = False                     # an iteration had nothing to do but the summary
         self.wait_until = self.started = self.ended = 0.0
-        self.left_open = ""                         # a session that is to be aborted when everything ends
+        self.session_to_abort = ""                         # a session that is to be aborted when everything ends
         self.limit = ""                             # the option that made it pause
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
@@ -731,22 +816,23 @@ class Loop:
 
     def start(self) -> list[Command]:
         """The first commands."""
-        self.command(StartServer(self.generation))
+        self.emit(StartServer(self.generation))
         self.read_files()
         return self.out
 
     def handle(self, event: Event, now: float) -> list[Command]:
         self.out = []
-        away = now - self.now
-        self.now = now
-        if away > ABSENT or away < 0:
-            self.shift(away)
+        passed, self.wall = now - self.wall, now
+        if 0 <= passed <= ABSENT:
+            self.now += passed
+        elif self.iteration:            # asleep, stopped, or the clock was set: no deadline may see it, but look anew
+            self.iteration.poll_at = self.now
         HANDLERS[type(event)](self, event)
         return self.out
 
     # ── what handlers are written with
 
-    def command(self, command: Command) -> None:
+    def emit(self, command: Command) -> None:
         self.out.append(command)
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "",
@@ -755,7 +841,7 @@ class Loop:
         if len(text) > LONGEST_TEXT:
             text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
         self.entries += 1
-        self.journal.append(Entry(self.entries, self.now, kind, text, tone, it.family.get(session, 0) if it else 0,
+        self.journal.append(Entry(self.entries, self.wall, kind, text, tone, it.family.get(session, 0) if it else 0,
                                   it.number if it else 0, session or (it.session if it else ""), data))
 
     def enter(self, state: str, reason: str = "") -> None:
@@ -769,13 +855,13 @@ class Loop:
         if move_on or not self.reading:
             self.reading = True
             self.read_number += 1
-            self.command(ReadFiles(self.read_number))
+            self.emit(ReadFiles(self.read_number))
         if move_on:
             self.files_wanted = self.read_number
 
     def notify(self, event: str, message: str) -> None:
         if self.options.notify:
-            self.command(Notify(dict(self.facts(), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)))
+            self.emit(Notify(dict(self.facts(), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)))
 
     def facts(self) -> dict[str, str]:
         """What --check and --notify get in their environment."""
@@ -786,7 +872,7 @@ class Loop:
 
     def new_id(self, prefix: str) -> str:
         """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random ones."""
-        stamp = (int(self.now * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
+        stamp = (int(self.wall * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
         return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{self.iterations % 10 ** 6:06}"
 
     def at(self, step: str, session: str | None = None) -> Iteration | None:
@@ -817,7 +903,7 @@ class Loop:
         self.server_up, self.server_url = True, event.url
         self.note("server", "OpenCode {} on {}".format(event.version or "(version unknown)", event.url), "dim")
         if self.state == "starting":
-            self.command(CheckSetup())
+            self.emit(CheckSetup())
         elif self.iteration:
             self.iteration.silences = 0
             self.take_step()
@@ -937,16 +1023,16 @@ class Loop:
         if it.step == "creating":
             title = (f"ocloop {min(self.plan.done + 1, self.plan.automatable)}/{self.plan.automatable}: "
                     f"{it.task.text if it.task else 'wrap up'}")
-            self.command(CreateSession(it.number, title[:100]))
+            self.emit(CreateSession(it.number, title[:100]))
         elif it.step == "prompting" and it.prompt:
             it.sending = True
-            self.command(it.prompt._replace(session=it.session))
+            self.emit(it.prompt._replace(session=it.session))
         elif it.step == "working":
             self.poll()
         elif it.step == "aborting" and it.sends and not it.busy_seen and self.now < it.prompted + BEGINS:
             it.again_at = it.prompted + BEGINS
         elif it.step == "aborting" and not it.sending:      # else the answer to the prompt comes first
-            self.command(AbortSession(it.session))
+            self.emit(AbortSession(it.session))
 
     def on_session_created(self, event: SessionCreated) -> None:
         it = self.at("creating")
@@ -967,7 +1053,7 @@ class Loop:
             it.sends += 1
             it.silences = 0
             it.prompted = it.active = self.now
-            it.odd = ("", 0.0)
+            it.unsettled = ("", 0.0)
             it.idle_seen = it.idle_seen and it.sends == 1
             if it.idle_seen:
                 self.poll()
@@ -983,7 +1069,7 @@ class Loop:
         else:
             it.polling = True
             it.poll_at = self.now + POLL_EVERY
-            self.command(Poll(it.session, messages))
+            self.emit(Poll(it.session, messages))
 
     def on_polled(self, event: Polled) -> None:
         it = self.at("working", event.session)
@@ -1015,9 +1101,10 @@ class Loop:
         it = self.it
         if verdict == "answered":
             return self.finish("done")
-        if it.odd[0] != verdict:
-            it.odd = (verdict, self.now)
-        age = self.now - it.odd[1]
+        if it.unsettled[0] != verdict:
+            it.unsettled = (verdict, self.now)
+        age = self.now - it.unsettled[1]
+        patience = SETTLE if verdict == "unfinished" and it.sends == 1 else SWALLOWED
         if verdict == "failed" or (verdict == "unanswered" and it.fault and age >= SETTLE):
             self.finish_failed(fault or it.fault)
         elif verdict == "refused" and age >= SETTLE:
@@ -1027,8 +1114,7 @@ class Loop:
             self.finish("aborted", self.reason)
         elif verdict == "cut" and age >= SETTLE:
             self.finish("cut", "its answer was broken off by somebody or something else")
-        elif verdict in ("unfinished", "unanswered") and age >= (
-                SETTLE if verdict == "unfinished" and it.sends == 1 else SWALLOWED):
+        elif verdict in ("unfinished", "unanswered") and age >= patience:
             if it.sends >= SENDS:
                 return self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
             self.note("warn", "the prompt is not being answered: sending it again", "warn")
@@ -1042,10 +1128,11 @@ class Loop:
         it.live.clear()
         it.retry = None
         self.asks.clear()
-        if problem and outcome != "fatal" and problem not in it.noted:
-            self.note("error" if outcome != "aborted" else "note", problem, "bad" if outcome != "aborted" else "warn")
+        if problem and outcome != "fatal" and problem not in it.journaled:
+            kind, tone = ("note", "warn") if outcome == "aborted" else ("error", "bad")
+            self.note(kind, problem, tone)
         if self.server_up and it.session:
-            self.command(Measure(it.session))
+            self.emit(Measure(it.session))
         else:
             it.measured = 0.0
         self.read_files(move_on=True)
@@ -1068,7 +1155,7 @@ class Loop:
         if self.options.check and worked and not it.check:
             it.step = "checking"
             it.live["check"] = Live("check", self.options.check, self.now, 0, "")
-            self.command(RunCheck(it.number, self.facts()))
+            self.emit(RunCheck(it.number, self.facts()))
         else:
             self.conclude()
 
@@ -1099,9 +1186,7 @@ class Loop:
         self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
                   f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
                 "record": "iteration", "task": task, "outcome": it.outcome,
-                "problem": it.problem, "seconds": round(seconds, 1), "cost": round(spend.cost, 6),
-                "tokens": {"input": spend.input, "output": spend.output, "cached": spend.cached},
-                "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
+                "problem": it.problem, "seconds": round(seconds, 1), **spend.record(), "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
         self.iteration = None
         self.wrapped_up = not it.task and bool(self.plan_text) and it.outcome in ("done", "refused")
         self.counted += it.outcome != "rate-limited"
@@ -1169,8 +1254,8 @@ class Loop:
         self.asks.clear()
         self.status = 1
         self.enter("error", problem)
-        self.left_open = session
-        self.command(StopCheck())
+        self.session_to_abort = session
+        self.emit(StopCheck())
         self.close_books("failed", problem)
         if self.interactive:
             self.stop_server(session)
@@ -1178,26 +1263,24 @@ class Loop:
     def close_books(self, event: str, reason: str) -> None:
         """Tell everybody why it ends here; without anybody to press a key, leave."""
         self.ended = self.now
-        total, plan = self.total, self.plan
+        plan = self.plan
         tone = {"complete": "good" if not self.status else "warn", "stopped": "warn"}.get(event, "bad")
         self.note("end", reason, tone, data={
             "record": "run", "event": event, "status": self.status, "reason": reason, "summary": plan.summary,
             "done": plan.done, "total": plan.automatable, "blocked": plan.blocked,
             "manual": plan.manual, "iterations": self.iterations, "seconds": round(self.elapsed, 1),
-            "cost": round(total.cost, 6),
-            "tokens": {"input": total.input, "output": total.output, "cached": total.cached}})
+            **self.total.record()})
         for line in self.summary():
             self.note("end", line)
         self.notify(event, reason)
         if not self.interactive or self.state == "stopping":
-            self.command(Exit(self.status))
+            self.emit(Exit(self.status))
 
     def summary(self) -> list[str]:
         """What a person wants to know in the morning."""
         plan, total = self.plan, self.total
         lines = (plan.summary or "").split("\n") if plan.summary else []
-        lines.append(f"{plan.done} of {plan.automatable} tasks done, {plan.blocked} blocked, "
-                     f"{plan.manual} manual; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
+        lines.append(f"{plan}; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
                      f"{duration(self.elapsed)}; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
             for task in plan.of(state)[:20]:
@@ -1218,23 +1301,17 @@ class Loop:
 
     def stop_server(self, session: str = "") -> None:
         self.server_up = False
-        self.command(StopServer(session))
+        self.emit(StopServer(session))
 
     def start_server(self) -> None:
         self.server_up = False
         self.generation += 1
-        self.command(StartServer(self.generation))
+        self.emit(StartServer(self.generation))
 
     # ── what the server tells between prompt and end
 
     def on_stream_opened(self, event: StreamOpened) -> None:
         self.poll()
-
-    def on_stream_lost(self, event: StreamLost) -> None:
-        if self.options.verbose:
-            self.note("stream", event.reason, "dim")
-        if self.iteration:
-            self.iteration.poll_at = min(self.iteration.poll_at, self.now + 1)
 
     def on_streamed(self, event: Streamed) -> None:
         it = self.iteration
@@ -1305,11 +1382,11 @@ class Loop:
     def on_retry(self, status: dict[str, Any]) -> None:
         """OpenCode tries again by itself; only what it parks for too long is taken out of its hands."""
         it = self.it
-        attempt, next_at = as_int(status.get("attempt")), as_int(status.get("next")) / 1000
+        attempt, next_at = as_int(status.get("attempt")), self.now + as_int(status.get("next")) / 1000 - self.wall
         message = str(status.get("message") or "the provider failed")
-        if it.retry is None or it.retry[0] != attempt:
+        if it.retry is None or it.retry.attempt != attempt:
             self.note("retry", f"attempt {attempt} failed: {message}", "warn")
-        it.retry = (attempt, message, next_at)
+        it.retry = Retry(attempt, message, next_at)
         if next_at - self.now > LONGEST_WAIT:
             self.abort("rate-limited", f"OpenCode would wait {duration(next_at - self.now)}: {message}")
 
@@ -1320,8 +1397,8 @@ class Loop:
         if session == it.session and fault.name != "ContextOverflowError":
             it.fault = fault
             it.poll_at = min(it.poll_at, self.now + 1)      # the message's error comes a little later
-        if fault.message not in it.noted:
-            it.noted.add(fault.message)
+        if fault.message not in it.journaled:
+            it.journaled.add(fault.message)
             self.note("error", f"{fault.name}: {fault.message}", "bad", session)
 
     def on_message(self, session: str, info: dict[str, Any]) -> None:
@@ -1357,7 +1434,7 @@ class Loop:
     def on_part(self, session: str, part: dict[str, Any]) -> None:
         it, id, kind = self.it, str(part.get("id") or ""), part.get("type")
         message = str(part.get("messageID") or "")
-        if id in it.noted or message in it.prompts or part.get("synthetic"):
+        if id in it.journaled or message in it.prompts or part.get("synthetic"):
             return
         depth = it.family[session]
         if kind in ("text", "reasoning"):
@@ -1371,7 +1448,7 @@ class Loop:
 
     def note_part(self, id: str, kind: str, text: str, tone: str, session: str) -> None:
         it = self.it
-        it.noted.add(id)
+        it.journaled.add(id)
         it.live.pop(id, None)
         if text.strip():
             self.note(kind, text.strip(), tone, session)
@@ -1428,7 +1505,7 @@ class Loop:
         it.answered.add(ask.id)
         it.active = self.now
         self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
-        self.command(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
+        self.emit(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
                            tuple(ask.answers)))
 
     def refuse(self, ask: Ask, why: str) -> None:
@@ -1544,7 +1621,7 @@ class Loop:
         self.server_at = self.now + min(2.0 ** min(self.server_failures - 1, 10) - 1, LONGEST_WAIT)
         if self.iteration:
             self.iteration.polling = False
-            self.iteration.odd = ("", 0.0)
+            self.iteration.unsettled = ("", 0.0)
             self.iteration.idle_seen = False
             if self.iteration.step == "aborting":
                 self.finish(self.iteration.outcome, self.iteration.problem)
@@ -1578,7 +1655,7 @@ class Loop:
                 self.quit("a person quit")
         elif self.on_ask_key(key):
             return
-        elif key in ("space", "p"):
+        elif key == "space":
             self.on_space()
         elif key == "s":
             self.wanted = True
@@ -1588,11 +1665,11 @@ class Loop:
             self.on_r()
         elif key == "x" and self.iteration:
             if self.iteration.step == "checking":
-                self.command(StopCheck())
+                self.emit(StopCheck())
             else:
                 self.abort("aborted", "aborted by a person")
         elif key == "t" and self.iteration and self.iteration.session and self.server_up:
-            self.command(HandOver(self.iteration.session))
+            self.emit(HandOver(self.iteration.session))
 
     def on_space(self) -> None:
         if self.state == "running":
@@ -1633,9 +1710,9 @@ class Loop:
         over = self.state in ("complete", "error") or self.limit
         self.status = self.status if over else 130
         self.enter("stopping", self.reason if over else reason)
-        self.command(StopCheck())
+        self.emit(StopCheck())
         if over:
-            self.command(Exit(self.status))
+            self.emit(Exit(self.status))
         else:
             self.close_books("stopped", reason)
 
@@ -1678,7 +1755,7 @@ class Loop:
         if it.step == "working" and now >= it.poll_at and not it.polling:
             self.poll(messages=now - it.active > LOOK_CLOSER)
         limit = self.limit_reached(2)
-        if self.asks or (it.retry and it.retry[2] > now):
+        if self.asks or (it.retry and it.retry.at > now):
             it.active = now
         if limit and limit[0] in ("max_cost", "max_time"):
             self.abort("aborted", f"twice the limit: {limit[1]}")
@@ -1687,112 +1764,16 @@ class Loop:
         elif options.stall_timeout and now - it.active >= options.stall_timeout:
             self.abort("stalled", f"nothing happened for {duration(options.stall_timeout)}")
 
-    def shift(self, away: float) -> None:
-        """Time away (machine asleep, process stopped, clock set) is no time that passed: push everything."""
-        for name in ("state_since", "started", "ended", "wait_until", "trouble_since", "read_at", "server_at"):
-            if getattr(self, name):
-                setattr(self, name, getattr(self, name) + away)
-        for id, ask in self.asks.items():
-            self.asks[id] = ask._replace(deadline=ask.deadline + away if ask.deadline else 0.0)
-        it = self.iteration
-        if it:
-            it.odd = (it.odd[0], it.odd[1] + away)
-            for name in ("started", "active", "prompted", "again_at"):
-                setattr(it, name, getattr(it, name) + (away if getattr(it, name) else 0.0))
-            it.poll_at = self.now
-            it.live = {part: live._replace(since=live.since + away) for part, live in it.live.items()}
-
 
 HANDLERS: dict[type, Callable[[Loop, Any], None]] = {
     ServerReady: Loop.on_server_ready, SetupChecked: Loop.on_setup_checked, FilesRead: Loop.on_files_read,
     SessionCreated: Loop.on_session_created, PromptAccepted: Loop.on_prompt_accepted, Polled: Loop.on_polled,
     Measured: Loop.on_measured, CheckFinished: Loop.on_check_finished, StreamOpened: Loop.on_stream_opened,
-    StreamLost: Loop.on_stream_lost, Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
+    Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
     SessionAborted: Loop.on_session_aborted, RequestFailed: Loop.on_request_failed, ServerDied: Loop.on_server_died,
     Key: Loop.on_key, Signalled: Loop.on_signalled, ScreenLost: Loop.on_screen_lost, Noted: Loop.on_noted,
     Tick: Loop.on_tick,
 }
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def as_int(value: Any) -> int:
-    return int(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0
-
-
-def as_float(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0.0
-
-
-def suggest(name: str, known: Any, otherwise: str) -> str:
-    """Near misses first, else what to do."""
-    near = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return "did you mean {}?".format(" or ".join(near)) if near else otherwise
-
-
-def advice(fault: Fault, model: str) -> str:
-    """What a person can do about an error that trying again does not mend."""
-    if fault.status in (401, 403) or fault.name == "ProviderAuthError":
-        return "log in with `opencode auth login`, or look at the provider's key"
-    if fault.status == 402:
-        return "look at the provider's balance"
-    return f"look at the model {model} and the provider's address in the configuration"
-
-
-def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
-    """A tool call in one line: its main argument, as a person would say it."""
-    given, metadata = as_dict(state.get("input")), as_dict(state.get("metadata"))
-    path = str(given.get("filePath") or given.get("path") or "")
-    if path.startswith(directory.rstrip("/") + "/"):
-        path = path[len(directory.rstrip("/")) + 1:]
-    main = {"bash": "command", "grep": "pattern", "glob": "pattern", "webfetch": "url", "task": "description",
-            "websearch": "query", "skill": "name"}.get(tool, "")
-    text = str(given.get(main) or "")
-    if tool in ("grep", "glob"):
-        text += f" in {path}" if path else ""
-    elif tool == "todowrite":
-        text = f"{len(as_list(given.get('todos')))} items"
-    elif not text:
-        text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
-    diff = as_dict(metadata.get("filediff"))
-    if diff:
-        text += f"  +{as_int(diff.get('additions'))} -{as_int(diff.get('deletions'))}"
-    return " ".join(text.split())[:500]
-
-
-def ask_detail(p: dict[str, Any]) -> str:
-    """What exactly is to be permitted."""
-    patterns = p.get("patterns") or p.get("pattern") or p.get("title") or ""
-    wanted = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
-    metadata = as_dict(p.get("metadata"))
-    exact = str(metadata.get("command") or metadata.get("filepath") or metadata.get("url") or "")
-    return exact if exact and wanted in exact else ", ".join(text for text in (wanted, exact) if text)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 9s, 4m05s, 3h12m."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole // 60 % 60:02}m"
-
-
-def short_number(number: int) -> str:
-    """1234 -> 1.2k, always four characters or fewer up to a billion."""
-    value, sign = float(number), ""
-    for sign in ("", "k", "M", "G"):
-        if value < 999.5 or sign == "G":
-            break
-        value /= 1000
-    return f"{value:.0f}{sign}" if not sign or value >= 9.95 else f"{value:.1f}{sign}"
 
 
 # ── view ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1802,15 +1783,12 @@ def short_number(number: int) -> str:
 Span = tuple[str, str]      # style, text
 Row = list[Span]
 
-SIGNS = {   # state -> sign in UTF-8, in ASCII, style
-    "starting": ("◌", ".", "accent"), "ready": ("○", "o", "accent"), "running": ("●", "*", "good"),
-    "pausing": ("◐", "~", "warn"), "paused": ("‖", "=", "warn"), "waiting": ("◷", "%", "warn"),
-    "stopping": ("◌", ".", "warn"), "complete": ("✔", "+", "good"), "error": ("✖", "!", "bad"),
-}
-MEANINGS = {
-    "starting": "the server is starting", "ready": "S starts", "running": "a session is at work",
-    "pausing": "pauses after this one", "paused": "Space goes on", "waiting": "tries again by itself",
-    "stopping": "ends everything", "complete": "the plan is done", "error": "R starts again",
+STATES = {      # state -> sign, style, what it means for a person
+    "starting": ("◌", "accent", "the server is starting"), "ready": ("○", "accent", "S starts"),
+    "running": ("●", "good", "a session is at work"), "pausing": ("◐", "warn", "pauses after this one"),
+    "paused": ("‖", "warn", "Space goes on"), "waiting": ("◷", "warn", "tries again by itself"),
+    "stopping": ("◌", "warn", "ends everything"), "complete": ("✔", "good", "the plan is done"),
+    "error": ("✖", "bad", "R starts again"),
 }
 KEYS = (
     ("S", "start"), ("Space", "pause after this iteration, or go on"), ("R", "retry after an error; go on at a limit"),
@@ -1842,7 +1820,8 @@ class Glyphs(NamedTuple):
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
 _TO_ASCII = str.maketrans({"·": "-", "…": "~", "─": "-", "▸": ">", "↑": "^", "↓": "v", "≈": "~", "–": "-", "—": "-",
-                           "‘": "'", "’": "'", "“": '"', "”": '"', "⟳": "~", "✔": "+", "✖": "x"})
+                           "‘": "'", "’": "'", "“": '"', "”": '"', "⟳": "~", "✔": "+", "✖": "!", "◌": ".", "○": "o",
+                           "●": "*", "◐": "~", "‖": "=", "◷": "%"})
 
 
 def cell_width(char: str) -> int:
@@ -1910,20 +1889,12 @@ class Picture(NamedTuple):
     elapsed: int
     average: int
     left: int                        # estimated seconds, -1: unknown
-    done: int
-    automatable: int
-    percent: int
-    blocked: int
-    manual: int
-    task: str
-    phase: str
+    plan: Plan
+    task: Task | None
     model: str
     agent: str
-    input: int
-    output: int
-    cached: int
+    spend: Spend
     context: int                     # percent, -1: unknown
-    cost: float
     live: tuple[Entry, ...]
     ask: tuple[str, ...]             # the panel's lines, the first one a title
     keys: tuple[tuple[str, str], ...]
@@ -1936,28 +1907,27 @@ class Picture(NamedTuple):
 
 def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
     """Take the picture; the journal of the last one is used again when nothing was added."""
-    it, plan, total = loop.iteration, loop.plan, loop.total
+    it, plan = loop.iteration, loop.plan
     average = loop.busy_time / loop.succeeded if loop.succeeded else 0.0
-    task = it.task if it and it.task else plan.current
     size = (loop.setup.models or {}).get(loop.model, 0)
     live = tuple(Entry(0, 0.0, item.kind, f"{item.text}  {duration(now - item.since)}"
                        if now - item.since >= 1 and item.kind not in ("text", "think") else item.text,
                        "dim" if item.kind == "think" else "", item.depth)
                  for item in it.live.values()) if it else ()
     if it and it.retry:
-        live += (Entry(0, 0.0, "retry", (f"attempt {it.retry[0] + 1} in {duration(it.retry[2] - now)}: "
-                                        f"{it.retry[1]}"), "warn"),)
+        live += (Entry(0, 0.0, "retry", f"attempt {it.retry.attempt + 1} in {duration(it.retry.at - now)}: "
+                       f"{it.retry.message}", "warn"),)
     reason = loop.reason
     if loop.state == "waiting":
         reason = f"{reason.rstrip('.')}: again in {duration(loop.wait_until - now)}"
     return Picture(
-        loop.state, int(now - loop.state_since), reason, loop.iterations, int(loop.elapsed), int(average),
-        int(average * plan.pending) if loop.succeeded else -1, plan.done, plan.automatable, plan.percent,
-        plan.blocked, plan.manual, task.text if task else "", task.phase if task else "",
-        loop.model or loop.setup.model, loop.agent, total.input, total.output, total.cached,
-        min(100, 100 * loop.context // size) if size else -1, round(total.cost, 4), live, ask_panel(loop, now),
-        hints(loop), loop.confirming_quit, loop.help, loop.bells, loop.entries,
-        last.journal if last and last.newest == loop.entries else tuple(loop.journal))
+        state=loop.state, state_seconds=int(now - loop.state_since), reason=reason, iteration=loop.iterations,
+        elapsed=int(loop.elapsed), average=int(average), left=int(average * plan.pending) if loop.succeeded else -1,
+        plan=plan, task=it.task if it and it.task else plan.current, model=loop.model or loop.setup.model,
+        agent=loop.agent, spend=loop.total, context=min(100, 100 * loop.context // size) if size else -1, live=live,
+        ask=ask_panel(loop, now), keys=hints(loop), confirming_quit=loop.confirming_quit, help=loop.help,
+        bells=loop.bells, newest=loop.entries,
+        journal=last.journal if last and last.newest == loop.entries else tuple(loop.journal))
 
 
 def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
@@ -2034,9 +2004,8 @@ def layout(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Sc
 
 def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
     """State, progress, task, model: four rows, the first ones matter most."""
-    sign = SIGNS[picture.state]
-    style = sign[2]
-    word = f"{sign[0 if glyphs.utf8 else 1]} {picture.state}"
+    sign, style, _meaning = STATES[picture.state]
+    word = f"{glyphs.clean(sign)} {picture.state}"
     if picture.ask:
         word, style = ("? asked" if width < 40 else "? waits for you"), "warn"
     state: Row = [(style + " bold", f" {word}"), ("dim", f" {duration(picture.state_seconds):<6}")]
@@ -2050,27 +2019,27 @@ def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
     state.append(("", glyphs.clean(facts if picture.iteration else "").rjust(room)))
     if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
         third: Row = [(style, ellipsis(glyphs.clean(" " + " ".join(picture.reason.split())), width, glyphs))]
-    else:
-        phase = "  " + picture.phase if picture.phase else ""
-        task = ellipsis(glyphs.clean(picture.task), width - 4, glyphs)
+    elif picture.task:
+        phase = "  " + picture.task.phase if picture.task.phase else ""
+        task = ellipsis(glyphs.clean(picture.task.text), width - 4, glyphs)
         third = [("accent", glyphs.clean(" ▸ ")), ("bold", task),
                  ("dim", ellipsis(glyphs.clean(phase), width - 4 - text_width(task), glyphs))]
-        if not picture.task:
-            third = [("dim", " no pending task")]
-    return [state, progress(picture, width, glyphs), third, spending(picture, width, glyphs)]
+    else:
+        third = [("dim", " no pending task")]
+    return [state, progress(picture.plan, width, glyphs), third, spending(picture, width, glyphs)]
 
 
-def progress(picture: Picture, width: int, glyphs: Glyphs) -> Row:
-    counts = f" {picture.done:>{len(str(picture.automatable))}}/{picture.automatable} {picture.percent:3}%"
+def progress(plan: Plan, width: int, glyphs: Glyphs) -> Row:
+    counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
     rest = ""
     if width >= 50:
-        rest += f"  {picture.blocked} blocked" if picture.blocked else ""
-        rest += f"  {picture.manual} manual" if picture.manual else ""
+        rest += f"  {plan.blocked} blocked" if plan.blocked else ""
+        rest += f"  {plan.manual} manual" if plan.manual else ""
     size = min(width - len(counts) - len(rest) - 2, 60)
     if size < 4:
         return [("bold", counts)]
     steps = len(glyphs.bar) - 1
-    filled = size * steps * picture.done // picture.automatable if picture.automatable else size * steps
+    filled = size * steps * plan.done // plan.automatable if plan.automatable else size * steps
     bar = glyphs.bar[-1] * (filled // steps)
     bar += glyphs.bar[filled % steps] if filled % steps else ""
     empty = ("·" if glyphs.utf8 else ".") * (size - len(bar))
@@ -2078,9 +2047,10 @@ def progress(picture: Picture, width: int, glyphs: Glyphs) -> Row:
 
 
 def spending(picture: Picture, width: int, glyphs: Glyphs) -> Row:
-    tokens = f"↑{short_number(picture.input):>4} ↓{short_number(picture.output):>4} ⟳{short_number(picture.cached):>4}"
+    spend = picture.spend
+    tokens = f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} ⟳{short_number(spend.cached):>4}"
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    cost = f"  ${picture.cost:.4f}" if picture.cost < 10 else f"  ${picture.cost:.2f}"
+    cost = f"  ${spend.cost:.4f}" if spend.cost < 10 else f"  ${spend.cost:.2f}"
     right = tokens + context + cost
     if text_width(right) + 14 > width:
         right = tokens + cost if text_width(tokens + cost) < width else cost.strip()
@@ -2112,8 +2082,8 @@ def footer(picture: Picture, width: int, glyphs: Glyphs) -> Row:
 
 def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
     rows: list[Row] = [[("accent bold", glyphs.clean(f" {key:<22}")), ("", " " + text)] for key, text in KEYS]
-    cells: list[Row] = [[(style, f" {sign if glyphs.utf8 else ascii_sign} {state:<9}"), ("", f"{MEANINGS[state]:<24}")]
-                        for state, (sign, ascii_sign, style) in SIGNS.items()]
+    cells: list[Row] = [[(style, f" {glyphs.clean(sign)} {state:<9}"), ("", f"{meaning:<24}")]
+                        for state, (sign, style, meaning) in STATES.items()]
     columns = 2 if width >= 72 else 1
     rows += [[], *([span for cell in cells[n:n + columns] for span in cell] for n in range(0, len(cells), columns))]
     rows.append([("dim", glyphs.clean(" ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache"))])
@@ -2573,20 +2543,14 @@ def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[
     """Post the server's events until they are not wanted any more; connects anew with growing pauses."""
     pause = 0.2
     while wanted():
-        try:
-            with client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
-                post(StreamOpened())
-                opened = time.monotonic()
-                read_stream(iter(lambda: response.read1(1 << 18), b""), post, wanted, live)
-                if time.monotonic() - opened > 5:
-                    pause = 0.2
-            reason = "the event stream ended"
-        except (RequestError, *client.errors) as error:
-            reason = f"the event stream broke: {str(error) or type(error).__name__}"
-        if wanted():
-            post(StreamLost(reason))
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
+        with suppress(RequestError, *client.errors), client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
+            post(StreamOpened())
+            opened = time.monotonic()
+            read_stream(iter(lambda: response.read1(1 << 18), b""), post, wanted, live)
+            if time.monotonic() - opened > 5:
+                pause = 0.2
+        time.sleep(pause)               # polling goes on meanwhile
+        pause = min(pause * 2, 5.0)
 
 
 def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: Callable[[], bool],
@@ -2831,17 +2795,6 @@ CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
 }
 
 
-def digest(message: dict[str, Any]) -> dict[str, Any]:
-    """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
-    info, parts = as_dict(message.get("info")), [as_dict(part) for part in as_list(message.get("parts"))]
-    texts = [part for part in parts if part.get("type") == "text"]
-    return {"id": str(info.get("id")), "role": info.get("role"), "parent": str(info.get("parentID")),
-            "finish": info.get("finish"),
-            "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
-            "continues": any(part.get("type") == "compaction" for part in parts)
-            or (bool(texts) and all(part.get("synthetic") for part in texts))}
-
-
 # ── screens ──────────────────────────────────────────────────────────────────────────────────────────────
 # Each is a thread that shows what it is given, so that a terminal that does not take any more output (an ssh
 # connection that froze) never holds up the run. No state of the run lives here.
@@ -3008,7 +2961,7 @@ class CursesScreen:
                 x += text_width(text)
         window.noutrefresh()
         curses.doupdate()
-        self._title(f"ocloop {picture.state} {picture.done}/{picture.automatable}")
+        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.automatable}")
 
     def _title(self, text: str) -> None:
         """Set the terminal's title where it knows how; "" gives it back."""
@@ -3219,14 +3172,13 @@ def private_folder() -> tuple[str, str]:
 
 def record_of(loop: Loop, server: Server, status: int | None) -> dict[str, Any]:
     """What the state file says of a run; `status` is its exit status once it has ended."""
-    it, total = loop.iteration, loop.total
+    it = loop.iteration
     record = {"pid": os.getpid(), "plan": loop.options.plan, "directory": loop.options.directory, "state": loop.state,
               "reason": loop.reason, "iteration": loop.iterations, "task": it.task.text if it and it.task else "",
-              "session": it.session if it else "", "elapsed": round(loop.elapsed), "updated": loop.now,
-              "cost": round(total.cost, 6), "tokens": {"input": total.input, "output": total.output, "cached": total.cached},
-              "server": loop.server_url, "waits_for": [ask.title for ask in loop.asks.values()]}
+              "session": it.session if it else "", "elapsed": round(loop.elapsed), "updated": loop.wall,
+              **loop.total.record(), "server": loop.server_url, "waits_for": [ask.title for ask in loop.asks.values()]}
     if status is not None:
-        return dict(record, status=status, ended=loop.now)
+        return dict(record, status=status, ended=loop.wall)
     return dict(record, username=server.username, password=server.password, opencode=list(loop.options.opencode))
 
 
@@ -3605,7 +3557,7 @@ class Run:
     def _leave(self) -> None:
         """End everything, whatever state it is in; every step is tried, the last one named first."""
         loop = self.loop
-        session = loop.iteration.session if loop.iteration else loop.left_open
+        session = loop.iteration.session if loop.iteration else loop.session_to_abort
         with ExitStack() as steps:
             steps.callback(self._say_goodbye)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):      # all is stopped: the summary may be cut short
@@ -3660,9 +3612,7 @@ def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int
         if options.port and not port_is_free(options.port):
             problems.append(f"port {options.port} is taken: choose another one with --port")
     lines.append(f"directory {options.directory}")
-    lines.append(f"plan      {options.plan}: {plan.done} of {plan.automatable} done ({plan.percent} %), "
-                 f"{plan.blocked} blocked, {plan.manual} manual"
-                 f"{'' if plan.summary is None else ', marked complete'}")
+    lines.append(f"plan      {options.plan}: {plan}{'' if plan.summary is None else ', marked complete'}")
     if plan.summary is not None:
         lines.append("          it is complete already: remove its <plan-complete> tag to work on it again")
     lines.append(f"next task {task}")
@@ -3738,8 +3688,7 @@ def status(given: argparse.Namespace) -> int:
                           "summary": plan.summary, "running": bool(pid), "run": record or None}))
         return 0 if complete else 3
     clean = Glyphs().clean
-    print(f"plan      {path}\nprogress  {plan.done} of {plan.automatable} done ({plan.percent} %), "
-          f"{plan.blocked} blocked, {plan.manual} manual"
+    print(f"plan      {path}\nprogress  {plan}"
           f"{', complete' if plan.summary is not None else ', not marked complete yet' * (not plan.pending)}")
     if plan.current:
         print("next      " + clean(plan.current.text))
