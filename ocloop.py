@@ -63,6 +63,7 @@ __version__ = "1.0.0"
 
 class Problem(Exception):
     """Something a person can act on; `str()` of it reads `what went wrong: what to do next`."""
+
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
@@ -120,6 +121,7 @@ class Task(NamedTuple):
 
 class Plan:
     """A plan as read; `summary` is None until the completion tag stands in it."""
+
     def __init__(self, tasks: Sequence[Task] = (), summary: str | None = None) -> None:
         self.tasks, self.summary = tuple(tasks), summary
         counts = collections.Counter(task.state for task in tasks)
@@ -286,6 +288,8 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, check: str) -
     return re.sub(r"\{\{(PLAN_FILE|TASK|ITERATION|CHECK)\}\}", lambda match: values[match.group(1)], body)
 
 
+NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
+NO_PROMPT = "{} is empty: write the prompt into it, or make a new one with `bootstrap --force`"
 CHECK_FAILED = """The project's check fails. Mend that before anything else: it comes before the next task.
 $ {command}
 exit status {status}
@@ -769,6 +773,7 @@ class Iteration:
 
 class Loop:
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands."""
+
     def __init__(self, options: Options, now: float, seed: str = "") -> None:
         self.options = options
         self.now = self.wall = now                  # the run's own clock, which stands still while away; the real one
@@ -886,6 +891,10 @@ class Loop:
         assert self.iteration
         return self.iteration
 
+    def newest(self, count: int) -> list[Entry]:
+        """The last entries of the journal, oldest first."""
+        return list(self.journal)[-count:] if count else []
+
     @property
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
@@ -951,7 +960,7 @@ class Loop:
         if event.plan is not None and event.plan != self.plan_text:
             plan = parse_plan(event.plan)
         if not problem and not plan.tasks and plan.summary is None:
-            problem = f"{self.options.plan} has no task: add lines such as `- [ ] Build it`"
+            problem = NO_TASK.format(self.options.plan)
         if problem and not self.options.debug:
             return self.on_bad_files(problem)
         self.trouble_since = 0.0
@@ -1001,7 +1010,7 @@ class Loop:
         agent = self.options.agent or fields.get("agent", "")
         problem = self.setup_problem(model, agent)
         if not body:
-            problem = f"{self.options.prompt} is empty: write the prompt into it, or make one with `bootstrap`"
+            problem = NO_PROMPT.format(self.options.prompt)
         if problem:
             return self.fail(problem)
         self.iterations += 1
@@ -1793,7 +1802,7 @@ STATES = {      # state -> sign, style, what it means for a person
 KEYS = (
     ("S", "start"), ("Space", "pause after this iteration, or go on"), ("R", "retry after an error; go on at a limit"),
     ("X", "abort this iteration"), ("T", "this session in OpenCode's own interface, and back"),
-    ("↑↓ PgUp PgDn Home End", "scroll the activity"), ("Y A N", "permission: once, always, no"),
+    ("arrows PgUp PgDn End", "scroll the activity"), ("Y A N", "permission: once, always, no"),
     ("1-9 N", "question: an answer, or none"), ("?", "this help"), ("Q", "quit (asks once while an iteration runs)"),
 )
 
@@ -1965,6 +1974,7 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
 
 class Scroll:
     """Which part of the activity is looked at: the tail, or a place that stays while new lines come."""
+
     def __init__(self) -> None:
         self.entry = 0               # 0: follow the tail; else number and row of the last line shown
         self.row = 0
@@ -2155,15 +2165,15 @@ def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: 
 
 
 class EventStream:
-    """Feed it bytes, cut anywhere; get the events that became complete, as (type, data)."""
+    """Feed it bytes, cut anywhere; get the data of the events that became complete. OpenCode names no event types."""
+
     def __init__(self) -> None:
         self._rest: list[bytes] = []        # a line that has no end yet, in pieces
         self._begun = False
         self._after_cr = False
-        self._type = b""
         self._data: list[bytes] = []
 
-    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
+    def feed(self, chunk: bytes) -> list[bytes]:
         if self._after_cr and chunk[:1] == b"\n":
             chunk = chunk[1:]
             self._after_cr = False
@@ -2179,23 +2189,14 @@ class EventStream:
         if not self._begun:
             self._begun = True
             lines[0] = lines[0][3:] if lines[0].startswith(b"\xef\xbb\xbf") else lines[0]
-        events: list[tuple[bytes, bytes]] = []
-        data = self._data
+        events: list[bytes] = []
         for line in lines:
-            if not line:
-                if data:
-                    events.append((self._type or b"message", data[0] if len(data) == 1 else b"\n".join(data)))
-                    data.clear()
-                self._type = b""
-            elif line.startswith(b"data: "):
-                data.append(line[6:])
-            else:
-                name, _, value = line.partition(b":")
-                value = value[1:] if value.startswith(b" ") else value
-                if name == b"data":
-                    data.append(value)
-                elif name == b"event":
-                    self._type = value
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                self._data.append(value[1:] if value.startswith(b" ") else value)
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data.clear()
         return events
 
 
@@ -2228,6 +2229,7 @@ exit 0
 
 class RequestError(Exception):
     """A request that was not answered with 2xx; `status` 0: it was not answered at all."""
+
     def __init__(self, status: int, message: str, name: str = "") -> None:
         super().__init__(message)
         self.status = status
@@ -2312,13 +2314,16 @@ class Client:
 
 class Server:
     """The `opencode serve` process and everything it starts, or somebody else's server (`--server`)."""
+
     def __init__(self, options: Options, environment: dict[str, str], post: Callable[[Event], None]) -> None:
         self.options = options
         self.environment = environment
         self.post = post
         self.token = os.urandom(12).hex()       # what we start carries it, so that it can be found again
-        self.username = environment.get("OPENCODE_SERVER_USERNAME") or "opencode"
-        self.password = environment.get("OPENCODE_SERVER_PASSWORD", "") if options.server else os.urandom(24).hex()
+        self.username, self.password = "opencode", os.urandom(24).hex()
+        if options.server:
+            self.username = environment.get("OPENCODE_SERVER_USERNAME") or self.username
+            self.password = environment.get("OPENCODE_SERVER_PASSWORD", "")
         self.client: Client | None = None
         self.process: Any = None
         self.guard: Any = None
@@ -2337,7 +2342,7 @@ class Server:
     def _start(self, generation: int) -> None:
         self.measure_at = 0.0
         try:
-            url = self.options.server or self._launch(generation)
+            url = self.options.server or self._launch()
             client = Client(url, self.username, self.password, self.options.directory)
             version = self._wait_healthy(client) if self.options.server else ""
             with suppress(RequestError):
@@ -2353,53 +2358,40 @@ class Server:
         if not self.options.server:
             threading.Thread(target=self._watch, args=(self.process, generation), daemon=True).start()
 
-    def _launch(self, generation: int) -> str:
+    def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
-        for attempt in (1, 2):
-            port = self._choose_port(attempt)
-            environment = dict(self.environment, OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
-            environment.pop("OPENCODE_SERVER_USERNAME", None)
-            argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
-            self.username = "opencode"
-            with self.lock:
-                if self.closing:
-                    raise Problem("stopped while starting")
-                try:
-                    self._tell_guard("0")
-                    self.process = process = subprocess.Popen(
-                        argv, cwd=self.options.directory, env=environment, stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-                except OSError as error:
-                    raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
-                self._tell_guard(str(process.pid))
-            http_client(tls=False)
-            found: queue.SimpleQueue[str] = queue.SimpleQueue()
-            self.lines.clear()
-            threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
+        port = self.options.port        # 0: OpenCode takes 4096, or a free one when that is taken
+        if port and not port_is_free(port):
+            raise Problem(f"port {port} is taken: choose another one with --port, or leave --port out for a free one", 2)
+        argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
+        environment = dict(self.environment, OPENCODE_SERVER_USERNAME=self.username,
+                           OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
+        with self.lock:
+            if self.closing:
+                raise Problem("stopped while starting")
             try:
-                url = found.get(timeout=START_TIMEOUT)
-            except queue.Empty:
-                raise Problem(f"OpenCode did not start within {START_TIMEOUT:.0f} s: run `{' '.join(argv)}` "
-                              "yourself and look at what it says") from None
-            if url:
-                return url
-            if self.options.port:
-                break                       # else somebody may have taken the port in between
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(2)
-        raise Problem(f"OpenCode ended with exit status {process.returncode} while starting: run `{' '.join(argv)}` "
-                      "yourself to see why")
-
-    def _choose_port(self, attempt: int) -> int:
-        port = self.options.port
-        if attempt == 1 and port_is_free(port or 4096):
-            return port or 4096
-        if port:
-            raise Problem((f"port {port} is taken: choose another one with --port, or leave --port out for a "
-                          "free one"), 2)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return int(free.getsockname()[1])
+                self._tell_guard("0")
+                self.process = process = subprocess.Popen(
+                    argv, cwd=self.options.directory, env=environment, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+            except OSError as error:
+                raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
+            self._tell_guard(str(process.pid))
+        http_client(tls=False)          # while it starts
+        found: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.lines.clear()
+        threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
+        try:
+            url = found.get(timeout=START_TIMEOUT)
+        except queue.Empty:
+            raise Problem(f"OpenCode did not start within {START_TIMEOUT:.0f} s: run `{' '.join(argv)}` "
+                          "yourself and look at what it says") from None
+        if not url:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            raise Problem(f"OpenCode ended with exit status {process.returncode} while starting: run `{' '.join(argv)}` "
+                          "yourself to see why")
+        return url
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. The URL, or "" at the end, goes to `found`."""
@@ -2456,7 +2448,7 @@ class Server:
             process, client = self.process, self.client
             self.process = self.client = None
         answers = client is not None
-        late = threading.Timer(4.0, end_group, (process, 0.0))      # for answers that trickle without end
+        late = threading.Timer(4.0, end_group, (process, 0.0, self.token))      # for answers that trickle without end
         late.daemon = True
         if process:
             late.start()
@@ -2473,8 +2465,7 @@ class Server:
             with suppress(RequestError):
                 client.request("POST", "/global/dispose", {}, timeout=1.5)
         late.cancel()
-        end_group(process, patience=1.0)
-        sweep(f"OCLOOP_RUN={self.token}\0")
+        end_group(process, 1.0, self.token)
         self._tell_guard("0")
 
     def close(self, session: str = "") -> None:
@@ -2483,7 +2474,7 @@ class Server:
             self.closing = True
             starting = self.process if self.client is None else None
         if starting:
-            end_group(starting, patience=0.5)       # so that whoever has the turn is done with it soon
+            end_group(starting, 0.5, self.token)    # so that whoever has the turn is done with it soon
         with self.turn:
             self._end(session)
         if self.guard:
@@ -2498,10 +2489,10 @@ class Server:
         if process is None or now < self.measure_at:
             return 0
         self.measure_at = now + 10
-        for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        for pid in running_pids():
             with suppress(OSError, IndexError, ValueError):
-                if name.isdigit() and os.getpgid(int(name)) == process.pid:
-                    with open(f"/proc/{name}/statm") as file:
+                if os.getpgid(pid) == process.pid:
+                    with open(f"/proc/{pid}/statm") as file:
                         total += int(file.read().split()[1])
         return total * os.sysconf("SC_PAGE_SIZE") >> 20
 
@@ -2516,8 +2507,14 @@ def port_is_free(port: int) -> bool:
             return False
 
 
-def end_group(process: Any, patience: float) -> None:
-    """SIGTERM, then SIGKILL to a child's process group, until nothing of it is left."""
+def running_pids() -> list[int]:
+    """All processes there are, as far as the system tells (Linux)."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc/self") else []
+
+
+def end_group(process: Any, patience: float, mark: str) -> None:
+    """SIGTERM, after `patience` seconds SIGKILL to a child's process group, until nothing of it is left; SIGKILL to
+    whatever carries the mark in its environment: tools that went into groups of their own."""
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
         until = time.monotonic() + seconds
         with suppress(ProcessLookupError, PermissionError):
@@ -2527,16 +2524,10 @@ def end_group(process: Any, patience: float) -> None:
                 os.killpg(process.pid, 0)
                 time.sleep(0.01)
     process.poll()
-
-
-def sweep(mark: str) -> None:
-    """Kill what carries the mark in its environment: tools with sessions of their own (Linux only)."""
-    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
-        with suppress(OSError):
-            if name.isdigit():
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if mark.encode() in file.read():
-                        os.kill(int(name), signal.SIGKILL)
+    for pid in running_pids():
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if f"OCLOOP_RUN={mark}\0".encode() in file.read():
+                os.kill(pid, signal.SIGKILL)
 
 
 def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[[], bool], live: bool) -> None:
@@ -2565,7 +2556,7 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
         if now - renewed > 0.1:
             budget, renewed = 20 if live else 0, now
             alive = False
-        for _, data in stream.feed(chunk):
+        for data in stream.feed(chunk):
             if data.find(b'"message.part.delta"', 0, 120) >= 0 and budget <= 0:
                 if not alive:
                     alive = True
@@ -2595,6 +2586,7 @@ class Worker:
         self.server = server
         self.environment = environment
         self.post = post
+        self.mark = server.token + ".check"     # what the check starts carries it
         self.check: Any = None
         self.check_stopped = False
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -2651,15 +2643,9 @@ class Worker:
         return SetupChecked(str(config.get("model") or ""), models, names)
 
     def read_files(self, command: ReadFiles) -> FilesRead:
-        texts: list[str | None] = []
-        problem = ""
-        for path, what in ((self.options.plan, "plan"), (self.options.prompt, "prompt")):
-            try:
-                texts.append(read_text(path))
-            except OSError as error:
-                texts.append(None)
-                problem = problem or f"the {what} {path} cannot be read ({error.strerror}): put it back"
-        return FilesRead(command.number, texts[0], texts[1], problem)
+        plan, problem = read_text(self.options.plan, "plan")
+        prompt, otherwise = read_text(self.options.prompt, "prompt")
+        return FilesRead(command.number, plan, prompt, problem or otherwise)
 
     def create_session(self, command: CreateSession) -> SessionCreated:
         created = as_dict(self.client.request("POST", "/session", {"title": command.title}, timeout=30))
@@ -2738,7 +2724,7 @@ class Worker:
                 process: Any = subprocess.Popen(
                     ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                    env=self.environment_for(command.facts, OCLOOP_RUN=self.server.token + ".check"))
+                    env=self.environment_for(command.facts, OCLOOP_RUN=self.mark))
                 self.check = process
         except (OSError, ValueError) as error:
             return CheckFinished(command.iteration, 126, f"the check cannot be started: {error}")
@@ -2755,8 +2741,7 @@ class Worker:
             status, late = process.wait(self.options.check_timeout or None), ""
         except subprocess.TimeoutExpired:
             status, late = 124, f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
-        end_group(process, patience=0.5)
-        sweep(f"OCLOOP_RUN={self.server.token}.check\0")
+        end_group(process, 0.5, self.mark)
         reader.join(1)
         self.check = None
         output = bytes(tail).decode("utf-8", "replace").strip() + late
@@ -2766,8 +2751,7 @@ class Worker:
         self.check_stopped = True
         process = self.check
         if process:
-            end_group(process, patience=0.5)
-            sweep(f"OCLOOP_RUN={self.server.token}.check\0")
+            end_group(process, 0.5, self.mark)
 
     def notify(self, command: Notify) -> None:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
@@ -2802,8 +2786,7 @@ CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
 
 class LineScreen:
     """Plain lines: one per journal entry, for logs, pipes and terminals that can do no more."""
-    wants_pictures = False
-    handed = None
+    handed = None       # lines have no terminal to give
 
     def __init__(self, colour: bool, utf8: bool) -> None:
         self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
@@ -2812,14 +2795,10 @@ class LineScreen:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
+    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
+        for entry in fresh:
             self.queue.put(entry)
 
-    def show(self, picture: Picture) -> None:
-        """Lines have no picture."""
-    def hand_over(self, argv: Sequence[str], environment: dict[str, str]) -> None:
-        """Lines have no terminal to give."""
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
@@ -2838,7 +2817,6 @@ class LineScreen:
 
 class CursesScreen:
     """The terminal. One thread makes all curses calls; the facts it rests on were tried on ncurses 6.4."""
-    wants_pictures = True
     FRAME = 0.1                 # seconds between two drawings, and longest wait for a key
 
     def __init__(self, post: Callable[[Event], None], colour: bool, utf8: bool) -> None:
@@ -2855,13 +2833,8 @@ class CursesScreen:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Entries come with the picture."""
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         self.picture = picture
-
-    def hand_over(self, argv: Sequence[str], environment: dict[str, str]) -> None:
-        self.handed = (argv, environment)
 
     def close(self) -> None:
         self.closing = True
@@ -2877,11 +2850,7 @@ class CursesScreen:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
         for name in ("LINES", "COLUMNS"):           # else a resize is never seen
             os.environ.pop(name, None)
-        set_escdelay = getattr(curses, "set_escdelay", None)
-        if set_escdelay:
-            set_escdelay(25)
-        else:
-            os.environ["ESCDELAY"] = "25"
+        os.environ["ESCDELAY"] = "25"               # ms; initscr reads it, on every Python
         window = curses.initscr()
         try:
             curses.noecho()
@@ -3019,16 +2988,21 @@ def curses_problem() -> str:
 # `status` and `attach` read. All of it is private to the user.
 
 
-def read_text(path: str) -> str:
-    """A file's text, whatever its bytes; raises OSError, also for what is no file: a pipe would never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(0, "it is not a file")
-    with open(path, "rb") as file:
-        return file.read().decode("utf-8", "replace")
+def read_text(path: str, what: str) -> tuple[str | None, str]:
+    """A file's text whatever its bytes, or None and the problem; a pipe would never end, so it must be a file."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, "it is not a file")
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace"), ""
+    except OSError as error:
+        return None, (f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with --{what}, "
+                      "or write a starter with `bootstrap`")
 
 
 class Log:
     """`--log`: every journal entry, appended; JSON lines when the path ends in .jsonl."""
+
     def __init__(self, path: str, post: Callable[[Event], None]) -> None:
         self.path = path
         self.post = post
@@ -3060,10 +3034,10 @@ class Log:
             return json.dumps(record)
         return Glyphs().clean(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
 
-    def event(self, event: Event, now: float) -> None:
-        """With --verbose, what the loop was told: the log can then be replayed against `Loop`."""
-        self.write([json.dumps({"time": iso_time(now), "kind": "input", "now": now, "event": type(event).__name__,
-                                "fields": event._asdict()})])
+    def record(self, now: float, kind: str, **fields: Any) -> None:
+        """A JSON line besides the entries': how it was started and what it was told, so that it can be replayed."""
+        if self.json:
+            self.write([json.dumps({"time": iso_time(now), "kind": kind, "now": now, **fields})])
 
 
 def iso_time(seconds: float) -> str:
@@ -3072,6 +3046,7 @@ def iso_time(seconds: float) -> str:
 
 class RunFile:
     """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private temporary folder."""
+
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
         self.plan = real
@@ -3101,9 +3076,8 @@ class RunFile:
                 self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
                 break
         else:
-            pid = self._holder(fd)
             os.close(fd)
-            return pid
+            return self.running()
         with suppress(OSError):                             # a full disk: the lock is what counts
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
@@ -3111,24 +3085,14 @@ class RunFile:
         return 0
 
     def running(self) -> int:
-        """The pid of the loop that works on the plan now, 0: none does."""
-        try:
-            fd = os.open(self.lock_path, os.O_RDONLY)
-        except OSError:
-            return 0
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return 0
-        except BlockingIOError:
-            return self._holder(fd)
-        except OSError:
-            return 0
-        finally:
-            os.close(fd)
-
-    def _holder(self, fd: int) -> int:
-        said = os.pread(fd, 32, 0).strip()
-        return int(said) if said.isdigit() else -1
+        """The pid of the loop that works on the plan now (-1: it does not say), 0: none does."""
+        with suppress(OSError), open(self.lock_path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = file.read().strip()
+                return int(said) if said.isdigit() else -1
+        return 0
 
     def release(self) -> None:
         if self.lock is not None:
@@ -3168,6 +3132,13 @@ def private_folder() -> tuple[str, str]:
         except OSError:
             continue
     return "", f"neither {wanted} nor {fallback} can be written: no lock, and `status` will not find this run"
+
+
+def attach_command(record: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """What joins the recorded session in OpenCode's own interface: argv and environment."""
+    argv = [*(record["opencode"] or find_opencode("")), "attach", record["server"], "--session", record["session"],
+            "--dir", record["directory"]]
+    return argv, dict(os.environ, OPENCODE_SERVER_USERNAME=record["username"], OPENCODE_SERVER_PASSWORD=record["password"])
 
 
 def record_of(loop: Loop, server: Server, status: int | None) -> dict[str, Any]:
@@ -3239,12 +3210,7 @@ exit statuses:
   130 a person or a signal stopped it
 """
 
-RUN_HELP = """keys:
-  S start   Space pause after this iteration, or go on   R retry, or go on at a limit
-  X abort this iteration   T this session in OpenCode's own interface
-  arrows PgUp PgDn Home End scroll   ? help   Q quit
-  when it asks: Y once   A always   N no; for a question its number
-
+RUN_HELP = "keys:\n" + "".join(f"  {key:<22} {what}\n" for key, what in KEYS) + """
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{PLAN_FILE}}, {{TASK}}, {{ITERATION}} and {{CHECK}}; a `---` block on its top may set
 `model:` and `agent:`.
@@ -3358,8 +3324,9 @@ def make_options(given: argparse.Namespace) -> Options:
     """Everything `run` has to know; paths become absolute here."""
     values = {name: value for name, value in vars(given).items() if name in Options._fields and value is not None}
     options = Options(**values)
-    if options.server and not re.match(r"https?://", options.server):
-        raise Problem(f"--server {options.server} is no URL: write http://HOST:PORT", 2)
+    if options.server and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", options.server):
+        raise Problem(f"--server {options.server} is no URL: write http://HOST:PORT (user and password come from "
+                      "OPENCODE_SERVER_USERNAME and OPENCODE_SERVER_PASSWORD)", 2)
     plan, prompt, log = (os.path.abspath(os.path.expanduser(path)) if path else ""
                          for path in (options.plan, options.prompt, options.log))
     opencode = () if options.server else find_opencode(given.opencode or "")
@@ -3383,22 +3350,15 @@ def find_opencode(asked: str) -> tuple[str, ...]:
 
 def check_files(options: Options) -> tuple[Plan, str]:
     """Plan and prompt's text, or the Problem that keeps the loop from starting."""
-    texts = []
-    for path, what in ((options.plan, "plan"), (options.prompt, "prompt")):
-        try:
-            texts.append(read_text(path))
-        except OSError as error:
-            if not options.debug:
-                raise Problem(f"the {what} {path} cannot be read ({error.strerror}): `python3 {sys.argv[0]} bootstrap` "
-                              f"writes a starter, --{what} names another") from None
-            texts.append("")
-    plan, prompt = parse_plan(texts[0]), texts[1]
-    if not options.debug:
-        if not plan.tasks and plan.summary is None:
-            raise Problem(f"{options.plan} has no task: add lines such as `- [ ] Build it`, or start with --debug")
-        if not split_front_matter(prompt)[1]:
-            raise Problem(f"{options.prompt} is empty: write the prompt into it, or `bootstrap --force` a new one")
-    return plan, prompt
+    (text, problem), (prompt, otherwise) = read_text(options.plan, "plan"), read_text(options.prompt, "prompt")
+    plan, problem = parse_plan(text or ""), problem or otherwise
+    if not problem and not plan.tasks and plan.summary is None:
+        problem = NO_TASK.format(options.plan)
+    if not problem and not split_front_matter(prompt or "")[1]:
+        problem = NO_PROMPT.format(options.prompt)
+    if problem and not options.debug:
+        raise Problem(problem)
+    return plan, prompt or ""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -3430,10 +3390,6 @@ def run(given: argparse.Namespace) -> int:
         run_file.release()
 
 
-class Crash(Exception):
-    """A bug on another thread, with its traceback."""
-
-
 class Run:
     """The main thread: one inbox, one loop, and everything that is fed by it and feeds it."""
     TICK = 0.25
@@ -3452,7 +3408,6 @@ class Run:
         self.status: int | None = None
         self.ticked_at = self.drawn_at = 0.0
         self.dirty = True                   # something may have changed since it was drawn
-        self.logged = 0
         self.logged_event = 0.0
         self.picture: Picture | None = None
         self.recorded: tuple[Any, ...] = ()
@@ -3463,12 +3418,13 @@ class Run:
         """Run until the loop says Exit; whatever happens, nothing of it is left behind."""
         sys.setswitchinterval(0.0005)       # a frame being laid out must not hold up a request that is due
         self._take_signals()
-        threading.excepthook = lambda args: self.inbox.put(Crash("".join(format_exception(args))))
+        threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             for command in self.loop.start():
                 self.worker.carry_out(command)
             self.screen = choose_screen(self.options, self.inbox.put)
-            self._write_header()
+            self.log.record(self.loop.wall, "start", version=__version__, seed=self.loop.seed,
+                            options=self.options._asdict())
             while self.status is None:
                 self._turn()
         finally:
@@ -3503,7 +3459,7 @@ class Run:
             self._show()
 
     def _handle(self, event: Any) -> None:
-        if isinstance(event, Crash):
+        if isinstance(event, BaseException):    # a bug on another thread
             raise event
         now, entries = time.time(), self.loop.entries
         commands = self.loop.handle(event, now)
@@ -3511,48 +3467,28 @@ class Run:
             if isinstance(command, Exit):
                 self.status = command.status
             elif isinstance(command, HandOver):
-                self._hand_over(command.session)
+                argv, environment = attach_command(record_of(self.loop, self.server, None))
+                self.screen.handed = argv, dict(environment, OCLOOP_RUN=self.server.token + ".attach")
             else:
                 self.worker.carry_out(command)
-        if self.log.json and self.options.verbose and (commands or self.loop.entries > entries or now
-                                                       - self.logged_event > 5 or not isinstance(event, Tick)):
+        if self.options.verbose and (commands or self.loop.entries > entries or now - self.logged_event > 5
+                                     or not isinstance(event, Tick)):
             self.logged_event = now
-            self.log.event(event, now)
-        new = self.loop.entries - self.logged
-        if new:
-            fresh = list(self.loop.journal)[-new:]
-            self.logged = self.loop.entries
-            self.log.entries(fresh)
-            self.screen.add(fresh)
+            self.log.record(now, "input", event=type(event).__name__, fields=event._asdict())
+        self.log.entries(self.loop.newest(self.loop.entries - entries))
         self.dirty = True
 
     def _show(self) -> None:
-        loop = self.loop
-        if self.screen.wants_pictures:
-            picture = view(loop, loop.now, self.picture)
-            if self.picture is None or picture[:-1] != self.picture[:-1]:
-                self.picture = picture
-                self.screen.show(picture)
+        loop, last = self.loop, self.picture
+        picture = view(loop, loop.now, last)
+        if last is None or picture[:-1] != last[:-1]:
+            self.picture = picture
+            self.screen.show(picture, loop.newest(picture.newest - (last.newest if last else 0)))
         it = loop.iteration
         record = (loop.state, loop.reason, loop.iterations, it.session if it else "", len(loop.asks), int(loop.now / 10))
         if record != self.recorded:
             self.recorded = record
             self.run_file.write(record_of(loop, self.server, None))
-
-    def _hand_over(self, session: str) -> None:
-        argv = [*(self.options.opencode or ("opencode",)), "attach", self.loop.server_url, "--session", session,
-                "--dir", self.options.directory]
-        environment = dict(os.environ, OPENCODE_SERVER_PASSWORD=self.server.password,
-                           OPENCODE_SERVER_USERNAME=self.server.username, OCLOOP_RUN=self.server.token + ".attach")
-        self.screen.hand_over(argv, environment)
-
-    def _write_header(self) -> None:
-        if self.log.json:
-
-            shown = self.options._replace(server=self.options.server.rpartition("@")[2])._asdict()
-            self.log.write([json.dumps({"time": iso_time(self.loop.now), "kind": "start", "version": __version__,
-                                        "now": self.loop.now, "seed": self.loop.seed, "options": shown},
-                                       ensure_ascii=False)])
 
     def _leave(self) -> None:
         """End everything, whatever state it is in; every step is tried, the last one named first."""
@@ -3584,12 +3520,6 @@ class Run:
             sys.stdout.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else the exit status would tell of this instead
-
-
-def format_exception(args: Any) -> list[str]:
-    import traceback
-
-    return traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int:
@@ -3673,11 +3603,10 @@ def bootstrap(given: argparse.Namespace) -> int:
 def status(given: argparse.Namespace) -> int:
     """Print how far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
     path = os.path.abspath(os.path.expanduser(given.plan))
-    try:
-        plan = parse_plan(read_text(path))
-    except OSError as error:
-        raise Problem(f"the plan {path} cannot be read ({error.strerror}): name it with --plan") from None
-    run_file = RunFile(path)
+    text, problem = read_text(path, "plan")
+    if problem:
+        raise Problem(problem)
+    plan, run_file = parse_plan(text or ""), RunFile(path)
     record, pid = run_file.read(), run_file.running()
     for secret in ("password", "username", "opencode"):
         record.pop(secret, None)
@@ -3722,10 +3651,7 @@ def attach(given: argparse.Namespace) -> int:
         raise Problem(f"no loop works on {path}: start one with `run`, or name its plan with --plan")
     if not record.get("session"):
         raise Problem("the loop has no session right now (it is {}): try again in a moment".format(record.get("state")))
-    argv = [str(word) for word in record.get("opencode") or find_opencode("")]
-    argv += ["attach", str(record["server"]), "--session", str(record["session"]), "--dir", str(record["directory"])]
-    environment = dict(os.environ, OPENCODE_SERVER_PASSWORD=str(record.get("password") or ""),
-                       OPENCODE_SERVER_USERNAME=str(record.get("username") or "opencode"))
+    argv, environment = attach_command(record)
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:

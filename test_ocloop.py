@@ -368,47 +368,46 @@ def test_placeholders_are_filled_once(body: str, check: str, expected: str) -> N
 # ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
 # The first ones are the examples of html.spec.whatwg.org, "Server-sent events".
 
-M = b"message"
-STREAMS: list[tuple[bytes, list[tuple[bytes, bytes]]]] = [
+STREAMS: list[tuple[bytes, list[bytes]]] = [
     ((b"data: This is the first message.\n\ndata: This is the second message, it\ndata: has two lines.\n\n"
      b"data: This is the third message.\n\n"),
-     [(M, b"This is the first message."), (M, b"This is the second message, it\nhas two lines."),
-      (M, b"This is the third message.")]),
+     [b"This is the first message.", b"This is the second message, it\nhas two lines.",
+      b"This is the third message."]),
     (b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\nevent: add\ndata: 113411\n\n",
-     [(b"add", b"73857293"), (b"remove", b"2153"), (b"add", b"113411")]),
-    (b"data: YHOO\ndata: +2\ndata: 10\n\n", [(M, b"YHOO\n+2\n10")]),
+     [b"73857293", b"2153", b"113411"]),
+    (b"data: YHOO\ndata: +2\ndata: 10\n\n", [b"YHOO\n+2\n10"]),
     (b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n",
-     [(M, b"first event"), (M, b"second event"), (M, b" third event")]),
-    (b"data\n\ndata\ndata\n\ndata:", [(M, b""), (M, b"\n")]),
-    (b"data:test\n\ndata: test\n\n", [(M, b"test"), (M, b"test")]),
-    (b"data: a\r\n\r\ndata: b\r\n\r\n", [(M, b"a"), (M, b"b")]),
-    (b"data: a\r\rdata: b\r\r", [(M, b"a"), (M, b"b")]),
-    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [(M, b"a\nb"), (M, b"c")]),
-    (b"\xef\xbb\xbfdata: a\n\n", [(M, b"a")]),
+     [b"first event", b"second event", b" third event"]),
+    (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
+    (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
+    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+    (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [b"a\nb", b"c"]),
+    (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
     (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
-    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [(M, b"a")]),
+    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
     (b"data: never ended\n", []),
     (b"data: never ended", []),
-    (b"event: x\n\ndata: a\n\n", [(M, b"a")]),
-    (b"event: x\nevent:\ndata: a\n\n", [(M, b"a")]),
-    (b":\n:comment\n : no comment\ndata: a\n:\n\n", [(M, b"a")]),
+    (b"event: x\n\ndata: a\n\n", [b"a"]),
+    (b"event: x\nevent:\ndata: a\n\n", [b"a"]),
+    (b":\n:comment\n : no comment\ndata: a\n:\n\n", [b"a"]),
     (b"Data: a\ndatas: b\n data: c\n\n", []),
-    (b"retry: 100\nid: 4\nunknown: 5\ndata: a\n\n", [(M, b"a")]),
+    (b"retry: 100\nid: 4\nunknown: 5\ndata: a\n\n", [b"a"]),
     (b"data: {\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}\n\n",
-     [(M, b"{\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}")]),
-    (b"data: \xff\xfe\x00\n\n", [(M, b"\xff\xfe\x00")]),
-    (b"\n\n\r\n\r\r\n\ndata: a: b\n\n\n", [(M, b"a: b")]),
+     [b"{\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}"]),
+    (b"data: \xff\xfe\x00\n\n", [b"\xff\xfe\x00"]),
+    (b"\n\n\r\n\r\r\n\ndata: a: b\n\n\n", [b"a: b"]),
     (b"", []),
 ]
 
 
-def feed(chunks: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+def feed(chunks: Iterable[bytes]) -> list[bytes]:
     stream = EventStream()
     return [event for chunk in chunks for event in stream.feed(chunk)]
 
 
 @pytest.mark.parametrize("stream, events", STREAMS, ids=ascii)
-def test_event_stream(stream: bytes, events: list[tuple[bytes, bytes]]) -> None:
+def test_event_stream(stream: bytes, events: list[bytes]) -> None:
     assert feed([stream]) == events
     assert feed(stream[n:n + 1] for n in range(len(stream))) == events, "byte by byte"
     for n in range(len(stream) + 1):
@@ -418,9 +417,9 @@ def test_event_stream(stream: bytes, events: list[tuple[bytes, bytes]]) -> None:
 def test_a_line_of_megabytes() -> None:
     data = b"x" * 5_000_000
     stream = b"data: " + data + b"\n\ndata: next\n\n"
-    assert feed([stream]) == [(M, data), (M, b"next")]
+    assert feed([stream]) == [data, b"next"]
     before = time.perf_counter()
-    assert feed(stream[n:n + 1000] for n in range(0, len(stream), 1000)) == [(M, data), (M, b"next")]
+    assert feed(stream[n:n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
     assert time.perf_counter() - before < GENEROUS
 
 
@@ -3074,7 +3073,7 @@ def recorded(story: Story, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for now, event, noisy in story.told:
         if noisy or now - last > 5 or not isinstance(event, Tick):
             last = now
-            log.event(event, now)
+            log.record(now, "input", event=type(event).__name__, fields=event._asdict())
     return lines
 
 
@@ -5859,7 +5858,7 @@ GOLDEN: dict[str, str] = {
 +s iteration
  T                      this session in OpenCode's own interfac
 +e, and back
- ↑↓ PgUp PgDn Home End  scroll t
+ arrows PgUp PgDn End   scroll t
 +he activity
  Y A N                  permission: once,
 + always, no
