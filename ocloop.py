@@ -3028,7 +3028,6 @@ class Log:
 
     def line(self, entry: Entry) -> str:
         if self.json:
-
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
             return json.dumps(record)
@@ -3511,7 +3510,7 @@ class Run:
         """Leave the summary where it can be scrolled back to: the screen is gone."""
         loop = self.loop
         try:
-            if self.screen and self.screen.wants_pictures and self.status is not None:
+            if isinstance(self.screen, CursesScreen) and self.status is not None:
                 print("ocloop: " + Glyphs().clean(loop.reason))
                 for line in loop.summary():
                     print("  " + Glyphs().clean(line))
