@@ -3745,7 +3745,7 @@ def test_dry_run(world: World) -> None:
                             "Do {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n")
     child = world.fake("--dry-run", "--check", "true", "--notify", "echo hello", project=project).finish(0)
     said = child.output
-    for part in (VERSION, "1 of 2 done", "1 manual", "Two", "fake/model", "all is well",
+    for part in (VERSION, "1 of 2 tasks done", "1 manual", "Two", "fake/model", "all is well",
                  f"Do Two of {project}/PLAN.md, 1."):
         assert part in said, said
     assert "model: fake/model" not in said
@@ -4519,7 +4519,7 @@ def test_status(world: World) -> None:
     """Issue 5, line 5: the plan's progress, the run while it runs, how the last one ended; 0, 3 or 1."""
     project = world.project("- [x] Zero\n- [ ] Task 1\n- [BLOCKED: no key] Two\n")
     said = world.say(project, "status", status=3)
-    assert "1 of 2 done" in said and "1 blocked" in said and "Task 1" in said and "none so far" in said
+    assert "1 of 2 tasks done" in said and "1 blocked" in said and "Task 1" in said and "none so far" in said
     child = world.fake(answers=["sleep:3", "work"], project=project)
     child.until(lambda: child.events("busy"), "a busy session")
     child.until(lambda: child.state().get("session"), "the session in the state file")
