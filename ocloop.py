@@ -58,6 +58,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+try:
+    import curses
+except ImportError:     # some minimal Pythons have none: plain lines then
+    curses = None  # type: ignore[assignment]
+
 __version__ = "1.0.0"
 
 
@@ -236,16 +241,17 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
 
 
 def _take_box(text: str, closing: str = "") -> tuple[str, str]:
-    """Split `[inside] rest` at the bracket that closes it (brackets nest); no white space after it: no box."""
+    """Split `[inside] rest` at the bracket that closes it (brackets nest); ("?", text) when no box stands there."""
+    if not text.startswith("["):
+        return "?", text
     depth = 0
     for at, char in enumerate(text):
         depth += (char == "[") - (char == "]")
         if depth == 0:
             break
-    after = text[at + 1:] if text.startswith("[") and depth == 0 else "x"
-    if not after.startswith(closing) or after[len(closing):].lstrip(" \t") == after[len(closing):] != "":
-        return "?", text
-    return text[1:at], after[len(closing):].strip()
+    after = text[at + 1:].removeprefix(closing)
+    closed = depth == 0 and text.startswith(closing, at + 1)
+    return (text[1:at], after.strip()) if closed and (not after or after[0] in " \t") else ("?", text)
 
 
 def _read_mark(mark: str) -> tuple[str, str]:
@@ -290,6 +296,7 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, check: str) -
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
 NO_PROMPT = "{} is empty: write the prompt into it, or make a new one with `bootstrap --force`"
+NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
 CHECK_FAILED = """The project's check fails. Mend that before anything else: it comes before the next task.
 $ {command}
 exit status {status}
@@ -653,6 +660,7 @@ SILENCES = 2                # requests in a row without any answer: the server h
 BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
 SPINS = 3                   # unfinished answers in a row: the model spins
 READ_EVERY = 3.0            # seconds between looks at plan and prompt
+READ_WITHIN = 30.0          # reading them takes longer only where a file system is gone
 GRACE = 5.0                 # a plan may be away or half-written for this long
 ABSENT = 10.0               # a longer gap between two events is time away (suspended, stopped)
 LONGEST_WAIT = 900.0        # no pause between attempts is longer
@@ -664,22 +672,22 @@ NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mar
 # States, events → next states, and the commands that go with it (Notify left out); a test holds it against the code.
 # What is not named here never changes the state.
 TRANSITIONS = """
-starting                        SetupChecked            ready running error            StopServer ReadFiles StopCheck Exit
-starting                        RequestFailed           error                          StopServer StopCheck Exit
-starting,ready,paused,waiting   ServerDied              error                          StopServer StopCheck Exit
-running                         Polled                  pausing                        Measure ReadFiles
-running                         FilesRead,Measured,RequestFailed,ServerDied  paused waiting complete error   StopServer StopCheck Exit
-pausing                         FilesRead,Measured,RequestFailed,ServerDied  paused stopping complete error  StopServer StopCheck Exit
-waiting                         FilesRead               error                          StopServer StopCheck Exit
-waiting                         Tick                    running                        StartServer ReadFiles
-starting,complete               Key                     stopping                       StopCheck Exit
-ready,paused                    Key                     running stopping               ReadFiles StopCheck Exit
-running                         Key                     pausing stopping               StopCheck Exit
-pausing                         Key                     running stopping               StopCheck Exit
-waiting                         Key                     running paused stopping        ReadFiles StopCheck Exit
-error                           Key                     starting stopping              StartServer StopCheck Exit
-starting,ready,paused,complete,error  ScreenLost        stopping                       StopCheck Exit
-starting,ready,running,pausing,paused,waiting,complete,error  Signalled  stopping      StopCheck Exit
+starting                              SetupChecked   ready running error    StopServer ReadFiles StopCheck Exit
+starting                              RequestFailed  error                  StopServer StopCheck Exit
+starting,ready,paused,waiting         ServerDied     error                  StopServer StopCheck Exit
+running                               Polled         pausing                Measure ReadFiles
+running,pausing                       FilesRead,Measured,RequestFailed,ServerDied  \
+    paused waiting stopping complete error  StartServer StopServer StopCheck Exit
+waiting                               FilesRead      error                  StopServer StopCheck Exit
+running,pausing                       Tick           error                  StopServer StopCheck Exit
+waiting                               Tick           running error          StartServer StopServer ReadFiles StopCheck Exit
+starting,complete                     Key            stopping               StopCheck Exit
+ready,paused                          Key            running stopping       ReadFiles StopCheck Exit
+running,pausing                       Key            running pausing stopping  StopCheck Exit
+waiting                               Key            running paused stopping   ReadFiles StopCheck Exit
+error                                 Key            starting stopping      StartServer StopCheck Exit
+starting,ready,paused,complete,error  ScreenLost     stopping               StopCheck Exit
+starting,ready,running,pausing,paused,waiting,complete,error  Signalled  stopping  StopCheck Exit
 """
 
 
@@ -692,7 +700,7 @@ class Ask(NamedTuple):
     detail: str
     deadline: float
     questions: list[dict[str, Any]]
-    answers: list[tuple[str, ...]]
+    answers: tuple[tuple[str, ...], ...] = ()       # labels, a list for each question answered so far
 
 
 class Live(NamedTuple):
@@ -772,7 +780,10 @@ class Iteration:
 
 
 class Loop:
-    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands."""
+    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
+
+    The iteration under way is `iteration` (or None), `it` where there must be one, and `at(step)` where it counts
+    only at that step."""
 
     def __init__(self, options: Options, now: float, seed: str = "") -> None:
         self.options = options
@@ -791,7 +802,7 @@ class Loop:
         self.setup = SetupChecked()
         # plan and prompt
         self.plan, self.plan_text, self.prompt_text = Plan(), "", ""
-        self.reading, self.read_number, self.read_at = False, 0, 0.0
+        self.reading, self.read_number, self.read_at, self.read_until = False, 0, 0.0, 0.0
         self.files_wanted = 0                       # the FilesRead on which the loop moves on
         self.trouble_since = 0.0                    # when they began to be unreadable
         # iterations
@@ -821,6 +832,7 @@ class Loop:
 
     def start(self) -> list[Command]:
         """The first commands."""
+        self.note("server", f"waiting for {self.options.server}" if self.options.server else "starting OpenCode", "dim")
         self.emit(StartServer(self.generation))
         self.read_files()
         return self.out
@@ -860,6 +872,7 @@ class Loop:
         if move_on or not self.reading:
             self.reading = True
             self.read_number += 1
+            self.read_until = self.now + READ_WITHIN
             self.emit(ReadFiles(self.read_number))
         if move_on:
             self.files_wanted = self.read_number
@@ -1495,7 +1508,7 @@ class Loop:
         title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
         detail = ask_detail(p) if kind == "permission" else ""
         timeout = self.options.ask_timeout
-        ask = Ask(kind, id, session, title, detail, self.now + timeout if timeout else 0.0, questions, [])
+        ask = Ask(kind, id, session, title, detail, self.now + timeout if timeout else 0.0, questions)
         said = f"{title}: {detail}" if kind == "permission" else " / ".join(str(q.get("question")) for q in questions)
         self.note("ask", said, "warn", session)
         if kind == "permission" and self.options.auto:
@@ -1514,13 +1527,12 @@ class Loop:
         it.answered.add(ask.id)
         it.active = self.now
         self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
-        self.emit(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "",
-                           tuple(ask.answers)))
+        self.emit(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "", ask.answers))
 
     def refuse(self, ask: Ask, why: str) -> None:
         """Refuse so that the agent goes on: a bare rejection would end its turn, a rejected question too."""
-        ask.answers.extend([(NOBODY,)] * (len(ask.questions) - len(ask.answers)))
-        self.answer(ask, "reject", f"refused: {why}")
+        answers = (*ask.answers, *[(NOBODY,)] * (len(ask.questions) - len(ask.answers)))
+        self.answer(ask._replace(answers=answers), "reject", f"refused: {why}")
 
     def on_ask_key(self, key: str) -> bool:
         """Whether the key belonged to what is asked."""
@@ -1535,9 +1547,10 @@ class Loop:
             options = as_list(ask.questions[len(ask.answers)].get("options"))
             if not 1 <= int(key) <= len(options):
                 return True
-            ask.answers.append((str(as_dict(options[int(key) - 1]).get("label")),))
+            answer = (str(as_dict(options[int(key) - 1]).get("label")),)
+            ask = self.asks[ask.id] = ask._replace(answers=(*ask.answers, answer))
             if len(ask.answers) == len(ask.questions):
-                self.answer(ask, "", "answered: {}".format(", ".join(answer[0] for answer in ask.answers)))
+                self.answer(ask, "", "answered: {}".format(", ".join(label for label, in ask.answers)))
         else:
             return False
         return True
@@ -1751,7 +1764,9 @@ class Loop:
         if self.state in ("complete", "error", "stopping"):
             return
         self.start_due_server()
-        if now >= self.read_at and not self.reading:
+        if self.reading and now >= self.read_until:
+            self.on_bad_files(f"{self.options.plan} cannot be read: its file system does not answer")
+        elif now >= self.read_at and not self.reading:
             self.read_files()
         if self.state == "waiting" and now >= self.wait_until:
             self.begin()
@@ -1821,10 +1836,13 @@ class Glyphs(NamedTuple):
 
     def clean(self, text: str) -> str:
         """Text that is safe to show: no control character, and ASCII where the terminal knows no more."""
-        text = _UNSAFE.sub("\ufffd" if self.utf8 else "?", text.replace("\t", "    "))
-        if self.utf8:
-            return text
-        return text.translate(_TO_ASCII).encode("ascii", "replace").decode()
+        text = printable(text)
+        return text if self.utf8 else text.translate(_TO_ASCII).encode("ascii", "replace").decode()
+
+
+def printable(text: str) -> str:
+    """The text with a sign in place of each control character: it could rewrite the screen, or what stands on it."""
+    return _UNSAFE.sub("\ufffd", text.replace("\t", "    "))
 
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
@@ -1987,7 +2005,7 @@ def layout(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Sc
         return []
     head = header(picture, width, glyphs)
     panel = asked(picture, width, glyphs) if picture.ask and not picture.confirming_quit else []
-    foot = [footer(picture, width, glyphs)]
+    foot = [footer(picture, width)]
     rule: Row = [("dim", glyphs.rule * width)]
     if panel:
         panel = [rule, *panel[:max(3, height - 4)]]
@@ -2081,7 +2099,7 @@ def asked(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
     return rows
 
 
-def footer(picture: Picture, width: int, glyphs: Glyphs) -> Row:
+def footer(picture: Picture, width: int) -> Row:
     if picture.confirming_quit:
         return [("warn bold", " Q again stops the iteration and quits, any other key goes on")]
     keys = list(picture.keys)
@@ -2396,7 +2414,7 @@ class Server:
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. The URL, or "" at the end, goes to `found`."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
-            line = Glyphs().clean(raw.decode("utf-8", "replace").rstrip())
+            line = printable(raw.decode("utf-8", "replace").rstrip())
             self.lines.append(line[:300])
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
@@ -2578,7 +2596,7 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
 
 class Worker:
     """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
-    THREADS = 5         # a check, a poll, a read, and two requests that hang until their time-out
+    THREADS = 5         # a check that takes an hour, a request that hangs, and some for what else is to be done
 
     def __init__(self, options: Options, server: Server, environment: dict[str, str],
                  post: Callable[[Event], None]) -> None:
@@ -2845,8 +2863,6 @@ class CursesScreen:
         self.thread.join(3)     # a frozen terminal is left as it is
 
     def _run(self) -> None:
-        import curses
-
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
         for name in ("LINES", "COLUMNS"):           # else a resize is never seen
             os.environ.pop(name, None)
@@ -2859,8 +2875,8 @@ class CursesScreen:
             window.timeout(int(self.FRAME * 1000))
             with suppress(curses.error):
                 curses.curs_set(0)
-            self._make_styles(curses)
-            self._loop(curses, window)
+            self._make_styles()
+            self._loop(window)
         finally:
             self._title("")
             for undo in (lambda: window.keypad(False), curses.nocbreak, curses.echo, lambda: curses.curs_set(1),
@@ -2868,7 +2884,7 @@ class CursesScreen:
                 with suppress(curses.error):
                     undo()
 
-    def _make_styles(self, curses: Any) -> None:
+    def _make_styles(self) -> None:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
         if self.colour:
             with suppress(curses.error):
@@ -2880,7 +2896,7 @@ class CursesScreen:
                     curses.init_pair(number, colour, -1)
                     self.styles[name] = curses.color_pair(number)
 
-    def _loop(self, curses: Any, window: Any) -> None:
+    def _loop(self, window: Any) -> None:
         names = {curses.KEY_UP: -1, curses.KEY_DOWN: 1, curses.KEY_PPAGE: -10, curses.KEY_NPAGE: 10,
                  curses.KEY_HOME: -10 ** 9, curses.KEY_END: 10 ** 9}
         drawn: Picture | None = None
@@ -2888,10 +2904,10 @@ class CursesScreen:
         while not self.closing:
             picture, now = self.picture, time.monotonic()
             if self.handed:
-                self._give_terminal(curses, window, *self.handed)
+                self._give_terminal(window, *self.handed)
                 self.handed, stale = None, True
             if picture is not None and (stale or picture is not drawn) and now - drawn_at >= self.FRAME * 0.9:
-                self._draw(curses, window, picture)
+                self._draw(window, picture)
                 if picture.bells > bells:
                     curses.beep()
                 bells, drawn, drawn_at, stale = picture.bells, picture, now, False
@@ -2916,7 +2932,7 @@ class CursesScreen:
             elif 0 <= key < 256:
                 self.post(Key("space" if key == 32 else chr(key).lower()))
 
-    def _draw(self, curses: Any, window: Any, picture: Picture) -> None:
+    def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
         window.erase()
         for y, row in enumerate(layout(picture, width, height, self.glyphs, self.scroll)):
@@ -2941,7 +2957,7 @@ class CursesScreen:
             with suppress(OSError):
                 os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
 
-    def _give_terminal(self, curses: Any, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
+    def _give_terminal(self, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         curses.def_prog_mode()
         curses.endwin()
@@ -2971,11 +2987,9 @@ def curses_problem() -> str:
     """Why this terminal cannot have the curses screen; "" when it can."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "there is no terminal"
-    term = os.environ.get("TERM", "")
-    try:
-        import curses
-    except ImportError:
+    if curses is None:
         return "this Python has no curses"
+    term = os.environ.get("TERM", "")
     try:
         curses.setupterm()
         return "" if curses.tigetstr("cup") else f"TERM={term} cannot move the cursor"
@@ -3031,7 +3045,7 @@ class Log:
             record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
                       "session": entry.session, "text": entry.text, **(entry.data or {})}
             return json.dumps(record)
-        return Glyphs().clean(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
+        return printable(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
 
     def record(self, now: float, kind: str, **fields: Any) -> None:
         """A JSON line besides the entries': how it was started and what it was told, so that it can be replayed."""
@@ -3378,7 +3392,7 @@ def run(given: argparse.Namespace) -> int:
     options = options._replace(interactive=not (options.plain or why_plain))
     warnings = [run_file.problem] if run_file.problem else []
     if "{{PLAN_FILE}}" not in prompt:
-        warnings.append(f"{options.prompt} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan")
+        warnings.append(NO_PLACE.format(options.prompt))
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     if options.interactive:     # these two are for the screen's thread alone, so before there is any other
@@ -3511,9 +3525,9 @@ class Run:
         loop = self.loop
         try:
             if isinstance(self.screen, CursesScreen) and self.status is not None:
-                print("ocloop: " + Glyphs().clean(loop.reason))
+                print("ocloop: " + printable(loop.reason))
                 for line in loop.summary():
-                    print("  " + Glyphs().clean(line))
+                    print("  " + printable(line))
             if self.screen and self.screen.thread.is_alive():       # stuck in a write that nobody reads: do not wait
                 os._exit(1 if self.status is None else self.status)
             sys.stdout.flush()
@@ -3523,55 +3537,46 @@ class Run:
 
 def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int:
     """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    fields, body = split_front_matter(prompt)
-    task = plan.current.text if plan.current else "wrap up"
-    problems, lines = [], []
-    if options.server:
-        lines.append(f"server    {options.server}")
-    else:
+    problems, server = [], options.server
+    if not server:
+        argv = " ".join(options.opencode)
         try:
             found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True,
                                    text=True, check=False)
         except OSError as error:
-            raise Problem(f"cannot start {options.opencode[0]}: {error.strerror}") from None
+            raise Problem(f"cannot start {argv}: {error.strerror}") from None
+        server = "{} ({})".format(found.stdout.strip() or "?", argv)
         if found.returncode:
-            problems.append(f"`{' '.join(options.opencode)} --version` ended with exit status "
-                            f"{found.returncode}: {found.stderr.strip()[-200:]}")
-        lines.append("opencode  {} ({})".format(found.stdout.strip() or "?", " ".join(options.opencode)))
+            problems.append(f"`{argv} --version` ended with exit status {found.returncode}: {found.stderr.strip()[-200:]}")
         if options.port and not port_is_free(options.port):
             problems.append(f"port {options.port} is taken: choose another one with --port")
-    lines.append(f"directory {options.directory}")
-    lines.append(f"plan      {options.plan}: {plan}{'' if plan.summary is None else ', marked complete'}")
-    if plan.summary is not None:
-        lines.append("          it is complete already: remove its <plan-complete> tag to work on it again")
-    lines.append(f"next task {task}")
-    lines.append("limits    " + (", ".join(f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in (
-        "max_iterations", "max_cost", "max_time", "stuck", "retries") if getattr(options, name)) or "none"))
-    if options.log:
-        lines.append(f"log       {options.log}")
-        if not os.access(options.log if os.path.exists(options.log) else os.path.dirname(options.log), os.W_OK):
-            problems.append(f"the log {options.log} cannot be written: name another path with --log")
-    lines.append("model     %s" % (options.model or fields.get("model") or "OpenCode's own"))
-    lines.append("agent     %s" % (options.agent or fields.get("agent") or "OpenCode's own"))
+    if options.log and not os.access(options.log if os.path.exists(options.log) else os.path.dirname(options.log), os.W_OK):
+        problems.append(f"the log {options.log} cannot be written: name another path with --log")
     for name, command in (("check", options.check), ("notify", options.notify)):
-        word = command.split()[0] if command.split() else ""
-        if word:
-            known = shutil.which(word) or not re.fullmatch(r"[\w./+-]+", word) or subprocess.run(
-                ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True,
-                check=False).returncode == 0
-            lines.append(f"{name:<9} {command}")
-            if not known:
+        for word in command.split()[:1]:
+            if re.fullmatch(r"[\w./+-]+", word) and subprocess.run(
+                    ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True,
+                    check=False).returncode:
                 problems.append(f"--{name}: there is no command {word}")
-    if "{{PLAN_FILE}}" not in prompt:
-        lines.append("warning   the prompt does not contain {{PLAN_FILE}}: add it, else the agent may not find the plan")
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan (process {held})")
-    lines += [f"prompt    {options.prompt}", ""]
-    lines += ["  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")]
-    lines += ["", *("problem   " + problem for problem in problems)]
+    fields, body = split_front_matter(prompt)
+    task = plan.current.text if plan.current else "wrap up"
+    complete = "" if plan.summary is None else ", marked complete: remove its <plan-complete> tag to work on it again"
+    limits = ", ".join(f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in (
+        "max_iterations", "max_cost", "max_time", "stuck", "retries") if getattr(options, name))
+    facts = {"server" if options.server else "opencode": server, "directory": options.directory,
+             "plan": f"{options.plan}: {plan}{complete}", "next task": task, "limits": limits or "none",
+             "log": options.log, "model": options.model or fields.get("model") or "OpenCode's own",
+             "agent": options.agent or fields.get("agent") or "OpenCode's own", "check": options.check,
+             "notify": options.notify, "prompt": options.prompt,
+             "warning": "" if "{{PLAN_FILE}}" in prompt else NO_PLACE.format(options.prompt)}
+    lines = [f"{name:<9} {fact}" for name, fact in facts.items() if fact]
+    lines += ["", *("  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")), ""]
+    lines += ["problem   " + problem for problem in problems]
     lines += [] if problems else ["all is well: nothing was started (the server checks model and agent when it runs)"]
-    print("\n".join(map(Glyphs().clean, lines)))
+    print("\n".join(map(printable, lines)))
     return 1 if problems else 0
 
 
@@ -3615,29 +3620,24 @@ def status(given: argparse.Namespace) -> int:
                           "blocked": plan.blocked, "manual": plan.manual, "complete": complete,
                           "summary": plan.summary, "running": bool(pid), "run": record or None}))
         return 0 if complete else 3
-    clean = Glyphs().clean
-    print(f"plan      {path}\nprogress  {plan}"
-          f"{', complete' if plan.summary is not None else ', not marked complete yet' * (not plan.pending)}")
-    if plan.current:
-        print("next      " + clean(plan.current.text))
-    tokens = as_dict(record.get("tokens"))
-    spend = "{}, {} tokens, ${:.4f}".format(duration(as_float(record.get("elapsed"))), short_number(
-        sum(as_int(number) for number in tokens.values())), as_float(record.get("cost")))
+    facts = {"plan": path, "progress": f"{plan}{', complete' if plan.summary is not None else ''}",
+             "next": plan.current.text if plan.current else "", "run": "none so far"}
+    if plan.summary is None and not plan.pending:
+        facts["progress"] += ", not marked complete yet"
+    state, reason, ended = record.get("state"), str(record.get("reason") or ""), record.get("ended")
     if pid:
-        waits = "".join(f", waits for you: {title}" for title in record.get("waits_for") or [])
-        print(f"run       {record.get('state')}"
-              f"{': ' * bool(record.get('reason')) + clean(' '.join(str(record.get('reason') or '').split()))}"
-              f"{clean(waits)}, process {pid}")
-        print("iteration {}: {}".format(record.get("iteration"), clean(str(record.get("task") or "-"))))
-        print("session   {} on {}".format(record.get("session") or "-", record.get("server") or "-"))
-        print("spent     " + spend)
+        waits = "".join(f", waits for you: {title}" for title in as_list(record.get("waits_for")))
+        facts["run"] = f"{state}{': ' if reason else ''}{' '.join(reason.split())}{waits}, process {pid}"
+        facts["iteration"] = "{}: {}".format(record.get("iteration"), record.get("task") or "-")
+        facts["session"] = "{} on {}".format(record.get("session") or "-", record.get("server") or "-")
     elif record:
-        ended = record.get("ended")
-        print("last run  {}{}: {}".format("ended " if ended else "was killed after ", iso_time(as_float(
-            ended or record.get("updated"))), clean(str(record.get("reason") or record.get("state")))))
-        print("spent     " + spend)
-    else:
-        print("run       none so far")
+        last = iso_time(as_float(ended or record.get("updated")))
+        facts["run"] = f"{'ended' if ended else 'was killed after'} {last}: {reason or state}"
+    if record:
+        facts["spent"] = "{}, {} tokens, ${:.4f}".format(
+            duration(as_float(record.get("elapsed"))), short_number(sum(map(as_int, as_dict(record.get("tokens")).values()))),
+            as_float(record.get("cost")))
+    print("\n".join(f"{name:<9} {printable(fact)}" for name, fact in facts.items() if fact))
     return 0 if complete else 3
 
 

@@ -2232,6 +2232,16 @@ def test_a_wait_goes_on_where_it_was() -> None:
     assert story.state == "waiting" and story.loop.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
 
 
+def test_a_file_system_that_does_not_answer_is_an_error() -> None:
+    story = Story(interactive=False)
+    story.busy()
+    story.world[ReadFiles] = None
+    story.let_pass(30, 5)
+    assert story.state == "running"
+    story.let_pass(15)
+    assert story.exits == [1] and "does not answer" in story.loop.reason
+
+
 def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
     story = Story()
     story.plan = None
@@ -2850,6 +2860,7 @@ class Chaos:
         self.exits = 0
         self.prompts: dict[str, SendPrompt] = {}
         self.pending: list[Command] = []
+        self.hung = False                               # the file system
         self.look = 0                                   # what the messages say when it is looked at
         self.loop = Loop(Options(
             plan="/p", run=rng.random() < 0.7, interactive=rng.random() < 0.8, debug=rng.random() < 0.1,
@@ -2938,7 +2949,8 @@ class Chaos:
             bad = rng.random() < 0.1
             return SetupChecked("", {}, []) if bad else SetupChecked("a/b", rng.choice((None, {"a/b": 9})), None)
         if isinstance(command, ReadFiles):
-            return FilesRead(command.number, self.plan, rng.choice(("Do it",) * 40 + ("", None)),
+            self.hung = self.hung or rng.random() < 0.003
+            return None if self.hung else FilesRead(command.number, self.plan, rng.choice(("Do it",) * 40 + ("", None)),
                              "" if self.plan is not None else "it is gone")
         if isinstance(command, CreateSession):
             self.sessions += 1
@@ -4909,7 +4921,8 @@ GOLDEN: dict[str, str] = {
 +   0  $0.0000
 ─────────────────────────────────────────────────────────────────────
 +───────────
-
+ 08:00:00 server   starti
++ng OpenCode
 
 
 
@@ -4942,7 +4955,8 @@ GOLDEN: dict[str, str] = {
 +   0  $0.0000
 ─────────────────────────────
 +───────────
-
+ 08:00 server starti
++ng OpenCode
 
 
 
@@ -4962,9 +4976,10 @@ GOLDEN: dict[str, str] = {
 +   0  $0.0000
 ─────────────────────────────────────────────────────────────────────
 +───────────
+ 08:00:00 server   starti
++ng OpenCode
  08:00:00 server   OpenCode 1.18.33 on http://127
 +.0.0.1:4096
-
 
 
 
@@ -4995,11 +5010,12 @@ GOLDEN: dict[str, str] = {
 +   0  $0.0000
 ─────────────────────────────
 +───────────
+ 08:00 server starti
++ng OpenCode
  08:00 server OpenCode
 + 1.18.33 on
               http://127
 +.0.0.1:4096
-
 
 
 ─────────────────────────────
@@ -5094,6 +5110,8 @@ GOLDEN: dict[str, str] = {
 +ontext  0%  $0.1234
 ────────────────────────────────────────────────────────────────────────────────────────────────────
 +────────────────────
+ 08:00:00 server   starti
++ng OpenCode
  08:00:00 server   OpenCode 1.18.33 on http://127
 +.0.0.1:4096
  08:00:00 task     Write
@@ -5126,7 +5144,6 @@ GOLDEN: dict[str, str] = {
 + around  42s
           bash     python -m pyt
 +est -q  42s
-
 
 
 
@@ -5769,6 +5786,8 @@ GOLDEN: dict[str, str] = {
 +ontext  0%  $0.1234
 ────────────────────────────────────────────────────────────────────────────────────────────────────
 +────────────────────
+ 08:00:00 server   starti
++ng OpenCode
  08:00:00 server   OpenCode 1.18.33 on http://127
 +.0.0.1:4096
  08:00:00 task     Write
@@ -5803,7 +5822,6 @@ GOLDEN: dict[str, str] = {
 + around  42s
           bash     python -m pyt
 +est -q  42s
-
 
 
 
