@@ -180,20 +180,16 @@ def _blank_hidden(lines: list[str]) -> list[str]:
     last_close = max((n for n, line in enumerate(lines) if "-->" in line), default=-1)
     fence, in_comment, shown = "", False, []
     for number, line in enumerate(lines):
-        if fence:
-            if line.strip(" \t").strip(fence[0]) == "" and line.count(fence[0]) >= len(fence):
+        opening = None if fence or in_comment or ("```" not in line and "~~~" not in line) else _FENCE.match(line)
+        if fence or opening:
+            if opening:
+                fence = opening.group(1)
+            elif line.strip(" \t").strip(fence[0]) == "" and line.count(fence[0]) >= len(fence):
                 fence = ""
-            shown.append(" " * len(line))
-            continue
-        opening = None if in_comment or ("```" not in line and "~~~" not in line) else _FENCE.match(line)
-        if opening:
-            fence = opening.group(1)
-            shown.append(" " * len(line))
+            line = " " * len(line)
         elif in_comment or "<!--" in line:
             line, in_comment = _blank_comments(line, in_comment, more_closes=number < last_close)
-            shown.append(line)
-        else:
-            shown.append(line)
+        shown.append(line)
     return shown
 
 
