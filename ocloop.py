@@ -507,12 +507,12 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def as_int(value: Any) -> int:
-    return int(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0
-
-
 def as_float(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0.0
+
+
+def as_int(value: Any) -> int:
+    return int(as_float(value))
 
 
 class Fault(NamedTuple):
@@ -534,12 +534,10 @@ class Fault(NamedTuple):
 
 def fault_of(error: Any) -> Fault | None:
     """Read `{name, data: {message, statusCode}}`; None for what is no error or only says "aborted"."""
-    if not isinstance(error, dict) or error.get("name") in (None, "MessageAbortedError"):
+    name, data = as_dict(error).get("name"), as_dict(as_dict(error).get("data"))
+    if name in (None, "MessageAbortedError"):
         return None
-    data = as_dict(error.get("data"))
-    status = data.get("statusCode")
-    return Fault(str(error["name"]), str(data.get("message") or error["name"]),
-                 status if isinstance(status, int) else 0)
+    return Fault(str(name), str(data.get("message") or name), as_int(data.get("statusCode")))
 
 
 def advice(fault: Fault, model: str) -> str:
@@ -570,10 +568,8 @@ def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fau
     """
     foreign = {message["id"] for message in messages
                if message["role"] == "user" and message["id"] != message_id and not message["continues"]}
-    last = None
-    for message in messages:
-        if message["role"] == "assistant" and message["parent"] not in foreign:
-            last = message
+    last = next((message for message in reversed(messages)
+                 if message["role"] == "assistant" and message["parent"] not in foreign), None)
     if last is None:
         return "unanswered", None
     if not last["completed"]:
@@ -581,17 +577,14 @@ def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fau
     if last["error"]:
         fault = fault_of(last["error"])
         return ("failed", fault) if fault else ("cut", None)
-    if last["finish"] in ("tool-calls", "unknown", None, ""):
-        return ("refused" if last["finish"] == "tool-calls" else "cut"), None
-    return "answered", None
+    finish = str(last["finish"] or "")
+    return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
 def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
     """A tool call in one line: its main argument, as a person would say it."""
-    given, metadata = as_dict(state.get("input")), as_dict(state.get("metadata"))
-    path = str(given.get("filePath") or given.get("path") or "")
-    if path.startswith(directory.rstrip("/") + "/"):
-        path = path[len(directory.rstrip("/")) + 1:]
+    given = as_dict(state.get("input"))
+    path = str(given.get("filePath") or given.get("path") or "").removeprefix(directory.rstrip("/") + "/")
     main = {"bash": "command", "grep": "pattern", "glob": "pattern", "webfetch": "url", "task": "description",
             "websearch": "query", "skill": "name"}.get(tool, "")
     text = str(given.get(main) or "")
@@ -601,7 +594,7 @@ def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
         text = f"{len(as_list(given.get('todos')))} items"
     elif not text:
         text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
-    diff = as_dict(metadata.get("filediff"))
+    diff = as_dict(as_dict(state.get("metadata")).get("filediff"))
     if diff:
         text += f"  +{as_int(diff.get('additions'))} -{as_int(diff.get('deletions'))}"
     return " ".join(text.split())[:500]
@@ -616,12 +609,6 @@ def ask_detail(p: dict[str, Any]) -> str:
     return exact if exact and wanted in exact else ", ".join(text for text in (wanted, exact) if text)
 
 
-def suggest(name: str, known: Any, otherwise: str) -> str:
-    """Near misses first, else what to do."""
-    near = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return "did you mean {}?".format(" or ".join(near)) if near else otherwise
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: 9s, 4m05s, 3h12m."""
     whole = max(0, int(seconds))
@@ -634,12 +621,11 @@ def duration(seconds: float) -> str:
 
 def short_number(number: int) -> str:
     """1234 -> 1.2k, always four characters or fewer up to a billion."""
-    value, sign = float(number), ""
-    for sign in ("", "k", "M", "G"):
-        if value < 999.5 or sign == "G":
-            break
+    value, signs = float(number), ["", "k", "M", "G"]
+    while value >= 999.5 and len(signs) > 1:
         value /= 1000
-    return f"{value:.0f}{sign}" if not sign or value >= 9.95 else f"{value:.1f}{sign}"
+        del signs[0]
+    return f"{value:.1f}{signs[0]}" if value < 9.95 and value != number else f"{value:.0f}{signs[0]}"
 
 
 # ── loop ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -942,11 +928,11 @@ class Loop:
 
     def setup_problem(self, model: str, agent: str) -> str:
         """What is wrong with model and agent, as far as the server could tell; "" when nothing is."""
-        models, agents = self.setup.models, self.setup.agents
-        if model and models is not None and model not in models:
-            return "there is no model {}: {}".format(model, suggest(model, models, "`opencode models` lists them"))
-        if agent and agents is not None and agent not in agents:
-            return "there is no agent {}: {}".format(agent, suggest(agent, agents, "`opencode agent list` lists them"))
+        for kind, name, known, command in (("model", model, self.setup.models, "opencode models"),
+                                           ("agent", agent, self.setup.agents, "opencode agent list")):
+            if name and known is not None and name not in known:
+                near = " or ".join(difflib.get_close_matches(name, list(known), 3, 0.4))
+                return f"there is no {kind} {name}: " + (f"did you mean {near}?" if near else f"`{command}` lists them")
         return ""
 
     def begin(self) -> None:
