@@ -796,7 +796,7 @@ class Loop:
         self.check_output = ""                      # of the check that failed last, as the agent is told it
         self.wrapped_up = False                     # an iteration had nothing to do but the summary
         self.wait_until = self.started = self.ended = 0.0
-        self.session_to_abort = ""                         # a session that is to be aborted when everything ends
+        self.session_to_abort = ""                  # of the iteration that an error ended
         self.limit = ""                             # the option that made it pause
         self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
                        "max_time": options.max_time}
@@ -936,13 +936,13 @@ class Loop:
         return ""
 
     def begin(self) -> None:
-        """Work from here on: with fresh files, `move_on` follows."""
-        self.wanted = True
-        if not self.started:
-            self.started = self.now
-        elif self.ended:                    # the time at rest does not count
-            self.started += self.now - self.ended
-        self.ended = 0.0
+        """Work from here on: with fresh files, `move_on` follows. A limit that was reached is raised by as much again."""
+        if self.limit in self.limits:
+            self.limits[self.limit] += getattr(self.options, self.limit)
+        elif self.limit:
+            self.unchanged = self.check_failures = 0
+        self.limit, self.status, self.wanted = "", 130, True
+        self.started, self.ended = self.now - self.elapsed, 0.0     # the time at rest does not count
         self.enter("running")
         self.read_files(move_on=True)
 
@@ -989,8 +989,9 @@ class Loop:
         if (self.plan.summary is not None or nothing_left) and not self.check_output:
             return self.complete()
         limit = self.limit_reached(1)
-        if limit:
-            self.stop_at(*limit)
+        if limit:                           # work is left, and a person has to say whether to go on
+            self.limit = limit[0]
+            self.end("paused", 3, limit[1])
         elif self.state == "pausing":
             self.pause("")
         elif self.replace_server:
@@ -1183,33 +1184,33 @@ class Loop:
     def conclude(self) -> None:
         """Write the iteration into the books, then decide what its outcome means for the run."""
         it = self.it
-        seconds, spend = self.now - it.started, it.spend
-        changed = it.before != self.plan.marks
-        self.spent = self.spent.plus(spend)
+        seconds, spend, plan = self.now - it.started, it.spend, self.plan
+        changed = it.before != plan.marks
         task = it.task.text if it.task else "wrap up"
-        self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {self.plan.done}/{self.plan.automatable} · "
+        self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {plan.done}/{plan.automatable} · "
                   f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
-                "record": "iteration", "task": task, "outcome": it.outcome,
-                "problem": it.problem, "seconds": round(seconds, 1), **spend.record(), "check": it.check, "changed": changed, "done": self.plan.done, "total": self.plan.automatable})
-        self.iteration = None
+                      "record": "iteration", "task": task, "outcome": it.outcome, "problem": it.problem,
+                      "seconds": round(seconds, 1), **spend.record(), "check": it.check, "changed": changed,
+                      "done": plan.done, "total": plan.automatable})
+        self.spent, self.iteration = self.total, None
         self.wrapped_up = not it.task and bool(self.plan_text) and it.outcome in ("done", "refused")
         self.counted += it.outcome != "rate-limited"
         if it.outcome in ("done", "refused"):
             self.succeeded += 1
             self.busy_time += seconds
             self.failures = self.rate_limits = self.server_failures = 0
-            self.unchanged = 0 if changed or self.plan.summary is not None else self.unchanged + 1
+            self.unchanged = 0 if changed or plan.summary is not None else self.unchanged + 1
         if it.outcome == "fatal":
             self.fail(it.problem)
         elif it.outcome == "rate-limited":
             self.rate_limits += 1
-            self.wait(min(30.0 * 2 ** min(self.rate_limits - 1, 9), LONGEST_WAIT), it.problem)
-        elif it.outcome in ("failed", "stalled", "cut") and self.plan.summary is None:
+            self.wait(30.0 * 2 ** min(self.rate_limits - 1, 9), it.problem)
+        elif it.outcome in ("failed", "stalled", "cut") and plan.summary is None:
             self.failures += 1
             if self.options.retries and self.failures > self.options.retries:
                 self.fail(f"{self.failures} iterations in a row failed, the last one: {it.problem}")
             else:
-                self.wait(min(4.0 ** min(self.failures, 9), LONGEST_WAIT), it.problem)
+                self.wait(4.0 ** min(self.failures, 9), it.problem)
         else:
             self.move_on()
 
@@ -1217,13 +1218,12 @@ class Loop:
 
     def limit_reached(self, times: int) -> tuple[str, str] | None:
         """The option whose limit is reached (`times` over) and the reason in words."""
-        limits, stuck = self.limits, self.options.stuck
-        if limits["max_iterations"] and self.counted >= limits["max_iterations"] * times:
-            return "max_iterations", f"{self.counted} iterations were worked (--max-iterations)"
-        if limits["max_cost"] and self.total.cost >= limits["max_cost"] * times:
-            return "max_cost", f"${self.total.cost:.2f} were spent (--max-cost)"
-        if limits["max_time"] and self.elapsed >= limits["max_time"] * times:
-            return "max_time", f"{duration(self.elapsed)} have passed (--max-time)"
+        stuck, cost, elapsed = self.options.stuck, self.total.cost, self.elapsed
+        for name, used, words in (("max_iterations", self.counted, f"{self.counted} iterations were worked"),
+                                  ("max_cost", cost, f"${cost:.2f} were spent"),
+                                  ("max_time", elapsed, f"{duration(elapsed)} have passed")):
+            if self.limits[name] and used >= self.limits[name] * times:
+                return name, f"{words} (--{name.replace('_', '-')})"
         if stuck and self.unchanged >= stuck:
             return "stuck", (f"{self.unchanged} iterations in a row changed no task (--stuck): look at the "
                              "plan's next task and at the prompt, or mark the task [BLOCKED: reason]")
@@ -1232,53 +1232,40 @@ class Loop:
                              f"{self.options.check}` yourself and mend what it shows")
         return None
 
-    def stop_at(self, limit: str, reason: str) -> None:
-        """Work is left, and a person has to say whether to go on."""
-        self.limit, self.status = limit, 3
-        self.enter("paused", reason)
-        self.close_books("stopped", reason)
-
     def complete(self) -> None:
         left = self.plan.pending
         reason = f"the plan was marked complete with {left} tasks still pending" if left else "the plan is complete"
         if self.plan.summary is None:
             reason = "nothing is left to do; the agent wrote no summary"
-        self.status = 3 if left else 0
-        self.enter("complete", reason)
-        self.close_books("complete", reason)
-        if self.interactive:
-            self.stop_server()
+        self.end("complete", 3 if left else 0, reason)
 
     def fail(self, problem: str) -> None:
         """The run cannot go on; R starts again, whatever it was."""
-        session = self.iteration.session if self.iteration else ""
-        if self.iteration:
-            self.spent = self.spent.plus(self.iteration.spend)
-            self.iteration = None
+        self.session_to_abort = self.iteration.session if self.iteration else ""
+        self.spent, self.iteration, self.limit = self.total, None, ""
         self.asks.clear()
-        self.status = 1
-        self.enter("error", problem)
-        self.session_to_abort = session
-        self.emit(StopCheck())
-        self.close_books("failed", problem)
-        if self.interactive:
-            self.stop_server(session)
+        self.end("error", 1, problem)
 
-    def close_books(self, event: str, reason: str) -> None:
-        """Tell everybody why it ends here; without anybody to press a key, leave."""
-        self.ended = self.now
-        plan = self.plan
-        tone = {"complete": "good" if not self.status else "warn", "stopped": "warn"}.get(event, "bad")
-        self.note("end", reason, tone, data={
-            "record": "run", "event": event, "status": self.status, "reason": reason, "summary": plan.summary,
+    def end(self, state: str, status: int, reason: str) -> None:
+        """Tell everybody why it ends (or rests) here; without anybody to press a key, leave."""
+        self.status, self.ended = status, self.now
+        self.enter(state, reason)
+        event, plan = {"complete": "complete", "error": "failed"}.get(state, "stopped"), self.plan
+        self.note("end", reason, {0: "good", 1: "bad"}.get(status, "warn"), data={
+            "record": "run", "event": event, "status": status, "reason": reason, "summary": plan.summary,
             "done": plan.done, "total": plan.automatable, "blocked": plan.blocked,
             "manual": plan.manual, "iterations": self.iterations, "seconds": round(self.elapsed, 1),
             **self.total.record()})
         for line in self.summary():
             self.note("end", line)
         self.notify(event, reason)
-        if not self.interactive or self.state == "stopping":
-            self.emit(Exit(self.status))
+        if state in ("error", "stopping"):
+            self.emit(StopCheck())
+        if state == "stopping" or not self.interactive:
+            self.emit(Exit(status))
+        elif state != "paused":             # nobody knows when somebody comes
+            self.server_up = False
+            self.emit(StopServer(self.session_to_abort))
 
     def summary(self) -> list[str]:
         """What a person wants to know in the morning."""
@@ -1299,13 +1286,10 @@ class Loop:
     def wait(self, seconds: float, reason: str) -> None:
         if self.state == "pausing":
             return self.pause(reason)
+        seconds = min(seconds, LONGEST_WAIT)
         self.wait_until = self.now + seconds
         self.enter("waiting", reason)
         self.note("retry", f"trying again in {duration(seconds)}", "warn")
-
-    def stop_server(self, session: str = "") -> None:
-        self.server_up = False
-        self.emit(StopServer(session))
 
     def start_server(self) -> None:
         self.server_up = False
@@ -1682,43 +1666,28 @@ class Loop:
             self.enter("running")
         elif self.state == "waiting":
             self.enter("paused")
-        elif self.state == "ready":
+        elif self.state in ("ready", "paused"):
             self.begin()
-        elif self.state == "paused":
-            self.go_on()
 
     def on_r(self) -> None:
-        if self.state == "paused":
-            self.go_on()
-        elif self.state == "waiting":
+        if self.state in ("paused", "waiting"):
             self.begin()
         elif self.state == "error":
             self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
             self.trouble_since = self.server_at = 0.0
-            self.wrapped_up, self.wanted, self.ended = False, True, 0.0
+            self.wrapped_up, self.wanted, self.session_to_abort = False, True, ""
             self.enter("starting")
             self.start_server()
-
-    def go_on(self) -> None:
-        """After a pause; a limit that was reached is raised by as much again."""
-        if self.limit in self.limits:
-            self.limits[self.limit] += getattr(self.options, self.limit)
-        if self.limit == "stuck":
-            self.unchanged = self.check_failures = 0
-        self.limit, self.status = "", 130
-        self.begin()
 
     def quit(self, reason: str) -> None:
         if self.state == "stopping":
             return
-        over = self.state in ("complete", "error") or self.limit
-        self.status = self.status if over else 130
-        self.enter("stopping", self.reason if over else reason)
-        self.emit(StopCheck())
-        if over:
+        if self.state in ("complete", "error") or self.limit:       # why it ended was said already
+            self.enter("stopping", self.reason)
+            self.emit(StopCheck())
             self.emit(Exit(self.status))
         else:
-            self.close_books("stopped", reason)
+            self.end("stopping", 130, reason)
 
     def on_signalled(self, event: Signalled) -> None:
         self.quit(f"stopped by {event.name}")
