@@ -1047,23 +1047,20 @@ class Loop:
             self.take_step()
 
     def on_prompt_accepted(self, event: PromptAccepted) -> None:
-        it = self.at("aborting", event.session)
-        if it:
-            it.sending, it.prompted = False, self.now
-            it.sends += 1
+        it = self.at("aborting", event.session) or self.at("prompting", event.session)
+        if not it:
+            return
+        it.sending, it.silences = False, 0
+        it.sends += 1
+        it.prompted = it.active = self.now
+        if it.step == "aborting":
             return self.take_step()
-        it = self.at("prompting", event.session)
-        if it:
-            it.step, it.sending = "working", False
-            it.sends += 1
-            it.silences = 0
-            it.prompted = it.active = self.now
-            it.unsettled = ("", 0.0)
-            it.idle_seen = it.idle_seen and it.sends == 1
-            if it.idle_seen:
-                self.poll()
-            else:
-                it.poll_at = self.now + 2
+        it.step, it.unsettled = "working", ("", 0.0)
+        it.idle_seen = it.idle_seen and it.sends == 1
+        if it.idle_seen:
+            self.poll()
+        else:
+            it.poll_at = self.now + 2
 
     def poll(self, messages: bool = False) -> None:
         it = self.at("working")
@@ -1086,20 +1083,18 @@ class Loop:
             it.family.setdefault(child, 1)
         for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
             self.on_asked(kind, asked)
-        it.busy_seen = it.busy_seen or event.status in ("busy", "retry")
-        if event.status == "retry":
-            self.on_retry(event.detail)
-        elif event.status == "busy":
-            it.retry = None
-            silent = self.now - it.active > LOOK_CLOSER
-            if silent and event.messages is not None and judge(event.messages, it.prompt_id)[0] == "answered":
+        verdict, fault = judge(event.messages, it.prompt_id) if event.messages is not None else ("", None)
+        silent = self.now - it.active
+        if event.status in ("busy", "retry"):
+            self.on_status(event.status, event.detail)
+            if event.status == "busy" and verdict == "answered" and silent > LOOK_CLOSER:
                 self.finish("done")         # a server that says busy for ever
-        elif event.messages is not None:
-            self.weigh(*judge(event.messages, it.prompt_id))
-        elif it.idle_seen or (self.now - it.active > SWALLOWED and (it.fault or event.status == "idle")):
+            return
+        if verdict:
+            self.weigh(verdict, fault)
+        elif it.idle_seen or (silent > SWALLOWED and (it.fault or event.status == "idle")):
             self.weigh("failed" if it.fault else "answered", it.fault)
-        if it.step == "working" and event.status not in ("busy", "retry"):
-            it.poll_at = min(it.poll_at, self.now + 0.5)
+        it.poll_at = min(it.poll_at, self.now + 0.5)
 
     def weigh(self, verdict: str, fault: Fault | None) -> None:
         """The session is idle: end the iteration, send the prompt again, or look once more."""
@@ -1109,19 +1104,23 @@ class Loop:
         if it.unsettled[0] != verdict:
             it.unsettled = (verdict, self.now)
         age = self.now - it.unsettled[1]
-        patience = SETTLE if verdict == "unfinished" and it.sends == 1 else SWALLOWED
-        if verdict == "failed" or (verdict == "unanswered" and it.fault and age >= SETTLE):
-            self.finish_failed(fault or it.fault)
-        elif verdict == "refused" and age >= SETTLE:
+        again = (verdict == "unanswered" and not it.fault) or (verdict == "unfinished" and it.sends > 1)
+        if fault and verdict == "failed":
+            self.finish_failed(fault)
+        elif age < (SWALLOWED if again else SETTLE):
+            return
+        elif verdict == "refused":
             self.finish("refused", "something it asked for was refused")
-        elif verdict == "cut" and age >= SETTLE and self.interactive:
+        elif verdict == "cut" and self.interactive:
             self.enter("pausing", "broken off in OpenCode's own interface")     # somebody is there, and at work
             self.finish("aborted", self.reason)
-        elif verdict == "cut" and age >= SETTLE:
+        elif verdict == "cut":
             self.finish("cut", "its answer was broken off by somebody or something else")
-        elif verdict in ("unfinished", "unanswered") and age >= patience:
-            if it.sends >= SENDS:
-                return self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
+        elif verdict == "unanswered" and it.fault:
+            self.finish_failed(it.fault)
+        elif it.sends >= SENDS:
+            self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
+        else:
             self.note("warn", "the prompt is not being answered: sending it again", "warn")
             it.step = "prompting"
             self.take_step()
@@ -1325,10 +1324,10 @@ class Loop:
         if session not in it.family:
             return
         it.active = self.now
-        if event.type == "session.status":
-            self.on_status(session, as_dict(p.get("status")))
-        elif event.type == "session.idle":
-            self.on_status(session, {"type": "idle"})
+        if event.type == "session.idle" and session == it.session:
+            self.on_status("idle", {})
+        elif event.type == "session.status" and session == it.session:
+            self.on_status(str(as_dict(p.get("status")).get("type")), as_dict(p.get("status")))
         elif event.type == "session.error":
             self.on_session_error(session, p.get("error"))
         elif event.type == "message.updated":
@@ -1350,33 +1349,23 @@ class Loop:
             self.note("note", "the session was compacted", "dim", session)
             self.on_spin(f"compaction {self.entries}", "compactions without an answer")
 
-    def on_status(self, session: str, status: dict[str, Any]) -> None:
-        it = self.it
-        if session != it.session:
-            return
-        if status.get("type") == "idle":
-            it.idle_seen = True
-            self.poll()
-            return
-        it.idle_seen, it.busy_seen = False, True
-        if it.step == "aborting":
-            if it.again_at:
-                self.take_step()
-        elif status.get("type") == "retry":
-            self.on_retry(status)
-        else:
-            it.retry = None
-
-    def on_retry(self, status: dict[str, Any]) -> None:
-        """OpenCode tries again by itself; only what it parks for too long is taken out of its hands."""
-        it = self.it
-        attempt, next_at = as_int(status.get("attempt")), self.now + as_int(status.get("next")) / 1000 - self.wall
-        message = str(status.get("message") or "the provider failed")
-        if it.retry is None or it.retry.attempt != attempt:
-            self.note("retry", f"attempt {attempt} failed: {message}", "warn")
-        it.retry = Retry(attempt, message, next_at)
-        if next_at - self.now > LONGEST_WAIT:
-            self.abort("rate-limited", f"OpenCode would wait {duration(next_at - self.now)}: {message}")
+    def on_status(self, kind: str, status: dict[str, Any]) -> None:
+        """It is idle, busy, or tries again by itself: only what OpenCode parks for too long is taken out of its hands."""
+        it, last = self.it, self.it.retry
+        it.idle_seen = kind == "idle"
+        if it.idle_seen:
+            return self.poll()
+        it.busy_seen, it.retry = True, None
+        if it.step == "aborting" and it.again_at:
+            self.take_step()
+        elif kind == "retry" and it.step != "aborting":
+            attempt, wait = as_int(status.get("attempt")), as_float(status.get("next")) / 1000 - self.wall
+            message = str(status.get("message") or "the provider failed")
+            if last is None or last.attempt != attempt:
+                self.note("retry", f"attempt {attempt} failed: {message}", "warn")
+            it.retry = Retry(attempt, message, self.now + wait)
+            if wait > LONGEST_WAIT:
+                self.abort("rate-limited", f"OpenCode would wait {duration(wait)}: {message}")
 
     def on_session_error(self, session: str, error: Any) -> None:
         it, fault = self.it, fault_of(error)
@@ -1523,10 +1512,8 @@ class Loop:
 
     # ── what goes wrong
 
-    def finish_failed(self, fault: Fault | None) -> None:
-        if fault is None:
-            self.finish("failed", "the session failed without saying why")
-        elif fault.rate_limit:
+    def finish_failed(self, fault: Fault) -> None:
+        if fault.rate_limit:
             self.finish("rate-limited", fault.message)
         elif fault.fatal and not self.succeeded:
             self.finish("fatal", f"{fault.message.rstrip('.')}: {advice(fault, self.model)}")
@@ -1593,11 +1580,8 @@ class Loop:
     def on_server_died(self, event: ServerDied) -> None:
         if event.generation != self.generation or self.state in ("complete", "error", "stopping"):
             return
-        said = "".join("\n  " + line for line in event.lines)
-        if self.state == "starting" or event.final:
-            self.fail(event.reason + said)
-        else:
-            self.restart_server(event.reason + said)
+        what_now = self.fail if self.state == "starting" or event.final else self.restart_server
+        what_now("\n  ".join((event.reason, *event.lines)))
 
     def restart_server(self, reason: str) -> None:
         """Start the server anew; the iteration goes on where it was (ids make repeating it safe)."""
@@ -1607,14 +1591,14 @@ class Loop:
         if self.server_failures > (self.options.retries or 5):
             return self.fail(f"the server failed {self.server_failures} times in a row, the last time: {reason}")
         self.server_at = self.now + min(2.0 ** min(self.server_failures - 1, 10) - 1, LONGEST_WAIT)
-        if self.iteration:
-            self.iteration.polling = False
-            self.iteration.unsettled = ("", 0.0)
-            self.iteration.idle_seen = False
-            if self.iteration.step == "aborting":
-                self.finish(self.iteration.outcome, self.iteration.problem)
-            elif self.iteration.step == "rereading":
-                self.on_measured(Measured(self.iteration.session))
+        it = self.iteration
+        if it:
+            it.polling = it.idle_seen = False
+            it.unsettled = ("", 0.0)
+            if it.step == "aborting":
+                self.finish(it.outcome, it.problem)
+            elif it.step == "rereading":
+                self.on_measured(Measured(it.session))
         self.start_due_server()
 
     def start_due_server(self) -> None:
