@@ -784,7 +784,8 @@ class Loop:
         self.setup = SetupChecked()
         # plan and prompt
         self.plan, self.plan_text, self.prompt_text = Plan(), "", ""
-        self.reading, self.read_number, self.read_at, self.read_until = False, 0, 0.0, 0.0
+        self.read_number, self.read_at = 0, 0.0
+        self.read_until = 0.0                       # when reading has taken too long; 0: nothing is being read
         self.files_wanted = 0                       # the FilesRead on which the loop moves on
         self.trouble_since = 0.0                    # when they began to be unreadable
         # iterations
@@ -851,8 +852,7 @@ class Loop:
 
     def read_files(self, move_on: bool = False) -> None:
         """Read plan and prompt; `move_on`: the loop goes on with what is read from now on, not before."""
-        if move_on or not self.reading:
-            self.reading = True
+        if move_on or not self.read_until:
             self.read_number += 1
             self.read_until = self.now + READ_WITHIN
             self.emit(ReadFiles(self.read_number))
@@ -947,7 +947,8 @@ class Loop:
         self.read_files(move_on=True)
 
     def on_files_read(self, event: FilesRead) -> None:
-        self.reading = self.reading and event.number < self.read_number
+        if event.number >= self.read_number:
+            self.read_until = 0.0
         self.read_at = self.now + READ_EVERY
         if self.state in ("complete", "error", "stopping"):
             return
@@ -1291,14 +1292,11 @@ class Loop:
         self.note("retry", f"trying again in {duration(seconds)}", "warn")
 
     def start_server(self) -> None:
-        self.server_up = False
+        self.server_up, self.server_at = False, 0.0
         self.generation += 1
         self.emit(StartServer(self.generation))
 
     # ── what the server tells between prompt and end
-
-    def on_stream_opened(self, event: StreamOpened) -> None:
-        self.poll()
 
     def on_streamed(self, event: Streamed) -> None:
         it = self.iteration
@@ -1599,17 +1597,13 @@ class Loop:
                 self.finish(it.outcome, it.problem)
             elif it.step == "rereading":
                 self.on_measured(Measured(it.session))
-        self.start_due_server()
-
-    def start_due_server(self) -> None:
-        if self.server_at and self.now >= self.server_at and not self.server_up:
-            self.server_at = 0.0
+        if self.now >= self.server_at:
             self.start_server()
 
     # ── people
 
     def on_key(self, event: Key) -> None:
-        key, state = event.name, self.state
+        key, state, it = event.name, self.state, self.iteration
         if state == "stopping":
             return
         if self.help:
@@ -1620,48 +1614,32 @@ class Loop:
                 self.quit("a person quit")
         elif key == "?":
             self.help = True
+        elif key == "q" and it:
+            self.confirming_quit = True
         elif key == "q":
-            if self.iteration:
-                self.confirming_quit = True
-            else:
-                self.quit("a person quit")
+            self.quit("a person quit")
         elif self.on_ask_key(key):
             return
-        elif key == "space":
-            self.on_space()
+        elif (state, key) in (("ready", "s"), ("ready", "space"), ("paused", "space"), ("paused", "r"), ("waiting", "r")):
+            self.begin()
         elif key == "s":
             self.wanted = True
-            if state == "ready":
-                self.begin()
-        elif key == "r":
-            self.on_r()
-        elif key == "x" and self.iteration:
-            if self.iteration.step == "checking":
-                self.emit(StopCheck())
-            else:
-                self.abort("aborted", "aborted by a person")
-        elif key == "t" and self.iteration and self.iteration.session and self.server_up:
-            self.emit(HandOver(self.iteration.session))
-
-    def on_space(self) -> None:
-        if self.state == "running":
+        elif key == "space" and state == "running":
             self.enter("pausing", "after this iteration")
-        elif self.state == "pausing":
-            self.enter("running")
-        elif self.state == "waiting":
-            self.enter("paused")
-        elif self.state in ("ready", "paused"):
-            self.begin()
-
-    def on_r(self) -> None:
-        if self.state in ("paused", "waiting"):
-            self.begin()
-        elif self.state == "error":
+        elif key == "space" and state in ("pausing", "waiting"):
+            self.enter("running" if state == "pausing" else "paused")
+        elif key == "r" and state == "error":
             self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
-            self.trouble_since = self.server_at = 0.0
-            self.wrapped_up, self.wanted, self.session_to_abort = False, True, ""
+            self.trouble_since, self.session_to_abort = 0.0, ""
+            self.wrapped_up, self.wanted = False, True
             self.enter("starting")
             self.start_server()
+        elif key == "x" and it and it.step == "checking":
+            self.emit(StopCheck())
+        elif key == "x":
+            self.abort("aborted", "aborted by a person")
+        elif key == "t" and it and it.session and self.server_up:
+            self.emit(HandOver(it.session))
 
     def quit(self, reason: str) -> None:
         if self.state == "stopping":
@@ -1672,9 +1650,6 @@ class Loop:
             self.emit(Exit(self.status))
         else:
             self.end("stopping", 130, reason)
-
-    def on_signalled(self, event: Signalled) -> None:
-        self.quit(f"stopped by {event.name}")
 
     def on_screen_lost(self, event: ScreenLost) -> None:
         """Nobody is there any more: refuse what is asked, go on, and leave when it is over."""
@@ -1688,9 +1663,6 @@ class Loop:
         if self.state in ("ready", "paused", "complete", "error") or not self.wanted:
             self.quit("the terminal is gone, and nobody is there to go on")
 
-    def on_noted(self, event: Noted) -> None:
-        self.note(event.kind, event.text, "warn")
-
     # ── time
 
     def on_tick(self, event: Tick) -> None:
@@ -1698,10 +1670,11 @@ class Loop:
         it, now, options = self.iteration, self.now, self.options
         if self.state in ("complete", "error", "stopping"):
             return
-        self.start_due_server()
-        if self.reading and now >= self.read_until:
+        if self.server_at and now >= self.server_at:
+            self.start_server()
+        if self.read_until and now >= self.read_until:
             self.on_bad_files(f"{self.options.plan} cannot be read: its file system does not answer")
-        elif now >= self.read_at and not self.reading:
+        elif now >= self.read_at:
             self.read_files()
         if self.state == "waiting" and now >= self.wait_until:
             self.begin()
@@ -1727,10 +1700,11 @@ class Loop:
 HANDLERS: dict[type, Callable[[Loop, Any], None]] = {
     ServerReady: Loop.on_server_ready, SetupChecked: Loop.on_setup_checked, FilesRead: Loop.on_files_read,
     SessionCreated: Loop.on_session_created, PromptAccepted: Loop.on_prompt_accepted, Polled: Loop.on_polled,
-    Measured: Loop.on_measured, CheckFinished: Loop.on_check_finished, StreamOpened: Loop.on_stream_opened,
-    Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
+    Measured: Loop.on_measured, CheckFinished: Loop.on_check_finished,
+    StreamOpened: lambda loop, event: loop.poll(), Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
     SessionAborted: Loop.on_session_aborted, RequestFailed: Loop.on_request_failed, ServerDied: Loop.on_server_died,
-    Key: Loop.on_key, Signalled: Loop.on_signalled, ScreenLost: Loop.on_screen_lost, Noted: Loop.on_noted,
+    Key: Loop.on_key, Signalled: lambda loop, event: loop.quit(f"stopped by {event.name}"),
+    ScreenLost: Loop.on_screen_lost, Noted: lambda loop, event: loop.note(event.kind, event.text, "warn"),
     Tick: Loop.on_tick,
 }
 
