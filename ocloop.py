@@ -38,6 +38,7 @@ import base64
 import collections
 import difflib
 import fcntl
+import functools
 import io
 import json
 import locale
@@ -137,6 +138,7 @@ class Plan:
         if self.automatable:
             self.percent = (200 * self.done + self.automatable) // (2 * self.automatable)
         self.current = next((task for task in tasks if task.state == "pending"), None)
+        self.goal = self.current.text if self.current else "wrap up"
         self.marks = [task[:3] for task in tasks]       # what an iteration can change
 
     def __str__(self) -> str:
@@ -725,12 +727,12 @@ class Iteration:
     """One session spent on the plan. `step` names what is awaited: creating, prompting, working, aborting,
     rereading, checking."""
 
-    def __init__(self, number: int, plan: Plan, now: float) -> None:
-        self.number, self.task, self.before = number, plan.current, plan.marks
+    def __init__(self, number: int, plan: Plan, prompt: SendPrompt, now: float) -> None:
+        self.number, self.task, self.goal, self.before = number, plan.current, plan.goal, plan.marks
+        self.prompt = prompt
         self.step = "creating"
         self.session = self.outcome = self.problem = self.check = ""
         self.family: dict[str, int] = {}            # this session and its subagents' -> depth
-        self.prompt: SendPrompt | None = None
         self.started = self.prompted = now
         self.active = now                           # the last sign of life of the session
         self.sends = self.silences = 0
@@ -750,14 +752,8 @@ class Iteration:
         self.live: dict[str, Live] = {}             # what runs now, by part
 
     @property
-    def prompt_id(self) -> str:
-        return self.prompt.message_id if self.prompt else ""
-
-    @property
     def spend(self) -> Spend:
-        total = Spend()
-        for spend in self.spends.values():
-            total = total.plus(spend)
+        total = functools.reduce(Spend.plus, self.spends.values(), Spend())
         return total._replace(cost=max(total.cost, self.measured or 0.0))
 
 
@@ -1011,13 +1007,11 @@ class Loop:
         if problem:
             return self.fail(problem)
         self.iterations += 1
-        self.model, self.agent = model or self.model, agent or self.agent
-        self.context = 0
-        it = self.iteration = Iteration(self.iterations, self.plan, self.now)
-        task = it.task.text if it.task else "wrap up"
-        text = render_prompt(body, self.options.plan, task, it.number, self.check_output)
-        it.prompt = SendPrompt("", self.new_id("msg"), self.new_id("prt"), text, model, agent)
-        self.note("task", task, "head")
+        self.model, self.agent, self.context = model or self.model, agent or self.agent, 0
+        text = render_prompt(body, self.options.plan, self.plan.goal, self.iterations, self.check_output)
+        prompt = SendPrompt("", self.new_id("msg"), self.new_id("prt"), text, model, agent)
+        self.iteration = Iteration(self.iterations, self.plan, prompt, self.now)
+        self.note("task", self.plan.goal, "head")
         self.take_step()
 
     def take_step(self) -> None:
@@ -1027,10 +1021,9 @@ class Loop:
             return
         it.again_at = 0.0
         if it.step == "creating":
-            title = (f"ocloop {min(self.plan.done + 1, self.plan.automatable)}/{self.plan.automatable}: "
-                    f"{it.task.text if it.task else 'wrap up'}")
+            title = f"ocloop {min(self.plan.done + 1, self.plan.automatable)}/{self.plan.automatable}: {it.goal}"
             self.emit(CreateSession(it.number, title[:100]))
-        elif it.step == "prompting" and it.prompt:
+        elif it.step == "prompting":
             it.sending = True
             self.emit(it.prompt._replace(session=it.session))
         elif it.step == "working":
@@ -1084,7 +1077,7 @@ class Loop:
             it.family.setdefault(child, 1)
         for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
             self.on_asked(kind, asked)
-        verdict, fault = judge(event.messages, it.prompt_id) if event.messages is not None else ("", None)
+        verdict, fault = ("", None) if event.messages is None else judge(event.messages, it.prompt.message_id)
         silent = self.now - it.active
         if event.status in ("busy", "retry"):
             self.on_status(event.status, event.detail)
@@ -1186,10 +1179,9 @@ class Loop:
         it = self.it
         seconds, spend, plan = self.now - it.started, it.spend, self.plan
         changed = it.before != plan.marks
-        task = it.task.text if it.task else "wrap up"
         self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {plan.done}/{plan.automatable} · "
-                  f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {task}", "head", data={
-                      "record": "iteration", "task": task, "outcome": it.outcome, "problem": it.problem,
+                  f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {it.goal}", "head", data={
+                      "record": "iteration", "task": it.goal, "outcome": it.outcome, "problem": it.problem,
                       "seconds": round(seconds, 1), **spend.record(), "check": it.check, "changed": changed,
                       "done": plan.done, "total": plan.automatable})
         self.spent, self.iteration = self.total, None
@@ -1407,19 +1399,31 @@ class Loop:
             self.abort("failed", f"it spins: {SPINS} {words} in a row")
 
     def on_part(self, session: str, part: dict[str, Any]) -> None:
-        it, id, kind = self.it, str(part.get("id") or ""), part.get("type")
-        message = str(part.get("messageID") or "")
-        if id in it.journaled or message in it.prompts or part.get("synthetic"):
+        it, id, message = self.it, str(part.get("id") or ""), str(part.get("messageID") or "")
+        if id in it.journaled or id == it.prompt.part_id or message in it.prompts or part.get("synthetic"):
             return
-        depth = it.family[session]
-        if kind in ("text", "reasoning"):
-            word, text = "text" if kind == "text" else "think", str(part.get("text") or "")
-            if as_dict(part.get("time")).get("end"):
-                self.note_part(id, word, text, "dim" if word == "think" else "", session)
-            elif it.prompt and id != it.prompt.part_id:
-                it.live[id] = Live(word, text[-LONGEST_TEXT:], self.now, depth, message)
-        elif kind == "tool":
-            self.on_tool(session, id, part, as_dict(part.get("state")))
+        if part.get("type") == "tool":
+            kind, state, tone = str(part.get("tool") or "tool"), as_dict(part.get("state")), ""
+            text, ended = tool_text(kind, state, self.options.directory), state.get("status") in ("completed", "error")
+            times = as_dict(state.get("time"))
+            seconds = (as_int(times.get("end")) - as_int(times.get("start"))) / 1000
+            if ended:
+                text += f"  {duration(seconds)}" if seconds >= 1 else ""
+                self.note_texts(message, session)
+            elif kind == "task" and state.get("status") == "running" and id not in it.live:
+                self.note(kind, text, "", session)
+            if state.get("status") == "error":
+                text, tone = f"{text}  failed: {state.get('error')}", "bad"
+        elif part.get("type") in ("text", "reasoning"):
+            kind, tone = ("text", "") if part["type"] == "text" else ("think", "dim")
+            text, ended = str(part.get("text") or ""), bool(as_dict(part.get("time")).get("end"))
+        else:
+            return
+        if ended:
+            self.note_part(id, kind, text, tone, session)
+        else:
+            since = it.live[id].since if id in it.live else self.now
+            it.live[id] = Live(kind, text[-LONGEST_TEXT:], since, it.family[session], message)
 
     def note_part(self, id: str, kind: str, text: str, tone: str, session: str) -> None:
         it = self.it
@@ -1432,24 +1436,6 @@ class Loop:
         """A text may be ended only after the tools that it announces, and by older servers not at all."""
         for part in [part for part, live in self.it.live.items() if live.message == message and live.kind == "text"]:
             self.note_part(part, "text", self.it.live[part].text, "", session)
-
-    def on_tool(self, session: str, id: str, part: dict[str, Any], state: dict[str, Any]) -> None:
-        it, tool, status = self.it, str(part.get("tool") or "tool"), state.get("status")
-        text = tool_text(tool, state, self.options.directory)
-        if status in ("completed", "error"):
-            times = as_dict(state.get("time"))
-            seconds = (as_int(times.get("end")) - as_int(times.get("start"))) / 1000
-            if seconds >= 1:
-                text += f"  {duration(seconds)}"
-            if status == "error":
-                text += "  failed: {}".format(state.get("error"))
-            self.note_texts(str(part.get("messageID") or ""), session)
-            self.note_part(id, tool, text, "bad" if status == "error" else "", session)
-        else:
-            if tool == "task" and status == "running" and id not in it.live:
-                self.note(tool, text, "", session)
-            since = it.live[id].since if id in it.live else self.now
-            it.live[id] = Live(tool, text, since, it.family[session], str(part.get("messageID") or ""))
 
     # ── what is asked
 

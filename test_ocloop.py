@@ -2960,7 +2960,7 @@ class Chaos:
         if isinstance(command, Poll):
             if rng.random() < 0.5:
                 self.plan = rng.choice(PLANS[:4]) if rng.random() < 0.5 else self.plan
-            own = self.loop.iteration.prompt_id if self.loop.iteration else "msg_1"
+            own = self.loop.iteration.prompt.message_id if self.loop.iteration else "msg_1"
             error = {"name": "APIError", "data": {"message": "x", "statusCode": rng.choice((401, 429, 500))}}
             if rng.random() < 0.4:                      # else it looks as it did the last time
                 self.look = rng.randrange(8)

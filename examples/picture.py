@@ -86,7 +86,7 @@ class Story:
                   metadata={"filediff": {"additions": 1, "deletions": 1}})
         self.event("session.idle", 1)
         self.tell(ocloop.Polled(self.session, "idle", {}, messages=[
-            {"id": "a", "role": "assistant", "parent": self.loop.it.prompt_id, "completed": True, "finish": "stop",
+            {"id": "a", "role": "assistant", "parent": self.loop.it.prompt.message_id, "completed": True, "finish": "stop",
              "error": None, "continues": False}]))
         self.tell(ocloop.Measured(self.session, 0.0231, 412))
         self.read_plan()
