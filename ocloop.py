@@ -155,6 +155,7 @@ _BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
 _USUAL = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+\[([ xX]?)\][ \t]+([^\s*\[].*)")   # a box and text without a mark
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
+_BOXES = {"": "pending", " ": "pending", "x": "done", "X": "done"}
 
 
 def parse_plan(text: str) -> Plan:
@@ -217,15 +218,12 @@ def _blank_comments(line: str, inside: bool, more_closes: bool) -> tuple[str, bo
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
     usual = _USUAL.match(line)
     if usual:
-        return Task("done" if usual.group(1) in ("x", "X") else "pending", usual.group(2).strip(), "", phase, number)
+        return Task(_BOXES[usual.group(1)], usual.group(2).strip(), "", phase, number)
     bullet = _BULLET.match(line)
     if not bullet:
         return None
     box, rest = _take_box(line[bullet.end():])
-    state = {"": "pending", " ": "pending", "x": "done", "X": "done"}.get(box, "")
-    reason = ""
-    if not state:
-        state, reason = _read_mark(box)
+    state, reason = (_BOXES[box], "") if box in _BOXES else _read_mark(box)
     while state:        # marks may follow the box: `- [ ] **[MANUAL]** …`; the first one counts, unless done
         bold = rest.startswith("**[")
         mark, after = _take_box(rest[2:] if bold else rest, "**" if bold else "")
@@ -240,16 +238,15 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
 
 def _take_box(text: str, closing: str = "") -> tuple[str, str]:
     """Split `[inside] rest` at the bracket that closes it (brackets nest); ("?", text) when no box stands there."""
-    if not text.startswith("["):
-        return "?", text
-    depth = 0
+    depth = at = 0
     for at, char in enumerate(text):
         depth += (char == "[") - (char == "]")
-        if depth == 0:
+        if depth <= 0:
             break
-    after = text[at + 1:].removeprefix(closing)
-    closed = depth == 0 and text.startswith(closing, at + 1)
-    return (text[1:at], after.strip()) if closed and (not after or after[0] in " \t") else ("?", text)
+    rest = text[at + 1:].removeprefix(closing)
+    if text.startswith("[") and depth == 0 and text.startswith(closing, at + 1) and rest[:1] in ("", " ", "\t"):
+        return text[1:at], rest.strip()
+    return "?", text
 
 
 def _read_mark(mark: str) -> tuple[str, str]:
@@ -613,12 +610,10 @@ def ask_detail(p: dict[str, Any]) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: 9s, 4m05s, 3h12m."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole // 60 % 60:02}m"
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
 def short_number(number: int) -> str:
@@ -719,8 +714,8 @@ class Spend(NamedTuple):
         return self.input + self.output + self.cached
 
     def record(self) -> dict[str, Any]:
-        tokens = {"input": self.input, "output": self.output, "cached": self.cached}
-        return {"cost": round(self.cost, 6), "tokens": tokens}
+        return {"cost": round(self.cost, 6),
+                "tokens": {"input": self.input, "output": self.output, "cached": self.cached}}
 
 
 class Iteration:
@@ -744,7 +739,6 @@ class Iteration:
         self.retry: Retry | None = None
         self.spends: dict[str, Spend] = {}          # by message
         self.measured: float | None = None          # USD, as the server adds it up
-        self.reread = False                         # the plan was read since it ended
         self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
         self.prompts: set[str] = set()              # user messages, whose texts are no answers
         self.journaled: set[str] = set()            # parts and errors that are in the journal
@@ -795,8 +789,7 @@ class Loop:
         self.wait_until = self.started = self.ended = 0.0
         self.session_to_abort = ""                  # of the iteration that an error ended
         self.limit = ""                             # the option that made it pause
-        self.limits = {"max_iterations": float(options.max_iterations), "max_cost": options.max_cost,
-                       "max_time": options.max_time}
+        self.limits = {name: getattr(options, name) for name in ("max_iterations", "max_cost", "max_time")}
         self.spent = Spend()                        # by iterations that are over
         self.context = 0                            # tokens in the session's context
         self.model, self.agent = options.model, options.agent
@@ -963,8 +956,7 @@ class Loop:
             self.files_wanted = 0
             if self.iteration is None:
                 self.move_on()
-            elif self.iteration.step == "rereading":
-                self.iteration.reread = True
+            else:
                 self.check_or_conclude()
 
     def on_bad_files(self, problem: str) -> None:
@@ -1001,9 +993,7 @@ class Loop:
         fields, body = split_front_matter(self.prompt_text)
         model = self.options.model or fields.get("model", "")
         agent = self.options.agent or fields.get("agent", "")
-        problem = self.setup_problem(model, agent)
-        if not body:
-            problem = NO_PROMPT.format(self.options.prompt)
+        problem = self.setup_problem(model, agent) if body else NO_PROMPT.format(self.options.prompt)
         if problem:
             return self.fail(problem)
         self.iterations += 1
@@ -1036,8 +1026,8 @@ class Loop:
     def on_session_created(self, event: SessionCreated) -> None:
         it = self.at("creating")
         if it and event.iteration == it.number:
-            it.session, it.family, it.step = event.session, {event.session: 0}, "prompting"
-            it.silences = 0
+            it.session, it.family = event.session, {event.session: 0}
+            it.step, it.silences = "prompting", 0
             self.take_step()
 
     def on_prompt_accepted(self, event: PromptAccepted) -> None:
@@ -1071,12 +1061,13 @@ class Loop:
         it = self.at("working", event.session)
         if not it:
             return
-        it.polling = False
-        it.silences = 0
+        it.polling, it.silences = False, 0
         for child in event.children:
             it.family.setdefault(child, 1)
-        for kind, asked in [("permission", p) for p in event.permissions] + [("question", q) for q in event.questions]:
-            self.on_asked(kind, asked)
+        for asked in event.permissions:
+            self.on_asked("permission", asked)
+        for asked in event.questions:
+            self.on_asked("question", asked)
         verdict, fault = ("", None) if event.messages is None else judge(event.messages, it.prompt.message_id)
         silent = self.now - it.active
         if event.status in ("busy", "retry"):
@@ -1146,10 +1137,10 @@ class Loop:
 
     def check_or_conclude(self) -> None:
         """With both known, what it changed and what it cost: is it any good?"""
-        it = self.it
-        worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
-        if not it.reread or it.measured is None:
+        it = self.at("rereading")
+        if it is None or it.measured is None or self.files_wanted:
             return
+        worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
         if self.options.check and worked and not it.check:
             it.step = "checking"
             it.live["check"] = Live("check", self.options.check, self.now, 0, "")
@@ -1171,7 +1162,7 @@ class Loop:
             self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
                                                     output=event.output)
             self.note("check", f"failed with exit status {event.status}\n{event.output[-1500:]}", "bad")
-        it.step, it.reread = "rereading", False     # the check may have changed plan and prompt
+        it.step = "rereading"                       # the check may have changed plan and prompt
         self.read_files(move_on=True)
 
     def conclude(self) -> None:
@@ -1262,7 +1253,7 @@ class Loop:
     def summary(self) -> list[str]:
         """What a person wants to know in the morning."""
         plan, total = self.plan, self.total
-        lines = (plan.summary or "").split("\n") if plan.summary else []
+        lines = plan.summary.split("\n") if plan.summary else []
         lines.append(f"{plan}; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
                      f"{duration(self.elapsed)}; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
@@ -1444,11 +1435,12 @@ class Loop:
         if not id or id in self.asks or id in it.answered or session not in it.family or it.step == "aborting":
             return
         questions = [as_dict(q) for q in as_list(p.get("questions"))]
-        title = str(p.get("permission") or p.get("type") or "something") if kind == "permission" else "question"
-        detail = ask_detail(p) if kind == "permission" else ""
-        timeout = self.options.ask_timeout
+        title, detail = "question", " / ".join(str(q.get("question")) for q in questions)
+        said, timeout = detail, self.options.ask_timeout
+        if kind == "permission":
+            title, detail = str(p.get("permission") or p.get("type") or "something"), ask_detail(p)
+            said = f"{title}: {detail}"
         ask = Ask(kind, id, session, title, detail, self.now + timeout if timeout else 0.0, questions)
-        said = f"{title}: {detail}" if kind == "permission" else " / ".join(str(q.get("question")) for q in questions)
         self.note("ask", said, "warn", session)
         if kind == "permission" and self.options.auto:
             self.answer(ask, "once", "approved (--auto)")
