@@ -149,7 +149,8 @@ class Plan:
 
 
 _LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`]*$)|~{3,})")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
+_OPENING = re.compile("```+|~~~+|<!--")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
 _USUAL = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+\[([ xX]?)\][ \t]+([^\s*\[].*)")   # a box and text without a mark
@@ -165,9 +166,9 @@ def parse_plan(text: str) -> Plan:
     the summary can be cut out of the original.
     """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    lines = _blank_hidden(text.split("\n"))
+    shown = _hide(text)
     tasks, phase = [], ""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(shown.split("\n"), 1):
         heading = _HEADING.match(line) if "#" in line else None
         if heading:
             phase = heading.group(1).rstrip(" \t").rstrip("#").rstrip(" \t")
@@ -175,44 +176,33 @@ def parse_plan(text: str) -> Plan:
             task = _parse_task(line, phase, number)
             if task:
                 tasks.append(task)
-    return Plan(tasks, _find_summary(text, "\n".join(lines)))
+    return Plan(tasks, _find_summary(text, shown))
 
 
-def _blank_hidden(lines: list[str]) -> list[str]:
+def _hide(text: str) -> str:
     """Replace what stands in fenced code and HTML comments by spaces."""
-    last_close = max((n for n, line in enumerate(lines) if "-->" in line), default=-1)
-    fence, in_comment, shown = "", False, []
-    for number, line in enumerate(lines):
-        opening = None if fence or in_comment or ("```" not in line and "~~~" not in line) else _FENCE.match(line)
-        if fence or opening:
-            if opening:
-                fence = opening.group(1)
-            elif line.strip(" \t").strip(fence[0]) == "" and line.count(fence[0]) >= len(fence):
-                fence = ""
-            line = " " * len(line)
-        elif in_comment or "<!--" in line:
-            line, in_comment = _blank_comments(line, in_comment, more_closes=number < last_close)
-        shown.append(line)
-    return shown
-
-
-def _blank_comments(line: str, inside: bool, more_closes: bool) -> tuple[str, bool]:
-    """Blank one line's comments; an opening that nothing closes is text unless it begins the line."""
-    at, out = 0, ""
-    while True:
-        start = at if inside else line.find("<!--", at)
-        while not inside and start >= 0 and line.count("`", 0, start) % 2:
-            start = line.find("<!--", start + 4)            # `<!--` in inline code is text
-        if start < 0:
-            return out + line[at:], False
-        end = line.find("-->", start if inside else start + 4)
-        if end < 0 and not inside and not more_closes and line[:start].strip():
-            return out + line[at:], False
-        stop = len(line) if end < 0 else end + 3
-        out += line[at:start] + " " * (stop - start)
-        if end < 0:
-            return out, True
-        at, inside = stop, False
+    shown, done, at, line, last_close = [], 0, 0, 0, text.rfind("-->")
+    while opening := _OPENING.search(text, at):
+        line = text.rfind("\n", at, opening.start()) + 1 or line
+        start, at = opening.span()
+        if opening.group() != "<!--":
+            fence = _FENCE.match(text, line)
+            if not fence or fence.start(1) != start:
+                continue                        # it does not begin its line
+            close = re.compile(rf"\n[ \t]*{fence[1][0]}{{{len(fence[1])},}}[ \t]*$", re.MULTILINE).search(text, at)
+            start, end = line, close.end() if close else len(text)
+        elif text.count("`", line, start) % 2:
+            continue                            # in inline code it is text
+        elif last_close >= at:
+            end = text.find("-->", at) + 3
+        elif text[line:start].strip():
+            continue                            # what nothing closes is text, too, unless it begins the line
+        else:
+            end = len(text)
+        shown += [text[done:start], re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end])]
+        line = text.rfind("\n", line, end) + 1 or line
+        done = at = end
+    return "".join((*shown, text[done:]))
 
 
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
