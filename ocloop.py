@@ -504,6 +504,12 @@ def as_int(value: Any) -> int:
     return int(as_float(value))
 
 
+LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
+LOOK = "look at the model {} and the provider's address in the configuration"
+ADVICE = {401: LOG_IN, 402: "look at the provider's balance", 403: LOG_IN, 404: LOOK, "ProviderAuthError": LOG_IN,
+          "ProviderModelNotFoundError": LOOK, "ProviderInitError": LOOK}
+
+
 class Fault(NamedTuple):
     """An error of OpenCode's, by its structured fields alone."""
     name: str
@@ -511,10 +517,9 @@ class Fault(NamedTuple):
     status: int = 0
 
     @property
-    def fatal(self) -> bool:
-        """Trying again cannot help, as long as nothing has worked yet."""
-        return self.status in (401, 402, 403, 404) or self.name in (
-            "ProviderAuthError", "ProviderModelNotFoundError", "ProviderInitError")
+    def advice(self) -> str:
+        """What a person can do where trying again cannot help as long as nothing has worked yet; "" elsewhere."""
+        return ADVICE.get(self.status) or ADVICE.get(self.name, "")
 
     @property
     def rate_limit(self) -> bool:
@@ -527,15 +532,6 @@ def fault_of(error: Any) -> Fault | None:
     if name in (None, "MessageAbortedError"):
         return None
     return Fault(str(name), str(data.get("message") or name), as_int(data.get("statusCode")))
-
-
-def advice(fault: Fault, model: str) -> str:
-    """What a person can do about an error that trying again does not mend."""
-    if fault.status in (401, 403) or fault.name == "ProviderAuthError":
-        return "log in with `opencode auth login`, or look at the provider's key"
-    if fault.status == 402:
-        return "look at the provider's balance"
-    return f"look at the model {model} and the provider's address in the configuration"
 
 
 def digest(message: dict[str, Any]) -> dict[str, Any]:
@@ -764,14 +760,14 @@ class Loop:
         self.setup = SetupChecked()
         # plan and prompt
         self.plan, self.plan_text, self.prompt_text = Plan(), "", ""
-        self.read_number, self.read_at = 0, 0.0
+        self.read_number, self.read_at = 0, 0.0     # the newest ReadFiles; when the next one is due
         self.read_until = 0.0                       # when reading has taken too long; 0: nothing is being read
         self.files_wanted = 0                       # the FilesRead on which the loop moves on
         self.trouble_since = 0.0                    # when they began to be unreadable
         # iterations
         self.iteration: Iteration | None = None
         self.iterations = self.succeeded = 0
-        self.counted = 0                            # towards --max-iterations: not those that only waited
+        self.counted = 0                            # towards --max-iterations: not those that hit a rate limit
         self.busy_time = 0.0                        # seconds spent in iterations that succeeded
         self.failures = self.rate_limits = self.unchanged = self.check_failures = 0     # each in a row
         self.check_output = ""                      # of the check that failed last, as the agent is told it
@@ -1481,8 +1477,8 @@ class Loop:
     def finish_failed(self, fault: Fault) -> None:
         if fault.rate_limit:
             self.finish("rate-limited", fault.message)
-        elif fault.fatal and not self.succeeded:
-            self.finish("fatal", f"{fault.message.rstrip('.')}: {advice(fault, self.model)}")
+        elif fault.advice and not self.succeeded:
+            self.finish("fatal", f"{fault.message.rstrip('.')}: {fault.advice.format(self.model)}")
         else:
             self.finish("failed", fault.message)
 

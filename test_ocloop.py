@@ -576,7 +576,7 @@ def test_fault_of(error: Any, fault: Fault | None) -> None:
 ])
 def test_what_a_fault_is(name: str, status: int, fatal: bool, rate_limit: bool) -> None:
     fault = Fault(name, "rate limit 429 unauthorized", status)
-    assert (fault.fatal, fault.rate_limit) == (fatal, rate_limit)
+    assert (bool(fault.advice), fault.rate_limit) == (fatal, rate_limit)
 
 
 # ── words for people ─────────────────────────────────────────────────────────────────────────────────────
