@@ -1233,7 +1233,7 @@ class Loop:
         if state == "stopping" or not self.interactive:
             self.emit(Exit(status))
         elif state != "paused":             # nobody knows when somebody comes
-            self.server_up = False
+            self.server_up, self.server_at = False, 0.0
             self.emit(StopServer(self.session_to_abort))
 
     def summary(self) -> list[str]:
@@ -1561,7 +1561,7 @@ class Loop:
                 self.finish(it.outcome, it.problem)
             elif it.step == "rereading":
                 self.on_measured(Measured(it.session))
-        if self.now >= self.server_at:
+        if 0 < self.server_at <= self.now:      # finish may have ended the run, or started it
             self.start_server()
 
     # ── people

@@ -1897,6 +1897,26 @@ def test_time_at_a_limit_does_not_count_against_it() -> None:
     assert story.state == "running"
 
 
+def test_time_after_an_error_does_not_count_either() -> None:
+    story = Story("- [ ] a\n" * 9, max_time=100)
+    story.tell(ServerDied(1, "it died", (), True))
+    story.let_pass(8 * 3600, 9)
+    story.press("r")
+    assert story.state == "running" and story.loop.elapsed < 10
+
+
+def test_an_error_at_a_limit_leaves_nothing_of_the_limit_behind() -> None:
+    story = Story(stuck=1)
+    story.ends()
+    assert story.state == "paused" and story.loop.limit
+    story.tell(ServerDied(1, "it died", (), True))
+    assert story.state == "error"
+    story.press("r")
+    assert story.state == "running"
+    story.press("q", "q")
+    assert story.exits == [130] and "end: a person quit" in story.text
+
+
 def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
     story = Story("- [ ] a\n- [ ] b\n", check="make test")
     story.check = 2
