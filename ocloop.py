@@ -142,10 +142,8 @@ class Plan:
         self.marks = [task[:3] for task in tasks]       # what an iteration can change
 
     def __str__(self) -> str:
-        return f"{self.done} of {self.automatable} tasks done ({self.percent} %), {self.blocked} blocked, {self.manual} manual"
-
-    def of(self, state: str) -> list[Task]:
-        return [task for task in self.tasks if task.state == state]
+        return (f"{self.done} of {self.automatable} tasks done ({self.percent} %), {self.blocked} blocked, "
+                f"{self.manual} manual")
 
 
 _LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
@@ -911,7 +909,7 @@ class Loop:
         return ""
 
     def begin(self) -> None:
-        """Work from here on: with fresh files, `move_on` follows. A limit that was reached is raised by as much again."""
+        """Work from here on, with fresh files (`move_on` follows); a limit that was reached is raised by as much."""
         if self.limit in self.limits:
             self.limits[self.limit] += getattr(self.options, self.limit)
         elif self.limit:
@@ -1243,7 +1241,7 @@ class Loop:
         lines.append(f"{plan}; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
                      f"{duration(self.elapsed)}; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
         for state in ("blocked", "manual"):
-            for task in plan.of(state)[:20]:
+            for task in [task for task in plan.tasks if task.state == state][:20]:
                 lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
         return lines
 
@@ -1317,7 +1315,7 @@ class Loop:
             self.on_spin(f"compaction {self.entries}", "compactions without an answer")
 
     def on_status(self, kind: str, status: dict[str, Any]) -> None:
-        """It is idle, busy, or tries again by itself: only what OpenCode parks for too long is taken out of its hands."""
+        """Idle, busy, or trying again by itself: only what OpenCode parks for too long is taken out of its hands."""
         it, last = self.it, self.it.retry
         it.idle_seen = kind == "idle"
         if it.idle_seen:
@@ -1584,7 +1582,8 @@ class Loop:
             self.quit("a person quit")
         elif self.on_ask_key(key):
             return
-        elif (state, key) in (("ready", "s"), ("ready", "space"), ("paused", "space"), ("paused", "r"), ("waiting", "r")):
+        elif (key, state) in (("s", "ready"), ("space", "ready"), ("space", "paused"), ("r", "paused"),
+                              ("r", "waiting")):
             self.begin()
         elif key == "s":
             self.wanted = True
