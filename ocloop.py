@@ -1215,7 +1215,7 @@ class Loop:
 
     def end(self, state: str, status: int, reason: str) -> None:
         """Tell everybody why it ends (or rests) here; without anybody to press a key, leave."""
-        self.status, self.ended = status, self.now
+        self.status, self.ended = status, self.ended or self.now
         self.enter(state, reason)
         event, plan = {"complete": "complete", "error": "failed"}.get(state, "stopped"), self.plan
         self.note("end", reason, {0: "good", 1: "bad"}.get(status, "warn"), data={
@@ -1247,6 +1247,7 @@ class Loop:
 
     def pause(self, reason: str) -> None:
         self.enter("paused", reason)
+        self.ended = self.now
         if not self.interactive:
             self.quit("paused, and the terminal is gone")
 
@@ -1589,8 +1590,10 @@ class Loop:
             self.wanted = True
         elif key == "space" and state == "running":
             self.enter("pausing", "after this iteration")
-        elif key == "space" and state in ("pausing", "waiting"):
-            self.enter("running" if state == "pausing" else "paused")
+        elif key == "space" and state == "pausing":
+            self.enter("running")
+        elif key == "space" and state == "waiting":
+            self.pause("")
         elif key == "r" and state == "error":
             self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
             self.trouble_since, self.session_to_abort = 0.0, ""

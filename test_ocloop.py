@@ -1874,6 +1874,17 @@ def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once() -> 
     assert story.loop.total.cost == pytest.approx(2.1)
 
 
+def test_a_persons_pause_does_not_count_towards_max_time() -> None:
+    story = Story(max_time=600)
+    story.press("space")
+    story.works()
+    assert story.state == "paused"
+    story.let_pass(3600, 5)
+    assert story.loop.elapsed < 10
+    story.press("space")
+    assert story.state == "running" and story.loop.elapsed < 10
+
+
 def test_max_time() -> None:
     story = Story("- [ ] a\n" * 9, max_time=100)
     story.works()
