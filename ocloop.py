@@ -619,6 +619,7 @@ LOOK_CLOSER = 60.0          # a session that is busy but silent for this long ha
 SETTLE = 1.5                # an end that looks odd must look the same for this long before it counts
 SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
 SENDS = 4                   # how often one prompt is sent at most
+FIRST_STARTS = 3            # a server that never ran yet is started so often: its database may be locked by another
 SILENCES = 2                # requests in a row without any answer: the server hangs
 BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
 SPINS = 3                   # unfinished answers in a row: the model spins
@@ -1541,7 +1542,8 @@ class Loop:
     def on_server_died(self, event: ServerDied) -> None:
         if event.generation != self.generation or self.state in ("complete", "error", "stopping"):
             return
-        what_now = self.fail if self.state == "starting" or event.final else self.restart_server
+        never_ran = self.state == "starting" and self.server_failures >= FIRST_STARTS - 1
+        what_now = self.fail if never_ran or event.final else self.restart_server
         what_now("\n  ".join((event.reason, *event.lines)))
 
     def restart_server(self, reason: str) -> None:

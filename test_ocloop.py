@@ -1771,6 +1771,8 @@ def test_a_server_that_does_not_start_is_an_error(final: bool, interactive: bool
     story = Story(start=False, interactive=interactive)
     story.world[StartServer] = lambda c: ServerDied(c.generation, "port 7 is taken", ("a line",), final)
     story.carry_out(story.loop.start())
+    story.let_pass(5)
+    assert len(story.all(StartServer)) == (1 if final else 3)
     assert story.state == "error" and "port 7 is taken" in story.loop.reason and "a line" in story.loop.reason
     assert story.exits == ([] if interactive else [1])
 
@@ -4027,6 +4029,8 @@ def test_a_server_that_keeps_dying(world: World) -> None:
 def test_a_server_that_does_not_start(world: World) -> None:
     """It ends at once, or says nothing; and one that ends later is started again."""
     child = world.fake(start="exit").finish(1)
+    assert len(child.events("exec")) == 3
+    assert world.fake(starts=["exit", "exit", ""]).finish(0).boxes() == "xx", "a database may be locked for a moment"
     assert "ended with exit status 3 while starting" in child.output
     assert "it cannot start, as ordered" in child.output
     child = world.fake(start="silent", patch="ocloop.START_TIMEOUT = 1.0").finish(1)
@@ -4261,7 +4265,7 @@ def test_complete_on_the_screen(world: World) -> None:
 def test_retry_after_an_error(world: World) -> None:
     """R after an error starts again, wherever it came from: server and all."""
     fatal = world.fake("--run", answers=["error:401", "work"], terminal=True, store=str(world.folder / "store"))
-    no_start = world.fake("--run", starts=["exit", ""], terminal=True)
+    no_start = world.fake("--run", starts=["exit", "exit", "exit", ""], terminal=True)
     no_plan = world.fake("--run", answers=["delete"], terminal=True)
     left = world.fake("--run", answers=["error:404"], terminal=True)
     plan = "- [x] Task 1\n\n<plan-complete>By hand</plan-complete>\n"
