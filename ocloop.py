@@ -3117,24 +3117,20 @@ def seconds(text: str) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([dhms]?)", text))
 
 
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number; 0 means off")
-    return int(text)
+def value(kind: Callable[[str], Any], pattern: str, wrong: str) -> Callable[[str], Any]:
+    """A type for argparse: what matches the pattern, as `kind` reads it."""
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {wrong}")
+        return kind(text)
+
+    return read
 
 
-def dollars(text: str) -> float:
-    match = re.fullmatch(r"\$?(\d+(?:\.\d*)?|\.\d+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount: write US dollars such as 20 or 0.50")
-    return float(match.group(1))
-
-
-def model_name(text: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/\S+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no model: write providerID/modelID; `opencode models` lists them")
-    return text
-
+count = value(int, r"\d+", "count: write a whole number; 0 means off")
+dollars = value(lambda text: float(text.lstrip("$")), r"\$?(\d+(\.\d*)?|\.\d+)",
+                "amount: write US dollars such as 20 or 0.50")
+model_name = value(str, r"[^/\s]+/\S+", "model: write providerID/modelID; `opencode models` lists them")
 
 def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
@@ -3142,52 +3138,42 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def add_run_options(run: argparse.ArgumentParser) -> None:
-    """The options of `run`; their defaults stand in Options."""
-    group = run.add_argument_group("what is worked")
-    group.add_argument("--plan", metavar="PATH", help="the plan file (PLAN.md)")
-    group.add_argument("--prompt", metavar="PATH", help="the loop prompt (.loop-prompt.md)")
-    group.add_argument("-m", "--model", type=model_name, metavar="PROVIDER/MODEL",
-                       help="model to use; otherwise the prompt's, otherwise OpenCode's own")
-    group.add_argument("-a", "--agent", help="agent to use; otherwise the prompt's, otherwise OpenCode's own")
-    group.add_argument("-r", "--run", action="store_true", help="start at once, without waiting for S")
-    group.add_argument("-d", "--debug", action="store_true", help="skip the validation of the plan file")
-    group.add_argument("--dry-run", action="store_true", help="check everything, show the first prompt, start nothing")
-
-    group = run.add_argument_group("when it stops")
-    group.add_argument("--max-iterations", type=count, metavar="N", help="after N iterations")
-    group.add_argument("--max-cost", type=dollars, metavar="USD", help="when this much was spent")
-    group.add_argument("--max-time", type=seconds, metavar="DURATION", help="when this much time has passed")
-    group.add_argument("--stuck", type=count, metavar="N",
-                       help="after N iterations in a row that change no task, or whose check fails (5)")
-    group.add_argument("--retries", type=count, metavar="N",
-                       help="after N failed iterations in a row (5; 0: never)")
-    group.add_argument("--iteration-timeout", type=seconds, metavar="DURATION",
-                       help="abort an iteration that takes longer, and try again (off)")
-    group.add_argument("--stall-timeout", type=seconds, metavar="DURATION",
-                       help="abort an iteration in which nothing happens for so long, and try again (15m)")
-
-    group = run.add_argument_group("when nobody is there")
-    group.add_argument("--auto", action="store_true", help="approve what is asked, except what the configuration denies")
-    group.add_argument("--ask-timeout", type=seconds, metavar="DURATION",
-                       help="refuse what nobody answered for so long (5m); without a terminal it is refused at once")
-    group.add_argument("--check", metavar="CMD", help="shell command that must succeed after every iteration")
-    group.add_argument("--check-timeout", type=seconds, metavar="DURATION", help="end the check then (10m)")
-    group.add_argument("--notify", metavar="CMD", help="shell command to run when it ends, stops, or asks")
-    group.add_argument("--log", metavar="PATH", help="append every entry to PATH (JSON lines for .jsonl)")
-
-    group = run.add_argument_group("the screen")
-    group.add_argument("--plain", action="store_true", help="plain lines, and start at once (the default without a terminal)")
-    group.add_argument("--verbose", action="store_true", help="every event of the server in the activity")
-
-    group = run.add_argument_group("the server")
-    group.add_argument("-p", "--port", type=port_number, metavar="PORT",
-                       help="port of the server (4096, or a free one when that is taken)")
-    group.add_argument("--opencode", metavar="CMD", help='how to start OpenCode, e.g. "npx -y opencode-ai"')
-    group.add_argument("--server", metavar="URL", help="use a server that runs already "
-                       "(OPENCODE_SERVER_USERNAME and _PASSWORD from the environment)")
-    group.add_argument("--server-memory", type=count, metavar="MIB",
-                       help="replace the server between iterations when it has grown larger (2048)")
+VALUES = {"N": count, "MIB": count, "USD": dollars, "DURATION": seconds, "PORT": port_number,
+          "PROVIDER/MODEL": model_name}
+# Groups, options and the values they take; the defaults stand in Options.
+RUN_OPTIONS = """\
+what is worked
+--plan PATH                   the plan file (PLAN.md)
+--prompt PATH                 the loop prompt (.loop-prompt.md)
+-m --model PROVIDER/MODEL     model to use; otherwise the prompt's, otherwise OpenCode's own
+-a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
+-r --run                      start at once, without waiting for S
+-d --debug                    skip the validation of the plan file
+--dry-run                     check everything, show the first prompt, start nothing
+when it stops
+--max-iterations N            after N iterations
+--max-cost USD                when this much was spent
+--max-time DURATION           when this much time has passed
+--stuck N                     after N iterations in a row that change no task, or whose check fails (5)
+--retries N                   after N failed iterations in a row (5; 0: never)
+--iteration-timeout DURATION  abort an iteration that takes longer, and try again (off)
+--stall-timeout DURATION      abort an iteration in which nothing happens for so long, and try again (15m)
+when nobody is there
+--auto                        approve what is asked, except what the configuration denies
+--ask-timeout DURATION        refuse what nobody answered for so long (5m); without a terminal it is refused at once
+--check CMD                   shell command that must succeed after every iteration
+--check-timeout DURATION      end the check then (10m)
+--notify CMD                  shell command to run when it ends, stops, or asks
+--log PATH                    append every entry to PATH (JSON lines for .jsonl)
+the screen
+--plain                       plain lines, and start at once (the default without a terminal)
+--verbose                     every event of the server in the activity
+the server
+-p --port PORT                port of the server (4096, or a free one when that is taken)
+--opencode CMD                how to start OpenCode, e.g. "npx -y opencode-ai"
+--server URL                  use a server that runs already (OPENCODE_SERVER_USERNAME and _PASSWORD are its login)
+--server-memory MIB           replace the server between iterations when it has grown larger (2048)
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -3198,7 +3184,15 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="work the plan", formatter_class=raw, epilog=RUN_HELP,
                               description="Work the plan in the current directory until it is complete.")
-    add_run_options(run)
+    for line in RUN_OPTIONS.splitlines():
+        option, _, what = line.partition("  ")
+        *flags, last = option.split()
+        if not what:
+            group = run.add_argument_group(line)
+        elif last.startswith("-"):
+            group.add_argument(*flags, last, action="store_true", help=what.strip())
+        else:
+            group.add_argument(*flags, metavar=last, type=VALUES.get(last, str), help=what.strip())
     bootstrap = commands.add_parser("bootstrap", help="write a starter PLAN.md and .loop-prompt.md")
     bootstrap.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
     bootstrap.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
