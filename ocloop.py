@@ -1699,33 +1699,18 @@ KEYS = (
 )
 
 
-class Glyphs(NamedTuple):
-    """The signs of a UTF-8 terminal, or of one that knows only ASCII."""
-    utf8: bool = True
-
-    @property
-    def bar(self) -> str:
-        return " ▏▎▍▌▋▊▉█" if self.utf8 else " #"
-
-    @property
-    def rule(self) -> str:
-        return "─" if self.utf8 else "-"
-
-    def clean(self, text: str) -> str:
-        """Text that is safe to show: no control character, and ASCII where the terminal knows no more."""
-        text = printable(text)
-        return text if self.utf8 else text.translate(_TO_ASCII).encode("ascii", "replace").decode()
-
-
 def printable(text: str) -> str:
     """The text with a sign in place of each control character: it could rewrite the screen, or what stands on it."""
     return _UNSAFE.sub("\ufffd", text.replace("\t", "    "))
 
 
+def ascii_only(text: str) -> str:
+    """What a terminal that knows no more can show of printable text; as wide as that."""
+    return "".join(char if char.isascii() else "?" * cell_width(char) for char in text.translate(_TO_ASCII))
+
+
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
-_TO_ASCII = str.maketrans({"·": "-", "…": "~", "─": "-", "▸": ">", "↑": "^", "↓": "v", "≈": "~", "–": "-", "—": "-",
-                           "‘": "'", "’": "'", "“": '"', "”": '"', "⟳": "~", "✔": "+", "✖": "!", "◌": ".", "○": "o",
-                           "●": "*", "◐": "~", "‖": "=", "◷": "%"})
+_TO_ASCII = str.maketrans("…─▸↑↓≈–—‘’“”⟳✔✖◌○●◐‖◷·▏▎▍▌▋▊▉█", "~->^v~--''\"\"~+!.o*~=%........#")
 
 
 def cell_width(char: str) -> int:
@@ -1753,27 +1738,17 @@ def clip(text: str, width: int) -> str:
     return text
 
 
-def ellipsis(text: str, width: int, glyphs: Glyphs) -> str:
+def ellipsis(text: str, width: int) -> str:
     """The text, or as much of it as fits with a sign that it goes on; nothing where only scraps would fit."""
     if text_width(text) <= width:
         return text
-    return clip(text, width - 1) + glyphs.clean("…") if width > 8 else ""
-
-
-def clip_row(row: Row, width: int) -> Row:
-    out: Row = []
-    for style, text in row:
-        text = clip(text, width)
-        width -= text_width(text)
-        if text:
-            out.append((style, text))
-    return out
+    return clip(text, width - 1) + "…" if width > 8 else ""
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break text into lines of at most `width` cells, at spaces where there are any."""
+    """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
-    for paragraph in text.split("\n"):
+    for paragraph in map(printable, text.split("\n")):
         while text_width(paragraph) > width:
             head = clip(paragraph, width) or paragraph[:1]
             space = head.rfind(" ") if paragraph[len(head):len(head) + 1] != " " else len(head)
@@ -1791,8 +1766,7 @@ class Picture(NamedTuple):
     reason: str
     iteration: int
     elapsed: int
-    average: int
-    left: int                        # estimated seconds, -1: unknown
+    average: float                   # seconds of an iteration that went well, 0: unknown
     plan: Plan
     task: Task | None
     model: str
@@ -1809,29 +1783,27 @@ class Picture(NamedTuple):
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
-def view(loop: Loop, now: float, last: Picture | None = None) -> Picture:
-    """Take the picture; the journal of the last one is used again when nothing was added."""
+def view(loop: Loop, now: float) -> Picture:
     it, plan = loop.iteration, loop.plan
-    average = loop.busy_time / loop.succeeded if loop.succeeded else 0.0
     size = (loop.setup.models or {}).get(loop.model, 0)
-    live = tuple(Entry(0, 0.0, item.kind, f"{item.text}  {duration(now - item.since)}"
-                       if now - item.since >= 1 and item.kind not in ("text", "think") else item.text,
-                       "dim" if item.kind == "think" else "", item.depth)
-                 for item in it.live.values()) if it else ()
+    live = []
+    for item in it.live.values() if it else ():
+        timed = now - item.since >= 1 and item.kind not in ("text", "think")
+        live.append(Entry(0, 0.0, item.kind, item.text + (f"  {duration(now - item.since)}" if timed else ""),
+                          "dim" if item.kind == "think" else "", item.depth))
     if it and it.retry:
-        live += (Entry(0, 0.0, "retry", f"attempt {it.retry.attempt + 1} in {duration(it.retry.at - now)}: "
-                       f"{it.retry.message}", "warn"),)
+        live.append(Entry(0, 0.0, "retry", f"attempt {it.retry.attempt + 1} in {duration(it.retry.at - now)}: "
+                          f"{it.retry.message}", "warn"))
     reason = loop.reason
     if loop.state == "waiting":
         reason = f"{reason.rstrip('.')}: again in {duration(loop.wait_until - now)}"
     return Picture(
         state=loop.state, state_seconds=int(now - loop.state_since), reason=reason, iteration=loop.iterations,
-        elapsed=int(loop.elapsed), average=int(average), left=int(average * plan.pending) if loop.succeeded else -1,
-        plan=plan, task=it.task if it and it.task else plan.current, model=loop.model or loop.setup.model,
-        agent=loop.agent, spend=loop.total, context=min(100, 100 * loop.context // size) if size else -1, live=live,
+        elapsed=int(loop.elapsed), average=loop.busy_time / max(1, loop.succeeded), plan=plan,
+        task=it.task if it and it.task else plan.current, model=loop.model or loop.setup.model, agent=loop.agent,
+        spend=loop.total, context=min(100, 100 * loop.context // size) if size else -1, live=tuple(live),
         ask=ask_panel(loop, now), keys=hints(loop), confirming_quit=loop.confirming_quit, help=loop.help,
-        bells=loop.bells, newest=loop.entries,
-        journal=last.journal if last and last.newest == loop.entries else tuple(loop.journal))
+        bells=loop.bells, newest=loop.entries, journal=tuple(loop.journal))
 
 
 def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
@@ -1846,22 +1818,21 @@ def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
     question = ask.questions[len(ask.answers)] if ask.questions else {}
     options = [as_dict(option) for option in as_list(question.get("options"))]
     return (f"It asks{left}{more}", str(question.get("question") or ""),
-            *((f"{n} {option.get('label')}"
-              f"{' - ' + str(option['description']) if option.get('description') else ''}")
+            *(f"{n} {option.get('label')}" + (f" - {option['description']}" if option.get("description") else "")
               for n, option in enumerate(options[:9], 1)), "N none of these")
 
 
 def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     """The keys that do something now."""
     state, out = loop.state, []
+    if state == "stopping":
+        return ()
     if state == "ready" or (state == "starting" and not loop.wanted):
         out.append(("S", "start"))
     if state in ("running", "pausing", "paused", "waiting"):
         out.append(("Space", "pause" if state in ("running", "waiting") else "go on"))
-    if state == "error" or state == "waiting" or loop.limit:
+    if state in ("error", "waiting") or loop.limit:
         out.append(("R", "raise the limit" if loop.limit in loop.limits else "retry"))
-    if state == "stopping":
-        return ()
     if loop.iteration:
         out += [("X", "abort"), ("T", "session")]
     return (*out, ("?", "help"), ("Q", "quit"))
@@ -1876,65 +1847,64 @@ class Scroll:
         self.moved = 0               # rows to move, not yet carried out: the layout knows the heights
 
 
-def layout(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll | None = None) -> list[Row]:
+def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None) -> list[Row]:
     """Rows for a screen of that size. Dropped first when it gets small: activity, keys, second line."""
     if width <= 0 or height <= 0:
         return []
-    head = header(picture, width, glyphs)
-    panel = asked(picture, width, glyphs) if picture.ask and not picture.confirming_quit else []
-    foot = [footer(picture, width)]
-    rule: Row = [("dim", glyphs.rule * width)]
-    if panel:
-        panel = [rule, *panel[:max(3, height - 4)]]
-    order = [head[0]]
-    spare = height - 1 - len(panel)
-    if spare < 0:
-        rows = (panel[1:] or order)[:height]
-        return [clip_row(row, width) for row in rows]
-    keep = min(len(head) - 1, spare)
-    order += head[1:1 + keep]
-    spare -= keep
-    use_foot = spare > 0 and not panel
-    spare -= use_foot
+    rule: Row = [("dim", "─" * width)]
+    panel = [rule, *asked(picture, width)[:max(3, height - 4)]] if picture.ask and not picture.confirming_quit else []
+    top, bottom = header(picture, width)[:max(0, height - len(panel))], panel or [footer(picture, width)]
+    spare = height - len(top) - len(bottom)
+    if not top:
+        bottom = panel[1:]
     if spare >= 3:                                      # room for a rule and some activity
-        order.append(rule)
+        top.append(rule)
         spare -= 1
-        if use_foot and spare >= 4:
-            foot.insert(0, rule)
+        if not panel and spare >= 4:
+            bottom.insert(0, rule)
             spare -= 1
-    order += help_rows(width, spare, glyphs) if picture.help else activity(picture, width, spare, glyphs, scroll)
-    order += panel + (foot if use_foot else [])
-    return [clip_row(row, width) for row in order[:height]]
+    middle = help_rows(width, spare) if picture.help else activity(picture, width, spare, scroll)
+    return [fit(row, width, utf8) for row in (top + middle + bottom)[:height]]
 
 
-def header(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
+def fit(row: Row, width: int, utf8: bool) -> Row:
+    """As much of the row as fits into `width` cells, in characters that the terminal knows."""
+    out: Row = []
+    for style, text in row:
+        text = clip(text, width)
+        width -= text_width(text)
+        if text:
+            out.append((style, text if utf8 else ascii_only(text)))
+    return out
+
+
+def header(picture: Picture, width: int) -> list[Row]:
     """State, progress, task, model: four rows, the first ones matter most."""
     sign, style, _meaning = STATES[picture.state]
-    word = f"{glyphs.clean(sign)} {picture.state}"
+    word = f"{sign} {picture.state}"
     if picture.ask:
         word, style = ("? asked" if width < 40 else "? waits for you"), "warn"
     state: Row = [(style + " bold", f" {word}"), ("dim", f" {duration(picture.state_seconds):<6}")]
     room = width - sum(text_width(text) for _, text in state) - 1
-    average, left = duration(picture.average), duration(picture.left)
-    coming = picture.left >= 0 and picture.state != "complete"
+    average = duration(picture.average) if picture.average >= 1 else ""
+    left = f"  ≈{duration(picture.average * picture.plan.pending)}" if average and picture.state != "complete" else ""
     facts = f"iteration {picture.iteration}  {duration(picture.elapsed)} elapsed"
-    facts += (f"  {average} each" if picture.average else "") + (f"  ≈{left} left" if coming else "")
+    facts += (f"  {average} each" if average else "") + (left and f"{left} left")
     if text_width(facts) > room:
-        facts = f"#{picture.iteration}  {duration(picture.elapsed)}" + (f"  ≈{left}" if coming else "")
-    state.append(("", glyphs.clean(facts if picture.iteration else "").rjust(room)))
+        facts = f"#{picture.iteration}  {duration(picture.elapsed)}{left}"
+    state.append(("", (facts if picture.iteration else "").rjust(room)))
     if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
-        third: Row = [(style, ellipsis(glyphs.clean(" " + " ".join(picture.reason.split())), width, glyphs))]
+        third: Row = [(style, ellipsis(printable(" " + " ".join(picture.reason.split())), width))]
     elif picture.task:
-        phase = "  " + picture.task.phase if picture.task.phase else ""
-        task = ellipsis(glyphs.clean(picture.task.text), width - 4, glyphs)
-        third = [("accent", glyphs.clean(" ▸ ")), ("bold", task),
-                 ("dim", ellipsis(glyphs.clean(phase), width - 4 - text_width(task), glyphs))]
+        task = ellipsis(printable(picture.task.text), width - 4)
+        phase = printable("  " + picture.task.phase if picture.task.phase else "")
+        third = [("accent", " ▸ "), ("bold", task), ("dim", ellipsis(phase, width - 4 - text_width(task)))]
     else:
         third = [("dim", " no pending task")]
-    return [state, progress(picture.plan, width, glyphs), third, spending(picture, width, glyphs)]
+    return [state, progress(picture.plan, width), third, spending(picture, width)]
 
 
-def progress(plan: Plan, width: int, glyphs: Glyphs) -> Row:
+def progress(plan: Plan, width: int) -> Row:
     counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
     rest = ""
     if width >= 50:
@@ -1943,15 +1913,12 @@ def progress(plan: Plan, width: int, glyphs: Glyphs) -> Row:
     size = min(width - len(counts) - len(rest) - 2, 60)
     if size < 4:
         return [("bold", counts)]
-    steps = len(glyphs.bar) - 1
-    filled = size * steps * plan.done // plan.automatable if plan.automatable else size * steps
-    bar = glyphs.bar[-1] * (filled // steps)
-    bar += glyphs.bar[filled % steps] if filled % steps else ""
-    empty = ("·" if glyphs.utf8 else ".") * (size - len(bar))
-    return [("", " "), ("bar", bar), ("dim", empty), ("bold", counts), ("warn", rest)]
+    full, eighths = divmod(size * 8 * plan.done // plan.automatable if plan.automatable else size * 8, 8)
+    bar = "█" * full + " ▏▎▍▌▋▊▉"[eighths] * (eighths > 0)
+    return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), ("warn", rest)]
 
 
-def spending(picture: Picture, width: int, glyphs: Glyphs) -> Row:
+def spending(picture: Picture, width: int) -> Row:
     spend = picture.spend
     tokens = f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} ⟳{short_number(spend.cached):>4}"
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
@@ -1959,20 +1926,18 @@ def spending(picture: Picture, width: int, glyphs: Glyphs) -> Row:
     right = tokens + context + cost
     if text_width(right) + 14 > width:
         right = tokens + cost if text_width(tokens + cost) < width else cost.strip()
-    model = picture.model or "OpenCode's default model"
-    name = model + (f" · {picture.agent}" if picture.agent else "")
+    model = printable(picture.model or "OpenCode's default model")
+    name = model + printable(f" · {picture.agent}" if picture.agent else "")
     room = width - text_width(right) - 3
-    if text_width(name) > room:
-        name = model.rpartition("/")[2]
-    name = clip(name, room)
-    return [("accent", glyphs.clean(" " + name + " " * max(1, room - text_width(name) + 1))), ("", glyphs.clean(right))]
+    name = clip(name if text_width(name) <= room else model.rpartition("/")[2], room)
+    return [("accent", " " + name + " " * max(1, room - text_width(name) + 1)), ("", right)]
 
 
-def asked(picture: Picture, width: int, glyphs: Glyphs) -> list[Row]:
-    rows: list[Row] = [[("warn bold", glyphs.clean(" ? " + picture.ask[0]))]]
+def asked(picture: Picture, width: int) -> list[Row]:
+    rows: list[Row] = [[("warn bold", " ? " + printable(picture.ask[0]))]]
     for line in picture.ask[1:-1]:
-        rows += [[("", "   " + part)] for part in wrap(glyphs.clean(" ".join(line.split())), max(1, width - 4))[:4]]
-    rows.append([("accent", "   " + glyphs.clean(picture.ask[-1]))])
+        rows += [[("", "   " + part)] for part in wrap(" ".join(line.split()), max(1, width - 4))[:4]]
+    rows.append([("accent", "   " + printable(picture.ask[-1]))])
     return rows
 
 
@@ -1985,73 +1950,56 @@ def footer(picture: Picture, width: int) -> Row:
     return [span for key, label in keys for span in (("accent bold", " " + key), ("dim", f" {label} "))]
 
 
-def help_rows(width: int, height: int, glyphs: Glyphs) -> list[Row]:
-    rows: list[Row] = [[("accent bold", glyphs.clean(f" {key:<22}")), ("", " " + text)] for key, text in KEYS]
-    cells: list[Row] = [[(style, f" {glyphs.clean(sign)} {state:<9}"), ("", f"{meaning:<24}")]
+def help_rows(width: int, height: int) -> list[Row]:
+    rows: list[Row] = [[("accent bold", f" {key:<22}"), ("", " " + text)] for key, text in KEYS]
+    cells: list[Row] = [[(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
                         for state, (sign, style, meaning) in STATES.items()]
     columns = 2 if width >= 72 else 1
     rows += [[], *([span for cell in cells[n:n + columns] for span in cell] for n in range(0, len(cells), columns))]
-    rows.append([("dim", glyphs.clean(" ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache"))])
+    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
     return (rows + [[] for _ in range(height)])[:max(height, 0)]
 
 
-def entry_rows(entry: Entry, width: int, glyphs: Glyphs) -> list[Row]:
+def entry_rows(entry: Entry, width: int) -> list[Row]:
     """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
-    stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
-    left = f" {stamp:<8} " if width >= 60 else f" {stamp[:5]:<5} " if width >= 30 else " "
-    cells = 8 if width >= 60 else 6 if width >= 30 else 0
-    kind = f"{glyphs.clean(entry.kind)[:cells]:<{cells}} " if cells else ""
     if entry.kind == "iter":
-        text = clip(glyphs.clean(f"{glyphs.rule * 2} {entry.text} "), width)
-        return [[("dim", text + glyphs.rule * (width - text_width(text)))]]
+        text = clip(f"── {printable(entry.text)} ", width)
+        return [[("dim", text + "─" * (width - text_width(text)))]]
+    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
+    stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
+    left = f" {stamp[:clock]:<{clock}} " if clock else " "
+    kind = f"{printable(entry.kind)[:cells]:<{cells}} " if cells else ""
     indent = "  " * min(entry.depth, 4)
-    room = max(1, width - len(left) - len(kind) - len(indent) - 1)
-    styles = {"head": "accent bold", "good": "good", "bad": "bad", "warn": "warn", "dim": "dim"}
-    style = styles.get(entry.tone, "")
+    style = "accent bold" if entry.tone == "head" else entry.tone
     sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") if entry.kind not in ("think", "text") else ""
-    text = "\n".join(glyphs.clean(line) for line in (sign + entry.text).split("\n"))
     rows: list[Row] = []
-    for line in wrap(text, room):
-        first = not rows
-        rows.append([("dim", left if first else " " * len(left)),
-                     ("dim" if not entry.tone else style, kind if first else " " * len(kind)), (style, indent + line)])
+    for line in wrap(sign + entry.text, max(1, width - len(left) - len(kind) - len(indent) - 1)):
+        rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
+        left, kind = " " * len(left), " " * len(kind)
     return rows
 
 
-def activity(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll | None) -> list[Row]:
+def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
     """The part of the journal that is looked at, oldest row first; what runs now follows it at the tail."""
     if height <= 0:
         return []
-    if scroll and (scroll.entry or scroll.moved):
-        return scrolled(picture, width, height, glyphs, scroll)
-    rows: list[Row] = []
-    for entry in reversed(picture.live[-3:]):
-        live = entry_rows(entry, width, glyphs)[-3:]
-        rows = [[(style or "accent", text) for style, text in row] for row in live] + rows
+    scroll = scroll if scroll and (scroll.entry or scroll.moved) else None
+    found: list[tuple[tuple[int, int], Row]] = []       # newest first, each with its entry and its number in it
     for entry in reversed(picture.journal):
-        if len(rows) >= height:
+        if len(found) >= height and not scroll:         # who scrolls is looking: then it may cost something
             break
-        rows = entry_rows(entry, width, glyphs) + rows
+        found += reversed([((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))])
+    if scroll:
+        below = sum(place > (scroll.entry, scroll.row) for place, _ in found) if scroll.entry else 0
+        below = max(0, min(below - scroll.moved, len(found) - max(1, height - 1)))
+        (scroll.entry, scroll.row), scroll.moved = found[below][0] if below else (0, 0), 0
+        if below:
+            return [*(row for _, row in reversed(found[below:below + height - 1])),
+                    [("warn", f" ↓ {below} more lines below (End)")]]
+    rows = [row for _, row in reversed(found)]
+    for entry in picture.live[-3:]:
+        rows += [[(style or "accent", text) for style, text in row] for row in entry_rows(entry, width)[-3:]]
     return rows[-height:] + [[] for _ in range(height - len(rows))]
-
-
-def scrolled(picture: Picture, width: int, height: int, glyphs: Glyphs, scroll: Scroll) -> list[Row]:
-    """Everything is wrapped anew: a person is looking, so it may cost something."""
-    rows: list[tuple[tuple[int, int], Row]] = []
-    for entry in picture.journal:
-        rows += [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width, glyphs))]
-    place = (scroll.entry, scroll.row) if scroll.entry else (rows[-1][0] if rows else (0, 0))
-    last = max((n for n, (key, _) in enumerate(rows) if key <= place), default=0)
-    last = max(min(last + scroll.moved, len(rows) - 1), min(height - 1, len(rows)) - 1)
-    scroll.moved = 0
-    if last >= len(rows) - 1:
-        scroll.entry = scroll.row = 0
-        return activity(picture, width, height, glyphs, scroll)
-    scroll.entry, scroll.row = rows[last][0]
-    below = len(rows) - 1 - last
-    shown = [row for _, row in rows[max(0, last - height + 2):last + 1]]
-    shown.append([("warn", glyphs.clean(f" ↓ {below} more lines below (End)"))])
-    return [[] for _ in range(height - len(shown))] + shown[-height:]
 
 
 # ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
@@ -2699,15 +2647,14 @@ class LineScreen:
         self.thread.join(5)
 
     def _run(self) -> None:
-        glyphs = Glyphs(self.utf8)
         for entry in iter(self.queue.get, None):
-            lines = [glyphs.clean(line) for line in entry.text.split("\n")]
             colour = self.colours.get(entry.tone, "")
             start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
             stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-            text = ("\n" + " " * 18).join(lines)
+            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
+            line = f"{stamp} {start}{printable(entry.kind)[:8]:<8} {'  ' * entry.depth}{text}{end}"
             with suppress(OSError, ValueError):     # nobody may be reading any more
-                print(f"{stamp} {start}{glyphs.clean(entry.kind)[:8]:<8} {'  ' * entry.depth}{text}{end}", flush=True)
+                print(line if self.utf8 else ascii_only(line), flush=True)
 
 
 class CursesScreen:
@@ -2717,7 +2664,7 @@ class CursesScreen:
     def __init__(self, post: Callable[[Event], None], colour: bool, utf8: bool) -> None:
         self.post = post
         self.colour = colour
-        self.glyphs = Glyphs(utf8)
+        self.utf8 = utf8
         self.scroll = Scroll()
         self.title = ""
         self.child: Any = None      # the program that has, or had, the terminal
@@ -2812,7 +2759,7 @@ class CursesScreen:
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
         window.erase()
-        for y, row in enumerate(layout(picture, width, height, self.glyphs, self.scroll)):
+        for y, row in enumerate(layout(picture, width, height, self.utf8, self.scroll)):
             x = 0
             for style, text in row:
                 attributes = 0
@@ -3364,7 +3311,7 @@ class Run:
 
     def _show(self) -> None:
         loop, last = self.loop, self.picture
-        picture = view(loop, loop.now, last)
+        picture = view(loop, loop.now)
         if last is None or picture[:-1] != last[:-1]:
             self.picture = picture
             self.screen.show(picture, loop.newest(picture.newest - (last.newest if last else 0)))

@@ -126,7 +126,7 @@ def main() -> None:
     story.begin()
     story.part("text", 3, type="text", text="I write it into the answers, next to the others, and check it", time={})
     picture = ocloop.view(story.loop, story.now)
-    rows = ocloop.layout(picture, WIDTH, HEIGHT, ocloop.Glyphs())
+    rows = ocloop.layout(picture, WIDTH, HEIGHT)
     target = HERE / "screen.svg"
     target.write_text(draw(rows), encoding="utf-8")
     print(f"wrote {target}")
