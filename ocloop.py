@@ -2017,13 +2017,9 @@ class EventStream:
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        if self._after_cr and chunk[:1] == b"\n":
-            chunk = chunk[1:]
-            self._after_cr = False
         if chunk:
-            self._after_cr = chunk.endswith(b"\r")
-        if b"\r" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            after_cr, self._after_cr = self._after_cr, chunk.endswith(b"\r")
+            chunk = chunk[after_cr and chunk.startswith(b"\n"):].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n" not in chunk:
             self._rest.append(chunk)
             return []
@@ -2031,12 +2027,12 @@ class EventStream:
         self._rest = [lines.pop()]
         if not self._begun:
             self._begun = True
-            lines[0] = lines[0][3:] if lines[0].startswith(b"\xef\xbb\xbf") else lines[0]
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         events: list[bytes] = []
         for line in lines:
             name, _, value = line.partition(b":")
             if name == b"data":
-                self._data.append(value[1:] if value.startswith(b" ") else value)
+                self._data.append(value.removeprefix(b" "))
             elif not line and self._data:
                 events.append(b"\n".join(self._data))
                 self._data.clear()
@@ -2158,20 +2154,20 @@ class Client:
 class Server:
     """The `opencode serve` process and everything it starts, or somebody else's server (`--server`)."""
 
-    def __init__(self, options: Options, environment: dict[str, str], post: Callable[[Event], None]) -> None:
+    def __init__(self, options: Options, post: Callable[[Event], None]) -> None:
         self.options = options
-        self.environment = environment
         self.post = post
+        self.environment = dict(os.environ)     # a copy: the screen changes ours
         self.token = os.urandom(12).hex()       # what we start carries it, so that it can be found again
         self.username, self.password = "opencode", os.urandom(24).hex()
         if options.server:
-            self.username = environment.get("OPENCODE_SERVER_USERNAME") or self.username
-            self.password = environment.get("OPENCODE_SERVER_PASSWORD", "")
+            self.username = self.environment.get("OPENCODE_SERVER_USERNAME") or self.username
+            self.password = self.environment.get("OPENCODE_SERVER_PASSWORD", "")
         self.client: Client | None = None
         self.process: Any = None
         self.guard: Any = None
         self.lines: collections.deque[str] = collections.deque(maxlen=12)
-        self.turn = threading.Lock()            # one starts or stops it at a time, until it is closed
+        self.turn = threading.RLock()           # one starts or stops it at a time, until it is closed
         self.lock = threading.Lock()
         self.closing = False
         self.measure_at = 0.0
@@ -2179,27 +2175,23 @@ class Server:
     def start(self, generation: int) -> None:
         """Start it (after stopping what still runs) and post ServerReady or ServerDied."""
         with self.turn:
-            self._end()
-            self._start(generation)
-
-    def _start(self, generation: int) -> None:
-        self.measure_at = 0.0
-        try:
-            url = self.options.server or self._launch()
-            client = Client(url, self.username, self.password, self.options.directory)
-            version = self._wait_healthy(client) if self.options.server else ""
-            with suppress(RequestError):
-                version = version or str(as_dict(client.request("GET", "/global/health")).get("version") or "")
-        except Problem as problem:
-            self._end()
-            self.post(ServerDied(generation, str(problem), tuple(self.lines), final=problem.status == 2))
-            return
-        self.client = client
-        self.post(ServerReady(generation, url, version))
-        threading.Thread(target=read_events, args=(client, self.post, lambda: self.client is client,
-                                                   self.options.interactive), daemon=True).start()
-        if not self.options.server:
-            threading.Thread(target=self._watch, args=(self.process, generation), daemon=True).start()
+            self.stop()
+            self.measure_at = 0.0
+            try:
+                url = self.options.server or self._launch()
+                client = Client(url, self.username, self.password, self.options.directory)
+                version = self._wait_healthy(client) if self.options.server else ""
+                with suppress(RequestError):
+                    version = version or str(as_dict(client.request("GET", "/global/health")).get("version") or "")
+            except Problem as problem:
+                self.stop()
+                return self.post(ServerDied(generation, str(problem), tuple(self.lines), final=problem.status == 2))
+            self.client = client
+            self.post(ServerReady(generation, url, version))
+            threading.Thread(target=read_events, args=(client, self.post, lambda: self.client is client,
+                                                       self.options.interactive), daemon=True).start()
+            if not self.options.server:
+                threading.Thread(target=self._watch, args=(self.process, generation), daemon=True).start()
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -2281,35 +2273,28 @@ class Server:
             self.guard.stdin.flush()
 
     def stop(self, session: str = "") -> None:
-        """Abort the session, and stop what we started."""
+        """Abort the session, and stop what we started: tools first, then the group, then what left the group."""
         with self.turn:
-            self._end(session)
-
-    def _end(self, session: str = "") -> None:
-        """Tools first, then the group, then what left the group."""
-        with self.lock:
-            process, client = self.process, self.client
-            self.process = self.client = None
-        answers = client is not None
-        late = threading.Timer(4.0, end_group, (process, 0.0, self.token))      # for answers that trickle without end
-        late.daemon = True
-        if process:
-            late.start()
-        for pause in (0.0, 1.6) if self.options.server else (0.0,):     # what is not ours goes on if it begins late
-            if client and session and answers:
-                time.sleep(pause)
-                try:
-                    client.request("POST", f"/session/{session}/abort", {}, timeout=1.5)
-                except RequestError as error:
-                    answers = error.status != 0
-        if process is None:
-            return
-        if client and answers:
-            with suppress(RequestError):
-                client.request("POST", "/global/dispose", {}, timeout=1.5)
-        late.cancel()
-        end_group(process, 1.0, self.token)
-        self._tell_guard("0")
+            with self.lock:
+                process, client = self.process, self.client
+                self.process = self.client = None
+            late = threading.Timer(4.0, end_group, (process, 0.0, self.token))      # for answers that trickle without end
+            late.daemon = True
+            if process:
+                late.start()
+            abort = f"/session/{session}/abort"         # what is not ours goes on if it begins late: twice
+            last = (1.6, abort) if self.options.server else (0.0, "/global/dispose")
+            for pause, path in ((0.0, abort), last):
+                if client and (session or path != abort):
+                    time.sleep(pause)
+                    try:
+                        client.request("POST", path, {}, timeout=1.5)
+                    except RequestError as error:
+                        client = client if error.status else None
+            late.cancel()
+            if process:
+                end_group(process, 1.0, self.token)
+                self._tell_guard("0")
 
     def close(self, session: str = "") -> None:
         """Stop for good."""
@@ -2318,8 +2303,7 @@ class Server:
             starting = self.process if self.client is None else None
         if starting:
             end_group(starting, 0.5, self.token)    # so that whoever has the turn is done with it soon
-        with self.turn:
-            self._end(session)
+        self.stop(session)
         if self.guard:
             self._tell_guard("over")
             with suppress(OSError, subprocess.TimeoutExpired):
@@ -2341,13 +2325,11 @@ class Server:
 
 
 def port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
+    with suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            return True
-        except OSError:
-            return False
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def running_pids() -> list[int]:
@@ -2405,13 +2387,12 @@ def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: 
                     alive = True
                     post(Streamed())
                 continue
-            try:
-                event = json.loads(data.decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
+            event: dict[str, Any] = {}
+            with suppress(ValueError, RecursionError):
+                event = as_dict(json.loads(data.decode("utf-8", "replace")))
+            p = event.get("properties")
+            if not isinstance(p, dict):
                 continue
-            if not isinstance(event, dict) or not isinstance(event.get("properties"), dict):
-                continue
-            p = event["properties"]
             if event.get("type") == "message.part.delta":
                 budget -= 1
                 post(Streamed(str(p.get("sessionID") or ""), str(p.get("partID") or ""), str(p.get("delta") or "")))
@@ -2423,12 +2404,10 @@ class Worker:
     """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
     THREADS = 5         # a check that takes an hour, a request that hangs, and some for what else is to be done
 
-    def __init__(self, options: Options, server: Server, environment: dict[str, str],
-                 post: Callable[[Event], None]) -> None:
-        self.options = options
+    def __init__(self, server: Server) -> None:
         self.server = server
-        self.environment = environment
-        self.post = post
+        self.options = server.options
+        self.post = server.post
         self.mark = server.token + ".check"     # what the check starts carries it
         self.check: Any = None
         self.check_stopped = False
@@ -2460,12 +2439,6 @@ class Worker:
         if client is None:
             raise RequestError(0, "the server is not running")
         return client
-
-    def start_server(self, command: StartServer) -> None:
-        self.server.start(command.generation)
-
-    def stop_server(self, command: StopServer) -> None:
-        self.server.stop(command.session)
 
     def check_setup(self, command: CheckSetup) -> SetupChecked:
         client = self.client
@@ -2512,31 +2485,26 @@ class Worker:
         statuses = client.ask("/session/status")
         detail = as_dict(as_dict(statuses).get(command.session))
         status = "unknown" if statuses is None else str(detail.get("type") or "idle")
-        busy, messages = status in ("busy", "retry"), None
-        if command.messages or not busy:
-            found = client.ask(path + "/message?limit=20")
-            messages = [digest(as_dict(message)) for message in found] if isinstance(found, list) else None
-        if not busy:
-            return Polled(command.session, status, detail, messages)
-        return Polled(command.session, status, detail, messages,
-                      [str(as_dict(child).get("id")) for child in as_list(client.ask(path + "/children"))],
-                      [as_dict(asked) for asked in as_list(client.ask("/permission"))],
-                      [as_dict(asked) for asked in as_list(client.ask("/question"))])
+        busy = status in ("busy", "retry")
+        found = client.ask(path + "/message?limit=20") if command.messages or not busy else None
+        messages = [digest(as_dict(message)) for message in found] if isinstance(found, list) else None
+        children, permissions, questions = (
+            [as_dict(one) for one in as_list(client.ask(route))] if busy else []
+            for route in (path + "/children", "/permission", "/question"))
+        return Polled(command.session, status, detail, messages, [str(child.get("id")) for child in children],
+                      permissions, questions)
 
     def abort_session(self, command: AbortSession) -> SessionAborted:
         self.client.request("POST", f"/session/{command.session}/abort", {})
         return SessionAborted(command.session)
 
-    def measure(self, command: Measure) -> Measured:
-        return Measured(command.session, self._cost(command.session), self.server.memory())
-
-    def _cost(self, session: str) -> float | None:
+    def cost(self, session: str) -> float | None:
         """USD of a session and the subagents' below it."""
         found = self.client.ask(f"/session/{session}")
         if found is None or "cost" not in as_dict(found):
             return None
         children = as_list(self.client.ask(f"/session/{session}/children"))
-        return as_float(found["cost"]) + sum(self._cost(str(as_dict(child).get("id"))) or 0.0 for child in children)
+        return as_float(found["cost"]) + sum(self.cost(str(as_dict(child).get("id"))) or 0.0 for child in children)
 
     def reply(self, command: Reply) -> None:
         client = self.client
@@ -2556,7 +2524,7 @@ class Worker:
     def environment_for(self, facts: dict[str, str], **more: str) -> dict[str, Any]:
         """The environment with facts from plan and model in it, which may be longer and stranger than one can hold."""
         safe = {name: value.replace("\0", "").encode("utf-8", "replace")[:4000] for name, value in facts.items()}
-        return {**self.environment, **more, **safe}
+        return {**self.server.environment, **more, **safe}
 
     def run_check(self, command: RunCheck) -> CheckFinished:
         self.check_stopped = False
@@ -2615,9 +2583,11 @@ class Worker:
 
 
 CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
-    StartServer: Worker.start_server, StopServer: Worker.stop_server, CheckSetup: Worker.check_setup,
-    ReadFiles: Worker.read_files, CreateSession: Worker.create_session, SendPrompt: Worker.send_prompt,
-    Poll: Worker.poll, AbortSession: Worker.abort_session, Measure: Worker.measure, Reply: Worker.reply,
+    StartServer: lambda worker, command: worker.server.start(command.generation),
+    StopServer: lambda worker, command: worker.server.stop(command.session),
+    Measure: lambda worker, command: Measured(command.session, worker.cost(command.session), worker.server.memory()),
+    CheckSetup: Worker.check_setup, ReadFiles: Worker.read_files, CreateSession: Worker.create_session,
+    SendPrompt: Worker.send_prompt, Poll: Worker.poll, AbortSession: Worker.abort_session, Reply: Worker.reply,
     RunCheck: Worker.run_check, StopCheck: Worker.stop_check,
 }
 
@@ -3230,9 +3200,8 @@ class Run:
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
-        environment = dict(os.environ)
-        self.server = Server(options, environment, post)
-        self.worker = Worker(options, self.server, environment, post)
+        self.server = Server(options, post)
+        self.worker = Worker(self.server)
         self.log = Log(options.log, post)
         self.loop = Loop(options, time.time(), os.urandom(4).hex())
         self.screen: Any = None
