@@ -2684,27 +2684,24 @@ class CursesScreen:
             with suppress(curses.error):
                 curses.start_color()
                 curses.use_default_colors()
-                for number, (name, colour) in enumerate((
-                        ("good", curses.COLOR_GREEN), ("bad", curses.COLOR_RED), ("warn", curses.COLOR_YELLOW),
-                        ("accent", curses.COLOR_CYAN), ("bar", curses.COLOR_GREEN)), 1):
-                    curses.init_pair(number, colour, -1)
-                    self.styles[name] = curses.color_pair(number)
+                for name, colour in (("good", curses.COLOR_GREEN), ("bad", curses.COLOR_RED), ("bar", curses.COLOR_GREEN),
+                                     ("warn", curses.COLOR_YELLOW), ("accent", curses.COLOR_CYAN)):
+                    curses.init_pair(colour, colour, -1)
+                    self.styles[name] = curses.color_pair(colour)
 
     def _loop(self, window: Any) -> None:
-        names = {curses.KEY_UP: -1, curses.KEY_DOWN: 1, curses.KEY_PPAGE: -10, curses.KEY_NPAGE: 10,
-                 curses.KEY_HOME: -10 ** 9, curses.KEY_END: 10 ** 9}
-        drawn: Picture | None = None
-        drawn_at, quick, bells, stale = 0.0, 0, 0, True
+        drawn: Picture | None = None        # None: draw again
+        drawn_at, quick, bells = 0.0, 0, 0
         while not self.closing:
             picture, now = self.picture, time.monotonic()
             if self.handed:
                 self._give_terminal(window, *self.handed)
-                self.handed, stale = None, True
-            if picture is not None and (stale or picture is not drawn) and now - drawn_at >= self.FRAME * 0.9:
+                self.handed = drawn = None
+            if picture is not None and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
                 if picture.bells > bells:
                     curses.beep()
-                bells, drawn, drawn_at, stale = picture.bells, picture, now, False
+                bells, drawn, drawn_at = picture.bells, picture, now
             key = window.getch()
             if key == -1:
                 # A terminal that hung up answers at once, again and again.
@@ -2713,16 +2710,13 @@ class CursesScreen:
                     self.post(ScreenLost("the terminal hung up"))
                     return
                 continue
-            quick = 0
-            if key == curses.KEY_RESIZE:
-                stale = True
-            elif key in names:
-                page = max(1, window.getmaxyx()[0] - 8)
-                self.scroll.moved += page * names[key] // 10 if abs(names[key]) == 10 else names[key]
-                stale = True
-            elif key == 12:                         # ctrl-l
+            quick, drawn = 0, None
+            page = max(1, window.getmaxyx()[0] - 8)
+            moves = {curses.KEY_UP: -1, curses.KEY_DOWN: 1, curses.KEY_PPAGE: -page, curses.KEY_NPAGE: page,
+                     curses.KEY_HOME: -10 ** 9, curses.KEY_END: 10 ** 9}
+            self.scroll.moved += moves.get(key, 0)
+            if key == 12:                           # ctrl-l
                 window.redrawwin()
-                stale = True
             elif 0 <= key < 256:
                 self.post(Key("space" if key == 32 else chr(key).lower()))
 
