@@ -2823,10 +2823,8 @@ class Log:
         except OSError as error:
             if not self.warned:
                 self.warned = True
-                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without: name another path with --log"))
-
-    def entries(self, entries: Sequence[Entry]) -> None:
-        self.write([self.line(entry) for entry in entries] if self.path else ())
+                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without: "
+                                "name another path with --log"))
 
     def line(self, entry: Entry) -> str:
         if self.json:
@@ -2850,16 +2848,14 @@ class RunFile:
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
-        self.plan = real
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(os.path.dirname(real)))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
         self.folder, self.problem = private_folder()
         self.path = os.path.join(self.folder, name + ".json")
         self.lock_path = os.path.join(self.folder, name + ".lock")
-        self.lock: Any = None
 
     def acquire(self) -> int:
-        """Take the lock; returns 0, or the pid of the loop that holds it."""
+        """Take the lock until this process ends; returns 0, or the pid of the loop that holds it."""
         if not self.folder:
             return 0
         try:
@@ -2867,12 +2863,12 @@ class RunFile:
         except OSError as error:
             self.problem = f"{self.lock_path} cannot be opened ({error.strerror}): no lock against a second loop"
             return 0
-        for attempt in range(5):
+        for _attempt in range(5):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(0.1 if attempt < 4 else 0)       # `status` holds it for a moment
+                time.sleep(0.1)                             # `status` holds it for a moment
             except OSError as error:                        # a file system that knows no locks
                 self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
                 break
@@ -2882,7 +2878,6 @@ class RunFile:
         with suppress(OSError):                             # a full disk: the lock is what counts
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        self.lock = fd
         return 0
 
     def running(self) -> int:
@@ -2894,11 +2889,6 @@ class RunFile:
                 said = file.read().strip()
                 return int(said) if said.isdigit() else -1
         return 0
-
-    def release(self) -> None:
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace the state file at once and whole; without one, a run goes on."""
@@ -3172,17 +3162,11 @@ def run(given: argparse.Namespace) -> int:
         raise Problem(f"another loop works on this plan (process {held}): `status` shows it, `attach` joins it")
     why_plain = "" if options.plain else curses_problem()
     options = options._replace(interactive=not (options.plain or why_plain))
-    warnings = [run_file.problem] if run_file.problem else []
-    if "{{PLAN_FILE}}" not in prompt:
-        warnings.append(NO_PLACE.format(options.prompt))
-    if why_plain and sys.stdout.isatty():
-        warnings.append(f"plain lines, since {why_plain}")
+    warnings = [run_file.problem, "" if "{{PLAN_FILE}}" in prompt else NO_PLACE.format(options.prompt),
+                f"plain lines, since {why_plain}" if why_plain and sys.stdout.isatty() else ""]
     if options.interactive:     # these two are for the screen's thread alone, so before there is any other
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-    try:
-        return Run(options, run_file, warnings).work()
-    finally:
-        run_file.release()
+    return Run(options, run_file, warnings).work()
 
 
 class Run:
@@ -3205,7 +3189,7 @@ class Run:
         self.logged_event = 0.0
         self.picture: Picture | None = None
         self.recorded: tuple[Any, ...] = ()
-        for warning in warnings:
+        for warning in filter(None, warnings):
             post(Noted("warn", warning))
 
     def work(self) -> int:
@@ -3269,7 +3253,7 @@ class Run:
                                      or not isinstance(event, Tick)):
             self.logged_event = now
             self.log.record(now, "input", event=type(event).__name__, fields=event._asdict())
-        self.log.entries(self.loop.newest(self.loop.entries - entries))
+        self.log.write([self.log.line(entry) for entry in self.loop.newest(self.loop.entries - entries)])
         self.dirty = True
 
     def _show(self) -> None:
@@ -3278,21 +3262,21 @@ class Run:
         if last is None or picture[:-1] != last[:-1]:
             self.picture = picture
             self.screen.show(picture, loop.newest(picture.newest - (last.newest if last else 0)))
-        it = loop.iteration
-        record = (loop.state, loop.reason, loop.iterations, it.session if it else "", len(loop.asks), int(loop.now / 10))
-        if record != self.recorded:
-            self.recorded = record
+        session = loop.iteration.session if loop.iteration else ""
+        worth = (loop.state, loop.reason, loop.iterations, session, len(loop.asks), int(loop.now / 10))
+        if worth != self.recorded:
+            self.recorded = worth
             self.run_file.write(record_of(loop, self.server, None))
 
     def _leave(self) -> None:
         """End everything, whatever state it is in; every step is tried, the last one named first."""
-        loop = self.loop
+        loop, status = self.loop, 1 if self.status is None else self.status
         session = loop.iteration.session if loop.iteration else loop.session_to_abort
         with ExitStack() as steps:
-            steps.callback(self._say_goodbye)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):      # all is stopped: the summary may be cut short
-                steps.callback(signal.signal, number, lambda *_: os._exit(1 if self.status is None else self.status))
-            steps.callback(self.run_file.write, record_of(loop, self.server, 1 if self.status is None else self.status))
+            steps.callback(self._say_goodbye, status)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):      # all is stopped: it may be cut short
+                steps.callback(signal.signal, number, lambda *_: os._exit(status))
+            steps.callback(self.run_file.write, record_of(loop, self.server, status))
             if self.screen:
                 steps.callback(self.screen.close)
             steps.callback(self.worker.stop_check)          # again: one may have been about to start
@@ -3301,7 +3285,7 @@ class Run:
             if self.screen:
                 steps.callback(self._show)
 
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self, status: int) -> None:
         """Leave the summary where it can be scrolled back to: the screen is gone."""
         loop = self.loop
         try:
@@ -3310,7 +3294,7 @@ class Run:
                 for line in loop.summary():
                     print("  " + printable(line))
             if self.screen and self.screen.thread.is_alive():       # stuck in a write that nobody reads: do not wait
-                os._exit(1 if self.status is None else self.status)
+                os._exit(status)
             sys.stdout.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else the exit status would tell of this instead
@@ -3455,9 +3439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mend_streams()
     try:
         given = make_parser().parse_args(argv)
-        commands: dict[str, Callable[[argparse.Namespace], int]] = {
-            "run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
-        return commands[given.command](given)
+        return {"run": run, "bootstrap": bootstrap, "status": status, "attach": attach}[given.command](given)
     except Problem as problem:
         print(f"ocloop: {problem}", file=sys.stderr)
         return problem.status
