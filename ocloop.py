@@ -1840,11 +1840,8 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
 
 class Scroll:
     """Which part of the activity is looked at: the tail, or a place that stays while new lines come."""
-
-    def __init__(self) -> None:
-        self.entry = 0               # 0: follow the tail; else number and row of the last line shown
-        self.row = 0
-        self.moved = 0               # rows to move, not yet carried out: the layout knows the heights
+    entry = row = 0                  # number and row of the last line shown; 0: follow the tail
+    moved = 0                        # rows to move, not yet carried out: the layout knows the heights
 
 
 def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None) -> list[Row]:
@@ -2278,7 +2275,7 @@ class Server:
             with self.lock:
                 process, client = self.process, self.client
                 self.process = self.client = None
-            late = threading.Timer(4.0, end_group, (process, 0.0, self.token))      # for answers that trickle without end
+            late = threading.Timer(4.0, end_group, (process, 0.0, self.token))  # for answers that trickle without end
             late.daemon = True
             if process:
                 late.start()
@@ -2521,10 +2518,12 @@ class Worker:
             client.request("POST", f"/session/{command.session}/permissions/{command.id}",
                            {"response": command.reply})
 
-    def environment_for(self, facts: dict[str, str], **more: str) -> dict[str, Any]:
-        """The environment with facts from plan and model in it, which may be longer and stranger than one can hold."""
-        safe = {name: value.replace("\0", "").encode("utf-8", "replace")[:4000] for name, value in facts.items()}
-        return {**self.server.environment, **more, **safe}
+    def shell(self, command: str, facts: dict[str, str], cwd: str, stdout: int, **more: str) -> Any:
+        """Start a shell command. Facts from plan and model may be longer and stranger than an environment can hold."""
+        env: dict[str, Any] = {**self.server.environment, **more}
+        env.update((name, value.replace("\0", "").encode("utf-8", "replace")[:4000]) for name, value in facts.items())
+        return subprocess.Popen(["/bin/sh", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout,
+                                stderr=subprocess.STDOUT, start_new_session=True, env=env)
 
     def run_check(self, command: RunCheck) -> CheckFinished:
         self.check_stopped = False
@@ -2532,11 +2531,8 @@ class Worker:
             with self.server.lock:
                 if self.server.closing:
                     return CheckFinished(command.iteration, 126, "", interrupted=True)
-                process: Any = subprocess.Popen(
-                    ["/bin/sh", "-c", self.options.check], cwd=self.options.directory, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                    env=self.environment_for(command.facts, OCLOOP_RUN=self.mark))
-                self.check = process
+                process = self.check = self.shell(self.options.check, command.facts, self.options.directory,
+                                                  subprocess.PIPE, OCLOOP_RUN=self.mark)
         except (OSError, ValueError) as error:
             return CheckFinished(command.iteration, 126, f"the check cannot be started: {error}")
         tail = bytearray()
@@ -2568,10 +2564,8 @@ class Worker:
         """Started at once, since the program may be about to end; waited for only to say that it failed."""
         directory = self.options.directory
         try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", self.options.notify], cwd=directory if os.path.isdir(directory) else "/",
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                env=self.environment_for(command.facts))
+            process = self.shell(self.options.notify, command.facts, directory if os.path.isdir(directory) else "/",
+                                 subprocess.DEVNULL)
         except (OSError, ValueError) as error:
             return self.post(Noted("warn", f"--notify cannot be started: {error}"))
 
@@ -2684,8 +2678,9 @@ class CursesScreen:
             with suppress(curses.error):
                 curses.start_color()
                 curses.use_default_colors()
-                for name, colour in (("good", curses.COLOR_GREEN), ("bad", curses.COLOR_RED), ("bar", curses.COLOR_GREEN),
-                                     ("warn", curses.COLOR_YELLOW), ("accent", curses.COLOR_CYAN)):
+                for name, colour in (
+                        ("good", curses.COLOR_GREEN), ("bar", curses.COLOR_GREEN), ("bad", curses.COLOR_RED),
+                        ("warn", curses.COLOR_YELLOW), ("accent", curses.COLOR_CYAN)):
                     curses.init_pair(colour, colour, -1)
                     self.styles[name] = curses.color_pair(colour)
 
@@ -3376,19 +3371,17 @@ def status(given: argparse.Namespace) -> int:
     if problem:
         raise Problem(problem)
     plan, run_file = parse_plan(text or ""), RunFile(path)
-    record, pid = run_file.read(), run_file.running()
-    for secret in ("password", "username", "opencode"):
-        record.pop(secret, None)
+    pid, secret = run_file.running(), ("password", "username", "opencode")
+    record = {name: fact for name, fact in run_file.read().items() if name not in secret}
     complete = plan.summary is not None and not plan.pending
     if given.json:
         print(json.dumps({"plan": path, "done": plan.done, "total": plan.automatable, "percent": plan.percent,
                           "blocked": plan.blocked, "manual": plan.manual, "complete": complete,
                           "summary": plan.summary, "running": bool(pid), "run": record or None}))
         return 0 if complete else 3
-    facts = {"plan": path, "progress": f"{plan}{', complete' if plan.summary is not None else ''}",
-             "next": plan.current.text if plan.current else "", "run": "none so far"}
-    if plan.summary is None and not plan.pending:
-        facts["progress"] += ", not marked complete yet"
+    mark = ", complete" if plan.summary is not None else "" if plan.pending else ", not marked complete yet"
+    facts = {"plan": path, "progress": f"{plan}{mark}", "next": plan.current.text if plan.current else "",
+             "run": "none so far"}
     state, reason, ended = record.get("state"), str(record.get("reason") or ""), record.get("ended")
     if pid:
         waits = "".join(f", waits for you: {title}" for title in as_list(record.get("waits_for")))
