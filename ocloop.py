@@ -1860,7 +1860,8 @@ def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll:
         if not panel and spare >= 4:
             bottom.insert(0, rule)
             spare -= 1
-    middle = help_rows(width, spare) if picture.help else activity(picture, width, spare, scroll)
+    middle = help_rows(width) if picture.help else activity(picture, width, spare, scroll)
+    middle = (middle + [[]] * spare)[:max(0, spare)]
     return [fit(row, width, utf8) for row in (top + middle + bottom)[:height]]
 
 
@@ -1947,14 +1948,13 @@ def footer(picture: Picture, width: int) -> Row:
     return [span for key, label in keys for span in (("accent bold", " " + key), ("dim", f" {label} "))]
 
 
-def help_rows(width: int, height: int) -> list[Row]:
+def help_rows(width: int) -> list[Row]:
     rows: list[Row] = [[("accent bold", f" {key:<22}"), ("", " " + text)] for key, text in KEYS]
     cells: list[Row] = [[(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
                         for state, (sign, style, meaning) in STATES.items()]
     columns = 2 if width >= 72 else 1
     rows += [[], *([span for cell in cells[n:n + columns] for span in cell] for n in range(0, len(cells), columns))]
-    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
-    return (rows + [[] for _ in range(height)])[:max(height, 0)]
+    return [*rows, [("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")]]
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
@@ -1978,8 +1978,6 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
     """The part of the journal that is looked at, oldest row first; what runs now follows it at the tail."""
-    if height <= 0:
-        return []
     scroll = scroll if scroll and (scroll.entry or scroll.moved) else None
     found: list[tuple[tuple[int, int], Row]] = []       # newest first, each with its entry and its number in it
     for entry in reversed(picture.journal):
@@ -1991,12 +1989,12 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
         below = max(0, min(below - scroll.moved, len(found) - max(1, height - 1)))
         (scroll.entry, scroll.row), scroll.moved = found[below][0] if below else (0, 0), 0
         if below:
-            return [*(row for _, row in reversed(found[below:below + height - 1])),
+            return [*(row for _, row in reversed(found[below:below + max(0, height - 1)])),
                     [("warn", f" ↓ {below} more lines below (End)")]]
     rows = [row for _, row in reversed(found)]
     for entry in picture.live[-3:]:
         rows += [[(style or "accent", text) for style, text in row] for row in entry_rows(entry, width)[-3:]]
-    return rows[-height:] + [[] for _ in range(height - len(rows))]
+    return rows[-height:]
 
 
 # ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
@@ -2095,7 +2093,7 @@ class Client:
         self.errors = (OSError, ValueError, http.HTTPException)     # what a request that is not answered raises
         self.query = "directory=" + quote(os.fsencode(directory), safe="")
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
-        self.known: set[str] = set()
+        self.known: set[str] = set()        # routes that it has answered
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = "Basic " + token
@@ -2165,7 +2163,7 @@ class Server:
         self.guard: Any = None
         self.lines: collections.deque[str] = collections.deque(maxlen=12)
         self.turn = threading.RLock()           # one starts or stops it at a time, until it is closed
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()            # nothing is started but under it: so nothing after closing
         self.closing = False
         self.measure_at = 0.0
 
@@ -2633,7 +2631,7 @@ class CursesScreen:
         self.title = ""
         self.child: Any = None      # the program that has, or had, the terminal
         self.picture: Picture | None = None
-        self.handed: tuple[Sequence[str], dict[str, str]] | None = None
+        self.handed: tuple[Sequence[str], dict[str, str]] | None = None     # who gets it next: argv, environment
         self.closing = False
         self.styles: dict[str, int] = {}
         self.thread = threading.Thread(target=self._run, daemon=True)
