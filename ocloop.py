@@ -56,7 +56,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote
 
 try:
@@ -1700,8 +1700,8 @@ KEYS = (
 
 
 def printable(text: str) -> str:
-    """The text with a sign in place of each control character: it could rewrite the screen, or what stands on it."""
-    return _UNSAFE.sub("\ufffd", text.replace("\t", "    "))
+    """The text without colours, and a sign in place of each control character: it could rewrite the screen."""
+    return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
 def ascii_only(text: str) -> str:
@@ -1709,6 +1709,7 @@ def ascii_only(text: str) -> str:
     return "".join(char if char.isascii() else "?" * cell_width(char) for char in text.translate(_TO_ASCII))
 
 
+_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
 _TO_ASCII = str.maketrans("…─▸↑↓≈–—‘’“”⟳✔✖◌○●◐‖◷·▏▎▍▌▋▊▉█", "~->^v~--''\"\"~+!.o*~=%........#")
 
@@ -1849,7 +1850,10 @@ def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll:
     if width <= 0 or height <= 0:
         return []
     rule: Row = [("dim", "─" * width)]
-    panel = [rule, *asked(picture, width)[:max(3, height - 4)]] if picture.ask and not picture.confirming_quit else []
+    panel: list[Row] = []
+    if picture.ask and not picture.confirming_quit:
+        *said, choices = asked(picture, width)
+        panel = [rule, *said[:max(2, height - 5)], choices]
     top, bottom = header(picture, width)[:max(0, height - len(panel))], panel or [footer(picture, width)]
     spare = height - len(top) - len(bottom)
     if not top:
@@ -3070,9 +3074,14 @@ the server
 """
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
+
+
 def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
+    parser = Parser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
         "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task, until the plan is complete."))
     parser.add_argument("--version", action="version", version="ocloop " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -3102,7 +3111,7 @@ def make_options(given: argparse.Namespace) -> Options:
     """Everything `run` has to know; paths become absolute here."""
     values = {name: value for name, value in vars(given).items() if name in Options._fields and value is not None}
     options = Options(**values)
-    if options.server and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", options.server):
+    if options.server and not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?", options.server):
         raise Problem(f"--server {options.server} is no URL: write http://HOST:PORT (user and password come from "
                       "OPENCODE_SERVER_USERNAME and OPENCODE_SERVER_PASSWORD)", 2)
     plan, prompt, log = (os.path.abspath(os.path.expanduser(path)) if path else ""

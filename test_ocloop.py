@@ -2564,6 +2564,17 @@ def test_only_keys_that_do_something_are_offered(state: str, keys: str) -> None:
     assert {"?", "Q"} <= {key for key, _ in view(story.loop, story.now).keys}
 
 
+def test_a_low_screen_keeps_the_choices() -> None:
+    story = Story()
+    story.event("permission.asked", id="per_1", permission="bash", metadata={"command": "make " * 80})
+    for height in range(4, 12):
+        assert "Y once" in drawn(view(story.loop, story.now), 80, height)[-1], height
+
+
+def test_colours_are_taken_out_of_what_is_shown() -> None:
+    assert ocloop.printable("\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07") == "Error: \ufffd]0;x\ufffd"
+
+
 # ── layout: any size, any text ───────────────────────────────────────────────────────────────────────────
 
 NASTY = ("\x1b[31mred\x1b[0m", "\x07", "\r", "\n", "\t", "\x00", "\x9b2J", "\x7f", "\x85", "\ud800", "\udfff",
@@ -5886,7 +5897,8 @@ GOLDEN: dict[str, str] = {
  ? It ask
 +s  (refused
    In which
-   language?
+   N no
++ne of these
 """,
     "help 80x24": r"""
  ● running 2m19s            iteration 2  2m19s elapsed  1m36s each
