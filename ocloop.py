@@ -15,8 +15,8 @@ One file, the standard library alone, Python 3.9 or newer. Two ideas carry it, a
 Every thread only posts *events* to the inbox. `Loop.handle(event, now)` alone decides: it owns all state of
 the run, touches no clock, file, socket or screen, and returns *commands* for the worker to carry out.
 Read `class Loop` first; you can stop there. Above it stand the words it is written in (options, plan,
-prompt, vocabulary), below it everything that touches the world (view, event stream, OpenCode, screens,
-files, command line).
+prompt, vocabulary, what OpenCode says), below it the view and everything that touches the world (event
+stream, OpenCode, screens, files, command line).
 
 Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit, stuck, or
 marked complete too early); 130 a person or a signal stopped it.
@@ -1785,6 +1785,7 @@ class Picture(NamedTuple):
 
 
 def view(loop: Loop, now: float) -> Picture:
+    """Take the picture; `now` is on the run's own clock, in seconds."""
     it, plan = loop.iteration, loop.plan
     size = (loop.setup.models or {}).get(loop.model, 0)
     live = []
@@ -3029,6 +3030,7 @@ count = value(int, r"\d+", "count: write a whole number; 0 means off")
 dollars = value(lambda text: float(text.lstrip("$")), r"\$?(\d+(\.\d*)?|\.\d+)",
                 "amount: write US dollars such as 20 or 0.50")
 model_name = value(str, r"[^/\s]+/\S+", "model: write providerID/modelID; `opencode models` lists them")
+
 
 def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
