@@ -1853,8 +1853,7 @@ def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll:
     rule: Row = [("dim", "─" * width)]
     panel: list[Row] = []
     if picture.ask and not picture.confirming_quit:
-        *said, choices = asked(picture, width)
-        panel = [rule, *said[:max(2, height - 5)], choices]
+        panel = [rule, *asked(picture, width, max(3, height - (4 if height >= 12 else 2)))]
     top, bottom = header(picture, width)[:max(0, height - len(panel))], panel or [footer(picture, width)]
     spare = height - len(top) - len(bottom)
     if not top:
@@ -1936,12 +1935,17 @@ def spending(picture: Picture, width: int) -> Row:
     return [("accent", " " + name + " " * max(1, room - text_width(name) + 1)), ("", right)]
 
 
-def asked(picture: Picture, width: int) -> list[Row]:
-    rows: list[Row] = [[("warn bold", " ? " + printable(picture.ask[0]))]]
-    for line in picture.ask[1:-1]:
-        rows += [[("", "   " + part)] for part in wrap(" ".join(line.split()), max(1, width - 4))[:4]]
-    rows.append([("accent", "   " + printable(picture.ask[-1]))])
-    return rows
+def asked(picture: Picture, width: int, height: int) -> list[Row]:
+    """What is asked, in at most `height` rows; of what does not fit, the details go first, and the way out stays."""
+    title, detail, *choices = picture.ask
+
+    def rows(text: str, style: str) -> list[Row]:
+        return [[(style, "   " + line)] for line in wrap(" ".join(text.split()), max(1, width - 4))[:4]]
+
+    answers = [row for choice in choices[:-1] for row in rows(choice, "")]
+    details = rows(detail, "")[:max(1, height - 2 - len(answers))]
+    return [[("warn bold", " ? " + printable(title))], *details, *answers[:max(0, height - 2 - len(details))],
+            [("accent", "   " + printable(choices[-1]))]]
 
 
 def footer(picture: Picture, width: int) -> Row:
@@ -2872,7 +2876,7 @@ class RunFile:
                 break
         else:
             os.close(fd)
-            return self.running()
+            return self.running() or self.acquire()         # it may have ended just now
         with suppress(OSError):                             # a full disk: the lock is what counts
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
@@ -2925,7 +2929,7 @@ def private_folder() -> tuple[str, str]:
 
 def attach_command(record: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    argv = [*(record["opencode"] or find_opencode("")), "attach", record["server"], "--session", record["session"],
+    argv = [*(record["opencode"] or ["opencode"]), "attach", record["server"], "--session", record["session"],
             "--dir", record["directory"]]
     return argv, dict(os.environ, OPENCODE_SERVER_USERNAME=record["username"], OPENCODE_SERVER_PASSWORD=record["password"])
 
@@ -3207,6 +3211,7 @@ class Run:
             self.screen = choose_screen(self.options, self.inbox.put)
             self.log.record(self.loop.wall, "start", version=__version__, seed=self.loop.seed,
                             options=self.options._asdict())
+            self.log.write([self.log.line(entry) for entry in self.loop.journal])
             while self.status is None:
                 self._turn()
         finally:
@@ -3241,8 +3246,8 @@ class Run:
             self._show()
 
     def _handle(self, event: Any) -> None:
-        if isinstance(event, BaseException):    # a bug on another thread
-            raise event
+        if isinstance(event, BaseException):
+            raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
         now, entries = time.time(), self.loop.entries
         commands = self.loop.handle(event, now)
         for command in commands:
@@ -3415,9 +3420,9 @@ def attach(given: argparse.Namespace) -> int:
     record = run_file.read()
     if not run_file.running():
         raise Problem(f"no loop works on {path}: start one with `run`, or name its plan with --plan")
-    if not record.get("session"):
+    if not record.get("session") or "password" not in record:      # the record may still be the last run's
         raise Problem("the loop has no session right now (it is {}): try again in a moment".format(record.get("state")))
-    argv, environment = attach_command(record)
+    argv, environment = attach_command({**record, "opencode": record["opencode"] or find_opencode("")})
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:

@@ -2571,6 +2571,15 @@ def test_a_low_screen_keeps_the_choices() -> None:
         assert "Y once" in drawn(view(story.loop, story.now), 80, height)[-1], height
 
 
+def test_a_low_screen_shows_answers_to_choose_from() -> None:
+    story = Story()
+    story.question("red", "green", "blue")
+    for height in range(6, 14):
+        rows = drawn(view(story.loop, story.now), 60, height)
+        assert "N none" in rows[-1] and any("1 red" in row for row in rows), height
+        assert height < 8 or any("3 blue" in row for row in rows), height
+
+
 def test_colours_are_taken_out_of_what_is_shown() -> None:
     assert ocloop.printable("\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07") == "Error: \ufffd]0;x\ufffd"
 
@@ -4096,6 +4105,38 @@ def test_stubborn_server(world: World) -> None:
     child.finish(130, timeout=20)
 
 
+def test_no_interface_to_give_the_terminal_to(world: World) -> None:
+    """T with a server from elsewhere and no OpenCode here: said, and the run goes on."""
+    process = world.helper([sys.executable, str(FAKE), "serve", "--hostname=127.0.0.1", f"--port={free_port()}"],
+                           FAKE_OPENCODE=json.dumps({"answers": ["hang"]}))
+    term = world.start(world.project(1), "run", "--run", "--server", listening(process), terminal=True,
+                       PATH=str(world.folder), HOME=str(world.folder))
+    term.until(lambda: term.state().get("session"), "a session")
+    term.send("t")
+    term.wait_for("cannot start opencode")
+    term.send("q")
+    term.wait_for("Q again")
+    term.send("q")
+    term.finish(130)
+
+
+def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    first, second, third = (ocloop.RunFile(str(tmp_path / "PLAN.md")) for _ in range(3))
+    sleeps: list[float] = []
+    with open(first.lock_path, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def let_go(seconds: float) -> None:
+            sleeps.append(seconds)
+            if len(sleeps) == 5:
+                fcntl.flock(held, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", let_go)
+        assert second.acquire() == 0 and len(sleeps) == 5
+        assert third.acquire() == os.getpid(), "it is really held"
+
+
 def test_server_url(world: World) -> None:
     """Issue 5, line 10: a server that runs already is used, never stopped, and only its own session aborted."""
     log = world.folder / "server.jsonl"
@@ -4641,6 +4682,7 @@ def test_logs(world: World) -> None:
         world.fake("--log", str(log), tasks=1).finish(0)
     text = log.read_text("utf-8")
     assert text.count("the plan is complete") >= 2, "it is appended to"
+    assert text.count("starting OpenCode") == 2, "from the first entry on"
     assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ \w+ +\S", line) for line in text.split("\n")[:-1])
 
 
