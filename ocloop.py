@@ -179,8 +179,12 @@ def parse_plan(text: str) -> Plan:
 
 def _hide(text: str) -> str:
     """Replace what stands in fenced code and HTML comments by spaces."""
-    shown, done, at, line, last_close = [], 0, 0, 0, text.rfind("-->")
-    while opening := _OPENING.search(text, at):
+    shown: list[str] = []
+    done, at, line, last_close = 0, 0, 0, text.rfind("-->")
+    while True:
+        opening = _OPENING.search(text, at)
+        if not opening:
+            return "".join([*shown, text[done:]])
         line = text.rfind("\n", at, opening.start()) + 1 or line
         start, at = opening.span()
         if opening.group() != "<!--":
@@ -200,7 +204,6 @@ def _hide(text: str) -> str:
         shown += [text[done:start], re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end])]
         line = text.rfind("\n", line, end) + 1 or line
         done = at = end
-    return "".join((*shown, text[done:]))
 
 
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
