@@ -3265,7 +3265,8 @@ class Run:
                                      or not isinstance(event, Tick)):
             self.logged_event = now
             self.log.record(now, "input", event=type(event).__name__, fields=event._asdict())
-        self.log.write([self.log.line(entry) for entry in self.loop.newest(self.loop.entries - entries)])
+        if self.options.log:
+            self.log.write([self.log.line(entry) for entry in self.loop.newest(self.loop.entries - entries)])
         self.dirty = True
 
     def _show(self) -> None:
