@@ -4,32 +4,51 @@
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
     python3 ocloop.py run           work the plan until the agent writes <plan-complete>
 
-One file, the standard library alone, Python 3.9 or newer. Two ideas carry it, a pure core and one inbox:
+One file, the standard library alone, Python 3.9 or newer. Two ideas carry it: two pure machines,
+and one inbox.
 
     event stream ---+
     server process -+
-    worker results -+--> inbox --> Loop.handle --> commands --> worker --> opencode serve
-    signals --------+            (main thread)
-    keys, ticks ----+                  +--> view --> layout --> screen
+    answers --------+--> inbox --> Loop.handle ----> commands --> worker --> opencode serve
+    signals --------+             (main thread)
+    keys, ticks ----+                 |  ^
+                                      v  |
+                                 Session.handle      Loop --> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. `Loop.handle(event, now)` alone decides: it owns all state of
-the run, touches no clock, file, socket or screen, and returns *commands* for the worker to carry out.
-Read `class Loop` first; you can stop there. Above it stand the words it is written in (options, plan,
-prompt, vocabulary, what OpenCode says), below it the view and everything that touches the world (event
-stream, OpenCode, screens, files, command line).
+Every thread only posts *events* to the inbox. Two machines decide what they mean: `Loop`, which is
+the run, and `Session`, which is one iteration of it. Both are tables (state x event -> handler);
+neither touches a clock, a file, a socket or a screen; what is to be done they return as *commands*.
+Whoever wants to understand ocloop reads `class Loop`, then `class Session`, and can stop there.
+Above them stand the words in which they are written, below them everything that touches the world.
 
-Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit, stuck, or
-marked complete too early); 130 a person or a signal stopped it.
+Glossary; each word has this one meaning throughout:
 
-Words: the *server* is the `opencode serve` process, a *session* is OpenCode's, an *iteration* is one session
-spent on the plan, a *task* is one checkbox of the plan.
+    server      the `opencode serve` process, ours or the one that --server names
+    session     OpenCode's session; the class `Session` is what the loop knows of it
+    iteration   one session spent on the plan, from "creating" to "over"
+    task        one checkbox of the plan; it is settled when it is done, blocked or manual
+    outcome     what became of an iteration
+    state       where a machine stands;  activity  what OpenCode says that a session is doing
+    verdict     how the answer to our own prompt stands, as the server's messages tell it
+    ask         a permission or a question that waits for somebody
+    check       the command of --check;  limit  one of --max-cost, --max-time, --max-iterations
+    code        of HTTP;  status  exit status of a process
+
+A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
+
+Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit,
+stuck, or marked complete too early); 130 a person or a signal stopped it.
 """
+
 from __future__ import annotations
 
 import sys
 
 if sys.hexversion < 0x03090000:
-    sys.exit(f"ocloop: this is Python {sys.version.split()[0]}: run it with 3.9 or newer, e.g. python3.12 {sys.argv[0]}")
+    sys.exit(
+        f"ocloop: this is Python {sys.version.split()[0]}: "
+        f"run it with 3.9 or newer, e.g. python3.12 {sys.argv[0]}"
+    )
 if sys.platform == "win32":
     sys.exit("ocloop: Windows is not supported: run it in WSL, or on Linux or macOS")
 
@@ -38,149 +57,217 @@ import base64
 import collections
 import difflib
 import fcntl
-import functools
 import io
 import json
 import locale
 import os
 import queue
 import re
+import select
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 import unicodedata
+import urllib.error
+import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union
 from urllib.parse import quote
 
 try:
     import curses
-except ImportError:     # some minimal Pythons have none: plain lines then
+except ImportError:  # some minimal Pythons come without it: plain lines then
     curses = None  # type: ignore[assignment]
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 
 class Problem(Exception):
-    """Something a person can act on; `str()` of it reads `what went wrong: what to do next`."""
+    """Something that a person can act on.
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    `str()` of it reads "what went wrong: what to do next". `status` is the exit status it leads to;
+    `again` says whether trying again, with nothing changed, can help.
+    """
+
+    def __init__(self, message: str, status: int = 1, again: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.again = again
 
 
-# ── options ──────────────────────────────────────────────────────────────────────────────────────────────
-# One frozen object holds what the person asked for. The environment is asked for nothing but what has no option:
-# the password of --server, colours, the terminal's abilities, where state is kept.
+# ── options ─────────────────────────────────────────────────────────────────────────────────────
+# One frozen value holds what the person asked for, and it is the only place where defaults stand:
+# the help text and the README are held against it by a test. The environment is asked for nothing
+# that an option can say; what has no option (the password of --server, colours, the terminal's
+# abilities, where state is kept) is read where it is used.
 
 
 class Options(NamedTuple):
-    """What `run` was asked to do. Paths are absolute, durations are seconds, 0 means off."""
+    """What `run` was asked to do. Paths are absolute, durations are in seconds, 0 means off."""
+
     directory: str = "."
     plan: str = "PLAN.md"
     prompt: str = ".loop-prompt.md"
-    model: str = ""                  # providerID/modelID; "" is OpenCode's own default
+    models: tuple[str, ...] = ()  # providerID/modelID, the first choice first; (): OpenCode's own
     agent: str = ""
-    port: int = 0                    # 0: 4096, or a free one when that is taken
-    run: bool = False                # start at once
-    debug: bool = False              # no validation of the plan
-    verbose: bool = False            # every server event in the activity
+    port: int = 0  # 0: OpenCode takes 4096, or a free one when that is taken
+    run: bool = False  # start at once
+    debug: bool = False  # no validation of the plan
+    verbose: bool = False  # every event of the server in the activity
     log: str = ""
     plain: bool = False
-    auto: bool = False               # approve what is asked
-    ask_timeout: float = 300
+    auto: bool = False  # approve what is asked
+    ask_timeout: float = 300.0
     max_iterations: int = 0
-    max_cost: float = 0              # USD
-    max_time: float = 0
-    iteration_timeout: float = 0
-    stall_timeout: float = 900
+    max_cost: float = 0.0  # US dollars
+    max_time: float = 0.0
+    max_wait: float = 86400.0  # spent waiting for a provider, in a row
+    iteration_timeout: float = 14400.0
+    stall_timeout: float = 900.0
     stuck: int = 5
     retries: int = 5
     check: str = ""
-    check_timeout: float = 600
+    check_timeout: float = 600.0
     notify: str = ""
-    server_memory: int = 2048        # MiB
+    server_memory: int = 2048  # MiB
     opencode: tuple[str, ...] = ("opencode",)
-    server: str = ""                 # URL of a server that is not ours
-    interactive: bool = False        # somebody can press keys
+    server: str = ""  # the URL of a server that is not ours
+    attended: bool = False  # somebody can look and press keys: there is a screen
 
 
-# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────
-# The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a Plan,
-# nothing raises. The loop never writes it.
+# ── plan ────────────────────────────────────────────────────────────────────────────────────────
+# The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
+# Plan, nothing raises. The loop never writes it. What is open must never count as done, since the
+# run would end with work undone: a box with a mark that says "begun" is open, and what is nearly a
+# task, but none, is named in a warning.
 
 
 class Task(NamedTuple):
     """One checkbox. `state` is pending, done, manual or blocked; `line` counts from 1."""
+
     state: str
     text: str
-    reason: str = ""
-    phase: str = ""
+    reason: str = ""  # of what is manual or blocked
+    phase: str = ""  # the heading above it
     line: int = 0
+    begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
+
+
+class NearMiss(NamedTuple):
+    """A line that somebody probably meant to be a task, and what keeps it from being one."""
+
+    line: int
+    text: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f'{self.line} is nearly a task: "{self.text[:60]}": {self.advice}'
 
 
 class Plan:
-    """A plan as read; `summary` is None until the completion tag stands in it."""
+    """A plan as read. `summary` is None until the completion tag stands in it."""
 
-    def __init__(self, tasks: Sequence[Task] = (), summary: str | None = None) -> None:
-        self.tasks, self.summary = tuple(tasks), summary
+    def __init__(
+        self,
+        tasks: Sequence[Task] = (),
+        summary: str | None = None,
+        near_misses: Sequence[NearMiss] = (),
+    ) -> None:
+        self.tasks = tuple(tasks)
+        self.summary = summary
+        self.near_misses = tuple(near_misses)
         counts = collections.Counter(task.state for task in tasks)
-        self.done, self.pending = counts["done"], counts["pending"]
-        self.manual, self.blocked = counts["manual"], counts["blocked"]
-        self.automatable = self.done + self.pending
-        self.percent = 100      # done of automatable, rounded half up
+        self.done = counts["done"]
+        self.pending = counts["pending"]
+        self.manual = counts["manual"]
+        self.blocked = counts["blocked"]
+        self.settled = self.done + self.manual + self.blocked
+        self.automatable = self.done + self.pending  # what an agent can do
+        self.percent = 100  # done of automatable, rounded half up
         if self.automatable:
             self.percent = (200 * self.done + self.automatable) // (2 * self.automatable)
         self.current = next((task for task in tasks if task.state == "pending"), None)
-        self.goal = self.current.text if self.current else "wrap up"
-        self.marks = [task[:3] for task in tasks]       # what an iteration can change
+
+    @property
+    def goal(self) -> str:
+        """What the next iteration is for, in words."""
+        return self.current.text if self.current else "wrap up"
 
     def __str__(self) -> str:
-        return (f"{self.done} of {self.automatable} tasks done ({self.percent} %), {self.blocked} blocked, "
-                f"{self.manual} manual")
+        return (
+            f"{self.done} of {self.automatable} tasks done ({self.percent} %), "
+            f"{self.blocked} blocked, {self.manual} manual"
+        )
 
 
-_LINE_END = re.compile(r"\r\n|\r")      # str.splitlines would split on U+2028 and form feeds as well
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}(?=[^`\n]*$)|~{3,})", re.MULTILINE)
+_LINE_END = re.compile(r"\r\n|\r")  # str.splitlines would split on U+2028 and form feeds as well
+_LIST_SIGN = r"[ \t]*(?:[-*+]|\d+[.)])"
+_BULLET = re.compile(_LIST_SIGN + r"[ \t]+(?=\[)")
+_FENCE = re.compile(rf"(?:{_LIST_SIGN}[ \t]+|[ \t]*)(`{{3,}}(?=[^`\n]*$)|~{{3,}})", re.MULTILINE)
 _OPENING = re.compile("```+|~~~+|<!--")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_BULLET = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+(?=\[)")
-_USUAL = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]+\[([ xX]?)\][ \t]+([^\s*\[].*)")   # a box and text without a mark
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
 _BOXES = {"": "pending", " ": "pending", "x": "done", "X": "done"}
+_BEGUN = ("wip", "in progress", "doing")
+# What is nearly a task, and what to do about it. A box right before `(`, `[` or `:` is a link.
+_NEARLY = (
+    (re.compile(_LIST_SIGN + r"[ \t]+\[[ xX]?\][^ \t(\[:]"), "put a space after the box"),
+    (re.compile(r"[ \t]*\[[ xX]\][ \t]+\S"), "begin the line with `- `"),
+    (
+        re.compile(_LIST_SIGN + r"[^\S \t]*\[[ xX]?\][ \t]+\S"),
+        "put a space between the list sign and the box",
+    ),
+    (
+        re.compile(_LIST_SIGN + r"[ \t]+\[(?: {2,}| +[xX] *|[xX] +)\][ \t]+\S"),
+        "write the box as `[ ]` or `[x]`",
+    ),
+    (re.compile(_LIST_SIGN + r"[ \t]+\( ?\)[ \t]+\S"), "write the box as `[ ]`"),
+)
 
 
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan file".
 
-    Code blocks and comments are blanked out first, character by character, so that offsets stay true and
-    the summary can be cut out of the original.
+    Code blocks and comments are blanked out first, character by character, so that offsets stay
+    true and the summary can be cut out of the original text.
     """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     shown = _hide(text)
-    tasks, phase = [], ""
+    tasks: list[Task] = []
+    near_misses: list[NearMiss] = []
+    phase = ""
     for number, line in enumerate(shown.split("\n"), 1):
         heading = _HEADING.match(line) if "#" in line else None
         if heading:
             phase = heading.group(1).rstrip(" \t").rstrip("#").rstrip(" \t")
-        elif "[" in line:
-            task = _parse_task(line, phase, number)
-            if task:
-                tasks.append(task)
-    return Plan(tasks, _find_summary(text, shown))
+            continue
+        if "[" not in line and "( )" not in line and "()" not in line:
+            continue  # nearly all lines of a long plan
+        task = _parse_task(line, phase, number)
+        if task:
+            tasks.append(task)
+            continue
+        advice = next((advice for pattern, advice in _NEARLY if pattern.match(line)), "")
+        if advice:
+            near_misses.append(NearMiss(number, line.strip(), advice))
+    return Plan(tasks, _find_summary(text, shown), near_misses)
 
 
 def _hide(text: str) -> str:
-    """Replace what stands in fenced code and HTML comments by spaces."""
+    """Replace what stands in fenced code and in HTML comments by spaces."""
     shown: list[str] = []
-    done, at, line, last_close = 0, 0, 0, text.rfind("-->")
+    done = 0  # up to here the text has been copied to `shown`
+    at = 0  # from here on the next opening is looked for
+    line = 0  # where the line begins in which that opening stands
+    last_close = text.rfind("-->")
     while True:
         opening = _OPENING.search(text, at)
         if not opening:
@@ -190,409 +277,877 @@ def _hide(text: str) -> str:
         if opening.group() != "<!--":
             fence = _FENCE.match(text, line)
             if not fence or fence.start(1) != start:
-                continue                        # it does not begin its line
-            close = re.compile(rf"\n[ \t]*{fence[1][0]}{{{len(fence[1])},}}[ \t]*$", re.MULTILINE).search(text, at)
-            start, end = line, close.end() if close else len(text)
+                continue  # it does not begin its line: no fence
+            mark = fence.group(1)
+            close = re.compile(rf"\n[ \t]*{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE)
+            end_fence = close.search(text, at)
+            start = line
+            end = end_fence.end() if end_fence else len(text)
         elif text.count("`", line, start) % 2:
-            continue                            # in inline code it is text
+            continue  # in inline code it is text
         elif last_close >= at:
             end = text.find("-->", at) + 3
         elif text[line:start].strip():
-            continue                            # what nothing closes is text, too, unless it begins the line
+            continue  # what nothing closes is text too, unless it begins its line
         else:
             end = len(text)
-        shown += [text[done:start], re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end])]
+        shown.append(text[done:start])
+        shown.append(re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end]))
         line = text.rfind("\n", line, end) + 1 or line
         done = at = end
 
 
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
-    usual = _USUAL.match(line)
-    if usual:
-        return Task(_BOXES[usual.group(1)], usual.group(2).strip(), "", phase, number)
+    """A task line is a list sign, white space, a box, white space, and a text."""
     bullet = _BULLET.match(line)
     if not bullet:
         return None
-    box, rest = _take_box(line[bullet.end():])
-    state, reason = (_BOXES[box], "") if box in _BOXES else _read_mark(box)
-    while state:        # marks may follow the box: `- [ ] **[MANUAL]** …`; the first one counts, unless done
-        bold = rest.startswith("**[")
-        mark, after = _take_box(rest[2:] if bold else rest, "**" if bold else "")
-        found, why = _read_mark(mark)
-        if not found:
+    box, rest = _take_box(line[bullet.end() :])
+    state, reason, begun = _read_box(box)
+    # Marks may follow the box, as in `- [ ] **[MANUAL]** call Bob`. The first one counts, unless
+    # the box says that the task is done.
+    while state and rest.startswith(("[", "**[")):
+        closing = "**" if rest.startswith("**") else ""
+        mark, after = _take_box(rest[len(closing) :], closing)
+        found, why, _ = _read_box(mark)
+        if found not in ("manual", "blocked"):
             break
         if state == "pending":
-            state, reason = found, why
+            state = found
+            reason = why
+            begun = False
         rest = after
-    return Task(state, rest, reason, phase, number) if state and rest else None
+    if not state or not rest:
+        return None
+    return Task(state, rest, reason, phase, number, begun)
+
+
+_NO_BOX = "a"  # a letter in a box is no mark: _read_box does not know it
 
 
 def _take_box(text: str, closing: str = "") -> tuple[str, str]:
-    """Split `[inside] rest` at the bracket that closes it (brackets nest); ("?", text) when no box stands there."""
-    depth = at = 0
-    for at, char in enumerate(text):
+    """Split `[inside] rest` at the bracket that closes it; brackets nest.
+
+    `closing` must stand behind the bracket, and white space (or nothing) behind that: what is
+    followed by anything else is a link. Returns (_NO_BOX, text) when no box stands there.
+    """
+    depth = 0
+    at = -1
+    for char in text:
+        at += 1
         depth += (char == "[") - (char == "]")
-        if depth <= 0:
+        if depth == 0:
             break
-    rest = text[at + 1:].removeprefix(closing)
-    if text.startswith("[") and depth == 0 and text.startswith(closing, at + 1) and rest[:1] in ("", " ", "\t"):
+    rest = text[at + 1 :]
+    is_closed = text.startswith("[") and depth == 0 and rest.startswith(closing)
+    rest = rest.removeprefix(closing)
+    if is_closed and rest[:1] in ("", " ", "\t"):
         return text[1:at], rest.strip()
-    return "?", text
+    return _NO_BOX, text
 
 
-def _read_mark(mark: str) -> tuple[str, str]:
-    """`BLOCKED: no key` -> ("blocked", "no key"); what is no mark -> ("", "")."""
-    word, _colon, reason = mark.partition(":")
+def _read_box(box: str) -> tuple[str, str, bool]:
+    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
+
+    `BLOCKED: no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
+    """
+    if box in _BOXES:
+        return _BOXES[box], "", False
+    word, _colon, reason = box.partition(":")
     word = word.strip().lower()
-    return (word, reason.strip()) if word in ("manual", "blocked") else ("", "")
+    if word in ("manual", "blocked"):
+        return word, reason.strip(), False
+    is_sign = len(box) == 1 and not box.isalnum()
+    if is_sign or box.strip().lower() in _BEGUN:
+        return "pending", "", True
+    return "", "", False
 
 
 def _find_summary(text: str, shown: str) -> str | None:
-    """The text in the last complete completion tag that starts a line outside of code and comments."""
+    """The text of the last complete completion tag that starts a line outside of code and comments.
+
+    `text` and `shown` have the same offsets: the tag is looked for in what is shown, the summary is
+    taken from the original, so that code in it is kept.
+    """
     last_close = shown.rfind(_TAG_CLOSE)
     opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
-    return text[opens[-1]:shown.find(_TAG_CLOSE, opens[-1])].strip() if opens else None
+    if not opens:
+        return None
+    return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
 
 
-# ── prompt ───────────────────────────────────────────────────────────────────────────────────────────────
-# The prompt file is sent as it is, less its front matter, with four placeholders filled in.
+# ── prompt ──────────────────────────────────────────────────────────────────────────────────────
+# The prompt file is sent as it is, less its front matter, with four placeholders filled in. What
+# the loop itself has to tell the agent (the check fails, nothing gets settled) takes the place of
+# {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
+
+FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     """Split a leading `---` block of `key: value` lines from the prompt's body."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    match = re.match(r"---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n|$)", text, re.DOTALL | re.MULTILINE)
+    block = r"---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n|$)"
+    match = re.match(block, text, re.DOTALL | re.MULTILINE)
     if not match:
         return {}, text.strip()
-    fields = {}
+    fields: dict[str, str] = {}
     for line in match.group(1).split("\n"):
         key, colon, value = line.partition(":")
         if colon and key.strip() and not line.lstrip().startswith("#"):
             fields[key.strip()] = value.strip().strip("'\"")
-    return fields, text[match.end():].strip()
+    return fields, text[match.end() :].strip()
 
 
-def render_prompt(body: str, plan: str, task: str, iteration: int, check: str) -> str:
-    """Fill the placeholders in one pass, so that no value is searched for placeholders itself."""
-    values = {"PLAN_FILE": plan, "TASK": task, "ITERATION": str(iteration), "CHECK": check}
-    if check and "{{CHECK}}" not in body:
+def models_of(fields: dict[str, str]) -> tuple[str, ...]:
+    """The models that a front matter names: `model: A, B` names two, the first choice first."""
+    return tuple(name.strip() for name in fields.get("model", "").split(",") if name.strip())
+
+
+def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) -> str:
+    """Fill the placeholders in one pass, so that no value is searched for placeholders itself.
+
+    `told` is what the loop has to tell: it fills {{CHECK}}.
+    """
+    if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
-    return re.sub(r"\{\{(PLAN_FILE|TASK|ITERATION|CHECK)\}\}", lambda match: values[match.group(1)], body)
+    values = {"PLAN_FILE": plan, "TASK": task, "ITERATION": str(iteration), "CHECK": told}
+    names = "|".join(values)
+    return re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
 
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
-NO_PROMPT = "{} is empty: write the prompt into it, or make a new one with `bootstrap --force`"
+NO_PROMPT = (
+    "{} is empty: write the prompt into it, or delete it and let `bootstrap` write a starter"
+)
 NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
-CHECK_FAILED = """The project's check fails. Mend that before anything else: it comes before the next task.
+CHECK_FAILED = """\
+The project's check fails. Mend that before anything else: it comes before the next task.
 $ {command}
 exit status {status}
 {output}"""
+NOTHING_SETTLED = """\
+The last {count} sessions settled nothing in the plan; what they worked on:
+{goals}
+Do not try the same thing once more. If the next task cannot be finished in this session, undo what
+is half done, mark the task [BLOCKED: the reason in a few words] in the plan, and end your turn."""
 
 
-# ── vocabulary ───────────────────────────────────────────────────────────────────────────────────────────
-# Events are what happened, commands are what to do. Both are values without behaviour. Results of the
-# worker name the command that they answer, so that a late one can be told from the one awaited.
+# ── vocabulary ──────────────────────────────────────────────────────────────────────────────────
+# The words between the machines and the world: commands say what is to be done, events what has
+# happened. Both are values without behaviour. Every command but Exit has exactly one answer, an
+# event that carries the command in `to`; the ticket in it is what tells a late answer from the one
+# that is waited for (see `Pending`). What OpenCode says is in here too, in neutral words: no
+# dictionary of OpenCode's passes this line.
+
+
+class Prompt(NamedTuple):
+    """What one session is told. The ids are our own, so that sending it again is safe."""
+
+    message_id: str
+    part_id: str
+    text: str
+    title: str = ""  # of the session
+    model: str = ""
+    agent: str = ""
+
+
+class Question(NamedTuple):
+    """One question of an agent's. `options` are labels and descriptions."""
+
+    text: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+class Request(NamedTuple):
+    """A permission or a question, as the server tells it. `kind`: permission or question."""
+
+    id: str
+    session: str
+    kind: str
+    title: str = ""  # of a permission: what kind of thing it is for, such as "bash"
+    detail: str = ""  # what exactly
+    questions: tuple[Question, ...] = ()
+
+
+class Spend(NamedTuple):
+    """What was used: US dollars and tokens."""
+
+    cost: float = 0.0
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+    def plus(self, other: Spend) -> Spend:
+        return Spend(
+            self.cost + other.cost,
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+        )
+
+    def at_least(self, other: Spend) -> Spend:
+        """The larger of each: two counts of the same thing, of which either may lag behind."""
+        return Spend(
+            max(self.cost, other.cost),
+            max(self.input, other.input),
+            max(self.output, other.output),
+            max(self.cached, other.cached),
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.input + self.output + self.cached
+
+    def record(self) -> dict[str, float | dict[str, int]]:
+        """For JSON."""
+        tokens = {"input": self.input, "output": self.output, "cached": self.cached}
+        return {"cost": round(self.cost, 6), "tokens": tokens}
+
+
+class Fault(NamedTuple):
+    """An error, told apart by structured names and codes alone, never by a model's prose.
+
+    `kind` is one of the keys of FAULTS; `retry_after` is in seconds, 0 when nothing was announced.
+    """
+
+    kind: str
+    message: str
+    code: int = 0
+    retry_after: float = 0.0
+
+
+class Setup(NamedTuple):
+    """What the server knows. None means that it cannot tell, which is never an error."""
+
+    model: str = ""  # of OpenCode's own configuration
+    models: dict[str, int] | None = None  # providerID/modelID -> tokens of context, 0: unknown
+    agents: tuple[str, ...] | None = None
+    free: frozenset[str] = frozenset()  # models without a price
+    providers: frozenset[str] = frozenset()  # those that the server knows with a login
+    models_command: str = "opencode models"  # what lists them
+    agents_command: str = "opencode agent list"
+
+
+# Commands.
 
 
 class StartServer(NamedTuple):
-    """Stop what runs of the server, then start it anew. Answered by ServerReady or ServerDied."""
-    generation: int
+    """Stop what runs of the server, then start it anew. Answered by ServerUp."""
+
+    generation: int  # counts the starts: the server of each start is a generation of its own
+    ticket: int = 0
+
 
 class StopServer(NamedTuple):
-    """Abort the session (if any) and stop the server, tools and all."""
+    """Interrupt the session (if any) and stop the server, tools and all. Answered by Done."""
+
     session: str
+    ticket: int = 0
+
+
+class MeasureServer(NamedTuple):
+    """How large is it? Answered by Measured."""
+
+    ticket: int = 0
+
 
 class CheckSetup(NamedTuple):
     """Ask the server for its configuration, models and agents. Answered by SetupChecked."""
 
+    ticket: int = 0
+
+
 class ReadFiles(NamedTuple):
-    """Read plan and prompt; the number comes back. Answered by FilesRead."""
-    number: int
+    """Read plan and prompt. Answered by FilesRead."""
+
+    ticket: int = 0
+
 
 class CreateSession(NamedTuple):
     """Answered by SessionCreated."""
-    iteration: int
-    title: str
+
+    prompt: Prompt  # its title; and OpenCode 2 wants model and agent with the session
+    ticket: int = 0
+
 
 class SendPrompt(NamedTuple):
-    """Sending the same ids again is safe: the server knows them. Answered by PromptAccepted."""
+    """Hand the prompt to the session; `attempt` counts from 0. Answered by Done: it was accepted.
+
+    The same attempt may be sent twice, after a request that was not answered, without running
+    twice. How a further attempt goes on is the dialect's business.
+    """
+
     session: str
-    message_id: str
-    part_id: str
-    text: str
-    model: str
-    agent: str
+    prompt: Prompt
+    attempt: int
+    ticket: int = 0
+
 
 class Poll(NamedTuple):
-    """Ask for the session's status, and for its messages when it is idle or `messages` is set."""
-    session: str
-    messages: bool = False
+    """Look at the session. Answered by Polled.
 
-class AbortSession(NamedTuple):
-    """Answered by SessionAborted."""
-    session: str
+    `closer` asks for a verdict although the session seems to be at work.
+    """
 
-class Measure(NamedTuple):
-    """Ask what session and children cost, and how large the server is. Answered by Measured."""
     session: str
+    prompt: Prompt
+    attempt: int
+    closer: bool = False
+    ticket: int = 0
+
+
+class Interrupt(NamedTuple):
+    """Stop the session. Answered by Done when it is idle."""
+
+    session: str
+    prompt: Prompt
+    attempt: int
+    ticket: int = 0
+
 
 class Reply(NamedTuple):
-    """Answer a permission (`reply`: once, always, reject) or a question (`answers`, a list per question)."""
-    kind: str
-    id: str
-    session: str
-    reply: str = ""
+    """Answer a request. Answered by Done.
+
+    `decision` is once, always or reject; a question is answered with `answers`, a label for each.
+    A rejection carries a message, so that the agent goes on without.
+    """
+
+    request: Request
+    decision: str
+    answers: tuple[str, ...] = ()
     message: str = ""
-    answers: tuple[tuple[str, ...], ...] = ()
+    ticket: int = 0
+
 
 class RunCheck(NamedTuple):
-    """Answered by CheckFinished."""
-    iteration: int
+    """Run --check. Answered by CheckFinished."""
+
     facts: dict[str, str]
+    ticket: int = 0
+
 
 class StopCheck(NamedTuple):
-    """End the check that runs, if one does."""
+    """End the check with that ticket, also one that has not begun. Answered by Done."""
+
+    check: int
+    ticket: int = 0
+
 
 class Notify(NamedTuple):
+    """Run --notify. `event` is complete, stopped, failed or asked. Answered by Done."""
+
+    event: str
+    message: str
     facts: dict[str, str]
+    ticket: int = 0
+
 
 class HandOver(NamedTuple):
-    """Give the terminal to OpenCode's own interface on this session."""
+    """Give the terminal to OpenCode's own interface on this session. Answered by Done."""
+
     session: str
+    ticket: int = 0
+
+
+class BlameServer(NamedTuple):
+    """A session's word to the loop: the server does not do its work. It leaves the loop no more."""
+
+    problem: str
+
 
 class Exit(NamedTuple):
+    """The end, the one command without an answer."""
+
     status: int
+
+
+# Answers.
+
+
+class Done(NamedTuple):
+    """It was carried out, and there is no more to say."""
+
+    to: Command
+
+
+class Failed(NamedTuple):
+    """It was not carried out.
+
+    `code` is of HTTP, 0 when there was no answer at all; `kind` is "configuration" when OpenCode's
+    configuration is what is wrong; `again` says whether trying again can help.
+    """
+
+    to: Command
+    problem: str
+    code: int = 0
+    kind: str = ""
+    again: bool = True
+
+
+class ServerUp(NamedTuple):
+    to: StartServer
+    url: str
+    version: str
+
+
+class Measured(NamedTuple):
+    to: MeasureServer
+    memory: int  # MiB resident, 0: it cannot be told
+
+
+class SetupChecked(NamedTuple):
+    to: CheckSetup
+    setup: Setup
+
+
+class FilesRead(NamedTuple):
+    """The texts of plan and prompt, or None and the problem."""
+
+    to: ReadFiles
+    plan: str | None
+    prompt: str | None
+    problem: str = ""
+    path: str = ""  # of the plan, for messages
+
+
+class SessionCreated(NamedTuple):
+    to: CreateSession
+    session: str
+    directory: str = ""  # where the server thinks that it works; "": it does not say
+
+
+class Polled(NamedTuple):
+    """How the session stands. The truth, where events are only quick.
+
+    `activity`: idle, working, retrying, or unknown (the server cannot tell).
+    `verdict`, on the answer to our own prompt:
+        answered     it ended well
+        failed       it ended with `fault`
+        refused      it ended because something was rejected
+        cut          somebody or something broke it off
+        unfinished   it has begun and not ended: it works, or its server died
+        undelivered  the session does not know the prompt, or nothing came of it
+        nothing-ran  the session says that it is through, and there is no answer
+        unknown      the server does not show its messages
+        ""           not looked at
+    """
+
+    to: Poll
+    activity: str
+    verdict: str = ""
+    fault: Fault | None = None
+    spent: Spend | None = None  # of the session and all its subagents; None: it cannot be told
+    children: tuple[str, ...] = ()
+    requests: tuple[Request, ...] | None = None  # None: not looked at
+    unlisted: tuple[str, ...] = ()  # kinds of requests that the server failed to list
+    retry: Activity | None = None  # the details, when it is retrying
+
+
+class CheckFinished(NamedTuple):
+    to: RunCheck
+    status: int
+    output: str
+    interrupted: bool = False
+
+
+# Events of the server's stream: hints, and quick. Each names the session that it is about.
+
+
+class Activity(NamedTuple):
+    """`kind` is idle, working or retrying; `wait` is the seconds until OpenCode tries again."""
+
+    session: str
+    kind: str
+    attempt: int = 0
+    wait: float = 0.0
+    message: str = ""
+
+
+class Part(NamedTuple):
+    """A piece of a message. `kind`: text, thinking or tool; `state`: running, done or failed."""
+
+    session: str
+    message: str
+    key: str  # tells it from all other parts of the session
+    kind: str
+    state: str
+    text: str = ""  # what is said; of a tool that failed, why
+    tool: str = ""
+    argument: str = ""  # of a tool: the one that matters, in a line
+    call: int = 0  # of a tool: the same for the same input, 0: not known
+    seconds: float = 0.0
+    synthetic: bool = False  # put there by OpenCode itself
+
+
+class Delta(NamedTuple):
+    """New text of a part."""
+
+    session: str
+    key: str
+    text: str
+
+
+class Spent(NamedTuple):
+    """A message of the agent's, with what it has cost so far.
+
+    `ended` is "" while it is being written, else answered, calls (it wants tools to run) or nowhere
+    (it ended without saying why). `parent` is the message that it answers, "" when not known.
+    """
+
+    session: str
+    message: str
+    spend: Spend
+    context: int = 0  # tokens in the session's context
+    model: str = ""
+    agent: str = ""
+    parent: str = ""
+    ended: str = ""
+    complete: bool = False  # nothing of it is being written any more
+
+
+class Asked(NamedTuple):
+    session: str
+    request: Request
+
+
+class Answered(NamedTuple):
+    """A request was answered, by whomever."""
+
+    session: str
+    id: str
+
+
+class Child(NamedTuple):
+    """A subagent's session was made."""
+
+    session: str
+    parent: str
+
+
+class Broke(NamedTuple):
+    session: str
+    fault: Fault
+
+
+class Compacted(NamedTuple):
+    session: str
+
+
+class Alive(NamedTuple):
+    """A sign of life that says no more than that."""
+
+    session: str
+
+
+class Woke(NamedTuple):
+    """A session goes to work again by itself: something that it left in the background ended."""
+
+    session: str
+
+
+class Edited(NamedTuple):
+    """A file was changed by the agent."""
+
+    path: str
+
+
+# What else happens.
 
 
 class Tick(NamedTuple):
     """Time has passed."""
 
-class ServerReady(NamedTuple):
-    generation: int
-    url: str
-    version: str
 
 class ServerDied(NamedTuple):
-    """The server ended by itself, or did not start; `lines` are the last ones it printed."""
+    """The server's process ended by itself."""
+
     generation: int
-    reason: str
-    lines: tuple[str, ...] = ()
-    final: bool = False              # trying again cannot help
+    problem: str
 
-class SetupChecked(NamedTuple):
-    """`models` maps providerID/modelID to the size of its context; None: the server cannot tell."""
-    model: str = ""
-    models: dict[str, int] | None = None
-    agents: list[str] | None = None
-
-class FilesRead(NamedTuple):
-    """The texts of plan and prompt, or None and the problem."""
-    number: int
-    plan: str | None
-    prompt: str | None
-    problem: str = ""
-
-class SessionCreated(NamedTuple):
-    iteration: int
-    session: str
-
-class PromptAccepted(NamedTuple):
-    session: str
 
 class StreamOpened(NamedTuple):
-    """The event stream is (again) being read; what happened meanwhile is not repeated on it."""
+    """The event stream is being read, again; what happened meanwhile is not repeated on it."""
 
-class ServerEvent(NamedTuple):
-    """One event of OpenCode's, as it came."""
-    type: str
-    properties: dict[str, Any]
+    generation: int
 
-class Streamed(NamedTuple):
-    """A model is writing: `text` is new text of a part, or "" when a flood of it is only counted."""
-    session: str = ""
-    part: str = ""
-    text: str = ""
 
-class Polled(NamedTuple):
-    """`status` is idle, busy, retry or unknown (the server cannot tell), `messages` are digests, oldest first."""
-    session: str
-    status: str
-    detail: dict[str, Any]
-    messages: list[dict[str, Any]] | None = None
-    children: Sequence[str] = ()
-    permissions: Sequence[dict[str, Any]] = ()
-    questions: Sequence[dict[str, Any]] = ()
+class ServerLost(NamedTuple):
+    """The loop's word to a session: the server is gone, and a new one is on its way."""
 
-class SessionAborted(NamedTuple):
-    session: str
 
-class Measured(NamedTuple):
-    """`cost` in USD or None when the server cannot tell, `memory` of the server in MiB."""
-    session: str
-    cost: float | None = None
-    memory: int = 0
+class ServerBack(NamedTuple):
+    """The loop's word to a session: the server is there again."""
 
-class RequestFailed(NamedTuple):
-    """A command's request got `status` (0: no answer at all) and `name`, OpenCode's name of the error."""
-    command: str
-    session: str
-    status: int
+
+class Abort(NamedTuple):
+    """End the session for this reason; `outcome` is what becomes of the iteration."""
+
+    outcome: str
     problem: str
-    name: str = ""
+    fault: Fault | None = None
 
-class CheckFinished(NamedTuple):
-    iteration: int
-    status: int
-    output: str
-    interrupted: bool = False
 
 class Key(NamedTuple):
     """A key that was pressed: one character in lower case, or a name such as `space`."""
+
     name: str
+
 
 class Signalled(NamedTuple):
     name: str
 
+
 class ScreenLost(NamedTuple):
     """Nobody can see or press anything any more."""
+
     reason: str
+
+
+class Heard(NamedTuple):
+    """An event of the server's as it came, for --verbose."""
+
+    text: str
+
 
 class Noted(NamedTuple):
     """Something that an edge has to say in the journal."""
+
     kind: str
     text: str
 
 
 if TYPE_CHECKING:
-    Command = (StartServer | StopServer | CheckSetup | ReadFiles | CreateSession | SendPrompt | Poll |
-               AbortSession | Measure | Reply | RunCheck | StopCheck | Notify | HandOver | Exit)
-    Event = (Tick | ServerReady | ServerDied | SetupChecked | FilesRead | SessionCreated | PromptAccepted |
-             StreamOpened | ServerEvent | Streamed | Polled | SessionAborted | Measured |
-             RequestFailed | CheckFinished | Key | Signalled | ScreenLost | Noted)
+    Command = Union[
+        StartServer,
+        StopServer,
+        MeasureServer,
+        CheckSetup,
+        ReadFiles,
+        CreateSession,
+        SendPrompt,
+        Poll,
+        Interrupt,
+        Reply,
+        RunCheck,
+        StopCheck,
+        Notify,
+        HandOver,
+    ]
+    Answer = Union[
+        Done,
+        Failed,
+        ServerUp,
+        Measured,
+        SetupChecked,
+        FilesRead,
+        SessionCreated,
+        Polled,
+        CheckFinished,
+    ]
+    StreamEvent = Union[
+        Activity,
+        Part,
+        Delta,
+        Spent,
+        Asked,
+        Answered,
+        Child,
+        Broke,
+        Compacted,
+        Alive,
+        Woke,
+        Edited,
+        Heard,
+    ]
+    Event = Union[
+        Answer,
+        StreamEvent,
+        Tick,
+        ServerDied,
+        StreamOpened,
+        ServerLost,
+        ServerBack,
+        Abort,
+        Key,
+        Signalled,
+        ScreenLost,
+        Noted,
+    ]
+    Kind = Union[type, tuple[type, type]]
+
+ANSWERS = (
+    Done,
+    Failed,
+    ServerUp,
+    Measured,
+    SetupChecked,
+    FilesRead,
+    SessionCreated,
+    Polled,
+    CheckFinished,
+)
+
+LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
+LOOK = "look at the model {model} and at the provider's address in the configuration"
+# What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
+# help as long as nothing has worked yet.
+FAULTS = {
+    "rate-limit": "",  # passes by itself, at the announced time or some time later
+    "outage": "",  # the provider or the network is away: passes by itself
+    "auth": LOG_IN,
+    "balance": "look at the provider's balance",
+    "no-model": LOOK,
+    "no-agent": "look at the agent's name",
+    "configuration": LOOK,
+    "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
+    "provider": "",  # any other error of the provider's
+    "aborted": "",
+    "unknown": "",
+}
+PASSING = ("rate-limit", "outage")
+
+
+# ── values that both machines use ───────────────────────────────────────────────────────────────
+
+
+class Backoff(NamedTuple):
+    """A wait that grows: `first` seconds, then `factor` times as long each, up to `longest`."""
+
+    first: float
+    factor: float
+    longest: float
+
+    def after(self, times: int) -> float:
+        """The wait after so many failures in a row; none after none."""
+        if times <= 0:
+            return 0.0
+        exponent = min(times - 1, 64)  # far beyond `longest` already, and no overflow
+        return min(self.first * self.factor**exponent, self.longest)
+
+
+LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
+RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
+FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
+SERVER_WAITS = Backoff(1.0, 2.0, LONGEST_WAIT)
+STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
+
+Deadline = Union[float, None]  # a time on the run's own clock; None: there is none
+
+
+def is_due(deadline: Deadline, now: float) -> bool:
+    return deadline is not None and now >= deadline
+
+
+class Pending:
+    """The commands that are out, by ticket.
+
+    Whatever answers a command that is not in here comes late, or for the second time, and is
+    dropped, in one place: `Loop.handle`. An answer that never comes is made up after the time that
+    BOUNDS gives it, so that nothing is ever waited for without an end.
+    """
+
+    # Seconds, above the sum of the time-outs that the worker itself keeps to. What is not named
+    # here may take any time: a check has its own option, a terminal that was given away has a
+    # person.
+    BOUNDS: ClassVar[dict[type, float]] = {
+        StartServer: 180.0,
+        StopServer: 120.0,
+        MeasureServer: 60.0,
+        CheckSetup: 420.0,
+        ReadFiles: 30.0,
+        CreateSession: 45.0,
+        SendPrompt: 60.0,
+        Poll: 100.0,
+        Interrupt: 60.0,
+        Reply: 45.0,
+        StopCheck: 60.0,
+    }
+
+    def __init__(self) -> None:
+        self.last_ticket = 0
+        self.out: dict[int, tuple[Command, Deadline]] = {}
+
+    def add(self, command: Command, now: float) -> Command:
+        """Give the command its ticket, and wait for its answer from now on."""
+        self.last_ticket += 1
+        ticketed = command._replace(ticket=self.last_ticket)
+        bound = self.BOUNDS.get(type(command))
+        self.out[self.last_ticket] = (ticketed, None if bound is None else now + bound)
+        return ticketed
+
+    def take(self, command: Command) -> bool:
+        """Whether the answer to this command is waited for; it is no more then."""
+        return self.out.pop(command.ticket, None) is not None
+
+    def find(self, kind: type) -> Command | None:
+        """The newest command of this kind that is out."""
+        found = [command for command, _ in self.out.values() if type(command) is kind]
+        return found[-1] if found else None
+
+    def forget(self, *kinds: type) -> None:
+        """Do not wait for the answers to commands of these kinds any more."""
+        for ticket, (command, _) in list(self.out.items()):
+            if type(command) in kinds:
+                del self.out[ticket]
+
+    def overdue(self, now: float) -> list[Command]:
+        """The commands whose answer will not come any more."""
+        return [command for command, bound in self.out.values() if is_due(bound, now)]
 
 
 class Entry(NamedTuple):
-    """One line of the journal, which is the one record of what happened. `time` is in seconds since 1970."""
+    """One line of the journal. `time` is in seconds since 1970."""
+
     number: int
     time: float
     kind: str
     text: str
-    tone: str = ""                   # dim, good, bad, warn, head
-    depth: int = 0                   # 1 for what a subagent does
+    tone: str = ""  # dim, good, bad, warn or head
+    depth: int = 0  # 1 for what a subagent does
     iteration: int = 0
     session: str = ""
-    data: dict[str, Any] | None = None
+    record: dict[str, object] | None = None  # for --log in JSON lines
 
 
-# ── reading opencode ─────────────────────────────────────────────────────────────────────────────────────
-# What its answers and events mean, and in which words people are told. A server may be older, newer or
-# broken: anything may be missing or of another type, and nothing here raises.
+class Journal:
+    """The one record of what happened: the screen, the log and the plain lines show it.
 
-
-def as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def as_float(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e18 else 0.0
-
-
-def as_int(value: Any) -> int:
-    return int(as_float(value))
-
-
-LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
-LOOK = "look at the model {} and the provider's address in the configuration"
-ADVICE = {401: LOG_IN, 402: "look at the provider's balance", 403: LOG_IN, 404: LOOK, "ProviderAuthError": LOG_IN,
-          "ProviderModelNotFoundError": LOOK, "ProviderInitError": LOOK}
-
-
-class Fault(NamedTuple):
-    """An error of OpenCode's, by its structured fields alone."""
-    name: str
-    message: str
-    status: int = 0
-
-    @property
-    def advice(self) -> str:
-        """What a person can do where trying again cannot help as long as nothing has worked yet; "" elsewhere."""
-        return ADVICE.get(self.status) or ADVICE.get(self.name, "")
-
-    @property
-    def rate_limit(self) -> bool:
-        return self.status in (429, 529)
-
-
-def fault_of(error: Any) -> Fault | None:
-    """Read `{name, data: {message, statusCode}}`; None for what is no error or only says "aborted"."""
-    name, data = as_dict(error).get("name"), as_dict(as_dict(error).get("data"))
-    if name in (None, "MessageAbortedError"):
-        return None
-    return Fault(str(name), str(data.get("message") or name), as_int(data.get("statusCode")))
-
-
-def digest(message: dict[str, Any]) -> dict[str, Any]:
-    """The little of a message that `judge` needs; `continues`: a user message that a compaction put there."""
-    info, parts = as_dict(message.get("info")), [as_dict(part) for part in as_list(message.get("parts"))]
-    texts = [part for part in parts if part.get("type") == "text"]
-    return {"id": str(info.get("id")), "role": info.get("role"), "parent": str(info.get("parentID")),
-            "finish": info.get("finish"),
-            "completed": bool(as_dict(info.get("time")).get("completed")), "error": info.get("error"),
-            "continues": any(part.get("type") == "compaction" for part in parts)
-            or (bool(texts) and all(part.get("synthetic") for part in texts))}
-
-
-def judge(messages: Sequence[dict[str, Any]], message_id: str) -> tuple[str, Fault | None]:
-    """Say how the answer to one's own message stands, of a session that is idle.
-
-    Returns ("answered" | "failed" | "refused" | "cut" | "unfinished" | "unanswered", fault). What a person
-    typed into the session is not one's own; what a compaction put there is.
+    It holds the newest entries; numbers go on beyond those that have been dropped.
     """
-    foreign = {message["id"] for message in messages
-               if message["role"] == "user" and message["id"] != message_id and not message["continues"]}
-    last = next((message for message in reversed(messages)
-                 if message["role"] == "assistant" and message["parent"] not in foreign), None)
-    if last is None:
-        return "unanswered", None
-    if not last["completed"]:
-        return "unfinished", None
-    if last["error"]:
-        fault = fault_of(last["error"])
-        return ("failed", fault) if fault else ("cut", None)
-    finish = str(last["finish"] or "")
-    return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
+
+    LENGTH = 5000
+    LONGEST_TEXT = 4000  # characters of one entry
+
+    def __init__(self, wall: float) -> None:
+        self.wall = wall  # the time, in seconds since 1970; the loop sets it
+        self.iteration = 0  # what is noted belongs to this one; 0: to none
+        self.count = 0
+        self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
+
+    def note(
+        self,
+        kind: str,
+        text: str,
+        tone: str = "",
+        session: str = "",
+        depth: int = 0,
+        record: dict[str, object] | None = None,
+    ) -> None:
+        if len(text) > self.LONGEST_TEXT:
+            text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
+        self.count += 1
+        entry = Entry(
+            self.count, self.wall, kind, text, tone, depth, self.iteration, session, record
+        )
+        self.entries.append(entry)
+
+    def newest(self, count: int) -> list[Entry]:
+        """The last entries, oldest first."""
+        return list(self.entries)[-count:] if count > 0 else []
 
 
-def tool_text(tool: str, state: dict[str, Any], directory: str) -> str:
-    """A tool call in one line: its main argument, as a person would say it."""
-    given = as_dict(state.get("input"))
-    path = str(given.get("filePath") or given.get("path") or "").removeprefix(directory.rstrip("/") + "/")
-    main = {"bash": "command", "grep": "pattern", "glob": "pattern", "webfetch": "url", "task": "description",
-            "websearch": "query", "skill": "name"}.get(tool, "")
-    text = str(given.get(main) or "")
-    if tool in ("grep", "glob"):
-        text += f" in {path}" if path else ""
-    elif tool == "todowrite":
-        text = f"{len(as_list(given.get('todos')))} items"
-    elif not text:
-        text = path or str(state.get("title") or next((v for v in given.values() if isinstance(v, str)), ""))
-    diff = as_dict(as_dict(state.get("metadata")).get("filediff"))
-    if diff:
-        text += f"  +{as_int(diff.get('additions'))} -{as_int(diff.get('deletions'))}"
-    return " ".join(text.split())[:500]
-
-
-def ask_detail(p: dict[str, Any]) -> str:
-    """What exactly is to be permitted."""
-    patterns = p.get("patterns") or p.get("pattern") or p.get("title") or ""
-    wanted = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
-    metadata = as_dict(p.get("metadata"))
-    exact = str(metadata.get("command") or metadata.get("filepath") or metadata.get("url") or "")
-    return exact if exact and wanted in exact else ", ".join(text for text in (wanted, exact) if text)
+LONGEST_TIME = 1e9  # seconds, some thirty years: nobody is told of a longer one
 
 
 def duration(seconds: float) -> str:
@@ -603,1118 +1158,2521 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
+def dollars_of(cost: float) -> str:
+    """US dollars for people: $3.10, $0.0012. What is not nothing never reads as nothing."""
+    if 0 < cost < 0.0001:
+        return "<$0.0001"
+    whole, _, cents = (f"{cost:.4f}" if cost < 0.1 else f"{cost:.2f}").partition(".")
+    return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
+
+
+def budget_of(most: float) -> str:
+    """A limit in US dollars as it was asked for: $20, $0.50."""
+    return f"${most:.0f}" if most == int(most) else dollars_of(most)
+
+
 def short_number(number: int) -> str:
-    """1234 -> 1.2k, always four characters or fewer up to a billion."""
-    value, signs = float(number), ["", "k", "M", "G"]
+    """1234 -> 1.2k; four characters or fewer up to a billion."""
+    value = float(number)
+    signs = ["", "k", "M", "G"]
     while value >= 999.5 and len(signs) > 1:
         value /= 1000
         del signs[0]
-    return f"{value:.1f}{signs[0]}" if value < 9.95 and value != number else f"{value:.0f}{signs[0]}"
+    has_decimal = value < 9.95 and value != number
+    return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
 
 
-# ── loop ─────────────────────────────────────────────────────────────────────────────────────────────────
-# The whole run as one pure state machine. Handlers stand in the order in which things happen in an
-# iteration; after them what goes wrong, what is asked, keys, time. Polling is the truth, the event stream
-# only makes it quick, and every wait has an end.
+# ── session ─────────────────────────────────────────────────────────────────────────────────────
+# One iteration, from "create a session" to "it is over", as a pure machine. Its states and what
+# follows on what:
+#
+#     creating -> prompting -> working -> over          the way it goes on most nights
+#     working -> prompting                              the prompt was swallowed: once more
+#     prompting, working -> recalling -> aborting       it is to end, but has perhaps not begun
+#     working -> aborting -> settling -> over           it is to end: stop it, then read its costs
+#     creating, prompting, working <-> offline          the server is gone, and comes back
+#
+# Three rules hold throughout. Polling is the truth and the event stream only makes it quick: no
+# event of the stream ends an iteration, it only makes us look. Only what belongs to our own session
+# and its subagents (the family) counts. And everything has an end: each kind of circle that an
+# agent or a server can walk in has a count, each silence has a time.
 
-POLL_EVERY = 5.0            # seconds between looks at a session that seems busy
-LOOK_CLOSER = 60.0          # a session that is busy but silent for this long has its messages looked at
-SETTLE = 1.5                # an end that looks odd must look the same for this long before it counts
-SWALLOWED = 6.0             # a prompt that does not run after this long is sent again
-SENDS = 4                   # how often one prompt is sent at most
-FIRST_STARTS = 3            # a server that never ran yet is started so often: its database may be locked by another
-SILENCES = 2                # requests in a row without any answer: the server hangs
-BEGINS = 3.0                # an accepted prompt runs by then; an abort before that would do nothing
-SPINS = 3                   # unfinished answers in a row: the model spins
-READ_EVERY = 3.0            # seconds between looks at plan and prompt
-READ_WITHIN = 30.0          # reading them takes longer only where a file system is gone
-GRACE = 5.0                 # a plan may be away or half-written for this long
-ABSENT = 10.0               # a longer gap between two events is time away (suspended, stopped)
-LONGEST_WAIT = 900.0        # no pause between attempts is longer
-JOURNAL = 5000              # entries kept in memory
-LONGEST_TEXT = 4000         # characters of one entry
-NOBODY = ("Nobody is there to answer. Do not ask again: go on without it, or mark the task "
-          "[BLOCKED: reason] in the plan if it cannot be done without it.")
+POLL_EVERY = 5.0  # seconds between two looks at a session that works
+FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
+LOOK_AGAIN = 0.5  # between two looks at an end that is not believed yet
+LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
+REPEAT_AFTER = 1.0  # a request that failed is made again after so long
+ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
+SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
+ATTEMPTS = 4  # one prompt is handed over so often at the most
+SILENCES = 2  # requests in a row without an answer, then the server is to blame
+BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
+SPINS = 3  # answers that end nowhere, or compactions without an answer, in a row
+ANSWERS_TO_ONE_PROMPT = 3  # a clock that was set back makes OpenCode answer again and again
+SAME_CALLS = 20  # the same tool with the same input, in a row
+REFUSALS = 20  # in one session
+LOST_REPLIES = 3  # answers to asks that the server would not take
 
-# States, events → next states, and the commands that go with it (Notify left out); a test holds it against the code.
-# What is not named here never changes the state.
-TRANSITIONS = """
-starting                              SetupChecked   ready running error    StopServer ReadFiles StopCheck Exit
-starting                              RequestFailed  error                  StopServer StopCheck Exit
-starting,ready,paused,waiting         ServerDied     error                  StopServer StopCheck Exit
-running                               Polled         pausing                Measure ReadFiles
-running,pausing                       FilesRead,Measured,RequestFailed,ServerDied  \
-    paused waiting stopping complete error  StartServer StopServer StopCheck Exit
-waiting                               FilesRead      error                  StopServer StopCheck Exit
-running,pausing                       Tick           error                  StopServer StopCheck Exit
-waiting                               Tick           running error          StartServer StopServer ReadFiles StopCheck Exit
-starting,complete                     Key            stopping               StopCheck Exit
-ready,paused                          Key            running stopping       ReadFiles StopCheck Exit
-running,pausing                       Key            running pausing stopping  StopCheck Exit
-waiting                               Key            running paused stopping   ReadFiles StopCheck Exit
-error                                 Key            starting stopping      StartServer StopCheck Exit
-starting,ready,paused,complete,error  ScreenLost     stopping               StopCheck Exit
-starting,ready,running,pausing,paused,waiting,complete,error  Signalled  stopping  StopCheck Exit
-"""
+NOBODY = (
+    "Nobody is there to answer. Do not ask again: go on without it, or mark the task "
+    "[BLOCKED: reason] in the plan if it cannot be done without it."
+)
+DOOM_LOOP = "doom_loop"  # OpenCode's ask after identical calls, its only guard against circles
+
+
+class Outcome(NamedTuple):
+    """What became of an iteration.
+
+    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage
+    or aborted. `lost_control`: the session may still be at work, so that nothing new may begin on
+    this server.
+    """
+
+    kind: str
+    problem: str = ""
+    fault: Fault | None = None
+    lost_control: bool = False
 
 
 class Ask(NamedTuple):
-    """A permission or a question that waits for somebody."""
-    kind: str
-    id: str
-    session: str
-    title: str
-    detail: str
-    deadline: float
-    questions: list[dict[str, Any]]
-    answers: tuple[tuple[str, ...], ...] = ()       # labels, a list for each question answered so far
+    """A request that waits for somebody."""
 
-
-class Live(NamedTuple):
-    """Something that runs now: a tool, a text, a thought."""
-    kind: str
-    text: str
-    since: float
-    depth: int
-    message: str
+    request: Request
+    ticket: int  # of the last command before it came up: later polls must list it
+    deadline: Deadline
+    answers: tuple[str, ...] = ()  # labels, one for each question answered so far
 
 
 class Retry(NamedTuple):
-    """OpenCode's own next attempt, and when it comes."""
+    """OpenCode's own next attempt."""
+
     attempt: int
     message: str
     at: float
 
 
-class Spend(NamedTuple):
-    """What was used: USD and tokens."""
-    cost: float = 0.0
-    input: int = 0
-    output: int = 0
-    cached: int = 0
+class OddEnd(NamedTuple):
+    """A verdict that must stay as it is before it is believed."""
 
-    def plus(self, other: Spend) -> Spend:
-        return Spend(self.cost + other.cost, self.input + other.input, self.output + other.output,
-                     self.cached + other.cached)
+    verdict: str
+    since: float
+
+
+class Live(NamedTuple):
+    """Something that runs or is being written now."""
+
+    kind: str
+    text: str
+    since: float
+    depth: int = 0
+    message: str = ""
+
+
+class Purse:
+    """What a session and its subagents have used, counted twice: by messages and by polls.
+
+    The stream may lose messages, a poll may lag behind: the larger count is the better one.
+    """
+
+    def __init__(self, model: str, agent: str) -> None:
+        self.by_message: dict[str, Spend] = {}
+        self.polled = Spend()
+        self.context = 0  # tokens in the own session's context
+        self.model = model
+        self.agent = agent
+
+    def take(self, event: Spent, is_own: bool) -> None:
+        self.by_message[event.message] = event.spend
+        if is_own:
+            self.context = event.context or self.context
+            self.model = event.model or self.model
+            self.agent = event.agent or self.agent
 
     @property
-    def tokens(self) -> int:
-        return self.input + self.output + self.cached
+    def total(self) -> Spend:
+        told = Spend()
+        for spend in self.by_message.values():
+            told = told.plus(spend)
+        return told.at_least(self.polled)
 
-    def record(self) -> dict[str, Any]:
-        return {"cost": round(self.cost, 6),
-                "tokens": {"input": self.input, "output": self.output, "cached": self.cached}}
+
+class Circles:
+    """The circles that an agent or a server can walk in, and how far round each one is.
+
+    Each method takes in what happened and returns the problem, in words, once a circle was walked
+    too often; "" before that.
+    """
+
+    def __init__(self) -> None:
+        self.silences = 0  # requests without an answer, in a row
+        self.spins: set[str] = set()
+        self.answers: set[str] = set()  # finished answers to our own prompt
+        self.last_call = 0
+        self.same_calls = 0
+        self.refusals = 0
+        self.lost_replies = 0
+
+    def call(self, part: Part) -> str:
+        """OpenCode's own guard sees identical calls only within one step."""
+        is_same = part.call != 0 and part.call == self.last_call
+        self.same_calls = self.same_calls + 1 if is_same else 1
+        self.last_call = part.call
+        if self.same_calls < SAME_CALLS:
+            return ""
+        return f"it goes in circles: {SAME_CALLS} times in a row {part.tool} {part.argument}"
+
+    def message(self, event: Spent, own_prompt: str) -> str:
+        """Answers that end nowhere, and answers to one prompt without end."""
+        if event.ended == "nowhere":
+            return self._spin(event.message, "answers without an end")
+        if event.ended:
+            self.spins.clear()
+        if event.ended == "answered" and event.parent == own_prompt:
+            self.answers.add(event.message)
+        if len(self.answers) < ANSWERS_TO_ONE_PROMPT:
+            return ""
+        times = len(self.answers)
+        return f"it answered the same prompt {times} times: was this machine's clock set back?"
+
+    def compaction(self, number: int) -> str:
+        """A context that does not fit even when compacted is compacted for ever."""
+        return self._spin(f"compaction {number}", "compactions without an answer")
+
+    def _spin(self, what: str, words: str) -> str:
+        self.spins.add(what)
+        return f"it spins: {SPINS} {words} in a row" if len(self.spins) >= SPINS else ""
+
+    def refusal(self, request: Request) -> str:
+        self.refusals += 1
+        if self.refusals < REFUSALS:
+            return ""
+        return (
+            f"it asked {self.refusals} times for what was refused, the last time for "
+            f"{request.title or 'an answer'} ({request.detail}): allow it in opencode.json, "
+            "use --auto, or say in the prompt how to do without"
+        )
+
+    def lost_reply(self, problem: str) -> str:
+        self.lost_replies += 1
+        if self.lost_replies < LOST_REPLIES:
+            return ""
+        return f"{self.lost_replies} answers to what it asks did not arrive: {problem}"
 
 
-class Iteration:
-    """One session spent on the plan. `step` names what is awaited: creating, prompting, working, aborting,
-    rereading, checking."""
+class Transcript:
+    """What a session says and does, part by part: what runs now, and each part once in the journal.
 
-    def __init__(self, number: int, plan: Plan, prompt: SendPrompt, now: float) -> None:
-        self.number, self.task, self.goal, self.before = number, plan.current, plan.goal, plan.marks
+    A server may say the same part many times, and may never say that a text has ended.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.live: dict[str, Live] = {}  # by the part's key
+        self.journaled: set[str] = set()  # keys of parts, and messages of errors
+
+    def error(self, message: str, session: str, depth: int = 0) -> None:
+        """Each error once: a server tells it on the stream, in the message, and when polled."""
+        if message not in self.journaled:
+            self.journaled.add(message)
+            self.journal.note("error", message, "bad", session, depth)
+
+    def show(self, part: Part, depth: int, now: float) -> bool:
+        """Take a part in; whether it has ended, and that is news."""
+        if part.key in self.journaled:
+            return False
+        text = part.argument if part.kind == "tool" else part.text
+        kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
+        if part.state == "running":
+            known = self.live.get(part.key)
+            if known is None and part.tool in ("task", "subagent"):
+                self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
+            since = known.since if known else now
+            shown = text[-Journal.LONGEST_TEXT :]
+            self.live[part.key] = Live(kind, shown, since, depth, part.message)
+            return False
+        tone = "dim" if part.kind == "thinking" else ""
+        if part.kind == "tool":
+            self.end_texts(part.message, part.session)  # what announced it stands above it
+            text += f"  {duration(part.seconds)}" if part.seconds >= 1 else ""
+            if part.state == "failed":
+                text += f"  failed: {part.text}"
+                tone = "bad"
+        self._journal(part.key, kind, text, tone, part.session, depth)
+        return True
+
+    def grow(self, delta: Delta) -> None:
+        live = self.live.get(delta.key)
+        if live:
+            text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
+            self.live[delta.key] = live._replace(text=text)
+
+    def end_texts(self, message: str, session: str) -> None:
+        """Texts of this message that nobody said to have ended have ended by now."""
+        for key, live in list(self.live.items()):
+            if live.message == message and live.kind == "text":
+                self._journal(key, "text", live.text, "", session, live.depth)
+
+    def _journal(self, key: str, kind: str, text: str, tone: str, session: str, depth: int) -> None:
+        self.journaled.add(key)
+        self.live.pop(key, None)
+        if text.strip():
+            self.journal.note(kind, text.strip(), tone, session, depth)
+
+
+class Session:
+    """One iteration. `handle` takes an event and the time and returns commands.
+
+    When `state` is "over", `outcome` says what became of it. The tables at the end of the class
+    are the program: TABLE says which handler an event has in which state (none: it is ignored),
+    NEXT which state may follow on which.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        options: Options,
+        pending: Pending,
+        journal: Journal,
+        attended: bool,
+        now: float,
+    ) -> None:
         self.prompt = prompt
-        self.step = "creating"
-        self.session = self.outcome = self.problem = self.check = ""
-        self.family: dict[str, int] = {}            # this session and its subagents' -> depth
-        self.started = self.prompted = now
-        self.active = now                           # the last sign of life of the session
-        self.sends = self.silences = 0
-        self.poll_at = self.again_at = 0.0          # again: when a request that failed is tried again
-        self.polling = self.idle_seen = False
-        self.sending = self.busy_seen = False       # a prompt is under way; it has begun to run
-        self.unsettled = ("", 0.0)                  # how an end looks that must stay so before it counts, since when
-        self.fault: Fault | None = None
+        self.options = options
+        self.pending = pending
+        self.journal = journal
+        self.attended = attended  # somebody can answer what is asked
+        self.now = now
+        self.out: list[Command | BlameServer] = []
+        self.state = "creating"
+        self.resume = "creating"  # the state in which it goes on when the server is back
+        self.due: Deadline = None  # when this state has something to do by itself
+        self.wanted: Outcome | None = None  # what is to become of it, once it is being ended
+        self.outcome: Outcome | None = None  # what has become of it
+        # What OpenCode says of it.
+        self.id = ""
+        self.family: dict[str, int] = {}  # this session and its subagents' -> depth
+        self.hint = ""  # what the stream says since the prompt was sent: idle, working, or ""
         self.retry: Retry | None = None
-        self.spends: dict[str, Spend] = {}          # by message
-        self.measured: float | None = None          # USD, as the server adds it up
-        self.spins: set[str] = set()                # unfinished answers and compactions since the last good answer
-        self.prompts: set[str] = set()              # user messages, whose texts are no answers
-        self.journaled: set[str] = set()            # parts and errors that are in the journal
-        self.answered: set[str] = set()             # what was asked
-        self.live: dict[str, Live] = {}             # what runs now, by part
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.odd_end: OddEnd | None = None
+        self.asks: dict[str, Ask] = {}  # by the request's id
+        self.replied: set[str] = set()  # ids of requests
+        # How long, how often, how much.
+        self.started = now
+        self.prompted = now  # when the prompt was accepted
+        self.active = now  # the last sign of life
+        self.attempt = 0
+        self.circles = Circles()
+        self.purse = Purse(prompt.model, prompt.agent)
+        self.transcript = Transcript(journal)
+
+    def begin(self) -> list[Command | BlameServer]:
+        """The first command."""
+        self.out = []
+        self.repeat()
+        return self.out
+
+    def handle(self, event: Event, now: float) -> list[Command | BlameServer]:
+        self.now = now
+        self.out = []
+        if not isinstance(event, FROM_STREAM):
+            self.dispatch(event)
+        elif event.session in self.family or isinstance(event, Child):
+            self.active = now
+            self.dispatch(event)
+        return self.out
+
+    def dispatch(self, event: Event) -> None:
+        handler = self.TABLE[self.state].get(kind_of(event))
+        if handler:
+            handler(self, event)
+
+    def enter(self, state: str) -> None:
+        assert state in self.NEXT[self.state], f"{self.state} -> {state}"
+        self.state = state
+        self.due = None
+        self.pending.forget(Poll)  # what is on its way tells of the state before
+        if state != "working":
+            self.asks.clear()
+            self.retry = None
+
+    def send(self, command: Command) -> None:
+        self.out.append(self.pending.add(command, self.now))
+
+    def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
+        session = session or self.id
+        self.journal.note(kind, text, tone, session, self.family.get(session, 0))
+
+    def repeat(self) -> None:
+        """Make the request that this state waits for; all of them are safe to be repeated."""
+        self.due = None
+        if self.state == "creating":
+            self.send(CreateSession(self.prompt))
+        elif self.state == "prompting":
+            self.hint = ""
+            self.odd_end = None
+            self.send(SendPrompt(self.id, self.prompt, self.attempt))
+        elif self.state == "working":
+            self.poll()
+        elif self.state == "recalling":
+            self.interrupt()
+
+    # From the creation to the prompt.
+
+    def on_created(self, event: SessionCreated) -> None:
+        self.id = event.session
+        self.family = {event.session: 0}
+        self.circles.silences = 0
+        here = self.options.directory
+        if event.directory and not is_same_path(event.directory, here):
+            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            problem = (
+                f"OpenCode would work in {event.directory} and not in {here}: "
+                "rename the folder (OpenCode reads a % in its name as the beginning of a code)"
+            )
+            self.end("failed", problem, Fault("configuration", problem))
+            return
+        self.enter("prompting")
+        self.repeat()
+
+    def on_prompt_accepted(self, event: Done) -> None:
+        self.circles.silences = 0
+        self.prompted = self.now
+        self.active = self.now
+        self.enter("working")
+        self.due = self.now + FIRST_LOOK
+        if self.hint == "idle":  # it was quicker than the answer to our request
+            self.poll()
+
+    # While it works.
+
+    def poll(self) -> None:
+        self.due = self.now + POLL_EVERY
+        if self.pending.find(Poll):
+            self.due = self.now  # its answer may be from before what made us look: once more
+            return
+        closer = self.now - self.active > LOOK_CLOSER
+        self.send(Poll(self.id, self.prompt, self.attempt, closer))
+
+    def look_within(self, seconds: float) -> None:
+        soon = self.now + seconds
+        self.due = soon if self.due is None else min(self.due, soon)
+
+    def on_polled(self, event: Polled) -> None:
+        self.circles.silences = 0
+        looks_again = is_due(self.due, self.now)
+        self.take_in(event)
+        if event.retry:
+            self.on_activity(event.retry)
+        elif event.activity == "working":
+            self.is_at_work()
+        if self.state == "working":  # a wait that is too long, or a circle, has perhaps ended it
+            self.weigh(event)
+        if looks_again and self.state == "working":
+            self.poll()
+
+    def take_in(self, event: Polled) -> None:
+        """What a poll says of family, costs and asks: the stream may have lost it."""
+        for child in event.children:
+            self.family.setdefault(child, 1)
+        if event.spent:
+            self.purse.polled = self.purse.polled.at_least(event.spent)
+        if event.requests is None:
+            return
+        listed = {request.id for request in event.requests}
+        for id, ask in list(self.asks.items()):
+            is_listed_kind = ask.request.kind not in event.unlisted
+            if is_listed_kind and id not in listed and ask.ticket < event.to.ticket:
+                del self.asks[id]  # somebody else has answered it
+        for request in event.requests:
+            self.dispatch(Asked(request.session, request))
+
+    def is_at_work(self) -> None:
+        self.odd_end = None
+        self.retry = None
+
+    def weigh(self, event: Polled) -> None:
+        """Is it over, and how? Nights die of hasty belief: an end that is odd must stay so."""
+        if not self.seems_over(event):
+            return
+        verdict = event.verdict
+        fault = event.fault
+        if verdict == "unknown":  # it shows no messages: what the stream told decides
+            verdict = "failed" if self.fault else "answered"
+        elif verdict == "undelivered" and self.fault:
+            verdict = "failed"
+        patience = self.PATIENCE[verdict]
+        if verdict == "failed" and fault is None:
+            fault = self.fault
+            patience = ODD_END_STAYS  # the message's own error comes a little later
+        if verdict == "unfinished" and self.attempt:
+            patience = SWALLOWED  # the answer to the attempt before stays unfinished for ever
+        if self.odd_end is None or self.odd_end.verdict != verdict:
+            self.odd_end = OddEnd(verdict, self.now)
+        if self.now - self.odd_end.since >= patience:
+            self.conclude(verdict, fault)
+        else:
+            self.look_within(LOOK_AGAIN)
+
+    def seems_over(self, event: Polled) -> bool:
+        """Whether the session seems to be at rest; whether that is an end is another question."""
+        silent = self.now - self.active
+        is_finished = event.verdict in ("answered", "failed")
+        if is_finished and silent > LOOK_CLOSER:
+            return True  # also where a server says "busy" for ever
+        if event.activity == "idle":
+            if event.verdict == "unknown" and self.hint != "idle" and silent <= SWALLOWED:
+                self.look_within(LOOK_AGAIN)  # it has perhaps not begun
+                return False
+            return True
+        if event.activity == "unknown":
+            # The server does not tell who works: the stream's word decides. An answer that is
+            # not finished tells nothing then, since it looks the same while it is being written.
+            has_failed = self.fault is not None and silent > SWALLOWED
+            return self.hint == "idle" or (has_failed and event.verdict == "unknown")
+        return False
+
+    # How long a verdict must stay the same before it is believed, in seconds.
+    PATIENCE: ClassVar[dict[str, float]] = {
+        "answered": 0.0,
+        "failed": 0.0,
+        "refused": ODD_END_STAYS,
+        "cut": ODD_END_STAYS,
+        "unfinished": ODD_END_STAYS,
+        "nothing-ran": ODD_END_STAYS,
+        "undelivered": SWALLOWED,
+    }
+
+    def conclude(self, verdict: str, fault: Fault | None) -> None:
+        """The verdict is believed: what does it mean for the iteration?"""
+        if verdict == "answered":
+            self.end("done")
+        elif verdict == "failed":
+            self.fail(fault or Fault("unknown", "it failed, and OpenCode does not say why"))
+        elif verdict == "refused":
+            self.end("refused", "something it asked for was refused")
+        elif verdict == "cut":
+            self.end("cut", "its answer was broken off by somebody or something else")
+        elif self.attempt + 1 >= ATTEMPTS:
+            sent = self.attempt + 1
+            self.end("failed", f"the prompt was sent {sent} times and never answered")
+        else:
+            self.attempt += 1
+            self.note("warn", "the prompt is not being answered: sending it again", "warn")
+            self.enter("prompting")
+            self.repeat()
+
+    def fail(self, fault: Fault) -> None:
+        outcome = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
+        self.end(outcome, fault.message, fault)
+
+    def end(
+        self,
+        outcome: str,
+        problem: str = "",
+        fault: Fault | None = None,
+        lost_control: bool = False,
+    ) -> None:
+        """It is over."""
+        self.outcome = Outcome(outcome, problem, fault, lost_control)
+        if problem and outcome == "aborted":
+            self.note("note", problem, "warn")
+        elif problem:
+            self.transcript.error(problem, self.id)
+        self.transcript.live.clear()
+        self.enter("over")
+        self.pending.forget(CreateSession, SendPrompt, Interrupt, Reply)
+
+    # What the stream says.
+
+    def on_stream_opened(self, event: StreamOpened) -> None:
+        """What happened meanwhile is not repeated on it."""
+        self.poll()
+
+    def on_activity(self, event: Activity) -> None:
+        if event.session != self.id:
+            return  # a subagent's rest is not ours
+        if event.kind == "idle":
+            self.hint = "idle"
+            self.poll()
+            return
+        known = self.retry
+        self.on_begun(event)
+        if event.kind == "retrying":
+            self.on_retrying(event, known)
+
+    def on_begun(self, event: StreamEvent) -> None:
+        """Whatever is said of it means that the prompt runs."""
+        self.hint = "working"
+        self.is_at_work()
+
+    def on_retrying(self, event: Activity, known: Retry | None) -> None:
+        self.retry = Retry(event.attempt, event.message, self.now + event.wait)
+        if known is None or known.attempt != event.attempt:
+            self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
+        if event.wait > LONGEST_WAIT:
+            # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
+            # another model could work meanwhile, and whoever looks should know.
+            problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
+            fault = Fault("rate-limit", problem, retry_after=event.wait)
+            self.dispatch(Abort("rate-limited", problem, fault))
+
+    def on_early_activity(self, event: Activity) -> None:
+        """Before the server has said that it took the prompt: remember what it says."""
+        if event.session == self.id:
+            self.hint = "idle" if event.kind == "idle" else "working"
+
+    def on_broke(self, event: Broke) -> None:
+        fault = event.fault
+        if fault.kind == "aborted":
+            return
+        if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
+            self.fault = fault
+            self.look_within(REPEAT_AFTER)
+        self.transcript.error(fault.message, event.session, self.family[event.session])
+
+    def on_child(self, event: Child) -> None:
+        if event.parent in self.family:
+            self.family[event.session] = self.family[event.parent] + 1
+
+    def on_part(self, event: Part) -> None:
+        if event.key == self.prompt.part_id or event.synthetic:
+            return  # our own prompt, and what OpenCode puts in by itself
+        if event.state == "running":
+            self.on_begun(event)
+        is_own = event.session == self.id
+        has_ended = self.transcript.show(event, self.family[event.session], self.now)
+        if has_ended and is_own and event.kind == "tool":
+            self.give_up_on(self.circles.call(event))
+
+    def on_delta(self, event: Delta) -> None:
+        self.on_begun(event)
+        self.transcript.grow(event)
+
+    def on_spent(self, event: Spent) -> None:
+        self.purse.take(event, event.session == self.id)
+        if event.complete:
+            self.transcript.end_texts(event.message, event.session)
+        self.give_up_on(self.circles.message(event, self.prompt.message_id))
+
+    def on_compacted(self, event: Compacted) -> None:
+        self.note("note", "the session was compacted", "dim", event.session)
+        self.give_up_on(self.circles.compaction(self.journal.count))
+
+    def give_up_on(self, circle: str) -> None:
+        """End it because of a circle that was walked too often; "": there is none."""
+        if circle:
+            self.dispatch(Abort("failed", circle))
+
+    # What is asked.
+
+    def on_asked(self, event: Asked) -> None:
+        request = event.request
+        is_known = request.id in self.asks or request.id in self.replied
+        if is_known or request.session not in self.family:
+            return
+        said = request.detail
+        if request.kind == "permission":
+            said = f"{request.title}: {request.detail}"
+        self.note("ask", said, "warn", request.session)
+        timeout = self.options.ask_timeout
+        deadline = self.now + timeout if timeout else None
+        ask = Ask(request, self.pending.last_ticket, deadline)
+        is_doom = request.title == DOOM_LOOP
+        if request.kind == "permission" and self.options.auto and not is_doom:
+            self.reply(ask, "once", "approved (--auto)")
+        elif self.options.auto and is_doom:
+            self.refuse(ask, "the same call again and again is approved by nobody but a person")
+        elif not self.attended:
+            self.refuse(ask, "nobody is there to answer")
+        else:
+            self.asks[request.id] = ask
+            self.out.append(Notify("asked", said, {}))
+
+    def reply(self, ask: Ask, decision: str, said: str, message: str = "") -> None:
+        self.asks.pop(ask.request.id, None)
+        self.replied.add(ask.request.id)
+        tone = "warn" if decision == "reject" else "good"
+        self.note("ask", said, tone, ask.request.session)
+        self.send(Reply(ask.request, decision, ask.answers, message))
+
+    def refuse(self, ask: Ask, why: str) -> None:
+        """Refuse with a message: a bare rejection would end the agent's turn."""
+        self.reply(ask, "reject", f"refused: {why}", NOBODY)
+        self.give_up_on(self.circles.refusal(ask.request))
+
+    def on_answered(self, event: Answered) -> None:
+        self.asks.pop(event.id, None)
+
+    def on_reply_failed(self, event: Failed) -> None:
+        """The agent waits for ever for an answer that does not arrive: try again, but not for ever.
+
+        A reply is no sign of life of the session's, so that the stall timeout goes on, too.
+        """
+        assert isinstance(event.to, Reply)
+        if event.code == 404:
+            return  # somebody else has answered
+        self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
+        self.replied.discard(event.to.request.id)  # the next poll finds it again
+        self.look_within(REPEAT_AFTER)
+        self.give_up_on(self.circles.lost_reply(event.problem))
+
+    def takes_key(self, key: str) -> bool:
+        """Whether the key belongs to what is asked first."""
+        ask = next(iter(self.asks.values()), None)
+        if ask is None:
+            return False
+        if ask.request.kind == "permission":
+            return key in ("y", "a", "n")
+        return key == "n" or (bool(key) and key in "123456789")
+
+    def on_key(self, event: Key) -> None:
+        """Answer what is asked first."""
+        ask = next(iter(self.asks.values()), None)
+        if ask is None or not self.takes_key(event.name):
+            return
+        if event.name == "n":
+            self.refuse(ask, "by a person")
+        elif ask.request.kind == "permission" and event.name == "y":
+            self.reply(ask, "once", "approved")
+        elif ask.request.kind == "permission":
+            self.reply(ask, "always", "approved, always")
+        else:
+            self.choose(ask, int(event.name))
+
+    def choose(self, ask: Ask, number: int) -> None:
+        """Answer the question that is shown with the option of that number, from 1."""
+        questions = ask.request.questions
+        options = questions[len(ask.answers)].options if questions else ()
+        if number > len(options):
+            return
+        label, _description = options[number - 1]
+        ask = ask._replace(answers=(*ask.answers, label))
+        self.asks[ask.request.id] = ask
+        if len(ask.answers) == len(questions):
+            self.reply(ask, "once", f"answered: {', '.join(ask.answers)}")
+
+    def on_screen_lost(self, event: ScreenLost) -> None:
+        """Nobody is there any more: refuse what is asked, now and later."""
+        self.attended = False
+        for ask in list(self.asks.values()):
+            self.refuse(ask, "nobody is there to answer")
+
+    # What goes wrong with requests and with the server.
+
+    def on_request_failed(self, event: Failed) -> None:
+        """A request that the session cannot go on without was not carried out."""
+        if event.code == 0 or event.code >= 500:
+            self.due = self.now + REPEAT_AFTER
+            self.circles.silences += 1
+            if self.circles.silences >= SILENCES:
+                self.out.append(BlameServer(f"the server does not answer: {event.problem}"))
+        elif event.code in (401, 403):
+            self.end("failed", WRONG_PASSWORD, Fault("configuration", WRONG_PASSWORD))
+        elif event.kind == "configuration":
+            self.end("failed", event.problem, Fault("configuration", event.problem))
+        else:
+            self.dispatch(Abort("failed", event.problem))
+
+    def on_server_lost(self, event: ServerLost) -> None:
+        self.resume = self.state
+        self.enter("offline")
+        self.transcript.live.clear()
+
+    def on_server_back(self, event: ServerBack) -> None:
+        self.circles.silences = 0
+        self.active = self.now
+        self.hint = ""
+        self.odd_end = None
+        self.enter(self.resume)
+        self.repeat()
+
+    def on_server_lost_at_the_end(self, event: ServerLost) -> None:
+        """It was to end anyway, and what ran there is gone with the server."""
+        self.end_as_wanted()
+
+    # How it is ended before its time.
+
+    def on_abort_unprompted(self, event: Abort) -> None:
+        """Nothing of ours runs there: a session that is being made stays empty."""
+        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        self.end_as_wanted()
+
+    def on_abort_while_prompting(self, event: Abort) -> None:
+        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        is_on_its_way = self.pending.find(SendPrompt) is not None
+        self.enter("recalling")  # until we know that the prompt has arrived
+        if not is_on_its_way:
+            self.interrupt()  # it was not accepted, but it may have arrived all the same
+
+    def on_abort(self, event: Abort) -> None:
+        """An interrupt does nothing to a prompt that was accepted and has not begun to run."""
+        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        begins_by = self.prompted + BEGINS
+        has_begun = self.hint == "working" or self.now >= begins_by
+        self.enter("recalling")
+        self.due = begins_by
+        if has_begun:
+            self.interrupt()
+
+    def on_recalled_prompt_accepted(self, event: Done) -> None:
+        self.due = self.now + BEGINS
+        if self.hint == "working":
+            self.interrupt()
+
+    def on_recalled_prompt_failed(self, event: Failed) -> None:
+        self.interrupt()  # it may have arrived all the same
+
+    def on_activity_while_recalled(self, event: Activity) -> None:
+        self.on_early_activity(event)
+        is_accepted = self.pending.find(SendPrompt) is None
+        if is_accepted and self.hint == "working":
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        self.enter("aborting")
+        self.send(Interrupt(self.id, self.prompt, self.attempt))
+
+    def on_interrupted(self, event: Done) -> None:
+        """It has stopped: one more look, for its costs."""
+        self.enter("settling")
+        self.send(Poll(self.id, self.prompt, self.attempt))
+
+    def on_interrupt_failed(self, event: Failed) -> None:
+        is_gone = event.code == 404
+        self.end_as_wanted(lost_control=not is_gone)
+
+    def on_settled(self, event: Polled) -> None:
+        self.take_in(event)
+        self.end_as_wanted(lost_control=event.activity in ("working", "retrying"))
+
+    def on_settling_failed(self, event: Failed) -> None:
+        self.end_as_wanted(lost_control=event.code == 0 or event.code >= 500)
+
+    def end_as_wanted(self, lost_control: bool = False) -> None:
+        assert self.wanted, "whoever aborts says why"
+        self.end(self.wanted.kind, self.wanted.problem, self.wanted.fault, lost_control)
+
+    # Time.
+
+    def on_tick(self, event: Tick) -> None:
+        if is_due(self.due, self.now):
+            self.repeat()
+        self.mind_patience()
+
+    def on_tick_at_work(self, event: Tick) -> None:
+        waits = self.asks or (self.retry is not None and self.retry.at > self.now)
+        if waits:
+            self.active = self.now  # for something that is known
+        for ask in list(self.asks.values()):
+            if is_due(ask.deadline, self.now):
+                self.refuse(ask, f"nobody answered for {duration(self.options.ask_timeout)}")
+        self.on_tick(event)
+
+    def on_tick_recalled(self, event: Tick) -> None:
+        if is_due(self.due, self.now):
+            self.interrupt()
+
+    def on_tick_offline(self, event: Tick) -> None:
+        self.active = self.now  # nothing can happen meanwhile
+        self.mind_patience()
+
+    def mind_patience(self) -> None:
+        longest = self.options.iteration_timeout
+        silence = self.options.stall_timeout
+        if longest and self.now - self.started >= longest:
+            problem = f"the iteration took longer than {duration(longest)}"
+            self.dispatch(Abort("stalled", problem))
+        elif silence and self.now - self.active >= silence:
+            self.dispatch(Abort("stalled", f"nothing happened for {duration(silence)}"))
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "creating": ("prompting", "offline", "over"),
+        "prompting": ("working", "recalling", "offline", "over"),
+        "working": ("prompting", "recalling", "offline", "over"),
+        "offline": ("creating", "prompting", "working", "over"),
+        "recalling": ("aborting", "over"),
+        "aborting": ("settling", "over"),
+        "settling": ("over",),
+        "over": (),
+    }
+    # What the stream tells is heard from the moment on in which the prompt is sent.
+    _STREAM: ClassVar[dict[Kind, Callable[..., None]]] = {
+        Part: on_part,
+        Delta: on_delta,
+        Spent: on_spent,
+        Child: on_child,
+        Broke: on_broke,
+        Compacted: on_compacted,
+    }
+    # Nobody's being there is to be known in every state.
+    _SCREEN: ClassVar[dict[Kind, Callable[..., None]]] = {ScreenLost: on_screen_lost}
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "creating": {
+            **_SCREEN,
+            SessionCreated: on_created,
+            (Failed, CreateSession): on_request_failed,
+            ServerLost: on_server_lost,
+            Abort: on_abort_unprompted,
+            Tick: on_tick,
+        },
+        "prompting": {
+            **_SCREEN,
+            **_STREAM,
+            (Done, SendPrompt): on_prompt_accepted,
+            (Failed, SendPrompt): on_request_failed,
+            Activity: on_early_activity,
+            Asked: on_asked,
+            Answered: on_answered,
+            ServerLost: on_server_lost,
+            Abort: on_abort_while_prompting,
+            Tick: on_tick,
+        },
+        "working": {
+            **_SCREEN,
+            **_STREAM,
+            Polled: on_polled,
+            (Failed, Poll): on_request_failed,
+            (Failed, Reply): on_reply_failed,
+            StreamOpened: on_stream_opened,
+            Activity: on_activity,
+            Woke: on_begun,
+            Asked: on_asked,
+            Answered: on_answered,
+            Key: on_key,
+            ServerLost: on_server_lost,
+            Abort: on_abort,
+            Tick: on_tick_at_work,
+        },
+        "offline": {
+            **_SCREEN,
+            ServerBack: on_server_back,
+            Abort: on_abort_unprompted,
+            Tick: on_tick_offline,
+        },
+        "recalling": {
+            **_STREAM,
+            (Done, SendPrompt): on_recalled_prompt_accepted,
+            (Failed, SendPrompt): on_recalled_prompt_failed,
+            Activity: on_activity_while_recalled,
+            ServerLost: on_server_lost_at_the_end,
+            Tick: on_tick_recalled,
+        },
+        "aborting": {
+            **_STREAM,
+            (Done, Interrupt): on_interrupted,
+            (Failed, Interrupt): on_interrupt_failed,
+            ServerLost: on_server_lost_at_the_end,
+        },
+        "settling": {
+            Polled: on_settled,
+            (Failed, Poll): on_settling_failed,
+            ServerLost: on_server_lost_at_the_end,
+        },
+        "over": {},
+    }
+
+
+FROM_STREAM = (
+    Activity,
+    Part,
+    Delta,
+    Spent,
+    Asked,
+    Answered,
+    Child,
+    Broke,
+    Compacted,
+    Alive,
+    Woke,
+)
+
+
+def kind_of(event: Event) -> Kind:
+    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
+    if isinstance(event, (Done, Failed)):
+        return type(event), type(event.to)
+    return type(event)
+
+
+def is_same_path(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+# ── loop ────────────────────────────────────────────────────────────────────────────────────────
+# The whole run, as a pure machine. One iteration takes it once round:
+#
+#     reading -> working -> settling -> checking -> reading -> …      (no --check: no checking)
+#
+# reading: plan and prompt are read, and what they say decides what comes next; working: a session
+# has its say; settling: it is over, and the plan is read to see what it has settled; checking:
+# --check runs. To a person these four are "running" (or "pausing"). Around them: starting (the
+# server is started and asked for its setup), ready (for S), waiting (for a provider, or before the
+# next attempt), paused, and the three ends complete, error and stopping.
+#
+# The loop owns four values, each with one job: `server` (which start of it, up or not, when again),
+# `files` (the plan and the prompt as they were read last), `books` (the results so far; all counts,
+# streaks and sums are computed from them) and `session` (the iteration under way). It knows nothing
+# of OpenCode's wire, and does no input or output.
+
+READ_EVERY = 3.0  # seconds between two looks at plan and prompt
+READ_AGAIN = 0.5  # the same, while the loop waits for them
+FILES_WITHIN = 60.0  # they may be away for so long when the loop needs them (an editor, git)
+FIRST_STARTS = 3  # a server that never ran is started so often: its database may be locked
+MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
+ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
+AT_ONCE = "twice the limit"  # a limit that is passed by as much again ends an iteration
+
+SHOWN_AS_RUNNING = ("reading", "working", "settling", "checking")
+ENDS = ("complete", "error", "stopping")
+WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
+LIMITS = ("max_iterations", "max_cost", "max_time")  # options that R raises by as much again
+
+PLAN_COMPLETE = "the plan is complete"
+WRONG_PASSWORD = (
+    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
+)
+
+
+class Result(NamedTuple):
+    """One iteration, as it stands in the books.
+
+    `word` is what it is called in front of people: done, nothing settled, check failed, refused,
+    cut, failed, stalled, rate-limited, outage or aborted.
+    """
+
+    number: int
+    task: str  # "" when nothing was left but the summary
+    goal: str
+    outcome: str
+    word: str
+    problem: str
+    seconds: float
+    spend: Spend
+    model: str
+    check: str  # passed, failed, interrupted, or "" when none ran
+    progress: bool
+    phase: str = ""  # of the task
 
     @property
-    def spend(self) -> Spend:
-        total = functools.reduce(Spend.plus, self.spends.values(), Spend())
-        return total._replace(cost=max(total.cost, self.measured or 0.0))
+    def worked(self) -> bool:
+        return self.outcome in WORKED
+
+    @property
+    def waited_for(self) -> bool:
+        """It ended because of what passes by itself: nobody's fault, and nobody's attempt."""
+        return self.outcome in ("rate-limited", "outage")
+
+
+def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
+    """What is wrong with models and agent, as far as the server can tell; "" when nothing is.
+
+    All models in line are looked at, or else the one of OpenCode's own configuration: a mistake
+    must show in the evening.
+    """
+    if not models and setup.model:
+        models = (setup.model,)
+    for model in models:
+        if setup.models is not None and model not in setup.models:
+            return problem_of_model(setup, model)
+    if agent and setup.agents is not None and agent not in setup.agents:
+        return f"there is no agent {agent}: " + meant(agent, setup.agents, setup.agents_command)
+    return ""
+
+
+def problem_of_model(setup: Setup, model: str) -> str:
+    provider = model.partition("/")[0]
+    is_unknown = bool(setup.providers) and provider not in setup.providers
+    if is_unknown and not difflib.get_close_matches(provider, setup.providers, 1, 0.7):
+        advice = f"log in to {provider} with `opencode auth login`, if that is what is meant"
+        return f"there is no model {model}: {advice}; `{setup.models_command}` lists what is"
+    return f"there is no model {model}: " + meant(model, setup.models or {}, setup.models_command)
+
+
+def meant(name: str, known: Iterable[str], command: str) -> str:
+    close = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"`{command}` lists them"
+
+
+class Books:
+    """All results so far. What is a count, a streak or a sum is computed from them.
+
+    Streaks begin anew at `mark`, which a person moves who goes on after the run has come to rest.
+    """
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self.mark = 0
+        self.most_settled = 0  # tasks, in any plan that was read so far
+        self.least_pending: int | None = None
+        self.spent = Spend()  # by all iterations that are over, also those that an end broke off
+        self.waited_since: Deadline = None  # when waiting for a provider began, in a row
+
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        self.spent = self.spent.plus(result.spend)
+
+    def note_plan(self, plan: Plan) -> bool:
+        """Take in a plan; whether it is progress.
+
+        Progress is more settled, or less pending, than ever before in this run. To un-check a task
+        and to check it again, or to reword it, is none: agents did so all night.
+        """
+        has_more = plan.settled > self.most_settled
+        has_less = self.least_pending is not None and plan.pending < self.least_pending
+        self.most_settled = max(self.most_settled, plan.settled)
+        if self.least_pending is None or has_less:
+            self.least_pending = plan.pending
+        return has_more or has_less
+
+    def streak(self, counts: Callable[[Result], bool], stops: Callable[[Result], bool]) -> int:
+        """How many of the latest results count, back to the first one that stops the streak."""
+        number = 0
+        for result in reversed(self.results[self.mark :]):
+            if stops(result):
+                break
+            number += counts(result)
+        return number
+
+    @property
+    def failures(self) -> int:
+        """In a row, and somebody's fault: what passes by itself is not counted."""
+        return self.streak(
+            lambda result: result.outcome in ("failed", "stalled", "cut"),
+            lambda result: result.worked,
+        )
+
+    @property
+    def unsettled(self) -> list[Result]:
+        """The latest iterations that worked and settled nothing, oldest first."""
+        found: list[Result] = []
+        for result in reversed(self.results[self.mark :]):
+            if result.progress:
+                break
+            if result.worked:
+                found.insert(0, result)
+        return found
+
+    @property
+    def check_failures(self) -> int:
+        return self.streak(
+            lambda result: result.check == "failed",
+            lambda result: result.check == "passed",
+        )
+
+    @property
+    def last_worked(self) -> Result | None:
+        return next((result for result in reversed(self.results) if result.worked), None)
+
+    @property
+    def counted(self) -> int:
+        """Towards --max-iterations: not those that a provider would not let work."""
+        return sum(not result.waited_for for result in self.results)
+
+    @property
+    def average(self) -> float:
+        """Seconds of an iteration that went well; 0 when there was none."""
+        times = [result.seconds for result in self.results if result.worked]
+        return sum(times) / len(times) if times else 0.0
+
+
+class ModelLine:
+    """The models in line. The first one that does not rest works; every rest has an end.
+
+    Without any model named, OpenCode's own default is the only one in line, as "".
+    """
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self.models = tuple(models) or ("",)
+        self.current = self.models[0]
+        self.until: dict[str, float] = {}  # model -> when its rest is over
+        self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
+        self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
+        self.last_seen = ""  # what OpenCode said that it used
+
+    def order(self, models: Sequence[str]) -> None:
+        """The line as it is now: the prompt may have been edited."""
+        models = tuple(models) or ("",)
+        if models != self.models:
+            self.last_seen = ""
+        self.models = models
+
+    def choose(self, now: float) -> str:
+        """The model that works next: the first one that does not rest, else the first one back."""
+        awake = [model for model in self.models if not self.is_resting(model, now)]
+        by_return = sorted(self.models, key=lambda model: self.until.get(model, 0.0))
+        self.current = (awake or by_return)[0]
+        return self.current
+
+    def is_resting(self, model: str, now: float) -> bool:
+        return now < self.until.get(model, 0.0)
+
+    def has_another(self, now: float, most: int = 0) -> bool:
+        """Whether a model besides the one at work could work now, one that has failed not more than
+        `most` times (0: however often), since two that fail by turns would do so for ever."""
+        others = [
+            model
+            for model in self.models
+            if model != self.current and (not most or self.failures[model] <= most)
+        ]
+        return any(not self.is_resting(model, now) for model in others)
+
+    def note_failure(self) -> int:
+        """How often the one at work has failed since one of them has worked."""
+        self.failures[self.current] += 1
+        return self.failures[self.current]
+
+    def rest(self, now: float, announced: float = 0.0) -> float:
+        """Let the one at work rest: until its announced time, else longer each time.
+
+        Both are in seconds; returns the rest that it gets.
+        """
+        self.rests[self.current] += 1
+        seconds = announced or RATE_LIMIT_WAITS.after(self.rests[self.current])
+        self.until[self.current] = now + seconds
+        return seconds
+
+    def until_first_back(self, now: float) -> float:
+        """Seconds until one of them can work again."""
+        return max(0.0, min(self.until.get(model, 0.0) for model in self.models) - now)
+
+    def is_well(self) -> None:
+        """The one at work has worked."""
+        self.failures.clear()
+        self.until.pop(self.current, None)
+        del self.rests[self.current]
+
+    def forget(self) -> None:
+        self.until.clear()
+        self.rests.clear()
+        self.failures.clear()
+
+
+class Used(NamedTuple):
+    """What is held against the limits."""
+
+    iterations: int
+    cost: float
+    elapsed: float
+    unsettled: int  # iterations in a row that settled nothing
+    check_failures: int  # in a row
+
+
+class Limits:
+    """The limits of a run, as they were asked for and as a person has raised them since."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.most = {name: float(getattr(options, name)) for name in LIMITS}
+
+    def reached(self, used: Used, times: int = 1) -> tuple[str, str] | None:
+        """The option whose limit is reached, so many times over, and the reason in words."""
+        counts = {
+            "max_iterations": (used.iterations, f"{used.iterations} iterations were worked"),
+            "max_cost": (used.cost, f"{dollars_of(used.cost)} were spent"),
+            "max_time": (used.elapsed, f"{duration(used.elapsed)} have passed"),
+        }
+        for name, (count, words) in counts.items():
+            most = self.most[name] * times
+            if most and count >= most:
+                return name, f"{words} (--{name.replace('_', '-')})"
+        return self.stuck(used)
+
+    def stuck(self, used: Used) -> tuple[str, str] | None:
+        most = self.options.stuck
+        if most and used.unsettled > most:  # the last one was told of it: NOTHING_SETTLED
+            return "stuck", (
+                f"{used.unsettled} iterations in a row settled no task (--stuck): look at the "
+                "plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
+            )
+        if most and used.check_failures >= most:
+            return "stuck", (
+                f"the check failed {used.check_failures} times in a row (--stuck): run "
+                f"`{self.options.check}` yourself and mend what it shows"
+            )
+        return None
+
+    def is_money_or_time(self, name: str) -> bool:
+        """Whether this limit, passed by as much again, ends an iteration in its midst."""
+        return name in ("max_cost", "max_time")
+
+    def raise_above(self, name: str, used: Used) -> None:
+        """By as much again as was asked for, until there is room."""
+        step = float(getattr(self.options, name))
+        count = {
+            "max_iterations": float(used.iterations),
+            "max_cost": used.cost,
+            "max_time": used.elapsed,
+        }[name]
+        if self.most[name] <= count:
+            self.most[name] += step * ((count - self.most[name]) // step + 1)
+
+
+class ServerState:
+    """What the loop knows of the server. `state` is starting, up or down."""
+
+    def __init__(self) -> None:
+        self.state = "starting"
+        self.generation = 1  # counts the starts; what is said of an older one is old news
+        self.start_at: Deadline = None  # when it is started again
+        self.failures = 0  # in a row
+        self.has_worked = False  # one of its starts was good for something
+        self.url = ""
+        self.version = ""
+        self.memory = 0  # MiB
+        self.measure_at: Deadline = None
+        self.replace = False  # before the next iteration
+
+    @property
+    def is_up(self) -> bool:
+        return self.state == "up"
+
+
+class Files:
+    """Plan and prompt, as they were read last while they were good."""
+
+    def __init__(self) -> None:
+        self.plan = Plan()
+        self.plan_text = ""
+        self.prompt_text = ""
+        self.was_read = False
+        self.read_at = 0.0  # when they are to be read again
+        self.trouble = ""  # why they cannot be read now
+        self.trouble_since = 0.0
+        self.needed_since: Deadline = None  # since when the loop has waited for them
+
+    def take(self, event: FilesRead, is_checked: bool) -> str:
+        """Keep what was read, if it is good; returns what is wrong with it."""
+        plan = self.plan
+        if event.plan is not None and event.plan != self.plan_text:
+            plan = parse_plan(event.plan)
+        problem = event.problem
+        if not problem and not plan.tasks and plan.summary is None:
+            problem = NO_TASK.format(event.path)
+        if problem and is_checked:
+            return problem
+        self.was_read = True
+        self.plan = plan
+        self.plan_text = event.plan or ""
+        self.prompt_text = event.prompt or ""
+        return ""
 
 
 class Loop:
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
 
-    The iteration under way is `iteration` (or None), `it` where there must be one, and `at(step)` where it counts
-    only at that step."""
+    The tables at the end of the class are the program: TABLE says which handler an event has in
+    which state (none: it is ignored), KEYS the same for keys, NEXT which state may follow on which.
+    """
 
-    def __init__(self, options: Options, now: float, seed: str = "") -> None:
+    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
-        self.now = self.wall = now                  # the run's own clock, which stands still while away; the real one
-        self.seed = seed                            # makes the ids of two runs differ
-        self.state, self.state_since = "starting", now
-        self.reason = ""                            # why it is in this state, for a person
-        self.status = 130                           # exit status if it ended now
-        self.interactive = options.interactive
-        self.wanted = options.run or not options.interactive    # go on without waiting for S
-        # the server
-        self.generation, self.server_up, self.server_url = 1, False, ""
-        self.server_failures = 0                    # in a row
-        self.server_at = 0.0                        # when to start it again
-        self.replace_server = False                 # before the next iteration
-        self.setup = SetupChecked()
-        # plan and prompt
-        self.plan, self.plan_text, self.prompt_text = Plan(), "", ""
-        self.read_number, self.read_at = 0, 0.0     # the newest ReadFiles; when the next one is due
-        self.read_until = 0.0                       # when reading has taken too long; 0: nothing is being read
-        self.files_wanted = 0                       # the FilesRead on which the loop moves on
-        self.trouble_since = 0.0                    # when they began to be unreadable
-        # iterations
-        self.iteration: Iteration | None = None
-        self.iterations = self.succeeded = 0
-        self.counted = 0                            # towards --max-iterations: not those that hit a rate limit
-        self.busy_time = 0.0                        # seconds spent in iterations that succeeded
-        self.failures = self.rate_limits = self.unchanged = self.check_failures = 0     # each in a row
-        self.check_output = ""                      # of the check that failed last, as the agent is told it
-        self.wrapped_up = False                     # an iteration had nothing to do but the summary
-        self.wait_until = self.started = self.ended = 0.0
-        self.session_to_abort = ""                  # of the iteration that an error ended
-        self.limit = ""                             # the option that made it pause
-        self.limits = {name: getattr(options, name) for name in ("max_iterations", "max_cost", "max_time")}
-        self.spent = Spend()                        # by iterations that are over
-        self.context = 0                            # tokens in the session's context
-        self.model, self.agent = options.model, options.agent
-        # people
-        self.asks: dict[str, Ask] = {}
-        self.bells = 0
-        self.confirming_quit = self.help = False
-        # what came of it
-        self.journal: collections.deque[Entry] = collections.deque(maxlen=JOURNAL)
-        self.entries = 0
-        self.out: list[Command] = []
+        self.seed = seed  # makes the ids of two runs differ
+        self.wall = wall  # the time
+        self.now = wall  # the run's own clock: it stands still while the machine sleeps
+        self.journal = Journal(wall)
+        self.pending = Pending()
+        self.out: list[Command | Exit] = []
+        self.state = "starting"
+        self.since = wall  # when this state was entered, on the run's own clock
+        self.since_wall = wall  # the same, for people
+        self.reason = ""  # why it is in this state, for a person
+        self.status = 130  # the exit status, if it ended now
+        self.attended = options.attended
+        self.wanted = options.run or not options.attended  # go on without waiting for S
+        self.pause_wanted = False  # after this iteration
+        self.server = ServerState()
+        self.setup = Setup()
+        self.files = Files()
+        self.books = Books()
+        self.session: Session | None = None  # the iteration under way
+        self.iteration = 0  # its number
+        self.left_session = ""  # of an iteration that an end of the run broke off
+        self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
+        self.task: Task | None = None  # the one that the iteration began with
+        self.told = ""  # what the next agent is told: the check that failed
+        self.check_verdict = ""  # of the last check: passed, failed or interrupted
+        self.check_since = 0.0
+        self.line = ModelLine(options.models)
+        self.wait_until: Deadline = None
+        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
+        self.rested: Deadline = None  # since when it has been at rest
+        self.limits = Limits(options)
+        self.limit = ""  # the one that made it rest
+        self.confirming_quit = False
+        self.overlay = ""  # what a person looks at instead of the activity: help or plan
 
-    def start(self) -> list[Command]:
+    # What happens to every event.
+
+    def start(self) -> list[Command | Exit]:
         """The first commands."""
-        self.note("server", f"waiting for {self.options.server}" if self.options.server else "starting OpenCode", "dim")
-        self.emit(StartServer(self.generation))
+        self.out = []
+        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
+        self.journal.note("server", where, "dim")
+        self.emit(StartServer(self.server.generation))
         self.read_files()
         return self.out
 
-    def handle(self, event: Event, now: float) -> list[Command]:
+    def handle(self, event: Event, wall: float) -> list[Command | Exit]:
         self.out = []
-        passed, self.wall = now - self.wall, now
-        if 0 <= passed <= ABSENT:
-            self.now += passed
-        elif self.iteration:            # asleep, stopped, or the clock was set: no deadline may see it, but look anew
-            self.iteration.poll_at = self.now
-        HANDLERS[type(event)](self, event)
+        self.pass_time(wall)
+        if isinstance(event, ANSWERS) and not self.pending.take(event.to):
+            return self.out  # it comes late, or twice: nobody waits for it any more
+        self.dispatch(event)
         return self.out
 
-    # ── what handlers are written with
+    def pass_time(self, wall: float) -> None:
+        """Move the run's own clock. It leaves out what nobody lived through: sleep, a set clock."""
+        passed = wall - self.wall
+        self.wall = wall
+        self.journal.wall = wall
+        if 0 <= passed <= ABSENT:
+            self.now += passed
+        elif self.session:
+            self.dispatch(StreamOpened(self.server.generation))  # look what has become of it
 
-    def emit(self, command: Command) -> None:
-        self.out.append(command)
-
-    def note(self, kind: str, text: str, tone: str = "", session: str = "",
-             data: dict[str, Any] | None = None) -> None:
-        it = self.iteration
-        if len(text) > LONGEST_TEXT:
-            text = f"{text[:LONGEST_TEXT]} … ({len(text)} characters)"
-        self.entries += 1
-        self.journal.append(Entry(self.entries, self.wall, kind, text, tone, it.family.get(session, 0) if it else 0,
-                                  it.number if it else 0, session or (it.session if it else ""), data))
+    def dispatch(self, event: Event) -> None:
+        handler = self.TABLE[self.state].get(kind_of(event))
+        if handler:
+            handler(self, event)
 
     def enter(self, state: str, reason: str = "") -> None:
-        if state != self.state:
-            self.state, self.state_since = state, self.now
-            self.confirming_quit = False            # it was about what is over now
+        assert state == self.state or state in self.NEXT[self.state], f"{self.state} -> {state}"
+        was_shown = self.shown_state
+        self.state = state
+        if self.shown_state != was_shown:
+            self.since = self.now
+            self.since_wall = self.wall
+            self.confirming_quit = False  # it was about what is over now
         self.reason = reason
 
-    def read_files(self, move_on: bool = False) -> None:
-        """Read plan and prompt; `move_on`: the loop goes on with what is read from now on, not before."""
-        if move_on or not self.read_until:
-            self.read_number += 1
-            self.read_until = self.now + READ_WITHIN
-            self.emit(ReadFiles(self.read_number))
-        if move_on:
-            self.files_wanted = self.read_number
+    def emit(self, command: Command) -> None:
+        self.out.append(self.pending.add(command, self.now))
 
-    def notify(self, event: str, message: str) -> None:
-        if self.options.notify:
-            self.emit(Notify(dict(self.facts(), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)))
-
-    def facts(self) -> dict[str, str]:
-        """What --check and --notify get in their environment."""
-        task = self.iteration.task if self.iteration else self.plan.current
-        return {"OCLOOP_PLAN": self.options.plan, "OCLOOP_TASK": task.text if task else "",
-                "OCLOOP_ITERATION": str(self.iterations), "OCLOOP_DONE": str(self.plan.done),
-                "OCLOOP_TOTAL": str(self.plan.automatable)}
-
-    def new_id(self, prefix: str) -> str:
-        """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random ones."""
-        stamp = (int(self.wall * 1000) * 4096 + self.iterations % 4096) & (2 ** 48 - 1)
-        return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{self.iterations % 10 ** 6:06}"
-
-    def at(self, step: str, session: str | None = None) -> Iteration | None:
-        """The iteration, when it is at this step (of this session); a result that comes late is for nobody."""
-        it = self.iteration
-        return it if it and it.step == step and session in (None, it.session) else None
+    # What others want to know of it.
 
     @property
-    def it(self) -> Iteration:
-        """The iteration under way, where there must be one."""
-        assert self.iteration
-        return self.iteration
+    def shown_state(self) -> str:
+        """The state in a person's words."""
+        if self.state not in SHOWN_AS_RUNNING:
+            return self.state
+        return "pausing" if self.pause_wanted else "running"
 
-    def newest(self, count: int) -> list[Entry]:
-        """The last entries of the journal, oldest first."""
-        return list(self.journal)[-count:] if count else []
+    @property
+    def plan(self) -> Plan:
+        return self.files.plan
 
     @property
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
-        return self.spent.plus(self.iteration.spend) if self.iteration else self.spent
+        spent = self.books.spent
+        return spent.plus(self.session.purse.total) if self.session else spent
+
+    @property
+    def used(self) -> Used:
+        books = self.books
+        return Used(
+            iterations=books.counted,
+            cost=self.total.cost,
+            elapsed=self.elapsed,
+            unsettled=len(books.unsettled),
+            check_failures=books.check_failures,
+        )
 
     @property
     def elapsed(self) -> float:
-        return (self.ended or self.now) - self.started if self.started else 0.0
+        """Seconds of the run, without those at rest."""
+        if self.started is None:
+            return 0.0
+        return (self.now if self.rested is None else self.rested) - self.started
 
-    # ── one iteration, in the order in which it happens
+    @property
+    def model(self) -> str:
+        """The model at work, or the one that will be."""
+        if self.session and self.session.purse.model:
+            return self.session.purse.model
+        return self.line.current or self.line.last_seen or self.setup.model
 
-    def on_server_ready(self, event: ServerReady) -> None:
-        if event.generation != self.generation:
-            return
-        self.server_up, self.server_url = True, event.url
-        self.note("server", "OpenCode {} on {}".format(event.version or "(version unknown)", event.url), "dim")
-        if self.state == "starting":
-            self.emit(CheckSetup())
-        elif self.iteration:
-            self.iteration.silences = 0
-            self.take_step()
-        elif self.state in ("running", "pausing"):
-            self.read_files(move_on=True)
+    # The server, and what it says of itself.
+
+    def on_server_up(self, event: ServerUp) -> None:
+        self.server.state = "up"
+        self.server.url = event.url
+        self.server.version = event.version
+        self.server.measure_at = self.now
+        version = event.version or "(version unknown)"
+        self.journal.note("server", f"OpenCode {version} on {event.url}", "dim")
+
+    def on_server_started(self, event: ServerUp) -> None:
+        self.on_server_up(event)
+        self.emit(CheckSetup())
+
+    def on_server_restarted(self, event: ServerUp) -> None:
+        """While a session waits for it."""
+        self.on_server_up(event)
+        self.tell_session(ServerBack())
 
     def on_setup_checked(self, event: SetupChecked) -> None:
-        if self.state != "starting":
-            return
-        self.setup = event
-        problem = self.setup_problem(self.options.model, self.options.agent)
+        self.setup = event.setup
+        self.server.has_worked = True
+        problem = self.setup_problem()
         if problem:
             self.fail(problem)
-        elif self.wanted:
+            return
+        if self.started is None:
+            self.warn_of_no_price()
+        if self.wanted:
             self.begin()
         else:
             self.enter("ready")
 
-    def setup_problem(self, model: str, agent: str) -> str:
-        """What is wrong with model and agent, as far as the server could tell; "" when nothing is."""
-        for kind, name, known, command in (("model", model, self.setup.models, "opencode models"),
-                                           ("agent", agent, self.setup.agents, "opencode agent list")):
-            if name and known is not None and name not in known:
-                near = " or ".join(difflib.get_close_matches(name, list(known), 3, 0.4))
-                return f"there is no {kind} {name}: " + (f"did you mean {near}?" if near else f"`{command}` lists them")
+    def on_setup_failed(self, event: Failed) -> None:
+        """A configuration that is broken is for a person to mend; a server that died is not."""
+        if event.again:
+            self.on_server_failed(event)
+        else:
+            self.fail(event.problem)
+
+    def setup_problem(self) -> str:
+        """What is wrong with models and agent, as far as the server can tell."""
+        fields, _ = split_front_matter(self.files.prompt_text)
+        models = self.options.models or models_of(fields)
+        return problem_of_names(self.setup, models, self.options.agent or fields.get("agent", ""))
+
+    def warn_of_no_price(self) -> None:
+        model = self.line.current or self.setup.model
+        if self.options.max_cost and model in self.setup.free:
+            problem = (
+                f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
+                "use --max-iterations or --max-time"
+            )
+            self.journal.note("warn", problem, "warn")
+
+    def on_start_failed(self, event: Failed) -> None:
+        if event.again:
+            self.on_server_failed(event)
+        else:
+            self.fail(event.problem)
+
+    def on_server_failed(self, event: Failed) -> None:
+        self.restart_server(event.problem)
+
+    def on_server_died(self, event: ServerDied) -> None:
+        if event.generation == self.server.generation:
+            self.restart_server(event.problem)
+
+    def on_server_died_at_rest(self, event: ServerDied) -> None:
+        """Nobody needs it now: it is started again when somebody does."""
+        if event.generation == self.server.generation:
+            self.journal.note("server", event.problem, "bad")
+            self.lose_server()
+
+    def on_start_failed_at_rest(self, event: Failed) -> None:
+        """The same for a start that was begun while somebody still needed it."""
+        self.journal.note("server", event.problem, "bad")
+        self.lose_server()
+
+    def on_server_died_when_ready(self, event: ServerDied) -> None:
+        if event.generation == self.server.generation:
+            self.enter("starting")
+            self.restart_server(event.problem)
+
+    def lose_server(self) -> None:
+        """Whatever was asked of it is not answered any more, and its last words are old news."""
+        self.server.state = "down"
+        self.server.generation += 1
+        self.server.start_at = None
+        self.server.measure_at = None
+        self.pending.forget(
+            StartServer,
+            CheckSetup,
+            MeasureServer,
+            CreateSession,
+            SendPrompt,
+            Poll,
+            Interrupt,
+            Reply,
+        )
+
+    def restart_server(self, problem: str) -> None:
+        """Start it anew, after a wait; the session goes on where it was."""
+        self.lose_server()
+        self.server.failures += 1
+        failures = self.server.failures
+        self.journal.note("server", problem, "bad")
+        most = self.options.retries or Options().retries
+        if not self.server.has_worked:
+            most = FIRST_STARTS - 1
+        if failures > most:
+            times = "once" if failures == 1 else f"{failures} times in a row"
+            self.fail(f"the server failed {times}, the last time: {problem}")
+            return
+        self.server.start_at = self.now + SERVER_WAITS.after(failures - 1)
+        if self.session:
+            self.tell_session(ServerLost())
+        self.mind_server()
+
+    def mind_server(self) -> None:
+        """Start it when its time has come; measure it now and then."""
+        server = self.server
+        if is_due(server.start_at, self.now):
+            server.start_at = None
+            server.state = "starting"
+            self.emit(StartServer(server.generation))
+        elif server.is_up and is_due(server.measure_at, self.now):
+            server.measure_at = None  # until it is answered
+            self.emit(MeasureServer())
+
+    def on_measured(self, event: Measured) -> None:
+        server = self.server
+        server.memory = event.memory
+        server.measure_at = self.now + MEASURE_EVERY
+        most = self.options.server_memory
+        if most and event.memory > most and not server.replace:
+            server.replace = True
+            grown = f"grew to {event.memory} MiB (limit {most}): replacing it"
+            self.journal.note("server", grown, "warn")
+
+    def on_not_measured(self, event: Failed) -> None:
+        self.server.measure_at = self.now + MEASURE_EVERY
+
+    # Plan and prompt.
+
+    def read_files(self) -> None:
+        """Look at them, unless somebody looks already; what is read moves the loop on in `reading`
+        and in `settling`, and is only noted elsewhere."""
+        self.files.read_at = self.now + READ_EVERY
+        if self.pending.find(ReadFiles) is None:
+            self.emit(ReadFiles())
+
+    def read_afresh(self) -> None:
+        """Look at them now: what is on its way may be older than what made us look."""
+        self.pending.forget(ReadFiles)
+        self.files.needed_since = self.now
+        self.read_files()
+
+    def take_files(self, event: FilesRead) -> str:
+        """Keep what was read, and say what is new; returns what is wrong with it."""
+        files = self.files
+        was_read = files.was_read
+        done = files.plan.done
+        problem = files.take(event, is_checked=not self.options.debug)
+        if problem:
+            self.note_trouble(problem)
+            return problem
+        if files.trouble:
+            away = duration(self.now - files.trouble_since)
+            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
+            files.trouble = ""
+        plan = files.plan
+        if not was_read:
+            self.books.note_plan(plan)
+        elif plan.done > done:
+            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
         return ""
 
+    def note_trouble(self, problem: str) -> None:
+        if not self.files.trouble:
+            self.files.trouble_since = self.now
+            self.journal.note("warn", problem, "warn")
+        self.files.trouble = problem
+
+    def on_files_noted(self, event: FilesRead) -> None:
+        """Nobody needs them now: an agent may have stashed them away, and that is no mistake."""
+        self.take_files(event)
+
+    def on_files_not_noted(self, event: Failed) -> None:
+        self.note_trouble(event.problem)
+
+    def on_files_needed(self, event: FilesRead) -> None:
+        """The loop waits for them, and goes on when they are good."""
+        problem = self.take_files(event)
+        if problem:
+            self.wait_for_files(problem)
+            return
+        self.files.needed_since = None
+        if self.state == "reading":
+            self.move_on()
+        else:
+            self.check_or_conclude()
+
+    def on_files_failed(self, event: Failed) -> None:
+        problem = f"{self.options.plan} cannot be read: {event.problem}"
+        self.note_trouble(problem)
+        self.wait_for_files(problem)
+
+    def wait_for_files(self, problem: str) -> None:
+        since = self.files.needed_since
+        assert since is not None, "only `reading` and `settling` wait for them"
+        if self.now - since >= FILES_WITHIN:
+            self.fail(problem)
+        else:
+            self.files.read_at = self.now + READ_AGAIN
+
+    def on_edited(self, event: Edited) -> None:
+        if event.path == self.options.plan:
+            self.read_files()
+
+    # From one iteration to the next.
+
     def begin(self) -> None:
-        """Work from here on, with fresh files (`move_on` follows); a limit that was reached is raised by as much."""
-        if self.limit in self.limits:
-            self.limits[self.limit] += getattr(self.options, self.limit)
-        elif self.limit:
-            self.unchanged = self.check_failures = 0
-        self.limit, self.status, self.wanted = "", 130, True
-        self.started, self.ended = self.now - self.elapsed, 0.0     # the time at rest does not count
-        self.enter("running")
-        self.read_files(move_on=True)
-
-    def on_files_read(self, event: FilesRead) -> None:
-        if event.number >= self.read_number:
-            self.read_until = 0.0
-        self.read_at = self.now + READ_EVERY
-        if self.state in ("complete", "error", "stopping"):
+        """Work from here on. A limit that was reached is raised, by as much again."""
+        self.raise_limit()
+        self.wanted = True
+        self.pause_wanted = False
+        self.status = 130
+        self.wait_until = None
+        if self.started is None:
+            self.started = self.now
+        elif self.rested is not None:
+            self.started += self.now - self.rested
+        self.rested = None
+        if self.server.is_up:
+            self.enter("reading")
+            self.read_afresh()
             return
-        plan, problem = self.plan, event.problem
-        if event.plan is not None and event.plan != self.plan_text:
-            plan = parse_plan(event.plan)
-        if not problem and not plan.tasks and plan.summary is None:
-            problem = NO_TASK.format(self.options.plan)
-        if problem and not self.options.debug:
-            return self.on_bad_files(problem)
-        self.trouble_since = 0.0
-        if plan.done > self.plan.done and self.plan_text:
-            self.note("plan", f"{plan.done} of {plan.automatable} done", "good")
-        self.plan, self.plan_text, self.prompt_text = plan, event.plan or "", event.prompt or ""
-        if self.files_wanted and event.number >= self.files_wanted:
-            self.files_wanted = 0
-            if self.iteration is None:
-                self.move_on()
-            else:
-                self.check_or_conclude()
+        self.enter("starting")
+        if self.server.state == "down" and self.server.start_at is None:
+            self.server.start_at = self.now
+            self.mind_server()
 
-    def on_bad_files(self, problem: str) -> None:
-        """An editor may be writing: only a problem that stays counts."""
-        if self.state not in ("running", "pausing", "waiting"):
-            return
-        if not self.trouble_since:
-            self.trouble_since = self.now
-            self.note("warn", problem, "warn")
-        elif self.now - self.trouble_since >= GRACE:
-            return self.fail(problem)
-        self.read_at = self.now + 0.5
+    def raise_limit(self) -> None:
+        limit = self.limit
+        self.limit = ""
+        if limit in LIMITS:
+            self.limits.raise_above(limit, self.used)
+        elif limit:
+            self.books.mark = len(self.books.results)
+            self.books.waited_since = None
+            self.line.failures.clear()
 
     def move_on(self) -> None:
         """Nothing is under way and the plan is fresh: what now?"""
-        if self.state not in ("running", "pausing"):
+        plan = self.plan
+        last = self.books.last_worked
+        was_last = last is not None and not last.task
+        has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
+        if (plan.summary is not None or has_wrapped_up) and not self.told:
+            self.complete()
             return
-        nothing_left = self.wrapped_up and not self.plan.pending
-        if (self.plan.summary is not None or nothing_left) and not self.check_output:
-            return self.complete()
-        limit = self.limit_reached(1)
-        if limit:                           # work is left, and a person has to say whether to go on
-            self.limit = limit[0]
-            self.end("paused", 3, limit[1])
-        elif self.state == "pausing":
+        limit = self.limits.reached(self.used)
+        if limit:  # work is left, and a person has to say whether to go on
+            self.limit, reason = limit
+            self.end("paused", 3, reason)
+        elif self.pause_wanted:
             self.pause("")
-        elif self.replace_server:
-            self.replace_server = False
-            self.start_server()
+        elif self.server.replace or not self.server.is_up:
+            self.renew_server()
         else:
             self.begin_iteration()
 
+    def renew_server(self) -> None:
+        """Before the next iteration, since nothing of ours runs there."""
+        self.server.replace = False
+        self.lose_server()
+        self.enter("starting")
+        self.server.start_at = self.now
+        self.mind_server()
+
     def begin_iteration(self) -> None:
-        fields, body = split_front_matter(self.prompt_text)
-        model = self.options.model or fields.get("model", "")
+        fields, body = split_front_matter(self.files.prompt_text)
+        self.line.order(self.options.models or models_of(fields))
         agent = self.options.agent or fields.get("agent", "")
-        problem = self.setup_problem(model, agent) if body else NO_PROMPT.format(self.options.prompt)
+        model = self.line.choose(self.now)
+        problem = NO_PROMPT.format(self.options.prompt) if not body else self.setup_problem()
         if problem:
-            return self.fail(problem)
-        self.iterations += 1
-        self.model, self.agent, self.context = model or self.model, agent or self.agent, 0
-        text = render_prompt(body, self.options.plan, self.plan.goal, self.iterations, self.check_output)
-        prompt = SendPrompt("", self.new_id("msg"), self.new_id("prt"), text, model, agent)
-        self.iteration = Iteration(self.iterations, self.plan, prompt, self.now)
-        self.note("task", self.plan.goal, "head")
-        self.take_step()
-
-    def take_step(self) -> None:
-        """Command what the iteration's step needs; also after a restart of the server, and again after a failure."""
-        it = self.iteration
-        if it is None or not self.server_up:
+            self.fail(problem)
             return
-        it.again_at = 0.0
-        if it.step == "creating":
-            title = f"ocloop {min(self.plan.done + 1, self.plan.automatable)}/{self.plan.automatable}: {it.goal}"
-            self.emit(CreateSession(it.number, title[:100]))
-        elif it.step == "prompting":
-            it.sending = True
-            self.emit(it.prompt._replace(session=it.session))
-        elif it.step == "working":
-            self.poll()
-        elif it.step == "aborting" and it.sends and not it.busy_seen and self.now < it.prompted + BEGINS:
-            it.again_at = it.prompted + BEGINS
-        elif it.step == "aborting" and not it.sending:      # else the answer to the prompt comes first
-            self.emit(AbortSession(it.session))
+        plan = self.plan
+        self.iteration += 1
+        self.journal.iteration = self.iteration
+        self.task = plan.current
+        text = render_prompt(
+            body, self.options.plan, plan.goal, self.iteration, self.what_to_tell()
+        )
+        place = f"{min(plan.done + 1, plan.automatable)}/{plan.automatable}"
+        prompt = Prompt(
+            message_id=self.new_id("msg"),
+            part_id=self.new_id("prt"),
+            text=text,
+            title=f"ocloop {place}: {plan.goal}"[:100],
+            model=model,
+            agent=agent,
+        )
+        self.session = Session(
+            prompt, self.options, self.pending, self.journal, self.attended, self.now
+        )
+        self.journal.note("task", plan.goal, "head")
+        self.enter("working")
+        self.take_commands(self.session.begin())
 
-    def on_session_created(self, event: SessionCreated) -> None:
-        it = self.at("creating")
-        if it and event.iteration == it.number:
-            it.session, it.family = event.session, {event.session: 0}
-            it.step, it.silences = "prompting", 0
-            self.take_step()
+    def what_to_tell(self) -> str:
+        """What the loop itself has to tell the next agent."""
+        told = [self.told] if self.told else []
+        unsettled = self.books.unsettled
+        if self.options.stuck and len(unsettled) >= self.options.stuck:
+            goals = collections.Counter(result.goal for result in unsettled)
+            lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
+            told.append(NOTHING_SETTLED.format(count=len(unsettled), goals=lines))
+            said = f"{len(unsettled)} iterations settled nothing: the next prompt says so"
+            self.journal.note("warn", said, "warn")
+        return "\n\n".join(told)
 
-    def on_prompt_accepted(self, event: PromptAccepted) -> None:
-        it = self.at("aborting", event.session) or self.at("prompting", event.session)
-        if not it:
-            return
-        it.sending, it.silences = False, 0
-        it.sends += 1
-        it.prompted = it.active = self.now
-        if it.step == "aborting":
-            return self.take_step()
-        it.step, it.unsettled = "working", ("", 0.0)
-        it.idle_seen = it.idle_seen and it.sends == 1
-        if it.idle_seen:
-            self.poll()
-        else:
-            it.poll_at = self.now + 2
+    def new_id(self, prefix: str) -> str:
+        """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random characters."""
+        number = self.iteration
+        stamp = (int(self.wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
+        return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{number % 10**6:06}"
 
-    def poll(self, messages: bool = False) -> None:
-        it = self.at("working")
-        if not it or not self.server_up:
-            return
-        if it.polling:                      # the answer under way may be from before what made us ask
-            it.poll_at = self.now
-        else:
-            it.polling = True
-            it.poll_at = self.now + POLL_EVERY
-            self.emit(Poll(it.session, messages))
+    def tell_session(self, event: Event) -> None:
+        """Let the session have its say, and go on when it is over."""
+        session = self.session
+        assert session
+        self.take_commands(session.handle(event, self.now))
+        if session.outcome and self.state == "working":
+            self.on_session_over(session.outcome)
 
-    def on_polled(self, event: Polled) -> None:
-        it = self.at("working", event.session)
-        if not it:
-            return
-        it.polling, it.silences = False, 0
-        for child in event.children:
-            it.family.setdefault(child, 1)
-        for asked in event.permissions:
-            self.on_asked("permission", asked)
-        for asked in event.questions:
-            self.on_asked("question", asked)
-        verdict, fault = ("", None) if event.messages is None else judge(event.messages, it.prompt.message_id)
-        silent = self.now - it.active
-        if event.status in ("busy", "retry"):
-            self.on_status(event.status, event.detail)
-            if event.status == "busy" and verdict == "answered" and silent > LOOK_CLOSER:
-                self.finish("done")         # a server that says busy for ever
-            return
-        if verdict:
-            self.weigh(verdict, fault)
-        elif it.idle_seen or (silent > SWALLOWED and (it.fault or event.status == "idle")):
-            self.weigh("failed" if it.fault else "answered", it.fault)
-        it.poll_at = min(it.poll_at, self.now + 0.5)
+    def take_commands(self, commands: Sequence[Command | BlameServer]) -> None:
+        blame = ""
+        for command in commands:
+            if isinstance(command, BlameServer):
+                blame = command.problem
+            elif isinstance(command, Notify):
+                self.notify(command.event, command.message)
+            else:
+                self.out.append(command)
+        if blame:
+            self.restart_server(blame)
 
-    def weigh(self, verdict: str, fault: Fault | None) -> None:
-        """The session is idle: end the iteration, send the prompt again, or look once more."""
-        it = self.it
-        if verdict == "answered":
-            return self.finish("done")
-        if it.unsettled[0] != verdict:
-            it.unsettled = (verdict, self.now)
-        age = self.now - it.unsettled[1]
-        again = (verdict == "unanswered" and not it.fault) or (verdict == "unfinished" and it.sends > 1)
-        if fault and verdict == "failed":
-            self.finish_failed(fault)
-        elif age < (SWALLOWED if again else SETTLE):
-            return
-        elif verdict == "refused":
-            self.finish("refused", "something it asked for was refused")
-        elif verdict == "cut" and self.interactive:
-            self.enter("pausing", "broken off in OpenCode's own interface")     # somebody is there, and at work
-            self.finish("aborted", self.reason)
-        elif verdict == "cut":
-            self.finish("cut", "its answer was broken off by somebody or something else")
-        elif verdict == "unanswered" and it.fault:
-            self.finish_failed(it.fault)
-        elif it.sends >= SENDS:
-            self.finish("failed", f"the prompt was sent {it.sends} times and never answered")
-        else:
-            self.note("warn", "the prompt is not being answered: sending it again", "warn")
-            it.step = "prompting"
-            self.take_step()
-
-    def finish(self, outcome: str, problem: str = "") -> None:
-        """The session is over; what it cost and what it changed comes next."""
-        it = self.it
-        it.outcome, it.problem, it.step = outcome, problem, "rereading"
-        it.live.clear()
-        it.retry = None
-        self.asks.clear()
-        if problem and outcome != "fatal" and problem not in it.journaled:
-            kind, tone = ("note", "warn") if outcome == "aborted" else ("error", "bad")
-            self.note(kind, problem, tone)
-        if self.server_up and it.session:
-            self.emit(Measure(it.session))
-        else:
-            it.measured = 0.0
-        self.read_files(move_on=True)
-
-    def on_measured(self, event: Measured) -> None:
-        limit, it = self.options.server_memory, self.at("rereading", event.session)
-        if limit and event.memory > limit:
-            self.replace_server = True
-            self.note("server", f"grew to {event.memory} MiB (limit {limit}): replacing it", "warn")
-        if it and it.measured is None:
-            it.measured = event.cost or 0.0
-            self.check_or_conclude()
+    def on_session_over(self, outcome: Outcome) -> None:
+        if outcome.lost_control:
+            self.server.replace = True  # it may still run: the next session gets a new server
+        self.enter("settling", self.reason)
+        self.mind_server()
+        self.read_afresh()
 
     def check_or_conclude(self) -> None:
-        """With both known, what it changed and what it cost: is it any good?"""
-        it = self.at("rereading")
-        if it is None or it.measured is None or self.files_wanted:
-            return
-        worked = it.outcome in ("done", "refused", "cut") or self.plan.summary is not None
-        if self.options.check and worked and not it.check:
-            it.step = "checking"
-            it.live["check"] = Live("check", self.options.check, self.now, 0, "")
-            self.emit(RunCheck(it.number, self.facts()))
+        """The session is over and the plan is fresh: is what it did any good?"""
+        assert self.session and self.session.outcome
+        has_worked = self.session.outcome.kind in (*WORKED, "cut")
+        if self.options.check and (has_worked or self.plan.summary is not None):
+            self.enter("checking", self.reason)
+            self.check_since = self.now
+            self.emit(RunCheck(facts_of(self)))
         else:
-            self.conclude()
+            self.conclude("")
 
     def on_check_finished(self, event: CheckFinished) -> None:
-        it = self.at("checking")
-        if not it or event.iteration != it.number:
-            return
-        it.live.clear()
-        it.check = "interrupted" if event.interrupted else "passed" if event.status == 0 else "failed"
-        if it.check == "passed":
-            self.check_failures, self.check_output = 0, ""
-            self.note("check", "passed", "good")
-        elif it.check == "failed":
-            self.check_failures += 1
-            self.check_output = CHECK_FAILED.format(command=self.options.check, status=event.status,
-                                                    output=event.output)
-            self.note("check", f"failed with exit status {event.status}\n{event.output[-1500:]}", "bad")
-        it.step = "rereading"                       # the check may have changed plan and prompt
-        self.read_files(move_on=True)
+        verdict = "passed" if event.status == 0 else "failed"
+        if event.interrupted:
+            verdict = "interrupted"
+        self.check_verdict = verdict
+        if verdict == "passed":
+            self.told = ""
+            self.journal.note("check", "passed", "good")
+        elif verdict == "failed":
+            self.told = CHECK_FAILED.format(
+                command=self.options.check, status=event.status, output=event.output
+            )
+            said = f"failed with exit status {event.status}\n{event.output[-1500:]}"
+            self.journal.note("check", said, "bad")
+        self.conclude(verdict)
 
-    def conclude(self) -> None:
+    def on_check_lost(self, event: Failed) -> None:
+        self.journal.note("warn", f"the check was not run: {event.problem}", "warn")
+        self.conclude("interrupted")
+
+    def conclude(self, check: str) -> None:
         """Write the iteration into the books, then decide what its outcome means for the run."""
-        it = self.it
-        seconds, spend, plan = self.now - it.started, it.spend, self.plan
-        changed = it.before != plan.marks
-        self.note("iter", f"{it.number} {it.outcome} in {duration(seconds)} · {plan.done}/{plan.automatable} · "
-                  f"{short_number(spend.tokens)} tokens · ${spend.cost:.4f} · {it.goal}", "head", data={
-                      "record": "iteration", "task": it.goal, "outcome": it.outcome, "problem": it.problem,
-                      "seconds": round(seconds, 1), **spend.record(), "check": it.check, "changed": changed,
-                      "done": plan.done, "total": plan.automatable})
-        self.spent, self.iteration = self.total, None
-        self.wrapped_up = not it.task and bool(self.plan_text) and it.outcome in ("done", "refused")
-        self.counted += it.outcome != "rate-limited"
-        if it.outcome in ("done", "refused"):
-            self.succeeded += 1
-            self.busy_time += seconds
-            self.failures = self.rate_limits = self.server_failures = 0
-            self.unchanged = 0 if changed or plan.summary is not None else self.unchanged + 1
-        if it.outcome == "fatal":
-            self.fail(it.problem)
-        elif it.outcome == "rate-limited":
-            self.rate_limits += 1
-            self.wait(30.0 * 2 ** min(self.rate_limits - 1, 9), it.problem)
-        elif it.outcome in ("failed", "stalled", "cut") and plan.summary is None:
-            self.failures += 1
-            if self.options.retries and self.failures > self.options.retries:
-                self.fail(f"{self.failures} iterations in a row failed, the last one: {it.problem}")
-            else:
-                self.wait(4.0 ** min(self.failures, 9), it.problem)
+        session = self.session
+        assert session and session.outcome
+        outcome = session.outcome
+        plan = self.plan
+        has_progress = self.books.note_plan(plan) or plan.summary is not None
+        word = word_for(outcome, check, has_progress)
+        model = session.purse.model
+        result = Result(
+            number=self.iteration,
+            task=self.task.text if self.task else "",
+            phase=self.task.phase if self.task else "",
+            goal=self.task.text if self.task else "wrap up",
+            outcome=outcome.kind,
+            word=word,
+            problem=outcome.problem,
+            seconds=self.now - session.started,
+            spend=session.purse.total,
+            model=model,
+            check=check,
+            progress=has_progress,
+        )
+        note_result(self.journal, result, plan, session.id)
+        self.books.add(result)
+        self.line.last_seen = model or self.line.last_seen
+        self.earlier.append(session.id)
+        self.session = None
+        self.journal.iteration = 0
+        if result.worked:
+            self.server.failures = 0
+            self.books.waited_since = None
+            self.line.is_well()
+        self.consider(result, outcome)
+
+    def consider(self, result: Result, outcome: Outcome) -> None:
+        """What does the outcome mean for the run?"""
+        fault = outcome.fault
+        is_failure = outcome.kind in ("failed", "stalled", "cut")
+        is_complete = self.plan.summary is not None and not self.told
+        if outcome.kind == "cut" and self.attended:
+            # Somebody is there, and at work in OpenCode's own interface.
+            self.pause("its answer was broken off: Space goes on")
+        elif is_complete:
+            self.go_on()  # nothing needs to be tried again, or waited for
+        elif result.waited_for:
+            self.wait_for_provider(fault, outcome.problem)
+        elif not is_failure:
+            self.go_on()
+        elif fault and fault.kind == "configuration":
+            self.fail(outcome.problem)
+        elif fault and FAULTS[fault.kind] and self.line.has_another(self.now):
+            self.rest_model(fault.message, LONGEST_WAIT)
+            self.go_on()
+        elif fault and FAULTS[fault.kind] and self.books.last_worked is None:
+            advice = FAULTS[fault.kind].format(model=self.model or "of the configuration")
+            self.fail(f"{fault.message.rstrip('.')}: {advice}")
         else:
-            self.move_on()
+            self.retry(outcome.problem)
 
-    # ── how a run ends or rests
+    def go_on(self) -> None:
+        """The plan is fresh unless a check had its hands on it: read it once more, and move on."""
+        self.enter("reading", self.reason)
+        self.read_afresh()
 
-    def limit_reached(self, times: int) -> tuple[str, str] | None:
-        """The option whose limit is reached (`times` over) and the reason in words."""
-        stuck, cost, elapsed = self.options.stuck, self.total.cost, self.elapsed
-        for name, used, words in (("max_iterations", self.counted, f"{self.counted} iterations were worked"),
-                                  ("max_cost", cost, f"${cost:.2f} were spent"),
-                                  ("max_time", elapsed, f"{duration(elapsed)} have passed")):
-            if self.limits[name] and used >= self.limits[name] * times:
-                return name, f"{words} (--{name.replace('_', '-')})"
-        if stuck and self.unchanged >= stuck:
-            return "stuck", (f"{self.unchanged} iterations in a row changed no task (--stuck): look at the "
-                             "plan's next task and at the prompt, or mark the task [BLOCKED: reason]")
-        if stuck and self.check_failures >= stuck:
-            return "stuck", (f"the check failed {self.check_failures} times in a row (--stuck): run `"
-                             f"{self.options.check}` yourself and mend what it shows")
-        return None
+    def retry(self, problem: str) -> None:
+        """Try again, with growing pauses, and not for ever."""
+        failures = self.line.note_failure()
+        most = self.options.retries
+        if not most or failures <= most:
+            self.wait(FAILURE_WAITS.after(failures), problem)
+        elif self.line.has_another(self.now, most):
+            self.rest_model(problem, LONGEST_WAIT)
+            self.go_on()
+        else:
+            in_a_row = self.books.failures
+            self.fail(f"{in_a_row} iterations in a row failed, the last one: {problem}")
+
+    def rest_model(self, why: str, announced: float) -> None:
+        """Let the next model in line work meanwhile."""
+        model = self.line.current
+        seconds = self.line.rest(self.now, announced)
+        following = self.line.choose(self.now)
+        said = f"{model} rests for {duration(seconds)} ({why}): {following} is next"
+        self.journal.note("retry", said, "warn")
+
+    def wait_for_provider(self, fault: Fault | None, problem: str) -> None:
+        """A limit or an outage passes by itself, and costs nothing while it is waited for."""
+        announced = fault.retry_after if fault else 0.0
+        has_another = self.line.has_another(self.now)
+        seconds = 0.0
+        if not has_another:
+            self.line.rest(self.now, announced)
+            seconds = self.line.until_first_back(self.now)
+        if self.books.waited_since is None:
+            self.books.waited_since = self.now
+        waited = self.now - self.books.waited_since
+        most = self.options.max_wait
+        if most and waited + seconds > most:
+            self.limit = "max_wait"
+            back = f", and would be back in {duration(seconds)}" if announced else ""
+            reason = f"{problem.rstrip('.')}: waited {duration(waited)}{back} (--max-wait)"
+            self.end("paused", 3, reason)
+        elif has_another:
+            self.rest_model(problem, announced)
+            self.go_on()
+        else:
+            self.wait(seconds, problem)
+
+    def wait(self, seconds: float, problem: str) -> None:
+        if self.pause_wanted:
+            self.pause(problem)
+            return
+        limit = self.limits.reached(self.used)
+        if limit:  # no use in waiting for what may not go on
+            self.limit, reason = limit
+            self.end("paused", 3, reason)
+            return
+        self.wait_until = self.now + seconds
+        self.enter("waiting", problem)
+        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+
+    # How a run rests or ends.
 
     def complete(self) -> None:
         left = self.plan.pending
-        reason = f"the plan was marked complete with {left} tasks still pending" if left else "the plan is complete"
+        reason = PLAN_COMPLETE
         if self.plan.summary is None:
             reason = "nothing is left to do; the agent wrote no summary"
+        elif left:
+            tasks = "task" if left == 1 else "tasks"
+            reason = f"the plan was marked complete with {left} {tasks} still pending"
         self.end("complete", 3 if left else 0, reason)
 
     def fail(self, problem: str) -> None:
         """The run cannot go on; R starts again, whatever it was."""
-        self.session_to_abort = self.iteration.session if self.iteration else ""
-        self.spent, self.iteration, self.limit = self.total, None, ""
-        self.asks.clear()
+        self.limit = ""
         self.end("error", 1, problem)
 
-    def end(self, state: str, status: int, reason: str) -> None:
-        """Tell everybody why it ends (or rests) here; without anybody to press a key, leave."""
-        self.status, self.ended = status, self.ended or self.now
-        self.enter(state, reason)
-        event, plan = {"complete": "complete", "error": "failed"}.get(state, "stopped"), self.plan
-        self.note("end", reason, {0: "good", 1: "bad"}.get(status, "warn"), data={
-            "record": "run", "event": event, "status": status, "reason": reason, "summary": plan.summary,
-            "done": plan.done, "total": plan.automatable, "blocked": plan.blocked,
-            "manual": plan.manual, "iterations": self.iterations, "seconds": round(self.elapsed, 1),
-            **self.total.record()})
-        for line in self.summary():
-            self.note("end", line)
-        self.notify(event, reason)
-        if state in ("error", "stopping"):
-            self.emit(StopCheck())
-        if state == "stopping" or not self.interactive:
-            self.emit(Exit(status))
-        elif state != "paused":             # nobody knows when somebody comes
-            self.server_up, self.server_at = False, 0.0
-            self.emit(StopServer(self.session_to_abort))
-
-    def summary(self) -> list[str]:
-        """What a person wants to know in the morning."""
-        plan, total = self.plan, self.total
-        lines = plan.summary.split("\n") if plan.summary else []
-        lines.append(f"{plan}; {self.iterations} iteration{'s' * (self.iterations != 1)} in "
-                     f"{duration(self.elapsed)}; {short_number(total.tokens)} tokens, ${total.cost:.4f}")
-        for state in ("blocked", "manual"):
-            for task in [task for task in plan.tasks if task.state == state][:20]:
-                lines.append("{}: {}{}".format(state, task.text, f" ({task.reason})" if task.reason else ""))
-        return lines
-
     def pause(self, reason: str) -> None:
+        """A person's pause: no end, and nobody is told."""
+        self.pause_wanted = False
+        self.rested = self.now
         self.enter("paused", reason)
-        self.ended = self.now
-        if not self.interactive:
+        if not self.attended:
             self.quit("paused, and the terminal is gone")
 
-    def wait(self, seconds: float, reason: str) -> None:
-        if self.state == "pausing":
-            return self.pause(reason)
-        seconds = min(seconds, LONGEST_WAIT)
-        self.wait_until = self.now + seconds
-        self.enter("waiting", reason)
-        self.note("retry", f"trying again in {duration(seconds)}", "warn")
+    def end(self, state: str, status: int, reason: str) -> None:
+        """Tell everybody why it ends, or rests; leave when nobody is there to press a key."""
+        self.status = status
+        if self.rested is None:
+            self.rested = self.now
+        self.pause_wanted = False
+        session = self.give_up_session()
+        self.enter(state, reason)
+        event = {"complete": "complete", "error": "failed"}.get(state, "stopped")
+        note_end(self, event, reason)
+        self.notify(event, message_of(self, event, reason))
+        self.stop_check()
+        if state == "stopping" or not self.attended:
+            self.out.append(Exit(status))
+        elif state != "paused":  # nobody knows when somebody comes: the server does not wait
+            self.lose_server()
+            self.emit(StopServer(session))
 
-    def start_server(self) -> None:
-        self.server_up, self.server_at = False, 0.0
-        self.generation += 1
-        self.emit(StartServer(self.generation))
+    def give_up_session(self) -> str:
+        """Leave the iteration that is under way; returns the session that may still be at work."""
+        session = self.session
+        if session is None:
+            return ""
+        self.books.spent = self.books.spent.plus(session.purse.total)
+        self.session = None
+        self.journal.iteration = 0
+        self.left_session = session.id
+        return session.id
 
-    # ── what the server tells between prompt and end
+    def stop_check(self) -> None:
+        check = self.pending.find(RunCheck)
+        if check:
+            self.emit(StopCheck(check.ticket))
 
-    def on_streamed(self, event: Streamed) -> None:
-        it = self.iteration
-        if it and (not event.session or event.session in it.family):
-            it.active = self.now
-            live = it.live.get(event.part)
-            if live and event.text:
-                it.live[event.part] = live._replace(text=(live.text + event.text)[-LONGEST_TEXT:])
+    def notify(self, event: str, message: str) -> None:
+        if self.options.notify:
+            facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
+            self.emit(Notify(event, message, facts))
 
-    def on_server_event(self, event: ServerEvent) -> None:
-        it, p = self.iteration, event.properties
-        if self.options.verbose:
-            self.note("event", f"{event.type} {str(p)[:300]}", "dim")
-        if event.type == "file.edited" and p.get("file") == self.options.plan:
-            self.read_files()
-        if not it or it.step not in ("prompting", "working", "aborting"):
-            return
-        info, part = as_dict(p.get("info")), as_dict(p.get("part"))
-        session = str(p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or info.get("id") or "")
-        parent = str(info.get("parentID"))
-        if event.type == "session.created" and parent in it.family:
-            it.family[session] = it.family[parent] + 1
-        if session not in it.family:
-            return
-        it.active = self.now
-        if event.type == "session.idle" and session == it.session:
-            self.on_status("idle", {})
-        elif event.type == "session.status" and session == it.session:
-            self.on_status(str(as_dict(p.get("status")).get("type")), as_dict(p.get("status")))
-        elif event.type == "session.error":
-            self.on_session_error(session, p.get("error"))
-        elif event.type == "message.updated":
-            self.on_message(session, info)
-        elif event.type == "message.part.updated":
-            self.on_part(session, part)
-        elif event.type in ("permission.asked", "permission.updated"):
-            self.on_asked("permission", p)
-        elif event.type == "question.asked":
-            self.on_asked("question", p)
-        elif event.type in ("permission.replied", "question.replied", "question.rejected"):
-            self.asks.pop(str(p.get("requestID") or p.get("permissionID") or ""), None)
-        elif event.type == "todo.updated":
-            todos = [as_dict(todo) for todo in as_list(p.get("todos"))]
-            doing = next((str(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"), "")
-            done = sum(todo.get("status") == "completed" for todo in todos)
-            self.note("todo", f"{done}/{len(todos)} {doing}", "dim", session)
-        elif event.type == "session.compacted":
-            self.note("note", "the session was compacted", "dim", session)
-            self.on_spin(f"compaction {self.entries}", "compactions without an answer")
-
-    def on_status(self, kind: str, status: dict[str, Any]) -> None:
-        """Idle, busy, or trying again by itself: only what OpenCode parks for too long is taken out of its hands."""
-        it, last = self.it, self.it.retry
-        it.idle_seen = kind == "idle"
-        if it.idle_seen:
-            return self.poll()
-        it.busy_seen, it.retry = True, None
-        if it.step == "aborting" and it.again_at:
-            self.take_step()
-        elif kind == "retry" and it.step != "aborting":
-            attempt, wait = as_int(status.get("attempt")), as_float(status.get("next")) / 1000 - self.wall
-            message = str(status.get("message") or "the provider failed")
-            if last is None or last.attempt != attempt:
-                self.note("retry", f"attempt {attempt} failed: {message}", "warn")
-            it.retry = Retry(attempt, message, self.now + wait)
-            if wait > LONGEST_WAIT:
-                self.abort("rate-limited", f"OpenCode would wait {duration(wait)}: {message}")
-
-    def on_session_error(self, session: str, error: Any) -> None:
-        it, fault = self.it, fault_of(error)
-        if not fault:
-            return
-        if session == it.session and fault.name != "ContextOverflowError":
-            it.fault = fault
-            it.poll_at = min(it.poll_at, self.now + 1)      # the message's error comes a little later
-        if fault.message not in it.journaled:
-            it.journaled.add(fault.message)
-            self.note("error", f"{fault.name}: {fault.message}", "bad", session)
-
-    def on_message(self, session: str, info: dict[str, Any]) -> None:
-        it, message = self.it, str(info.get("id") or "")
-        if info.get("role") == "user":
-            it.prompts.add(message)
-            return
-        tokens, cache = as_dict(info.get("tokens")), as_dict(as_dict(info.get("tokens")).get("cache"))
-        spend = it.spends[message] = Spend(
-            as_float(info.get("cost")), as_int(tokens.get("input")), as_int(tokens.get("output"))
-            + as_int(tokens.get("reasoning")), as_int(cache.get("read")) + as_int(cache.get("write")))
-        if session == it.session:
-            self.context = spend.tokens or self.context
-            if info.get("providerID") and info.get("modelID"):
-                self.model = "{}/{}".format(info["providerID"], info["modelID"])
-            self.agent = str(info.get("agent") or info.get("mode") or self.agent)
-        if not as_dict(info.get("time")).get("completed"):
-            return
-        self.note_texts(message, session)
-        if info.get("finish") == "unknown":
-            self.on_spin(message, "answers without an end")
-        elif info.get("finish") and info.get("summary") is not True:
-            it.spins.clear()
-
-    def on_spin(self, what: str, words: str) -> None:
-        """Two hot loops of OpenCode's have no end of their own: answers that never finish, and compactions that
-        do not make the context fit."""
-        it = self.it
-        it.spins.add(what)
-        if len(it.spins) >= SPINS:
-            self.abort("failed", f"it spins: {SPINS} {words} in a row")
-
-    def on_part(self, session: str, part: dict[str, Any]) -> None:
-        it, id, message = self.it, str(part.get("id") or ""), str(part.get("messageID") or "")
-        if id in it.journaled or id == it.prompt.part_id or message in it.prompts or part.get("synthetic"):
-            return
-        if part.get("type") == "tool":
-            kind, state, tone = str(part.get("tool") or "tool"), as_dict(part.get("state")), ""
-            text, ended = tool_text(kind, state, self.options.directory), state.get("status") in ("completed", "error")
-            times = as_dict(state.get("time"))
-            seconds = (as_int(times.get("end")) - as_int(times.get("start"))) / 1000
-            if ended:
-                text += f"  {duration(seconds)}" if seconds >= 1 else ""
-                self.note_texts(message, session)
-            elif kind == "task" and state.get("status") == "running" and id not in it.live:
-                self.note(kind, text, "", session)
-            if state.get("status") == "error":
-                text, tone = f"{text}  failed: {state.get('error')}", "bad"
-        elif part.get("type") in ("text", "reasoning"):
-            kind, tone = ("text", "") if part["type"] == "text" else ("think", "dim")
-            text, ended = str(part.get("text") or ""), bool(as_dict(part.get("time")).get("end"))
-        else:
-            return
-        if ended:
-            self.note_part(id, kind, text, tone, session)
-        else:
-            since = it.live[id].since if id in it.live else self.now
-            it.live[id] = Live(kind, text[-LONGEST_TEXT:], since, it.family[session], message)
-
-    def note_part(self, id: str, kind: str, text: str, tone: str, session: str) -> None:
-        it = self.it
-        it.journaled.add(id)
-        it.live.pop(id, None)
-        if text.strip():
-            self.note(kind, text.strip(), tone, session)
-
-    def note_texts(self, message: str, session: str) -> None:
-        """A text may be ended only after the tools that it announces, and by older servers not at all."""
-        for part in [part for part, live in self.it.live.items() if live.message == message and live.kind == "text"]:
-            self.note_part(part, "text", self.it.live[part].text, "", session)
-
-    # ── what is asked
-
-    def on_asked(self, kind: str, p: dict[str, Any]) -> None:
-        it, id, session = self.it, str(p.get("id") or ""), str(p.get("sessionID") or "")
-        if not id or id in self.asks or id in it.answered or session not in it.family or it.step == "aborting":
-            return
-        questions = [as_dict(q) for q in as_list(p.get("questions"))]
-        title, detail = "question", " / ".join(str(q.get("question")) for q in questions)
-        said, timeout = detail, self.options.ask_timeout
-        if kind == "permission":
-            title, detail = str(p.get("permission") or p.get("type") or "something"), ask_detail(p)
-            said = f"{title}: {detail}"
-        ask = Ask(kind, id, session, title, detail, self.now + timeout if timeout else 0.0, questions)
-        self.note("ask", said, "warn", session)
-        if kind == "permission" and self.options.auto:
-            self.answer(ask, "once", "approved (--auto)")
-        elif not self.interactive:
-            self.refuse(ask, "nobody is there to answer")
-        else:
-            self.asks[id] = ask
-            self.bells += 1
-            self.notify("asked", said)
-
-    def answer(self, ask: Ask, reply: str, said: str) -> None:
-        """Answer with once, always, reject, or, for a question, the answers that were gathered."""
-        it = self.it
-        self.asks.pop(ask.id, None)
-        it.answered.add(ask.id)
-        it.active = self.now
-        self.note("ask", said, "warn" if reply == "reject" else "good", ask.session)
-        self.emit(Reply(ask.kind, ask.id, ask.session, reply, NOBODY if reply == "reject" else "", ask.answers))
-
-    def refuse(self, ask: Ask, why: str) -> None:
-        """Refuse so that the agent goes on: a bare rejection would end its turn, a rejected question too."""
-        answers = (*ask.answers, *[(NOBODY,)] * (len(ask.questions) - len(ask.answers)))
-        self.answer(ask._replace(answers=answers), "reject", f"refused: {why}")
-
-    def on_ask_key(self, key: str) -> bool:
-        """Whether the key belonged to what is asked."""
-        ask = next(iter(self.asks.values()), None)
-        if ask is None:
-            return False
-        if key == "n":
-            self.refuse(ask, "by a person")
-        elif ask.kind == "permission" and key in ("y", "a"):
-            self.answer(ask, "once" if key == "y" else "always", "approved" if key == "y" else "approved, always")
-        elif ask.kind == "question" and key and key in "123456789" and ask.questions:
-            options = as_list(ask.questions[len(ask.answers)].get("options"))
-            if not 1 <= int(key) <= len(options):
-                return True
-            answer = (str(as_dict(options[int(key) - 1]).get("label")),)
-            ask = self.asks[ask.id] = ask._replace(answers=(*ask.answers, answer))
-            if len(ask.answers) == len(ask.questions):
-                self.answer(ask, "", "answered: {}".format(", ".join(label for label, in ask.answers)))
-        else:
-            return False
-        return True
-
-    # ── what goes wrong
-
-    def finish_failed(self, fault: Fault) -> None:
-        if fault.rate_limit:
-            self.finish("rate-limited", fault.message)
-        elif fault.advice and not self.succeeded:
-            self.finish("fatal", f"{fault.message.rstrip('.')}: {fault.advice.format(self.model)}")
-        else:
-            self.finish("failed", fault.message)
-
-    def abort(self, outcome: str, problem: str) -> None:
-        """End the iteration under way for this reason."""
-        it = self.iteration
-        if not it or it.step not in ("creating", "prompting", "working"):
-            return
-        it.outcome, it.problem = outcome, problem
-        self.asks.clear()
-        if it.session and self.server_up:
-            it.step = "aborting"
-            self.take_step()
-        else:
-            self.finish(outcome, problem)
-
-    def on_session_aborted(self, event: SessionAborted) -> None:
-        it = self.at("aborting", event.session)
-        if it:
-            self.finish(it.outcome, it.problem)
-
-    def on_request_failed(self, event: RequestFailed) -> None:
-        it = self.iteration
-        if event.command == "CheckSetup":
-            if self.state == "starting":
-                self.fail(event.problem)
-            return
-        if not it or (event.session and event.session not in it.family):
-            return
-        if event.command == "Reply":
-            if event.status != 404:                 # 404: somebody else has answered
-                self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
-                it.answered.clear()
-                it.poll_at = self.now + 1
-        elif event.command == "Measure":
-            self.on_measured(Measured(it.session))
-        elif event.command == "AbortSession" and it.step == "aborting":
-            if event.status != 404:
-                self.replace_server = True          # it may still run: the next session gets a new server
-            self.finish(it.outcome, it.problem)
-        elif event.command == "SendPrompt" and it.step == "aborting":
-            it.sending = False
-            self.take_step()
-        elif event.command == {"creating": "CreateSession", "prompting": "SendPrompt", "working": "Poll"}.get(it.step):
-            it.polling = it.sending = False
-            self.on_step_failed(it, event)
-
-    def on_step_failed(self, it: Iteration, event: RequestFailed) -> None:
-        if event.status == 0 or event.status >= 500:
-            it.silences += 1
-            it.again_at = self.now + 1
-            if it.silences >= SILENCES and self.server_up:
-                self.restart_server(f"the server does not answer: {event.problem}")
-        elif event.status == 400 and event.name.startswith("Config"):
-            self.fail(event.problem)
-        elif event.status in (401, 403):
-            self.fail("the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with")
-        else:
-            self.abort("failed", event.problem)
-
-    def on_server_died(self, event: ServerDied) -> None:
-        if event.generation != self.generation or self.state in ("complete", "error", "stopping"):
-            return
-        never_ran = self.state == "starting" and self.server_failures >= FIRST_STARTS - 1
-        what_now = self.fail if never_ran or event.final else self.restart_server
-        what_now("\n  ".join((event.reason, *event.lines)))
-
-    def restart_server(self, reason: str) -> None:
-        """Start the server anew; the iteration goes on where it was (ids make repeating it safe)."""
-        self.server_up = False
-        self.server_failures += 1
-        self.note("server", reason, "bad")
-        if self.server_failures > (self.options.retries or 5):
-            return self.fail(f"the server failed {self.server_failures} times in a row, the last time: {reason}")
-        self.server_at = self.now + min(2.0 ** min(self.server_failures - 1, 10) - 1, LONGEST_WAIT)
-        it = self.iteration
-        if it:
-            it.polling = it.idle_seen = False
-            it.unsettled = ("", 0.0)
-            if it.step == "aborting":
-                self.finish(it.outcome, it.problem)
-            elif it.step == "rereading":
-                self.on_measured(Measured(it.session))
-        if 0 < self.server_at <= self.now:      # finish may have ended the run, or started it
-            self.start_server()
-
-    # ── people
+    # People.
 
     def on_key(self, event: Key) -> None:
-        key, state, it = event.name, self.state, self.iteration
-        if state == "stopping":
-            return
-        if self.help:
-            self.help = False
-        elif self.confirming_quit:
+        """Whatever is in front of a person takes the key first."""
+        key = event.name
+        if self.confirming_quit:
             self.confirming_quit = False
             if key in ("q", "y"):
                 self.quit("a person quit")
-        elif key == "?":
-            self.help = True
-        elif key == "q" and it:
-            self.confirming_quit = True
-        elif key == "q":
-            self.quit("a person quit")
-        elif self.on_ask_key(key):
-            return
-        elif (key, state) in (("s", "ready"), ("space", "ready"), ("space", "paused"), ("r", "paused"),
-                              ("r", "waiting")):
-            self.begin()
-        elif key == "s":
-            self.wanted = True
-        elif key == "space" and state == "running":
-            self.enter("pausing", "after this iteration")
-        elif key == "space" and state == "pausing":
-            self.enter("running")
-        elif key == "space" and state == "waiting":
-            self.pause("")
-        elif key == "r" and state == "error":
-            self.failures = self.rate_limits = self.unchanged = self.check_failures = self.server_failures = 0
-            self.trouble_since, self.session_to_abort = 0.0, ""
-            self.wrapped_up, self.wanted = False, True
-            self.enter("starting")
-            self.start_server()
-        elif key == "x" and it and it.step == "checking":
-            self.emit(StopCheck())
-        elif key == "x":
-            self.abort("aborted", "aborted by a person")
-        elif key == "t" and it and it.session and self.server_up:
-            self.emit(HandOver(it.session))
+        elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
+            self.overlay = ""
+        elif self.session and self.session.takes_key(key):
+            self.tell_session(event)
+        elif key in self.KEYS and self.state in self.KEYS[key]:
+            self.KEYS[key][self.state](self)
+
+    def want(self) -> None:
+        """S, before the server is there."""
+        self.wanted = True
+
+    def pause_later(self) -> None:
+        self.pause_wanted = not self.pause_wanted
+        self.since = self.now
+        self.reason = "after this iteration" if self.pause_wanted else ""
+
+    def pause_now(self) -> None:
+        self.pause("")
+
+    def start_anew(self) -> None:
+        """R after an error: whatever it was, it is a new beginning."""
+        self.books.mark = len(self.books.results)
+        self.books.waited_since = None
+        self.server.failures = 0
+        self.files.trouble = ""
+        self.line.forget()
+        self.left_session = ""
+        self.wanted = True
+        self.begin()
+
+    def abort_session(self) -> None:
+        self.tell_session(Abort("aborted", "aborted by a person"))
+
+    def hand_over(self) -> None:
+        session = self.session
+        if session and session.id and self.server.is_up:
+            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            self.emit(HandOver(session.id))
+
+    def on_handed_back(self, event: Done) -> None:
+        assert isinstance(event.to, HandOver)
+        session = self.session
+        if session is None or session.id != event.to.session:
+            said = "back: that session is over, OpenCode's interface does not follow to the next"
+            self.journal.note("note", said, "dim")
+
+    def show_help(self) -> None:
+        self.overlay = "help"
+
+    def show_plan(self) -> None:
+        self.overlay = "plan"
+
+    def ask_quit(self) -> None:
+        self.confirming_quit = True
+
+    def quit_now(self) -> None:
+        self.quit("a person quit")
 
     def quit(self, reason: str) -> None:
-        if self.state == "stopping":
-            return
-        if self.state in ("complete", "error") or self.limit:       # why it ended was said already
+        has_ended = self.state in ("complete", "error") or bool(self.limit)
+        if has_ended:  # why was said already
+            self.give_up_session()
             self.enter("stopping", self.reason)
-            self.emit(StopCheck())
-            self.emit(Exit(self.status))
+            self.stop_check()
+            self.out.append(Exit(self.status))
         else:
             self.end("stopping", 130, reason)
 
+    def on_signal(self, event: Signalled) -> None:
+        self.quit(f"stopped by {event.name}")
+
     def on_screen_lost(self, event: ScreenLost) -> None:
         """Nobody is there any more: refuse what is asked, go on, and leave when it is over."""
-        if not self.interactive:
-            return
-        self.interactive = False
-        self.note("note", f"{event.reason}: going on without a screen", "warn")
-        self.confirming_quit = self.help = False
-        for ask in list(self.asks.values()):
-            self.refuse(ask, "nobody is there to answer")
-        if self.state in ("ready", "paused", "complete", "error") or not self.wanted:
-            self.quit("the terminal is gone, and nobody is there to go on")
+        self.lose_person(event)
+        if self.session:
+            self.tell_session(event)
 
-    # ── time
+    def on_screen_lost_at_start(self, event: ScreenLost) -> None:
+        self.lose_person(event)
+        if not self.wanted:
+            self.quit("the terminal is gone, and nobody said to start")
+
+    def on_screen_lost_at_rest(self, event: ScreenLost) -> None:
+        self.lose_person(event)
+        self.quit("the terminal is gone, and nobody is there to go on")
+
+    def lose_person(self, event: ScreenLost) -> None:
+        self.attended = False
+        self.confirming_quit = False
+        self.overlay = ""
+        self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
+
+    # What the journal is told.
+
+    def on_noted(self, event: Noted) -> None:
+        self.journal.note(event.kind, event.text, "warn")
+
+    def on_heard(self, event: Heard) -> None:
+        self.journal.note("event", event.text, "dim")
+
+    def on_notify_failed(self, event: Failed) -> None:
+        self.journal.note("warn", event.problem, "warn")
+
+    def on_stray_woke(self, event: Woke) -> None:
+        """A session that is over went to work again: never two sessions at once."""
+        if event.session in self.earlier and self.server.is_up:
+            self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
+            # Without a ticket: its answer must not be taken for that of the session under way.
+            self.out.append(Interrupt(event.session, Prompt("", "", ""), 0))
+
+    def on_woke(self, event: Woke) -> None:
+        self.on_stray_woke(event)
+        self.tell_session(event)
+
+    # Time.
 
     def on_tick(self, event: Tick) -> None:
-        """Everything that has a deadline."""
-        it, now, options = self.iteration, self.now, self.options
-        if self.state in ("complete", "error", "stopping"):
-            return
-        if self.server_at and now >= self.server_at:
-            self.start_server()
-        if self.read_until and now >= self.read_until:
-            self.on_bad_files(f"{self.options.plan} cannot be read: its file system does not answer")
-        elif now >= self.read_at:
+        """What has to be looked after in every state."""
+        for command in self.pending.overdue(self.now):
+            if self.pending.take(command):  # else the one before has ended what waited for it
+                self.dispatch(Failed(command, "no answer came"))
+        if self.state in ENDS:
+            return  # one of them was the last one that the run could do without
+        self.mind_server()
+        if self.now >= self.files.read_at:
             self.read_files()
-        if self.state == "waiting" and now >= self.wait_until:
+
+    def on_tick_at_work(self, event: Tick) -> None:
+        self.on_tick(event)
+        if self.state != "working":
+            return  # a server that failed once too often has ended it
+        limit = self.limits.reached(self.used, times=2)
+        if limit and self.limits.is_money_or_time(limit[0]):
+            self.tell_session(Abort("aborted", f"{AT_ONCE}: {limit[1]}"))
+        if self.state == "working":
+            self.tell_session(event)
+
+    def on_tick_waiting(self, event: Tick) -> None:
+        self.on_tick(event)
+        if is_due(self.wait_until, self.now):
             self.begin()
-        for ask in [ask for ask in self.asks.values() if ask.deadline and now >= ask.deadline]:
-            self.refuse(ask, f"nobody answered for {duration(options.ask_timeout)}")
-        if not it:
-            return
-        if it.again_at and now >= it.again_at:
-            self.take_step()
-        if it.step == "working" and now >= it.poll_at and not it.polling:
-            self.poll(messages=now - it.active > LOOK_CLOSER)
-        limit = self.limit_reached(2)
-        if self.asks or (it.retry and it.retry.at > now):
-            it.active = now
-        if limit and limit[0] in ("max_cost", "max_time"):
-            self.abort("aborted", f"twice the limit: {limit[1]}")
-        elif options.iteration_timeout and now - it.started >= options.iteration_timeout:
-            self.abort("stalled", f"the iteration took longer than {duration(options.iteration_timeout)}")
-        elif options.stall_timeout and now - it.active >= options.stall_timeout:
-            self.abort("stalled", f"nothing happened for {duration(options.stall_timeout)}")
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "starting": ("ready", "reading", "error", "stopping"),
+        "ready": ("starting", "reading", "stopping"),
+        "reading": ("starting", "working", "paused", "complete", "error", "stopping"),
+        "working": ("settling", "error", "stopping"),
+        "settling": ("checking", "reading", "waiting", "paused", "error", "stopping"),
+        "checking": ("reading", "waiting", "paused", "error", "stopping"),
+        "waiting": ("starting", "reading", "paused", "stopping"),
+        "paused": ("starting", "reading", "stopping"),
+        "complete": ("stopping",),
+        "error": ("starting", "stopping"),
+        "stopping": (),
+    }
+    # What is heard in every state but the last one.
+    _ALWAYS: ClassVar[dict[Kind, Callable[..., None]]] = {
+        Key: on_key,
+        Signalled: on_signal,
+        Noted: on_noted,
+        Heard: on_heard,
+        Measured: on_measured,
+        (Failed, MeasureServer): on_not_measured,
+        Woke: on_stray_woke,
+        (Failed, Notify): on_notify_failed,
+        (Failed, HandOver): on_notify_failed,
+        (Done, HandOver): on_handed_back,
+    }
+    # The server, while nobody needs it: what was begun for a session that is over comes to its end.
+    _SERVER: ClassVar[dict[Kind, Callable[..., None]]] = {
+        ServerUp: on_server_up,
+        (Failed, StartServer): on_start_failed_at_rest,
+        ServerDied: on_server_died_at_rest,
+    }
+    # The files, while nobody waits for them.
+    _FILES: ClassVar[dict[Kind, Callable[..., None]]] = {
+        FilesRead: on_files_noted,
+        (Failed, ReadFiles): on_files_not_noted,
+        Edited: on_edited,
+    }
+    # The session's own, which the loop only passes on.
+    _SESSION: ClassVar[dict[Kind, Callable[..., None]]] = dict.fromkeys(
+        (
+            *FROM_STREAM,
+            SessionCreated,
+            Polled,
+            StreamOpened,
+            (Done, SendPrompt),
+            (Done, Interrupt),
+            (Failed, CreateSession),
+            (Failed, SendPrompt),
+            (Failed, Poll),
+            (Failed, Interrupt),
+            (Failed, Reply),
+        ),
+        tell_session,
+    )
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "starting": {
+            **_ALWAYS,
+            **_FILES,
+            ServerUp: on_server_started,
+            (Failed, StartServer): on_start_failed,
+            SetupChecked: on_setup_checked,
+            (Failed, CheckSetup): on_setup_failed,
+            ServerDied: on_server_died,
+            ScreenLost: on_screen_lost_at_start,
+            Tick: on_tick,
+        },
+        "ready": {
+            **_ALWAYS,
+            **_FILES,
+            ServerDied: on_server_died_when_ready,
+            ScreenLost: on_screen_lost_at_rest,
+            Tick: on_tick,
+        },
+        "reading": {
+            **_ALWAYS,
+            FilesRead: on_files_needed,
+            (Failed, ReadFiles): on_files_failed,
+            **_SERVER,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick,
+        },
+        "working": {
+            **_ALWAYS,
+            **_FILES,
+            **_SESSION,
+            Woke: on_woke,
+            ServerUp: on_server_restarted,
+            (Failed, StartServer): on_start_failed,
+            ServerDied: on_server_died,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick_at_work,
+        },
+        "settling": {
+            **_ALWAYS,
+            FilesRead: on_files_needed,
+            (Failed, ReadFiles): on_files_failed,
+            **_SERVER,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick,
+        },
+        "checking": {
+            **_ALWAYS,
+            **_FILES,
+            CheckFinished: on_check_finished,
+            (Failed, RunCheck): on_check_lost,
+            **_SERVER,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick,
+        },
+        "waiting": {
+            **_ALWAYS,
+            **_FILES,
+            **_SERVER,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick_waiting,
+        },
+        "paused": {
+            **_ALWAYS,
+            **_FILES,
+            **_SERVER,
+            ScreenLost: on_screen_lost_at_rest,
+            Tick: on_tick,
+        },
+        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
+        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
+        "stopping": {},
+    }
+    _AT_WORK: ClassVar[tuple[str, ...]] = ("working", "settling", "checking")
+    KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
+        "s": {"starting": want, "ready": begin},
+        "space": {
+            "starting": want,
+            "ready": begin,
+            "paused": begin,
+            "waiting": pause_now,
+            **dict.fromkeys(SHOWN_AS_RUNNING, pause_later),
+        },
+        "r": {"paused": begin, "waiting": begin, "error": start_anew},
+        "x": {"working": abort_session, "checking": stop_check},
+        "t": {"working": hand_over},
+        "?": dict.fromkeys(NEXT, show_help),
+        "p": dict.fromkeys(NEXT, show_plan),
+        "q": {**dict.fromkeys(NEXT, quit_now), **dict.fromkeys(_AT_WORK, ask_quit)},
+    }
 
 
-HANDLERS: dict[type, Callable[[Loop, Any], None]] = {
-    ServerReady: Loop.on_server_ready, SetupChecked: Loop.on_setup_checked, FilesRead: Loop.on_files_read,
-    SessionCreated: Loop.on_session_created, PromptAccepted: Loop.on_prompt_accepted, Polled: Loop.on_polled,
-    Measured: Loop.on_measured, CheckFinished: Loop.on_check_finished,
-    StreamOpened: lambda loop, event: loop.poll(), Streamed: Loop.on_streamed, ServerEvent: Loop.on_server_event,
-    SessionAborted: Loop.on_session_aborted, RequestFailed: Loop.on_request_failed, ServerDied: Loop.on_server_died,
-    Key: Loop.on_key, Signalled: lambda loop, event: loop.quit(f"stopped by {event.name}"),
-    ScreenLost: Loop.on_screen_lost, Noted: lambda loop, event: loop.note(event.kind, event.text, "warn"),
-    Tick: Loop.on_tick,
-}
+# ── what is told of a run ───────────────────────────────────────────────────────────────────────
+# Words and records for people, logs and other programs, computed from the loop's state.
 
 
-# ── view ─────────────────────────────────────────────────────────────────────────────────────────────────
-# What is shown is computed from state alone. `view` takes a picture of the loop; two equal pictures need no
-# second drawing. `layout` turns a picture into rows of styled spans that never exceed width and height.
+def word_for(outcome: Outcome, check: str, has_progress: bool) -> str:
+    """What an iteration is called in front of people: the truth, also where an agent ended well."""
+    if check == "failed":
+        return "check failed"
+    if outcome.kind in WORKED and has_progress:
+        return "done"
+    if outcome.kind == "done":
+        return "nothing settled"
+    return outcome.kind
 
-Span = tuple[str, str]      # style, text
+
+def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
+    spend = result.spend
+    said = (
+        f"{result.number} {result.word} in {duration(result.seconds)} · "
+        f"{plan.done}/{plan.automatable} · {short_number(spend.tokens)} tokens · "
+        f"{dollars_of(spend.cost)} · {result.goal}"
+    )
+    record: dict[str, object] = {
+        "record": "iteration",
+        "task": result.goal,
+        "outcome": result.word,
+        "problem": result.problem,
+        "seconds": round(result.seconds, 1),
+        **spend.record(),
+        "model": result.model,
+        "check": result.check,
+        "progress": result.progress,
+        "done": plan.done,
+        "total": plan.automatable,
+        "blocked": plan.blocked,
+        "manual": plan.manual,
+    }
+    journal.note("iter", said, "head", session, record=record)
+
+
+def note_end(loop: Loop, event: str, reason: str) -> None:
+    plan = loop.plan
+    record: dict[str, object] = {
+        "record": "run",
+        "event": event,
+        "status": loop.status,
+        "reason": reason,
+        "summary": plan.summary,
+        "done": plan.done,
+        "total": plan.automatable,
+        "blocked": plan.blocked,
+        "manual": plan.manual,
+        "iterations": loop.iteration,
+        "seconds": round(loop.elapsed, 1),
+        **loop.total.record(),
+    }
+    tone = {0: "good", 1: "bad"}.get(loop.status, "warn")
+    loop.journal.note("end", reason, tone, record=record)
+    for line in summary_of(loop):
+        loop.journal.note("end", line)
+
+
+def summary_of(loop: Loop) -> list[str]:
+    """What a person wants to know in the morning."""
+    plan = loop.plan
+    total = loop.total
+    lines = plan.summary.split("\n") if plan.summary else []
+    iterations = "1 iteration" if loop.iteration == 1 else f"{loop.iteration} iterations"
+    lines.append(
+        f"{plan}; {iterations} in {duration(loop.elapsed)}; "
+        f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
+    )
+    lines += summary_of_models(loop.books)
+    for state in ("blocked", "manual"):
+        tasks = [task for task in plan.tasks if task.state == state]
+        for task in tasks[:20]:
+            lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
+    return lines
+
+
+def summary_of_models(books: Books) -> list[str]:
+    """Which model did what, where there were several."""
+    by_model: dict[str, list[Result]] = {}
+    for result in books.results:
+        by_model.setdefault(result.model, []).append(result)
+    if len(by_model) < 2:
+        return []
+    return [
+        f"{model or 'no model'}: {len(results)} iterations, "
+        f"{sum(result.word == 'done' for result in results)} done, "
+        f"{dollars_of(sum(result.spend.cost for result in results))}"
+        for model, results in by_model.items()
+    ]
+
+
+def message_of(loop: Loop, event: str, reason: str) -> str:
+    """One line for a telephone: project, count, cost, what is blocked."""
+    plan = loop.plan
+    project = os.path.basename(loop.options.directory) or loop.options.directory
+    said = event if reason == PLAN_COMPLETE else f"{event}: {reason}"
+    facts = [f"{plan.done}/{plan.automatable}"]
+    if plan.blocked:
+        facts.append(f"{plan.blocked} blocked")
+    facts += [dollars_of(loop.total.cost), duration(loop.elapsed)]
+    return f"ocloop {project}: {said}, {', '.join(facts)}"
+
+
+def facts_of(loop: Loop) -> dict[str, str]:
+    """What --check and --notify get in their environment."""
+    plan = loop.plan
+    task = loop.task if loop.session else plan.current
+    return {
+        "OCLOOP_PROJECT": os.path.basename(loop.options.directory),
+        "OCLOOP_PLAN": loop.options.plan,
+        "OCLOOP_TASK": task.text if task else "",
+        "OCLOOP_ITERATION": str(loop.iteration),
+        "OCLOOP_DONE": str(plan.done),
+        "OCLOOP_TOTAL": str(plan.automatable),
+        "OCLOOP_BLOCKED": str(plan.blocked),
+        "OCLOOP_COST": f"{loop.total.cost:.4f}",
+        "OCLOOP_SECONDS": str(int(loop.elapsed)),
+    }
+
+
+# ── view ────────────────────────────────────────────────────────────────────────────────────────
+# What is shown is computed from state alone. `view` takes a frozen picture of the loop: where two
+# pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
+# that never exceed width and height, whatever the size. A number says what it counts, and nothing
+# counts on after the end. What stands out carries a sign as well as a colour.
+
+Span = tuple[str, str]  # style, text
 Row = list[Span]
 
-STATES = {      # state -> sign, style, what it means for a person
-    "starting": ("◌", "accent", "the server is starting"), "ready": ("○", "accent", "S starts"),
-    "running": ("●", "good", "a session is at work"), "pausing": ("◐", "warn", "pauses after this one"),
-    "paused": ("‖", "warn", "Space goes on"), "waiting": ("◷", "warn", "tries again by itself"),
-    "stopping": ("◌", "warn", "ends everything"), "complete": ("✔", "good", "the plan is done"),
-    "error": ("✖", "bad", "R starts again"),
+# State -> sign, style, what it means for a person.
+# fmt: off
+STATES = {
+    "starting": ("◌", "accent", "the server is starting"),
+    "ready":    ("○", "accent", "S starts"),
+    "running":  ("●", "good", "a session is at work"),
+    "retrying": ("⟳", "warn", "OpenCode tries again"),
+    "pausing":  ("◐", "warn", "pauses after this one"),
+    "paused":   ("‖", "warn", "Space goes on"),
+    "waiting":  ("◷", "warn", "goes on by itself"),
+    "stopping": ("◌", "warn", "ends everything"),
+    "complete": ("✔", "good", "the plan is done"),
+    "error":    ("✖", "bad", "R starts again"),
 }
 KEYS = (
-    ("S", "start"), ("Space", "pause after this iteration, or go on"), ("R", "retry after an error; go on at a limit"),
-    ("X", "abort this iteration"), ("T", "this session in OpenCode's own interface, and back"),
-    ("arrows PgUp PgDn End", "scroll the activity"), ("Y A N", "permission: once, always, no"),
-    ("1-9 N", "question: an answer, or none"), ("?", "this help"), ("Q", "quit (asks once while an iteration runs)"),
+    ("S", "start"),
+    ("Space", "pause after this iteration, or go on"),
+    ("R", "retry after an error; go on at a limit"),
+    ("X", "abort this iteration, or its check"),
+    ("T", "this session in OpenCode's own interface, and back"),
+    ("P", "the plan: what was done, what it cost"),
+    ("arrows PgUp PgDn End", "scroll"),
+    ("Y A N", "permission: once, always, no"),
+    ("1-9 N", "question: an answer, or none"),
+    ("?", "this help"),
+    ("Q", "quit (asks once while an iteration runs)"),
 )
+# A task's state -> sign, style.
+TASK_SIGNS = {
+    "done":    ("✔", "good"),
+    "pending": ("○", ""),
+    "begun":   ("◐", "warn"),
+    "blocked": ("✖", "bad"),
+    "manual":  ("☐", "warn"),
+    "current": ("▸", "accent bold"),
+}
+# What the last check said -> sign, style.
+CHECK_SIGNS = {
+    "running":     ("◷", "accent"),
+    "passed":      ("✔", "good"),
+    "failed":      ("✖", "bad"),
+    "interrupted": ("‖", "warn"),
+}
+# Kinds of entries that are too long for their column.
+SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
+# fmt: on
+
+_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]"
+)
+_TO_ASCII = str.maketrans(
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#",
+)
+SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
-    """The text without colours, and a sign in place of each control character: it could rewrite the screen."""
+    """The text without colours, and a sign for each control character: it could rewrite the screen.
+
+    Models and tools write what they like; so do other programs whose output is shown.
+    """
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
 def ascii_only(text: str) -> str:
     """What a terminal that knows no more can show of printable text; as wide as that."""
-    return "".join(char if char.isascii() else "?" * cell_width(char) for char in text.translate(_TO_ASCII))
-
-
-_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
-_TO_ASCII = str.maketrans("…─▸↑↓≈–—‘’“”⟳✔✖◌○●◐‖◷·▏▎▍▌▋▊▉█", "~->^v~--''\"\"~+!.o*~=%........#")
+    translated = text.translate(_TO_ASCII)
+    return "".join(char if char.isascii() else "?" * cell_width(char) for char in translated)
 
 
 def cell_width(char: str) -> int:
@@ -1730,10 +3688,14 @@ def text_width(text: str) -> int:
     return len(text) if text.isascii() else sum(map(cell_width, text))
 
 
+def row_width(row: Row) -> int:
+    return sum(text_width(text) for _, text in row)
+
+
 def clip(text: str, width: int) -> str:
     """The longest beginning of the text that fits into `width` cells."""
     if text.isascii():
-        return text[:max(width, 0)]
+        return text[: max(width, 0)]
     used = 0
     for at, char in enumerate(text):
         used += cell_width(char)
@@ -1743,297 +3705,675 @@ def clip(text: str, width: int) -> str:
 
 
 def ellipsis(text: str, width: int) -> str:
-    """The text, or as much of it as fits with a sign that it goes on; nothing where only scraps would fit."""
+    """The text, or as much of it as fits and a sign; nothing where only scraps would fit."""
     if text_width(text) <= width:
         return text
     return clip(text, width - 1) + "…" if width > 8 else ""
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
     for paragraph in map(printable, text.split("\n")):
-        while text_width(paragraph) > width:
-            head = clip(paragraph, width) or paragraph[:1]
-            space = head.rfind(" ") if paragraph[len(head):len(head) + 1] != " " else len(head)
-            head = head[:space] if space > width // 3 else head
+        rest = paragraph
+        while text_width(rest) > width:
+            head = clip(rest, width) or rest[:1]
+            ends_at_space = rest[len(head) : len(head) + 1] == " "
+            space = len(head) if ends_at_space else head.rfind(" ")
+            if space > width // 3:
+                head = head[:space]
             lines.append(head)
-            paragraph = paragraph[len(head):].lstrip(" ")
-        lines.append(paragraph)
+            rest = rest[len(head) :].lstrip(" ")
+        lines.append(rest)
     return lines
 
 
+class TaskView(NamedTuple):
+    """A task, with what this run spent on it."""
+
+    task: Task
+    is_current: bool = False
+    iterations: int = 0
+    seconds: float = 0.0
+    spend: Spend = Spend()
+    model: str = ""
+
+
 class Picture(NamedTuple):
-    """All that a screen shows, without the place it is shown in. Times are whole seconds."""
+    """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
+
     state: str
-    state_seconds: int
+    state_note: str  # how long it has been in this state, or since when
     reason: str
-    iteration: int
-    elapsed: int
-    average: float                   # seconds of an iteration that went well, 0: unknown
+    facts: tuple[str, ...]  # on iteration and run, the first ones matter most
     plan: Plan
     task: Task | None
+    check: str  # what the last check said
     model: str
     agent: str
     spend: Spend
-    context: int                     # percent, -1: unknown
+    budget: float  # US dollars, 0: none
+    context: int  # percent, -1: not known
     live: tuple[Entry, ...]
-    ask: tuple[str, ...]             # the panel's lines, the first one a title
+    ask: tuple[str, ...]  # the panel's lines, the first one a title, the last one the keys
+    ask_id: str  # the screen rings for each new one
     keys: tuple[tuple[str, str], ...]
     confirming_quit: bool
-    help: bool
-    bells: int
-    newest: int
+    overlay: str
+    results: tuple[Result, ...]  # so far
+    under_way: Result | None  # the iteration under way, as far as it has come
+    newest: int  # the number of the newest entry of the journal
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
 def view(loop: Loop, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
-    it, plan = loop.iteration, loop.plan
-    size = (loop.setup.models or {}).get(loop.model, 0)
-    live = []
-    for item in it.live.values() if it else ():
-        timed = now - item.since >= 1 and item.kind not in ("text", "think")
-        live.append(Entry(0, 0.0, item.kind, item.text + (f"  {duration(now - item.since)}" if timed else ""),
-                          "dim" if item.kind == "think" else "", item.depth))
-    if it and it.retry:
-        live.append(Entry(0, 0.0, "retry", f"attempt {it.retry.attempt + 1} in {duration(it.retry.at - now)}: "
-                          f"{it.retry.message}", "warn"))
-    reason = loop.reason
-    if loop.state == "waiting":
-        reason = f"{reason.rstrip('.')}: again in {duration(loop.wait_until - now)}"
+    session = loop.session
+    asks = session.asks if session else {}
+    plan = loop.plan
+    model = loop.model
+    size = (loop.setup.models or {}).get(model, 0)
+    context = session.purse.context if session else 0
     return Picture(
-        state=loop.state, state_seconds=int(now - loop.state_since), reason=reason, iteration=loop.iterations,
-        elapsed=int(loop.elapsed), average=loop.busy_time / max(1, loop.succeeded), plan=plan,
-        task=it.task if it and it.task else plan.current, model=loop.model or loop.setup.model, agent=loop.agent,
-        spend=loop.total, context=min(100, 100 * loop.context // size) if size else -1, live=tuple(live),
-        ask=ask_panel(loop, now), keys=hints(loop), confirming_quit=loop.confirming_quit, help=loop.help,
-        bells=loop.bells, newest=loop.entries, journal=tuple(loop.journal))
+        state=view_state(loop),
+        state_note=state_note(loop, now),
+        reason=view_reason(loop, now),
+        facts=view_facts(loop, now),
+        plan=plan,
+        task=loop.task if session and loop.task else plan.current,
+        check="running" if loop.state == "checking" else loop.check_verdict,
+        model=model,
+        agent=session.purse.agent if session else loop.options.agent,
+        spend=loop.total,
+        budget=loop.limits.most["max_cost"],
+        context=min(100, 100 * context // size) if session and size else -1,
+        live=view_live(loop, now),
+        ask=ask_panel(loop, now),
+        ask_id=next(iter(asks), ""),
+        keys=hints(loop),
+        confirming_quit=loop.confirming_quit,
+        overlay=loop.overlay,
+        results=tuple(loop.books.results),
+        under_way=view_under_way(loop, now),
+        newest=loop.journal.count,
+        journal=tuple(loop.journal.entries),
+    )
+
+
+def view_state(loop: Loop) -> str:
+    is_retrying = loop.session is not None and loop.session.retry is not None
+    return "retrying" if is_retrying and loop.shown_state == "running" else loop.shown_state
+
+
+def state_note(loop: Loop, now: float) -> str:
+    """How long it has been starting or stopping; at rest since when: nothing counts on there."""
+    if loop.shown_state in ("running", "pausing"):
+        return ""  # the facts tell the times of iteration and run
+    if loop.shown_state in ("starting", "stopping"):
+        return duration(now - loop.since)
+    return "since " + local_time("%H:%M", loop.since_wall)
+
+
+def view_reason(loop: Loop, now: float) -> str:
+    """Why it is in its state; what matters most comes first, since the rest may be cut off."""
+    files = loop.files
+    if loop.state == "ready":
+        return f"S begins with: {loop.plan.goal}"
+    if loop.state == "waiting" and loop.wait_until is not None:
+        left = loop.wait_until - now
+        at = local_time("%H:%M", loop.wall + left)
+        return f"again at {at}, in {duration(left)}: {loop.reason}"
+    if files.trouble and files.needed_since is not None:
+        left = FILES_WITHIN - (now - files.needed_since)
+        return f"stops in {duration(left)} without it: {files.trouble}"
+    if files.trouble and loop.state not in ENDS:
+        return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
+    if loop.state == "checking":
+        return f"the check runs, for {duration(now - loop.check_since)}: {loop.options.check}"
+    return loop.reason
+
+
+def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
+    """Numbers on iteration and run, each with what it counts."""
+    if not loop.iteration:
+        return ()
+    facts = []
+    most = loop.limits.most["max_iterations"]
+    of = f" of {most:.0f}" if most and loop.books.counted == len(loop.books.results) else ""
+    if loop.session:
+        facts.append(f"iteration {loop.iteration}{of} {duration(now - loop.session.started)}")
+    else:
+        noun = "iteration" if loop.iteration == 1 else "iterations"
+        facts.append(f"{loop.iteration}{of} {noun}")
+    most = loop.limits.most["max_time"]
+    facts.append(f"run {duration(loop.elapsed)}" + (f" of {duration(most)}" if most else ""))
+    average = loop.books.average
+    if average >= 1 and loop.plan.pending and loop.state not in ENDS:
+        facts.append(f"≈{duration(average * loop.plan.pending)} left")
+        facts.append(f"{duration(average)} each")
+    return tuple(facts)
+
+
+def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
+    """What runs now, as entries without a time."""
+    session = loop.session
+    entries: list[Entry] = []
+    for live in session.transcript.live.values() if session else ():
+        is_timed = live.kind not in ("text", "think") and now - live.since >= 1
+        text = live.text + (f"  {duration(now - live.since)}" if is_timed else "")
+        tone = "dim" if live.kind == "think" else ""
+        entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
+    if session and session.retry:
+        retry = session.retry
+        text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
+        entries.append(Entry(0, 0.0, "retry", text, "warn"))
+    if loop.state == "checking":
+        text = f"{loop.options.check}  {duration(now - loop.check_since)}"
+        entries.append(Entry(0, 0.0, "check", text))
+    return tuple(entries)
+
+
+def view_under_way(loop: Loop, now: float) -> Result | None:
+    """The iteration under way, as if it were a result."""
+    session = loop.session
+    if session is None:
+        return None
+    return Result(
+        number=loop.iteration,
+        task=loop.task.text if loop.task else "",
+        phase=loop.task.phase if loop.task else "",
+        goal="",
+        outcome="",
+        word="",
+        problem="",
+        seconds=float(int(now - session.started)),
+        spend=session.purse.total,
+        model=session.purse.model,
+        check="",
+        progress=False,
+    )
+
+
+def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
+    """All tasks of the plan, with what this run spent on them.
+
+    Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
+    task of its own. The iteration under way counts for its task.
+    """
+    spent: dict[tuple[str, str], TaskView] = {}
+    for result in (*results, *([under_way] if under_way else [])):
+        name = (result.phase, result.task)
+        known = spent.get(name) or TaskView(Task("", result.task))
+        spent[name] = known._replace(
+            iterations=known.iterations + 1,
+            seconds=known.seconds + result.seconds,
+            spend=known.spend.plus(result.spend),
+            model=result.model,
+        )
+    current = ("", "")
+    if under_way and under_way.task:
+        current = (under_way.phase, under_way.task)
+    elif plan.current:
+        current = (plan.current.phase, plan.current.text)
+    views = []
+    for task in plan.tasks:
+        name = (task.phase, task.text)
+        known = spent.get(name) or TaskView(task)
+        is_current = task.state == "pending" and name == current
+        views.append(known._replace(task=task, is_current=is_current))
+    return views
 
 
 def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    ask = next(iter(loop.asks.values()), None)
-    if ask is None:
+    asks = list(loop.session.asks.values()) if loop.session else []
+    if not asks:
         return ()
-    left = f"  (refused in {duration(ask.deadline - now + 0.9)})" if ask.deadline else ""
-    more = f"  (+{len(loop.asks) - 1} more)" if len(loop.asks) > 1 else ""
-    if ask.kind == "permission":
-        return (f"May it? {ask.title}{left}{more}", ask.detail, "Y once   A always   N no")
-    question = ask.questions[len(ask.answers)] if ask.questions else {}
-    options = [as_dict(option) for option in as_list(question.get("options"))]
-    return (f"It asks{left}{more}", str(question.get("question") or ""),
-            *(f"{n} {option.get('label')}" + (f" - {option['description']}" if option.get("description") else "")
-              for n, option in enumerate(options[:9], 1)), "N none of these")
+    ask = asks[0]
+    request = ask.request
+    left = ""
+    if ask.deadline is not None:
+        left = f"  (refused in {duration(ask.deadline - now + 0.9)})"
+    more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
+    if request.kind == "permission":
+        keys = "Y once   A always   N no"
+        return (f"May it? {request.title}{left}{more}", request.detail, keys)
+    has_more = len(ask.answers) < len(request.questions)
+    question = request.questions[len(ask.answers)] if has_more else Question(request.detail)
+    lines = [f"It asks{left}{more}", question.text]
+    for number, (label, description) in enumerate(question.options[:9], 1):
+        lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
+    return (*lines, "N none of these")
 
 
 def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     """The keys that do something now."""
-    state, out = loop.state, []
+    state = loop.shown_state
     if state == "stopping":
         return ()
+    keys = []
     if state == "ready" or (state == "starting" and not loop.wanted):
-        out.append(("S", "start"))
-    if state in ("running", "pausing", "paused", "waiting"):
-        out.append(("Space", "pause" if state in ("running", "waiting") else "go on"))
-    if state in ("error", "waiting") or loop.limit:
-        out.append(("R", "raise the limit" if loop.limit in loop.limits else "retry"))
-    if loop.iteration:
-        out += [("X", "abort"), ("T", "session")]
-    return (*out, ("?", "help"), ("Q", "quit"))
+        keys.append(("S", "start"))
+    if state in ("running", "waiting"):
+        keys.append(("Space", "pause"))
+    if state in ("pausing", "paused"):
+        keys.append(("Space", "go on"))
+    if loop.limit in LIMITS:
+        keys.append(("R", "raise the limit"))
+    elif loop.limit or state in ("error", "waiting"):
+        keys.append(("R", "retry"))
+    if loop.state in Loop.KEYS["x"]:
+        keys.append(("X", "abort"))
+    if loop.state == "working":
+        keys.append(("T", "session"))
+    keys.append(("P", "activity" if loop.overlay == "plan" else "plan"))
+    return (*keys, ("?", "help"), ("Q", "quit"))
 
 
 class Scroll:
-    """Which part of the activity is looked at: the tail, or a place that stays while new lines come."""
-    entry = row = 0                  # number and row of the last line shown; 0: follow the tail
-    moved = 0                        # rows to move, not yet carried out: the layout knows the heights
+    """Which part of the activity, or of the plan, is looked at.
+
+    Of the activity: the tail, or a place that stays while new lines come. Of the plan: the rows
+    that the current task is scrolled away from.
+    """
+
+    def __init__(self) -> None:
+        self.entry = 0  # the number of the entry of the last row that is shown; 0: the tail
+        self.row = 0  # which row of that entry
+        self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
+        self.plan = 0  # rows
 
 
-def layout(picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None) -> list[Row]:
-    """Rows for a screen of that size. Dropped first when it gets small: activity, keys, second line."""
+def layout(
+    picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
+) -> list[Row]:
+    """Rows for a screen of that size.
+
+    When it gets small, the activity goes first, then the keys, then the rows of the header.
+    """
     if width <= 0 or height <= 0:
         return []
     rule: Row = [("dim", "─" * width)]
     panel: list[Row] = []
     if picture.ask and not picture.confirming_quit:
-        panel = [rule, *asked(picture, width, max(3, height - (4 if height >= 12 else 2)))]
-    top, bottom = header(picture, width)[:max(0, height - len(panel))], panel or [footer(picture, width)]
-    spare = height - len(top) - len(bottom)
+        most = height - (4 if height >= 12 else 2)
+        panel = [rule, *ask_rows(picture, width, max(3, most))]
+    top = header(picture, width)[: max(0, height - len(panel))]
+    if picture.overlay == "help" and height < 24:
+        top = top[:1]  # it needs the room
+    bottom = panel or [footer(picture, width)]
     if not top:
         bottom = panel[1:]
-    if spare >= 3:                                      # room for a rule and some activity
+    spare = height - len(top) - len(bottom)
+    if spare >= 3:  # room for a rule and some activity
         top.append(rule)
         spare -= 1
         if not panel and spare >= 4:
             bottom.insert(0, rule)
             spare -= 1
-    middle = help_rows(width) if picture.help else activity(picture, width, spare, scroll)
-    middle = (middle + [[]] * spare)[:max(0, spare)]
-    return [fit(row, width, utf8) for row in (top + middle + bottom)[:height]]
+    spare = max(0, spare)
+    rows = middle(picture, width, spare, scroll)
+    rows = (rows + [[]] * spare)[:spare]
+    return [fit(row, width, utf8) for row in (top + rows + bottom)[:height]]
+
+
+def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
+    """What fills the screen between header and footer."""
+    if picture.overlay == "help":
+        return help_rows(width)
+    if picture.overlay == "plan":
+        return plan_rows(picture, width, height, scroll, moves=True)
+    has_room = width >= SIDE_BY_SIDE and height >= 4 and bool(picture.plan.tasks)
+    if not has_room:
+        rows = activity(picture, width, height, scroll)
+        room = height - len(rows) - 1
+        if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
+            rows += [[], *plan_rows(picture, width, room, None, moves=False)]
+        return rows
+    right = min(70, width * 2 // 5)
+    left = width - right - 2
+    beside = plan_rows(picture, right, height, scroll, moves=False)
+    rows = activity(picture, left, height, scroll)
+    joined: list[Row] = []
+    for number in range(height):
+        row = fit(rows[number], left, True) if number < len(rows) else []
+        other = beside[number] if number < len(beside) else []
+        filler = " " * (left - row_width(row))
+        joined.append([*row, ("", filler), ("dim", "│ "), *other])
+    return joined
 
 
 def fit(row: Row, width: int, utf8: bool) -> Row:
     """As much of the row as fits into `width` cells, in characters that the terminal knows."""
     out: Row = []
     for style, text in row:
-        text = clip(text, width)
-        width -= text_width(text)
-        if text:
-            out.append((style, text if utf8 else ascii_only(text)))
+        clipped = clip(text, width)
+        width -= text_width(clipped)
+        if clipped:
+            out.append((style, clipped if utf8 else ascii_only(clipped)))
     return out
 
 
 def header(picture: Picture, width: int) -> list[Row]:
     """State, progress, task, model: four rows, the first ones matter most."""
+    return [
+        state_row(picture, width),
+        progress_row(picture, width),
+        task_row(picture, width),
+        spend_row(picture, width),
+    ]
+
+
+def state_row(picture: Picture, width: int) -> Row:
     sign, style, _meaning = STATES[picture.state]
     word = f"{sign} {picture.state}"
     if picture.ask:
-        word, style = ("? asked" if width < 40 else "? waits for you"), "warn"
-    state: Row = [(style + " bold", f" {word}"), ("dim", f" {duration(picture.state_seconds):<6}")]
-    room = width - sum(text_width(text) for _, text in state) - 1
-    average = duration(picture.average) if picture.average >= 1 else ""
-    left = f"  ≈{duration(picture.average * picture.plan.pending)}" if average and picture.state != "complete" else ""
-    facts = f"iteration {picture.iteration}  {duration(picture.elapsed)} elapsed"
-    facts += (f"  {average} each" if average else "") + (left and f"{left} left")
-    if text_width(facts) > room:
-        facts = f"#{picture.iteration}  {duration(picture.elapsed)}{left}"
-    state.append(("", (facts if picture.iteration else "").rjust(room)))
-    if picture.reason and picture.state in ("error", "paused", "waiting", "pausing", "complete", "stopping"):
-        third: Row = [(style, ellipsis(printable(" " + " ".join(picture.reason.split())), width))]
-    elif picture.task:
-        task = ellipsis(printable(picture.task.text), width - 4)
-        phase = printable("  " + picture.task.phase if picture.task.phase else "")
-        third = [("accent", " ▸ "), ("bold", task), ("dim", ellipsis(phase, width - 4 - text_width(task)))]
-    else:
-        third = [("dim", " no pending task")]
-    return [state, progress(picture.plan, width), third, spending(picture, width)]
+        word = "? asked" if width < 40 else "? waits for you"
+        style = "warn"
+    note = f" {picture.state_note}" if picture.state_note else ""
+    row: Row = [(f"{style} bold", f" {word}"), ("dim", note)]
+    room = width - row_width(row) - 2
+    facts = list(picture.facts)
+    while facts and text_width("  ".join(facts)) > room:
+        facts.pop()
+    said = "  ".join(facts)
+    if not said and picture.facts:
+        said = picture.facts[0].replace("iteration ", "#")
+    row.append(("", " " + said.rjust(room)))
+    return row
 
 
-def progress(plan: Plan, width: int) -> Row:
+def progress_row(picture: Picture, width: int) -> Row:
+    plan = picture.plan
     counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
-    rest = ""
-    if width >= 50:
-        rest += f"  {plan.blocked} blocked" if plan.blocked else ""
-        rest += f"  {plan.manual} manual" if plan.manual else ""
-    size = min(width - len(counts) - len(rest) - 2, 60)
+    rest: Row = []
+    if width >= 50 and plan.blocked:
+        rest.append(("bad", f"  {plan.blocked} blocked"))
+    if width >= 50 and plan.manual:
+        rest.append(("warn", f"  {plan.manual} manual"))
+    if width >= 50 and picture.check:
+        sign, style = CHECK_SIGNS[picture.check]
+        rest.append((style, f"  check {sign} {picture.check}"))
+    size = min(width - len(counts) - row_width(rest) - 2, 60)
     if size < 4:
         return [("bold", counts)]
-    full, eighths = divmod(size * 8 * plan.done // plan.automatable if plan.automatable else size * 8, 8)
-    bar = "█" * full + " ▏▎▍▌▋▊▉"[eighths] * (eighths > 0)
-    return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), ("warn", rest)]
+    parts = size * 8
+    if plan.automatable:
+        parts = parts * plan.done // plan.automatable
+    full, eighths = divmod(parts, 8)
+    bar = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
+    return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), *rest]
 
 
-def spending(picture: Picture, width: int) -> Row:
+def task_row(picture: Picture, width: int) -> Row:
+    """What it works on; at rest, why it rests."""
+    if picture.reason:
+        _sign, style, _meaning = STATES[picture.state]
+        return [(style, ellipsis(" " + one_line(picture.reason), width))]
+    if picture.task is None:
+        return [("dim", " no pending task")]
+    task = ellipsis(one_line(picture.task.text), width - 4)
+    phase = one_line(picture.task.phase)
+    phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
+    return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
+
+
+def spend_row(picture: Picture, width: int) -> Row:
     spend = picture.spend
-    tokens = f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} ⟳{short_number(spend.cached):>4}"
+    tokens = (
+        f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} "
+        f"⟳{short_number(spend.cached):>4}"
+    )
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    cost = f"  ${spend.cost:.4f}" if spend.cost < 10 else f"  ${spend.cost:.2f}"
+    cost = f"  {dollars_of(spend.cost)}"
+    if picture.budget:
+        cost += f" of {budget_of(picture.budget)}"
     right = tokens + context + cost
     if text_width(right) + 14 > width:
-        right = tokens + cost if text_width(tokens + cost) < width else cost.strip()
+        right = tokens + cost
+    if text_width(right) >= width:
+        right = cost.strip()
     model = printable(picture.model or "OpenCode's default model")
     name = model + printable(f" · {picture.agent}" if picture.agent else "")
     room = width - text_width(right) - 3
-    name = clip(name if text_width(name) <= room else model.rpartition("/")[2], room)
-    return [("accent", " " + name + " " * max(1, room - text_width(name) + 1)), ("", right)]
+    if text_width(name) > room:
+        name = model.rpartition("/")[2]
+    name = clip(name, room)
+    filler = " " * max(1, room - text_width(name) + 1)
+    return [("accent", f" {name}{filler}"), ("", right)]
 
 
-def asked(picture: Picture, width: int, height: int) -> list[Row]:
-    """What is asked, in at most `height` rows; of what does not fit, the details go first, and the way out stays."""
+def ask_rows(picture: Picture, width: int, height: int) -> list[Row]:
+    """What is asked, in at most `height` rows: details are cut first, the way out always stays."""
     title, detail, *choices = picture.ask
 
-    def rows(text: str, style: str) -> list[Row]:
-        return [[(style, "   " + line)] for line in wrap(" ".join(text.split()), max(1, width - 4))[:4]]
+    def rows(text: str) -> list[Row]:
+        lines = wrap(" ".join(text.split()), max(1, width - 4))
+        return [[("", "   " + line)] for line in lines[:4]]
 
-    answers = [row for choice in choices[:-1] for row in rows(choice, "")]
-    details = rows(detail, "")[:max(1, height - 2 - len(answers))]
-    return [[("warn bold", " ? " + printable(title))], *details, *answers[:max(0, height - 2 - len(details))],
-            [("accent", "   " + printable(choices[-1]))]]
+    answers = [row for choice in choices[:-1] for row in rows(choice)]
+    details = rows(detail)[: max(1, height - 2 - len(answers))]
+    return [
+        [("warn bold", " ? " + printable(title))],
+        *details,
+        *answers[: max(0, height - 2 - len(details))],
+        [("accent", "   " + printable(choices[-1]))],
+    ]
 
 
 def footer(picture: Picture, width: int) -> Row:
     if picture.confirming_quit:
-        return [("warn bold", " Q again stops the iteration and quits, any other key goes on")]
+        said = " Q again stops the iteration and quits, any other key goes on"
+        if len(said) > width:
+            said = " Q again quits, any other key goes on"
+        return [("warn bold", said)]
     keys = list(picture.keys)
     while len(keys) > 2 and sum(len(key) + len(label) + 3 for key, label in keys) > width:
-        del keys[-3]                                    # the last two say where to find the others, and the way out
-    return [span for key, label in keys for span in (("accent bold", " " + key), ("dim", f" {label} "))]
+        del keys[-3]  # the last two say where to find the others, and the way out
+    row: Row = []
+    for key, label in keys:
+        row += [("accent bold", f" {key}"), ("dim", f" {label} ")]
+    return row
 
 
 def help_rows(width: int) -> list[Row]:
-    rows: list[Row] = [[("accent bold", f" {key:<22}"), ("", " " + text)] for key, text in KEYS]
-    cells: list[Row] = [[(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
-                        for state, (sign, style, meaning) in STATES.items()]
+    cells_of_key = 22 if width >= 72 else 8
+    rows: list[Row] = []
+    for key, text in KEYS:
+        name = key if len(key) <= cells_of_key else key.split()[0]
+        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {text}")])
+    cells: list[Row] = [
+        [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
+        for state, (sign, style, meaning) in STATES.items()
+    ]
     columns = 2 if width >= 72 else 1
-    rows += [[], *([span for cell in cells[n:n + columns] for span in cell] for n in range(0, len(cells), columns))]
-    return [*rows, [("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")]]
+    for number in range(0, len(cells), columns):
+        rows.append([span for cell in cells[number : number + columns] for span in cell])
+    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
+    return rows
+
+
+def plan_rows(
+    picture: Picture, width: int, height: int, scroll: Scroll | None, moves: bool
+) -> list[Row]:
+    """The plan: phases, tasks, what this run spent on them. The current task is kept in sight.
+
+    Where the plan has the screen for itself, it `moves`: the arrows scroll it.
+    """
+    tasks = view_tasks(picture.plan, picture.results, picture.under_way)
+    rows: list[Row] = []
+    phase = ""
+    focus = 0
+    if moves and picture.results:
+        rows.append(task_heads(width))
+    for item in tasks:
+        if item.task.phase != phase:
+            phase = item.task.phase
+            if rows:
+                rows.append([])
+            rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
+        if item.is_current:
+            focus = len(rows)
+        rows += task_rows(item, width)
+    if not any(item.is_current for item in tasks):
+        focus = len(rows) - 1 if picture.plan.done else 0
+    first = max(0, min(focus - height // 2, len(rows) - height))
+    if scroll and moves:
+        wanted = first + scroll.plan - (0 if scroll.moved == 0 else -scroll.moved)
+        wanted = max(0, min(wanted, max(0, len(rows) - height)))
+        scroll.plan = wanted - first
+        scroll.moved = 0
+        first = wanted
+    shown = rows[first : first + height]
+    below = len(rows) - first - height
+    if below > 0 and height >= 4:
+        shown[-1] = [("dim", f" ↓ {below + 1} more")]
+    return shown
+
+
+def task_heads(width: int) -> Row:
+    """What the columns of `task_spending` count."""
+    said = "  time"
+    if width >= 44:
+        said += "    cost"
+    if width >= 60:
+        said += "  tok ×n"
+    if width >= 90:
+        said += f" {'model':<20}"
+    return [("dim", said.rjust(width - 1))]
+
+
+def task_rows(item: TaskView, width: int) -> list[Row]:
+    """A task in a row; where it is blocked or manual, the reason in the next one."""
+    task = item.task
+    kind = "begun" if task.begun else task.state
+    if item.is_current:
+        kind = "current"
+    sign, style = TASK_SIGNS[kind]
+    spent = task_spending(item, width)
+    room = width - 4 - text_width(spent) - (1 if spent else 0)
+    text = ellipsis(one_line(task.text), max(1, room))
+    weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
+    filler = " " * max(0, room - text_width(text))
+    row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
+    if not task.reason:
+        return [row]
+    return [row, [("dim", f"     {ellipsis(one_line(task.reason), width - 6)}")]]
+
+
+def task_spending(item: TaskView, width: int) -> str:
+    """What a task took, as far as there is room: time, dollars, tokens, iterations, model."""
+    if not item.iterations:
+        return ""
+    said = f"{duration(item.seconds):>6}"
+    if width >= 44:
+        said += f" {dollars_of(item.spend.cost):>7}"
+    if width >= 60:
+        said += f" {short_number(item.spend.tokens):>4}"
+    if item.iterations > 1:
+        said += f" ×{item.iterations}"
+    elif width >= 60:
+        said += "   "
+    if width >= 90 and item.model:
+        said += f" {clip(printable(item.model.rpartition('/')[2]), 20):<20}"
+    return said
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
-    """One journal entry as rows: time, kind, wrapped text; a rule closes an iteration."""
+    """One entry of the journal as rows: time, kind, wrapped text; a rule closes an iteration."""
     if entry.kind == "iter":
-        text = clip(f"── {printable(entry.text)} ", width)
+        text = clip(ellipsis(f"── {one_line(entry.text)}", width - 1) + " ", width)
         return [[("dim", text + "─" * (width - text_width(text)))]]
-    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
+    clock, cells = 0, 0  # the columns of time and kind
+    if width >= 60:
+        clock, cells = 8, 8
+    elif width >= 30:
+        clock, cells = 5, 6
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp[:clock]:<{clock}} " if clock else " "
-    kind = f"{printable(entry.kind)[:cells]:<{cells}} " if cells else ""
+    name = SHORT_KINDS.get(entry.kind, entry.kind)
+    kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
     indent = "  " * min(entry.depth, 4)
     style = "accent bold" if entry.tone == "head" else entry.tone
-    sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") if entry.kind not in ("think", "text") else ""
+    sign = ""
+    if entry.kind not in ("think", "text"):
+        sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "")
+    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
     rows: list[Row] = []
-    for line in wrap(sign + entry.text, max(1, width - len(left) - len(kind) - len(indent) - 1)):
+    for line in wrap(sign + entry.text, room):
         rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
-        left, kind = " " * len(left), " " * len(kind)
+        left = " " * len(left)
+        kind = " " * text_width(kind)
     return rows
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The part of the journal that is looked at, oldest row first; what runs now follows it at the tail."""
-    scroll = scroll if scroll and (scroll.entry or scroll.moved) else None
-    found: list[tuple[tuple[int, int], Row]] = []       # newest first, each with its entry and its number in it
+    """The part of the journal that is looked at, oldest row first.
+
+    At the tail, what runs now follows it.
+    """
+    is_scrolled = scroll is not None and bool(scroll.entry or scroll.moved)
+    found: list[tuple[tuple[int, int], Row]] = []  # newest first; the entry's number, and the row's
     for entry in reversed(picture.journal):
-        if len(found) >= height and not scroll:         # who scrolls is looking: then it may cost something
+        if len(found) >= height and not is_scrolled:  # whoever scrolls may wait for it
             break
-        found += reversed([((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))])
-    if scroll:
-        below = sum(place > (scroll.entry, scroll.row) for place, _ in found) if scroll.entry else 0
-        below = max(0, min(below - scroll.moved, len(found) - max(1, height - 1)))
-        (scroll.entry, scroll.row), scroll.moved = found[below][0] if below else (0, 0), 0
+        rows = [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))]
+        found += reversed(rows)
+    if scroll is not None and is_scrolled:
+        below = 0
+        if scroll.entry:
+            below = sum(place > (scroll.entry, scroll.row) for place, _ in found)
+        most = len(found) - max(1, height - 1)
+        below = max(0, min(below - scroll.moved, most))
+        scroll.moved = 0
+        scroll.entry, scroll.row = found[below][0] if below else (0, 0)
         if below:
-            return [*(row for _, row in reversed(found[below:below + max(0, height - 1)])),
-                    [("warn", f" ↓ {below} more lines below (End)")]]
-    rows = [row for _, row in reversed(found)]
+            shown = found[below : below + max(0, height - 1)]
+            more = [("warn", f" ↓ {below} more lines below (End)")]
+            return [*(row for _, row in reversed(shown)), more]
+    tail = [row for _, row in reversed(found)]
     for entry in picture.live[-3:]:
-        rows += [[(style or "accent", text) for style, text in row] for row in entry_rows(entry, width)[-3:]]
-    return rows[-height:]
+        for row in entry_rows(entry, width)[-3:]:
+            tail.append([(style or "accent", text) for style, text in row])
+    return tail[-height:] if height else []
 
 
-# ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
-# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the data means
-# is not known here.
+# ── server-sent events ──────────────────────────────────────────────────────────────────────────
+# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the
+# data means is not known here.
 
 
 class EventStream:
-    """Feed it bytes, cut anywhere; get the data of the events that became complete. OpenCode names no event types."""
+    """Feed it bytes, cut anywhere; get the data of the events that became complete.
+
+    The names of events are dropped: OpenCode gives them none, what an event is stands in its data.
+    """
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []        # a line that has no end yet, in pieces
-        self._begun = False
-        self._after_cr = False
+        self._rest: list[bytes] = []  # a line that has no end yet, in pieces
+        self._has_begun = False
+        self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
         if chunk:
-            after_cr, self._after_cr = self._after_cr, chunk.endswith(b"\r")
-            chunk = chunk[after_cr and chunk.startswith(b"\n"):].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            if self._after_cr:
+                self._after_cr = chunk.endswith(b"\r")
+                chunk = chunk.removeprefix(b"\n")
+            else:
+                self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n" not in chunk:
             self._rest.append(chunk)
             return []
         lines = b"".join((*self._rest, chunk)).split(b"\n")
         self._rest = [lines.pop()]
-        if not self._begun:
-            self._begun = True
+        if not self._has_begun:
+            self._has_begun = True
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         events: list[bytes] = []
         for line in lines:
@@ -2046,16 +4386,1857 @@ class EventStream:
         return events
 
 
-# ── opencode ─────────────────────────────────────────────────────────────────────────────────────────────
-# The server's process, its HTTP interface, its event stream, and the worker that carries commands out, a
-# few at a time so that a request that hangs holds up nothing else. No decisions are made here.
+# ── opencode: what both generations share ───────────────────────────────────────────────────────
+# The HTTP client, and the readers of JSON. A server may be older, newer or broken: anything may be
+# missing or of another type, and nothing here raises for that.
 
-START_TIMEOUT = 60.0
-SETUP_TIMEOUT = 120.0       # the first call in a directory loads plugins
+START_TIMEOUT = 60.0  # seconds; the limits of the worker's own waits
+SETUP_TIMEOUT = 120.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
-STREAM_TIMEOUT = 35.0       # heartbeats come every 10 s, in older versions every 30 s
-GUARD = """# Ends what ocloop started when ocloop is gone without having done so itself (SIGKILL).
+SLOW_TIMEOUT = 30.0  # for requests that do some work
+STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
+INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
+
+Json = dict[str, Any]
+
+
+def as_dict(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def dicts(value: Any) -> list[Json]:
+    return [as_dict(item) for item in as_list(value)]
+
+
+def as_text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def as_float(value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e18 else 0.0
+
+
+def as_int(value: Any) -> int:
+    return int(as_float(value))
+
+
+def spend_of(cost: Any, tokens: Any) -> Spend:
+    """Both generations count alike: what was read from the cache is not in `input`."""
+    tokens = as_dict(tokens)
+    cache = as_dict(tokens.get("cache"))
+    return Spend(
+        as_float(cost),
+        as_int(tokens.get("input")),
+        as_int(tokens.get("output")) + as_int(tokens.get("reasoning")),
+        as_int(cache.get("read")) + as_int(cache.get("write")),
+    )
+
+
+# The argument of a tool that says what it does, by the tool's name in either generation.
+MAIN_ARGUMENTS = {
+    "bash": "command",
+    "shell": "command",
+    "grep": "pattern",
+    "glob": "pattern",
+    "webfetch": "url",
+    "websearch": "query",
+    "task": "description",
+    "subagent": "description",
+    "skill": "name",
+}
+LONGEST_ARGUMENT = 500  # characters
+
+
+def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
+    """A tool's arguments in one line, as a person would say it."""
+    path = as_text(given.get("filePath") or given.get("path"))
+    path = path.removeprefix(directory.rstrip("/") + "/")
+    text = as_text(given.get(MAIN_ARGUMENTS.get(tool, "")))
+    if tool in ("grep", "glob") and path:
+        text += f" in {path}"
+    elif tool == "todowrite":
+        todos = dicts(given.get("todos"))
+        done = sum(todo.get("status") == "completed" for todo in todos)
+        doing = [todo for todo in todos if todo.get("status") == "in_progress"]
+        text = f"{done}/{len(todos)} " + as_text(doing[0].get("content") if doing else "")
+    elif not text:
+        first = next((value for value in given.values() if isinstance(value, str)), "")
+        text = path or title or first
+    return " ".join(text.split())[:LONGEST_ARGUMENT]
+
+
+def call_id(tool: str, given: Any) -> int:
+    """The same number for the same tool with the same input; never 0."""
+    text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
+    return zlib.crc32(text.encode()) + 1
+
+
+def detail_of_ask(wanted: Any, metadata: Json) -> str:
+    """What exactly a permission is for: the command, file or address, and the patterns."""
+    patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
+    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
+    if exact and patterns in exact:
+        return exact
+    return ", ".join(text for text in (patterns, exact) if text)
+
+
+def seconds_until(value: Any) -> float:
+    """The value of a `retry-after` header, in seconds: a number, or a date."""
+    text = as_text(value).strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return min(float(text), LONGEST_TIME)
+    from email.utils import parsedate_to_datetime  # a rare case, and not worth every start
+
+    with suppress(TypeError, ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
+
+
+def kind_of_code(code: int, may_pass: bool = False) -> str:
+    """The kind of fault that a provider's HTTP code tells."""
+    if code in (429, 529):
+        return "rate-limit"
+    if code in (401, 403):
+        return "auth"
+    if code == 402:
+        return "balance"
+    if code == 404:
+        return "no-model"
+    return "outage" if code >= 500 or may_pass else "provider"
+
+
+class RequestError(Exception):
+    """A request that was not answered with 2xx and JSON.
+
+    `code` is 0 when it was not answered at all; `name` is OpenCode's own name of the error;
+    `is_timeout` tells a server that is silent from one that is gone.
+    """
+
+    def __init__(
+        self, code: int, message: str, name: str = "", body: Any = None, is_timeout: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+        self.body = as_dict(body)
+        self.is_timeout = is_timeout
+
+
+class Client:
+    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule."""
+
+    def __init__(self, url: str, username: str, password: str) -> None:
+        self.url = url.rstrip("/")
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.headers = {"Content-Type": "application/json"}
+        self.known: set[str] = set()  # routes that it has answered
+        if password:
+            token = base64.b64encode(f"{username}:{password}".encode()).decode()
+            self.headers["Authorization"] = f"Basic {token}"
+
+    # What a request that is not answered raises. An HTTPException is told by its base class here:
+    # importing http.client for its name alone would be no gain, since urllib has it anyway.
+    ERRORS: ClassVar[tuple[type[Exception], ...]] = (
+        OSError,
+        ValueError,
+        urllib.request.http.client.HTTPException,  # type: ignore[attr-defined]
+    )
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        timeout: float = REQUEST_TIMEOUT,
+        accept: str = "application/json",
+    ) -> Any:
+        """Send a request and return the response; RequestError when it is not a 2xx one.
+
+        `timeout`, in seconds, is for each single wait.
+        """
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode("utf-8", "backslashreplace")
+        headers = {**self.headers, "Accept": accept}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            return self.opener.open(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            raise self._refused(error, method, path) from None
+        except self.ERRORS as error:
+            raise self._unanswered(error) from None
+
+    def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> RequestError:
+        said: Json = {}
+        with suppress(RecursionError, *self.ERRORS), error:
+            said = as_dict(json.loads(error.read(1 << 16)))
+        details = as_dict(said.get("data"))
+        issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
+        words = (details.get("path"), details.get("message"), said.get("message"), issues)
+        message = " ".join(as_text(word) for word in words if word)
+        message = message or f"{method} {path} was answered with {error.code}"
+        name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
+        return RequestError(error.code, message, name, said)
+
+    def _unanswered(self, error: Exception) -> RequestError:
+        reason = getattr(error, "reason", error)
+        message = str(reason) or type(error).__name__
+        # socket.timeout is a TimeoutError only since Python 3.10.
+        is_timeout = isinstance(reason, (TimeoutError, socket.timeout))
+        return RequestError(0, message, is_timeout=is_timeout)
+
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
+        """Send a request and return the decoded JSON, or None for an empty answer."""
+        try:
+            with self.open(method, path, body, timeout) as response:
+                raw = response.read()
+        except self.ERRORS as error:
+            raise self._unanswered(error) from None
+        try:
+            return json.loads(raw) if raw.strip() else None
+        except (ValueError, RecursionError):  # servers answer an unknown route with a page
+            message = f"{method} {path} was not answered with JSON"
+            raise RequestError(404, message, "NotJSON") from None
+
+    def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """GET what a server need not know; None: it cannot tell.
+
+        A route that it has answered once it does know: then a page in its place is an error.
+        """
+        route = re.sub(r"/ses_[^/?]*", "/ID", path.partition("?")[0])
+        try:
+            answer = self.request("GET", path, timeout=timeout)
+        except RequestError as error:
+            if route in self.known and error.name == "NotJSON":
+                raise RequestError(502, str(error)) from None
+            is_gone = error.name in ("NotFoundError", "SessionNotFoundError")  # it knows the route
+            if error.code not in (404, 405, 501) or route in self.known or is_gone:
+                raise
+            return None
+        self.known.add(route)
+        return answer
+
+    def ask_if_possible(self, path: str) -> Any:
+        """GET what is good to know; None also when the server fails at it."""
+        try:
+            return self.ask(path)
+        except RequestError as error:
+            if error.code == 0:
+                raise
+            return None
+
+
+# ── opencode 1 ──────────────────────────────────────────────────────────────────────────────────
+# The dialect of 1.0.152 and later: routes without a prefix, the directory in the query, idle told
+# by absence, messages that name the prompt they answer.
+
+
+class OpenCode1:
+    """OpenCode 1.x in neutral words. The same methods as OpenCode2; nothing else knows its wire."""
+
+    generation = 1
+    oldest = (1, 0, 152)
+    events_path = "/event"
+    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self.client = client
+        self.directory = options.directory
+        self.query = "directory=" + quote(os.fsencode(options.directory), safe="")
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+
+    def path(self, path: str) -> str:
+        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    @staticmethod
+    def environment(username: str, password: str) -> dict[str, str]:
+        """What the server is told of its login."""
+        return {"OPENCODE_SERVER_USERNAME": username, "OPENCODE_SERVER_PASSWORD": password}
+
+    @staticmethod
+    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
+        """What joins a session in OpenCode's own interface."""
+        return [*opencode, "attach", url, "--session", session, "--dir", directory]
+
+    def setup(self) -> Setup:
+        config = as_dict(self.client.request("GET", self.path("/config"), timeout=SETUP_TIMEOUT))
+        listed = self.client.ask(self.path("/config/providers"), SETUP_TIMEOUT)
+        agents = self.client.ask(self.path("/agent"), SETUP_TIMEOUT)
+        models: dict[str, int] | None = None
+        free = set()
+        providers = dicts(as_dict(listed).get("providers"))
+        if isinstance(as_dict(listed).get("providers"), list):
+            models = {}
+        for provider in providers:
+            for name, described in as_dict(provider.get("models")).items():
+                model = as_dict(described)
+                full_name = f"{provider.get('id')}/{name}"
+                assert models is not None
+                models[full_name] = as_int(as_dict(model.get("limit")).get("context"))
+                cost = as_dict(model.get("cost"))
+                if not as_float(cost.get("input")) and not as_float(cost.get("output")):
+                    free.add(full_name)
+        names = None
+        if isinstance(agents, list):
+            names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
+        return Setup(
+            model=as_text(config.get("model")),
+            models=models,
+            agents=names,
+            free=frozenset(free),
+            providers=frozenset(as_text(provider.get("id")) for provider in providers),
+        )
+
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session; returns its id and the directory in which it thinks that it works."""
+        body = {"title": prompt.title}
+        made = as_dict(self.client.request("POST", self.path("/session"), body, SLOW_TIMEOUT))
+        if not made.get("id"):
+            raise RequestError(502, "the server made a session without an id")
+        return as_text(made["id"]), as_text(made.get("directory"))
+
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over. The same ids may be sent again: an answered prompt stays answered,
+        one that was cut or swallowed runs again."""
+        text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
+        body: Json = {"messageID": prompt.message_id, "parts": [text]}
+        if prompt.model:
+            provider, _, model = prompt.model.partition("/")
+            body["model"] = {"providerID": provider, "modelID": model}
+        if prompt.agent:
+            body["agent"] = prompt.agent
+        path = self.path(f"/session/{session}/prompt_async")
+        try:
+            self.client.request("POST", path, body, SLOW_TIMEOUT)
+        except RequestError as error:
+            if error.code == 404 and error.name in ("", "NotJSON"):  # not "there is no session"
+                raise RequestError(400, TOO_OLD, "ConfigTooOld") from None
+            raise
+
+    def poll(self, command: Poll) -> Polled:
+        session = command.session
+        statuses = self.client.ask(self.path("/session/status"))
+        status = as_dict(as_dict(statuses).get(session))
+        kind = as_text(status.get("type") or "idle")  # who is not listed is idle
+        activity = {"idle": "idle", "retry": "retrying"}.get(kind, "working")
+        if statuses is None:
+            activity = "unknown"
+        verdict = ""
+        fault = None
+        if command.closer or activity in ("idle", "unknown"):
+            messages = self.client.ask(self.path(f"/session/{session}/message?limit=20"))
+            verdict = "unknown"
+            if isinstance(messages, list):
+                verdict, fault = judge_messages(dicts(messages), command.prompt.message_id)
+        children, spent = self.family(session, {session})
+        retry = retry_of(session, status) if activity == "retrying" else None
+        polled = Polled(command, activity, verdict, fault, spent, children, retry=retry)
+        if activity == "idle":
+            return polled
+        requests, unlisted = self.requests()
+        return polled._replace(requests=requests, unlisted=unlisted)
+
+    def family(self, session: str, known: set[str]) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        `known` are those that have been counted: a server may list a session as its own child.
+        """
+        own = as_dict(self.client.ask_if_possible(self.path(f"/session/{session}")))
+        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
+        children: list[str] = []
+        for child in dicts(self.client.ask_if_possible(self.path(f"/session/{session}/children"))):
+            id = as_text(child.get("id"))
+            if not id or id in known:
+                continue
+            known.add(id)
+            below, used = self.family(id, known)
+            children += [id, *below]
+            if spent is not None and used is not None:
+                spent = spent.plus(used)
+        return tuple(children), spent
+
+    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and what the server failed to list.
+
+        A server that does not know of questions has none.
+        """
+        found: list[Request] = []
+        unlisted: list[str] = []
+        kinds = (
+            ("permission", "/permission", self.permission),
+            ("question", "/question", self.question),
+        )
+        for kind, path, read in kinds:
+            try:
+                found += [read(asked) for asked in dicts(self.client.ask(self.path(path)))]
+            except RequestError as error:
+                if error.code == 0:
+                    raise
+                unlisted.append(kind)
+        return tuple(request for request in found if request.id), tuple(unlisted)
+
+    def permission(self, asked: Json) -> Request:
+        title = as_text(asked.get("permission") or asked.get("type") or "something")
+        wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
+        detail = detail_of_ask(wanted, as_dict(asked.get("metadata")))
+        session = as_text(asked.get("sessionID"))
+        return Request(as_text(asked.get("id")), session, "permission", title, detail)
+
+    def question(self, asked: Json) -> Request:
+        questions = tuple(
+            Question(
+                as_text(question.get("question")),
+                tuple(
+                    (as_text(option.get("label")), as_text(option.get("description")))
+                    for option in dicts(question.get("options"))
+                ),
+            )
+            for question in dicts(asked.get("questions"))
+        )
+        detail = " / ".join(question.text for question in questions)
+        session = as_text(asked.get("sessionID"))
+        return Request(as_text(asked.get("id")), session, "question", "", detail, questions)
+
+    def reply(self, command: Reply) -> None:
+        request = command.request
+        if request.kind == "question":
+            # A question that is rejected ends the turn: each one is answered, with words.
+            missing = len(request.questions) - len(command.answers)
+            answers = [[answer] for answer in command.answers] + [[command.message]] * missing
+            path = self.path(f"/question/{request.id}/reply")
+            self.client.request("POST", path, {"answers": answers})
+            return
+        body = {"reply": command.decision}
+        if command.message:
+            body["message"] = command.message
+        try:
+            self.client.request("POST", self.path(f"/permission/{request.id}/reply"), body)
+        except RequestError as error:
+            if error.code in (0, 401):
+                raise
+            # 1.0 has only the old form, and hands what it does not know to a host elsewhere:
+            # whatever that one says is no answer to us.
+            old_path = self.path(f"/session/{request.session}/permissions/{request.id}")
+            self.client.request("POST", old_path, {"response": command.decision})
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop a session; it is at rest when this returns."""
+        self.client.request("POST", self.path(f"/session/{session}/abort"), {})
+
+    def stop_session(self, session: str) -> None:
+        """The same in a hurry, before the server is stopped, or left alone."""
+        self.client.request("POST", self.path(f"/session/{session}/abort"), {}, timeout=1.5)
+
+    def dispose(self) -> None:
+        """End the tools that the server has started: they survive it, otherwise."""
+        self.client.request("POST", "/global/dispose", {}, timeout=1.5)
+
+    # The event stream.
+
+    def decode(self, event: Json) -> list[StreamEvent]:
+        """One event of the stream, in neutral words. It is fed them in their order."""
+        type = as_text(event.get("type"))
+        p = as_dict(event.get("properties"))
+        info = as_dict(p.get("info"))
+        part = as_dict(p.get("part"))
+        session = as_text(
+            p.get("sessionID")
+            or part.get("sessionID")
+            or info.get("sessionID")
+            or (info.get("id") if type.startswith("session.") else "")
+        )
+        if type == "file.edited":
+            return [Edited(as_text(p.get("file")))]
+        if not session:
+            return []
+        if type == "session.created":
+            return [Child(session, as_text(info.get("parentID")))]
+        if type == "session.idle":
+            return [Activity(session, "idle")]
+        if type == "session.status":
+            return self.decode_status(session, as_dict(p.get("status")))
+        if type == "session.error":
+            fault = fault_of(p.get("error"))
+            return [Broke(session, fault)] if fault else [Alive(session)]
+        if type == "session.compacted":
+            return [Compacted(session)]
+        if type == "message.updated":
+            return self.decode_message(session, info)
+        if type == "message.part.updated":
+            return self.decode_part(session, part)
+        if type == "message.part.delta":
+            return [Delta(session, as_text(p.get("partID")), as_text(p.get("delta")))]
+        if type in ("permission.asked", "permission.updated"):
+            return [Asked(session, self.permission(p))] if p.get("id") else []
+        if type == "question.asked":
+            return [Asked(session, self.question(p))] if p.get("id") else []
+        if type in ("permission.replied", "question.replied", "question.rejected"):
+            return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
+        return [Alive(session)]
+
+    def decode_status(self, session: str, status: Json) -> list[StreamEvent]:
+        kind = as_text(status.get("type"))
+        if kind == "retry":
+            return [retry_of(session, status)]
+        return (
+            [Activity(session, {"busy": "working", "idle": "idle"}[kind])]
+            if kind
+            in (
+                "busy",
+                "idle",
+            )
+            else [Alive(session)]
+        )
+
+    def decode_message(self, session: str, info: Json) -> list[StreamEvent]:
+        message = as_text(info.get("id"))
+        if info.get("role") == "user":
+            self.prompts.add(message)
+            return [Alive(session)]
+        spend = spend_of(info.get("cost"), info.get("tokens"))
+        is_complete = bool(as_dict(info.get("time")).get("completed"))
+        model = ""
+        if info.get("providerID") and info.get("modelID"):
+            model = f"{info['providerID']}/{info['modelID']}"
+        finish = as_text(info.get("finish"))
+        ended = {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(finish, "answered")
+        if not is_complete or info.get("summary") is True:  # a compaction's summary is no answer
+            ended = ""
+        return [
+            Spent(
+                session,
+                message,
+                spend,
+                context=spend.tokens,
+                model=model,
+                agent=as_text(info.get("agent") or info.get("mode")),
+                parent=as_text(info.get("parentID")),
+                ended=ended,
+                complete=is_complete,
+            )
+        ]
+
+    def decode_part(self, session: str, part: Json) -> list[StreamEvent]:
+        message = as_text(part.get("messageID"))
+        key = as_text(part.get("id"))
+        if message in self.prompts:
+            return [Alive(session)]
+        kind = as_text(part.get("type"))
+        if kind == "tool":
+            return [self.tool_part(session, message, key, part)]
+        if kind not in ("text", "reasoning"):
+            return [Alive(session)]
+        has_ended = bool(as_dict(part.get("time")).get("end"))
+        return [
+            Part(
+                session,
+                message,
+                key,
+                "text" if kind == "text" else "thinking",
+                "done" if has_ended else "running",
+                text=as_text(part.get("text")),
+                synthetic=bool(part.get("synthetic")),
+            )
+        ]
+
+    def tool_part(self, session: str, message: str, key: str, part: Json) -> Part:
+        tool = as_text(part.get("tool") or "tool")
+        told = as_dict(part.get("state"))
+        given = as_dict(told.get("input"))
+        argument = argument_of(tool, given, self.directory, as_text(told.get("title")))
+        change = as_dict(as_dict(told.get("metadata")).get("filediff"))
+        if change:
+            added = as_int(change.get("additions"))
+            deleted = as_int(change.get("deletions"))
+            argument += f"  +{added} -{deleted}"
+        times = as_dict(told.get("time"))
+        status = as_text(told.get("status"))
+        has_ended = status in ("completed", "error")
+        return Part(
+            session,
+            message,
+            key,
+            "tool",
+            {"completed": "done", "error": "failed"}.get(status, "running"),
+            text=as_text(told.get("error")) if status == "error" else "",
+            tool=tool,
+            argument=argument,
+            call=call_id(tool, given) if has_ended else 0,
+            seconds=(as_int(times.get("end")) - as_int(times.get("start"))) / 1000,
+        )
+
+
+def retry_of(session: str, status: Json) -> Activity:
+    return Activity(
+        session,
+        "retrying",
+        as_int(status.get("attempt")),
+        min(as_float(status.get("next")) / 1000 - time.time(), LONGEST_TIME),
+        as_text(status.get("message") or "the provider failed"),
+    )
+
+
+# OpenCode 1's own names of errors.
+ERROR_KINDS = {
+    "MessageAbortedError": "aborted",
+    "ContextOverflowError": "overflow",
+    "ProviderAuthError": "auth",
+    "ProviderModelNotFoundError": "no-model",
+    "ProviderInitError": "configuration",
+    "AgentNotFoundError": "no-agent",
+}
+
+
+def fault_of(error: Any) -> Fault | None:
+    """Read OpenCode 1's `{name, data: {message, statusCode}}`; None for what is no error.
+
+    Some errors are wrapped: `UnknownError` with a message whose first word is the real name, and a
+    stack behind it. The stack is never shown.
+    """
+    name = as_text(as_dict(error).get("name"))
+    data = as_dict(as_dict(error).get("data"))
+    if not name:
+        return None
+    message = as_text(data.get("message") or name)
+    message = re.split(r"\n\s+at ", message)[0].strip() or name
+    wrapped = re.match(r"(\w+Error): ", message)
+    if name == "UnknownError" and wrapped and wrapped.group(1) in ERROR_KINDS:
+        name = wrapped.group(1)
+        message = message[wrapped.end() :]
+    code = as_int(data.get("statusCode"))
+    headers = {key.lower(): value for key, value in as_dict(data.get("responseHeaders")).items()}
+    kind = ERROR_KINDS.get(name, "unknown")
+    if name == "APIError":
+        may_pass = not code and data.get("isRetryable") is True  # it never got an answer
+        kind = kind_of_code(code, may_pass)
+    return Fault(kind, message, code, seconds_until(headers.get("retry-after")))
+
+
+def judge_messages(messages: Sequence[Json], own: str) -> tuple[str, Fault | None]:
+    """How the answer to one's own message stands, in a session of OpenCode 1 that is idle.
+
+    Messages are `{info, parts}`, oldest first. Each answer names the message that it answers; what
+    a person typed into the session is not ours, what a compaction put there is.
+    """
+    foreign = set()
+    for message in messages:
+        info = as_dict(message.get("info"))
+        id = as_text(info.get("id"))
+        if info.get("role") == "user" and id != own and not is_of_compaction(message):
+            foreign.add(id)
+    answers = [
+        info
+        for info in (as_dict(message.get("info")) for message in messages)
+        if info.get("role") == "assistant" and as_text(info.get("parentID")) not in foreign
+    ]
+    if not answers:
+        return "undelivered", None
+    last = answers[-1]
+    if not as_dict(last.get("time")).get("completed"):
+        return "unfinished", None
+    fault = fault_of(last.get("error"))
+    if fault:
+        if fault.message.startswith("The user rejected permission to use this"):
+            return "refused", None  # a doom_loop: it ends the turn, words or not
+        return ("cut", None) if fault.kind == "aborted" else ("failed", fault)
+    finish = as_text(last.get("finish"))
+    return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
+
+
+def is_of_compaction(message: Json) -> bool:
+    """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
+    parts = dicts(message.get("parts"))
+    texts = [part for part in parts if part.get("type") == "text"]
+    if any(part.get("type") == "compaction" for part in parts):
+        return True
+    return bool(texts) and all(part.get("synthetic") for part in texts)
+
+
+# ── opencode 2 ──────────────────────────────────────────────────────────────────────────────────
+# The dialect of 2.0.4 and later: routes below /api, the directory in `location`. A prompt waits in
+# the session's inbox, becomes a message when it is delivered, and never runs again after that: to
+# go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
+# prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
+# listed (any more) the messages alone tell how it ended.
+
+ASK_TWICE = 0.25  # seconds between two looks at who is active: one alone may fall between two runs
+INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
+STOP_WITHIN = 2.0  # like INTERRUPT_WITHIN, when the server itself is about to be stopped
+STOP_TIMEOUT = 1.0  # for each request meanwhile
+PAGE = 50  # messages asked for at once
+MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
+# Models and agents are loaded behind the first request. A list that is not empty may still lack
+# the provider of the configuration: only the name that is looked for ends the waiting.
+LOOK_AT_LISTS = 0.25  # seconds between two looks
+LISTS_REST = 2.0  # a list that has not changed for so long is complete, if there is no better sign
+MISSING_AFTER = 10.0  # before that a name that is not listed may still come
+AGENTS_WITHIN = 3.0  # an agent list that is still empty then stays so: it tells nothing
+LISTS_WITHIN = 60.0  # lists that never come to rest are taken as they are
+
+NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
+ELSEWHERE = "global"  # stands for the session in forms that an MCP server asks by itself
+YES = "yes"  # the labels of a field that is true or false
+NO = "no"
+
+
+class Call(NamedTuple):
+    """A tool at work: its name and its input come with different events."""
+
+    tool: str
+    given: Json
+    since: float  # by the server's clock, in seconds
+
+
+class Catalogue(NamedTuple):
+    """What the server lists at one moment; None: it does not tell."""
+
+    models: dict[str, int] | None  # as in Setup
+    free: frozenset[str]
+    agents: tuple[str, ...] | None
+
+    def has(self, models: Iterable[str], agent: str) -> bool:
+        """Whether all these names are there, as far as can be told."""
+        has_models = self.models is None or all(model in self.models for model in models)
+        return has_models and (not agent or self.agents is None or agent in self.agents)
+
+
+class OpenCode2:
+    """OpenCode 2.x in neutral words. The same methods as OpenCode1; nothing else knows its wire."""
+
+    generation = 2
+    oldest = (2, 0, 4)
+    events_path = "/api/event"
+    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self.client = client
+        self.options = options
+        self.directory = options.directory
+        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
+        # The configuration, once it was read: a server that is started again is not set up again.
+        self.is_configured = False
+        self.model = ""  # providerID/modelID, perhaps with #variant
+        self.agent = ""  # the one that works when none is named
+        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
+        # What must be remembered of sessions, because the server tells it only once or in parts.
+        self.session = ""  # the last one that was given a prompt
+        self.sent: dict[str, tuple[str, ...]] = {}  # session -> ids of its prompts
+        self.parents: dict[str, str] = {}  # subagent's session -> its parent
+        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
+        self.calls: dict[tuple[str, str], Call] = {}  # by message and tool id
+        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
+
+    def path(self, path: str) -> str:
+        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    @staticmethod
+    def environment(username: str, password: str) -> dict[str, str]:
+        """What the server is told of its login; the user is always `opencode`."""
+        return {"OPENCODE_PASSWORD": password}
+
+    @staticmethod
+    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
+        """What joins a session in OpenCode's own interface."""
+        return [*opencode, directory, "--server", url, "--session", session]
+
+    # What the server knows.
+
+    def setup(self) -> Setup:
+        try:
+            catalogue = self.complete_catalogue()
+        except RequestError as error:
+            if error.code == 400 and not error.name.startswith("Config"):
+                # A request that it does not understand; the caller would blame the configuration.
+                raise RequestError(502, str(error), error.name) from None
+            raise
+        models = catalogue.models or None  # a list that stays empty is no finding
+        return Setup(
+            model=without_variant(self.model_for(self.options.agent)),
+            models=models,
+            agents=catalogue.agents or None,
+            free=catalogue.free,
+            providers=frozenset(name.partition("/")[0] for name in models or ()),
+            agents_command="opencode debug agents",
+        )
+
+    def configure(self) -> None:
+        """Read the configuration: documents, the lowest first, of which the last word counts."""
+        documents = as_list(self.client.ask(self.path("/api/config"), SETUP_TIMEOUT))
+        for document in dicts(documents):
+            info = as_dict(document.get("info"))
+            self.model = name_of_model(info.get("model")) or self.model
+            self.agent = as_text(info.get("default_agent")) or self.agent
+        self.is_configured = True
+
+    def complete_catalogue(self) -> Catalogue:
+        """The catalogue, once it is complete, as far as that shows."""
+        self.configure()
+        began = time.monotonic()
+        changed = began
+        catalogue = self.catalogue()
+        while not self.is_complete(catalogue, time.monotonic() - began, time.monotonic() - changed):
+            time.sleep(LOOK_AT_LISTS)
+            newer = self.catalogue()
+            if newer != catalogue:
+                changed = time.monotonic()
+            catalogue = newer
+        return catalogue
+
+    def is_complete(self, catalogue: Catalogue, waited: float, rested: float) -> bool:
+        own = without_variant(self.model_for(self.options.agent))
+        wanted = self.options.models or ((own,) if own else ())
+        if waited >= LISTS_WITHIN:
+            return True
+        if not catalogue.has(wanted, self.options.agent):
+            return waited >= MISSING_AFTER and rested >= LISTS_REST
+        if catalogue.models is not None and not wanted:
+            has_come = bool(catalogue.models) or waited >= MISSING_AFTER
+            return has_come and rested >= LISTS_REST
+        # The models are there, and with them the configuration's own agents, if there are any.
+        return catalogue.agents != () or waited >= AGENTS_WITHIN
+
+    def catalogue(self) -> Catalogue:
+        listed = self.listed("/api/model")
+        agents = self.listed("/api/agent")
+        models: dict[str, int] = {}
+        free = set()
+        for model in listed or ():
+            name = without_variant(name_of_model(model))
+            models[name] = as_int(as_dict(model.get("limit")).get("context"))
+            if not any(has_price(tier) for tier in dicts(model.get("cost"))):
+                free.add(name)
+        self.agent_models = {}
+        names = []
+        for agent in agents or ():
+            name = as_text(agent.get("id"))
+            self.agent_models[name] = name_of_model(agent.get("model"))
+            if not agent.get("hidden"):  # those do OpenCode's own chores
+                names.append(name)
+        return Catalogue(
+            None if listed is None else models,
+            frozenset(free),
+            None if agents is None else tuple(names),
+        )
+
+    def listed(self, path: str) -> list[Json] | None:
+        """A list of the directory's; None: the server does not know the route."""
+        answer = self.client.ask(self.path(path), SETUP_TIMEOUT)
+        return None if answer is None else dicts(as_dict(answer).get("data"))
+
+    def model_for(self, agent: str) -> str:
+        """The model that a configuration means for this agent: the server does not apply it."""
+        return self.agent_models.get(agent or self.agent or "build") or self.model
+
+    # Sessions and prompts.
+
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session; returns its id and the directory in which it thinks that it works.
+
+        The id is the server's: OpenCode's free models refuse sessions with ids of others.
+        """
+        if not self.is_configured:
+            self.configure()
+            self.catalogue()
+        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
+        model = prompt.model or self.model_for(prompt.agent)
+        if model:
+            body["model"] = model_of_name(model)
+        if prompt.agent:
+            body["agent"] = prompt.agent
+        if not self.options.attended:
+            # A model that has no such tool does not stop to ask where nobody would answer.
+            body["permissions"] = [NO_QUESTIONS]
+        answer = self.client.request("POST", "/api/session", body, SLOW_TIMEOUT)
+        made = as_dict(as_dict(answer).get("data"))
+        if not made.get("id"):
+            raise RequestError(502, "the server made a session without an id")
+        directory = as_text(as_dict(made.get("location")).get("directory"))
+        return as_text(made["id"]), directory
+
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
+        does nothing. What was not delivered of earlier attempts must not run beside this one."""
+        ids = ids_of_attempts(prompt, attempt)
+        self.session = session
+        self.sent[session] = ids
+        self.withdraw(session, ids[:-1])
+        body = {"id": ids[-1], "text": prompt.text}
+        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
+
+    def withdraw(self, session: str, ids: Iterable[str], timeout: float = REQUEST_TIMEOUT) -> None:
+        """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
+        for id in ids:
+            try:
+                path = f"/api/session/{session}/inbox/{id}"
+                self.client.request("DELETE", path, timeout=timeout)
+            except RequestError as error:
+                if error.code not in (404, 405):
+                    raise
+
+    # How a session stands.
+
+    def poll(self, command: Poll) -> Polled:
+        session = command.session
+        self.session = session
+        known = self.relatives(session)
+        working = self.at_work(session)
+        # What it has cost is read when it is known to rest: the last step must be in it.
+        own = self.record(session)
+        children, spent = self.family(session, own)
+        if self.relatives(session) != known:  # the stream has not told of these subagents
+            working = self.at_work(session)
+        requests, unlisted = self.requests()
+        activity = "unknown"
+        if working is not None:
+            activity = "working" if working or self.is_asked(session, requests) else "idle"
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        is_at_work = session in (working or ())
+        verdict = ""
+        fault = None
+        if activity in ("idle", "unknown") or (command.closer and is_at_work):
+            verdict, fault = self.verdict(command, as_text(own.get("outcome")))
+        retry = self.retry(session) if is_at_work else None
+        if retry:
+            activity = "retrying"
+        return Polled(command, activity, verdict, fault, spent, children, requests, unlisted, retry)
+
+    def record(self, session: str) -> Json:
+        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
+        session that is gone: nothing is to be expected of it any more."""
+        try:
+            answer = self.client.request("GET", f"/api/session/{session}")
+        except RequestError as error:
+            if error.code == 0 or error.name == "SessionNotFoundError":
+                raise
+            return {}
+        return as_dict(as_dict(answer).get("data"))
+
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str] | None:
+        """Who of the family is active; None: the server does not tell. Nobody is only believed
+        when it is said twice."""
+        for look in (1, 2):
+            answer = self.client.ask("/api/session/active", timeout)
+            if answer is None:
+                return None
+            active = as_dict(as_dict(answer).get("data"))
+            working = [id for id in self.relatives(session) if id in active]
+            if working or look == 2:
+                return working
+            time.sleep(ASK_TWICE)
+        return []
+
+    def relatives(self, session: str) -> list[str]:
+        """The session and all subagents below it that are known."""
+        found = [session]
+        for child, parent in list(self.parents.items()):  # a parent is always known before
+            if parent in found:
+                found.append(child)
+        return found
+
+    def is_asked(self, session: str, requests: tuple[Request, ...]) -> bool:
+        """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
+        family = self.relatives(session)
+        for request in requests:
+            form = self.forms.get(request.id, {})
+            if request.session in family and form.get("sessionID") != ELSEWHERE:
+                return True
+        return False
+
+    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
+        and the larger sum counts.
+        """
+        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
+        found = [session]
+        for parent in found:  # it grows meanwhile
+            answer = self.client.ask_if_possible(f"/api/session?parentID={quote(parent, safe='')}")
+            for child in dicts(as_dict(answer).get("data")):
+                id = as_text(child.get("id"))
+                if child.get("parentID") != parent or not id or id in found:
+                    continue  # early versions list all there are
+                found.append(id)
+                self.parents[id] = parent
+                if spent is not None:
+                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
+        return tuple(found[1:]), spent
+
+    def retry(self, session: str) -> Activity | None:
+        """The retry that the newest step waits for: the server counts that as work."""
+        answer = self.client.ask_if_possible(f"/api/session/{session}/message?limit=1")
+        newest = next(iter(dicts(as_dict(answer).get("data"))), {})
+        retry = retry_of_step(session, as_dict(newest.get("retry")))
+        return retry if retry.wait > 0 else None
+
+    def verdict(self, command: Poll, outcome: str) -> tuple[str, Fault | None]:
+        """How the answer to our own prompt stands, and why it failed."""
+        ids = ids_of_attempts(command.prompt, command.attempt)
+        found = self.since_prompt(command.session, ids)
+        if found is None:
+            return "unknown", None
+        delivered, messages = found
+        if outcome == "failed" and delivered != ids[-1]:
+            # Before the first step, as with a model or an agent that is not there. Why, the
+            # message tells since 2.1; before, the stream alone.
+            idles = [message for message in messages if message.get("type") == "idle"]
+            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
+        if not delivered:
+            return "undelivered", None
+        return judge_steps(messages)
+
+    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]] | None:
+        """The newest of our prompts that was delivered, "" when none was, and the messages after
+        it, oldest first; None: the server shows no messages."""
+        path = f"/api/session/{session}/message?limit={PAGE}"
+        newer: list[Json] = []
+        cursor = ""
+        for _ in range(MOST_PAGES):
+            answer = self.client.ask(path + cursor)
+            if answer is None:
+                return None
+            page = dicts(as_dict(answer).get("data"))
+            for message in page:
+                id = as_text(message.get("id"))
+                if id in ids:
+                    return id, newer[::-1]
+                newer.append(message)
+            following = as_text(as_dict(as_dict(answer).get("cursor")).get("next"))
+            if not page or not following:  # the last page names a next one, too: an empty one
+                break
+            cursor = "&cursor=" + quote(following, safe="")
+        return "", newer[::-1]
+
+    # What is asked.
+
+    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and what it failed to list."""
+        found: list[Request] = []
+        unlisted: list[str] = []
+        kinds = (
+            ("permission", "/api/permission/request", self.permission),
+            ("question", "/api/form", self.question),
+        )
+        for kind, path, read in kinds:
+            try:
+                answer = as_dict(self.client.ask(self.path(path)))
+            except RequestError as error:
+                if error.code == 0:
+                    raise
+                unlisted.append(kind)
+                continue
+            found += [read(asked) for asked in dicts(answer.get("data"))]
+        return tuple(request for request in found if request.id), tuple(unlisted)
+
+    def permission(self, asked: Json) -> Request:
+        title = as_text(asked.get("action") or "something")
+        metadata = as_dict(asked.get("metadata"))
+        detail = detail_of_ask(asked.get("resources"), metadata)
+        for change in dicts(metadata.get("files")):
+            detail += f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
+        session = as_text(asked.get("sessionID"))
+        return Request(as_text(asked.get("id")), session, "permission", title, detail)
+
+    def question(self, form: Json) -> Request:
+        """A form of questions, one for each field.
+
+        What an MCP server asks names no session. On a server of our own nobody else can have
+        caused it, and unanswered it blocks the tool for ever: it is ours. On somebody else's
+        server it is left to them.
+        """
+        id = as_text(form.get("id"))
+        session = as_text(form.get("sessionID"))
+        if id:
+            self.forms[id] = form
+        if session == ELSEWHERE and not self.options.server:
+            session = self.session
+        questions = tuple(
+            Question(
+                as_text(field.get("description") or field.get("title") or field.get("key")),
+                tuple((label, description) for label, description, _ in choices_of(field)),
+            )
+            for field in fields_of(form)
+        )
+        detail = " / ".join(question.text for question in questions)
+        detail = detail or as_text(form.get("title"))
+        return Request(id, session, "question", "", detail, questions)
+
+    def reply(self, command: Reply) -> None:
+        request = command.request
+        if request.kind == "question":
+            self.reply_to_form(command)
+            return
+        body = {"decision": command.decision}
+        if command.message:  # a bare rejection ends the turn
+            body["message"] = command.message
+        path = f"/api/session/{request.session}/permission/{request.id}/reply"
+        self.client.request("POST", path, body)
+
+    def reply_to_form(self, command: Reply) -> None:
+        """Answer a form. It is refused with words where it takes them: to dismiss it would end
+        the turn."""
+        request = command.request
+        form = self.forms.get(request.id, {})
+        session = as_text(form.get("sessionID") or request.session)
+        path = f"/api/session/{session}/form/{request.id}"
+        answer = answer_to_form(form, command.answers, command.message)
+        try:
+            if answer:
+                self.client.request("POST", f"{path}/reply", {"answer": answer})
+                return
+        except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
+            if error.code != 400 or command.decision != "reject":
+                raise
+        # Versions differ in where they take the words, and none minds them elsewhere.
+        said = {"message": command.message}
+        self.client.request("DELETE", f"{path}?message={quote(command.message, safe='')}", said)
+
+    # How a session is stopped.
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop a session; it is at rest when this returns."""
+        self.halt(session, ids_of_attempts(prompt, attempt), INTERRUPT_WITHIN, REQUEST_TIMEOUT)
+
+    def stop_session(self, session: str) -> None:
+        """The same in a hurry, before the server is stopped, or left alone.
+
+        What is not at rest by then leaves a claim behind, with which another process may wake it.
+        """
+        self.halt(session, self.sent.get(session, ()), STOP_WITHIN, STOP_TIMEOUT)
+
+    def halt(self, session: str, ids: Sequence[str], within: float, timeout: float) -> None:
+        """Interrupt the family until it is at rest.
+
+        An interrupt is answered before it has had its effect, and leaves in the inbox what was not
+        delivered, where it would join whatever comes next.
+        """
+        until = time.monotonic() + within
+        self.interrupt_alone(session, timeout)
+        self.withdraw(session, ids, timeout)
+        working = self.wait_for_rest(session, until, timeout)
+        while working:
+            if time.monotonic() >= until:
+                raise RequestError(504, f"it works on, {within:.0f} s after it was interrupted")
+            for id in working:
+                self.interrupt_alone(id, timeout)
+            working = self.wait_for_rest(session, until, timeout)
+
+    def interrupt_alone(self, session: str, timeout: float) -> None:
+        """Interrupt one session, and what it waits for."""
+        self.client.request("POST", f"/api/session/{session}/interrupt", {}, timeout)
+
+    def wait_for_rest(self, session: str, until: float, timeout: float) -> list[str]:
+        """Wait a little; who of the family works after that."""
+        enough = min(until, time.monotonic() + INTERRUPT_AGAIN)
+        while True:
+            working = self.at_work(session, timeout)
+            if not working or time.monotonic() >= enough:
+                return working or []
+            time.sleep(ASK_TWICE)
+
+    def dispose(self) -> None:
+        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
+
+    # The event stream.
+
+    def decode(self, event: Json) -> list[StreamEvent]:
+        """One event of the stream, in neutral words. It is fed them in their order."""
+        type = as_text(event.get("type"))
+        data = as_dict(event.get("data"))
+        self.clock = as_float(event.get("created")) / 1000
+        if type == "filesystem.changed":
+            place = as_text(as_dict(event.get("location")).get("directory"))
+            return [Edited(os.path.join(place, as_text(data.get("file"))))]
+        if type == "form.created":
+            request = self.question(as_dict(data.get("form")))
+            return [Asked(request.session, request)] if request.id and request.session else []
+        session = as_text(data.get("sessionID"))
+        if not session:
+            return []
+        decoder = self.DECODERS.get(type)
+        return decoder(self, session, data) if decoder else [Alive(session)]
+
+    def decode_created(self, session: str, data: Json) -> list[StreamEvent]:
+        parent = as_text(data.get("parentID"))
+        if not parent:
+            return [Alive(session)]
+        self.parents[session] = parent
+        return [Child(session, parent)]
+
+    def decode_enqueued(self, session: str, data: Json) -> list[StreamEvent]:
+        """What nobody typed wakes the session: something in its background has ended."""
+        item = as_dict(data.get("item"))
+        return [Woke(session) if item.get("type") == "synthetic" else Alive(session)]
+
+    def decode_started(self, session: str, data: Json) -> list[StreamEvent]:
+        return [Activity(session, "working")]
+
+    def decode_over(self, session: str, data: Json) -> list[StreamEvent]:
+        fault = fault_of_type(data.get("error"))
+        idle = Activity(session, "idle")
+        return [Broke(session, fault), idle] if fault else [idle]
+
+    def decode_step_started(self, session: str, data: Json) -> list[StreamEvent]:
+        """It comes again after a retry, for the same message."""
+        model = without_variant(name_of_model(data.get("model")))
+        agent = as_text(data.get("agent"))
+        message = as_text(data.get("assistantMessageID"))
+        return [
+            Activity(session, "working"),
+            Spent(session, message, Spend(), model=model, agent=agent),
+        ]
+
+    def decode_step_over(self, session: str, data: Json) -> list[StreamEvent]:
+        """A step has ended: it alone tells what it has cost. The sums that `usage.updated` tells
+        would count it again."""
+        spend = spend_of(data.get("cost"), data.get("tokens"))
+        finish = as_text(data.get("finish"))
+        ended = {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(finish, "answered")
+        context = spend.input + spend.cached
+        message = as_text(data.get("assistantMessageID"))
+        for key in [key for key in self.calls if key[0] == message]:
+            del self.calls[key]  # broken off: no word of their end will come
+        said: list[StreamEvent] = [
+            Spent(session, message, spend, context=context, ended=ended, complete=True)
+        ]
+        fault = fault_of_type(data.get("error"))
+        if fault:
+            said.append(Broke(session, fault))
+        return said
+
+    def decode_retry(self, session: str, data: Json) -> list[StreamEvent]:
+        return [retry_of_step(session, data)]
+
+    def decode_compacted(self, session: str, data: Json) -> list[StreamEvent]:
+        return [Compacted(session)]
+
+    def decode_text_started(self, session: str, data: Json) -> list[StreamEvent]:
+        return [written(session, "text", "running", data)]
+
+    def decode_text_delta(self, session: str, data: Json) -> list[StreamEvent]:
+        return [Delta(session, key_of_written("text", data), as_text(data.get("delta")))]
+
+    def decode_text_ended(self, session: str, data: Json) -> list[StreamEvent]:
+        return [written(session, "text", "done", data)]
+
+    def decode_thought_started(self, session: str, data: Json) -> list[StreamEvent]:
+        return [written(session, "thinking", "running", data)]
+
+    def decode_thought_delta(self, session: str, data: Json) -> list[StreamEvent]:
+        return [Delta(session, key_of_written("thinking", data), as_text(data.get("delta")))]
+
+    def decode_thought_ended(self, session: str, data: Json) -> list[StreamEvent]:
+        return [written(session, "thinking", "done", data)]
+
+    def decode_tool_named(self, session: str, data: Json) -> list[StreamEvent]:
+        """The first word of a tool, and the only one that tells its name."""
+        tool = as_text(data.get("name") or "tool")
+        call = Call(tool, {}, self.clock)
+        self.calls[key_of_call(data)] = call
+        if tool == "subagent":  # it is shown once, when it is known what for
+            return [Alive(session)]
+        return [self.tool_part(session, data, call, "running")]
+
+    def decode_tool_called(self, session: str, data: Json) -> list[StreamEvent]:
+        known = self.calls.get(key_of_call(data))
+        tool = known.tool if known else "tool"
+        call = Call(tool, as_dict(data.get("input")), self.clock)
+        self.calls[key_of_call(data)] = call
+        return [self.tool_part(session, data, call, "running")]
+
+    def decode_tool_success(self, session: str, data: Json) -> list[StreamEvent]:
+        return [self.tool_over(session, data, "done")]
+
+    def decode_tool_failed(self, session: str, data: Json) -> list[StreamEvent]:
+        return [self.tool_over(session, data, "failed")]
+
+    def tool_over(self, session: str, data: Json, state: str) -> Part:
+        call = self.calls.pop(key_of_call(data), Call("tool", {}, self.clock))
+        part = self.tool_part(session, data, call, state)
+        return part._replace(
+            text=as_text(as_dict(data.get("error")).get("message")),
+            call=call_id(call.tool, call.given),
+            seconds=max(0.0, self.clock - call.since),
+        )
+
+    def tool_part(self, session: str, data: Json, call: Call, state: str) -> Part:
+        message, id = key_of_call(data)
+        return Part(
+            session,
+            message,
+            f"{message} tool {id}",
+            "tool",
+            state,
+            tool=call.tool,
+            argument=argument_of(call.tool, call.given, self.directory),
+        )
+
+    def decode_asked(self, session: str, data: Json) -> list[StreamEvent]:
+        return [Asked(session, self.permission(data)) if data.get("id") else Alive(session)]
+
+    def decode_answered(self, session: str, data: Json) -> list[StreamEvent]:
+        id = as_text(data.get("requestID") or data.get("id"))
+        self.forms.pop(id, None)
+        return [Answered(session, id)]
+
+    # Every other event of a session is a sign of life and no more.
+    DECODERS: ClassVar[dict[str, Callable[[OpenCode2, str, Json], list[StreamEvent]]]] = {
+        "session.created": decode_created,
+        "session.inbox.enqueued": decode_enqueued,
+        "session.execution.started": decode_started,
+        "session.execution.succeeded": decode_over,
+        "session.execution.failed": decode_over,
+        "session.execution.interrupted": decode_over,
+        "session.execution.settled": decode_over,
+        "session.step.started": decode_step_started,
+        "session.step.ended": decode_step_over,
+        "session.step.failed": decode_step_over,
+        "session.retry.scheduled": decode_retry,
+        "session.compaction.ended": decode_compacted,
+        "session.text.started": decode_text_started,
+        "session.text.delta": decode_text_delta,
+        "session.text.ended": decode_text_ended,
+        "session.reasoning.started": decode_thought_started,
+        "session.reasoning.delta": decode_thought_delta,
+        "session.reasoning.ended": decode_thought_ended,
+        "session.tool.input.started": decode_tool_named,
+        "session.tool.called": decode_tool_called,
+        "session.tool.success": decode_tool_success,
+        "session.tool.failed": decode_tool_failed,
+        "permission.asked": decode_asked,
+        "permission.replied": decode_answered,
+        "form.replied": decode_answered,
+        "form.cancelled": decode_answered,
+    }
+
+
+def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
+    """The ids of a prompt's attempts up to this one; none for a prompt that is not known.
+
+    A prompt that was delivered never runs again, so that each attempt has an id of its own. It
+    follows from the first one, which always ends in digits, and thus from nothing else.
+    """
+    first = prompt.message_id
+    if not first:
+        return ()
+    return (first, *(f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)))
+
+
+def name_of_model(described: Any) -> str:
+    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
+
+    The configuration has it as a string or as an object, all others as an object.
+    """
+    if isinstance(described, str):
+        return described
+    model = as_dict(described)
+    provider = as_text(model.get("providerID"))
+    id = as_text(model.get("id") or model.get("model"))
+    variant = as_text(model.get("variant"))
+    if not provider or not id:
+        return ""
+    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
+
+
+def without_variant(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def model_of_name(name: str) -> Json:
+    """The inverse of `name_of_model`."""
+    provider, _, rest = name.partition("/")
+    id, _, variant = rest.partition("#")
+    model = {"id": id, "providerID": provider}
+    return {**model, "variant": variant} if variant else model
+
+
+def has_price(tier: Json) -> bool:
+    return bool(as_float(tier.get("input")) or as_float(tier.get("output")))
+
+
+def key_of_written(kind: str, data: Json) -> str:
+    """The key of a text or a thought. There are no ids: both are counted, each on its own."""
+    return f"{as_text(data.get('assistantMessageID'))} {kind} {as_int(data.get('ordinal'))}"
+
+
+def written(session: str, kind: str, state: str, data: Json) -> Part:
+    """A text or a thought of a step."""
+    message = as_text(data.get("assistantMessageID"))
+    key = key_of_written(kind, data)
+    return Part(session, message, key, kind, state, text=as_text(data.get("text")))
+
+
+def key_of_call(data: Json) -> tuple[str, str]:
+    """What tells a tool's call from all others: its id does so only within its message."""
+    return as_text(data.get("assistantMessageID")), as_text(data.get("id"))
+
+
+def retry_of_step(session: str, retry: Json) -> Activity:
+    """OpenCode 2 counts the attempt that is to come, the machines the one that failed."""
+    error = as_dict(retry.get("error"))
+    return Activity(
+        session,
+        "retrying",
+        max(1, as_int(retry.get("attempt")) - 1),
+        min(as_float(retry.get("at")) / 1000 - time.time(), LONGEST_TIME),
+        as_text(error.get("message") or "the provider failed"),
+    )
+
+
+def fields_of(form: Json) -> list[Json]:
+    """The fields of a form that are to be filled in."""
+    return [field for field in dicts(form.get("fields")) if not field.get("hidden")]
+
+
+def choices_of(field: Json) -> list[tuple[str, str, Any]]:
+    """Label, description and value of what a field lets one choose from."""
+    if field.get("type") == "boolean":
+        return [(YES, "", True), (NO, "", False)]
+    found = []
+    for option in dicts(field.get("options")):
+        value = option.get("value", option.get("label"))
+        label = as_text(option.get("label") or value)
+        found.append((label, as_text(option.get("description")), value))
+    return found
+
+
+def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
+    """Values by the fields' keys; {} when there is nothing to be said in the form's own terms.
+
+    What has no label is answered with the message, where the field takes words of one's own. An
+    MCP server would take them for the value that it asked for: it is told nothing.
+    """
+    answer: Json = {}
+    takes_words = form.get("sessionID") != ELSEWHERE
+    for number, field in enumerate(fields_of(form)):
+        value: Any = message
+        if number < len(labels):
+            values = {label: value for label, _, value in choices_of(field)}
+            value = values.get(labels[number], labels[number])
+        elif not (takes_words and message and field.get("custom")):
+            continue
+        is_list = field.get("type") == "multiselect"
+        answer[as_text(field.get("key"))] = [value] if is_list else value
+    return answer
+
+
+# OpenCode 2's own types of errors. The code beside them is no guide: it is 200 for an error that
+# came in the middle of a stream.
+FAULT_KINDS = {
+    "provider.rate-limit": "rate-limit",
+    "provider.quota": "balance",
+    "provider.auth": "auth",
+    "provider.no-route": "no-model",
+    "provider.internal": "outage",
+    "provider.transport": "outage",
+    "provider.timeout": "outage",
+    "aborted": "aborted",
+}
+# What it says itself, without a type of its own, before a provider is asked.
+_NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
+
+
+def fault_of_type(error: Any) -> Fault | None:
+    """Read OpenCode 2's `{type, message, status?, response?, retryAfterMs?}`; None for no error."""
+    error = as_dict(error)
+    type = as_text(error.get("type"))
+    if not type:
+        return None
+    message = as_text(error.get("message") or type)
+    kind = FAULT_KINDS.get(type) or ("provider" if type.startswith("provider.") else "unknown")
+    missing = _NOT_THERE.match(message)
+    if kind == "unknown" and missing:
+        kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
+    code = as_int(error.get("status"))
+    headers = as_dict(as_dict(error.get("response")).get("headers"))
+    announced = {name.lower(): value for name, value in headers.items()}.get("retry-after")
+    retry_after = as_float(error.get("retryAfterMs")) / 1000 or seconds_until(announced)
+    retry_after = min(max(0.0, retry_after), LONGEST_TIME)
+    return Fault(kind, message, code if code >= 400 else 0, retry_after)
+
+
+def judge_steps(messages: Sequence[Json]) -> tuple[str, Fault | None]:
+    """How the answer to a prompt stands, in a session at rest, by the messages after the prompt.
+
+    The last step decides; an error of an earlier one was overcome. What a person said meanwhile
+    belongs to the answer; what they said after its end begins one of their own.
+    """
+    step: Json = {}  # the last one
+    idle: Json = {}  # the end of the run that it belongs to
+    has_more = False  # something was delivered after it
+    for message in messages:
+        type = message.get("type")
+        if type == "user" and (idle or has_finished(step)):
+            break
+        if type == "assistant":
+            step = message
+            idle = {}
+            has_more = False
+        elif type == "idle":
+            idle = message
+            has_more = False
+        elif type in ("user", "synthetic"):
+            has_more = True
+    outcome = as_text(idle.get("outcome"))
+    if not step:
+        ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
+        return ends.get(outcome, "unfinished"), fault_of_type(idle.get("error"))
+    is_complete = bool(as_dict(step.get("time")).get("completed"))
+    if has_more or (not is_complete and outcome not in ("failed", "interrupted")):
+        return "unfinished", None  # it works, or its server died
+    finish = as_text(step.get("finish"))
+    fault = fault_of_type(step.get("error"))
+    if fault and fault.kind != "aborted":
+        return "failed", fault
+    if finish in ("stop", "length") and not fault:
+        return "answered", None
+    if finish == "content-filter":
+        return "failed", Fault("provider", "the provider's content filter ended the answer")
+    if outcome == "failed" or (finish == "error" and not fault):
+        return "failed", fault_of_type(idle.get("error"))
+    # A bare refusal looks like an interruption, but for what the tool says, and ends without a
+    # word; what is left is a step whose tools' results nobody has asked for.
+    is_refused = outcome != "interrupted" and any(map(was_refused, dicts(step.get("content"))))
+    return "refused" if is_refused else "cut", None
+
+
+def has_finished(step: Json) -> bool:
+    """Whether a step was its answer's last one: after tool calls another one follows."""
+    return bool(step) and step.get("finish") != "tool-calls"
+
+
+def was_refused(part: Json) -> bool:
+    """Whether a part of a step is a tool that somebody refused, in OpenCode's own words."""
+    error = as_dict(as_dict(part.get("state")).get("error"))
+    says_so = re.match("The user (?:dismissed|declined) this", as_text(error.get("message")))
+    return error.get("type") == "permission.rejected" or bool(says_so)
+
+
+# ── opencode: which generation answers ──────────────────────────────────────────────────────────
+
+NEWEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
+TOO_OLD = f"this OpenCode is too old: {NEWEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
+
+
+def detect(client: Client) -> tuple[type[OpenCode1] | type[OpenCode2], str]:
+    """Which dialect the server speaks, and its version; the Problem where it speaks neither.
+
+    Unknown paths are answered with a page by both generations: only JSON proves anything. Raises
+    RequestError when the server does not answer (yet).
+    """
+    info = probe(client, "/api/info")
+    if info.get("version") and "pid" in info:
+        version = as_text(info["version"])
+        check_age(OpenCode2, version)
+        return OpenCode2, version
+    health = probe(client, "/global/health")
+    if "healthy" in health or health.get("version"):
+        version = as_text(health.get("version"))
+        check_age(OpenCode1, version)
+        return OpenCode1, version
+    if probe(client, "/api/health").get("version"):
+        raise Problem(TOO_OLD)  # 2.0.0 to 2.0.3
+    if answers_like_an_old_one(client):
+        return OpenCode1, ""
+    raise Problem(f"{client.url} is not OpenCode: look at the address", 1)
+
+
+def answers_like_an_old_one(client: Client) -> bool:
+    """Whether it is an early OpenCode 1, which does not tell its version."""
+    try:
+        return bool(as_dict(client.ask("/config", 5.0)))
+    except RequestError as error:
+        if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
+            raise
+        # In 1.0 a configuration or a plugin that cannot be loaded makes every route fail.
+        if error.name.startswith("Config"):
+            raise Problem(f"OpenCode's configuration is broken: mend it: {error}") from None
+        if isinstance(error.body.get("data"), dict):
+            said = json.dumps(error.body["data"], ensure_ascii=False)
+            raise Problem(
+                f"OpenCode cannot load its configuration or plugins ({error.name} {said}): mend "
+                "that, or try `OPENCODE_DISABLE_DEFAULT_PLUGINS=1`"
+            ) from None
+        return False
+
+
+def probe(client: Client, path: str) -> Json:
+    """What the server says there; nothing when it does not know the path, or fails at it."""
+    try:
+        return as_dict(client.ask(path, 5.0))
+    except RequestError as error:
+        if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
+            raise
+        return {}
+
+
+def check_age(dialect: type[OpenCode1] | type[OpenCode2], version: str) -> None:
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if numbers and tuple(map(int, numbers.groups())) < dialect.oldest:
+        raise Problem(f"OpenCode {version}: {TOO_OLD}")
+
+
+# ── opencode: the event stream ──────────────────────────────────────────────────────────────────
+
+LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
+LIVE_WINDOW = 0.1  # seconds
+_SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')
+
+
+class StreamReader:
+    """Reads a server's event stream on a thread of its own, until it is told to stop.
+
+    It always reads on, since a client that does not makes the server grow. Deltas are decoded only
+    when somebody looks and they are few: of a flood of them, a sign of life is enough.
+    """
+
+    def __init__(
+        self,
+        dialect: OpenCode1 | OpenCode2,
+        generation: int,
+        post: Callable[[Event], None],
+        live: bool,
+        verbose: bool,
+    ) -> None:
+        self.dialect = dialect
+        self.generation = generation
+        self.post = post
+        self.live = live
+        self.verbose = verbose
+        self.stopped = False
+        self.socket: socket.socket | None = None  # of the connection
+        self.window_ends = 0.0
+        self.budget = 0
+        self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
+        client = self.dialect.client
+        path = self.dialect.path(self.dialect.events_path)
+        failures = 0
+        while not self.stopped:
+            opened = time.monotonic()
+            with suppress(RequestError, *client.ERRORS):
+                self._connect(client, path)
+            lasted = time.monotonic() - opened
+            failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
+            time.sleep(STREAM_WAITS.after(failures))
+
+    def _connect(self, client: Client, path: str) -> None:
+        accept = "text/event-stream"
+        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=accept) as response:
+            self.socket = socket.socket(fileno=os.dup(response.fileno()))
+            with self.socket:
+                self.post(StreamOpened(self.generation))
+                self.read(iter(lambda: response.read1(1 << 18), b""))
+
+    def stop(self) -> None:
+        """Hang up, whatever the reading thread does: OpenCode 2 would not end for 20 s while
+        somebody listens."""
+        self.stopped = True
+        if self.socket:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+    def read(self, chunks: Iterator[bytes]) -> None:
+        stream = EventStream()
+        for chunk in chunks:
+            if self.stopped:
+                return
+            now = time.monotonic()
+            if now >= self.window_ends:
+                self.window_ends = now + LIVE_WINDOW
+                self.budget = LIVE_DELTAS if self.live else 0
+                self.alive.clear()
+            for data in stream.feed(chunk):
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self.dialect.deltas.search(data, 0, 200):
+            if self.budget <= 0:
+                self._sign_of_life(data)
+                return
+            self.budget -= 1
+        event: Json = {}
+        with suppress(ValueError, RecursionError):
+            event = as_dict(json.loads(data.decode("utf-8", "replace")))
+        if self.verbose and event.get("type"):
+            self.post(Heard(f"{event['type']} {data[:300].decode('utf-8', 'replace')}"))
+        for said in self.dialect.decode(event):
+            self.post(said)
+
+    def _sign_of_life(self, data: bytes) -> None:
+        found = _SESSION_ID.search(data)
+        session = found.group(1) if found else b""
+        if session and session not in self.alive:
+            self.alive.add(session)
+            self.post(Alive(session.decode("utf-8", "replace")))
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────
+# What the system can tell of processes, in one place: from /proc where it is, else from `ps`, else
+# not at all. Everything that ocloop starts carries a mark in its environment, so that tools that
+# went into groups of their own can be found when the server is gone.
+
+PROC = "/proc"
+MARK = "OCLOOP_RUN"
+# pid, parent, group, resident KiB, then the command with its environment. macOS spells it -E,
+# the BSDs -e; procps, and with it Linux without /proc in sight, knows `e` among the BSD flags.
+PS = {
+    "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,ppid=,pgid=,rss=,command="),
+    "linux": ("ps", "axeww", "-o", "pid=,ppid=,pgid=,rss=,args="),
+}.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,ppid=,pgid=,rss=,command="))
+
+
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+    memory: int  # KiB resident
+    words: str  # its command line and environment, as far as the system shows them
+
+
+def has_proc() -> bool:
+    return os.path.isdir(f"{PROC}/self")
+
+
+def proc_pids() -> list[int]:
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def list_processes() -> list[Process]:
+    """All processes, by `ps`; none where there is no such program, or it takes other options."""
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(
+            PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
+        ).stdout.decode("utf-8", "replace")
+        found = []
+        for line in said.split("\n"):
+            match = re.match(r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s(.*)", line)
+            if match:
+                pid, parent, group, memory = map(int, match.groups()[:4])
+                found.append(Process(pid, parent, group, memory, match.group(5)))
+        return found
+    return []
+
+
+def marked_pids(mark: str) -> list[int]:
+    """The processes that carry the mark in their environment."""
+    wanted = f"{MARK}={mark}"
+    if not has_proc():
+        words = re.compile(rf"(?:^|\s){re.escape(wanted)}(?:\s|$)")
+        return [process.pid for process in list_processes() if words.search(process.words)]
+    found = []
+    for pid in proc_pids():
+        with suppress(OSError), open(f"{PROC}/{pid}/environ", "rb") as file:
+            if f"{wanted}\0".encode() in file.read():
+                found.append(pid)
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All that a process has started and that still runs below it, where /proc cannot tell.
+
+    What leaves the group is found by its mark afterwards, where marks can be seen; elsewhere this
+    is the last moment to know of it.
+    """
+    if has_proc():
+        return []
+    children: dict[int, list[int]] = {}
+    for process in list_processes():
+        children.setdefault(process.parent, []).append(process.pid)
+    found: list[int] = []
+    for one in (pid, *found):
+        found += children.get(one, [])
+    at = 0
+    while at < len(found):
+        found += children.get(found[at], [])
+        at += 1
+    return found
+
+
+def group_memory(group: int) -> int:
+    """Resident MiB of a process group; 0 when it cannot be told."""
+    if not has_proc():
+        return sum(one.memory for one in list_processes() if one.group == group) >> 10
+    pages = 0
+    for pid in proc_pids():
+        with suppress(OSError, IndexError, ValueError):
+            if os.getpgid(pid) == group:
+                with open(f"{PROC}/{pid}/statm") as file:
+                    pages += int(file.read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
+    """End a child's process group, and what left it.
+
+    SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
+    whatever carries the mark: tools that went into groups of their own.
+    """
+    strays = descendants(process.pid)
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + seconds
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)  # raises when nothing of it is left
+                time.sleep(0.01)
+    process.poll()
+    for pid in {*strays, *marked_pids(mark)}:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class UsualSignals:
+    """While a program is started, this thread has the signals that the screen's thread is to have.
+
+    A child inherits its starter's mask, and a server or a check with SIGWINCH and SIGTSTP blocked
+    would behave differently from one that a person starts.
+    """
+
+    def __enter__(self) -> None:
+        signals = (signal.SIGWINCH, signal.SIGTSTP)
+        self.mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+
+def spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own: ctrl-c and ctrl-z in our terminal are not its."""
+    with UsualSignals():
+        return subprocess.Popen(argv, start_new_session=True, **how)
+
+
+# The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
+# "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
+# arguments: the mark, where /proc is, and the command that lists processes where there is none.
+GUARD = """\
 trap '' HUP INT TERM
+marked() {
+    if [ -r "$2/self/environ" ]; then
+        for file in $(grep -lasF "OCLOOP_RUN=$1" "$2"/[0-9]*/environ 2>/dev/null); do
+            file=${file%/environ}
+            echo "${file##*/}"
+        done
+    else
+        $3 2>/dev/null | grep -F "OCLOOP_RUN=$1" | while read -r pid rest; do echo "$pid"; done
+    fi
+}
 group=0
 while read -r word; do
     [ "$word" = over ] && exit 0
@@ -2063,272 +6244,281 @@ while read -r word; do
 done
 for signal in TERM KILL; do
     [ "$group" -gt 1 ] && kill -$signal "-$group" 2>/dev/null
-    for file in $(grep -lasF "OCLOOP_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
-        file=${file#/proc/}
-        kill -$signal "${file%/environ}" 2>/dev/null
-    done
+    for pid in $(marked "$1" "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
 exit 0
 """
 
 
-class RequestError(Exception):
-    """A request that was not answered with 2xx; `status` 0: it was not answered at all."""
+class Guard:
+    """Ends what we started when we are killed without being able to do it ourselves."""
 
-    def __init__(self, status: int, message: str, name: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.name = name
+    def __init__(self, mark: str, environment: dict[str, str]) -> None:
+        self.mark = mark
+        self.environment = {name: value for name, value in environment.items() if name != MARK}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.word = "0"
+        self.lock = threading.Lock()
+
+    def watch(self, group: int) -> None:
+        """From now on this process group is to be ended, too; 0: none."""
+        with self.lock:
+            self.word = str(group)
+            self._tell(self.word)
+
+    def look_after(self) -> None:
+        """Somebody may have killed it: have another one."""
+        with self.lock:
+            if self.process and self.process.poll() is not None:
+                self.process = None
+                self._tell(self.word)
+
+    def _tell(self, word: str) -> None:
+        with suppress(OSError):
+            if self.process is None:
+                self.process = self._start()
+            assert self.process.stdin
+            self.process.stdin.write(word.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return spawn(
+            ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self.environment,
+        )
+
+    def dismiss(self) -> None:
+        with self.lock:
+            if self.process is None:
+                return
+            self._tell("over")
+            with suppress(OSError, subprocess.TimeoutExpired):
+                assert self.process.stdin
+                self.process.stdin.close()
+                self.process.wait(2)
 
 
-def http_client(tls: bool) -> Any:
-    """The module, imported only here, while the server starts: it is the heaviest. Without need for TLS it is kept from
-    loading OpenSSL, which would take more memory than ocloop itself does."""
-    if not tls:
-        sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
-    import http.client
-
-    return http.client
+# ── opencode: the server's process ──────────────────────────────────────────────────────────────
 
 
-class Client:
-    """OpenCode's HTTP interface, as one directory sees it. No proxy is asked: the server is on our own machine."""
-
-    def __init__(self, url: str, username: str, password: str, directory: str) -> None:
-        self.url = url.rstrip("/")
-        scheme, _, rest = self.url.partition("://")
-        self.host, slash, path = rest.partition("/")
-        self.path = slash + path
-        http = http_client(scheme == "https")
-        self.connection = http.HTTPSConnection if scheme == "https" else http.HTTPConnection
-        self.errors = (OSError, ValueError, http.HTTPException)     # what a request that is not answered raises
-        self.query = "directory=" + quote(os.fsencode(directory), safe="")
-        self.headers = {"Content-Type": "application/json", "Connection": "close"}
-        self.known: set[str] = set()        # routes that it has answered
-        if password:
-            token = base64.b64encode(f"{username}:{password}".encode()).decode()
-            self.headers["Authorization"] = "Basic " + token
-
-    def open(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """Send a request; returns the response, raises RequestError. `timeout`, in seconds, is for every single wait."""
-        target = "{}{}{}{}".format(self.path, path, "&" if "?" in path else "?", self.query)
-        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
-        try:
-            connection = self.connection(self.host, timeout=timeout)
-            connection.request(method, target, data, self.headers)
-            response = connection.getresponse()
-        except self.errors as error:
-            raise RequestError(0, str(error) or type(error).__name__) from None
-        if 200 <= response.status < 300:
-            return response
-        said: dict[str, Any] = {}
-        with suppress(RecursionError, *self.errors), response:
-            said = as_dict(json.loads(response.read(1 << 16)))
-        details = as_dict(said.get("data"))
-        issues = "; ".join(str(as_dict(issue).get("message")) for issue in as_list(details.get("issues")))
-        message = " ".join(str(text) for text in (details.get("path"), details.get("message"), issues) if text)
-        raise RequestError(response.status, message or f"{method} {path} was answered with {response.status}",
-                           str(said.get("name") or ""))
-
-    def request(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """Send a request; returns the decoded JSON or None, raises RequestError."""
-        try:
-            with self.open(method, path, body, timeout) as response:
-                raw = response.read()
-        except self.errors as error:
-            raise RequestError(0, str(error) or type(error).__name__) from None
-        try:
-            return json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):    # some servers answer an unknown route with a page
-            raise RequestError(404, f"{method} {path} was not answered with JSON", "NotJSON") from None
-
-    def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """GET what a server need not know; None: it cannot tell. A route that it has answered once it does know."""
-        route = re.sub(r"/ses_[^/?]*", "/ID", path)
-        try:
-            answer = self.request("GET", path, timeout=timeout)
-            self.known.add(route)
-            return answer
-        except RequestError as error:
-            if route in self.known and error.name == "NotJSON":
-                raise RequestError(502, str(error)) from None
-            if error.status not in (404, 405, 501) or route in self.known:
-                raise
-            return None
+DEFAULT_USER = "opencode"
 
 
 class Server:
-    """The `opencode serve` process and everything it starts, or somebody else's server (`--server`)."""
+    """The `opencode serve` process and everything it starts, or somebody else's server (--server).
+
+    One command at a time starts or stops it, until it is closed.
+    """
 
     def __init__(self, options: Options, post: Callable[[Event], None]) -> None:
         self.options = options
         self.post = post
-        self.environment = dict(os.environ)     # a copy: the screen changes ours
-        self.token = os.urandom(12).hex()       # what we start carries it, so that it can be found again
-        self.username, self.password = "opencode", os.urandom(24).hex()
+        self.environment = dict(os.environ)  # a copy: the screen changes ours
+        self.mark = os.urandom(12).hex()
+        self.username = DEFAULT_USER
+        self.password = os.urandom(24).hex()
         if options.server:
-            self.username = self.environment.get("OPENCODE_SERVER_USERNAME") or self.username
-            self.password = self.environment.get("OPENCODE_SERVER_PASSWORD", "")
-        self.client: Client | None = None
-        self.process: Any = None
-        self.guard: Any = None
-        self.lines: collections.deque[str] = collections.deque(maxlen=12)
-        self.turn = threading.RLock()           # one starts or stops it at a time, until it is closed
-        self.lock = threading.Lock()            # nothing is started but under it: so nothing after closing
+            given = self.environment
+            self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
+            self.password = (
+                given.get("OPENCODE_PASSWORD") or given.get("OPENCODE_SERVER_PASSWORD") or ""
+            )
+        self.dialect: OpenCode1 | OpenCode2 | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.reader: StreamReader | None = None
+        self.guard = Guard(self.mark, self.environment)
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
+        self.turn = threading.RLock()  # held while it is started or stopped
+        self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
-        self.measure_at = 0.0
 
-    def start(self, generation: int) -> None:
-        """Start it (after stopping what still runs) and post ServerReady or ServerDied."""
+    def start(self, command: StartServer) -> ServerUp:
+        """Start it, after stopping what still runs of it. Raises Problem."""
         with self.turn:
             self.stop()
-            self.measure_at = 0.0
             try:
                 url = self.options.server or self._launch()
-                client = Client(url, self.username, self.password, self.options.directory)
-                version = self._wait_healthy(client) if self.options.server else ""
-                with suppress(RequestError):
-                    version = version or str(as_dict(client.request("GET", "/global/health")).get("version") or "")
+                client, dialect_type, version = self._meet(url)
             except Problem as problem:
                 self.stop()
-                return self.post(ServerDied(generation, str(problem), tuple(self.lines), final=problem.status == 2))
-            self.client = client
-            self.post(ServerReady(generation, url, version))
-            threading.Thread(target=read_events, args=(client, self.post, lambda: self.client is client,
-                                                       self.options.interactive), daemon=True).start()
-            if not self.options.server:
-                threading.Thread(target=self._watch, args=(self.process, generation), daemon=True).start()
+                lines = "".join(f"\n  {line}" for line in self.last_lines)
+                raise Problem(f"{problem}{lines}", problem.status, problem.again) from None
+            generation = command.generation
+            options = self.options
+            self.dialect = dialect_type(client, options)
+            self.reader = StreamReader(
+                self.dialect, generation, self.post, options.attended, options.verbose
+            )
+            self.reader.start()
+            if self.process:
+                args = (self.process, generation)
+                threading.Thread(target=self._watch, args=args, daemon=True).start()
+            return ServerUp(command, url, version)
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
-        port = self.options.port        # 0: OpenCode takes 4096, or a free one when that is taken
+        port = self.options.port
         if port and not port_is_free(port):
-            raise Problem(f"port {port} is taken: choose another one with --port, or leave --port out for a free one", 2)
+            raise Problem(
+                f"port {port} is taken: choose another one with --port, "
+                "or leave --port out for a free one"
+            )
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
-        environment = dict(self.environment, OPENCODE_SERVER_USERNAME=self.username,
-                           OPENCODE_SERVER_PASSWORD=self.password, OCLOOP_RUN=self.token)
-        with self.lock:
-            if self.closing:
-                raise Problem("stopped while starting")
-            try:
-                self._tell_guard("0")
-                self.process = process = subprocess.Popen(
-                    argv, cwd=self.options.directory, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-            except OSError as error:
-                raise Problem(f"cannot start {argv[0]}: {error.strerror or error}", 2) from None
-            self._tell_guard(str(process.pid))
-        http_client(tls=False)          # while it starts
+        login = {
+            **OpenCode1.environment(self.username, self.password),
+            **OpenCode2.environment(self.username, self.password),
+        }
+        try:
+            with self.lock:
+                if self.closing:
+                    raise Problem("stopped while starting")
+                self.guard.watch(0)  # it is there before there is something to guard
+                process = spawn(
+                    argv,
+                    cwd=self.options.directory,
+                    env={**self.environment, **login, MARK: self.mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                self.process = process
+                self.guard.watch(process.pid)
+        except OSError as error:
+            # It may be missing for some seconds only: an upgrade replaces it.
+            raise Problem(
+                f"cannot start {argv[0]}: {error.strerror or error}", again=True
+            ) from None
+        return self._wait_for_url(process, " ".join(argv))
+
+    def _wait_for_url(self, process: subprocess.Popen[bytes], command: str) -> str:
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.lines.clear()
+        self.last_lines.clear()
         threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
         try:
             url = found.get(timeout=START_TIMEOUT)
         except queue.Empty:
-            raise Problem(f"OpenCode did not start within {START_TIMEOUT:.0f} s: run `{' '.join(argv)}` "
-                          "yourself and look at what it says") from None
-        if not url:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(2)
-            raise Problem(f"OpenCode ended with exit status {process.returncode} while starting: run `{' '.join(argv)}` "
-                          "yourself to see why")
-        return url
+            raise Problem(
+                f"OpenCode did not start within {START_TIMEOUT:.0f} s: "
+                f"run `{command}` yourself and look at what it says",
+                again=True,
+            ) from None
+        if url:
+            return url
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        raise Problem(
+            f"OpenCode ended with exit status {process.returncode} while starting: "
+            f"run `{command}` yourself to see why",
+            again=True,  # another one that starts may have locked the database
+        )
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
-        """Read all it prints, always: a full pipe would stop it. The URL, or "" at the end, goes to `found`."""
+        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            self.lines.append(line[:300])
+            if "password" not in line:  # OpenCode 2 may print the one it has made
+                self.last_lines.append(line[:300])
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
                 found.put(match.group(1))
         found.put("")
 
-    def _watch(self, process: Any, generation: int) -> None:
-        status = process.wait()
+    def _watch(self, process: subprocess.Popen[bytes], generation: int) -> None:
+        process.wait()
         if self.process is process:
-            time.sleep(0.1)                 # for its last lines
-            self.post(ServerDied(generation, f"the server ended by itself with exit status {status}",
-                                 tuple(self.lines)))
+            time.sleep(0.1)  # for its last lines
+            self.post(ServerDied(generation, self.last_words(process)))
 
-    def _wait_healthy(self, client: Client) -> str:
+    def last_words(self, process: subprocess.Popen[bytes]) -> str:
+        lines = "".join(f"\n  {line}" for line in self.last_lines)
+        return f"the server ended by itself with exit status {process.returncode}{lines}"
+
+    def _meet(self, url: str) -> tuple[Client, type[OpenCode1] | type[OpenCode2], str]:
+        """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
+        client = Client(url, self.username, self.password)
+        has_said = False
         while True:
             try:
-                return str(as_dict(client.ask("/global/health", 2)).get("version") or "")
+                return client, *detect(client)
             except RequestError as error:
-                if error.status in (401, 403):
-                    raise Problem(f"{client.url} refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was "
-                                  "started with", 2) from None
-                if self.closing or time.monotonic() > until:
-                    raise Problem(f"{client.url} does not answer ({error}): start it, or leave --server out",
-                                  2) from None
-                if until - time.monotonic() > START_TIMEOUT - 1:
-                    self.post(Noted("server", f"waiting for {client.url}: {error}"))
-                time.sleep(1)
+                if error.code in (401, 403) and self.username != DEFAULT_USER:
+                    self.username = DEFAULT_USER  # OpenCode 2 knows no other
+                    client = Client(url, self.username, self.password)
+                    continue
+                self._give_up(url, error, until)
+                is_booting = error.code == 503
+                if self.options.server and not has_said:
+                    has_said = True
+                    self.post(Noted("server", f"waiting for {url}: {error}"))
+                time.sleep(0.25 if is_booting else 1.0)
 
-    def _tell_guard(self, word: str) -> None:
-        """Tell the guard which process group to end when we are killed; it is started at the first word."""
-        if self.guard is None:
-            self.guard = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "ocloop-guard", self.token], cwd="/", stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                env={name: value for name, value in self.environment.items() if name != "OCLOOP_RUN"})
-        with suppress(OSError):
-            self.guard.stdin.write(word.encode() + b"\n")
-            self.guard.stdin.flush()
+    def _give_up(self, url: str, error: RequestError, until: float) -> None:
+        """Raise the Problem where waiting any longer cannot help."""
+        if error.code in (401, 403):
+            raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+        is_booting = error.code == 503 and error.name != "service_failed"
+        is_final = error.code != 0 and not is_booting
+        if is_final or self.closing or time.monotonic() > until:
+            advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
+            if self.options.server:
+                advice = "start it, or leave --server out"
+            raise Problem(f"{url} does not answer ({error}): {advice}") from None
 
     def stop(self, session: str = "") -> None:
-        """Abort the session, and stop what we started: tools first, then the group, then what left the group."""
+        """Interrupt the session, and stop what we started.
+
+        The tools first, then the group, then what has left the group.
+        """
         with self.turn:
             with self.lock:
-                process, client = self.process, self.client
-                self.process = self.client = None
-            late = threading.Timer(4.0, end_group, (process, 0.0, self.token))  # for answers that trickle without end
+                process = self.process
+                dialect = self.dialect
+                self.process = None
+                self.dialect = None
+            # An answer that trickles in without an end must not hold up the end of the process.
+            late = threading.Timer(4.0, end_group, (process, 0.0, self.mark))
             late.daemon = True
             if process:
                 late.start()
-            abort = f"/session/{session}/abort"         # what is not ours goes on if it begins late: twice
-            last = (1.6, abort) if self.options.server else (0.0, "/global/dispose")
-            for pause, path in ((0.0, abort), last):
-                if client and (session or path != abort):
-                    time.sleep(pause)
-                    try:
-                        client.request("POST", path, {}, timeout=1.5)
-                    except RequestError as error:
-                        client = client if error.status else None
+            if dialect:
+                self._say_farewell(dialect, session, is_ours=process is not None)
+            if self.reader:
+                self.reader.stop()
             late.cancel()
             if process:
-                end_group(process, 1.0, self.token)
-                self._tell_guard("0")
+                end_group(process, 1.0, self.mark)
+                self.guard.watch(0)
+
+    def _say_farewell(self, dialect: OpenCode1 | OpenCode2, session: str, is_ours: bool) -> None:
+        with suppress(RequestError):
+            if session:
+                dialect.stop_session(session)
+            if is_ours:
+                dialect.dispose()
+            elif session:
+                time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
+                dialect.stop_session(session)
 
     def close(self, session: str = "") -> None:
         """Stop for good."""
         with self.lock:
             self.closing = True
-            starting = self.process if self.client is None else None
+            starting = self.process if self.dialect is None else None
         if starting:
-            end_group(starting, 0.5, self.token)    # so that whoever has the turn is done with it soon
+            end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
         self.stop(session)
-        if self.guard:
-            self._tell_guard("over")
-            with suppress(OSError, subprocess.TimeoutExpired):
-                self.guard.stdin.close()
-                self.guard.wait(2)
+        self.guard.dismiss()
 
     def memory(self) -> int:
-        """Resident MiB of the server's process group; 0 when it cannot be told, or was told less than 10 s ago."""
-        process, total, now = self.process, 0, time.monotonic()
-        if process is None or now < self.measure_at:
-            return 0
-        self.measure_at = now + 10
-        for pid in running_pids():
-            with suppress(OSError, IndexError, ValueError):
-                if os.getpgid(pid) == process.pid:
-                    with open(f"/proc/{pid}/statm") as file:
-                        total += int(file.read().split()[1])
-        return total * os.sysconf("SC_PAGE_SIZE") >> 20
+        """Resident MiB of the server's process group; 0 when it cannot be told."""
+        process = self.process
+        return group_memory(process.pid) if process else 0
 
 
 def port_is_free(port: int) -> bool:
@@ -2339,274 +6529,266 @@ def port_is_free(port: int) -> bool:
     return False
 
 
-def running_pids() -> list[int]:
-    """All processes there are, as far as the system tells (Linux)."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc/self") else []
-
-
-def end_group(process: Any, patience: float, mark: str) -> None:
-    """SIGTERM, after `patience` seconds SIGKILL to a child's process group, until nothing of it is left; SIGKILL to
-    whatever carries the mark in its environment: tools that went into groups of their own."""
-    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
-        until = time.monotonic() + seconds
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-            while time.monotonic() < until:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.01)
-    process.poll()
-    for pid in running_pids():
-        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            if f"OCLOOP_RUN={mark}\0".encode() in file.read():
-                os.kill(pid, signal.SIGKILL)
-
-
-def read_events(client: Client, post: Callable[[Event], None], wanted: Callable[[], bool], live: bool) -> None:
-    """Post the server's events until they are not wanted any more; connects anew with growing pauses."""
-    pause = 0.2
-    while wanted():
-        with suppress(RequestError, *client.errors), client.open("GET", "/event", timeout=STREAM_TIMEOUT) as response:
-            post(StreamOpened())
-            opened = time.monotonic()
-            read_stream(iter(lambda: response.read1(1 << 18), b""), post, wanted, live)
-            if time.monotonic() - opened > 5:
-                pause = 0.2
-        time.sleep(pause)               # polling goes on meanwhile
-        pause = min(pause * 2, 5.0)
-
-
-def read_stream(chunks: Iterator[bytes], post: Callable[[Event], None], wanted: Callable[[], bool],
-                live: bool) -> None:
-    """Decode events and post them. Deltas are decoded only when somebody watches and they are few; of a flood of
-    them, one sign of life every tenth of a second is enough."""
-    stream, budget, renewed = EventStream(), 0, 0.0
-    for chunk in chunks:
-        if not wanted():
-            return
-        now = time.monotonic()
-        if now - renewed > 0.1:
-            budget, renewed = 20 if live else 0, now
-            alive = False
-        for data in stream.feed(chunk):
-            if data.find(b'"message.part.delta"', 0, 120) >= 0 and budget <= 0:
-                if not alive:
-                    alive = True
-                    post(Streamed())
-                continue
-            event: dict[str, Any] = {}
-            with suppress(ValueError, RecursionError):
-                event = as_dict(json.loads(data.decode("utf-8", "replace")))
-            p = event.get("properties")
-            if not isinstance(p, dict):
-                continue
-            if event.get("type") == "message.part.delta":
-                budget -= 1
-                post(Streamed(str(p.get("sessionID") or ""), str(p.get("partID") or ""), str(p.get("delta") or "")))
-            elif event.get("type") not in ("server.heartbeat", "server.connected"):
-                post(ServerEvent(str(event.get("type")), p))
+# ── worker ──────────────────────────────────────────────────────────────────────────────────────
+# Carries commands out, and answers each with one event. It works in lanes, each a queue with
+# threads of its own, so that whatever hangs (a file system, a check of an hour, a server that is
+# being started) holds up only its like. No decisions are made here.
 
 
 class Worker:
-    """Carries commands out and posts what came of them, on threads enough that one that hangs holds up nothing."""
-    THREADS = 5         # a check that takes an hour, a request that hangs, and some for what else is to be done
-
     def __init__(self, server: Server) -> None:
         self.server = server
         self.options = server.options
         self.post = server.post
-        self.mark = server.token + ".check"     # what the check starts carries it
-        self.check: Any = None
-        self.check_stopped = False
-        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self.server_commands: queue.SimpleQueue[Command] = queue.SimpleQueue()      # strictly one after the other
-        for commands in (self.server_commands, *[self.commands] * self.THREADS):
-            threading.Thread(target=self._work, args=(commands,), daemon=True).start()
+        self.check_mark = f"{server.mark}.check"  # what the check starts carries it
+        self.check: subprocess.Popen[bytes] | None = None
+        self.running_check = 0  # its ticket
+        self.stopped_checks: set[int] = set()
+        # Lane -> its queue. Requests have several threads: one that hangs holds up no other.
+        self.lanes: dict[str, queue.SimpleQueue[Command]] = {}
+        for lane, threads in (("server", 1), ("system", 1), ("check", 1), ("requests", 4)):
+            self.lanes[lane] = queue.SimpleQueue()
+            for _ in range(threads):
+                args = (self.lanes[lane],)
+                threading.Thread(target=self._work, args=args, daemon=True).start()
+
+    LANES: ClassVar[dict[type, str]] = {
+        StartServer: "server",
+        StopServer: "server",
+        ReadFiles: "system",
+        MeasureServer: "system",  # before the files are read: they move the loop on
+        RunCheck: "check",
+    }
 
     def carry_out(self, command: Command) -> None:
         if isinstance(command, Notify):
+            # At once, since the program may be about to end.
             self.notify(command)
-        else:
-            (self.server_commands if isinstance(command, (StartServer, StopServer)) else self.commands).put(command)
+            return
+        self.lanes[self.LANES.get(type(command), "requests")].put(command)
 
-    def _work(self, commands: queue.SimpleQueue[Command]) -> None:
+    def _work(self, lane: queue.SimpleQueue[Command]) -> None:
         while True:
-            command = commands.get()
-            try:
-                event = CARRY_OUT[type(command)](self, command)
-            except RequestError as error:
-                event = RequestFailed(type(command).__name__, getattr(command, "session", ""), error.status, str(error),
-                                      error.name)
-            if event is not None:
-                self.post(event)
+            command = lane.get()
+            self.post(self.answer(command))
+
+    def answer(self, command: Command) -> Answer:
+        try:
+            return self.HOW[type(command)](self, command) or Done(command)
+        except RequestError as error:
+            return self.failure(command, error)
+        except Problem as problem:
+            return Failed(command, str(problem), again=problem.again)
+
+    def failure(self, command: Command, error: RequestError) -> Failed:
+        problem = str(error)
+        if error.code == 0 and not error.is_timeout:
+            problem = self.why_gone() or problem
+        kind = "configuration" if error.name.startswith("Config") else ""
+        return Failed(command, problem, error.code, kind)
+
+    def why_gone(self) -> str:
+        """A connection that breaks off is the first sign of a server that dies: what were its last
+        words? They come a moment later."""
+        process = self.server.process
+        if process is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            time.sleep(0.1)
+            return self.server.last_words(process)
+        return ""
 
     @property
-    def client(self) -> Client:
-        client = self.server.client
-        if client is None:
+    def dialect(self) -> OpenCode1 | OpenCode2:
+        dialect = self.server.dialect
+        if dialect is None:
             raise RequestError(0, "the server is not running")
-        return client
+        return dialect
 
-    def check_setup(self, command: CheckSetup) -> SetupChecked:
-        client = self.client
+    def check_setup(self, command: CheckSetup) -> Answer:
         try:
-            config = as_dict(client.request("GET", "/config", timeout=SETUP_TIMEOUT))
+            return SetupChecked(command, self.dialect.setup())
         except RequestError as error:
-            if error.status == 400:
-                raise RequestError(400, f"OpenCode's configuration is broken: mend it: {error}", error.name) from None
-            if error.status == 0:
-                raise RequestError(0, f"OpenCode does not answer for this directory ({error}): a plugin or MCP server "
-                                   "may hang while it is loaded: try `OPENCODE_PURE=1`") from None
+            if error.code in (401, 403):
+                raise Problem(WRONG_PASSWORD) from None
+            if error.code == 400:
+                raise Problem(f"OpenCode's configuration is broken: mend it: {error}") from None
+            if error.is_timeout:
+                raise Problem(
+                    f"OpenCode does not answer for this directory ({error}): a plugin or MCP "
+                    "server may hang while it is loaded: try `OPENCODE_PURE=1`"
+                ) from None
             raise
-        providers, agents = client.ask("/config/providers", SETUP_TIMEOUT), client.ask("/agent", SETUP_TIMEOUT)
-        models = {f"{provider.get('id')}/{name}": as_int(as_dict(as_dict(model).get("limit")).get("context"))
-                  for provider in map(as_dict, as_list(as_dict(providers).get("providers")))
-                  for name, model in as_dict(provider.get("models")).items()} if providers else None
-        names = [str(as_dict(agent).get("name")) for agent in agents] if isinstance(agents, list) else None
-        return SetupChecked(str(config.get("model") or ""), models, names)
 
-    def read_files(self, command: ReadFiles) -> FilesRead:
+    def read_files(self, command: ReadFiles) -> Answer:
         plan, problem = read_text(self.options.plan, "plan")
-        prompt, otherwise = read_text(self.options.prompt, "prompt")
-        return FilesRead(command.number, plan, prompt, problem or otherwise)
+        prompt, other_problem = read_text(self.options.prompt, "prompt")
+        return FilesRead(command, plan, prompt, problem or other_problem, self.options.plan)
 
-    def create_session(self, command: CreateSession) -> SessionCreated:
-        created = as_dict(self.client.request("POST", "/session", {"title": command.title}, timeout=30))
-        if not created.get("id"):
-            raise RequestError(502, "the server made a session without an id")
-        return SessionCreated(command.iteration, str(created["id"]))
+    def create_session(self, command: CreateSession) -> Answer:
+        session, directory = self.dialect.create(command.prompt)
+        return SessionCreated(command, session, directory)
 
-    def send_prompt(self, command: SendPrompt) -> PromptAccepted:
-        body: dict[str, Any] = {"messageID": command.message_id,
-                                "parts": [{"id": command.part_id, "type": "text", "text": command.text}]}
-        if command.model:
-            provider, _, model = command.model.partition("/")
-            body["model"] = {"providerID": provider, "modelID": model}
-        if command.agent:
-            body["agent"] = command.agent
-        self.client.request("POST", f"/session/{command.session}/prompt_async", body, timeout=30)
-        return PromptAccepted(command.session)
+    def send_prompt(self, command: SendPrompt) -> None:
+        self.dialect.send(command.session, command.prompt, command.attempt)
 
-    def poll(self, command: Poll) -> Polled:
-        client, path = self.client, f"/session/{command.session}"
-        statuses = client.ask("/session/status")
-        detail = as_dict(as_dict(statuses).get(command.session))
-        status = "unknown" if statuses is None else str(detail.get("type") or "idle")
-        busy = status in ("busy", "retry")
-        found = client.ask(path + "/message?limit=20") if command.messages or not busy else None
-        messages = [digest(as_dict(message)) for message in found] if isinstance(found, list) else None
-        children, permissions, questions = (
-            [as_dict(one) for one in as_list(client.ask(route))] if busy else []
-            for route in (path + "/children", "/permission", "/question"))
-        return Polled(command.session, status, detail, messages, [str(child.get("id")) for child in children],
-                      permissions, questions)
+    def poll(self, command: Poll) -> Answer:
+        return self.dialect.poll(command)
 
-    def abort_session(self, command: AbortSession) -> SessionAborted:
-        self.client.request("POST", f"/session/{command.session}/abort", {})
-        return SessionAborted(command.session)
-
-    def cost(self, session: str) -> float | None:
-        """USD of a session and the subagents' below it."""
-        found = self.client.ask(f"/session/{session}")
-        if found is None or "cost" not in as_dict(found):
-            return None
-        children = as_list(self.client.ask(f"/session/{session}/children"))
-        return as_float(found["cost"]) + sum(self.cost(str(as_dict(child).get("id"))) or 0.0 for child in children)
+    def interrupt(self, command: Interrupt) -> None:
+        self.dialect.interrupt(command.session, command.prompt, command.attempt)
 
     def reply(self, command: Reply) -> None:
-        client = self.client
-        if command.kind == "question":
-            answers = [list(answer) for answer in command.answers]
-            client.request("POST", f"/question/{command.id}/reply", {"answers": answers})
-            return
-        body = {"reply": command.reply, **({"message": command.message} if command.message else {})}
-        try:
-            client.request("POST", f"/permission/{command.id}/reply", body)
-        except RequestError as error:
-            if error.status != 404:
-                raise
-            client.request("POST", f"/session/{command.session}/permissions/{command.id}",
-                           {"response": command.reply})
+        self.dialect.reply(command)
 
-    def shell(self, command: str, facts: dict[str, str], cwd: str, stdout: int, **more: str) -> Any:
-        """Start a shell command. Facts from plan and model may be longer and stranger than an environment can hold."""
-        env: dict[str, Any] = {**self.server.environment, **more}
-        env.update((name, value.replace("\0", "").encode("utf-8", "replace")[:4000]) for name, value in facts.items())
-        return subprocess.Popen(["/bin/sh", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout,
-                                stderr=subprocess.STDOUT, start_new_session=True, env=env)
+    def measure(self, command: MeasureServer) -> Answer:
+        self.server.guard.look_after()
+        return Measured(command, self.server.memory())
 
-    def run_check(self, command: RunCheck) -> CheckFinished:
-        self.check_stopped = False
-        try:
-            with self.server.lock:
-                if self.server.closing:
-                    return CheckFinished(command.iteration, 126, "", interrupted=True)
-                process = self.check = self.shell(self.options.check, command.facts, self.options.directory,
-                                                  subprocess.PIPE, OCLOOP_RUN=self.mark)
-        except (OSError, ValueError) as error:
-            return CheckFinished(command.iteration, 126, f"the check cannot be started: {error}")
-        tail = bytearray()
+    # Shell commands of a person's: --check and --notify.
 
-        def read() -> None:
-            for piece in iter(lambda: os.read(process.stdout.fileno(), 1 << 16), b""):
-                tail.extend(piece)
-                del tail[:-4096]
+    def shell(
+        self, command: str, facts: dict[str, str], cwd: str, stdout: int, mark: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a shell command.
 
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        try:
-            status, late = process.wait(self.options.check_timeout or None), ""
-        except subprocess.TimeoutExpired:
-            status, late = 124, f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
-        end_group(process, 0.5, self.mark)
-        reader.join(1)
-        self.check = None
-        output = bytes(tail).decode("utf-8", "replace").strip() + late
-        return CheckFinished(command.iteration, status, output, self.check_stopped)
+        Facts from plan and model may be longer and stranger than an environment can hold.
+        """
+        environment: dict[str, Any] = dict(self.server.environment)
+        if mark:
+            environment[MARK] = mark
+        for name, value in facts.items():
+            clean = value.replace("\0", "").encode("utf-8", "replace")
+            environment[name] = clean[:4000]
+        return spawn(
+            ["/bin/sh", "-c", command],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
 
-    def stop_check(self, command: StopCheck | None = None) -> None:
-        self.check_stopped = True
-        process = self.check
-        if process:
-            end_group(process, 0.5, self.mark)
-
-    def notify(self, command: Notify) -> None:
-        """Started at once, since the program may be about to end; waited for only to say that it failed."""
+    def run_check(self, command: RunCheck) -> Answer:
+        ticket = command.ticket
         directory = self.options.directory
         try:
-            process = self.shell(self.options.notify, command.facts, directory if os.path.isdir(directory) else "/",
-                                 subprocess.DEVNULL)
+            with self.server.lock:
+                if self.server.closing or ticket in self.stopped_checks:
+                    return CheckFinished(command, 126, "", interrupted=True)
+                self.server.guard.watch(self.server.process.pid if self.server.process else 0)
+                process = self.shell(
+                    self.options.check, command.facts, directory, subprocess.PIPE, self.check_mark
+                )
+                self.check = process
+                self.running_check = ticket
         except (OSError, ValueError) as error:
-            return self.post(Noted("warn", f"--notify cannot be started: {error}"))
+            return CheckFinished(command, 126, f"the check cannot be started: {error}")
+        tail = OutputTail(process)
+        status = 124
+        late = ""
+        try:
+            status = process.wait(self.options.check_timeout or None)
+        except subprocess.TimeoutExpired:
+            late = f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
+        end_group(process, 0.5, self.check_mark)
+        with self.server.lock:
+            self.check = None
+            was_stopped = ticket in self.stopped_checks
+        return CheckFinished(command, status, tail.text() + late, was_stopped)
+
+    def stop_check(self, command: StopCheck) -> None:
+        """End the check with that ticket; one that has not begun does not begin."""
+        with self.server.lock:
+            self.stopped_checks.add(command.check)
+            process = self.check if self.running_check == command.check else None
+        if process:
+            end_group(process, 0.5, self.check_mark)
+
+    def stop_all_checks(self) -> None:
+        """At the end, once the server is closed: nothing begins any more."""
+        process = self.check
+        if process:
+            self.stopped_checks.add(self.running_check)
+            end_group(process, 0.5, self.check_mark)
+
+    def notify(self, command: Notify) -> None:
+        """Never waited for, but for saying that it failed."""
+        directory = self.options.directory
+        cwd = directory if os.path.isdir(directory) else "/"
+        try:
+            process = self.shell(
+                self.options.notify, command.facts, cwd, subprocess.DEVNULL, mark=""
+            )
+        except (OSError, ValueError) as error:
+            self.post(Failed(command, f"--notify cannot be started: {error}"))
+            return
 
         def wait() -> None:
-            if process.wait():
-                self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
+            status = process.wait()
+            problem = f"--notify ended with exit status {status}"
+            self.post(Failed(command, problem) if status else Done(command))
 
         threading.Thread(target=wait, daemon=True).start()
 
+    HOW: ClassVar[dict[type, Callable[..., Answer | None]]] = {
+        StartServer: lambda worker, command: worker.server.start(command),
+        StopServer: lambda worker, command: worker.server.stop(command.session),
+        MeasureServer: measure,
+        CheckSetup: check_setup,
+        ReadFiles: read_files,
+        CreateSession: create_session,
+        SendPrompt: send_prompt,
+        Poll: poll,
+        Interrupt: interrupt,
+        Reply: reply,
+        RunCheck: run_check,
+        StopCheck: stop_check,
+    }
 
-CARRY_OUT: dict[type, Callable[[Worker, Any], Event | None]] = {
-    StartServer: lambda worker, command: worker.server.start(command.generation),
-    StopServer: lambda worker, command: worker.server.stop(command.session),
-    Measure: lambda worker, command: Measured(command.session, worker.cost(command.session), worker.server.memory()),
-    CheckSetup: Worker.check_setup, ReadFiles: Worker.read_files, CreateSession: Worker.create_session,
-    SendPrompt: Worker.send_prompt, Poll: Worker.poll, AbortSession: Worker.abort_session, Reply: Worker.reply,
-    RunCheck: Worker.run_check, StopCheck: Worker.stop_check,
-}
+
+class OutputTail:
+    """The last of what a program prints; all of it is read, since a full pipe would stop it."""
+
+    LENGTH = 4096  # bytes
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.kept = bytearray()
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        number = self.process.stdout.fileno()
+        for piece in iter(lambda: os.read(number, 1 << 16), b""):
+            self.kept.extend(piece)
+            del self.kept[: -self.LENGTH]
+
+    def text(self) -> str:
+        """What there is once the program has ended; what it left behind may still write."""
+        self.thread.join(1)
+        return bytes(self.kept).decode("utf-8", "replace").strip()
 
 
-# ── screens ──────────────────────────────────────────────────────────────────────────────────────────────
-# Each is a thread that shows what it is given, so that a terminal that does not take any more output (an ssh
-# connection that froze) never holds up the run. No state of the run lives here.
+# ── screens ─────────────────────────────────────────────────────────────────────────────────────
+# Each is a thread that shows what it is given, so that a terminal that takes no more output
+# (ctrl-S, an ssh connection that froze) never holds up the run. No state of the run lives here.
+#
+# Which curses calls let go of Python's lock while they write is decisive: `window.refresh` and
+# `window.getch` do; `doupdate`, `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop
+# every thread of the process, signal handlers too. So the screen is drawn with `refresh`, what is
+# short is written with os.write, and `endwin` is called only when the terminal takes output.
 
 
 class LineScreen:
-    """Plain lines: one per journal entry, for logs, pipes and terminals that can do no more."""
-    handed = None       # lines have no terminal to give
+    """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
     def __init__(self, colour: bool, utf8: bool) -> None:
-        self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"} if colour else {}
+        self.colours: dict[str, str] = {}
+        if colour:
+            self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
         self.utf8 = utf8
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -2616,24 +6798,39 @@ class LineScreen:
         for entry in fresh:
             self.queue.put(entry)
 
+    def hand_over(self, command: HandOver, argv: Sequence[str], env: dict[str, str]) -> None:
+        """There is no terminal to give: T is never pressed here."""
+
+    @property
+    def is_given_away(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
 
     def _run(self) -> None:
         for entry in iter(self.queue.get, None):
-            colour = self.colours.get(entry.tone, "")
-            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
-            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
-            line = f"{stamp} {start}{printable(entry.kind)[:8]:<8} {'  ' * entry.depth}{text}{end}"
-            with suppress(OSError, ValueError):     # nobody may be reading any more
+            line = self._line(entry)
+            with suppress(OSError, ValueError):  # nobody may be reading any more
                 print(line if self.utf8 else ascii_only(line), flush=True)
+
+    def _line(self, entry: Entry) -> str:
+        colour = self.colours.get(entry.tone, "")
+        start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
+        stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+        kind = f"{printable(entry.kind)[:8]:<8}"
+        text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
+        return f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
 
 
 class CursesScreen:
-    """The terminal. One thread makes all curses calls; the facts it rests on were tried on ncurses 6.4."""
-    FRAME = 0.1                 # seconds between two drawings, and longest wait for a key
+    """The terminal. One thread makes all curses calls."""
+
+    FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
+    HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
+    # Terminals that take a title, and know how to give the old one back.
+    TITLED = re.compile("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-")
 
     def __init__(self, post: Callable[[Event], None], colour: bool, utf8: bool) -> None:
         self.post = post
@@ -2641,139 +6838,228 @@ class CursesScreen:
         self.utf8 = utf8
         self.scroll = Scroll()
         self.title = ""
-        self.child: Any = None      # the program that has, or had, the terminal
         self.picture: Picture | None = None
-        self.handed: tuple[Sequence[str], dict[str, str]] | None = None     # who gets it next: argv, environment
+        self.handed: tuple[HandOver, Sequence[str], dict[str, str]] | None = None
+        self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.closing = False
         self.styles: dict[str, int] = {}
+        self.modes = termios_of(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         self.picture = picture
 
+    def hand_over(self, command: HandOver, argv: Sequence[str], env: dict[str, str]) -> None:
+        self.handed = (command, argv, env)
+
+    @property
+    def is_given_away(self) -> bool:
+        return self.handed is not None
+
     def close(self) -> None:
+        """Give the terminal back as it was; one that takes no output is left as it is."""
         self.closing = True
-        if self.child:          # whoever has the terminal gives it back
+        if self.child:  # whoever has the terminal gives it back
             for end in (self.child.terminate, self.child.kill):
                 end()
                 self.thread.join(1.5)
-        self.thread.join(3)     # a frozen terminal is left as it is
+        self.thread.join(1)
+        if self.thread.is_alive():  # it is stuck in a write: ctrl-S, perhaps
+            restart_output()
+            self.thread.join(2)
+        if self.thread.is_alive():
+            set_termios(0, self.modes)
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-        for name in ("LINES", "COLUMNS"):           # else a resize is never seen
+        for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
-        os.environ["ESCDELAY"] = "25"               # ms; initscr reads it, on every Python
+        os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
         window = curses.initscr()
         try:
             curses.noecho()
             curses.cbreak()
             window.keypad(True)
             window.timeout(int(self.FRAME * 1000))
-            with suppress(curses.error):
-                curses.curs_set(0)
+            if takes_output():  # curs_set writes, and does not let go of Python's lock
+                with suppress(curses.error):
+                    curses.curs_set(0)
             self._make_styles()
             self._loop(window)
         finally:
-            self._title("")
-            for undo in (lambda: window.keypad(False), curses.nocbreak, curses.echo, lambda: curses.curs_set(1),
-                         curses.endwin):
-                with suppress(curses.error):
-                    undo()
+            self._leave(window)
+
+    def _leave(self, window: Any) -> None:
+        if not takes_output():
+            restart_output()  # it may have been ctrl-S: whoever pressed it wants the shell back now
+        if not takes_output():
+            set_termios(0, self.modes)
+            return
+        self._title("")
+        undo = (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin)
+        for step in undo:
+            with suppress(curses.error):
+                step()
 
     def _make_styles(self) -> None:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
-        if self.colour:
-            with suppress(curses.error):
-                curses.start_color()
-                curses.use_default_colors()
-                for name, colour in (
-                        ("good", curses.COLOR_GREEN), ("bar", curses.COLOR_GREEN), ("bad", curses.COLOR_RED),
-                        ("warn", curses.COLOR_YELLOW), ("accent", curses.COLOR_CYAN)):
-                    curses.init_pair(colour, colour, -1)
-                    self.styles[name] = curses.color_pair(colour)
+        if not self.colour:
+            return
+        colours = (
+            ("good", curses.COLOR_GREEN),
+            ("bar", curses.COLOR_GREEN),
+            ("bad", curses.COLOR_RED),
+            ("warn", curses.COLOR_YELLOW),
+            ("accent", curses.COLOR_CYAN),
+        )
+        with suppress(curses.error):
+            curses.start_color()
+            curses.use_default_colors()
+            for name, colour in colours:
+                curses.init_pair(colour, colour, -1)
+                self.styles[name] = curses.color_pair(colour)
 
     def _loop(self, window: Any) -> None:
-        drawn: Picture | None = None        # None: draw again
-        drawn_at, quick, bells = 0.0, 0, 0
+        drawn: Picture | None = None  # None: draw again
+        drawn_at = 0.0
+        quick = 0
+        rung = ""  # the ask for which the bell was rung
         while not self.closing:
-            picture, now = self.picture, time.monotonic()
+            picture = self.picture
+            now = time.monotonic()
             if self.handed:
                 self._give_terminal(window, *self.handed)
-                self.handed = drawn = None
-            if picture is not None and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
+                self.handed = None
+                drawn = None
+            is_new = picture is not None and picture is not drawn
+            if picture is not None and is_new and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
-                if picture.bells > bells:
-                    curses.beep()
-                bells, drawn, drawn_at = picture.bells, picture, now
+                if picture.ask_id and picture.ask_id != rung:
+                    with suppress(OSError):
+                        os.write(1, b"\a")
+                rung = picture.ask_id
+                drawn = picture
+                drawn_at = now
             key = window.getch()
             if key == -1:
-                # A terminal that hung up answers at once, again and again.
-                quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
-                if quick > 200:
+                at_once = time.monotonic() - now < self.FRAME / 4
+                quick = quick + 1 if at_once else 0
+                if quick > self.HUNG_UP_AFTER:
                     self.post(ScreenLost("the terminal hung up"))
                     return
                 continue
-            quick, drawn = 0, None
-            page = max(1, window.getmaxyx()[0] - 8)
-            moves = {curses.KEY_UP: -1, curses.KEY_DOWN: 1, curses.KEY_PPAGE: -page, curses.KEY_NPAGE: page,
-                     curses.KEY_HOME: -10 ** 9, curses.KEY_END: 10 ** 9}
-            self.scroll.moved += moves.get(key, 0)
-            if key == 12:                           # ctrl-l
-                window.redrawwin()
-            elif 0 <= key < 256:
-                self.post(Key("space" if key == 32 else chr(key).lower()))
+            quick = 0
+            drawn = None
+            self._take_key(window, key)
+
+    def _take_key(self, window: Any, key: int) -> None:
+        page = max(1, window.getmaxyx()[0] - 8)
+        far = 10**9
+        moves = {
+            curses.KEY_UP: -1,
+            curses.KEY_DOWN: 1,
+            curses.KEY_PPAGE: -page,
+            curses.KEY_NPAGE: page,
+            curses.KEY_HOME: -far,
+            curses.KEY_END: far,
+        }
+        names = {27: "escape", 32: "space"}
+        if key in moves:
+            self.scroll.moved += moves[key]
+        elif key == 12:  # ctrl-l
+            window.redrawwin()
+        elif 0 <= key < 256:
+            self.post(Key(names.get(key, chr(key).lower())))
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
+        if picture.overlay != "plan":
+            self.scroll.plan = 0
         window.erase()
-        for y, row in enumerate(layout(picture, width, height, self.utf8, self.scroll)):
+        rows = layout(picture, width, height, self.utf8, self.scroll)
+        for y, row in enumerate(rows):
             x = 0
             for style, text in row:
                 attributes = 0
                 for name in style.split():
                     attributes |= self.styles.get(name, 0)
-                with suppress(curses.error):        # the lower right cell raises after it was drawn
+                with suppress(curses.error):  # the lower right cell raises after it was drawn
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
-        window.noutrefresh()
-        curses.doupdate()
+        window.refresh()
         self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.automatable}")
 
     def _title(self, text: str) -> None:
-        """Set the terminal's title where it knows how; "" gives it back."""
-        if text != self.title and re.match("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-",
-                                           os.environ.get("TERM", "")):
-            save, restore = "" if self.title else "\033[22;2t", "" if text else "\033[23;2t"
-            self.title = text
-            with suppress(OSError):
-                os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
+        """Set the terminal's title, where it has one; "" gives the old one back."""
+        if text == self.title or not self.TITLED.match(os.environ.get("TERM", "")):
+            return
+        save = "" if self.title else "\033[22;2t"
+        restore = "" if text else "\033[23;2t"
+        self.title = text
+        with suppress(OSError):
+            os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
 
-    def _give_terminal(self, window: Any, argv: Sequence[str], environment: dict[str, str]) -> None:
+    def _give_terminal(
+        self, window: Any, command: HandOver, argv: Sequence[str], env: dict[str, str]
+    ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         curses.def_prog_mode()
         curses.endwin()
+        said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
+        with suppress(OSError):
+            os.write(1, said.encode() + b"\r\n")
+        answer: Event = Done(command)
         try:
-            self.child = subprocess.Popen(argv, env=environment)
+            with UsualSignals():
+                self.child = subprocess.Popen(argv, env=env)
             self.child.wait()
         except OSError as error:
-            self.post(Noted("warn", f"cannot start {argv[0]}: {error}"))
+            answer = Failed(command, f"cannot start {argv[0]}: {error}")
+        self.post(answer)
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
 
 
+def takes_output(seconds: float = 0.3) -> bool:
+    """Whether the terminal takes output: not under ctrl-S, nor when nobody reads it any more."""
+    with suppress(OSError, ValueError):
+        return bool(select.select([], [1], [], seconds)[1])
+    return False
+
+
+def restart_output() -> None:
+    """Undo a ctrl-S."""
+    with suppress(OSError, termios.error):
+        termios.tcflow(1, termios.TCOON)
+
+
+def termios_of(number: int) -> list[Any]:
+    with suppress(OSError, termios.error):
+        return termios.tcgetattr(number)
+    return []
+
+
+def set_termios(number: int, modes: list[Any]) -> None:
+    with suppress(OSError, termios.error):
+        if modes:
+            termios.tcsetattr(number, termios.TCSANOW, modes)
+
+
 def choose_screen(options: Options, post: Callable[[Event], None]) -> LineScreen | CursesScreen:
-    """Curses where there is a terminal that can, plain lines elsewhere, with a word about why."""
-    colour, utf8 = not os.environ.get("NO_COLOR"), False
+    """Curses where there is a terminal that can, plain lines elsewhere."""
+    has_colour = not os.environ.get("NO_COLOR")
+    is_utf8 = False
     with suppress(locale.Error, AttributeError):
-        locale.setlocale(locale.LC_ALL, "")         # sys.stdout.encoding may say UTF-8 where the terminal does not
-        utf8 = locale.nl_langinfo(locale.CODESET).upper().replace("-", "") == "UTF8"
-    if options.interactive:
-        return CursesScreen(post, colour, utf8)
-    terminal = sys.stdout.isatty()
-    return LineScreen(colour and terminal and os.environ.get("TERM") != "dumb", utf8 or not terminal)
+        # sys.stdout.encoding may say UTF-8 where the terminal does not.
+        locale.setlocale(locale.LC_ALL, "")
+        is_utf8 = locale.nl_langinfo(locale.CODESET).upper().replace("-", "") == "UTF8"
+    if options.attended:
+        return CursesScreen(post, has_colour, is_utf8)
+    is_terminal = sys.stdout.isatty()
+    is_dumb = os.environ.get("TERM") == "dumb"
+    return LineScreen(has_colour and is_terminal and not is_dumb, is_utf8 or not is_terminal)
 
 
 def curses_problem() -> str:
@@ -2790,99 +7076,158 @@ def curses_problem() -> str:
         return f"TERM={term} is not known here"
 
 
-# ── files ────────────────────────────────────────────────────────────────────────────────────────────────
-# What a run leaves for others: its log, and per plan a lock that dies with its owner and a state file that
-# `status` and `attach` read. All of it is private to the user.
+# ── files ───────────────────────────────────────────────────────────────────────────────────────
+# What a run reads, and what it leaves for others: its log, and per plan a lock that dies with its
+# owner and a state file that `status` and `attach` read. All of it is private to the user. Reading
+# is done in a lane of the worker's, writing on one thread, so that a file system that hangs holds
+# up neither the run nor its end.
 
 
 def read_text(path: str, what: str) -> tuple[str | None, str]:
-    """A file's text whatever its bytes, or None and the problem; a pipe would never end, so it must be a file."""
+    """A file's text whatever its bytes, or None and the problem. A pipe would never end: it must be
+    a file."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError(0, "it is not a file")
         with open(path, "rb") as file:
             return file.read().decode("utf-8", "replace"), ""
     except OSError as error:
-        return None, (f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with --{what}, "
-                      "or write a starter with `bootstrap`")
+        return None, (
+            f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
+            f"--{what}, or write a starter with `bootstrap`"
+        )
+
+
+class Writer:
+    """One thread that writes, in order. What cannot be written is no reason to stop."""
+
+    MOST = 20_000  # jobs that wait for a file system that hangs; more are dropped
+
+    def __init__(self) -> None:
+        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(self.MOST)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        with suppress(queue.Full):
+            self.jobs.put_nowait(job)
+
+    def close(self, seconds: float) -> None:
+        """Wait until all is written, but no longer than that."""
+        with suppress(queue.Full):
+            self.jobs.put_nowait(None)
+            self.thread.join(seconds)
+
+    def _run(self) -> None:
+        for job in iter(self.jobs.get, None):
+            with suppress(OSError):
+                job()
 
 
 class Log:
-    """`--log`: every journal entry, appended; JSON lines when the path ends in .jsonl."""
+    """`--log`: every entry of the journal, appended; JSON lines when the path ends in .jsonl."""
 
-    def __init__(self, path: str, post: Callable[[Event], None]) -> None:
+    def __init__(self, path: str, writer: Writer, post: Callable[[Event], None]) -> None:
         self.path = path
+        self.writer = writer
         self.post = post
-        self.json = path.endswith(".jsonl")
-        self.warned = False
+        self.is_json = path.endswith(".jsonl")
+        self.has_warned = False
 
-    def write(self, lines: Sequence[str]) -> None:
-        """Append; a disk that is full or a path that cannot be written is said once, and tried on."""
-        if not self.path or not lines:
-            return
+    def add(self, entries: Sequence[Entry]) -> None:
+        if self.path and entries:
+            lines = [self.line(entry) for entry in entries]
+            self.writer.put(lambda: self._append(lines))
+
+    def _append(self, lines: Sequence[str]) -> None:
+        """A disk that is full or a path that cannot be written is said once, and tried on."""
+
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a reader: an error
+
         try:
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace",
-                      opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK, 0o666)) as file:
+            with open(
+                self.path, "a", encoding="utf-8", errors="backslashreplace", opener=opener
+            ) as file:
                 file.write("".join(line + "\n" for line in lines))
-            self.warned = False
+            self.has_warned = False
         except OSError as error:
-            if not self.warned:
-                self.warned = True
-                self.post(Noted("warn", f"cannot write the log {self.path}: {error.strerror}; going on without: "
-                                "name another path with --log"))
+            if not self.has_warned:
+                self.has_warned = True
+                problem = (
+                    f"cannot write the log {self.path}: {error.strerror}; going on without: "
+                    "name another path with --log"
+                )
+                self.post(Noted("warn", problem))
 
     def line(self, entry: Entry) -> str:
-        if self.json:
-            record = {"time": iso_time(entry.time), "kind": entry.kind, "iteration": entry.iteration,
-                      "session": entry.session, "text": entry.text, **(entry.data or {})}
-            return json.dumps(record)
-        return printable(f"{iso_time(entry.time)} {entry.kind:<8} " + entry.text.replace("\n", " / "))
-
-    def record(self, now: float, kind: str, **fields: Any) -> None:
-        """A JSON line besides the entries': how it was started and what it was told, so that it can be replayed."""
-        if self.json:
-            self.write([json.dumps({"time": iso_time(now), "kind": kind, "now": now, **fields})])
+        if not self.is_json:
+            text = entry.text.replace("\n", " / ")
+            return printable(f"{iso_time(entry.time)} {entry.kind:<8} {text}")
+        record = {
+            "time": iso_time(entry.time),
+            "kind": entry.kind,
+            "iteration": entry.iteration,
+            "session": entry.session,
+            "text": entry.text,
+            **(entry.record or {}),
+        }
+        return json.dumps(record)
 
 
 def iso_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    return local_time("%Y-%m-%dT%H:%M:%S%z", seconds)
+
+
+def local_time(form: str, seconds: float) -> str:
+    """The time in that form; "?" for what is none, as in a state file that somebody damaged."""
+    with suppress(OSError, OverflowError, ValueError):
+        return time.strftime(form, time.localtime(seconds))
+    return "?"
 
 
 class RunFile:
-    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private temporary folder."""
+    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder."""
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(os.path.dirname(real)))[:40]
+        project = os.path.basename(os.path.dirname(real))
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", project)[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
         self.folder, self.problem = private_folder()
-        self.path = os.path.join(self.folder, name + ".json")
-        self.lock_path = os.path.join(self.folder, name + ".lock")
+        self.path = os.path.join(self.folder, f"{name}.json")
+        self.lock_path = os.path.join(self.folder, f"{name}.lock")
 
     def acquire(self) -> int:
-        """Take the lock until this process ends; returns 0, or the pid of the loop that holds it."""
+        """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
         if not self.folder:
             return 0
         try:
-            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            number = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            self.problem = f"{self.lock_path} cannot be opened ({error.strerror}): no lock against a second loop"
+            self.problem = (
+                f"{self.lock_path} cannot be opened ({error.strerror}): "
+                "no lock against a second loop"
+            )
             return 0
         for _attempt in range(5):
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(0.1)                             # `status` holds it for a moment
-            except OSError as error:                        # a file system that knows no locks
-                self.problem = f"no lock on this file system ({error}): make sure no second loop works on this plan"
+                time.sleep(0.1)  # `status` holds it for a moment
+            except OSError as error:  # a file system that knows no locks
+                self.problem = (
+                    f"no lock on this file system ({error}): "
+                    "make sure that no second loop works on this plan"
+                )
                 break
         else:
-            os.close(fd)
-            return self.running() or self.acquire()         # it may have ended just now
-        with suppress(OSError):                             # a full disk: the lock is what counts
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            os.close(number)
+            return self.running() or self.acquire()  # its owner may have ended just now
+        with suppress(OSError):  # a full disk: the lock is what counts
+            os.ftruncate(number, 0)
+            os.pwrite(number, b"%d\n" % os.getpid(), 0)
         return 0
 
     def running(self) -> int:
@@ -2895,18 +7240,18 @@ class RunFile:
                 return int(said) if said.isdigit() else -1
         return 0
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Replace the state file at once and whole; without one, a run goes on."""
+    def write(self, record: Json) -> None:
+        """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
-        with suppress(OSError):
-            draft = f"{self.path}.{os.getpid()}"
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
-                json.dump(record, file)
-            os.replace(draft, self.path)
+        draft = f"{self.path}.{os.getpid()}"
+        number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            json.dump(record, file)
+        os.replace(draft, self.path)
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Json:
+        """The state file; empty when there is none, or when somebody damaged it."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 return as_dict(json.load(file))
@@ -2920,42 +7265,115 @@ def private_folder() -> tuple[str, str]:
     wanted = os.path.join(home, "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
     for folder in (wanted, fallback):
-        try:
+        with suppress(OSError):
             os.makedirs(folder, mode=0o700, exist_ok=True)
             found = os.lstat(folder)
-            if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
-                return folder, "" if folder == wanted else f"{wanted} cannot be written: using {folder}"
-        except OSError:
-            continue
-    return "", f"neither {wanted} nor {fallback} can be written: no lock, and `status` will not find this run"
+            is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
+            if is_private and os.access(folder, os.W_OK | os.X_OK):
+                return folder, (
+                    "" if folder == wanted else f"{wanted} cannot be written: using {folder}"
+                )
+    problem = f"neither {wanted} nor {fallback} can be written: no lock, no `status`"
+    return "", problem
 
 
-def attach_command(record: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    argv = [*(record["opencode"] or ["opencode"]), "attach", record["server"], "--session", record["session"],
-            "--dir", record["directory"]]
-    return argv, dict(os.environ, OPENCODE_SERVER_USERNAME=record["username"], OPENCODE_SERVER_PASSWORD=record["password"])
+SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 
-def record_of(loop: Loop, server: Server, status: int | None) -> dict[str, Any]:
+def record_of(loop: Loop, server: Server, status: int | None) -> Json:
     """What the state file says of a run; `status` is its exit status once it has ended."""
-    it = loop.iteration
-    record = {"pid": os.getpid(), "plan": loop.options.plan, "directory": loop.options.directory, "state": loop.state,
-              "reason": loop.reason, "iteration": loop.iterations, "task": it.task.text if it and it.task else "",
-              "session": it.session if it else "", "elapsed": round(loop.elapsed), "updated": loop.wall,
-              **loop.total.record(), "server": loop.server_url, "waits_for": [ask.title for ask in loop.asks.values()]}
+    session = loop.session
+    plan = loop.plan
+    tasks = view_tasks(plan, loop.books.results, view_under_way(loop, loop.now))
+    record: Json = {
+        "pid": os.getpid(),
+        "plan": loop.options.plan,
+        "directory": loop.options.directory,
+        "state": loop.shown_state,
+        "reason": loop.reason,
+        "iteration": loop.iteration,
+        "task": loop.task.text if session and loop.task else "",
+        "session": session.id if session else "",
+        "model": loop.model,
+        "elapsed": round(loop.elapsed),
+        "updated": loop.wall,
+        **loop.total.record(),
+        "limits": {name: most for name, most in loop.limits.most.items() if most},
+        "server": loop.server.url,
+        "generation": server.dialect.generation if server.dialect else 0,
+        "version": loop.server.version,
+        "waits_for": [],
+        "retry": "",
+        "waiting_until": None,
+        "check": {"command": loop.options.check, "verdict": loop.check_verdict, "told": loop.told},
+        "tasks": [task_record(item) for item in tasks],
+        "outcomes": [result_record(result) for result in loop.books.results[-200:]],
+        "summary": plan.summary,
+    }
+    if session:
+        asks = session.asks.values()
+        record["waits_for"] = [f"{ask.request.title} {ask.request.detail}" for ask in asks]
+        if session.retry:
+            record["retry"] = session.retry.message
+    if loop.state == "waiting" and loop.wait_until is not None:
+        record["waiting_until"] = loop.wall + loop.wait_until - loop.now
     if status is not None:
         return dict(record, status=status, ended=loop.wall)
-    return dict(record, username=server.username, password=server.password, opencode=list(loop.options.opencode))
+    secrets = (server.username, server.password, list(loop.options.opencode))
+    return {**record, **dict(zip(SECRETS, secrets))}
 
 
-# ── command line ─────────────────────────────────────────────────────────────────────────────────────────
-# The parser, the commands, and the one ladder of errors in `main`.
+def task_record(item: TaskView) -> Json:
+    task = item.task
+    return {
+        "state": task.state,
+        "text": task.text,
+        "reason": task.reason,
+        "phase": task.phase,
+        "iterations": item.iterations,
+        "seconds": round(item.seconds),
+        "model": item.model,
+        **item.spend.record(),
+    }
 
-STARTER_PLAN = """# Plan
 
-What this plan is for, and what an agent has to know to work on it without asking: goals, limits, how to
-build, how to test.
+def result_record(result: Result) -> Json:
+    return {
+        "iteration": result.number,
+        "task": result.goal,
+        "outcome": result.word,
+        "problem": result.problem,
+        "seconds": round(result.seconds, 1),
+        "model": result.model,
+        "check": result.check,
+        **result.spend.record(),
+    }
+
+
+def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
+    """What joins the recorded session in OpenCode's own interface: argv and environment."""
+    dialect: type[OpenCode1] | type[OpenCode2] = OpenCode1
+    if record.get("generation") == OpenCode2.generation:
+        dialect = OpenCode2
+    opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
+    argv = dialect.attach_argv(
+        opencode,
+        as_text(record.get("server")),
+        as_text(record.get("session")),
+        as_text(record.get("directory")),
+    )
+    login = dialect.environment(as_text(record.get("username")), as_text(record.get("password")))
+    return argv, {**os.environ, **login}
+
+
+# ── command line ────────────────────────────────────────────────────────────────────────────────
+# The parser, the commands, and in `main` the one place where a Problem is caught.
+
+STARTER_PLAN = """\
+# Plan
+
+What this plan is for, and what an agent has to know to work on it without asking: goals, limits,
+how to build, how to test.
 
 ## Phase 1: foundations
 
@@ -2968,23 +7386,25 @@ build, how to test.
 - [MANUAL] What only a person can do is marked like this and skipped
 """
 
-STARTER_PROMPT = """---
+STARTER_PROMPT = """\
+---
 description: work on one task of the plan
 ---
 
-You work on one task of the plan in {{PLAN_FILE}}, in a session of your own. Nobody is watching, and what you
-do not write down is forgotten when the session ends.
+You work on one task of the plan in {{PLAN_FILE}}, in a session of your own. Nobody is watching, and
+what you do not write down is forgotten when the session ends.
 
 1. Read {{PLAN_FILE}} from start to end.
-2. Choose the first task marked `[ ]` in the earliest phase that is not finished. Work on this one task alone:
-   never batch tasks, never begin the next one. Leave alone what is marked `[MANUAL]` or `[BLOCKED]`.
+2. Choose the first task marked `[ ]` in the earliest phase that is not finished. Work on this one
+   task alone: never batch tasks, never begin the next one. Leave alone what is marked `[MANUAL]` or
+   `[BLOCKED]`.
 3. Do it.
 4. Verify it: run the tests, the build, or whatever shows that it works. Mend what does not.
-5. Mark it in {{PLAN_FILE}}: change its `[ ]` to `[x]`. If it cannot be done (a permission, a service or a
-   decision is missing), change its box to `[BLOCKED: the reason in a few words]` instead, and undo what is
-   half done.
+5. Mark it in {{PLAN_FILE}}: change its `[ ]` to `[x]`. If it cannot be done (a permission, a
+   service or a decision is missing), change its box to `[BLOCKED: the reason in a few words]`
+   instead, and undo what is half done.
 6. When no `[ ]` is left anywhere in the plan, append to its end, on a line of its own:
-   `<plan-complete>what was done, what is blocked and why, what is left for a person</plan-complete>`
+   `<plan-complete>what was done, what is blocked and why, what a person has to do</plan-complete>`
    Write that tag in no other case.
 
 Then end your turn.
@@ -2992,67 +7412,113 @@ Then end your turn.
 {{CHECK}}
 """
 
-HELP = """examples:
-  python3 ocloop.py bootstrap                 write PLAN.md and .loop-prompt.md here
-  python3 ocloop.py run                       show the screen; S starts
-  python3 ocloop.py run --run                 start at once
-  python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
-      --notify 'echo "$OCLOOP_MESSAGE" | mail -s "ocloop: $OCLOOP_EVENT" me@example.org' --log night.jsonl
-  python3 ocloop.py status                    how is it doing? (from any other terminal)
-
+EXIT_STATUSES = """\
 exit statuses:
   0 the plan is complete        1 it failed        2 usage
   3 it stopped with work left (a limit, stuck, or marked complete too early)
   130 a person or a signal stopped it
 """
 
-RUN_HELP = "keys:\n" + "".join(f"  {key:<22} {what}\n" for key, what in KEYS) + """
-durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
-The prompt may contain {{PLAN_FILE}}, {{TASK}}, {{ITERATION}} and {{CHECK}}; a `---` block on its top may set
-`model:` and `agent:`.
+HELP = f"""\
+examples:
+  python3 ocloop.py bootstrap      write PLAN.md and .loop-prompt.md here
+  python3 ocloop.py run            show the screen; S starts
+  python3 ocloop.py run --run      start at once
+  python3 ocloop.py run --run --max-cost 20 --max-time 8h \\
+      --check 'make test' --log ../night.jsonl \\
+      --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'
+  python3 ocloop.py status         how is it doing? (from any other terminal)
 
-""" + HELP[HELP.index("exit statuses"):]
+{EXIT_STATUSES}"""
+
+RUN_HELP = f"""\
+keys:
+{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in KEYS)}
+durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
+The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
+a `---` block on its top may set `model:` (a comma separates several), `agent:`.
+
+{EXIT_STATUSES}"""
+
+BOOTSTRAP_HELP = """\
+It leaves alone what is there already. With --force it replaces that too, and
+keeps what it replaces as PLAN.md~ and .loop-prompt.md~.
+
+exit statuses:
+  0 written, or there already   1 it cannot be written   2 usage
+"""
+STATUS_HELP = """\
+It reads the plan, and what the run on it keeps up to date: from any terminal,
+and after the run has ended until the next one begins. `kill PID` ends a run in
+good order.
+
+exit statuses:
+  0 the plan is complete   1 there is no plan   2 usage   3 work is left
+"""
+ATTACH_HELP = """\
+Leave the interface with ctrl-c: the loop goes on. A session that is over stays
+on the screen: attach again for the next one.
+
+exit statuses:
+  OpenCode's own   1 there is no loop, or no session right now   2 usage
+"""
 
 
 def seconds(text: str) -> float:
-    """Read `90`, `90s`, `15m`, `1h30m`; raises argparse's error for anything else."""
-    text = "".join(text.lower().split())
-    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off")
+    """Read `90`, `90s`, `15m`, `1h30m`; argparse's error for anything else."""
+    compact = "".join(text.lower().split())
+    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", compact):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off"
+        )
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([dhms]?)", text))
+    pairs = re.findall(r"([\d.]+)([dhms]?)", compact)
+    return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in pairs))
 
 
-def value(kind: Callable[[str], Any], pattern: str, wrong: str) -> Callable[[str], Any]:
-    """A type for argparse: what matches the pattern, as `kind` reads it."""
-    def read(text: str) -> Any:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {wrong}")
-        return kind(text)
-
-    return read
+def count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number; 0 means off")
+    return int(text)
 
 
-count = value(int, r"\d+", "count: write a whole number; 0 means off")
-dollars = value(lambda text: float(text.lstrip("$")), r"\$?(\d+(\.\d*)?|\.\d+)",
-                "amount: write US dollars such as 20 or 0.50")
-model_name = value(str, r"[^/\s]+/\S+", "model: write providerID/modelID; `opencode models` lists them")
+def dollars(text: str) -> float:
+    if not re.fullmatch(r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no amount: write US dollars such as 20 or 0.50"
+        )
+    return float(text.lstrip("$"))
+
+
+def model_name(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/\S+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no model: write providerID/modelID; `opencode models` lists them"
+        )
+    return text
 
 
 def port_number(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
+    if not re.fullmatch(r"[0-9]+", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number up to 65535")
     return int(text)
 
 
-VALUES = {"N": count, "MIB": count, "USD": dollars, "DURATION": seconds, "PORT": port_number,
-          "PROVIDER/MODEL": model_name}
-# Groups, options and the values they take; the defaults stand in Options.
+VALUES: dict[str, Callable[[str], Any]] = {
+    "N": count,
+    "MIB": count,
+    "USD": dollars,
+    "DURATION": seconds,
+    "PORT": port_number,
+    "PROVIDER/MODEL": model_name,
+}
+# A line without a description begins a group. The defaults in brackets are those of Options; a test
+# holds the two together.
 RUN_OPTIONS = """\
 what is worked
 --plan PATH                   the plan file (PLAN.md)
 --prompt PATH                 the loop prompt (.loop-prompt.md)
--m --model PROVIDER/MODEL     model to use; otherwise the prompt's, otherwise OpenCode's own
+-m --model PROVIDER/MODEL     model to use; given again, the next one in line when that one cannot
 -a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
 -r --run                      start at once, without waiting for S
 -d --debug                    skip the validation of the plan file
@@ -3061,13 +7527,14 @@ when it stops
 --max-iterations N            after N iterations
 --max-cost USD                when this much was spent
 --max-time DURATION           when this much time has passed
---stuck N                     after N iterations in a row that change no task, or whose check fails (5)
+--max-wait DURATION           after waiting so long, in a row, for a provider (24h)
+--stuck N                     after N iterations in a row that settle no task, or fail the check (5)
 --retries N                   after N failed iterations in a row (5; 0: never)
---iteration-timeout DURATION  abort an iteration that takes longer, and try again (off)
---stall-timeout DURATION      abort an iteration in which nothing happens for so long, and try again (15m)
+--iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
+--stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
 when nobody is there
 --auto                        approve what is asked, except what the configuration denies
---ask-timeout DURATION        refuse what nobody answered for so long (5m); without a terminal it is refused at once
+--ask-timeout DURATION        refuse what nobody answered for so long (5m; without a terminal: 0s)
 --check CMD                   shell command that must succeed after every iteration
 --check-timeout DURATION      end the check then (10m)
 --notify CMD                  shell command to run when it ends, stops, or asks
@@ -3078,55 +7545,149 @@ the screen
 the server
 -p --port PORT                port of the server (4096, or a free one when that is taken)
 --opencode CMD                how to start OpenCode, e.g. "npx -y opencode-ai"
---server URL                  use a server that runs already (OPENCODE_SERVER_USERNAME and _PASSWORD are its login)
+--server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
 --server-memory MIB           replace the server between iterations when it has grown larger (2048)
 """
 
 
 class Parser(argparse.ArgumentParser):
+    """Says of a mistake what was probably meant, and whose --help has more."""
+
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '([^']*)'", message)
+        if choice:
+            message = f"there is no command {choice.group(1)}{self.suggestion(choice.group(1))}"
         raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
 
+    def suggestion(self, word: str) -> str:
+        """`: did you mean …?`, from all that this parser knows."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for action in self._actions:
+            known += list(action.choices or ())
+        close = difflib.get_close_matches(word, known, 1, 0.6)
+        return f": did you mean {close[0]}?" if close else ""
 
-def make_parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="ocloop.py", formatter_class=raw, epilog=HELP, description=(
-        "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task, until the plan is complete."))
-    parser.add_argument("--version", action="version", version="ocloop " + __version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run = commands.add_parser("run", help="work the plan", formatter_class=raw, epilog=RUN_HELP,
-                              description="Work the plan in the current directory until it is complete.")
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by their names."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="ocloop.py",
+        formatter_class=formatter,
+        epilog=HELP,
+        description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
+        "per task, until the plan is complete.",
+    )
+    parser.add_argument("--version", action="version", version=f"ocloop {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    described = (
+        ("run", "work the plan in this directory until it is complete", RUN_HELP),
+        ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_HELP),
+        ("status", "how far a plan is, and how a run on it is doing", STATUS_HELP),
+        ("attach", "join the running loop's session in OpenCode's own interface", ATTACH_HELP),
+    )
+    commands: dict[str, Parser] = {}
+    for name, what, epilog in described:
+        commands[name] = subparsers.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=epilog,
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+    add_run_options(commands["run"])
+    commands["bootstrap"].add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
+    commands["bootstrap"].add_argument(
+        "-f", "--force", action="store_true", help="replace what exists, and keep a copy of it"
+    )
+    commands["status"].add_argument("--json", action="store_true", help="print it as JSON")
+    for name in ("status", "attach"):
+        commands[name].add_argument(
+            "--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)"
+        )
+    return parser, commands
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    group: argparse._ArgumentGroup | None = None
     for line in RUN_OPTIONS.splitlines():
         option, _, what = line.partition("  ")
         *flags, last = option.split()
+        what = what.strip()
         if not what:
-            group = run.add_argument_group(line)
-        elif last.startswith("-"):
-            group.add_argument(*flags, last, action="store_true", help=what.strip())
+            group = parser.add_argument_group(line)
+            continue
+        assert group
+        if last.startswith("-"):
+            group.add_argument(*flags, last, action="store_true", help=what)
+        elif "--model" in flags:
+            group.add_argument(
+                *flags, dest="models", metavar=last, type=model_name, action="append", help=what
+            )
         else:
-            group.add_argument(*flags, metavar=last, type=VALUES.get(last, str), help=what.strip())
-    bootstrap = commands.add_parser("bootstrap", help="write a starter PLAN.md and .loop-prompt.md")
-    bootstrap.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
-    bootstrap.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
-    status = commands.add_parser("status", help="how far a plan is, and how a run on it is doing")
-    status.add_argument("--json", action="store_true", help="print it as JSON")
-    attach = commands.add_parser("attach", help="join the running loop's session in OpenCode's own interface")
-    for command in (status, attach):
-        command.add_argument("--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)")
-    return parser
+            group.add_argument(*flags, metavar=last, type=VALUES.get(last, str), help=what)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = make_parser()
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands[given.command]
+        word = unknown[0].partition("=")[0]
+        command.error(f"there is no option {word}{command.suggestion(word)}")
+    return given
 
 
 def make_options(given: argparse.Namespace) -> Options:
-    """Everything `run` has to know; paths become absolute here."""
-    values = {name: value for name, value in vars(given).items() if name in Options._fields and value is not None}
+    """Everything that `run` has to know; paths become absolute here."""
+    values = {
+        name: value
+        for name, value in vars(given).items()
+        if name in Options._fields and value is not None
+    }
+    values["models"] = tuple(values.get("models", ()))
     options = Options(**values)
-    if options.server and not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?", options.server):
-        raise Problem(f"--server {options.server} is no URL: write http://HOST:PORT (user and password come from "
-                      "OPENCODE_SERVER_USERNAME and OPENCODE_SERVER_PASSWORD)", 2)
-    plan, prompt, log = (os.path.abspath(os.path.expanduser(path)) if path else ""
-                         for path in (options.plan, options.prompt, options.log))
-    opencode = () if options.server else find_opencode(given.opencode or "")
-    return options._replace(directory=os.getcwd(), plan=plan, prompt=prompt, log=log, opencode=opencode)
+    host = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
+    if options.server and not re.fullmatch(rf"https?://{host}(:\d+)?(/[^@\s]*)?", options.server):
+        raise Problem(
+            f"--server {options.server} is no URL: write http://HOST:PORT (user and password come "
+            "from OPENCODE_SERVER_USERNAME and OPENCODE_SERVER_PASSWORD)",
+            2,
+        )
+
+    return options._replace(
+        directory=current_directory(),
+        plan=absolute(options.plan),
+        prompt=absolute(options.prompt),
+        log=absolute(options.log) if options.log else "",
+        opencode=() if options.server else find_opencode(given.opencode or ""),
+    )
+
+
+def absolute(path: str) -> str:
+    path = os.path.expanduser(path)
+    return (
+        path if os.path.isabs(path) else os.path.normpath(os.path.join(current_directory(), path))
+    )
+
+
+def current_directory() -> str:
+    try:
+        directory = os.getcwd()
+    except OSError as error:
+        raise Problem(
+            f"this directory is gone ({error.strerror}): change into one that exists"
+        ) from None
+    try:
+        directory.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(directory).decode("utf-8", "replace")
+        raise Problem(
+            f"the name of this directory is not UTF-8 ({shown}), and OpenCode cannot be told of "
+            "it: rename it"
+        ) from None
+    return directory
 
 
 def find_opencode(asked: str) -> tuple[str, ...]:
@@ -3139,50 +7700,175 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     if found is None and not asked:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if found is None:
-        raise Problem(f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`, `brew install opencode`, "
-                      "or see opencode.ai), or let npx fetch it with --opencode \"npx -y opencode-ai\"")
+        raise Problem(
+            f"{argv[0]} is not there: install OpenCode (see opencode.ai, or `npm install -g "
+            'opencode-ai` for 1.x), or let npx fetch it with --opencode "npx -y opencode-ai"'
+        )
     return (os.path.abspath(found), *argv[1:])
 
 
-def check_files(options: Options) -> tuple[Plan, str]:
-    """Plan and prompt's text, or the Problem that keeps the loop from starting."""
-    (text, problem), (prompt, otherwise) = read_text(options.plan, "plan"), read_text(options.prompt, "prompt")
-    plan, problem = parse_plan(text or ""), problem or otherwise
-    if not problem and not plan.tasks and plan.summary is None:
-        problem = NO_TASK.format(options.plan)
-    if not problem and not split_front_matter(prompt or "")[1]:
-        problem = NO_PROMPT.format(options.prompt)
-    if problem and not options.debug:
-        raise Problem(problem)
-    return plan, prompt or ""
+# What can be checked in the evening, without a server.
+
+
+class Evening(NamedTuple):
+    """What was found before anything was started."""
+
+    plan: Plan
+    prompt: str
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    model: str  # of OpenCode's configuration in this project, "" when none is found
+
+
+def look_over(options: Options) -> Evening:
+    """Look at all that a run needs; `run` and `--dry-run` refuse the same."""
+    text, plan_problem = read_text(options.plan, "plan")
+    prompt, prompt_problem = read_text(options.prompt, "prompt")
+    plan = parse_plan(text or "")
+    fields, body = split_front_matter(prompt or "")
+    problems: list[str] = []
+    if plan_problem or prompt_problem:
+        problems.append(plan_problem or prompt_problem)
+    elif not plan.tasks and plan.summary is None:
+        problems.append(NO_TASK.format(options.plan))
+    elif not body:
+        problems.append(NO_PROMPT.format(options.prompt))
+    if options.debug:
+        problems = []
+    problems += check_log(options)
+    problems += check_commands(options)
+    model, config_problem = configured_model(options.directory)
+    if config_problem and not options.server:
+        problems.append(config_problem)
+    return Evening(
+        plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, prompt), model
+    )
+
+
+def warnings_of(
+    options: Options, plan: Plan, fields: dict[str, str], prompt: str | None
+) -> tuple[str, ...]:
+    warnings = []
+    name = os.path.basename(options.plan)
+    for near in plan.near_misses[:5]:
+        warnings.append(f"{name}:{near}")
+    if prompt and "{{PLAN_FILE}}" not in prompt:
+        warnings.append(NO_PLACE.format(options.prompt))
+    unknown = [key for key in fields if key not in FRONT_MATTER]
+    if unknown:
+        warnings.append(
+            f"{options.prompt}: its front matter says {', '.join(unknown)}, which means nothing "
+            f"here: {', '.join(FRONT_MATTER)} do"
+        )
+    homes = (os.path.expanduser("~"), "/")
+    if os.path.realpath(options.directory) in map(os.path.realpath, homes):
+        warnings.append(
+            f"the project is {options.directory}, all of it: change into the project's own folder"
+        )
+    return tuple(warnings)
+
+
+def check_log(options: Options) -> list[str]:
+    path = options.log
+    if not path:
+        return []
+    folder = os.path.dirname(path)
+    can_be_made = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    can_be_written = os.access(path, os.W_OK) and not os.path.isdir(path)
+    if not (can_be_written if os.path.exists(path) else can_be_made):
+        return [f"the log {path} cannot be written: name another path with --log"]
+    return []
+
+
+def check_commands(options: Options) -> list[str]:
+    """Whether the first words of --check and --notify are commands, as far as that can be told."""
+    problems = []
+    for name, command in (("check", options.check), ("notify", options.notify)):
+        word = (command.split() or [""])[0]
+        if not re.fullmatch(r"[\w./+-]+", word):
+            continue  # a shell's own syntax: only the shell can tell
+        found = subprocess.run(
+            ["/bin/sh", "-c", 'command -v "$1"', "sh", word],
+            cwd=options.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if found.returncode:
+            problems.append(f"--{name}: there is no command {word}")
+    return problems
+
+
+def configured_model(directory: str) -> tuple[str, str]:
+    """The model of the project's opencode.json, and what is wrong with that file."""
+    for name in ("opencode.json", "opencode.jsonc"):
+        path = os.path.join(directory, name)
+        if not os.path.isfile(path):
+            continue
+        text, problem = read_text(path, "configuration")
+        if problem:
+            continue  # OpenCode itself will say more
+        try:
+            config = as_dict(json.loads(without_comments(text or "")))
+        except (ValueError, RecursionError) as error:
+            return "", f"{path} is broken ({error}): mend it"
+        model = config.get("model")
+        return (model if isinstance(model, str) else ""), ""
+    return "", ""
+
+
+def without_comments(text: str) -> str:
+    """JSON with comments and trailing commas, as OpenCode takes it, made plain."""
+    token = r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/'
+
+    def keep(match: re.Match[str]) -> str:
+        return match.group() if match.group().startswith('"') else " "
+
+    text = re.sub(token, keep, text.removeprefix("\ufeff"), flags=re.DOTALL)
+    comma = r'("(?:[^"\\]|\\.)*")|,(\s*[}\]])'
+    return re.sub(comma, lambda match: match.group(1) or match.group(2), text)
 
 
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
-    plan, prompt = check_files(options)
+    evening = look_over(options)
     run_file = RunFile(options.plan)
     if given.dry_run:
-        return dry_run(options, plan, prompt, run_file)
+        return dry_run(options, evening, run_file)
+    if evening.problems:
+        raise Problem("\n        ".join(evening.problems))
+    plan = evening.plan
     if plan.summary is not None:
         left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
-        print(f"ocloop: {options.plan} is complete already{left}: remove its <plan-complete> tag to work on it again")
+        print(
+            f"ocloop: {options.plan} is complete already{left}: "
+            "remove its <plan-complete> tag to work on it again"
+        )
         return 3 if left else 0
     held = run_file.acquire()
     if held:
-        raise Problem(f"another loop works on this plan (process {held}): `status` shows it, `attach` joins it")
+        raise Problem(
+            f"another loop works on this plan (process {held}): `status` shows it, "
+            "`attach` joins it"
+        )
     why_plain = "" if options.plain else curses_problem()
-    options = options._replace(interactive=not (options.plain or why_plain))
-    warnings = [run_file.problem, "" if "{{PLAN_FILE}}" in prompt else NO_PLACE.format(options.prompt),
-                f"plain lines, since {why_plain}" if why_plain and sys.stdout.isatty() else ""]
-    if options.interactive:     # these two are for the screen's thread alone, so before there is any other
+    options = options._replace(attended=not (options.plain or why_plain))
+    warnings = [run_file.problem, *evening.warnings]
+    if why_plain and sys.stdout.isatty():
+        warnings.append(f"plain lines, since {why_plain}")
+    if options.attended:
+        # These two are for the screen's thread alone. Threads inherit what is blocked, so it is
+        # done before there are any.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
     return Run(options, run_file, warnings).work()
 
 
 class Run:
-    """The main thread: one inbox, one loop, and everything that is fed by it and feeds it."""
-    TICK = 0.25
+    """The main thread: one inbox, one loop, and everything that feeds it and is fed by it."""
+
+    TICK = 0.25  # seconds
+    RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
 
     def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
         self.options = options
@@ -3191,30 +7877,28 @@ class Run:
         post = self.inbox.put
         self.server = Server(options, post)
         self.worker = Worker(self.server)
-        self.log = Log(options.log, post)
+        self.writer = Writer()
+        self.log = Log(options.log, self.writer, post)
         self.loop = Loop(options, time.time(), os.urandom(4).hex())
-        self.screen: Any = None
+        self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
-        self.ticked_at = self.drawn_at = 0.0
-        self.dirty = True                   # something may have changed since it was drawn
-        self.logged_event = 0.0
+        self.ticked_at = 0.0
+        self.drawn_at = 0.0
+        self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
-        self.recorded: tuple[Any, ...] = ()
+        self.recorded: tuple[object, ...] = ()
         for warning in filter(None, warnings):
             post(Noted("warn", warning))
 
     def work(self) -> int:
         """Run until the loop says Exit; whatever happens, nothing of it is left behind."""
-        sys.setswitchinterval(0.0005)       # a frame being laid out must not hold up a request that is due
+        sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
-            for command in self.loop.start():
-                self.worker.carry_out(command)
+            self._carry_out(self.loop.start())
             self.screen = choose_screen(self.options, self.inbox.put)
-            self.log.record(self.loop.wall, "start", version=__version__, seed=self.loop.seed,
-                            options=self.options._asdict())
-            self.log.write([self.log.line(entry) for entry in self.loop.journal])
+            self.log.add(self.loop.journal.newest(self.loop.journal.count))
             while self.status is None:
                 self._turn()
         finally:
@@ -3224,9 +7908,12 @@ class Run:
     def _take_signals(self) -> None:
         def post(number: int, frame: Any) -> None:
             name = signal.Signals(number).name
-            if name == "SIGINT" and self.screen and self.screen.handed:
-                return                              # the terminal is not ours at the moment
-            self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)") if name == "SIGHUP" else Signalled(name))
+            if name == "SIGINT" and self.screen and self.screen.is_given_away:
+                return  # ctrl-c is not for us at the moment
+            if name == "SIGHUP":
+                self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
+            else:
+                self.inbox.put(Signalled(name))
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, post)
@@ -3234,223 +7921,403 @@ class Run:
     def _turn(self) -> None:
         """Take what is in the inbox, let the loop decide, carry it out, write it down, show it."""
         now = time.time()
-        wake = self.drawn_at + CursesScreen.FRAME if self.dirty else self.ticked_at + self.TICK
-        try:
-            event = self.inbox.get(timeout=min(max(0.0, wake - now), self.TICK))
-            self._handle(event)
-        except queue.Empty:
-            pass
+        wake = self.ticked_at + self.TICK
+        if self.is_dirty:
+            wake = min(wake, self.drawn_at + CursesScreen.FRAME)
+        with suppress(queue.Empty):
+            self._handle(self.inbox.get(timeout=min(max(0.0, wake - now), self.TICK)))
         now = time.time()
         if not 0 <= now - self.ticked_at < self.TICK:
             self.ticked_at = now
             self._handle(Tick())
-        if self.dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
-            self.drawn_at, self.dirty = now, False
+        if self.is_dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
+            self.drawn_at = now
+            self.is_dirty = False
             self._show()
 
     def _handle(self, event: Any) -> None:
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        now, entries = time.time(), self.loop.entries
-        commands = self.loop.handle(event, now)
+        journal = self.loop.journal
+        before = journal.count
+        self._carry_out(self.loop.handle(event, time.time()))
+        self.log.add(journal.newest(journal.count - before))
+        self.is_dirty = True
+
+    def _carry_out(self, commands: Sequence[Command | Exit]) -> None:
         for command in commands:
             if isinstance(command, Exit):
                 self.status = command.status
             elif isinstance(command, HandOver):
+                assert self.screen
                 argv, environment = attach_command(record_of(self.loop, self.server, None))
-                self.screen.handed = argv, dict(environment, OCLOOP_RUN=self.server.token + ".attach")
+                environment[MARK] = f"{self.server.mark}.attach"
+                self.screen.hand_over(command, argv, environment)
             else:
                 self.worker.carry_out(command)
-        if self.options.verbose and (commands or self.loop.entries > entries or now - self.logged_event > 5
-                                     or not isinstance(event, Tick)):
-            self.logged_event = now
-            self.log.record(now, "input", event=type(event).__name__, fields=event._asdict())
-        if self.options.log:
-            self.log.write([self.log.line(entry) for entry in self.loop.newest(self.loop.entries - entries)])
-        self.dirty = True
 
     def _show(self) -> None:
-        loop, last = self.loop, self.picture
+        loop = self.loop
+        last = self.picture
         picture = view(loop, loop.now)
-        if last is None or picture[:-1] != last[:-1]:
+        if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
-            self.screen.show(picture, loop.newest(picture.newest - (last.newest if last else 0)))
-        session = loop.iteration.session if loop.iteration else ""
-        worth = (loop.state, loop.reason, loop.iterations, session, len(loop.asks), int(loop.now / 10))
+            known = last.newest if last else 0
+            self.screen.show(picture, loop.journal.newest(picture.newest - known))
+        session = loop.session
+        worth = (
+            loop.shown_state,
+            loop.reason,
+            loop.iteration,
+            session.id if session else "",
+            len(session.asks) if session else 0,
+            int(loop.now / self.RECORD_EVERY),
+        )
         if worth != self.recorded:
             self.recorded = worth
-            self.run_file.write(record_of(loop, self.server, None))
+            self._record(None)
+
+    def _record(self, status: int | None) -> None:
+        record = record_of(self.loop, self.server, status)
+        self.writer.put(lambda: self.run_file.write(record))
 
     def _leave(self) -> None:
-        """End everything, whatever state it is in; every step is tried, the last one named first."""
-        loop, status = self.loop, 1 if self.status is None else self.status
-        session = loop.iteration.session if loop.iteration else loop.session_to_abort
-        with ExitStack() as steps:
-            steps.callback(self._say_goodbye, status)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):      # all is stopped: it may be cut short
-                steps.callback(signal.signal, number, lambda *_: os._exit(status))
-            steps.callback(self.run_file.write, record_of(loop, self.server, status))
-            if self.screen:
-                steps.callback(self.screen.close)
-            steps.callback(self.worker.stop_check)          # again: one may have been about to start
-            steps.callback(self.server.close, session)
-            steps.callback(self.worker.stop_check)
-            if self.screen:
-                steps.callback(self._show)
+        """End everything, in the order in which it stands here; every step is tried."""
+        loop = self.loop
+        status = 1 if self.status is None else self.status
+        session = loop.session.id if loop.session else loop.left_session
+        steps: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("show how it ended", self._show),
+            ("end the check", self.worker.stop_all_checks),
+            ("end session, server and tools", lambda: self.server.close(session)),
+            ("end a check that was about to start", self.worker.stop_all_checks),
+            ("give the terminal back", self._close_screen),
+            ("write down how it ended", lambda: self._record(status)),
+            ("wait for what is being written", lambda: self.writer.close(3.0)),
+            ("let a second signal cut short what is left", lambda: self._end_at_once_on(status)),
+            ("say what came of it", lambda: self._say_goodbye(status)),
+        )
+        failure: BaseException | None = None
+        for _name, step in steps:
+            try:
+                step()
+            except BaseException as error:  # the steps that follow are needed all the same
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _close_screen(self) -> None:
+        if self.screen:
+            self.screen.close()
+
+    def _end_at_once_on(self, status: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, lambda *_: os._exit(status))
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to: the screen is gone."""
+        """Leave the summary where it can be scrolled back to: the screen is gone.
+
+        Into a terminal that takes no output nothing is printed, and its stuck thread is not waited
+        for.
+        """
         loop = self.loop
+        screen = self.screen
+        if screen and (screen.thread.is_alive() or not takes_output()):
+            os._exit(status)
         try:
-            if isinstance(self.screen, CursesScreen) and self.status is not None:
-                print("ocloop: " + printable(loop.reason))
-                for line in loop.summary():
-                    print("  " + printable(line))
-            if self.screen and self.screen.thread.is_alive():       # stuck in a write that nobody reads: do not wait
-                os._exit(status)
+            if isinstance(screen, CursesScreen) and self.status is not None:
+                print(f"ocloop: {printable(loop.reason)}")
+                for line in summary_of(loop):
+                    print(f"  {printable(line)}")
             sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # else the exit status would tell of this instead
+        except OSError:  # else the exit status would tell of this instead
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def dry_run(options: Options, plan: Plan, prompt: str, run_file: RunFile) -> int:
+def dry_run(options: Options, evening: Evening, run_file: RunFile) -> int:
     """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    problems, server = [], options.server
+    problems = list(evening.problems)
+    plan = evening.plan
+    server = options.server
     if not server:
-        argv = " ".join(options.opencode)
-        try:
-            found = subprocess.run([*options.opencode, "--version"], stdin=subprocess.DEVNULL, capture_output=True,
-                                   text=True, check=False)
-        except OSError as error:
-            raise Problem(f"cannot start {argv}: {error.strerror}") from None
-        server = "{} ({})".format(found.stdout.strip() or "?", argv)
-        if found.returncode:
-            problems.append(f"`{argv} --version` ended with exit status {found.returncode}: {found.stderr.strip()[-200:]}")
+        server, problem = opencode_version(options.opencode)
+        problems += [problem] if problem else []
         if options.port and not port_is_free(options.port):
             problems.append(f"port {options.port} is taken: choose another one with --port")
-    if options.log and not os.access(options.log if os.path.exists(options.log) else os.path.dirname(options.log), os.W_OK):
-        problems.append(f"the log {options.log} cannot be written: name another path with --log")
-    for name, command in (("check", options.check), ("notify", options.notify)):
-        for word in command.split()[:1]:
-            if re.fullmatch(r"[\w./+-]+", word) and subprocess.run(
-                    ["/bin/sh", "-c", 'type "$1"', "sh", word], cwd=options.directory, capture_output=True,
-                    check=False).returncode:
-                problems.append(f"--{name}: there is no command {word}")
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan (process {held})")
-    fields, body = split_front_matter(prompt)
-    task = plan.current.text if plan.current else "wrap up"
-    complete = "" if plan.summary is None else ", marked complete: remove its <plan-complete> tag to work on it again"
-    limits = ", ".join(f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in (
-        "max_iterations", "max_cost", "max_time", "stuck", "retries") if getattr(options, name))
-    facts = {"server" if options.server else "opencode": server, "directory": options.directory,
-             "plan": f"{options.plan}: {plan}{complete}", "next task": task, "limits": limits or "none",
-             "log": options.log, "model": options.model or fields.get("model") or "OpenCode's own",
-             "agent": options.agent or fields.get("agent") or "OpenCode's own", "check": options.check,
-             "notify": options.notify, "prompt": options.prompt,
-             "warning": "" if "{{PLAN_FILE}}" in prompt else NO_PLACE.format(options.prompt)}
-    lines = [f"{name:<9} {fact}" for name, fact in facts.items() if fact]
-    lines += ["", *("  | " + line for line in render_prompt(body, options.plan, task, 1, "").split("\n")), ""]
-    lines += ["problem   " + problem for problem in problems]
-    lines += [] if problems else ["all is well: nothing was started (the server checks model and agent when it runs)"]
+    fields, body = split_front_matter(evening.prompt)
+    models = options.models or models_of(fields)
+    complete = ""
+    if plan.summary is not None:
+        complete = ", marked complete: remove its <plan-complete> tag to work on it again"
+    names = ("max_iterations", "max_cost", "max_time", "max_wait", "stuck", "retries")
+    limits = [f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in names]
+    facts = [
+        ("server" if options.server else "opencode", server),
+        ("directory", options.directory),
+        ("plan", f"{options.plan}: {plan}{complete}"),
+        ("next task", plan.goal),
+        ("limits", ", ".join(limit for limit in limits if not limit.endswith(" 0"))),
+        ("log", options.log),
+        ("model", ", then ".join(models) or evening.model or "OpenCode's own"),
+        ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
+        ("check", options.check),
+        ("notify", options.notify),
+        ("prompt", options.prompt),
+        *(("warning", warning) for warning in evening.warnings),
+    ]
+    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
+    prompt = render_prompt(body, options.plan, plan.goal, 1, "")
+    lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
+    lines += [f"problem   {problem}" for problem in problems]
+    if not problems:
+        lines.append("all is well: nothing was started (model and agent are checked when it runs)")
     print("\n".join(map(printable, lines)))
     return 1 if problems else 0
 
 
+def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
+    """What `opencode --version` says, and what is wrong with it. It never takes long."""
+    command = " ".join(opencode)
+    try:
+        found = subprocess.run(
+            [*opencode, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60.0,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"? ({command})", f"`{command} --version` did not end within a minute"
+    except OSError as error:
+        return f"? ({command})", f"cannot start {command}: {error.strerror}"
+    problem = ""
+    if found.returncode:
+        said = found.stderr.strip()[-200:]
+        problem = f"`{command} --version` ended with exit status {found.returncode}: {said}"
+    return f"{found.stdout.strip() or '?'} ({command})", problem
+
+
 def bootstrap(given: argparse.Namespace) -> int:
-    """Write the starter files; never overwrites without --force."""
-    folder = os.path.abspath(os.path.expanduser(given.directory))
-    skipped = False
+    """Write the starter files; what is there is left alone, or kept as a copy."""
+    folder = absolute(given.directory)
+    has_skipped = False
     try:
         os.makedirs(folder, exist_ok=True)
         for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
             path = os.path.join(folder, name)
-            try:
-                with open(path, "w" if given.force else "x", encoding="utf-8") as file:
-                    file.write(text)
-                print(f"wrote    {path}")
-            except FileExistsError:
-                skipped = True
+            if os.path.lexists(path) and not given.force:
+                has_skipped = True
                 print(f"skipped  {path}: it exists already")
+                continue
+            if os.path.lexists(path):
+                copy = spare_name(path)
+                os.replace(path, copy)
+                print(f"kept     {copy}: what {name} was")
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+            print(f"wrote    {path}")
     except OSError as error:
-        raise Problem(f"cannot write into {folder} ({error.strerror}): choose another directory") from None
-    if skipped:
-        print("\n--force overwrites what exists.")
-    print("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:\n"
-          f"  python3 {os.path.abspath(sys.argv[0])} run")
+        raise Problem(
+            f"cannot write into {folder} ({error.strerror}): choose another directory"
+        ) from None
+    if has_skipped:
+        print("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
+    print(
+        "\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:"
+        f"\n  python3 {os.path.abspath(sys.argv[0])} run"
+    )
     return 0
 
 
+def spare_name(path: str) -> str:
+    """Where a copy can be kept without replacing an older one: PLAN.md~, then PLAN.md~2."""
+    copy = f"{path}~"
+    number = 1
+    while os.path.lexists(copy):
+        number += 1
+        copy = f"{path}~{number}"
+    return copy
+
+
 def status(given: argparse.Namespace) -> int:
-    """Print how far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
-    path = os.path.abspath(os.path.expanduser(given.plan))
+    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
+    path = absolute(given.plan)
     text, problem = read_text(path, "plan")
     if problem:
         raise Problem(problem)
-    plan, run_file = parse_plan(text or ""), RunFile(path)
-    pid, secret = run_file.running(), ("password", "username", "opencode")
-    record = {name: fact for name, fact in run_file.read().items() if name not in secret}
-    complete = plan.summary is not None and not plan.pending
+    plan = parse_plan(text or "")
+    run_file = RunFile(path)
+    pid = run_file.running()
+    record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
+    is_complete = plan.summary is not None and not plan.pending
     if given.json:
-        print(json.dumps({"plan": path, "done": plan.done, "total": plan.automatable, "percent": plan.percent,
-                          "blocked": plan.blocked, "manual": plan.manual, "complete": complete,
-                          "summary": plan.summary, "running": bool(pid), "run": record or None}))
-        return 0 if complete else 3
-    mark = ", complete" if plan.summary is not None else "" if plan.pending else ", not marked complete yet"
-    facts = {"plan": path, "progress": f"{plan}{mark}", "next": plan.current.text if plan.current else "",
-             "run": "none so far"}
-    state, reason, ended = record.get("state"), str(record.get("reason") or ""), record.get("ended")
+        print(json.dumps(status_record(path, plan, pid, record)))
+    else:
+        print("\n".join(map(printable, status_lines(path, plan, pid, record))))
+    return 0 if is_complete else 3
+
+
+def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
+    return {
+        "plan": path,
+        "done": plan.done,
+        "total": plan.automatable,
+        "percent": plan.percent,
+        "blocked": plan.blocked,
+        "manual": plan.manual,
+        "complete": plan.summary is not None and not plan.pending,
+        "summary": plan.summary,
+        "running": bool(pid),
+        "pid": pid,
+        "near_misses": [str(near) for near in plan.near_misses],
+        "run": record or None,
+    }
+
+
+def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
+    """What a person wants to know in the morning, in lines."""
+    mark = ""
+    if plan.summary is not None:
+        mark = ", complete"
+    elif not plan.pending:
+        mark = ", not marked complete yet"
+    lines = [f"plan      {path}", f"progress  {plan}{mark}"]
+    if plan.current:
+        lines.append(f"next      {plan.current.text}")
+    lines += run_lines(pid, record)
+    if plan.summary:
+        lines += [f"summary   {line}" for line in plan.summary.split("\n")]
+    for state in ("blocked", "manual"):
+        for task in [task for task in plan.tasks if task.state == state]:
+            lines.append(f"{state:<9} {task.text}" + (f" ({task.reason})" if task.reason else ""))
+    for near in plan.near_misses:
+        lines.append(f"warning   {os.path.basename(path)}:{near}")
+    check = as_dict(record.get("check"))
+    if check.get("verdict") == "failed":
+        said = as_text(check.get("told")).rstrip().split("\n")[-8:]
+        lines += [f"check     {line}" for line in ("it failed, its last lines:", *said)]
+    return lines + task_lines(record)
+
+
+def run_lines(pid: int, record: Json) -> list[str]:
+    if not record:
+        return ["run       none so far" + (f" (process {pid} is starting)" if pid else "")]
+    state = as_text(record.get("state"))
+    reason = " ".join(as_text(record.get("reason")).split())
+    ended = record.get("ended")
+    lines = []
     if pid:
-        waits = "".join(f", waits for you: {title}" for title in as_list(record.get("waits_for")))
-        facts["run"] = f"{state}{': ' if reason else ''}{' '.join(reason.split())}{waits}, process {pid}"
-        facts["iteration"] = "{}: {}".format(record.get("iteration"), record.get("task") or "-")
-        facts["session"] = "{} on {}".format(record.get("session") or "-", record.get("server") or "-")
-    elif record:
+        said = f"{state}: {reason}" if reason else state
+        for title in as_list(record.get("waits_for")):
+            said += f", waits for you: {title}"
+        if record.get("retry"):
+            said += f", OpenCode tries again: {record['retry']}"
+        if record.get("waiting_until"):
+            said += f", again at {clock(record['waiting_until'])}"
+        lines.append(f"run       {said}, process {pid} (`kill {pid}` ends it in good order)")
+        task = as_text(record.get("task")) or "-"
+        lines.append(f"iteration {record.get('iteration')}: {task}")
+        session = as_text(record.get("session")) or "-"
+        lines.append(f"session   {session} on {as_text(record.get('server')) or '-'}")
+    else:
         last = iso_time(as_float(ended or record.get("updated")))
-        facts["run"] = f"{'ended' if ended else 'was killed after'} {last}: {reason or state}"
-    if record:
-        facts["spent"] = "{}, {} tokens, ${:.4f}".format(
-            duration(as_float(record.get("elapsed"))), short_number(sum(map(as_int, as_dict(record.get("tokens")).values()))),
-            as_float(record.get("cost")))
-    print("\n".join(f"{name:<9} {printable(fact)}" for name, fact in facts.items() if fact))
-    return 0 if complete else 3
+        how = "ended" if ended else "was killed after"
+        lines.append(f"run       {how} {last}: {reason or state}")
+    if record.get("model"):
+        lines.append(f"model     {record['model']}")
+    tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
+    lines.append(
+        f"spent     {duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
+        f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}"
+    )
+    counts = collections.Counter(
+        as_text(result.get("outcome")) for result in dicts(record.get("outcomes"))
+    )
+    if counts:
+        said = ", ".join(f"{number} {word}" for word, number in counts.most_common())
+        lines.append(f"outcomes  {said}")
+    return lines
+
+
+def spent_of(limits: Json) -> str:
+    said = []
+    if as_float(limits.get("max_cost")):
+        said.append(budget_of(as_float(limits["max_cost"])))
+    if as_float(limits.get("max_time")):
+        said.append(duration(as_float(limits["max_time"])))
+    if as_float(limits.get("max_iterations")):
+        said.append(f"{as_int(limits['max_iterations'])} iterations")
+    return f" (of {', '.join(said)})" if said else ""
+
+
+def task_lines(record: Json) -> list[str]:
+    """What the run spent on each task that it worked on."""
+    worked = [task for task in dicts(record.get("tasks")) if as_int(task.get("iterations"))]
+    if not worked:
+        return []
+    lines = ["", "state      time     cost  tries  task"]
+    for task in worked:
+        lines.append(
+            f"{as_text(task.get('state')):<8} {duration(as_float(task.get('seconds'))):>6} "
+            f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
+            f"{as_text(task.get('text'))}"
+        )
+    return lines
+
+
+def clock(value: Any) -> str:
+    return local_time("%H:%M", as_float(value))
 
 
 def attach(given: argparse.Namespace) -> int:
     """Become OpenCode's own interface on the running loop's session."""
-    path = os.path.abspath(os.path.expanduser(given.plan))
+    path = absolute(given.plan)
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
-        raise Problem(f"no loop works on {path}: start one with `run`, or name its plan with --plan")
-    if not record.get("session") or "password" not in record:      # the record may still be the last run's
-        raise Problem("the loop has no session right now (it is {}): try again in a moment".format(record.get("state")))
-    argv, environment = attach_command({**record, "opencode": record["opencode"] or find_opencode("")})
+        raise Problem(
+            f"no loop works on {path}: start one with `run`, or name its plan with --plan"
+        )
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
+    has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
+    if not record.get("session") or not record.get("server") or not has_secrets:
+        state = as_text(record.get("state")) or "starting"
+        raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
+    if not as_list(record.get("opencode")):
+        record["opencode"] = list(find_opencode(""))
+    argv, environment = attach_command(record)
     try:
         os.execvpe(argv[0], argv, environment)
-    except OSError as error:
-        raise Problem(f"cannot start {argv[0]}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise Problem(f"cannot start {argv[0]}: {error}") from None
 
 
 def mend_streams() -> None:
-    """Standard streams that were closed lead to /dev/null, and none fails on a character that it cannot encode."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+    """Standard streams that were closed lead to /dev/null, and none fails on a character."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            os.fstat(fd)
+            os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)          # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
-        if fd and isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="replace")
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        stream = getattr(sys, name)
+        if number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     mend_streams()
+    commands = {"run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
     try:
-        given = make_parser().parse_args(argv)
-        return {"run": run, "bootstrap": bootstrap, "status": status, "attach": attach}[given.command](given)
+        given = parse_arguments(argv)
+        return commands[given.command](given)
     except Problem as problem:
         print(f"ocloop: {problem}", file=sys.stderr)
         return problem.status

@@ -1,96 +1,162 @@
-"""The tests of ocloop, in two halves.
+"""The tests of ocloop, in four parts; each begins under a banner of `=`.
 
-The first knows no processes, no network and no sleeping (`now` is an argument): plan, prompt, event stream, the
-loop as histories of events, the layout. The second runs ocloop from the outside, against a fake OpenCode and
-then against the real one. There every test has a home, a project and an environment of its own, and only
-127.0.0.1 is contacted; each ocloop carries a mark in its environment, which everything that it starts inherits,
-and when it has ended nothing may be left that carries the mark.
+    1  The machines: Loop and Session, told as stories, fuzzed, and put into hostile worlds
+    2  What surrounds the machines: plan, prompt, values, OpenCode 1's wire, view, files, parser
+    3  The dialect of OpenCode 2, against recorded answers and against the stand-in
+    4  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
-`pytest -k real` runs what needs the real OpenCode 1.18.33, `pytest -k "not real"` all else. It is taken from
-OCLOOP_TEST_OPENCODE, else from PATH, else from ~/.opencode/bin, else installed with npm into a cache.
-`python test_ocloop.py` prints the golden layouts at the end of this file anew, in place.
+Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 4 every test has a
+home, a project and an environment of its own (examples/harness.py), and when an ocloop has ended,
+nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
+
+`pytest -k real` runs what needs the real OpenCode, `pytest -k "not real"` all else, `-k v1` and
+`-k v2` what runs on the stand-in of that generation. The real one is taken from
+OCLOOP_TEST_OPENCODE, else from PATH, else from ~/.opencode/bin, else installed with npm into a
+cache. `python3 test_ocloop.py` writes the golden screens in examples/screens.txt anew.
 """
+
 from __future__ import annotations
 
 import argparse
-import codecs
 import collections
+import copy
 import fcntl
+import http.server
+import inspect
+import io
 import json
 import os
-import pty
+import queue
 import random
 import re
-import select
 import shlex
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 import unicodedata
 import urllib.request
-import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from urllib.parse import unquote
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path.insert(0, str(Path(__file__).resolve().parent / "examples"))
 
+from harness import (
+    EXAMPLES,
+    FAKE,
+    GENERATIONS,
+    OCLOOP,
+    ROOT,
+    RealServer,
+    Screen,
+    Terminal,
+    World,
+    blocked_signals,
+    draw_screen,
+    end_helper,
+    fake_command,
+    find_opencode,
+    free_port,
+    marked,
+    memory_kib,
+    opencode_version,
+    quiz,
+    read_screens,
+    sealed,
+    until,
+    write_screens,
+)
+from harness import Child as ChildProcess
 from scripted_model import ScriptedModel, opencode_config
+
+sys.path.insert(0, str(OCLOOP.parent))
 
 import ocloop
 from ocloop import (
-    AbortSession,
+    Abort,
+    Activity,
+    Alive,
+    Answered,
+    Asked,
+    Backoff,
+    Books,
+    Broke,
     CheckFinished,
     CheckSetup,
+    Child,
+    Client,
+    Compacted,
     CreateSession,
+    Delta,
+    Done,
+    Edited,
     Entry,
     EventStream,
     Exit,
+    Failed,
     Fault,
     FilesRead,
     HandOver,
+    Heard,
+    Interrupt,
     Key,
     Loop,
-    Measure,
     Measured,
+    MeasureServer,
+    ModelLine,
     Noted,
     Notify,
+    OpenCode1,
+    OpenCode2,
     Options,
+    Part,
+    Pending,
     Picture,
+    Plan,
     Poll,
     Polled,
-    PromptAccepted,
+    Problem,
+    Prompt,
+    Question,
     ReadFiles,
     Reply,
-    RequestFailed,
+    Request,
+    RequestError,
+    Result,
     RunCheck,
+    RunFile,
     ScreenLost,
     Scroll,
     SendPrompt,
+    ServerBack,
     ServerDied,
-    ServerEvent,
-    ServerReady,
-    SessionAborted,
+    ServerLost,
+    ServerUp,
+    Session,
     SessionCreated,
+    Setup,
     SetupChecked,
     Signalled,
+    Spend,
+    Spent,
     StartServer,
     StopCheck,
     StopServer,
-    Streamed,
     StreamOpened,
+    StreamReader,
     Tick,
+    Used,
+    Woke,
     layout,
     parse_plan,
     text_width,
@@ -98,22 +164,4398 @@ from ocloop import (
 )
 
 if TYPE_CHECKING:
-    from ocloop import Command, Event
+    from ocloop import Answer, Command, Event
 
-    Answer = Callable[[Any], Event | None]
+    Way = Callable[[Any], "Event | None"]
 
-OCLOOP = ROOT / "ocloop.py"
-FAKE = ROOT / "examples" / "fake_opencode.py"
-PACKAGE, VERSION = "opencode-ai", "1.18.33"
-LONG = 60.0  # seconds that a step may take on a slow machine before it counts as never coming
+Json = dict[str, Any]
 
-# ── plan: boxes ──────────────────────────────────────────────────────────────────────────────────────────
+
+# ==================================================================================================
+# 1  The machines
+#
+# The tests of the two machines, `Loop` and `Session`.
+#
+# They know no processes, no network and no sleeping: `now` is an argument. A test tells a story
+# (what happens, and when), and looks at what was commanded and where the run stands. The fuzz and
+# the liveness tests put the machines into worlds that answer wrongly, late, twice or never.
+# ==================================================================================================
+
+# ── loop: how its stories are told ──────────────────────────────────────────────────────────────
+# A Story is a run with a world that answers every command as a well-behaved OpenCode would, at
+# once. A test says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`,
+# `activity`), and reads what was commanded (`take`) and where the run stands (`state`).
+
+NOON = 1_800_000_000.0
+MAYBE = frozenset(("Poll", "ReadFiles", "MeasureServer", "StopCheck"))  # what looking adds
+TWO = "# Part\n- [ ] one\n- [ ] two\n"
+NINE = "- [ ] a\n" * 9
+GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
+NO_ANSWER = "timed out"
+
+
+class Story:
+    """A run, the world around it, and all that was said between them."""
+
+    def __init__(
+        self, plan: str | None = TWO, now: float = NOON, start: bool = True, **options: Any
+    ) -> None:
+        given: dict[str, Any] = {
+            "directory": "/project",
+            "plan": "/project/PLAN.md",
+            "prompt": "/project/.loop-prompt.md",
+            "run": True,
+            "attended": True,
+        }
+        self.options = Options(**{**given, **options})
+        self.now = now
+        self.plan = plan
+        self.prompt = "Do {{TASK}}{{CHECK}}"
+        self.setup = Setup("a/b", {"a/b": 1000, "c/d": 1000}, ("build", "plan"))
+        # What a look at the session shows.
+        self.activity = "working"
+        self.verdict = ""
+        self.fault: Fault | None = None
+        self.spent: Spend | None = None
+        self.children: tuple[str, ...] = ()
+        self.requests: tuple[Request, ...] | None = None
+        self.unlisted: tuple[str, ...] = ()
+        self.retry: Activity | None = None
+        self.memory = 0
+        self.check = 0  # exit status of the check
+        self.sessions = 0
+        self.directory = ""  # where the server says that it works
+        self.world: dict[type, Way | None] = {  # None: no answer
+            StartServer: lambda c: ServerUp(c, "http://127.0.0.1:4096", "1.18.33"),
+            StopServer: Done,
+            MeasureServer: lambda c: Measured(c, self.memory),
+            CheckSetup: lambda c: SetupChecked(c, self.setup),
+            ReadFiles: self.files,
+            CreateSession: self.create,
+            SendPrompt: Done,
+            Poll: self.look,
+            Interrupt: self.comes_to_rest,
+            Reply: Done,
+            RunCheck: lambda c: CheckFinished(c, self.check, "output of the check"),
+            StopCheck: Done,
+            Notify: Done,
+            HandOver: Done,
+        }
+        self.commands: list[Command | Exit] = []
+        self.taken = 0
+        self.loop = Loop(self.options, now, "seed0001")
+        self.states = [self.loop.shown_state]
+        if start:
+            self.begin()
+
+    def begin(self) -> None:
+        self.carry_out(self.loop.start())
+
+    def files(self, command: ReadFiles) -> FilesRead:
+        problem = GONE if self.plan is None else ""
+        return FilesRead(command, self.plan, self.prompt, problem, self.options.plan)
+
+    def create(self, command: CreateSession) -> SessionCreated:
+        self.sessions += 1
+        self.activity = "working"
+        self.verdict = ""
+        self.fault = None
+        self.requests = None
+        self.children = ()
+        return SessionCreated(command, self.id, self.directory)
+
+    def look(self, command: Poll) -> Polled:
+        is_shown = command.closer or self.activity in ("idle", "unknown")
+        verdict = (self.verdict or "undelivered") if is_shown else ""
+        retry = self.retry if self.activity == "retrying" else None
+        return Polled(
+            command,
+            self.activity,
+            verdict,
+            self.fault if verdict == "failed" else None,
+            self.spent,
+            self.children,
+            requests=self.requests,
+            unlisted=self.unlisted,
+            retry=retry,
+        )
+
+    def comes_to_rest(self, command: Interrupt) -> Done:
+        """An interrupt after which the session works no more."""
+        self.activity = "idle"
+        return Done(command)
+
+    @property
+    def id(self) -> str:
+        """The session under way."""
+        return f"ses_{self.sessions}"
+
+    def tell(self, *events: Event) -> None:
+        """Let events happen, a tenth of a second apart, and their consequences."""
+        for event in events:
+            self.now += 0.1
+            commands = self.loop.handle(event, self.now)
+            if self.loop.shown_state != self.states[-1]:
+                self.states.append(self.loop.shown_state)
+            self.carry_out(commands)
+
+    def carry_out(self, commands: Sequence[Command | Exit]) -> None:
+        self.commands += commands
+        for command in commands:
+            answer = self.world.get(type(command))
+            event = answer(command) if answer else None
+            if event is not None:
+                self.tell(event)
+
+    def let_pass(self, seconds: float, step: float = 0.5) -> None:
+        until = self.now + seconds
+        while self.now < until and not self.exits:
+            self.now += min(step, until - self.now) - 0.1
+            self.tell(Tick())
+
+    def wait_out(self) -> float:
+        """Let the wait for the next attempt pass; returns how long it was, in seconds."""
+        assert self.state == "waiting" and self.loop.wait_until is not None
+        seconds = self.loop.wait_until - self.loop.now
+        self.let_pass(seconds - 1, 5)
+        assert self.state == "waiting"
+        self.let_pass(2)
+        assert self.state == "running"
+        return seconds
+
+    # What the server says.
+
+    def busy(self) -> None:
+        self.tell(Activity(self.id, "working"))
+
+    def idle(self) -> None:
+        self.activity = "idle"
+        self.tell(Activity(self.id, "idle"))
+
+    def retries(self, attempt: int, after: float, message: str = "Too Many Requests") -> None:
+        self.tell(Activity(self.id, "retrying", attempt, after, message))
+
+    def message(
+        self, ended: str = "", cost: float = 0.0, id: str = "", session: str = "", **more: Any
+    ) -> None:
+        spend = Spend(cost, 10, 6, 4)
+        given: dict[str, Any] = {"context": 20, "model": "a/b", "ended": ended, "complete": True}
+        message = id or f"msg_{self.loop.journal.count}_{self.now}"
+        self.tell(Spent(session or self.id, message, spend, **{**given, **more}))
+
+    def ends(self, verdict: str = "answered", fault: Fault | None = None) -> None:
+        """The session comes to rest, and this is how its answer stands."""
+        self.verdict = verdict
+        self.fault = fault
+        self.idle()
+
+    def works(self, cost: float = 0.0) -> None:
+        """The agent does the next task and ends its turn."""
+        self.busy()
+        self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
+        self.message("answered", cost)
+        self.ends()
+
+    def idles(self, cost: float = 0.0) -> None:
+        """The agent ends its turn, and has settled nothing."""
+        self.busy()
+        self.message("answered", cost)
+        self.ends()
+
+    def fails(
+        self,
+        kind: str = "provider",
+        message: str = "it failed",
+        retry_after: float = 0.0,
+        cost: float = 0.0,
+    ) -> None:
+        """An error of the provider's ends the turn."""
+        fault = Fault(kind, message, 0, retry_after)
+        self.busy()
+        if cost:
+            self.message("", cost)
+        self.tell(Broke(self.id, fault))
+        self.ends("failed", fault)
+
+    def part(
+        self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
+    ) -> None:
+        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
+
+    def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
+        request = permission(id, session or self.id, title)
+        self.tell(Asked(request.session, request))
+
+    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
+        asked = Question("Which?", tuple((label, "") for label in labels))
+        request = Request(id, session or self.id, "question", "", "Which?", (asked,) * times)
+        self.tell(Asked(request.session, request))
+
+    # What people do.
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.tell(Key(key))
+
+    # What came of it.
+
+    def take(self, *ignored: str) -> str:
+        """The names of the commands since the last take, without `ignored`, or what polling and
+        reading add."""
+        ignore = ignored or MAYBE
+        names = [type(command).__name__ for command in self.commands[self.taken :]]
+        self.taken = len(self.commands)
+        return " ".join(name for name in names if name not in ignore)
+
+    def all(self, kind: type) -> list[Any]:
+        return [command for command in self.commands if type(command) is kind]
+
+    def last(self, kind: type) -> Any:
+        return self.all(kind)[-1]
+
+    @property
+    def state(self) -> str:
+        """In a person's words."""
+        return self.loop.shown_state
+
+    @property
+    def session(self) -> Session:
+        assert self.loop.session
+        return self.loop.session
+
+    @property
+    def asked(self) -> list[str]:
+        """The ids of what waits for somebody."""
+        return list(self.loop.session.asks) if self.loop.session else []
+
+    @property
+    def failures(self) -> int:
+        return self.loop.books.failures
+
+    @property
+    def exits(self) -> list[int]:
+        return [command.status for command in self.all(Exit)]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.loop.journal.entries)
+
+
+def permission(id: str, session: str, title: str = "bash", detail: str = "rm -r x") -> Request:
+    return Request(id, session, "permission", title, detail)
+
+
+def fails_with(code: int, problem: str = NO_ANSWER, kind: str = "", again: bool = True) -> Way:
+    """An answer: the command was not carried out."""
+    return lambda command: Failed(command, problem, code, kind, again)
+
+
+def is_lost(command: Any) -> None:
+    """An answer that never comes."""
+
+
+def in_state(state: str, **options: Any) -> Story:
+    """A story that has come to this state of the loop's, or to "pausing"."""
+    is_early = state in ("starting", "reading")
+    options.setdefault("run", state not in ("ready", "starting"))
+    if state == "checking":
+        options.setdefault("check", "make test")
+    story = Story("- [ ] one\n", start=False, **options)
+    if state == "starting":
+        story.world[StartServer] = None
+    if state == "reading":
+        story.world[ReadFiles] = None
+    story.begin()
+    if is_early or state in ("ready", "working"):
+        pass
+    elif state == "pausing":
+        story.press("space")
+    elif state == "paused":
+        story.press("space")
+        story.fails()
+    elif state == "waiting":
+        story.fails()
+    elif state == "stopping":
+        story.press("q", "q")
+    elif state == "settling":
+        story.world[ReadFiles] = None
+        story.works()
+    elif state == "checking":
+        story.world[RunCheck] = None
+        story.works()
+    elif state == "complete":
+        story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
+        story.ends()
+    elif state == "error":
+        story.fails("auth")
+    assert state in (story.loop.state, story.state), (story.loop.state, story.state)
+    return story
+
+
+def in_session_state(state: str, **options: Any) -> Story:
+    """A story whose session has come to this state."""
+    story = Story(start=False, **options)
+    if state == "creating":
+        story.world[CreateSession] = None
+    if state == "prompting":
+        story.world[SendPrompt] = None
+    story.begin()
+    if state == "offline":
+        story.world[StartServer] = None
+        story.tell(ServerDied(1, "it died"))
+    elif state == "recalling":
+        story.press("x")
+    elif state == "aborting":
+        story.world[Interrupt] = None
+        story.busy()
+        story.press("x")
+    elif state == "settling":
+        story.world[Poll] = None
+        story.busy()
+        story.press("x")
+    elif state == "over":
+        story.world[ReadFiles] = None
+        story.works()
+    assert story.session.state == state, story.session.state
+    return story
+
+
+LOOP_STATES = tuple(Loop.NEXT)
+SESSION_STATES = tuple(Session.NEXT)
+
+
+# ── loop: the happy path ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plan_is_worked_from_start_to_end() -> None:
+    story = Story(max_iterations=9)
+    expected = "StartServer ReadFiles CheckSetup ReadFiles CreateSession SendPrompt"
+    assert story.take("MeasureServer") == expected
+    assert story.state == "running"
+    story.works()
+    expected = "Poll ReadFiles ReadFiles CreateSession SendPrompt"
+    assert story.take("MeasureServer") == expected
+    story.plan = (story.plan or "") + "<plan-complete>both are done</plan-complete>"
+    story.works()
+    assert story.take("MeasureServer") == "Poll ReadFiles ReadFiles StopServer"
+    assert story.states == ["starting", "running", "complete"]
+    loop = story.loop
+    assert (loop.status, loop.plan.summary, loop.iteration) == (0, "both are done", 2)
+    story.press("q")
+    assert story.take() == "Exit" and story.exits == [0]
+
+
+def test_without_a_terminal_it_starts_at_once_and_leaves_at_the_end() -> None:
+    story = Story("- [ ] one\n", run=False, attended=False)
+    assert story.state == "running"
+    story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
+
+
+def test_with_a_terminal_it_waits_for_a_person() -> None:
+    story = Story(run=False)
+    assert story.state == "ready" and story.take() == "StartServer CheckSetup"
+    story.press("s")
+    assert story.state == "running" and story.take() == "CreateSession SendPrompt"
+
+
+@pytest.mark.parametrize("key", ["s", "space"])
+def test_a_key_starts_it(key: str) -> None:
+    story = Story(run=False)
+    story.press(key)
+    assert story.state == "running"
+
+
+@pytest.mark.parametrize("key", ["s", "space"])
+def test_start_may_be_pressed_before_the_server_is_ready(key: str) -> None:
+    story = Story(run=False, start=False)
+    story.world[StartServer] = None
+    story.begin()
+    story.press(key)
+    assert story.state == "starting"
+    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
+    assert story.states == ["starting", "running"]
+
+
+def test_prompt_and_title_say_what_the_task_is() -> None:
+    story = Story("- [x] zero\n- [ ] one\n- [ ] two\n", models=("a/b",), agent="build")
+    prompt = story.last(SendPrompt).prompt
+    assert (prompt.text, prompt.model, prompt.agent) == ("Do one", "a/b", "build")
+    assert story.last(CreateSession).prompt == prompt
+    assert prompt.title == "ocloop 2/3: one"
+
+
+def test_ids_are_like_those_of_opencode_and_grow() -> None:
+    story = Story()
+    story.works()
+    first, second = (command.prompt for command in story.all(SendPrompt))
+    for prompt in (first, second):
+        assert re.fullmatch(r"msg_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.message_id)
+        assert re.fullmatch(r"prt_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.part_id)
+    assert first.message_id < second.message_id and first.part_id != second.part_id
+
+
+def test_ids_of_two_runs_at_the_same_time_differ() -> None:
+    prompts = []
+    for seed in ("aaaaaaaa", "bbbbbbbb"):
+        story = Story(start=False)
+        story.loop = Loop(story.options, NOON, seed)
+        story.begin()
+        prompts.append(story.last(SendPrompt).prompt)
+    assert prompts[0].message_id != prompts[1].message_id
+
+
+@pytest.mark.parametrize("given, expected", [((), "a/b"), (("c/d",), "c/d")])
+def test_front_matter_gives_model_and_agent_unless_the_command_line_does(
+    given: tuple[str, ...], expected: str
+) -> None:
+    story = Story(start=False, models=given)
+    story.setup = Setup()
+    story.prompt = "---\nmodel: a/b\nagent: plan\n---\nDo it"
+    story.begin()
+    prompt = story.last(SendPrompt).prompt
+    assert (prompt.model, prompt.agent, prompt.text) == (expected, "plan", "Do it")
+
+
+def test_a_model_dropped_from_the_front_matter_is_used_no_more() -> None:
+    story = Story(start=False)
+    body = story.prompt
+    story.prompt = f"---\nmodel: c/d\n---\n{body}"
+    story.begin()
+    assert story.last(SendPrompt).prompt.model == "c/d"
+    story.prompt = body
+    story.works()
+    assert story.last(SendPrompt).prompt.model == ""
+    assert story.loop.iteration == 2
+
+
+def test_the_model_of_the_configuration_is_shown() -> None:
+    story = Story(run=False)
+    assert story.loop.model == "a/b"
+
+
+def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
+    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n")
+    story.busy()
+    story.message("calls", 0.25, "msg_x")
+    story.message("calls", 0.50, "msg_x")  # the same message again, with more
+    story.works(0.25)
+    total = story.loop.total
+    assert total.cost == pytest.approx(0.75) and total.tokens == 40
+    story.busy()
+    assert story.loop.total.cost == pytest.approx(0.75), "does not fall back to nothing"
+    story.works(1.0)
+    total = story.loop.total
+    assert total.cost == pytest.approx(1.75)
+    assert (total.input, total.output, total.cached) == (30, 18, 12)
+
+
+def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"), Child("ses_grandchild", "ses_child"))
+    story.tell(Child("ses_stranger", ""))
+    story.message("answered", 0.25, session="ses_child")
+    story.message("answered", 0.50, session="ses_grandchild")
+    story.message("answered", 9.00, session="ses_stranger")
+    story.works(1.0)
+    assert story.loop.total.cost == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize("polled, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
+def test_what_polls_count_counts_where_the_server_can_tell(
+    polled: float | None, total: float
+) -> None:
+    story = Story()
+    story.spent = None if polled is None else Spend(polled)
+    story.works(1.0)
+    assert story.loop.books.spent.cost == pytest.approx(total)
+
+
+def test_costs_are_counted_without_any_event() -> None:
+    story = Story()
+    story.spent = Spend(0.5, 1000)
+    story.let_pass(6)
+    assert story.loop.total.cost == pytest.approx(0.5) and story.loop.total.input == 1000
+
+
+def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None:
+    story = Story()
+    story.busy()
+    story.spent = Spend(1.5)
+    story.world[Poll] = None
+    story.press("x")
+    assert story.loop.iteration == 1
+    story.tell(story.look(story.last(Poll)))
+    assert story.loop.iteration == 2 and story.loop.books.spent.cost == pytest.approx(1.5)
+
+
+def test_what_a_broken_off_iteration_cost_is_in_the_sum() -> None:
+    story = Story()
+    story.busy()
+    story.message("calls", 0.5)
+    story.press("q", "q")
+    assert story.loop.total.cost == pytest.approx(0.5)
+
+
+def test_the_context_is_that_of_the_own_session() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.message("calls", context=20)
+    story.message("answered", session="ses_child", context=900)
+    assert story.session.purse.context == 20
+    assert view(story.loop, story.loop.now).context == 2
+
+
+def test_a_session_in_another_directory_is_refused_before_the_prompt() -> None:
+    story = Story(start=False, attended=False)
+    story.directory = "/project else"
+    story.begin()
+    assert story.exits == [1] and story.all(SendPrompt) == []
+    assert "/project else" in story.loop.reason and "rename the folder" in story.loop.reason
+
+
+@pytest.mark.parametrize("directory", ["", "/project", "/project/"])
+def test_a_session_in_the_same_directory_is_not_refused(directory: str) -> None:
+    story = Story(start=False)
+    story.directory = directory
+    story.begin()
+    assert story.all(SendPrompt)
+
+
+# ── loop: when an iteration is over ─────────────────────────────────────────────────────────────
+
+
+def test_an_idle_event_alone_ends_nothing() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Activity(story.id, "idle"))  # a look says that it works
+    story.let_pass(30)
+    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
+
+
+def test_the_end_is_seen_without_any_event() -> None:
+    story = Story()
+    story.take()
+    story.activity = "idle"
+    story.verdict = "answered"
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.let_pass(6)
+    assert story.take() == "CreateSession SendPrompt"
+
+
+def test_a_stream_that_comes_back_is_answered_by_a_look() -> None:
+    story = Story()
+    story.busy()
+    story.let_pass(3)
+    story.take()
+    story.tell(StreamOpened(1))
+    assert story.take("ReadFiles") == "Poll"
+
+
+def test_what_made_us_look_is_looked_at_although_a_look_is_on_its_way() -> None:
+    story = Story()
+    story.busy()
+    story.world[Poll] = None
+    story.let_pass(3)
+    on_its_way = story.last(Poll)
+    before = story.look(on_its_way)  # it works still
+    story.world[Poll] = story.look
+    story.works()
+    assert story.loop.iteration == 1, "nothing is decided before there is an answer"
+    story.tell(before)
+    assert story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("session", ["ses_child", "ses_stranger"])
+def test_idle_of_another_session_is_not_the_end(session: str) -> None:
+    story = Story()
+    story.busy()
+    story.tell(Child("ses_child", "ses_1"))
+    story.take()
+    story.tell(Activity(session, "idle"))
+    assert story.take("ReadFiles") == ""
+
+
+def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
+    story = Story()
+    story.busy()
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.verdict = "answered"
+    story.let_pass(30)
+    assert story.loop.iteration == 1
+    story.let_pass(60)
+    assert story.loop.iteration == 2 and "1 done" in story.text
+
+
+def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
+    story = Story(start=False)
+    story.setup = Setup()
+    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
+    story.begin()
+    story.let_pass(60)
+    assert story.loop.iteration == 1, "nothing was said: it works"
+    story.busy()
+    story.let_pass(60)
+    assert story.loop.iteration == 1
+    story.works()
+    assert (story.loop.iteration, story.loop.plan.done, story.failures) == (2, 1, 0)
+
+
+def test_where_the_server_cannot_tell_an_error_before_idle_is_a_failure() -> None:
+    story = Story(start=False)
+    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
+    story.begin()
+    story.fails()
+    story.let_pass(2)
+    assert story.state == "waiting" and story.failures == 1
+
+
+def test_where_the_server_cannot_tell_who_works_an_unfinished_answer_is_no_end() -> None:
+    """The prompt would be sent again to an agent that works, and the next one start beside it."""
+    story = Story(start=False)
+    story.begin()
+    story.activity = "unknown"
+    story.verdict = "unfinished"
+    for _ in range(20):
+        story.busy()
+        story.let_pass(30)
+    assert len(story.all(SendPrompt)) == 1 and story.state == "running"
+    story.works()
+    assert (story.loop.iteration, story.failures) == (2, 0)
+
+
+def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> None:
+    story = Story(start=False)
+    story.begin()
+    story.activity = "idle"
+    story.verdict = "unknown"
+    story.let_pass(3)
+    assert story.loop.iteration == 1
+    story.works()
+    assert story.loop.iteration == 2
+
+
+def test_a_compaction_is_not_the_end() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Broke(story.id, Fault("overflow", "it does not fit")), Compacted(story.id))
+    story.activity = "idle"
+    story.verdict = "unfinished"  # what goes on after the compaction
+    story.let_pass(1)
+    story.busy()
+    story.activity = "working"
+    story.let_pass(20)
+    assert story.loop.iteration == 1 and story.state == "running"
+    story.works()
+    assert story.loop.iteration == 2 and "1 done" in story.text and story.failures == 0
+
+
+def test_a_refused_permission_that_ends_the_turn_is_no_failure() -> None:
+    story = Story()
+    story.busy()
+    story.ends("refused")
+    assert story.loop.iteration == 1, "it must settle first"
+    story.let_pass(3)
+    assert (story.loop.iteration, story.failures, story.state) == (2, 0, "running")
+    assert "1 refused" in story.text
+
+
+@pytest.mark.parametrize("verdict", ["refused", "cut", "unfinished", "nothing-ran", "undelivered"])
+def test_an_odd_end_must_stay_before_it_is_believed(verdict: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends(verdict)
+    story.let_pass(1)
+    assert story.loop.iteration == 1 and len(story.all(SendPrompt)) == 1
+    story.let_pass(0.8 if verdict != "undelivered" else 6)
+    assert story.loop.iteration == 2 or len(story.all(SendPrompt)) == 2 or story.state == "paused"
+
+
+@pytest.mark.parametrize("sign", ["a look", "an event", "a part"])
+def test_an_odd_end_that_came_and_went_is_not_held_against_the_next_one(sign: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends("refused")
+    story.let_pass(1)
+    story.activity = "working"
+    if sign == "an event":
+        story.busy()
+    elif sign == "a part":
+        story.part("prt_1", "text", "running", text="I go on")
+    else:
+        story.let_pass(6)
+    story.let_pass(40)
+    story.ends("refused")
+    assert story.loop.iteration == 1, "seen for a moment only"
+    story.let_pass(3)
+    assert story.loop.iteration == 2
+
+
+def test_an_answer_that_was_broken_off_is_a_failure() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.ends("cut")
+    story.let_pass(2.5)
+    assert (story.failures, story.state) == (1, "waiting")
+
+
+def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
+    story = Story()
+    story.busy()
+    story.ends("cut")
+    story.let_pass(2.5)
+    assert story.state == "paused" and story.loop.iteration == 1
+    story.press("space")
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+def test_late_results_of_an_older_session_are_ignored() -> None:
+    story = Story()
+    story.works()
+    story.take()
+    before = snapshot(story.loop)
+    current = set(story.loop.pending.out)
+    older: list[Any] = [command for command in story.commands if not isinstance(command, Exit)]
+    for command in older:
+        if command.ticket not in current:
+            story.tell(right_answer(command), Failed(command, "late", 404))
+    story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
+    story.tell(Broke("ses_1", Fault("auth", "no")))
+    story.message("answered", 5.0, session="ses_1")
+    assert snapshot(story.loop) == before and story.take() == ""
+
+
+def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
+    """Polling is the truth: the stream only makes us look."""
+    story = Story()
+    story.busy()
+    story.world[Poll] = None
+    story.tell(
+        Activity(story.id, "idle"),
+        Broke(story.id, Fault("auth", "no entry")),
+        Activity(story.id, "idle"),
+        StreamOpened(1),
+    )
+    story.let_pass(30)
+    assert story.loop.state == "working" and story.session.state == "working"
+
+
+# ── session: circles ────────────────────────────────────────────────────────────────────────────
+
+
+def calls(story: Story, times: int, call: int = 7) -> None:
+    for _ in range(times):
+        story.part(f"prt_{story.now}", "tool", tool="bash", argument="make", call=call)
+
+
+def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
+    story = Story()
+    calls(story, 19)
+    assert story.all(Interrupt) == []
+    calls(story, 1)
+    assert len(story.all(Interrupt)) == 0, "it is not known to have begun"
+    story.let_pass(4)
+    assert len(story.all(Interrupt)) == 1 and story.failures == 1
+    assert "20 times in a row bash make" in story.text and "1 failed" in story.text
+
+
+def test_the_same_call_with_others_in_between_is_no_circle() -> None:
+    story = Story()
+    for number in range(30):
+        calls(story, 19)
+        calls(story, 1, call=100 + number)
+    calls(story, 60, call=0)  # what the input was is not known
+    story.let_pass(5)
+    assert story.all(Interrupt) == [] and story.state == "running"
+
+
+def test_a_part_that_is_told_many_times_is_one_call() -> None:
+    story = Story()
+    for _ in range(60):
+        story.part("prt_1", "tool", tool="bash", argument="make", call=7)
+    story.let_pass(5)
+    assert story.all(Interrupt) == []
+
+
+def test_what_a_subagent_calls_is_no_circle_of_ours() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    for number in range(40):
+        story.part(f"prt_{number}", "tool", session="ses_child", tool="bash", call=7)
+    story.let_pass(5)
+    assert story.all(Interrupt) == []
+
+
+@pytest.mark.parametrize("attended, auto", [(False, False), (True, True)])
+def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto: bool) -> None:
+    story = Story(attended=attended, auto=auto)
+    title = ocloop.DOOM_LOOP if auto else "bash"
+    for number in range(19):
+        story.busy()
+        story.asks(f"per_{number}", title=title)
+    assert len(replies(story)) == 19 and story.all(Interrupt) == []
+    story.asks("per_last", title=title)
+    assert len(story.all(Interrupt)) == 1 and story.failures == 1
+    reason = story.loop.books.results[0].problem
+    assert "20 times" in reason and title in reason and "opencode.json" in reason
+
+
+def test_three_finished_answers_to_one_prompt_are_a_circle() -> None:
+    """A clock that was set back makes OpenCode answer the same prompt again and again."""
+    story = Story()
+    story.busy()
+    own = story.last(SendPrompt).prompt.message_id
+    for number in range(2):
+        story.message("answered", id=f"msg_{number}", parent=own)
+        story.message("answered", id=f"msg_{number}", parent=own)
+        story.message("answered", id=f"msg_{number}_other", parent="msg_other")
+    assert story.all(Interrupt) == []
+    story.message("answered", id="msg_3", parent=own)
+    assert len(story.all(Interrupt)) == 1 and "3 times" in story.text
+    assert story.failures == 1
+
+
+def test_a_model_that_spins_is_stopped_after_three_unfinished_answers() -> None:
+    story = Story()
+    story.busy()
+    story.message("nowhere")
+    story.message("nowhere")
+    story.message("calls")
+    story.message("nowhere", id="msg_x")
+    story.message("nowhere", id="msg_x")
+    story.message("nowhere")
+    assert story.all(Interrupt) == []
+    story.message("nowhere")
+    assert len(story.all(Interrupt)) == 1 and story.state == "waiting" and story.failures == 1
+
+
+def test_compactions_without_an_answer_are_a_circle() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Compacted(story.id), Compacted(story.id))
+    story.message("calls")
+    story.tell(Compacted(story.id), Compacted(story.id))
+    assert story.all(Interrupt) == []
+    story.tell(Compacted(story.id))
+    assert len(story.all(Interrupt)) == 1 and story.failures == 1
+
+
+def test_a_prompt_that_is_cut_again_and_again_is_sent_four_times() -> None:
+    story = Story()
+    for _ in range(5):
+        story.busy()
+        story.ends("unfinished")
+        story.let_pass(7)
+    prompts = [command for command in story.all(SendPrompt) if command.session == "ses_1"]
+    assert [command.attempt for command in prompts] == [0, 1, 2, 3]
+    assert "sent 4 times and never answered" in story.text and story.failures == 1
+
+
+# ── loop: faults of the provider ────────────────────────────────────────────────────────────────
+
+
+def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
+    story = Story()
+    story.busy()
+    story.retries(1, 4)
+    assert "retry: attempt 1 failed: Too Many Requests" in story.text
+    shown = [view(story.loop, story.loop.now + n).live[-1].text for n in (0, 2)]
+    assert shown == ["attempt 2 in 4s: Too Many Requests", "attempt 2 in 2s: Too Many Requests"]
+    assert view(story.loop, story.loop.now).state == "retrying"
+    story.retries(2, 8)
+    story.works()
+    assert (story.state, story.loop.iteration, story.failures) == ("running", 2, 0)
+    assert not view(story.loop, story.loop.now).live
+
+
+def test_a_retry_is_over_when_it_works_again() -> None:
+    story = Story()
+    story.retries(1, 4)
+    story.busy()
+    assert story.session.retry is None and view(story.loop, story.loop.now).state == "running"
+
+
+def test_a_retry_that_a_look_tells_is_shown_as_well() -> None:
+    story = Story()
+    story.activity = "retrying"
+    story.retry = Activity("ses_1", "retrying", 1, 60, "busy")
+    story.let_pass(20)
+    assert story.text.count("attempt 1 failed: busy") == 1
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str) -> None:
+    story = Story(retries=2, attended=False)
+    waits = []
+    for _ in range(8):
+        story.fails(kind)
+        waits.append(round(story.wait_out()))
+    assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
+    assert story.failures == 0
+    story.works()
+    assert (story.failures, story.state) == (0, "running")
+    story.fails(kind)
+    assert round(story.wait_out()) == 30, "it begins anew"
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+def test_what_passes_by_itself_does_not_count_as_an_iteration(kind: str) -> None:
+    story = Story(max_iterations=1)
+    story.fails(kind)
+    story.let_pass(40)
+    assert story.state == "running"
+    story.works()
+    assert story.state == "paused" and "--max-iterations" in story.loop.reason
+
+
+def test_outages_between_failures_neither_count_nor_forget_them() -> None:
+    story = Story(retries=2, attended=False)
+    for _ in range(2):
+        story.fails("provider", "boom")
+        story.wait_out()
+        story.fails("outage", "the network is away")
+        story.wait_out()
+    assert story.failures == 2
+    story.fails("provider", "boom")
+    assert story.exits == [1] and "3 iterations in a row failed" in story.loop.reason
+
+
+def test_the_announced_time_is_used_and_shown() -> None:
+    story = Story()
+    story.fails("rate-limit", "Monthly quota used up", retry_after=7200)
+    assert story.state == "waiting" and story.loop.wait_until is not None
+    assert story.loop.wait_until - story.loop.now == pytest.approx(7200, abs=1)
+    reason = view(story.loop, story.loop.now).reason
+    assert "Monthly quota used up" in reason and "again at " in reason and "in 2h00m" in reason
+    assert "trying again in 2h00m" in story.text
+    story.let_pass(7190, 9)
+    assert story.state == "waiting"
+    story.let_pass(15)
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+@pytest.mark.parametrize("attended", [True, False])
+def test_max_wait_ends_the_waiting_with_3(kind: str, attended: bool) -> None:
+    story = Story(max_wait=1000, attended=attended)
+    for _ in range(5):
+        story.fails(kind, "not now")
+        story.wait_out()
+    story.fails(kind, "not now")
+    assert story.state == "paused" and story.loop.status == 3
+    assert "--max-wait" in story.loop.reason and "not now" in story.loop.reason
+    assert story.exits == ([] if attended else [3])
+
+
+def test_max_wait_counts_what_is_waited_for_in_a_row() -> None:
+    story = Story(NINE, max_wait=100)
+    for _ in range(4):
+        story.fails("rate-limit")
+        story.wait_out()
+        story.fails("rate-limit")
+        story.wait_out()
+        story.works()
+    assert story.state == "running"
+
+
+def test_an_announced_time_beyond_max_wait_is_not_waited_for() -> None:
+    story = Story(max_wait=3600, attended=False)
+    story.fails("rate-limit", "quota", retry_after=7 * 86_400)
+    assert story.exits == [3] and "168h00m" in story.loop.reason
+
+
+def test_a_person_goes_on_after_max_wait() -> None:
+    story = Story(max_wait=10)
+    story.fails("rate-limit")
+    assert story.state == "paused"
+    assert ("R", "retry") in view(story.loop, story.loop.now).keys
+    story.press("r")
+    assert story.state == "running" and story.loop.status == 130
+    story.works()
+    assert story.loop.iteration == 3 and story.state == "running"
+
+
+def test_max_wait_0_waits_for_ever() -> None:
+    story = Story(max_wait=0, attended=False)
+    story.fails("rate-limit", retry_after=30 * 86_400)
+    assert story.state == "waiting"
+
+
+def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.retries(1, 3600)
+    assert story.take() == "Interrupt"
+    assert story.state == "waiting" and story.loop.books.results[0].outcome == "rate-limited"
+    assert "would wait 1h00m" in story.loop.reason
+    assert story.loop.wait_until is not None
+    left = story.loop.wait_until - story.loop.now
+    assert left == pytest.approx(3600, abs=5), "the announced time"
+    story.let_pass(3610, 9)
+    assert story.take() == "CreateSession SendPrompt"
+
+
+def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
+    story = Story(stall_timeout=60)
+    story.busy()
+    story.retries(1, 890)
+    story.activity = "retrying"
+    story.world[Poll] = lambda c: Polled(
+        c, "retrying", retry=Activity("ses_1", "retrying", 1, NOON + 900 - story.now)
+    )
+    story.let_pass(850, 5)
+    assert story.all(Interrupt) == [] and story.state == "running"
+
+
+def test_failures_are_tried_again_with_growing_pauses_then_end_the_run() -> None:
+    story = Story(retries=3)
+    waits = []
+    for _ in range(3):
+        story.fails("provider", "boom")
+        waits.append(story.wait_out())
+    assert 1 <= waits[0] <= waits[1] / 1.5 <= waits[2] / 2.25
+    story.fails("provider", "boom")
+    assert story.state == "error" and story.loop.status == 1
+    assert "4 iterations in a row failed" in story.loop.reason and "boom" in story.loop.reason
+
+
+def test_a_success_forgets_failures() -> None:
+    story = Story(NINE, retries=2)
+    for _ in range(4):
+        story.fails()
+        story.wait_out()
+        story.works()
+    assert story.state == "running" and story.failures == 0
+
+
+def test_retries_0_never_gives_up() -> None:
+    story = Story(retries=0)
+    for _ in range(20):
+        story.fails()
+        assert story.wait_out() <= 900
+    result = story.loop.books.results[-1]
+    story.loop.books.results += [result] * 5000
+    story.fails()
+    assert story.state == "waiting"
+
+
+@pytest.mark.parametrize(
+    "kind, advice",
+    [
+        ("auth", "opencode auth login"),
+        ("balance", "balance"),
+        ("no-model", "look at the model a/b"),
+        ("no-agent", "agent"),
+        ("configuration", "it is wrong"),
+    ],
+)
+def test_what_trying_again_cannot_mend_ends_the_run_at_once(kind: str, advice: str) -> None:
+    story = Story(attended=False)
+    story.fails(kind, "it is wrong")
+    assert story.state == "error" and story.exits == [1]
+    assert "it is wrong" in story.loop.reason and advice in story.loop.reason
+
+
+def test_after_a_first_success_even_that_is_tried_again() -> None:
+    story = Story()
+    story.works()
+    story.fails("auth")
+    story.wait_out()
+
+
+def test_an_error_before_idle_whose_message_comes_later_is_waited_for() -> None:
+    story = Story()
+    fault = Fault("auth", "no entry", 401)
+    story.busy()
+    story.tell(Broke(story.id, fault))
+    story.ends("undelivered")  # no answer of the assistant's yet
+    assert story.state == "running"
+    story.ends("failed", fault)
+    story.let_pass(1)
+    assert story.state == "error" and "no entry" in story.loop.reason
+
+
+def test_an_error_without_any_message_is_a_failure() -> None:
+    story = Story(retries=1)
+    for _ in range(2):
+        if story.state == "waiting":
+            story.wait_out()
+        story.busy()
+        story.tell(Broke(story.id, Fault("unknown", "Model not found: a/x.")))
+        story.ends("undelivered")
+        story.let_pass(3)
+    assert story.state == "error" and "Model not found: a/x." in story.loop.reason
+
+
+def test_an_error_of_a_subagents_is_not_ours() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.tell(Broke("ses_child", Fault("auth", "no entry")))
+    story.works()
+    assert story.loop.iteration == 2 and story.failures == 0 and "error: no entry" in story.text
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"models": ("a/c",)}, "there is no model a/c: did you mean a/b?"),
+        ({"models": ("zzzzzz/zzzz",)}, "`opencode models` lists them"),
+        ({"models": ("a/b", "a/c")}, "there is no model a/c"),
+        ({"agent": "biuld"}, "there is no agent biuld: did you mean build?"),
+    ],
+)
+def test_a_wrong_model_or_agent_is_said_before_any_prompt(
+    options: dict[str, Any], words: str
+) -> None:
+    story = Story(attended=False, **options)
+    assert story.state == "error" and words in story.loop.reason and story.exits == [1]
+    assert story.all(CreateSession) == []
+
+
+def test_a_provider_without_a_login_is_said_before_any_prompt() -> None:
+    story = Story(start=False, attended=False, models=("zzzz/x",))
+    story.setup = story.setup._replace(providers=frozenset(("a", "c")))
+    story.begin()
+    assert story.exits == [1] and "log in to zzzz with `opencode auth login`" in story.loop.reason
+
+
+def test_a_wrong_model_in_the_configuration_is_said_before_any_prompt() -> None:
+    story = Story(start=False, attended=False)
+    story.setup = Setup("a/x", {"a/b": 1000})
+    story.begin()
+    assert story.exits == [1] and "there is no model a/x" in story.loop.reason
+    assert story.all(CreateSession) == []
+
+
+@pytest.mark.parametrize("models", ["a/c", "a/b, a/c"])
+def test_a_wrong_model_in_the_prompt_is_said_before_any_prompt(models: str) -> None:
+    story = Story(start=False, attended=False)
+    story.prompt = f"---\nmodel: {models}\n---\nDo it"
+    story.begin()
+    assert story.exits == [1] and story.all(CreateSession) == []
+
+
+def test_what_the_server_cannot_tell_is_no_error() -> None:
+    story = Story(start=False, models=("a/unheard",), agent="unheard")
+    story.setup = Setup()
+    story.begin()
+    assert story.state == "running" and story.all(SendPrompt)
+
+
+def test_a_model_without_a_price_is_named_where_money_is_the_limit() -> None:
+    for most, is_said in ((0, False), (20, True)):
+        story = Story(start=False, run=False, max_cost=most)
+        story.setup = story.setup._replace(free=frozenset(("a/b",)))
+        story.begin()
+        assert ("a/b has no price" in story.text) is is_said
+
+
+def test_a_model_without_a_price_is_named_without_a_terminal_too() -> None:
+    story = Story(start=False, attended=False, max_cost=20.0)
+    story.setup = story.setup._replace(free=frozenset(("a/b",)))
+    story.begin()
+    assert "a/b has no price" in story.text
+
+
+def test_a_broken_configuration_is_said_at_once() -> None:
+    story = Story(start=False, attended=False)
+    story.world[CheckSetup] = fails_with(400, "opencode.json is broken", again=False)
+    story.begin()
+    found = (story.state, story.loop.reason, story.exits)
+    assert found == ("error", "opencode.json is broken", [1])
+
+
+@pytest.mark.parametrize("command", [CreateSession, SendPrompt])
+def test_a_configuration_that_breaks_later_ends_the_run(command: type) -> None:
+    story = Story(attended=False)
+    story.world[command] = fails_with(400, "it is broken", "configuration")
+    story.works()
+    assert story.exits == [1] and story.loop.reason == "it is broken"
+
+
+def test_an_empty_prompt_is_said() -> None:
+    story = Story(start=False, attended=False)
+    story.prompt = "---\nagent: build\n---\n"
+    story.begin()
+    assert story.exits == [1] and "is empty" in story.loop.reason
+
+
+def test_a_stall_is_aborted_and_tried_again() -> None:
+    story = Story(stall_timeout=900)
+    story.busy()
+    story.take()
+    story.let_pass(890, 5)
+    assert story.take() == ""
+    story.world[Interrupt] = story.comes_to_rest
+    story.let_pass(11)
+    assert story.take() == "Interrupt" and story.state == "waiting"
+    assert "nothing happened" in story.text
+    story.wait_out()
+    assert story.take() == "CreateSession SendPrompt" and story.failures == 1
+
+
+SIGNS: list[Event] = [
+    Delta("ses_1", "prt_1", "x"),
+    Part("ses_1", "msg_1", "prt_1", "text", "running"),
+    Alive("ses_1"),
+    Activity("ses_1", "working"),
+]
+
+
+@pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: type(sign).__name__)
+def test_any_sign_of_life_keeps_a_stall_away(sign: Event) -> None:
+    story = Story(stall_timeout=60)
+    for _ in range(10):
+        story.let_pass(50, 5)
+        story.tell(sign)
+    assert story.all(Interrupt) == []
+
+
+def test_a_subagents_life_keeps_a_stall_away() -> None:
+    story = Story(stall_timeout=60)
+    story.tell(Child("ses_child", "ses_1"))
+    for _ in range(10):
+        story.let_pass(50, 5)
+        story.tell(Delta("ses_child", "prt_1", "x"))
+    assert story.all(Interrupt) == []
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        Activity("ses_stranger", "working"),
+        Delta("ses_stranger", "prt_1", "x"),
+        Alive("ses_stranger"),
+    ],
+    ids=lambda sign: type(sign).__name__,
+)
+def test_a_strangers_life_is_no_sign_of_life(sign: Event) -> None:
+    story = Story(stall_timeout=60)
+    for _ in range(3):
+        story.let_pass(30, 5)
+        story.tell(sign)
+    assert len(story.all(Interrupt)) == 1
+
+
+@pytest.mark.parametrize("limit, ends_after", [(100, 100), (14_400, 14_400)])
+def test_an_agent_that_works_for_ever_is_ended(limit: int, ends_after: int) -> None:
+    story = Story(iteration_timeout=limit, stall_timeout=0)
+    step = limit // 10
+    for _ in range(9):
+        story.let_pass(step, 9)
+        story.busy()
+    assert story.all(Interrupt) == []
+    story.let_pass(step + 1, 9)
+    assert len(story.all(Interrupt)) == 1 and story.state == "waiting"
+    assert "took longer than" in story.text
+
+
+def test_an_iteration_ends_after_four_hours_by_default() -> None:
+    assert Options().iteration_timeout == 4 * 3600
+
+
+@pytest.mark.parametrize("code", [None, 404, 0, 500])
+def test_however_an_abort_is_answered_the_loop_goes_on(code: int | None) -> None:
+    story = Story()
+    if code is not None:
+        story.world[Interrupt] = fails_with(code)
+    story.busy()
+    story.press("x")
+    assert "1 aborted" in story.text and story.loop.iteration == 2 and story.state == "running"
+
+
+@pytest.mark.parametrize("code", [0, 400, 500])
+def test_an_abort_that_fails_replaces_the_server(code: int) -> None:
+    story = Story()
+    story.busy()
+    story.world[Interrupt] = fails_with(code)
+    story.take()
+    story.press("x")
+    assert story.take() == "Interrupt StartServer CheckSetup CreateSession SendPrompt"
+
+
+def test_an_abort_after_which_it_works_on_replaces_the_server() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.activity = "working"
+    story.world[Interrupt] = Done
+    story.press("x")
+    assert story.take() == "Interrupt StartServer CheckSetup CreateSession SendPrompt"
+
+
+def test_an_abort_after_which_it_rests_keeps_the_server() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.activity = "idle"
+    story.press("x")
+    assert story.take() == "Interrupt CreateSession SendPrompt"
+
+
+# ── loop: models in line ────────────────────────────────────────────────────────────────────────
+
+
+def model_of(story: Story) -> str:
+    model = story.last(SendPrompt).prompt.model
+    assert isinstance(model, str)
+    return model
+
+
+def in_line(**options: Any) -> Story:
+    """A run with two models in line; what works is done by the one that was asked."""
+    return Story(
+        NINE, **{"models": ("a/b", "c/d"), "attended": False, "stall_timeout": 0, **options}
+    )
+
+
+def works_with(story: Story, model: str) -> None:
+    story.busy()
+    story.plan = (story.plan or "").replace("[ ]", "[x]", 1)
+    story.message("answered", 0.1, model=model)
+    story.ends()
+
+
+def test_the_next_model_works_while_the_first_one_is_rate_limited() -> None:
+    story = in_line()
+    assert model_of(story) == "a/b"
+    story.fails("rate-limit", "slow down")
+    assert story.state == "running" and model_of(story) == "c/d"
+    assert "a/b rests for 30s" in story.text and "c/d is next" in story.text
+    works_with(story, "c/d")
+    assert model_of(story) == "c/d", "the first one rests still"
+    story.let_pass(31)
+    works_with(story, "c/d")
+    assert model_of(story) == "a/b", "its time is over"
+
+
+def test_an_announced_time_is_how_long_a_model_rests() -> None:
+    story = in_line()
+    story.busy()
+    story.retries(1, 7200, "quota")
+    assert model_of(story) == "c/d" and story.state == "running"
+    story.let_pass(7100, 9)
+    works_with(story, "c/d")
+    assert model_of(story) == "c/d"
+    story.let_pass(150, 9)
+    works_with(story, "c/d")
+    assert model_of(story) == "a/b"
+
+
+@pytest.mark.parametrize("kind", ["balance", "auth", "no-model"])
+def test_the_next_model_works_while_the_first_one_cannot(kind: str) -> None:
+    story = in_line()
+    story.fails(kind, "no entry")
+    assert story.state == "running" and model_of(story) == "c/d" and story.exits == []
+    works_with(story, "c/d")
+    assert model_of(story) == "c/d"
+    story.let_pass(901, 9)
+    works_with(story, "c/d")
+    assert model_of(story) == "a/b"
+
+
+def test_the_next_model_works_when_the_first_one_has_failed_too_often() -> None:
+    story = in_line(retries=2)
+    for _ in range(2):
+        story.fails("provider", "boom")
+        story.wait_out()
+        assert model_of(story) == "a/b"
+    story.fails("provider", "boom")
+    assert story.state == "running" and model_of(story) == "c/d"
+    works_with(story, "c/d")
+    assert story.state == "running"
+
+
+def test_all_models_rate_limited_are_waited_for_until_the_first_one_is_back() -> None:
+    story = in_line()
+    story.fails("rate-limit", retry_after=7200)
+    story.let_pass(10)
+    story.fails("rate-limit", retry_after=600)
+    assert story.state == "waiting" and round(story.wait_out()) == 600
+    assert model_of(story) == "c/d"
+    story.fails("rate-limit", retry_after=86_000)
+    assert story.state == "waiting"
+    assert story.wait_out() == pytest.approx(7200 - 610, abs=10) and model_of(story) == "a/b"
+
+
+def test_models_that_all_cannot_work_end_the_run() -> None:
+    story = in_line()
+    story.fails("balance", "no money")
+    story.fails("auth", "no entry")
+    assert story.exits == [1] and "no entry" in story.loop.reason
+
+
+def test_models_that_all_keep_failing_end_the_run() -> None:
+    story = in_line(retries=2)
+    for _ in range(100):
+        if story.exits:
+            break
+        if story.state == "waiting":
+            story.wait_out()
+        story.fails("provider", "boom")
+    assert story.exits == [1] and "boom" in story.loop.reason
+    assert len(story.all(CreateSession)) <= 12
+
+
+def test_models_that_keep_failing_by_turns_end_the_run() -> None:
+    """While one model fails with growing pauses, the rest of the other one ends: then again?"""
+    story = in_line(retries=5)
+    for _ in range(200):
+        if story.exits:
+            break
+        if story.state == "waiting":
+            story.wait_out()
+        story.fails("provider", "boom")
+    assert story.exits == [1]
+
+
+# Fails until the wait for a provider counts from the first model that it stopped (defect 8).
+def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
+    """Each attempt takes so long that the rest of the other model is over by then."""
+    story = in_line(max_wait=5 * 3600)
+    for _ in range(40):
+        if story.exits:
+            break
+        if story.state == "waiting":
+            story.wait_out()
+        story.let_pass(1000, 9)
+        story.fails("outage", "the network is away")
+    assert story.exits == [3] and "--max-wait" in story.loop.reason
+    assert story.now - NOON < 6 * 3600
+
+
+def test_a_front_matter_names_models_in_line() -> None:
+    story = Story(NINE, start=False, attended=False)
+    story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
+    story.begin()
+    assert model_of(story) == "c/d"
+    story.fails("rate-limit")
+    assert model_of(story) == "a/b" and story.state == "running"
+
+
+def test_which_model_did_what_is_said_at_the_end() -> None:
+    story = in_line()
+    works_with(story, "a/b")
+    story.fails("rate-limit")
+    works_with(story, "c/d")
+    story.tell(Signalled("SIGTERM"))
+    assert "end: a/b: 2 iterations, 1 done, $0.10" in story.text
+    assert "end: c/d: 1 iterations, 1 done, $0.10" in story.text
+    records = [entry.record for entry in story.loop.journal.entries if entry.record]
+    models = [record["model"] for record in records if record["record"] == "iteration"]
+    assert models == ["a/b", "a/b", "c/d"]
+
+
+def test_models_are_checked_before_the_first_prompt_one_and_all() -> None:
+    story = Story(start=False, attended=False, models=("a/b", "c/d", "e/f"))
+    story.begin()
+    assert story.exits == [1] and "e/f" in story.loop.reason and story.all(CreateSession) == []
+
+
+# ── loop: faults of the plan ────────────────────────────────────────────────────────────────────
+
+
+def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
+    story = Story(stuck=3, attended=False)
+    for _ in range(3):
+        assert story.last(SendPrompt).prompt.text == "Do one"
+        story.idles()
+    assert story.exits == [], "the next one is asked to mark it as blocked"
+    text = story.last(SendPrompt).prompt.text
+    assert "The last 3 sessions settled nothing" in text and "- one (3 times)" in text
+    assert "[BLOCKED: the reason" in text and "undo what" in text and text.startswith("Do one")
+    story.idles()
+    assert story.state == "paused" and story.exits == [3] and "--stuck" in story.loop.reason
+
+
+def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
+    story = Story(stuck=2, attended=False)
+    story.idles()
+    story.idles()
+    story.plan = "- [BLOCKED: it cannot be done] one\n- [ ] two\n"
+    story.idles()
+    assert story.state == "running" and story.last(SendPrompt).prompt.text == "Do two"
+    story.works()
+    assert story.exits == []
+
+
+def test_what_is_stuck_is_said_together_with_a_check_that_fails() -> None:
+    story = Story(NINE, stuck=3, check="make test")
+    story.prompt = "Do {{TASK}}"
+    story.check = 1
+    story.works()
+    assert "project's check fails" in story.last(SendPrompt).prompt.text
+    story = Story(stuck=2, check="make test")
+    story.prompt = "Do {{TASK}}"
+    story.idles()
+    story.check = 1
+    story.idles()
+    text = story.last(SendPrompt).prompt.text
+    assert "project's check fails" in text and "settled nothing" in text
+
+
+def test_a_task_checked_and_unchecked_again_and_again_is_stuck() -> None:
+    story = Story(stuck=3, attended=False)
+    texts = ["- [x] one\n- [ ] two\n", TWO]
+    for number in range(20):
+        if story.exits:
+            break
+        story.plan = texts[number % 2]
+        story.idles()
+    assert story.exits == [3] and "--stuck" in story.loop.reason
+    assert story.loop.iteration == 5, "one was progress, three were told, one more was not"
+
+
+def test_a_task_that_is_reworded_again_and_again_is_stuck() -> None:
+    story = Story(stuck=3, attended=False)
+    for number in range(20):
+        if story.exits:
+            break
+        story.plan = f"- [ ] one (attempt {number} failed)\n- [ ] two\n"
+        story.idles()
+    assert story.exits == [3] and story.loop.iteration == 4
+
+
+def test_a_reason_that_is_reworded_again_and_again_is_stuck() -> None:
+    story = Story(stuck=2, attended=False)
+    for reason in "abcdef":
+        if story.exits:
+            break
+        story.plan = f"- [ ] one\n- [BLOCKED: {reason}] two\n"
+        story.idles()
+    assert story.exits == [3] and story.loop.iteration == 4, "to block it was progress, once"
+
+
+@pytest.mark.parametrize("settled", ["[x]", "[BLOCKED: no key]", "[MANUAL]"])
+def test_a_task_that_settles_in_any_way_is_progress(settled: str) -> None:
+    story = Story("- [ ] a\n" * 6, stuck=1)
+    for _ in range(5):
+        story.plan = (story.plan or "").replace("[ ]", settled, 1)
+        story.idles()
+    assert story.state == "running" and story.loop.iteration == 6
+
+
+def test_a_task_that_is_deleted_is_progress() -> None:
+    story = Story("- [ ] a\n" * 6, stuck=1)
+    for number in (5, 4, 3):
+        story.plan = "- [ ] a\n" * number
+        story.idles()
+    assert story.state == "running"
+
+
+def test_going_on_after_stuck_begins_to_count_anew() -> None:
+    story = Story(stuck=2)
+    for _ in range(3):
+        assert story.state == "running"
+        story.idles()
+    assert story.state == "paused"
+    story.press("r")
+    for _ in range(3):
+        assert story.state == "running"
+        story.idles()
+    assert story.state == "paused"
+
+
+def test_stuck_0_goes_on_for_ever() -> None:
+    story = Story(stuck=0)
+    for _ in range(30):
+        story.idles()
+    assert story.state == "running" and "settled nothing in the plan" not in model_text(story)
+
+
+def model_text(story: Story) -> str:
+    text = story.last(SendPrompt).prompt.text
+    assert isinstance(text, str)
+    return text
+
+
+def test_a_pause_does_not_turn_unchanged_tasks_into_failed_checks() -> None:
+    story = Story(NINE, stuck=5, check="make test")
+    story.idles()
+    story.press("space")
+    story.idles()
+    story.press("space")
+    story.check = 1
+    story.works()
+    assert story.state == "running" and story.loop.books.check_failures == 1
+
+
+def test_a_tag_with_pending_tasks_ends_the_run_but_not_well() -> None:
+    story = Story("- [ ] a\n- [ ] b\n", attended=False)
+    story.plan = "- [x] a\n- [ ] b\n<plan-complete>enough</plan-complete>"
+    story.ends()
+    assert story.state == "complete" and story.exits == [3] and "1 task" in story.loop.reason
+
+
+@pytest.mark.parametrize("mark", ["~", "-", "/", "wip", "in progress"])
+def test_a_task_that_is_marked_as_begun_keeps_the_run_open(mark: str) -> None:
+    story = Story("- [x] zero\n- [ ] a\n", attended=False)
+    story.plan = f"- [x] zero\n- [{mark}] a\n"
+    story.idles()
+    assert story.state == "running" and story.exits == []
+    assert story.last(SendPrompt).prompt.text == "Do a"
+    assert story.loop.plan.pending == 1
+    story.plan = "- [x] zero\n- [x] a\n<plan-complete>now</plan-complete>"
+    story.idles()
+    assert story.exits == [0]
+
+
+def test_a_tag_with_a_begun_task_ends_the_run_but_not_well() -> None:
+    story = Story("- [ ] a\n- [ ] b\n", attended=False)
+    story.plan = "- [x] a\n- [~] b\n<plan-complete>enough</plan-complete>"
+    story.ends()
+    assert story.exits == [3]
+
+
+def test_no_tag_though_nothing_is_pending_gives_one_more_iteration() -> None:
+    story = Story("- [ ] a\n", attended=False)
+    story.works()
+    assert story.state == "running" and model_text(story) == "Do wrap up"
+    story.ends()
+    assert story.state == "complete" and story.exits == [0] and "no summary" in story.loop.reason
+    assert len(story.all(SendPrompt)) == 2
+
+
+def test_the_summary_of_the_last_iteration_is_taken() -> None:
+    story = Story("- [ ] a\n", attended=False)
+    story.works()
+    story.plan = "- [x] a\n<plan-complete>so it was</plan-complete>"
+    story.ends()
+    assert story.exits == [0] and story.loop.plan.summary == "so it was"
+
+
+@pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
+def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) -> None:
+    story = Story("- [ ] a\n", max_iterations=1 if between == "limit" else 0)
+    if between == "pause":
+        story.press("space")
+    if between == "memory":
+        story.memory = 99_999
+        story.let_pass(1)
+    story.works()
+    story.memory = 0
+    if between == "rate limit":
+        story.fails("rate-limit")
+        story.let_pass(40)
+    elif between != "memory":
+        assert story.state == "paused"
+        story.press("r")
+    assert story.state == "running" and model_text(story) == "Do wrap up"
+
+
+def test_only_blocked_and_manual_tasks_are_nothing_to_do() -> None:
+    story = Story("- [BLOCKED: x] a\n- [MANUAL] b\n", attended=False)
+    assert model_text(story) == "Do wrap up"
+    story.ends()
+    assert story.exits == [0]
+
+
+AWAY = [None, "", "# Plan\n", "half a lin"]
+
+
+@pytest.mark.parametrize("broken", AWAY)
+def test_a_plan_that_is_away_while_a_session_works_ends_nothing(broken: str | None) -> None:
+    """The agent may have stashed it away: whoever ends its session then loses people's work."""
+    story = Story("- [x] a\n- [ ] b\n", attended=False)
+    story.busy()
+    good = story.plan
+    story.plan = broken
+    for _ in range(20):
+        story.let_pass(30)
+        story.busy()
+    assert story.state == "running" and story.all(Interrupt) == [] and story.exits == []
+    plan = story.loop.plan
+    assert (plan.done, plan.automatable) == (1, 2), "the last good progress is still there"
+    assert "away for 9m" in view(story.loop, story.loop.now).reason
+    assert story.text.count("PLAN.md") == 1, "it is said once"
+    story.plan = good
+    story.works()
+    assert story.state == "running" and "can be read again, after 10m" in story.text
+
+
+def test_a_prompt_that_is_away_while_a_session_works_ends_nothing() -> None:
+    story = Story(attended=False)
+    story.busy()
+    problem = "the prompt /project/.loop-prompt.md cannot be read"
+    story.world[ReadFiles] = lambda c: FilesRead(c, story.plan, None, problem, "/project/PLAN.md")
+    story.let_pass(200, 5)
+    assert story.state == "running" and story.exits == []
+    story.world[ReadFiles] = story.files
+    story.works()
+    assert story.loop.iteration == 2 and story.text.count(problem) == 1
+
+
+def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
+    story = Story(NINE, check="git bisect run make test", attended=False)
+    story.world[RunCheck] = None
+    story.works()
+    good = story.plan
+    story.plan = None
+    story.let_pass(300, 5)
+    assert story.loop.state == "checking" and story.all(StopCheck) == []
+    story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+    story.let_pass(30)
+    assert story.loop.state == "reading" and story.state == "running"
+    story.plan = good
+    story.let_pass(2)
+    assert story.loop.state == "working" and story.loop.iteration == 2
+
+
+def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> None:
+    story = Story(attended=False)
+    story.fails("rate-limit", retry_after=600)
+    good = story.plan
+    story.plan = None
+    story.let_pass(500, 5)
+    assert story.state == "waiting" and story.exits == []
+    story.plan = good
+    story.let_pass(110, 5)
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("broken", [None, ""])
+def test_a_plan_that_comes_and_goes_goes_on(broken: str | None) -> None:
+    story = Story()
+    good = story.plan
+    story.busy()
+    for _ in range(5):
+        story.plan = broken
+        story.let_pass(3.5)
+        story.plan = good
+        story.let_pass(4)
+    assert story.state == "running"
+    story.works()
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("away", [2, 20, 55])
+def test_a_plan_that_is_away_at_the_end_of_an_iteration_is_waited_for(away: float) -> None:
+    story = Story(attended=False)
+    good, story.plan = story.plan, None
+    story.works()
+    story.let_pass(away, 0.25)
+    assert story.loop.iteration == 1 and story.loop.state == "settling"
+    story.plan = (good or "").replace("[ ]", "[x]", 1)
+    story.let_pass(2)
+    assert story.loop.iteration == 2 and story.loop.plan.done == 1
+
+
+@pytest.mark.parametrize("state", ["reading", "settling"])
+@pytest.mark.parametrize("broken", AWAY)
+def test_a_plan_that_stays_away_when_it_is_needed_ends_the_run_after_a_minute(
+    state: str, broken: str | None
+) -> None:
+    story = Story(check="make test" if state == "reading" else "", attended=False)
+    if state == "reading":
+        story.world[RunCheck] = None
+        story.works()
+        story.plan = broken
+        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+    else:
+        story.busy()
+        story.plan = broken
+        story.ends()
+    assert story.loop.state == state
+    story.let_pass(ocloop.FILES_WITHIN - 2)
+    assert story.loop.state == state and story.exits == []
+    story.let_pass(4)
+    assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.loop.reason
+
+
+def test_a_plan_deleted_while_paused_is_said_only_when_it_matters() -> None:
+    story = Story()
+    story.press("space")
+    story.works()
+    story.plan = None
+    story.let_pass(120, 5)
+    assert story.state == "paused"
+    story.press("space")
+    story.let_pass(ocloop.FILES_WITHIN - 2)
+    assert story.state == "running"
+    story.let_pass(4)
+    assert story.state == "error"
+
+
+def test_a_plan_without_a_task_is_refused_with_what_to_do() -> None:
+    story = Story("Just some words\n", attended=False)
+    story.let_pass(62)
+    assert story.exits == [1] and "has no task: add lines such as" in story.loop.reason
+
+
+def test_a_plan_without_tasks_is_worked_with_debug() -> None:
+    story = Story("Just some words\n", debug=True)
+    assert story.state == "running" and story.all(SendPrompt)
+
+
+def test_an_edit_is_read_at_once() -> None:
+    story = Story()
+    story.take()
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.tell(Edited("/project/PLAN.md"))
+    assert story.take("Poll") == "ReadFiles" and story.loop.plan.done == 1
+    assert "plan: 1 of 2 done" in story.text
+    story.tell(Edited("/project/other.md"))
+    assert story.take("Poll") == ""
+
+
+# ── session: what is asked ──────────────────────────────────────────────────────────────────────
+
+
+def replies(story: Story) -> list[tuple[str, str]]:
+    return [(command.request.id, command.decision) for command in story.all(Reply)]
+
+
+@pytest.mark.parametrize("key, decision", [("y", "once"), ("a", "always"), ("n", "reject")])
+def test_a_permission_is_answered_with_a_key(key: str, decision: str) -> None:
+    story = Story()
+    story.asks()
+    assert story.asked == ["per_1"] and replies(story) == []
+    assert view(story.loop, story.loop.now).ask_id == "per_1", "the screen rings for it"
+    story.press(key)
+    assert replies(story) == [("per_1", decision)] and not story.asked
+    assert bool(story.last(Reply).message) == (decision == "reject")
+    story.asks()
+    assert not story.asked, "what was answered is not asked again"
+
+
+def test_what_is_asked_is_answered_in_order() -> None:
+    story = Story()
+    story.asks("per_1")
+    story.asks("per_2")
+    story.asks("per_1")
+    story.press("y", "n", "y")
+    assert replies(story) == [("per_1", "once"), ("per_2", "reject")]
+
+
+def test_a_question_is_answered_with_a_number() -> None:
+    story = Story()
+    story.question("red", "green", times=2)
+    story.press("3", "0", "2")
+    assert replies(story) == []
+    story.press("1")
+    assert story.last(Reply).answers == ("green", "red") and not story.asked
+
+
+def test_a_question_is_refused_with_words_so_that_the_agent_goes_on() -> None:
+    story = Story()
+    story.question("red", "green", times=2)
+    story.press("1", "n")
+    reply = story.last(Reply)
+    assert reply.answers == ("red",) and "BLOCKED" in reply.message
+
+
+def test_a_question_without_options_can_only_be_refused() -> None:
+    story = Story()
+    story.tell(Asked(story.id, Request("que_1", story.id, "question", "", "?", ())))
+    story.press("1", "2")
+    assert replies(story) == []
+    story.press("n")
+    assert replies(story) == [("que_1", "reject")]
+
+
+@pytest.mark.parametrize("key", ["\u00b2", "\u00bd", "\u00e9", "\x00", "\x1b", "5", "z", ""])
+def test_no_key_is_a_wrong_answer(key: str) -> None:
+    story = Story()
+    story.question("red")
+    story.press(key)
+    assert story.asked == ["que_1"] and replies(story) == []
+
+
+def test_nobody_answers_in_time() -> None:
+    story = Story(ask_timeout=300, stall_timeout=60)
+    story.asks()
+    story.question("red")
+    story.let_pass(295, 5)
+    assert replies(story) == []
+    story.let_pass(10)
+    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")]
+    assert story.state == "running"
+
+
+def test_an_ask_timeout_of_0_waits_for_ever() -> None:
+    story = Story(ask_timeout=0, stall_timeout=60)
+    story.asks()
+    story.let_pass(5000, 9)
+    assert story.asked == ["per_1"]
+
+
+def test_without_a_terminal_it_is_refused_at_once_and_with_words() -> None:
+    story = Story(attended=False)
+    story.asks()
+    story.question("red")
+    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")]
+    assert all("BLOCKED" in command.message for command in story.all(Reply))
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_auto_approves_permissions_but_answers_no_questions(attended: bool) -> None:
+    story = Story(auto=True, attended=attended)
+    story.asks()
+    assert replies(story) == [("per_1", "once")]
+    story.question("red")
+    assert len(replies(story)) == (1 if attended else 2)
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_auto_refuses_to_approve_a_circle(attended: bool) -> None:
+    story = Story(auto=True, attended=attended)
+    story.asks(title=ocloop.DOOM_LOOP)
+    assert replies(story) == [("per_1", "reject")] and story.last(Reply).message
+
+
+def test_a_person_may_approve_a_circle() -> None:
+    story = Story()
+    story.asks(title=ocloop.DOOM_LOOP)
+    story.press("y")
+    assert replies(story) == [("per_1", "once")]
+
+
+def test_children_ask_as_well_and_strangers_do_not() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.asks("per_s", "ses_stranger")
+    story.question("red", id="que_s", session="ses_stranger")
+    story.asks("per_c", "ses_child")
+    story.question("red", id="que_c", session="ses_child")
+    assert story.asked == ["per_c", "que_c"]
+    story.press("y")
+    assert story.last(Reply).request.session == "ses_child"
+
+
+def test_what_is_asked_is_found_by_polling_as_well() -> None:
+    story = Story()
+    story.children = ("ses_child",)
+    story.requests = (
+        permission("per_1", "ses_child"),
+        permission("per_2", "ses_old"),
+        Request("que_1", "ses_1", "question"),
+    )
+    story.let_pass(12)
+    assert story.asked == ["per_1", "que_1"]
+    assert story.text.count("ask: bash: rm -r x") == 1
+
+
+def test_what_was_answered_elsewhere_is_asked_no_more() -> None:
+    story = Story()
+    story.asks()
+    story.tell(Answered(story.id, "per_1"))
+    assert not story.asked
+
+
+def test_what_a_look_lists_no_more_is_asked_no_more() -> None:
+    story = Story()
+    story.asks()
+    story.let_pass(2)
+    assert story.asked, "a look that cannot tell changes nothing"
+    story.requests = ()
+    story.let_pass(12)
+    assert not story.asked and replies(story) == []
+
+
+def test_what_a_look_could_not_list_is_asked_still() -> None:
+    story = Story()
+    story.asks()
+    story.question("red")
+    story.requests = ()
+    story.unlisted = ("permission",)
+    story.let_pass(12)
+    assert story.asked == ["per_1"]
+
+
+def test_a_look_from_before_the_ask_does_not_take_it_away() -> None:
+    story = Story()
+    story.world[Poll] = None
+    story.let_pass(3)
+    on_its_way = story.last(Poll)
+    story.asks()
+    story.requests = ()
+    story.tell(story.look(on_its_way))
+    assert story.asked == ["per_1"]
+
+
+def test_an_answer_that_comes_too_late_is_no_error() -> None:
+    story = Story()
+    story.world[Reply] = fails_with(404, "not found")
+    story.asks()
+    story.press("y")
+    assert story.state == "running" and "did not arrive" not in story.text
+
+
+def test_an_answer_that_did_not_arrive_is_asked_for_again() -> None:
+    story = Story()
+    story.requests = (permission("per_1", "ses_1"),)
+    story.world[Reply] = fails_with(0)
+    story.asks()
+    story.press("y")
+    assert story.asked == [] and "did not arrive" in story.text
+    story.let_pass(3)
+    assert story.asked == ["per_1"]
+
+
+@pytest.mark.parametrize("code", [0, 400, 500])
+@pytest.mark.parametrize("options", [{"attended": False}, {"auto": True}])
+def test_a_reply_that_is_never_taken_ends_the_session(code: int, options: dict[str, Any]) -> None:
+    story = Story(**options)
+    story.requests = (permission("per_1", "ses_1"),)
+    story.world[Reply] = fails_with(code, "rejected")
+    story.busy()
+    story.asks()
+    story.let_pass(60)
+    replied = [command for command in story.all(Reply) if command.request.session == "ses_1"]
+    assert len(replied) == 3 and story.all(Interrupt)
+    assert "3 answers to what it asks did not arrive: rejected" in story.text
+
+
+def test_a_reply_that_is_rejected_is_no_sign_of_life() -> None:
+    story = Story(auto=True, stall_timeout=60)
+    story.world[Reply] = fails_with(500, "rejected")
+    story.busy()
+    story.let_pass(50)
+    story.requests = (permission("per_1", "ses_1"),)
+    while not story.all(Reply):
+        story.let_pass(0.5)
+    story.requests = ()
+    assert story.all(Interrupt) == [] and "did not arrive" in story.text
+    story.let_pass(62 - (story.now - NOON))
+    assert len(story.all(Interrupt)) == 1 and "nothing happened for" in story.text
+
+
+def test_a_reply_is_no_sign_of_life() -> None:
+    story = Story(auto=True, stall_timeout=60)
+    story.requests = ()
+    for number in range(3):
+        story.let_pass(25)
+        story.session.reply(
+            ocloop.Ask(permission(f"per_{number}", "ses_1"), 0, None), "once", "approved"
+        )
+    assert len(story.all(Interrupt)) == 1
+
+
+def test_the_end_of_the_session_ends_what_it_asked() -> None:
+    story = Story()
+    story.asks()
+    story.works()
+    assert not story.asked and story.loop.iteration == 2
+
+
+def test_somebody_is_told_that_something_is_asked() -> None:
+    story = Story(notify="mail")
+    story.asks()
+    facts = story.last(Notify).facts
+    assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
+
+
+# ── loop: faults of the server ──────────────────────────────────────────────────────────────────
+
+
+def is_one_prompt(prompts: Sequence[SendPrompt]) -> bool:
+    return len({(command.prompt, command.session) for command in prompts}) == 1
+
+
+def test_a_swallowed_prompt_is_sent_again_with_the_same_ids_but_not_for_ever() -> None:
+    story = Story()
+    story.activity = "idle"
+    story.verdict = "undelivered"
+    story.let_pass(11)
+    assert 2 <= len(story.all(SendPrompt)) <= 3
+    story.let_pass(30)
+    prompts = story.all(SendPrompt)[:4]
+    assert is_one_prompt(prompts) and "never answered" in story.text
+    assert [command.attempt for command in prompts] == [0, 1, 2, 3]
+    assert story.all(SendPrompt)[4].prompt.message_id != prompts[0].prompt.message_id
+    assert story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("verdict", ["unfinished", "nothing-ran"])
+def test_an_interrupted_answer_is_taken_up_again_with_the_same_prompt(verdict: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends(verdict)
+    story.let_pass(3)
+    assert len(story.all(SendPrompt)) == 2 and is_one_prompt(story.all(SendPrompt))
+    assert [command.attempt for command in story.all(SendPrompt)] == [0, 1]
+    story.activity = "working"
+    story.works()
+    assert story.loop.iteration == 2 and story.failures == 0
+
+
+@pytest.mark.parametrize("command", [Poll, SendPrompt, CreateSession])
+def test_a_session_that_is_gone_is_a_failure(command: type) -> None:
+    story = Story(start=False)
+    story.world[command] = fails_with(404, "Session not found")
+    story.begin()
+    story.let_pass(6)
+    assert story.failures and "Session not found" in story.text
+
+
+def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.activity = "idle"
+    story.verdict = "unfinished"
+    story.tell(ServerDied(1, "the server ended by itself with exit status 137: last words"))
+    assert story.last(StartServer).generation == 2 and "last words" in story.text
+    story.let_pass(5)
+    assert story.take() == "StartServer SendPrompt" and is_one_prompt(story.all(SendPrompt))
+    story.activity = "working"
+    story.works()
+    assert (story.loop.iteration, story.failures, story.state) == (2, 0, "running")
+
+
+def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
+    story = Story(retries=3, attended=False)
+    for _ in range(9):
+        story.tell(ServerDied(story.loop.server.generation, "it died of this"))
+        story.let_pass(20)
+    assert story.state == "error" and story.exits == [1]
+    assert "it died of this" in story.loop.reason
+    assert len(story.all(StartServer)) == 4
+
+
+def test_pauses_between_starts_of_the_server_are_never_longer_than_a_quarter_of_an_hour() -> None:
+    story = Story(retries=50)
+    for _ in range(40):
+        story.tell(ServerDied(story.loop.server.generation, "it died"))
+        starts = len(story.all(StartServer))
+        story.let_pass(901, 9)
+        assert len(story.all(StartServer)) == starts + 1 or story.loop.server.is_up
+
+
+@pytest.mark.parametrize("again, attended", [(True, False), (False, True)])
+def test_a_server_that_does_not_start_is_an_error(again: bool, attended: bool) -> None:
+    story = Story(start=False, attended=attended)
+    story.world[StartServer] = fails_with(0, "port 7 is taken: a line", again=again)
+    story.begin()
+    story.let_pass(5)
+    assert len(story.all(StartServer)) == (3 if again else 1)
+    assert story.state == "error" and "port 7 is taken" in story.loop.reason
+    assert story.exits == ([] if attended else [1])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_server_that_dies_during_the_first_check_is_started_again(
+    times: int, is_dead: bool
+) -> None:
+    """The request that fails always comes before the process's end is noticed."""
+    story = Story(start=False, attended=False)
+    locked = "the server ended: database is locked"
+    failing = [fails_with(0, locked)] * times
+    good = story.world[CheckSetup]
+    story.world[CheckSetup] = lambda c: failing.pop()(c) if failing else good and good(c)
+    story.begin()
+    if is_dead:
+        story.tell(ServerDied(1, locked))
+    story.let_pass(5)
+    assert story.state == "running" and story.exits == []
+    assert len(story.all(StartServer)) == times + 1
+
+
+def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second() -> None:
+    story = Story(start=False, attended=False)
+    story.world[CheckSetup] = None
+    story.begin()
+    old = story.last(CheckSetup)
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(2)
+    starts = len(story.all(StartServer))
+    assert starts == 2
+    story.tell(Failed(old, "connection reset"), Failed(old, "broken", 400, "configuration", False))
+    story.let_pass(2)
+    assert len(story.all(StartServer)) == starts and story.state == "starting"
+    story.tell(SetupChecked(story.last(CheckSetup), Setup()))
+    assert story.state == "running"
+
+
+def test_the_death_of_an_older_server_is_no_news() -> None:
+    story = Story()
+    first = story.last(StartServer)
+    story.tell(ServerDied(1, "it died"))
+    story.take()
+    story.tell(ServerDied(1, "it died, says somebody late"), ServerUp(first, "http://old", ""))
+    assert story.take() == "" and story.loop.server.url == "http://127.0.0.1:4096"
+
+
+def test_a_server_that_hangs_is_started_again() -> None:
+    story = Story()
+    story.busy()
+    good = story.world[Poll]
+    story.world[Poll] = fails_with(0)
+    story.take()
+    story.let_pass(3.5)
+    assert story.take() == "StartServer" and "does not answer" in story.text
+    story.world[Poll] = good
+    story.works()
+    assert story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("command", [CreateSession, SendPrompt, Poll])
+@pytest.mark.parametrize("code", [0, 500])
+def test_one_request_without_an_answer_is_only_tried_again(command: type, code: int) -> None:
+    story = Story(start=False)
+    good = story.world[command]
+    failing = [fails_with(code)]
+    story.world[command] = lambda c: failing.pop()(c) if failing else good and good(c)
+    story.begin()
+    story.let_pass(5)
+    assert not failing
+    story.works()
+    assert story.loop.server.failures == 0 and len(story.all(StartServer)) == 1
+    assert story.loop.iteration == 2 and story.failures == 0
+
+
+def test_a_server_in_which_nothing_ever_works_ends_the_run() -> None:
+    story = Story(start=False, attended=False, retries=2)
+    story.world[CreateSession] = fails_with(503, "no")
+    story.begin()
+    story.let_pass(60)
+    assert story.exits == [1] and len(story.all(StartServer)) == 3
+
+
+def test_opencode_that_is_missing_for_a_moment_at_a_restart_is_tried_again() -> None:
+    story = Story(attended=False)
+    story.busy()
+    good = story.world[StartServer]
+    story.world[StartServer] = fails_with(0, "opencode is not there: an upgrade?")
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(4)
+    assert story.state == "running" and story.exits == []
+    story.world[StartServer] = good
+    story.let_pass(10)
+    story.works()
+    assert story.loop.iteration == 2 and story.failures == 0
+
+
+def test_a_server_that_grew_is_replaced_between_iterations() -> None:
+    story = Story("- [ ] a\n" * 3, server_memory=2048)
+    story.memory = 2048
+    story.let_pass(11)
+    story.works()
+    story.take()
+    story.memory = 2049
+    story.let_pass(11)
+    assert story.take() == "", "not in the midst of an iteration"
+    story.works()
+    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
+    assert story.text.count("grew to 2049 MiB") == 1
+
+
+@pytest.mark.parametrize("way", [fails_with(500), is_lost])
+def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way) -> None:
+    story = Story(server_memory=2048)
+    good = story.world[MeasureServer]
+    story.world[MeasureServer] = way
+    story.let_pass(5)
+    story.world[MeasureServer] = good
+    story.memory = 4096
+    for _ in range(20):
+        story.busy()
+        story.let_pass(9)
+    assert "grew to 4096 MiB" in story.text
+
+
+def test_a_server_that_refuses_the_password_is_an_error() -> None:
+    story = Story(start=False, attended=False)
+    story.world[CreateSession] = fails_with(401, "no")
+    story.begin()
+    assert story.exits == [1] and "OPENCODE_SERVER_PASSWORD" in story.loop.reason
+
+
+def test_a_server_that_dies_at_rest_is_started_when_somebody_goes_on() -> None:
+    story = in_state("paused")
+    story.tell(ServerDied(1, "it died"))
+    story.take()
+    story.let_pass(100, 5)
+    assert story.take() == "" and story.state == "paused"
+    story.press("space")
+    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
+
+
+def test_a_server_that_dies_before_anybody_starts_is_started_again() -> None:
+    story = in_state("ready")
+    story.take()
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(3)
+    assert story.take() == "StartServer CheckSetup" and story.state == "ready"
+
+
+@pytest.mark.parametrize("state", ["waiting", "paused"])
+def test_a_server_that_is_back_when_its_session_was_given_up_is_used(state: str) -> None:
+    """Its start is answered while nobody needs it: the run must not wait for that answer."""
+    story = Story(iteration_timeout=60, retries=5)
+    story.busy()
+    good = story.world[StartServer]
+    story.world[StartServer] = None
+    story.tell(ServerDied(1, "it died"))
+    assert good and story.session.state == "offline"
+    if state == "paused":
+        story.press("space", "x")
+    else:
+        story.let_pass(62, 0.25)
+    assert story.state == state
+    story.world[StartServer] = good
+    event = good(story.last(StartServer))
+    assert event
+    story.tell(event)
+    if state == "paused":
+        story.press("space")
+    story.let_pass(30)
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("state", ["waiting", "paused"])
+def test_a_server_that_is_not_back_when_its_session_was_given_up_is_started_again(
+    state: str,
+) -> None:
+    story = Story(iteration_timeout=60, retries=5)
+    story.busy()
+    good = story.world[StartServer]
+    story.world[StartServer] = None
+    story.tell(ServerDied(1, "it died"))
+    if state == "paused":
+        story.press("space", "x")
+    else:
+        story.let_pass(62, 0.25)
+    assert story.state == state
+    story.world[StartServer] = good
+    story.tell(Failed(story.last(StartServer), "port 7 is taken"))
+    if state == "paused":
+        story.press("space")
+    story.let_pass(30)
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+def test_a_session_that_wakes_up_when_it_is_over_is_stopped() -> None:
+    """Something that it left in the background ended; never two sessions at once."""
+    story = Story()
+    story.works()
+    story.take()
+    story.tell(Woke("ses_stranger"))
+    assert story.take() == ""
+    story.tell(Woke("ses_1"))
+    assert story.take() == "Interrupt" and story.last(Interrupt).session == "ses_1"
+    assert story.loop.iteration == 2 and story.state == "running"
+
+
+def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() -> None:
+    story = Story()
+    story.works()
+    story.busy()
+    story.world[Interrupt] = None
+    story.tell(Woke("ses_1"))
+    stray = story.last(Interrupt)
+    story.press("x")
+    assert story.session.state == "aborting"
+    story.tell(Done(stray))
+    assert story.session.state == "aborting", "its own session has not stopped yet"
+    story.tell(Done(story.last(Interrupt)))
+    assert story.loop.iteration == 3
+
+
+def test_a_session_that_wakes_up_by_itself_works() -> None:
+    story = Story()
+    story.busy()
+    story.ends("refused")
+    story.activity = "working"
+    story.tell(Woke(story.id))
+    story.let_pass(5)
+    assert story.loop.iteration == 1 and story.state == "running"
+
+
+# ── loop: limits and the check ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_max_iterations(attended: bool) -> None:
+    story = Story(NINE, max_iterations=2, attended=attended)
+    story.works()
+    assert story.state == "running"
+    story.works()
+    assert story.state == "paused" and story.loop.status == 3
+    assert story.exits == ([] if attended else [3])
+
+
+def test_r_raises_the_limit_by_as_much_again() -> None:
+    story = Story(NINE, max_iterations=2)
+    for number in (2, 4, 6):
+        story.works()
+        story.works()
+        assert (story.state, story.loop.iteration) == ("paused", number)
+        assert ("R", "raise the limit") in view(story.loop, story.loop.now).keys
+        story.press("r")
+        assert story.state == "running" and story.loop.status == 130
+
+
+def test_quitting_at_a_limit_says_that_work_is_left() -> None:
+    story = Story(NINE, max_iterations=1)
+    story.works()
+    story.press("q")
+    assert story.state == "stopping" and story.exits == [3]
+
+
+def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once() -> None:
+    story = Story(NINE, max_cost=1.0)
+    story.works(0.6)
+    story.busy()
+    story.message("calls", 0.9)
+    story.let_pass(5)
+    assert story.all(Interrupt) == []
+    story.message("calls", 0.6)
+    story.let_pass(1)
+    assert len(story.all(Interrupt)) == 1 and story.state == "paused"
+    assert "--max-cost" in story.loop.reason
+    assert story.loop.total.cost == pytest.approx(2.1)
+
+
+def test_twice_the_cost_stops_at_once_without_any_event() -> None:
+    story = Story(NINE, max_cost=1.0)
+    story.spent = Spend(1.9)
+    story.let_pass(10)
+    assert story.all(Interrupt) == [], "once is not twice"
+    story.spent = Spend(2.1)
+    story.let_pass(10)
+    assert len(story.all(Interrupt)) == 1 and story.state == "paused"
+
+
+def test_a_limit_below_a_cent_is_named_as_what_it_is() -> None:
+    story = Story(NINE, max_cost=0.0001, attended=False)
+    story.works(0.00012)
+    assert story.exits == [3] and "$0.00 " not in story.loop.reason
+    assert "$0.0001 were spent (--max-cost)" in story.loop.reason
+    story = Story(NINE, max_cost=0.00001, attended=False)
+    story.works(0.000012)
+    assert "<$0.0001 were spent" in story.loop.reason
+
+
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
+def test_a_limit_that_failed_iterations_reach_is_noticed_before_the_pause(kind: str) -> None:
+    story = Story(NINE, max_cost=1.0, attended=False)
+    story.fails(kind, cost=0.4)
+    story.wait_out()
+    story.fails(kind, cost=0.7)
+    assert story.exits == [3] and "--max-cost" in story.loop.reason
+
+
+def test_a_persons_pause_does_not_count_towards_max_time() -> None:
+    story = Story(max_time=600)
+    story.press("space")
+    story.works()
+    assert story.state == "paused"
+    story.let_pass(3600, 5)
+    assert story.loop.elapsed < 10
+    story.press("space")
+    assert story.state == "running" and story.loop.elapsed < 10
+
+
+def test_max_time() -> None:
+    story = Story(NINE, max_time=100)
+    story.works()
+    story.let_pass(90, 5)
+    story.works()
+    story.let_pass(20, 5)
+    assert story.state == "running"
+    story.works()
+    assert story.state == "paused" and "--max-time" in story.loop.reason
+
+
+@pytest.mark.parametrize("limit", ["max_time", "max_cost"])
+def test_going_on_after_twice_the_limit_goes_on(limit: str) -> None:
+    options: dict[str, Any] = {limit: 100.0}
+    story = Story(NINE, **options)
+    story.busy()
+    if limit == "max_cost":
+        story.message("calls", 200.0)
+    story.let_pass(210 if limit == "max_time" else 2, 5)
+    assert story.state == "paused" and len(story.all(Interrupt)) == 1
+    assert "twice the limit" in story.text
+    story.press("r")
+    assert story.state == "running"
+    story.works()
+    assert story.state == "running" and len(story.all(Interrupt)) == 1
+    assert story.loop.limits.most[limit] == 300
+
+
+def test_time_at_a_limit_does_not_count_against_it() -> None:
+    story = Story(NINE, max_time=100)
+    story.let_pass(110, 5)
+    story.works()
+    assert story.state == "paused"
+    story.let_pass(8 * 3600, 9)  # the person comes in the morning
+    story.press("r")
+    assert story.state == "running"
+    story.works()
+    assert story.state == "running"
+
+
+def test_time_after_an_error_does_not_count_either() -> None:
+    story = Story(NINE, max_time=100)
+    story.fails("auth")
+    assert story.state == "error"
+    story.let_pass(8 * 3600, 9)
+    story.press("r")
+    assert story.state == "running" and story.loop.elapsed < 10
+
+
+def test_a_server_that_dies_at_a_limit_is_started_when_a_person_goes_on() -> None:
+    story = Story(stuck=1)
+    story.idles()
+    story.idles()
+    assert story.state == "paused" and story.loop.limit == "stuck"
+    story.tell(ServerDied(1, "it died"))
+    assert story.state == "paused"
+    story.press("r")
+    assert story.state == "running" and story.loop.limit == ""
+    story.press("q", "q")
+    assert story.exits == [130] and "end: a person quit" in story.text
+
+
+def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
+    story = Story("- [ ] a\n- [ ] b\n", check="make test")
+    story.check = 2
+    story.take()
+    story.works()
+    assert story.take() == "RunCheck CreateSession SendPrompt"
+    text = model_text(story)
+    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
+    facts = story.all(RunCheck)[0].facts
+    told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
+    assert told == ("a", "1", "1")
+    assert "1 check failed" in story.text
+    story.check = 0
+    story.works()
+    assert model_text(story) == "Do wrap up"
+
+
+def test_a_plan_is_not_complete_while_the_check_fails() -> None:
+    story = Story("- [ ] a\n", check="make test", attended=False)
+    story.check = 1
+    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
+    story.ends()
+    assert story.state == "running" and "exit status 1" in model_text(story)
+    story.check = 0
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
+
+
+def test_a_check_that_never_passes_stops_the_run() -> None:
+    story = Story(NINE, check="make test", stuck=3, attended=False)
+    story.check = 1
+    for _ in range(3):
+        story.works()
+    assert story.exits == [3] and "make test" in story.loop.reason
+
+
+def test_nothing_is_checked_after_a_failure() -> None:
+    story = Story(check="make test")
+    story.fails()
+    assert story.all(RunCheck) == []
+
+
+def test_a_check_that_could_not_be_run_is_said_and_ends_nothing() -> None:
+    story = Story(check="make test")
+    story.world[RunCheck] = fails_with(0, "no such shell")
+    story.works()
+    assert story.state == "running" and story.loop.iteration == 2
+    assert "the check was not run: no such shell" in story.text
+
+
+def test_x_ends_the_check() -> None:
+    story = Story(check="make test")
+    story.world[RunCheck] = None
+    story.works()
+    check = story.last(RunCheck)
+    story.take("-")
+    story.press("x")
+    assert story.take("-") == "StopCheck" and story.last(StopCheck).check == check.ticket
+    story.tell(CheckFinished(check, -15, "", interrupted=True))
+    assert story.take() == "CreateSession SendPrompt"
+    assert story.loop.books.check_failures == 0 and story.loop.books.results[0].check == (
+        "interrupted"
+    )
+
+
+def test_a_check_that_is_ended_has_ended_before_the_next_one_begins() -> None:
+    """X names the check by its ticket, so that one that has not begun yet does not begin."""
+    story = Story(NINE, check="make test")
+    story.world[RunCheck] = None
+    story.works()
+    story.press("x")
+    story.let_pass(30)
+    assert story.loop.state == "checking", "until it says that it has ended"
+    story.tell(CheckFinished(story.last(RunCheck), -15, "", interrupted=True))
+    story.works()
+    first, second = story.all(RunCheck)
+    assert first.ticket != second.ticket
+    story.tell(CheckFinished(first, 1, "late"))
+    assert story.loop.state == "checking"
+
+
+@pytest.mark.parametrize("how", ["q", "signal"])
+def test_a_check_is_ended_when_the_run_is(how: str) -> None:
+    story = in_state("checking")
+    story.take("-")
+    if how == "q":
+        story.press("q", "q")
+    else:
+        story.tell(Signalled("SIGTERM"))
+    assert "StopCheck" in story.take("-") and story.exits == [130]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_failures_after_the_plan_was_marked_complete_do_not_burn(retries: int) -> None:
+    """The check fails, so that the tag does not count yet; and every iteration fails at once."""
+    story = Story("- [ ] a\n", check="make test", stuck=0, retries=retries, attended=False)
+    story.check = 1
+    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
+    story.ends()
+    began = story.now
+    for _ in range(6):
+        if story.state == "waiting":
+            story.wait_out()
+        if story.exits:
+            break
+        story.fails("provider", "boom")
+    assert story.exits == [1] or story.now - began > 100
+
+
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage", "auth"])
+def test_a_plan_that_is_complete_is_complete_however_its_last_session_ended(kind: str) -> None:
+    story = Story("- [ ] a\n", attended=False, max_wait=60)
+    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
+    story.fails(kind, retry_after=7200)
+    assert story.exits == [0] and story.state == "complete"
+
+
+# ── loop: people ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_space_pauses_after_the_iteration_and_goes_on() -> None:
+    story = Story()
+    story.press("space")
+    assert story.state == "pausing" and story.all(Interrupt) == []
+    story.works()
+    assert story.state == "paused"
+    story.let_pass(60, 5)
+    assert story.state == "paused" and len(story.all(SendPrompt)) == 1
+    story.press("space")
+    assert story.state == "running" and len(story.all(SendPrompt)) == 2
+
+
+def test_space_takes_a_pause_back() -> None:
+    story = Story()
+    story.press("space", "space")
+    story.works()
+    assert story.states == ["starting", "running", "pausing", "running"]
+    assert story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("state", ["reading", "settling", "checking"])
+def test_space_pauses_whatever_the_running_run_does(state: str) -> None:
+    story = in_state(state)
+    story.press("space")
+    assert story.state == "pausing"
+    story.press("space")
+    assert story.state == "running"
+
+
+def test_space_while_it_waits() -> None:
+    story = Story()
+    story.fails()
+    story.press("space")
+    assert story.state == "paused"
+    story.let_pass(20)
+    assert story.state == "paused"
+    story.press("space")
+    assert story.state == "running"
+
+
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
+def test_a_failure_while_pausing_pauses(kind: str) -> None:
+    story = Story()
+    story.press("space")
+    story.fails(kind)
+    assert story.state == "paused" and len(story.loop.books.results) == 1
+
+
+def test_r_does_not_wait() -> None:
+    story = Story()
+    story.fails("rate-limit")
+    story.press("r")
+    assert story.state == "running"
+
+
+def test_r_starts_again_wherever_the_error_came_from() -> None:
+    story = Story(models=("a/c",))
+    assert story.state == "error"
+    story.setup = Setup("", {"a/c": 1}, None)
+    story.take()
+    story.press("r")
+    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
+    assert story.states == ["starting", "error", "starting", "running"]
+    for _ in range(5):
+        story.fails()
+        story.wait_out()
+    story.fails()
+    assert story.state == "error"
+    story.press("r")
+    assert story.state == "running" and story.failures == 0
+
+
+def test_an_error_with_a_terminal_stays_until_q() -> None:
+    story = Story(models=("a/c",))
+    assert story.exits == [] and story.last(StopServer)
+    story.let_pass(60, 5)
+    story.press("q")
+    assert story.exits == [1] and story.state == "stopping"
+
+
+def test_the_session_at_work_is_named_when_the_server_is_stopped() -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    story.world[StartServer] = fails_with(0, "gone for good", again=False)
+    story.tell(ServerDied(1, "it died"))
+    assert story.state == "error" and story.last(StopServer).session == "ses_1"
+
+
+@pytest.mark.parametrize("state", ["working", "settling", "checking"])
+def test_q_asks_once_while_an_iteration_runs(state: str) -> None:
+    story = in_state(state)
+    story.press("q")
+    assert story.loop.confirming_quit and story.state == "running"
+    story.press("z")
+    assert not story.loop.confirming_quit and story.state == "running"
+    story.press("q", "q")
+    assert story.state == "stopping" and story.exits == [130]
+
+
+@pytest.mark.parametrize("state", ["ready", "paused", "waiting", "error", "complete", "reading"])
+def test_q_does_not_ask_where_nothing_runs(state: str) -> None:
+    story = in_state(state)
+    story.press("q")
+    assert story.state == "stopping" and len(story.exits) == 1
+
+
+def test_nothing_is_done_after_the_end() -> None:
+    story = Story()
+    story.press("q", "q")
+    story.take()
+    story.press("s", "space", "r", "x", "t", "q", "?", "p")
+    story.tell(Tick(), Signalled("SIGTERM"), ScreenLost("gone"), ServerDied(1, "x"))
+    story.let_pass(100)
+    assert story.take("-") == "" and story.state == "stopping"
+
+
+def test_x_aborts_the_iteration_and_the_next_one_begins() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.activity = "idle"
+    story.press("x")
+    assert story.take() == "Interrupt CreateSession SendPrompt"
+    assert story.state == "running" and story.failures == 0
+
+
+def test_x_before_there_is_a_session() -> None:
+    story = Story(start=False)
+    answer, story.world[CreateSession] = story.world[CreateSession], None
+    story.begin()
+    story.world[CreateSession] = answer
+    story.press("x")
+    assert story.loop.iteration == 2 and story.state == "running"
+
+
+def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
+    """An interrupt does nothing to a prompt that has not begun: two sessions would be at work."""
+    story = Story(start=False)
+    answer, story.world[SendPrompt] = story.world[SendPrompt], None
+    story.begin()
+    story.world[SendPrompt] = answer
+    story.take()
+    story.press("x")
+    story.let_pass(2)
+    assert "Interrupt" not in story.take(), "the prompt is still on its way"
+    story.tell(Done(story.last(SendPrompt)))
+    story.let_pass(1)
+    assert "Interrupt" not in story.take(), "it has not begun"
+    story.activity = "idle"
+    story.busy()
+    assert story.loop.iteration == 2
+    assert story.take().split().count("Interrupt") == 1
+
+
+def test_x_on_a_prompt_that_never_runs() -> None:
+    story = Story()
+    story.take()
+    story.press("x")
+    assert story.take() == ""
+    story.let_pass(4)
+    assert "Interrupt" in story.take() and story.loop.iteration == 2
+
+
+@pytest.mark.parametrize("code", [0, 500])
+def test_x_while_the_prompt_is_about_to_be_sent_again(code: int) -> None:
+    """It was not accepted as far as is known, so nothing will say that it was."""
+    story = Story(start=False)
+    story.world[SendPrompt] = fails_with(code)
+    story.begin()
+    story.world[SendPrompt] = Done
+    story.press("x")
+    story.let_pass(10)
+    assert story.loop.iteration == 2 and story.state == "running"
+
+
+@pytest.mark.parametrize("code", [400, 404, 429])
+def test_a_prompt_that_is_rejected_is_a_failure(code: int) -> None:
+    story = Story(start=False, attended=False, retries=2)
+    story.world[SendPrompt] = fails_with(code, "rejected")
+    story.begin()
+    story.let_pass(60)
+    assert story.exits == [1] and "rejected" in story.loop.reason
+    assert len(story.all(SendPrompt)) == 3
+
+
+@pytest.mark.parametrize("state", [state for state in SESSION_STATES if state != "over"])
+def test_x_ends_the_iteration_in_whatever_state_the_session_is(state: str) -> None:
+    story = in_session_state(state)
+    good = Story().world
+    story.press("x")
+    number = story.loop.iteration
+    story.world.update(good)
+    story.world.update({Poll: story.look, CreateSession: story.create, ReadFiles: story.files})
+    story.activity = "idle"
+    story.let_pass(500, 5)
+    assert story.loop.iteration > 1 or number > 1
+    assert "1 aborted" in story.text
+
+
+@pytest.mark.parametrize("state", ["recalling", "aborting", "settling"])
+def test_a_server_that_dies_while_a_session_is_ended_ends_it(state: str) -> None:
+    story = in_session_state(state)
+    story.world[Poll] = story.look
+    story.take()
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(3)
+    assert story.loop.iteration == 2 and "1 aborted" in story.text
+    assert story.state == "running" and "StartServer" in story.take()
+
+
+def test_a_poll_that_fails_does_not_leave_its_session_running() -> None:
+    story = Story()
+    story.busy()
+    story.world[Poll] = fails_with(429, "slow down")
+    story.let_pass(6)
+    assert "Interrupt" in story.take() and "1 failed" in story.text
+
+
+def test_t_gives_the_terminal_to_the_session() -> None:
+    story = Story()
+    story.press("t")
+    command = story.last(HandOver)
+    assert command.session == "ses_1" and "opening OpenCode's interface" in story.text
+
+
+def test_coming_back_from_a_session_that_is_over_is_said() -> None:
+    story = Story()
+    story.world[HandOver] = None
+    story.press("t")
+    story.works()
+    story.tell(Done(story.last(HandOver)))
+    assert "back: that session is over" in story.text
+
+
+def test_coming_back_to_the_session_at_work_needs_no_word() -> None:
+    story = Story()
+    story.press("t")
+    assert "back:" not in story.text
+
+
+def test_help_is_shown_until_the_next_key() -> None:
+    story = Story()
+    story.press("?")
+    assert story.loop.overlay == "help"
+    story.press("q")
+    assert not story.loop.overlay and not story.loop.confirming_quit
+
+
+@pytest.mark.parametrize("key", ["p", "q", "escape"])
+def test_the_plan_is_shown_until_it_is_put_away(key: str) -> None:
+    story = Story()
+    story.press("p")
+    assert story.loop.overlay == "plan"
+    story.press("space")
+    assert story.loop.overlay == "plan" and story.state == "pausing", "other keys do their work"
+    story.press(key)
+    assert not story.loop.overlay and not story.loop.confirming_quit
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("state", [*LOOP_STATES, "pausing"])
+def test_a_signal_ends_it_in_every_state(state: str, name: str) -> None:
+    story = in_state(state)
+    before = len(story.exits)
+    expected = {"complete": 0, "error": 1}.get(state, 130)
+    story.tell(Signalled(name))
+    assert story.state == "stopping"
+    assert story.exits[before:] == ([] if state == "stopping" else [expected])
+
+
+@pytest.mark.parametrize(
+    "state, status",
+    [
+        ("starting", 130),
+        ("ready", 130),
+        ("paused", 130),
+        ("complete", 0),
+        ("error", 1),
+        ("stopping", None),
+    ],
+)
+def test_a_lost_screen_where_only_a_person_could_go_on_leaves(
+    state: str, status: int | None
+) -> None:
+    story = in_state(state)
+    before = len(story.exits)
+    story.tell(ScreenLost("the terminal hung up"))
+    assert story.exits[before:] == ([] if status is None else [status])
+
+
+@pytest.mark.parametrize("state", ["working", "waiting", "reading", "settling", "checking"])
+def test_a_lost_screen_where_something_is_under_way_goes_on_to_the_end(state: str) -> None:
+    story = in_state(state)
+    story.tell(ScreenLost("the terminal hung up"))
+    assert story.exits == []
+    good = Story().world
+    story.world.update({RunCheck: good[RunCheck], ReadFiles: story.files})
+    if state == "checking":
+        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+    story.let_pass(60)
+    for _ in range(3):
+        if not story.exits:
+            story.works()
+    assert story.state == "complete" and story.exits == [0]
+
+
+def test_a_lost_screen_while_it_starts_goes_on_when_it_was_wanted() -> None:
+    story = Story("- [ ] one\n", start=False)
+    story.world[StartServer] = None
+    story.begin()
+    story.tell(ScreenLost("the terminal hung up"))
+    story.tell(ServerUp(story.last(StartServer), "http://127.0.0.1:4096", ""))
+    assert story.state == "running" and story.exits == []
+
+
+def test_a_lost_screen_while_pausing_leaves_after_the_iteration() -> None:
+    story = in_state("pausing")
+    story.tell(ScreenLost("the terminal hung up"))
+    assert story.state == "pausing" and story.exits == []
+    story.works()
+    assert story.state == "stopping" and story.exits == [130]
+
+
+def test_a_lost_screen_at_a_limit_leaves() -> None:
+    story = Story(NINE, max_iterations=1)
+    story.works()
+    story.tell(ScreenLost("gone"))
+    assert story.exits == [3]
+
+
+def test_a_lost_screen_refuses_what_is_asked() -> None:
+    story = Story()
+    story.asks()
+    story.press("q")
+    story.tell(ScreenLost("gone"))
+    assert replies(story) == [("per_1", "reject")] and not story.loop.confirming_quit
+    story.asks("per_2")
+    assert replies(story)[-1] == ("per_2", "reject")
+
+
+@pytest.mark.parametrize("state", SESSION_STATES)
+def test_a_lost_screen_refuses_what_is_asked_whenever_it_was_lost(state: str) -> None:
+    story = in_session_state(state)
+    if story.loop.session is None:
+        return
+    story.tell(ScreenLost("gone"))
+    good = Story().world
+    story.world.update(good)
+    story.world.update({Poll: story.look, CreateSession: story.create, ReadFiles: story.files})
+    story.let_pass(400, 5)
+    if not story.exits:
+        story.asks(f"per_{state}")
+        assert story.asked == []
+
+
+def test_a_lost_screen_and_then_an_error_leaves() -> None:
+    story = Story()
+    story.tell(ScreenLost("gone"))
+    story.fails("auth")
+    assert story.exits == [1]
+
+
+# ── loop: time away ─────────────────────────────────────────────────────────────────────────────
+# A gap between two events is a machine that slept: nothing that has a deadline may see it.
+
+
+def test_no_deadline_fires_for_time_away() -> None:
+    story = Story(stall_timeout=60, iteration_timeout=120, ask_timeout=60, max_time=500)
+    story.busy()
+    story.asks()
+    story.now += 3600
+    story.tell(Tick())
+    assert story.all(Interrupt) == [] and story.asked == ["per_1"]
+    assert story.loop.elapsed < 10 and story.state == "running"
+    story.let_pass(70)
+    assert replies(story) == [("per_1", "reject")], "deadlines go on where they were"
+
+
+def test_a_wait_goes_on_where_it_was() -> None:
+    story = Story()
+    story.fails("rate-limit")
+    story.let_pass(20)
+    story.now += 3600
+    story.tell(Tick())
+    assert story.state == "waiting" and story.loop.wait_until is not None
+    assert story.loop.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
+
+
+def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.world[ReadFiles] = None
+    for _ in range(10):
+        story.busy()
+        story.let_pass(30, 5)
+    assert story.state == "running", "nobody needs it"
+    story.ends()
+    story.let_pass(60, 5)
+    assert story.exits == []
+    story.let_pass(40, 5)
+    assert story.exits == [1] and "cannot be read" in story.loop.reason
+
+
+def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.plan = None
+    story.ends()
+    story.let_pass(4)
+    story.now += 3600
+    story.tell(Tick())
+    assert story.loop.state == "settling" and story.exits == []
+
+
+def test_after_time_away_the_session_is_looked_at() -> None:
+    story = Story()
+    story.busy()
+    story.let_pass(6)
+    story.take()
+    story.now += 3600
+    story.tell(Tick())
+    assert "Poll" in story.take("ReadFiles")
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    story = Story(stall_timeout=60)
+    story.busy()
+    story.now -= 86_400
+    story.let_pass(30)
+    assert story.all(Interrupt) == [] and 0 <= story.loop.elapsed < 60
+    story.works()
+    assert story.loop.iteration == 2
+
+
+# ── loop: the journal ───────────────────────────────────────────────────────────────────────────
+
+
+def test_texts_thoughts_and_tools_are_journaled_once() -> None:
+    story = Story()
+    story.part("prt_1", "thinking", "running", text="Hm")
+    story.tell(Delta("ses_1", "prt_1", "m."))
+    shown = [(live.kind, live.text) for live in view(story.loop, story.loop.now).live]
+    assert shown == [("think", "Hmm.")]
+    for _ in range(2):
+        story.part("prt_1", "thinking", text="Hmm, yes")
+        story.part("prt_2", "text", text="I begin.")
+        story.part("prt_3", "tool", "running", tool="bash", argument="make")
+        story.part("prt_3", "tool", tool="bash", argument="make", seconds=5)
+        story.part("prt_4", "tool", "failed", tool="read", argument="x", text="no such file")
+    said = [
+        (entry.kind, " ".join(entry.text.split()), entry.tone)
+        for entry in story.loop.journal.entries
+        if entry.kind in ("think", "text", "bash", "read")
+    ]
+    assert said == [
+        ("think", "Hmm, yes", "dim"),
+        ("text", "I begin.", ""),
+        ("bash", "make 5s", ""),
+        ("read", "x failed: no such file", "bad"),
+    ]
+    assert not story.session.transcript.live
+
+
+def test_a_text_that_nobody_ended_is_journaled_before_the_tool_that_it_announced() -> None:
+    story = Story()
+    story.part("prt_1", "text", "running", text="I make it.")
+    story.part("prt_2", "tool", tool="bash", argument="make")
+    kinds = [entry.kind for entry in story.loop.journal.entries]
+    assert kinds[-2:] == ["text", "bash"]
+
+
+def test_the_prompt_itself_is_not_shown_as_an_answer() -> None:
+    story = Story()
+    prompt = story.last(SendPrompt).prompt
+    story.part(prompt.part_id, "text", text=prompt.text)
+    story.part("prt_s", "text", text="Continue", synthetic=True)
+    assert not view(story.loop, story.loop.now).live and "text:" not in story.text
+
+
+def test_what_a_subagent_does_is_indented() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.part("prt_c", "text", session="ses_child", text="I look")
+    last = story.loop.journal.entries[-1]
+    assert last.depth == 1 and last.text == "I look"
+
+
+def test_compactions_are_journaled() -> None:
+    story = Story()
+    story.tell(Compacted(story.id))
+    assert "compacted" in story.text
+
+
+def test_an_error_is_journaled_once() -> None:
+    story = Story()
+    fault = Fault("auth", "scripted fault 401", 401)
+    for _ in range(3):
+        story.tell(Broke(story.id, fault))
+    story.ends("failed", fault)
+    assert story.text.count("error: scripted fault 401") == 1
+
+
+def test_numbers_run_on_and_the_journal_is_capped() -> None:
+    story = Story()
+    longest = ocloop.Journal.LENGTH
+    for number in range(longest + 10):
+        story.tell(Noted("note", str(number)))
+    journal = story.loop.journal
+    numbers = [entry.number for entry in journal.entries]
+    assert len(numbers) == longest
+    assert numbers == list(range(numbers[0], journal.count + 1))
+
+
+def test_a_long_text_is_cut() -> None:
+    story = Story()
+    story.tell(Noted("note", "x" * 1_000_000))
+    text = story.loop.journal.entries[-1].text
+    assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
+
+
+def test_what_the_server_says_is_journaled_when_it_is_asked_for() -> None:
+    story = Story(verbose=True)
+    story.tell(Heard("never.heard.of"))
+    assert "event: never.heard.of" in story.text
+
+
+def test_a_run_ends_with_records() -> None:
+    story = Story("- [ ] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n", notify="mail")
+    story.plan = "- [x] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n"
+    story.plan += "<plan-complete>so it is</plan-complete>"
+    story.ends()
+    records = [entry.record for entry in story.loop.journal.entries if entry.record]
+    assert [record["record"] for record in records] == ["iteration", "run"]
+    expected: list[dict[str, object]] = [
+        {"outcome": "done", "progress": True, "done": 1, "total": 1, "task": "a"},
+        {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1},
+    ]
+    for number, facts in enumerate(expected):
+        assert {name: records[number][name] for name in facts} == facts
+    assert all(
+        words in story.text for words in ("end: so it is", "blocked: b (no key)", "manual: c")
+    )
+    assert story.last(Notify).facts["OCLOOP_EVENT"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "how, word",
+    [
+        ("works", "done"),
+        ("idles", "nothing settled"),
+        ("check", "check failed"),
+        ("refused", "refused"),
+        ("cut", "cut"),
+        ("provider", "failed"),
+        ("rate-limit", "rate-limited"),
+        ("outage", "outage"),
+        ("x", "aborted"),
+        ("stall", "stalled"),
+    ],
+)
+def test_an_iteration_is_called_what_it_was(how: str, word: str) -> None:
+    story = Story(NINE, check="make test" if how == "check" else "", stall_timeout=60)
+    story.check = int(how == "check")
+    story.busy()
+    if how in ("works", "check"):
+        story.works()
+    elif how == "idles":
+        story.idles()
+    elif how in ("refused", "cut"):
+        story.ends(how)
+        story.let_pass(3)
+    elif how == "x":
+        story.press("x")
+    elif how == "stall":
+        story.let_pass(70)
+    else:
+        story.fails(how)
+    result = story.loop.books.results[0]
+    assert result.word == word and f"iter: 1 {word} in" in story.text
+
+
+# ── the tables ──────────────────────────────────────────────────────────────────────────────────
+
+P = Prompt("msg_1", "prt_1", "Do it")
+COMMANDS: dict[type, Any] = {
+    StartServer: StartServer(1),
+    StopServer: StopServer("ses_1"),
+    MeasureServer: MeasureServer(),
+    CheckSetup: CheckSetup(),
+    ReadFiles: ReadFiles(),
+    CreateSession: CreateSession(P),
+    SendPrompt: SendPrompt("ses_1", P, 0),
+    Poll: Poll("ses_1", P, 0),
+    Interrupt: Interrupt("ses_1", P, 0),
+    Reply: Reply(permission("per_1", "ses_1"), "once"),
+    RunCheck: RunCheck({}),
+    StopCheck: StopCheck(1),
+    Notify: Notify("asked", "", {}),
+    HandOver: HandOver("ses_1"),
+}
+STREAM: dict[type, Event] = {
+    Activity: Activity("ses_1", "idle"),
+    Part: Part("ses_1", "msg_1", "prt_1", "text", "running", "x"),
+    Delta: Delta("ses_1", "prt_1", "x"),
+    Spent: Spent("ses_1", "msg_1", Spend(1.0)),
+    Asked: Asked("ses_1", permission("per_1", "ses_1")),
+    Answered: Answered("ses_1", "per_1"),
+    Child: Child("ses_child", "ses_1"),
+    Broke: Broke("ses_1", Fault("auth", "no")),
+    Compacted: Compacted("ses_1"),
+    Alive: Alive("ses_1"),
+    Woke: Woke("ses_1"),
+}
+OTHERS: dict[type, Event] = {
+    Edited: Edited("/project/PLAN.md"),
+    Heard: Heard("x"),
+    Tick: Tick(),
+    ServerDied: ServerDied(1, "it died"),
+    StreamOpened: StreamOpened(1),
+    ServerLost: ServerLost(),
+    ServerBack: ServerBack(),
+    Abort: Abort("aborted", "x"),
+    Key: Key("space"),
+    Signalled: Signalled("SIGTERM"),
+    ScreenLost: ScreenLost("gone"),
+    Noted: Noted("note", "x"),
+}
+
+
+def right_answer(command: Any) -> Answer:
+    """What a world in which all is well answers."""
+    made: dict[type, Callable[[Any], Answer]] = {
+        StartServer: lambda c: ServerUp(c, "http://x", "1"),
+        MeasureServer: lambda c: Measured(c, 10),
+        CheckSetup: lambda c: SetupChecked(c, Setup()),
+        ReadFiles: lambda c: FilesRead(c, TWO, "Do it", "", "/project/PLAN.md"),
+        CreateSession: lambda c: SessionCreated(c, "ses_late"),
+        Poll: lambda c: Polled(c, "idle", "answered"),
+        RunCheck: lambda c: CheckFinished(c, 0, ""),
+    }
+    return made.get(type(command), Done)(command)
+
+
+def snapshot(value: Any) -> Any:
+    """All that can be known of a value, so that two of them can be compared. Time is left out."""
+    if isinstance(value, (Loop, Session)) or type(value).__module__ == ocloop.__name__:
+        if isinstance(value, tuple):
+            return (type(value).__name__, *(snapshot(item) for item in value))
+        left_out = ("now", "wall", "out")
+        known = {key: item for key, item in vars(value).items() if key not in left_out}
+        return type(value).__name__, snapshot(known)
+    if isinstance(value, dict):
+        return [(repr(key), snapshot(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple, collections.deque)):
+        return [snapshot(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    return repr(value)
+
+
+def without_pending(loop: Loop) -> Any:
+    """The same, without what is still to be answered, and without the count of tickets."""
+    pending, loop.pending.out = loop.pending.out, {}
+    last = loop.pending.last_ticket
+    loop.pending.last_ticket = 0
+    found = snapshot(loop)
+    loop.pending.out = pending
+    loop.pending.last_ticket = last
+    return found
+
+
+def known_events(pending: Pending) -> Iterator[tuple[Any, Event]]:
+    """One event of every kind that the tables could know, and by what they would know it."""
+    yield from {**STREAM, **OTHERS}.items()
+    for command in COMMANDS.values():
+        for failed in (False, True):
+            sent = pending.add(command, NOON)
+            answer = Failed(sent, "x", 404) if failed else right_answer(sent)
+            yield ocloop.kind_of(answer), answer
+
+
+@pytest.mark.parametrize("state", LOOP_STATES)
+def test_what_the_table_does_not_know_changes_nothing(state: str) -> None:
+    story = in_state(state)
+    loop = story.loop
+    ignored = 0
+    for kind, event in known_events(loop.pending):
+        if kind in Loop.TABLE[state]:
+            continue
+        before = without_pending(loop)
+        assert loop.handle(event, story.now) == []
+        assert without_pending(loop) == before, kind
+        ignored += 1
+    assert ignored > 5
+
+
+@pytest.mark.parametrize("state", SESSION_STATES)
+def test_what_the_sessions_table_does_not_know_changes_nothing(state: str) -> None:
+    story = in_session_state(state)
+    session = story.session
+    for kind, event in known_events(story.loop.pending):
+        if kind in Session.TABLE[state]:
+            continue
+        before = without_pending(story.loop)
+        active = session.active
+        assert session.handle(event, story.now) == []
+        session.active = active  # whatever is said of it is a sign of life
+        assert without_pending(story.loop) == before, kind
+
+
+@pytest.mark.parametrize("state", LOOP_STATES)
+def test_keys_that_the_table_does_not_know_change_nothing(state: str) -> None:
+    story = in_state(state)
+    for key in ("s", "space", "r", "x", "t", "?", "p", "q", "z", "", "\x1b", "1", "y"):
+        if state in Loop.KEYS.get(key, ()):
+            continue
+        before = without_pending(story.loop)
+        assert story.loop.handle(Key(key), story.now) == []
+        assert without_pending(story.loop) == before, key
+
+
+@pytest.mark.parametrize("machine", [Loop, Session])
+def test_the_tables_fit_together(machine: Any) -> None:
+    assert set(machine.TABLE) == set(machine.NEXT)
+    for state, following in machine.NEXT.items():
+        assert set(following) <= set(machine.NEXT) and state not in following
+    reached = {state for following in machine.NEXT.values() for state in following}
+    first = "starting" if machine is Loop else "creating"
+    assert reached | {first} == set(machine.NEXT)
+
+
+@pytest.mark.parametrize("machine", [Loop, Session])
+def test_every_handler_in_the_tables_exists(machine: Any) -> None:
+    handlers = [handler for table in machine.TABLE.values() for handler in table.values()]
+    if machine is Loop:
+        handlers += [handler for table in Loop.KEYS.values() for handler in table.values()]
+    for handler in handlers:
+        assert getattr(machine, handler.__name__) is handler
+
+
+@pytest.mark.parametrize("machine", [Loop, Session])
+def test_every_handler_is_in_a_table(machine: Any) -> None:
+    used = {handler.__name__ for table in machine.TABLE.values() for handler in table.values()}
+    source = inspect.getsource(machine)
+    for name in vars(machine):
+        if name.startswith("on_"):
+            assert name in used or f"self.{name}(" in source, name
+
+
+def test_every_event_is_known_to_a_table() -> None:
+    known = {kind for table in Loop.TABLE.values() for kind in table}
+    told = {kind for table in Session.TABLE.values() for kind in table}
+    own_words = {ServerLost, ServerBack, Abort}  # the loop's, to a session
+    assert known >= {*STREAM, *OTHERS} - own_words and told >= own_words
+    assert told >= set(STREAM) - {Alive}, "which is a sign of life and no more"
+    assert known >= set(ocloop.ANSWERS) - {Done, Failed}
+    assert set(STREAM) == set(ocloop.FROM_STREAM)
+
+
+def test_every_table_speaks_of_what_can_happen() -> None:
+    events = {*STREAM, *OTHERS, *ocloop.ANSWERS}
+    for machine in (Loop, Session):
+        tables: dict[str, dict[Any, Any]] = machine.TABLE
+        for table in tables.values():
+            for kind in table:
+                if isinstance(kind, tuple):
+                    assert kind[0] in (Done, Failed) and kind[1] in COMMANDS
+                else:
+                    assert kind in events and kind not in (Done, Failed)
+
+
+def test_every_key_leads_somewhere() -> None:
+    for states in Loop.KEYS.values():
+        assert set(states) <= set(Loop.NEXT)
+
+
+def test_what_a_machine_waits_for_has_an_end() -> None:
+    """Every command that the machines cannot go on without is given up after a time."""
+    endless = {RunCheck, Notify, HandOver}  # its own option; not waited for; a person has it
+    assert set(Pending.BOUNDS) == set(COMMANDS) - endless
+    assert all(0 < bound < 600 for bound in Pending.BOUNDS.values())
+
+
+def test_waits_grow_and_have_a_longest() -> None:
+    waits = Backoff(4.0, 4.0, 900.0)
+    assert [waits.after(times) for times in (0, 1, 2, 3, 9, 10**9)] == [0, 4, 16, 64, 900, 900]
+
+
+# ── one answer for every command ────────────────────────────────────────────────────────────────
+
+
+def test_every_kind_of_command_is_sent_by_some_story() -> None:
+    """What is said below of all kinds of commands is said of what the machines really send."""
+    story = Story(NINE, check="make", notify="mail", max_iterations=2)
+    story.let_pass(1)
+    story.press("t")
+    story.asks()
+    story.press("y")
+    story.world[RunCheck] = None
+    story.works()
+    story.press("x")
+    story.tell(CheckFinished(story.last(RunCheck), 1, "", True))
+    story.busy()
+    story.press("x", "r")
+    story.fails("configuration")
+    assert {type(command) for command in story.commands} == set(COMMANDS)
+
+
+def test_commands_have_tickets_and_no_two_the_same() -> None:
+    story = Story(NINE, check="make", notify="mail")
+    for _ in range(5):
+        story.let_pass(12)
+        story.asks(f"per_{story.now}")
+        story.press("n")
+        story.works()
+    tickets = [command.ticket for command in story.commands if not isinstance(command, Exit)]
+    assert all(tickets) and len(set(tickets)) == len(tickets)
+
+
+@pytest.mark.parametrize("state", [*LOOP_STATES, *(f"session {s}" for s in SESSION_STATES)])
+@pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
+def test_an_answer_that_nobody_waits_for_changes_nothing(state: str, kind: type) -> None:
+    """One that comes late, or for the second time: its ticket is not out (any more)."""
+    if state.startswith("session "):
+        story = in_session_state(state[8:], notify="mail")
+    else:
+        story = in_state(state, notify="mail")
+    loop = story.loop
+    old = story.all(kind)
+    late = [command for command in old if command.ticket not in loop.pending.out]
+    late.append(COMMANDS[kind]._replace(ticket=-1))
+    before = snapshot(loop)
+    for command in late:
+        for answer in (
+            right_answer(command),
+            Failed(command, "late"),
+            Failed(command, "late", 401, "configuration", False),
+        ):
+            assert loop.handle(answer, story.now) == []
+            assert snapshot(loop) == before
+
+
+@pytest.mark.parametrize("kind", Pending.BOUNDS, ids=lambda kind: kind.__name__)
+def test_an_answer_after_its_time_is_made_up_once_and_not_believed_later(kind: type) -> None:
+    pending = Pending()
+    command = pending.add(COMMANDS[kind], NOON)
+    bound = Pending.BOUNDS[kind]
+    assert pending.overdue(NOON + bound - 1) == [] and pending.find(kind) == command
+    assert pending.overdue(NOON + bound) == [command]
+    assert pending.take(command) and not pending.take(command)
+    assert pending.overdue(NOON + 9 * bound) == [] and pending.find(kind) is None
+
+
+def test_what_is_needed_no_more_is_not_missed() -> None:
+    """Of two answers that do not come, the first one ends what waited for the second one."""
+    story = Story()
+    story.busy()
+    story.world[Interrupt] = None
+    story.press("x")
+    story.let_pass(28)
+    story.world[ReadFiles] = None
+    story.let_pass(31, 0.25)
+    story.world[ReadFiles] = story.files
+    story.let_pass(9, 9)
+    assert story.loop.iteration == 2 and "cannot be read" not in story.text
+
+
+def test_answers_that_do_not_come_end_a_session_once() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.world[Reply] = None
+    story.world[Poll] = None
+    for number in range(3):
+        story.asks(f"per_{number}")
+    story.world[Interrupt] = None
+    before = story.loop.session
+    story.let_pass(46)
+    assert story.loop.session is before and story.session.state == "aborting"
+    assert len(story.all(Interrupt)) == 1
+
+
+# ── fuzz: the loop ──────────────────────────────────────────────────────────────────────────────
+# A world that answers, answers late, twice, wrongly or never, and says anything in between.
+
+PLANS = (
+    "- [ ] a\n- [ ] b\n",
+    "- [x] a\n- [ ] b\n",
+    "- [x] a\n- [~] b\n",
+    "- [x] a\n- [x] b\n",
+    "- [x] a\n- [BLOCKED: c] b\n",
+    "- [x] a\n- [x] b\n<plan-complete>done</plan-complete>",
+    "- [ ] a\n<plan-complete>early</plan-complete>",
+    "",
+    None,
+)
+KEYS = tuple("srxtqyan12?pz\u00b2\x1b") + ("space", "space", "space", "escape", "")
+VERDICTS = (
+    "answered",
+    "answered",
+    "failed",
+    "refused",
+    "cut",
+    "cut",
+    "unfinished",
+    "undelivered",
+    "nothing-ran",
+    "unknown",
+    "",
+)
+Seen = set[tuple[str, str, str]]  # machine, state, next state
+
+
+class Safety:
+    """What may never happen, whatever the world does; told of each command and each answer."""
+
+    def __init__(self) -> None:
+        self.at_work: set[str] = set()  # sessions that were prompted and may be at work
+        self.prompts: dict[str, SendPrompt] = {}
+        self.is_stopped = False  # the server
+        self.has_ended = False
+
+    def commanded(self, command: Command | Exit) -> None:
+        assert not self.has_ended, f"{command} is commanded after the end"
+        if isinstance(command, (CreateSession, SendPrompt)):
+            assert not self.is_stopped, "never a prompt after stop"
+        if isinstance(command, SendPrompt):
+            others = self.at_work - {command.session}
+            assert not others, f"{others} may be at work beside {command.session}"
+            self.at_work.add(command.session)
+            known = self.prompts.setdefault(command.prompt.message_id, command)
+            is_same = (known.session, known.prompt) == (command.session, command.prompt)
+            assert is_same, "an id stands for one prompt in one session"
+        elif isinstance(command, (StartServer, StopServer)):
+            self.at_work.clear()  # the server is replaced, with all that runs there
+            self.is_stopped = isinstance(command, StopServer)
+        elif isinstance(command, Exit):
+            self.has_ended = True
+
+    def answered(self, answer: Event) -> None:
+        if isinstance(answer, Polled):
+            session = answer.to.session
+            is_at_work = answer.activity in ("working", "retrying")
+            has_ended = answer.verdict in ("answered", "failed")
+            if is_at_work and not has_ended and session in self.prompted:
+                self.at_work.add(session)
+            elif not is_at_work or has_ended:
+                self.at_work.discard(session)
+        elif isinstance(answer, Done) and isinstance(answer.to, Interrupt):
+            self.at_work.discard(answer.to.session)
+        elif isinstance(answer, Failed) and isinstance(answer.to, Interrupt) and answer.code == 404:
+            self.at_work.discard(answer.to.session)  # there is no such session
+
+    @property
+    def prompted(self) -> set[str]:
+        return {command.session for command in self.prompts.values()}
+
+
+class Chaos:
+    """A loop in a world without manners."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.now = NOON
+        self.plan: str | None = PLANS[0]
+        self.sessions = 0
+        self.safety = Safety()
+        self.pending: list[Command] = []
+        self.hung = False  # the file system
+        self.look = "answered"  # what the messages say when it is looked at
+        self.loop = Loop(
+            Options(
+                plan="/p",
+                run=rng.random() < 0.7,
+                attended=rng.random() < 0.6,
+                debug=rng.random() < 0.1,
+                auto=rng.random() < 0.2,
+                max_iterations=rng.choice((0, 0, 2)),
+                max_cost=rng.choice((0, 0, 1.0)),
+                max_time=rng.choice((0, 0, 60)),
+                max_wait=rng.choice((0, 100, 86_400)),
+                stuck=rng.choice((0, 2, 5)),
+                retries=rng.choice((0, 1, 5)),
+                check=rng.choice(("", "make")),
+                notify=rng.choice(("", "mail")),
+                iteration_timeout=rng.choice((0, 60)),
+                stall_timeout=rng.choice((0, 60)),
+                server=rng.choice(("", "", "http://x")),
+                models=rng.choice(((), ("a/b",), ("a/b", "c/d"))),
+                ask_timeout=rng.choice((0, 30)),
+            ),
+            self.now,
+            "chaos",
+        )
+        self.note_commands(self.loop.start())
+
+    def step(self, event: Event | None = None) -> bool:
+        """One event, a random one; whether the run still goes on."""
+        rng = self.rng
+        rare = rng.choice((0.1, 3.0, 40.0, 4000.0, -5.0))
+        self.now += rng.choice((0.0, 0.1, 0.1, 0.5, 2.0, 5.0, 9.0, rare))
+        if rng.random() < 0.02:
+            self.plan = rng.choice(PLANS)
+        event = self.event() if event is None else event
+        if isinstance(event, ocloop.ANSWERS) and event.to.ticket in self.loop.pending.out:
+            self.safety.answered(event)
+        self.note_commands(self.loop.handle(event, self.now))
+        loop = self.loop
+        has_session = ("working", "settling", "checking")
+        assert (loop.session is not None) == (loop.state in has_session), loop.state
+        if rng.random() < 0.05:
+            view(loop, loop.now)
+        return not self.safety.has_ended
+
+    def note_commands(self, commands: Sequence[Command | Exit]) -> None:
+        kept = list(self.pending)
+        for command in commands:
+            if isinstance(command, (CreateSession, SendPrompt)):
+                assert self.loop.shown_state in ("running", "pausing"), self.loop.state
+            self.safety.commanded(command)
+            if not isinstance(command, Exit):
+                kept.append(command)
+        self.pending = kept[-12:]
+
+    def session(self) -> str:
+        """The one under way mostly."""
+        mine = (f"ses_{self.sessions}",) * 6
+        return self.rng.choice((*mine, "ses_1", "ses_child", "ses_stranger"))
+
+    def event(self) -> Event:
+        rng = self.rng
+        dice = rng.random()
+        if dice < 0.50 and self.pending:
+            command = self.pending.pop(rng.randrange(len(self.pending)))
+            if rng.random() < 0.05:
+                self.pending.append(command)  # it is answered twice
+            event = self.answer(command)
+            if event is not None:
+                return event
+        if dice < 0.72:
+            return self.said()
+        if dice < 0.80 and self.loop.attended:
+            return Key(rng.choice(KEYS))
+        if dice < 0.97:
+            return Tick()
+        generation = self.loop.server.generation
+        strange = COMMANDS[rng.choice(list(COMMANDS))]._replace(ticket=-rng.randrange(9))
+        return rng.choice(
+            (
+                StreamOpened(generation),
+                Noted("warn", "x"),
+                Heard("x"),
+                Edited("/p"),
+                ServerDied(generation, "it died"),
+                ServerDied(generation - 1, "it died"),
+                right_answer(strange),
+                Failed(strange, "x"),
+                ScreenLost("gone") if rng.random() < 0.5 else Noted("note", "x"),
+            )
+        )
+
+    def answer(self, command: Command) -> Event | None:
+        rng = self.rng
+        if rng.random() < 0.03:
+            return None
+        if rng.random() < 0.07 and not isinstance(command, (StopServer, ReadFiles, HandOver)):
+            code = rng.choice((0, 0, 400, 401, 404, 429, 500))
+            kind = rng.choice(("", "", "configuration"))
+            return Failed(command, "it failed", code, kind, rng.random() < 0.8)
+        if isinstance(command, StartServer):
+            return right_answer(command)
+        if isinstance(command, CheckSetup):
+            models = rng.choice((None, {"a/b": 9, "c/d": 9}, {"a/b": 9, "c/d": 9}, {}))
+            return SetupChecked(command, Setup(rng.choice(("", "a/b")), models))
+        if isinstance(command, ReadFiles):
+            self.hung = self.hung or rng.random() < 0.003
+            prompt = rng.choice(("Do it",) * 40 + ("", None))
+            problem = "" if self.plan is not None else "it is gone"
+            return None if self.hung else FilesRead(command, self.plan, prompt, problem, "/p")
+        if isinstance(command, CreateSession):
+            self.sessions += 1
+            where = "/else" if rng.random() < 0.01 else ""
+            return SessionCreated(command, f"ses_{self.sessions}", where)
+        if isinstance(command, Poll):
+            return self.poll(command)
+        if isinstance(command, MeasureServer):
+            return Measured(command, rng.choice((0, 0, 9999)))
+        if isinstance(command, RunCheck):
+            return CheckFinished(command, rng.choice((0, 0, 1)), "output", rng.random() < 0.1)
+        return Done(command)
+
+    def poll(self, command: Poll) -> Polled:
+        rng = self.rng
+        if rng.random() < 0.5:
+            self.plan = rng.choice(PLANS[:5]) if rng.random() < 0.5 else self.plan
+        if rng.random() < 0.4:  # else it looks as it did the last time
+            self.look = rng.choice(VERDICTS)
+        activity = rng.choice(("idle", "idle", "working", "retrying", "unknown"))
+        verdict = self.look
+        if activity in ("working", "retrying") and not command.closer:
+            verdict = ""
+        elif not verdict:
+            verdict = "undelivered"
+        spent = rng.choice((None, Spend(0.1), Spend(0.3)))
+        children = rng.choice(((), ("ses_child",)))
+        requests = rng.choice((None, (), (permission("per_1", command.session),)))
+        retry = self.retry(command.session) if activity == "retrying" else None
+        return Polled(
+            command,
+            activity,
+            verdict,
+            self.some_fault(),
+            spent,
+            children,
+            requests=requests,
+            unlisted=rng.choice(((), (), ("permission",))),
+            retry=retry,
+        )
+
+    def some_fault(self) -> Fault:
+        rng = self.rng
+        return Fault(rng.choice(list(ocloop.FAULTS)), "x", 0, rng.choice((0, 0, 50, 5000)))
+
+    def retry(self, session: str) -> Activity:
+        rng = self.rng
+        return Activity(session, "retrying", rng.randrange(5), rng.choice((5, 50, 5000)), "busy")
+
+    def said(self) -> Event:
+        rng = self.rng
+        session = self.session()
+        number = rng.randrange(99)
+        spend = Spend(0.1, 10)
+        ended = rng.choice(("", "answered", "calls", "nowhere"))
+        questions = (Question("?", (("a", ""),)),) * rng.randrange(3)
+        title = rng.choice(("bash", "bash", ocloop.DOOM_LOOP))
+        state = rng.choice(("running", "done", "failed"))
+        sort = rng.choice(("text", "thinking", "tool"))
+        own = next(reversed(list(self.safety.prompts)), "msg_1")
+        parent = rng.choice(("", own))
+        key = f"prt_{number}"
+        return rng.choice(
+            (
+                Activity(session, "idle"),
+                Activity(session, "working"),
+                self.retry(session),
+                Child("ses_child", session),
+                Broke(session, self.some_fault()),
+                Spent(
+                    session, f"msg_{number}", spend, 9, "a/b", "build", parent, ended, bool(ended)
+                ),
+                Part(session, "msg_1", key, sort, state, "x", "bash", "make", number % 3),
+                Delta(session, key, "x"),
+                Asked(session, permission(f"per_{number}", session, title)),
+                Asked(session, Request(f"que_{number}", session, "question", "", "", questions)),
+                Answered(session, f"per_{number}"),
+                Compacted(session),
+                Alive(session),
+                Woke(session),
+            )
+        )
+
+
+EVENTS = 100_000
+MORE_EVENTS = 400_000  # when a rare transition was not seen by then
+
+
+def allowed_transitions() -> Seen:
+    return {
+        (machine.__name__, state, following)
+        for machine in (Loop, Session)
+        for state, all_following in machine.NEXT.items()
+        for following in all_following
+    }
+
+
+@pytest.fixture(scope="module")
+def explored() -> Seen:
+    """The transitions of 100,000 random events or more, of both machines."""
+    seen: Seen = set()
+    wanted = allowed_transitions() - set(RARE)
+    with pytest.MonkeyPatch.context() as patch:
+        for machine in (Loop, Session):
+            note_transitions(machine, seen, patch)
+        rng = random.Random(5)
+        told = 0
+        while told < EVENTS or (told < MORE_EVENTS and not wanted <= seen):
+            chaos = Chaos(rng)
+            for _ in range(rng.randrange(rng.choice((10, 100, 400)))):
+                told += 1
+                if not chaos.step():
+                    break
+            else:
+                chaos.step(rng.choice((Signalled("SIGTERM"), ScreenLost("gone"))))
+    return seen
+
+
+def note_transitions(machine: Any, seen: Seen, patch: pytest.MonkeyPatch) -> None:
+    enter = machine.enter
+
+    def noting(self: Any, state: str, *more: Any) -> None:
+        before = self.state
+        enter(self, state, *more)  # which asserts that NEXT allows it
+        if before != state:
+            seen.add((machine.__name__, before, state))
+
+    patch.setattr(machine, "enter", noting)
+
+
+# Transitions that the fuzz may miss, each with its reason; a test of their own goes through them.
+RARE: dict[tuple[str, str, str], str] = {
+    ("Loop", "checking", "error"): "only an answer that was cut is checked, and is a failure",
+    ("Loop", "checking", "waiting"): "the same, and it was not one too many",
+    ("Session", "recalling", "over"): "the server dies within the seconds that it is recalled",
+}
+
+
+def test_the_fuzz_sees_what_the_tables_allow_and_nothing_else(explored: Seen) -> None:
+    allowed = allowed_transitions()
+    assert explored <= allowed
+    assert allowed - explored <= set(RARE)
+
+
+def test_an_answer_that_was_cut_is_checked_and_may_be_one_too_many() -> None:
+    story = Story(check="make", retries=1, attended=False)
+    for _ in range(2):
+        if story.state == "waiting":
+            story.wait_out()
+        story.busy()
+        story.ends("cut")
+        story.let_pass(2)
+    assert len(story.all(RunCheck)) == 2 and story.exits == [1]
+    assert story.states == ["starting", "running", "waiting", "running", "error"]
+
+
+# ── liveness ────────────────────────────────────────────────────────────────────────────────────
+# A simulated world: agents that work for some seconds, ask for something, settle a task and end
+# their turn; and a server that answers each kind of command in one fixed way. Whatever that way
+# is, a run comes to an end, or to a rest, within a bounded time, does not burn meanwhile, and is
+# safe.
+
+Clock = float
+STEP = 9.0  # seconds between two ticks at the most; more than ten would be time away
+WORKS_FOR = 20.0
+ENDLESS = 1e12
+
+WAYS = ("400", "404", "500", "final", "never", "late", "slow", "twice")
+
+
+class Agent(NamedTuple):
+    """The truth about a session that was prompted."""
+
+    session: str
+    until: Clock  # it works so long, unless somebody stops it
+    asks: str = ""  # what it waits for, until somebody answers
+
+
+class HostileWorld:
+    """A server and its agents, in simulated time; `ways` says how which command is answered."""
+
+    def __init__(
+        self,
+        ways: dict[type, str],
+        once: int = 0,
+        mute: bool = False,
+        asks: bool = True,
+        works_for: float = WORKS_FOR,
+        **options: Any,
+    ) -> None:
+        self.ways = ways
+        self.once = once  # the way is gone after so many commands of that kind; 0: it stays
+        self.mute = mute  # nothing is heard on the stream
+        self.may_ask = asks
+        self.works_for = works_for
+        self.now = NOON
+        self.tasks = 2
+        self.done = 0
+        self.sessions = 0
+        self.agents: dict[str, Agent] = {}
+        self.finished: set[str] = set()
+        self.answers: list[tuple[Clock, int, Event]] = []
+        self.number = 0
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.exits: list[int] = []
+        self.breaks: Fault | None = None  # the provider's, at the next look
+        self.memory = 0
+        given: dict[str, Any] = {
+            "directory": "/project",
+            "plan": "/project/PLAN.md",
+            "run": True,
+            "attended": False,
+            "stall_timeout": 60.0,
+            "iteration_timeout": 0.0,
+            "max_wait": 3600.0,
+            "retries": 2,
+            "stuck": 2,
+            "auto": True,
+            "check": "make",
+            "notify": "mail",
+            "ask_timeout": 30.0,
+        }
+        self.options = Options(**{**given, **options})
+        self.loop = Loop(self.options, self.now, "liveness")
+        self.do(self.loop.start())
+
+    # What the world does with commands.
+
+    def do(self, commands: Sequence[Command | Exit]) -> None:
+        for command in commands:
+            if isinstance(command, Exit):
+                self.exits.append(command.status)
+                continue
+            kind = type(command)
+            self.counts[kind.__name__] += 1
+            way = self.ways.get(kind, "right")
+            if self.once and self.counts[kind.__name__] != self.once:
+                way = "right"
+            self.treat(command, way)
+
+    def treat(self, command: Command, way: str) -> None:
+        if way in ("400", "404", "500"):
+            if way == "404":
+                self.agents.pop(getattr(command, "session", ""), None)  # it is gone
+            self.post(0.1, Failed(command, f"HTTP {way}", int(way)))
+            return
+        if way == "final":
+            self.post(0.1, Failed(command, "it is no use", 400, "configuration", again=False))
+            return
+        if way == "lost":  # it arrived, its answer did not
+            self.carry_out(command)
+            self.post(5, Failed(command, "timed out"))
+            return
+        answer = self.carry_out(command)
+        if way == "never":
+            return
+        bound = Pending.BOUNDS.get(type(command), 600.0)
+        delay = {"late": bound + 1, "slow": 7.0}.get(way, 0.1)
+        self.post(delay, answer)
+        if way == "twice":
+            self.post(delay + 3, answer)
+
+    def post(self, delay: float, event: Event) -> None:
+        self.number += 1
+        self.answers.append((self.now + delay, self.number, event))
+
+    def carry_out(self, command: Command) -> Answer:
+        if isinstance(command, (StartServer, StopServer)):
+            self.agents.clear()  # whoever worked there works no more
+        if isinstance(command, ReadFiles):
+            return FilesRead(command, self.plan, "Do {{TASK}}", "", "/project/PLAN.md")
+        if isinstance(command, CreateSession):
+            self.sessions += 1
+            return SessionCreated(command, f"ses_{self.sessions}")
+        if isinstance(command, SendPrompt):
+            self.prompt(command)
+        if isinstance(command, Interrupt):
+            self.agents.pop(command.session, None)
+        if isinstance(command, Reply):
+            for agent in list(self.agents.values()):
+                if agent.asks == command.request.id:
+                    until = self.now + self.works_for
+                    self.agents[agent.session] = Agent(agent.session, until)
+        if isinstance(command, Poll):
+            return self.poll(command)
+        return right_answer(command)
+
+    def prompt(self, command: SendPrompt) -> None:
+        session = command.session
+        if session in self.agents or session in self.finished:
+            return  # the same ids: nothing is run twice
+        others = set(self.agents) - {session}
+        assert not others, f"{self.told}: {others} are at work beside {session}"
+        asks = f"per_{session}" if self.may_ask else ""
+        until = ENDLESS if asks else self.now + self.works_for
+        self.agents[session] = Agent(session, until, asks)
+        if not self.mute:
+            self.post(0.5, Activity(session, "working"))
+            if asks:
+                self.post(1.0, Asked(session, permission(asks, session)))
+
+    def poll(self, command: Poll) -> Polled:
+        agent = self.agents.get(command.session)
+        if agent and self.breaks:
+            fault, self.breaks = self.breaks, None
+            del self.agents[command.session]
+            return Polled(command, "idle", "failed", fault, Spend(0.1))
+        if agent:
+            verdict = "unfinished" if command.closer else ""
+            requests = (permission(agent.asks, agent.session),) if agent.asks else ()
+            return Polled(command, "working", verdict, spent=Spend(0.1), requests=requests)
+        verdict = "answered" if command.session in self.finished else "undelivered"
+        return Polled(command, "idle", verdict, spent=Spend(0.1))
+
+    @property
+    def plan(self) -> str:
+        tasks = "".join(f"- [{'x' if n < self.done else ' '}] {n}\n" for n in range(self.tasks))
+        is_done = self.done >= self.tasks
+        return tasks + ("<plan-complete>all of it</plan-complete>\n" if is_done else "")
+
+    # Time.
+
+    def tell(self, event: Event) -> None:
+        self.do(self.loop.handle(event, self.now))
+
+    def turn(self) -> None:
+        """To the next thing that happens, or a step further."""
+        due = min(self.answers, default=None, key=lambda item: item[:2])
+        ends = min((agent.until for agent in self.agents.values()), default=ENDLESS)
+        until = min(self.now + STEP, due[0] if due else ENDLESS, ends)
+        self.now = max(self.now, until)
+        for agent in list(self.agents.values()):
+            if self.now >= agent.until:
+                self.finish(agent)
+        if due and due[0] <= self.now:
+            self.answers.remove(due)
+            self.tell(due[2])
+        self.tell(Tick())
+
+    def finish(self, agent: Agent) -> None:
+        del self.agents[agent.session]
+        self.finished.add(agent.session)
+        self.done = min(self.done + 1, self.tasks)
+        if not self.mute:
+            own = agent.session
+            self.post(0.1, Spent(own, f"msg_{own}", Spend(0.1), ended="answered", complete=True))
+            self.post(0.2, Activity(own, "idle"))
+
+    @property
+    def has_come_to_rest(self) -> bool:
+        rests = ("complete", "error", "paused", "ready", "stopping")
+        return bool(self.exits) or self.loop.state in rests
+
+    def live(self, longest: float) -> float:
+        """Until the run rests or ends; how long that took, in simulated seconds."""
+        began = self.now
+        before = sum(self.counts.values())
+        while not self.has_come_to_rest:
+            self.turn()
+            passed = self.now - began
+            assert passed <= longest, f"{self.told}: no end after {passed:.0f} s"
+        commanded = sum(self.counts.values()) - before
+        assert commanded <= 60 + (self.now - began), f"{self.told}: it burns: {self.counts}"
+        return self.now - began
+
+    @property
+    def told(self) -> str:
+        ways = {kind.__name__: way for kind, way in self.ways.items()}
+        session = self.loop.session.state if self.loop.session else "-"
+        return f"{ways} in {self.loop.state}/{session}"
+
+
+# Two simulated hours: one in which a provider may be waited for (max_wait), one for all the rest:
+# three iterations in a row that fail (--retries 2), each with the bounds of its commands.
+WITHIN = 2 * 3600.0
+# A check may take any time: --check-timeout ends it, outside of the machines.
+ENDLESS_BY_DESIGN = {(RunCheck, "never")}
+MISBEHAVIOURS = [
+    (kind, way) for kind in COMMANDS for way in WAYS if (kind, way) not in ENDLESS_BY_DESIGN
+]
+
+
+def name_of(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else str(value)
+
+
+SURROUNDINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"attended": True},
+    {"attended": True, "auto": False},
+    {"auto": False},
+)
+
+
+@pytest.mark.parametrize("kind, way", MISBEHAVIOURS, ids=name_of)
+def test_a_run_comes_to_an_end_whatever_one_kind_of_command_does(kind: type, way: str) -> None:
+    for options in SURROUNDINGS:
+        for mute in (False, True):
+            world = HostileWorld({kind: way}, mute=mute, **options)
+            world.live(WITHIN)
+
+
+def test_in_a_world_where_all_is_well_the_plan_is_complete() -> None:
+    for options in SURROUNDINGS:
+        for mute in (False, True):
+            world = HostileWorld({}, mute=mute, **options)
+            assert world.live(600) < 300
+            assert world.loop.state == "complete" and world.done == world.tasks
+
+
+FATAL_ONCE = {  # kinds of answers that are not tried again, with good reason
+    (StartServer, "final"),
+    (CheckSetup, "final"),
+    (CreateSession, "final"),
+    (SendPrompt, "final"),
+    (Poll, "final"),
+}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("kind, way", [*MISBEHAVIOURS, (SendPrompt, "lost")], ids=name_of)
+def test_what_happens_once_ends_no_run(kind: type, way: str, number: int) -> None:
+    if (kind, way) in FATAL_ONCE:
+        return
+    for mute in (False, True):
+        world = HostileWorld({kind: way}, once=number, mute=mute)
+        world.live(WITHIN)
+        assert (world.loop.state, world.exits) == ("complete", [0]), world.loop.reason
+
+
+def states_of(loop: Loop) -> set[str]:
+    found = {loop.state}
+    if loop.session:
+        found.add(f"session {loop.session.state}")
+    return found
+
+
+TROUBLES: tuple[tuple[Event, ...], ...] = (
+    (),
+    (Key("x"),),
+    (Key("space"),),
+    (ServerDied(1, "it died"),),
+    (ScreenLost("gone"),),
+    (Key("t"), Key("x")),
+    (ServerDied(1, "it died"), Key("x")),
+    (Signalled("SIGTERM"),),
+)
+
+
+def set_out(rng: random.Random, **options: Any) -> HostileWorld:
+    """A world in which all was well until now, but for what a person does at some time."""
+    attended = rng.random() < 0.5
+    world = HostileWorld({}, mute=rng.random() < 0.3, attended=attended, **options)
+    turns = rng.randrange(90)
+    troubled_at = turns - rng.randrange(1, 12)
+    for turn in range(turns):
+        if world.has_come_to_rest:
+            break
+        world.turn()
+        if turn != troubled_at:
+            continue
+        for event in rng.choice(TROUBLES):
+            world.tell(event)
+        if rng.random() < 0.2:
+            world.breaks = Fault("outage", "the network is away")
+    return world
+
+
+def some_ways(rng: random.Random, kinds: int) -> dict[type, str]:
+    chosen = rng.sample(list(COMMANDS), kinds)
+    ways = {kind: rng.choice(WAYS) for kind in chosen}
+    return {kind: way for kind, way in ways.items() if (kind, way) not in ENDLESS_BY_DESIGN}
+
+
+def test_a_run_comes_to_an_end_from_every_state_it_can_be_in() -> None:
+    """The world goes wrong when the run is already in this state."""
+    rng = random.Random(11)
+    reached: set[str] = set()
+    for number in range(1000):
+        world = set_out(rng, iteration_timeout=rng.choice((0.0, 300.0)))
+        reached |= states_of(world.loop)
+        world.ways = some_ways(rng, 1 + number % 2)
+        world.live(WITHIN)
+    states = {*LOOP_STATES, *(f"session {state}" for state in SESSION_STATES)}
+    at_rest = {"ready", "error"}  # there a person has the word
+    assert states - reached <= at_rest
+
+
+def test_a_run_comes_to_an_end_whatever_several_kinds_of_commands_do() -> None:
+    rng = random.Random(12)
+    for number in range(400):
+        world = HostileWorld(
+            some_ways(rng, 2 + number % 4),
+            mute=rng.random() < 0.5,
+            asks=rng.random() < 0.5,
+            attended=rng.random() < 0.5,
+            auto=rng.random() < 0.5,
+            iteration_timeout=rng.choice((0.0, 300.0)),
+            check=rng.choice(("", "make")),
+            models=rng.choice(((), ("a/b", "c/d"))),
+        )
+        world.live(WITHIN)
+
+
+def polls(activity: str, verdict: str, fault: str) -> Way:
+    """A look that shows the same for ever."""
+
+    def look(command: Poll) -> Polled:
+        told = Fault(fault, "it is so", 0, 0.0)
+        retry = Activity(command.session, "retrying", 1, 5.0, "busy")
+        return Polled(
+            command,
+            activity,
+            verdict,
+            told if verdict == "failed" else None,
+            retry=retry if activity == "retrying" else None,
+        )
+
+    return look
+
+
+class Blind(HostileWorld):
+    """A world whose looks show the same for ever, whatever the agents do."""
+
+    def __init__(self, look: Way, **options: Any) -> None:
+        self.look = look
+        super().__init__({}, **options)
+
+    def poll(self, command: Poll) -> Polled:
+        found = self.look(command)
+        assert isinstance(found, Polled)
+        return found
+
+    def prompt(self, command: SendPrompt) -> None:
+        self.agents.clear()  # what looks like an end must be taken for one
+        super().prompt(command)
+
+
+@pytest.mark.parametrize("activity", ["idle", "working", "retrying", "unknown"])
+@pytest.mark.parametrize("verdict", sorted({*VERDICTS}))
+def test_a_run_comes_to_an_end_whatever_all_looks_show(activity: str, verdict: str) -> None:
+    surroundings: tuple[dict[str, Any], ...] = ({}, {"attended": True}, {"models": ("a/b", "c/d")})
+    if verdict == "" and activity in ("idle", "unknown"):
+        return  # there a look always has a verdict
+    for fault in ("rate-limit", "outage", "auth", "provider", "configuration"):
+        if verdict != "failed" and fault != "auth":
+            continue
+        for options in surroundings:
+            for mute in (False, True):
+                world = Blind(
+                    polls(activity, verdict, fault),
+                    mute=mute,
+                    iteration_timeout=300.0,
+                    **options,
+                )
+                world.live(WITHIN)
+
+
+def test_a_provider_that_never_works_is_given_up_after_max_wait() -> None:
+    world = Blind(polls("idle", "failed", "outage"), asks=False, works_for=ENDLESS)
+    took = world.live(WITHIN)
+    assert world.exits == [3] and world.options.max_wait / 2 < took <= world.options.max_wait + 300
+
+
+# Defects that were there once, put back: the tests above must find them.
+
+
+def test_replies_that_are_never_counted_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_reply_failed(session: Session, event: Failed) -> None:
+        assert isinstance(event.to, Reply)
+        session.replied.discard(event.to.request.id)
+        session.active = session.now
+        session.look_within(ocloop.REPEAT_AFTER)
+
+    table = {**Session.TABLE["working"], (Failed, Reply): on_reply_failed}
+    monkeypatch.setitem(Session.TABLE, "working", table)
+    for way in ("400", "500"):
+        with pytest.raises(AssertionError, match="no end after|it burns"):
+            HostileWorld({Reply: way}).live(WITHIN)
+
+
+class Untold(HostileWorld):
+    """A server that shows messages, but not who is at work."""
+
+    def poll(self, command: Poll) -> Polled:
+        found = super().poll(command)
+        verdict = found.verdict or "unfinished"
+        return found._replace(activity="unknown", verdict=verdict)
+
+
+def test_agents_on_a_server_that_does_not_tell_who_works_are_left_to_work() -> None:
+    world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
+    assert world.live(WITHIN) < 400
+    assert world.exits == [0] and world.counts["SendPrompt"] == 2
+
+
+def test_an_unfinished_answer_taken_for_an_end_would_be_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Session, "seems_over", lambda self, event: event.activity != "working")
+    world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
+    with pytest.raises(AssertionError, match="are at work beside"):
+        world.live(WITHIN)
+
+
+def test_a_failed_first_check_that_ends_the_run_would_be_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on_setup_failed(loop: Loop, event: Failed) -> None:
+        loop.fail(event.problem)
+
+    table = {**Loop.TABLE["starting"], (Failed, CheckSetup): on_setup_failed}
+    monkeypatch.setitem(Loop.TABLE, "starting", table)
+    with pytest.raises(AssertionError):
+        test_what_happens_once_ends_no_run(CheckSetup, "500", 1)
+
+
+# ==================================================================================================
+# 2  What surrounds the machines
+#
+# The tests of what surrounds the machines: the values that they are made of, OpenCode's wire,
+# what the system is asked, what a person reads and types.
+#
+# Nothing here needs OpenCode; most of it knows no processes, no network and no sleeping. What
+# speaks HTTP does so with a server of the test's own on 127.0.0.1. `python3` on this file prints
+# the golden screens of examples/screens.txt anew, in place.
+# ==================================================================================================
+
+GENEROUS = 20.0  # seconds; what is quadratic would take minutes
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+# ── plan: boxes ─────────────────────────────────────────────────────────────────────────────────
 # One line of a plan each, and what it is.
 
 NO_TASK = ""
 
-
-@pytest.mark.parametrize("line, state, text, reason", [
+# fmt: off
+BOXES = [
     ("- [ ] Build it", "pending", "Build it", ""),
     ("- [] Build it", "pending", "Build it", ""),
     ("- [x] Done", "done", "Done", ""),
@@ -150,6 +4592,7 @@ NO_TASK = ""
     ("1. [ ] one", "pending", "one", ""),
     ("2) [x] two", "done", "two", ""),
     ("12. [BLOCKED: later] twelve", "blocked", "twelve", "later"),
+    ("- [~] [BLOCKED: later] T", "blocked", "T", "later"),
     ("- [ ]", NO_TASK, "", ""),
     ("- [ ]   ", NO_TASK, "", ""),
     ("- [x]", NO_TASK, "", ""),
@@ -157,33 +4600,109 @@ NO_TASK = ""
     ("- [x](https://e.org)", NO_TASK, "", ""),
     ("- [](u)", NO_TASK, "", ""),
     ("- [ ](u)", NO_TASK, "", ""),
+    ("- [x][ref]", NO_TASK, "", ""),
+    ("- [x]: a definition", NO_TASK, "", ""),
     ("- [blocked-list](u)", NO_TASK, "", ""),
     ("- [BLOCKEDABC] T", NO_TASK, "", ""),
-    ("- [~] T", NO_TASK, "", ""),
-    ("- [-] T", NO_TASK, "", ""),
-    ("- [?] T", NO_TASK, "", ""),
-    ("- [wip] T", NO_TASK, "", ""),
+    ("- [a] T", NO_TASK, "", ""),
+    ("- [1] T", NO_TASK, "", ""),
+    ("- [\u00e9] T", NO_TASK, "", ""),
+    ("- [~~] T", NO_TASK, "", ""),
+    ("- [wipe] T", NO_TASK, "", ""),
     ("- Item", NO_TASK, "", ""),
     ("Not a task", NO_TASK, "", ""),
-    ("[ ] no bullet", NO_TASK, "", ""),
-    ("-[ ] no space", NO_TASK, "", ""),
-    ("- [ ]no space", NO_TASK, "", ""),
     ("- [x", NO_TASK, "", ""),
     ("- [[[[", NO_TASK, "", ""),
     ("a - [ ] b", NO_TASK, "", ""),
-])
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("line, state, text, reason", BOXES, ids=ascii)
 def test_a_line_is_a_task_or_not(line: str, state: str, text: str, reason: str) -> None:
-    found = [(task.state, task.text, task.reason) for task in parse_plan(line).tasks]
+    plan = parse_plan(line)
+    found = [(task.state, task.text, task.reason) for task in plan.tasks]
     assert found == ([(state, text, reason)] if state else [])
+    assert not any(task.begun for task in plan.tasks)
+    assert plan.near_misses == ()
 
 
-# ── plan: lines, code, comments ──────────────────────────────────────────────────────────────────────────
+BEGUN = [*"~-/>!?.*+=_o\u2026\u2713"]
+BEGUN.remove("o")
+
+
+@pytest.mark.parametrize(
+    "mark", [*BEGUN, "wip", "WIP", "in progress", "In Progress", "doing", "Doing"]
+)
+def test_what_is_begun_is_open(mark: str) -> None:
+    plan = parse_plan(f"- [{mark}] T\n- [x] done\n")
+    task = plan.tasks[0]
+    assert (task.state, task.text, task.reason, task.begun) == ("pending", "T", "", True)
+    assert plan.current == task
+    assert (plan.done, plan.pending, plan.settled, plan.percent) == (1, 1, 1, 50)
+    assert plan.near_misses == ()
+
+
+# fmt: off
+NEAR_MISSES = [
+    ("- [ ]T", "put a space after the box"),
+    ("- [x]T", "put a space after the box"),
+    ("- []T", "put a space after the box"),
+    ("1. [X]T", "put a space after the box"),
+    ("[ ] T", "begin the line with `- `"),
+    ("  [x] T", "begin the line with `- `"),
+    ("-[ ] T", "put a space between the list sign and the box"),
+    ("*[x] T", "put a space between the list sign and the box"),
+    ("- [  ] T", "write the box as `[ ]` or `[x]`"),
+    ("- [ x] T", "write the box as `[ ]` or `[x]`"),
+    ("- [x ] T", "write the box as `[ ]` or `[x]`"),
+    ("- [ X ] T", "write the box as `[ ]` or `[x]`"),
+    ("- ( ) T", "write the box as `[ ]`"),
+    ("- () T", "write the box as `[ ]`"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("line, advice", NEAR_MISSES, ids=ascii)
+def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(
+    line: str, advice: str
+) -> None:
+    plan = parse_plan(f"# Plan\n\n- [x] a\n{line}\n")
+    assert [task.text for task in plan.tasks] == ["a"]
+    assert plan.near_misses == ((4, line.strip(), advice),)
+    assert str(plan.near_misses[0]) == f'4 is nearly a task: "{line.strip()}": {advice}'
+
+
+@pytest.mark.parametrize("line", ["- [ ]\xa0T", "-\xa0[ ] T"], ids=ascii)
+def test_a_space_that_does_not_break_is_seen_by_nobody_and_so_it_is_named(line: str) -> None:
+    plan = parse_plan(line)
+    assert plan.tasks == () and len(plan.near_misses) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```\n- [ ]T\n```",
+        "<!-- \n- [ ]T\n-->",
+        "see [ ] there",
+        "# [ ] T",
+        "- (x) T",
+        "[x]",
+        "- [ ]",
+    ],
+)
+def test_what_is_no_near_miss(text: str) -> None:
+    assert parse_plan(text).near_misses == ()
+
+
+# ── plan: lines, code, comments ─────────────────────────────────────────────────────────────────
 
 
 def texts(plan: str) -> str:
     return " ".join(task.text for task in parse_plan(plan).tasks)
 
 
+# fmt: off
 @pytest.mark.parametrize("plan, expected", [
     ("- [ ] a\n- [ ] b\n", "a b"),
     ("- [ ] a\r\n- [ ] b\r\n", "a b"),
@@ -198,10 +4717,12 @@ def texts(plan: str) -> str:
     ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
     ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
 ], ids=ascii)
+# fmt: on
 def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     assert texts(plan) == expected
 
 
+# fmt: off
 @pytest.mark.parametrize("plan, expected", [
     ("```\n- [ ] no\n```\n- [ ] yes", "yes"),
     ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
@@ -215,7 +4736,8 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     ("- [ ] yes\n  ```\n  - [ ] no\n  ```\n- [ ] too", "yes too"),
     ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"),
     ("``\n- [ ] yes\n``", "yes"),
-    ("```a`b\n- [ ] yes, for an info string has no backtick", "yes, for an info string has no backtick"),
+    ("```a`b\n- [ ] yes, for an info string has no tick",
+     "yes, for an info string has no tick"),
     ("use ``` like this\n- [ ] yes", "yes"),
     ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
     ("<!-- - [ ] no -->\n- [ ] yes", "yes"),
@@ -226,16 +4748,21 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     ("text <!-- begins\n- [ ] no\nends -->\n- [ ] yes", "yes"),
     ("- [ ] the sign `<!--` in code\n- [ ] yes", "the sign `<!--` in code yes"),
     ("the sign `<!--`, then <!-- one\n- [ ] no\n-->\n- [ ] yes", "yes"),
+    ("<!-- that nothing closes\n- [ ] no", ""),
+    ("text <!-- that nothing closes\n- [ ] yes", "yes"),
 ], ids=ascii)
+# fmt: on
 def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
     assert texts(plan) == expected
 
 
 def test_a_task_knows_its_line_and_its_phase() -> None:
-    plan = parse_plan("# Plan\n\n## Phase 1 ##\n- [x] a\n\n```\n# no heading\n```\n"
-                      "### Part #2\n- [ ] b\n#none\n- [ ] c\n")
-    assert [(task.text, task.phase, task.line) for task in plan.tasks] == [
-        ("a", "Phase 1", 4), ("b", "Part #2", 10), ("c", "Part #2", 12)]
+    plan = parse_plan(
+        "# Plan\n\n## Phase 1 ##\n- [x] a\n\n```\n# no heading\n```\n"
+        "### Part #2\n- [ ] b\n#none\n- [ ] c\n"
+    )
+    found = [(task.text, task.phase, task.line) for task in plan.tasks]
+    assert found == [("a", "Phase 1", 4), ("b", "Part #2", 10), ("c", "Part #2", 12)]
     assert plan.current == plan.tasks[1]
 
 
@@ -243,33 +4770,47 @@ def test_a_task_without_a_heading_has_no_phase() -> None:
     assert parse_plan("- [ ] a\n# Later\n").tasks[0].phase == ""
 
 
-# ── plan: progress ───────────────────────────────────────────────────────────────────────────────────────
+# ── plan: progress ──────────────────────────────────────────────────────────────────────────────
 
 
 def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
-    return "- [x] d\n" * done + "- [ ] p\n" * pending + "- [MANUAL] m\n" * manual + "- [BLOCKED: b] b\n" * blocked
+    return (
+        "- [x] d\n" * done
+        + "- [ ] p\n" * pending
+        + "- [MANUAL] m\n" * manual
+        + "- [BLOCKED: b] b\n" * blocked
+    )
 
 
+# fmt: off
 @pytest.mark.parametrize("done, pending, manual, blocked, automatable, percent", [
-    (2, 2, 2, 1, 4, 50), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 0, 100), (0, 0, 0, 0, 0, 100),
-    (0, 5, 0, 0, 5, 0), (5, 0, 2, 0, 5, 100), (1, 2, 0, 0, 3, 33), (2, 1, 0, 0, 3, 67), (1, 199, 0, 0, 200, 1),
-    (199, 1, 0, 0, 200, 100), (3, 5, 0, 0, 8, 38),
+    (2, 2, 2, 1, 4, 50), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 0, 100),
+    (0, 0, 0, 0, 0, 100), (0, 5, 0, 0, 5, 0), (5, 0, 2, 0, 5, 100), (1, 2, 0, 0, 3, 33),
+    (2, 1, 0, 0, 3, 67), (1, 199, 0, 0, 200, 1), (199, 1, 0, 0, 200, 100), (3, 5, 0, 0, 8, 38),
 ])
-def test_progress(done: int, pending: int, manual: int, blocked: int, automatable: int, percent: int) -> None:
+# fmt: on
+def test_progress(
+    done: int, pending: int, manual: int, blocked: int, automatable: int, percent: int
+) -> None:
     plan = parse_plan(boxes(done, pending, manual, blocked))
     assert (plan.automatable, plan.percent) == (automatable, percent)
     assert (plan.done, plan.pending, plan.manual, plan.blocked) == (done, pending, manual, blocked)
+    assert plan.settled == done + manual + blocked
+    said = f"{done} of {automatable} tasks done ({percent} %), {blocked} blocked, {manual} manual"
+    assert str(plan) == said
 
 
 def test_the_current_task_is_the_first_pending_one() -> None:
-    assert parse_plan(boxes(2, 0, 1, 1)).current is None
-    current = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [ ] d\n- [ ] e\n").current
-    assert current and current.text == "d"
+    over = parse_plan(boxes(2, 0, 1, 1))
+    assert over.current is None and over.goal == "wrap up"
+    plan = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [~] d\n- [ ] e\n")
+    assert plan.current and plan.current.text == "d" and plan.goal == "d"
 
 
-# ── plan: completion ─────────────────────────────────────────────────────────────────────────────────────
+# ── plan: completion ────────────────────────────────────────────────────────────────────────────
 
 
+# fmt: off
 @pytest.mark.parametrize("plan, summary", [
     ("<plan-complete>all done</plan-complete>", "all done"),
     ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
@@ -299,23 +4840,26 @@ def test_the_current_task_is_the_first_pending_one() -> None:
     ("a\u2028<plan-complete>b</plan-complete>", None),
     ("- [ ] still pending\n<plan-complete>early</plan-complete>", "early"),
 ], ids=ascii)
+# fmt: on
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 
 
-# ── plan: size ───────────────────────────────────────────────────────────────────────────────────────────
-# The bound is far above what is needed (two seconds); what is quadratic would take minutes.
+# ── plan: size, and any text ────────────────────────────────────────────────────────────────────
 
-GENEROUS = 20.0
+LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
 
 
+# fmt: off
 @pytest.mark.parametrize("text, tasks", [
-    (("- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n") * 100_000, 100_000),
+    (LONG_TASK * 100_000, 100_000),  # 10 MB
     ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
+    ("- [ ]a near miss\n" * 100_000, 0),
     ("<!-- a comment\n" * 100_000, 0),
     ("text <!-- that nothing closes\n" * 100_000, 0),
     ("<plan-complete>\n" * 100_000, 0),
     ("- " + "[" * 1_000_000, 0),
+    ("- [" + " " * 1_000_000, 0),
     ("x" * 10_000_000, 0),
     ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1),
     ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
@@ -323,15 +4867,69 @@ GENEROUS = 20.0
     ("`" * 100_000 + "x`\n- [ ] after many backticks", 1),
     ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
 ], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")
+# fmt: on
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.perf_counter()
     assert len(parse_plan(text).tasks) == tasks
     assert time.perf_counter() - before < GENEROUS
 
 
-# ── prompt ───────────────────────────────────────────────────────────────────────────────────────────────
+# fmt: off
+PIECES = (
+    "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
+    "] ", "[", "]", "**", "- [~] ", "- [wip] ", "- [ ]x", "( ) ", "-", "```", "~~~~", "`", "<!--",
+    "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n", "\n", "\r\n", "\r",
+    "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
+    "blocked",
+)
+# fmt: on
+WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
 
 
+def means_the_same_anew(text: str) -> bool:
+    """Whether a task's text means the same when it is written anew."""
+    return not re.search(r"<|-->|`|^\*\*\[|^\[", text)
+
+
+def test_any_text_is_a_plan() -> None:
+    rng = random.Random(1)
+    seen: collections.Counter[str] = collections.Counter()
+    for _ in range(6_000):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(40)))
+        plan = parse_plan(text)
+        states = [task.state for task in plan.tasks]
+        assert plan.settled + plan.pending == len(states)
+        assert set(states) <= set(WRITTEN)
+        assert plan.automatable == plan.done + plan.pending and 0 <= plan.percent <= 100
+        assert all(task.state == "pending" for task in plan.tasks if task.begun)
+        for task in plan.tasks:
+            assert task.text and "\n" not in task.text and task.text == task.text.strip()
+        assert (plan.current is None) == (plan.pending == 0)
+        lines = {task.line for task in plan.tasks}
+        assert lines.isdisjoint(near.line for near in plan.near_misses)
+        again = parse_plan(text)
+        assert (again.tasks, again.summary) == (plan.tasks, plan.summary)
+        crlf = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+        other = parse_plan(crlf)
+        assert (other.tasks, other.summary) == (plan.tasks, plan.summary), "line ends are alike"
+        if text[:1] != "\ufeff":
+            assert parse_plan("\ufeff" + text).tasks == plan.tasks
+        tasks = [task for task in plan.tasks if means_the_same_anew(task.text)]
+        anew = parse_plan("".join(f"- {WRITTEN[task.state]} {task.text}\n" for task in tasks))
+        assert [task[:2] for task in anew.tasks] == [task[:2] for task in tasks]
+        seen.update(states)
+        seen.update(
+            complete=plan.summary is not None,
+            begun=sum(task.begun for task in plan.tasks),
+            near=len(plan.near_misses),
+        )
+    assert min(seen[word] for word in (*WRITTEN, "complete", "begun", "near")) > 10, seen
+
+
+# ── prompt ──────────────────────────────────────────────────────────────────────────────────────
+
+
+# fmt: off
 @pytest.mark.parametrize("text, fields, body", [
     ("Just do it", {}, "Just do it"),
     ("---\nmodel: a/b\nagent: build\n---\nDo it\n", {"model": "a/b", "agent": "build"}, "Do it"),
@@ -348,11 +4946,22 @@ def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
     ("", {}, ""),
 ], ids=ascii)
+# fmt: on
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
 
 
-@pytest.mark.parametrize("body, check, expected", [
+@pytest.mark.parametrize(
+    "said, models",
+    [("a/b", ("a/b",)), ("a/b, c/d", ("a/b", "c/d")), ("a/b,c/d,,", ("a/b", "c/d")), ("", ())],
+)
+def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]) -> None:
+    assert ocloop.models_of({"model": said}) == models
+    assert ocloop.models_of({}) == ()
+
+
+# fmt: off
+@pytest.mark.parametrize("body, told, expected", [
     ("{{PLAN_FILE}} {{TASK}} {{ITERATION}}", "", "/p/PLAN.md a {{TASK}} \\1 {{CHECK}} b 7"),
     ("nothing", "", "nothing"),
     ("a {{CHECK}} b", "", "a  b"),
@@ -360,22 +4969,448 @@ def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     ("a", "bad {{ITERATION}}", "a\n\nbad {{ITERATION}}"),
     ("{{task}} {{ TASK }} {{OTHER}}", "", "{{task}} {{ TASK }} {{OTHER}}"),
 ])
-def test_placeholders_are_filled_once(body: str, check: str, expected: str) -> None:
-    assert ocloop.render_prompt(body, "/p/PLAN.md", "a {{TASK}} \\1 {{CHECK}} b", 7, check) == expected
+# fmt: on
+def test_placeholders_are_filled_once_and_what_is_told_arrives(
+    body: str, told: str, expected: str
+) -> None:
+    task = "a {{TASK}} \\1 {{CHECK}} b"
+    assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
 
 
-# ── server-sent events ───────────────────────────────────────────────────────────────────────────────────
+# ── values that both machines use ───────────────────────────────────────────────────────────────
+
+
+def test_a_wait_grows_up_to_its_longest() -> None:
+    waits = ocloop.Backoff(4.0, 4.0, 900.0)
+    assert [waits.after(times) for times in (-1, 0, 1, 2, 3, 4, 5, 6)] == [
+        0.0, 0.0, 4.0, 16.0, 64.0, 256.0, 900.0, 900.0,
+    ]  # fmt: skip
+    assert waits.after(10**9) == 900.0
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [ocloop.RATE_LIMIT_WAITS, ocloop.FAILURE_WAITS, ocloop.SERVER_WAITS, ocloop.STREAM_WAITS],
+)
+def test_no_wait_that_grows_gets_longer_than_a_quarter_of_an_hour(waits: ocloop.Backoff) -> None:
+    lengths = [waits.after(times) for times in range(1, 40)]
+    assert lengths == sorted(lengths) and lengths[0] == waits.first > 0
+    assert lengths[-1] == waits.longest <= 900.0
+
+
+@pytest.mark.parametrize(
+    "deadline, now, due", [(None, 1e12, False), (5.0, 4.9, False), (5.0, 5.0, True), (0.0, 1, True)]
+)
+def test_a_deadline_is_due_from_its_time_on(deadline: float | None, now: float, due: bool) -> None:
+    assert ocloop.is_due(deadline, now) is due
+
+
+def test_an_answer_is_taken_once_and_a_late_one_is_not() -> None:
+    pending = Pending()
+    first = pending.add(ReadFiles(), 0.0)
+    second = pending.add(ReadFiles(), 0.0)
+    assert first.ticket != second.ticket and 0 not in (first.ticket, second.ticket)
+    assert pending.find(ReadFiles) == second and pending.find(MeasureServer) is None
+    assert pending.take(first) and not pending.take(first)
+    assert not pending.take(ReadFiles()), "a command that was never sent"
+    pending.forget(ReadFiles)
+    assert not pending.take(second)
+
+
+def test_forgetting_leaves_the_others() -> None:
+    pending = Pending()
+    measure = pending.add(MeasureServer(), 0.0)
+    pending.add(ReadFiles(), 0.0)
+    pending.forget(ReadFiles, StopServer)
+    assert pending.take(measure) and pending.find(ReadFiles) is None
+
+
+def test_an_answer_that_never_comes_is_overdue_after_its_bound() -> None:
+    pending = Pending()
+    read = pending.add(ReadFiles(), 100.0)
+    check = pending.add(RunCheck({}), 100.0)
+    bound = Pending.BOUNDS[ReadFiles]
+    assert pending.overdue(100.0 + bound - 0.1) == []
+    assert pending.overdue(100.0 + bound) == [read]
+    assert pending.overdue(1e9) == [read], "a check has an option of its own"
+    assert pending.take(read) and pending.take(check)
+
+
+def test_whatever_is_asked_of_a_server_or_of_files_has_a_bound() -> None:
+    commands = {StartServer, StopServer, MeasureServer, CheckSetup, ReadFiles, CreateSession}
+    commands |= {SendPrompt, Poll, Interrupt, Reply, StopCheck}
+    assert set(Pending.BOUNDS) == commands
+    assert not set(Pending.BOUNDS) & {RunCheck, Notify, HandOver}, "these may take any time"
+
+
+def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
+    journal = ocloop.Journal(NOON)
+    for number in range(journal.LENGTH + 10):
+        journal.note("note", str(number))
+    assert journal.count == journal.LENGTH + 10 and len(journal.entries) == journal.LENGTH
+    assert [entry.text for entry in journal.newest(2)] == ["5008", "5009"]
+    assert journal.newest(0) == [] and journal.newest(-3) == []
+    assert [entry.number for entry in journal.newest(2)] == [journal.count - 1, journal.count]
+
+
+def test_an_entry_of_megabytes_is_cut_and_says_how_long_it_was() -> None:
+    journal = ocloop.Journal(NOON)
+    journal.note("text", "x" * 5_000_000)
+    assert journal.entries[0].text.endswith("… (5000000 characters)")
+    assert len(journal.entries[0].text) < 4100
+
+
+# ── words for people ────────────────────────────────────────────────────────────────────────────
+
+
+# fmt: off
+@pytest.mark.parametrize("seconds, text", [
+    (0, "0s"), (-3, "0s"), (9.9, "9s"), (59.9, "59s"), (60, "1m00s"), (245, "4m05s"),
+    (3599, "59m59s"), (3600, "1h00m"), (11_520, "3h12m"), (360_000, "100h00m"),
+])
+# fmt: on
+def test_duration(seconds: float, text: str) -> None:
+    assert ocloop.duration(seconds) == text
+
+
+# fmt: off
+@pytest.mark.parametrize("number, text", [
+    (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9940, "9.9k"), (9949, "9.9k"),
+    (9990, "10k"), (10_000, "10k"), (999_499, "999k"), (999_600, "1.0M"), (1_234_567, "1.2M"),
+    (45_000_000, "45M"), (2_000_000_000, "2.0G"),
+])
+# fmt: on
+def test_short_number(number: int, text: str) -> None:
+    assert ocloop.short_number(number) == text
+
+
+def test_short_numbers_are_short_and_never_fall() -> None:
+    order = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    last = -1.0
+    for number in sorted({int(10 ** (n / 500)) for n in range(4500)} | set(range(900, 10_200))):
+        text = ocloop.short_number(number)
+        value = float(text.rstrip("kMG")) * order[text.lstrip("0123456789.")]
+        assert len(text) <= 4 and value >= last, (number, text)
+        last = value
+
+
+# fmt: off
+@pytest.mark.parametrize("cost, text", [
+    (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
+    (0.0001, "$0.0001"), (0.0999, "$0.0999"), (0.1, "$0.10"),
+])
+# fmt: on
+def test_dollars(cost: float, text: str) -> None:
+    assert ocloop.dollars_of(cost) == text
+
+
+def test_dollars_that_were_spent_never_read_as_nothing() -> None:
+    rng = random.Random(3)
+    for _ in range(500):
+        cost = 10 ** rng.uniform(-9, 5)
+        text = ocloop.dollars_of(cost)
+        assert "$" in text and re.search("[1-9]", text), text
+        assert cost < 0.0001 or float(text.removeprefix("$")) == pytest.approx(cost, rel=0.5)
+
+
+# ── books ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
+    values: Json = dict.fromkeys(Result._fields, "")
+    values.update(
+        number=1,
+        task="one",
+        goal="one",
+        outcome=outcome,
+        word=outcome,
+        seconds=60.0,
+        spend=Spend(0.5, 10, 5, 4),
+        model="a/b",
+        check=check,
+        progress=progress,
+    )
+    return Result(**{**values, **more})
+
+
+def books_of(*results: Result) -> Books:
+    books = Books()
+    for result in results:
+        books.add(result)
+    return books
+
+
+# Outcomes in their order -> failures in a row, all iterations that a provider would not let work,
+# iterations in a row that settled nothing; "+" is progress.
+# fmt: off
+@pytest.mark.parametrize("outcomes, failures, waits, unsettled", [
+    ("", 0, 0, 0),
+    ("failed", 1, 0, 0),
+    ("failed stalled cut", 3, 0, 0),
+    ("failed rate-limited failed", 2, 1, 0),
+    ("failed outage", 1, 1, 0),
+    ("failed aborted failed", 2, 0, 0),
+    ("failed done failed", 1, 0, 1),
+    ("failed refused", 0, 0, 1),
+    ("outage rate-limited", 0, 2, 0),
+    ("outage failed outage", 1, 2, 0),
+    ("done done done", 0, 0, 3),
+    ("done +done done", 0, 0, 1),
+    ("done failed refused outage", 0, 1, 2),
+    ("done done +done", 0, 0, 0),
+    ("done +failed", 1, 0, 0),
+])
+# fmt: on
+def test_streaks_are_computed_from_the_results(
+    outcomes: str, failures: int, waits: int, unsettled: int
+) -> None:
+    results = [a_result(word.lstrip("+"), word.startswith("+")) for word in outcomes.split()]
+    books = books_of(*results)
+    assert (books.failures, len(books.unsettled)) == (failures, unsettled)
+    assert books.counted == len(results) - waits
+
+
+def test_a_streak_begins_anew_where_a_person_went_on() -> None:
+    books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
+    books.mark = 4
+    assert (books.failures, books.check_failures, books.unsettled) == (0, 0, [])
+    books.results.append(a_result("failed"))
+    assert books.failures == 1
+
+
+@pytest.mark.parametrize(
+    "checks, failures",
+    [("", 0), ("f", 1), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)],
+)
+def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
+    checks: str, failures: int
+) -> None:
+    names = {"f": "failed", "p": "passed", "i": "interrupted", "-": ""}
+    books = books_of(*(a_result(check=names[letter]) for letter in checks))
+    assert books.check_failures == failures
+
+
+def test_the_unsettled_iterations_are_told_oldest_first() -> None:
+    books = books_of(a_result(goal="old", progress=True), a_result(goal="a"), a_result(goal="b"))
+    assert [result.goal for result in books.unsettled] == ["a", "b"]
+
+
+# One plan after the other, and whether it is progress.
+# fmt: off
+@pytest.mark.parametrize("plans, progress", [
+    (["- [ ] a", "- [x] a"], "+"),
+    (["- [ ] a", "- [BLOCKED: b] a"], "+"),
+    (["- [ ] a", "- [MANUAL] a"], "+"),
+    (["- [ ] a", "- [ ] a"], "-"),
+    (["- [ ] a", "- [~] a", "- [ ] a"], "--"),
+    (["- [ ] a", "- [ ] a (attempt 3 failed)"], "-"),
+    (["- [ ] a", "- [x] a", "- [ ] a", "- [x] a", "- [ ] a", "- [x] a"], "+----"),
+    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"),
+    (["- [ ] a\n- [ ] b", "- [ ] b"], "+"),
+    (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
+    (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
+    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"),
+    (["- [ ] a", "", "- [ ] a"], "+-"),
+])
+# fmt: on
+def test_progress_is_more_settled_or_less_pending_than_ever_before(
+    plans: list[str], progress: str
+) -> None:
+    books = Books()
+    books.note_plan(parse_plan(plans[0]))
+    found = [books.note_plan(parse_plan(plan)) for plan in plans[1:]]
+    assert "".join("+" if made else "-" for made in found) == progress
+
+
+def test_sums_are_computed_from_the_results() -> None:
+    books = books_of(
+        a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
+        a_result("rate-limited", seconds=900.0, spend=Spend(0.25)),
+        a_result("refused", seconds=20.0, task="two"),
+        a_result("outage"),
+        a_result("failed"),
+    )
+    assert books.spent.cost == pytest.approx(1.0 + 0.25 + 3 * 0.5)
+    assert books.spent.tokens == 6 + 3 * 19
+    assert books.average == 60.0, "of those that went well"
+    assert books.counted == 3, "what a provider would not let work does not count"
+    assert books.last_worked is books.results[2]
+    assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
+
+
+# ── the models in line ──────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_model_that_does_not_rest_works() -> None:
+    line = ModelLine(("a/1", "a/2", "a/3"))
+    assert line.choose(0.0) == "a/1"
+    assert line.rest(0.0, 100.0) == 100.0
+    assert line.has_another(0.0) and line.choose(0.0) == "a/2"
+    line.rest(0.0, 50.0)
+    assert line.choose(10.0) == "a/3" and not line.has_another(10.0)
+    line.rest(10.0, 190.0)
+    assert line.choose(10.0) == "a/2", "all rest: the one that is back first"
+    assert line.until_first_back(10.0) == 40.0
+    assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
+    assert line.until_first_back(100.0) == 0.0
+
+
+def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
+    line = ModelLine(("a/1", "a/2"))
+    line.choose(0.0)
+    rests = [line.rest(0.0) for _ in range(8)]
+    assert rests == [30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
+    assert line.rest(0.0, 7200.0) == 7200.0, "an announced time is used as it is"
+    line.is_well()
+    assert line.choose(0.0) == "a/1" and line.rest(0.0) == 30.0
+    assert line.choose(0.0) == "a/2" and line.rest(0.0) == 30.0, "each has its own"
+    line.forget()
+    assert line.choose(0.0) == "a/1" and line.until_first_back(0.0) == 0.0
+
+
+def test_opencode_s_own_default_is_alone_in_line() -> None:
+    line = ModelLine(())
+    assert line.choose(0.0) == "" and not line.has_another(0.0)
+    line.rest(0.0, 70.0)
+    assert line.until_first_back(0.0) == 70.0
+    assert line.choose(0.0) == "" and not line.has_another(0.0)
+
+
+def test_the_line_is_that_of_the_prompt_as_it_is_now() -> None:
+    line = ModelLine(("a/1",))
+    line.last_seen = "a/1"
+    line.order(("a/1",))
+    assert line.last_seen == "a/1"
+    line.order(())
+    assert line.choose(0.0) == "" and line.last_seen == "", "the one that was dropped is not kept"
+
+
+SETUP = Setup(
+    model="acme/large",
+    models={"acme/large": 1000, "acme/small": 0},
+    agents=("build", "plan"),
+    providers=frozenset(("acme",)),
+)
+
+
+# fmt: off
+@pytest.mark.parametrize("models, agent, words", [
+    ((), "", ""),
+    (("acme/large",), "build", ""),
+    (("acme/large", "acme/smal"), "", "there is no model acme/smal: did you mean acme/small"),
+    (("acme/zzzzzzzzzzz",), "", "there is no model acme/zzzzzzzzzzz: `opencode models` lists them"),
+    (("other/large",), "", "log in to other with `opencode auth login`"),
+    (("acmee/large",), "", "there is no model acmee/large: did you mean acme/large"),
+    ((), "biuld", "there is no agent biuld: did you mean build?"),
+    ((), "xyz", "there is no agent xyz: `opencode agent list` lists them"),
+])
+# fmt: on
+def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
+    models: tuple[str, ...], agent: str, words: str
+) -> None:
+    problem = ocloop.problem_of_names(SETUP, models, agent)
+    assert words in problem and bool(problem) == bool(words)
+
+
+def test_the_model_of_the_configuration_is_looked_at_as_well() -> None:
+    assert "there is no model acme/gone" in ocloop.problem_of_names(
+        SETUP._replace(model="acme/gone"), (), ""
+    )
+    assert ocloop.problem_of_names(SETUP._replace(model="acme/gone"), ("acme/small",), "") == ""
+
+
+def test_what_a_server_cannot_tell_is_no_mistake() -> None:
+    assert ocloop.problem_of_names(Setup(), ("what/ever",), "whoever") == ""
+
+
+# ── limits ──────────────────────────────────────────────────────────────────────────────────────
+
+NOTHING_USED = Used(iterations=0, cost=0.0, elapsed=0.0, unsettled=0, check_failures=0)
+
+
+# fmt: off
+@pytest.mark.parametrize("options, used, name, words", [
+    ({}, {"iterations": 10**6, "cost": 1e6, "elapsed": 1e9}, "", ""),
+    ({"max_iterations": 3}, {"iterations": 2}, "", ""),
+    ({"max_iterations": 3}, {"iterations": 3}, "max_iterations",
+     "3 iterations were worked (--max-iterations)"),
+    ({"max_cost": 2.0}, {"cost": 1.99}, "", ""),
+    ({"max_cost": 2.0}, {"cost": 2.5}, "max_cost", "$2.50 were spent (--max-cost)"),
+    ({"max_cost": 0.0001}, {"cost": 0.00012}, "max_cost", "$0.0001 were spent (--max-cost)"),
+    ({"max_cost": 1e-6}, {"cost": 2e-6}, "max_cost", " were spent (--max-cost)"),
+    ({"max_time": 3600.0}, {"elapsed": 3700}, "max_time", "1h01m have passed (--max-time)"),
+    ({}, {"unsettled": 5}, "", ""),
+    ({}, {"unsettled": 6}, "stuck", "6 iterations in a row settled no task (--stuck)"),
+    ({"stuck": 0}, {"unsettled": 99, "check_failures": 99}, "", ""),
+    ({"check": "make test"}, {"check_failures": 5}, "stuck",
+     "the check failed 5 times in a row (--stuck): run `make test` yourself"),
+])
+# fmt: on
+def test_a_limit_that_is_reached_is_named_with_what_was_used(
+    options: Json, used: Json, name: str, words: str
+) -> None:
+    limits = ocloop.Limits(Options(**options))
+    reached = limits.reached(NOTHING_USED._replace(**used))
+    assert (reached[0] if reached else "") == name
+    assert words in (reached[1] if reached else "")
+
+
+def test_the_last_iteration_before_stuck_was_told_of_it() -> None:
+    """Stuck is one more than --stuck: that one's prompt said so."""
+    limits = ocloop.Limits(Options(stuck=2))
+    assert limits.reached(NOTHING_USED._replace(unsettled=2)) is None
+    assert limits.reached(NOTHING_USED._replace(unsettled=3)) is not None
+
+
+def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
+    limits = ocloop.Limits(Options(max_cost=2.0, max_time=60.0, max_iterations=1))
+    assert limits.reached(NOTHING_USED._replace(cost=3.9), times=2) is None
+    assert limits.reached(NOTHING_USED._replace(cost=4.0), times=2) is not None
+    assert [limits.is_money_or_time(name) for name in (*ocloop.LIMITS, "stuck")] == [
+        False, True, True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options, used, most",
+    [
+        ({"max_iterations": 3}, {"iterations": 3}, 6.0),
+        ({"max_iterations": 3}, {"iterations": 7}, 9.0),
+        ({"max_cost": 2.0}, {"cost": 4.5}, 6.0),
+        ({"max_time": 60.0}, {"elapsed": 125.0}, 180.0),
+    ],
+)
+def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
+    options: Json, used: Json, most: float
+) -> None:
+    (name,) = options
+    limits = ocloop.Limits(Options(**options))
+    limits.raise_above(name, NOTHING_USED._replace(**used))
+    assert limits.most[name] == pytest.approx(most)
+    assert limits.reached(NOTHING_USED._replace(**used)) is None
+
+
+def test_a_tiny_limit_is_raised_in_no_time() -> None:
+    limits = ocloop.Limits(Options(max_cost=1e-6))
+    before = time.perf_counter()
+    limits.raise_above("max_cost", NOTHING_USED._replace(cost=10.0))
+    assert limits.most["max_cost"] > 10.0
+    assert time.perf_counter() - before < 0.5
+
+
+# ── server-sent events ──────────────────────────────────────────────────────────────────────────
 # The first ones are the examples of html.spec.whatwg.org, "Server-sent events".
 
+# fmt: off
 STREAMS: list[tuple[bytes, list[bytes]]] = [
-    ((b"data: This is the first message.\n\ndata: This is the second message, it\ndata: has two lines.\n\n"
-     b"data: This is the third message.\n\n"),
-     [b"This is the first message.", b"This is the second message, it\nhas two lines.",
-      b"This is the third message."]),
+    (b": this is a test stream\n\ndata: some text\n\n"
+     b"data: another message\ndata: with two lines\n\n",
+     [b"some text", b"another message\nwith two lines"]),
     (b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\nevent: add\ndata: 113411\n\n",
      [b"73857293", b"2153", b"113411"]),
     (b"data: YHOO\ndata: +2\ndata: 10\n\n", [b"YHOO\n+2\n10"]),
-    (b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n",
+    (b": test stream\n\ndata: first event\nid: 1\n\n"
+     b"data:second event\nid\n\ndata:  third event\n\n",
      [b"first event", b"second event", b" third event"]),
     (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
     (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
@@ -396,8 +5431,10 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
      [b"{\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}"]),
     (b"data: \xff\xfe\x00\n\n", [b"\xff\xfe\x00"]),
     (b"\n\n\r\n\r\r\n\ndata: a: b\n\n\n", [b"a: b"]),
+    (b": heartbeat\n\n: heartbeat\n\n", []),
     (b"", []),
 ]
+# fmt: on
 
 
 def feed(chunks: Iterable[bytes]) -> list[bytes]:
@@ -406,9 +5443,11 @@ def feed(chunks: Iterable[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("stream, events", STREAMS, ids=ascii)
-def test_event_stream(stream: bytes, events: list[bytes]) -> None:
+def test_a_stream_is_cut_into_events_wherever_its_bytes_are_cut(
+    stream: bytes, events: list[bytes]
+) -> None:
     assert feed([stream]) == events
-    assert feed(stream[n:n + 1] for n in range(len(stream))) == events, "byte by byte"
+    assert feed(stream[n : n + 1] for n in range(len(stream))) == events, "byte by byte"
     for n in range(len(stream) + 1):
         assert feed([stream[:n], b"", stream[n:]]) == events, n
 
@@ -418,84 +5457,991 @@ def test_a_line_of_megabytes() -> None:
     stream = b"data: " + data + b"\n\ndata: next\n\n"
     assert feed([stream]) == [data, b"next"]
     before = time.perf_counter()
-    assert feed(stream[n:n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
+    assert feed(stream[n : n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
     assert time.perf_counter() - before < GENEROUS
 
 
-# ── server-sent events: what is posted ───────────────────────────────────────────────────────────────────
+def test_any_bytes_are_a_stream() -> None:
+    rng = random.Random(2)
+    # fmt: off
+    pieces = (
+        b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r", b"\r\n",
+        b"\n\n", b"\r\n\r\n", b"a", b"{\"type\":", b"\xe2\x80\xa8", b"\xff", b"\xef\xbb\xbf",
+        b"id: 3\n", b"\x00",
+    )
+    # fmt: on
+    found = 0
+    for _ in range(2000):
+        stream = b"".join(rng.choice(pieces) for _ in range(rng.randrange(30)))
+        events = feed([stream])
+        found += len(events)
+        assert events == feed(stream[n : n + 1] for n in range(len(stream)))
+        for _ in range(3):
+            cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
+            places = zip([0, *cuts], [*cuts, len(stream)])
+            assert events == feed(stream[begin:end] for begin, end in places)
+        rest = stream.removeprefix(b"\xef\xbb\xbf")
+        plain = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        assert events == feed([plain]) or plain.startswith(b"\xef\xbb\xbf")
+    assert found > 500, "it must hit something"
 
 
-def read(chunks: Iterable[bytes], live: bool = True) -> list[Event]:
+# ── the event stream, read ──────────────────────────────────────────────────────────────────────
+
+
+def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
+    return OpenCode1(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
+
+
+def read(chunks: Iterable[bytes], live: bool = True, verbose: bool = False) -> list[Event]:
     posted: list[Event] = []
-    ocloop.read_stream(iter(chunks), posted.append, lambda: True, live)
+    StreamReader(a_dialect(), 1, posted.append, live, verbose).read(iter(chunks))
     return posted
 
 
-def frame(type: str, **properties: Any) -> bytes:
-    return b"data: %s\n\n" % json.dumps({"id": "evt_1", "type": type, "properties": properties}).encode()
+def frame(type: str, /, **properties: Any) -> bytes:
+    event = {"id": "evt_1", "type": type, "properties": properties}
+    return b"data: %s\n\n" % json.dumps(event).encode()
 
 
-DELTA = frame("message.part.delta", sessionID="ses_1", messageID="msg_1", partID="prt_1", field="text",
-              delta="The")
+def delta_of(session: str, text: str = "The") -> bytes:
+    return frame(
+        "message.part.delta", sessionID=session, messageID="msg_1", partID="prt_1", field="text",
+        delta=text,
+    )  # fmt: skip
 
 
-def test_events_are_decoded() -> None:
-    assert read([frame("session.idle", sessionID="ses_1") + frame("never.heard.of", x=[1])]) == [
-        ServerEvent("session.idle", {"sessionID": "ses_1"}), ServerEvent("never.heard.of", {"x": [1]})]
+def test_events_are_decoded_in_their_order() -> None:
+    stream = (
+        frame("server.connected")
+        + frame("session.idle", sessionID="ses_1")
+        + frame("never.heard.of", sessionID="ses_2", x=[1])
+        + frame("server.heartbeat")
+        + b": heartbeat\n\n"
+    )
+    assert read([stream]) == [Activity("ses_1", "idle"), Alive("ses_2")]
 
 
-def test_signs_of_life_are_no_events() -> None:
-    assert read([frame("server.connected") + frame("server.heartbeat")]) == []
-
-
+# fmt: off
 @pytest.mark.parametrize("data", [
-    b"", b"{", b"null", b"7", b"[]", b"\"text\"", b"{\"type\":\"a\"}", b"{\"type\":\"a\",\"properties\":[]}",
-    b"\xff\xfe",
-    b"{\"type\":\"session.idle\",\"properties\":{\"sessionID\":\"ses_1\"}", b"9" * 5000,
+    b"", b"{", b"null", b"7", b"[]", b"\"text\"", b"{\"type\":\"a\"}",
+    b"{\"type\":\"a\",\"properties\":[]}", b"\xff\xfe", b"9" * 5000, b"[" * 100_000,
+    b"{\"type\":\"session.idle\",\"properties\":{\"sessionID\":\"ses_1\"}",
 ], ids=lambda data: ascii(data[:20]))
+# fmt: on
 def test_what_is_no_event_is_passed_over(data: bytes) -> None:
-    assert read([b"data: " + data + b"\n\n" + frame("ok")]) == [ServerEvent("ok", {})]
+    stream = b"data: " + data + b"\n\n" + frame("session.idle", sessionID="ses_1")
+    assert read([stream]) == [Activity("ses_1", "idle")]
 
 
-def test_invalid_utf8_is_replaced() -> None:
-    assert read([b"data: {\"type\":\"a\",\"properties\":{\"x\":\"\xff\"}}\n\n"]) == [ServerEvent("a",
-                                                                                                 {"x": "\ufffd"})]
+def test_bytes_that_are_not_utf8_are_replaced() -> None:
+    stream = delta_of("ses_1", "x").replace(b'"x"', b'"\xff"')
+    assert read([stream]) == [Delta("ses_1", "prt_1", "\ufffd")]
 
 
-def test_deltas_are_a_sign_of_life_when_nobody_watches() -> None:
-    assert read([DELTA * 3, DELTA], live=False) == [Streamed()]
+def test_deltas_that_nobody_sees_are_one_sign_of_life_of_their_session() -> None:
+    stream = delta_of("ses_1") * 300 + delta_of("ses_2") * 300
+    assert read([stream], live=False) == [Alive("ses_1"), Alive("ses_2")]
 
 
-def test_few_deltas_are_decoded_when_somebody_watches_and_a_flood_is_not() -> None:
-    posted = read([DELTA * 1000])
-    decoded = posted.count(Streamed("ses_1", "prt_1", "The"))
-    assert 5 <= decoded <= 100 and posted[decoded:] == [Streamed()]
+def test_few_deltas_are_decoded_when_somebody_looks_and_a_flood_is_not() -> None:
+    posted = read([delta_of("ses_1") * 1000 + delta_of("ses_2")])
+    decoded = posted.count(Delta("ses_1", "prt_1", "The"))
+    assert decoded == ocloop.LIVE_DELTAS
+    assert posted[decoded:] == [Alive("ses_1"), Alive("ses_2")], "whose they are is always said"
+
+
+def test_a_flood_holds_up_no_other_event() -> None:
+    posted = read([delta_of("ses_1") * 1000 + frame("session.idle", sessionID="ses_1")])
+    assert posted[-1] == Activity("ses_1", "idle")
+
+
+def test_the_next_moment_has_deltas_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    posted = read([delta_of("ses_1") * 100] * 3)
+    assert posted.count(Delta("ses_1", "prt_1", "The")) == 3 * ocloop.LIVE_DELTAS
+    assert posted.count(Alive("ses_1")) == 3
+
+
+def test_a_delta_of_nobody_is_no_sign_of_life() -> None:
+    data = b'data: {"type":"message.part.delta","properties":{"delta":"x"}}\n\n'
+    assert read([data], live=False) == [] and read([data]) == []
+
+
+def test_the_words_of_a_model_are_no_event() -> None:
+    """What a text quotes is escaped there, and so is told from the event's own fields."""
+    quoted = json.dumps({"type": "message.part.delta", "sessionID": "ses_2"})
+    part = {"id": "prt_1", "messageID": "msg_1", "type": "text", "text": quoted}
+    posted = read([frame("message.part.updated", part=part, sessionID="ses_1")], live=False)
+    (said,) = posted
+    assert isinstance(said, Part) and said.session == "ses_1"
+
+
+def test_verbose_passes_on_the_events_as_they_came_cut_to_a_line() -> None:
+    posted = read([frame("session.idle", sessionID="ses_1", more="x" * 9999)], verbose=True)
+    heard = posted[0]
+    assert isinstance(heard, Heard) and posted[1] == Activity("ses_1", "idle")
+    assert heard.text.startswith("session.idle {") and len(heard.text) < 400
 
 
 def test_reading_ends_when_it_is_not_wanted_any_more() -> None:
-    answers = iter([True, False])
     posted: list[Event] = []
-    ocloop.read_stream(iter([frame("a"), frame("b"), frame("c")]), posted.append, lambda: next(answers), True)
-    assert posted == [ServerEvent("a", {})]
+    reader = StreamReader(a_dialect(), 1, posted.append, True, False)
+
+    def chunks() -> Iterator[bytes]:
+        yield frame("session.idle", sessionID="ses_1")
+        reader.stop()
+        yield frame("session.idle", sessionID="ses_2")
+
+    reader.read(chunks())
+    assert posted == [Activity("ses_1", "idle")]
 
 
-# ── judging a session ────────────────────────────────────────────────────────────────────────────────────
-# Literals as OpenCode 1.18.33 answers `GET /session/{id}/message`, cut down to what matters.
+class Feeder:
+    """A server that has nothing but an event stream; `connections` are those who listen."""
 
-STOPPED = {"type": "step-finish", "reason": "stop"}
-UNAUTHORIZED = {"name": "APIError",
-                "data": {"message": "scripted fault 401", "statusCode": 401, "isRetryable": False}}
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(GENEROUS)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def accept(self, stream: bytes) -> socket.socket:
+        connection, _ = self.listener.accept()
+        connection.settimeout(GENEROUS)
+        self.request = connection.recv(65536).decode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        connection.sendall(head + stream)
+        return connection
+
+
+def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_hung_up() -> None:
+    feeder = Feeder()
+    posted: queue.Queue[Event] = queue.Queue()
+    dialect = a_dialect(Client(feeder.url, "opencode", "secret"), "/my project/\u00e9")
+    reader = StreamReader(dialect, 7, posted.put, True, False)
+    reader.start()
+    for _ in range(2):
+        connection = feeder.accept(frame("session.idle", sessionID="ses_1"))
+        assert posted.get(timeout=GENEROUS) == StreamOpened(7)
+        assert posted.get(timeout=GENEROUS) == Activity("ses_1", "idle")
+        last = connection
+        if _ == 0:
+            connection.close()
+    assert "GET /event?directory=%2Fmy%20project%2F%C3%A9 " in feeder.request
+    assert "Accept: text/event-stream" in feeder.request
+    assert "Authorization: Basic b3BlbmNvZGU6c2VjcmV0" in feeder.request
+    reader.stop()
+    assert last.recv(10) == b"", "it hangs up at once, and not with the next event"
+    last.close()
+    feeder.listener.close()
+
+
+# ── opencode: what both generations share ───────────────────────────────────────────────────────
+
+
+# fmt: off
+@pytest.mark.parametrize("tool, given, text", [
+    ("read", {"filePath": "/project/src/a.py"}, "src/a.py"),
+    ("read", {"path": "/project/src/a.py"}, "src/a.py"),
+    ("read", {"filePath": "/projects/a.py"}, "/projects/a.py"),
+    ("bash", {"command": "make  test\n  && ls", "description": "Run"}, "make test && ls"),
+    ("shell", {"command": "make", "workdir": "/project"}, "make"),
+    ("grep", {"pattern": "x y", "path": "/project/src"}, "x y in src"),
+    ("glob", {"pattern": "**/*.py"}, "**/*.py"),
+    ("task", {"description": "look around", "prompt": "…"}, "look around"),
+    ("subagent", {"agent": "plan", "description": "look around", "prompt": "…"}, "look around"),
+    ("webfetch", {"url": "https://e.org"}, "https://e.org"),
+    ("websearch", {"query": "curses"}, "curses"),
+    ("skill", {"name": "pdf"}, "pdf"),
+    ("todowrite", {"todos": [1, 2, 3]}, "0/3"),
+    ("todowrite", {"todos": [{"status": "completed", "content": "a"},
+                             {"status": "in_progress", "content": "b"}]}, "1/2 b"),
+    ("todowrite", {}, "0/0"),
+    ("list", {"path": "/project/src"}, "src"),
+    ("mcp_thing", {"number": 3, "what": "this"}, "this"),
+    ("mcp_thing", {}, "A title"),
+    ("bash", {"command": "x" * 9999}, "x" * 500),
+])
+# fmt: on
+def test_a_tool_is_told_by_the_argument_that_matters(tool: str, given: Json, text: str) -> None:
+    title = "" if given else "A title"
+    found = ocloop.argument_of(tool, given, "/project", title if tool == "mcp_thing" else "")
+    assert found.strip() == text
+
+
+def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments() -> None:
+    one = ocloop.call_id("bash", {"command": "ls", "timeout": 5})
+    assert one == ocloop.call_id("bash", {"timeout": 5, "command": "ls"}) > 0
+    others = [("shell", {"command": "ls", "timeout": 5}), ("bash", {"command": "ls"}), ("bash", {})]
+    assert one not in [ocloop.call_id(*other) for other in others]
+    assert ocloop.call_id("\ud800", float("nan")) > 0
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [("30", 30.0), (" 1.5 ", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
+     ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0)],
+)  # fmt: skip
+def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
+    assert ocloop.seconds_until(value) == seconds
+
+
+def test_a_provider_may_name_the_time_itself() -> None:
+    assert ocloop.seconds_until(formatdate(time.time() + 600)) == pytest.approx(600, abs=30)
+
+
+def test_a_wait_of_any_length_can_be_told_to_a_person() -> None:
+    assert ocloop.duration(ocloop.seconds_until("9" * 400))
+
+
+# fmt: off
+@pytest.mark.parametrize("code, may_pass, kind", [
+    (429, False, "rate-limit"), (529, False, "rate-limit"), (401, False, "auth"),
+    (403, False, "auth"), (402, False, "balance"), (404, False, "no-model"),
+    (500, False, "outage"), (502, False, "outage"), (503, False, "outage"),
+    (0, True, "outage"), (0, False, "provider"), (400, False, "provider"), (422, False, "provider"),
+])
+# fmt: on
+def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> None:
+    assert ocloop.kind_of_code(code, may_pass) == kind
+    assert kind in ocloop.FAULTS
+
+
+# fmt: off
+@pytest.mark.parametrize("cost, tokens, spend", [
+    (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
+     Spend(0.5, 10, 6, 6)),
+    (None, None, Spend()), ("1", {"input": "10"}, Spend()), (True, {"input": True}, Spend()),
+    (float("nan"), {"input": float("inf")}, Spend()), (10**30, {"cache": 3}, Spend()),
+])
+# fmt: on
+def test_what_was_spent_is_read_from_whatever_is_there(
+    cost: Any, tokens: Any, spend: Spend
+) -> None:
+    assert ocloop.spend_of(cost, tokens) == spend
+
+
+def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
+    one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
+    assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
+    assert one.at_least(other) == Spend(2.0, 5, 7, 3)
+    tokens = {"input": 5, "output": 5, "cached": 0}
+    assert one.record() == {"cost": 1.0, "tokens": tokens}
+
+
+# ── opencode: HTTP ──────────────────────────────────────────────────────────────────────────────
+
+PAGE = "<!doctype html><title>OpenCode</title>"
+
+
+class Wire:
+    """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
+
+    A dict, a list or None is JSON; a text is a page; a number alone is a code with an empty body;
+    (code, answer) is an answer with a code; a list of answers in a `Turns` is given one by one.
+    What is not in there is answered with `otherwise`.
+    """
+
+    def __init__(self) -> None:
+        self.says: Json = {}
+        self.otherwise: Any = PAGE  # both generations answer unknown paths like this
+        self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
+        self.headers: list[dict[str, str]] = []
+        wire = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                raw = self.rfile.read(length)
+                wire.heard.append((self.command, self.path, json.loads(raw) if raw else None))
+                wire.headers.append(dict(self.headers.items()))
+                route = f"{self.command} {self.path.partition('?')[0]}"
+                self.reply(wire.says.get(route, wire.otherwise))
+
+            do_GET = do_POST = do_DELETE = answer
+
+            def reply(self, said: Any) -> None:
+                if isinstance(said, Turns):
+                    said = said.next()
+                code = 200
+                if isinstance(said, tuple):
+                    code, said = said
+                if type(said) is int:
+                    code, body, kind = said, b"", "text/plain"
+                elif isinstance(said, (str, bytes)):
+                    body = said if isinstance(said, bytes) else said.encode()
+                    kind = "text/html"
+                else:
+                    body, kind = json.dumps(said).encode(), "application/json"
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def forget(self) -> None:
+        self.says = {}
+        self.otherwise = PAGE
+        self.heard = []
+        self.headers = []
+
+    def client(self, password: str = "") -> Client:
+        return Client(self.url, "opencode", password)
+
+    @property
+    def routes(self) -> list[str]:
+        return [f"{method} {path.partition('?')[0]}" for method, path, _ in self.heard]
+
+
+class Turns:
+    """Answers that are given one after the other; the last one again and again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def next(self) -> Any:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@pytest.fixture(scope="module")
+def one_wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.server.shutdown()
+    wire.server.server_close()
+
+
+@pytest.fixture
+def wire(one_wire: Wire) -> Wire:
+    one_wire.forget()
+    return one_wire
+
+
+def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
+    wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204}
+    client = wire.client("secret")
+    assert client.request("GET", "/a?b=c") == {"x": [1, "\u00e9"]}
+    assert client.request("POST", "/b", {"text": "\ud800"}) is None
+    assert wire.heard == [("GET", "/a?b=c", None), ("POST", "/b", {"text": "\ud800"})]
+    for headers in wire.headers:
+        assert headers["Authorization"] == "Basic b3BlbmNvZGU6c2VjcmV0"
+        assert headers["Accept"] == headers["Content-Type"] == "application/json"
+
+
+def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    wire.says = {"GET /a": {}}
+    assert wire.client().request("GET", "/a") == {}
+
+
+# fmt: off
+@pytest.mark.parametrize("said, code, name, message", [
+    ((400, {"name": "ConfigInvalidError", "data": {
+        "path": "/p/opencode.json", "message": "bad", "issues": [{"message": "a"},
+        {"message": "b"}]}}),
+     400, "ConfigInvalidError", "/p/opencode.json bad a; b"),
+    ((404, {"_tag": "SessionNotFoundError", "message": "gone"}), 404, "SessionNotFoundError",
+     "gone"),
+    ((503, {"code": "service_starting"}), 503, "service_starting", "GET /a was answered with 503"),
+    ((500, PAGE), 500, "", "GET /a was answered with 500"),
+    (500, 500, "", "GET /a was answered with 500"),
+    ((500, [1]), 500, "", "GET /a was answered with 500"),
+    ((400, b"\xff\xfe{"), 400, "", "GET /a was answered with 400"),
+    ((400, {"data": {"issues": "many"}, "message": None}), 400, "", "GET /a was answered with 400"),
+    (PAGE, 404, "NotJSON", "GET /a was not answered with JSON"),
+    (b"[" * 100_000, 404, "NotJSON", "GET /a was not answered with JSON"),
+    (b"\xff\xfe", 404, "NotJSON", "GET /a was not answered with JSON"),
+], ids=lambda value: ascii(value)[:30])
+# fmt: on
+def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
+    wire: Wire, said: Any, code: int, name: str, message: str
+) -> None:
+    wire.says = {"GET /a": said}
+    with pytest.raises(RequestError) as error:
+        wire.client().request("GET", "/a")
+    found = error.value
+    assert (found.code, found.name, str(found)) == (code, name, message)
+    assert not found.is_timeout
+
+
+def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
+        with pytest.raises(RequestError) as error:
+            client.request("GET", "/", timeout=0.1)
+        assert error.value.code == 0 and error.value.is_timeout
+    with pytest.raises(RequestError) as error:
+        client.request("GET", "/")
+    assert error.value.code == 0 and not error.value.is_timeout
+
+
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        threading.Thread(target=talk, daemon=True).start()
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
+        with pytest.raises(RequestError) as error:
+            client.request("GET", "/")
+        assert error.value.code == 0 and str(error.value)
+
+
+@pytest.mark.parametrize("said", [PAGE, (404, {}), (405, {}), (501, {}), 404])
+def test_a_route_that_a_server_does_not_know_means_that_it_cannot_tell(
+    wire: Wire, said: Any
+) -> None:
+    wire.says = {"GET /a": said}
+    assert wire.client().ask("/a") is None
+
+
+@pytest.mark.parametrize("said, code", [(PAGE, 502), ((404, {}), 404), ((500, {}), 500)])
+def test_a_route_that_a_server_has_answered_it_knows(wire: Wire, said: Any, code: int) -> None:
+    wire.says = {"GET /session/ses_1/message": [], "GET /session/ses_2/message": said}
+    client = wire.client()
+    assert client.ask("/session/ses_1/message?limit=20") == []
+    with pytest.raises(RequestError) as error:
+        client.ask("/session/ses_2/message?limit=20")
+    assert error.value.code == code
+
+
+def test_what_is_only_good_to_know_may_fail(wire: Wire) -> None:
+    wire.says = {"GET /a": (500, {}), "GET /b": {"x": 1}}
+    assert wire.client().ask_if_possible("/a") is None
+    assert wire.client().ask_if_possible("/b") == {"x": 1}
+    with pytest.raises(RequestError):
+        Client("http://127.0.0.1:9", "", "").ask_if_possible("/a")
+
+
+# ── opencode: which generation answers ──────────────────────────────────────────────────────────
+
+INFO = {"version": "2.0.20", "pid": 7, "urls": [], "paths": {"tmp": "/tmp"}}
+HEALTH = {"healthy": True, "version": "1.18.33"}
+
+
+# fmt: off
+@pytest.mark.parametrize("says, otherwise, dialect, version, requests", [
+    ({"GET /api/info": INFO}, PAGE, OpenCode2, "2.0.20", 1),
+    ({"GET /api/info": {**INFO, "version": "2.0.4"}}, PAGE, OpenCode2, "2.0.4", 1),
+    ({"GET /api/info": {**INFO, "version": "local"}}, PAGE, OpenCode2, "local", 1),
+    ({"GET /api/info": INFO, "GET /global/health": HEALTH}, PAGE, OpenCode2, "2.0.20", 1),
+    ({"GET /global/health": HEALTH}, PAGE, OpenCode1, "1.18.33", 2),
+    ({"GET /global/health": HEALTH}, (404, {}), OpenCode1, "1.18.33", 2),
+    ({"GET /global/health": HEALTH, "GET /api/session": [], "GET /api/health": {"healthy": True},
+      "GET /api/session/active": {"data": {}}}, PAGE, OpenCode1, "1.18.33", 2),
+    ({"GET /global/health": {"healthy": True, "version": "1.0.152"}}, PAGE, OpenCode1, "1.0.152",
+     2),
+    ({"GET /global/health": {"healthy": True}}, PAGE, OpenCode1, "", 2),
+    ({"GET /config": {"model": "a/b"}}, PAGE, OpenCode1, "", 4),
+    ({"GET /config": {"model": "a/b"}}, (404, {}), OpenCode1, "", 4),
+    ({"GET /api/info": (500, {}), "GET /global/health": HEALTH}, PAGE, OpenCode1, "1.18.33", 2),
+])
+# fmt: on
+def test_which_generation_answers(
+    wire: Wire, says: Json, otherwise: Any, dialect: type, version: str, requests: int
+) -> None:
+    wire.says = says
+    wire.otherwise = otherwise
+    assert ocloop.detect(wire.client()) == (dialect, version)
+    assert len(wire.heard) == requests
+
+
+# fmt: off
+@pytest.mark.parametrize("says, otherwise, words", [
+    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, PAGE, "too old"),
+    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, (404, {}), "too old"),
+    ({"GET /api/info": {**INFO, "version": "2.0.3"}}, PAGE,
+     "OpenCode 2.0.3: this OpenCode is too old"),
+    ({"GET /global/health": {"version": "1.0.151"}}, PAGE,
+     "OpenCode 1.0.151: this OpenCode is too"),
+    ({"GET /global/health": {"version": "0.9.9"}}, PAGE,
+     "OpenCode 0.9.9: this OpenCode is too old"),
+    ({}, PAGE, "is not OpenCode: look at the address"),
+    ({}, (404, {"detail": "Not Found"}), "is not OpenCode: look at the address"),
+    ({}, [], "is not OpenCode: look at the address"),
+    ({}, {}, "is not OpenCode: look at the address"),
+    ({}, (500, {"message": "boom"}), "is not OpenCode: look at the address"),
+    ({}, 204, "is not OpenCode: look at the address"),
+    ({"GET /api/info": {"version": "7"}}, (404, {}), "is not OpenCode: look at the address"),
+])
+# fmt: on
+def test_what_is_too_old_or_no_opencode_is_told_apart_and_named(
+    wire: Wire, says: Json, otherwise: Any, words: str
+) -> None:
+    wire.says = says
+    wire.otherwise = otherwise
+    with pytest.raises(Problem) as problem:
+        ocloop.detect(wire.client())
+    assert words in str(problem.value) and not problem.value.again
+    if "too old" in words:
+        assert "1.0.152 or newer, or 2.0.4 or newer" in str(problem.value)
+        assert "`opencode upgrade`" in str(problem.value)
+
+
+@pytest.mark.parametrize("path", ["/wrong/path", "/wrong/path/"])
+def test_an_address_with_a_wrong_path_is_not_opencode(wire: Wire, path: str) -> None:
+    wire.says = {"GET /api/info": INFO, "GET /global/health": HEALTH, "GET /config": {}}
+    with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
+        ocloop.detect(Client(wire.url + path, "", ""))
+
+
+@pytest.mark.parametrize("code", [401, 403, 503])
+def test_a_server_that_refuses_or_boots_is_not_judged(wire: Wire, code: int) -> None:
+    wire.otherwise = (code, {})
+    with pytest.raises(RequestError) as error:
+        ocloop.detect(wire.client())
+    assert error.value.code == code
+
+
+# What is made of it when the server is started, or found.
+
+
+def a_server(says: Wire, **options: Any) -> tuple[ocloop.Server, list[Event]]:
+    posted: list[Event] = []
+    return ocloop.Server(Options(server=says.url, **options), posted.append), posted
+
+
+def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
+    booting = (503, {"code": "service_starting"})
+    wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
+    server, posted = a_server(wire)
+    _client, dialect, version = server._meet(wire.url)
+    assert (dialect, version) == (OpenCode2, "2.0.20")
+    assert [type(event) for event in posted] == [Noted], "and that is said, once"
+
+
+# fmt: off
+@pytest.mark.parametrize("said, words", [
+    ((503, {"code": "service_failed", "message": "no disk"}), "does not answer (no disk)"),
+    ((401, {"_tag": "UnauthorizedError"}), "refuses the password: set OPENCODE_SERVER_PASSWORD"),
+    ((403, {}), "refuses the password"),
+])
+# fmt: on
+def test_a_server_that_will_not_do_is_told_at_once(wire: Wire, said: Any, words: str) -> None:
+    wire.otherwise = said
+    server, _posted = a_server(wire)
+    before = time.monotonic()
+    with pytest.raises(Problem) as problem:
+        server._meet(wire.url)
+    assert words in str(problem.value) and time.monotonic() - before < 5
+
+
+def test_what_a_server_prints_is_kept_but_no_password() -> None:
+    server = ocloop.Server(Options(), print)
+    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+    printed = (
+        b"\x1b[31mWarning\x1b[0m: \xff\n" + b"y" * 200_000 + b"\n"
+        b"server listening on http://127.0.0.1:4097\nserver password hunter2\nmore\n"
+    )
+    server._drain(io.BytesIO(printed), found)
+    assert [found.get(), found.get()] == ["http://127.0.0.1:4097", ""]
+    lines = list(server.last_lines)
+    assert lines[0] == "Warning: \ufffd" and lines[-1] == "more"
+    assert not any("hunter2" in line for line in lines) and max(map(len, lines)) <= 300
+
+
+def test_the_password_of_a_server_that_is_not_ours_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OPENCODE_PASSWORD", "OPENCODE_SERVER_PASSWORD", "OPENCODE_SERVER_USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
+    given = ocloop.Server(Options(server="http://x"), print)
+    assert (given.username, given.password) == ("opencode", "one")
+    ours = [ocloop.Server(Options(), print).password for _ in range(2)]
+    assert ours[0] != ours[1] and min(map(len, ours)) >= 32 and "one" not in ours
+
+
+# ── opencode 1: the event stream ────────────────────────────────────────────────────────────────
+
+
+def event(type: str, /, **properties: Any) -> Json:
+    return {"type": type, "properties": properties}
+
+
+def part_event(**part: Any) -> Json:
+    given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
+    return event("message.part.updated", part=given)
+
+
+def tool_event(tool: str, **state: Any) -> Json:
+    return part_event(type="tool", tool=tool, state=state)
+
+
+def message_event(**info: Any) -> Json:
+    given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
+    return event("message.updated", info=given)
+
+
+UNAUTHORIZED = {"name": "APIError", "data": {"message": "no key", "statusCode": 401}}
 ABORTED = {"name": "MessageAbortedError", "data": {"message": "Aborted"}}
 OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
+TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
+SPENT = Spend(0.5, 10, 6, 4)
+LISTING = ocloop.call_id("bash", {"command": "ls"})
 
 
-def user(id: str, *parts: dict[str, Any]) -> dict[str, Any]:
-    return {"info": {"id": id, "role": "user", "time": {"created": 1}},
-            "parts": list(parts) or [{"type": "text", "text": "Do it"}]}
+def said_part(kind: str, state: str, **more: Any) -> Part:
+    return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
 
 
-def assistant(parent: str, finish: str | None = None, error: Any = None, completed: bool = True) -> dict[str, Any]:
-    info: dict[str, Any] = {"id": "msg_a", "role": "assistant", "parentID": parent, "time": {"created": 1}}
+# fmt: off
+DECODED: list[tuple[Json, list[Any]]] = [
+    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}), [Child("ses_2",
+     "ses_1")]),
+    (event("session.created", info={"id": "ses_2"}), [Child("ses_2", "")]),
+    (event("session.updated", info={"id": "ses_2"}), [Alive("ses_2")]),
+    (event("session.idle", sessionID="ses_1"), [Activity("ses_1", "idle")]),
+    (event("session.status", sessionID="ses_1", status={"type": "busy"}),
+     [Activity("ses_1", "working")]),
+    (event("session.status", sessionID="ses_1", status={"type": "idle"}),
+     [Activity("ses_1", "idle")]),
+    (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
+    (event("session.status", sessionID="ses_1"), [Alive("ses_1")]),
+    (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
+     [Broke("ses_1", Fault("auth", "no key", 401))]),
+    (event("session.error", sessionID="ses_1", error=ABORTED),
+     [Broke("ses_1", Fault("aborted", "Aborted"))]),
+    (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
+    (event("session.error", error=UNAUTHORIZED), []),
+    (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
+    (event("session.diff", sessionID="ses_1"), [Alive("ses_1")]),
+    (event("todo.updated", sessionID="ses_1", todos=[]), [Alive("ses_1")]),
+    (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
+    (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
+     [Delta("ses_1", "prt_1", "The")]),
+    (event("permission.replied", sessionID="ses_1", requestID="per_1"),
+     [Answered("ses_1", "per_1")]),
+    (event("permission.replied", sessionID="ses_1", permissionID="per_1"),
+     [Answered("ses_1", "per_1")]),
+    (event("question.replied", sessionID="ses_1", requestID="que_1"),
+     [Answered("ses_1", "que_1")]),
+    (event("question.rejected", sessionID="ses_1", requestID="que_1"),
+     [Answered("ses_1", "que_1")]),
+    (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
+           metadata={"command": "rm -r x"}),
+     [Asked("ses_1", Request("per_1", "ses_1", "permission", "bash", "rm *, rm -r x"))]),
+    (event("permission.updated", sessionID="ses_1", id="per_1", type="edit", title="edit a"),
+     [Asked("ses_1", Request("per_1", "ses_1", "permission", "edit", "edit a"))]),
+    (event("permission.asked", sessionID="ses_1"), []),
+    (event("question.asked", sessionID="ses_1", id="que_1", questions=[
+        {"question": "Which?", "options": [{"label": "red", "description": "warm"},
+        {"label": "b"}]}]),
+     [Asked("ses_1", Request("que_1", "ses_1", "question", "", "Which?", (
+         Question("Which?", (("red", "warm"), ("b", ""))),)))]),
+    (event("question.asked", sessionID="ses_1"), []),
+    (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
+    (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
+                   finish="stop", time={"completed": 2}),
+     [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
+    (message_event(mode="plan", finish="stop"),
+     [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
+    (message_event(finish="tool-calls", time={"completed": 2}),
+     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended="calls", complete=True)]),
+    (message_event(finish="unknown", time={"completed": 2}),
+     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended="nowhere", complete=True)]),
+    (message_event(finish="stop", summary=True, time={"completed": 2}),
+     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", complete=True)]),
+    (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
+    (part_event(type="text", text="I begin.", time={"start": 1, "end": 2}),
+     [said_part("text", "done", text="I begin.")]),
+    (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
+     [said_part("text", "done", text="Continue", synthetic=True)]),
+    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
+    (part_event(type="step-start"), [Alive("ses_1")]),
+    (part_event(type="step-finish"), [Alive("ses_1")]),
+    (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
+    (tool_event("bash", status="running", input={"command": "ls"}),
+     [said_part("tool", "running", tool="bash", argument="ls")]),
+    (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
+     "end": 1500}),
+     [said_part("tool", "done", tool="bash", argument="ls", call=LISTING, seconds=1.5)]),
+    (tool_event("bash", status="error", input={"command": "ls"}, error="exit status 2"),
+     [said_part("tool", "failed", tool="bash", argument="ls", call=LISTING, text="exit status 2")]),
+    (tool_event("edit", status="running", input={"filePath": "/project/a"},
+                metadata={"filediff": {"additions": 3, "deletions": 1}}),
+     [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
+    (event("server.connected"), []),
+    (event("never.heard.of", sessionID="ses_1"), [Alive("ses_1")]),
+    ({}, []), ({"type": "session.idle"}, []), ({"type": None, "properties": None}, []),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
+def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
+    assert a_dialect().decode(said) == expected
+
+
+def test_the_text_of_a_prompt_is_no_answer() -> None:
+    dialect = a_dialect()
+    assert dialect.decode(message_event(id="msg_u", role="user")) == [Alive("ses_1")]
+    said = part_event(messageID="msg_u", type="text", text="Do it", time={"end": 2})
+    assert dialect.decode(said) == [Alive("ses_1")]
+    assert [type(one) for one in dialect.decode(part_event(type="text", text="x"))] == [Part]
+
+
+def test_a_retry_is_told_with_its_countdown() -> None:
+    at = (time.time() + 12) * 1000
+    status = {"type": "retry", "attempt": 2, "message": "overloaded", "next": at}
+    (found,) = a_dialect().decode(event("session.status", sessionID="ses_1", status=status))
+    assert isinstance(found, Activity)
+    assert found._replace(wait=0.0) == Activity("ses_1", "retrying", 2, 0.0, "overloaded")
+    assert 10 < found.wait <= 12
+
+
+# fmt: off
+WORDS = (
+    "", "ses_1", "ses_2", "msg_1", "idle", "busy", "retry", "assistant", "user", "running",
+    "completed", "error", "text", "tool", "reasoning", "unknown", "stop", "tool-calls", "bash",
+    "todowrite", "in_progress", "\ud800", "\x1b[2J", "UnknownError", "APIError",
+    "ProviderModelNotFoundError: x\n   at y", "Thu, 32 Jan 1970 99:00:00", "9" * 30,
+)
+TYPES = (
+    "session.created", "session.status", "session.idle", "session.error", "session.compacted",
+    "message.updated", "message.part.updated", "message.part.delta", "permission.asked",
+    "permission.updated", "question.asked", "permission.replied", "question.replied",
+    "question.rejected", "todo.updated", "file.edited", "never.heard.of",
+)
+NAMES = (
+    "sessionID", "info", "part", "status", "error", "id", "todos", "questions", "question",
+    "options", "patterns", "pattern", "metadata", "state", "input", "time", "tokens", "cache",
+    "parentID", "type", "role", "finish", "name", "data", "statusCode", "next", "label", "attempt",
+    "completed", "end", "start", "messageID", "tool", "requestID", "cost", "file", "content",
+    "filediff", "synthetic", "responseHeaders", "retry-after", "isRetryable", "message", "title",
+    "providers", "models", "limit", "context", "directory", "path", "filePath", "parts", "summary",
+    "providerID", "modelID", "partID", "delta", "command", "model", "agent", "additions", "ses_1",
+)
+NUMBERS = (
+    None, True, False, 0, 1, -1, 429, 1e300, -1e300, float("nan"), float("inf"), 10**30, -(10**400),
+    2_000_000_000_000, 1e17, -1e17,
+)
+# fmt: on
+
+
+def anything(rng: random.Random, depth: int = 0) -> Any:
+    """A JSON value, of names that mean something now and then."""
+    kind = rng.randrange(10 if depth < 3 else 6)
+    if kind < 2:
+        return rng.choice(WORDS)
+    if kind < 6:
+        return rng.choice(NUMBERS)
+    if kind == 6:
+        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(NAMES): anything(rng, depth + 1) for _ in range(rng.randrange(6))}
+
+
+def is_sound(value: Any) -> bool:
+    """Whether a value of the vocabulary has no JSON in it, and no number that is none."""
+    if isinstance(value, (str, bool, int)) or value is None:
+        return True
+    if isinstance(value, float):
+        return value == value and abs(value) < 1e30
+    return isinstance(value, tuple) and all(map(is_sound, value))
+
+
+def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
+    rng = random.Random(5)
+    dialect = a_dialect()
+    seen: collections.Counter[str] = collections.Counter()
+    for _ in range(12_000):
+        said = {"type": rng.choice(TYPES), "properties": anything(rng)}
+        if rng.random() < 0.7 and isinstance(said["properties"], dict):
+            said["properties"]["sessionID"] = "ses_1"
+            said["properties"].setdefault("id", "per_1")
+            kind = rng.choice(("text", "reasoning", "tool", rng.choice(WORDS)))
+            said["properties"].setdefault("part", {"type": kind, "state": anything(rng)})
+            said["properties"].setdefault("info", {"id": "m", "role": rng.choice(WORDS)})
+            error = {"name": rng.choice(WORDS), "data": anything(rng)}
+            said["properties"].setdefault("error", error)
+        if rng.random() < 0.05:
+            said = ocloop.as_dict(anything(rng))
+        for found in dialect.decode(said):
+            assert isinstance(found, (*ocloop.FROM_STREAM, Edited))
+            assert is_sound(tuple(found)), found
+            seen[type(found).__name__] += 1
+    named = {kind.__name__ for kind in (*ocloop.FROM_STREAM, Edited)} - {"Woke"}
+    assert min(seen[name] for name in named) > 10, seen
+
+
+# fmt: off
+TYPES_2 = (
+    "session.created", "session.inbox.enqueued", "session.inbox.delivered",
+    "session.execution.started", "session.execution.succeeded", "session.execution.failed",
+    "session.execution.interrupted", "session.step.started", "session.step.ended",
+    "session.step.failed", "session.text.started", "session.text.delta", "session.text.ended",
+    "session.reasoning.started", "session.reasoning.delta", "session.reasoning.ended",
+    "session.tool.input.started", "session.tool.input.ended", "session.tool.called",
+    "session.tool.progress", "session.tool.success", "session.tool.failed",
+    "session.usage.updated", "session.retry.scheduled", "session.compaction.started",
+    "session.compaction.ended", "permission.asked", "permission.replied", "form.created",
+    "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
+)
+NAMES_2 = (
+    "assistantMessageID", "ordinal", "form", "fields", "item", "inboxID", "request", "requestID",
+    "attempt", "at", "retryAfterMs", "resources", "save", "action", "source", "key", "value",
+    "reason", "custom", "kind", "event",
+)
+# fmt: on
+
+
+def test_any_event_of_opencode_2_is_taken_and_none_raises() -> None:
+    rng = random.Random(7)
+    dialect = OpenCode2(Client("http://127.0.0.1:9", "", ""), Options(directory="/project"))
+    seen = 0
+    for _ in range(12_000):
+        data = anything(rng)
+        if isinstance(data, dict):
+            for name in rng.sample(NAMES_2, 4):
+                data[name] = anything(rng, 1)
+            data["sessionID"] = "ses_1"
+            data.setdefault("assistantMessageID", "msg_1")
+        said = {"type": rng.choice(TYPES_2), "data": data, "created": anything(rng, 3)}
+        for found in dialect.decode(said):
+            assert isinstance(found, (*ocloop.FROM_STREAM, Edited))
+            assert is_sound(tuple(found)), found
+            seen += 1
+    assert seen > 3000
+
+
+# ── opencode 1: what is asked of it ─────────────────────────────────────────────────────────────
+
+
+class Said(Client):
+    """A server without a wire: `says` maps "METHOD /path" to an answer, or to what is raised."""
+
+    def __init__(self, says: Json) -> None:
+        super().__init__("http://127.0.0.1:9", "", "")
+        self.says = says
+        self.heard: list[tuple[str, Any]] = []
+
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = ocloop.REQUEST_TIMEOUT
+    ) -> Any:
+        route = f"{method} {path.partition('?')[0]}"
+        self.heard.append((route, body))
+        said = self.says.get(route, RequestError(404, "a page", "NotJSON"))
+        if callable(said):
+            said = said()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+PROMPT = Prompt("msg_0", "prt_0", "Do it", "ocloop 1/2: it", "acme/large/v2", "build")
+PROVIDERS = {
+    "providers": [
+        {"id": "acme", "models": {
+            "large": {"limit": {"context": 1000}, "cost": {"input": 1, "output": 2}},
+            "free": {"limit": {}, "cost": {"input": 0, "output": 0}},
+            "odd": None}},
+        {"id": "other"},
+        None,
+    ]
+}  # fmt: skip
+
+
+def test_what_opencode_1_knows() -> None:
+    client = Said({
+        "GET /config": {"model": "acme/large"},
+        "GET /config/providers": PROVIDERS,
+        "GET /agent": [{"name": "build"}, {"name": "plan"}],
+    })  # fmt: skip
+    setup = a_dialect(client).setup()
+    assert setup == Setup(
+        model="acme/large",
+        models={"acme/large": 1000, "acme/free": 0, "acme/odd": 0},
+        agents=("build", "plan"),
+        free=frozenset(("acme/free", "acme/odd")),
+        providers=frozenset(("acme", "other", "")),
+    )
+
+
+@pytest.mark.parametrize(
+    "providers", [{}, {"providers": None}, [], "text", RequestError(404, "a page", "NotJSON")]
+)
+def test_a_minimal_server_that_does_not_list_its_models_cannot_tell(providers: Any) -> None:
+    client = Said({"GET /config": {}, "GET /config/providers": providers})
+    setup = a_dialect(client).setup()
+    assert setup.models is None and setup.agents is None
+    assert ocloop.problem_of_names(setup, ("a/b",), "build") == ""
+
+
+def test_a_broken_configuration_is_the_server_s_word() -> None:
+    broken = RequestError(400, "opencode.json: bad", "ConfigInvalidError")
+    with pytest.raises(RequestError, match="opencode.json: bad"):
+        a_dialect(Said({"GET /config": broken})).setup()
+
+
+def test_a_session_is_made_and_says_where_it_works(wire: Wire) -> None:
+    wire.says = {"POST /session": {"id": "ses_1", "directory": "/my project"}}
+    dialect = a_dialect(wire.client(), "/my%20project/\u00e9")
+    assert dialect.create(PROMPT) == ("ses_1", "/my project")
+    method, path, body = wire.heard[0]
+    assert path == "/session?directory=%2Fmy%2520project%2F%C3%A9"
+    assert unquote(path.partition("=")[2]) == "/my%20project/\u00e9"
+    assert (method, body) == ("POST", {"title": PROMPT.title})
+
+
+@pytest.mark.parametrize("made", [None, {}, [], {"id": ""}, {"id": None}])
+def test_a_session_without_an_id_is_none(made: Any) -> None:
+    with pytest.raises(RequestError) as error:
+        a_dialect(Said({"POST /session": made})).create(PROMPT)
+    assert error.value.code == 502
+
+
+def test_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
+    client = Said({"POST /session/ses_1/prompt_async": None})
+    dialect = a_dialect(client)
+    for attempt in (0, 1):
+        dialect.send("ses_1", PROMPT, attempt)
+    dialect.send("ses_1", PROMPT._replace(model="", agent=""), 0)
+    part = {"id": "prt_0", "type": "text", "text": "Do it"}
+    model = {"providerID": "acme", "modelID": "large/v2"}
+    whole = {"messageID": "msg_0", "parts": [part], "model": model, "agent": "build"}
+    bare = {"messageID": "msg_0", "parts": [part]}
+    assert [body for _route, body in client.heard] == [whole, whole, bare]
+
+
+def test_a_server_before_prompt_async_is_too_old() -> None:
+    with pytest.raises(RequestError, match="too old: 1.0.152 or newer") as error:
+        a_dialect(Said({})).send("ses_1", PROMPT, 0)
+    assert error.value.name.startswith("Config"), "no trying again can help"
+    gone = RequestError(404, "Session not found", "NotFoundError")
+    with pytest.raises(RequestError, match="Session not found"):
+        a_dialect(Said({"POST /session/ses_1/prompt_async": gone})).send("ses_1", PROMPT, 0)
+
+
+# Messages as OpenCode 1.18.33 lists them, cut down to what matters.
+
+
+def user(id: str, *parts: Json) -> Json:
+    return {
+        "info": {"id": id, "role": "user", "time": {"created": 1}},
+        "parts": list(parts) or [{"type": "text", "text": "Do it"}],
+    }
+
+
+def assistant(
+    parent: str, finish: str | None = None, error: Any = None, completed: bool = True
+) -> Json:
+    info: Json = {"id": "msg_a", "role": "assistant", "parentID": parent, "time": {"created": 1}}
     if completed:
         info["time"]["completed"] = 2
     if finish:
@@ -506,162 +6452,857 @@ def assistant(parent: str, finish: str | None = None, error: Any = None, complet
 
 
 COMPACTION = user("msg_c", {"type": "compaction", "auto": True})
-GO_ON = user("msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"})
+GO_ON = user(
+    "msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"}
+)
+TYPED = user("msg_2")
 
 
+# fmt: off
 @pytest.mark.parametrize("messages, verdict", [
-    ([], "unanswered"),
-    ([user("msg_1")], "unanswered"),
+    ([], "undelivered"),
+    ([user("msg_1")], "undelivered"),
     ([user("msg_1"), assistant("msg_1", "tool-calls"), assistant("msg_1", "stop")], "answered"),
     ([user("msg_1"), assistant("msg_1", "length")], "answered"),
-    ([user("msg_1"), assistant("msg_1", "stop"), assistant("msg_1", "tool-calls", completed=False)], "unfinished"),
+    ([user("msg_1"), assistant("msg_1", "stop"), assistant("msg_1", "tool-calls", completed=False)],
+     "unfinished"),
     ([user("msg_1"), assistant("msg_1", completed=False)], "unfinished"),
     ([user("msg_1"), assistant("msg_1", error=UNAUTHORIZED)], "failed"),
+    ([user("msg_1"), assistant("msg_1", error=UNAUTHORIZED), assistant("msg_1", "stop")],
+     "answered"),
     ([user("msg_1"), assistant("msg_1", error=ABORTED)], "cut"),
     ([user("msg_1"), assistant("msg_1")], "cut"),
     ([user("msg_1"), assistant("msg_1", "unknown")], "cut"),
     ([user("msg_1"), assistant("msg_1", "tool-calls")], "refused"),
-    ([user("msg_2"), assistant("msg_2", "stop")], "unanswered"),
-    ([user("msg_1"), user("msg_2"), assistant("msg_2", "stop")], "unanswered"),
-    ([user("msg_1"), assistant("msg_1", "stop"), user("msg_2"), assistant("msg_2", error=UNAUTHORIZED)],
+    ([TYPED, assistant("msg_2", "stop")], "undelivered"),
+    ([user("msg_1"), TYPED, assistant("msg_2", "stop")], "undelivered"),
+    ([user("msg_1"), assistant("msg_1", "stop"), TYPED, assistant("msg_2", error=UNAUTHORIZED)],
      "answered"),
-    ([user("msg_1"), assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
+    ([user("msg_1"), assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"),
+     GO_ON,
       assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered"),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], "unfinished"),
+    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
+     "unfinished"),
     ([assistant("msg_1", "tool-calls"), assistant("msg_1", "stop")], "answered"),
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered"),
 ])
-def test_judge(messages: list[dict[str, Any]], verdict: str) -> None:
-    assert ocloop.judge([ocloop.digest(message) for message in messages], "msg_1")[0] == verdict
+# fmt: on
+def test_how_the_answer_to_our_own_prompt_stands(messages: list[Json], verdict: str) -> None:
+    found, fault = ocloop.judge_messages(messages, "msg_1")
+    assert found == verdict
+    assert fault == (Fault("auth", "no key", 401) if verdict == "failed" else None)
 
 
-def test_judge_says_what_failed() -> None:
-    messages = [ocloop.digest(message) for message in (user("msg_1"), assistant("msg_1", error=UNAUTHORIZED))]
-    assert ocloop.judge(messages, "msg_1") == ("failed", Fault("APIError", "scripted fault 401", 401))
-
-
-@pytest.mark.parametrize("message, continues", [
+# fmt: off
+@pytest.mark.parametrize("message, is_its", [
     (user("a"), False), (COMPACTION, True), (GO_ON, True),
-    (user("a", {"type": "text", "text": "x"}, {"type": "text", "text": "y", "synthetic": True}), False),
-    (user("a", {"type": "file"}), False), ({"info": {"id": "a", "role": "user"}}, False),
+    (user("a", {"type": "text", "text": "x"}, {"type": "text", "text": "y", "synthetic": True}),
+     False),
+    (user("a", {"type": "file"}), False), ({"info": {"id": "a", "role": "user"}}, False), ({},
+     False),
 ])
-def test_digest_knows_what_a_compaction_put_there(message: dict[str, Any], continues: bool) -> None:
-    assert ocloop.digest(message)["continues"] is continues
+# fmt: on
+def test_what_a_compaction_wrote_is_told_from_what_a_person_typed(
+    message: Json, is_its: bool
+) -> None:
+    assert ocloop.is_of_compaction(message) is is_its
 
 
-def test_digest_of_nonsense() -> None:
-    assert ocloop.digest({}) == {"id": "None", "role": None, "parent": "None", "finish": None,
-                                 "completed": False, "error": None, "continues": False}
-    assert ocloop.digest({"info": {"id": ["x"]}, "parts": [None, 4]})["id"] == "['x']"
+STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
+WRAPPED = "ProviderModelNotFoundError: acme/nope"
 
 
+def wrapped(message: str) -> Json:
+    return {"name": "UnknownError", "data": {"message": message}}
+
+
+def api_error(code: Any, **data: Any) -> Json:
+    return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
+
+
+# fmt: off
 @pytest.mark.parametrize("error, fault", [
-    (None, None), ("text", None), ({}, None), ([], None), (ABORTED, None),
-    (UNAUTHORIZED, Fault("APIError", "scripted fault 401", 401)),
-    ({"name": "UnknownError", "data": {"message": "Model not found: fake/nope."}},
-     Fault("UnknownError", "Model not found: fake/nope.")),
-    ({"name": "ProviderAuthError"}, Fault("ProviderAuthError", "ProviderAuthError")),
-    ({"name": "X", "data": "text"}, Fault("X", "X")),
-    ({"name": "X", "data": {"statusCode": "429"}}, Fault("X", "X")),
-])
-def test_fault_of(error: Any, fault: Fault | None) -> None:
+    (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
+    (ABORTED, Fault("aborted", "Aborted")),
+    (OVERFLOW, Fault("overflow", "too long")),
+    (UNAUTHORIZED, Fault("auth", "no key", 401)),
+    (api_error(429), Fault("rate-limit", "it failed", 429)),
+    (api_error(429, responseHeaders={"Retry-After": "120"}),
+     Fault("rate-limit", "it failed", 429, 120.0)),
+    (api_error(429, responseHeaders={"retry-after": None, "x": 1}),
+     Fault("rate-limit", "it failed", 429)),
+    (api_error(402), Fault("balance", "it failed", 402)),
+    (api_error(404), Fault("no-model", "it failed", 404)),
+    (api_error(503), Fault("outage", "it failed", 503)),
+    (api_error(None, isRetryable=True), Fault("outage", "it failed")),
+    (api_error(None, isRetryable=False), Fault("provider", "it failed")),
+    (api_error(400, isRetryable=True), Fault("provider", "it failed", 400)),
+    (api_error("429"), Fault("provider", "it failed")),
+    (wrapped(WRAPPED), Fault("no-model", "acme/nope")),
+    (wrapped(WRAPPED + STACK), Fault("no-model", "acme/nope")),
+    (wrapped("ProviderInitError: acme" + STACK), Fault("configuration", "acme")),
+    (wrapped("AgentNotFoundError: x"), Fault("no-agent", "x")),
+    (wrapped("TypeError: undefined is not a function" + STACK),
+     Fault("unknown", "TypeError: undefined is not a function")),
+    (wrapped("the model says: ProviderAuthError: 429 unauthorized"),
+     Fault("unknown", "the model says: ProviderAuthError: 429 unauthorized")),
+    ({"name": "X", "data": {"message": "ProviderAuthError: y"}},
+     Fault("unknown", "ProviderAuthError: y")),
+    ({"name": "ProviderAuthError"}, Fault("auth", "ProviderAuthError")),
+    ({"name": "ProviderModelNotFoundError", "data": {"providerID": "a"}},
+     Fault("no-model", "ProviderModelNotFoundError")),
+    ({"name": "X", "data": "text"}, Fault("unknown", "X")),
+], ids=lambda value: ascii(value)[:50])
+# fmt: on
+def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
+    error: Any, fault: Fault | None
+) -> None:
     assert ocloop.fault_of(error) == fault
 
 
-@pytest.mark.parametrize("name, status, fatal, rate_limit", [
-    ("APIError", 400, False, False), ("APIError", 401, True, False), ("APIError", 402, True, False),
-    ("APIError", 403, True, False), ("APIError", 404, True, False), ("APIError", 429, False, True),
-    ("APIError", 500, False, False), ("APIError", 529, False, True), ("ProviderAuthError", 0, True, False),
-    ("ProviderModelNotFoundError", 0, True, False), ("UnknownError", 0, False, False),
+@pytest.mark.parametrize("message", ["", "\n    at x", "UnknownError", "  "])
+def test_an_error_always_has_a_message(message: str) -> None:
+    fault = ocloop.fault_of(wrapped(message))
+    assert fault and fault.message.strip()
+
+
+def test_every_kind_of_fault_is_one_that_the_loop_knows() -> None:
+    assert set(ocloop.ERROR_KINDS.values()) <= set(ocloop.FAULTS)
+    assert set(ocloop.PASSING) <= set(ocloop.FAULTS)
+    assert not any(ocloop.FAULTS[kind] for kind in ocloop.PASSING), "what passes needs no advice"
+
+
+# How a session stands.
+
+ANSWERED = [user("msg_0"), assistant("msg_0", "stop")]
+ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns": ["ls"]}
+ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
+REQUEST_1 = Request("per_1", "ses_1", "permission", "bash", "ls")
+REQUEST_2 = Request("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
+
+
+def whole_server(**more: Any) -> Json:
+    """What a server says of a session that works and has a subagent."""
+    return {
+        "GET /session/status": {"ses_1": {"type": "busy"}},
+        "GET /session/ses_1/message": ANSWERED,
+        "GET /session/ses_1": {"id": "ses_1", "cost": 0.5, "tokens": TOKENS},
+        "GET /session/ses_1/children": [{"id": "ses_2"}],
+        "GET /session/ses_2": {"id": "ses_2", "cost": 0.25, "tokens": {"input": 1}},
+        "GET /session/ses_2/children": [],
+        "GET /permission": [ASKED_1],
+        "GET /question": [ASKED_2],
+        **more,
+    }
+
+
+def polled(says: Json, closer: bool = False) -> Polled:
+    return a_dialect(Said(says)).poll(Poll("ses_1", PROMPT, 0, closer))
+
+
+def test_a_poll_of_a_session_that_works_tells_costs_family_and_asks() -> None:
+    found = polled(whole_server())
+    assert found == Polled(
+        Poll("ses_1", PROMPT, 0),
+        "working",
+        verdict="",
+        spent=Spend(0.75, 11, 6, 4),
+        children=("ses_2",),
+        requests=(REQUEST_1, REQUEST_2),
+    )
+    assert polled(whole_server(), closer=True).verdict == "answered"
+
+
+@pytest.mark.parametrize("statuses", [{}, {"ses_1": {"type": "idle"}}, {"ses_2": {"type": "busy"}}])
+def test_who_is_not_among_the_statuses_is_idle(statuses: Json) -> None:
+    found = polled(whole_server(**{"GET /session/status": statuses}))
+    assert (found.activity, found.verdict) == ("idle", "answered")
+    failed = [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]
+    says = whole_server(
+        **{"GET /session/status": statuses, "GET /session/ses_1/message": failed}
+    )
+    assert polled(says)[2:4] == ("failed", Fault("auth", "no key", 401))
+
+
+def test_a_retry_is_polled_with_its_details() -> None:
+    status = {"type": "retry", "attempt": 3, "message": "busy", "next": (time.time() + 9) * 1000}
+    found = polled(whole_server(**{"GET /session/status": {"ses_1": status}}))
+    assert found.activity == "retrying" and found.retry
+    assert found.retry[:3] == ("ses_1", "retrying", 3) and 5 < found.retry.wait <= 9
+
+
+def test_a_status_that_is_not_known_yet_is_no_rest() -> None:
+    found = polled(whole_server(**{"GET /session/status": {"ses_1": {"type": "compacting"}}}))
+    assert found.activity in ("working", "unknown")
+
+
+PAGE_ERROR = RequestError(404, "a page", "NotJSON")
+BROKEN = RequestError(500, "boom", "UnknownError")
+
+
+def test_a_server_without_statuses_cannot_tell_who_works() -> None:
+    found = polled(whole_server(**{"GET /session/status": PAGE_ERROR}))
+    assert (found.activity, found.verdict) == ("unknown", "answered")
+    assert found.requests == (REQUEST_1, REQUEST_2), "it may be at work"
+
+
+def test_a_server_that_knows_next_to_nothing_is_polled_all_the_same() -> None:
+    assert polled({}) == Polled(Poll("ses_1", PROMPT, 0), "unknown", "unknown", requests=())
+    found = polled({"GET /session/status": {}})
+    assert (found.activity, found.verdict, found.spent) == ("idle", "unknown", None)
+
+
+@pytest.mark.parametrize("route", ["GET /question", "GET /permission", "GET /session/ses_1"])
+@pytest.mark.parametrize("error", [BROKEN, PAGE_ERROR])
+def test_what_fails_beside_it_does_not_fail_the_poll(route: str, error: RequestError) -> None:
+    found = polled(whole_server(**{route: error}))
+    assert found.activity == "working"
+    if route == "GET /session/ses_1":
+        assert found.spent is None and found.children == ("ses_2",)
+    else:
+        other = REQUEST_1 if route == "GET /question" else REQUEST_2
+        kind = route.removeprefix("GET /")
+        assert found.requests == (other,)
+        assert found.unlisted == ((kind,) if error is BROKEN else ()), "it has no such thing"
+
+
+@pytest.mark.parametrize("kind", ["question", "permission"])
+def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
+    story = Story()
+    client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **{
+        "GET /permission": BROKEN if kind == "permission" else [],
+        "GET /question": BROKEN if kind == "question" else [],
+    }})  # fmt: skip
+    story.world[Poll] = a_dialect(client).poll
+    if kind == "question":
+        story.question("red", "blue", id="ask_1")
+    else:
+        story.asks("ask_1")
+    story.let_pass(20)
+    assert story.asked == ["ask_1"]
+    client.says[f"GET /{kind}"] = []
+    story.let_pass(20)
+    assert story.asked == [], "somebody else has answered it"
+
+
+@pytest.mark.parametrize("route", ["GET /session/status", "GET /session/ses_1/message"])
+def test_what_decides_must_not_fail(route: str) -> None:
+    with pytest.raises(RequestError, match="boom"):
+        polled(whole_server(**{"GET /session/status": {}, route: BROKEN}))
+
+
+def test_a_page_in_place_of_what_it_knew_is_an_error_and_no_end() -> None:
+    client = Said(whole_server())
+    dialect = a_dialect(client)
+    dialect.poll(Poll("ses_1", PROMPT, 0))
+    client.says["GET /session/status"] = PAGE_ERROR
+    with pytest.raises(RequestError) as error:
+        dialect.poll(Poll("ses_1", PROMPT, 0))
+    assert error.value.code == 502
+
+
+@pytest.mark.parametrize(
+    "children",
+    [[{"id": "ses_1"}], [{"id": "ses_2"}], [{"id": "ses_2"}, {"id": "ses_1"}, {}, None,
+    {"id": ""}]],
+)
+def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
+    """A server that does not know the route may list all its sessions."""
+    says = whole_server(
+        **{"GET /session/ses_1/children": children, "GET /session/ses_2/children": children}
+    )
+    client = Said(says)
+    spent = a_dialect(client).poll(Poll("ses_1", PROMPT, 0)).spent
+    assert spent and spent.cost <= 0.75
+    assert len(client.heard) < 20
+
+
+def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None:
+    rng = random.Random(6)
+
+    def answer() -> Any:
+        if rng.random() < 0.2:
+            return RequestError(rng.choice((0, 400, 404, 500)), "no", rng.choice(("", "NotJSON")))
+        return anything(rng)
+
+    class Whatever(Said):
+        def request(self, *args: Any, **more: Any) -> Any:
+            route = str(args[1])
+            if "/children" in route:
+                self.says = {"GET " + route.partition("?")[0]: []}
+            else:
+                self.says = {f"{args[0]} {route.partition('?')[0]}": answer}
+            return super().request(*args, **more)
+
+    def ask_all(dialect: OpenCode1) -> Iterator[Callable[[], Any]]:
+        yield dialect.setup
+        yield lambda: dialect.create(PROMPT)
+        yield lambda: dialect.send("ses_1", PROMPT, 1)
+        yield lambda: dialect.poll(Poll("ses_1", PROMPT, 0, rng.random() < 0.5))
+        yield lambda: dialect.reply(Reply(REQUEST_2, "once", ("a",)))
+        yield lambda: dialect.interrupt("ses_1", PROMPT, 0)
+
+    done = 0
+    for _ in range(1500):
+        for ask in ask_all(a_dialect(Whatever({}))):
+            try:
+                found = ask()
+            except RequestError:
+                continue
+            done += 1
+            if isinstance(found, Polled):
+                assert found.activity in ("idle", "working", "retrying", "unknown")
+                assert is_sound(tuple(found[1:])), found
+    assert done > 3000
+
+
+# What is asked, and what is replied.
+
+
+# fmt: off
+@pytest.mark.parametrize("asked, title, detail", [
+    ({"permission": "bash", "patterns": ["echo hi"], "metadata": {"command": "echo hi"}},
+     "bash", "echo hi"),
+    ({"permission": "external_directory", "patterns": ["/etc/*"],
+     "metadata": {"filepath": "/etc/hosts"}},
+     "external_directory", "/etc/*, /etc/hosts"),
+    ({"permission": "edit", "patterns": ["a", "b"], "metadata": {}}, "edit", "a, b"),
+    ({"permission": "webfetch", "patterns": ["*"], "metadata": {"url": "https://e.org"}},
+     "webfetch", "*, https://e.org"),
+    ({"type": "bash", "pattern": "rm *", "title": "rm x"}, "bash", "rm *"),
+    ({"title": "rm x"}, "something", "rm x"),
+    ({"patterns": [], "metadata": "text"}, "something", ""),
+    ({}, "something", ""),
 ])
-def test_what_a_fault_is(name: str, status: int, fatal: bool, rate_limit: bool) -> None:
-    fault = Fault(name, "rate limit 429 unauthorized", status)
-    assert (bool(fault.advice), fault.rate_limit) == (fatal, rate_limit)
+# fmt: on
+def test_a_permission_says_what_exactly_it_is_for(asked: Json, title: str, detail: str) -> None:
+    request = a_dialect().permission({"id": "per_1", "sessionID": "ses_1", **asked})
+    assert request == Request("per_1", "ses_1", "permission", title, detail)
 
 
-# ── words for people ─────────────────────────────────────────────────────────────────────────────────────
+def test_several_questions_are_asked_in_one_request() -> None:
+    asked = {"id": "que_1", "sessionID": "s", "questions": [{"question": "A?"}, {"question": "B?"}]}
+    request = a_dialect().question(asked)
+    assert request.detail == "A? / B?" and len(request.questions) == 2
 
 
-@pytest.mark.parametrize("tool, state, text", [
-    ("read", {"input": {"filePath": "/project/src/a.py"}}, "src/a.py"),
-    ("read", {"input": {"filePath": "/worker/a.py"}}, "/worker/a.py"),
-    ("bash", {"input": {"command": "make  test\n  && ls", "description": "Run"}}, "make test && ls"),
-    ("grep", {"input": {"pattern": "x y", "path": "/project/src"}}, "x y in src"),
-    ("glob", {"input": {"pattern": "**/*.py"}}, "**/*.py"),
-    ("task", {"input": {"description": "look around", "prompt": "…"}}, "look around"),
-    ("webfetch", {"input": {"url": "https://e.org"}}, "https://e.org"),
-    ("todowrite", {"input": {"todos": [1, 2, 3]}}, "3 items"),
-    ("todowrite", {"input": {}}, "0 items"),
-    ("list", {"input": {"path": "/project/src"}}, "src"),
-    ("mcp_thing", {"input": {"number": 3, "what": "this"}}, "this"),
-    ("mcp_thing", {"input": {}, "title": "A title"}, "A title"),
-    ("bash", {}, ""),
-    ("bash", {"input": "text"}, ""),
-    ("bash", {"input": {"command": "x" * 9999}}, "x" * 500),
-    ("edit", {"input": {"filePath": "/project/a"}, "metadata": {"filediff": {"additions": 3, "deletions": 1}}},
-     "a  +3 -1"),
-])
-def test_tool_text(tool: str, state: dict[str, Any], text: str) -> None:
-    assert ocloop.tool_text(tool, state, "/project").split() == text.split()
+@pytest.mark.parametrize("decision, message", [("once", ""), ("always", ""), ("reject", "go on")])
+def test_a_permission_is_replied_to(decision: str, message: str) -> None:
+    client = Said({"POST /permission/per_1/reply": True})
+    a_dialect(client).reply(Reply(REQUEST_1, decision, (), message))
+    body = {"reply": decision, **({"message": message} if message else {})}
+    assert client.heard == [("POST /permission/per_1/reply", body)]
 
 
-@pytest.mark.parametrize("asked, detail", [
-    ({"permission": "bash", "patterns": ["echo hi"], "metadata": {"command": "echo hi"}}, "echo hi"),
-    ({"permission": "external_directory", "patterns": ["/etc/*"], "metadata": {"filepath": "/etc/hosts"}},
-     "/etc/*, /etc/hosts"),
-    ({"permission": "edit", "patterns": ["a", "b"], "metadata": {}}, "a, b"),
-    ({"type": "bash", "pattern": "rm *", "title": "rm x"}, "rm *"),
-    ({"title": "rm x"}, "rm x"),
-    ({"patterns": ["*"], "metadata": {"command": "rm -rf /"}}, "*, rm -rf /"),
-    ({"patterns": [], "metadata": "text"}, ""),
-    ({}, ""),
-])
-def test_ask_detail(asked: dict[str, Any], detail: str) -> None:
-    assert ocloop.ask_detail(asked) == detail
+def test_an_older_server_takes_the_reply_in_its_older_form() -> None:
+    client = Said({"POST /session/ses_1/permissions/per_1": True})
+    a_dialect(client).reply(Reply(REQUEST_1, "reject", (), "go on"))
+    assert client.heard[1:] == [("POST /session/ses_1/permissions/per_1", {"response": "reject"})]
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (0, "0s"), (-3, "0s"), (9.9, "9s"), (59.9, "59s"), (60, "1m00s"), (245, "4m05s"), (3599, "59m59s"),
-    (3600, "1h00m"),
-    (11_520, "3h12m"), (360_000, "100h00m"),
-])
-def test_duration(seconds: float, text: str) -> None:
-    assert ocloop.duration(seconds) == text
+@pytest.mark.parametrize("code", [400, 500, 0])
+def test_a_reply_that_is_not_taken_is_an_error(code: int) -> None:
+    """The old form is tried as well: 1.0 has only that one, and says nonsense to the new one."""
+    error = RequestError(code, "no")
+    old = "POST /session/ses_1/permissions/per_1"
+    client = Said({"POST /permission/per_1/reply": error, old: error})
+    with pytest.raises(RequestError) as found:
+        a_dialect(client).reply(Reply(REQUEST_1, "once"))
+    assert found.value is error and len(client.heard) == (1 if code in (0, 401) else 2)
 
 
-@pytest.mark.parametrize("number, text", [
-    (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9940, "9.9k"), (9949, "9.9k"), (9990, "10k"),
-    (10_000, "10k"),
-    (999_499, "999k"), (999_600, "1.0M"), (1_234_567, "1.2M"), (45_000_000, "45M"), (2_000_000_000, "2.0G"),
-])
-def test_short_number(number: int, text: str) -> None:
-    assert ocloop.short_number(number) == text
+@pytest.mark.parametrize(
+    "answers, message, sent",
+    [
+        (("red", "blue"), "", [["red"], ["blue"]]),
+        (("red",), "Go on without.", [["red"], ["Go on without."]]),
+        ((), "Go on without.", [["Go on without."], ["Go on without."]]),
+    ],
+)
+def test_a_question_is_answered_with_words_since_a_bare_refusal_would_end_the_turn(
+    answers: tuple[str, ...], message: str, sent: list[list[str]]
+) -> None:
+    request = Request("que_1", "ses_1", "question", "", "", (Question("A?"), Question("B?")))
+    client = Said({"POST /question/que_1/reply": True})
+    a_dialect(client).reply(Reply(request, "reject", answers, message))
+    assert client.heard == [("POST /question/que_1/reply", {"answers": sent})]
 
 
-def test_short_numbers_are_short_and_never_fall() -> None:
-    order = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-    last = -1.0
-    for number in sorted({int(10 ** (n / 500)) for n in range(4500)} | set(range(900, 10_200))):
-        text = ocloop.short_number(number)
-        value = float(text.rstrip("kMG")) * order[text.lstrip("0123456789.")]
-        assert len(text) <= 4 and value >= last, (number, text)
-        last = value
+def test_a_session_is_stopped_and_the_tools_of_a_server_with_it() -> None:
+    client = Said({"POST /session/ses_1/abort": True, "POST /global/dispose": True})
+    dialect = a_dialect(client)
+    dialect.interrupt("ses_1", PROMPT, 0)
+    dialect.stop_session("ses_1")
+    dialect.dispose()
+    abort = "POST /session/ses_1/abort"
+    assert [route for route, _ in client.heard] == [abort, abort, "POST /global/dispose"]
 
 
+def test_how_a_session_is_joined() -> None:
+    argv = OpenCode1.attach_argv(["npx", "opencode"], "http://x", "ses_1", "/project")
+    assert argv[:3] == ["npx", "opencode", "attach"] and "ses_1" in argv and "/project" in argv
+    login = OpenCode1.environment("me", "secret")
+    assert login == {"OPENCODE_SERVER_USERNAME": "me", "OPENCODE_SERVER_PASSWORD": "secret"}
+    assert "secret" not in argv, "the password is nowhere where other users see it"
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────
+# Once as the system tells it by /proc, and once as `ps` does where there is none.
+
+NO_PROC = "/nonexistent/proc"
+
+
+@pytest.fixture(params=["proc", "ps"])
+def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "ps":
+        monkeypatch.setattr(ocloop, "PROC", NO_PROC)
+        if not ocloop.list_processes():
+            pytest.skip("there is no `ps` here that takes these options")
+    elif not ocloop.has_proc():
+        pytest.skip("there is no /proc here")
+    return str(request.param)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts shell commands in groups of their own; what is left of them in the end is killed."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(command: str, mark: str = "", **how: Any) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **({ocloop.MARK: mark} if mark else {})}
+        how.setdefault("stdout", subprocess.PIPE)
+        child = ocloop.spawn(["/bin/sh", "-c", command], env=environment, **how)
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        with suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+
+def first_line(child: subprocess.Popen[bytes]) -> str:
+    assert child.stdout
+    return child.stdout.readline().decode().strip()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; a process that ended and that nobody has waited for does not."""
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
+    until = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_processes_are_found_by_their_mark(
+    seam: str, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    mark = os.urandom(8).hex()
+    marked = started("echo up; exec sleep 60", mark)
+    other = started("echo up; exec sleep 60", f"{mark}.check")
+    assert first_line(marked) == first_line(other) == "up"
+    assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
+    assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
+    assert ocloop.marked_pids("nobody has this one") == []
+
+
+def test_the_memory_of_a_group_is_known(
+    seam: str, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    code = "x = bytearray(50 << 20); print('up', flush=True); input()"
+    command = f'exec "{sys.executable}" -c "{code}"'
+    child = started(command, stdin=subprocess.PIPE)
+    assert first_line(child) == "up"
+    assert 50 <= ocloop.group_memory(child.pid) < 200
+    assert ocloop.group_memory(2**22 + 1) == 0
+    assert child.stdin
+    child.stdin.close()
+
+
+def test_descendants_are_known_where_nothing_else_tells_them(
+    monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    child = started('sh -c "sleep 60; :" & echo up; wait')
+    assert first_line(child) == "up"
+    assert ocloop.descendants(child.pid) == [], "/proc will tell by the mark"
+    monkeypatch.setattr(ocloop, "PROC", NO_PROC)
+    if ocloop.list_processes():
+        assert comes_true(lambda: len(ocloop.descendants(child.pid)) == 2)
+    assert ocloop.descendants(2**22 + 1) == []
+
+
+def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ocloop, "PROC", NO_PROC)
+    for ps in (("/nonexistent/ps",), ("false",), ("echo", "PID TTY\n nonsense")):
+        monkeypatch.setattr(ocloop, "PS", ps)
+        assert ocloop.list_processes() == [] == ocloop.marked_pids("x")
+        assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == []
+
+
+def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
+    seam: str, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    mark = os.urandom(8).hex()
+    leaves = (
+        "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); "
+        "sys.stdout.close(); time.sleep(60)"
+    )
+    child = started(
+        f"trap '' TERM; \"{sys.executable}\" -c '{leaves}' & sleep 60 & wait; wait; sleep 60", mark
+    )
+    left = int(first_line(child))
+    assert is_alive(left) and os.getpgid(left) == left
+    before = time.monotonic()
+    ocloop.end_group(child, 0.3, mark)
+    assert child.poll() is not None
+    assert comes_true(lambda: not is_alive(left))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    assert 0.25 < time.monotonic() - before < 10, "it had its time"
+
+
+def test_a_group_that_ends_by_itself_is_not_waited_for(
+    started: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    child = started("exec sleep 60", os.urandom(8).hex())
+    before = time.monotonic()
+    ocloop.end_group(child, 30.0, "nobody has this one")
+    assert child.poll() == -signal.SIGTERM and time.monotonic() - before < 5
+    ocloop.end_group(child, 30.0, "nobody has this one")
+
+
+@pytest.mark.skipif(not ocloop.has_proc(), reason="there is no /proc here")
+def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
+    started: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    """The main thread blocks SIGWINCH and SIGTSTP for the screen's sake, and children inherit."""
+    theirs = {signal.SIGWINCH, signal.SIGTSTP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, theirs | {signal.SIGUSR2})
+    try:
+        child = started("exec grep SigBlk /proc/self/status")
+        blocked = int(first_line(child).split()[1], 16)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= theirs, "ours stay as they were"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert not any(blocked >> (number - 1) & 1 for number in theirs)
+    assert blocked >> (signal.SIGUSR2 - 1) & 1, "and no other one is touched"
+
+
+def test_a_child_is_out_of_reach_of_the_terminal_s_ctrl_c(
+    started: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    child = started("echo up; exec sleep 60")
+    assert first_line(child) == "up"
+    assert os.getsid(child.pid) == child.pid == os.getpgid(child.pid)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_the_guard_ends_what_is_left_when_its_pipe_ends_without_a_word(
+    dies: bool, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    mark = os.urandom(8).hex()
+    child = started("echo up; exec sleep 60", mark)
+    assert first_line(child) == "up"
+    guard = ocloop.Guard(mark, dict(os.environ))
+    guard.watch(child.pid)
+    process = guard.process
+    assert process and process.stdin
+    if dies:
+        process.stdin.close()
+        assert comes_true(lambda: child.poll() is not None)
+        process.wait(GENEROUS)
+    else:
+        guard.dismiss()
+        assert process.poll() == 0 and child.poll() is None
+
+
+def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
+    started: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    mark = os.urandom(8).hex()
+    child = started("echo up; exec sleep 60", mark)
+    assert first_line(child) == "up"
+    guard = ocloop.Guard(mark, dict(os.environ))
+    guard.watch(child.pid)
+    first = guard.process
+    assert first
+    first.kill()
+    first.wait()
+    guard.look_after()
+    second = guard.process
+    assert second and second is not first and second.stdin
+    guard.look_after()
+    assert guard.process is second, "one that lives is left alone"
+    second.stdin.close()
+    assert comes_true(lambda: child.poll() is not None)
+    second.wait(GENEROUS)
+    if first.stdin:
+        first.stdin.close()
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_port_that_is_taken_is_known(taken: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if taken:
+            assert not ocloop.port_is_free(port)
+    assert taken or ocloop.port_is_free(port)
+
+
+# ── files ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "PLAN.md"
+    path.write_bytes(b"\xef\xbb\xbf- [ ] \xff\x00\n")
+    assert ocloop.read_text(str(path), "plan") == ("\ufeff- [ ] \ufffd\x00\n", "")
+    assert parse_plan("\ufeff- [ ] \ufffd\x00\n").pending == 1
+
+
+def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("gone", "pipe", ".", "loop", "gone/gone"):
+        text, problem = ocloop.read_text(str(tmp_path / name), "plan")
+        assert text is None
+        assert problem.startswith(f"the plan {tmp_path / name} cannot be read (")
+        assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
+
+
+def test_what_is_written_is_written_in_order_and_waited_for() -> None:
+    writer = ocloop.Writer()
+    written: list[int] = []
+
+    def fails() -> None:
+        raise OSError("the disk is full")
+
+    for number in range(100):
+        writer.put(lambda number=number: written.append(number))  # type: ignore[misc]
+        writer.put(fails)
+    writer.close(GENEROUS)
+    assert written == list(range(100))
+
+
+def test_a_file_system_that_hangs_does_not_hold_up_the_end() -> None:
+    writer = ocloop.Writer()
+    hangs = threading.Event()
+    written: list[int] = []
+
+    def hang() -> None:
+        hangs.wait(GENEROUS)
+
+    writer.put(hang)
+    for _ in range(writer.MOST + 1000):  # more than it keeps
+        writer.put(lambda: written.append(1))
+    before = time.monotonic()
+    writer.close(0.2)
+    assert time.monotonic() - before < 5 and not written
+    hangs.set()
+    assert comes_true(lambda: len(written) >= writer.MOST - 1)
+
+
+def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
+    return Entry(1, NOON, kind, text, **more)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
+    """Writes entries into a log of that name; returns what stands in it, and what was posted."""
+
+    def write(name: str, *entries: Entry) -> tuple[str, list[Event]]:
+        writer = ocloop.Writer()
+        posted: list[Event] = []
+        log = ocloop.Log(str(tmp_path / name), writer, posted.append)
+        log.add(entries)
+        log.add(())
+        writer.close(GENEROUS)
+        path = tmp_path / name
+        return (path.read_text("utf-8") if path.is_file() else ""), posted
+
+    return write
+
+
+def test_a_log_has_a_line_for_each_entry_and_is_appended_to(
+    written: Callable[..., tuple[str, list[Event]]],
+) -> None:
+    entry = an_entry("bash", "one\ntwo\x1b[31m\x07")
+    text, posted = written("x.log", entry, entry)
+    line = "2027-01-15T08:00:00+0000 bash     one / two\ufffd\n"
+    assert text == line * 2 and posted == []
+    assert written("x.log", entry)[0] == line * 3
+
+
+def test_an_entry_with_a_strange_kind_is_logged_without_control_characters() -> None:
+    log = ocloop.Log("x.log", ocloop.Writer(), print)
+    line = log.line(an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
+    assert not re.search("[\x00-\x1f\u2028]", line)
+
+
+def test_a_jsonl_log_has_a_record_for_each_entry(
+    written: Callable[..., tuple[str, list[Event]]],
+) -> None:
+    entry = an_entry("iter", "1 done\n\ud800", iteration=1, session="ses_1", record={"cost": 0.5})
+    text, _posted = written("x.jsonl", entry)
+    assert text.count("\n") == 1
+    assert json.loads(text) == {
+        "time": "2027-01-15T08:00:00+0000",
+        "kind": "iter",
+        "iteration": 1,
+        "session": "ses_1",
+        "text": "1 done\n\ud800",
+        "cost": 0.5,
+    }
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
+    writer = ocloop.Writer()
+    posted: list[Event] = []
+    log = ocloop.Log(str(tmp_path / "later" / "x.log"), writer, posted.append)
+    os.mkfifo(tmp_path / "pipe")
+    pipe = ocloop.Log(str(tmp_path / "pipe"), writer, posted.append)
+    for _ in range(3):
+        log.add([an_entry()])
+        pipe.add([an_entry()])
+    assert comes_true(writer.jobs.empty)
+    (tmp_path / "later").mkdir()
+    log.add([an_entry()])
+    writer.close(GENEROUS)
+    assert [type(event) for event in posted] == [Noted, Noted]
+    assert "name another path with --log" in str(posted[0])
+    assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
+
+
+@pytest.fixture
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return home
+
+
+def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
+    run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
+    assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
+    assert Path(run_file.path).name.startswith("my_project-")
+    assert run_file.read() == {}
+    for record in ({"state": "running", "text": "\ud800"}, {"state": "complete"}):
+        run_file.write(record)
+        assert run_file.read() == record
+    assert os.stat(run_file.path).st_mode & 0o777 == 0o600
+    assert os.stat(run_file.folder).st_mode & 0o777 == 0o700
+    assert os.listdir(run_file.folder) == [Path(run_file.path).name], "no draft is left"
+
+
+def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
+    tmp_path: Path, state_home: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    paths = [RunFile(str(tmp_path / name)).path for name in ("a/P", "a/Q", "b/P", "link/P")]
+    assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
+
+
+def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
+    tmp_path: Path, state_home: Path
+) -> None:
+    state_home.write_text("a file is in the way")
+    run_file = RunFile("/project/PLAN.md")
+    assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
+    assert "cannot be written: using" in run_file.problem
+    os.chmod(run_file.folder, 0o777)  # anybody could put a state file there
+    run_file = RunFile("/project/PLAN.md")
+    assert run_file.folder == "" and "no lock, no `status`" in run_file.problem
+    run_file.write({"state": "running"})
+    assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"])
+def test_a_state_file_that_somebody_damaged_says_nothing(
+    tmp_path: Path, state_home: Path, text: str
+) -> None:
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    Path(run_file.path).write_text(text)
+    assert run_file.read() == {}
+    Path(run_file.path).write_bytes(b"\xff\xfe")
+    assert run_file.read() == {}
+
+
+def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
+    first, second = RunFile(str(tmp_path / "P")), RunFile(str(tmp_path / "P"))
+    other = RunFile(str(tmp_path / "Q"))
+    assert first.running() == 0
+    assert first.acquire() == 0 and first.problem == ""
+    assert second.acquire() == os.getpid() == second.running()
+    assert other.acquire() == 0
+
+
+def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_file = RunFile(str(tmp_path / "P"))
+    held = os.open(run_file.lock_path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    whose = RunFile.running
+
+    def lets_go(self: RunFile) -> int:
+        with suppress(OSError):
+            os.close(held)
+        return whose(self)
+
+    monkeypatch.setattr(RunFile, "running", lets_go)
+    assert run_file.acquire() == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
+    assert RunFile(str(tmp_path / "P")).running() == os.getpid()
+
+
+def test_a_lock_of_somebody_who_does_not_say_who_it_is(tmp_path: Path, state_home: Path) -> None:
+    run_file = RunFile(str(tmp_path / "P"))
+    with open(run_file.lock_path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_file.running() == -1 == run_file.acquire()
+
+
+# ── command line: values of options ─────────────────────────────────────────────────────────────
+
+# fmt: off
 OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.seconds, "90", 90.0), (ocloop.seconds, "90s", 90.0), (ocloop.seconds, "15m", 900.0),
     (ocloop.seconds, "2h", 7200.0), (ocloop.seconds, "1.5h", 5400.0), (ocloop.seconds, "0", 0.0),
-    (ocloop.seconds, " 2 H ", 7200.0), (ocloop.seconds, "-1", None), (ocloop.seconds, "2x", None),
-    (ocloop.seconds, "", None), (ocloop.seconds, "1h30m", 5400.0), (ocloop.seconds, "inf", None),
-    (ocloop.count, "0", 0), (ocloop.count, "27", 27), (ocloop.count, "-1", None), (ocloop.count, "1.5", None),
-    (ocloop.count, "", None), (ocloop.count, "many", None), (ocloop.count, "\u00b2", None),
+    (ocloop.seconds, " 2 H ", 7200.0), (ocloop.seconds, "1d", 86400.0),
+    (ocloop.seconds, "1h30m", 5400.0), (ocloop.seconds, "-1", None), (ocloop.seconds, "2x", None),
+    (ocloop.seconds, "", None), (ocloop.seconds, "inf", None), (ocloop.seconds, "1h30", None),
+    (ocloop.count, "0", 0), (ocloop.count, "27", 27), (ocloop.count, "-1", None),
+    (ocloop.count, "1.5", None), (ocloop.count, "", None), (ocloop.count, "many", None),
+    (ocloop.count, "\u00b2", None),
     (ocloop.dollars, "20", 20.0), (ocloop.dollars, "$20", 20.0), (ocloop.dollars, "0.50", 0.5),
     (ocloop.dollars, ".5", 0.5), (ocloop.dollars, "5.", 5.0), (ocloop.dollars, "-1", None),
     (ocloop.dollars, "20 USD", None), (ocloop.dollars, "nan", None), (ocloop.dollars, "", None),
-    (ocloop.model_name, "a/b", "a/b"), (ocloop.model_name, "openrouter/x/y:free", "openrouter/x/y:free"),
-    (ocloop.model_name, "sonnet", None), (ocloop.model_name, "/b", None), (ocloop.model_name, "a/", None),
-    (ocloop.model_name, "a b/c", None), (ocloop.model_name, "", None),
-    (ocloop.port_number, "4096", 4096), (ocloop.port_number, "65536", None), (ocloop.port_number, "x", None),
+    (ocloop.model_name, "a/b", "a/b"),
+    (ocloop.model_name, "openrouter/x/y:free", "openrouter/x/y:free"),
+    (ocloop.model_name, "sonnet", None), (ocloop.model_name, "/b", None),
+    (ocloop.model_name, "a/", None), (ocloop.model_name, "a b/c", None),
+    (ocloop.model_name, "", None),
+    (ocloop.port_number, "4096", 4096), (ocloop.port_number, "65536", None),
+    (ocloop.port_number, "x", None),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("parser, text, value", OPTION_VALUES, ids=ascii)
@@ -673,1747 +7314,603 @@ def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) 
         assert parser(text) == value
 
 
-# ── loop: how its stories are told ───────────────────────────────────────────────────────────────────────
-# A Story is a run with a world that answers every command as a well-behaved OpenCode would, at once. A test
-# says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`, `status`), and reads what was
-# commanded (`take`) and where the loop stands (`state`).
-
-NOON = 1_800_000_000.0
-MAYBE = frozenset(("Poll", "ReadFiles", "Measure", "StopCheck"))
-TWO = "# Part\n- [ ] one\n- [ ] two\n"
+# ── command line: the table of options ──────────────────────────────────────────────────────────
 
 
-class Story:
-    """A run, the world around it, and all that was said between them."""
-
-    def __init__(self, plan: str | None = TWO, now: float = NOON, start: bool = True, **options: Any) -> None:
-        self.options = Options(**{"directory": "/project", "plan": "/project/PLAN.md", "prompt": "/project/.loop-prompt.md",
-                                  "run": True, "interactive": True, **options})
-        self.now = self.began = now
-        self.plan, self.prompt, self.setup = plan, "Do {{TASK}}{{CHECK}}", SetupChecked("a/b", {"a/b": 1000},
-                                                                                        ["build"])
-        self.status, self.messages = "busy", list[dict[str, Any]]()
-        self.cost: float | None = None
-        self.memory = self.check = 0
-        self.sessions = 0
-        self.world: dict[type, Answer | None] = {       # None: no answer
-            StartServer: lambda c: ServerReady(c.generation, "http://127.0.0.1:4096", "1.18.33"),
-            CheckSetup: lambda c: self.setup, ReadFiles: self.files, CreateSession: self.create,
-            SendPrompt: lambda c: PromptAccepted(c.session),
-            Poll: lambda c: Polled(c.session, self.status, {}, list(self.messages)),
-            AbortSession: lambda c: SessionAborted(c.session),
-            Measure: lambda c: Measured(c.session, self.cost, self.memory),
-            RunCheck: lambda c: CheckFinished(c.iteration, self.check, "output of the check")}
-        self.commands: list[Command] = []
-        self.taken = 0
-        self.states = ["starting"]
-        self.told: list[tuple[float, Event, bool]] = []      # the last: something came of it
-        self.loop = Loop(self.options, now, "seed0001")
-        if start:
-            self.carry_out(self.loop.start())
-
-    def files(self, command: ReadFiles) -> FilesRead:
-        problem = "the plan /project/PLAN.md cannot be read (No such file): put it back" if self.plan is None else ""
-        return FilesRead(command.number, self.plan, self.prompt, problem)
-
-    def create(self, command: CreateSession) -> SessionCreated:
-        self.sessions += 1
-        self.status, self.messages = "busy", []
-        return SessionCreated(command.iteration, f"ses_{self.sessions}")
-
-    def tell(self, *events: Event) -> None:
-        """Let events happen, a tenth of a second apart, and their consequences."""
-        for event in events:
-            self.now += 0.1
-            entries = self.loop.entries
-            commands = self.loop.handle(event, self.now)
-            self.told.append((self.now, event, bool(commands) or self.loop.entries > entries))
-            if self.loop.state != self.states[-1]:
-                self.states.append(self.loop.state)
-            self.carry_out(commands)
-
-    def carry_out(self, commands: Sequence[Command]) -> None:
-        self.commands += commands
-        for command in commands:
-            answer = self.world.get(type(command))
-            event = answer(command) if answer else None
-            if event is not None:
-                self.tell(event)
-
-    def let_pass(self, seconds: float, step: float = 0.5) -> None:
-        until = self.now + seconds
-        while self.now < until and not self.exits:
-            self.now += min(step, until - self.now) - 0.1
-            self.tell(Tick())
-
-    def wait_out(self) -> float:
-        """Let the wait for the next attempt pass; returns how long it was, in seconds."""
-        assert self.state == "waiting"
-        seconds = self.loop.wait_until - self.loop.now
-        self.let_pass(seconds - 1, 5)
-        assert self.state == "waiting"
-        self.let_pass(2)
-        assert self.state == "running"
-        return seconds
-
-    def event(self, type: str, session: str = "", **properties: Any) -> None:
-        """An event of the session under way, or of another one."""
-        self.tell(ServerEvent(type, {"sessionID": session or f"ses_{self.sessions}", **properties}))
-
-    def busy(self) -> None:
-        self.event("session.status", status={"type": "busy"})
-
-    def idle(self) -> None:
-        self.status = "idle"
-        self.event("session.idle")
-
-    def message(self, finish: str | None = None, cost: float = 0.0, id: str = "", session: str = "",
-                **more: Any) -> None:
-        number = len(self.told)
-        self.event("message.updated", session, info={
-            "id": id or f"msg_{number}", "role": "assistant", "cost": cost, "time": {"created": 1, "completed": 2},
-            "tokens": {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}},
-            "providerID": "a", "modelID": "b", **({"finish": finish} if finish else {}), **more})
-
-    def ends(self, finish: str | None = "stop", error: Any = None) -> None:
-        """The session ends with this last answer."""
-        own = self.last(SendPrompt).message_id
-        self.messages = [ocloop.digest(m) for m in (user(own), assistant(own, finish, error))]
-        self.idle()
-
-    def works(self, cost: float = 0.0) -> None:
-        """The agent does the next task and ends its turn."""
-        self.busy()
-        self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-        self.message("stop", cost)
-        self.ends()
-
-    def fails(self, status: int, message: str = "it failed", name: str = "APIError") -> None:
-        """The provider's error ends the turn."""
-        error = {"name": name, "data": {"message": message, "statusCode": status}}
-        self.busy()
-        self.event("session.error", error=error)
-        self.ends(None, error)
-
-    def asks(self, id: str = "per_1", session: str = "") -> None:
-        self.event("permission.asked", session, id=id, permission="bash", patterns=["rm *"],
-                   metadata={"command": "rm -r x"})
-
-    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
-        self.event("question.asked", session, id=id, questions=[
-            {"question": "Which?", "options": [{"label": label} for label in labels]}] * times)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tell(Key(key))
-
-    def take(self, *ignored: str) -> str:
-        """The names of the commands since the last take, without `ignored` or what polling and reading add."""
-        ignore = ignored or MAYBE
-        names = [type(command).__name__ for command in self.commands[self.taken:]]
-        self.taken = len(self.commands)
-        return " ".join(name for name in names if name not in ignore)
-
-    def all(self, kind: type) -> list[Any]:
-        return [command for command in self.commands if type(command) is kind]
-
-    def last(self, kind: type) -> Any:
-        return self.all(kind)[-1]
-
-    @property
-    def state(self) -> str:
-        return self.loop.state
-
-    @property
-    def exits(self) -> list[int]:
-        return [command.status for command in self.all(Exit)]
-
-    @property
-    def text(self) -> str:
-        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.loop.journal)
+class Described(TypedDict):
+    flags: list[str]
+    metavar: str
+    text: str
 
 
-# ── loop: the happy path ─────────────────────────────────────────────────────────────────────────────────
+def described_options() -> dict[str, Described]:
+    """RUN_OPTIONS by the names of the fields of Options."""
+    found: dict[str, Described] = {}
+    for line in ocloop.RUN_OPTIONS.splitlines():
+        option, _, text = line.partition("  ")
+        if not option.startswith("-"):
+            continue
+        words = option.split()
+        flags = [word for word in words if word.startswith("-")]
+        metavar = words[-1] if words[-1] not in flags else ""
+        name = flags[-1].removeprefix("--").replace("-", "_")
+        found[name] = {"flags": flags, "metavar": metavar, "text": text.strip()}
+    return found
 
 
-def test_a_plan_is_worked_from_start_to_end() -> None:
-    story = Story(max_iterations=9)
-    assert story.take("-") == "StartServer ReadFiles CheckSetup ReadFiles CreateSession SendPrompt"
-    assert story.state == "running"
-    story.works()
-    assert story.take("-") == "Poll Measure ReadFiles CreateSession SendPrompt"
+def default_of(name: str) -> Any:
+    return getattr(Options(), {"model": "models"}.get(name, name), None)
+
+
+def told_default(described: Described, text: str) -> Any:
+    """The value of what a text says in front: `4h` -> 14400.0; None when it says no value."""
+    word = (text.split() or [""])[0].strip("`;,")
+    try:
+        return ocloop.VALUES.get(described["metavar"], str)(word)
+    except argparse.ArgumentTypeError:
+        return None
+
+
+# What has a default that no field of Options can say: it is told in words.
+TOLD_IN_WORDS = ("opencode", "port")
+
+
+def test_every_option_is_a_field_and_every_field_an_option() -> None:
+    fields = set(Options._fields) - {"directory", "attended", "models"}
+    assert set(described_options()) == fields | {"model", "dry_run"}
+
+
+def test_the_defaults_in_brackets_are_those_of_options() -> None:
+    for name, described in described_options().items():
+        brackets = re.findall(r"\(([^()]*)\)$", described["text"])
+        default = default_of(name)
+        if name in TOLD_IN_WORDS or not described["metavar"]:
+            continue
+        if default:
+            assert brackets, f"{name} does not say its default"
+            assert told_default(described, brackets[0]) == default, name
+        else:
+            told = [told_default(described, text) for text in brackets]
+            assert not any(isinstance(value, (int, float)) for value in told), name
+
+
+def readme_table() -> dict[str, tuple[str, str]]:
+    """The README's rows of options: long name -> what stands in the first and the second cell."""
+    found = {}
+    for line in (ROOT / "README.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+        flags = re.findall(r"--[a-z][a-z-]*", cells[1]) if len(cells) > 3 else []
+        if len(flags) == 1 and cells[1].startswith("`-"):
+            found[flags[0].removeprefix("--").replace("-", "_")] = (cells[1], cells[2])
+    return found
+
+
+def test_every_option_stands_in_the_readme_with_its_flags_and_its_default() -> None:
+    table = readme_table()
+    described = described_options()
+    assert set(described) <= set(table), set(described) - set(table)
+    assert set(table) - set(described) <= {"force", "json"}, "what is no option any more"
+    for name, option in described.items():
+        cell, told = table[name]
+        assert set(re.findall(r"-{1,2}[a-z][a-z-]*", cell)) == set(option["flags"]), cell
+        default = default_of(name)
+        if name in TOLD_IN_WORDS or not option["metavar"]:
+            continue
+        value = told_default(option, told.replace("`", ""))
+        if default:
+            assert value == default, f"{name}: {told!r}, and it is {default}"
+        else:
+            assert not isinstance(value, (int, float)), f"{name}: {told!r}, and there is none"
+
+
+def test_what_is_parsed_is_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "bin" / "opencode"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    given = ocloop.parse_arguments(["run"])
+    here = str(Path.cwd())
+    assert ocloop.make_options(given) == Options(
+        directory=here,
+        plan=f"{here}/PLAN.md",
+        prompt=f"{here}/.loop-prompt.md",
+        opencode=(str(program),),
+    )
+    words = (
+        "run -m a/b --model c/d -a x -p 5 -r -d --auto --plain --verbose --stuck 0 --log l "
+        "--max-cost $3 --max-time 1h30m --server http://h:1 --check"
+    )
+    given = ocloop.parse_arguments([*words.split(), "make test"])
+    options = ocloop.make_options(given)
+    assert options.models == ("a/b", "c/d") and options.agent == "x" and options.port == 5
+    assert options.run and options.debug and options.auto and options.plain and options.verbose
+    assert (options.stuck, options.max_cost, options.max_time) == (0, 3.0, 5400.0)
+    assert (options.log, options.check) == (f"{here}/l", "make test")
+    assert (options.server, options.opencode) == ("http://h:1", ())
+
+
+# fmt: off
+@pytest.mark.parametrize("server, is_good", [
+    ("http://127.0.0.1:4096", True), ("https://example.org/base/", True), ("http://[::1]:4096",
+     True),
+    ("127.0.0.1:4096", False), ("ftp://x", False), ("http://", False), ("http://me:secret@x",
+     False),
+    ("http://x:port", False),
+])
+# fmt: on
+def test_the_address_of_a_server_is_a_url_without_a_login(
+    server: str, is_good: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ocloop.parse_arguments(["run", "--server", server])
+    if is_good:
+        assert ocloop.make_options(given).server == server
+        return
+    with pytest.raises(Problem, match="is no URL: write http://HOST:PORT") as problem:
+        ocloop.make_options(given)
+    assert problem.value.status == 2
+
+
+# fmt: off
+@pytest.mark.parametrize("words, said", [
+    ("rnu", "there is no command rnu: did you mean run? (`ocloop.py --help` lists what there is)"),
+    ("statsu", "did you mean status?"),
+    ("zzz", "there is no command zzz (`ocloop.py --help` lists what there is)"),
+    ("", "COMMAND"),
+    ("run --max-costs 3", "there is no option --max-costs: did you mean --max-cost?"),
+    ("run --max-costs=3", "there is no option --max-costs: did you mean --max-cost?"),
+    ("run --modle a/b", "did you mean --model? (`ocloop.py run --help` lists what there is)"),
+    ("run --max-c 3", "there is no option --max-c"),
+    ("run --zzz", "there is no option --zzz (`ocloop.py run --help` lists what there is)"),
+    ("run --max-cost many", "'many' is no amount: write US dollars such as 20 or 0.50"),
+    ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
+    ("run -m sonnet", "'sonnet' is no model: write providerID/modelID; `opencode models` lists"),
+    ("status --jsn", "did you mean --json? (`ocloop.py status --help` lists what there is)"),
+    ("attach --pln x", "did you mean --plan? (`ocloop.py attach --help` lists what there is)"),
+    ("bootstrap --forse",
+     "did you mean --force? (`ocloop.py bootstrap --help` lists what there is)"),
+])
+# fmt: on
+def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ocloop.main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize("command", ["", "run", "bootstrap", "status", "attach"])
+def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        ocloop.main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and "exit statuses:" in out
+    assert max(map(len, out.splitlines())) <= 80
+    if command == "run":
+        for name, option in described_options().items():
+            assert all(flag in out for flag in option["flags"]), name
+        assert "{{PLAN_FILE}}" in out and "1h30m" in out
+
+
+# ── command line: bootstrap ─────────────────────────────────────────────────────────────────────
+
+STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "project"
+    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert contents(folder) == STARTERS
+    assert f"wrote    {folder / 'PLAN.md'}" in capsys.readouterr().out
+    (folder / "PLAN.md").write_text("mine")
+    (folder / ".loop-prompt.md").unlink()
+    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert contents(folder) == {**STARTERS, "PLAN.md": "mine"}
+    assert f"skipped  {folder / 'PLAN.md'}" in capsys.readouterr().out
+
+
+def test_bootstrap_with_force_keeps_what_it_replaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "PLAN.md").write_text("mine")
+    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
+    assert contents(tmp_path) == {**STARTERS, "PLAN.md~": "mine"}
+    assert f"kept     {tmp_path / 'PLAN.md~'}" in capsys.readouterr().out
+
+
+def test_bootstrap_with_force_twice_loses_nothing(tmp_path: Path) -> None:
+    for text in ("mine", "also mine"):
+        (tmp_path / "PLAN.md").write_text(text)
+        assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
+    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
+    found = contents(tmp_path)
+    assert {"mine", "also mine"} <= set(found.values())
+    assert found["PLAN.md"] == ocloop.STARTER_PLAN
+
+
+def test_bootstrap_says_where_it_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert ocloop.main(["bootstrap", str(tmp_path / "file")]) == 1
+    assert "choose another directory" in capsys.readouterr().err
+
+
+def test_the_starter_plan_and_prompt_pass_what_run_checks(tmp_path: Path) -> None:
+    ocloop.main(["bootstrap", str(tmp_path)])
+    evening = ocloop.look_over(project_options(tmp_path))
+    assert evening.problems == () == evening.warnings
+    assert evening.plan.pending == 3 and evening.plan.manual == 1 and evening.plan.summary is None
+    assert "{{CHECK}}" in evening.prompt
+
+
+# ── command line: what shows in the evening ─────────────────────────────────────────────────────
+
+
+def project_options(folder: Path, **options: Any) -> Options:
+    given: Json = {
+        "directory": str(folder),
+        "plan": str(folder / "PLAN.md"),
+        "prompt": str(folder / ".loop-prompt.md"),
+        **options,
+    }
+    return Options(**given)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
+    (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
+    return folder
+
+
+def problems(folder: Path, **options: Any) -> str:
+    return "\n".join(ocloop.look_over(project_options(folder, **options)).problems)
+
+
+def warnings(folder: Path, **options: Any) -> str:
+    return "\n".join(ocloop.look_over(project_options(folder, **options)).warnings)
+
+
+def test_a_project_in_order_has_no_problems(project: Path) -> None:
+    evening = ocloop.look_over(project_options(project, check="make test", log=f"{project}/log"))
+    assert evening.problems == () == evening.warnings
+    assert evening.plan.pending == 1 and evening.model == ""
+
+
+def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Path) -> None:
+    (project / "PLAN.md").write_text("# Nothing\n")
+    assert "has no task: add lines such as `- [ ] Build it`" in problems(project)
+    assert problems(project, debug=True) == ""
+    (project / "PLAN.md").write_text("- [ ] one\n")
+    (project / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\n\n")
+    said = problems(project)
+    assert "is empty" in said and "force" not in said, "nothing ever advises to destroy"
+    (project / ".loop-prompt.md").unlink()
+    assert "the prompt" in problems(project) and "cannot be read" in problems(project)
+
+
+def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
+    (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
+    (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
+    said = warnings(project)
+    assert 'PLAN.md:2 is nearly a task: "- [ ]nearly": put a space after the box' in said
+    assert said.count("nearly a task") == 5, "and not one for each"
+    assert "does not contain {{PLAN_FILE}}" in said
+    assert "its front matter says modle, which means nothing here: model, agent," in said
+
+
+def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert warnings(project) == ""
+    monkeypatch.setenv("HOME", str(project))
+    assert "change into the project's own folder" in warnings(project)
+    options = project_options(project, directory="/")
+    assert "the project is /, all of it" in "\n".join(ocloop.look_over(options).warnings)
+
+
+# fmt: off
+@pytest.mark.parametrize("command, word", [
+    ("make-it-so-that-nobody-has-it test", "make-it-so-that-nobody-has-it"),
+    ("./check.sh", "./check.sh"),
+    ("sh -c true", ""), ("./there.sh --fast", ""), ("cd sub && make", ""), ("true", ""),
+    ("X=1 nobody-has-it", ""), ("! grep -q x y", ""), ("(nobody-has-it)", ""), ("", ""),
+    ("if true; then nobody-has-it; fi", ""), ("~/bin/check", ""), ("$CHECK", ""),
+])
+# fmt: on
+def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
+    project: Path, command: str, word: str
+) -> None:
+    (project / "there.sh").write_text("#!/bin/sh\n")
+    (project / "there.sh").chmod(0o755)
+    for name in ("check", "notify"):
+        said = problems(project, **{name: command})
+        assert said == (f"--{name}: there is no command {word}" if word else "")
+
+
+def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
+    for path in (project / "there.log", project / "PLAN.md"):
+        assert problems(project, log=str(path)) == ""
+    for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
+        assert "cannot be written: name another path with --log" in problems(project, log=str(path))
+    assert not (project / "there.log").exists(), "looking leaves nothing behind"
+
+
+# fmt: off
+@pytest.mark.parametrize("name, text, model, problem", [
+    ("opencode.json", '{"model": "a/b"}', "a/b", ""),
+    ("opencode.jsonc", '{"model": "a/b"}', "a/b", ""),
+    ("opencode.json", '\ufeff{"model": "a/b"}', "a/b", ""),
+    ("opencode.json", '// a\n{"model": /* b */ "a/b", // "c"\n "x": [1, 2,], }', "a/b", ""),
+    ("opencode.json", '{"u": "https://x/*y*/", "v": "a \\" // b,]", "model": "a/b"}', "a/b", ""),
+    ("opencode.json", '{"model": 7}', "", ""),
+    ("opencode.json", "[]", "", ""),
+    ("opencode.json", '{"model": "a/b"', "", "opencode.json is broken ("),
+    ("opencode.json", "", "", "opencode.json is broken ("),
+    ("opencode.json", "[" * 100_000, "", "opencode.json is broken ("),
+    ("other.json", "{", "", ""),
+], ids=lambda value: ascii(value)[:30])
+# fmt: on
+def test_opencode_s_configuration_is_read_as_far_as_that_goes_without_a_server(
+    project: Path, name: str, text: str, model: str, problem: str
+) -> None:
+    (project / name).write_text(text, "utf-8")
+    evening = ocloop.look_over(project_options(project))
+    assert evening.model == model
+    assert problem in "".join(evening.problems) and bool(problem) == bool(evening.problems)
+    if problem:
+        elsewhere = project_options(project, server="http://127.0.0.1:9")
+        assert ocloop.look_over(elsewhere).problems == (), "a server of its own may have another"
+
+
+def test_run_refuses_what_a_dry_run_refuses(
+    project: Path,
+    state_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(project)
+    words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
+    assert ocloop.main(words) == 1
+    assert "--check: there is no command nobody-has-it" in capsys.readouterr().err
+    assert ocloop.main([*words, "--dry-run"]) == 1
+    out = capsys.readouterr().out
+    assert "problem   --check: there is no command nobody-has-it" in out
+    assert "  | Work on " in out and "next task one" in out and "model     a/b" in out
+
+
+def test_a_plan_that_is_complete_needs_no_server(
+    project: Path,
+    state_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(project)
+    for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
+        (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
+        assert ocloop.main(["run", "--plain", "--server", "http://127.0.0.1:9"]) == status
+        assert "remove its <plan-complete> tag to work on it again" in capsys.readouterr().out
+
+
+# fmt: off
+@pytest.mark.parametrize("asked, words", [
+    ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
+    ('npx "-y', "cannot be read (No closing quotation): mind its quotes"),
+])
+# fmt: on
+def test_how_opencode_is_started_is_looked_at_first(asked: str, words: str) -> None:
+    with pytest.raises(Problem) as problem:
+        ocloop.find_opencode(asked)
+    assert words in str(problem.value)
+    assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
+
+
+def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(Problem, match="this directory is gone"):
+        ocloop.current_directory()
+    odd = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(odd)
+    monkeypatch.chdir(odd)  # type: ignore[arg-type]
+    with pytest.raises(Problem, match="is not UTF-8 .*: rename it"):
+        ocloop.current_directory()
+    monkeypatch.chdir(tmp_path)
+
+
+# ── command line: status and attach ─────────────────────────────────────────────────────────────
+
+
+def record_of(story: Story, status: int | None = None) -> Json:
+    server = ocloop.Server(story.options, print)
+    said = json.dumps(ocloop.record_of(story.loop, server, status))
+    return ocloop.as_dict(json.loads(said))
+
+
+def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
+    plan = parse_plan(story.plan or "")
+    lines = ocloop.status_lines("/project/PLAN.md", plan, pid, record_of(story, status))
+    return "\n".join(lines)
+
+
+def test_status_tells_of_a_run_at_work() -> None:
+    story = Story("- [ ] one\n- [ ] two\n- [BLOCKED: no key] Deploy\n", max_cost=20.0)
+    story.works(0.5)
+    story.busy()
+    text = status_text(story)
+    for words in (
+        "plan      /project/PLAN.md",
+        "progress  1 of 2 tasks done (50 %), 1 blocked, 0 manual",
+        "next      two",
+        "run       running, process 4711 (`kill 4711` ends it in good order)",
+        "iteration 2: two",
+        "session   ses_2 on http://127.0.0.1:4096",
+        "model     a/b",
+        "$0.50 (of $20)",
+        "outcomes  1 done",
+        "blocked   Deploy (no key)",
+    ):
+        assert words in text, words
+    assert re.search(r"^done +\d+s +\$0.50 +1  one$", text, re.MULTILINE)
+
+
+def test_status_tells_what_a_run_waits_for() -> None:
+    story = Story()
+    story.asks()
+    assert "waits for you: bash rm -r x" in status_text(story)
+    story = Story()
+    story.retries(1, 20, "overloaded")
+    assert "OpenCode tries again: overloaded" in status_text(story)
+    story = Story()
+    story.fails("rate-limit", "Too many requests", retry_after=3600)
+    assert re.search(r"waiting: .*, again at \d\d:\d\d, process 4711", status_text(story))
+
+
+def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
+    story = Story("- [ ] one\n- [MANUAL] Tell Bob\n", attended=False)
     assert story.plan
-    story.plan += "<plan-complete>both are done</plan-complete>"
-    story.works()
-    assert story.take("-") == "Poll Measure ReadFiles StopServer"
-    assert story.states == ["starting", "running", "complete"]
-    assert (story.loop.status, story.loop.plan.summary, story.loop.iterations) == (0, "both are done", 2)
-    story.press("q")
-    assert story.take() == "Exit" and story.exits == [0]
-
-
-def test_without_a_terminal_it_starts_at_once_and_leaves_at_the_end() -> None:
-    story = Story("- [ ] one\n", run=False, interactive=False)
-    assert story.state == "running"
-    story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
+    story.plan = story.plan.replace("[ ]", "[x]") + "<plan-complete>It works.\nSo.</plan-complete>"
     story.ends()
-    assert story.state == "complete" and story.exits == [0]
-
-
-def test_with_a_terminal_it_waits_for_a_person() -> None:
-    story = Story(run=False)
-    assert story.state == "ready" and story.take() == "StartServer CheckSetup"
-    story.press("s")
-    assert story.state == "running" and story.take() == "CreateSession SendPrompt"
-
-
-@pytest.mark.parametrize("key", ["s", "space"])
-def test_a_key_starts_it(key: str) -> None:
-    story = Story(run=False)
-    story.press(key)
-    assert story.state == "running"
-
-
-def test_start_may_be_pressed_before_the_server_is_ready() -> None:
-    story = Story(run=False, start=False)
-    story.world[StartServer] = None
-    story.carry_out(story.loop.start())
-    story.press("s")
-    assert story.state == "starting"
-    story.tell(ServerReady(1, "http://x", "1"))
-    assert story.states == ["starting", "running"]
-
-
-def test_prompt_and_title_say_what_the_task_is() -> None:
-    story = Story("- [x] zero\n- [ ] one\n- [ ] two\n", model="a/b", agent="build")
-    prompt = story.last(SendPrompt)
-    assert (prompt.text, prompt.model, prompt.agent) == ("Do one", "a/b", "build")
-    assert story.last(CreateSession).title == "ocloop 2/3: one"
-
-
-def test_ids_are_like_those_of_opencode_and_grow() -> None:
-    story = Story()
-    story.works()
-    first, second = story.all(SendPrompt)
-    for prompt in (first, second):
-        assert re.fullmatch(r"msg_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.message_id)
-        assert re.fullmatch(r"prt_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.part_id)
-    assert first.message_id < second.message_id and first.part_id != second.part_id
-
-
-def test_front_matter_gives_model_and_agent_unless_the_command_line_does() -> None:
-    for given, expected in (("", "a/b"), ("c/d", "c/d")):
-        story = Story(start=False, model=given)
-        story.setup, story.prompt = SetupChecked(), "---\nmodel: a/b\nagent: plan\n---\nDo it"
-        story.carry_out(story.loop.start())
-        prompt = story.last(SendPrompt)
-        assert (prompt.model, prompt.agent, prompt.text) == (expected, "plan", "Do it")
-
-
-def test_the_model_of_the_configuration_is_shown() -> None:
-    story = Story(run=False)
-    assert view(story.loop, story.now).model == "a/b"
-
-
-def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n")
-    story.busy()
-    story.message("tool-calls", 0.25, "msg_x")
-    story.message("tool-calls", 0.50, "msg_x")          # the same message again, with more
-    story.works(0.25)
-    assert story.loop.total.cost == pytest.approx(0.75) and story.loop.total.tokens == 40
-    story.busy()
-    assert story.loop.total.cost == pytest.approx(0.75), "does not fall back to nothing"
-    story.works(1.0)
-    assert story.loop.total.cost == pytest.approx(1.75)
-    assert (story.loop.total.input, story.loop.total.output, story.loop.total.cached) == (30, 18, 12)
-
-
-def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
-    story = Story()
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
-    story.event("session.created", "ses_grandchild", info={"id": "ses_grandchild", "parentID": "ses_child"})
-    story.event("session.created", "ses_stranger", info={"id": "ses_stranger"})
-    story.message("stop", 0.25, session="ses_child")
-    story.message("stop", 0.50, session="ses_grandchild")
-    story.message("stop", 9.00, session="ses_stranger")
-    story.works(1.0)
-    assert story.loop.total.cost == pytest.approx(1.75)
-
-
-@pytest.mark.parametrize("measured, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
-def test_what_the_server_measures_counts_where_it_can_tell(measured: float | None, total: float) -> None:
-    story = Story()
-    story.cost = measured
-    story.works(1.0)
-    assert story.loop.spent.cost == pytest.approx(total)
-
-
-def test_an_iteration_is_over_when_both_its_cost_and_its_plan_are_known() -> None:
-    story = Story()
-    story.world[Measure] = lambda c: None
-    story.works(1.0)
-    assert story.loop.iterations == 1 and story.loop.iteration
-    story.tell(Measured("ses_1", 1.5))
-    assert story.loop.iterations == 2 and story.loop.spent.cost == pytest.approx(1.5)
-    story.tell(Measured("ses_1", 9.5))
-    assert story.loop.spent.cost == pytest.approx(1.5)
-
-
-def test_the_context_is_that_of_the_own_session() -> None:
-    story = Story()
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
-    story.message("tool-calls")
-    story.message("stop", session="ses_child", tokens={"input": 900})
-    assert story.loop.context == 20 and view(story.loop, story.now).context == 2
-
-
-# ── loop: when an iteration is over ──────────────────────────────────────────────────────────────────────
-
-
-def test_an_idle_event_alone_ends_nothing() -> None:
-    story = Story()
-    story.busy()
-    story.event("session.idle")                         # the status says busy
-    story.let_pass(30)
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
-
-
-def test_the_end_is_seen_without_any_event() -> None:
-    story = Story()
-    own = story.last(SendPrompt).message_id
-    story.take()
-    story.status, story.plan = "idle", TWO.replace("[ ]", "[x]", 1)
-    story.messages = [ocloop.digest(m) for m in (user(own), assistant(own, "stop"))]
-    story.let_pass(6)
-    assert story.take() == "CreateSession SendPrompt"
-
-
-def test_a_stream_that_comes_back_is_answered_by_a_look() -> None:
-    story = Story()
-    story.busy()
-    story.let_pass(3)
-    story.take()
-    story.tell(StreamOpened())
-    assert story.take("ReadFiles") == "Poll"
-
-
-def test_idle_of_another_session_is_not_the_end() -> None:
-    story = Story()
-    story.busy()
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
-    story.take()
-    for session in ("ses_child", "ses_stranger"):
-        story.event("session.idle", session)
-    assert story.take("ReadFiles") == ""
-
-
-def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
-    story = Story()
-    story.busy()
-    own = story.last(SendPrompt).message_id
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.messages = [ocloop.digest(m) for m in (user(own), assistant(own, "stop"))]
-    story.let_pass(30)
-    assert story.loop.iterations == 1
-    story.let_pass(60)
-    assert story.loop.iterations == 2 and "1 done" in story.text
-
-
-def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
-    story = Story("- [ ] one\n- [ ] two\n", start=False)
-    story.setup = SetupChecked()
-    story.world[Poll] = lambda c: Polled(c.session, "unknown", {})
-    story.world[Measure] = lambda c: RequestFailed("Measure", c.session, 404, "not found")
-    story.carry_out(story.loop.start())
-    story.let_pass(60)
-    assert story.loop.iterations == 1, "nothing was said: it works"
-    story.busy()
-    story.let_pass(60)
-    assert story.loop.iterations == 1
-    story.works()
-    assert (story.loop.iterations, story.loop.plan.done, story.loop.failures) == (2, 1, 0)
-
-
-def test_where_the_server_cannot_tell_an_error_before_idle_is_a_failure() -> None:
-    story = Story(start=False)
-    story.world[Poll] = lambda c: Polled(c.session, "unknown", {})
-    story.carry_out(story.loop.start())
-    story.fails(500)
-    assert story.state == "waiting" and story.loop.failures == 1
-
-
-def test_a_compaction_is_not_the_end() -> None:
-    story = Story()
-    story.busy()
-    own = story.last(SendPrompt).message_id
-    story.event("session.error", error=OVERFLOW)
-    story.messages = [ocloop.digest(m) for m in (
-        user(own), assistant(own, error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-        assistant("msg_g", completed=False))]
-    story.let_pass(20)
-    assert story.loop.iterations == 1 and story.state == "running"
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.messages = story.messages[:-1] + [ocloop.digest(assistant("msg_g", "stop"))]
-    story.idle()
-    assert story.loop.iterations == 2 and "1 done" in story.text
-
-
-def test_what_a_person_typed_into_the_session_is_not_the_answer() -> None:
-    story = Story()
-    own = story.last(SendPrompt).message_id
-    story.busy()
-    story.messages = [ocloop.digest(m) for m in (user(own), user("msg_p"), assistant("msg_p", "stop"))]
-    story.idle()
-    story.let_pass(3)
-    assert story.loop.iterations == 1
-
-
-def test_a_refused_permission_that_ends_the_turn_is_no_failure() -> None:
-    story = Story()
-    story.busy()
-    story.ends("tool-calls")
-    assert story.loop.iterations == 1, "it must settle first"
-    story.let_pass(3)
-    assert (story.loop.iterations, story.loop.failures, story.state) == (2, 0, "running")
-
-
-def test_an_answer_that_was_broken_off_is_a_failure() -> None:
-    story = Story(interactive=False)
-    story.busy()
-    story.ends(None, ABORTED)
-    story.let_pass(2.5)
-    assert (story.loop.failures, story.state) == (1, "waiting")
-
-
-def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
-    story = Story()
-    story.busy()
-    story.ends(None, ABORTED)
-    story.let_pass(2.5)
-    assert (story.loop.failures, story.state) == (0, "paused")
-    story.press("space")
-    assert story.state == "running" and story.loop.iterations == 2
-
-
-def test_late_results_of_an_older_session_are_ignored() -> None:
-    story = Story()
-    own = story.last(SendPrompt).message_id
-    story.works()
-    story.take()
-    before = (story.loop.iterations, story.state, story.loop.total.cost)
-    story.tell(SessionCreated(1, "ses_1"), PromptAccepted("ses_1"), SessionAborted("ses_1"),
-               Measured("ses_1", 9.0),
-               Polled("ses_1", "idle", {}, [ocloop.digest(m) for m in (user(own), assistant(own, "stop"))]),
-               CheckFinished(1, 1, ""), RequestFailed("SendPrompt", "ses_1", 0, "late"),
-               RequestFailed("Poll", "ses_1", 404, "late"), FilesRead(1, "", "", ""), ServerDied(0, "older"))
-    story.event("session.idle", "ses_1")
-    story.event("session.error", "ses_1", error=UNAUTHORIZED)
-    story.message("stop", 5.0, session="ses_1")
-    assert (story.loop.iterations, story.state, story.loop.total.cost) == before
-    assert story.take() == ""
-
-
-# ── loop: faults of the provider ─────────────────────────────────────────────────────────────────────────
-
-
-def retry(story: Story, attempt: int, after: float, message: str = "Too Many Requests") -> None:
-    story.event("session.status", status={"type": "retry", "attempt": attempt, "message": message,
-                                          "next": int((story.now + after) * 1000)})
-
-
-def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
-    story = Story()
-    story.busy()
-    retry(story, 1, 4)
-    assert "retry: attempt 1 failed: Too Many Requests" in story.text
-    shown = [view(story.loop, story.now + n).live[-1].text for n in (0, 2)]
-    assert shown == ["attempt 2 in 3s: Too Many Requests", "attempt 2 in 1s: Too Many Requests"]
-    retry(story, 2, 8)
-    story.works()
-    assert (story.state, story.loop.iterations, story.loop.failures) == ("running", 2, 0)
-    assert not view(story.loop, story.now).live
-
-
-def test_a_retry_that_the_status_tells_is_shown_as_well() -> None:
-    story = Story()
-    story.world[Poll] = lambda c: Polled(c.session, "retry", {"attempt": 1, "message": "busy",
-                                                              "next": int((story.now + 60) * 1000)})
-    story.let_pass(20)
-    assert story.text.count("attempt 1 failed: busy") == 1
-
-
-def test_a_rate_limit_given_up_is_waited_out_longer_and_longer_without_using_up_retries() -> None:
-    story = Story(retries=2)
-    waits = []
-    for _ in range(8):
-        story.fails(429)
-        waits.append(round(story.wait_out()))
-    assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
-    story.works()
-    assert (story.loop.failures, story.loop.rate_limits, story.state) == (0, 0, "running")
-
-
-def test_rate_limits_do_not_count_as_iterations() -> None:
-    story = Story(max_iterations=1)
-    story.fails(429)
-    story.let_pass(40)
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and "--max-iterations" in story.loop.reason
-
-
-def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    retry(story, 1, 3600)
-    assert story.take() == "AbortSession"
-    assert story.state == "waiting" and story.loop.rate_limits == 1 and "would wait" in story.loop.reason
-    story.let_pass(35)
-    assert story.take() == "CreateSession SendPrompt"
-
-
-def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
-    story = Story(stall_timeout=60)
-    story.busy()
-    retry(story, 1, 890)
-    story.status = "retry"
-    story.world[Poll] = lambda c: Polled(c.session, "retry", {"attempt": 1, "next": int((NOON + 900) * 1000)})
-    story.let_pass(850, 5)
-    assert story.all(AbortSession) == [] and story.state == "running"
-
-
-def test_failures_are_tried_again_with_growing_pauses_then_end_the_run() -> None:
-    story = Story(retries=3)
-    waits = []
-    for _ in range(3):
-        story.fails(500, "boom")
-        waits.append(story.wait_out())
-    assert 1 <= waits[0] <= waits[1] / 1.5 <= waits[2] / 2.25
-    story.fails(500, "boom")
-    assert story.state == "error" and story.loop.status == 1
-    assert "4 iterations in a row failed" in story.loop.reason and "boom" in story.loop.reason
-
-
-def test_a_success_forgets_failures() -> None:
-    story = Story("- [ ] a\n" * 9, retries=2)
-    for _ in range(4):
-        story.fails(500)
-        story.wait_out()
-        story.works()
-    assert story.state == "running" and story.loop.failures == 0
-
-
-def test_retries_0_never_gives_up() -> None:
-    story = Story(retries=0)
-    for _ in range(20):
-        story.fails(500)
-        assert story.wait_out() <= 900
-    story.loop.failures = 5000
-    story.fails(500)
-    assert story.state == "waiting"
-
-
-@pytest.mark.parametrize("status, name, advice", [
-    (401, "APIError", "opencode auth login"), (402, "APIError", "balance"),
-    (403, "APIError", "opencode auth login"),
-    (404, "APIError", "look at the model"), (0, "ProviderAuthError", "opencode auth login"),
-])
-def test_what_trying_again_cannot_mend_ends_the_run_at_once(status: int, name: str, advice: str) -> None:
-    story = Story(interactive=False)
-    story.fails(status, "no entry", name)
-    assert story.state == "error" and story.exits == [1]
-    assert "no entry" in story.loop.reason and advice in story.loop.reason
-
-
-def test_after_a_first_success_even_that_is_tried_again() -> None:
-    story = Story()
-    story.works()
-    story.fails(401)
-    story.wait_out()
-
-
-def test_an_error_before_idle_whose_message_comes_later_is_waited_for() -> None:
-    story = Story()
-    story.busy()
-    story.event("session.error", error=UNAUTHORIZED)
-    story.idle()                                        # no assistant message yet
-    assert story.state == "running"
-    story.ends(None, UNAUTHORIZED)
-    story.let_pass(1)
-    assert story.state == "error"
-
-
-def test_an_unknown_model_that_could_not_be_known_before_is_a_failure() -> None:
-    story = Story(retries=1)
-    for _ in range(2):
-        if story.state == "waiting":
-            story.wait_out()
-        own = story.last(SendPrompt).message_id
-        story.busy()
-        story.event("session.error", error={"name": "UnknownError", "data": {"message": "Model not found: a/x."}})
-        story.messages = [ocloop.digest(user(own))]
-        story.idle()
-        story.let_pass(3)
-    assert story.state == "error" and "Model not found: a/x." in story.loop.reason
-
-
-@pytest.mark.parametrize("options, words", [
-    ({"model": "a/c"}, "there is no model a/c: did you mean a/b?"),
-    ({"model": "zzzzzz/zzzz"}, "`opencode models` lists them"),
-    ({"agent": "biuld"}, "there is no agent biuld: did you mean build?"),
-])
-def test_a_wrong_model_or_agent_is_said_before_any_prompt(options: dict[str, Any], words: str) -> None:
-    story = Story(interactive=False, **options)
-    assert story.state == "error" and words in story.loop.reason and story.exits == [1]
-    assert story.all(CreateSession) == []
-
-
-def test_a_wrong_model_in_the_prompt_is_said_before_any_prompt() -> None:
-    story = Story(start=False, interactive=False)
-    story.prompt = "---\nmodel: a/c\n---\nDo it"
-    story.carry_out(story.loop.start())
-    assert story.exits == [1] and story.all(CreateSession) == []
-
-
-def test_a_broken_configuration_is_said_at_once() -> None:
-    story = Story(start=False, interactive=False)
-    story.world[CheckSetup] = lambda c: RequestFailed("CheckSetup", "", 400, "opencode.json is broken",
-                                                      "ConfigJsonError")
-    story.carry_out(story.loop.start())
-    assert (story.state, story.loop.reason, story.exits) == ("error", "opencode.json is broken", [1])
-
-
-def test_a_configuration_that_breaks_later_ends_the_run() -> None:
-    story = Story(interactive=False)
-    story.world[CreateSession] = lambda c: RequestFailed("CreateSession", "", 400, "it is broken",
-                                                         "ConfigInvalidError")
-    story.works()
-    assert story.exits == [1] and story.loop.reason == "it is broken"
-
-
-def test_an_empty_prompt_is_said() -> None:
-    story = Story(start=False, interactive=False)
-    story.prompt = "---\nagent: build\n---\n"
-    story.carry_out(story.loop.start())
-    assert story.exits == [1] and "is empty" in story.loop.reason
-
-
-def test_a_stall_is_aborted_and_tried_again() -> None:
-    story = Story(stall_timeout=900)
-    story.busy()
-    story.take()
-    story.let_pass(890, 5)
-    assert story.take() == ""
-    story.let_pass(11)
-    assert story.take() == "AbortSession" and story.state == "waiting" and "nothing happened" in story.text
-    story.wait_out()
-    assert story.take() == "CreateSession SendPrompt" and story.loop.failures == 1
-
-
-@pytest.mark.parametrize("sign", [
-    Streamed(), Streamed("ses_1", "prt_1", "x"),
-    ServerEvent("message.part.updated", {"sessionID": "ses_1", "part": {}}),
-    ServerEvent("never.heard.of", {"sessionID": "ses_1"}),
-], ids=lambda sign: str(sign)[:40])
-def test_any_sign_of_life_keeps_a_stall_away(sign: Event) -> None:
-    story = Story(stall_timeout=60)
-    for _ in range(10):
-        story.let_pass(50, 5)
-        story.tell(sign)
-    assert story.all(AbortSession) == []
-
-
-def test_a_strangers_life_is_no_sign_of_life() -> None:
-    story = Story(stall_timeout=60)
-    for _ in range(3):
-        story.let_pass(30, 5)
-        story.event("session.status", "ses_stranger", status={"type": "busy"})
-    assert len(story.all(AbortSession)) == 1
-
-
-def test_an_iteration_may_have_an_end_of_its_own() -> None:
-    story = Story(iteration_timeout=100)
-    for _ in range(9):
-        story.let_pass(10, 5)
-        story.busy()
-    assert story.all(AbortSession) == []
-    story.let_pass(11)
-    assert len(story.all(AbortSession)) == 1 and story.state == "waiting"
-
-
-def test_a_model_that_spins_is_stopped_after_three_unfinished_answers() -> None:
-    story = Story()
-    story.busy()
-    story.message("unknown")
-    story.message("unknown")
-    story.message("tool-calls")
-    story.message("unknown", id="msg_x")
-    story.message("unknown", id="msg_x")
-    story.message("unknown")
-    assert story.all(AbortSession) == []
-    story.message("unknown")
-    assert len(story.all(AbortSession)) == 1 and story.state == "waiting" and story.loop.failures == 1
-
-
-@pytest.mark.parametrize("answer, outcome", [
-    (lambda c: SessionAborted(c.session), "aborted"),
-    (lambda c: RequestFailed("AbortSession", c.session, 404, "gone"), "aborted"),
-    (lambda c: RequestFailed("AbortSession", c.session, 0, "timed out"), "aborted"),
-])
-def test_however_an_abort_is_answered_the_loop_goes_on(answer: Answer, outcome: str) -> None:
-    story = Story()
-    story.world[AbortSession] = answer
-    story.busy()
-    story.press("x")
-    assert f"1 {outcome}" in story.text and story.loop.iterations == 2 and story.state == "running"
-
-
-@pytest.mark.parametrize("status", [0, 500])
-def test_an_abort_that_fails_replaces_the_server(status: int) -> None:
-    story = Story()
-    story.busy()
-    story.world[AbortSession] = lambda c: RequestFailed("AbortSession", c.session, status, "timed out")
-    story.take()
-    story.press("x")
-    assert story.take() == "AbortSession StartServer CreateSession SendPrompt"
-
-
-# ── loop: faults of the plan ─────────────────────────────────────────────────────────────────────────────
-
-
-def test_iterations_that_change_nothing_stop_the_run() -> None:
-    story = Story(stuck=3, interactive=False)
-    for _ in range(3):
-        assert story.exits == []
-        story.busy()
-        story.ends()
-    assert story.state == "paused" and story.exits == [3] and "--stuck" in story.loop.reason
-
-
-def test_a_task_that_changes_in_any_way_is_progress() -> None:
-    story = Story(stuck=2)
-    for reason in "abcdef":
-        story.busy()
-        story.plan = f"- [ ] one\n- [BLOCKED: {reason}] two\n"
-        story.ends()
-    assert story.state == "running"
-
-
-def test_going_on_after_stuck_begins_to_count_anew() -> None:
-    story = Story(stuck=2)
-    story.ends()
-    story.ends()
-    assert story.state == "paused"
-    story.press("r")
-    assert story.state == "running"
-    story.ends()
-    assert story.state == "running"
-    story.ends()
-    assert story.state == "paused"
-
-
-def test_a_pause_does_not_turn_unchanged_tasks_into_failed_checks() -> None:
-    story = Story("- [ ] a\n" * 9, stuck=5, check="make test")
-    story.ends()
-    story.press("space")
-    story.ends()
-    story.press("space")
-    story.check = 1
-    story.works()
-    assert story.state == "running" and story.loop.check_failures == 1
-
-
-def test_a_tag_with_pending_tasks_ends_the_run_but_not_well() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", interactive=False)
-    story.plan = "- [x] a\n- [ ] b\n<plan-complete>enough</plan-complete>"
-    story.ends()
-    assert story.state == "complete" and story.exits == [3] and "1 task" in story.loop.reason
-
-
-def test_no_tag_though_nothing_is_pending_gives_one_more_iteration() -> None:
-    story = Story("- [ ] a\n", interactive=False)
-    story.works()
-    assert story.state == "running" and story.last(SendPrompt).text == "Do wrap up"
-    story.ends()
-    assert story.state == "complete" and story.exits == [0] and "no summary" in story.loop.reason
-    assert len(story.all(SendPrompt)) == 2
-
-
-def test_the_summary_of_the_last_iteration_is_taken() -> None:
-    story = Story("- [ ] a\n", interactive=False)
-    story.works()
-    story.plan = "- [x] a\n<plan-complete>so it was</plan-complete>"
-    story.ends()
-    assert story.exits == [0] and story.loop.plan.summary == "so it was"
-
-
-@pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
-def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) -> None:
-    story = Story("- [ ] a\n", max_iterations=1 if between == "limit" else 0)
-    if between == "pause":
-        story.press("space")
-    if between == "memory":
-        story.memory = 99_999
-    story.works()
-    story.memory = 0
-    if between == "rate limit":
-        story.fails(429)
-        story.let_pass(40)
-    elif between != "memory":
-        assert story.state == "paused"
-        story.press("r")
-    assert story.state == "running" and story.last(SendPrompt).text == "Do wrap up"
-
-
-def test_only_blocked_and_manual_tasks_are_nothing_to_do() -> None:
-    story = Story("- [BLOCKED: x] a\n- [MANUAL] b\n", interactive=False)
-    assert story.last(SendPrompt).text == "Do wrap up"
-    story.ends()
-    assert story.exits == [0]
-
-
-@pytest.mark.parametrize("broken", [None, "", "# Plan\n", "half a lin"])
-def test_a_plan_that_goes_away_ends_the_run_within_seconds(broken: str | None) -> None:
-    story = Story("- [x] a\n- [ ] b\n", interactive=False)
-    story.busy()
-    story.plan = broken
-    story.let_pass(4)
-    assert story.state == "running"
-    story.let_pass(8)
-    assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.loop.reason
-    assert (story.loop.plan.done, story.loop.plan.automatable) == (1, 2), "the last good progress is still there"
-
-
-@pytest.mark.parametrize("broken", [None, ""])
-def test_a_plan_that_comes_back_goes_on(broken: str | None) -> None:
-    story = Story()
-    good = story.plan
-    story.busy()
-    for _ in range(5):
-        story.plan = broken
-        story.let_pass(3.5)
-        story.plan = good
-        story.let_pass(4)
-    assert story.state == "running"
-    story.works()
-    assert story.state == "running" and story.loop.iterations == 2
-
-
-def test_a_plan_that_is_away_at_the_end_of_an_iteration_is_waited_for() -> None:
-    story = Story()
-    good, story.plan = story.plan, None
-    story.works()
-    assert story.loop.iterations == 1
-    story.plan = (good or "").replace("[ ]", "[x]", 1)
-    story.let_pass(2)
-    assert story.loop.iterations == 2 and story.loop.plan.done == 1
-
-
-def test_a_plan_deleted_while_paused_is_said_only_when_it_matters() -> None:
-    story = Story()
-    story.press("space")
-    story.works()
-    story.plan = None
-    story.let_pass(60, 5)
-    assert story.state == "paused"
-    story.press("space")
-    story.let_pass(10)
-    assert story.state == "error"
-
-
-def test_a_plan_without_tasks_is_worked_with_debug() -> None:
-    story = Story("Just some words\n", debug=True)
-    assert story.state == "running" and story.all(SendPrompt)
-
-
-def test_an_edit_is_read_at_once() -> None:
-    story = Story()
-    story.take()
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.tell(ServerEvent("file.edited", {"file": "/project/PLAN.md"}))
-    assert story.take("Poll") == "ReadFiles" and story.loop.plan.done == 1 and "plan: 1 of 2 done" in story.text
-    story.tell(ServerEvent("file.edited", {"file": "/project/other.md"}))
-    assert story.take("Poll") == ""
-
-
-# ── loop: what is asked ──────────────────────────────────────────────────────────────────────────────────
-
-
-def replies(story: Story) -> list[tuple[str, str]]:
-    return [(command.id, command.reply) for command in story.all(Reply)]
-
-
-@pytest.mark.parametrize("key, reply", [("y", "once"), ("a", "always"), ("n", "reject")])
-def test_a_permission_is_answered_with_a_key(key: str, reply: str) -> None:
-    story = Story()
-    story.asks()
-    assert list(story.loop.asks) == ["per_1"] and story.loop.bells == 1 and replies(story) == []
-    story.press(key)
-    assert replies(story) == [("per_1", reply)] and not story.loop.asks
-    assert bool(story.last(Reply).message) == (reply == "reject")
-    story.asks()
-    assert not story.loop.asks, "what was answered is not asked again"
-
-
-def test_what_is_asked_is_answered_in_order() -> None:
-    story = Story()
-    story.asks("per_1")
-    story.asks("per_2")
-    story.asks("per_1")
-    story.press("y", "n", "y")
-    assert replies(story) == [("per_1", "once"), ("per_2", "reject")]
-
-
-def test_a_question_is_answered_with_a_number() -> None:
-    story = Story()
-    story.question("red", "green", times=2)
-    story.press("3", "0", "2")
-    assert replies(story) == []
-    story.press("1")
-    assert story.last(Reply).answers == (("green",), ("red",)) and not story.loop.asks
-
-
-def test_a_question_is_refused_with_words_so_that_the_agent_goes_on() -> None:
-    story = Story()
-    story.question("red", "green", times=2)
-    story.press("1", "n")
-    (first,), (second,) = story.last(Reply).answers
-    assert first == "red" and "BLOCKED" in second
-
-
-@pytest.mark.parametrize("key", ["\u00b2", "\u00bd", "\u00e9", "\x00", "\x1b", "5", "z"])
-def test_no_key_is_a_wrong_answer(key: str) -> None:
-    story = Story()
-    story.question("red")
-    story.press(key)
-    assert list(story.loop.asks) == ["que_1"] and replies(story) == []
-
-
-def test_nobody_answers_in_time() -> None:
-    story = Story(ask_timeout=300, stall_timeout=60)
-    story.asks()
-    story.question("red")
-    story.let_pass(295, 5)
-    assert replies(story) == []
-    story.let_pass(10)
-    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")] and story.state == "running"
-
-
-def test_an_ask_timeout_of_0_waits_for_ever() -> None:
-    story = Story(ask_timeout=0, stall_timeout=60)
-    story.asks()
-    story.let_pass(5000, 9)
-    assert list(story.loop.asks) == ["per_1"]
-
-
-def test_without_a_terminal_it_is_refused_at_once_and_with_words() -> None:
-    story = Story(interactive=False)
-    story.asks()
-    story.question("red")
-    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")]
-    assert "BLOCKED" in story.all(Reply)[0].message and "BLOCKED" in story.all(Reply)[1].answers[0][0]
-
-
-@pytest.mark.parametrize("interactive", [True, False])
-def test_auto_approves_permissions_but_answers_no_questions(interactive: bool) -> None:
-    story = Story(auto=True, interactive=interactive)
-    story.asks()
-    assert replies(story) == [("per_1", "once")]
-    story.question("red")
-    assert len(replies(story)) == (1 if interactive else 2)
-
-
-def test_children_ask_as_well_and_strangers_do_not() -> None:
-    story = Story()
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
-    story.asks("per_s", "ses_stranger")
-    story.question("red", id="que_s", session="ses_stranger")
-    story.asks("per_c", "ses_child")
-    story.question("red", id="que_c", session="ses_child")
-    assert list(story.loop.asks) == ["per_c", "que_c"]
-    story.press("y")
-    assert story.last(Reply).session == "ses_child"
-
-
-def test_what_is_asked_is_found_by_polling_as_well() -> None:
-    story = Story()
-    story.world[Poll] = lambda c: Polled(
-        c.session, "busy", {}, None, ["ses_child"],
-        [{"id": "per_1", "sessionID": "ses_child", "permission": "bash", "patterns": ["x"]},
-         {"id": "per_2", "sessionID": "ses_old", "permission": "bash", "patterns": ["x"]}],
-        [{"id": "que_1", "sessionID": "ses_1", "questions": []}])
-    story.let_pass(12)
-    assert list(story.loop.asks) == ["per_1", "que_1"] and story.loop.bells == 2
-
-
-@pytest.mark.parametrize("event", [
-    ("permission.replied", {"requestID": "per_1"}), ("permission.replied", {"permissionID": "per_1"}),
-    ("question.replied", {"requestID": "per_1"}), ("question.rejected", {"requestID": "per_1"}),
-])
-def test_what_was_answered_elsewhere_is_asked_no_more(event: tuple[str, dict[str, str]]) -> None:
-    story = Story()
-    story.asks()
-    story.event(event[0], **event[1])
-    assert not story.loop.asks
-
-
-def test_an_answer_that_comes_too_late_is_no_error() -> None:
-    story = Story()
-    story.asks()
-    story.press("y")
-    story.tell(RequestFailed("Reply", "ses_1", 404, "not found"))
-    assert story.state == "running" and "did not arrive" not in story.text
-
-
-def test_an_answer_that_did_not_arrive_is_asked_for_again() -> None:
-    story = Story()
-    asked = [{"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns": ["x"]}]
-    story.world[Poll] = lambda c: Polled(c.session, "busy", {}, None, (), asked)
-    story.asks()
-    story.press("y")
-    story.tell(RequestFailed("Reply", "ses_1", 0, "timed out"))
-    story.let_pass(3)
-    assert list(story.loop.asks) == ["per_1"]
-
-
-def test_the_end_of_the_session_ends_what_it_asked() -> None:
-    story = Story()
-    story.asks()
-    story.works()
-    assert not story.loop.asks
-
-
-def test_somebody_is_told_that_something_is_asked() -> None:
-    story = Story(notify="mail")
-    story.asks()
-    facts = story.last(Notify).facts
-    assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
-
-
-# ── loop: faults of the server ───────────────────────────────────────────────────────────────────────────
-
-
-def same_ids(prompts: Sequence[SendPrompt]) -> bool:
-    return len({(prompt.message_id, prompt.part_id, prompt.text, prompt.session) for prompt in prompts}) == 1
-
-
-def test_a_swallowed_prompt_is_sent_again_with_the_same_ids_but_not_for_ever() -> None:
-    story = Story()
-    story.status = "idle"
-    story.messages = [ocloop.digest(user(story.last(SendPrompt).message_id))]
-    story.let_pass(11)
-    assert 2 <= len(story.all(SendPrompt)) <= 3
-    story.let_pass(30)
-    prompts = story.all(SendPrompt)[:4]
-    assert same_ids(prompts) and "never answered" in story.text
-    assert story.all(SendPrompt)[4].message_id != prompts[0].message_id and story.loop.iterations == 2
-
-
-def test_an_interrupted_answer_is_taken_up_again_with_the_same_ids() -> None:
-    story = Story()
-    own = story.last(SendPrompt).message_id
-    story.busy()
-    story.messages = [ocloop.digest(m) for m in (user(own), assistant(own, completed=False))]
-    story.idle()
-    story.let_pass(3)
-    assert len(story.all(SendPrompt)) == 2 and same_ids(story.all(SendPrompt))
-    story.works()
-    assert story.loop.iterations == 2 and story.loop.failures == 0
-
-
-@pytest.mark.parametrize("command", [Poll, SendPrompt])
-def test_a_session_that_is_gone_is_a_failure(command: type) -> None:
-    story = Story(start=False)
-    story.world[command] = lambda c: RequestFailed(command.__name__, c.session, 404, "Session not found",
-                                                   "NotFoundError")
-    story.carry_out(story.loop.start())
-    story.let_pass(3)
-    assert story.loop.failures and "Session not found" in story.text
-
-
-def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    own = story.last(SendPrompt).message_id
-    story.status, story.messages = "idle", [ocloop.digest(m) for m in (user(own), assistant(own, completed=False))]
-    story.tell(ServerDied(1, "the server ended by itself with exit status 137", ("last words",)))
-    assert story.last(StartServer).generation == 2 and "last words" in story.text
-    story.let_pass(5)
-    assert story.take() == "StartServer SendPrompt" and same_ids(story.all(SendPrompt))
-    story.works()
-    assert (story.loop.iterations, story.loop.failures, story.state) == (2, 0, "running")
-
-
-def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
-    story = Story(retries=3, interactive=False)
-    for _ in range(9):
-        story.tell(ServerDied(story.loop.generation, "it died", ("of this",)))
-        story.let_pass(20)
-    assert story.state == "error" and story.exits == [1] and "of this" in story.loop.reason
-    assert len(story.all(StartServer)) == 4
-
-
-def test_pauses_between_starts_of_the_server_are_never_longer_than_a_quarter_of_an_hour() -> None:
-    story = Story(retries=50)
-    for _ in range(40):
-        story.tell(ServerDied(story.loop.generation, "it died"))
-        starts = len(story.all(StartServer))
-        story.let_pass(901, 9)
-        assert len(story.all(StartServer)) == starts + 1 or story.loop.server_up
-
-
-@pytest.mark.parametrize("final, interactive", [(False, False), (True, True)])
-def test_a_server_that_does_not_start_is_an_error(final: bool, interactive: bool) -> None:
-    story = Story(start=False, interactive=interactive)
-    story.world[StartServer] = lambda c: ServerDied(c.generation, "port 7 is taken", ("a line",), final)
-    story.carry_out(story.loop.start())
-    story.let_pass(5)
-    assert len(story.all(StartServer)) == (1 if final else 3)
-    assert story.state == "error" and "port 7 is taken" in story.loop.reason and "a line" in story.loop.reason
-    assert story.exits == ([] if interactive else [1])
-
-
-def test_the_death_of_an_older_server_is_no_news() -> None:
-    story = Story()
-    story.tell(ServerDied(1, "it died"))
-    story.take()
-    story.tell(ServerDied(1, "it died, says somebody late"), ServerReady(1, "http://old", ""))
-    assert story.take() == "" and story.loop.server_url == "http://127.0.0.1:4096"
-
-
-def test_a_server_that_hangs_is_started_again() -> None:
-    story = Story()
-    story.busy()
-    good = story.world[Poll]
-    story.world[Poll] = lambda c: RequestFailed("Poll", c.session, 0, "timed out")
-    story.take()
-    story.let_pass(3.5)
-    assert story.take() == "StartServer" and "does not answer" in story.text
-    story.world[Poll] = good
-    story.works()
-    assert story.loop.iterations == 2
-
-
-def test_one_request_without_an_answer_is_only_tried_again() -> None:
-    story = Story(start=False)
-    failing = [RequestFailed("CreateSession", "", 0, "timed out")]
-    story.world[CreateSession] = lambda c: failing.pop() if failing else story.create(c)
-    story.carry_out(story.loop.start())
-    story.take()
-    story.let_pass(2)
-    assert story.take() == "CreateSession SendPrompt" and story.loop.server_failures == 0
-
-
-def test_a_server_in_which_nothing_ever_works_ends_the_run() -> None:
-    story = Story(start=False, interactive=False, retries=2)
-    story.world[CreateSession] = lambda c: RequestFailed("CreateSession", "", 503, "no")
-    story.carry_out(story.loop.start())
-    story.let_pass(60)
-    assert story.exits == [1] and len(story.all(StartServer)) == 3
-
-
-def test_a_server_that_grew_is_replaced_between_iterations() -> None:
-    story = Story("- [ ] a\n" * 3, server_memory=2048)
-    story.memory = 2048
-    story.works()
-    story.memory = 2049
-    story.take()
-    story.works()
-    assert story.take() == "StartServer CreateSession SendPrompt" and "grew to 2049 MiB" in story.text
-
-
-def test_a_server_that_refuses_the_password_is_an_error() -> None:
-    story = Story(start=False, interactive=False)
-    story.world[CreateSession] = lambda c: RequestFailed("CreateSession", "", 401, "no")
-    story.carry_out(story.loop.start())
-    assert story.exits == [1] and "OPENCODE_SERVER_PASSWORD" in story.loop.reason
-
-
-# ── loop: limits and the check ───────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("interactive", [True, False])
-def test_max_iterations(interactive: bool) -> None:
-    story = Story("- [ ] a\n" * 9, max_iterations=2, interactive=interactive)
-    story.works()
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and story.loop.status == 3 and story.exits == ([] if interactive else [3])
-
-
-def test_r_raises_the_limit_by_as_much_again() -> None:
-    story = Story("- [ ] a\n" * 9, max_iterations=2)
-    for number in (2, 4, 6):
-        story.works()
-        story.works()
-        assert (story.state, story.loop.iterations) == ("paused", number)
-        assert ("R", "raise the limit") in view(story.loop, story.now).keys
-        story.press("r")
-        assert story.state == "running" and story.loop.status == 130
-
-
-def test_quitting_at_a_limit_says_that_work_is_left() -> None:
-    story = Story("- [ ] a\n" * 9, max_iterations=1)
-    story.works()
-    story.press("q")
-    assert story.state == "stopping" and story.exits == [3]
-
-
-def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once() -> None:
-    story = Story("- [ ] a\n" * 9, max_cost=1.0)
-    story.works(0.6)
-    story.busy()
-    story.message("tool-calls", 0.9)
-    story.let_pass(5)
-    assert story.all(AbortSession) == []
-    story.message("tool-calls", 0.6)
-    story.let_pass(1)
-    assert len(story.all(AbortSession)) == 1 and story.state == "paused" and "--max-cost" in story.loop.reason
-    assert story.loop.total.cost == pytest.approx(2.1)
-
-
-def test_a_persons_pause_does_not_count_towards_max_time() -> None:
-    story = Story(max_time=600)
-    story.press("space")
-    story.works()
-    assert story.state == "paused"
-    story.let_pass(3600, 5)
-    assert story.loop.elapsed < 10
-    story.press("space")
-    assert story.state == "running" and story.loop.elapsed < 10
-
-
-def test_max_time() -> None:
-    story = Story("- [ ] a\n" * 9, max_time=100)
-    story.works()
-    story.let_pass(90, 5)
-    story.works()
-    story.let_pass(20, 5)
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and "--max-time" in story.loop.reason
-
-
-def test_time_at_a_limit_does_not_count_against_it() -> None:
-    story = Story("- [ ] a\n" * 9, max_time=100)
-    story.let_pass(110, 5)
-    story.works()
-    assert story.state == "paused"
-    story.let_pass(8 * 3600, 9)                         # the person comes in the morning
-    story.press("r")
-    assert story.state == "running"
-    story.works()
-    assert story.state == "running"
-
-
-def test_time_after_an_error_does_not_count_either() -> None:
-    story = Story("- [ ] a\n" * 9, max_time=100)
-    story.tell(ServerDied(1, "it died", (), True))
-    story.let_pass(8 * 3600, 9)
-    story.press("r")
-    assert story.state == "running" and story.loop.elapsed < 10
-
-
-def test_an_error_at_a_limit_leaves_nothing_of_the_limit_behind() -> None:
-    story = Story(stuck=1)
-    story.ends()
-    assert story.state == "paused" and story.loop.limit
-    story.tell(ServerDied(1, "it died", (), True))
-    assert story.state == "error"
-    story.press("r")
-    assert story.state == "running"
-    story.press("q", "q")
-    assert story.exits == [130] and "end: a person quit" in story.text
-
-
-def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", check="make test")
+    text = status_text(story, 0, 0)
+    assert re.search(r"^run       ended 2027-01-15T\S+: the plan is complete$", text, re.MULTILINE)
+    for words in (", complete", "summary   It works.", "summary   So.", "manual    Tell Bob"):
+        assert words in text
+    text = status_text(Story(), 0)
+    assert "was killed after" in text
+
+
+def test_status_tells_the_last_lines_of_a_check_that_fails() -> None:
+    story = Story(check="make test")
     story.check = 2
-    story.take()
     story.works()
-    assert story.take() == "RunCheck CreateSession SendPrompt"
-    text = story.last(SendPrompt).text
-    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
-    facts = story.all(RunCheck)[0].facts
-    assert (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"]) == ("a", "1", "1")
-    story.check = 0
-    story.works()
-    assert story.last(SendPrompt).text == "Do wrap up"
+    text = status_text(story)
+    assert "check     it failed, its last lines:" in text and "output of the check" in text
+    assert "1 check failed" in text
 
 
-def test_a_plan_is_not_complete_while_the_check_fails() -> None:
-    story = Story("- [ ] a\n", check="make test", interactive=False)
-    story.check = 1
-    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
-    story.ends()
-    assert story.state == "running" and "exit status 1" in story.last(SendPrompt).text
-    story.check = 0
-    story.ends()
-    assert story.state == "complete" and story.exits == [0]
+def test_status_without_a_run_and_with_near_misses() -> None:
+    plan = parse_plan("- [x] a\n- [ ]b\n")
+    lines = ocloop.status_lines("/project/PLAN.md", plan, 0, {})
+    assert "run       none so far" in lines
+    assert ", not marked complete yet" in lines[1]
+    assert 'warning   PLAN.md:2 is nearly a task: "- [ ]b": put a space after the box' in lines
+    assert "process 7 is starting" in "\n".join(ocloop.status_lines("/p", plan, 7, {}))
 
 
-def test_a_check_that_never_passes_stops_the_run() -> None:
-    story = Story("- [ ] a\n" * 9, check="make test", stuck=3, interactive=False)
-    story.check = 1
-    for _ in range(3):
-        story.works()
-    assert story.exits == [3] and "make test" in story.loop.reason
-
-
-def test_nothing_is_checked_after_a_failure() -> None:
-    story = Story(check="make test")
-    story.fails(500)
-    assert story.all(RunCheck) == []
-
-
-def test_x_ends_the_check() -> None:
-    story = Story(check="make test")
-    story.world[RunCheck] = None
-    story.works()
-    story.take("-")
-    story.press("x")
-    assert story.take("-") == "StopCheck"
-    story.tell(CheckFinished(1, -15, "", interrupted=True))
-    assert story.take() == "CreateSession SendPrompt" and story.loop.check_failures == 0
-
-
-# ── loop: people ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_space_pauses_after_the_iteration_and_goes_on() -> None:
+def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
+    tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "PLAN.md"
+    plan.write_text("- [ ] one\n")
     story = Story()
-    story.press("space")
-    assert story.state == "pausing" and story.all(AbortSession) == []
-    story.works()
-    assert story.state == "paused"
-    story.let_pass(60, 5)
-    assert story.state == "paused" and len(story.all(SendPrompt)) == 1
-    story.press("space")
-    assert story.state == "running" and len(story.all(SendPrompt)) == 2
-
-
-def test_space_takes_a_pause_back() -> None:
-    story = Story()
-    story.press("space", "space")
-    story.works()
-    assert story.states == ["starting", "running", "pausing", "running"] and story.loop.iterations == 2
-
-
-def test_space_while_it_waits() -> None:
-    story = Story()
-    story.fails(500)
-    story.press("space")
-    assert story.state == "paused"
-    story.let_pass(20)
-    assert story.state == "paused"
-    story.press("space")
-    assert story.state == "running"
-
-
-def test_a_failure_while_pausing_pauses() -> None:
-    story = Story()
-    story.press("space")
-    story.fails(500)
-    assert story.state == "paused" and story.loop.failures == 1
-
-
-def test_r_does_not_wait() -> None:
-    story = Story()
-    story.fails(429)
-    story.press("r")
-    assert story.state == "running"
-
-
-def test_r_starts_again_wherever_the_error_came_from() -> None:
-    story = Story(model="a/c")
-    assert story.state == "error"
-    story.setup = SetupChecked("", {"a/c": 1}, None)
-    story.take()
-    story.press("r")
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
-    assert story.states == ["starting", "error", "starting", "running"]
-    for _ in range(5):
-        story.fails(500)
-        story.wait_out()
-    story.fails(500)
-    assert story.state == "error"
-    story.press("r")
-    assert story.state == "running" and story.loop.failures == 0
-
-
-def test_an_error_with_a_terminal_stays_until_q() -> None:
-    story = Story(model="a/c")
-    assert story.exits == [] and story.last(StopServer)
-    story.let_pass(60, 5)
-    story.press("q")
-    assert story.exits == [1] and story.state == "stopping"
-
-
-def test_q_asks_once_while_an_iteration_runs() -> None:
-    story = Story()
-    story.press("q")
-    assert story.loop.confirming_quit and story.state == "running"
-    story.press("z")
-    assert not story.loop.confirming_quit and story.state == "running"
-    story.press("q", "q")
-    assert story.state == "stopping" and story.exits == [130]
-
-
-@pytest.mark.parametrize("state", ["ready", "paused", "waiting", "error", "complete"])
-def test_q_does_not_ask_where_nothing_runs(state: str) -> None:
-    story = in_state(state)
-    story.press("q")
-    assert story.state == "stopping" and len(story.exits) == 1
-
-
-def test_nothing_is_done_after_the_end() -> None:
-    story = Story()
-    story.press("q", "q")
-    story.take()
-    story.press("s", "space", "r", "x", "t", "q", "?")
-    story.tell(Tick(), Signalled("SIGTERM"), ScreenLost("gone"), ServerDied(1, "x"), SetupChecked())
-    assert story.take("-") == "" and story.state == "stopping"
-
-
-def test_x_aborts_the_iteration_and_the_next_one_begins() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.press("x")
-    assert story.take() == "AbortSession CreateSession SendPrompt"
-    assert story.state == "running" and story.loop.failures == 0
-
-
-def test_x_before_there_is_a_session() -> None:
-    story = Story(start=False)
-    answer, story.world[CreateSession] = story.world[CreateSession], None
-    story.carry_out(story.loop.start())
-    story.world[CreateSession] = answer
-    story.press("x")
-    assert story.loop.iterations == 2 and story.state == "running"
-
-
-def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
-    """An abort does nothing to a prompt that has not begun, so that two sessions would be at work."""
-    story = Story(start=False)
-    answer, story.world[SendPrompt] = story.world[SendPrompt], None
-    story.carry_out(story.loop.start())
-    story.world[SendPrompt] = answer
-    story.take()
-    story.press("x")
-    story.let_pass(2)
-    assert "AbortSession" not in story.take(), "the prompt is still on its way"
-    story.tell(PromptAccepted("ses_1"))
-    story.let_pass(1)
-    assert "AbortSession" not in story.take(), "it has not begun"
-    story.busy()
-    story.busy()
-    assert story.take().split().count("AbortSession") == 1
-    assert story.loop.iterations == 2
-
-
-def test_x_on_a_prompt_that_never_runs() -> None:
-    story = Story()
-    story.take()
-    story.press("x")
-    assert story.take() == ""
-    story.let_pass(4)
-    assert "AbortSession" in story.take() and story.loop.iterations == 2
-
-
-def test_a_poll_that_fails_does_not_leave_its_session_running() -> None:
-    story = Story()
-    story.busy()
-    story.world[Poll] = lambda c: RequestFailed("Poll", c.session, 429, "slow down")
-    story.let_pass(6)
-    assert "AbortSession" in story.take() and "1 failed" in story.text
-
-
-def test_t_gives_the_terminal_to_the_session() -> None:
-    story = Story()
-    story.press("t")
-    assert story.last(HandOver) == HandOver("ses_1")
-
-
-def test_help_is_shown_until_the_next_key() -> None:
-    story = Story()
-    story.press("?")
-    assert story.loop.help
-    story.press("q")
-    assert not story.loop.help and not story.loop.confirming_quit
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("state", ocloop.STATES)
-def test_a_signal_ends_it_in_every_state(state: str, name: str) -> None:
-    story = in_state(state)
-    before = len(story.exits)
-    expected = {"complete": 0, "error": 1}.get(state, 130)
-    story.tell(Signalled(name))
-    assert story.state == "stopping" and story.exits[before:] == ([] if state == "stopping" else [expected])
-
-
-@pytest.mark.parametrize("state, status", [
-    ("starting", 130), ("ready", 130), ("paused", 130), ("complete", 0), ("error", 1), ("stopping", None),
-])
-def test_a_lost_screen_where_only_a_person_could_go_on_leaves(state: str, status: int | None) -> None:
-    story = in_state(state)
-    before = len(story.exits)
-    story.tell(ScreenLost("the terminal hung up"))
-    assert story.exits[before:] == ([] if status is None else [status])
-
-
-@pytest.mark.parametrize("state", ["running", "waiting"])
-def test_a_lost_screen_where_something_is_under_way_goes_on_to_the_end(state: str) -> None:
-    story = in_state(state)
-    story.tell(ScreenLost("the terminal hung up"))
-    story.let_pass(60)
-    story.works()
-    assert story.state == "running"
-    story.works()
-    assert story.state == "complete" and story.exits == [0]
-
-
-def test_a_lost_screen_while_it_starts_goes_on_when_it_was_wanted() -> None:
-    story = Story("- [ ] one\n", start=False)
-    story.carry_out([command for command in story.loop.start() if not isinstance(command, StartServer)])
-    story.tell(ScreenLost("the terminal hung up"), ServerReady(1, "http://127.0.0.1:4096", ""))
-    assert story.state == "running" and story.exits == []
-
-
-def test_a_lost_screen_while_pausing_leaves_after_the_iteration() -> None:
-    story = in_state("pausing")
-    story.tell(ScreenLost("the terminal hung up"))
-    assert story.state == "pausing" and story.exits == []
-    story.works()
-    assert story.state == "stopping" and story.exits == [130]
-
-
-def test_a_lost_screen_at_a_limit_leaves() -> None:
-    story = Story("- [ ] a\n" * 9, max_iterations=1)
-    story.works()
-    story.tell(ScreenLost("gone"))
-    assert story.exits == [3]
-
-
-def test_a_lost_screen_refuses_what_is_asked() -> None:
-    story = Story()
-    story.asks()
-    story.press("q")
-    story.tell(ScreenLost("gone"))
-    assert replies(story) == [("per_1", "reject")] and not story.loop.confirming_quit
-    story.asks("per_2")
-    assert replies(story)[-1] == ("per_2", "reject")
-
-
-def test_a_lost_screen_and_then_an_error_leaves() -> None:
-    story = Story()
-    story.tell(ScreenLost("gone"))
-    story.fails(401)
-    assert story.exits == [1]
-
-
-def in_state(state: str) -> Story:
-    """A story that has come to this state."""
-    story = Story("- [ ] one\n", run=state not in ("ready", "starting"), start=state != "starting")
-    if state == "starting":                             # and nothing is answered yet
-        story.commands += story.loop.start()
-    elif state == "pausing":
-        story.press("space")
-    elif state == "paused":
-        story.press("space")
-        story.fails(500)
-    elif state == "waiting":
-        story.fails(500)
-    elif state == "stopping":
-        story.press("q", "q")
-    elif state == "complete":
-        story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
-        story.ends()
-    elif state == "error":
-        story.fails(401)
-    assert story.state == state
-    return story
-
-
-# ── loop: time away ──────────────────────────────────────────────────────────────────────────────────────
-# A gap between two events is a machine that slept: nothing that has a deadline may see it.
-
-
-def test_no_deadline_fires_for_time_away() -> None:
-    story = Story(stall_timeout=60, iteration_timeout=120, ask_timeout=60, max_time=500)
-    story.busy()
-    story.asks()
-    story.now += 3600
-    story.tell(Tick())
-    assert story.all(AbortSession) == [] and list(story.loop.asks) == ["per_1"]
-    assert story.loop.elapsed < 10 and story.state == "running"
-    story.let_pass(70)
-    assert replies(story) == [("per_1", "reject")], "deadlines go on where they were"
-
-
-def test_a_wait_goes_on_where_it_was() -> None:
-    story = Story()
-    story.fails(429)
-    story.let_pass(20)
-    story.now += 3600
-    story.tell(Tick())
-    assert story.state == "waiting" and story.loop.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
-
-
-def test_a_file_system_that_does_not_answer_is_an_error() -> None:
-    story = Story(interactive=False)
-    story.busy()
-    story.world[ReadFiles] = None
-    story.let_pass(30, 5)
-    assert story.state == "running"
-    story.let_pass(15)
-    assert story.exits == [1] and "does not answer" in story.loop.reason
-
-
-def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
-    story = Story()
-    story.plan = None
-    story.let_pass(4)
-    story.now += 3600
-    story.tell(Tick())
-    assert story.state == "running"
-
-
-def test_after_time_away_the_session_is_looked_at() -> None:
-    story = Story()
-    story.busy()
-    story.let_pass(6)
-    story.take()
-    story.now += 3600
-    story.tell(Tick())
-    assert "Poll" in story.take("ReadFiles")
-
-
-def test_a_clock_that_is_set_back_stops_nothing() -> None:
-    story = Story(stall_timeout=60)
-    story.busy()
-    story.now -= 86_400
-    story.let_pass(30)
-    assert story.all(AbortSession) == [] and 0 <= story.loop.elapsed < 60
-    story.works()
-    assert story.loop.iterations == 2
-
-
-# ── loop: the journal ────────────────────────────────────────────────────────────────────────────────────
-
-
-def part(story: Story, id: str, type: str, session: str = "", **more: Any) -> None:
-    story.event("message.part.updated", session, part={
-        "id": id, "messageID": "msg_9", "sessionID": session or "ses_1", "type": type, **more})
-
-
-def test_texts_thoughts_and_tools_are_journaled_once() -> None:
-    story = Story()
-    part(story, "prt_1", "reasoning", text="Hm")
-    story.tell(Streamed("ses_1", "prt_1", "m."))
-    assert [(live.kind, live.text) for live in view(story.loop, story.now).live] == [("think", "Hmm.")]
-    for _ in range(2):
-        part(story, "prt_1", "reasoning", text="Hmm, yes", time={"start": 1, "end": 2})
-        part(story, "prt_2", "text", text="I begin.", time={"start": 1, "end": 2})
-        part(story, "prt_3", "tool", tool="bash", state={"status": "running", "input": {"command": "make"}})
-        part(story, "prt_3", "tool", tool="bash", state={
-            "status": "completed", "input": {"command": "make"}, "time": {"start": 0, "end": 5000}})
-        part(story, "prt_4", "tool", tool="read", state={
-            "status": "error", "input": {"filePath": "/project/x"}, "error": "no such file"})
-    said = [(entry.kind, " ".join(entry.text.split()), entry.tone) for entry in story.loop.journal
-            if entry.kind in ("think", "text", "bash", "read")]
-    assert said == [("think", "Hmm, yes", "dim"), ("text", "I begin.", ""), ("bash", "make 5s", ""),
-                    ("read", "x failed: no such file", "bad")]
-    assert not story.loop.iteration or not story.loop.iteration.live
-
-
-def test_the_prompt_itself_is_not_shown_as_an_answer() -> None:
-    story = Story()
-    prompt = story.last(SendPrompt)
-    story.event("message.updated", info={"id": prompt.message_id, "role": "user"})
-    story.event("message.part.updated", part={"id": prompt.part_id, "messageID": prompt.message_id,
-                                              "sessionID": "ses_1", "type": "text", "text": prompt.text})
-    part(story, "prt_s", "text", text="Continue", synthetic=True, time={"end": 1})
-    assert not view(story.loop, story.now).live and "text:" not in story.text
-
-
-def test_what_a_subagent_does_is_indented() -> None:
-    story = Story()
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_1"})
-    part(story, "prt_c", "text", "ses_child", text="I look", time={"end": 1})
-    assert story.loop.journal[-1].depth == 1 and story.loop.journal[-1].text == "I look"
-
-
-def test_todos_and_compactions_are_journaled() -> None:
-    story = Story()
-    story.event("todo.updated", todos=[{"content": "a", "status": "completed"},
-                                       {"content": "b", "status": "in_progress"}])
-    story.event("session.compacted")
-    assert "todo: 1/2 b" in story.text and "compacted" in story.text
-
-
-def test_an_error_is_journaled_once() -> None:
-    story = Story()
-    for _ in range(3):
-        story.event("session.error", error=UNAUTHORIZED)
-    assert story.text.count("APIError: scripted fault 401") == 1
-
-
-def test_numbers_run_on_and_the_journal_is_capped() -> None:
-    story = Story()
-    for number in range(ocloop.JOURNAL + 10):
-        story.tell(Noted("note", str(number)))
-    numbers = [entry.number for entry in story.loop.journal]
-    assert len(numbers) == ocloop.JOURNAL and numbers == list(range(numbers[0], story.loop.entries + 1))
-
-
-def test_a_long_text_is_cut() -> None:
-    story = Story()
-    story.tell(Noted("note", "x" * 1_000_000))
-    text = story.loop.journal[-1].text
-    assert len(text) < ocloop.LONGEST_TEXT + 100 and "1000000" in text
-
-
-def test_events_are_journaled_when_asked_for() -> None:
-    for verbose in (False, True):
-        story = Story(verbose=verbose)
-        story.tell(ServerEvent("never.heard.of", {"a": 1}))
-        assert ("never.heard.of" in story.text) is verbose
-
-
-def test_a_run_ends_with_records() -> None:
-    story = Story("- [ ] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n", notify="mail")
-    story.plan = "- [x] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n<plan-complete>so it is</plan-complete>"
-    story.ends()
-    records = [entry.data for entry in story.loop.journal if entry.data]
-    assert [record["record"] for record in records] == ["iteration", "run"]
-    expected = ({"outcome": "done", "changed": True, "done": 1, "total": 1},
-                {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1})
-    for record, facts in zip(records, expected):
-        assert {name: record[name] for name in facts} == facts
-    assert all(words in story.text for words in ("end: so it is", "blocked: b (no key)", "manual: c"))
-    assert story.last(Notify).facts["OCLOOP_EVENT"] == "complete"
-
-
-# ── view and layout ──────────────────────────────────────────────────────────────────────────────────────
-# What a screen of a given size shows, as text. The golden ones stand at the end of this file.
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-def drawn(picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None) -> list[str]:
-    return ["".join(text for _, text in row) for row in layout(picture, width, height, utf8, scroll)]
+    live = record_of(story)
+    assert set(ocloop.SECRETS) <= set(live) and len(live["password"]) >= 32
+    assert not set(ocloop.SECRETS) & set(record_of(story, 0))
+    RunFile(str(plan)).write(live)
+    assert ocloop.main(["status", "--plan", str(plan), "--json"]) == 3
+    text = capsys.readouterr().out
+    assert live["password"] not in text
+    found = json.loads(text)
+    assert found["run"]["state"] == "running" and found["total"] == 1 and not found["running"]
+    assert not set(ocloop.SECRETS) & set(found["run"])
+    assert ocloop.main(["status", "--plan", str(plan)]) == 3
+    assert live["password"] not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, status",
+    [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
+     ("- [ ] a\n<plan-complete>b</plan-complete>", 3)],
+)  # fmt: skip
+def test_the_exit_status_of_status_says_whether_work_is_left(
+    tmp_path: Path, state_home: Path, text: str, status: int
+) -> None:
+    (tmp_path / "PLAN.md").write_text(text)
+    assert ocloop.main(["status", "--plan", str(tmp_path / "PLAN.md")]) == status
+    assert ocloop.main(["status", "--plan", str(tmp_path / "gone.md")]) == 1
+
+
+RECORD_NAMES = (
+    "pid", "plan", "directory", "state", "reason", "iteration", "task", "session", "model",
+    "elapsed", "updated", "ended", "status", "cost", "tokens", "input", "limits", "max_cost",
+    "max_time", "max_iterations", "server", "generation", "version", "waits_for", "retry",
+    "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
+    "summary", "text", "seconds", "iterations", "username", "password", "opencode",
+)  # fmt: skip
+
+
+def test_any_state_file_gives_a_status_and_no_traceback() -> None:
+    rng = random.Random(8)
+    plan = parse_plan("- [ ] a\n")
+    base = record_of(Story(max_cost=1.0, check="make"))
+    for number in range(3000):
+        record = dict(base) if number % 2 else {}
+        for _ in range(rng.randrange(8)):
+            record[rng.choice(RECORD_NAMES)] = anything(rng)
+        if rng.random() < 0.3:
+            tasks = [{rng.choice(RECORD_NAMES): anything(rng) for _ in range(5)} for _ in range(3)]
+            record[rng.choice(("tasks", "outcomes"))] = tasks
+        for pid in (0, 7):
+            for line in ocloop.status_lines("/p", plan, pid, record):
+                assert isinstance(line, str)
+        argv, environment = ocloop.attach_command(record)
+        assert all(isinstance(word, str) for word in [*argv, *environment.values()])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
+def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
+    tmp_path: Path,
+    state_home: Path,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = str(tmp_path / "PLAN.md")
+    run_file = RunFile(plan)
+    assert ocloop.main(["attach", "--plan", plan]) == 1
+    assert "no loop works on" in capsys.readouterr().err
+    assert run_file.acquire() == 0
+    Path(run_file.path).write_text(text)
+    assert ocloop.main(["attach", "--plan", plan]) == 1
+    assert "attach needs a terminal" in capsys.readouterr().err
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert ocloop.main(["attach", "--plan", plan]) == 1
+    assert "the loop has no session right now" in capsys.readouterr().err
+
+
+# ── view and layout: scenes ─────────────────────────────────────────────────────────────────────
+# What a screen of a given size shows, as text. The golden ones are in examples/screens.txt.
+
+
+def drawn(
+    picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
+) -> list[str]:
+    rows = layout(picture, width, height, utf8, scroll)
+    return ["".join(text for _, text in row) for row in rows]
+
+
+def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
+    return "\n".join(drawn(view(story.loop, story.loop.now), width, height, True, scroll))
 
 
 SCENERY = """# The plan
@@ -2426,40 +7923,48 @@ SCENERY = """# The plan
 ## Phase 2: out into the world
 - [BLOCKED: no key yet] Deploy it
 - [MANUAL] Tell Bob
-- [ ] Write the documentation
+- [~] Write the documentation
 """
-SCENES = ("starting", "ready", "running", "pausing", "paused", "waiting", "stopping", "complete", "error",
-          "permission",
-          "question", "help", "quit")
 
 
 def scenery(**options: Any) -> Story:
     """An iteration that went well, and one under way."""
-    story = Story(SCENERY, model="a/b", **options)
+    limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
+    story = Story(SCENERY, models=("a/b",), **{**limits, **options})
     story.busy()
-    part(story, "prt_1", "reasoning", text="I have to read the plan first.", time={"start": 1, "end": 2})
-    part(story, "prt_2", "tool", tool="read",
-         state={"status": "completed", "input": {"filePath": "/project/PLAN.md"}})
-    part(story, "prt_3", "tool", tool="bash", state={
-        "status": "error", "input": {"command": "make test"}, "error": "exit status 2",
-        "time": {"start": 0, "end": 72_000}})
+    story.part("prt_1", "thinking", text="I have to read the plan first.")
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part(
+        "prt_3",
+        "tool",
+        "failed",
+        tool="bash",
+        argument="make test",
+        text="exit status 2",
+        seconds=72.0,
+    )
     story.let_pass(95, 5)
-    story.event("todo.updated", todos=[{"content": "write it", "status": "in_progress"}, {"content": "test it"}])
-    part(story, "prt_4", "tool", tool="edit", state={
-        "status": "completed", "input": {"filePath": "/project/parser.py"},
-        "metadata": {"filediff": {"additions": 120, "deletions": 3}}})
-    part(story, "prt_5", "text",
-         text="The parser is written:\nit reads **all** of the examples, [x] and [bold] too.",
-         time={"start": 1, "end": 2})
+    story.part("prt_4", "tool", tool="todowrite", argument="0/2 write it")
+    story.part("prt_5", "tool", tool="edit", argument="parser.py  +120 -3")
+    said = "The parser is written:\nit reads **all** of the examples, [x] and [bold] too."
+    story.part("prt_6", "text", text=said)
     story.works(0.1234)
-    story.event("session.created", "ses_child", info={"id": "ses_child", "parentID": "ses_2"})
-    part(story, "prt_6", "tool", tool="task", state={"status": "running", "input": {"description": "look around"}})
-    part(story, "prt_7", "tool", "ses_child", tool="grep", state={
-        "status": "completed", "input": {"pattern": "def test_", "path": "/project/tests"}})
-    part(story, "prt_8", "tool", tool="bash",
-         state={"status": "running", "input": {"command": "python -m pytest -q"}})
+    story.busy()
+    story.part("prt_7", "tool", "running", tool="task", argument="look around")
+    story.tell(Child("ses_child", story.id))
+    story.part("prt_8", "tool", session="ses_child", tool="grep", argument="def test_ in tests")
+    story.message("calls", 0.05)
+    story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
     story.let_pass(42, 5)
     return story
+
+
+def complete(story: Story) -> None:
+    assert story.plan
+    story.plan = story.plan.replace("[ ]", "[x]").replace("[~]", "[x]")
+    story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
+    story.message("answered", 0.25)
+    story.ends()
 
 
 def scene(name: str) -> Story:
@@ -2467,132 +7972,375 @@ def scene(name: str) -> Story:
         story = Story(SCENERY, run=False, start=False)
         if name == "starting":
             story.world[StartServer] = None
-        story.carry_out(story.loop.start())
+        story.begin()
         story.let_pass(7)
         return story
-    story = scenery(max_iterations=2 if name == "paused" else 0)
-    if name == "pausing":
+    options: Json = {}
+    if name == "paused":
+        options["max_iterations"] = 2
+    if name in ("checking", "check failed"):
+        options["check"] = "make test"
+    story = scenery(**options)
+    if name == "retrying":
+        story.world[Poll] = None  # else it would count from the beginning
+        story.retries(2, 20.0, "Provider is overloaded")
+        story.let_pass(6)
+    elif name == "pausing":
         story.press("space")
     elif name == "paused":
         story.works(0.0766)
     elif name == "waiting":
-        story.fails(429, "Rate limit reached: try again later")
+        story.fails("rate-limit", "Rate limit reached: try again later")
+    elif name == "checking":
+        story.world[RunCheck] = None
+        story.works(0.0766)
+        story.let_pass(12)
+    elif name == "check failed":
+        story.check = 2
+        story.works(0.0766)
+        story.busy()
+        story.let_pass(3)
+    elif name == "plan away":
+        story.plan = None
+        story.let_pass(12)
+    elif name == "files trouble":
+        story.plan = None
+        story.ends()
+        story.let_pass(12)
     elif name == "stopping":
         story.press("q", "q")
     elif name == "complete":
-        story.plan = SCENERY.replace("[ ]", "[x]")
-        story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
-        story.message("stop", 0.25)
-        story.ends()
+        complete(story)
     elif name == "error":
         story.plan = None
-        story.let_pass(12)
+        story.ends()
+        story.let_pass(70)
     elif name == "permission":
         story.asks()
         story.asks("per_2")
     elif name == "question":
-        story.event("question.asked", id="que_1", questions=[{"question": "In which language?", "options": [
-            {"label": "English", "description": "As the plan says"}, {"label": "Local"}]}])
+        options_of_it = (("English", "As the plan says"), ("Local", ""))
+        text = "In which language?"
+        asked = (Question(text, options_of_it),)
+        story.tell(Asked(story.id, Request("que_1", story.id, "question", "", text, asked)))
     elif name == "help":
         story.press("?")
+    elif name == "plan":
+        story.press("p")
     elif name == "quit":
         story.press("q")
     return story
 
 
-def goldens() -> dict[str, str]:
-    """All golden layouts; a row that is too long for this file goes on after a `+`."""
+# Scene -> the state that a person reads there.
+SCENES = {
+    "starting": "starting",
+    "ready": "ready",
+    "running": "running",
+    "retrying": "retrying",
+    "pausing": "pausing",
+    "paused": "paused",
+    "waiting": "waiting",
+    "checking": "running",
+    "check failed": "running",
+    "plan away": "running",
+    "files trouble": "running",
+    "stopping": "stopping",
+    "complete": "complete",
+    "error": "error",
+    "permission": "waits for you",
+    "question": "waits for you",
+    "help": "running",
+    "plan": "running",
+    "quit": "running",
+}
+SCREENS = EXAMPLES / "screens.txt"
+SIZES = ((80, 24), (40, 12))
+MORE_SIZES = {
+    "running": ((120, 40), (20, 5)),
+    "question": ((120, 40), (20, 5)),
+    "permission": ((20, 5),),
+    "plan": ((120, 40),),
+    "complete": ((120, 40),),
+}
+
+
+def screens() -> dict[str, list[str]]:
+    """All scenes in their sizes: title -> rows."""
     found = {}
     for name in SCENES:
         story = scene(name)
-        sizes = [(80, 24), (40, 12)] + ([(120, 40), (20, 5)] if name in ("running", "question") else [])
-        for width, height in sizes:
-            rows = [row.rstrip() for row in drawn(view(story.loop, story.now), width, height)]
-            rows = [re.sub(r"(.{,99}\S)(?=.{11})", "\\1\n+", row, count=1) for row in rows]
-            found[f"{name} {width}x{height}"] = "\n".join(rows)
+        for width, height in (*SIZES, *MORE_SIZES.get(name, ())):
+            rows = drawn(view(story.loop, story.loop.now), width, height)
+            found[f"{name} {width}x{height}"] = rows
     return found
 
 
-def test_golden_layouts() -> None:
-    found = goldens()
-    for name, golden in GOLDEN.items():
-        assert found[name].strip("\n") == golden.strip("\n"), name
-    assert sorted(found) == sorted(GOLDEN)
+def write_golden_screens() -> None:
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    write_screens(SCREENS, screens())
+    print(f"wrote {SCREENS}")
+
+
+def test_the_screen_is_as_it_was_looked_at() -> None:
+    """A change of it is to be looked at in examples/screens.txt, which this file can write."""
+    golden = read_screens(SCREENS)
+    found = screens()
+    for title, rows in found.items():
+        assert draw_screen(title, rows) == golden.get(title, ""), title
+    assert sorted(found) == sorted(golden)
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_every_scene_says_where_it_stands(name: str) -> None:
     story = scene(name)
-    picture = view(story.loop, story.now)
-    word = "waits for you" if name in ("permission", "question") else story.state
-    assert story.state == ("running" if name in ("permission", "question", "help", "quit") else name)
-    first, *others = drawn(picture, 80, 24)
-    assert word in first and len(others) == 23
-    for width, height in ((80, 24), (40, 12)):
-        assert any(re.search(r"\d+/\d+", row) for row in drawn(picture, width, height)[:4]), "its progress"
+    picture = view(story.loop, story.loop.now)
+    assert story.state == {"waits for you": "running", "retrying": "running"}.get(
+        SCENES[name], SCENES[name]
+    )
+    for width, height in ((120, 40), *SIZES):
+        first, *others = drawn(picture, width, height)
+        assert SCENES[name] in first and len(others) == height - 1
+        is_low_help = name == "help" and height < 24  # it needs the room
+        has_progress = any(re.search(r"\d+/\d+", row) for row in others[:3])
+        assert has_progress or is_low_help
 
 
-def test_what_matters_is_there_at_80x24() -> None:
-    running = "\n".join(drawn(view(scene("running").loop, scene("running").now), 80, 24))
-    for words in ("running", "iteration 2", "elapsed", "2/4", "50%", "1 blocked", "1 manual",
-                  "Test the parser on every",
-                  "a/b", "context", "$0.1234", "make test", "python -m pytest -q", "look around", "Q quit"):
-        assert words in running, words
-    asked = "\n".join(drawn(view(scene("permission").loop, scene("permission").now), 80, 24))
-    for words in ("bash", "rm -r x", "Y once", "A always", "N no", "+1 more", "refused in"):
-        assert words in asked, words
-    over = "\n".join(drawn(view(scene("complete").loop, scene("complete").now), 80, 24))
-    for words in ("The parser works.", "Deploying needs a key.", "Deploy it (no key yet)", "Tell Bob", "4 of 4"):
-        assert words in over, words
+# fmt: off
+AT_80X24 = {
+    "ready": ("S begins with: Write the parser", "S start", "1/4", "1 blocked", "1 manual"),
+    "running": (
+        "iteration 2 42s", "run 2m", "of 8h00m", "2/4", "50%", "1 blocked", "1 manual",
+        "Test the parser on every", "a/b", "context", "$0.17 of $20", "make test",
+        "exit status 2", "python -m pytest -q", "look around", "Q quit", "Space pause", "P plan",
+        "1 done in", "The parser is written:"),
+    "retrying": ("attempt 3 in 13s: Provider is overloaded", "⟳ retrying"),
+    "pausing": ("after this iteration", "Space go on"),
+    "paused": ("2 iterations were worked (--max-iterations)", "R raise the limit"),
+    "waiting": (
+        "Rate limit reached: try again later", "again at 08:0", "in 30s", "R retry", "Space pause"),
+    "checking": ("the check runs, for 12s: make test", "X abort", "check ◷ running"),
+    "check failed": ("check ✖ failed", "output of the check"),
+    "plan away": ("away for 8s", "cannot be read"),
+    "files trouble": ("stops in 4", "cannot be read"),
+    "complete": (
+        "The parser works.", "Deploying needs a key.", "Deploy it (no key yet)", "Tell Bob",
+        "4 of 4", "since 08:02", "the plan is complete"),
+    "error": ("cannot be read", "R retry", "✖ error"),
+    "permission": ("bash", "rm -r x", "Y once", "A always", "N no", "+1 more", "refused in"),
+    "question": ("In which language?", "1 English - As the plan says", "2 Local", "N none"),
+    "plan": (
+        "Phase 1: foundations", "✔ Set up the project", "✔ Write the parser", "$0.12",
+        "▸ Test the parser on every", "✖ Deploy it", "no key yet", "☐ Tell Bob",
+        "◐ Write the documentation", "P activity"),
+    "quit": ("Q again stops the iteration and quits",),
+    "help": (
+        *(key for key, _what in ocloop.KEYS), *(what for _key, what in ocloop.KEYS),
+        *(meaning for _sign, _style, meaning in ocloop.STATES.values()), "tokens:", "↑ in",
+        "↓ out"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", AT_80X24)
+def test_what_matters_is_there_at_80x24(name: str) -> None:
+    text = seen(scene(name))
+    for words in AT_80X24[name]:
+        assert words in text, words
+
+
+def test_on_a_wide_screen_the_plan_stands_beside_the_activity_all_the_time() -> None:
+    story = scene("running")
+    wide = seen(story, 120, 40)
+    for words in ("│  ✔ Write the parser", "│  ▸ Test the parser", "python -m pytest -q"):
+        assert words in wide, words
+    assert "│" not in seen(story, 119, 40)
+    beside = [row for row in wide.split("\n") if "│" in row]
+    assert len({text_width(row.partition("│")[0]) for row in beside}) == 1, "a straight line"
+
+
+def tasks_of(story: Story) -> list[ocloop.TaskView]:
+    picture = view(story.loop, story.loop.now)
+    return ocloop.view_tasks(picture.plan, picture.results, picture.under_way)
+
+
+def test_no_number_of_a_task_is_that_of_another_one() -> None:
+    """Tasks of one name in two phases are two tasks."""
+    story = Story("# A\n- [ ] test\n# B\n- [ ] test\n")
+    story.works(0.5)
+    story.busy()
+    story.message("calls", 0.125)
+    first, second = tasks_of(story)
+    assert (first.is_current, second.is_current) == (False, True)
+    assert (first.iterations, second.iterations) == (1, 1)
+    assert (first.spend.cost, second.spend.cost) == (0.5, 0.125)
+    story = Story("# A\n- [ ] test\n# B\n- [ ] test\n")
+    assert [task.is_current for task in tasks_of(story)] == [True, False]
+
+
+def test_what_a_task_took_is_added_up_over_its_iterations() -> None:
+    story = Story("- [ ] one\n- [ ] two\n", models=("a/b",))
+    story.let_pass(10)
+    story.idles(0.25)
+    story.let_pass(5)
+    story.works(0.5)
+    one, two = tasks_of(story)
+    assert (one.iterations, one.spend.cost, one.model) == (2, 0.75, "a/b")
+    assert 14 < one.seconds < 18 and not one.is_current
+    assert (two.iterations, two.is_current) == (1, True), "the one under way counts"
+    row = next(row for row in seen(story, 120, 40).split("\n") if "✔ one" in row)
+    assert "$0.75 ×2" in " ".join(row.split())
+
+
+@pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
+def test_nothing_counts_on_at_rest(name: str) -> None:
+    story = scene(name)
+    picture = view(story.loop, story.loop.now)
+    screen = seen(story)
+    story.let_pass(3600, 9)
+    assert view(story.loop, story.loop.now)[:-1] == picture[:-1]
+    assert seen(story) == screen
+
+
+@pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
+def test_since_when_it_rests_does_not_change_while_the_machine_sleeps(name: str) -> None:
+    story = scene(name)
+    screen = seen(story)
+    story.now += 3600
+    story.tell(Tick())
+    assert seen(story) == screen
 
 
 def test_a_picture_is_equal_to_the_next_one_while_nothing_changes() -> None:
     story = scene("running")
-    picture = view(story.loop, story.now)
-    assert view(story.loop, story.now)[:-1] == picture[:-1]
+    picture = view(story.loop, story.loop.now)
+    assert view(story.loop, story.loop.now)[:-1] == picture[:-1]
     story.tell(Noted("note", "new"))
-    assert view(story.loop, story.now).journal[-1].text == "new"
+    changed = view(story.loop, story.loop.now)
+    assert changed.journal[-1].text == "new" and changed[:-1] != picture[:-1]
 
 
-@pytest.mark.parametrize("state, keys", [
-    ("ready", "S Space ? Q"), ("running", "Space X T ? Q"), ("pausing", "Space X T ? Q"), ("paused", "Space ? Q"),
-    ("waiting", "Space R ? Q"), ("complete", "? Q"), ("error", "R ? Q"), ("starting", "S ? Q"),
-])
-def test_only_keys_that_do_something_are_offered(state: str, keys: str) -> None:
-    story = in_state(state)
-    assert {key for key, _ in view(story.loop, story.now).keys} <= set(keys.split())
-    assert {"?", "Q"} <= {key for key, _ in view(story.loop, story.now).keys}
+@pytest.mark.parametrize("name", SCENES)
+def test_only_keys_that_do_something_are_offered(name: str) -> None:
+    story = scene(name)
+    picture = view(story.loop, story.loop.now)
+    if name == "stopping":
+        assert picture.keys == ()
+        return
+    for key, _label in picture.keys:
+        assert story.loop.state in Loop.KEYS[key.lower()], key
+    assert {"?", "Q", "P"} <= {key for key, _ in picture.keys}
+    footer = drawn(picture, 80, 24)[-1]
+    if not picture.ask and not picture.confirming_quit:
+        assert all(label in footer for _, label in picture.keys), "all of them fit into 80 columns"
+
+
+def test_the_question_before_quitting_fits_a_narrow_screen() -> None:
+    footer = drawn(view(scene("quit").loop, NOON), 40, 12)[-1]
+    assert "Q again" in footer and "any other key goes on" in footer
+
+
+@pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
+def test_a_context_is_that_of_a_session_and_there_is_none_at_rest(name: str) -> None:
+    assert "context" not in seen(scene(name))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_wait_says_first_when_it_ends(size: tuple[int, int]) -> None:
+    assert re.search(r" again at 08:0\d, in \d+s", seen(scene("waiting"), *size))
+
+
+def test_an_iteration_is_counted_with_its_limit() -> None:
+    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", max_iterations=1)
+    assert "iteration 1 of 1 0s" in seen(story)
+    story.works()
+    assert "1 of 1 iteration" in seen(story)
+    story.press("r")
+    assert "iteration 2 of 2 0s" in seen(story)
+    story.works()
+    assert "2 of 2 iterations" in seen(story).split("\n")[0]
+
+
+def test_one_iteration_is_no_iterations() -> None:
+    story = Story("- [ ] one\n")
+    complete(story)
+    assert re.search(r" 1 iteration( |$)", seen(story).split("\n")[0])
+
+
+def test_before_the_start_the_plan_fills_the_screen() -> None:
+    text = seen(scene("ready"))
+    assert "Phase 1: foundations" in text and "Tell Bob" in text
+
+
+def test_what_is_cut_says_so() -> None:
+    text = seen(scene("paused"))
+    row = next(row for row in text.split("\n") if row.startswith("── 2 done"))
+    assert row.rstrip().endswith(("…", "─")), row
+
+
+def test_the_way_out_and_the_help_are_offered_on_the_narrowest_screen() -> None:
+    footer = drawn(view(scene("running").loop, NOON), 20, 10)[-1]
+    assert "? help" in footer and "Q quit" in footer
+
+
+@pytest.mark.parametrize(
+    "budget, words",
+    [(20.0, "of $20"), (0.5, "of $0.50"), (12345.67, "of $12345.67"), (2e6, "of $2000000"),
+     (0.00005, "of <$0.0001")],
+)  # fmt: skip
+def test_a_budget_is_shown_as_it_was_asked_for(budget: float, words: str) -> None:
+    assert words in seen(Story(max_cost=budget))
+
+
+def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
+    story = scene("paused")
+    story.press("r")
+    assert story.state == "running"
+    story = Story(max_cost=0.1)
+    story.works(0.25)
+    assert story.state == "paused"
+    story.press("r")
+    assert "$0.25 of $0.30" in seen(story)
+
+
+# ── view and layout: small screens ──────────────────────────────────────────────────────────────
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
     story = Story()
-    story.event("permission.asked", id="per_1", permission="bash", metadata={"command": "make " * 80})
+    request = permission("per_1", story.id, detail="make " * 80)
+    story.tell(Asked(story.id, request))
     for height in range(4, 12):
-        assert "Y once" in drawn(view(story.loop, story.now), 80, height)[-1], height
+        rows = drawn(view(story.loop, story.loop.now), 80, height)
+        assert "Y once" in rows[-1], height
 
 
 def test_a_low_screen_shows_answers_to_choose_from() -> None:
     story = Story()
     story.question("red", "green", "blue")
     for height in range(6, 14):
-        rows = drawn(view(story.loop, story.now), 60, height)
+        rows = drawn(view(story.loop, story.loop.now), 60, height)
         assert "N none" in rows[-1] and any("1 red" in row for row in rows), height
         assert height < 8 or any("3 blue" in row for row in rows), height
 
 
-def test_colours_are_taken_out_of_what_is_shown() -> None:
-    assert ocloop.printable("\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07") == "Error: \ufffd]0;x\ufffd"
+def test_one_row_says_how_it_stands() -> None:
+    (row,) = drawn(view(scene("running").loop, NOON), 60, 1)
+    assert "running" in row
 
 
-# ── layout: any size, any text ───────────────────────────────────────────────────────────────────────────
+# ── view and layout: any size, any text ─────────────────────────────────────────────────────────
 
-NASTY = ("\x1b[31mred\x1b[0m", "\x07", "\r", "\n", "\t", "\x00", "\x9b2J", "\x7f", "\x85", "\ud800", "\udfff",
-         "\u202e",
-         "\u2066", "\u200f", "\u061c", "\u200b", "\ufeff", "\u2028", "\u2029", "e\u0301", "\u0300" * 40,
-         "\u6f22\u5b57" * 9,
-         "\U0001f469\u200d\U0001f467", "[x] [bold]", "x" * 300, "word " * 60, " ", "", "\u00ad", "\uffff",
-         "\U0010ffff",
-         "\u1100\u1161", "\xa0", "$%s{}\\")
+# fmt: off
+NASTY = (
+    "\x1b[31mred\x1b[0m", "\x07", "\r", "\n", "\t", "\x00", "\x9b2J", "\x7f", "\x85", "\ud800",
+    "\udfff", "\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\ufeff", "\u2028", "\u2029",
+    "e\u0301", "\u0300" * 40, "\u6f22\u5b57" * 9, "\U0001f469\u200d\U0001f467", "[x] [bold]",
+    "x" * 300, "word " * 60, " ", "", "\u00ad", "\uffff", "\U0010ffff", "\u1100\u1161", "\xa0",
+    "$%s{}\\", "│", "\u2013",
+)
+# fmt: on
 FORBIDDEN = ("Cc", "Cs", "Zl", "Zp")
 BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -2602,35 +8350,68 @@ def nasty_text(rng: random.Random) -> str:
 
 
 def nasty_entry(rng: random.Random, number: int) -> Entry:
-    return Entry(number, rng.choice((0.0, NOON)), rng.choice(("text", "iter", "think", "bash", nasty_text(rng))),
-                 nasty_text(rng), rng.choice(("", "dim", "good", "bad", "warn", "head")), rng.randrange(7))
+    return Entry(
+        number,
+        rng.choice((0.0, NOON)),
+        rng.choice(("text", "iter", "think", "bash", nasty_text(rng))),
+        nasty_text(rng),
+        rng.choice(("", "dim", "good", "bad", "warn", "head")),
+        rng.randrange(7),
+    )
 
 
-def nasty_picture(rng: random.Random) -> Picture:
-    story = BASE[rng.randrange(len(BASE))]
-    big = rng.choice((0, 7, 10 ** 4, 10 ** 9))
-    entries = tuple(nasty_entry(rng, n) for n in range(1, rng.randrange(30)))
-    plan = ocloop.Plan()
+def nasty_task(rng: random.Random) -> ocloop.Task:
+    state = rng.choice(("pending", "done", "blocked", "manual"))
+    begun = state == "pending" and rng.random() < 0.3
+    reason = rng.choice(("", nasty_text(rng)))
+    return ocloop.Task(state, nasty_text(rng), reason, nasty_text(rng), 1, begun)
+
+
+def nasty_result(rng: random.Random, task: str) -> Result:
+    big = rng.choice((0, 7, 10**4, 10**9))
+    spend = Spend(float(big), big, big, big)
+    return a_result(task=task, seconds=float(big), spend=spend, model=nasty_text(rng))
+
+
+def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
+    story = rng.choice(stories)
+    big = rng.choice((0, 7, 10**4, 10**9))
+    entries = tuple(nasty_entry(rng, number) for number in range(1, rng.randrange(2, 30)))
+    tasks = [nasty_task(rng) for _ in range(rng.randrange(40))]
+    results = [nasty_result(rng, task.text) for task in tasks for _ in range(rng.randrange(3))]
+    plan = Plan(tasks)
     plan.done = plan.blocked = plan.manual = big
-    plan.automatable, plan.percent = rng.choice((big, big + 5)), rng.choice((0, 100))
-    return view(story.loop, story.now)._replace(
-        state=rng.choice(list(ocloop.STATES)), reason=nasty_text(rng), plan=plan,
-        task=rng.choice((None, ocloop.Task("pending", nasty_text(rng), "", nasty_text(rng)))),
-        model=nasty_text(rng), agent=nasty_text(rng), state_seconds=big, iteration=rng.choice((0, big)),
-        elapsed=big,
-        average=big, spend=ocloop.Spend(float(big), big, big, big),
+    plan.automatable = rng.choice((big, big + 5))
+    plan.percent = rng.choice((0, 100))
+    return view(story.loop, story.loop.now)._replace(
+        state=rng.choice(list(ocloop.STATES)),
+        state_note=rng.choice(("", "7s", "since 08:00")),
+        reason=nasty_text(rng),
+        facts=tuple(f"run {big}s" for _ in range(rng.randrange(5))),
+        plan=plan,
+        task=rng.choice((None, nasty_task(rng))),
+        check=rng.choice(("", "passed", "failed", "interrupted")),
+        model=nasty_text(rng),
+        agent=nasty_text(rng),
+        spend=Spend(float(big), big, big, big),
+        budget=rng.choice((0.0, 0.5, 1e9)),
         context=rng.choice((-1, 0, 100)),
         live=tuple(nasty_entry(rng, 0) for _ in range(rng.randrange(5))),
-        ask=tuple(nasty_text(rng) for _ in range(rng.choice((0, 0, 3, 12)))), help=rng.random() < 0.1,
-        confirming_quit=rng.random() < 0.1, newest=len(entries), journal=entries)
+        ask=tuple(nasty_text(rng) for _ in range(rng.choice((0, 0, 3, 12)))),
+        confirming_quit=rng.random() < 0.1,
+        overlay=rng.choice(("", "", "plan", "help")),
+        results=tuple(results),
+        under_way=rng.choice((None, *results[:1])),
+        newest=len(entries),
+        journal=entries,
+    )
 
 
-BASE: list[Story] = []
-
-
-def check_rows(picture: Picture, width: int, height: int, utf8: bool, scroll: Scroll | None = None) -> None:
+def check_rows(
+    picture: Picture, width: int, height: int, utf8: bool, scroll: Scroll | None = None
+) -> None:
     rows = drawn(picture, width, height, utf8, scroll)
-    assert len(rows) <= height
+    assert len(rows) == (height if width > 0 else 0)
     for row in rows:
         assert text_width(row) <= width, (width, row)
         bad = [char for char in row if char in BIDI or unicodedata.category(char) in FORBIDDEN]
@@ -2639,95 +8420,141 @@ def check_rows(picture: Picture, width: int, height: int, utf8: bool, scroll: Sc
 
 
 def test_layout_at_every_small_size() -> None:
-    stories = [scene(name) for name in SCENES]
-    for story in stories:
-        picture = view(story.loop, story.now)
+    for name in SCENES:
+        story = scene(name)
+        picture = view(story.loop, story.loop.now)
         for width in range(13):
             for height in range(13):
-                check_rows(picture, width, height, True)
-                check_rows(picture, width, height, False)
+                check_rows(picture, width, height, (width + height) % 2 == 0)
 
 
 def test_layout_of_anything_at_any_size() -> None:
     rng = random.Random(4)
-    BASE.extend(scene(name) for name in ("running", "question", "complete"))
+    stories = [scene(name) for name in ("running", "question", "complete")]
     for number in range(400):
-        picture = nasty_picture(rng)
-        width, height = rng.choice(((rng.randrange(30), rng.randrange(12)),
-                                    (rng.randrange(500), rng.randrange(200))))
+        picture = nasty_picture(rng, stories)
+        small = (rng.randrange(30), rng.randrange(12))
+        large = (rng.randrange(500), rng.randrange(200))
+        width, height = rng.choice((small, large))
         scroll = Scroll()
         for _ in range(rng.randrange(3)):
-            scroll.moved = rng.choice((-1, 1, -10, 10, -10 ** 9, 10 ** 9))
+            scroll.moved = rng.choice((-1, 1, -10, 10, -(10**9), 10**9))
             check_rows(picture, width, height, number % 2 == 0, scroll)
         check_rows(picture, width, height, number % 2 == 0)
+
+
+def test_a_screen_of_any_size_is_laid_out_in_time() -> None:
+    """A plan of a thousand tasks and a full journal, ten times a second."""
+    plan = "".join(f"- [x] task number {number}\n" for number in range(1000)) + "- [ ] last\n"
+    story = Story(plan)
+    for number in range(ocloop.Journal.LENGTH):
+        story.loop.journal.note("bash", f"{number} " + "word " * 30)
+    picture = view(story.loop, story.loop.now)
+    before = time.perf_counter()
+    for _ in range(10):
+        drawn(picture, 200, 60)
+    assert time.perf_counter() - before < 2.0
 
 
 def test_markup_is_text() -> None:
     story = scene("running")
     story.tell(Noted("note", "[x] [bold]not bold[/bold] <b> %s {0} \\n"))
-    rows = drawn(view(story.loop, story.now), 100, 30)
-    assert any("[x] [bold]not bold[/bold] <b> %s {0} \\n" in row for row in rows)
+    assert "[x] [bold]not bold[/bold] <b> %s {0} \\n" in seen(story, 100, 30)
 
 
 def test_escape_sequences_are_disarmed_but_said() -> None:
     story = Story("- [ ] \x1b]0;title\x07 task\n")
-    part(story, "prt_1", "tool", tool="\x1b[2Jx", state={"status": "completed", "input": {"command": "\x1b[2J"}})
+    story.part("prt_1", "tool", tool="\x1b[2Jx", argument="\x1b[2J")
     story.asks()
-    rows = "\n".join(drawn(view(story.loop, story.now), 80, 24))
-    assert "\x1b" not in rows and "\x07" not in rows and "]0;title" in rows and "[2J" in rows
+    text = seen(story)
+    assert "\x1b" not in text and "\x07" not in text
+    assert "]0;title" in text and "[2J" in text
 
 
-def test_an_entry_with_a_strange_kind_is_logged_without_control_characters() -> None:
-    log = ocloop.Log("x.log", lambda event: None)
-    line = log.line(Entry(1, NOON, "\x1b[2J\n", "a\nb\x1b[2J"))
-    assert not re.search(r"[\x00-\x1f]", line)
+def test_colours_are_taken_out_of_what_is_shown() -> None:
+    said = "\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07"
+    assert ocloop.printable(said) == "Error: \ufffd]0;x\ufffd"
 
 
+def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_there() -> None:
+    signs = [sign for sign, _style in ocloop.TASK_SIGNS.values()]
+    plain = [ocloop.ascii_only(sign) for sign in signs]
+    assert len(set(signs)) == len(signs) and len(set(plain)) == len(plain), plain
+    states = [ocloop.ascii_only(sign) for sign, _style, _meaning in ocloop.STATES.values()]
+    assert "?" not in plain + states
+    for name in SCENES:
+        story = scene(name)
+        rows = drawn(view(story.loop, story.loop.now), 80, 24)
+        plain = drawn(view(story.loop, story.loop.now), 80, 24, utf8=False)
+        assert "\n".join(rows).count("?") == "\n".join(plain).count("?"), name
+
+
+def test_what_stands_out_carries_a_sign_as_well_as_a_colour() -> None:
+    for style in ("bad", "good"):
+        entry = an_entry("check", "passed or failed", tone=style)
+        text = "".join(text for _, text in ocloop.entry_rows(entry, 80)[0])
+        assert re.search("[✖✔] passed", text)
+
+
+# fmt: off
 @pytest.mark.parametrize("text, width", [
-    ("abc", 3), ("\u6f22\u5b57", 4), ("e\u0301", 1), ("\u00e9", 1), ("\uff21", 2), ("\u200b", 0), ("", 0),
-    ("\u2500\u2588", 2),
-    ("\U0001f600", 2),
+    ("abc", 3), ("\u6f22\u5b57", 4), ("e\u0301", 1), ("\u00e9", 1), ("\uff21", 2), ("\u200b", 0),
+    ("", 0), ("\u2500\u2588", 2), ("\U0001f600", 2),
 ])
+# fmt: on
 def test_text_width(text: str, width: int) -> None:
     assert text_width(text) == width
 
 
+# fmt: off
 @pytest.mark.parametrize("text, width, expected", [
-    ("abc", 2, "ab"), ("abc", 0, ""), ("abc", -1, ""), ("abc", 9, "abc"), ("\u6f22\u5b57", 3, "\u6f22"),
-    ("\u6f22\u5b57", 1, ""), ("e\u0301x", 1, "e\u0301"),
+    ("abc", 2, "ab"), ("abc", 0, ""), ("abc", -1, ""), ("abc", 9, "abc"),
+    ("\u6f22\u5b57", 3, "\u6f22"), ("\u6f22\u5b57", 1, ""), ("e\u0301x", 1, "e\u0301"),
 ])
+# fmt: on
 def test_clip(text: str, width: int, expected: str) -> None:
     assert ocloop.clip(text, width) == expected
 
 
+# fmt: off
 @pytest.mark.parametrize("text, width, lines", [
-    ("one two three", 7, ["one two", "three"]), ("one two three", 8, ["one two", "three"]), ("", 5, [""]),
-    ("abcdefghij", 4, ["abcd", "efgh", "ij"]), ("a\n\nb", 5, ["a", "", "b"]),
+    ("one two three", 7, ["one two", "three"]), ("one two three", 8, ["one two", "three"]),
+    ("", 5, [""]), ("abcdefghij", 4, ["abcd", "efgh", "ij"]), ("a\n\nb", 5, ["a", "", "b"]),
     ("\u6f22\u5b57\u6f22", 4, ["\u6f22\u5b57", "\u6f22"]),
 ])
+# fmt: on
 def test_wrap(text: str, width: int, lines: list[str]) -> None:
     assert ocloop.wrap(text, width) == lines
 
 
-# ── layout: scrolling ────────────────────────────────────────────────────────────────────────────────────
+# ── view and layout: scrolling ──────────────────────────────────────────────────────────────────
 
 
 class Reader:
     """Somebody who looks at the activity of a story with numbered lines."""
 
     def __init__(self, lines: int) -> None:
-        self.story, self.scroll, self.size = Story(), Scroll(), (80, 24)
+        self.story = Story()
+        self.scroll = Scroll()
+        self.size = (80, 24)
+        self.rows: list[str] = []
         self.add(lines)
 
     def add(self, lines: int, text: str = "") -> None:
         for _ in range(lines):
-            self.story.tell(Noted("note", f"<{self.story.loop.entries + 1}>{text}"))
+            self.story.tell(Noted("note", f"<{self.last + 1}>{text}"))
+
+    @property
+    def last(self) -> int:
+        return self.story.loop.journal.count
 
     def look(self, moved: int = 0) -> list[int]:
         """The numbers of the lines that are shown."""
         self.scroll.moved += moved
-        self.rows = drawn(view(self.story.loop, self.story.now), *self.size, scroll=self.scroll)
-        return [int(number) for row in self.rows for number in re.findall(r"<(\d+)>", row)]
+        picture = view(self.story.loop, self.story.loop.now)
+        self.rows = drawn(picture, *self.size, scroll=self.scroll)
+        middle = "\n".join(self.rows[4:])
+        return [int(number) for number in re.findall(r"<(\d+)>", middle)]
 
     @property
     def below(self) -> int:
@@ -2738,7 +8565,7 @@ class Reader:
 
 def test_the_tail_is_followed() -> None:
     reader = Reader(100)
-    last = reader.story.loop.entries
+    last = reader.last
     assert reader.look()[-1] == last and reader.below == 0
     reader.add(3)
     assert reader.look()[-1] == last + 3
@@ -2746,23 +8573,23 @@ def test_the_tail_is_followed() -> None:
 
 def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     reader = Reader(100)
-    last = reader.story.loop.entries
-    seen = reader.look(-10)
-    assert seen[-1] == last - 10 and reader.below == 10 and seen == list(range(seen[0], seen[-1] + 1))
+    last = reader.last
+    shown = reader.look(-10)
+    assert shown[-1] == last - 10 and reader.below == 10
+    assert shown == list(range(shown[0], shown[-1] + 1))
     reader.add(5)
-    assert reader.look() == seen and reader.below == 15
-    assert reader.look(-1)[-1] == seen[-1] - 1 and reader.below == 16
-    assert reader.look(2)[-1] == seen[-1] + 1
-    assert reader.look(10 ** 9)[-1] == last + 5 and reader.below == 0
+    assert reader.look() == shown and reader.below == 15
+    assert reader.look(-1)[-1] == shown[-1] - 1 and reader.below == 16
+    assert reader.look(2)[-1] == shown[-1] + 1
+    assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
     reader.add(1)
     assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
 
 
 def test_the_beginning_can_be_seen() -> None:
     reader = Reader(100)
-    first = drawn(view(reader.story.loop, reader.story.now), 80, 1000)
-    begin = next(row for row in first if "08:00:00" in row)
-    reader.look(-10 ** 9)
+    begin = next(row for row in seen(reader.story, 80, 1000).split("\n") if "08:00:00" in row)
+    reader.look(-(10**9))
     assert begin in reader.rows and reader.below > 50
     top = list(reader.rows)
     reader.look(-1)
@@ -2772,15 +8599,15 @@ def test_the_beginning_can_be_seen() -> None:
 def test_a_page_up_and_a_page_down_lead_back() -> None:
     reader = Reader(100)
     reader.look(-30)
-    seen = reader.look()
+    shown = reader.look()
     reader.look(-10)
-    assert reader.look(10) == seen
+    assert reader.look(10) == shown
 
 
-@pytest.mark.parametrize("size", [(80, 40), (50, 24), (120, 12)])
+@pytest.mark.parametrize("size", [(80, 40), (50, 24), (120, 12), (160, 50)])
 def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
     reader = Reader(0)
-    reader.add(60, " some words that are long enough to be wrapped on any screen that is not very wide" * 2)
+    reader.add(60, " some words that are long enough to be wrapped on any screen that is small" * 2)
     reader.look(-40)
     place = reader.scroll.entry
     reader.size = size
@@ -2793,1030 +8620,1887 @@ def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
 
 def test_few_lines_cannot_be_scrolled() -> None:
     reader = Reader(2)
-    seen = reader.look()
-    assert reader.look(-5) == seen and reader.below == 0
+    shown = reader.look()
+    assert reader.look(-5) == shown and reader.below == 0
     reader.add(1)
-    assert reader.look() == [*seen, reader.story.loop.entries]
-
-
-# ── fuzz: plans and event streams ────────────────────────────────────────────────────────────────────────
-
-PIECES = ("- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ", "] ",
-          "[", "]", "**",
-          "```", "~~~~", "`", "<!--", "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n",
-          "\n", "\r\n",
-          "\r", "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
-          "blocked")
-
-
-def test_fuzz_plans() -> None:
-    rng = random.Random(1)
-    seen: collections.Counter[str] = collections.Counter()
-    for _ in range(8_000):
-        text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(40)))
-        plan = parse_plan(text)
-        states = [task.state for task in plan.tasks]
-        assert plan.done + plan.pending + plan.manual + plan.blocked == len(states)
-        assert set(states) <= {"pending", "done", "manual", "blocked"}
-        assert plan.automatable == plan.done + plan.pending and 0 <= plan.percent <= 100
-        assert all(task.text and "\n" not in task.text and task.text == task.text.strip() for task in plan.tasks)
-        assert (plan.current is None) == (plan.pending == 0)
-        again = parse_plan(text)
-        assert (again.tasks, again.summary) == (plan.tasks, plan.summary)
-        other = parse_plan(text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n"))
-        assert (other.tasks, other.summary) == (plan.tasks, plan.summary), "line ends make no difference"
-        if text[:1] != "\ufeff":
-            assert parse_plan("\ufeff" + text).tasks == plan.tasks
-        tasks = [task for task in plan.tasks if safe(task.text)]
-        written = parse_plan("".join(f"- {BOXES[task.state]} {task.text}\n" for task in tasks))
-        assert [task[:2] for task in written.tasks] == [task[:2] for task in tasks]
-        seen.update(states, complete=plan.summary is not None)
-    hits = [seen[state] for state in ("pending", "done", "manual", "blocked", "complete")]
-    assert min(hits) > 10, "it must hit something"
-
-
-BOXES = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
-
-
-def safe(text: str) -> bool:
-    """Whether a task's text means the same when it is written anew."""
-    return not re.search(r"<|-->|`|^\*\*\[|^\[", text)
-
-
-def test_fuzz_event_streams() -> None:
-    rng = random.Random(2)
-    pieces = (b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n",
-              b"\r\n\r\n", b"a",
-              b"{\"type\":", b"\xe2\x80\xa8", b"\xff", b"\xef\xbb\xbf", b"id: 3\n", b"\x00")
-    found = 0
-    for _ in range(3000):
-        stream = b"".join(rng.choice(pieces) for _ in range(rng.randrange(30)))
-        events = feed([stream])
-        found += len(events)
-        assert events == feed(stream[n:n + 1] for n in range(len(stream)))
-        for _ in range(5):
-            cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
-            assert events == feed(stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)]))
-        rest = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        assert events == feed([rest]) or rest.startswith(b"\xef\xbb\xbf"), "line ends make no difference"
-    assert found > 1000, "it must hit something"
-
-
-# ── fuzz: the loop ───────────────────────────────────────────────────────────────────────────────────────
-# A world that answers, answers late, twice, wrongly or never, and says anything in between.
-
-WORDS = ("", "ses_1", "msg_1", "idle", "busy", "retry", "assistant", "user", "running", "completed", "error",
-         "text", "tool",
-         "unknown", "stop", "tool-calls", "bash", "\ud800", "\x1b[2J")
-TYPES = ("session.created", "session.status", "session.idle", "session.error", "message.updated",
-         "message.part.updated",
-         "permission.asked", "permission.updated", "question.asked", "permission.replied", "question.replied",
-         "question.rejected", "todo.updated", "session.compacted", "file.edited", "never.heard.of")
-NAMES = ("sessionID", "info", "part", "status", "error", "id", "todos", "questions", "options", "patterns",
-         "metadata", "state",
-         "input", "time", "tokens", "cache", "parentID", "type", "role", "finish", "name", "data", "statusCode",
-         "next", "label",
-         "attempt", "completed", "end", "messageID", "tool", "requestID", "cost", "file", "content", "filediff",
-         "synthetic")
-PLANS = ("- [ ] a\n- [ ] b\n", "- [x] a\n- [ ] b\n", "- [x] a\n- [x] b\n", "- [x] a\n- [BLOCKED: c] b\n",
-         "- [x] a\n- [x] b\n<plan-complete>done</plan-complete>", "- [ ] a\n<plan-complete>early</plan-complete>",
-         "", None)
-KEYS = ("s", "space", "space", "space", "r", "x", "t", "q", "y", "a", "n", "1", "2", "?", "z", "\u00b2", "\x1b",
-        "")
-
-
-def anything(rng: random.Random, depth: int = 0) -> Any:
-    """A JSON value, of names that mean something now and then."""
-    kind = rng.randrange(10 if depth < 3 else 6)
-    if kind < 2:
-        return rng.choice(WORDS)
-    if kind < 6:
-        return rng.choice((None, True, False, 0, 1, -1, 429, 1e300, float("nan"), 10 ** 30, 2_000_000_000_000))
-    if kind == 6:
-        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {rng.choice(NAMES): anything(rng, depth + 1) for _ in range(rng.randrange(6))}
-
-
-Table = dict[tuple[str, str], tuple[set[str], set[str]]]      # (state, event) -> next states, commands
-
-
-class Chaos:
-    """A loop in a world without manners."""
-
-    def __init__(self, rng: random.Random, seen: Table) -> None:
-        self.rng, self.seen, self.now = rng, seen, NOON
-        self.plan: str | None = PLANS[0]
-        self.sessions = 0
-        self.open = ""                                  # the session that was prompted and not ended since
-        self.exits = 0
-        self.prompts: dict[str, SendPrompt] = {}
-        self.pending: list[Command] = []
-        self.hung = False                               # the file system
-        self.look = 0                                   # what the messages say when it is looked at
-        self.loop = Loop(Options(
-            plan="/p", run=rng.random() < 0.7, interactive=rng.random() < 0.8, debug=rng.random() < 0.1,
-            auto=rng.random() < 0.2, verbose=rng.random() < 0.2, max_iterations=rng.choice((0, 0, 2)),
-            max_cost=rng.choice((0, 0, 1.0)), max_time=rng.choice((0, 0, 60)), stuck=rng.choice((0, 2, 5)),
-            retries=rng.choice((0, 1, 5)), check=rng.choice(("", "", "make")), notify=rng.choice(("", "mail")),
-            iteration_timeout=rng.choice((0, 60)), stall_timeout=rng.choice((0, 60)),
-            server=rng.choice(("", "", "http://x")),
-            model=rng.choice(("", "", "a/b")), ask_timeout=rng.choice((0, 30))), self.now, "chaos")
-        self.note_commands(self.loop.start())
-
-    def step(self, event: Event | None = None) -> bool:
-        """One event, a random one; whether the run still goes on."""
-        rng, before = self.rng, self.loop.state
-        self.now += rng.choice((0.0, 0.1, 0.1, 0.5, 2.0, 5.0, 9.0, rng.choice((0.1, 3.0, 40.0, 4000.0, -5.0))))
-        if rng.random() < 0.02:
-            self.plan = rng.choice(PLANS)
-        event = self.event() if event is None else event
-        commands = self.loop.handle(event, self.now)
-        after = self.loop.state
-        assert after in ocloop.STATES
-        assert self.loop.iteration is None or after in ("running", "pausing", "stopping"), after
-        assert len([c for c in commands if isinstance(c, Exit)]) <= 1
-        if after != before:
-            next_states, kinds = self.seen.setdefault((before, type(event).__name__), (set(), set()))
-            next_states.add(after)
-            kinds.update(type(command).__name__ for command in commands if not isinstance(command, Notify))
-        self.note_commands(commands)
-        if rng.random() < 0.1:
-            view(self.loop, self.now)
-        return not self.exits
-
-    def note_commands(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            if isinstance(command, (CreateSession, SendPrompt)):
-                assert self.loop.state in ("running", "pausing"), self.loop.state
-            if isinstance(command, SendPrompt):
-                assert self.open in ("", command.session), "two sessions at once"
-                self.open = command.session
-                known = self.prompts.setdefault(command.message_id, command)
-                assert known == command, "an id stands for one prompt in one session"
-            elif isinstance(command, (Measure, AbortSession, StopServer, StartServer)):
-                self.open = ""
-            self.exits += isinstance(command, Exit)
-        self.pending = (self.pending + list(commands))[-12:]
-
-    def session(self) -> str:
-        """The one under way mostly."""
-        return self.rng.choice((f"ses_{self.sessions}",) * 6 + ("ses_1", "ses_child", "ses_stranger"))
-
-    def event(self) -> Event:
-        rng, dice = self.rng, self.rng.random()
-        if dice < 0.50 and self.pending:
-            command = self.pending.pop(rng.randrange(len(self.pending)))
-            if rng.random() < 0.05:
-                self.pending.append(command)            # it is answered twice
-            event = self.answer(command)
-            if event is not None:
-                return event
-        if dice < 0.72:
-            return self.server_event()
-        if dice < 0.80 and self.loop.interactive:
-            return Key(rng.choice(KEYS))
-        if dice < 0.97:
-            return Tick()
-        return rng.choice((
-            StreamOpened(), Streamed(self.session(), "prt_1", "x"), Noted("warn", "x"),
-            ServerDied(self.loop.generation, "it died", ("x",), rng.random() < 0.2),
-            ServerReady(rng.randrange(4), "http://x", ""),
-            SetupChecked(), FilesRead(rng.randrange(99), rng.choice(PLANS), "Do it", ""),
-            SessionCreated(rng.randrange(5), "ses_1"),
-            PromptAccepted(self.session()), SessionAborted(self.session()), Measured(self.session(), 1.0, 9999),
-            CheckFinished(rng.randrange(5), 0, "x"), RequestFailed("Poll", self.session(), 0, "x"),
-            self.answer(Poll(self.session())) or Tick(),
-            ScreenLost("gone") if rng.random() < 0.5 else Noted("note", "x")))
-
-    def answer(self, command: Command) -> Event | None:
-        rng, name, session = self.rng, type(command).__name__, str(getattr(command, "session", ""))
-        if rng.random() < 0.07 and not isinstance(command, (StartServer, StopServer, ReadFiles, Exit, HandOver)):
-            return RequestFailed(name, session, rng.choice((0, 0, 400, 401, 404, 500)), "it failed",
-                                 rng.choice(("", "ConfigJsonError", "NotFoundError")))
-        if isinstance(command, StartServer):
-            return ServerReady(command.generation, "http://x", "1") if rng.random() < 0.85 else ServerDied(
-                command.generation, "it died", (), rng.random() < 0.3)
-        if isinstance(command, CheckSetup):
-            bad = rng.random() < 0.1
-            return SetupChecked("", {}, []) if bad else SetupChecked("a/b", rng.choice((None, {"a/b": 9})), None)
-        if isinstance(command, ReadFiles):
-            self.hung = self.hung or rng.random() < 0.003
-            return None if self.hung else FilesRead(command.number, self.plan, rng.choice(("Do it",) * 40 + ("", None)),
-                             "" if self.plan is not None else "it is gone")
-        if isinstance(command, CreateSession):
-            self.sessions += 1
-            return SessionCreated(command.iteration, f"ses_{self.sessions}")
-        if isinstance(command, SendPrompt):
-            return PromptAccepted(session)
-        if isinstance(command, Poll):
-            if rng.random() < 0.5:
-                self.plan = rng.choice(PLANS[:4]) if rng.random() < 0.5 else self.plan
-            own = self.loop.iteration.prompt.message_id if self.loop.iteration else "msg_1"
-            error = {"name": "APIError", "data": {"message": "x", "statusCode": rng.choice((401, 429, 500))}}
-            if rng.random() < 0.4:                      # else it looks as it did the last time
-                self.look = rng.randrange(8)
-            last = (assistant(own, "stop"), assistant(own, "stop"), assistant(own, error=error), assistant(own),
-                    assistant(own, "tool-calls"), assistant(own, completed=False), user(own), anything(rng))[self.look]
-            return Polled(session, rng.choice(("idle", "idle", "busy", "retry", "unknown")),
-                          {"next": (self.now + rng.choice((5, 5000))) * 1000}, rng.choice((None, [
-                              ocloop.digest(m) for m in (user(own), last) if isinstance(m, dict)])),
-                          rng.choice(((), ["ses_child"])))
-        if isinstance(command, AbortSession):
-            return SessionAborted(session)
-        if isinstance(command, Measure):
-            return Measured(session, rng.choice((None, 0.3)), rng.choice((0, 0, 9999)))
-        if isinstance(command, RunCheck):
-            return CheckFinished(command.iteration, rng.choice((0, 0, 1)), "output", rng.random() < 0.1)
-        return None
-
-    def server_event(self) -> Event:
-        rng, session = self.rng, self.session()
-        if rng.random() < 0.15:
-            return ServerEvent(rng.choice(TYPES), dict(ocloop.as_dict(anything(rng)), sessionID=session))
-        number = rng.randrange(99)
-        return rng.choice((
-            ServerEvent("session.idle", {"sessionID": session}),
-            ServerEvent("session.status",
-                        {"sessionID": session, "status": {"type": rng.choice(("busy", "idle"))}}),
-            ServerEvent("session.status", {"sessionID": session, "status": {
-                "type": "retry", "attempt": number % 5, "next": (self.now + rng.choice((5, 5000))) * 1000}}),
-            ServerEvent("session.created",
-                        {"sessionID": "ses_child", "info": {"id": "ses_child", "parentID": session}}),
-            ServerEvent("session.error",
-                        {"sessionID": session, "error": rng.choice((UNAUTHORIZED, ABORTED, OVERFLOW))}),
-            ServerEvent("message.updated", {"sessionID": session, "info": {
-                "id": f"msg_{number}", "role": "assistant", "cost": 0.1, "time": {"completed": 1},
-                "finish": rng.choice(("stop", "tool-calls", "unknown"))}}),
-            ServerEvent("message.part.updated", {"sessionID": session, "part": {
-                "id": f"prt_{number}", "messageID": "msg_1", "type": "tool", "tool": "bash",
-                "state": {"status": rng.choice(("running", "completed"))}}}),
-            ServerEvent("permission.asked", {"sessionID": session, "id": f"per_{number}", "permission": "bash"}),
-            ServerEvent("question.asked", {"sessionID": session, "id": f"que_{number}", "questions": [
-                {"question": "?", "options": [{"label": "a"}]}] * rng.randrange(3)}),
-            ServerEvent("permission.replied", {"sessionID": session, "requestID": f"per_{number}"})))
-
-
-EVENTS = 100_000
-
-
-@pytest.fixture(scope="module")
-def explored() -> Table:
-    """The transitions of 100,000 random events."""
-    seen: Table = {}
-    rng, told = random.Random(5), 0
-    while told < EVENTS:
-        chaos = Chaos(rng, seen)
-        for _ in range(rng.randrange(rng.choice((10, 100, 400)))):
-            told += 1
-            if not chaos.step():
-                break
-        else:
-            died = ServerDied(chaos.loop.generation, "it died", (), True)
-            chaos.step(rng.choice((Signalled("SIGTERM"), ScreenLost("gone"), died)))
-    return seen
-
-
-def table_of(text: str) -> Table:
-    """Read a transition table: `state,…  Event,…  next states  commands`."""
-    rows = [re.split(r"\s{2,}", line.strip()) for line in text.strip().split("\n")]
-    return {(state, event): ({*after.split()}, {*commands.split()})
-            for states, events, after, commands in rows for state in states.split(",") for event in events.split(",")}
-
-
-def table_text(table: Table) -> str:
-    """A transition table, in the order of states and of handlers."""
-    events = [event.__name__ for event in ocloop.HANDLERS]
-    kinds = [kind.__name__
-             for kind in (StartServer, StopServer, CheckSetup, ReadFiles, CreateSession, SendPrompt, Poll,
-                                        AbortSession, Measure, Reply, RunCheck, StopCheck, Notify, HandOver, Exit)]
-    keys = sorted(table, key=lambda key: (list(ocloop.STATES).index(key[0]), events.index(key[1])))
-    return "\n".join("{:<9} {:<15} {:<41} {}".format(
-        state, " " + event, " " + (" ".join(sorted(table[state, event][0], key=list(ocloop.STATES).index)) or "-"),
-        " " + (" ".join(sorted(table[state, event][1], key=kinds.index)) or "-")) for state, event in keys)
-
-
-def test_the_transition_table_and_the_code_agree(explored: Table) -> None:
-    table = table_of(ocloop.TRANSITIONS)
-    assert sorted(table) == sorted(explored), "observed was\n" + table_text(explored)
-    for key, (states, commands) in explored.items():
-        assert states <= table[key][0] and commands <= table[key][1], f"{key}: observed was {states} {commands}"
-
-
-def test_every_state_is_left_and_reached(explored: Table) -> None:
-    assert {state for state, _ in explored} == set(ocloop.STATES) - {"stopping"}
-    assert set().union(*(states for states, _ in explored.values())) == set(ocloop.STATES)
-
-
-# ── replay ───────────────────────────────────────────────────────────────────────────────────────────────
-# `--verbose --log x.jsonl` records what the loop was told: enough to live it through again.
-
-
-def replay(lines: Iterable[str]) -> Loop:
-    """A loop that was told what the records say."""
-    loop: Loop | None = None
-    for line in lines:
-        record = json.loads(line)
-        if record["kind"] == "start":
-            options = {**record["options"], "opencode": tuple(record["options"]["opencode"])}
-            loop = Loop(Options(**options), record["now"], record["seed"])
-            loop.start()
-        elif record["kind"] == "input" and loop:
-            loop.handle(getattr(ocloop, record["event"])(**record["fields"]), record["now"])
-    assert loop, "there is no start in these records"
-    return loop
-
-
-def recorded(story: Story, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The records that a run would have written: ticks that nothing came of are left out, but for one in 5 s."""
-    lines = [json.dumps({"kind": "start", "now": story.began, "seed": "seed0001",
-                         "options": story.options._asdict()})]
-    log = ocloop.Log("x.jsonl", lambda event: None)
-    monkeypatch.setattr(log, "write", lines.extend)
-    last = 0.0
-    for now, event, noisy in story.told:
-        if noisy or now - last > 5 or not isinstance(event, Tick):
-            last = now
-            log.record(now, "input", event=type(event).__name__, fields=event._asdict())
-    return lines
-
-
-def lived(loop: Loop) -> tuple[Any, ...]:
-    return (loop.state, loop.reason, loop.iterations, loop.total, loop.status,
-            [(entry.number, entry.kind, entry.text, entry.tone, entry.depth, entry.session)
-             for entry in loop.journal])
-
-
-@pytest.mark.parametrize("name", SCENES)
-def test_replay_of_a_scene(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    story = scene(name)
-    assert lived(replay(recorded(story, monkeypatch))) == lived(story.loop)
-
-
-def test_replay_of_a_night(monkeypatch: pytest.MonkeyPatch) -> None:
-    story = Story("- [ ] a\n" * 30, stall_timeout=60, verbose=True, check="make test", max_cost=9.0,
-                  ask_timeout=30)
-    for n in range(20):
-        story.check = n % 3 == 1
-        story.busy()
-        story.asks(f"per_{n}")
-        story.let_pass(40)
-        if n % 4 == 0:
-            story.let_pass(100)
-        elif n % 4 == 1:
-            story.fails(429 if n % 8 == 1 else 500)
-        else:
-            story.works(0.3)
-        story.let_pass(70)
-        if n == 7:
-            story.tell(ServerDied(story.loop.generation, "it died", ("x",)))
-        if n == 9:
-            story.busy()
-            story.now += 3600
-    assert {"waiting", "running"} <= set(story.states)
-    assert lived(replay(recorded(story, monkeypatch))) == lived(story.loop)
-
-
-# ── drivers ────────────────────────────────────────────────────────────────────────────────────────────────
-# A Screen is what a terminal would show, a Child is one ocloop whose output goes to a file, a Terminal is one
-# that sits in a pseudo-terminal, and a World is what surrounds them in one test.
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = LONG, said: Callable[[], str] = str) -> Any:
-    """Wait for something and return it; fail with what was said meanwhile when it does not come."""
-    end = time.monotonic() + timeout
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > end:
-            pytest.fail(f"waited {timeout:.0f} s for {what}; there was:\n{said()}")
-        time.sleep(0.03)
-
-
-def marked(mark: str) -> dict[int, str]:
-    """The processes that carry the mark in their environment: pid -> command line."""
-    found = {}
-    for name in os.listdir("/proc"):
-        with suppress(OSError):
-            if name.isdigit() and mark.encode() in Path("/proc", name, "environ").read_bytes():
-                line = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ")
-                found[int(name)] = line.decode("utf-8", "replace")
-    return found
-
-
-class Screen:
-    """As much of a terminal as ncurses makes use of: a grid of characters and the sequences that change it."""
-
-    SEQUENCE = re.compile(
-        r"\x1b\[([?>]?)([\d;]*)([@-~])|\x1b\]([^\x07\x1b]*)(?:\x07|\x1b\\)|\x1b[()][0-9A-Z]|\x1b([=>78MDEc])"
-        r"|([\x00-\x1a\x1c-\x1f\x7f])|([^\x00-\x1f\x7f]+)"
-    )
-
-    def __init__(self, width: int, height: int) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.rest = ""
-        self.title = ""
-        self.alternate = False
-        self.saved = (0, 0)
-        self.x = self.y = 0
-        self.grid: list[list[str]] = []
-        self.resize(width, height)
-
-    def resize(self, width: int, height: int) -> None:
-        """Lines are cut or filled up, as a terminal does."""
-        self.width, self.height = width, height
-        self.grid = [(row + [" "] * width)[:width] for row in self.grid[:height]]
-        self.grid += [[" "] * width for _ in range(height - len(self.grid))]
-        self.top, self.bottom = 0, height - 1
-        self.x, self.y = min(self.x, width - 1), min(self.y, height - 1)
-
-    def text(self) -> str:
-        return "\n".join("".join(row).rstrip() for row in self.grid)
-
-    def feed(self, data: bytes) -> None:
-        text, at = self.rest + self.decoder.decode(data), 0
-        while at < len(text):
-            found = self.SEQUENCE.match(text, at)
-            if not found:
-                if text[at] == "\x1b" and len(text) - at < 200:
-                    break  # the rest of a sequence is still to come
-                at += 1
-                continue
-            at = found.end()
-            private, numbers, final, title, escape, control, plain = found.groups()
-            if plain:
-                self.write(plain)
-            elif control:
-                self.control(control)
-            elif final:
-                self.csi(private, [int(n or 0) for n in numbers.split(";")], final)
-            elif title is not None:
-                self.title = title.partition(";")[2]
-            elif escape == "M":
-                self.up()
-            elif escape == "7":
-                self.saved = (self.x, self.y)
-            elif escape == "8":
-                self.x, self.y = self.saved
-        self.rest = text[at:]
-
-    def write(self, text: str) -> None:
-        for char in text:
-            if unicodedata.combining(char):
-                continue
-            wide = 2 if unicodedata.east_asian_width(char) in "WF" else 1
-            if self.x + wide > self.width:
-                self.x = 0
-                self.down()
-            self.grid[self.y][self.x] = char
-            if wide == 2:
-                self.grid[self.y][self.x + 1] = ""
-            self.x += wide
-            self.last = char
-
-    def control(self, control: str) -> None:
-        if control == "\r":
-            self.x = 0
-        elif control == "\n":
-            self.down()
-        elif control == "\b":
-            self.x = max(0, min(self.x, self.width - 1) - 1)
-        elif control == "\t":
-            self.x = min(self.width - 1, self.x // 8 * 8 + 8)
-
-    def down(self) -> None:
-        if self.y == self.bottom:
-            self.scroll(1)
-        else:
-            self.y = min(self.y + 1, self.height - 1)
-
-    def up(self) -> None:
-        if self.y == self.top:
-            self.scroll(-1)
-        else:
-            self.y = max(self.y - 1, 0)
-
-    def scroll(self, lines: int, top: int = -1) -> None:
-        """Move what lies between `top` (else the region's top) and the region's bottom up, or down."""
-        top = self.top if top < 0 else top
-        for _ in range(min(abs(lines), self.height)):
-            del self.grid[top if lines > 0 else self.bottom]
-            self.grid.insert(self.bottom if lines > 0 else top, [" "] * self.width)
-
-    def csi(self, private: str, numbers: list[int], final: str) -> None:
-        n = numbers[0] or 1
-        self.x = min(self.x, self.width - 1)
-        row = self.grid[self.y]
-        if private == "?" and final in "hl":
-            if 1049 in numbers or 47 in numbers:
-                self.alternate = final == "h"
-                self.grid = [[" "] * self.width for _ in range(self.height)]
-        elif final in "Hf":
-            column = numbers[1] if len(numbers) > 1 else 1
-            self.y, self.x = min(n, self.height) - 1, min(max(column, 1), self.width) - 1
-        elif final in "G`":
-            self.x = min(n, self.width) - 1
-        elif final == "d":
-            self.y = min(n, self.height) - 1
-        elif final in "AB":
-            self.y = max(0, min(self.height - 1, self.y + (n if final == "B" else -n)))
-        elif final in "CD":
-            self.x = max(0, min(self.width - 1, self.x + (n if final == "C" else -n)))
-        elif final in "JK":
-            first = 0 if numbers[0] else self.x
-            last = self.x + 1 if numbers[0] == 1 else self.width
-            row[first:last] = [" "] * (last - first)
-            if final == "J":
-                for y in {0: range(self.y + 1, self.height), 1: range(self.y)}.get(numbers[0], range(self.height)):
-                    self.grid[y] = [" "] * self.width
-        elif final == "X":
-            row[self.x : self.x + n] = [" "] * min(n, self.width - self.x)
-        elif final == "P":
-            row[self.x : self.x + n] = []
-            row += [" "] * (self.width - len(row))
-        elif final == "@":
-            row[self.x : self.x] = [" "] * n
-            del row[self.width :]
-        elif final in "LM":
-            self.scroll(n if final == "M" else -n, self.y)
-        elif final in "ST":
-            self.scroll(n if final == "S" else -n)
-        elif final == "b":
-            self.write(self.last * n)
-        elif final == "r":
-            self.top, self.bottom = n - 1, (numbers[1] if len(numbers) > 1 else self.height) - 1
-            self.x = self.y = 0
-
-
-class Child:
-    """A running program, ocloop as a rule. Its output goes to a file; `finish` is how a test ends it."""
-
-    def __init__(self, world: World, argv: Sequence[str], cwd: Path, env: dict[str, str]) -> None:
-        self.world = world
-        self.project = cwd
-        self.mark = f"OCLOOP_TEST={uuid.uuid4().hex}"
-        self.env = {**env, "OCLOOP_TEST": self.mark.partition("=")[2]}
-        self.path = world.folder / f"output-{len(world.children)}.txt"
-        self.log = world.folder / f"log-{len(world.children)}.jsonl"
-        self.requests_path = world.folder / f"requests-{len(world.children)}.jsonl"
-        world.children.append(self)
-        self.process = self.spawn([part.replace("{log}", str(self.log)) for part in argv])
-
-    def spawn(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-        with open(self.path, "wb") as file:
-            return subprocess.Popen(argv, cwd=self.project, env=self.env, stdin=subprocess.DEVNULL, stdout=file,
-                                    stderr=subprocess.STDOUT, start_new_session=True)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def output(self) -> str:
-        return self.path.read_text("utf-8", "replace")
-
-    def wait_for(self, pattern: str, timeout: float = LONG) -> str:
-        """Wait until the output (the screen, in a terminal) has a match; returns it."""
-        return str(self.until(lambda: re.search(pattern, self.shown()), repr(pattern), timeout).group())
-
-    def until(self, condition: Callable[[], Any], what: str, timeout: float = LONG) -> Any:
-        """Wait for something that cannot come any more once the program has ended."""
-
-        def look() -> Any:
-            ended = self.process.poll() is not None
-            found = condition()
-            if ended and not found:
-                time.sleep(0.3)  # the reader of a terminal may be a little behind
-                found = condition()
-                if not found:
-                    pytest.fail(f"it ended with {self.process.poll()} before {what}:\n{self.everything()}")
-            return found
-
-        return until(look, what, timeout, self.everything)
-
-    def shown(self) -> str:
-        return self.output
-
-    def everything(self) -> str:
-        return f"{self.shown()}\n--- log:\n{self.log_text()[-6000:]}"
-
-    def finish(self, status: int, timeout: float = LONG, patience: float = 2.0) -> Child:
-        """Wait for the end: the exit status is `status`, and after `patience` seconds nothing is left."""
-        try:
-            got = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"it did not end within {timeout:.0f} s:\n{self.everything()}")
-        self.world.finished.add(self.mark)
-        end = time.monotonic() + patience
-        while marked(self.mark) and time.monotonic() < end:
-            time.sleep(0.05)
-        left = marked(self.mark)
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert got == status, self.everything()
-        assert not left, f"left behind: {left}\n{self.everything()}"
-        return self
-
-    def wait_for_tool(self) -> None:
-        """Wait until a `sleep 1000` of its runs."""
-        self.until(lambda: any(line.startswith("sleep 1000") for line in marked(self.mark).values()), "a tool")
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    # What a run leaves in files.
-
-    def log_text(self) -> str:
-        return self.log.read_text("utf-8") if self.log.exists() else ""
-
-    def records(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The entries of the log that have all these values."""
-        found = [json.loads(line) for line in self.log_text().split("\n")[:-1]]
-        return [record for record in found if all(record.get(key) == value for key, value in wanted.items())]
-
-    def said(self, pattern: str) -> bool:
-        """Whether an entry of the log matches."""
-        return any(re.search(pattern, str(record.get("text"))) for record in self.records())
-
-    def wait_said(self, pattern: str, timeout: float = LONG) -> None:
-        self.until(lambda: self.said(pattern), f"{pattern!r} in the log", timeout)
-
-    def outcomes(self) -> list[str]:
-        """How the iterations ended, one after the other."""
-        return [str(record["outcome"]) for record in self.records(record="iteration")]
-
-    @property
-    def plan(self) -> str:
-        return (self.project / "PLAN.md").read_text("utf-8")
-
-    def boxes(self) -> str:
-        """The boxes of the plan in one string, "x" for done, " " for pending, else the mark's first letter."""
-        return "".join(found[:1].lower() for found in re.findall(r"^- \[([^\]]*)", self.plan, re.MULTILINE))
-
-    def state(self) -> dict[str, Any]:
-        """The state file of the run."""
-        for path in Path(self.env["XDG_STATE_HOME"], "ocloop").glob("*.json"):
-            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            if Path(record["plan"]).parent == self.project:
-                return record
-        return {}
-
-    def requests(self, path: str = "", method: str = "") -> list[dict[str, Any]]:
-        """What the fake OpenCode noted: requests whose path has a match, or with path "" everything."""
-        text = self.requests_path.read_text("utf-8") if self.requests_path.exists() else ""
-        found = [json.loads(line) for line in text.split("\n")[:-1]]
-        return [one for one in found if method in one.get("method", "") and re.search(path, one.get("path", ""))]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """What else the fake OpenCode noted of itself."""
-        return [one for one in self.requests() if one.get("event") == name]
-
-    def prompts(self) -> list[str]:
-        """The texts that were sent to the fake OpenCode."""
-        return [str(one["body"]["parts"][0]["text"]) for one in self.requests("prompt_async")]
-
-    def kill_server(self) -> None:
-        """SIGKILL to the server, wrapper and all, as the kernel does when memory runs out."""
-        pids = until(lambda: [pid for pid, line in marked(self.mark).items() if " serve " in line], "a server")
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """For a test that failed: end what it started."""
-        if self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(4)
-        for pid in [*marked(self.mark)] if self.mark not in self.world.finished else []:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.wait(5)
-
-
-class Terminal(Child):
-    """A program in a pseudo-terminal. What counts is what stands on the screen."""
-
-    def __init__(self, world: World, argv: Sequence[str], cwd: Path, env: dict[str, str],
-                 width: int = 100, height: int = 30) -> None:
-        self.screen = Screen(width, height)
-        self.lock = threading.Lock()
-        self.transcript = b""
-        self.hung_up = False
-        super().__init__(world, argv, cwd, env)
-
-    def spawn(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-        self.master, slave = pty.openpty()
-        self.set_size(self.screen.width, self.screen.height)
-        self.env.update(TERM="xterm-256color")
-        process = subprocess.Popen(argv, cwd=self.project, env=self.env, stdin=slave, stdout=slave, stderr=slave,
-                                   start_new_session=True, preexec_fn=take_terminal)  # noqa: PLW1509
-        os.close(slave)
-        self.thread = threading.Thread(target=self.read, daemon=True)
-        self.thread.start()
-        return process
-
-    def read(self) -> None:
-        while not self.hung_up:
-            try:
-                if not select.select([self.master], [], [], 0.1)[0]:
-                    continue
-                data = os.read(self.master, 1 << 16)
-            except OSError:
-                return
-            with self.lock:
-                self.transcript += data
-                self.screen.feed(data)
-
-    def set_size(self, width: int, height: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
-    def resize(self, width: int, height: int) -> None:
-        with self.lock:
-            self.screen.resize(width, height)
-        self.set_size(width, height)
-
-    def send(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    @property
-    def output(self) -> str:
-        return self.transcript.decode("utf-8", "replace")
-
-    def shown(self) -> str:
-        with self.lock:
-            return self.screen.text()
-
-    def hang_up(self) -> None:
-        """The terminal goes away, as when a connection breaks."""
-        if not self.hung_up:
-            self.hung_up = True
-            self.thread.join()  # it would keep the terminal open
-            os.close(self.master)
-
-    def restored(self) -> bool:
-        """Whether the terminal is as a program found it: the usual screen, echo, whole lines, a cursor."""
-        flags = termios.tcgetattr(self.master)[3]
-        shown = self.output.rfind("\x1b[?25h") >= self.output.rfind("\x1b[?25l")
-        return bool(flags & termios.ECHO and flags & termios.ICANON and shown and not self.screen.alternate)
-
-    def finish(self, status: int, timeout: float = LONG, patience: float = 2.0) -> Child:
-        super().finish(status, timeout, patience)
-        if not self.hung_up:
-            until(self.restored, "a restored terminal", 5, lambda: repr(self.output[-300:]))
-        return self
-
-    def close(self) -> None:
-        super().close()
-        self.hang_up()
-
-
-def take_terminal() -> None:
-    """In the child: make the terminal on standard input the one that controls this session."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-class World:
-    """One test's home, projects and environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.children: list[Child] = []
-        self.finished: set[str] = set()
-        self.helpers: list[subprocess.Popen[bytes]] = []
-        self.env = sealed(folder / "home")
-
-    def project(self, tasks: int | str = 2, name: str = "", prompt: str = "Work on {{PLAN_FILE}}.\n") -> Path:
-        """A folder with a plan (of so many tasks, or this text) and a prompt."""
-        folder = self.folder / (name or f"project-{len(self.children)}")
-        folder.mkdir()
-        text = tasks if isinstance(tasks, str) else "# Plan\n\n## Phase one\n\n" + "".join(
-            f"- [ ] Task {number}\n" for number in range(1, tasks + 1)
-        )
-        (folder / "PLAN.md").write_text(text, "utf-8")
-        (folder / ".loop-prompt.md").write_text(prompt, "utf-8")
-        return folder
-
-    def start(self, project: Path, *args: str, terminal: bool = False, **env: Any) -> Any:
-        """Start ocloop with these arguments; a Terminal, or else a Child."""
-        return self.execute(project, [sys.executable, str(OCLOOP), *args], terminal, **env)
-
-    def execute(self, project: Path, argv: Sequence[str], terminal: bool = False, **env: Any) -> Any:
-        """Start any program in a project."""
-        return (Terminal if terminal else Child)(self, argv, project, {**self.env, **env})
-
-    def say(self, project: Path, *args: str, status: int = 0, **env: Any) -> str:
-        """Run ocloop to its end, expect this status, return its output."""
-        return str(self.start(project, *args, **env).finish(status).output)
-
-    def fake(self, *args: str, answers: Sequence[str] = ("work",), project: Path | None = None,
-             tasks: int | str = 2, terminal: bool = False, env: dict[str, str] | None = None,
-             patch: str = "", default_port: bool = False, **behaviour: Any) -> Any:
-        """Start `ocloop run` on the fake OpenCode. `patch` is Python that is run before, as for a crash."""
-        project = project or self.project(tasks)
-        port = [] if default_port or {"-p", "--port"} & set(args) else ["--port", str(free_port())]
-        log = self.folder / f"requests-{len(self.children)}.jsonl"
-        setting = json.dumps({"answers": list(answers), "log": str(log), **behaviour})
-        logged = [] if "--log" in args else ["--log", "{log}"]
-        program = [str(OCLOOP)]
-        if patch:
-            before = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport ocloop\n{patch}\n"
-            program = ["-c", before + "sys.exit(ocloop.main(sys.argv[1:]))"]
-        argv = [sys.executable, *program, "run", *logged, *port, *([] if "--opencode" in args else [
-            "--opencode", fake_command()]), *args]
-        return self.execute(project, argv, terminal, FAKE_OPENCODE=setting, **(env or {}))
-
-    def real(self, *args: str, model: ScriptedModel, opencode: str = "", server: RealServer | None = None,
-             project: Path | None = None, tasks: int = 2, terminal: bool = False, **env: Any) -> Any:
-        """Start `ocloop run` on the real OpenCode: a server of its own, or the one that runs already."""
-        project = project or quiz(self, tasks)
-        if not (project / "opencode.json").exists():
-            (project / "opencode.json").write_text(json.dumps(opencode_config(model.url)), "utf-8")
-        where = ["--opencode", shlex.quote(opencode)]
-        if server:
-            where = ["--server", server.url]
-            env.update(OPENCODE_SERVER_PASSWORD=server.password)
-        return self.start(project, "run", "--log", "{log}", *where, *args, terminal=terminal, **env)
-
-    def helper(self, argv: Sequence[str], **env: str) -> subprocess.Popen[bytes]:
-        """Start something that is not ocloop's and does not carry its mark; it is ended with the test."""
-        process = subprocess.Popen(argv, env={**self.env, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
-        self.helpers.append(process)
-        return process
-
-    def close(self) -> None:
-        for child in self.children:
-            child.close()
-        for process in self.helpers:
-            end_helper(process)
-
-
-def sealed(home: Path) -> dict[str, str]:
-    """The environment of a test: a home of its own and no way to the network."""
-    home.mkdir()
-    (home.parent / "tmp").mkdir()
-    unwanted = re.compile(r"(?i)(OPENCODE_|OCLOOP|npm_|XDG_|LC_|LANG|PYTHON).*|.*_proxy|NO_COLOR|COLUMNS|LINES")
-    env = {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)}
-    env.update(
-        HOME=str(home), XDG_CONFIG_HOME=str(home / ".config"), XDG_DATA_HOME=str(home / ".local" / "share"),
-        XDG_STATE_HOME=str(home / ".local" / "state"), XDG_CACHE_HOME=str(home / ".cache"),
-        TMPDIR=str(home.parent / "tmp"), LANG="C.UTF-8", LC_ALL="C.UTF-8", TERM="dumb",
-        PYTHONDONTWRITEBYTECODE="1", npm_config_offline="true",
-        OPENCODE_DISABLE_AUTOUPDATE="1", OPENCODE_DISABLE_MODELS_FETCH="1", OPENCODE_PURE="1",
-    )
-    return env
-
-
-def fake_command() -> str:
-    return f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE))}"
-
-
-def end_helper(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdout:
-        process.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def listening(process: subprocess.Popen[bytes]) -> str:
-    """The URL on which a server that was just started says that it listens; its output is drained from then on."""
-    assert process.stdout
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        found = re.search(rb"listening on (http://\S+)", line)
-        if found:
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            return found.group(1).decode()
-    pytest.fail(f"the server did not start: {lines}")
+    assert reader.look() == [*shown, reader.last]
+
+
+LONG_PLAN = "".join(
+    f"\n## Phase {phase}\n\n"
+    + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))
+    for phase in range(1, 7)
+).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>
+
+
+class PlanReader(Reader):
+    """Somebody who looks at a long plan."""
+
+    def __init__(self, plan: str = LONG_PLAN) -> None:
+        super().__init__(0)
+        self.story = Story(plan)
+        self.story.press("p")
+
+
+def test_the_current_task_is_kept_in_sight() -> None:
+    reader = PlanReader()
+    shown = reader.look()
+    assert 30 in shown and shown == sorted(shown) and 10 not in shown and 69 not in shown
+    assert any(row.startswith(" ▸ task 30") for row in reader.rows)
+    reader.story.works()
+    assert 31 in reader.look()
+    for size in ((40, 12), (120, 40), (80, 8)):
+        reader.size = size
+        assert 31 in reader.look(), size
+
+
+def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> None:
+    reader = PlanReader()
+    middle = reader.look()
+    one_up = reader.look(-1)
+    assert one_up != middle and reader.look(1) == middle
+    assert 10 in reader.look(-(10**9))
+    top = list(reader.rows)
+    assert reader.look(-5) and reader.rows == top
+    reader.look(1)
+    assert reader.rows != top, "what was moved too far is not moved back first"
+    assert 69 in reader.look(10**9)
+    bottom = list(reader.rows)
+    assert "69" in bottom[-3], "no empty screen below the last task"
+    reader.look(10)
+    assert reader.rows == bottom
+    reader.look(-1)
+    assert reader.rows != bottom
+
+
+def test_a_plan_that_says_that_more_is_there() -> None:
+    reader = PlanReader()
+    reader.look()
+    assert any("more" in row for row in reader.rows), "how much of it is not shown"
+
+
+def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None:
+    reader = Reader(100)
+    shown = reader.look(-10)
+    reader.story.press("p")
+    reader.look(-3)
+    reader.look(2)
+    reader.story.press("p")
+    assert reader.look() == shown
+
+
+def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
+    reader = Reader(0)
+    reader.story = Story(LONG_PLAN)
+    reader.add(100)
+    reader.size = (160, 40)
+    reader.look()
+    beside = [row.partition("│")[2] for row in reader.rows]
+    before = reader.look(-10)
+    assert [row.partition("│")[2] for row in reader.rows] == beside
+    assert before and reader.below == 10
+
+
+def test_a_short_plan_cannot_be_scrolled() -> None:
+    reader = PlanReader("- [ ] a <1>\n- [ ] b <2>\n")
+    assert reader.look() == [1, 2] == reader.look(5) == reader.look(-9)
+
+
+# ==================================================================================================
+# 3  The dialect of OpenCode 2
+#
+# OpenCode 2's dialect: against recorded JSON, and against the stand-in for the server.
+#
+# The bodies and frames are those of a 2.0.20, with ids and times shortened.
+# ==================================================================================================
+
+FIRST = "msg_0123456789abseedseed000007"
+SECOND = "msg_0123456789abseedseed000z01"
+THIRD = "msg_0123456789abseedseed000z02"
+PROMPT_2 = Prompt(FIRST, "prt_1", "Do it", title="ocloop 1/1: it")
+ZERO = {"input": 0, "output": 0, "reasoning": 0, "cache": {"read": 0, "write": 0}}
+USED = {"input": 600, "output": 40, "reasoning": 10, "cache": {"read": 400, "write": 0}}
+SPENT_2 = Spend(0.5, 600, 50, 400)
+
+
+class FakeClient(ocloop.Client):
+    """Answers from a table: path without its query -> answer, or what gives one."""
+
+    def __init__(self, answers: Json) -> None:
+        super().__init__("http://127.0.0.1:1", "opencode", "")
+        self.answers = answers
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def request(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> Any:
+        self.asked.append((method, path, body))
+        plain = path.partition("?")[0]
+        for key in (f"{method} {path}", f"{method} {plain}"):
+            if key in self.answers:
+                answer = self.answers[key]
+                answer = answer(path) if callable(answer) else answer
+                if isinstance(answer, list) and answer and isinstance(answer[0], Answers):
+                    answer = answer[0].next()
+                if isinstance(answer, Exception):
+                    raise answer
+                return copy.deepcopy(answer)
+        raise RequestError(404, f"{method} {path} was not answered with JSON", "NotJSON")
+
+    def sent(self, method: str) -> list[tuple[str, Any]]:
+        return [(path, body) for how, path, body in self.asked if how == method]
+
+
+class Answers:
+    """Answers in turn, the last one again and again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def next(self) -> Any:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def in_turn(*answers: Any) -> Callable[[str], Any]:
+    turn = Answers(*answers)
+    return lambda path: turn.next()
+
+
+class SteppedClock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
+def clock(monkeypatch: pytest.MonkeyPatch) -> SteppedClock:
+    clock = SteppedClock()
+    monkeypatch.setattr(ocloop, "time", clock)
+    return clock
 
 
-# ── the command line ───────────────────────────────────────────────────────────────────────────────────────
+def dialect(answers: Json, **options: Any) -> tuple[OpenCode2, FakeClient]:
+    client = FakeClient(answers)
+    return OpenCode2(client, Options(directory="/w", **options)), client
+
+
+def user_2(id: str, text: str = "Do it") -> Json:
+    return {"id": id, "time": {"created": 5}, "text": text, "type": "user"}
+
+
+def step(finish: str = "", **more: Any) -> Json:
+    time: Json = {"created": 6, "streamed": 19}
+    found: Json = {"id": "msg_2", "type": "assistant", "agent": "build", "content": []}
+    if finish:
+        time["completed"] = 23
+        found.update(finish=finish, cost=0, tokens=ZERO)
+    found.update(model={"id": "m1", "providerID": "sim"}, time=time)
+    return {**found, **more}
+
+
+def idle(outcome: str, **more: Any) -> Json:
+    return {"id": "msg_4", "time": {"created": 34}, "type": "idle", "outcome": outcome, **more}
+
+
+def synthetic() -> Json:
+    return {"id": "msg_9", "time": {"created": 40}, "text": "It ended.", "type": "synthetic"}
+
+
+def tool(error: Json | None = None) -> Json:
+    state: Json = {"status": "completed", "input": {}, "content": [], "metadata": {}}
+    if error:
+        state = {"status": "error", "input": {}, "error": error}
+    return {"type": "tool", "id": "call_1", "name": "question", "executed": False, "state": state}
+
+
+INTERRUPTED = {"type": "aborted", "message": "Step interrupted"}
+DISMISSED = {"type": "aborted", "message": "The user dismissed this question"}
+DECLINED = {"type": "aborted", "message": "The user declined this tool call"}
+NOT_NOW = {"type": "permission.rejected", "message": "not now"}
+BODY = '{"error":{"message":"Invalid API key provided","code":401}}'
+AUTH = {
+    "type": "provider.auth",
+    "message": "Invalid API key provided",
+    "status": 200,
+    "response": {"body": BODY},
+}
+
+
+def stand_in(messages: list[Json], **more: Any) -> Json:
+    """A server with one session, its messages oldest first."""
+    session: Json = {"id": "ses_A", "cost": 0.5, "tokens": USED, "location": {"directory": "/w"}}
+    session.update(more.pop("session", {}))
+    return {
+        "GET /api/session/ses_A": {"data": session},
+        "GET /api/session": {"data": more.pop("children", []), "cursor": {}},
+        "GET /api/session/active": more.pop("active", {"data": {}}),
+        "GET /api/session/ses_A/message": pages(messages),
+        "GET /api/permission/request": {"data": more.pop("permissions", [])},
+        "GET /api/form": {"data": more.pop("forms", [])},
+        **more,
+    }
+
+
+def pages(messages: list[Json]) -> Callable[[str], Json]:
+    """The message list, newest first, which names a next page even on its last one."""
+
+    def answer(path: str) -> Json:
+        query = dict(pair.split("=") for pair in path.partition("?")[2].split("&"))
+        at = int(query.get("cursor", 0))
+        size = int(query["limit"])
+        page = messages[::-1][at : at + size]
+        return {"data": page, "cursor": {"previous": "0", "next": str(at + size)}}
+
+    return answer
+
+
+def look(answers: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
+    made, _ = dialect(answers, **options)
+    return made.poll(Poll("ses_A", PROMPT_2, attempt, closer))
+
+
+# Where it is, and how to log in.
+
+
+def test_class() -> None:
+    assert OpenCode2.generation == 2
+    assert OpenCode2.oldest == (2, 0, 4)
+    assert not issubclass(OpenCode2, ocloop.OpenCode1)
+    public = {name for name in vars(ocloop.OpenCode1) if not name.startswith("_")}
+    own_words = {"prompts", "decode_status", "decode_message", "decode_part"}
+    assert public - own_words <= set(vars(OpenCode2))
+
+
+def test_path_names_the_directory_in_the_location() -> None:
+    made = OpenCode2(FakeClient({}), Options(directory="/w/my %20 ü"))
+    assert made.path("/api/form") == "/api/form?location%5Bdirectory%5D=%2Fw%2Fmy%20%2520%20%C3%BC"
+    assert "&location" in made.path("/api/form?a=b")
+
+
+def test_login_and_interface() -> None:
+    assert OpenCode2.environment("anybody", "secret") == {"OPENCODE_PASSWORD": "secret"}
+    argv = OpenCode2.attach_argv(["npx", "opencode"], "http://h:1", "ses_A", "/w")
+    expected = ["npx", "opencode", "/w", "--server", "http://h:1", "--session", "ses_A"]
+    assert argv == expected
+
+
+# The set-up.
+
+
+def model(name: str, **more: Any) -> Json:
+    provider, _, id = name.partition("/")
+    limit = {"context": 200000, "output": 32000}
+    found = {"id": id, "modelID": id, "providerID": provider, "cost": [], "limit": limit}
+    return {**found, "variants": [{"id": "low"}], "enabled": True, **more}
+
+
+def agent(name: str, **more: Any) -> Json:
+    return {"id": name, "name": name.title(), "mode": "primary", "hidden": False, **more}
+
+
+def document(**info: Any) -> Json:
+    return {"type": "document", "info": info}
+
+
+def catalogue(models: Any, agents: Any, *documents: Json) -> Json:
+    place = {"location": {"directory": "/w"}}
+    return {
+        "GET /api/config": [{"type": "directory", "path": "/home/overlay"}, *documents],
+        "GET /api/model": models if callable(models) else {**place, "data": models},
+        "GET /api/agent": agents if callable(agents) else {**place, "data": agents},
+    }
+
+
+AGENTS = [agent("build"), agent("general", mode="subagent"), agent("title", hidden=True)]
+
+
+def test_setup(clock: SteppedClock) -> None:
+    tier = {"input": 1.25, "output": 10, "cache": {"read": 0.1, "write": 0}}
+    models = [model("sim/m1", cost=[tier]), model("sim/a/b")]
+    lower = document(model="sim/m0")
+    higher = document(model={"providerID": "sim", "model": "m1", "variant": "high"})
+    made, client = dialect(catalogue(models, AGENTS, lower, higher, document(share="disabled")))
+    setup = made.setup()
+    assert setup.model == "sim/m1"
+    assert setup.models == {"sim/m1": 200000, "sim/a/b": 200000}
+    assert setup.free == {"sim/a/b"}
+    assert setup.agents == ("build", "general")
+    assert setup.providers == {"sim"}
+    assert (setup.models_command, setup.agents_command) == (
+        "opencode models",
+        "opencode debug agents",
+    )
+    assert clock.now == 1000.0  # all that is looked for was there: no waiting
+    assert all("location%5Bdirectory%5D=%2Fw" in path for path, _ in client.sent("GET"))
+
+
+@pytest.mark.parametrize("described", ["sim/a/b#low", {"providerID": "sim", "model": "a/b"}])
+def test_a_model_in_the_configuration_may_be_a_string_or_an_object(described: Any) -> None:
+    made, _ = dialect(catalogue([model("sim/a/b")], AGENTS, document(model=described)))
+    assert made.setup().model == "sim/a/b"
+
+
+def test_an_agents_own_model_is_the_one_that_counts() -> None:
+    own = {"providerID": "sim", "id": "m2"}
+    agents = [agent("build"), agent("mine", model=own)]
+    models = [model("sim/m1"), model("sim/m2")]
+    answers = catalogue(models, agents, document(model="sim/m1"))
+    made, _ = dialect(answers, agent="mine")
+    assert made.setup().model == "sim/m2"
+    made, _ = dialect(catalogue(models, agents, document(model="sim/m1", default_agent="mine")))
+    assert made.setup().model == "sim/m2"
+
+
+def test_lists_that_are_empty_or_incomplete_at_first(clock: SteppedClock) -> None:
+    """Nothing, then thousands without ours, then ours alone: as it was seen."""
+    others = [model(f"other/{number}") for number in range(50)]
+    models = in_turn(*[{"data": []}] * 6, *[{"data": others}] * 4, {"data": [model("sim/m1")]})
+    agents = in_turn(*[{"data": []}] * 8, {"data": AGENTS})
+    made, _ = dialect(catalogue(models, agents, document(model="sim/m1")))
+    setup = made.setup()
+    assert setup.models == {"sim/m1": 200000}
+    assert setup.agents == ("build", "general")
+    assert clock.now - 1000.0 == 10 * ocloop.LOOK_AT_LISTS
+
+
+def test_a_name_is_missing_only_after_ten_seconds_of_which_the_last_brought_no_news(
+    clock: SteppedClock,
+) -> None:
+    models = [model("sim/m1")]
+    made, _ = dialect(catalogue(models, AGENTS), models=("sim/m2",))
+    assert made.setup().models == {"sim/m1": 200000}
+    assert 10.0 <= clock.now - 1000.0 < 11.0
+
+    def growing(path: str) -> Json:
+        count = min(60, int((clock.now - began) / ocloop.LOOK_AT_LISTS))  # until 15 s
+        return {"data": [model(f"sim/{number}") for number in range(count)]}
+
+    began = clock.now
+    made, _ = dialect(catalogue(growing, AGENTS), models=("nobody/m",))
+    assert len(made.setup().models or ()) == 60
+    assert 17.0 <= clock.now - began < 18.0
+
+
+def test_lists_that_never_rest_have_an_end(clock: SteppedClock) -> None:
+    def restless(path: str) -> Json:
+        return {"data": [model(f"sim/{clock.now}")]}
+
+    made, _ = dialect(catalogue(restless, AGENTS), models=("sim/m2",))
+    made.setup()
+    assert 60.0 <= clock.now - 1000.0 < 61.0
+
+
+def test_an_agent_that_is_missing_is_waited_for_too(clock: SteppedClock) -> None:
+    agents = in_turn(*[{"data": AGENTS}] * 20, {"data": [*AGENTS, agent("mine")]})
+    answers = catalogue([model("sim/m1")], agents, document(model="sim/m1"))
+    made, _ = dialect(answers, agent="mine")
+    assert "mine" in (made.setup().agents or ())
+    assert clock.now - 1000.0 == 5.0
+
+
+def test_an_agent_list_that_stays_empty_is_no_finding(clock: SteppedClock) -> None:
+    answers = catalogue([model("sim/m1")], [], document(model="sim/m1"))
+    made, _ = dialect(answers)
+    assert made.setup().agents is None
+    assert clock.now - 1000.0 == 3.0
+    made, _ = dialect(answers, agent="mine")
+    assert made.setup().agents is None
+
+
+def test_nothing_is_looked_for(clock: SteppedClock) -> None:
+    """The prompt may name a model yet: the list must have come to rest."""
+    models = in_turn(*[{"data": []}] * 4, {"data": [model("sim/m1")]})
+    made, _ = dialect(catalogue(models, AGENTS))
+    setup = made.setup()
+    assert (setup.model, setup.models) == ("", {"sim/m1": 200000})
+    assert clock.now - 1000.0 == 1.0 + ocloop.LISTS_REST
+
+
+def test_a_server_that_lists_nothing_cannot_tell(clock: SteppedClock) -> None:
+    made, _ = dialect({}, models=("sim/m1",), agent="mine")
+    setup = made.setup()
+    assert (setup.model, setup.models, setup.agents) == ("", None, None)
+    assert clock.now == 1000.0
+    made, _ = dialect(catalogue([], AGENTS, document(model="sim/m1")))
+    assert made.setup().models is None  # a list that stays empty
+
+
+@pytest.mark.parametrize(("name", "code"), [("InvalidRequestError", 502), ("ConfigJsonError", 400)])
+def test_only_a_broken_configuration_is_called_so(name: str, code: int) -> None:
+    made, _ = dialect({"GET /api/config": RequestError(400, "no", name)})
+    with pytest.raises(RequestError) as caught:
+        made.setup()
+    assert caught.value.code == code
+
+
+# Sessions and prompts.
+
+CREATED = {"data": {"id": "ses_A", "cost": 0, "tokens": ZERO, "location": {"directory": "/w"}}}
+
+
+def created(prompt: Prompt, *documents: Json, **options: Any) -> Json:
+    answers = catalogue([], [agent("mine", model={"providerID": "p", "id": "own"})], *documents)
+    made, client = dialect({**answers, "POST /api/session": CREATED}, **options)
+    assert made.create(prompt) == ("ses_A", "/w")
+    (path, body) = client.sent("POST")[0]
+    assert path == "/api/session"
+    assert isinstance(body, dict)
+    return body
+
+
+def test_create_when_nobody_is_there() -> None:
+    assert created(PROMPT_2) == {
+        "title": PROMPT_2.title,
+        "location": {"directory": "/w"},
+        "permissions": [{"action": "question", "resource": "*", "effect": "deny"}],
+    }
+
+
+def test_create_for_somebody() -> None:
+    assert created(PROMPT_2, attended=True) == {
+        "title": PROMPT_2.title,
+        "location": {"directory": "/w"},
+    }
+
+
+def test_the_model_is_always_sent() -> None:
+    configured = document(model="sim/m1#high")
+    high = {"id": "m1", "providerID": "sim", "variant": "high"}
+    assert created(PROMPT_2, configured)["model"] == high
+    body = created(PROMPT_2._replace(model="sim/a/b", agent="mine"), configured)
+    assert body["model"] == {"id": "a/b", "providerID": "sim"}
+    assert body["agent"] == "mine"
+    body = created(PROMPT_2._replace(agent="mine"), configured)
+    assert body["model"] == {"id": "own", "providerID": "p"}
+
+
+def test_create_without_an_id() -> None:
+    made, _ = dialect({**catalogue([], []), "POST /api/session": {"data": {}}})
+    with pytest.raises(RequestError):
+        made.create(PROMPT_2)
+
+
+def test_ids_of_attempts() -> None:
+    assert ocloop.ids_of_attempts(PROMPT_2, 0) == (FIRST,)
+    assert ocloop.ids_of_attempts(PROMPT_2, 2) == (FIRST, SECOND, THIRD)
+    assert {len(id) for id in ocloop.ids_of_attempts(PROMPT_2, 20)} == {len(FIRST)}
+    assert len(set(ocloop.ids_of_attempts(PROMPT_2, 20))) == 21
+    assert ocloop.ids_of_attempts(Prompt("", "", ""), 3) == ()
+
+
+def test_send() -> None:
+    inbox = "/api/session/ses_A/inbox"
+    gone = RequestError(404, "gone", "InboxItemNotFoundError")
+    answers: Json = {
+        "POST /api/session/ses_A/prompt": {"data": {}},
+        f"DELETE {inbox}/{FIRST}": None,
+        f"DELETE {inbox}/{SECOND}": gone,
+    }
+    made, client = dialect(answers)
+    made.send("ses_A", PROMPT_2, 0)
+    prompt = "/api/session/ses_A/prompt"
+    assert client.asked == [("POST", prompt, {"id": FIRST, "text": "Do it"})]
+    client.asked.clear()
+    made.send("ses_A", PROMPT_2, 2)
+    assert client.asked == [
+        ("DELETE", f"{inbox}/{FIRST}", None),
+        ("DELETE", f"{inbox}/{SECOND}", None),
+        ("POST", prompt, {"id": THIRD, "text": "Do it"}),
+    ]
+
+
+def test_an_earlier_attempt_that_may_still_run_keeps_the_next_one_back() -> None:
+    answers = {f"DELETE /api/session/ses_A/inbox/{FIRST}": RequestError(500, "no")}
+    made, client = dialect(answers)
+    with pytest.raises(RequestError):
+        made.send("ses_A", PROMPT_2, 1)
+    assert not client.sent("POST")
+
+
+# Verdicts.
+
+STOP = step("stop")
+CALLS = step("tool-calls")
+VERDICTS_2: list[tuple[str, list[Json], str, Fault | None]] = [
+    ("answered", [CALLS, STOP, idle("succeeded")], "answered", None),
+    ("too long", [step("length"), idle("succeeded")], "answered", None),
+    ("no idle", [STOP], "answered", None),
+    ("many idles", [STOP, idle("succeeded"), idle("succeeded")], "answered", None),
+    ("an error that was overcome", [step("error", error=AUTH), STOP], "answered", None),
+    (
+        "a provider's error",
+        [step("error", error=AUTH), idle("failed")],
+        "failed",
+        Fault("auth", "Invalid API key provided"),
+    ),
+    (
+        "why stands with the end",
+        [CALLS, idle("failed", error=AUTH)],
+        "failed",
+        Fault("auth", "Invalid API key provided"),
+    ),
+    ("nobody says why", [step("error"), idle("failed")], "failed", None),
+    ("failed before the first step", [idle("failed")], "failed", None),
+    (
+        "filtered",
+        [step("content-filter"), idle("succeeded")],
+        "failed",
+        Fault("provider", "the provider's content filter ended the answer"),
+    ),
+    ("aborted", [step("error", error=INTERRUPTED), idle("interrupted")], "cut", None),
+    ("aborted before the first step", [idle("interrupted")], "cut", None),
+    ("aborted in a tool", [CALLS, idle("interrupted")], "cut", None),
+    ("cut, without a word", [CALLS], "cut", None),
+    ("cut by a stream's end", [step("unknown")], "cut", None),
+    ("settled by a later prompt", [step("", time={"completed": 1})], "cut", None),
+    ("dismissed", [step("error", error=INTERRUPTED, content=[tool(DISMISSED)])], "refused", None),
+    ("declined", [step("error", error=INTERRUPTED, content=[tool(DECLINED)])], "refused", None),
+    ("one of two", [step("error", error=INTERRUPTED, content=[tool(NOT_NOW)])], "refused", None),
+    (
+        "a refusal, then an abort",
+        [step("error", error=INTERRUPTED, content=[tool(NOT_NOW)]), idle("interrupted")],
+        "cut",
+        None,
+    ),
+    ("refused, and on", [step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
+    ("its server died", [step(content=[tool()])], "unfinished", None),
+    ("and the same id again", [step(), idle("succeeded")], "unfinished", None),
+    ("nothing yet", [], "unfinished", None),
+    ("nothing ran", [idle("succeeded")], "nothing-ran", None),
+    ("it woke", [STOP, idle("succeeded"), synthetic(), STOP], "answered", None),
+    ("it is waking", [STOP, idle("succeeded"), synthetic()], "unfinished", None),
+    ("a stream that went on", [step("unknown"), synthetic(), STOP], "answered", None),
+    ("steered", [CALLS, user_2("msg_p"), STOP], "answered", None),
+    ("delivered with another", [user_2("msg_p"), STOP], "answered", None),
+    ("a person goes on", [STOP, idle("succeeded"), user_2("msg_p"), step()], "answered", None),
+    ("a queued one", [STOP, user_2("msg_p"), step()], "answered", None),
+    (
+        "a person goes on after an abort",
+        [CALLS, idle("interrupted"), user_2("msg_p"), STOP],
+        "cut",
+        None,
+    ),
+    ("a person after nothing", [idle("succeeded"), user_2("msg_p"), STOP], "nothing-ran", None),
+    ("garbage", [{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
+]
+
+
+@pytest.mark.parametrize("case", VERDICTS_2, ids=[case[0] for case in VERDICTS_2])
+def test_verdicts(case: tuple[str, list[Json], str, Fault | None]) -> None:
+    _, messages, verdict, fault = case
+    polled = look(stand_in([user_2("msg_0"), STOP, idle("succeeded"), user_2(FIRST), *messages]))
+    assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
+
+
+def test_undelivered() -> None:
+    assert look(stand_in([])).verdict == "undelivered"
+    assert look(stand_in([user_2("msg_p"), STOP, idle("succeeded")])).verdict == "undelivered"
+
+
+def test_undelivered_because_the_model_is_unknown() -> None:
+    error = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
+    failed = {"outcome": "failed"}
+    polled = look(stand_in([idle("failed", error=error)], session=failed))
+    assert polled.verdict == "failed"
+    assert polled.fault == Fault("no-model", "Model unavailable: sim/m9")
+    polled = look(stand_in([idle("failed")], session=failed))  # before 2.1: the stream tells why
+    assert (polled.verdict, polled.fault) == ("failed", None)
+
+
+def test_the_newest_delivered_attempt_counts() -> None:
+    messages = [user_2(FIRST), step(), user_2(SECOND), STOP, idle("succeeded")]
+    assert look(stand_in(messages), attempt=1).verdict == "answered"
+    assert look(stand_in(messages), attempt=2).verdict == "answered"
+    assert look(stand_in(messages[:2]), attempt=1).verdict == "unfinished"
+    answered_before = [user_2(FIRST), STOP, user_2(SECOND), step()]
+    assert look(stand_in(answered_before), attempt=1).verdict == "unfinished"
+
+
+def test_a_long_answer_is_paged_back() -> None:
+    messages = [user_2(FIRST), *[CALLS] * 180, STOP, idle("succeeded")]
+    made, client = dialect(stand_in(messages))
+    polled = made.poll(Poll("ses_A", PROMPT_2, 0))
+    assert polled.verdict == "answered"
+    paths = [path for path, _ in client.sent("GET") if "/message" in path]
+    assert len(paths) == 4
+    assert all("order" not in path for path in paths)
+
+
+def test_the_last_page_is_an_empty_one() -> None:
+    made, client = dialect(stand_in([STOP] * 60))
+    assert made.poll(Poll("ses_A", PROMPT_2, 0)).verdict == "undelivered"
+    assert len([path for path, _ in client.sent("GET") if "/message" in path]) == 3
+
+
+def test_a_server_that_pages_in_circles(clock: SteppedClock) -> None:
+    answers = stand_in([])
+    answers["GET /api/session/ses_A/message"] = {"data": [STOP], "cursor": {"next": "again"}}
+    assert look(answers).verdict == "undelivered"
+
+
+def test_a_server_that_does_not_show_its_messages(clock: SteppedClock) -> None:
+    answers = stand_in([])
+    del answers["GET /api/session/ses_A/message"]
+    assert look(answers).verdict == "unknown"
+
+
+# Activity.
+
+RUNNING = {"data": {"ses_A": {"type": "running"}}}
+NOBODY: Json = {"data": {}}
+
+
+def test_at_work() -> None:
+    polled = look(stand_in([user_2(FIRST), CALLS], active=RUNNING))
+    assert (polled.activity, polled.verdict, polled.retry) == ("working", "", None)
+
+
+def test_a_closer_look_has_a_verdict_all_the_same() -> None:
+    polled = look(stand_in([user_2(FIRST), STOP], active=RUNNING), closer=True)
+    assert (polled.activity, polled.verdict) == ("working", "answered")
+
+
+def test_rest_is_believed_when_it_is_said_twice(clock: SteppedClock) -> None:
+    twice = in_turn(NOBODY, RUNNING)
+    assert look(stand_in([user_2(FIRST), STOP], active=twice)).activity == "working"
+    assert clock.now == 1000.0 + ocloop.ASK_TWICE
+
+
+def test_who_works_cannot_be_told() -> None:
+    answers = stand_in([user_2(FIRST), STOP])
+    del answers["GET /api/session/active"]
+    polled = look(answers)
+    assert (polled.activity, polled.verdict) == ("unknown", "answered")
+
+
+def test_a_retry_counts_as_work_for_the_server(clock: SteppedClock) -> None:
+    error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
+    waiting = step(retry={"attempt": 2, "at": 1007_000, "error": error})
+    polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
+    assert polled.activity == "retrying"
+    assert polled.retry == Activity("ses_A", "retrying", 1, 7.0, "slow down")
+    clock.now = 1008.0
+    polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
+    assert (polled.activity, polled.retry) == ("working", None)
+
+
+def child(id: str, parent: str, **more: Any) -> Json:
+    return {"id": id, "parentID": parent, "cost": 0.25, "tokens": USED, **more}
+
+
+def test_family_and_what_it_has_used() -> None:
+    everybody = [child("ses_B", "ses_A"), child("ses_C", "ses_B"), child("ses_X", "ses_Y")]
+    polled = look(stand_in([user_2(FIRST), STOP], children=everybody))  # it does not filter
+    assert polled.children == ("ses_B", "ses_C")
+    assert polled.spent == Spend(1.0, 1800, 150, 1200)
+
+    def filtering(path: str) -> Json:
+        parent = path.rpartition("parentID=")[2]
+        return {"data": [one for one in everybody if one["parentID"] == parent]}
+
+    polled = look(stand_in([user_2(FIRST), STOP], **{"GET /api/session": filtering}))
+    assert polled.children == ("ses_B", "ses_C")
+
+
+def test_a_family_that_is_its_own_parent() -> None:
+    children = [child("ses_B", "ses_A"), child("ses_A", "ses_B"), child("ses_B", "ses_B")]
+    assert look(stand_in([], children=children)).children == ("ses_B",)
+
+
+def test_costs_are_read_when_it_is_known_to_rest() -> None:
+    """The last step must be in them: nobody looks again once it is over."""
+    made, client = dialect(stand_in([user_2(FIRST), STOP]))
+    made.poll(Poll("ses_A", PROMPT_2, 0))
+    paths = [path for path, _ in client.sent("GET")]
+    assert paths[:3] == ["/api/session/active", "/api/session/active", "/api/session/ses_A"]
+
+
+def test_a_subagent_that_only_the_list_tells_of(clock: SteppedClock) -> None:
+    active: Json = {"data": {"ses_B": {"type": "running"}}}
+    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
+    assert look(answers).activity == "working"
+
+
+def test_what_cannot_be_told_of_the_family() -> None:
+    answers = stand_in([user_2(FIRST), STOP])
+    answers["GET /api/session/ses_A"] = RequestError(500, "no")
+    answers["GET /api/session"] = RequestError(400, "no")
+    polled = look(answers)
+    assert (polled.verdict, polled.spent, polled.children) == ("answered", None, ())
+
+
+def test_a_session_that_somebody_has_deleted() -> None:
+    answers = stand_in([])
+    gone = RequestError(404, "Session not found: ses_A", "SessionNotFoundError")
+    answers["GET /api/session/ses_A"] = gone
+    answers["GET /api/session/ses_A/message"] = gone
+    with pytest.raises(RequestError) as caught:
+        look(answers)
+    assert caught.value.code == 404
+
+
+def test_a_subagent_in_the_background_works_on() -> None:
+    active = {"data": {"ses_B": {"type": "running"}}}
+    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
+    polled = look(answers, closer=True)
+    assert (polled.activity, polled.verdict) == ("working", "")
+    active = {"data": {"ses_X": {"type": "running"}}}
+    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
+    assert look(answers).activity == "idle"
+
+
+PERMISSION: Json = {
+    "id": "per_1",
+    "sessionID": "ses_A",
+    "action": "edit",
+    "resources": ["notes.txt"],
+    "save": ["*"],
+    "metadata": {
+        "files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}],
+    },
+    "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
+}
+FORM: Json = {
+    "id": "frm_1",
+    "sessionID": "ses_A",
+    "title": "Questions",
+    "metadata": {"kind": "question", "tool": {"messageID": "msg_2", "id": "call_s05"}},
+    "fields": [
+        {
+            "key": "q0",
+            "title": "Color",
+            "description": "Pick a color?",
+            "type": "string",
+            "options": [
+                {"value": "r", "label": "Red", "description": "warm"},
+                {"value": "b", "label": "Blue"},
+            ],
+            "custom": True,
+        },
+        {
+            "key": "q1",
+            "title": "Sizes",
+            "description": "Pick sizes?",
+            "type": "multiselect",
+            "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}],
+            "custom": True,
+        },
+    ],
+}
+QUESTIONS = (
+    Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
+    Question("Pick sizes?", (("S", ""), ("M", ""))),
+)
+ASKED_PERMISSION = Request("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0")
+ASKED_FORM = Request(
+    "frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", questions=QUESTIONS
+)
+
+
+def test_what_is_asked_keeps_it_from_being_over() -> None:
+    polled = look(stand_in([user_2(FIRST), STOP], permissions=[PERMISSION]))
+    assert (polled.activity, polled.verdict) == ("working", "")
+    assert polled.requests == (ASKED_PERMISSION,)
+    polled = look(stand_in([user_2(FIRST), STOP], forms=[FORM]))
+    assert (polled.activity, polled.requests) == ("working", (ASKED_FORM,))
+
+
+def test_what_others_ask_does_not() -> None:
+    others = {**PERMISSION, "sessionID": "ses_X"}
+    polled = look(stand_in([user_2(FIRST), STOP], permissions=[others]))
+    assert (polled.activity, polled.verdict) == ("idle", "answered")
+
+
+def test_what_is_asked_cannot_be_told() -> None:
+    answers = stand_in([user_2(FIRST), STOP])
+    del answers["GET /api/form"]
+    del answers["GET /api/permission/request"]
+    assert look(answers).requests == (), "a server that knows no asks has none"
+    answers["GET /api/form"] = RequestError(500, "no")
+    answers["GET /api/permission/request"] = {"data": [PERMISSION]}
+    assert look(answers).requests == (ASKED_PERMISSION,)
+    assert look(answers).unlisted == ("question",)
+
+
+ELICITED = {
+    "id": "frm_2",
+    "sessionID": "global",
+    "title": "Deploy?",
+    "fields": [
+        {"key": "sure", "type": "boolean"},
+        {"key": "note", "type": "string", "hidden": True},
+    ],
+}
+
+
+def test_a_form_of_an_mcp_server_is_ours_on_a_server_of_our_own() -> None:
+    polled = look(stand_in([user_2(FIRST), STOP], forms=[ELICITED]))
+    questions = (Question("sure", (("yes", ""), ("no", ""))),)
+    assert polled.requests == (Request("frm_2", "ses_A", "question", "", "sure", questions),)
+    assert (polled.activity, polled.verdict) == ("idle", "answered")  # it keeps nobody
+    polled = look(stand_in([user_2(FIRST), STOP], forms=[ELICITED]), server="http://h:1")
+    assert polled.requests and polled.requests[0].session == "global"
+
+
+# Answers to what is asked.
+
+
+def replied(form: Json | None, command: Reply, answer: Any = None) -> list[tuple[str, str, Any]]:
+    table: Json = {}
+    for session in ("ses_A", "global"):
+        for id in ("frm_1", "frm_2"):
+            path = f"/api/session/{session}/form/{id}"
+            table[f"POST {path}/reply"] = answer
+            table[f"DELETE {path}"] = None
+    table["POST /api/session/ses_A/permission/per_1/reply"] = answer
+    made, client = dialect(table)
+    if form:
+        made.decode({"type": "form.created", "data": {"form": form}})
+    made.reply(command)
+    return client.asked
+
+
+def test_permissions_are_answered() -> None:
+    path = "/api/session/ses_A/permission/per_1/reply"
+    asked = replied(None, Reply(ASKED_PERMISSION, "once"))
+    assert asked == [("POST", path, {"decision": "once"})]
+    asked = replied(None, Reply(ASKED_PERMISSION, "reject", (), "nobody"))
+    assert asked == [("POST", path, {"decision": "reject", "message": "nobody"})]
+
+
+def test_questions_are_answered_with_values() -> None:
+    asked = replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")))
+    path = "/api/session/ses_A/form/frm_1/reply"
+    assert asked == [("POST", path, {"answer": {"q0": "r", "q1": ["M"]}})]
+
+
+def test_questions_are_refused_in_words() -> None:
+    asked = replied(FORM, Reply(ASKED_FORM, "reject", (), "nobody"))
+    path = "/api/session/ses_A/form/frm_1/reply"
+    assert asked == [("POST", path, {"answer": {"q0": "nobody", "q1": ["nobody"]}})]
+
+
+def test_questions_that_take_no_words_are_dismissed_with_some() -> None:
+    form = copy.deepcopy(FORM)
+    for field in form["fields"]:
+        field["custom"] = False
+    asked = replied(form, Reply(ASKED_FORM, "reject", (), "no body"))
+    path = "/api/session/ses_A/form/frm_1?message=no%20body"
+    assert asked == [("DELETE", path, {"message": "no body"})]
+
+
+def test_words_that_are_not_taken() -> None:
+    refused = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
+    asked = replied(FORM, Reply(ASKED_FORM, "reject", (), "nobody"), refused)
+    assert [method for method, _, _ in asked] == ["POST", "DELETE"]
+    with pytest.raises(RequestError):
+        replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")), refused)
+
+
+def test_somebody_was_quicker() -> None:
+    settled = RequestError(409, "Form already settled", "FormAlreadySettledError")
+    asked = replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")), settled)
+    assert [method for method, _, _ in asked] == ["POST"]
+    with pytest.raises(RequestError):
+        replied(None, Reply(ASKED_PERMISSION, "once"), RequestError(404, "gone"))
+
+
+def test_a_form_of_an_mcp_server_goes_back_where_it_came_from() -> None:
+    request = Request("frm_2", "ses_A", "question")
+    asked = replied(ELICITED, Reply(request, "once", ("yes",)))
+    assert asked == [("POST", "/api/session/global/form/frm_2/reply", {"answer": {"sure": True}})]
+    asked = replied(ELICITED, Reply(request, "reject", (), "nobody"))
+    assert asked[0][:2] == ("DELETE", "/api/session/global/form/frm_2?message=nobody")
+
+
+# Interrupts.
+
+
+def stopping(active: Any, children: Any = (), **more: Any) -> tuple[OpenCode2, FakeClient]:
+    made, client = dialect(
+        {
+            "GET /api/session/active": active,
+            "POST /api/session/ses_A/interrupt": {"interrupted": True},
+            "POST /api/session/ses_B/interrupt": {"interrupted": True},
+            "POST /api/session/ses_A/prompt": {"data": {}},
+            **more,
+        }
+    )
+    for id, parent in children:
+        data = {"sessionID": id, "parentID": parent}
+        made.decode({"type": "session.created", "data": data})
+    return made, client
+
+
+def test_an_interrupt_is_over_when_the_session_is_at_rest(clock: SteppedClock) -> None:
+    made, client = stopping(in_turn(RUNNING, RUNNING, NOBODY))
+    made.interrupt("ses_A", PROMPT_2, 1)
+    assert client.asked[:3] == [
+        ("POST", "/api/session/ses_A/interrupt", {}),
+        ("DELETE", f"/api/session/ses_A/inbox/{FIRST}", None),
+        ("DELETE", f"/api/session/ses_A/inbox/{SECOND}", None),
+    ]
+    assert [path for path, _ in client.sent("GET")] == ["/api/session/active"] * 4
+    assert len(client.sent("POST")) == 1
+
+
+def test_an_interrupt_that_came_too_early_is_repeated(clock: SteppedClock) -> None:
+    made, client = stopping(in_turn(*[RUNNING] * 8, NOBODY))
+    made.interrupt("ses_A", PROMPT_2, 0)
+    assert len(client.sent("POST")) == 2
+
+
+def test_an_interrupt_without_an_effect(clock: SteppedClock) -> None:
+    made, _ = stopping(RUNNING)
+    with pytest.raises(RequestError) as caught:
+        made.interrupt("ses_A", PROMPT_2, 0)
+    assert caught.value.code == 504
+    assert clock.now - 1000.0 == ocloop.INTERRUPT_WITHIN
+    with pytest.raises(RequestError):
+        made.stop_session("ses_A")
+    assert clock.now - 1000.0 == ocloop.INTERRUPT_WITHIN + ocloop.STOP_WITHIN
+
+
+def test_subagents_are_interrupted_as_well(clock: SteppedClock) -> None:
+    background: Json = {"data": {"ses_B": {}, "ses_X": {}}}
+    made, client = stopping(in_turn(*[background] * 6, NOBODY), [("ses_B", "ses_A")])
+    made.interrupt("ses_A", PROMPT_2, 0)
+    assert [path for path, _ in client.sent("POST")] == [
+        "/api/session/ses_A/interrupt",
+        "/api/session/ses_B/interrupt",
+    ]
+
+
+def test_a_session_that_is_gone(clock: SteppedClock) -> None:
+    gone = RequestError(404, "Session not found", "SessionNotFoundError")
+    made, _ = stopping(NOBODY, **{"POST /api/session/ses_A/interrupt": gone})
+    with pytest.raises(RequestError) as caught:
+        made.interrupt("ses_A", PROMPT_2, 0)
+    assert caught.value.code == 404
+
+
+def test_a_session_of_which_nothing_is_known(clock: SteppedClock) -> None:
+    made, client = stopping(NOBODY)
+    made.interrupt("ses_A", Prompt("", "", ""), 0)
+    assert not client.sent("DELETE")
+    made, client = dialect({"POST /api/session/ses_A/interrupt": {"interrupted": True}})
+    made.interrupt("ses_A", PROMPT_2, 0)  # who works cannot be told
+
+
+def test_stopping_takes_the_prompts_out_as_well(clock: SteppedClock) -> None:
+    made, client = stopping(NOBODY)
+    made.send("ses_A", PROMPT_2, 0)
+    made.stop_session("ses_A")
+    assert [path for path, _ in client.sent("DELETE")] == [f"/api/session/ses_A/inbox/{FIRST}"]
+    made.dispose()
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("type", "message", "kind"),
+    [
+        ("provider.rate-limit", "slow down", "rate-limit"),
+        ("provider.quota", "no money", "balance"),
+        ("provider.auth", "who?", "auth"),
+        ("provider.no-route", "Model unavailable: p/m", "no-model"),
+        ("provider.internal", "oh", "outage"),
+        ("provider.transport", "oh", "outage"),
+        ("provider.timeout", "oh", "outage"),
+        ("provider.unknown", "Model unavailable: says the provider", "provider"),
+        ("provider.invalid-request", "oh", "provider"),
+        ("provider.content-filter", "oh", "provider"),
+        ("aborted", "Step interrupted", "aborted"),
+        ("unknown", "Model unavailable: p/m", "no-model"),
+        ("unknown", "Variant unavailable: high", "no-model"),
+        ("unknown", "Agent not found: mine", "no-agent"),
+        ("unknown", "something", "unknown"),
+        ("compaction.failed", "something", "unknown"),
+        ("of.tomorrow", "something", "unknown"),
+    ],
+)
+def test_faults_by_type(type: str, message: str, kind: str) -> None:
+    assert kind in ocloop.FAULTS
+    error = {"type": type, "message": message, "status": 200}
+    assert ocloop.fault_of_type(error) == Fault(kind, message)
+
+
+def test_codes_and_announced_waits() -> None:
+    error: Json = {"type": "provider.rate-limit", "message": "m", "status": 429}
+    assert ocloop.fault_of_type(error) == Fault("rate-limit", "m", 429)
+    told = {**error, "retryAfterMs": 90_500}
+    assert ocloop.fault_of_type(told) == Fault("rate-limit", "m", 429, 90.5)
+    told = {**error, "response": {"headers": {"Retry-After": "120"}}}
+    assert ocloop.fault_of_type(told) == Fault("rate-limit", "m", 429, 120.0)
+    nothings: tuple[Any, ...] = (None, [], "no", 7, {}, {"message": "m"})
+    for nothing in nothings:
+        assert ocloop.fault_of_type(nothing) is None
+
+
+# The event stream.
+
+HERE = {"sessionID": "ses_A"}
+IN_A = {**HERE, "assistantMessageID": "msg_2"}
+
+
+def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
+    return {"id": "evt_1", "created": at, "type": type, "data": data, **more}
+
+
+def test_a_turn_with_a_tool() -> None:
+    """The order is that of the recording: a thought ends after what follows it has begun."""
+    made, _ = dialect({})
+    frames = [
+        told("session.created", {**HERE, "location": {"directory": "/w"}, "title": "T"}),
+        told("session.inbox.enqueued", {**HERE, "inboxID": FIRST, "item": {"type": "user"}}),
+        told("session.execution.started", HERE),
+        told("session.instructions.updated", {**HERE, "delta": {}}, metadata={}),
+        told("session.inbox.delivered", {**HERE, "inboxID": FIRST}),
+        told(
+            "session.step.started",
+            {**IN_A, "agent": "build", "model": {"id": "m1", "providerID": "sim"}, "started": 6},
+        ),
+        told("session.reasoning.started", {**IN_A, "ordinal": 0, "state": {}}),
+        told("session.reasoning.delta", {**IN_A, "ordinal": 0, "delta": "Let me "}),
+        told("session.text.started", {**IN_A, "ordinal": 0}),
+        told("session.text.delta", {**IN_A, "ordinal": 0, "delta": "I will"}),
+        told("session.tool.input.started", {**IN_A, "id": "call_1", "name": "shell"}),
+        told("session.reasoning.ended", {**IN_A, "ordinal": 0, "text": "Let me think."}),
+        told("session.tool.input.ended", {**IN_A, "id": "call_1", "text": "{}"}),
+        told("session.tool.called", {**IN_A, "id": "call_1", "input": {"command": "ls -l"}}, 2_000),
+        told("session.text.ended", {**IN_A, "ordinal": 0, "text": "I will probe."}),
+        told("session.step.streamed", IN_A),
+        told("session.tool.progress", {**IN_A, "id": "call_1", "metadata": {}}),
+        told("session.tool.success", {**IN_A, "id": "call_1", "content": []}, 4_500),
+        told("session.step.ended", {**IN_A, "finish": "tool-calls", "cost": 0.5, "tokens": USED}),
+        told("session.usage.updated", {**HERE, "cost": 0.5, "tokens": USED}),
+        told("session.execution.succeeded", HERE),
+    ]
+    said = [event for frame in frames for event in made.decode(frame)]
+    alive = Alive("ses_A")
+    thought = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
+    text = ("ses_A", "msg_2", "msg_2 text 0", "text")
+    shell = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
+    call = ocloop.call_id("shell", {"command": "ls -l"})
+    assert said == [
+        alive,
+        alive,
+        Activity("ses_A", "working"),
+        alive,
+        alive,
+        Activity("ses_A", "working"),
+        Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build"),
+        Part(*thought, "running"),
+        Delta("ses_A", "msg_2 thinking 0", "Let me "),
+        Part(*text, "running"),
+        Delta("ses_A", "msg_2 text 0", "I will"),
+        Part(*shell, "running", tool="shell"),
+        Part(*thought, "done", text="Let me think."),
+        alive,
+        Part(*shell, "running", tool="shell", argument="ls -l"),
+        Part(*text, "done", text="I will probe."),
+        alive,
+        alive,
+        Part(*shell, "done", tool="shell", argument="ls -l", call=call, seconds=2.5),
+        Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True),
+        alive,
+        Activity("ses_A", "idle"),
+    ]
+    assert not made.calls
+
+
+def test_a_tools_id_is_its_own_only_within_its_message() -> None:
+    made, _ = dialect({})
+    other = {**IN_A, "assistantMessageID": "msg_3"}
+    made.decode(told("session.tool.input.started", {**IN_A, "id": "call_0", "name": "read"}))
+    made.decode(told("session.tool.input.started", {**other, "id": "call_0", "name": "shell"}))
+    (part,) = made.decode(told("session.tool.called", {**IN_A, "id": "call_0", "input": {}}))
+    assert isinstance(part, Part) and part.tool == "read"
+    (later,) = made.decode(told("session.tool.success", {**other, "id": "call_0"}))
+    assert isinstance(later, Part) and later.tool == "shell" and later.key != part.key
+
+
+def test_a_tool_that_failed() -> None:
+    made, _ = dialect({})
+    made.decode(told("session.tool.input.started", {**IN_A, "id": "c", "name": "write"}))
+    made.decode(told("session.tool.called", {**IN_A, "id": "c", "input": {"path": "/w/a.txt"}}))
+    (part,) = made.decode(told("session.tool.failed", {**IN_A, "id": "c", "error": NOT_NOW}))
+    assert isinstance(part, Part)
+    assert (part.state, part.text, part.argument) == ("failed", "not now", "a.txt")
+    (part,) = made.decode(told("session.tool.failed", {**IN_A, "id": "never seen"}))
+    assert isinstance(part, Part)
+    assert (part.tool, part.seconds) == ("tool", 0.0)
+
+
+def test_a_tool_that_was_broken_off() -> None:
+    made, _ = dialect({})
+    made.decode(told("session.tool.input.started", {**IN_A, "id": "c", "name": "write"}))
+    made.decode(told("session.step.failed", {**IN_A, "error": INTERRUPTED}))
+    assert not made.calls
+
+
+def test_a_subagent() -> None:
+    made, _ = dialect({})
+    named = {**IN_A, "id": "c", "name": "subagent"}
+    assert made.decode(told("session.tool.input.started", named)) == [Alive("ses_A")]
+    given = {"agent": "general", "description": "probe child", "prompt": "P"}
+    (part,) = made.decode(told("session.tool.called", {**IN_A, "id": "c", "input": given}))
+    assert isinstance(part, Part) and (part.tool, part.argument) == ("subagent", "probe child")
+    data = {"sessionID": "ses_B", "parentID": "ses_A", "agent": "general"}
+    assert made.decode(told("session.created", data)) == [Child("ses_B", "ses_A")]
+    assert made.relatives("ses_A") == ["ses_A", "ses_B"]
+
+
+def test_how_a_run_ends() -> None:
+    made, _ = dialect({})
+    failed = told("session.execution.failed", {**HERE, "error": AUTH})
+    fault = Fault("auth", "Invalid API key provided")
+    assert made.decode(failed) == [Broke("ses_A", fault), Activity("ses_A", "idle")]
+    interrupted = told("session.execution.interrupted", {**HERE, "reason": "user"})
+    assert made.decode(interrupted) == [Activity("ses_A", "idle")]
+    step_failed = told("session.step.failed", {**IN_A, "error": AUTH})
+    spent = Spent("ses_A", "msg_2", Spend(), complete=True)
+    assert made.decode(step_failed) == [spent, Broke("ses_A", fault)]
+    cut = told("session.step.failed", {**IN_A, "error": INTERRUPTED, "cost": 0.5, "tokens": USED})
+    first, second = made.decode(cut)
+    assert isinstance(first, Spent) and first.spend == SPENT_2
+    assert isinstance(second, Broke) and second.fault.kind == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("finish", "ended"),
+    [("stop", "answered"), ("length", "answered"), ("unknown", "nowhere"), ("tool-calls", "calls")],
+)
+def test_how_a_step_ends(finish: str, ended: str) -> None:
+    made, _ = dialect({})
+    (spent,) = made.decode(told("session.step.ended", {**IN_A, "finish": finish}))
+    assert isinstance(spent, Spent) and spent.ended == ended
+
+
+def test_nothing_is_counted_twice() -> None:
+    made, _ = dialect({})
+    purse = ocloop.Purse("", "")
+    for message in ("msg_2", "msg_3"):
+        data = {**IN_A, "assistantMessageID": message}
+        for type in ("session.step.started", "session.step.started", "session.step.ended"):
+            more = {"cost": 0.5, "tokens": USED} if type.endswith("ended") else {}
+            for event in made.decode(told(type, {**data, **more})):
+                if isinstance(event, Spent):
+                    purse.take(event, True)
+        (alive,) = made.decode(told("session.usage.updated", {**HERE, "cost": 1.0}))
+        assert alive == Alive("ses_A")
+    assert purse.total == SPENT_2.plus(SPENT_2)
+    assert purse.context == 1000
+
+
+def test_retries(clock: SteppedClock) -> None:
+    made, _ = dialect({})
+    error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
+    frame = told("session.retry.scheduled", {**IN_A, "attempt": 2, "at": 1004_000, "error": error})
+    assert made.decode(frame) == [Activity("ses_A", "retrying", 1, 4.0, "slow down")]
+
+
+def test_what_is_asked_on_the_stream() -> None:
+    made, _ = dialect({})
+    assert made.decode(told("permission.asked", PERMISSION)) == [Asked("ses_A", ASKED_PERMISSION)]
+    replied = {**HERE, "requestID": "per_1", "reply": "once"}
+    assert made.decode(told("permission.replied", replied)) == [Answered("ses_A", "per_1")]
+    assert made.decode(told("form.created", {"form": FORM})) == [Asked("ses_A", ASKED_FORM)]
+    assert "frm_1" in made.forms
+    for type in ("form.replied", "form.cancelled"):
+        assert made.decode(told(type, {"id": "frm_1", **HERE})) == [Answered("ses_A", "frm_1")]
+    assert not made.forms
+
+
+def test_a_command_that_is_asked_for() -> None:
+    made, _ = dialect({})
+    shell = {**PERMISSION, "action": "shell", "resources": ["git push"]}
+    shell["metadata"] = {"command": "git push origin"}
+    (asked,) = made.decode(told("permission.asked", shell))
+    assert isinstance(asked, Asked)
+    assert (asked.request.title, asked.request.detail) == ("shell", "git push origin")
+
+
+def test_a_compaction_is_told_once() -> None:
+    made, _ = dialect({})
+    frames = [
+        told("session.compaction.started", {**HERE, "reason": "auto", "recent": ""}),
+        told("session.compaction.delta", {**HERE, "text": "…"}),
+        told("session.compaction.ended", {**HERE, "reason": "auto", "text": "…", "cost": 0}),
+    ]
+    said = [event for frame in frames for event in made.decode(frame)]
+    assert said == [Alive("ses_A"), Alive("ses_A"), Compacted("ses_A")]
+
+
+def test_it_wakes_by_itself() -> None:
+    made, _ = dialect({})
+    item = {"type": "synthetic", "payload": {"text": "ended"}, "delivery": "steer"}
+    frame = told("session.inbox.enqueued", {**HERE, "inboxID": "msg_9", "item": item})
+    assert made.decode(frame) == [Woke("ses_A")]
+
+
+def test_files() -> None:
+    made, _ = dialect({})
+    frame = told("filesystem.changed", {"file": "/w/a.txt", "event": "change"})
+    assert made.decode(frame) == [Edited("/w/a.txt")]
+    place = {"directory": "/w"}
+    frame = told("filesystem.changed", {"file": "a.txt", "event": "change"}, location=place)
+    assert made.decode(frame) == [Edited("/w/a.txt")]
+
+
+def test_everything_else_is_a_sign_of_life() -> None:
+    made, _ = dialect({})
+    for type in ("session.renamed", "session.model.selected", "session.of.tomorrow"):
+        assert made.decode(told(type, {**HERE, "title": "T"})) == [Alive("ses_A")]
+    assert made.decode({"id": "evt_1", "type": "server.connected", "data": {}}) == []
+    assert made.decode(told("agent.updated", {})) == []
+
+
+@pytest.mark.parametrize("data", [None, 7, "s", [], {}, {"form": 7}, {"form": {"id": 7}}])
+def test_nothing_raises(data: Any) -> None:
+    made, _ = dialect({})
+    types = [*OpenCode2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow", 7, None]
+    for type in types:
+        made.decode(told(str(type), data))
+        made.decode({"type": type, "data": data, "created": "never", "location": 7})
+
+
+@pytest.mark.parametrize("odd", [None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True])
+def test_no_field_raises(odd: Any) -> None:
+    made, _ = dialect({})
+    keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
+    keys += " parentID assistantMessageID requestID resources metadata fields title action form"
+    for type in [*OpenCode2.DECODERS, "form.created"]:
+        made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
+        made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
+    for session in (odd, [odd]):
+        made.decode(told("session.execution.started", {"sessionID": session}))
+
+
+def test_odd_answers_raise_nothing_in_a_poll(clock: SteppedClock) -> None:
+    for odd in (7, "s", [], [7], {"data": 7}, {"data": [7]}, {"data": {"ses_A": 7}}):
+        answers = dict.fromkeys(stand_in([]), odd)
+        polled = look(answers)
+        assert polled.activity in ("idle", "working")
+
+
+def test_deltas_are_found_in_a_frames_beginning() -> None:
+    for type in ("session.text.delta", "session.reasoning.delta", "session.compaction.delta"):
+        place = {"directory": "/home/somebody/a/rather/long/path/to/a/workspace"}
+        frame = {"id": "evt_" + "0" * 26, "created": 1767225609000, "type": type}
+        data = json.dumps({**frame, "location": place, "data": IN_A}).encode()
+        assert OpenCode2.deltas.search(data, 0, 200)
+    for type in ("session.text.started", "session.text.ended", "permission.asked"):
+        frame = {"id": "evt_1", "type": type, "data": {"text": "session.text.delta"}}
+        assert not OpenCode2.deltas.search(json.dumps(frame).encode(), 0, 200)
+
+
+# Against the stand-in for the server.
+
+
+class Stand:
+    """A fake server, what it has logged, and a dialect that speaks with it."""
+
+    def __init__(self, folder: Path, url: str, options: Options) -> None:
+        self.folder = folder
+        self.plan = folder / "PLAN.md"
+        self.client = ocloop.Client(url, "opencode", "secret")
+        self.dialect = OpenCode2(self.client, options)
+        self.prompt = PROMPT_2._replace(text=f"Work on {self.plan}")
+        self.session = ""
+
+    def log(self, event: str) -> list[Json]:
+        lines = (self.folder / "log").read_text().splitlines()
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
+
+    def begin(self, **prompt: Any) -> None:
+        self.prompt = self.prompt._replace(**prompt)
+        self.session, directory = self.dialect.create(self.prompt)
+        assert directory == str(self.folder)
+        self.dialect.send(self.session, self.prompt, 0)
+
+    def poll(self, attempt: int = 0, closer: bool = False) -> Polled:
+        return self.dialect.poll(Poll(self.session, self.prompt, attempt, closer))
+
+    def until(self, holds: Callable[[Polled], bool], attempt: int = 0) -> Polled:
+        until = time.monotonic() + 8
+        while True:
+            polled = self.poll(attempt)
+            if holds(polled):
+                return polled
+            assert time.monotonic() < until, polled
+            time.sleep(0.05)
+
+    def at_rest(self, attempt: int = 0) -> Polled:
+        return self.until(lambda polled: polled.activity == "idle", attempt)
+
+
+@contextmanager
+def stand(folder: Path, options: Json | None = None, **behaviour: Any) -> Iterator[Stand]:
+    folder = folder.resolve()
+    (folder / "PLAN.md").write_text("# P\n\n- [ ] one\n- [ ] two\n- [ ] three\n")
+    behaviour = {"generation": 2, "log": str(folder / "log"), **behaviour}
+    environment = {
+        **os.environ,
+        "FAKE_OPENCODE": json.dumps(behaviour),
+        "OPENCODE_PASSWORD": "secret",
+    }
+    argv = [sys.executable, str(FAKE), "serve", "--hostname=127.0.0.1", "--port=0"]
+    process = subprocess.Popen(
+        argv, cwd=folder, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout
+        line = process.stdout.readline().decode()
+        assert "listening on " in line, line
+        url = line.split("listening on ")[1].strip()
+        yield Stand(folder, url, Options(directory=str(folder), **(options or {})))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def test_fake_detect_setup_and_work(tmp_path: Path) -> None:
+    with stand(tmp_path, catalogue=0.6) as server:
+        assert ocloop.detect(server.client)[0] is OpenCode2
+        setup = server.dialect.setup()
+        assert setup.model == "fake/model"
+        assert "fake/model" in (setup.models or {})
+        assert "build" in (setup.agents or ()) and "title" not in (setup.agents or ())
+        server.begin()
+        polled = server.at_rest()
+        assert polled.verdict == "answered"
+        assert polled.spent and polled.spent.cost > 0
+        assert polled.requests == ()
+        assert "- [x] one" in server.plan.read_text()
+        assert server.log("prompt")[0]["model"] == "fake/model"
+
+
+def test_fake_the_same_attempt_twice_runs_once(tmp_path: Path) -> None:
+    with stand(tmp_path) as server:
+        server.begin()
+        server.dialect.send(server.session, server.prompt, 0)
+        server.at_rest()
+        server.dialect.send(server.session, server.prompt, 0)
+        time.sleep(0.3)
+        assert server.at_rest().verdict == "answered"
+        assert server.plan.read_text().count("[x]") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("error:401", "auth"),
+        ("error:402", "balance"),
+        ("error:404", "no-model"),
+        ("error:429", "rate-limit"),
+        ("error:500", "outage"),
+        ("error:400", "provider"),
+        ("auth", "auth"),
+        ("unknown", "provider"),
+    ],
+)
+def test_fake_faults(tmp_path: Path, answer: str, kind: str) -> None:
+    with stand(tmp_path, answers=[answer]) as server:
+        server.begin()
+        polled = server.at_rest()
+        assert polled.verdict == "failed"
+        assert polled.fault and polled.fault.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"), [({"model": "fake/no"}, "no-model"), ({"agent": "no"}, "no-agent")]
+)
+def test_fake_what_is_not_there(tmp_path: Path, prompt: Json, kind: str) -> None:
+    with stand(tmp_path) as server:
+        server.begin(**prompt)
+        polled = server.at_rest()
+        assert polled.verdict == "failed"
+        assert polled.fault and polled.fault.kind == kind
+
+
+def test_fake_interrupt_and_go_on(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["hang"], again="work") as server:
+        server.begin()
+        assert server.poll().activity == "working"
+        server.dialect.interrupt(server.session, server.prompt, 0)
+        polled = server.poll()
+        assert (polled.activity, polled.verdict) == ("idle", "cut")
+        server.dialect.send(server.session, server.prompt, 1)
+        assert server.at_rest(1).verdict == "answered"
+
+
+def test_fake_a_prompt_that_was_swallowed(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["silent"], again="work") as server:
+        server.begin()
+        polled = server.poll()
+        assert (polled.activity, polled.verdict) == ("idle", "undelivered")
+        server.dialect.send(server.session, server.prompt, 1)
+        server.until(lambda polled: polled.verdict == "answered", 1)
+        path = f"/api/session/{server.session}/message"
+        messages = server.client.request("GET", path)["data"]
+        own = [message["id"] for message in messages if message["type"] == "user"]
+        assert own == [SECOND]  # the first one was taken out of the inbox
+
+
+def test_fake_an_undelivered_prompt_is_taken_out(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["silent"]) as server:
+        server.begin()
+        inbox = f"/api/session/{server.session}/inbox"
+        assert server.client.request("GET", inbox)["data"]
+        server.dialect.interrupt(server.session, server.prompt, 0)
+        assert not server.client.request("GET", inbox)["data"]
+
+
+def test_fake_nothing_ran(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["nothing-ran", "work"]) as server:
+        server.begin()
+        assert server.at_rest().verdict == "nothing-ran"
+        server.dialect.send(server.session, server.prompt, 1)
+        assert server.at_rest(1).verdict in ("answered", "nothing-ran")
+
+
+def test_fake_retry(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["retry:30"]) as server:
+        server.begin()
+        polled = server.until(lambda polled: polled.activity == "retrying")
+        assert polled.retry
+        assert (polled.retry.attempt, polled.verdict) == (1, "")
+        assert 25 < polled.retry.wait <= 30
+        server.dialect.stop_session(server.session)
+        assert server.poll().activity == "idle"
+
+
+@pytest.mark.parametrize("answer", ["ask", "ask-child"])
+def test_fake_permission(tmp_path: Path, answer: str) -> None:
+    with stand(tmp_path, answers=[answer]) as server:
+        server.begin()
+        polled = server.until(lambda polled: bool(polled.requests))
+        assert polled.activity == "working"
+        assert polled.requests
+        request = polled.requests[0]
+        assert (request.kind, request.title) == ("permission", "shell")
+        assert request.session in (server.session, *polled.children)
+        server.dialect.reply(Reply(request, "reject", (), "nobody is there"))
+        polled = server.at_rest()
+        assert polled.verdict == "answered"
+        assert server.log("reply")[0]["message"] == "nobody is there"
+        assert len(polled.children) == (answer == "ask-child")
+
+
+def test_fake_a_bare_refusal(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["ask"]) as server:
+        server.begin()
+        polled = server.until(lambda polled: bool(polled.requests))
+        assert polled.requests
+        server.dialect.reply(Reply(polled.requests[0], "reject"))
+        assert server.at_rest().verdict == "refused"
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_fake_question(tmp_path: Path, is_refused: bool) -> None:
+    with stand(tmp_path, {"attended": True}, answers=["question"]) as server:
+        server.begin()
+        polled = server.until(lambda polled: bool(polled.requests))
+        assert polled.requests
+        request = polled.requests[0]
+        answers = tuple(question.options[0][0] for question in request.questions)
+        command = Reply(request, "once", answers)
+        if is_refused:
+            command = Reply(request, "reject", (), "nobody is there")
+        server.dialect.reply(command)
+        assert server.at_rest().verdict == "answered"
+        assert server.log("reply")[0]["decision"] == "answer"
+
+
+def test_fake_nobody_is_asked_when_nobody_is_there(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["question"]) as server:
+        server.begin()
+        assert server.at_rest().verdict == "answered"
+        assert not server.log("reply")
+
+
+@pytest.mark.parametrize("answer", ["typed:steer", "overflow", "garbage", "noidle", "wake"])
+def test_fake_answered_all_the_same(tmp_path: Path, answer: str) -> None:
+    with stand(tmp_path, answers=[answer]) as server:
+        server.begin()
+        server.until(lambda polled: polled.verdict == "answered")
+        assert "- [x] one" in server.plan.read_text()
+
+
+def test_fake_a_server_that_says_busy_for_ever(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["falsebusy"]) as server:
+        server.begin()
+        server.until(lambda polled: "[x]" in server.plan.read_text())
+        until = time.monotonic() + 5
+        while server.poll(closer=True).verdict != "answered":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert server.poll(closer=True).activity == "working"
+
+
+def test_fake_its_server_died(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    behaviour: Json = {"store": store, "answers": ["die"], "again": "work"}
+    with stand(tmp_path, **behaviour) as server:
+        server.begin()
+        session = server.session
+        time.sleep(1.0)
+    with stand(tmp_path, **behaviour) as server:
+        server.session = session
+        polled = server.poll()
+        assert (polled.activity, polled.verdict) in (("idle", "unfinished"), ("idle", "cut"))
+        server.dialect.send(session, server.prompt, 1)
+        assert server.at_rest(1).verdict == "answered"
+
+
+def test_fake_the_stream_is_understood(tmp_path: Path) -> None:
+    with stand(tmp_path, answers=["ask-child"], delay=0.2) as server:
+        posted: list[Any] = []
+        reader = ocloop.StreamReader(server.dialect, 1, posted.append, True, False)
+        reader.start()
+        until = time.monotonic() + 5
+        while not posted:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        server.begin()
+        polled = server.until(lambda polled: bool(polled.requests))
+        assert polled.requests
+        server.dialect.reply(Reply(polled.requests[0], "once"))
+        polled = server.at_rest()
+        time.sleep(0.2)
+        reader.stop()
+        kinds = {type(event) for event in posted}
+        assert {Child, Asked, Answered, Spent, Part, Activity, Alive} <= kinds
+        purse = ocloop.Purse("", "")
+        for event in posted:
+            if isinstance(event, Spent):
+                purse.take(event, event.session == server.session)
+        assert polled.spent and purse.total.tokens == polled.spent.tokens
+        running = {part.key for part in posted if isinstance(part, Part) and part.kind == "tool"}
+        ended = {part.key for part in posted if isinstance(part, Part) and part.state != "running"}
+        assert running <= ended
+        assert posted[-1] == Activity(server.session, "idle")
+
+
+def test_interrupt_command_is_carried_out(tmp_path: Path) -> None:
+    """As the worker does it for a session that is over and woke: without a prompt of its own."""
+    with stand(tmp_path, answers=["hang"]) as server:
+        server.begin()
+        command = Interrupt(server.session, Prompt("", "", ""), 0)
+        server.dialect.interrupt(command.session, command.prompt, command.attempt)
+        assert server.poll().activity == "idle"
+
+
+# ==================================================================================================
+# 4  From the outside
+#
+# The second half of the tests: ocloop from the outside, on the fake OpenCode and on the real one.
+#
+# Every test has a home, a project and an environment of its own (examples/harness.py), and only
+# 127.0.0.1 is contacted. When an ocloop has ended, nothing may be left that carries its mark.
+#
+# What runs on the fake runs on both generations of OpenCode's interface: `pytest -k v1`, `-k v2`.
+# `pytest -k real` runs what needs the real OpenCode, `pytest -k "not real"` all else.
+# ==================================================================================================
+
+# What a few tests change inside of ocloop, as Python that is run before its `main`: the only places
+# here that know a name of the inside.
+PATCHES = {
+    "waits are of a second": """
+ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
+""",
+    "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
+    "a bug in the machine": """
+def boom(self, event):
+    raise RuntimeError("a bug, as ordered")
+
+ocloop.Session.TABLE["prompting"][ocloop.Done, ocloop.SendPrompt] = boom
+""",
+    "a bug in the worker": """
+def boom(*args):
+    raise RuntimeError("a bug, as ordered")
+
+ocloop.Worker.HOW[ocloop.SendPrompt] = boom
+""",
+}
+
+def only(generation: int, reason: str) -> pytest.MarkDecorator:
+    """The test makes sense on one generation alone, for the reason given."""
+    assert reason
+    return pytest.mark.parametrize(
+        "generation", [generation], indirect=True, ids=[f"v{generation}"]
+    )
+
+
+@pytest.fixture(params=GENERATIONS, ids=[f"v{number}" for number in GENERATIONS])
+def generation(request: pytest.FixtureRequest) -> int:
+    """The generation of OpenCode's interface that the fake speaks."""
+    return int(request.param)
+
+
+@pytest.fixture
+def world(tmp_path: Path, generation: int) -> Iterator[World]:
+    """For a test on the fake OpenCode: it is run once on each generation."""
+    with World(tmp_path, generation) as made:
+        yield made
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[World]:
+    """For a test in which no server is started, or the real one: generations make no difference."""
+    with World(tmp_path) as made:
+        yield made
+
+
+# ── the command line ──────────────────────────────────────────────────────────────────────────────
 # What ends before a server is started, and the mistakes that everybody makes once.
 
+# The options of `run`, in the order of `--help`. A new one is added here, to the README's table,
+# and to Options: the tests below hold them against each other.
+OPTIONS = [
+    "--plan",
+    "--prompt",
+    "--model",
+    "--agent",
+    "--run",
+    "--debug",
+    "--dry-run",
+    "--max-iterations",
+    "--max-cost",
+    "--max-time",
+    "--max-wait",
+    "--stuck",
+    "--retries",
+    "--iteration-timeout",
+    "--stall-timeout",
+    "--auto",
+    "--ask-timeout",
+    "--check",
+    "--check-timeout",
+    "--notify",
+    "--log",
+    "--plain",
+    "--verbose",
+    "--port",
+    "--opencode",
+    "--server",
+    "--server-memory",
+]
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
-def test_version_and_manual(world: World) -> None:
-    """Issue 5, line 11: --version; --help is the manual, with examples, exit statuses and keys."""
-    assert re.fullmatch(r"ocloop \d+\.\d+\.\d+\n", world.say(world.project(), "--version"))
-    general = world.say(world.project(), "--help")
-    assert "examples:" in general and "exit statuses:" in general and "bootstrap" in general
-    manual = world.say(world.project(), "run", "--help")
-    assert "keys:" in manual and "exit statuses:" in manual and "durations" in manual
-    for option in ("--max-cost", "--check", "--notify", "--server-memory", "--ask-timeout", "--dry-run", "-m"):
-        assert option in manual
+
+def test_version_and_manual(bare: World) -> None:
+    """README: `run --help` is the manual: with examples, exit statuses, keys and durations."""
+    assert re.fullmatch(r"ocloop \d+\.\d+\.\d+\n", bare.say(bare.project(), "--version"))
+    general = bare.say(bare.project(), "--help")
+    for part in ("examples:", "exit statuses:", "bootstrap"):
+        assert part in general
+    manual = bare.say(bare.project(), "run", "--help")
+    for part in ("keys:", "exit statuses:", "durations"):
+        assert part in manual
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ("", "required: COMMAND"),
-    ("walk", "invalid choice"),
-    ("run --unknown", "unrecognized arguments"),
-    ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
-    ("run --stuck few", "'few' is no count"),
-    ("run --max-cost lots", "'lots' is no amount"),
-    ("run --model gpt", "'gpt' is no model: write providerID/modelID"),
-    ("run --port 99999", "'99999' is no port"),
-    ("run --server here", "--server here is no URL: write http://HOST:PORT"),
-    ("run --opencode \"it's", "cannot be read"),
-])
-def test_usage_errors(world: World, arguments: str, message: str) -> None:
-    """Exit status 2, and a message that says what is expected."""
+def test_the_manual_and_the_readme_know_the_same_options(bare: World) -> None:
+    """design.md: the defaults stand in one place; help text and README are held against it."""
+    manual = bare.say(bare.project(), "run", "--help", COLUMNS="200")
+    in_manual = re.findall(r"^  (?:-\w, |-\w \S+, )?(--[\w-]+)", manual, re.MULTILINE)
+    in_readme = [option for option, _ in readme_options()]
+    assert sorted(in_manual) == sorted(["--help", *OPTIONS])
+    assert sorted(in_readme) == sorted(OPTIONS)
+
+
+def test_the_readme_says_the_defaults_that_hold() -> None:
+    """design.md: the defaults stand in one place, and the README is held against it."""
+    defaults = ocloop.Options()
+    compared = 0
+    for option, said in readme_options():
+        value = getattr(defaults, option.lstrip("-").replace("-", "_"), None)
+        expected = said_default(said)
+        if expected is not None and isinstance(value, (int, float, str)):
+            assert value == expected, f"{option}: {said} in the README, {value} in Options"
+            compared += 1
+    assert compared >= 12, "the README's table reads otherwise than this test expects"
+
+
+def readme_options() -> list[tuple[str, str]]:
+    """The README's table of options: the long name and the default as it stands there."""
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Options of `run`")[2]
+    table = text.partition("\n## ")[0].partition("### ")[0]
+    rows = re.findall(r"^\|([^|\n]*`--[^|\n]*)\|([^|\n]*)\|", table, re.MULTILINE)
+    return [(re.findall(r"--[\w-]+", names)[0], default.strip()) for names, default in rows]
+
+
+def said_default(text: str) -> float | str | None:
+    """A default of the README's table as a value; None for one that is said in words."""
+    if text == "off":
+        return 0
+    amount = re.fullmatch(r"(\d+)([smh]?)", text)
+    if amount:
+        return int(amount[1]) * UNITS.get(amount[2], 1)
+    name = re.fullmatch(r"`([^`]+)`", text)
+    return name[1] if name else None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "required: COMMAND"),
+        ("walk", "there is no command walk"),
+        ("run --unknown", "there is no option --unknown"),
+        ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
+        ("run --stuck few", "'few' is no count"),
+        ("run --max-cost lots", "'lots' is no amount"),
+        ("run --model gpt", "'gpt' is no model: write providerID/modelID"),
+        ("run --port 99999", "'99999' is no port"),
+        ("run --server here", "--server here is no URL: write http://HOST:PORT"),
+        ("run --opencode \"it's", "cannot be read"),
+    ],
+)
+def test_usage_errors(bare: World, arguments: str, message: str) -> None:
+    """README: exit status 2 is usage; design.md: "what went wrong: what to do next"."""
     split = arguments.split(" ", 2) if "opencode" in arguments else arguments.split()
-    assert message in world.say(world.project(), *split, status=2)
+    assert message in bare.say(bare.project(), *split, status=2)
 
 
-def test_bootstrap(world: World) -> None:
-    """Makes both files, never overwrites without --force, says so, and says what comes next."""
-    folder = world.folder / "new folder" / "ünter"
-    said = world.say(world.folder, "bootstrap", str(folder))
-    assert said.count("wrote") == 2 and "Next:" in said and " run" in said
-    plan, prompt = folder / "PLAN.md", folder / ".loop-prompt.md"
-    assert "- [ ] " in plan.read_text("utf-8") and "{{PLAN_FILE}}" in prompt.read_text("utf-8")
+def test_bootstrap(bare: World) -> None:
+    """README: `bootstrap` writes PLAN.md and .loop-prompt.md, and never overwrites without -f."""
+    folder = bare.folder / "new folder" / "ünter"
+    said = bare.say(bare.folder, "bootstrap", str(folder))
+    assert said.count("wrote") == 2
+    assert "Next:" in said
+    assert " run" in said
+    plan = folder / "PLAN.md"
+    prompt = folder / ".loop-prompt.md"
+    assert "- [ ] " in plan.read_text("utf-8")
+    assert "{{PLAN_FILE}}" in prompt.read_text("utf-8")
+
     plan.write_text("mine", "utf-8")
     prompt.unlink()
-    said = world.say(folder, "bootstrap")
-    assert "skipped" in said and "wrote" in said and "--force" in said
-    assert plan.read_text("utf-8") == "mine" and prompt.exists()
-    world.say(folder, "bootstrap", "-f")
+    said = bare.say(folder, "bootstrap")
+    assert "skipped" in said
+    assert "wrote" in said
+    assert "--force" in said
+    assert plan.read_text("utf-8") == "mine"
+    assert prompt.exists()
+
+    bare.say(folder, "bootstrap", "-f")
     assert "- [ ] " in plan.read_text("utf-8")
-    (world.folder / "a-file").write_text("", "utf-8")
-    said = world.say(world.folder, "bootstrap", "a-file/below", status=1)
-    assert "cannot write into" in said and "choose another directory" in said
+    (bare.folder / "a-file").write_text("", "utf-8")
+    said = bare.say(bare.folder, "bootstrap", "a-file/below", status=1)
+    assert "cannot write into" in said
+    assert "choose another directory" in said
 
 
-def test_mistakes_say_what_to_do(world: World) -> None:
-    """Issue 6, the newcomer's mistakes that show before a server is started; each exit status is 1."""
-    nothing = world.folder / "nothing"
+def test_mistakes_say_what_to_do(bare: World) -> None:
+    """README: it stops at once, and the message says what to do; the exit status is 1."""
+    nothing = bare.folder / "nothing"
     nothing.mkdir()
-    project = world.project()
-    empty = str(world.folder)
-    cases: list[tuple[Path, list[str], dict[str, str], list[str]]] = [
-        (project, ["run"], {"PATH": empty}, ["opencode is not there: install OpenCode", "npm install", "npx -y"]),
-        (project, ["run", "--opencode", "opencoode"], {}, ["opencoode is not there"]),
-        (nothing, ["run"], {}, ["the plan", "cannot be read", "bootstrap", "--plan"]),
-        (project, ["run", "--prompt", "none.md"], {}, ["the prompt", "cannot be read", "--prompt"]),
-        (world.project("# Plan\n\nNothing yet.\n", "no-tasks"), ["run"], {}, ["has no task", "- [ ] Build it"]),
-        (world.project(1, "no-prompt", "---\nmodel: a/b\n---\n"), ["run"], {}, ["is empty", "bootstrap --force"]),
+    project = bare.project()
+    no_tasks = bare.project("# Plan\n\nNothing yet.\n")
+    no_prompt = bare.project(1, prompt="---\nmodel: a/b\n---\n")
+    cases: list[tuple[Path, list[str], list[str]]] = [
+        (project, ["--opencode", "opencoode"], ["opencoode is not there"]),
+        (nothing, [], ["the plan", "cannot be read", "bootstrap", "--plan"]),
+        (project, ["--prompt", "none.md"], ["the prompt", "cannot be read", "--prompt"]),
+        (no_tasks, [], ["has no task", "- [ ] Build it"]),
+        (no_prompt, [], ["is empty", "delete it and let `bootstrap`"]),
     ]
-    for cwd, args, env, expected in cases:
-        where = [] if env or "--opencode" in args else ["--opencode", fake_command()]
-        said = world.say(cwd, *args, *where, status=1, **env)
-        assert said.startswith("ocloop: ") and "Traceback" not in said
+    for folder, args, expected in cases:
+        where = [] if "--opencode" in args else ["--opencode", fake_command()]
+        said = bare.say(folder, "run", *args, *where, status=1)
+        assert said.startswith("ocloop: ")
+        assert "Traceback" not in said
         for part in expected:
             assert part in said
+    said = bare.say(project, "run", status=1, PATH=str(bare.folder))
+    for part in ("opencode is not there: install OpenCode", "npm install", "npx -y"):
+        assert part in said
 
 
-def test_old_python_is_told_apart(world: World) -> None:
-    """Issue 6: Python 3.8 gets a sentence, not a SyntaxError. Simulated where there is no such Python."""
-    here = [Path(shutil.which("python3.8") or ""), *Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")]
+def test_an_old_python_gets_a_sentence(bare: World) -> None:
+    """design.md: Python 3.9 or newer. An older one says so, without an error of syntax.
+
+    It is simulated where there is no such Python.
+    """
+    here = [Path(shutil.which("python3.8") or "")]
+    here += Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")
     found = [path for path in here if path.is_file() and "shims" not in path.parts]
-    pretend = f"import runpy, sys\nsys.hexversion = 0x03080000\nrunpy.run_path({str(OCLOOP)!r})"
-    argv = [str(found[0]), str(OCLOOP), "run"] if found else [sys.executable, "-c", pretend]
-    said = world.execute(world.project(), argv).finish(1).output
-    assert said.startswith("ocloop: this is Python 3.") and "3.9 or newer" in said
-    assert "Traceback" not in said and len(said.split("\n")) == 2
+    pretended = f"import runpy, sys\nsys.hexversion = 0x03080000\nrunpy.run_path({str(OCLOOP)!r})"
+    argv = [sys.executable, "-c", pretended]
+    if found:
+        argv = [str(found[0]), str(OCLOOP), "run"]
+    said = bare.execute(bare.project(), argv).finish(1).output
+    assert said.startswith("ocloop: this is Python 3.")
+    assert "3.9 or newer" in said
+    assert "Traceback" not in said
+    assert len(said.split("\n")) == 2
 
 
-def test_plan_that_is_complete_already(world: World) -> None:
-    """Nothing is started; the exit status says whether work is left."""
-    done = world.project("- [x] One\n\n<plan-complete>All of it</plan-complete>\n", "done")
-    assert "is complete already" in world.say(done, "run", "--opencode", fake_command())
-    early = world.project("- [ ] One\n\n<plan-complete>Early</plan-complete>\n", "early")
-    said = world.say(early, "run", "--opencode", fake_command(), status=3)
-    assert "1 tasks are still pending" in said or "1 task is still pending" in said
+@pytest.mark.parametrize(
+    "arguments", ["run --run", "run --dry-run", "status", "bootstrap", "attach"]
+)
+def test_a_directory_that_is_gone_gets_a_sentence(bare: World, arguments: str) -> None:
+    """design.md: errors that a person can act on are said in a sentence, not in a traceback."""
+    folder = bare.folder / "gone"
+    folder.mkdir()
+    program = shlex.join([sys.executable, str(OCLOOP), *arguments.split()])
+    said = bare.execute(folder, ["/bin/sh", "-c", f'rmdir "$PWD" && {program}']).finish(1).output
+    assert "Traceback" not in said
+    assert said.startswith("ocloop: ")
+    assert "director" in said
+    assert len(said.strip().split("\n")) == 1
 
 
-def test_dry_run(world: World) -> None:
-    """Issue 5, line 9: everything is checked and shown, nothing is started."""
-    project = world.project("- [x] One\n- [ ] Two\n- [MANUAL] Three\n", prompt="---\nmodel: fake/model\n---\n"
-                            "Do {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n")
-    child = world.fake("--dry-run", "--check", "true", "--notify", "echo hello", project=project).finish(0)
+def test_a_plan_that_is_complete_already(bare: World) -> None:
+    """README: 0: the plan is complete; 3: it is marked complete too early. Nothing is started."""
+    done = bare.project("- [x] One\n\n<plan-complete>All of it</plan-complete>\n")
+    assert "is complete already" in bare.say(done, "run", "--opencode", fake_command())
+    early = bare.project("- [ ] One\n\n<plan-complete>Early</plan-complete>\n")
+    said = bare.say(early, "run", "--opencode", fake_command(), status=3)
+    assert re.search(r"1 tasks? (are|is) still pending", said)
+
+
+def test_a_dry_run_shows_what_would_be_done(world: World) -> None:
+    """README: --dry-run checks everything, prints the first prompt, starts nothing."""
+    plan = "- [x] One\n- [ ] Two\n- [MANUAL] Three\n"
+    prompt = "---\nmodel: fake/model\n---\nDo {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n"
+    project = world.project(plan, prompt=prompt)
+    commands = ["--check", "true", "--notify", "echo hello"]
+    child = world.fake("--dry-run", *commands, project=project).finish(0)
     said = child.output
-    for part in (VERSION, "1 of 2 tasks done", "1 manual", "Two", "fake/model", "all is well",
-                 f"Do Two of {project}/PLAN.md, 1."):
+    env = {**world.env, **world.setting()}
+    version = re.search(r"\d+\.\d+\.\d+", opencode_version([sys.executable, str(FAKE)], env))
+    assert version
+    expected = [
+        version.group(),
+        "1 of 2 tasks done",
+        "1 manual",
+        "Two",
+        "fake/model",
+        "all is well",
+        f"Do Two of {project}/PLAN.md, 1.",
+    ]
+    for part in expected:
         assert part in said, said
-    assert "model: fake/model" not in said
-    assert not child.requests() and not child.log_text()
+    assert "model: fake/model" not in said, "the front matter is not sent"
+    assert not child.notes()
+    assert not child.log_text()
 
 
-def test_dry_run_problems(world: World) -> None:
-    """Issue 5, line 9: each problem is said, and the exit status is 1."""
+def test_a_dry_run_names_every_problem(world: World) -> None:
+    """README: --dry-run checks plan, prompt, OpenCode, commands, log, port and lock."""
     project = world.project(prompt="Just work.\n")
     broken = world.folder / "broken"
     broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n", "utf-8")
@@ -3825,13 +10509,21 @@ def test_dry_run_problems(world: World) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        child = world.fake("--dry-run", "--check", "no-such-check", "--notify", "no-such-notify",
-                           "--port", str(port), "--opencode", str(broken), project=project)
-        said = child.finish(1).output
-    for part in ("no-such-check", "no-such-notify", f"port {port} is taken", "exit status 7", "it is broken",
-                 "does not contain {{PLAN_FILE}}"):
+        wrong = ["--check", "no-such-check", "--notify", "no-such-notify"]
+        where = ["--port", str(port), "--opencode", str(broken)]
+        said = world.fake("--dry-run", *wrong, *where, project=project).finish(1).output
+    expected = [
+        "no-such-check",
+        "no-such-notify",
+        f"port {port} is taken",
+        "exit status 7",
+        "it is broken",
+        "does not contain {{PLAN_FILE}}",
+    ]
+    for part in expected:
         assert part in said, said
-    loop = world.fake("--plain", answers=["sleep:30"], project=world.project(1, "busy"))
+
+    loop = world.fake("--plain", answers=["sleep:30"], project=world.project(1))
     loop.wait_said("Task 1")
     said = world.fake("--dry-run", project=loop.project).finish(1).output
     assert f"another loop works on this plan (process {loop.pid})" in said
@@ -3839,243 +10531,411 @@ def test_dry_run_problems(world: World) -> None:
     loop.finish(130)
 
 
-# ── a run on the fake OpenCode ─────────────────────────────────────────────────────────────────────────────
+# ── a run ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_run_to_the_end(world: World) -> None:
-    """Without a terminal it starts by itself, says in lines what happens, and leaves with 0."""
+def test_a_run_to_the_end(world: World) -> None:
+    """README: without a terminal it prints lines and starts at once; one fresh session per task."""
     child = world.fake(tasks=3, default_port=True).finish(0)
-    assert child.boxes() == "xxx" and child.outcomes() == ["done"] * 3
+    assert child.boxes() == "xxx"
+    assert child.outcomes() == ["done"] * 3
     for part in ("Task 1", "Task 3", "the plan is complete", "3 of 3 tasks done"):
         assert part in child.output
     assert "\x1b" not in child.output
-    titles = [one["body"]["title"] for one in child.requests("^/session[?]", "POST")]
-    assert titles == ["ocloop 1/3: Task 1", "ocloop 2/3: Task 2", "ocloop 3/3: Task 3"]
+    assert child.titles() == ["ocloop 1/3: Task 1", "ocloop 2/3: Task 2", "ocloop 3/3: Task 3"]
+    assert [note["directory"] for note in child.events("session")] == [str(child.project)] * 3
 
 
+@only(1, "the routes are those of an old server of the first generation")
 def test_a_server_that_knows_five_routes(world: World) -> None:
-    """design.md, old and minimal servers: where a server cannot tell, the idle event counts."""
+    """design.md: what a server does not know means "it cannot tell", never an error."""
     child = world.fake(routes="five", tasks=3).finish(0)
-    assert child.boxes() == "xxx" and child.outcomes() == ["done"] * 3
+    assert child.boxes() == "xxx"
+    assert child.outcomes() == ["done"] * 3
 
 
-def test_prompt_file(world: World) -> None:
-    """Issue 5, line 4: placeholders, read anew each time, front matter honoured and not sent, a warning."""
-    project = world.project(2, prompt="---\nmodel: fake/other\nagent: plan\ndescription: x\n---\n\n"
-                            "{{ITERATION}}: {{TASK}} of {{PLAN_FILE}}; check: [{{CHECK}}]\n")
-    child = world.fake(project=project, models=["fake/model", "fake/other"]).finish(0)
+def test_the_prompt_file(world: World) -> None:
+    """README: placeholders are filled in, it is read again before every iteration, and a block on
+    top may choose model and agent, and is not sent. The command line goes before it.
+    """
+    top = "---\nmodel: fake/other\nagent: plan\n---\n\n"
+    text = "{{ITERATION}}: {{TASK}} of {{PLAN_FILE}}; check: [{{CHECK}}]\n"
+    project = world.project(2, prompt=top + text)
+    models = ["fake/model", "fake/other"]
+    child = world.fake(project=project, models=models).finish(0)
     plan = f"{project}/PLAN.md"
-    assert child.prompts() == [f"1: Task 1 of {plan}; check: []", f"2: Task 2 of {plan}; check: []"]
-    body = child.requests("prompt_async")[0]["body"]
-    assert body["model"] == {"providerID": "fake", "modelID": "other"} and body["agent"] == "plan"
+    assert child.prompts() == [
+        f"1: Task 1 of {plan}; check: []",
+        f"2: Task 2 of {plan}; check: []",
+    ]
+    first = child.prompt_notes()[0]
+    assert first["model"] == "fake/other"
+    assert first["agent"] == "plan"
 
     (project / "PLAN.md").write_text("- [ ] One\n- [ ] Two\n", "utf-8")
     change = f"echo 'Changed. '{shlex.quote(plan)} > .loop-prompt.md"
-    child = world.fake("-m", "fake/model", "-a", "build", "--check", change, project=project,
-                       models=["fake/model", "fake/other"]).finish(0)
-    body = child.requests("prompt_async")[0]["body"]
-    assert body["model"]["modelID"] == "model" and body["agent"] == "build", "the command line goes before"
-    assert child.prompts()[1] == f"Changed. {plan}", "it is read anew before every iteration"
-    child = world.fake("--dry-run", project=project).finish(0)
-    assert "does not contain {{PLAN_FILE}}" in child.output
+    options = ["-m", "fake/model", "-a", "build", "--check", change]
+    child = world.fake(*options, project=project, models=models).finish(0)
+    first = child.prompt_notes()[0]
+    assert first["model"] == "fake/model"
+    assert first["agent"] == "build"
+    assert child.prompts()[1] == f"Changed. {plan}"
+    said = world.fake("--dry-run", project=project).finish(0).output
+    assert "does not contain {{PLAN_FILE}}" in said
 
 
-def test_setup_mistakes_end_before_a_prompt(world: World) -> None:
-    """Unknown model, provider, agent, broken configuration: one message, exit 1, nothing was sent.
+def ends_before_a_prompt(child: ChildProcess, expected: list[str]) -> None:
+    """A mistake in the set-up: one message, exit status 1, and nothing was sent."""
+    child.finish(1)
+    for part in expected:
+        assert part in child.output
+    assert not child.prompts()
+    assert child.records(record="run")[0]["status"] == 1
 
-    Row: 401, unknown model, unknown provider, unknown agent, malformed opencode.json (the real one: see
-    test_real_mistakes).
-    """
-    models = ["fake/model", "fake/mode-large"]
-    cases: list[tuple[list[str], dict[str, Any], list[str]]] = [
-        (["-m", "fake/modle"], {"models": models}, ["there is no model fake/modle", "did you mean fake/model"]),
-        (["-a", "biuld"], {}, ["there is no agent biuld", "did you mean build"]),
-        (["-m", "zzz/qqqq"], {"models": ["a/b"], "model": "a/b"}, ["no model zzz/qqqq", "opencode models"]),
-        ([], {"config_error": True}, ["opencode.json", "mend it"]),
-    ]
-    for child, expected in [(world.fake(*args, **behaviour), expected) for args, behaviour, expected in cases]:
-        child.finish(1)
-        for part in expected:
-            assert part in child.output
-        assert not child.requests("prompt_async") and child.records(record="run")[0]["status"] == 1
+
+def test_a_wrong_model_or_agent_ends_before_a_prompt(world: World) -> None:
+    """README: model and agent are checked before the first prompt; the message says what to do."""
+    several: Json = {"models": ["fake/model", "fake/mode-large"]}
+    another: Json = {"models": ["a/b"], "model": "a/b"}
+    near = world.fake("-m", "fake/modle", **several)
+    agent = world.fake("-a", "biuld")
+    far = world.fake("-m", "zzz/qqqq", **another)
+    ends_before_a_prompt(near, ["there is no model fake/modle", "did you mean fake/model"])
+    ends_before_a_prompt(agent, ["there is no agent biuld", "did you mean build"])
+    ends_before_a_prompt(far, ["no model zzz/qqqq", "opencode models"])
+
+
+@only(1, "what a release of the second generation does with a broken opencode.json is unknown")
+def test_a_broken_configuration_ends_before_a_prompt(world: World) -> None:
+    """README: wrong configuration: it stops at once, with a message that says what to do."""
+    ends_before_a_prompt(world.fake(config_error=True), ["opencode.json", "mend it"])
 
 
 def test_errors_that_trying_again_does_not_mend(world: World) -> None:
-    """Row: 401 …: one clear message with what to do, exit 1 after a single prompt."""
-    cases = [("error:401", "opencode auth login"), ("auth", "opencode auth login"),
-             ("error:404", "look at the model"), ("error:402", "balance")]
-    for child, expected in [(world.fake(answers=[answer]), expected) for answer, expected in cases]:
+    """README: wrong model, key or balance: stops at once, with a message that says what to do."""
+    cases = [
+        ("error:401", "opencode auth login"),
+        ("auth", "opencode auth login"),
+        ("error:404", "look at the model"),
+        ("error:402", "balance"),
+    ]
+    runs = [(world.fake(answers=[answer]), expected) for answer, expected in cases]
+    for child, expected in runs:
         child.finish(1)
-        assert expected in child.output and len(child.requests("prompt_async")) == 1
+        assert expected in child.output
+        assert len(child.prompts()) == 1
 
 
 def test_errors_that_are_tried_again(world: World) -> None:
-    """Rows: 500 … retried with pauses (here of a second), --retries in a row; answers without a finish reason."""
-    answers = ["error:500", "unknown", "work", "overflow", "retry:0.5", "nothing", "block", "work"]
-    child = world.fake("--retries", "2", answers=answers, tasks=5, patch="ocloop.LONGEST_WAIT = 1.0").finish(0)
-    outcomes = ["failed", "failed", "done", "done", "done", "done", "done", "done"]
-    assert child.outcomes() == outcomes and child.boxes() == "xxxbx"
-    assert child.said(r"spins: 3 ") and child.log_text().count("trying again in 1s") == 2
-    assert child.said("attempt 1 failed: Too Many Requests") and child.said("the session was compacted")
-    records = child.records(record="iteration")
-    assert [record["changed"] for record in records] == [False, False, True, True, True, False, True, True]
+    """README: any other error is tried again with growing pauses, --retries times in a row."""
+    answers = [
+        "error:400",
+        "error:400",
+        "work",
+        "overflow",
+        "retry:0.5",
+        "nothing",
+        "block",
+        "work",
+    ]
+    patch = PATCHES["waits are of a second"]
+    child = world.fake("--retries", "2", answers=answers, tasks=5, patch=patch).finish(0)
+    assert child.outcomes() == ["failed"] * 2 + ["done"] * 3 + ["nothing settled"] + ["done"] * 2
+    assert child.boxes() == "xxxbx"
+    assert child.log_text().count("trying again in 1s") == 2
+    assert child.said("attempt 1 failed: Too Many Requests")
+    assert child.said("the session was compacted")
+    progress = [record["progress"] for record in child.records(record="iteration")]
+    assert progress == [False, False, True, True, True, False, True, True]
+
+
+@only(1, "in the second generation OpenCode itself ends a turn without a finish reason")
+def test_answers_without_an_end(world: World) -> None:
+    """README: the model spins: aborted after three unfinished answers, and tried again."""
+    patch = PATCHES["waits are of a second"]
+    child = world.fake(answers=["unknown", "work"], tasks=1, patch=patch).finish(0)
+    assert child.outcomes() == ["failed", "done"]
+    assert child.said(r"spins: 3 ")
+    assert child.aborts()
 
 
 def test_too_many_errors(world: World) -> None:
-    """Row: --retries in a row, then exit 1 with the last error."""
-    child = world.fake("--retries", "1", answers=["error:503:The model is overloaded"]).finish(1)
+    """README: --retries N: give up after N failed iterations in a row, with the last error."""
+    answers = ["error:400:The model is overloaded"]
+    patch = PATCHES["waits are of a second"]
+    child = world.fake("--retries", "1", answers=answers, patch=patch).finish(1)
     assert child.outcomes() == ["failed", "failed"]
-    assert "2 iterations in a row failed" in child.output and "The model is overloaded" in child.output
+    assert "2 iterations in a row failed" in child.output
+    assert "The model is overloaded" in child.output
 
 
-def test_stuck(world: World) -> None:
-    """Row: the agent does nothing, again and again: --stuck N: stop, exit 3, with what to do."""
-    child = world.fake("--stuck", "3", answers=["mark", "nothing"]).finish(3)
-    assert child.outcomes() == ["done"] * 4
-    assert "3 iterations in a row changed no task (--stuck)" in child.output
-    assert "[BLOCKED: reason]" in child.output
+@pytest.mark.parametrize("answer", ["nothing", "uncheck", "retext"])
+def test_iterations_that_settle_nothing(world: World, answer: str) -> None:
+    """README: after --stuck iterations that settle nothing the next prompt says so; when that does
+    not help, it stops with exit status 3. To check and un-check, or to reword a task, settles
+    nothing."""
+    answers = ["mark", "mark", answer]
+    child = world.fake("--stuck", "3", answers=answers, tasks=4).finish(3)
+    assert child.outcomes() == ["done"] * 2 + ["nothing settled"] * 4
+    assert "4 iterations in a row settled no task (--stuck)" in child.output
+    told = [number for number, text in enumerate(child.prompts()) if "settled nothing" in text]
+    assert told == [5]
+    assert "BLOCKED" in child.prompts()[5]
 
 
-def test_ends_of_a_plan(world: World) -> None:
-    """Row: the tag while tasks are pending; no tag though nothing is pending; no tasks at all."""
+def test_a_run_goes_on_with_what_is_begun(world: World) -> None:
+    """README: a begun mark is open: a run does not end as complete with work undone."""
+    child = world.fake(answers=["begin", "work"], tasks=1).finish(0)
+    assert child.outcomes() == ["nothing settled", "done"]
+    assert child.boxes() == "x"
+
+
+def test_a_plan_that_is_stashed_away_while_an_agent_works(world: World) -> None:
+    """README: the plan may be away while an agent works."""
+    child = world.fake(answers=["stash:8", "work"], tasks=2).finish(0)
+    assert child.outcomes() == ["done", "done"]
+    assert child.said("can be read again")
+
+
+def test_an_agent_that_walks_in_circles(world: World) -> None:
+    """README: aborted after 20 identical tool calls in a row, or 20 refusals."""
+    patch = PATCHES["waits are of a second"]
+    same = world.fake(answers=["loop-tool", "work"], tasks=1, patch=patch).finish(0)
+    asking = world.fake(answers=["ask-forever", "work"], tasks=1, patch=patch).finish(0)
+    assert same.outcomes() == asking.outcomes() == ["failed", "done"]
+    assert same.said("it goes in circles: 20 times in a row")
+    assert asking.said("it asked 20 times for what was refused")
+    assert len(asking.replies()) == 20
+    assert same.aborts()
+
+
+@only(1, "a prompt that was answered never runs again in the second generation")
+def test_a_prompt_that_is_answered_again_and_again(world: World) -> None:
+    """README: aborted after three answers to one prompt."""
+    patch = PATCHES["waits are of a second"]
+    child = world.fake(answers=["again-answers", "work"], tasks=1, patch=patch).finish(0)
+    assert child.outcomes() == ["failed", "done"]
+    assert child.said("it answered the same prompt 3 times")
+
+
+def test_an_outage_costs_no_retry(world: World) -> None:
+    """README: what a provider would not let work is waited for, and costs no retry."""
+    answers = ["error:503"] * 4 + ["work"]
+    patch = PATCHES["waits are of a second"]
+    child = world.fake("--retries", "1", answers=answers, tasks=1, patch=patch).finish(0)
+    assert child.outcomes() == ["outage"] * 4 + ["done"]
+    endless = world.fake("--max-wait", "3s", answers=["error:429"], tasks=1, patch=patch).finish(3)
+    assert "--max-wait" in endless.output
+
+
+def test_the_next_model_in_line(world: World) -> None:
+    """README: when the first model is rate-limited, the next one works meanwhile."""
+    models = ["fake/model", "fake/other"]
+    line = ("-m", "fake/model", "-m", "fake/other")
+    child = world.fake(*line, answers=["error:429", "work"], models=models).finish(0)
+    assert [note["model"] for note in child.prompt_notes()] == [
+        "fake/model",
+        "fake/other",
+        "fake/other",
+    ]
+    assert child.outcomes() == ["rate-limited", "done", "done"]
+    assert "fake/other: 2 iterations, 2 done" in child.output
+
+
+def test_how_a_plan_ends(world: World) -> None:
+    """README: a tag with tasks pending is exit status 3; when the tag is missing there is one more
+    iteration to write it; progress counts what an agent can do.
+    """
+    by_others = "- [MANUAL] Call Bob\n- [BLOCKED: no key] Deploy\n"
     early = world.fake(answers=["complete-early"], tasks=3)
     silent = world.fake(answers=["mark", "mark", "nothing"], tasks=2)
     late = world.fake(answers=["mark", "finish"], tasks=1)
-    # Tasks that a person, or nobody, can do leave one iteration for the summary.
-    manual = world.fake(tasks="- [MANUAL] Call Bob\n- [BLOCKED: no key] Deploy\n", answers=["finish"])
-    debug = world.fake("--debug", tasks="No tasks.\n", answers=["finish"])
+    manual = world.fake(answers=["finish"], tasks=by_others)
+    debug = world.fake("--debug", answers=["finish"], tasks="No tasks.\n")
+
     early.finish(3)
-    assert "2 tasks still pending" in early.output and early.boxes() == "x  "
+    assert "2 tasks still pending" in early.output
+    assert early.boxes() == "x  "
+
     silent.finish(0)
-    assert len(silent.outcomes()) == 3 and "wrote no summary" in silent.output
+    assert len(silent.outcomes()) == 3
+    assert "wrote no summary" in silent.output
+
     late.finish(0)
-    assert len(late.outcomes()) == 2 and "Everything that could be done is done." in late.output
+    assert len(late.outcomes()) == 2
+    assert "Everything that could be done is done." in late.output
+
     manual.finish(0)
-    assert "manual: Call Bob" in manual.output and "blocked: Deploy (no key)" in manual.output
+    assert "manual: Call Bob" in manual.output
+    assert "blocked: Deploy (no key)" in manual.output
+
     assert "<plan-complete>" in debug.finish(0).plan
 
 
-def test_a_plan_that_changes_under_way(world: World) -> None:
-    """Row: plan deleted, emptied, half-written while running; a deleted plan stops within seconds, exit 1."""
-    gone = world.fake(answers=["delete"])
-    empty = world.fake(answers=["empty"])
+def test_a_plan_that_is_edited_or_half_written(world: World) -> None:
+    """README: edit the plan whenever you like; one that is half-written is looked at again."""
     half = world.fake(answers=["half", "work"])
     edited = world.fake("--plain", answers=["sleep:2", "work"], tasks=1)
     edited.wait_said("Task 1")
     with open(edited.project / "PLAN.md", "a", encoding="utf-8") as file:
         file.write("- [ ] One more\n")
-    assert "PLAN.md cannot be read" in gone.finish(1).output
-    assert "PLAN.md has no task" in empty.finish(1).output
-    assert half.finish(0).boxes() == "xx" and half.outcomes() == ["done", "done"]
-    last = gone.records(record="run")[0]
-    assert (last["done"], last["total"]) == (0, 2), "the last good progress stays"
+    half.finish(0)
+    assert half.boxes() == "xx"
+    assert half.outcomes() == ["done", "done"]
     assert edited.finish(0).boxes() == "xx"
 
 
-def test_asked_without_a_terminal(world: World) -> None:
-    """Row: permission or question, here or in a subagent: refused at once with a message, the agent goes on."""
+def test_a_plan_that_is_gone(world: World) -> None:
+    """README: the plan vanishes: it looks again, then stops with the last good progress."""
+    gone = world.fake(answers=["delete"])
+    empty = world.fake(answers=["empty"])
+    gone.finish(1, timeout=120)
+    assert "PLAN.md cannot be read" in gone.output
+    last = gone.records(record="run")[0]
+    assert (last["done"], last["total"]) == (0, 2)
+    empty.finish(1, timeout=120)
+    assert "PLAN.md has no task" in empty.output
+
+
+def test_what_is_asked_without_a_terminal_is_refused(world: World) -> None:
+    """README: without a terminal it is refused at once, with a message, and the agent goes on."""
     child = world.fake(answers=["ask", "ask-child", "question"], tasks=3).finish(0)
-    assert child.boxes() == "xxx" and child.outcomes() == ["done"] * 3
-    replies = [one["body"] for one in child.requests("/permission/.*/reply")]
-    assert [reply["reply"] for reply in replies] == ["reject", "reject"] and all(r["message"] for r in replies)
-    assert child.said("git push") and child.said("nobody is there to answer")
+    assert child.boxes() == "xxx"
+    assert child.outcomes() == ["done"] * 3
+    replies = child.replies("permission")
+    assert [reply["decision"] for reply in replies] == ["reject", "reject"]
+    assert all(reply["message"] for reply in replies)
+    assert child.said("git push")
+    assert child.said("nobody is there to answer")
+
+
+def test_auto_approves_what_is_asked(world: World) -> None:
+    """README: --auto: approve whatever is asked, unseen."""
     child = world.fake("--auto", answers=["ask", "ask-child", "question"], tasks=3).finish(0)
-    replies = [one["body"] for one in child.requests("/permission/.*/reply")]
-    assert [reply["reply"] for reply in replies] == ["once", "once"] and child.said("--auto")
+    assert child.boxes() == "xxx"
+    decisions = [reply["decision"] for reply in child.replies("permission")]
+    assert decisions == ["once", "once"]
+    assert child.said("--auto")
 
 
 def test_strange_events(world: World) -> None:
-    """Row: lines of 5 MB, invalid JSON and UTF-8, unknown events, a session that someone typed into."""
-    child = world.fake(answers=["garbage", "typed", "bigline:5000000", "work"], tasks=4).finish(0)
-    assert child.boxes() == "xxxx" and child.outcomes() == ["done"] * 4
+    """design.md: parsing is total. Huge lines, invalid JSON and UTF-8, unknown events, a session
+    into which a person typed: the run goes on, and no control character comes through.
+    """
+    answers = ["garbage", "typed", "bigline:5000000", "work"]
+    child = world.fake(answers=answers, tasks=4).finish(0)
+    assert child.boxes() == "xxxx"
+    assert child.outcomes() == ["done"] * 4
     assert "\x1b" not in child.output
 
 
-def test_flood(world: World) -> None:
-    """Row: 100 MB of events in one iteration: worked through, and memory stays flat."""
+def test_a_flood_of_events(world: World) -> None:
+    """It is made to be left alone: 100 MB of events are worked through, and memory stays flat."""
     peaks = []
-    for number in (100000, 400000):
+    for number in (100_000, 400_000):
         child = world.fake(answers=[f"flood:{number}", "work"], tasks=1)
         peak = 0
         while child.process.poll() is None:
-            with suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc", str(child.pid), "status").read_text())
-                peak = max(peak, int(found.group(1)) if found else 0)
+            peak = max(peak, memory_kib(child.pid, "VmHWM"))
             time.sleep(0.02)
         child.finish(0)
         peaks.append(peak)
-    assert peaks[1] < peaks[0] * 1.5 and peaks[1] < 120_000, f"peaks in kB: {peaks}"
+    assert peaks[1] < peaks[0] * 1.5, f"peaks in KiB: {peaks}"
+    assert peaks[1] < 120_000, f"peaks in KiB: {peaks}"
 
 
-# ── what happens to the server ─────────────────────────────────────────────────────────────────────────────
+# ── what happens to the server ────────────────────────────────────────────────────────────────────
 
 
 def test_a_server_that_fails_under_way(world: World) -> None:
-    """Row: the server is killed, hangs, drops the stream, loses events: the iteration goes on or is repeated.
+    """README: the server dies or hangs: it is ended and started anew, and the iteration goes on.
 
-    They run side by side, since most of the time is waiting. "silent" swallows a prompt.
+    A stream that breaks, an idle event that is lost and a prompt that is swallowed are no end
+    either. The runs go side by side, since most of the time is waiting.
     """
     runs = {}
     for answer in ("die", "freeze", "drop", "noidle", "silent"):
         store = str(world.folder / f"store-{answer}")
-        runs[answer] = world.fake(answers=[answer, "work"], store=store, tasks=2)
-    killed = runs["killed"] = world.fake(answers=["sleep:2", "work"], store=str(world.folder / "store-k"), tasks=2)
-    killed.wait_said("Task 1")
-    killed.until(lambda: killed.events("busy"), "a busy session")
-    killed.kill_server()
+        runs[answer] = world.fake(answers=[answer, "work"], store=store)
+    store = str(world.folder / "store-killed")
+    runs["killed"] = world.fake(answers=["sleep:2", "work"], store=store)
+    runs["killed"].wait_event("busy")
+    runs["killed"].kill_server()
     for name, run in runs.items():
         run.finish(0, timeout=120)
         assert run.boxes() == "xx", name
         assert run.outcomes() == ["done", "done"], name
-        assert len(run.requests("^/session[?]", "POST")) == 2, f"{name}: the iteration goes on in its session"
+        assert len(run.titles()) == 2, f"{name}: the iteration goes on in its session"
     starts = {name: len(run.events("listening")) for name, run in runs.items()}
-    assert starts == {"die": 2, "freeze": 2, "killed": 2, "drop": 1, "noidle": 1, "silent": 1}
+    assert starts == {"die": 2, "freeze": 2, "drop": 1, "noidle": 1, "silent": 1, "killed": 2}
     assert runs["die"].said("out of memory, as ordered")
-    for name in ("die", "freeze", "silent", "killed"):
-        ids = [one["body"]["messageID"] for one in runs[name].requests("prompt_async")]
-        assert len(set(ids)) == 2 and len(ids) >= 3, f"{name}: sent again with the same ids"
+
+
+@only(1, "in the second generation the ids of a prompt are run once only, even when it was cut")
+def test_a_prompt_is_sent_again_with_its_ids(world: World) -> None:
+    """README: prompts carry ids of their own and can be sent again without running twice."""
+    runs = {}
+    for answer in ("die", "freeze", "silent"):
+        store = str(world.folder / f"store-{answer}")
+        runs[answer] = world.fake(answers=[answer, "work"], store=store)
+    for name, run in runs.items():
+        run.finish(0, timeout=120)
+        ids = [note["id"] for note in run.prompt_notes()]
+        assert len(set(ids)) == 2, name
+        assert len(ids) >= 3, name
 
 
 def test_a_server_that_keeps_dying(world: World) -> None:
-    """Row: … capped, then exit 1 with the server's last lines."""
-    child = world.fake("--retries", "1", answers=["die"], again="same", store=str(world.folder / "store"))
-    child.finish(1)
-    assert "the server failed 2 times in a row" in child.output and "out of memory, as ordered" in child.output
+    """design.md: a server that keeps failing has a count and an end; its last lines are shown."""
+    store = str(world.folder / "store")
+    child = world.fake("--retries", "1", answers=["die"], again="same", store=store)
+    child.finish(1, timeout=120)
+    assert "the server failed 2 times in a row" in child.output
+    assert "out of memory, as ordered" in child.output
     assert len(child.events("listening")) == 2
 
 
 def test_a_server_that_does_not_start(world: World) -> None:
-    """It ends at once, or says nothing; and one that ends later is started again."""
-    child = world.fake(start="exit").finish(1)
-    assert len(child.events("exec")) == 3
-    assert world.fake(starts=["exit", "exit", ""]).finish(0).boxes() == "xx", "a database may be locked for a moment"
-    assert "ended with exit status 3 while starting" in child.output
-    assert "it cannot start, as ordered" in child.output
-    child = world.fake(start="silent", patch="ocloop.START_TIMEOUT = 1.0").finish(1)
-    assert "did not start within 1 s" in child.output
-    assert world.fake(start="slow:2").finish(0).boxes() == "xx"
+    """design.md: starts that meet in OpenCode's database are tried again; every wait has an end."""
+    never = world.fake(start="exit")
+    late = world.fake(starts=["exit", "exit", ""])
+    silent = world.fake(start="silent", patch=PATCHES["a server has a second to start"])
+    slow = world.fake(start="slow:2")
+    never.finish(1)
+    assert len(never.events("exec")) == 3
+    assert "ended with exit status 3 while starting" in never.output
+    assert "it cannot start, as ordered" in never.output
+    assert late.finish(0).boxes() == "xx"
+    assert "did not start within 1 s" in silent.finish(1).output
+    assert slow.finish(0).boxes() == "xx"
 
 
 def test_a_server_that_grew(world: World) -> None:
-    """Row: above --server-memory: replaced between iterations, said in the activity."""
+    """README: --server-memory: the server is replaced between iterations when it grew larger."""
     child = world.fake("--server-memory", "150", memory=[200, 0], tasks=3).finish(0)
-    assert len(child.events("exec")) == 2 and child.said(r"grew to \d+ MiB") and child.boxes() == "xxx"
+    assert len(child.events("exec")) == 2
+    assert child.said(r"grew to \d+ MiB")
+    assert child.boxes() == "xxx"
 
 
 def test_ports(world: World) -> None:
-    """Row: port taken: asked for: exit 1 with a clear message; not asked for: a free one is taken."""
+    """README: --port: 4096, or a free one; when you name one, exactly that."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        child = world.fake("--port", str(port)).finish(1)
-        assert f"port {port} is taken" in child.output and "--port" in child.output
+        said = world.fake("--port", str(port)).finish(1).output
+        assert f"port {port} is taken" in said
+        assert "--port" in said
     port = free_port()
-    assert world.fake("--port", str(port)).finish(0).events("listening")[0]["port"] == port
+    child = world.fake("--port", str(port)).finish(0)
+    assert child.events("listening")[0]["port"] == port
+
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
-        def take() -> bool:  # another run may have it for a moment
+        def take() -> bool:
+            """Another run may have it for a moment."""
             with suppress(OSError):
                 taken.bind(("127.0.0.1", 4096))
                 taken.listen()
@@ -4084,12 +10944,208 @@ def test_ports(world: World) -> None:
 
         until(take, "port 4096")
         child = world.fake(default_port=True).finish(0)
-        assert child.events("listening")[0]["port"] != 4096 and child.boxes() == "xx"
+        assert child.events("listening")[0]["port"] != 4096
+        assert child.boxes() == "xx"
+
+
+def test_the_server_may_have_every_signal(world: World) -> None:
+    """The server and its tools begin with no signal blocked: a tool's terminal can be resized and
+    stopped, whatever ocloop holds back for its own threads.
+    """
+    runs = [
+        world.fake("--plain", answers=["spawn:hang"]),
+        world.fake_terminal("--run", answers=["spawn:hang"]),
+    ]
+    for run in runs:
+        for pid in (run.wait_event("exec")["pid"], run.wait_event("spawned")["pid"]):
+            assert not blocked_signals(pid) & {signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM}
+        run.signal(signal.SIGTERM)
+    for run in runs:
+        run.finish(130, timeout=20)
+
+
+def test_a_server_that_runs_already(world: World) -> None:
+    """README: --server: a server that runs already is used with its login, and never stopped."""
+    log = world.folder / "server.jsonl"
+    secret: Json = {"OPENCODE_SERVER_PASSWORD": "secret"}
+    url = world.fake_server(answers=["work", "work", "hang"], log=str(log), login=secret)
+    (server,) = world.helpers
+    args = ("run", "--server", url)
+    project = world.project(2)
+    assert "the plan is complete" in world.say(project, *args, **secret)
+    said = world.say(world.project(1), *args, status=1)
+    assert "refuses the password: set OPENCODE_SERVER_PASSWORD" in said
+
+    child = world.start(world.project(1), *args, **secret)
+    child.requests_path = log
+    child.wait_prompts(3)
+    child.signal(signal.SIGINT)
+    child.finish(130)
+    sessions = [note["session"] for note in child.events("session")]
+    assert set(child.aborts()) == {sessions[-1]}, "only the session of its own is aborted"
+    assert not child.requests("/dispose")
+    assert server.poll() is None
+    assert url in world.say(project, "run", "--dry-run", "--server", url)
+
+
+@only(1, "in the second generation the user's name is always the same")
+def test_the_name_of_the_user_of_a_server(world: World) -> None:
+    """README: --server: OPENCODE_SERVER_USERNAME and _PASSWORD are its login."""
+    login: Json = {"OPENCODE_SERVER_PASSWORD": "secret", "OPENCODE_SERVER_USERNAME": "me"}
+    url = world.fake_server(login=login)
+    assert "the plan is complete" in world.say(world.project(), "run", "--server", url, **login)
+
+
+def test_a_server_that_is_not_there_yet(world: World) -> None:
+    """README: --server: a server that runs already; until it does, the run waits and says so."""
+    url = f"http://127.0.0.1:{free_port()}"
+    child = world.start(world.project(1), "run", "--server", url)
+    child.wait_for("waiting for http")
+    child.signal(signal.SIGTERM)
+    child.finish(130)
+
+
+# ── how a run is ended ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(world: World, number: int) -> None:
+    """README: ctrl-c, SIGTERM: session, server and its tools are ended; exit status 130."""
+    child = world.fake(answers=["spawn:hang"])
+    starting = world.fake(start="slow:30")
+    child.wait_event("spawned")
+    starting.wait_event("exec")
+    child.signal(number)
+    starting.signal(number)
+    child.finish(130, timeout=20)
+    starting.finish(130, timeout=20)
+    assert child.aborts()
+    assert child.records(record="run")[0]["status"] == 130
+
+
+def test_ctrl_c(world: World) -> None:
+    """README: ctrl-c: nothing is left behind, and the terminal is left in order."""
+    term = world.fake_terminal("--run", answers=["spawn:hang"])
+    lines = world.fake_terminal("--plain", answers=["hang"])
+    term.wait_event("spawned")
+    term.wait_for("● running")
+    term.send("\x03")
+    term.finish(130, timeout=20)
+    assert "0 of 2 tasks done" in term.shown()
+    lines.wait_event("busy")
+    lines.send("\x03")
+    lines.finish(130, timeout=20)
+
+
+@pytest.mark.parametrize("where", ["a bug in the machine", "a bug in the worker"])
+def test_a_crash_of_its_own(world: World, where: str) -> None:
+    """README: a crash: nothing is left behind. It says where, and the terminal is restored."""
+    lines = world.fake(answers=["spawn:hang"], patch=PATCHES[where])
+    term = world.fake_terminal("--run", answers=["spawn:hang"], patch=PATCHES[where])
+    lines.finish(1)
+    assert "Traceback" in lines.output
+    assert "a bug, as ordered" in lines.output
+    term.finish(1)
+    assert "Traceback" in term.shown()
+    assert "a bug, as ordered" in term.shown()
+
+
+def test_a_second_loop_on_a_plan_is_refused(world: World) -> None:
+    """README: a second loop on the same plan is refused, through another name of it as well."""
+    first = world.fake(answers=["spawn:hang"])
+    first.wait_event("spawned")
+    second = world.fake(project=first.project).finish(1)
+    assert f"another loop works on this plan (process {first.pid})" in second.output
+    assert not second.notes()
+    link = world.folder / "link"
+    link.symlink_to(first.project)
+    third = world.start(link, "run", "--opencode", fake_command()).finish(1)
+    assert f"(process {first.pid})" in third.output
+    first.signal(signal.SIGTERM)
+    first.finish(130, timeout=20)
+
+
+def test_kill_9(world: World) -> None:
+    """README: even `kill -9`: nothing is left behind, `status` says so, and the plan is free."""
+    child = world.fake(answers=["spawn:hang"])
+    child.wait_event("spawned")
+    child.signal(signal.SIGKILL)
+    child.finish(-signal.SIGKILL, patience=4.0)
+    assert "was killed" in world.say(child.project, "status", status=3)
+    assert world.fake(project=child.project).finish(0).boxes() == "xx"
+    assert "ended" in world.say(child.project, "status")
+
+
+def test_kill_9_with_a_check_under_way(world: World) -> None:
+    """README: even `kill -9`: nothing is left behind: with --server there is the check to end."""
+    login = {"OPENCODE_SERVER_PASSWORD": "secret"}
+    url = world.fake_server(login=login)
+    (server,) = world.helpers
+    project = world.project()
+    check = "sleep 1000 & setsid sleep 1000 & sleep 1000"
+    child = world.start(project, "run", "--server", url, "--check", check, **login)
+    child.wait_process("sleep 1000")
+    child.signal(signal.SIGKILL)
+    child.finish(-signal.SIGKILL, patience=5.0)
+    assert server.poll() is None, "the server is not ours"
+
+
+def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
+    """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
+    child = world.fake(answers=["sleep:0.3"] * 30 + ["spawn:hang"], tasks=40)
+    guard = r".*ocloop-guard"
+    first = child.wait_process(guard)
+    child.wait_event("busy")
+    os.kill(first, signal.SIGKILL)
+    child.until(
+        lambda: [pid for pid in child.processes(guard) if pid != first], "another guard", 30
+    )
+    child.wait_event("spawned")
+    child.signal(signal.SIGKILL)
+    child.finish(-signal.SIGKILL, patience=5.0)
+
+
+def test_a_lock_is_taken_when_its_owner_lets_go(world: World) -> None:
+    """README: a second loop on the same plan is refused: `status`, which holds the lock for a
+    moment, is none.
+    """
+    first = world.fake(tasks=3, answers=["mark"] * 2 + ["nothing"])
+    first.wait_event("busy")
+    first.signal(signal.SIGTERM)
+    first.finish(130, timeout=20)
+    (path,) = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.lock")
+    with open(path, encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = world.fake(project=first.project)
+        second.until(lambda: has_open(second.pid, path), "somebody who wants the lock")
+        time.sleep(0.2)
+        assert second.process.poll() is None
+        fcntl.flock(held, fcntl.LOCK_UN)
+    second.finish(0)
+    assert second.boxes() == "xxx"
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has the file open."""
+    with suppress(OSError):
+        for link in Path("/proc", str(pid), "fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(link) == str(path):
+                    return True
+    return False
+
+
+def test_a_server_that_ignores_signals(world: World) -> None:
+    """README: session, server and its tools are ended: also a server that ignores SIGTERM."""
+    child = world.fake(stubborn=True, answers=["spawn:hang"])
+    child.wait_event("spawned")
+    child.signal(signal.SIGTERM)
+    child.finish(130, timeout=20)
 
 
 def test_quitting_while_the_server_is_being_stopped(world: World) -> None:
-    """A plan that is complete stops its server; Q meanwhile waits for that, and keeps the reason."""
-    term = world.fake("--run", stubborn=True, terminal=True)
+    """README: 0: the plan is complete; Q while its server is being stopped changes nothing."""
+    term = world.fake_terminal("--run", stubborn=True)
     term.wait_for("✔ complete")
     term.send("q")
     term.finish(0)
@@ -4097,150 +11153,14 @@ def test_quitting_while_the_server_is_being_stopped(world: World) -> None:
     assert "the plan is complete" in world.say(term.project, "status")
 
 
-def test_stubborn_server(world: World) -> None:
-    """A server that ignores SIGTERM is killed; nothing is left a moment later."""
-    child = world.fake(stubborn=True, answers=["spawn:hang"])
-    child.until(lambda: child.events("spawned"), "a tool")
-    child.signal(signal.SIGTERM)
-    child.finish(130, timeout=20)
-
-
-def test_no_interface_to_give_the_terminal_to(world: World) -> None:
-    """T with a server from elsewhere and no OpenCode here: said, and the run goes on."""
-    process = world.helper([sys.executable, str(FAKE), "serve", "--hostname=127.0.0.1", f"--port={free_port()}"],
-                           FAKE_OPENCODE=json.dumps({"answers": ["hang"]}))
-    term = world.start(world.project(1), "run", "--run", "--server", listening(process), terminal=True,
-                       PATH=str(world.folder), HOME=str(world.folder))
-    term.until(lambda: term.state().get("session"), "a session")
-    term.send("t")
-    term.wait_for("cannot start opencode")
-    term.send("q")
-    term.wait_for("Q again")
-    term.send("q")
-    term.finish(130)
-
-
-def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    first, second, third = (ocloop.RunFile(str(tmp_path / "PLAN.md")) for _ in range(3))
-    sleeps: list[float] = []
-    with open(first.lock_path, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-
-        def let_go(seconds: float) -> None:
-            sleeps.append(seconds)
-            if len(sleeps) == 5:
-                fcntl.flock(held, fcntl.LOCK_UN)
-
-        monkeypatch.setattr(time, "sleep", let_go)
-        assert second.acquire() == 0 and len(sleeps) == 5
-        assert third.acquire() == os.getpid(), "it is really held"
-
-
-def test_server_url(world: World) -> None:
-    """Issue 5, line 10: a server that runs already is used, never stopped, and only its own session aborted."""
-    log = world.folder / "server.jsonl"
-    process = world.helper([sys.executable, str(FAKE), "serve", "--hostname=127.0.0.1", f"--port={free_port()}"],
-                           FAKE_OPENCODE=json.dumps({"answers": ["work", "work", "hang"], "log": str(log)}),
-                           OPENCODE_SERVER_PASSWORD="secret", OPENCODE_SERVER_USERNAME="me")
-    url = listening(process)
-    login: dict[str, Any] = {"OPENCODE_SERVER_PASSWORD": "secret", "OPENCODE_SERVER_USERNAME": "me"}
-    args = ("run", "--server", url)
-    project = world.project(2)
-    assert "the plan is complete" in world.say(project, *args, **login)
-    said = world.say(world.project(1, "wrong"), *args, status=1)
-    assert "refuses the password: set OPENCODE_SERVER_PASSWORD" in said
-    child = world.start(world.project(1, "stopped"), *args, **login)
-    child.requests_path = log
-    child.until(lambda: len(child.prompts()) == 3, "the third prompt")
-    child.signal(signal.SIGINT)
-    child.finish(130)
-    assert child.requests("/abort") and not child.requests("/dispose") and process.poll() is None
-    said = world.say(project, "run", "--dry-run", "--server", url)
-    assert url in said
-    port = free_port()
-    child = world.start(world.project(1, "nobody"), "run", "--server", f"http://127.0.0.1:{port}")
-    child.wait_for("waiting for http")
-    child.signal(signal.SIGTERM)
-    child.finish(130)
-
-
-# ── how a run is ended ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals(world: World, number: int) -> None:
-    """Row: SIGINT, SIGTERM: session aborted, tools and server gone, exit 130 (the real one: see below)."""
-    child = world.fake(answers=["spawn:hang"])
-    child.until(lambda: child.events("spawned"), "a tool")
-    child.signal(number)
-    child.finish(130, timeout=20)
-    assert child.requests("/abort") and child.records(record="run")[0]["status"] == 130
-    # While the server is starting, too.
-    child = world.fake(start="slow:30")
-    child.until(lambda: child.events("exec"), "a server")
-    child.signal(number)
-    child.finish(130, timeout=20)
-
-
-def test_ctrl_c(world: World) -> None:
-    """Row: SIGINT, as it comes from a terminal: the screen is left in order."""
-    term = world.fake("--run", answers=["spawn:hang"], terminal=True)
-    term.until(lambda: term.events("spawned"), "a tool")
-    term.wait_for("● running")
-    term.send("\x03")
-    term.finish(130, timeout=20)
-    assert "0 of 2 tasks done" in term.shown()
-    lines = world.fake("--plain", answers=["hang"], terminal=True)
-    lines.until(lambda: lines.events("busy"), "a busy session")
-    lines.send("\x03")
-    lines.finish(130, timeout=20)
-
-
-def test_a_crash_of_its_own(world: World) -> None:
-    """Row: a crash of ocloop itself: traceback, exit 1, nothing left, the terminal restored."""
-    patch = ("def boom(self, event): raise RuntimeError('a bug, as ordered')\n"
-             "ocloop.HANDLERS[ocloop.PromptAccepted] = boom")
-    child = world.fake(answers=["spawn:hang"], patch=patch).finish(1)
-    assert "Traceback" in child.output and "a bug, as ordered" in child.output
-    child = world.fake("--run", answers=["spawn:hang"], patch=patch, terminal=True).finish(1)
-    assert "Traceback" in child.shown() and "a bug, as ordered" in child.shown()
-    thread = "def boom(*args): raise RuntimeError('a bug, as ordered')\nocloop.Worker.send_prompt = boom\n"
-    thread += "ocloop.CARRY_OUT[ocloop.SendPrompt] = boom"
-    child = world.fake(answers=["work"], patch=thread).finish(1)
-    assert "a bug, as ordered" in child.output
-
-
-def test_killed(world: World) -> None:
-    """Rows: SIGKILL of ocloop: no server left 3 s later; the lock is free; `status` says how it ended.
-
-    And two loops on one plan: the second is refused with the first one's pid.
-    """
-    first = world.fake(answers=["spawn:hang"])
-    first.until(lambda: first.events("spawned"), "a tool")
-    second = world.fake(project=first.project).finish(1)
-    assert f"another loop works on this plan (process {first.pid})" in second.output and not second.requests()
-    # Through another name of the same file as well.
-    link = world.folder / "link"
-    link.symlink_to(first.project)
-    third = world.start(link, "run", "--opencode", fake_command()).finish(1)
-    assert f"(process {first.pid})" in third.output
-    first.signal(signal.SIGKILL)
-    first.finish(-signal.SIGKILL, patience=4.0)
-    said = world.say(first.project, "status", status=3)
-    assert "was killed" in said
-    assert world.fake(project=first.project).finish(0).boxes() == "xx"
-    assert "ended" in world.say(first.project, "status")
-
-
-def test_hangups(world: World) -> None:
-    """Rows: SIGHUP, or a terminal that hung up: the loop goes on without a screen to the end."""
-    hup = world.fake("--run", answers=["sleep:1"], tasks=3, terminal=True)
-    gone = world.fake("--run", answers=["sleep:1"], tasks=3, terminal=True)
-    asked = world.fake("--run", answers=["ask", "work"], tasks=2, terminal=True)
-    lines = world.fake("--plain", answers=["sleep:1"], tasks=2, terminal=True)
-    for run in (hup, gone):
-        run.wait_for("running")
+def test_hang_ups(world: World) -> None:
+    """README: the terminal is lost: goes on without one; `status` finds it."""
+    hup = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
+    gone = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
+    asked = world.fake_terminal("--run", answers=["ask", "work"])
+    lines = world.fake_terminal("--plain", answers=["sleep:1"])
+    hup.wait_for("running")
+    gone.wait_for("running")
     asked.wait_for("git push")
     lines.wait_for("Task 1")
     hup.signal(signal.SIGHUP)
@@ -4248,25 +11168,88 @@ def test_hangups(world: World) -> None:
         run.hang_up()
     hup.wait_said("going on without a screen")
     state = json.loads(world.say(gone.project, "status", "--json", status=3))
-    assert state["running"] and state["run"]["pid"] == gone.pid
+    assert state["running"]
+    assert state["run"]["pid"] == gone.pid
     for run in (hup, gone, asked, lines):
         run.finish(0)
         assert set(run.boxes()) == {"x"}
     assert asked.said("nobody is there to answer")
 
 
-# ── the screen ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── a terminal that does not take what is written ─────────────────────────────────────────────────
+
+
+def test_ctrl_s_stops_the_screen_and_not_the_run(world: World) -> None:
+    """README: made to be left alone: a screen that somebody held with ctrl-s stops no run."""
+    term = world.fake_terminal("--run", answers=["sleep:0.3"], tasks=12)
+    term.wait_for("● running")
+    term.send("\x13")
+    before = len(term.prompts())
+    term.until(lambda: len(term.prompts()) >= before + 6, "iterations while it is held", 15)
+    term.send("\x11")
+    term.wait_for("✔ complete")
+    term.send("q")
+    term.finish(0)
+    assert term.boxes() == "x" * 12
+
+
+def test_a_terminal_that_nobody_reads(world: World) -> None:
+    """README: made to be left alone: with a terminal that takes nothing (a frozen ssh connection)
+    a run goes to its end, a limit is kept, and SIGTERM ends it.
+    """
+    answers = ["flood:2000", "ask", "bigline:100000", "sleep:0.2"]
+    whole = world.fake_terminal("--run", "--auto", answers=answers, tasks=30, reading=False)
+    limited = world.fake_terminal(
+        "--run", "--max-iterations", "12", "--auto", answers=answers, tasks=30, reading=False
+    )
+    lines = world.fake_terminal("--plain", "--verbose", answers=answers, tasks=30, reading=False)
+    ended = world.fake_terminal(
+        "--run", "--auto", answers=[*answers, "spawn:hang"], tasks=30, reading=False
+    )
+    whole.until(lambda: whole.boxes() == "x" * 30, "the end of the plan")
+    limited.wait_said("--max-iterations")
+    lines.finish(0)
+    assert lines.boxes() == "x" * 30
+    ended.wait_event("spawned")
+    for run in (whole, limited, ended):
+        run.signal(signal.SIGTERM)
+    whole.finish(0, timeout=20)
+    limited.finish(3, timeout=20)
+    ended.finish(130, timeout=20)
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["nobody opens it", "nobody reads it"])
+def test_a_log_that_hangs(world: World, read: bool) -> None:
+    """README: made to be left alone: a log that takes nothing does not stop the run."""
+    path = world.folder / "log.fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if read else -1
+    if read:
+        fcntl.fcntl(reader, 1031, 4096)  # F_SETPIPE_SZ: it is full after some lines
+    child = world.fake("--log", str(path), "--verbose", tasks=10)
+    child.finish(0)
+    assert child.boxes() == "x" * 10
+    if read:
+        os.close(reader)
+
+
+# ── the screen and the keys ───────────────────────────────────────────────────────────────────────
 
 
 def test_keys(world: World) -> None:
-    """S, Space, ?, X, resize, Q twice, in a terminal; the picture is looked at on the screen."""
-    term = world.fake(answers=["sleep:2", "sleep:2", "hang", "sleep:1", "hang"], tasks=6, terminal=True)
+    """README: S starts, Space pauses after this iteration, X aborts it, ? helps, Q asks once."""
+    answers = ["sleep:2", "sleep:2", "hang", "sleep:1", "hang"]
+    term = world.fake_terminal(answers=answers, tasks=6)
     term.wait_for("ready")
-    assert re.search(r"0/6 +0%", term.shown()) and "S start" in term.shown() and not term.prompts()
+    assert re.search(r"0/6 +0%", term.shown())
+    assert "S start" in term.shown()
+    assert not term.prompts()
+
     term.send("?")
     term.wait_for("this help")
     term.send("?")
-    term.until(lambda: "this help" not in term.shown(), "the help to go")
+    term.wait_gone("this help")
+
     term.send("s")
     term.wait_for("● running")
     term.send(" ")
@@ -4275,36 +11258,37 @@ def test_keys(world: World) -> None:
     term.wait_for("● running")
     term.send(" ")
     term.wait_for("‖ paused")
-    assert len(term.prompts()) == 1 and re.search(r"1/6 +17%", term.shown())
+    assert len(term.prompts()) == 1
+    assert re.search(r"1/6 +17%", term.shown())
     time.sleep(0.5)
     assert len(term.prompts()) == 1
+
     for width, height in ((40, 12), (20, 4), (200, 50), (80, 24)):
         term.resize(width, height)
         term.wait_for("paused")
         assert term.shown().count("\n") == height - 1
         time.sleep(0.3)
     term.wait_for(r"Q quit")
+
     term.send(" ")
-    term.until(lambda: len(term.prompts()) == 3, "the iteration that hangs")
+    term.wait_prompts(3)
     term.send("x")
     term.wait_said("aborted by a person")
-    term.until(lambda: len(term.prompts()) == 5, "the one after the next")
+    term.wait_prompts(5)
     term.send("q")
     term.wait_for("Q again")
     term.send("z")
-    term.until(lambda: "Q again" not in term.shown(), "the question to go")
+    term.wait_gone("Q again")
     assert term.process.poll() is None
-    term.send("q")
-    term.wait_for("Q again")
-    term.send("q")
+    term.quit()
     term.finish(130, timeout=20)
     assert term.outcomes() == ["done", "done", "aborted", "done"]
     assert "3 of 6 tasks done" in term.shown(), "the summary stays when the screen is gone"
 
 
 def test_complete_on_the_screen(world: World) -> None:
-    """The summary is shown until a person quits; quitting a complete plan is exit 0."""
-    term = world.fake("--run", terminal=True)
+    """README: exit status 0: the plan is complete; the summary is shown until a person quits."""
+    term = world.fake_terminal("--run")
     term.wait_for("✔ complete")
     term.wait_for("2 of 2 tasks done")
     term.send("q")
@@ -4313,16 +11297,18 @@ def test_complete_on_the_screen(world: World) -> None:
 
 
 def test_retry_after_an_error(world: World) -> None:
-    """R after an error starts again, wherever it came from: server and all."""
-    fatal = world.fake("--run", answers=["error:401", "work"], terminal=True, store=str(world.folder / "store"))
-    no_start = world.fake("--run", starts=["exit", "exit", "exit", ""], terminal=True)
-    no_plan = world.fake("--run", answers=["delete"], terminal=True)
-    left = world.fake("--run", answers=["error:404"], terminal=True)
-    plan = "- [x] Task 1\n\n<plan-complete>By hand</plan-complete>\n"
+    """README: R: retry after an error, wherever it came from, server and all."""
+    store = str(world.folder / "store")
+    fatal = world.fake_terminal("--run", answers=["error:401", "work"], store=store)
+    no_start = world.fake_terminal("--run", starts=["exit", "exit", "exit", ""])
+    no_plan = world.fake_terminal("--run", answers=["delete"])
+    left = world.fake_terminal("--run", answers=["error:404"])
     fatal.wait_for("opencode auth login")
-    for term in (fatal, no_start, no_plan, left):
+    for term in (fatal, no_start, left):
         term.wait_for("✖ error")
+    no_plan.wait_for("✖ error", timeout=120)
     left.send("q")
+    plan = "- [x] Task 1\n\n<plan-complete>By hand</plan-complete>\n"
     (no_plan.project / "PLAN.md").write_text(plan, "utf-8")
     for term in (fatal, no_start, no_plan):
         term.send("r")
@@ -4330,82 +11316,124 @@ def test_retry_after_an_error(world: World) -> None:
         term.send("q")
         term.finish(0)
     left.finish(1)
-    assert len(fatal.events("listening")) == 2 and len(no_start.events("listening")) == 1
+    assert len(fatal.events("listening")) == 2
+    assert len(no_start.events("listening")) == 1
 
 
 def test_rate_limits(world: World) -> None:
-    """Row: OpenCode gives up on a rate limit, or parks it: the loop waits, which uses up no --retries."""
-    term = world.fake("--run", "--retries", "1", terminal=True,
-                      answers=["error:429", "retry-park", "error:429:Slow down", "work"])
-    for wait in ("30s", "1m00s", "2m00s"):
+    """README: a rate limit outlasts OpenCode: waits until the announced time, or 30 s, then longer
+    and longer, and goes on; it uses up no --retries.
+    """
+    answers = ["error:429", "retry-park", "error:429:Slow down", "work"]
+    term = world.fake_terminal("--run", "--retries", "1", "--max-wait", "0", answers=answers)
+    for wait in ("30s", "23h59m", "2m00s"):
         term.wait_said(f"trying again in {wait}")
-        term.wait_for(r"◷ waiting(.|\n)* again in ")
+        term.wait_for(r"◷ waiting(.|\n)*again at ")
         term.send("r")
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
     assert term.outcomes() == ["rate-limited"] * 3 + ["done"] * 2
-    assert term.said("OpenCode would wait 23h59m|OpenCode would wait 24h")
+    assert term.said("OpenCode would wait (23h59m|24h)")
 
 
-def test_asked_in_a_terminal(world: World) -> None:
-    """Row: shown, answered with a key; after --ask-timeout refused; --auto; answered elsewhere is no error."""
-    term = world.fake("--run", "--notify", "echo $OCLOOP_EVENT >> notes", tasks=6, terminal=True,
-                      answers=["ask", "ask-child", "ask", "question", "question", "ask"])
+def wait_asked(term: Terminal, number: int) -> None:
+    """Wait for so many things to have been asked, and for the last one on the screen."""
 
-    def asked(number: int) -> None:
-        """Wait for so many things to have been asked, and for the last one on the screen."""
-        said = re.compile(r"bash: git push|Which way\?")
-        term.until(lambda: sum(bool(said.fullmatch(one["text"])) for one in term.records(kind="ask")) == number,
-                   f"number {number}")
-        term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
+    def count() -> bool:
+        asks = [str(record["text"]) for record in term.records(kind="ask")]
+        said = r"(bash|shell): git push|Which way\?"
+        return (
+            sum(bool(re.fullmatch(said, text)) for text in asks) == number
+        )
 
-    asked(1)
-    assert "Y once" in term.shown() and "refused in " in term.shown()
-    assert "waits for you: bash" in world.say(term.project, "status", status=3)
+    term.until(count, f"ask number {number}")
+    term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
+
+
+def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
+    """README: a permission or a question comes up: asks you; answered elsewhere is no error."""
+    answers = ["ask", "ask-child", "ask", "question", "question", "ask"]
+    notify = "echo $OCLOOP_EVENT >> notes"
+    term = world.fake_terminal("--run", "--notify", notify, tasks=6, answers=answers)
+    wait_asked(term, 1)
+    assert "Y once" in term.shown()
+    assert "refused in " in term.shown()
+    said = world.say(term.project, "status", status=3)
+    assert re.search("waits for you: (bash|shell) git push", said)
     for number, key in enumerate("yan2n", 1):
-        asked(number)
+        wait_asked(term, number)
         term.send(key)
-    asked(6)
-    state = term.state()
-    number = term.events("busy")[-1]["session"] and ask_server(state, "GET", "/permission")[0]["id"]
-    ask_server(state, "POST", f"/permission/{number}/reply", {"reply": "once"})
+    wait_asked(term, 6)
+    answer_elsewhere(world, term.state())
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
-    replies = [one["body"].get("reply") for one in term.requests("/permission/.*/reply")]
-    assert replies == ["once", "always", "reject", "once"]
-    answers = [one["body"]["answers"] for one in term.requests("/question/.*/reply")]
-    assert answers[0] == [["B"]] and len(answers) == 2 and term.boxes() == "xxxxxx"
+    decisions = [reply["decision"] for reply in term.replies("permission")]
+    assert decisions == ["once", "always", "reject", "once"]
+    questions = term.replies("question")
+    assert len(questions) == 2
+    assert questions[0]["answers"] == [["B"]]
+    assert term.boxes() == "xxxxxx"
     assert (term.project / "notes").read_text().split()[0] == "asked"
 
-    term = world.fake("--run", "--ask-timeout", "2", answers=["ask", "question"], terminal=True)
+
+def test_what_nobody_answers_is_refused(world: World) -> None:
+    """README: --ask-timeout: refuse what nobody answers for so long, and the agent goes on."""
+    term = world.fake_terminal("--run", "--ask-timeout", "2", answers=["ask", "question"])
     term.wait_for("refused in 2s")
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
-    assert term.said("nobody answered for 2s") and term.boxes() == "xx"
+    assert term.said("nobody answered for 2s")
+    assert term.boxes() == "xx"
 
 
-def ask_server(state: dict[str, Any], method: str, path: str, body: Any = None) -> Any:
+def answer_elsewhere(world: World, state: Json) -> None:
+    """Allow what is asked once, as another program on this machine would."""
+    if world.generation == 1:
+        number = ask_server(state, "GET", "/permission")[0]["id"]
+        ask_server(state, "POST", f"/permission/{number}/reply", {"reply": "once"})
+        return
+    (asked, *_) = ask_server(state, "GET", "/api/permission/request")["data"]
+    path = f"/api/session/{asked['sessionID']}/permission/{asked['id']}/reply"
+    ask_server(state, "POST", path, {"decision": "once"})
+
+
+def ask_server(state: Json, method: str, path: str, body: Any = None) -> Any:
     """A request to the server of a run, as someone else on this machine would send it."""
-    request = urllib.request.Request(state["server"] + path, None if body is None else json.dumps(body).encode(),
-                                     method=method)
-    login = "{}:{}".format(state["username"], state["password"])
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(state["server"] + path, data, method=method)
+    login = f"{state.get('username') or 'opencode'}:{state['password']}"
     request.add_header("Authorization", "Basic " + b64encode(login.encode()).decode())
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+    request.add_header("Content-Type", "application/json")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as response:
         return json.loads(response.read() or b"null")
 
 
-def test_session_in_opencodes_own_interface(world: World) -> None:
-    """T gives the terminal to `opencode attach` and takes it back; the run goes on meanwhile."""
-    term = world.fake("--run", answers=["sleep:4", "work"], terminal=True)
+def interface_of(world: World, session: str) -> str:
+    """What the fake's interface shows when it was started for a session, with its password.
+
+    The words of its command line may be broken anywhere: the screen is narrow.
+    """
+
+    def broken(text: str) -> str:
+        return r"\n?".join(map(re.escape, text))
+
+    option = {1: "attach http://127.0.0.1:", 2: "--server http://127.0.0.1:"}[world.generation]
+    words = (option, f"--session {session}", "password: yes")
+    return r"(.|\n)*".join(map(broken, words))
+
+
+def test_the_session_in_opencodes_own_interface(world: World) -> None:
+    """README: T: this session in OpenCode's own interface, and back; the loop goes on meanwhile."""
+    term = world.fake_terminal("--run", answers=["sleep:4", "work"])
     term.wait_for("● running")
-    term.until(lambda: term.events("busy"), "a busy session")
-    session = term.events("busy")[0]["session"]
+    session = term.wait_event("busy")["session"]
     term.send("t")
-    term.wait_for(rf"attach http://127\.0\.0\.1:\d+ --session {session}(.|\n)*password: yes")
-    term.until(lambda: len(term.prompts()) == 2, "the next iteration")
+    term.wait_for(interface_of(world, session))
+    term.wait_prompts(2)
     term.send("\n")
     term.wait_for("✔ complete")
     assert "password: yes" not in term.shown()
@@ -4413,71 +11441,49 @@ def test_session_in_opencodes_own_interface(world: World) -> None:
     term.finish(0)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])
+def test_no_interface_to_give_the_terminal_to(world: World) -> None:
+    """README: T: where there is no OpenCode to start, that is said, and the run goes on."""
+    login = {"OPENCODE_SERVER_PASSWORD": "secret"}
+    url = world.fake_server(answers=["hang"], login=login)
+    nowhere = {"PATH": str(world.folder), "HOME": str(world.folder), **login}
+    term = world.start_terminal(world.project(1), "run", "--run", "--server", url, **nowhere)
+    term.wait_session()
+    term.send("t")
+    term.wait_for("cannot start opencode")
+    term.quit()
+    term.finish(130)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])
 def test_ending_while_the_terminal_is_given_away(world: World, number: int, status: int) -> None:
-    """What has the terminal goes too, also where ocloop is but a job of a shell."""
-    argv = [sys.executable, str(OCLOOP), "run", "--run", "--port", str(free_port()), "--opencode", fake_command()]
-    shell = world.execute(world.project(), ["/bin/sh", "-c", f"{shlex.join(argv)}; echo status $?; read _"],
-                          terminal=True, FAKE_OPENCODE=json.dumps({"answers": ["hang"]}))
+    """README: nothing is left behind: what has the terminal goes too, also in a shell's job."""
+    options = ["--run", "--port", str(free_port()), "--opencode", fake_command()]
+    program = shlex.join([sys.executable, str(OCLOOP), "run", *options])
+    shell = world.execute_terminal(
+        world.project(),
+        ["/bin/sh", "-c", f"{program}; echo status $?; read _"],
+        **world.setting(answers=["hang"]),
+    )
     shell.wait_for("● running")
-    shell.until(lambda: shell.state().get("session"), "a session")
+    shell.wait_session()
     shell.send("t")
     shell.wait_for("password: yes")
     os.kill(int(shell.state()["pid"]), number)
     shell.wait_for(f"status {status}")
-    shell.until(lambda: not [line for line in marked(shell.mark).values() if not line.startswith("/bin/sh -c")],
-                "the end of what had the terminal")
+    shell.until(lambda: shell.processes() == [shell.pid], "the end of what had the terminal")
     shell.send("\n")
     shell.finish(0)
 
 
-def test_closed_streams_and_odd_encodings(world: World) -> None:
-    """Closed standard streams lead nowhere; what an encoding cannot say is replaced."""
-    for number, closed in enumerate(("<&-", ">&-", "<&- >&- 2>&-")):
-        project = world.project(1, f"closed-{number}")
-        argv = [sys.executable, str(OCLOOP), "run", "--port", str(free_port()), "--opencode", fake_command()]
-        child = world.execute(project, ["/bin/sh", "-c", f"{shlex.join(argv)} {closed}"], FAKE_OPENCODE="{}")
-        child.finish(0)
-        assert child.boxes() == "x"
-    project = world.project("- [x] one\n- [BLOCKED: a \u2192 b] two\n\n<plan-complete>\u2713</plan-complete>\n", "latin")
-    assert "complete" in world.say(project, "status", PYTHONIOENCODING="latin-1")
-
-
-def test_facts_that_fit_into_no_environment(world: World) -> None:
-    """A task of 200 KB, with a NUL in it, is worked all the same, with --check and --notify."""
-    project = world.project("- [ ] one \0 " + "x" * 200_000 + "\n", "long")
-    child = world.fake("--check", "true", "--notify", "true", project=project).finish(0)
-    assert [record["check"] for record in child.records(record="iteration")] == ["passed"]
-
-
-def test_a_pipe_in_place_of_the_plan(world: World) -> None:
-    """What would never end to be read is refused, at the start and under way."""
-    project = world.project(1, "pipe")
-    (project / "PLAN.md").unlink()
-    os.mkfifo(project / "PLAN.md")
-    said = world.say(project, "run", "--opencode", fake_command(), status=1)
-    assert "it is not a file" in said
-    run = world.fake(answers=["hang"])
-    run.until(lambda: run.prompts(), "the prompt")
-    (run.project / "PLAN.md").unlink()
-    os.mkfifo(run.project / "PLAN.md")
-    run.finish(1)
-    assert "it is not a file" in run.output
-
-
 def test_stop_and_continue(world: World) -> None:
-    """Row: ctrl-z and `fg`: the screen is back, the run goes on."""
-    term = world.fake("--run", answers=["sleep:2", "work"], terminal=True, project=world.project(2, "in-a-shell"))
-    command = " ".join(map(shlex.quote, term.process.args))
-    term.wait_for("● running")
-    term.send("q")
-    term.wait_for("Q again")
-    term.send("q")
-    term.finish(130)
-    shell = world.execute(term.project, ["/bin/sh", "-i"], terminal=True, PS1="prompt> ",
-                          FAKE_OPENCODE=term.env["FAKE_OPENCODE"])
+    """README: made to be left alone: after ctrl-z and `fg` the screen is back, the run goes on."""
+    command = world.on_fake("--run", answers=["sleep:2", "work"])
+    shell = world.execute_terminal(
+        command.folder, ["/bin/sh", "-i"], **{**command.env, "PS1": "prompt> "}
+    )
     shell.wait_for("prompt>")
-    shell.send(command + "; echo status $?\n")
+    program = shlex.join(command.argv).replace("{log}", str(shell.log))
+    shell.send(program + "; echo status $?\n")
     shell.wait_for("● running")
     shell.send("\x1a")
     shell.wait_for(r"prompt>\s*$")
@@ -4494,44 +11500,95 @@ def test_stop_and_continue(world: World) -> None:
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """TERM=dumb and an unknown TERM fall back to lines, and say so; NO_COLOR and ASCII are respected."""
-    for term_name in ("dumb", "no-such-terminal"):
-        argv_env = {"TERM": term_name}
-        run = world.fake(tasks=1, terminal=True, patch=f"import os\nos.environ['TERM'] = {term_name!r}",
-                         env=argv_env).finish(0)
-        assert f"plain lines, since TERM={term_name}" in run.output
-    run = world.fake("--run", tasks=1, terminal=True, env={"NO_COLOR": "1", "LC_ALL": "C", "LANG": "C"})
-    run.wait_for(r"\+ complete")
-    assert run.shown().isascii()
-    run.send("q")
-    run.finish(0)
-    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", run.output)
+    """design.md: NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work."""
+    for name in ("dumb", "no-such-terminal"):
+        lines = world.fake_terminal(tasks=1, name=name).finish(0)
+        assert f"plain lines, since TERM={name}" in lines.output
+    simple = {"NO_COLOR": "1", "LC_ALL": "C", "LANG": "C"}
+    term = world.fake_terminal("--run", tasks=1, env=simple)
+    term.wait_for(r"\+ complete")
+    assert term.shown().isascii()
+    term.send("q")
+    term.finish(0)
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
 
 
-# ── limits, a gate, a record ───────────────────────────────────────────────────────────────────────────────
+def test_closed_streams_and_odd_encodings(world: World) -> None:
+    """design.md: goes on without a screen: closed standard streams lead nowhere, and what an
+    encoding cannot say is replaced.
+    """
+    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
+        options = ["--port", str(free_port()), "--opencode", fake_command()]
+        program = shlex.join([sys.executable, str(OCLOOP), "run", *options])
+        argv = ["/bin/sh", "-c", f"{program} {closed}"]
+        child = world.execute(world.project(1), argv, **world.setting()).finish(0)
+        assert child.boxes() == "x"
+    plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
+    said = world.say(world.project(plan), "status", PYTHONIOENCODING="latin-1")
+    assert "complete" in said
+
+
+# ── odd plans ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_facts_that_fit_into_no_environment(world: World) -> None:
+    """README: the command has OCLOOP_TASK in its environment, however long and odd a task is."""
+    project = world.project("- [ ] one \0 " + "x" * 200_000 + "\n")
+    child = world.fake("--check", "true", "--notify", "true", project=project).finish(0)
+    assert child.checks() == ["passed"]
+
+
+def test_a_pipe_in_place_of_the_plan(world: World) -> None:
+    """README: it stops with a message: what would never end to be read is not read."""
+    project = world.project(1)
+    (project / "PLAN.md").unlink()
+    os.mkfifo(project / "PLAN.md")
+    said = world.say(project, "run", "--opencode", fake_command(), status=1)
+    assert "it is not a file" in said
+    run = world.fake(answers=["sleep:3"])
+    run.wait_prompts(1)
+    (run.project / "PLAN.md").unlink()
+    os.mkfifo(run.project / "PLAN.md")
+    run.finish(1, timeout=120)
+    assert "it is not a file" in run.output
+
+
+# ── limits, a gate, a record ──────────────────────────────────────────────────────────────────────
 
 
 def test_limits(world: World) -> None:
-    """Issue 5, line 1: a limit ends the loop after the iteration, exit 3, the reason said."""
+    """README: --max-iterations, --max-cost, --max-time: stop then, with exit status 3; abort in
+    mid-iteration at twice that. A plan that is complete by then is complete.
+    """
     iterations = world.fake("--max-iterations", "2", tasks=4)
     cost = world.fake("--max-cost", "1", answers=["cost:0.60"], tasks=4)
     late = world.fake("--max-time", "1s", answers=["sleep:1"], tasks=4)
     twice = world.fake("--max-time", "1s", answers=["hang"], tasks=4)
     in_time = world.fake("--max-iterations", "2", tasks=2)
+
     iterations.finish(3)
-    assert iterations.boxes() == "xx  " and "2 iterations were worked (--max-iterations)" in iterations.output
+    assert iterations.boxes() == "xx  "
+    assert "2 iterations were worked (--max-iterations)" in iterations.output
+
     cost.finish(3)
-    assert cost.boxes() == "xx  " and "$1.20 were spent (--max-cost)" in cost.output
+    assert cost.boxes() == "xx  "
+    assert "$1.20 were spent (--max-cost)" in cost.output
+
     late.finish(3)
-    assert late.boxes().startswith("x") and "--max-time" in late.output
+    assert late.boxes().startswith("x")
+    assert "--max-time" in late.output
+
     twice.finish(3)
-    assert twice.outcomes() == ["aborted"] and "twice the limit" in twice.output
-    assert in_time.finish(0).boxes() == "xx", "the limit of a plan that is complete anyway is none"
+    assert twice.outcomes() == ["aborted"]
+    assert "twice the limit" in twice.output
+
+    assert in_time.finish(0).boxes() == "xx"
 
 
 def test_a_limit_is_raised(world: World) -> None:
-    """Issue 5, line 1: on the screen R goes on with the limit raised by as much again."""
-    term = world.fake("--run", "--max-iterations", "1", tasks=3, terminal=True)
+    """README: R at a limit: go on, with the limit raised by as much again."""
+    term = world.fake_terminal("--run", "--max-iterations", "1", tasks=3)
+    left = world.fake_terminal("--run", "--max-iterations", "1", tasks=3)
     for number in (1, 2):
         term.wait_for(rf"paused(.|\n)*{number} iterations were worked")
         assert len(term.prompts()) == number
@@ -4539,227 +11596,240 @@ def test_a_limit_is_raised(world: World) -> None:
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
-    term = world.fake("--run", "--max-iterations", "1", tasks=3, terminal=True)
-    term.wait_for("1 iterations were worked")
-    term.send("q")
-    term.finish(3)
+    left.wait_for("1 iterations were worked")
+    left.send("q")
+    left.finish(3)
 
 
 def test_timeouts(world: World) -> None:
-    """Row: provider sends nothing: abort, new session, the plan goes on."""
+    """README: --iteration-timeout, --stall-timeout: abort the iteration, and try again."""
     long = world.fake("--iteration-timeout", "1", answers=["hang", "work"], tasks=1)
     still = world.fake("--stall-timeout", "1", answers=["hang", "work"], tasks=1)
     for child, expected in ((long, "took longer than 1s"), (still, "nothing happened for 1s")):
         child.finish(0)
-        assert child.outcomes() == ["stalled", "done"] and expected in child.output
+        assert child.outcomes() == ["stalled", "done"]
+        assert expected in child.output
 
 
-def test_check(world: World) -> None:
-    """Issue 5, line 2: a check that fails is told to the next prompt, and keeps the plan from being complete."""
-    check = 'echo "plan=$OCLOOP_PLAN task=$OCLOOP_TASK n=$OCLOOP_ITERATION $OCLOOP_DONE/$OCLOOP_TOTAL"; pwd; ' \
-            'test "$OCLOOP_ITERATION" != 1'
-    child = world.fake("--check", check, tasks=2).finish(0)
-    prompts = child.prompts()
-    assert len(prompts) == 2 and "plan=" not in prompts[0]
-    for part in (check, "exit status 1", f"plan={child.project}/PLAN.md task=Task 1 n=1 1/2\n{child.project}"):
-        assert part in prompts[1]
-    assert [record["check"] for record in child.records(record="iteration")] == ["failed", "passed"]
-    # One that fails at the end keeps the plan open; its output is cut to the last 4 KB.
-    child = world.fake("--check", "seq 5000; test $OCLOOP_ITERATION -gt 2", tasks=1,
-                       answers=["work", "nothing"]).finish(0)
-    prompts = child.prompts()
-    assert len(prompts) == 3 and "\n5000" in prompts[1] and len(prompts[1]) < 5000
-    child = world.fake("--check", "echo never good; false", "--stuck", "2", tasks=1, answers=["work", "nothing"])
-    child.finish(3)
-    assert "the check failed 2 times in a row (--stuck)" in child.output
+def test_a_check_that_fails_is_told_to_the_next_session(world: World) -> None:
+    """README: the next session is given its exit status and the last 4 KB of its output."""
+    variables = "plan=$OCLOOP_PLAN task=$OCLOOP_TASK n=$OCLOOP_ITERATION"
+    check = f'echo "{variables} $OCLOOP_DONE/$OCLOOP_TOTAL"; pwd; test "$OCLOOP_ITERATION" != 1'
+    child = world.fake("--check", check).finish(0)
+    first, second = child.prompts()
+    assert "plan=" not in first
+    said = f"plan={child.project}/PLAN.md task=Task 1 n=1 1/2\n{child.project}"
+    for part in (check, "exit status 1", said):
+        assert part in second
+    assert child.checks() == ["failed", "passed"]
 
 
-def test_check_timeout(world: World) -> None:
-    """Issue 5, line 2: its whole process group is ended; an interrupted check is no failure."""
-    check = "if test $OCLOOP_ITERATION = 1; then sleep 1000 & setsid sleep 1000 & sleep 1000; fi"
+def test_a_check_keeps_the_plan_from_being_complete(world: World) -> None:
+    """README: the plan does not count as complete before the check passes; --stuck ends that."""
+    answers = ["work", "nothing"]
+    check = "seq 5000; test $OCLOOP_ITERATION -gt 2"
+    late = world.fake("--check", check, tasks=1, answers=answers)
+    never = world.fake(
+        "--check", "echo never good; false", "--stuck", "2", tasks=1, answers=answers
+    )
+    prompts = late.finish(0).prompts()
+    assert len(prompts) == 3
+    assert "\n5000" in prompts[1]
+    assert len(prompts[1]) < 5000
+    never.finish(3)
+    assert "the check failed 2 times in a row (--stuck)" in never.output
+
+
+def test_a_check_that_does_not_end(world: World) -> None:
+    """README: --check-timeout: end the check, and all it started; an interrupted one failed not."""
+    sleepers = "sleep 1000 & setsid sleep 1000 & sleep 1000"
+    check = f"if test $OCLOOP_ITERATION = 1; then {sleepers}; fi"
     late = world.fake("--check", check, "--check-timeout", "1s", tasks=2)
     child = world.fake("--check", check, tasks=1)
-    term = world.fake("--run", "--check", check, terminal=True)
+    term = world.fake_terminal("--run", "--check", check)
     for run in (child, term):
-        run.wait_for_tool()
+        run.wait_process("sleep 1000")
     child.signal(signal.SIGTERM)
     term.send("x")
     child.finish(130, timeout=20)
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
-    assert [record["check"] for record in term.records(record="iteration")] == ["interrupted", "passed"]
+    assert term.checks() == ["interrupted", "passed"]
     late.finish(0)
     assert "--check-timeout" in late.prompts()[1]
 
 
 def test_notify(world: World) -> None:
-    """Issue 5, line 3: run with the variables when it ends, stops or fails; never waited for, never fatal."""
-    command = 'echo "$OCLOOP_EVENT|$OCLOOP_MESSAGE|$OCLOOP_DONE/$OCLOOP_TOTAL|$OCLOOP_PLAN" >> notes'
-    cases: list[tuple[list[str], list[str], int, str]] = [
-        ([], ["work"], 0, "complete|the plan is complete|2/2|"),
-        (["--max-iterations", "1"], ["work"], 3, "stopped|1 iterations were worked (--max-iterations)|1/2|"),
-        ([], ["error:401"], 1, "failed|The provider said no:"),
+    """README: --notify: run when the loop ends, stops or fails; it is never waited for."""
+    facts = "$OCLOOP_EVENT|$OCLOOP_MESSAGE|$OCLOOP_DONE/$OCLOOP_TOTAL|$OCLOOP_PLAN"
+    command = f'echo "{facts}" >> notes'
+    limit = r"stopped\|ocloop \S+: stopped: 1 iterations were worked \(--max-iterations\), 1/2, "
+    complete = r"complete\|ocloop \S+: complete, 2/2, \$0\.\d+, \d+s\|2/2\|"
+    cases: list[tuple[ChildProcess, int, str]] = [
+        (world.fake("--notify", command), 0, complete),
+        (world.fake("--notify", command, "--max-iterations", "1"), 3, limit),
+        (world.fake("--notify", command, answers=["error:401"]), 1, r"failed\|"),
     ]
-    for child, status, expected in [(world.fake("--notify", command, *args, answers=answers), status, expected)
-                                    for args, answers, status, expected in cases]:
+    for child, status, expected in cases:
         child.finish(status)
         notes = child.project / "notes"
         until(notes.exists, "a notification", 5)
-        assert notes.read_text().startswith(expected) and f"|{child.project}/PLAN.md" in notes.read_text()
+        assert re.match(expected, notes.read_text())
+        assert f"|{child.project}/PLAN.md" in notes.read_text()
     failing = world.fake("--notify", "exit 3")
-    world.fake("--notify", "no-such-program").finish(0)
+    missing = world.fake("--notify", "no-such-program")
     failing.finish(0)
+    missing.finish(1)
+    assert "--notify: there is no command no-such-program" in missing.output
 
 
 def test_status(world: World) -> None:
-    """Issue 5, line 5: the plan's progress, the run while it runs, how the last one ended; 0, 3 or 1."""
+    """README: how far, how much, what now; it exits with 0, 3 or 1. State is readable by you alone,
+    and nothing is written into your project but what you name.
+    """
     project = world.project("- [x] Zero\n- [ ] Task 1\n- [BLOCKED: no key] Two\n")
     said = world.say(project, "status", status=3)
-    assert "1 of 2 tasks done" in said and "1 blocked" in said and "Task 1" in said and "none so far" in said
+    for part in ("1 of 2 tasks done", "1 blocked", "Task 1", "none so far"):
+        assert part in said
+
     child = world.fake(answers=["sleep:3", "work"], project=project)
-    child.until(lambda: child.events("busy"), "a busy session")
-    child.until(lambda: child.state().get("session"), "the session in the state file")
+    session = child.wait_event("busy")["session"]
+    child.wait_session()
     said = world.say(world.folder, "status", "--plan", str(project / "PLAN.md"), status=3)
-    session = child.events("busy")[0]["session"]
-    for part in ("running", f"process {child.pid}", session, "iteration 1: Task 1", "http://127.0.0.1:"):
+    iteration = "iteration 1: Task 1"
+    for part in ("running", f"process {child.pid}", session, iteration, "http://127.0.0.1:"):
         assert part in said
     state = json.loads(world.say(project, "status", "--json", status=3))
     assert (state["done"], state["total"], state["blocked"], state["running"]) == (1, 2, 1, True)
-    assert state["run"]["session"] == session and state["run"]["state"] == "running"
+    assert state["run"]["session"] == session
+    assert state["run"]["state"] == "running"
+
     password = child.state()["password"]
-    assert password and password not in said and "password" not in json.dumps(state)
+    assert password
+    assert password not in said
+    assert "password" not in json.dumps(state)
     files = list(Path(child.env["XDG_STATE_HOME"], "ocloop").iterdir())
-    assert files and all(path.stat().st_mode & 0o077 == 0 for path in files)
-    assert not any(password in line for line in marked(child.mark).values()), "never on a command line"
+    assert files
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+    lines = marked(child.mark).values()
+    assert not any(password in line for line in lines), "never on a command line"
+
     child.finish(0)
     state = json.loads(world.say(project, "status", "--json"))
-    assert state["complete"] and not state["running"] and state["run"]["status"] == 0
+    assert state["complete"]
+    assert not state["running"]
+    assert state["run"]["status"] == 0
     assert "password" not in child.state(), "it is of no use to anybody any more"
     assert "the plan is complete" in world.say(project, "status")
     assert "cannot be read" in world.say(world.folder, "status", status=1)
-    assert sorted(path.name for path in project.iterdir()) == [".loop-prompt.md", "PLAN.md"], "nothing of its own"
+    assert sorted(path.name for path in project.iterdir()) == [".loop-prompt.md", "PLAN.md"]
 
 
 def test_attach(world: World) -> None:
-    """Issue 5, line 6: joins the live session from any other terminal; the password is on no command line."""
+    """README: `attach` joins the live session from any other terminal.
+
+    The password is on no command line.
+    """
     project = world.project()
-    said = world.say(project, "attach", status=1)
-    assert "no loop works on" in said
+    assert "no loop works on" in world.say(project, "attach", status=1)
     child = world.fake(answers=["sleep:4", "work"], project=project)
-    child.until(lambda: child.state().get("session"), "the session in the state file")
-    session, password = child.events("busy")[0]["session"], child.state()["password"]
-    other = world.start(project, "attach", terminal=True)
-    other.wait_for(rf"attach http://127\.0\.0\.1:\d+ --session {session} --dir /")
-    other.wait_for("password: yes")
+    session = child.wait_session()
+    password = child.state()["password"]
+    other = world.start_terminal(project, "attach", **world.setting())
+    other.wait_for(interface_of(world, session))
     lines = list(marked(other.mark).values())
-    assert any("attach" in line for line in lines) and not any(password in line for line in lines)
+    assert any(session in line for line in lines)
+    assert not any(password in line for line in lines)
     other.send("\n")
     other.finish(0)
     child.finish(0)
 
 
-def test_logs(world: World) -> None:
-    """Issue 5, line 8: an entry per happening, a record per iteration, one of the run; text or JSON lines."""
-    child = world.fake("--check", "true", answers=["cost:0.5", "nothing", "work"], tasks=2).finish(0)
-    records = child.records()
-    for record in records[1:]:
-        assert {"time", "kind", "iteration", "session", "text"} <= set(record)
+def test_the_record_in_json_lines(world: World) -> None:
+    """README: one line per happening, with time, kind, iteration, session and text; a record of
+    each iteration, and one of the run.
+    """
+    answers = ["cost:0.5", "nothing", "work"]
+    child = world.fake("--check", "true", answers=answers, tasks=2).finish(0)
+    for record in child.records():
+        assert {"time", "kind", "iteration", "session", "text"} <= set(record), record
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", record["time"])
-    assert records[0]["kind"] == "start" and "version" in records[0]
     iterations = child.records(record="iteration")
     assert [one["task"] for one in iterations] == ["Task 1", "Task 2", "Task 2"]
-    assert [one["changed"] for one in iterations] == [True, False, True]
-    assert iterations[0]["cost"] == 0.5 and iterations[0]["check"] == "passed"
-    assert iterations[0]["tokens"]["input"] > 0
-    assert iterations[0]["outcome"] == "done" and iterations[0]["seconds"] >= 0
+    assert [one["progress"] for one in iterations] == [True, False, True]
+    first = iterations[0]
+    assert first["cost"] == 0.5
+    assert first["check"] == "passed"
+    assert first["tokens"]["input"] > 0
+    assert first["outcome"] == "done"
+    assert first["seconds"] >= 0
     (last,) = child.records(record="run")
     assert (last["status"], last["done"], last["total"], last["iterations"]) == (0, 2, 2, 3)
-    assert last["reason"] and last["summary"] and 0.5 < last["cost"] < 0.6
+    assert last["reason"]
+    assert last["summary"]
+    assert 0.5 < last["cost"] < 0.6
 
+
+def test_the_record_in_text(world: World) -> None:
+    """README: --log: append every entry, from the first one on."""
     log = world.folder / "night.log"
     for _ in range(2):
         world.fake("--log", str(log), tasks=1).finish(0)
     text = log.read_text("utf-8")
-    assert text.count("the plan is complete") >= 2, "it is appended to"
-    assert text.count("starting OpenCode") == 2, "from the first entry on"
-    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ \w+ +\S", line) for line in text.split("\n")[:-1])
+    assert text.count("the plan is complete") >= 2
+    assert text.count("starting OpenCode") == 2
+    lines = text.split("\n")[:-1]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ \w+ +\S", line) for line in lines)
 
 
-def test_verbose_log_can_be_replayed(world: World) -> None:
-    """Issue 5, line 8: with --verbose, what the loop was told stands in the log, from start to end."""
-    child = world.fake("--verbose", tasks=1).finish(0)
-    inputs = child.records(kind="input")
-    assert {"ServerReady", "SetupChecked", "FilesRead", "SessionCreated", "PromptAccepted", "ServerEvent",
-            "Polled", "Measured"} <= {record["event"] for record in inputs}
-    times = [record["now"] for record in inputs]
-    assert times == sorted(times) and all(isinstance(record["fields"], dict) for record in inputs)
-    assert child.said("session.idle"), "every event of the server is in the activity"
+def test_verbose(world: World) -> None:
+    """README: --verbose: every event of the server in the activity."""
+    usual = world.fake(tasks=1)
+    verbose = world.fake("--verbose", tasks=1)
+    usual.finish(0)
+    verbose.finish(0)
+    said = {1: r"session\.idle", 2: r"session\.execution\.succeeded"}[world.generation]
+    assert verbose.said(said)
+    assert not usual.said(said)
 
 
 def test_places_that_cannot_be_written(world: World) -> None:
-    """Row: disk full or --log unwritable, HOME unwritable: a warning; the loop goes on."""
+    """README: made to be left alone: a full disk, a log or a home that cannot be written to are
+    warnings, and the loop goes on.
+    """
     blocked = world.folder / "file"
     blocked.write_text("", "utf-8")
     child = world.fake("--log", str(blocked / "below.log")).finish(0)
-    assert "cannot write the log" in child.output and child.boxes() == "xx"
+    assert "cannot write the log" in child.output
+    assert child.boxes() == "xx"
+
     child = world.fake("--log", "/dev/full").finish(0)
-    assert child.output.count("cannot write the log /dev/full") == 1 and "No space left" in child.output
+    assert child.output.count("cannot write the log /dev/full") == 1
+    assert "No space left" in child.output
+
     nowhere = {"HOME": str(blocked), "XDG_STATE_HOME": ""}
     child = world.fake(env=nowhere).finish(0)
-    assert "cannot be written: using" in child.output and child.boxes() == "xx"
+    assert "cannot be written: using" in child.output
+    assert child.boxes() == "xx"
+
     child = world.fake(env={**nowhere, "TMPDIR": str(blocked)}).finish(0)
-    assert "no lock" in child.output and child.boxes() == "xx"
+    assert "no lock" in child.output
+    assert child.boxes() == "xx"
 
 
-# ── the real OpenCode ──────────────────────────────────────────────────────────────────────────────────────
-# Driven by the scripted model of examples/, so without a key. What is about the server's process has a server
-# of its own; all else shares one, through --server, each test in a directory of its own.
-
-
-def find_opencode() -> str:
-    """The real OpenCode: named, on PATH, in its usual place, or installed into a cache with npm."""
-    named = os.environ.get("OCLOOP_TEST_OPENCODE", "")
-    found = named or shutil.which("opencode") or shutil.which(str(Path.home() / ".opencode/bin/opencode"))
-    if found:
-        return os.path.abspath(found)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocloop-test" / VERSION
-    program = cache / "node_modules" / ".bin" / "opencode"
-    npm = shutil.which("npm")
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of the suite may get here at once
-        if not (cache / "installed").exists():
-            if not npm:
-                pytest.fail("no opencode and no npm on PATH: install one of them, or set OCLOOP_TEST_OPENCODE")
-            done = subprocess.run([npm, "install", "--prefix", str(cache), f"{PACKAGE}@{VERSION}"], check=False,
-                                  text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            if done.returncode or not program.exists():
-                pytest.fail(f"npm could not install {PACKAGE}@{VERSION}: set OCLOOP_TEST_OPENCODE\n{done.stdout}")
-            (cache / "installed").touch()
-    return str(program)
+# ── the real OpenCode ─────────────────────────────────────────────────────────────────────────────
+# Driven by the scripted model of examples/, so without a key. What is about the server's process
+# has a server of its own; all else shares one, through --server, each test in a directory of its
+# own.
 
 
 @pytest.fixture(scope="session")
 def opencode(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the real OpenCode."""
     path = find_opencode()
-    env = sealed(tmp_path_factory.mktemp("version") / "home")
-    done = subprocess.run([path, "--version"], check=False, env=env, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-    assert done.returncode == 0, f"{path} --version failed: {done.stdout}"
+    opencode_version([path], sealed(tmp_path_factory.mktemp("version") / "home"))
     return path
-
-
-class RealServer:
-    """An `opencode serve` that is not ocloop's."""
-
-    def __init__(self, opencode: str, env: dict[str, str], cwd: Path) -> None:
-        self.password = uuid.uuid4().hex
-        self.process = subprocess.Popen(
-            [opencode, "serve", "--hostname=127.0.0.1", f"--port={free_port()}"], cwd=cwd,
-            env={**env, "OPENCODE_SERVER_PASSWORD": self.password}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        self.url = listening(self.process)
 
 
 @pytest.fixture(scope="session")
@@ -4773,42 +11843,39 @@ def server(opencode: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert running, "somebody stopped the shared server"
 
 
-def quiz(world: World, tasks: int, name: str = "") -> Path:
-    """A project with the first tasks of the example's plan and its prompt."""
-    lines = (ROOT / "examples" / "PLAN.md").read_text("utf-8").split("\n")
-    places = [number for number, line in enumerate(lines) if line.startswith("- [ ]")]
-    prompt = (ROOT / "examples" / "loop-prompt.md").read_text("utf-8")
-    return world.project("\n".join(lines[: places[tasks - 1] + 1]) + "\n", name, prompt)
-
-
-def answers(project: Path) -> list[str]:
+def answers_in(project: Path) -> list[str]:
+    """The answers of a quiz."""
     return [path.read_text("utf-8").strip() for path in sorted((project / "answers").glob("*.txt"))]
 
 
-def test_real_bootstrap_then_run(world: World, opencode: str) -> None:
-    """Issue 2: in an empty folder, `bootstrap` then `run --run` to exit 0, with output to a file.
+def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
+    """README, "Use it": in an empty folder, `bootstrap` and `run` work the plan to its end.
 
     The folder's name has spaces, & and ü, and it is in no git repository.
     """
-    folder = world.folder / "a dir with spaces & ünïcode"
+    folder = bare.folder / "a dir with spaces & ünïcode"
     folder.mkdir()
-    world.say(folder, "bootstrap")
+    bare.say(folder, "bootstrap")
     with ScriptedModel() as model:
-        child = world.real("--run", model=model, opencode=opencode, project=folder)
+        child = bare.real("--run", model=model, opencode=opencode, project=folder)
         child.finish(0, timeout=120)
-    assert set(child.boxes()) <= {"x", "m"} and child.boxes().count("x") >= 2
-    assert child.outcomes() == ["done"] * child.boxes().count("x")
-    assert "the plan is complete" in child.output and "\x1b" not in child.output
-    assert (folder / "notes.txt").read_text("utf-8").count("done: ") == child.boxes().count("x")
+    done = child.boxes().count("x")
+    assert set(child.boxes()) <= {"x", "m"}
+    assert done >= 2
+    assert child.outcomes() == ["done"] * done
+    assert "the plan is complete" in child.output
+    assert "\x1b" not in child.output
+    assert (folder / "notes.txt").read_text("utf-8").count("done: ") == done
     assert all(record["cost"] > 0 for record in child.records(record="iteration"))
 
 
-def test_real_terminal(world: World, opencode: str) -> None:
-    """Issue 2, and the row on what is asked: in a terminal, answered with keys, in a subagent's session too."""
+def test_real_terminal(bare: World, opencode: str) -> None:
+    """README, "Keys": started with S, asked and answered with keys, in a subagent's session too."""
     with ScriptedModel("outside,ask,subagent-outside") as model:
-        term = world.real(model=model, opencode=opencode, terminal=True)
+        term = bare.real_terminal(model=model, opencode=opencode)
         term.wait_for("○ ready")
-        assert "0/2" in term.shown() and "scripted/quiz" in term.shown()
+        assert "0/2" in term.shown()
+        assert "scripted/quiz" in term.shown()
         term.send("s")
         term.wait_for(r"May it\? external_directory(.|\n)*/etc(.|\n)*Y once")
         term.send("y")
@@ -4823,1290 +11890,301 @@ def test_real_terminal(world: World, opencode: str) -> None:
         said = json.dumps(model.requests)
         term.send("q")
         term.finish(0)
-    assert answers(term.project) == ["Vienna", "Brussels"] and term.boxes() == "xx"
-    assert term.said("approved") and term.said("answered: English") and term.said("refused: by a person")
+    assert answers_in(term.project) == ["Vienna", "Brussels"]
+    assert term.boxes() == "xx"
+    assert term.said("approved")
+    assert term.said("answered: English")
+    assert term.said("refused: by a person")
     assert "localhost" in said, "what was approved was read"
     assert "2 of 2 tasks done" in term.shown()
 
 
-def test_real_demo(world: World, opencode: str) -> None:
-    """Issue 2: `python3 examples/demo.py` works a plan and removes what it made."""
-    program = world.folder / "bin" / "opencode"
+def test_real_demo(bare: World, opencode: str) -> None:
+    """README, "Try it": `python3 examples/demo.py` works a plan and removes what it made."""
+    program = bare.folder / "bin" / "opencode"
     program.parent.mkdir()
     program.symlink_to(opencode)
-    argv = [sys.executable, str(ROOT / "examples" / "demo.py"), "--plain", "--tasks", "2", "--delay", "0"]
-    path = f"{program.parent}{os.pathsep}{world.env['PATH']}"
-    child = world.execute(world.project(), argv, PATH=path).finish(0, timeout=120)
+    demo = str(EXAMPLES / "demo.py")
+    argv = [sys.executable, demo, "--plain", "--tasks", "2", "--delay", "0"]
+    path = f"{program.parent}{os.pathsep}{bare.env['PATH']}"
+    child = bare.execute(bare.project(), argv, PATH=path).finish(0, timeout=120)
     assert "the plan is complete (exit status 0), 2 of 2 tasks are done" in child.output
-    assert not list((world.folder / "tmp").glob("ocloop-demo-*")), "the folder is removed"
+    assert not list((bare.folder / "tmp").glob("ocloop-demo-*")), "the folder is removed"
 
 
-def test_real_faults_in_one_night(world: World, server: RealServer) -> None:
-    """Rows: 429 twice; 500; reset in mid-stream; no finish reason; overflow; asked without a terminal.
+def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
+    """README: whatever goes wrong at night has an end, and the end is the right one.
 
-    One plan, and in its order: a subagent, todos, a permission and a question in task 1; task 2 is blocked;
-    429, 429, 500 and a reset in task 3; answers without a finish reason in task 4; an overflow later.
+    One plan, and in its order: a subagent, todos, a permission and a question in task 1; task 2 is
+    blocked; 429, 429, 500 and a reset in task 3; answers without a finish reason in task 4; an
+    overflow later.
     """
-    faults = "subagent,todo,outside,ask,ok*5,block,ok,429*2,ok,500,ok,cut,ok*3,unknown*4,ok*5,overflow"
+    first = "subagent,todo,outside,ask,ok*5,block,ok,429*2,ok,500,ok,cut"
+    faults = f"{first},ok*3,unknown*4,ok*5,overflow"
     with ScriptedModel(faults) as model:
-        child = world.real(model=model, server=server, tasks=6).finish(0, timeout=150)
-        given, said = model.given, json.dumps(model.requests)
-    assert child.boxes() == "xbxxxx" and set(answers(child.project)) >= {"Vienna", "Copenhagen"}
-    outcomes = child.outcomes()
-    assert outcomes.count("failed") == 1 and outcomes.count("done") == 6
-    for fault in ("subagent", "todo", "outside", "ask", "block", "429", "500", "cut", "unknown", "overflow"):
+        child = bare.real(model=model, server=server, tasks=6).finish(0, timeout=150)
+        given = model.given
+        said = json.dumps(model.requests)
+    had = [
+        "subagent",
+        "todo",
+        "outside",
+        "ask",
+        "block",
+        "429",
+        "500",
+        "cut",
+        "unknown",
+        "overflow",
+    ]
+    for fault in had:
         assert fault in given, f"{fault} was never had"
+    assert child.boxes() == "xbxxxx"
+    assert set(answers_in(child.project)) >= {"Vienna", "Copenhagen"}
+    outcomes = child.outcomes()
+    assert outcomes.count("failed") == 1
+    assert outcomes.count("done") == 6
     kinds = {record["kind"] for record in child.records()}
-    assert {"task", "todo", "ask", "retry", "bash", "read", "write", "edit", "text", "iter", "end"} <= kinds
-    assert child.said("external_directory") and child.said("In which language")
-    assert child.said("nobody is there to answer") and "Nobody is there to answer" in said
-    assert child.said("attempt 1 failed") and child.said("attempt 2 failed")
-    assert child.said(r"spins: 3 ") and child.said("the session was compacted")
-    assert any(record["kind"] == "bash" and "from the subagent" in record["text"] for record in child.records())
+    tools = {"task", "todowrite", "bash", "read", "write", "edit"}
+    assert {*tools, "ask", "retry", "text", "iter", "end"} <= kinds
+    assert child.said("external_directory")
+    assert child.said("In which language")
+    assert child.said("nobody is there to answer")
+    assert "Nobody is there to answer" in said
+    assert child.said("attempt 1 failed")
+    assert child.said("attempt 2 failed")
+    assert child.said(r"spins: 3 ")
+    assert child.said("the session was compacted")
+    commands = [record["text"] for record in child.records(kind="bash")]
+    assert any("from the subagent" in command for command in commands)
     assert "blocked: Write the capital of Belgium" in child.output
 
 
-def test_real_auto(world: World, server: RealServer) -> None:
-    """Row: --auto approves what is not denied: here, in a subagent, and identical calls."""
-    with ScriptedModel("outside,subagent-outside,doom") as model:
-        child = world.real("--auto", model=model, server=server, tasks=1).finish(0)
+def test_real_auto(bare: World, server: RealServer) -> None:
+    """README: --auto approves what is not denied, in a subagent's session too."""
+    with ScriptedModel("outside,subagent-outside") as model:
+        child = bare.real("--auto", model=model, server=server, tasks=1).finish(0)
         said = json.dumps(model.requests)
-    assert child.boxes() == "x" and "localhost" in said
-    approved = [record for record in child.records(kind="ask") if "approved (--auto)" in record["text"]]
-    assert len(approved) >= 2 and not child.said("refused")
+    assert child.boxes() == "x"
+    assert "localhost" in said
+    asks = [record["text"] for record in child.records(kind="ask")]
+    assert sum("approved (--auto)" in text for text in asks) >= 2
+    assert not child.said("refused")
 
 
-def test_real_mistakes(world: World, server: RealServer) -> None:
-    """Row: 401, unknown model, unknown provider, unknown agent, malformed opencode.json: exit 1, what to do."""
+def test_real_auto_does_not_approve_a_doom_loop(bare: World, server: RealServer) -> None:
+    """design.md: `doom_loop` is never approved by `--auto`."""
+    with ScriptedModel("doom") as model:
+        child = bare.real("--auto", model=model, server=server, tasks=1).finish(0)
+    assert child.said("doom_loop")
+    asks = [record["text"] for record in child.records(kind="ask")]
+    doom = next(number for number, text in enumerate(asks) if "doom_loop" in text)
+    assert asks[doom + 1].startswith("refused")
+
+
+def test_real_mistakes(bare: World, server: RealServer) -> None:
+    """README: wrong model, agent, key or configuration: stops at once and says what to do."""
     with ScriptedModel("401*") as model, ScriptedModel() as unused:
-        broken = quiz(world, 1, "broken")
+        broken = quiz(bare, 1)
         (broken / "opencode.json").write_text('{"model": "scripted/quiz",\n', "utf-8")
-        denied = world.real(model=model, server=server, project=quiz(world, 1, "denied"))
-        runs = [
-            (world.real(*args, model=unused, server=server, project=project), expected)
-            for project, args, expected in [
-                (quiz(world, 1, "a"), ["-m", "scripted/quizz"], ["scripted/quizz", "did you mean scripted/quiz?"]),
-                (quiz(world, 1, "b"), ["-m", "script/quiz"], ["script/quiz", "did you mean scripted/quiz?"]),
-                (quiz(world, 1, "c"), ["-a", "biuld"], ["no agent biuld", "did you mean build"]),
-                (broken, [], ["opencode.json", "mend it"]),
-            ]
+        denied = bare.real(model=model, server=server, tasks=1)
+
+        def wrong(*args: str, project: Path | None = None) -> ChildProcess:
+            return bare.real(*args, model=unused, server=server, tasks=1, project=project)
+
+        near = "did you mean scripted/quiz?"
+        cases = [
+            (wrong("-m", "scripted/quizz"), ["scripted/quizz", near]),
+            (wrong("-m", "script/quiz"), ["script/quiz", near]),
+            (wrong("-a", "biuld"), ["no agent biuld", "did you mean build"]),
+            (wrong(project=broken), ["opencode.json", "mend it"]),
         ]
-        for run, expected in runs:
+        for run, expected in cases:
             run.finish(1)
             for part in expected:
                 assert part in run.output
-            assert not run.outcomes() and "Traceback" not in run.output
+            assert not run.outcomes()
+            assert "Traceback" not in run.output
         denied.finish(1)
-        assert "opencode auth login" in denied.output and denied.outcomes() == [] or denied.outcomes() == ["fatal"]
-        assert unused.requests == [] and len(model.given) == 1
+        assert "opencode auth login" in denied.output
+        assert denied.outcomes() == ["failed"]
+        assert unused.requests == []
+        assert len(model.given) == 1
 
 
-def test_real_ends(world: World, server: RealServer) -> None:
-    """Rows: the provider is silent; the agent does nothing; tag too early; plan deleted; a retry that is parked.
-
-    They run side by side, each with a model of its own.
+def test_real_ends(bare: World, server: RealServer) -> None:
+    """README: the model hangs or does nothing, the tag comes too early, the plan vanishes: each has
+    its end. They run side by side, each with a model of its own.
     """
+    stalled = ["stalled", "done"]
     cases: list[tuple[str, list[str], str, int, int, list[str]]] = [
-        ("hang", ["--iteration-timeout", "15s"], "took longer than 15s", 0, 1, ["stalled", "done"]),
-        ("ok,hang", ["--stall-timeout", "15s"], "nothing happened for 15s", 0, 1, ["stalled", "done"]),
-        ("nothing*", ["--stuck", "2"], "2 iterations in a row changed no task", 3, 1, ["done", "done"]),
+        ("hang", ["--iteration-timeout", "15s"], "took longer than 15s", 0, 1, stalled),
+        ("ok,hang", ["--stall-timeout", "15s"], "nothing happened for 15s", 0, 1, stalled),
+        ("nothing*", ["--stuck", "2"], "3 iterations in a row", 3, 1, ["nothing settled"] * 3),
         ("complete-early", [], "2 tasks still pending", 3, 2, ["done"]),
         ("ok,delete-plan", [], "PLAN.md cannot be read", 1, 1, []),
     ]
     models = [ScriptedModel(case[0]).start() for case in cases]
     runs = [
-        world.real(*case[1], model=model, server=server, project=quiz(world, case[4], f"case-{number}"))
-        for number, (case, model) in enumerate(zip(cases, models))
+        bare.real(*case[1], model=model, server=server, tasks=case[4])
+        for case, model in zip(cases, models)
     ]
-    for (fault, _, expected, status, _, outcomes), run, model in zip(cases, runs, models):
-        run.finish(status, timeout=120)
+    for case, run, model in zip(cases, runs, models):
+        fault, _, expected, status, _, outcomes = case
+        run.finish(status, timeout=150)
         assert expected in run.output, fault
         assert run.outcomes() == outcomes, fault
         model.close()
+
+
+def test_real_retry_that_is_parked(bare: World, server: RealServer) -> None:
+    """README: a rate limit outlasts OpenCode: waits until the announced time."""
     with ScriptedModel("429:3600") as model:
-        parked = world.real(model=model, server=server, tasks=1)
-        parked.wait_said("OpenCode would wait 59m|OpenCode would wait 1h")
-        parked.wait_said("trying again in 30s")
+        parked = bare.real(model=model, server=server, tasks=1)
+        parked.wait_said("OpenCode would wait (59m|1h)")
+        parked.wait_said("trying again in (59m|1h)")
         parked.signal(signal.SIGTERM)
         parked.finish(130)
-        assert parked.outcomes() == ["rate-limited"] and len(model.given) == 1
+        assert parked.outcomes() == ["rate-limited"]
+        assert len(model.given) == 1
 
 
-def test_real_refused(world: World, server: RealServer) -> None:
-    """Row: the provider refuses connections, then is there: OpenCode's retry is shown, the plan completes."""
+def test_real_refused(bare: World, server: RealServer) -> None:
+    """README: OpenCode retries by itself: attempt and countdown are shown, and the plan goes on."""
     gone = ScriptedModel().start()
     gone.close()
-    child = world.real(model=gone, server=server, tasks=1)
+    child = bare.real(model=gone, server=server, tasks=1)
     child.wait_said("attempt 1 failed")
-    with ScriptedModel(port=int(gone.url.split(":")[2].partition("/")[0])):
+    port = int(gone.url.split(":")[2].partition("/")[0])
+    with ScriptedModel(port=port):
         child.finish(0, timeout=120)
-    assert child.boxes() == "x" and child.outcomes() == ["done"]
+    assert child.boxes() == "x"
+    assert child.outcomes() == ["done"]
 
 
-def test_real_check(world: World, server: RealServer) -> None:
-    """Issue 5: a check that fails once: the next prompt has its output, the plan completes after it passes."""
-    check = "test -e mended || { touch mended; echo the capital of Austria is in doubt; false; }"
+def test_real_check(bare: World, server: RealServer) -> None:
+    """README: a check that fails is told to the next session, and the plan completes after it."""
+    complaint = "the capital of Austria is in doubt"
+    check = f"test -e mended || {{ touch mended; echo {complaint}; false; }}"
     with ScriptedModel() as model:
-        child = world.real("--check", check, model=model, server=server).finish(0, timeout=90)
+        child = bare.real("--check", check, model=model, server=server).finish(0, timeout=90)
         messages = [message for request in model.requests for message in request["messages"]]
-        prompts = [message for message in messages if message["role"] == "user"]
+    prompts = [json.dumps(message) for message in messages if message["role"] == "user"]
+    told = [prompt for prompt in prompts if complaint in prompt]
     assert child.boxes() == "xx"
-    assert [record["check"] for record in child.records(record="iteration")] == ["failed", "passed"]
-    told = [prompt for prompt in prompts if "the capital of Austria is in doubt" in json.dumps(prompt)]
-    assert told and "exit status 1" in json.dumps(told[0]) and len(told) < len(prompts)
+    assert child.checks() == ["failed", "passed"]
+    assert told
+    assert "exit status 1" in told[0]
+    assert len(told) < len(prompts)
 
 
-def test_real_server_killed(world: World, opencode: str) -> None:
-    """Row: the server is killed: restarted, the iteration goes on; the plan completes."""
+def test_real_server_killed(bare: World, opencode: str) -> None:
+    """README: the server dies: it is started anew, and the iteration goes on in its session."""
     with ScriptedModel(["ok", "slow:60"]) as model:
-        child = world.real(model=model, opencode=opencode, tasks=1)
+        child = bare.real(model=model, opencode=opencode, tasks=1)
         child.until(lambda: "slow:60" in model.given, "a session at work")
         child.kill_server()
         child.finish(0, timeout=120)
-    assert child.boxes() == "x" and child.outcomes() == ["done"] and child.said("the server ended by itself")
-    assert len({record["session"] for record in child.records() if record.get("session")}) == 1
+    assert child.boxes() == "x"
+    assert child.outcomes() == ["done"]
+    assert child.said("the server ended by itself")
+    sessions = {record["session"] for record in child.records() if record.get("session")}
+    assert len(sessions) == 1
 
 
-def test_real_stopped_in_a_tool(world: World, opencode: str) -> None:
-    """Rows: SIGINT, SIGTERM, Q: exit 130, tools and server gone; SIGKILL: nothing left some seconds later.
+def test_real_many_at_once(bare: World, opencode: str) -> None:
+    """README: examples/many.sh: a worktree, a branch and a loop of its own for each plan, at most N
+    side by side, a table at the end, and what is not complete is kept.
+    """
+    top = bare.folder / "repo"
+    (top / "plans").mkdir(parents=True)
+    for name in ("one", "two", "three"):
+        (top / "plans" / f"{name}.md").write_text(
+            f"- [ ] Write the capital of Austria into answers/{name}.txt\n", "utf-8"
+        )
+    (top / "plans" / "early.md").write_text("- [ ] A\n<plan-complete>x</plan-complete>\n", "utf-8")
+    prompt = (EXAMPLES / "loop-prompt.md").read_text("utf-8")
+    (top / ".loop-prompt.md").write_text(prompt, "utf-8")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(top)]
+    with ScriptedModel() as model:
+        config = json.dumps(opencode_config(model.url))
+        (top / "opencode.json").write_text(config, "utf-8")
+        for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
+            subprocess.run([*git, *words], check=True, env=bare.env)
+        argv = ["sh", str(EXAMPLES / "many.sh"), "-j", "2", "plans", "--opencode", opencode]
+        named = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}
+        named.update({"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@localhost"})
+        child = bare.execute(top, argv, **named).finish(1, timeout=150)
+    for name in ("one", "two", "three"):
+        assert re.search(rf"{name} +0 +1/1", child.output), child.output
+        shown = [*git, "show", f"ocloop/{name}:plans/{name}.md"]
+        plan = subprocess.run(shown, check=True, env=bare.env, capture_output=True, text=True)
+        assert "- [x]" in plan.stdout
+        assert not (bare.folder / "repo.many" / name).exists()
+    assert re.search(r"early +3 +0/1", child.output)
+    assert (bare.folder / "repo.many" / "early").exists()
+
+
+def test_real_stopped_in_a_tool(bare: World, opencode: str) -> None:
+    """README: Q, ctrl-c, SIGTERM, even `kill -9`: session, server and its tools are ended.
 
     The tool is `sleep 1000`, which OpenCode starts in a session of its own.
     """
     with ScriptedModel(["bash:sleep 1000"] * 4) as model:
-
-        def start(terminal: bool = False) -> Any:
-            return world.real("--run", model=model, opencode=opencode, tasks=1, terminal=terminal)
-
-        term, second, third, fourth = start(terminal=True), start(), start(), start()
-        for run in (term, second, third, fourth):
-            run.wait_for_tool()
-        term.send("q")
-        term.wait_for("Q again")
-        term.send("q")
-        second.signal(signal.SIGINT)
-        third.signal(signal.SIGTERM)
-        fourth.signal(signal.SIGKILL)
-        fourth.finish(-signal.SIGKILL, patience=5)
-        for run in (term, second, third):
+        how: Json = {"model": model, "opencode": opencode, "tasks": 1}
+        term = bare.real_terminal("--run", **how)
+        interrupted, terminated, killed = [bare.real("--run", **how) for _ in range(3)]
+        for run in (term, interrupted, terminated, killed):
+            run.wait_process("sleep 1000")
+        term.quit()
+        interrupted.signal(signal.SIGINT)
+        terminated.signal(signal.SIGTERM)
+        killed.signal(signal.SIGKILL)
+        killed.finish(-signal.SIGKILL, patience=5)
+        for run in (term, interrupted, terminated):
             run.finish(130, timeout=20)
 
 
-# ── golden layouts ───────────────────────────────────────────────────────────────────────────────────────
-# `python` with this file as its argument writes them anew.
-
-# golden: begin
-GOLDEN: dict[str, str] = {
-    "starting 80x24": r"""
- ◌
-+ starting 7s
- ████████████···································· 1/4  25%  1 blocke
-+d  1 manual
- ▸ Write the parser  Phase 1:
-+ foundations
- OpenCode's default model                            ↑   0 ↓   0 ⟳
-+   0  $0.0000
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 server   starti
-+ng OpenCode
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-─────────────────────────────────────────────────────────────────────
-+───────────
- S start  ? h
-+elp  Q quit
-""",
-    "starting 40x12": r"""
- ◌
-+ starting 7s
- ███████▎···················
-+·· 1/4  25%
- ▸ Write the parser  Phase 1
-+: foundati…
- OpenCode's  ↑   0 ↓   0 ⟳
-+   0  $0.0000
-─────────────────────────────
-+───────────
- 08:00 server starti
-+ng OpenCode
-
-
-
-
-─────────────────────────────
-+───────────
- S start  ? h
-+elp  Q quit
-""",
-    "ready 80x24": r"""
- ○ ready 7s
- ████████████···································· 1/4  25%  1 blocke
-+d  1 manual
- ▸ Write the parser  Phase 1:
-+ foundations
- a/b                                                 ↑   0 ↓   0 ⟳
-+   0  $0.0000
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 server   starti
-+ng OpenCode
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-─────────────────────────────────────────────────────────────────────
-+───────────
- S start  ? h
-+elp  Q quit
-""",
-    "ready 40x12": r"""
- ○ ready 7s
- ███████▎···················
-+·· 1/4  25%
- ▸ Write the parser  Phase 1
-+: foundati…
- a/b         ↑   0 ↓   0 ⟳
-+   0  $0.0000
-─────────────────────────────
-+───────────
- 08:00 server starti
-+ng OpenCode
- 08:00 server OpenCode
-+ 1.18.33 on
-              http://127
-+.0.0.1:4096
-
-
-─────────────────────────────
-+───────────
- S start  ? h
-+elp  Q quit
-""",
-    "running 80x24": r"""
- ● running 2m19s            iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on wha
-+t people r…
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
- Space pause  X abort  T session  ? h
-+elp  Q quit
-""",
-    "running 40x12": r"""
- ● running 2m19s      #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- ▸ Test the parser on every
-+ example of…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
-              what people r
-+eally write
- 08:01 task
-+   look around
- 08:01 grep     def tes
-+t_ in tests
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
- Space pause  X abort  ? h
-+elp  Q quit
-""",
-    "running 120x40": r"""
- ● running 2m19s                                                    iteration 2  2m19s elapsed  1m36
-+s each  ≈3m13s left
- ██████████████████████████████······························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on what people really write  Phase 1:
-+ foundations
- a/b                                                                            ↑  10 ↓   6 ⟳   4  c
-+ontext  0%  $0.1234
-────────────────────────────────────────────────────────────────────────────────────────────────────
-+────────────────────
- 08:00:00 server   starti
-+ng OpenCode
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ──────────────────────────────────
-+────────────────────
- 08:01:36 task     Test the parser on every example of the specification, and on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-────────────────────────────────────────────────────────────────────────────────────────────────────
-+────────────────────
- Space pause  X abort  T session  ? h
-+elp  Q quit
-""",
-    "running 20x5": r"""
- ● runni
-+ng 2m19s #2
- ████▌··
-+·· 2/4  50%
- ▸ Test
-+ the parser…
- a/b
-+        $0.1234
- ? h
-+elp  Q quit
-""",
-    "pausing 80x24": r"""
- ◐ pausing 0s               iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- after thi
-+s iteration
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
- Space go on  X abort  T session  ? h
-+elp  Q quit
-""",
-    "pausing 40x12": r"""
- ◐ pausing 0s         #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- after thi
-+s iteration
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
-              what people r
-+eally write
- 08:01 task
-+   look around
- 08:01 grep     def tes
-+t_ in tests
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
- Space go on  X abort  ? h
-+elp  Q quit
-""",
-    "paused 80x24": r"""
- ‖ paused 0s                iteration 2  2m19s elapsed  1m09s each
-+  ≈1m09s left
- ████████████████████████████████████············ 3/4  75%  1 blocke
-+d  1 manual
- 2 iterations were worked (--max-
-+iterations)
- a/b                                    ↑  20 ↓  12 ⟳   8  context
-+  2%  $0.2000
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:20 plan     ✔
-+ 3 of 4 done
-── 2 done in 43s · 3/4 · 20 tokens · $0.0766 · Test the parser on ev
-+ery example
- 08:02:20 end      2 iterations were worked (--max-
-+iterations)
- 08:02:20 end      3 of 4 tasks done (75 %), 1 blocked, 1 manual; 2
-+ iterations
-                   in 2m19s; 40 toke
-+ns, $0.2000
- 08:02:20 end      blocked: Deploy it (
-+no key yet)
- 08:02:20 end      manua
-+l: Tell Bob
-─────────────────────────────────────────────────────────────────────
-+───────────
- Space go on  R raise the limit  ? h
-+elp  Q quit
-""",
-    "paused 40x12": r"""
- ‖ paused 0s          #2  2m
-+19s  ≈1m09s
- █████████████████████▊·····
-+·· 3/4  75%
- 2 iterations were worked (--
-+max-iterat…
- a/b         ↑  20 ↓  12 ⟳
-+   8  $0.2000
-─────────────────────────────
-+───────────
-              iterations i
-+n 2m19s; 40
-              toke
-+ns, $0.2000
- 08:02 end    blocked: De
-+ploy it (no
-              key yet)
- 08:02 end    manua
-+l: Tell Bob
-─────────────────────────────
-+───────────
- Space go on  ? h
-+elp  Q quit
-""",
-    "waiting 80x24": r"""
- ◷ waiting 0s               iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- Rate limit reached: try again later: a
-+gain in 30s
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 error    ✖ APIError: Rate limit reached: try
-+ again later
-── 2 rate-limited in 43s · 2/4 · 0 tokens · $0.0000 · Test the parser
-+ on every e
- 08:02:20 retry    trying a
-+gain in 30s
-─────────────────────────────────────────────────────────────────────
-+───────────
- Space pause  R retry  ? h
-+elp  Q quit
-""",
-    "waiting 40x12": r"""
- ◷ waiting 0s         #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- Rate limit reached: try agai
-+n later: a…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
- 08:01 grep     def tes
-+t_ in tests
- 08:02 error  ✖ APIError:
-+ Rate limit
-              reached: try
-+ again later
-── 2 rate-limited in 43s · 2/
-+4 · 0 token
- 08:02 retry  trying a
-+gain in 30s
-─────────────────────────────
-+───────────
- Space pause  R retry  ? h
-+elp  Q quit
-""",
-    "stopping 80x24": r"""
- ◌ stopping 0s              iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- a
-+ person quit
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 end      a
-+ person quit
- 08:02:19 end      2 of 4 tasks done (50 %), 1 blocked, 1 manual; 2
-+ iterations
-                   in 2m19s; 20 toke
-+ns, $0.1234
- 08:02:19 end      blocked: Deploy it (
-+no key yet)
- 08:02:19 end      manua
-+l: Tell Bob
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
-
-""",
-    "stopping 40x12": r"""
- ◌ stopping 0s        #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- a
-+ person quit
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
- 08:02 end    blocked: De
-+ploy it (no
-              key yet)
- 08:02 end    manua
-+l: Tell Bob
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
-
-""",
-    "complete 80x24": r"""
- ✔ complete 0s                           iteration 2  2m19s elapsed
-+  1m09s each
- ████████████████████████████████████████████████ 4/4 100%  1 blocke
-+d  1 manual
- the plan
-+ is complete
- a/b                                    ↑  20 ↓  12 ⟳   8  context
-+  2%  $0.3734
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 plan     ✔
-+ 4 of 4 done
-── 2 done in 43s · 4/4 · 20 tokens · $0.2500 · Test the parser on ev
-+ery example
- 08:02:19 end      ✔ the plan
-+ is complete
- 08:02:19 end      The pa
-+rser works.
- 08:02:19 end      Deploying n
-+eeds a key.
- 08:02:19 end      4 of 4 tasks done (100 %), 1 blocked, 1 manual; 2
-+ iterations
-                   in 2m19s; 40 toke
-+ns, $0.3734
- 08:02:19 end      blocked: Deploy it (
-+no key yet)
- 08:02:19 end      manua
-+l: Tell Bob
-─────────────────────────────────────────────────────────────────────
-+───────────
- ? h
-+elp  Q quit
-""",
-    "complete 40x12": r"""
- ✔ complete 0s
-+                #2  2m19s
- ███████████████████████████
-+██ 4/4 100%
- the plan
-+ is complete
- a/b         ↑  20 ↓  12 ⟳
-+   8  $0.3734
-─────────────────────────────
-+───────────
-              2 iterations i
-+n 2m19s; 40
-              toke
-+ns, $0.3734
- 08:02 end    blocked: De
-+ploy it (no
-              key yet)
- 08:02 end    manua
-+l: Tell Bob
-─────────────────────────────
-+───────────
- ? h
-+elp  Q quit
-""",
-    "error 80x24": r"""
- ✖ error 3s                 iteration 2  2m27s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- the plan /project/PLAN.md cannot be read (No such file):
-+ put it back
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:22 warn     the plan /project/PLAN.md cannot be read (No such
-+ file): put
-                   it back
- 08:02:27 end      ✖ the plan /project/PLAN.md cannot be read (No
-+ such file):
-                   put it back
- 08:02:27 end      2 of 4 tasks done (50 %), 1 blocked, 1 manual; 2
-+ iterations
-                   in 2m27s; 20 toke
-+ns, $0.1234
- 08:02:27 end      blocked: Deploy it (
-+no key yet)
- 08:02:27 end      manua
-+l: Tell Bob
-─────────────────────────────────────────────────────────────────────
-+───────────
- R retry  ? h
-+elp  Q quit
-""",
-    "error 40x12": r"""
- ✖ error 3s           #2  2m
-+27s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- the plan /project/PLAN.md ca
-+nnot be re…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
-              iterations i
-+n 2m27s; 20
-              toke
-+ns, $0.1234
- 08:02 end    blocked: De
-+ploy it (no
-              key yet)
- 08:02 end    manua
-+l: Tell Bob
-─────────────────────────────
-+───────────
- R retry  ? h
-+elp  Q quit
-""",
-    "permission 80x24": r"""
- ? waits for you 2m19s      iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on wha
-+t people r…
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 ask      bash: rm
-+ *, rm -r x
- 08:02:19 ask      bash: rm
-+ *, rm -r x
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
- ? May it? bash  (refused in 5m00s)
-+  (+1 more)
-   rm
-+ *, rm -r x
-   Y once   A al
-+ways   N no
-""",
-    "permission 40x12": r"""
- ? waits for you 2m19s #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- ▸ Test the parser on every
-+ example of…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
- 08:02 ask    bash: rm
-+ *, rm -r x
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
- ? May it? bash  (refused in
-+ 5m00s)  (+1
-   rm
-+ *, rm -r x
-   Y once   A al
-+ways   N no
-""",
-    "question 80x24": r"""
- ? waits for you 2m19s      iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on wha
-+t people r…
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 ask      In whic
-+h language?
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
- ? It asks  (refuse
-+d in 5m00s)
-   In whic
-+h language?
-   1 English - As th
-+e plan says
-   2 Local
-   N no
-+ne of these
-""",
-    "question 40x12": r"""
- ? waits for you 2m19s #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- ▸ Test the parser on every
-+ example of…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
- ? It asks  (refuse
-+d in 5m00s)
-   In whic
-+h language?
-   1 English - As th
-+e plan says
-   2 Local
-   N no
-+ne of these
-""",
-    "question 120x40": r"""
- ? waits for you 2m19s                                              iteration 2  2m19s elapsed  1m36
-+s each  ≈3m13s left
- ██████████████████████████████······························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on what people really write  Phase 1:
-+ foundations
- a/b                                                                            ↑  10 ↓   6 ⟳   4  c
-+ontext  0%  $0.1234
-────────────────────────────────────────────────────────────────────────────────────────────────────
-+────────────────────
- 08:00:00 server   starti
-+ng OpenCode
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ──────────────────────────────────
-+────────────────────
- 08:01:36 task     Test the parser on every example of the specification, and on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
- 08:02:19 ask      In whic
-+h language?
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-
-
-
-
-
-
-
-
-
-
-
-────────────────────────────────────────────────────────────────────────────────────────────────────
-+────────────────────
- ? It asks  (refuse
-+d in 5m00s)
-   In whic
-+h language?
-   1 English - As th
-+e plan says
-   2 Local
-   N no
-+ne of these
-""",
-    "question 20x5": r"""
- ? asked
-+ 2m19s #2  2
-─────────
-+───────────
- ? It ask
-+s  (refused
-   In which
-   N no
-+ne of these
-""",
-    "help 80x24": r"""
- ● running 2m19s            iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on wha
-+t people r…
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- S
-+                      start
- Space                  pause after this iteratio
-+n, or go on
- R                      retry after an error; go on
-+ at a limit
- X                      abort thi
-+s iteration
- T                      this session in OpenCode's own interfac
-+e, and back
- arrows PgUp PgDn End   scroll t
-+he activity
- Y A N                  permission: once,
-+ always, no
- 1-9 N                  question: an answ
-+er, or none
- ?
-+                      this help
- Q                      quit (asks once while an iter
-+ation runs)
-
- ◌ starting the server is starting   ○ ready
-+    S starts
- ● running  a session is at work     ◐ pausing  pauses aft
-+er this one
- ‖ paused   Space goes on            ◷ waiting  tries agai
-+n by itself
- ◌ stopping ends everything          ✔ complete the p
-+lan is done
- ✖ error    R s
-+tarts again
- ▸ the current task   tokens: ↑ in   ↓ out   ⟳ fro
-+m the cache
-─────────────────────────────────────────────────────────────────────
-+───────────
- Space pause  X abort  T session  ? h
-+elp  Q quit
-""",
-    "help 40x12": r"""
- ● running 2m19s      #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- ▸ Test the parser on every
-+ example of…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
- S
-+                      start
- Space                  pause
-+ after this
- R                      retry
-+ after an e
- X                      abort
-+ this itera
- T                      this
-+ session in
-─────────────────────────────
-+───────────
- Space pause  X abort  ? h
-+elp  Q quit
-""",
-    "quit 80x24": r"""
- ● running 2m19s            iteration 2  2m19s elapsed  1m36s each
-+  ≈3m13s left
- ████████████████████████························ 2/4  50%  1 blocke
-+d  1 manual
- ▸ Test the parser on every example of the specification, and on wha
-+t people r…
- a/b                                    ↑  10 ↓   6 ⟳   4  context
-+  0%  $0.1234
-─────────────────────────────────────────────────────────────────────
-+───────────
- 08:00:00 server   OpenCode 1.18.33 on http://127
-+.0.0.1:4096
- 08:00:00 task     Write
-+ the parser
- 08:00:00 think    I have to read the
-+ plan first.
- 08:00:00 read
-+     PLAN.md
- 08:00:00 bash     ✖ make test  1m12s  failed: ex
-+it status 2
- 08:01:36 todo     0
-+/2 write it
- 08:01:36 edit     parser
-+.py +120 -3
- 08:01:36 text     The parser
-+ is written:
-                   it reads **all** of the examples, [x] and
-+ [bold] too.
- 08:01:36 plan     ✔
-+ 2 of 4 done
-── 1 done in 1m36s · 2/4 · 20 tokens · $0.1234 · Write the parser ───
-+───────────
- 08:01:36 task     Test the parser on every example of the specifi
-+cation, and
-                   on what people r
-+eally write
- 08:01:37 task
-+     look around
- 08:01:37 grep       def tes
-+t_ in tests
-          task     look
-+ around  42s
-          bash     python -m pyt
-+est -q  42s
-─────────────────────────────────────────────────────────────────────
-+───────────
- Q again stops the iteration and quits, any other
-+ key goes on
-""",
-    "quit 40x12": r"""
- ● running 2m19s      #2  2m
-+19s  ≈3m13s
- ██████████████▌············
-+·· 2/4  50%
- ▸ Test the parser on every
-+ example of…
- a/b         ↑  10 ↓   6 ⟳
-+   4  $0.1234
-─────────────────────────────
-+───────────
-              what people r
-+eally write
- 08:01 task
-+   look around
- 08:01 grep     def tes
-+t_ in tests
-       task   look
-+ around  42s
-       bash   python -m pyt
-+est -q  42s
-─────────────────────────────
-+───────────
- Q again stops the iteration
-+ and quits,
-""",
-}
-# golden: end
-
-
-def write_goldens() -> None:
-    os.environ["TZ"] = "UTC"
-    time.tzset()
-    block = "".join(f'    "{name}": r"""\n{text}\n""",\n' for name, text in goldens().items())
-    with open(__file__, encoding="utf-8") as file:
-        before, _, rest = file.read().partition("# golden: begin\n")
-    after = rest.partition("# golden: end\n")[2]
-    with open(__file__, "w", encoding="utf-8") as file:
-        file.write(f"{before}# golden: begin\nGOLDEN: dict[str, str] = {{\n{block}}}\n# golden: end\n{after}")
+# ── the harness itself ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_screen_is_read_as_a_terminal_shows_it() -> None:
+    """What the tests see on a screen is what a person would see."""
+    screen = Screen(10, 3)
+    screen.feed("ab\r\n\x1b[1;32mcd\x1b[m\x1b[3;1H語e".encode())
+    assert screen.rows() == ["ab", "cd", "語e"]
+    assert screen.grid[1][0].style.bold
+    assert screen.grid[1][0].style.colour == 2
+    screen.feed(b"\r\n\x1b[?1049")
+    assert screen.rows() == ["cd", "語e", ""], "the last line scrolls, half a sequence waits"
+    screen.feed(b"h\x1b[2;3Hx\x1b[4b\x1b[2D\x1b[K")
+    assert screen.alternate
+    assert screen.rows() == ["", "  xxx", ""]
+
+
+def test_screens_are_kept_in_a_file_that_a_person_can_read(tmp_path: Path) -> None:
+    """Each stands in a box of exactly its size, and what is read is what was written."""
+    path = tmp_path / "screens.txt"
+    write_screens(path, {"one 5x2": ["ab", " 語 "], "two words 3x1": [""]})
+    assert path.read_text("utf-8") == (
+        "one 5x2\n┌─────┐\n│ab   │\n│ 語  │\n└─────┘\n\ntwo words 3x1\n┌───┐\n│   │\n└───┘\n"
+    )
+    assert read_screens(path) == {
+        "one 5x2": draw_screen("one 5x2", ["ab", " 語 "]),
+        "two words 3x1": draw_screen("two words 3x1", [""]),
+    }
+    for title, rows in (("no size", [""]), ("high 3x2", [""]), ("wide 3x1", ["abcd"])):
+        with pytest.raises(AssertionError, match=title):
+            draw_screen(title, rows)
+
+
+def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
+    """What leaves its group and its session still carries the mark, and is found and ended."""
+    child = bare.execute(bare.folder, ["/bin/sh", "-c", "setsid sleep 1000 & exit 0"])
+    with pytest.raises(AssertionError, match="left behind: .*sleep 1000"):
+        child.finish(0, patience=0.2)
+    until(lambda: not marked(child.mark), "its end", 5)
 
 
 if __name__ == "__main__":
-    write_goldens()
+    write_golden_screens()

@@ -1,134 +1,146 @@
 #!/usr/bin/env python3
-"""Draw examples/screen.svg for the README: the screen of ocloop in the middle of the quiz, 100 columns by 28 rows.
+"""Draw examples/screen.svg for the README: ocloop in the middle of the quiz, 100 by 28 cells.
 
-The rows come from ocloop's own `layout`, fed by a `Loop` that is told a night's first events, so the picture
-is made anew in a second whenever the screen changes:
+It is a photograph: the real loop and the real OpenCode work the quiz with the scripted model, in a
+pseudo-terminal, and what stands on the screen in the twelfth task is drawn. That takes a minute:
 
     python3 examples/picture.py
 """
+
 from __future__ import annotations
 
-import os
-import re
+import json
+import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import ocloop
+from harness import (
+    EXAMPLES,
+    OCLOOP,
+    Cell,
+    Style,
+    Terminal,
+    World,
+    cells,
+    find_opencode,
+    quiz,
+    temporary_folder,
+)
+from scripted_model import ScriptedModel, opencode_config
 
-WIDTH, HEIGHT = 100, 28
-CELL, LINE = 8.43, 19
-COLOURS = {"good": "#7ec699", "bad": "#e06c75", "warn": "#e5c07b", "accent": "#61afef", "bar": "#7ec699",
-           "dim": "#7f848e", "": "#d7dae0"}
-DONE = 11
-CAPITALS = {"luxembourg": "Luxembourg", "netherlands": "Amsterdam"}       # of the iterations that can be seen
+WIDTH = 100
+HEIGHT = 28
+DONE = 11  # tasks, when the picture is taken
+ENTRIES = 6  # of the activity of the next one
+DELAY = 0.03  # seconds between two words of the model: as quick as a person reads
 
-
-class Story:
-    """Tells a loop what happens, with a clock of its own."""
-
-    def __init__(self, plan: str) -> None:
-        self.now = 1767225600.0 + 79331
-        options = ocloop.Options(directory="/home/you/quiz", plan="/home/you/quiz/PLAN.md", interactive=True, run=True)
-        self.loop = ocloop.Loop(options, self.now)
-        self.loop.start()
-        self.plan = plan
-        self.reads = 0
-
-    def tell(self, event: ocloop.Event, seconds: float = 0.0) -> None:
-        self.now += seconds
-        self.loop.handle(event, self.now)
-
-    def read_plan(self) -> None:
-        self.tell(ocloop.FilesRead(self.loop.read_number, self.plan, "Work on {{PLAN_FILE}}", ""))
-
-    def event(self, kind: str, seconds: float, **properties: Any) -> None:
-        self.tell(ocloop.ServerEvent(kind, {"sessionID": self.session, **properties}), seconds)
-
-    @property
-    def session(self) -> str:
-        return f"ses_{self.loop.iterations}"
-
-    def part(self, name: str, seconds: float, **part: Any) -> None:
-        self.event("message.part.updated", seconds, part={"id": f"{self.session}{name}", "messageID": "m", **part})
-
-    def tool(self, tool: str, seconds: float, given: dict[str, Any], **state: Any) -> None:
-        times = {"start": self.now * 1000, "end": (self.now + seconds) * 1000}
-        self.part(f"{tool}{seconds}", seconds, type="tool", tool=tool,
-                  state={"status": "completed", "input": given, "time": times, **state})
-
-    def begin(self) -> str:
-        self.tell(ocloop.SessionCreated(self.loop.iterations, f"ses_{self.loop.iterations}"), 0.1)
-        self.tell(ocloop.PromptAccepted(self.session), 0.1)
-        found = re.search(r"- \[ \] (.*answers/(\w+)\.txt)", self.plan)
-        assert found
-        self.event("message.updated", 2, info={
-            "id": "m" + self.session, "role": "assistant", "providerID": "anthropic", "modelID": "claude-sonnet-4-5",
-            "agent": "build", "cost": 0.0231, "tokens": {"input": 1874, "output": 412, "cache": {"read": 21480}}})
-        self.part("think", 3, type="reasoning", text="The first pending task of the plan is the next one of phase 1.", time={"end": 1})
-        self.tool("read", 0.4, {"filePath": "/home/you/quiz/PLAN.md"})
-        return str(found.group(2))
-
-    def iterate(self) -> None:
-        country = self.begin()
-        line = re.search(rf"- \[ \] .*answers/{country}\.txt", self.plan)
-        assert line
-        capital = CAPITALS.get(country, country.title())
-        self.part("text", 4, type="text", text=f"The capital is {capital}.", time={"end": 1})
-        self.tool("write", 0.6, {"filePath": f"/home/you/quiz/answers/{country}.txt"})
-        self.tool("bash", 1.4, {"command": f"cat answers/{country}.txt && python3 check.py {country}"})
-        self.plan = self.plan.replace(line.group(), line.group().replace("[ ]", "[x]"), 1)
-        self.tool("edit", 0.3, {"filePath": "/home/you/quiz/PLAN.md"},
-                  metadata={"filediff": {"additions": 1, "deletions": 1}})
-        self.event("session.idle", 1)
-        self.tell(ocloop.Polled(self.session, "idle", {}, messages=[
-            {"id": "a", "role": "assistant", "parent": self.loop.it.prompt.message_id, "completed": True, "finish": "stop",
-             "error": None, "continues": False}]))
-        self.tell(ocloop.Measured(self.session, 0.0231, 412))
-        self.read_plan()
+# The drawing, in pixels.
+CELL = 8.43
+LINE = 19
+LEFT = 16
+TOP = 54
+PALETTE = {1: "#e06c75", 2: "#7ec699", 3: "#e5c07b", 4: "#61afef", 5: "#c678dd", 6: "#56b6c2"}
+PLAIN = "#d7dae0"
+DIM = "#7f848e"
+BACKGROUND = "#21252b"
 
 
-def draw(rows: list[ocloop.Row]) -> str:
-    """Rows of styled spans as an SVG, a <tspan> for each span, placed by cells."""
-    lines = []
-    for y, row in enumerate(rows):
-        x = 0
-        for style, text in row:
-            names = style.split()
-            colour = next((COLOURS[name] for name in names if name in COLOURS), COLOURS[""])
-            weight = ' font-weight="bold"' if "bold" in names else ""
-            if text.strip():
-                lines.append(f'<text x="{16 + x * CELL:.1f}" y="{54 + y * LINE}" fill="{colour}"{weight} '
-                             f'textLength="{ocloop.text_width(text) * CELL:.1f}">{escape(text)}</text>')
-            x += ocloop.text_width(text)
-    width, height = round(32 + WIDTH * CELL), 54 + HEIGHT * LINE
-    dots = "".join(f'<circle cx="{20 + n * 18}" cy="18" r="6" fill="{colour}"/>'
-                   for n, colour in enumerate(("#e06c75", "#e5c07b", "#7ec699")))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="0 0 {width} {height}" font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" '
-            f'xml:space="preserve">\n<rect width="100%" height="100%" rx="9" fill="#21252b"/>\n{dots}\n'
-            + "\n".join(lines) + "\n</svg>\n")
+def photograph(opencode: str, folder: Path) -> list[list[Cell]]:
+    """What stands on the screen in the middle of the quiz."""
+    with World(folder) as world, ScriptedModel(delay=DELAY) as model:
+        project = quiz(world, name="quiz")
+        config = json.dumps(opencode_config(model.url))
+        (project / "opencode.json").write_text(config, "utf-8")
+        command = ["run", "--run", "--log", "{log}", "--opencode", shlex.quote(opencode)]
+        argv = [sys.executable, str(OCLOOP), *command]
+        run = Terminal(world, argv, project, world.env, WIDTH, HEIGHT)
+        run.until(lambda: in_the_middle(run), "the middle of the quiz", timeout=300)
+        with run.lock:
+            taken = [list(row) for row in run.screen.grid]
+        run.quit()
+        run.finish(130)
+    return taken
+
+
+def in_the_middle(run: Terminal) -> bool:
+    """Whether so many iterations are over, and something has happened in the next one."""
+    records = run.records()
+    ends = [place for place, record in enumerate(records) if record.get("record") == "iteration"]
+    return len(ends) >= DONE and len(records) - ends[DONE - 1] > ENTRIES
+
+
+def spans(row: list[Cell]) -> list[tuple[int, Style, str]]:
+    """Neighbours of one style: where they begin, how they look, what they say."""
+    found: list[tuple[int, Style, str]] = []
+    for x, cell in enumerate(row):
+        if found and found[-1][1] == cell.style:
+            at, style, text = found[-1]
+            found[-1] = (at, style, text + cell.char)
+        else:
+            found.append((x, cell.style, cell.char))
+    return found
+
+
+def colours(style: Style) -> tuple[str, str]:
+    """Of the letters and of the ground, "" where there is none."""
+    letters = PALETTE.get((style.colour or 0) % 8, PLAIN)
+    if style.dim or style.colour == 8:
+        letters = DIM
+    ground = PALETTE.get((style.background or 0) % 8, "")
+    return (ground or BACKGROUND, letters) if style.reverse else (letters, ground)
+
+
+def draw_span(x: int, y: int, style: Style, text: str) -> str:
+    """One span as SVG: its ground, if it has one, and its letters, stretched over their cells."""
+    letters, ground = colours(style)
+    left = LEFT + x * CELL
+    bottom = TOP + y * LINE
+    width = cells(text) * CELL
+    drawn = ""
+    if ground:
+        place = f'x="{left:.1f}" y="{bottom - 14}" width="{width:.1f}" height="{LINE}"'
+        drawn += f'<rect {place} fill="{ground}"/>'
+    shown = text.strip()
+    if shown:
+        left += cells(text[: len(text) - len(text.lstrip())]) * CELL
+        weight = ' font-weight="bold"' if style.bold else ""
+        length = f'textLength="{cells(shown) * CELL:.1f}"'
+        place = f'x="{left:.1f}" y="{bottom}"'
+        drawn += f'<text {place} fill="{letters}"{weight} {length}>{escape(shown)}</text>'
+    return drawn
+
+
+def draw(grid: list[list[Cell]]) -> str:
+    """A screen as an SVG, in a window with three buttons."""
+    drawn = [
+        draw_span(x, y, style, text) for y, row in enumerate(grid) for x, style, text in spans(row)
+    ]
+    width = round(2 * LEFT + WIDTH * CELL)
+    height = TOP + HEIGHT * LINE
+    buttons = "".join(
+        f'<circle cx="{20 + number * 18}" cy="18" r="6" fill="{PALETTE[colour]}"/>'
+        for number, colour in enumerate((1, 3, 2))
+    )
+    font = 'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14"'
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font} xml:space="preserve">',
+            f'<rect width="100%" height="100%" rx="9" fill="{BACKGROUND}"/>',
+            buttons,
+            *filter(None, drawn),
+            "</svg>\n",
+        ]
+    )
 
 
 def main() -> None:
-    os.environ["TZ"] = "UTC"
-    time.tzset()
-    story = Story((HERE / "PLAN.md").read_text(encoding="utf-8"))
-    story.tell(ocloop.ServerReady(1, "http://127.0.0.1:4096", "1.18.33"), 4)
-    story.tell(ocloop.SetupChecked("", {"anthropic/claude-sonnet-4-5": 200000}, ["build"]), 0.4)
-    story.read_plan()
-    for _ in range(DONE):
-        story.iterate()
-    story.begin()
-    story.part("text", 3, type="text", text="I write it into the answers, next to the others, and check it", time={})
-    picture = ocloop.view(story.loop, story.now)
-    rows = ocloop.layout(picture, WIDTH, HEIGHT)
-    target = HERE / "screen.svg"
-    target.write_text(draw(rows), encoding="utf-8")
+    """Take the picture."""
+    with temporary_folder("ocloop-picture-") as folder:
+        grid = photograph(find_opencode(), folder)
+    target = EXAMPLES / "screen.svg"
+    target.write_text(draw(grid), "utf-8")
     print(f"wrote {target}")
 
 

@@ -2,10 +2,11 @@
 """A model that follows a script: for demonstrations and tests without a key or a network.
 
 It speaks the streaming part of OpenAI's chat completions on 127.0.0.1 and works a plan file through
-OpenCode's own tools: it reads the plan, does the first pending task, checks what it did, marks the task, and
-ends its turn. The last task's turn also appends `<plan-complete>`. Nothing is remembered between two
-requests: what to do next follows from the conversation that a request carries, as with a real model. What is
-remembered is a list of faults, of which every request takes the next one; after the last the model behaves.
+OpenCode's own tools: it reads the plan, does the first pending task, checks what it did, marks the
+task, and ends its turn. The last task's turn also appends `<plan-complete>`. Nothing is remembered
+between two requests: what to do next follows from the conversation that a request carries, as with
+a real model. What is remembered is a list of faults, of which every request takes the next one;
+after the last the model behaves.
 
     python3 scripted_model.py --delay 0.05 --faults ok,429,cut
 
@@ -17,7 +18,8 @@ Faults, each for one request that offers tools (title and summary requests take 
     ok                  as usual
     400 401 404 429 …   that HTTP status; `429:3600` adds `retry-after: 3600`
     full                as usual, but the usage says that the context is full: OpenCode compacts
-    overflow            400 with OpenAI's `context_length_exceeded`: OpenCode compacts the session and goes on
+    overflow            400 with OpenAI's `context_length_exceeded`: OpenCode compacts the session
+                        and goes on
     cut                 the connection is reset after some words
     hang                nothing is sent until the client gives up or this server closes
     unknown             the stream ends in good order but without a finish_reason
@@ -35,14 +37,15 @@ Faults, each for one request that offers tools (title and summary requests take 
     flood:N             a text in N small pieces without a pause, then on as usual
     delete-plan         removes the plan file
 
-`NAME*3` stands for three times, `NAME*` for ever. A bash command is taken as it stands, so it cannot be
-repeated this way and, in the comma-separated form, cannot contain a comma. `block`, `manual` and
-`complete-early` wait until the plan was read.
+`NAME*3` stands for three times, `NAME*` for ever. A bash command is taken as it stands, so it
+cannot be repeated this way and, in the comma-separated form, cannot contain a comma. `block`,
+`manual` and `complete-early` wait until the plan was read.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -62,11 +65,12 @@ from typing import Any, final
 JSON = dict[str, Any]
 
 CAPITALS = {
-    "Austria": "Vienna", "Belgium": "Brussels", "Bulgaria": "Sofia", "Croatia": "Zagreb", "Cyprus":
-    "Nicosia", "Czechia": "Prague", "Denmark": "Copenhagen", "Estonia": "Tallinn", "Finland": "Helsinki",
-    "France": "Paris", "Germany": "Berlin", "Greece": "Athens", "Hungary": "Budapest", "Ireland":
-    "Dublin", "Italy": "Rome", "Latvia": "Riga", "Lithuania": "Vilnius", "Luxembourg": "Luxembourg",
-    "Malta": "Valletta", "the Netherlands": "Amsterdam", "Poland": "Warsaw", "Portugal": "Lisbon",
+    "Austria": "Vienna", "Belgium": "Brussels", "Bulgaria": "Sofia", "Croatia": "Zagreb",
+    "Cyprus": "Nicosia", "Czechia": "Prague", "Denmark": "Copenhagen", "Estonia": "Tallinn",
+    "Finland": "Helsinki", "France": "Paris", "Germany": "Berlin", "Greece": "Athens",
+    "Hungary": "Budapest", "Ireland": "Dublin", "Italy": "Rome", "Latvia": "Riga",
+    "Lithuania": "Vilnius", "Luxembourg": "Luxembourg", "Malta": "Valletta",
+    "the Netherlands": "Amsterdam", "Poland": "Warsaw", "Portugal": "Lisbon",
     "Romania": "Bucharest", "Slovakia": "Bratislava", "Slovenia": "Ljubljana", "Spain": "Madrid",
     "Sweden": "Stockholm",
 }  # fmt: skip
@@ -82,7 +86,7 @@ QUIZ_TASK = re.compile(r"Write the capital of (?P<country>.+?) into (?P<file>\S+
 
 
 def opencode_config(url: str) -> JSON:
-    """What an opencode.json needs for the scripted model at `url` (ScriptedModel.url) and no network."""
+    """What an opencode.json needs for the model at `url` (ScriptedModel.url) and no network."""
     return {
         "$schema": "https://opencode.ai/config.json",
         "autoupdate": False,
@@ -112,8 +116,8 @@ def opencode_config(url: str) -> JSON:
 
 
 # ---- What the conversation says ------------------------------------------------------------------
-# A request carries everything that happened so far. Only what follows the last prompt counts: an earlier
-# prompt in the same session had its own turn.
+# A request carries everything that happened so far. Only what follows the last prompt counts: an
+# earlier prompt in the same session had its own turn.
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,12 @@ class Conversation:
         system = "\n".join(text_of(message) for message in messages if message["role"] == "system")
         found = re.search(r"Working directory: (.+)", system)
         directory = found.group(1).strip() if found else ""
-        # After a compaction the plan is named in the summary, which is an answer of the model's own.
+        # After a compaction the plan is named in the summary, which is an answer of the model's
+        # own.
         paths = (
-            find_plan(text_of(m), directory) for m in reversed(messages) if m["role"] in ("user", "assistant")
+            find_plan(text_of(m), directory)
+            for m in reversed(messages)
+            if m["role"] in ("user", "assistant")
         )
         return cls(
             prompt=text_of(messages[last]),
@@ -168,10 +175,15 @@ class Conversation:
 def find_plan(text: str, directory: str) -> str:
     """The absolute path of a Markdown file in `text`, or "".
 
-    A path below the working directory, or in quotes, may contain blanks; any other ends at white space.
+    A path below the working directory, or in quotes, may contain blanks; any other ends at white
+    space.
     """
     below = [re.escape(directory.rstrip("/")) + r"/[^\n`\"'<>]*?\.md\b"] if directory else []
-    for pattern in [*below, r"(?<=[`\"'])/[^\n`\"']+?\.md(?=[`\"'])", r"(?<![\w.~])/[^\s`\"'<>()]+\.md\b"]:
+    for pattern in [
+        *below,
+        r"(?<=[`\"'])/[^\n`\"']+?\.md(?=[`\"'])",
+        r"(?<![\w.~])/[^\s`\"'<>()]+\.md\b",
+    ]:
         found = re.search(pattern, text)
         if found:
             return found.group()
@@ -193,8 +205,10 @@ def find_calls(messages: Sequence[JSON]) -> list[Call]:
 
 
 def file_content(result: str) -> list[str] | None:
-    """The lines of a file as the read tool shows them, numbers taken off; None when it shows no file."""
-    lines = [found.group(1) for found in re.finditer(r"^ *\d+(?:\||:) ?(.*)$", result, re.MULTILINE)]
+    """The lines of a file that the read tool shows, without numbers; None if it shows no file."""
+    lines = [
+        found.group(1) for found in re.finditer(r"^ *\d+(?:\||:) ?(.*)$", result, re.MULTILINE)
+    ]
     return lines or None
 
 
@@ -217,7 +231,7 @@ def call(tool: str, **arguments: Any) -> Call:
 
 
 def usual_answer(talk: Conversation, mark: str = "x") -> Answer:
-    """The next step of one task's turn; `mark` other than "x" sets the task aside instead of doing it."""
+    """The next step of one task's turn; a `mark` other than "x" sets the task aside instead."""
     if SUBAGENT_PROMPT in talk.prompt:
         return first_missing(
             talk, [call("bash", command="echo from the subagent")], "It printed: from the subagent"
@@ -225,25 +239,32 @@ def usual_answer(talk: Conversation, mark: str = "x") -> Answer:
     if SUBAGENT_OUTSIDE_PROMPT in talk.prompt:
         return first_missing(talk, [call("read", filePath=OUTSIDE_FILE)], "It has some lines.")
     if not talk.plan_path:
-        return Answer("There is no path of a plan in this prompt, so there is nothing for me to do.")
+        return Answer(
+            "There is no path of a plan in this prompt, so there is nothing for me to do."
+        )
     read = plan_read(talk)
     if read is None:
         return Answer(
             "I will read the plan first.",
-            "The prompt names a plan file. Only the file says which tasks are still open, so I begin there.",
+            "The prompt names a plan file. Only the file says which tasks are still open, "
+            "so I begin there.",
             [call("read", filePath=talk.plan_path)],
         )
     lines = file_content(read.result or "")
     if lines is None:
         return Answer(f"The plan {talk.plan_path} could not be read, so I stop here.")
-    edited = [made.arguments for made in talk.calls if made.tool == "edit" and same_path(talk, made)]
+    edited = [
+        made.arguments for made in talk.calls if made.tool == "edit" and same_path(talk, made)
+    ]
     text = "\n".join(lines)
     for edit in edited:
         text = text.replace(edit.get("oldString", "\0"), edit.get("newString", ""), 1)
     if "<plan-complete>" in text:
         return Answer("The plan is complete.")
     if first_pending(text.split("\n")) is None:
-        return Answer("No task is left.", "Nothing that I could do is pending.", [completion(talk, text)])
+        return Answer(
+            "No task is left.", "Nothing that I could do is pending.", [completion(talk, text)]
+        )
     if edited:
         return Answer("The task is marked, and the next one is for the next session.")
     return next_on_task(talk, lines, mark)
@@ -251,7 +272,9 @@ def usual_answer(talk: Conversation, mark: str = "x") -> Answer:
 
 def plan_read(talk: Conversation) -> Call | None:
     """The first reading of the plan in this turn."""
-    return next((made for made in talk.calls if made.tool == "read" and same_path(talk, made)), None)
+    return next(
+        (made for made in talk.calls if made.tool == "read" and same_path(talk, made)), None
+    )
 
 
 def same_path(talk: Conversation, made: Call) -> bool:
@@ -260,7 +283,7 @@ def same_path(talk: Conversation, made: Call) -> bool:
 
 
 def first_pending(lines: Sequence[str]) -> int | None:
-    """The index of the first task line that is pending and not set aside, outside of fenced code."""
+    """The index of the first pending task line, not set aside and outside of fenced code."""
     fence = ""
     for at, line in enumerate(lines):
         found = re.match(r" {0,3}(```|~~~)", line)
@@ -289,7 +312,11 @@ def next_on_task(talk: Conversation, lines: list[str], mark: str) -> Answer:
         steps = [note, call("bash", command="tail -n 3 notes.txt"), edit]
         return first_missing(talk, steps, "", f"The task is: {task}")
     country, capital = quiz.group("country"), CAPITALS.get(quiz.group("country"), "unknown")
-    path = f"{talk.directory.rstrip('/')}/{quiz.group('file')}" if talk.directory else quiz.group("file")
+    path = (
+        f"{talk.directory.rstrip('/')}/{quiz.group('file')}"
+        if talk.directory
+        else quiz.group("file")
+    )
     steps = [
         call("write", filePath=path, content=capital + "\n"),
         call("bash", command=f"cat {shlex.quote(quiz.group('file'))}"),
@@ -321,14 +348,19 @@ def completion(talk: Conversation, text: str) -> Call:
     done = len(re.findall(r"^\s*(?:[-*+]|\d+[.)])\s+\[x\]", text, re.IGNORECASE | re.MULTILINE))
     tag = f"<plan-complete>{done} tasks are done and checked.</plan-complete>"
     return call(
-        "edit", filePath=talk.plan_path, **replacement(lines, len(lines) - 1, f"{lines[-1]}\n\n{tag}")
+        "edit",
+        filePath=talk.plan_path,
+        **replacement(lines, len(lines) - 1, f"{lines[-1]}\n\n{tag}"),
     )
 
 
 def first_missing(
     talk: Conversation, steps: Sequence[Call], end: str, text: str = "", reasoning: str = ""
 ) -> Answer:
-    """The first of `steps` not called yet, with text and reasoning before the very first; then `end`."""
+    """The first of `steps` not called yet, after all of them `end`.
+
+    Text and reasoning come before the very first.
+    """
     made = [(earlier.tool, earlier.arguments) for earlier in talk.calls]
     for number, step in enumerate(steps):
         if (step.tool, step.arguments) not in made:
@@ -340,7 +372,15 @@ def first_missing(
 
 FAULTS_ONCE_READ = {"block": "BLOCKED: no key", "manual": "MANUAL", "complete-early": ""}
 FAULTS_OF_TRANSPORT = ("full", "overflow", "cut", "hang", "unknown")
-FAULTS_WITH_CALLS = ("outside", "ask", "subagent", "subagent-outside", "todo", "doom", "delete-plan")
+FAULTS_WITH_CALLS = (
+    "outside",
+    "ask",
+    "subagent",
+    "subagent-outside",
+    "todo",
+    "doom",
+    "delete-plan",
+)
 FAULT = re.compile(
     r"ok|nothing|[45]\d\d(?::\d+)?|bash:.+|slow:\d+(?:\.\d+)?|flood:\d+|"
     + "|".join((*FAULTS_ONCE_READ, *FAULTS_OF_TRANSPORT, *FAULTS_WITH_CALLS)),
@@ -356,9 +396,9 @@ def parse_faults(faults: str | Sequence[str]) -> Iterator[str]:
         else list(faults)
     )
     parts: list[Iterator[str]] = []
-    for name in names:
-        found = re.fullmatch(r"([^:]+(?::[\d.]+)?)\*(\d*)", name)
-        name, times = (found.group(1), found.group(2)) if found else (name, "1")
+    for given in names:
+        found = re.fullmatch(r"([^:]+(?::[\d.]+)?)\*(\d*)", given)
+        name, times = (found.group(1), found.group(2)) if found else (given, "1")
         if not FAULT.fullmatch(name):
             raise ValueError(f"there is no fault {name!r}")
         parts.append(itertools.repeat(name, int(times)) if times else itertools.repeat(name))
@@ -418,8 +458,9 @@ class ScriptedModel:
 
     url         where OpenCode finds it, with /v1
     requests    the newest bodies of POST /v1/chat/completions, oldest first, at most `keep`
-    given       what the requests with tools were given: the fault's name, or the names of the tools called
-                ("read", "bash,bash,bash"), or "stop" for an answer that ended the turn; at most `keep`
+    given       what the requests with tools were given: the fault's name, or the names of the tools
+                called ("read", "bash,bash,bash"), or "stop" for an answer that ended the turn; at
+                most `keep`
     """
 
     def __init__(
@@ -434,7 +475,9 @@ class ScriptedModel:
         self._given: deque[str] = deque(maxlen=keep)
         self._numbers = itertools.count(1)
         self._server = _Server(("127.0.0.1", port), self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @property
@@ -471,7 +514,10 @@ class ScriptedModel:
         return self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -481,7 +527,8 @@ class ScriptedModel:
         with self._lock:
             self._requests.append(request)
         if not talk.tools:
-            # A title or a summary; after a compaction only the summary is left, so it has to name the plan.
+            # A title or a summary; after a compaction only the summary is left, so it has to name
+            # the plan.
             about = f" of {talk.plan_path}" if talk.plan_path else ""
             return "ok", Answer(f"One task{about}")
         if SUBAGENT_PROMPT in talk.prompt or SUBAGENT_OUTSIDE_PROMPT in talk.prompt:
@@ -489,7 +536,9 @@ class ScriptedModel:
         with self._lock:
             fault = self._held or next(self._faults)
             read = plan_read(talk)
-            self._held = fault if fault in FAULTS_ONCE_READ and (read is None or not read.result) else None
+            self._held = (
+                fault if fault in FAULTS_ONCE_READ and (read is None or not read.result) else None
+            )
             if self._held:
                 fault = "ok"
         return fault, self._record(fault, fault_answer(talk, fault), talk)
@@ -500,7 +549,9 @@ class ScriptedModel:
         if missing:
             answer = Answer(f"I would need the tool {missing[0]}, which is not offered.")
         with self._lock:
-            self._given.append(fault if fault != "ok" else ",".join(c.tool for c in answer.calls) or "stop")
+            self._given.append(
+                fault if fault != "ok" else ",".join(c.tool for c in answer.calls) or "stop"
+            )
         return answer
 
     def number(self) -> int:
@@ -518,7 +569,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is not worth a traceback; anything else is a bug and shows one."""
+        """A client that went away is not worth a traceback; all else is a bug and shows one."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -549,7 +600,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             self._hang()
         elif fault == "overflow":
-            message = f"This model's maximum context length is {CONTEXT} tokens; your messages are longer."
+            message = (
+                f"This model's maximum context length is {CONTEXT} tokens; "
+                "your messages are longer."
+            )
             self._send_error(400, "context_length_exceeded", message)
         elif fault[:3].isdigit():
             self._send_error(int(fault[:3]), "scripted", f"scripted fault {fault[:3]}", fault[4:])
@@ -569,7 +623,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_error(self, status: int, code: str, message: str, retry_after: str = "") -> None:
         kind = "invalid_request_error" if status < 500 else "server_error"
-        self._send_json(status, {"error": {"message": message, "type": kind, "code": code}}, retry_after)
+        self._send_json(
+            status, {"error": {"message": message, "type": kind, "code": code}}, retry_after
+        )
 
     def _hang(self) -> None:
         """Hold the connection until the other side closes it."""
@@ -591,8 +647,13 @@ class _Handler(BaseHTTPRequestHandler):
             "created": 0,
             "model": "quiz",
         }
-        # A stream that is to be cut or to end without a finish_reason still has something to say first.
-        said = answer if fault not in ("cut", "unknown") else Answer("Let me look at this for a moment, and")
+        # A stream that is to be cut or to end without a finish_reason still has something to say
+        # first.
+        said = (
+            answer
+            if fault not in ("cut", "unknown")
+            else Answer("Let me look at this for a moment, and")
+        )
         for pause, delta in self._deltas(fault, said):
             self._event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             if pause and model.closing.wait(pause):
@@ -627,7 +688,11 @@ class _Handler(BaseHTTPRequestHandler):
             yield delay, {"content": word}
         for index, made in enumerate(answer.calls):
             function: JSON = {"name": made.tool, "arguments": ""}
-            opening = {"index": index, "id": f"call_{self.server.model.number()}", "type": "function"}
+            opening = {
+                "index": index,
+                "id": f"call_{self.server.model.number()}",
+                "type": "function",
+            }
             yield delay, {"tool_calls": [{**opening, "function": function}]}
             arguments = json.dumps(made.arguments, ensure_ascii=False)
             for start in range(0, len(arguments), 40):
@@ -648,9 +713,10 @@ def words(text: str) -> list[str]:
 
 
 def usage(request: JSON, answer: Answer, full: bool = False) -> JSON:
-    """Token counts in OpenAI's form, at four characters a token; what was sent before counts as cached.
+    """Token counts in OpenAI's form, at four characters a token.
 
-    With `full` the prompt counts as many tokens as the context holds.
+    What was sent before counts as cached. With `full` the prompt counts as many
+    tokens as the context holds.
     """
     messages = request["messages"]
     answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
@@ -658,7 +724,9 @@ def usage(request: JSON, answer: Answer, full: bool = False) -> JSON:
     prompt = CONTEXT if full else (len(json.dumps(messages)) + tools) // 4
     cached = (len(json.dumps(messages[: answers[-1]])) + tools) // 4 // 128 * 128 if answers else 0
     reasoning = (len(answer.reasoning) + 3) // 4
-    said = len(answer.text) + sum(len(made.tool) + len(json.dumps(made.arguments)) for made in answer.calls)
+    said = len(answer.text) + sum(
+        len(made.tool) + len(json.dumps(made.arguments)) for made in answer.calls
+    )
     output = reasoning + (said + 3) // 4
     return {
         "prompt_tokens": prompt,
@@ -674,11 +742,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)"
+    )
     parser.add_argument(
         "--delay", type=float, default=0.02, help="seconds between two pieces (default: 0.02)"
     )
-    parser.add_argument("--faults", default="", help="comma-separated, one for each request (see above)")
+    parser.add_argument(
+        "--faults", default="", help="comma-separated, one for each request (see above)"
+    )
     options = parser.parse_args()
     try:
         model = ScriptedModel(options.faults, options.delay, options.port)
@@ -686,10 +758,8 @@ def main() -> int:
         parser.error(str(error))
     with model:
         print(f"scripted model listening on {model.url}", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
     return 0
 
 

@@ -1,0 +1,106 @@
+#!/bin/sh
+# Many plans at once: for each plan a worktree, a branch and an ocloop of its own.
+#
+#     examples/many.sh [-j N] PLANS [options of `ocloop.py run` …]
+#
+# PLANS is a folder with plans (*.md) inside of a git repository. For plans/login.md there will be a
+# branch ocloop/login and a worktree beside the repository, REPOSITORY.many/login. At most N loops
+# (2) run at a time; xargs sees to that. At the end stands a table. What is complete is committed on
+# its branch and its worktree removed; what is not is kept for a look, and going on is running this
+# again. OCLOOP names the program when it is not ../ocloop.py beside this file.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+OCLOOP=${OCLOOP:-$here/../ocloop.py}
+export OCLOOP
+
+run_one() {     # PLAN [options …]: work one plan in its worktree, and keep its exit status
+    plan=$1
+    shift
+    name=$(basename "$plan" .md)
+    tree=$MANY/$name
+    if [ ! -d "$tree" ]; then
+        if git rev-parse -q --verify "refs/heads/ocloop/$name" >/dev/null; then
+            git worktree add -q "$tree" "ocloop/$name"
+        else
+            git worktree add -q -b "ocloop/$name" "$tree"
+        fi
+    fi
+    [ -e "$tree/$plan" ] || { mkdir -p "$tree/$(dirname "$plan")" && cp "$plan" "$tree/$plan"; }
+    if [ ! -e "$tree/.loop-prompt.md" ]; then
+        if [ -e .loop-prompt.md ]; then
+            cp .loop-prompt.md "$tree/.loop-prompt.md"
+        else
+            empty=$(mktemp -d)
+            python3 "$OCLOOP" bootstrap "$empty" >/dev/null
+            cp "$empty/.loop-prompt.md" "$tree/.loop-prompt.md"
+            rm -r "$empty"
+        fi
+    fi
+    status=0
+    (cd "$tree" && exec python3 "$OCLOOP" run --plain --plan "$plan" "$@") \
+        >"$MANY/$name.log" 2>&1 || status=$?
+    echo "$status" >"$MANY/$name.status"
+    echo "$name: exit status $status"
+}
+
+row() {         # PLAN: its line of the table, from `status --json` and the exit status
+    name=$(basename "$1" .md)
+    status=$(cat "$MANY/$name.status" 2>/dev/null || echo "?")
+    (cd "$MANY/$name" && python3 "$OCLOOP" status --json --plan "$1") 2>/dev/null | python3 -c '
+import json, sys
+name, status = sys.argv[1:]
+said = json.load(sys.stdin)
+run = said["run"] or {}
+print("%-20s %6s %5d/%-5d %7d  $%.4f  %s" % (
+    name, status, said["done"], said["total"], said["blocked"], run.get("cost", 0.0),
+    " ".join(str(run.get("reason", "")).split())[:60]))
+' "$name" "$status" || true
+}
+
+keep() {        # PLAN: commit what is complete and remove its worktree
+    name=$(basename "$1" .md)
+    [ "$(cat "$MANY/$name.status" 2>/dev/null)" = 0 ] || return 0
+    git -C "$MANY/$name" add -A
+    git -C "$MANY/$name" diff --cached --quiet || git -C "$MANY/$name" commit -qm "ocloop: $name"
+    git worktree remove --force "$MANY/$name"
+}
+
+if [ "${1:-}" = --one ]; then
+    shift
+    run_one "$@"
+    exit 0
+fi
+
+jobs=2
+if [ "${1:-}" = -j ]; then
+    jobs=${2:?"-j takes a number"}
+    shift 2
+fi
+plans=${1:?"usage: many.sh [-j N] PLANS [options of ocloop.py run …]"}
+shift
+plans=$(cd "$plans" && pwd)
+top=$(git -C "$plans" rev-parse --show-toplevel)
+MANY=$top.many
+export MANY
+mkdir -p "$MANY"
+cd "$top"
+folder=${plans#"$top"}
+folder=${folder#/}
+
+list() {        # the plans, relative to the repository, each ended by a NUL
+    for plan in "${folder:+$folder/}"*.md; do
+        [ -e "$plan" ] && printf '%s\0' "$plan"
+    done
+}
+
+list | xargs -0 -P "$jobs" -I '{}' "$0" --one '{}' "$@"
+printf '\n%-20s %6s %11s %7s  %s\n' plan status tasks blocked "cost     reason"
+failed=0
+for plan in "${folder:+$folder/}"*.md; do
+    row "$plan"
+    [ "$(cat "$MANY/$(basename "$plan" .md).status" 2>/dev/null)" = 0 ] || failed=1
+    keep "$plan"
+done
+[ $failed = 0 ] || echo "what is not complete is kept in $MANY"
+exit $failed
