@@ -4532,7 +4532,18 @@ class Client:
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self.url = url.rstrip("/")
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        # Made by hand: `build_opener` would ask for proxies, and load TLS with its certificates.
+        self.opener = urllib.request.OpenerDirector()
+        handlers: list[type[urllib.request.BaseHandler]] = [
+            urllib.request.HTTPHandler,
+            urllib.request.HTTPDefaultErrorHandler,
+            urllib.request.HTTPRedirectHandler,
+            urllib.request.HTTPErrorProcessor,
+        ]
+        if self.url.startswith("https:"):
+            handlers.append(urllib.request.HTTPSHandler)
+        for handler in handlers:
+            self.opener.add_handler(handler())
         self.headers = {"Content-Type": "application/json"}
         self.known: set[str] = set()  # routes that it has answered
         if password:

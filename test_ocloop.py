@@ -55,6 +55,7 @@ from harness import (
     EXAMPLES,
     FAKE,
     GENERATIONS,
+    LONG,
     OCLOOP,
     ROOT,
     RealServer,
@@ -6743,8 +6744,10 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
         yield lambda: dialect.interrupt("ses_1", PROMPT, 0)
 
     done = 0
+    client = Whatever({})
     for _ in range(1500):
-        for ask in ask_all(a_dialect(Whatever({}))):
+        client.known.clear()
+        for ask in ask_all(a_dialect(client)):
             try:
                 found = ask()
             except RequestError:
@@ -6890,9 +6893,13 @@ def first_line(child: subprocess.Popen[bytes]) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it runs; a process that ended and that nobody has waited for does not."""
-    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
+    """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
+    with suppress(OSError):
+        if not os.path.isdir("/proc/self"):
+            os.kill(pid, 0)
+            return True
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
@@ -7729,8 +7736,12 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     gone.rmdir()
     with pytest.raises(Problem, match="this directory is gone"):
         ocloop.current_directory()
+    monkeypatch.chdir(tmp_path)
     odd = os.fsencode(tmp_path) + b"/\xff"
-    os.mkdir(odd)
+    try:
+        os.mkdir(odd)
+    except OSError:
+        return  # a file system that has no such names
     monkeypatch.chdir(odd)  # type: ignore[arg-type]
     with pytest.raises(Problem, match="is not UTF-8 .*: rename it"):
         ocloop.current_directory()
@@ -8453,7 +8464,7 @@ def test_a_screen_of_any_size_is_laid_out_in_time() -> None:
     before = time.perf_counter()
     for _ in range(10):
         drawn(picture, 200, 60)
-    assert time.perf_counter() - before < 2.0
+    assert time.perf_counter() - before < 5.0
 
 
 def test_markup_is_text() -> None:
@@ -10221,6 +10232,8 @@ PATCHES = {
     "waits are of a second": """
 ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
 """,
+    "the system has no /proc": "ocloop.PROC = '/nowhere'",
+    "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
     "a bug in the machine": """
 def boom(self, event):
@@ -11088,6 +11101,79 @@ def test_kill_9_with_a_check_under_way(world: World) -> None:
     child.signal(signal.SIGKILL)
     child.finish(-signal.SIGKILL, patience=5.0)
     assert server.poll() is None, "the server is not ours"
+
+
+def test_without_proc_nothing_is_left_behind(world: World) -> None:
+    """README, platforms: where there is no /proc, tools that left their group are found by `ps`."""
+    patch = PATCHES["the system has no /proc"]
+    check = "if test $OCLOOP_ITERATION = 1; then setsid sleep 1000 & sleep 1000; fi"
+    killed = world.fake(answers=["spawn:hang"], patch=patch)
+    ended = world.fake(answers=["spawn:hang"], patch=patch)
+    checked = world.fake("--check", check, "--check-timeout", "1s", patch=patch)
+    grown = world.fake("--server-memory", "150", memory=[200, 0], tasks=3, patch=patch)
+    for run in (killed, ended):
+        run.wait_event("spawned")
+    killed.signal(signal.SIGKILL)
+    killed.finish(-signal.SIGKILL, patience=5.0)
+    ended.signal(signal.SIGTERM)
+    ended.finish(130, timeout=20)
+    checked.finish(0)
+    assert grown.finish(0).said(r"grew to \d+ MiB")
+
+
+def test_without_proc_and_ps_what_can_be_promised_holds(world: World) -> None:
+    """README, platforms: without /proc and ps the server ends all the same, also after kill -9."""
+    patch = PATCHES["the system has neither /proc nor ps"]
+    whole = world.fake(tasks=2, patch=patch)
+    killed = world.fake(answers=["hang"], patch=patch)
+    ended = world.fake(answers=["spawn:hang"], patch=patch)
+    killed.wait_event("busy")
+    ended.wait_event("spawned")
+    killed.signal(signal.SIGKILL)
+    killed.finish(-signal.SIGKILL, patience=5.0)
+    ended.signal(signal.SIGTERM)
+    ended.finish(130, timeout=20)
+    assert whole.finish(0).boxes() == "xx"
+
+
+SHELLS = {
+    name: found.split()
+    for name, found in (
+        ("sh", "/bin/sh"),
+        ("dash", shutil.which("dash") or ""),
+        ("bash", f"{shutil.which('bash')} --posix" if shutil.which("bash") else ""),
+        ("busybox", f"{shutil.which('busybox')} sh" if shutil.which("busybox") else ""),
+    )
+    if found
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("proc", ["/proc", "/nowhere"])
+def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) -> None:
+    """README, platforms: the guard runs in any POSIX shell: dash, bash, BusyBox."""
+    mark = "guarded"
+    leader = bare.helper(["sleep", "1000"])
+    stray = bare.helper(["sleep", "1000"], OCLOOP_RUN=mark)
+    other = bare.helper(["sleep", "1000"], OCLOOP_RUN="somebody else's")
+    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", mark, proc, " ".join(ocloop.PS)]
+    guard = subprocess.Popen(argv, stdin=subprocess.PIPE, env=bare.env, start_new_session=True)
+    assert guard.stdin
+    guard.stdin.write(f"0\n{leader.pid}\n".encode())
+    guard.stdin.close()
+    assert guard.wait(LONG) == 0
+    assert leader.wait(5) != 0
+    assert stray.wait(5) != 0
+    assert other.poll() is None, "what is not ours is left alone"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None:
+    stray = bare.helper(["sleep", "1000"], OCLOOP_RUN="guarded")
+    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", "guarded", "/proc", "ps"]
+    guard = subprocess.run(argv, input=b"17\nover\n", env=bare.env, check=False, timeout=LONG)
+    assert guard.returncode == 0
+    assert stray.poll() is None
 
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
