@@ -24,8 +24,8 @@ Above them stand the words in which they are written, below them everything that
 Glossary; each word has this one meaning throughout:
 
     server      the `opencode serve` process, ours or the one that --server names
-    session     OpenCode's session; the class `Session` is what the loop knows of it
-    iteration   one session spent on the plan, from "creating" to "over"
+    session     OpenCode's session; `Session` is the machine that leads one, "creating" to "over"
+    iteration   one session, the plan read after it, and the check: what makes one `Result`
     task        one checkbox of the plan; it is settled when it is done, blocked or manual
     outcome     what became of an iteration
     state       where a machine stands;  activity  what OpenCode says that a session is doing
@@ -1251,13 +1251,6 @@ class Retry(NamedTuple):
     at: float
 
 
-class OddEnd(NamedTuple):
-    """A verdict that must stay as it is before it is believed."""
-
-    verdict: str
-    since: float
-
-
 class Live(NamedTuple):
     """Something that runs or is being written now."""
 
@@ -1266,6 +1259,204 @@ class Live(NamedTuple):
     since: float
     depth: int = 0
     message: str = ""
+
+
+class Decision(NamedTuple):
+    """What is answered to a request. `decision` is once, always or reject."""
+
+    ask: Ask
+    decision: str
+    said: str  # for the journal
+    message: str = ""  # for the agent
+
+
+class Asks:
+    """What a session and its subagents ask, until it is answered.
+
+    It decides by itself what nobody has to be asked for. What it decides it returns: the session
+    carries it out.
+    """
+
+    def __init__(self, options: Options, attended: bool) -> None:
+        self.options = options
+        self.attended = attended  # somebody can answer
+        self.open: dict[str, Ask] = {}  # by the request's id, in the order in which they came
+        self.replied: set[str] = set()  # ids of requests
+
+    @property
+    def first(self) -> Ask | None:
+        """The one that a person is shown."""
+        return next(iter(self.open.values()), None)
+
+    def knows(self, request: Request) -> bool:
+        return request.id in self.open or request.id in self.replied
+
+    def take(self, request: Request, ticket: int, now: float) -> Decision | None:
+        """A request that is new. `ticket` is the last one before it."""
+        timeout = self.options.ask_timeout
+        ask = Ask(request, ticket, now + timeout if timeout else None)
+        is_doom = request.title == DOOM_LOOP
+        if request.kind == "permission" and self.options.auto and not is_doom:
+            return Decision(ask, "once", "approved (--auto)")
+        if self.options.auto and is_doom:
+            return self.refusal(ask, "identical calls are approved by nobody but a person")
+        if not self.attended:
+            return self.refusal(ask, "nobody is there to answer")
+        self.open[request.id] = ask
+        return None
+
+    def refusal(self, ask: Ask, why: str) -> Decision:
+        """Refuse with a message: a bare rejection would end the agent's turn."""
+        return Decision(ask, "reject", f"refused: {why}", NOBODY)
+
+    def close(self, decision: Decision) -> None:
+        """It is being answered."""
+        id = decision.ask.request.id
+        self.open.pop(id, None)
+        self.replied.add(id)
+
+    def reopen(self, request: Request) -> None:
+        """The answer did not arrive: the next poll finds it again."""
+        self.replied.discard(request.id)
+
+    def forget_answered(self, polled: Polled) -> None:
+        """What a poll does not list any more, somebody else has answered."""
+        if polled.requests is None:
+            return
+        listed = {request.id for request in polled.requests}
+        for id, ask in list(self.open.items()):
+            was_looked_for = ask.request.kind not in polled.unlisted
+            if was_looked_for and id not in listed and ask.ticket < polled.to.ticket:
+                del self.open[id]
+
+    def overdue(self, now: float) -> list[Decision]:
+        """Those for which nobody has an answer in time."""
+        why = f"nobody answered for {duration(self.options.ask_timeout)}"
+        late = [ask for ask in self.open.values() if is_due(ask.deadline, now)]
+        return [self.refusal(ask, why) for ask in late]
+
+    def left_alone(self) -> list[Decision]:
+        """Nobody is there any more: refuse what is asked, now and later."""
+        self.attended = False
+        return [self.refusal(ask, "nobody is there to answer") for ask in self.open.values()]
+
+    def takes_key(self, key: str) -> bool:
+        """Whether the key belongs to what is asked first."""
+        ask = self.first
+        if ask is None:
+            return False
+        if ask.request.kind == "permission":
+            return key in ("y", "a", "n")
+        return key == "n" or (bool(key) and key in "123456789")
+
+    def press(self, key: str) -> Decision | None:
+        """A key that belongs to what is asked first."""
+        ask = self.first
+        assert ask and self.takes_key(key)
+        if key == "n":
+            return self.refusal(ask, "by a person")
+        if ask.request.kind == "question":
+            return self.choose(ask, int(key))
+        if key == "y":
+            return Decision(ask, "once", "approved")
+        return Decision(ask, "always", "approved, always")
+
+    def choose(self, ask: Ask, number: int) -> Decision | None:
+        """Answer the question that is shown with the option of that number, from 1.
+
+        It is decided when all questions of the request are answered.
+        """
+        questions = ask.request.questions
+        options = questions[len(ask.answers)].options if questions else ()
+        if number > len(options):
+            return None
+        label, _description = options[number - 1]
+        ask = ask._replace(answers=(*ask.answers, label))
+        self.open[ask.request.id] = ask
+        if len(ask.answers) < len(questions):
+            return None
+        return Decision(ask, "once", f"answered: {', '.join(ask.answers)}")
+
+
+class Ending:
+    """Is the session over, and how does the answer to our own prompt stand?
+
+    Nights die of hasty belief: an end that is odd must stay as it is for some time before it is
+    believed, and whatever says that the session works makes us forget it.
+    """
+
+    # How long a verdict must stay the same, in seconds.
+    PATIENCE: ClassVar[dict[str, float]] = {
+        "answered": 0.0,
+        "failed": 0.0,
+        "refused": ODD_END_STAYS,
+        "cut": ODD_END_STAYS,
+        "unfinished": ODD_END_STAYS,
+        "nothing-ran": ODD_END_STAYS,
+        "undelivered": SWALLOWED,
+    }
+
+    def __init__(self) -> None:
+        self.hint = ""  # what the stream says since the prompt was sent: idle, working, or ""
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.verdict = ""  # that is not believed yet
+        self.since = 0.0  # since when it has been this one
+
+    def forget(self) -> None:
+        """The prompt is sent (again), or the server is another one: what was heard is old."""
+        self.hint = ""
+        self.verdict = ""
+
+    def at_work(self) -> None:
+        """It works: an end that was seen before was none."""
+        self.verdict = ""
+
+    def judge(
+        self, polled: Polled, silent: float, attempt: int, now: float
+    ) -> tuple[str, Fault | None] | None:
+        """The verdict that is believed, and why it failed; None when there is no end to be seen.
+
+        `silent` is the time since the last sign of life, `attempt` the one that is looked at.
+        """
+        if not self.seems_over(polled, silent):
+            return None
+        verdict, fault = self.read(polled)
+        patience = self.PATIENCE[verdict]
+        if verdict == "failed" and polled.fault is None:
+            patience = ODD_END_STAYS  # the message's own error comes a little later
+        if verdict == "unfinished" and attempt:
+            patience = SWALLOWED  # the answer to the attempt before stays unfinished for ever
+        if verdict != self.verdict:
+            self.verdict = verdict
+            self.since = now
+        return (verdict, fault) if now - self.since >= patience else None
+
+    def read(self, polled: Polled) -> tuple[str, Fault | None]:
+        """The verdict of a poll, together with what the stream has told."""
+        verdict = polled.verdict
+        if verdict == "unknown":  # it shows no messages: what the stream told decides
+            verdict = "failed" if self.fault else "answered"
+        elif verdict == "undelivered" and self.fault:
+            verdict = "failed"
+        fault = polled.fault
+        if verdict == "failed" and fault is None:
+            fault = self.fault
+        return verdict, fault
+
+    def seems_over(self, polled: Polled, silent: float) -> bool:
+        """Whether the session seems to be at rest; whether that is an end is another question."""
+        is_finished = polled.verdict in ("answered", "failed")
+        if is_finished and silent > LOOK_CLOSER:
+            return True  # also where a server says "busy" for ever
+        if polled.activity == "idle":
+            has_perhaps_not_begun = polled.verdict == "unknown" and self.hint != "idle"
+            return not has_perhaps_not_begun or silent > SWALLOWED
+        if polled.activity == "unknown":
+            # The server does not tell who works: the stream's word decides. An answer that is
+            # not finished tells nothing then, since it looks the same while it is being written.
+            has_failed = self.fault is not None and silent > SWALLOWED
+            return self.hint == "idle" or (has_failed and polled.verdict == "unknown")
+        return False
 
 
 class Purse:
@@ -1440,7 +1631,6 @@ class Session:
         self.options = options
         self.pending = pending
         self.journal = journal
-        self.attended = attended  # somebody can answer what is asked
         self.now = now
         self.out: list[Command | BlameServer] = []
         self.state = "creating"
@@ -1451,12 +1641,9 @@ class Session:
         # What OpenCode says of it.
         self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
-        self.hint = ""  # what the stream says since the prompt was sent: idle, working, or ""
         self.retry: Retry | None = None
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.odd_end: OddEnd | None = None
-        self.asks: dict[str, Ask] = {}  # by the request's id
-        self.replied: set[str] = set()  # ids of requests
+        self.ending = Ending()
+        self.asks = Asks(options, attended)
         # How long, how often, how much.
         self.started = now
         self.prompted = now  # when the prompt was accepted
@@ -1493,7 +1680,7 @@ class Session:
         self.due = None
         self.pending.forget(Poll)  # what is on its way tells of the state before
         if state != "working":
-            self.asks.clear()
+            self.asks.open.clear()
             self.retry = None
 
     def send(self, command: Command) -> None:
@@ -1509,8 +1696,7 @@ class Session:
         if self.state == "creating":
             self.send(CreateSession(self.prompt))
         elif self.state == "prompting":
-            self.hint = ""
-            self.odd_end = None
+            self.ending.forget()
             self.send(SendPrompt(self.id, self.prompt, self.attempt))
         elif self.state == "working":
             self.poll()
@@ -1541,7 +1727,7 @@ class Session:
         self.active = self.now
         self.enter("working")
         self.due = self.now + FIRST_LOOK
-        if self.hint == "idle":  # it was quicker than the answer to our request
+        if self.ending.hint == "idle":  # it was quicker than the answer to our request
             self.poll()
 
     # While it works.
@@ -1562,10 +1748,12 @@ class Session:
         self.circles.silences = 0
         looks_again = is_due(self.due, self.now)
         self.take_in(event)
+        if self.state != "working":
+            return  # it asked once too often: it is being ended
         if event.retry:
             self.on_activity(event.retry)
         elif event.activity == "working":
-            self.is_at_work()
+            self.note_work()
         if self.state == "working":  # a wait that is too long, or a circle, has perhaps ended it
             self.weigh(event)
         if looks_again and self.state == "working":
@@ -1577,73 +1765,25 @@ class Session:
             self.family.setdefault(child, 1)
         if event.spent:
             self.purse.polled = self.purse.polled.at_least(event.spent)
-        if event.requests is None:
-            return
-        listed = {request.id for request in event.requests}
-        for id, ask in list(self.asks.items()):
-            is_listed_kind = ask.request.kind not in event.unlisted
-            if is_listed_kind and id not in listed and ask.ticket < event.to.ticket:
-                del self.asks[id]  # somebody else has answered it
-        for request in event.requests:
+        self.asks.forget_answered(event)
+        for request in event.requests or ():
             self.dispatch(Asked(request.session, request))
 
-    def is_at_work(self) -> None:
-        self.odd_end = None
-        self.retry = None
-
     def weigh(self, event: Polled) -> None:
-        """Is it over, and how? Nights die of hasty belief: an end that is odd must stay so."""
-        if not self.seems_over(event):
-            return
-        verdict = event.verdict
-        fault = event.fault
-        if verdict == "unknown":  # it shows no messages: what the stream told decides
-            verdict = "failed" if self.fault else "answered"
-        elif verdict == "undelivered" and self.fault:
-            verdict = "failed"
-        patience = self.PATIENCE[verdict]
-        if verdict == "failed" and fault is None:
-            fault = self.fault
-            patience = ODD_END_STAYS  # the message's own error comes a little later
-        if verdict == "unfinished" and self.attempt:
-            patience = SWALLOWED  # the answer to the attempt before stays unfinished for ever
-        if self.odd_end is None or self.odd_end.verdict != verdict:
-            self.odd_end = OddEnd(verdict, self.now)
-        if self.now - self.odd_end.since >= patience:
-            self.conclude(verdict, fault)
-        else:
+        """Is it over, and how?"""
+        silent = self.now - self.active
+        end = self.ending.judge(event, silent, self.attempt, self.now)
+        if end:
+            self.end_by_verdict(*end)
+        elif event.activity == "idle" or self.ending.verdict:
             self.look_within(LOOK_AGAIN)
 
-    def seems_over(self, event: Polled) -> bool:
-        """Whether the session seems to be at rest; whether that is an end is another question."""
-        silent = self.now - self.active
-        is_finished = event.verdict in ("answered", "failed")
-        if is_finished and silent > LOOK_CLOSER:
-            return True  # also where a server says "busy" for ever
-        if event.activity == "idle":
-            if event.verdict == "unknown" and self.hint != "idle" and silent <= SWALLOWED:
-                self.look_within(LOOK_AGAIN)  # it has perhaps not begun
-                return False
-            return True
-        if event.activity == "unknown":
-            # The server does not tell who works: the stream's word decides. An answer that is
-            # not finished tells nothing then, since it looks the same while it is being written.
-            has_failed = self.fault is not None and silent > SWALLOWED
-            return self.hint == "idle" or (has_failed and event.verdict == "unknown")
-        return False
+    def note_work(self) -> None:
+        """It works, and does not wait for its provider."""
+        self.ending.at_work()
+        self.retry = None
 
-    # How long a verdict must stay the same before it is believed, in seconds.
-    PATIENCE: ClassVar[dict[str, float]] = {
-        "answered": 0.0,
-        "failed": 0.0,
-        "refused": ODD_END_STAYS,
-        "cut": ODD_END_STAYS,
-        "unfinished": ODD_END_STAYS,
-        "nothing-ran": ODD_END_STAYS,
-        "undelivered": SWALLOWED,
-    }
-
-    def conclude(self, verdict: str, fault: Fault | None) -> None:
+    def end_by_verdict(self, verdict: str, fault: Fault | None) -> None:
         """The verdict is believed: what does it mean for the iteration?"""
         if verdict == "answered":
             self.end("done")
@@ -1693,7 +1833,7 @@ class Session:
         if event.session != self.id:
             return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.hint = "idle"
+            self.ending.hint = "idle"
             self.poll()
             return
         known = self.retry
@@ -1703,8 +1843,8 @@ class Session:
 
     def on_begun(self, event: StreamEvent) -> None:
         """Whatever is said of it means that the prompt runs."""
-        self.hint = "working"
-        self.is_at_work()
+        self.ending.hint = "working"
+        self.note_work()
 
     def on_retrying(self, event: Activity, known: Retry | None) -> None:
         self.retry = Retry(event.attempt, event.message, self.now + event.wait)
@@ -1720,14 +1860,14 @@ class Session:
     def on_early_activity(self, event: Activity) -> None:
         """Before the server has said that it took the prompt: remember what it says."""
         if event.session == self.id:
-            self.hint = "idle" if event.kind == "idle" else "working"
+            self.ending.hint = "idle" if event.kind == "idle" else "working"
 
     def on_broke(self, event: Broke) -> None:
         fault = event.fault
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.fault = fault
+            self.ending.fault = fault
             self.look_within(REPEAT_AFTER)
         self.transcript.error(fault.message, event.session, self.family[event.session])
 
@@ -1768,41 +1908,29 @@ class Session:
 
     def on_asked(self, event: Asked) -> None:
         request = event.request
-        is_known = request.id in self.asks or request.id in self.replied
-        if is_known or request.session not in self.family:
+        if self.asks.knows(request) or request.session not in self.family:
             return
         said = request.detail
         if request.kind == "permission":
             said = f"{request.title}: {request.detail}"
         self.note("ask", said, "warn", request.session)
-        timeout = self.options.ask_timeout
-        deadline = self.now + timeout if timeout else None
-        ask = Ask(request, self.pending.last_ticket, deadline)
-        is_doom = request.title == DOOM_LOOP
-        if request.kind == "permission" and self.options.auto and not is_doom:
-            self.reply(ask, "once", "approved (--auto)")
-        elif self.options.auto and is_doom:
-            self.refuse(ask, "the same call again and again is approved by nobody but a person")
-        elif not self.attended:
-            self.refuse(ask, "nobody is there to answer")
+        decision = self.asks.take(request, self.pending.last_ticket, self.now)
+        if decision:
+            self.reply(decision)
         else:
-            self.asks[request.id] = ask
             self.out.append(Notify("asked", said, {}))
 
-    def reply(self, ask: Ask, decision: str, said: str, message: str = "") -> None:
-        self.asks.pop(ask.request.id, None)
-        self.replied.add(ask.request.id)
-        tone = "warn" if decision == "reject" else "good"
-        self.note("ask", said, tone, ask.request.session)
-        self.send(Reply(ask.request, decision, ask.answers, message))
-
-    def refuse(self, ask: Ask, why: str) -> None:
-        """Refuse with a message: a bare rejection would end the agent's turn."""
-        self.reply(ask, "reject", f"refused: {why}", NOBODY)
-        self.give_up_on(self.circles.refusal(ask.request))
+    def reply(self, decision: Decision) -> None:
+        request = decision.ask.request
+        self.asks.close(decision)
+        is_refused = decision.decision == "reject"
+        self.note("ask", decision.said, "warn" if is_refused else "good", request.session)
+        self.send(Reply(request, decision.decision, decision.ask.answers, decision.message))
+        if is_refused:
+            self.give_up_on(self.circles.refusal(request))
 
     def on_answered(self, event: Answered) -> None:
-        self.asks.pop(event.id, None)
+        self.asks.open.pop(event.id, None)
 
     def on_reply_failed(self, event: Failed) -> None:
         """The agent waits for ever for an answer that does not arrive: try again, but not for ever.
@@ -1813,50 +1941,20 @@ class Session:
         if event.code == 404:
             return  # somebody else has answered
         self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
-        self.replied.discard(event.to.request.id)  # the next poll finds it again
+        self.asks.reopen(event.to.request)
         self.look_within(REPEAT_AFTER)
         self.give_up_on(self.circles.lost_reply(event.problem))
 
-    def takes_key(self, key: str) -> bool:
-        """Whether the key belongs to what is asked first."""
-        ask = next(iter(self.asks.values()), None)
-        if ask is None:
-            return False
-        if ask.request.kind == "permission":
-            return key in ("y", "a", "n")
-        return key == "n" or (bool(key) and key in "123456789")
-
     def on_key(self, event: Key) -> None:
         """Answer what is asked first."""
-        ask = next(iter(self.asks.values()), None)
-        if ask is None or not self.takes_key(event.name):
-            return
-        if event.name == "n":
-            self.refuse(ask, "by a person")
-        elif ask.request.kind == "permission" and event.name == "y":
-            self.reply(ask, "once", "approved")
-        elif ask.request.kind == "permission":
-            self.reply(ask, "always", "approved, always")
-        else:
-            self.choose(ask, int(event.name))
-
-    def choose(self, ask: Ask, number: int) -> None:
-        """Answer the question that is shown with the option of that number, from 1."""
-        questions = ask.request.questions
-        options = questions[len(ask.answers)].options if questions else ()
-        if number > len(options):
-            return
-        label, _description = options[number - 1]
-        ask = ask._replace(answers=(*ask.answers, label))
-        self.asks[ask.request.id] = ask
-        if len(ask.answers) == len(questions):
-            self.reply(ask, "once", f"answered: {', '.join(ask.answers)}")
+        if self.asks.takes_key(event.name):
+            decision = self.asks.press(event.name)
+            if decision:
+                self.reply(decision)
 
     def on_screen_lost(self, event: ScreenLost) -> None:
-        """Nobody is there any more: refuse what is asked, now and later."""
-        self.attended = False
-        for ask in list(self.asks.values()):
-            self.refuse(ask, "nobody is there to answer")
+        for decision in self.asks.left_alone():
+            self.reply(decision)
 
     # What goes wrong with requests and with the server.
 
@@ -1882,8 +1980,7 @@ class Session:
     def on_server_back(self, event: ServerBack) -> None:
         self.circles.silences = 0
         self.active = self.now
-        self.hint = ""
-        self.odd_end = None
+        self.ending.forget()
         self.enter(self.resume)
         self.repeat()
 
@@ -1909,7 +2006,7 @@ class Session:
         """An interrupt does nothing to a prompt that was accepted and has not begun to run."""
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         begins_by = self.prompted + BEGINS
-        has_begun = self.hint == "working" or self.now >= begins_by
+        has_begun = self.ending.hint == "working" or self.now >= begins_by
         self.enter("recalling")
         self.due = begins_by
         if has_begun:
@@ -1917,7 +2014,7 @@ class Session:
 
     def on_recalled_prompt_accepted(self, event: Done) -> None:
         self.due = self.now + BEGINS
-        if self.hint == "working":
+        if self.ending.hint == "working":
             self.interrupt()
 
     def on_recalled_prompt_failed(self, event: Failed) -> None:
@@ -1926,7 +2023,7 @@ class Session:
     def on_activity_while_recalled(self, event: Activity) -> None:
         self.on_early_activity(event)
         is_accepted = self.pending.find(SendPrompt) is None
-        if is_accepted and self.hint == "working":
+        if is_accepted and self.ending.hint == "working":
             self.interrupt()
 
     def interrupt(self) -> None:
@@ -1961,12 +2058,11 @@ class Session:
         self.mind_patience()
 
     def on_tick_at_work(self, event: Tick) -> None:
-        waits = self.asks or (self.retry is not None and self.retry.at > self.now)
-        if waits:
-            self.active = self.now  # for something that is known
-        for ask in list(self.asks.values()):
-            if is_due(ask.deadline, self.now):
-                self.refuse(ask, f"nobody answered for {duration(self.options.ask_timeout)}")
+        is_retrying = self.retry is not None and self.retry.at > self.now
+        if self.asks.open or is_retrying:
+            self.active = self.now  # it waits, and for something that is known
+        for decision in self.asks.overdue(self.now):
+            self.reply(decision)
         self.on_tick(event)
 
     def on_tick_recalled(self, event: Tick) -> None:
@@ -2128,6 +2224,7 @@ AT_ONCE = "twice the limit"  # a limit that is passed by as much again ends an i
 SHOWN_AS_RUNNING = ("reading", "working", "settling", "checking")
 ENDS = ("complete", "error", "stopping")
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
+FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 LIMITS = ("max_iterations", "max_cost", "max_time")  # options that R raises by as much again
 
 PLAN_COMPLETE = "the plan is complete"
@@ -2240,7 +2337,7 @@ class Books:
     def failures(self) -> int:
         """In a row, and somebody's fault: what passes by itself is not counted."""
         return self.streak(
-            lambda result: result.outcome in ("failed", "stalled", "cut"),
+            lambda result: result.outcome in FAILURES,
             lambda result: result.worked,
         )
 
@@ -2338,7 +2435,7 @@ class ModelLine:
         """Seconds until one of them can work again."""
         return max(0.0, min(self.until.get(model, 0.0) for model in self.models) - now)
 
-    def is_well(self) -> None:
+    def note_success(self) -> None:
         """The one at work has worked."""
         self.failures.clear()
         self.until.pop(self.current, None)
@@ -2348,6 +2445,82 @@ class ModelLine:
         self.until.clear()
         self.rests.clear()
         self.failures.clear()
+
+
+class Step(NamedTuple):
+    """What comes after an iteration. `kind` is go on, wait, pause, stop (at a limit) or fail."""
+
+    kind: str
+    why: str = ""
+    seconds: float = 0.0  # to wait
+    limit: str = ""  # that makes it stop
+    said: str = ""  # for the journal
+
+
+class Course:
+    """What an outcome means for the run: go on, wait, let another model work, or give up."""
+
+    def __init__(self, options: Options, books: Books, line: ModelLine) -> None:
+        self.options = options
+        self.books = books
+        self.line = line
+
+    def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Step:
+        """The step after this result; `model` is what a person knows the model at work by."""
+        fault = outcome.fault
+        if result.waited_for:
+            return self.wait_for_provider(fault.retry_after if fault else 0.0, outcome.problem, now)
+        if outcome.kind not in FAILURES:
+            return Step("go on")
+        if fault is None:
+            return self.retry(outcome.problem, now)
+        if fault.kind == "configuration":
+            return Step("fail", outcome.problem)
+        advice = FAULTS[fault.kind]
+        if advice and self.line.has_another(now):
+            return self.let_another_work(fault.message, now, LONGEST_WAIT)
+        if advice and self.books.last_worked is None:
+            advice = advice.format(model=model or "of the configuration")
+            return Step("fail", f"{fault.message.rstrip('.')}: {advice}")
+        return self.retry(outcome.problem, now)
+
+    def retry(self, problem: str, now: float) -> Step:
+        """Try again, with growing waits, and not for ever."""
+        failures = self.line.note_failure()
+        most = self.options.retries
+        if not most or failures <= most:
+            return Step("wait", problem, FAILURE_WAITS.after(failures))
+        if self.line.has_another(now, most):
+            return self.let_another_work(problem, now, LONGEST_WAIT)
+        in_a_row = self.books.failures
+        return Step("fail", f"{in_a_row} iterations in a row failed, the last one: {problem}")
+
+    def let_another_work(self, why: str, now: float, seconds: float) -> Step:
+        """Let the model at work rest for so long (0: longer each time), and the next one work."""
+        model = self.line.current
+        seconds = self.line.rest(now, seconds)
+        following = self.line.choose(now)
+        said = f"{model} rests for {duration(seconds)} ({why}): {following} is next"
+        return Step("go on", said=said)
+
+    def wait_for_provider(self, announced: float, problem: str, now: float) -> Step:
+        """A limit or an outage passes by itself, and costs nothing while it is waited for."""
+        if self.books.waited_since is None:
+            self.books.waited_since = now
+        waited = now - self.books.waited_since
+        has_another = self.line.has_another(now)
+        seconds = 0.0
+        if not has_another:
+            self.line.rest(now, announced)
+            seconds = self.line.until_first_back(now)
+        most = self.options.max_wait
+        if most and waited + seconds > most:
+            back = f", and would be back in {duration(seconds)}" if announced else ""
+            why = f"{problem.rstrip('.')}: waited {duration(waited)}{back} (--max-wait)"
+            return Step("stop", why, limit="max_wait")
+        if has_another:
+            return self.let_another_work(problem, now, announced)
+        return Step("wait", problem, seconds)
 
 
 class Used(NamedTuple):
@@ -2496,6 +2669,7 @@ class Loop:
         self.check_verdict = ""  # of the last check: passed, failed or interrupted
         self.check_since = 0.0
         self.line = ModelLine(options.models)
+        self.course = Course(options, self.books, self.line)
         self.wait_until: Deadline = None
         self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
         self.rested: Deadline = None  # since when it has been at rest
@@ -2628,13 +2802,6 @@ class Loop:
         else:
             self.enter("ready")
 
-    def on_setup_failed(self, event: Failed) -> None:
-        """A configuration that is broken is for a person to mend; a server that died is not."""
-        if event.again:
-            self.on_server_failed(event)
-        else:
-            self.fail(event.problem)
-
     def setup_problem(self) -> str:
         """What is wrong with models and agent, as far as the server can tell."""
         fields, _ = split_front_matter(self.files.prompt_text)
@@ -2650,14 +2817,12 @@ class Loop:
             )
             self.journal.note("warn", problem, "warn")
 
-    def on_start_failed(self, event: Failed) -> None:
+    def on_server_failed(self, event: Failed) -> None:
+        """It was not started, or does not tell its setup. What is broken is a person's to mend."""
         if event.again:
-            self.on_server_failed(event)
+            self.restart_server(event.problem)
         else:
             self.fail(event.problem)
-
-    def on_server_failed(self, event: Failed) -> None:
-        self.restart_server(event.problem)
 
     def on_server_died(self, event: ServerDied) -> None:
         if event.generation == self.server.generation:
@@ -3016,82 +3181,36 @@ class Loop:
         if result.worked:
             self.server.failures = 0
             self.books.waited_since = None
-            self.line.is_well()
-        self.consider(result, outcome)
-
-    def consider(self, result: Result, outcome: Outcome) -> None:
-        """What does the outcome mean for the run?"""
-        fault = outcome.fault
-        is_failure = outcome.kind in ("failed", "stalled", "cut")
-        is_complete = self.plan.summary is not None and not self.told
+            self.line.note_success()
+        is_complete = plan.summary is not None and not self.told
         if outcome.kind == "cut" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface.
             self.pause("its answer was broken off: Space goes on")
         elif is_complete:
             self.go_on()  # nothing needs to be tried again, or waited for
-        elif result.waited_for:
-            self.wait_for_provider(fault, outcome.problem)
-        elif not is_failure:
-            self.go_on()
-        elif fault and fault.kind == "configuration":
-            self.fail(outcome.problem)
-        elif fault and FAULTS[fault.kind] and self.line.has_another(self.now):
-            self.rest_model(fault.message, LONGEST_WAIT)
-            self.go_on()
-        elif fault and FAULTS[fault.kind] and self.books.last_worked is None:
-            advice = FAULTS[fault.kind].format(model=self.model or "of the configuration")
-            self.fail(f"{fault.message.rstrip('.')}: {advice}")
         else:
-            self.retry(outcome.problem)
+            self.take(self.course.after(result, outcome, self.model, self.now))
+
+    def take(self, step: Step) -> None:
+        """Do what an outcome means for the run."""
+        if step.said:
+            self.journal.note("retry", step.said, "warn")
+        if step.kind == "go on":
+            self.go_on()
+        elif step.kind == "pause":
+            self.pause(step.why)
+        elif step.kind == "fail":
+            self.fail(step.why)
+        elif step.kind == "stop":
+            self.limit = step.limit
+            self.end("paused", 3, step.why)
+        else:
+            self.wait(step.seconds, step.why)
 
     def go_on(self) -> None:
         """The plan is fresh unless a check had its hands on it: read it once more, and move on."""
         self.enter("reading", self.reason)
         self.read_afresh()
-
-    def retry(self, problem: str) -> None:
-        """Try again, with growing pauses, and not for ever."""
-        failures = self.line.note_failure()
-        most = self.options.retries
-        if not most or failures <= most:
-            self.wait(FAILURE_WAITS.after(failures), problem)
-        elif self.line.has_another(self.now, most):
-            self.rest_model(problem, LONGEST_WAIT)
-            self.go_on()
-        else:
-            in_a_row = self.books.failures
-            self.fail(f"{in_a_row} iterations in a row failed, the last one: {problem}")
-
-    def rest_model(self, why: str, announced: float) -> None:
-        """Let the next model in line work meanwhile."""
-        model = self.line.current
-        seconds = self.line.rest(self.now, announced)
-        following = self.line.choose(self.now)
-        said = f"{model} rests for {duration(seconds)} ({why}): {following} is next"
-        self.journal.note("retry", said, "warn")
-
-    def wait_for_provider(self, fault: Fault | None, problem: str) -> None:
-        """A limit or an outage passes by itself, and costs nothing while it is waited for."""
-        announced = fault.retry_after if fault else 0.0
-        has_another = self.line.has_another(self.now)
-        seconds = 0.0
-        if not has_another:
-            self.line.rest(self.now, announced)
-            seconds = self.line.until_first_back(self.now)
-        if self.books.waited_since is None:
-            self.books.waited_since = self.now
-        waited = self.now - self.books.waited_since
-        most = self.options.max_wait
-        if most and waited + seconds > most:
-            self.limit = "max_wait"
-            back = f", and would be back in {duration(seconds)}" if announced else ""
-            reason = f"{problem.rstrip('.')}: waited {duration(waited)}{back} (--max-wait)"
-            self.end("paused", 3, reason)
-        elif has_another:
-            self.rest_model(problem, announced)
-            self.go_on()
-        else:
-            self.wait(seconds, problem)
 
     def wait(self, seconds: float, problem: str) -> None:
         if self.pause_wanted:
@@ -3181,7 +3300,7 @@ class Loop:
                 self.quit("a person quit")
         elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
             self.overlay = ""
-        elif self.session and self.session.takes_key(key):
+        elif self.session and self.session.asks.takes_key(key):
             self.tell_session(event)
         elif key in self.KEYS and self.state in self.KEYS[key]:
             self.KEYS[key][self.state](self)
@@ -3383,9 +3502,9 @@ class Loop:
             **_ALWAYS,
             **_FILES,
             ServerUp: on_server_started,
-            (Failed, StartServer): on_start_failed,
+            (Failed, StartServer): on_server_failed,
             SetupChecked: on_setup_checked,
-            (Failed, CheckSetup): on_setup_failed,
+            (Failed, CheckSetup): on_server_failed,
             ServerDied: on_server_died,
             ScreenLost: on_screen_lost_at_start,
             Tick: on_tick,
@@ -3411,7 +3530,7 @@ class Loop:
             **_SESSION,
             Woke: on_woke,
             ServerUp: on_server_restarted,
-            (Failed, StartServer): on_start_failed,
+            (Failed, StartServer): on_server_failed,
             ServerDied: on_server_died,
             ScreenLost: on_screen_lost,
             Tick: on_tick_at_work,
@@ -3773,7 +3892,7 @@ class Picture(NamedTuple):
 def view(loop: Loop, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
     session = loop.session
-    asks = session.asks if session else {}
+    asks = session.asks.open if session else {}
     plan = loop.plan
     model = loop.model
     size = (loop.setup.models or {}).get(model, 0)
@@ -3930,7 +4049,7 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
 
 def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    asks = list(loop.session.asks.values()) if loop.session else []
+    asks = list(loop.session.asks.open.values()) if loop.session else []
     if not asks:
         return ()
     ask = asks[0]
@@ -4627,7 +4746,8 @@ class Client:
         except RequestError as error:
             if route in self.known and error.name == "NotJSON":
                 raise RequestError(502, str(error)) from None
-            is_gone = error.name in ("NotFoundError", "SessionNotFoundError")  # it knows the route
+            # A session that is gone is no route that is not known.
+            is_gone = "/ID" in route and error.name in ("NotFoundError", "SessionNotFoundError")
             if error.code not in (404, 405, 501) or route in self.known or is_gone:
                 raise
             return None
@@ -7322,7 +7442,7 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "summary": plan.summary,
     }
     if session:
-        asks = session.asks.values()
+        asks = session.asks.open.values()
         record["waits_for"] = [f"{ask.request.title} {ask.request.detail}" for ask in asks]
         if session.retry:
             record["retry"] = session.retry.message
@@ -7981,7 +8101,7 @@ class Run:
             loop.reason,
             loop.iteration,
             session.id if session else "",
-            len(session.asks) if session else 0,
+            len(session.asks.open) if session else 0,
             int(loop.now / self.RECORD_EVERY),
         )
         if worth != self.recorded:

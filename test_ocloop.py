@@ -427,7 +427,7 @@ class Story:
     @property
     def asked(self) -> list[str]:
         """The ids of what waits for somebody."""
-        return list(self.loop.session.asks) if self.loop.session else []
+        return list(self.loop.session.asks.open) if self.loop.session else []
 
     @property
     def failures(self) -> int:
@@ -2228,9 +2228,8 @@ def test_a_reply_is_no_sign_of_life() -> None:
     story.requests = ()
     for number in range(3):
         story.let_pass(25)
-        story.session.reply(
-            ocloop.Ask(permission(f"per_{number}", "ses_1"), 0, None), "once", "approved"
-        )
+        ask = ocloop.Ask(permission(f"per_{number}", "ses_1"), 0, None)
+        story.session.reply(ocloop.Decision(ask, "once", "approved"))
     assert len(story.all(Interrupt)) == 1
 
 
@@ -4480,7 +4479,7 @@ def test_a_provider_that_never_works_is_given_up_after_max_wait() -> None:
 def test_replies_that_are_never_counted_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_reply_failed(session: Session, event: Failed) -> None:
         assert isinstance(event.to, Reply)
-        session.replied.discard(event.to.request.id)
+        session.asks.reopen(event.to.request)
         session.active = session.now
         session.look_within(ocloop.REPEAT_AFTER)
 
@@ -4509,7 +4508,9 @@ def test_agents_on_a_server_that_does_not_tell_who_works_are_left_to_work() -> N
 def test_an_unfinished_answer_taken_for_an_end_would_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Session, "seems_over", lambda self, event: event.activity != "working")
+    monkeypatch.setattr(
+        ocloop.Ending, "seems_over", lambda self, polled, silent: polled.activity != "working"
+    )
     world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
     with pytest.raises(AssertionError, match="are at work beside"):
         world.live(WITHIN)
@@ -5262,7 +5263,7 @@ def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> N
     rests = [line.rest(0.0) for _ in range(8)]
     assert rests == [30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     assert line.rest(0.0, 7200.0) == 7200.0, "an announced time is used as it is"
-    line.is_well()
+    line.note_success()
     assert line.choose(0.0) == "a/1" and line.rest(0.0) == 30.0
     assert line.choose(0.0) == "a/2" and line.rest(0.0) == 30.0, "each has its own"
     line.forget()
@@ -9943,7 +9944,7 @@ class Stand:
         return self.dialect.poll(Poll(self.session, self.prompt, attempt, closer))
 
     def until(self, holds: Callable[[Polled], bool], attempt: int = 0) -> Polled:
-        until = time.monotonic() + 8
+        until = time.monotonic() + 60
         while True:
             polled = self.poll(attempt)
             if holds(polled):
@@ -10097,12 +10098,16 @@ def test_fake_retry(tmp_path: Path) -> None:
 def test_fake_permission(tmp_path: Path, answer: str) -> None:
     with stand(tmp_path, answers=[answer]) as server:
         server.begin()
-        polled = server.until(lambda polled: bool(polled.requests))
+
+        def is_asked_in_the_family(polled: Polled) -> bool:
+            family = (server.session, *polled.children)
+            return any(request.session in family for request in polled.requests or ())
+
+        polled = server.until(is_asked_in_the_family)
         assert polled.activity == "working"
         assert polled.requests
         request = polled.requests[0]
         assert (request.kind, request.title) == ("permission", "shell")
-        assert request.session in (server.session, *polled.children)
         server.dialect.reply(Reply(request, "reject", (), "nobody is there"))
         polled = server.at_rest()
         assert polled.verdict == "answered"
@@ -11886,9 +11891,9 @@ def test_places_that_cannot_be_written(world: World) -> None:
     """
     blocked = world.folder / "file"
     blocked.write_text("", "utf-8")
-    child = world.fake("--log", str(blocked / "below.log")).finish(0)
-    assert "cannot write the log" in child.output
-    assert child.boxes() == "xx"
+    child = world.fake("--log", str(blocked / "below.log")).finish(1)
+    assert "cannot be written: name another path with --log" in child.output, "it shows at once"
+    assert child.boxes() == "  "
 
     child = world.fake("--log", "/dev/full").finish(0)
     assert child.output.count("cannot write the log /dev/full") == 1
