@@ -21,7 +21,7 @@ neither touches a clock, a file, a socket or a screen; what is to be done they r
 Whoever wants to understand ocloop reads `class Loop`, then `class Session`, and can stop there.
 Above them stand the words in which they are written, below them everything that touches the world.
 
-Glossary; each word has this one meaning throughout:
+Glossary:
 
     server      the `opencode serve` process, ours or the one that --server names
     session     OpenCode's session; `Session` is the machine that leads one, "creating" to "over"
@@ -30,8 +30,11 @@ Glossary; each word has this one meaning throughout:
     outcome     what became of an iteration
     state       where a machine stands;  activity  what OpenCode says that a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
+    generation  the n-th start of the server; of OpenCode: 1.x or 2.x
+    attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
     ask         a permission or a question that waits for somebody
-    check       the command of --check;  limit  one of --max-cost, --max-time, --max-iterations
+    check       the command of --check
+    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck …
     code        of HTTP;  status  exit status of a process
 
 A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
@@ -651,7 +654,7 @@ class HandOver(NamedTuple):
 
 
 class BlameServer(NamedTuple):
-    """A session's word to the loop: the server does not do its work. It leaves the loop no more."""
+    """A session's word to the loop: the server does not do its work. It goes no further."""
 
     problem: str
 
@@ -714,7 +717,7 @@ class FilesRead(NamedTuple):
 class SessionCreated(NamedTuple):
     to: CreateSession
     session: str
-    directory: str = ""  # where the server thinks that it works; "": it does not say
+    elsewhere: str = ""  # the folder in which it would work, where that is another one
 
 
 class Polled(NamedTuple):
@@ -869,8 +872,6 @@ class ServerDied(NamedTuple):
 class StreamOpened(NamedTuple):
     """The event stream is being read, again; what happened meanwhile is not repeated on it."""
 
-    generation: int
-
 
 class ServerLost(NamedTuple):
     """The loop's word to a session: the server is gone, and a new one is on its way."""
@@ -1005,7 +1006,6 @@ FAULTS = {
     "aborted": "",
     "unknown": "",
 }
-PASSING = ("rate-limit", "outage")
 
 
 # ── values that both machines use ───────────────────────────────────────────────────────────────
@@ -1047,16 +1047,17 @@ class Pending:
     BOUNDS gives it, so that nothing is ever waited for without an end.
     """
 
-    # Seconds, above the sum of the time-outs that the worker itself keeps to. What is not named
-    # here may take any time: a check has its own option, a terminal that was given away has a
-    # person.
+    # Seconds: what the worker takes when some of its requests time out, and more. They are for the
+    # case that its thread hangs; while it lives, it answers by itself. What is not named here may
+    # take any time: a check and a notification have their own ends, a terminal that was given away
+    # has a person.
     BOUNDS: ClassVar[dict[type, float]] = {
         StartServer: 180.0,
         StopServer: 120.0,
         MeasureServer: 60.0,
-        CheckSetup: 420.0,
+        CheckSetup: 600.0,
         ReadFiles: 30.0,
-        CreateSession: 45.0,
+        CreateSession: 300.0,
         SendPrompt: 60.0,
         Poll: 100.0,
         Interrupt: 60.0,
@@ -1188,8 +1189,8 @@ def short_number(number: int) -> str:
 #
 #     creating -> prompting -> working -> over          the way it goes on most nights
 #     working -> prompting                              the prompt was swallowed: once more
-#     prompting, working -> recalling -> aborting       it is to end, but has perhaps not begun
-#     working -> aborting -> settling -> over           it is to end: stop it, then read its costs
+#     prompting, working -> recalling                   it is to end: has it begun at all?
+#     recalling -> aborting -> closing -> over          stop it, then read its costs
 #     creating, prompting, working <-> offline          the server is gone, and comes back
 #
 # Three rules hold throughout. Polling is the truth and the event stream only makes it quick: no
@@ -1636,6 +1637,7 @@ class Session:
         self.state = "creating"
         self.resume = "creating"  # the state in which it goes on when the server is back
         self.due: Deadline = None  # when this state has something to do by itself
+        self.polls_again = False  # when the poll that is out has been answered
         self.wanted: Outcome | None = None  # what is to become of it, once it is being ended
         self.outcome: Outcome | None = None  # what has become of it
         # What OpenCode says of it.
@@ -1664,7 +1666,7 @@ class Session:
         self.out = []
         if not isinstance(event, FROM_STREAM):
             self.dispatch(event)
-        elif event.session in self.family or isinstance(event, Child):
+        elif (event.parent if isinstance(event, Child) else event.session) in self.family:
             self.active = now
             self.dispatch(event)
         return self.out
@@ -1700,8 +1702,6 @@ class Session:
             self.send(SendPrompt(self.id, self.prompt, self.attempt))
         elif self.state == "working":
             self.poll()
-        elif self.state == "recalling":
-            self.interrupt()
 
     # From the creation to the prompt.
 
@@ -1709,11 +1709,10 @@ class Session:
         self.id = event.session
         self.family = {event.session: 0}
         self.circles.silences = 0
-        here = self.options.directory
-        if event.directory and not is_same_path(event.directory, here):
+        if event.elsewhere:
             # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
             problem = (
-                f"OpenCode would work in {event.directory} and not in {here}: "
+                f"OpenCode would work in {event.elsewhere} and not in {self.options.directory}: "
                 "rename the folder (OpenCode reads a % in its name as the beginning of a code)"
             )
             self.end("failed", problem, Fault("configuration", problem))
@@ -1735,8 +1734,9 @@ class Session:
     def poll(self) -> None:
         self.due = self.now + POLL_EVERY
         if self.pending.find(Poll):
-            self.due = self.now  # its answer may be from before what made us look: once more
+            self.polls_again = True  # its answer may be from before what made us look
             return
+        self.polls_again = False
         closer = self.now - self.active > LOOK_CLOSER
         self.send(Poll(self.id, self.prompt, self.attempt, closer))
 
@@ -1746,7 +1746,7 @@ class Session:
 
     def on_polled(self, event: Polled) -> None:
         self.circles.silences = 0
-        looks_again = is_due(self.due, self.now)
+        polls_again = self.polls_again
         self.take_in(event)
         if self.state != "working":
             return  # it asked once too often: it is being ended
@@ -1756,7 +1756,7 @@ class Session:
             self.note_work()
         if self.state == "working":  # a wait that is too long, or a circle, has perhaps ended it
             self.weigh(event)
-        if looks_again and self.state == "working":
+        if polls_again and self.state == "working":
             self.poll()
 
     def take_in(self, event: Polled) -> None:
@@ -1855,7 +1855,7 @@ class Session:
             # another model could work meanwhile, and whoever looks should know.
             problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
             fault = Fault("rate-limit", problem, retry_after=event.wait)
-            self.dispatch(Abort("rate-limited", problem, fault))
+            self.give_up("rate-limited", problem, fault)
 
     def on_early_activity(self, event: Activity) -> None:
         """Before the server has said that it took the prompt: remember what it says."""
@@ -1872,8 +1872,7 @@ class Session:
         self.transcript.error(fault.message, event.session, self.family[event.session])
 
     def on_child(self, event: Child) -> None:
-        if event.parent in self.family:
-            self.family[event.session] = self.family[event.parent] + 1
+        self.family[event.session] = self.family[event.parent] + 1
 
     def on_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
@@ -1899,10 +1898,17 @@ class Session:
         self.note("note", "the session was compacted", "dim", event.session)
         self.give_up_on(self.circles.compaction(self.journal.count))
 
+    def give_up(self, outcome: str, problem: str, fault: Fault | None = None) -> None:
+        """End it from within, as this state does it; a state in which it is ending takes no notice.
+
+        The state may be another one afterwards.
+        """
+        self.dispatch(Abort(outcome, problem, fault))
+
     def give_up_on(self, circle: str) -> None:
         """End it because of a circle that was walked too often; "": there is none."""
         if circle:
-            self.dispatch(Abort("failed", circle))
+            self.give_up("failed", circle)
 
     # What is asked.
 
@@ -1970,7 +1976,7 @@ class Session:
         elif event.kind == "configuration":
             self.end("failed", event.problem, Fault("configuration", event.problem))
         else:
-            self.dispatch(Abort("failed", event.problem))
+            self.give_up("failed", event.problem)
 
     def on_server_lost(self, event: ServerLost) -> None:
         self.resume = self.state
@@ -2032,18 +2038,18 @@ class Session:
 
     def on_interrupted(self, event: Done) -> None:
         """It has stopped: one more look, for its costs."""
-        self.enter("settling")
+        self.enter("closing")
         self.send(Poll(self.id, self.prompt, self.attempt))
 
     def on_interrupt_failed(self, event: Failed) -> None:
         is_gone = event.code == 404
         self.end_as_wanted(lost_control=not is_gone)
 
-    def on_settled(self, event: Polled) -> None:
+    def on_last_look(self, event: Polled) -> None:
         self.take_in(event)
         self.end_as_wanted(lost_control=event.activity in ("working", "retrying"))
 
-    def on_settling_failed(self, event: Failed) -> None:
+    def on_last_look_failed(self, event: Failed) -> None:
         self.end_as_wanted(lost_control=event.code == 0 or event.code >= 500)
 
     def end_as_wanted(self, lost_control: bool = False) -> None:
@@ -2055,7 +2061,7 @@ class Session:
     def on_tick(self, event: Tick) -> None:
         if is_due(self.due, self.now):
             self.repeat()
-        self.mind_patience()
+        self.mind_timeouts()
 
     def on_tick_at_work(self, event: Tick) -> None:
         is_retrying = self.retry is not None and self.retry.at > self.now
@@ -2071,16 +2077,16 @@ class Session:
 
     def on_tick_offline(self, event: Tick) -> None:
         self.active = self.now  # nothing can happen meanwhile
-        self.mind_patience()
+        self.mind_timeouts()
 
-    def mind_patience(self) -> None:
+    def mind_timeouts(self) -> None:
         longest = self.options.iteration_timeout
         silence = self.options.stall_timeout
         if longest and self.now - self.started >= longest:
             problem = f"the iteration took longer than {duration(longest)}"
-            self.dispatch(Abort("stalled", problem))
+            self.give_up("stalled", problem)
         elif silence and self.now - self.active >= silence:
-            self.dispatch(Abort("stalled", f"nothing happened for {duration(silence)}"))
+            self.give_up("stalled", f"nothing happened for {duration(silence)}")
 
     # The tables.
 
@@ -2090,8 +2096,8 @@ class Session:
         "working": ("prompting", "recalling", "offline", "over"),
         "offline": ("creating", "prompting", "working", "over"),
         "recalling": ("aborting", "over"),
-        "aborting": ("settling", "over"),
-        "settling": ("over",),
+        "aborting": ("closing", "over"),
+        "closing": ("over",),
         "over": (),
     }
     # What the stream tells is heard from the moment on in which the prompt is sent.
@@ -2103,7 +2109,7 @@ class Session:
         Broke: on_broke,
         Compacted: on_compacted,
     }
-    # Nobody's being there is to be known in every state.
+    # Nobody's being there is to be known in every state that may still ask somebody.
     _SCREEN: ClassVar[dict[Kind, Callable[..., None]]] = {ScreenLost: on_screen_lost}
     TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
         "creating": {
@@ -2162,9 +2168,9 @@ class Session:
             (Failed, Interrupt): on_interrupt_failed,
             ServerLost: on_server_lost_at_the_end,
         },
-        "settling": {
-            Polled: on_settled,
-            (Failed, Poll): on_settling_failed,
+        "closing": {
+            Polled: on_last_look,
+            (Failed, Poll): on_last_look_failed,
             ServerLost: on_server_lost_at_the_end,
         },
         "over": {},
@@ -2193,10 +2199,6 @@ def kind_of(event: Event) -> Kind:
     return type(event)
 
 
-def is_same_path(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
-
-
 # ── loop ────────────────────────────────────────────────────────────────────────────────────────
 # The whole run, as a pure machine. One iteration takes it once round:
 #
@@ -2219,7 +2221,6 @@ FILES_WITHIN = 60.0  # they may be away for so long when the loop needs them (an
 FIRST_STARTS = 3  # a server that never ran is started so often: its database may be locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
-AT_ONCE = "twice the limit"  # a limit that is passed by as much again ends an iteration
 
 SHOWN_AS_RUNNING = ("reading", "working", "settling", "checking")
 ENDS = ("complete", "error", "stopping")
@@ -2567,9 +2568,11 @@ class Limits:
             )
         return None
 
-    def is_money_or_time(self, name: str) -> bool:
-        """Whether this limit, passed by as much again, ends an iteration in its midst."""
-        return name in ("max_cost", "max_time")
+    def overrun(self, used: Used) -> str:
+        """Why an iteration must end in its midst: money or time, passed by as much again."""
+        limit = self.reached(used, times=2)
+        is_meant = limit is not None and limit[0] in ("max_cost", "max_time")
+        return f"twice the limit: {limit[1]}" if limit and is_meant else ""
 
     def raise_above(self, name: str, used: Used) -> None:
         """By as much again as was asked for, until there is room."""
@@ -2705,7 +2708,7 @@ class Loop:
         if 0 <= passed <= ABSENT:
             self.now += passed
         elif self.session:
-            self.dispatch(StreamOpened(self.server.generation))  # look what has become of it
+            self.dispatch(StreamOpened())  # look what has become of it
 
     def dispatch(self, event: Event) -> None:
         handler = self.TABLE[self.state].get(kind_of(event))
@@ -3105,7 +3108,7 @@ class Loop:
             if isinstance(command, BlameServer):
                 blame = command.problem
             elif isinstance(command, Notify):
-                self.notify(command.event, command.message)
+                self.notify(command.event, message_of(self, command.event, command.message))
             else:
                 self.out.append(command)
         if blame:
@@ -3311,7 +3314,6 @@ class Loop:
 
     def pause_later(self) -> None:
         self.pause_wanted = not self.pause_wanted
-        self.since = self.now
         self.reason = "after this iteration" if self.pause_wanted else ""
 
     def pause_now(self) -> None:
@@ -3429,9 +3431,9 @@ class Loop:
         self.on_tick(event)
         if self.state != "working":
             return  # a server that failed once too often has ended it
-        limit = self.limits.reached(self.used, times=2)
-        if limit and self.limits.is_money_or_time(limit[0]):
-            self.tell_session(Abort("aborted", f"{AT_ONCE}: {limit[1]}"))
+        overrun = self.limits.overrun(self.used)
+        if overrun:
+            self.tell_session(Abort("aborted", overrun))
         if self.state == "working":
             self.tell_session(event)
 
@@ -4342,7 +4344,7 @@ def plan_rows(
         focus = len(rows) - 1 if picture.plan.done else 0
     first = max(0, min(focus - height // 2, len(rows) - height))
     if scroll and moves:
-        wanted = first + scroll.plan - (0 if scroll.moved == 0 else -scroll.moved)
+        wanted = first + scroll.plan + scroll.moved
         wanted = max(0, min(wanted, max(0, len(rows) - height)))
         scroll.plan = wanted - first
         scroll.moved = 0
@@ -5016,15 +5018,8 @@ class OpenCode1:
         kind = as_text(status.get("type"))
         if kind == "retry":
             return [retry_of(session, status)]
-        return (
-            [Activity(session, {"busy": "working", "idle": "idle"}[kind])]
-            if kind
-            in (
-                "busy",
-                "idle",
-            )
-            else [Alive(session)]
-        )
+        activity = {"busy": "working", "idle": "idle"}.get(kind)
+        return [Activity(session, activity) if activity else Alive(session)]
 
     def decode_message(self, session: str, info: Json) -> list[StreamEvent]:
         message = as_text(info.get("id"))
@@ -6054,8 +6049,8 @@ def was_refused(part: Json) -> bool:
 
 # ── opencode: which generation answers ──────────────────────────────────────────────────────────
 
-NEWEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
-TOO_OLD = f"this OpenCode is too old: {NEWEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
+OLDEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
+TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
 
 
 def detect(client: Client) -> tuple[type[OpenCode1] | type[OpenCode2], str]:
@@ -6078,7 +6073,7 @@ def detect(client: Client) -> tuple[type[OpenCode1] | type[OpenCode2], str]:
         raise Problem(TOO_OLD)  # 2.0.0 to 2.0.3
     if answers_like_an_old_one(client):
         return OpenCode1, ""
-    raise Problem(f"{client.url} is not OpenCode: look at the address", 1)
+    raise Problem(f"{client.url} is not OpenCode: look at the address")
 
 
 def answers_like_an_old_one(client: Client) -> bool:
@@ -6170,7 +6165,7 @@ class StreamReader:
         with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=accept) as response:
             self.socket = socket.socket(fileno=os.dup(response.fileno()))
             with self.socket:
-                self.post(StreamOpened(self.generation))
+                self.post(StreamOpened())
                 self.read(iter(lambda: response.read1(1 << 18), b""))
 
     def stop(self) -> None:
@@ -6288,13 +6283,9 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for process in list_processes():
         children.setdefault(process.parent, []).append(process.pid)
-    found: list[int] = []
-    for one in (pid, *found):
+    found = list(children.get(pid, []))
+    for one in found:  # it grows meanwhile
         found += children.get(one, [])
-    at = 0
-    while at < len(found):
-        found += children.get(found[at], [])
-        at += 1
     return found
 
 
@@ -6759,7 +6750,8 @@ class Worker:
 
     def create_session(self, command: CreateSession) -> Answer:
         session, directory = self.dialect.create(command.prompt)
-        return SessionCreated(command, session, directory)
+        is_here = not directory or is_same_path(directory, self.options.directory)
+        return SessionCreated(command, session, "" if is_here else directory)
 
     def send_prompt(self, command: SendPrompt) -> None:
         self.dialect.send(command.session, command.prompt, command.attempt)
@@ -6879,6 +6871,10 @@ class Worker:
     }
 
 
+def is_same_path(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
 class OutputTail:
     """The last of what a program prints; all of it is read, since a full pipe would stop it."""
 
@@ -6982,7 +6978,10 @@ class CursesScreen:
         self.picture = picture
 
     def hand_over(self, command: HandOver, argv: Sequence[str], env: dict[str, str]) -> None:
-        self.handed = (command, argv, env)
+        if self.handed:
+            self.post(Done(command))  # it is away already: T was pressed twice
+        else:
+            self.handed = (command, argv, env)
 
     @property
     def is_given_away(self) -> bool:
@@ -7841,7 +7840,7 @@ def find_opencode(asked: str) -> tuple[str, ...]:
 # What can be checked in the evening, without a server.
 
 
-class Evening(NamedTuple):
+class Preflight(NamedTuple):
     """What was found before anything was started."""
 
     plan: Plan
@@ -7851,7 +7850,7 @@ class Evening(NamedTuple):
     model: str  # of OpenCode's configuration in this project, "" when none is found
 
 
-def look_over(options: Options) -> Evening:
+def preflight(options: Options) -> Preflight:
     """Look at all that a run needs; `run` and `--dry-run` refuse the same."""
     text, plan_problem = read_text(options.plan, "plan")
     prompt, prompt_problem = read_text(options.prompt, "prompt")
@@ -7871,7 +7870,7 @@ def look_over(options: Options) -> Evening:
     model, config_problem = configured_model(options.directory)
     if config_problem and not options.server:
         problems.append(config_problem)
-    return Evening(
+    return Preflight(
         plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, prompt), model
     )
 
@@ -7963,13 +7962,13 @@ def without_comments(text: str) -> str:
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
-    evening = look_over(options)
+    found = preflight(options)
     run_file = RunFile(options.plan)
     if given.dry_run:
-        return dry_run(options, evening, run_file)
-    if evening.problems:
-        raise Problem("\n        ".join(evening.problems))
-    plan = evening.plan
+        return dry_run(options, found, run_file)
+    if found.problems:
+        raise Problem("\n        ".join(found.problems))
+    plan = found.plan
     if plan.summary is not None:
         left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
         print(
@@ -7985,7 +7984,7 @@ def run(given: argparse.Namespace) -> int:
         )
     why_plain = "" if options.plain else curses_problem()
     options = options._replace(attended=not (options.plain or why_plain))
-    warnings = [run_file.problem, *evening.warnings]
+    warnings = [run_file.problem, *found.warnings]
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     if options.attended:
@@ -8165,10 +8164,10 @@ class Run:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def dry_run(options: Options, evening: Evening, run_file: RunFile) -> int:
+def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    problems = list(evening.problems)
-    plan = evening.plan
+    problems = list(found.problems)
+    plan = found.plan
     server = options.server
     if not server:
         server, problem = opencode_version(options.opencode)
@@ -8178,7 +8177,7 @@ def dry_run(options: Options, evening: Evening, run_file: RunFile) -> int:
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan (process {held})")
-    fields, body = split_front_matter(evening.prompt)
+    fields, body = split_front_matter(found.prompt)
     models = options.models or models_of(fields)
     complete = ""
     if plan.summary is not None:
@@ -8192,12 +8191,12 @@ def dry_run(options: Options, evening: Evening, run_file: RunFile) -> int:
         ("next task", plan.goal),
         ("limits", ", ".join(limit for limit in limits if not limit.endswith(" 0"))),
         ("log", options.log),
-        ("model", ", then ".join(models) or evening.model or "OpenCode's own"),
+        ("model", ", then ".join(models) or found.model or "OpenCode's own"),
         ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
         ("check", options.check),
         ("notify", options.notify),
         ("prompt", options.prompt),
-        *(("warning", warning) for warning in evening.warnings),
+        *(("warning", warning) for warning in found.warnings),
     ]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
     prompt = render_prompt(body, options.plan, plan.goal, 1, "")
