@@ -58,6 +58,7 @@ from harness import (
     LONG,
     OCLOOP,
     ROOT,
+    VERSION,
     RealServer,
     Screen,
     Terminal,
@@ -68,6 +69,7 @@ from harness import (
     fake_command,
     find_opencode,
     free_port,
+    installed_opencode,
     marked,
     memory_kib,
     opencode_version,
@@ -79,6 +81,7 @@ from harness import (
 )
 from harness import Child as ChildProcess
 from scripted_model import ScriptedModel, opencode_config
+from versions import try_version
 
 sys.path.insert(0, str(OCLOOP.parent))
 
@@ -11922,19 +11925,34 @@ def test_places_that_cannot_be_written(world: World) -> None:
 # own.
 
 
+def has_second_generation() -> bool:
+    """Whether a real OpenCode 2 is installed here: the tests run on it, too, then."""
+    found = installed_opencode()
+    if not found:
+        return False
+    said = subprocess.run([found, "--version"], check=False, capture_output=True, text=True)
+    return "2." in said.stdout.split(" v")[-1][:3]
+
+
 @pytest.fixture(scope="session")
-def opencode(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of the real OpenCode."""
-    path = find_opencode()
+def opencode1(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the real OpenCode 1."""
+    path = find_opencode(VERSION if has_second_generation() else "")
     opencode_version([path], sealed(tmp_path_factory.mktemp("version") / "home"))
     return path
 
 
+@pytest.fixture(scope="session", params=[1, 2] if has_second_generation() else [1])
+def opencode(request: pytest.FixtureRequest, opencode1: str) -> str:
+    """The path of each real OpenCode that is here."""
+    return opencode1 if request.param == 1 else os.path.abspath(installed_opencode())
+
+
 @pytest.fixture(scope="session")
-def server(opencode: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+def server(opencode1: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     """Used by many runs of ocloop, none of which may stop it."""
     folder = tmp_path_factory.mktemp("server")
-    real = RealServer(opencode, sealed(folder / "home"), folder)
+    real = RealServer(opencode1, sealed(folder / "home"), folder)
     yield real
     running = real.process.poll() is None
     end_helper(real.process)
@@ -12188,6 +12206,15 @@ def test_real_server_killed(bare: World, opencode: str) -> None:
     assert child.said("the server ended by itself")
     sessions = {record["session"] for record in child.records() if record.get("session")}
     assert len(sessions) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "cases"),
+    [("1.0.185", ("plain", "permission", "429", "killed")), ("1.18.33", ("plain",))],
+)
+def test_real_old_and_new_versions(version: str, cases: tuple[str, ...]) -> None:
+    """README, platforms: 1.0.152 and newer; `examples/versions.py` tries more of them."""
+    assert try_version(version, cases) == dict.fromkeys(cases, "well")
 
 
 def test_real_many_at_once(bare: World, opencode: str) -> None:
