@@ -7006,6 +7006,9 @@ class CursesScreen:
         for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
         os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
+        while not takes_output():  # ctrl-S before the first frame: initscr writes, too
+            if self.closing:
+                return
         window = curses.initscr()
         try:
             curses.noecho()
@@ -7134,6 +7137,9 @@ class CursesScreen:
         self, window: Any, command: HandOver, argv: Sequence[str], env: dict[str, str]
     ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
+        if not takes_output():
+            self.post(Failed(command, "the terminal takes no output: ctrl-q, perhaps"))
+            return
         curses.def_prog_mode()
         curses.endwin()
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
@@ -7325,6 +7331,7 @@ class RunFile:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", project)[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
         self.folder, self.problem = private_folder()
+        self.lock: int | None = None  # the file descriptor that holds it
         self.path = os.path.join(self.folder, f"{name}.json")
         self.lock_path = os.path.join(self.folder, f"{name}.lock")
 
@@ -7355,6 +7362,7 @@ class RunFile:
         else:
             os.close(number)
             return self.running() or self.acquire()  # its owner may have ended just now
+        self.lock = number
         with suppress(OSError):  # a full disk: the lock is what counts
             os.ftruncate(number, 0)
             os.pwrite(number, b"%d\n" % os.getpid(), 0)
@@ -7370,10 +7378,23 @@ class RunFile:
                 return int(said) if said.isdigit() else -1
         return 0
 
+    def keep_lock(self) -> None:
+        """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""
+        if self.lock is None:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.lock_path), os.fstat(self.lock)):
+                return
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        os.close(self.lock)
+        self.lock = None
+        self.acquire()
+
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
+        self.keep_lock()
         draft = f"{self.path}.{os.getpid()}"
         number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -11104,6 +11104,19 @@ def test_kill_9(world: World) -> None:
     assert "ended" in world.say(child.project, "status")
 
 
+def test_a_state_folder_that_is_cleaned_away_is_made_anew(world: World) -> None:
+    """README: a second loop on the same plan is refused, also when somebody removed the lock."""
+    child = world.fake(answers=["sleep:25", "work"], tasks=1)
+    child.wait_session()
+    folder = Path(child.env["XDG_STATE_HOME"]) / "ocloop"
+    shutil.rmtree(folder)
+    until(lambda: list(folder.glob("*.lock")) and list(folder.glob("*.json")), "the lock", 30)
+    second = world.fake(project=child.project).finish(1)
+    assert f"another loop works on this plan (process {child.pid})" in second.output
+    child.signal(signal.SIGTERM)
+    child.finish(130)
+
+
 def test_kill_9_with_a_check_under_way(world: World) -> None:
     """README: even `kill -9`: nothing is left behind: with --server there is the check to end."""
     login = {"OPENCODE_SERVER_PASSWORD": "secret"}
