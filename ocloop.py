@@ -2586,6 +2586,34 @@ class Limits:
             self.most[name] += step * ((count - self.most[name]) // step + 1)
 
 
+class Gate:
+    """--check: what the last one said, and whether the plan may count as complete."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.last = ""  # passed, failed, interrupted, or "" before the first one
+        self.complaint = ""  # what the next agent is told; "" when the last one that ended passed
+        self.since = 0.0  # when the one that runs was begun
+
+    @property
+    def is_shut(self) -> bool:
+        """A plan is not complete while its check fails."""
+        return bool(self.complaint)
+
+    def take(self, event: CheckFinished) -> str:
+        """Keep what a check said; returns its verdict. One that was interrupted said nothing."""
+        self.last = "passed" if event.status == 0 else "failed"
+        if event.interrupted:
+            self.last = "interrupted"
+        elif self.last == "passed":
+            self.complaint = ""
+        else:
+            self.complaint = CHECK_FAILED.format(
+                command=self.command, status=event.status, output=event.output
+            )
+        return self.last
+
+
 class ServerState:
     """What the loop knows of the server. `state` is starting, up or down."""
 
@@ -2668,9 +2696,7 @@ class Loop:
         self.left_session = ""  # of an iteration that an end of the run broke off
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         self.task: Task | None = None  # the one that the iteration began with
-        self.told = ""  # what the next agent is told: the check that failed
-        self.check_verdict = ""  # of the last check: passed, failed or interrupted
-        self.check_since = 0.0
+        self.gate = Gate(options.check)
         self.line = ModelLine(options.models)
         self.course = Course(options, self.books, self.line)
         self.wait_until: Deadline = None
@@ -3022,7 +3048,7 @@ class Loop:
         last = self.books.last_worked
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
-        if (plan.summary is not None or has_wrapped_up) and not self.told:
+        if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
             self.complete()
             return
         limit = self.limits.reached(self.used)
@@ -3078,7 +3104,7 @@ class Loop:
 
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
-        told = [self.told] if self.told else []
+        told = [self.gate.complaint] if self.gate.is_shut else []
         unsettled = self.books.unsettled
         if self.options.stuck and len(unsettled) >= self.options.stuck:
             goals = collections.Counter(result.goal for result in unsettled)
@@ -3127,23 +3153,16 @@ class Loop:
         has_worked = self.session.outcome.kind in (*WORKED, "cut")
         if self.options.check and (has_worked or self.plan.summary is not None):
             self.enter("checking", self.reason)
-            self.check_since = self.now
+            self.gate.since = self.now
             self.emit(RunCheck(facts_of(self)))
         else:
             self.conclude("")
 
     def on_check_finished(self, event: CheckFinished) -> None:
-        verdict = "passed" if event.status == 0 else "failed"
-        if event.interrupted:
-            verdict = "interrupted"
-        self.check_verdict = verdict
+        verdict = self.gate.take(event)
         if verdict == "passed":
-            self.told = ""
             self.journal.note("check", "passed", "good")
         elif verdict == "failed":
-            self.told = CHECK_FAILED.format(
-                command=self.options.check, status=event.status, output=event.output
-            )
             said = f"failed with exit status {event.status}\n{event.output[-1500:]}"
             self.journal.note("check", said, "bad")
         self.conclude(verdict)
@@ -3185,7 +3204,7 @@ class Loop:
             self.server.failures = 0
             self.books.waited_since = None
             self.line.note_success()
-        is_complete = plan.summary is not None and not self.told
+        is_complete = plan.summary is not None and not self.gate.is_shut
         if outcome.kind == "cut" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface.
             self.pause("its answer was broken off: Space goes on")
@@ -3906,7 +3925,7 @@ def view(loop: Loop, now: float) -> Picture:
         facts=view_facts(loop, now),
         plan=plan,
         task=loop.task if session and loop.task else plan.current,
-        check="running" if loop.state == "checking" else loop.check_verdict,
+        check="running" if loop.state == "checking" else loop.gate.last,
         model=model,
         agent=session.purse.agent if session else loop.options.agent,
         spend=loop.total,
@@ -3954,7 +3973,7 @@ def view_reason(loop: Loop, now: float) -> str:
     if files.trouble and loop.state not in ENDS:
         return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
     if loop.state == "checking":
-        return f"the check runs, for {duration(now - loop.check_since)}: {loop.options.check}"
+        return f"the check runs, for {duration(now - loop.gate.since)}: {loop.options.check}"
     return loop.reason
 
 
@@ -3993,7 +4012,7 @@ def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
         text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
     if loop.state == "checking":
-        text = f"{loop.options.check}  {duration(now - loop.check_since)}"
+        text = f"{loop.options.check}  {duration(now - loop.gate.since)}"
         entries.append(Entry(0, 0.0, "check", text))
     return tuple(entries)
 
@@ -4740,7 +4759,8 @@ class Client:
     def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """GET what a server need not know; None: it cannot tell.
 
-        A route that it has answered once it does know: then a page in its place is an error.
+        A route that it has answered once it does know: then a page in its place is an error, and
+        "not found" is said of a session that is gone.
         """
         route = re.sub(r"/ses_[^/?]*", "/ID", path.partition("?")[0])
         try:
@@ -4748,9 +4768,7 @@ class Client:
         except RequestError as error:
             if route in self.known and error.name == "NotJSON":
                 raise RequestError(502, str(error)) from None
-            # A session that is gone is no route that is not known.
-            is_gone = "/ID" in route and error.name in ("NotFoundError", "SessionNotFoundError")
-            if error.code not in (404, 405, 501) or route in self.known or is_gone:
+            if error.code not in (404, 405, 501) or route in self.known:
                 raise
             return None
         self.known.add(route)
@@ -7456,7 +7474,11 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "waits_for": [],
         "retry": "",
         "waiting_until": None,
-        "check": {"command": loop.options.check, "verdict": loop.check_verdict, "told": loop.told},
+        "check": {
+            "command": loop.options.check,
+            "verdict": loop.gate.last,
+            "told": loop.gate.complaint,
+        },
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in loop.books.results[-200:]],
         "summary": plan.summary,
