@@ -1218,6 +1218,10 @@ NOBODY = (
     "Nobody is there to answer. Do not ask again: go on without it, or mark the task "
     "[BLOCKED: reason] in the plan if it cannot be done without it."
 )
+A_PERSON = (
+    "A person refused this. Do not ask again: go on without it, or mark the task "
+    "[BLOCKED: reason] in the plan if it cannot be done without it."
+)
 DOOM_LOOP = "doom_loop"  # OpenCode's ask after identical calls, its only guard against circles
 
 
@@ -1355,7 +1359,7 @@ class Asks:
         ask = self.first
         assert ask and self.takes_key(key)
         if key == "n":
-            return self.refusal(ask, "by a person")
+            return Decision(ask, "reject", "refused: by a person", A_PERSON)
         if ask.request.kind == "question":
             return self.choose(ask, int(key))
         if key == "y":
@@ -3125,8 +3129,18 @@ class Loop:
         session = self.session
         assert session
         self.take_commands(session.handle(event, self.now))
+        self.note_choice(session)
         if session.outcome and self.state == "working":
             self.on_session_over(session.outcome)
+
+    def note_choice(self, session: Session) -> None:
+        """Where nobody named a model, say which one OpenCode has chosen: it costs, or sees code."""
+        chosen = session.purse.model
+        if chosen and not session.prompt.model and chosen != self.line.last_seen:
+            self.line.last_seen = chosen
+            own = chosen != self.setup.model
+            advice = " (OpenCode's own choice: name another with --model)" if own else ""
+            self.journal.note("model", f"{chosen}{advice}", "dim")
 
     def take_commands(self, commands: Sequence[Command | BlameServer]) -> None:
         blame = ""
@@ -3330,6 +3344,7 @@ class Loop:
     def want(self) -> None:
         """S, before the server is there."""
         self.wanted = True
+        self.reason = "begins when the server is ready"
 
     def pause_later(self) -> None:
         self.pause_wanted = not self.pause_wanted
@@ -3351,6 +3366,9 @@ class Loop:
 
     def abort_session(self) -> None:
         self.tell_session(Abort("aborted", "aborted by a person"))
+
+    def say_no_session(self) -> None:
+        self.journal.note("note", "there is no session right now that could be shown", "dim")
 
     def hand_over(self) -> None:
         session = self.session
@@ -3603,7 +3621,7 @@ class Loop:
         },
         "r": {"paused": begin, "waiting": begin, "error": start_anew},
         "x": {"working": abort_session, "checking": stop_check},
-        "t": {"working": hand_over},
+        "t": {**dict.fromkeys(NEXT, say_no_session), "working": hand_over},
         "?": dict.fromkeys(NEXT, show_help),
         "p": dict.fromkeys(NEXT, show_plan),
         "q": {**dict.fromkeys(NEXT, quit_now), **dict.fromkeys(_AT_WORK, ask_quit)},
@@ -3678,10 +3696,11 @@ def summary_of(loop: Loop) -> list[str]:
     total = loop.total
     lines = plan.summary.split("\n") if plan.summary else []
     iterations = "1 iteration" if loop.iteration == 1 else f"{loop.iteration} iterations"
-    lines.append(
-        f"{plan}; {iterations} in {duration(loop.elapsed)}; "
-        f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
-    )
+    if loop.files.was_read:
+        lines.append(
+            f"{plan}; {iterations} in {duration(loop.elapsed)}; "
+            f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
+        )
     lines += summary_of_models(loop.books)
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
@@ -3992,7 +4011,8 @@ def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
     most = loop.limits.most["max_time"]
     facts.append(f"run {duration(loop.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = loop.books.average
-    if average >= 1 and loop.plan.pending and loop.state not in ENDS:
+    is_guess = loop.session is None or loop.session.retry is None  # else it is too bright
+    if average >= 1 and loop.plan.pending and loop.state not in ENDS and is_guess:
         facts.append(f"≈{duration(average * loop.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
@@ -4174,7 +4194,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
             rows += [[], *plan_rows(picture, width, room, None, moves=False)]
         return rows
-    right = min(70, width * 2 // 5)
+    right = min(70, width * 9 // 20)
     left = width - right - 2
     beside = plan_rows(picture, right, height, scroll, moves=False)
     rows = activity(picture, left, height, scroll)
@@ -4229,6 +4249,8 @@ def state_row(picture: Picture, width: int) -> Row:
 
 def progress_row(picture: Picture, width: int) -> Row:
     plan = picture.plan
+    if not plan.tasks and not plan.automatable:
+        return [("dim", " no task")]  # it has not been read yet, perhaps
     counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
     rest: Row = []
     if width >= 50 and plan.blocked:
@@ -4535,6 +4557,7 @@ SETUP_TIMEOUT = 120.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
 SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
+ABORTED_WITHIN = 5.0  # OpenCode 1 answers an abort when it is over, or a moment before
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 
 Json = dict[str, Any]
@@ -4978,8 +5001,14 @@ class OpenCode1:
             self.client.request("POST", old_path, {"response": command.decision})
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop a session; it is at rest when this returns."""
+        """Stop a session; it is at rest when this returns, or it does not listen."""
         self.client.request("POST", self.path(f"/session/{session}/abort"), {})
+        until = time.monotonic() + ABORTED_WITHIN
+        while time.monotonic() < until:
+            statuses = self.client.ask_if_possible(self.path("/session/status"))
+            if session not in as_dict(statuses):  # or the server does not tell
+                return
+            time.sleep(0.05)
 
     def stop_session(self, session: str) -> None:
         """The same in a hurry, before the server is stopped, or left alone."""
@@ -7167,7 +7196,9 @@ class CursesScreen:
         try:
             with UsualSignals():
                 self.child = subprocess.Popen(argv, env=env)
-            self.child.wait()
+            status = self.child.wait()
+            if status not in (0, 130, -signal.SIGINT):
+                answer = Failed(command, f"OpenCode's interface ended with exit status {status}")
         except OSError as error:
             answer = Failed(command, f"cannot start {argv[0]}: {error}")
         self.post(answer)
@@ -7487,7 +7518,8 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         asks = session.asks.open.values()
         record["waits_for"] = [f"{ask.request.title} {ask.request.detail}" for ask in asks]
         if session.retry:
-            record["retry"] = session.retry.message
+            at = local_time("%H:%M", loop.wall + session.retry.at - loop.now)
+            record["retry"] = f"{session.retry.message} (at {at})"
     if loop.state == "waiting" and loop.wait_until is not None:
         record["waiting_until"] = loop.wall + loop.wait_until - loop.now
     if status is not None:
@@ -7536,7 +7568,11 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
         as_text(record.get("directory")),
     )
     login = dialect.environment(as_text(record.get("username")), as_text(record.get("password")))
-    return argv, {**os.environ, **login}
+    environment = {**os.environ, **login}
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
+        known = environment.get(name, "")
+        environment[name] = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
+    return argv, environment
 
 
 # ── command line ────────────────────────────────────────────────────────────────────────────────
@@ -7737,7 +7773,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         for action in self._actions:
             known += list(action.choices or ())
-        close = difflib.get_close_matches(word, known, 1, 0.6)
+        likeness = 0.75 if word.startswith("-") else 0.6  # `--budget` is not meant to be `--debug`
+        close = difflib.get_close_matches(word, known, 1, likeness)
         return f": did you mean {close[0]}?" if close else ""
 
 
@@ -7808,6 +7845,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         command = commands[given.command]
         word = unknown[0].partition("=")[0]
+        if not word.startswith("-"):
+            command.error(f"{word} is no option: name a plan with --plan {word}")
         command.error(f"there is no option {word}{command.suggestion(word)}")
     return given
 
@@ -7904,6 +7943,8 @@ def preflight(options: Options) -> Preflight:
         problems.append(plan_problem or prompt_problem)
     elif not plan.tasks and plan.summary is None:
         problems.append(NO_TASK.format(options.plan))
+        name = os.path.basename(options.plan)
+        problems += [f"{name}:{near}" for near in plan.near_misses[:5]]
     elif not body:
         problems.append(NO_PROMPT.format(options.prompt))
     if options.debug:
@@ -7925,6 +7966,9 @@ def warnings_of(
     name = os.path.basename(options.plan)
     for near in plan.near_misses[:5]:
         warnings.append(f"{name}:{near}")
+    starter = parse_plan(STARTER_PLAN).current
+    if starter and any(task.text == starter.text for task in plan.tasks):
+        warnings.append(f"{name} is still the starter: write your own tasks into it")
     if prompt and "{{PLAN_FILE}}" not in prompt:
         warnings.append(NO_PLACE.format(options.prompt))
     unknown = [key for key in fields if key not in FRONT_MATTER]
@@ -7932,6 +7976,10 @@ def warnings_of(
         warnings.append(
             f"{options.prompt}: its front matter says {', '.join(unknown)}, which means nothing "
             f"here: {', '.join(FRONT_MATTER)} do"
+        )
+    if "\\" in options.directory:
+        warnings.append(
+            "there is a backslash in the path of the project: OpenCode 1 cannot work there"
         )
     homes = (os.path.expanduser("~"), "/")
     if os.path.realpath(options.directory) in map(os.path.realpath, homes):
@@ -7949,7 +7997,8 @@ def check_log(options: Options) -> list[str]:
     can_be_made = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
     can_be_written = os.access(path, os.W_OK) and not os.path.isdir(path)
     if not (can_be_written if os.path.exists(path) else can_be_made):
-        return [f"the log {path} cannot be written: name another path with --log"]
+        why = "" if os.path.isdir(folder) else " (its folder is not there)"
+        return [f"the log {path} cannot be written{why}: name another path with --log"]
     return []
 
 
@@ -8225,14 +8274,20 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     complete = ""
     if plan.summary is not None:
         complete = ", marked complete: remove its <plan-complete> tag to work on it again"
-    names = ("max_iterations", "max_cost", "max_time", "max_wait", "stuck", "retries")
-    limits = [f"{name.replace('_', ' ')} {getattr(options, name):g}" for name in names]
+    limits = {
+        "max iterations": options.max_iterations,
+        "max cost": budget_of(options.max_cost) if options.max_cost else 0,
+        "max time": duration(options.max_time) if options.max_time else 0,
+        "max wait": duration(options.max_wait) if options.max_wait else 0,
+        "stuck": options.stuck,
+        "retries": options.retries,
+    }
     facts = [
         ("server" if options.server else "opencode", server),
         ("directory", options.directory),
         ("plan", f"{options.plan}: {plan}{complete}"),
         ("next task", plan.goal),
-        ("limits", ", ".join(limit for limit in limits if not limit.endswith(" 0"))),
+        ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
         ("log", options.log),
         ("model", ", then ".join(models) or found.model or "OpenCode's own"),
         ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
@@ -8245,7 +8300,9 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     prompt = render_prompt(body, options.plan, plan.goal, 1, "")
     lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
     lines += [f"problem   {problem}" for problem in problems]
-    if not problems:
+    if not problems and complete:
+        lines.append("nothing to do: the plan is complete already")
+    elif not problems:
         lines.append("all is well: nothing was started (model and agent are checked when it runs)")
     print("\n".join(map(printable, lines)))
     return 1 if problems else 0
@@ -8346,9 +8403,9 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "complete": plan.summary is not None and not plan.pending,
         "summary": plan.summary,
         "running": bool(pid),
-        "pid": pid,
+        "pid": pid or None,  # never 0: `kill 0` ends whoever says it
         "near_misses": [str(near) for near in plan.near_misses],
-        "run": record or None,
+        "run": {**record, "pid": pid or None} if record else None,
     }
 
 
@@ -8393,10 +8450,10 @@ def run_lines(pid: int, record: Json) -> list[str]:
         if record.get("waiting_until"):
             said += f", again at {clock(record['waiting_until'])}"
         lines.append(f"run       {said}, process {pid} (`kill {pid}` ends it in good order)")
-        task = as_text(record.get("task")) or "-"
-        lines.append(f"iteration {record.get('iteration')}: {task}")
-        session = as_text(record.get("session")) or "-"
-        lines.append(f"session   {session} on {as_text(record.get('server')) or '-'}")
+        if record.get("task"):
+            lines.append(f"iteration {record.get('iteration')}: {record['task']}")
+        if record.get("session"):
+            lines.append(f"session   {record['session']} on {as_text(record.get('server'))}")
     else:
         last = iso_time(as_float(ended or record.get("updated")))
         how = "ended" if ended else "was killed after"

@@ -1,11 +1,12 @@
-"""The tests of ocloop, in four parts; each begins under a banner of `=`.
+"""The tests of ocloop, in five parts; each begins under a banner of `=`.
 
     1  The machines: Loop and Session, told as stories, fuzzed, and put into hostile worlds
     2  What surrounds the machines: plan, prompt, values, OpenCode 1's wire, view, files, parser
     3  The dialect of OpenCode 2, against recorded answers and against the stand-in
-    4  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
+    4  What small changes of the program showed to be untested (examples/mutate.py)
+    5  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
-Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 4 every test has a
+Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 5 every test has a
 home, a project and an environment of its own (examples/harness.py), and when an ocloop has ended,
 nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
 
@@ -723,6 +724,31 @@ def test_a_session_in_another_directory_is_refused_before_the_prompt() -> None:
 def test_a_session_in_the_same_directory_is_not_refused(directory: str) -> None:
     assert ocloop.is_same_path(directory, "/project")
     assert not ocloop.is_same_path(f"{directory}s", "/project")
+
+
+def test_whoever_refuses_is_named_to_the_agent() -> None:
+    story = Story(ask_timeout=30)
+    story.asks("per_1")
+    story.press("n")
+    story.asks("per_2")
+    story.let_pass(40)
+    by_person, by_nobody = (command.message for command in story.all(Reply))
+    assert by_person == ocloop.A_PERSON and by_nobody == ocloop.NOBODY
+
+
+def test_t_says_so_where_there_is_no_session() -> None:
+    story = in_state("paused")
+    story.press("t")
+    assert story.all(HandOver) == [] and "there is no session right now" in story.text
+
+
+def test_the_model_that_opencode_chose_is_named() -> None:
+    story = Story(start=False)
+    story.setup = Setup()
+    story.begin()
+    for _ in range(2):
+        story.tell(Spent(story.id, "msg_a", Spend(), model="own/choice"))
+    assert story.text.count("own/choice (OpenCode's own choice: name another with --model)") == 1
 
 
 def test_a_stranger_that_has_a_child_is_no_sign_of_life() -> None:
@@ -6849,7 +6875,18 @@ def test_a_session_is_stopped_and_the_tools_of_a_server_with_it() -> None:
     dialect.stop_session("ses_1")
     dialect.dispose()
     abort = "POST /session/ses_1/abort"
-    assert [route for route, _ in client.heard] == [abort, abort, "POST /global/dispose"]
+    look = "GET /session/status"
+    assert [route for route, _ in client.heard] == [abort, look, abort, "POST /global/dispose"]
+
+
+def test_an_interrupted_session_is_at_rest() -> None:
+    """OpenCode 1 may answer an abort a moment before it is over."""
+    busy = {"ses_1": {"type": "busy"}}
+    client = Said(
+        {"POST /session/ses_1/abort": True, "GET /session/status": Turns(busy, busy, {})}
+    )
+    a_dialect(client).interrupt("ses_1", PROMPT, 0)
+    assert [route for route, _ in client.heard].count("GET /session/status") == 3
 
 
 def test_how_a_session_is_joined() -> None:
@@ -7569,9 +7606,27 @@ def test_bootstrap_says_where_it_cannot_write(
 def test_the_starter_plan_and_prompt_pass_what_run_checks(tmp_path: Path) -> None:
     ocloop.main(["bootstrap", str(tmp_path)])
     evening = ocloop.preflight(project_options(tmp_path))
-    assert evening.problems == () == evening.warnings
+    assert evening.problems == ()
+    (warning,) = evening.warnings
+    assert "is still the starter: write your own tasks into it" in warning
     assert evening.plan.pending == 3 and evening.plan.manual == 1 and evening.plan.summary is None
     assert "{{CHECK}}" in evening.prompt
+
+
+def test_a_plan_of_near_misses_names_them(tmp_path: Path) -> None:
+    ocloop.main(["bootstrap", str(tmp_path)])
+    (tmp_path / "PLAN.md").write_text("- [ ]Build it\n", "utf-8")
+    found = ocloop.preflight(project_options(tmp_path))
+    assert "has no task" in found.problems[0]
+    assert 'PLAN.md:1 is nearly a task: "- [ ]Build it"' in found.problems[1]
+
+
+def test_no_pid_is_ever_0() -> None:
+    """`kill $(… | jq .pid)` with 0 would end the process group of whoever says it."""
+    record = ocloop.status_record("/p", Plan(), 0, {"pid": 17, "state": "complete"})
+    assert record["pid"] is None and record["run"]["pid"] is None
+    record = ocloop.status_record("/p", Plan(), 18, {"pid": 18})
+    assert record["pid"] == 18 == record["run"]["pid"]
 
 
 # ── command line: what shows in the evening ─────────────────────────────────────────────────────
@@ -7665,7 +7720,9 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     for path in (project / "there.log", project / "PLAN.md"):
         assert problems(project, log=str(path)) == ""
     for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
-        assert "cannot be written: name another path with --log" in problems(project, log=str(path))
+        said = problems(project, log=str(path))
+        assert "cannot be written" in said and "name another path with --log" in said
+        assert ("its folder is not there" in said) == (path.name == "x.log")
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
 
 
@@ -10230,7 +10287,427 @@ def test_interrupt_command_is_carried_out(tmp_path: Path) -> None:
 
 
 # ==================================================================================================
-# 4  From the outside
+# 4  What small changes of the program showed to be untested
+#
+# What small changes of ocloop.py showed to be untested: for test_ocloop.py.
+#
+# Only these imports are for the trial; test_ocloop.py has all of it.
+# ==================================================================================================
+
+# ── part 1, loop: when an iteration is over ─────────────────────────────────────────────────────
+
+
+def test_only_a_silent_session_is_looked_at_more_closely() -> None:
+    """A closer look reads the messages, which takes the server longer."""
+    story = Story()
+    story.busy()
+    story.let_pass(50)
+    assert not any(command.closer for command in story.all(Poll))
+    story.let_pass(30)
+    assert story.last(Poll).closer
+    story.busy()
+    story.let_pass(30)
+    assert not story.last(Poll).closer
+
+
+def test_where_the_server_cannot_tell_an_error_and_silence_is_a_failure_without_idle() -> None:
+    story = Story(start=False)
+    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
+    story.begin()
+    story.busy()
+    story.tell(Broke(story.id, Fault("provider", "it failed")))
+    story.let_pass(4)
+    assert story.state == "running", "OpenCode may try again by itself"
+    story.let_pass(6)
+    assert story.state == "waiting" and story.failures == 1
+
+
+# ── part 1, loop: X ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (404, False), (403, False)])
+def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
+    code: int, is_replaced: bool
+) -> None:
+    """A server that says no is alive and has stopped the session: it serves the next one."""
+    story = in_session_state("closing")
+    look = story.last(Poll)
+    story.world[Poll] = story.look
+    story.take()
+    story.tell(Failed(look, "no", code))
+    story.let_pass(3)
+    assert ("StartServer" in story.take()) == is_replaced
+    assert story.state == "running" and story.loop.iteration == 2
+
+
+# ── part 1, loop: the server ────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_that_dies_at_rest_leaves_its_last_words() -> None:
+    story = in_state("paused")
+    story.tell(ServerDied(1, "it died of this"))
+    assert story.text.count("server: it died of this") == 1
+
+
+# ── part 1, loop: limits ────────────────────────────────────────────────────────────────────────
+
+
+def test_going_on_after_max_wait_begins_to_count_failures_anew() -> None:
+    story = Story(max_wait=10, retries=1)
+    story.fails()
+    story.wait_out()
+    story.fails("rate-limit")
+    assert story.state == "paused"
+    story.press("r")
+    story.fails()
+    assert story.state == "waiting", "the first failure since somebody went on"
+
+
+# ── part 2, view and layout ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind, tone", [("thinking", "dim"), ("text", ""), ("tool", "")])
+def test_of_what_runs_only_thoughts_are_dim(kind: str, tone: str) -> None:
+    story = Story()
+    story.part("prt_1", kind, "running", text="Hm", tool="bash", argument="make")
+    assert [live.tone for live in view(story.loop, story.loop.now).live] == [tone]
+
+
+def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows() -> None:
+    story = Story()
+    for number in range(1, 5):
+        argument = "".join(f"{number}.{row}\n" for row in range(1, 6)).rstrip()
+        story.part(f"prt_{number}", "tool", "running", tool="bash", argument=argument)
+    picture = view(story.loop, story.loop.now)._replace(journal=())
+    rows = ["".join(text for _, text in row) for row in ocloop.activity(picture, 80, 20, None)]
+    shown = [row.split()[-1] for row in rows]
+    assert shown == [f"{number}.{row}" for number in (2, 3, 4) for row in (3, 4, 5)]
+
+
+def test_nine_choices_have_a_key_and_a_tenth_has_none() -> None:
+    story = Story()
+    story.question(*(f"choice {number}" for number in range(1, 12)))
+    lines = view(story.loop, story.loop.now).ask
+    assert lines[2:] == (*(f"{n} choice {n}" for n in range(1, 10)), "N none of these")
+
+
+def test_what_just_fits_is_not_cut() -> None:
+    assert ocloop.ellipsis("123456789", 9) == "123456789"
+    assert ocloop.ellipsis("1234567890", 9) == "12345678…"
+    assert ocloop.ellipsis("123456789", 8) == "", "scraps tell nothing"
+
+
+@pytest.mark.parametrize("width, bar", [(14, ""), (15, " ····"), (16, " ·····")])
+def test_the_bar_of_the_progress_is_left_out_below_four_cells(width: int, bar: str) -> None:
+    picture = view(Story().loop, 0.0)
+    row = ocloop.progress_row(picture, width)
+    assert "".join(text for _, text in row) == f"{bar} 0/2   0%"
+
+
+@pytest.mark.parametrize("width, states", [(71, 1), (72, 2)])
+def test_help_explains_states_side_by_side_where_there_is_room(width: int, states: int) -> None:
+    rows = ["".join(text for _, text in row) for row in ocloop.help_rows(width)]
+    first, second = list(ocloop.STATES)[:2]
+    (row,) = (row for row in rows if f" {first} " in row and ocloop.STATES[first][2] in row)
+    assert (ocloop.STATES[second][2] in row) == (states == 2)
+
+
+SPENT_COLUMNS = [
+    (43, " 1m36s"),
+    (44, " 1m36s   $0.12"),
+    (59, " 1m36s   $0.12"),
+    (60, " 1m36s   $0.12   20   "),
+    (89, " 1m36s   $0.12   20   "),
+    (90, " 1m36s   $0.12   20    b                   "),
+]
+
+
+@pytest.mark.parametrize("width, shown", SPENT_COLUMNS)
+def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: str) -> None:
+    picture = view(scenery().loop, 0.0)
+    items = ocloop.view_tasks(picture.plan, picture.results, None)
+    (item,) = (item for item in items if item.iterations)
+    assert ocloop.task_spending(item, width) == shown
+
+
+STAMPED = [
+    (29, " make test"),
+    (30, " 08:00 bash   make test"),
+    (59, " 08:00 bash   make test"),
+    (60, " 08:00:00 bash     make test"),
+]
+
+
+@pytest.mark.parametrize("width, row", STAMPED)
+def test_the_columns_of_time_and_kind_need_room(width: int, row: str) -> None:
+    entry = Entry(1, 1_800_000_000.0, "bash", "make test")
+    ((*spans,),) = ocloop.entry_rows(entry, width)
+    assert "".join(text for _, text in spans) == row
+
+
+@pytest.mark.parametrize(
+    "kind, tone, shown",
+    [
+        ("bash", "bad", "✖ x"),
+        ("check", "good", "✔ x"),
+        ("bash", "", "x"),
+        ("text", "bad", "x"),
+        ("text", "good", "x"),
+        ("think", "bad", "x"),
+    ],
+)
+def test_only_what_happened_has_a_sign_and_what_the_agent_says_has_none(
+    kind: str, tone: str, shown: str
+) -> None:
+    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, kind, "x", tone), 80)
+    assert spans[-1][1] == shown
+
+
+# ── part 2, the dialects ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("route", ["GET /question", "GET /permission", "GET /session/ses_1"])
+def test_a_server_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
+    """Else it would seem to say that nothing is asked."""
+    with pytest.raises(RequestError):
+        polled(whole_server(**{route: RequestError(0, "connection refused")}))
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "GET /api/session/ses_A",
+        "GET /api/session",
+        "GET /api/session/active",
+        "GET /api/session/ses_A/message",
+        "GET /api/permission/request",
+        "GET /api/form",
+    ],
+)
+def test_a_server_of_2_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
+    with pytest.raises(RequestError):
+        look({**stand_in([user_2(FIRST), STOP]), route: RequestError(0, "connection refused")})
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_why_nothing_was_delivered_stands_with_the_last_end(before: int) -> None:
+    """However many messages there are that answer no prompt of ours."""
+    messages = [user_2("msg_0"), STOP][:before]
+    answers = stand_in([*messages, idle("failed", error=AUTH)], session={"outcome": "failed"})
+    found = look(answers)
+    assert (found.verdict, found.fault) == ("failed", Fault("auth", "Invalid API key provided"))
+
+
+@pytest.mark.parametrize("told, failed", [(0, 1), (1, 1), (2, 1), (3, 2), (5, 4)])
+def test_the_attempt_that_is_told_is_the_one_to_come(told: int, failed: int) -> None:
+    assert ocloop.retry_of_step("ses_A", {"attempt": told}).attempt == failed
+
+
+@pytest.mark.parametrize("status, code", [(0, 0), (200, 0), (399, 0), (400, 400), (503, 503)])
+def test_what_came_in_the_middle_of_a_stream_has_no_code(status: int, code: int) -> None:
+    fault = ocloop.fault_of_type({"type": "provider.internal", "message": "m", "status": status})
+    assert fault == Fault("outage", "m", code)
+
+
+def test_a_form_without_fields_is_named_by_its_title() -> None:
+    form = {"id": "frm_1", "sessionID": "ses_A", "title": "Deploy?", "fields": []}
+    found = look(stand_in([user_2(FIRST), STOP], forms=[form]))
+    assert found.requests == (Request("frm_1", "ses_A", "question", "", "Deploy?"),)
+
+
+# ── part 1, the journal ─────────────────────────────────────────────────────────────────────────
+
+
+def test_why_an_iteration_failed_is_not_indented_like_a_subagents_error() -> None:
+    story = Story(stall_timeout=60)
+    story.tell(Child("ses_child", story.id))
+    story.tell(Broke("ses_child", Fault("auth", "no entry")))
+    story.let_pass(70)
+    depths = {e.text: e.depth for e in story.loop.journal.entries if e.kind == "error"}
+    assert depths == {"no entry": 1, "nothing happened for 1m00s": 0}
+
+
+# ── part 2, plan ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("line", ["- a [b] c", "- I [think](so) too", "- [ ", "- [", "- [[ ] a"])
+def test_what_does_not_begin_with_a_box_is_no_task(line: str) -> None:
+    assert not parse_plan(line).tasks
+
+
+@pytest.mark.parametrize("text", ["**[MANUAL] call Bob**", "**[BLOCKED: no key] wait", "**[a]** b"])
+def test_a_bold_mark_is_closed_behind_its_bracket(text: str) -> None:
+    (task,) = parse_plan(f"- [ ] {text}").tasks
+    assert (task.state, task.text, task.reason) == ("pending", text, "")
+
+
+@pytest.mark.parametrize(
+    "number, text", [(999, "999"), (999_499, "999k"), (999_500, "1.0M"), (999_500_000, "1.0G")]
+)
+def test_a_short_number_takes_its_next_sign_where_it_would_be_rounded_to_1000(
+    number: int, text: str
+) -> None:
+    assert ocloop.short_number(number) == text
+
+
+# ── part 1, more of the loop ────────────────────────────────────────────────────────────────────
+
+
+def test_before_its_first_message_a_session_has_no_context() -> None:
+    story = Story(start=False)
+    story.setup = Setup("a/b", {"a/b": 10}, ("build",))
+    story.begin()
+    assert view(story.loop, story.loop.now).context == 0
+
+
+def test_a_session_that_rests_and_is_not_over_is_looked_at_again_soon() -> None:
+    story = Story(start=False)
+    story.begin()
+    story.activity = "idle"
+    story.verdict = "unknown"
+    story.let_pass(2.5, 0.25)
+    before = len(story.all(Poll))
+    story.let_pass(2, 0.25)
+    assert story.loop.iteration == 1
+    assert len(story.all(Poll)) >= before + 2
+
+
+def test_an_answer_that_did_not_arrive_is_asked_for_again_after_a_second() -> None:
+    story = Story()
+    story.requests = (permission("per_1", "ses_1"),)
+    story.busy()
+    looks = len(story.all(Poll))
+    while len(story.all(Poll)) == looks:
+        story.let_pass(0.2, 0.2)
+    story.world[Reply] = fails_with(0)
+    story.asks()
+    story.press("y")
+    assert story.asked == []
+    story.let_pass(1.5)
+    assert story.asked == ["per_1"]
+
+
+def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
+    story = Story()
+    story.fails("rate-limit")
+    first = story.wait_out()
+    story.fails("rate-limit")
+    assert story.wait_out() > 1.5 * first
+    story.fails("configuration")
+    assert story.state == "error"
+    story.press("r")
+    story.fails("rate-limit")
+    assert story.wait_out() == pytest.approx(first, abs=1)
+
+
+def test_a_server_that_cannot_be_started_while_nobody_needs_it_says_why() -> None:
+    story = Story()
+    story.busy()
+    story.world[StartServer] = None
+    story.tell(ServerDied(1, "it died"))
+    story.press("space", "x")
+    assert story.state == "paused"
+    story.tell(Failed(story.last(StartServer), "port 7 is taken"))
+    assert story.text.count("server: port 7 is taken") == 1
+
+
+def test_ids_begin_with_the_time_in_milliseconds_as_those_of_opencode() -> None:
+    prompt = Story().last(SendPrompt).prompt
+    begins = int(prompt.message_id[4:16], 16)
+    milliseconds = 1_800_000_000_000
+    assert begins >> 12 == pytest.approx(milliseconds % 2**36, abs=5_000)
+
+
+def test_a_lost_screen_while_it_starts_leaves_nobody_to_be_asked() -> None:
+    story = Story("- [ ] one\n", start=False)
+    story.world[StartServer] = None
+    story.begin()
+    story.tell(ScreenLost("the terminal hung up"))
+    story.tell(ServerUp(story.last(StartServer), "http://127.0.0.1:4096", ""))
+    story.asks()
+    assert story.last(Reply).decision == "reject" and not story.asked
+    story.fails("auth")
+    assert story.exits == [1], "nobody is there to press R"
+
+
+# ── part 2, more of the screen ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "line, check, said",
+    [
+        ("- [BLOCKED] b", "", "1 blocked"),
+        ("- [MANUAL] c", "", "1 manual"),
+        ("", "passed", "check ✔ passed"),
+    ],
+)
+def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, said: str) -> None:
+    story = Story(f"- [ ] a\n{line}\n")
+    picture = view(story.loop, story.loop.now)._replace(check=check)
+    for width in (49, 50):
+        row = "".join(text for _, text in ocloop.progress_row(picture, width))
+        assert (said in row) == (width >= 50)
+
+
+def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
+    story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
+    items = ocloop.view_tasks(story.loop.plan, (), None)
+    weights = [ocloop.task_rows(item, 80)[0][1] for item in items]
+    assert weights == [("dim", "one"), ("bold", "two"), ("", "three")]
+
+
+@pytest.mark.parametrize(
+    "tone, style", [("head", "accent bold"), ("warn", "warn"), ("dim", "dim"), ("", "")]
+)
+def test_an_entry_has_the_style_of_its_tone(tone: str, style: str) -> None:
+    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, "server", "x", tone), 80)
+    assert [found for found, _ in spans] == ["dim", style or "dim", style]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4, 9])
+def test_the_rows_of_an_indented_entry_end_before_the_edge(depth: int) -> None:
+    rows = ocloop.entry_rows(Entry(1, 0.0, "bash", "word " * 60, "", depth), 80)
+    widths = [sum(text_width(text) for _, text in row) for row in rows]
+    assert len(rows) > 1 and max(widths) <= 79
+    assert all(row[-1][1].startswith("  " * min(depth, 4) + "word") for row in rows)
+
+
+# ── part 2, more of the dialects ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "cost, is_free",
+    [
+        ({"input": 0, "output": 0}, True),
+        ({}, True),
+        ({"input": 1, "output": 0}, False),
+        ({"input": 0, "output": 2}, False),
+        ({"input": 1, "output": 2}, False),
+    ],
+)
+def test_a_model_is_free_when_neither_way_has_a_price(cost: Json, is_free: bool) -> None:
+    models = {"m": {"limit": {"context": 1000}, "cost": cost}}
+    client = Said(
+        {"GET /config": {}, "GET /config/providers": {"providers": [{"id": "a", "models": models}]}}
+    )
+    assert a_dialect(client).setup().free == (frozenset(("a/m",)) if is_free else frozenset())
+
+
+def test_a_tool_took_the_time_between_its_start_and_its_end() -> None:
+    event = tool_event("bash", status="completed", time={"start": 1_000, "end": 3_500})
+    (part,) = a_dialect().decode(event)
+    assert isinstance(part, Part) and part.seconds == 2.5
+
+
+def test_only_a_synthetic_message_in_the_inbox_wakes_a_session() -> None:
+    made, _ = dialect({})
+    for type, expected in (("synthetic", Woke("ses_A")), ("user", Alive("ses_A"))):
+        frame = told("session.inbox.enqueued", {**HERE, "inboxID": "x", "item": {"type": type}})
+        assert made.decode(frame) == [expected]
+
+
+# ==================================================================================================
+# 5  From the outside
 #
 # The second half of the tests: ocloop from the outside, on the fake OpenCode and on the real one.
 #

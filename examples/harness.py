@@ -378,7 +378,7 @@ class Screen:
                 self.x = 0
                 self.down()
             self.grid[self.y][self.x] = Cell(char, self.style)
-            if wide == 2:
+            if wide == 2 and self.x + 1 < self.width:  # else it is a screen of one column
                 self.grid[self.y][self.x + 1] = Cell("", self.style)
             self.x += wide
             self.last = char

@@ -88,12 +88,21 @@ cd "$top"
 folder=${plans#"$top"}
 folder=${folder#/}
 
+if ! git rev-parse -q --verify HEAD >/dev/null; then
+    echo "many.sh: $top has no commit yet, and a worktree begins with one: commit first" >&2
+    exit 1
+fi
+
 list() {        # the plans, relative to the repository, each ended by a NUL
     for plan in "${folder:+$folder/}"*.md; do
         [ -e "$plan" ] && printf '%s\0' "$plan"
     done
 }
 
+if [ -z "$(list | tr -d '\0')" ]; then
+    echo "many.sh: there is no plan (*.md) in $plans" >&2
+    exit 1
+fi
 list | xargs -0 -P "$jobs" -I '{}' "$0" --one '{}' "$@"
 printf '\n%-20s %6s %11s %7s  %s\n' plan status tasks blocked "cost     reason"
 failed=0

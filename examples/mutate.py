@@ -17,7 +17,8 @@ those that survive are printed. Exit status 0: enough of them were caught.
 It needs pytest. The tests run once to learn which of them execute which statement. Then pytest
 collects them once for each job, and for each mutant a fork of that process takes the changed
 function and runs the tests that execute the changed statement, quick and special ones first. What
-is executed while ocloop.py is imported, like the tables of the machines, needs a pytest of its own.
+is executed while ocloop.py is imported, like the tables of the machines, needs a pytest of its own,
+which runs the tests of that class first and all others after them.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ MEMORY = 4 << 30  # bytes that a mutant may take; an endless loop would take the
 
 # What pytest is told where it works for this program.
 FOLDER = "MUTATE_FOLDER"
-ROLE = "MUTATE_ROLE"  # "learn", or the number of the job
+ROLE = "MUTATE_ROLE"  # "learn", "cold" (one mutant that needs all tests), or the number of the job
 MUTANT = "MUTANT"  # marks what a mutant started; the environment of a test's child keeps it
 
 
@@ -213,6 +214,7 @@ class Finder:
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.found: list[Mutant] = []
+        self.inside: dict[str, set[int]] = {}  # class or function -> its statements
         tree = ast.parse(source)
         self.numbers = {id(node): number for number, node in enumerate(statements(tree))}
         self.starts = [0]
@@ -227,6 +229,7 @@ class Finder:
             return
         if isinstance(node, ast.stmt) and place.statement >= 0:
             place = Place(place.path, self.numbers[id(node)])
+            self.inside.setdefault(place.path[0], set()).add(place.statement)
         for old, new in changes_of(node, keys):
             self.add(old, new, place)
         keys = keys | keys_in(node)
@@ -571,6 +574,15 @@ def note_result(folder: Path, number: int, caught: str, seconds: float) -> None:
 STATE: dict[str, Learner | Forker] = {}
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of one mutant are put in order."""
+    if os.environ[ROLE] == "cold":
+        names = json.loads(Path(os.environ[FOLDER], "order.json").read_text())
+        order = {name: number for number, name in enumerate(names)}
+        items.sort(key=lambda item: order.get(item.nodeid, len(order)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """The tests are collected."""
@@ -578,6 +590,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     role = os.environ[ROLE]
     if role == "learn":
         STATE["is"] = Learner(folder)
+    if role in ("learn", "cold"):
         return None
     forker = STATE["is"] = Forker(session, folder, role)
     forker.run_all()
@@ -587,7 +600,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test runs."""
-    state = STATE["is"]
+    state = STATE.get("is")
     if isinstance(state, Learner):
         yield from state.during(item)
     else:
@@ -597,7 +610,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
     """A fixture is made."""
-    state = STATE["is"]
+    state = STATE.get("is")
     if isinstance(state, Learner) and fixturedef.scope != "function":
         yield from state.during_fixture(fixturedef.argname)
     else:
@@ -606,7 +619,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A test has ended."""
-    state = STATE["is"]
+    state = STATE.get("is")
     if isinstance(state, Learner) and report.failed:
         state.failed.add(report.nodeid)
     elif isinstance(state, Forker) and state.is_fork and report.failed:
@@ -633,15 +646,18 @@ class Learned(NamedTuple):
 
     def tests_of(self, statement: int) -> list[int]:
         """The numbers of the tests that execute a statement, quick and special ones first."""
+        of_all = self.in_order({statement})
         is_early = statement in self.early
-        return sorted(
-            (number for number, seen in enumerate(self.seen) if is_early or statement in seen),
-            key=lambda number: (
-                statement not in self.seen[number],
-                round(self.seconds[number], 1),
-                len(self.seen[number]),
-            ),
-        )
+        return [number for number in of_all if is_early or statement in self.seen[number]]
+
+    def in_order(self, statements: set[int]) -> list[int]:
+        """The numbers of all tests; first those that execute one of these statements."""
+
+        def rank(number: int) -> tuple[bool, float, int]:
+            seen = self.seen[number]
+            return seen.isdisjoint(statements), round(self.seconds[number], 1), len(seen)
+
+        return sorted(range(len(self.tests)), key=rank)
 
 
 class Verdict(NamedTuple):
@@ -753,13 +769,14 @@ def run_warm(
         raise SystemExit(f"pytest ended before all mutants were tried:\n{said}")
 
 
-def run_cold(mutant: Mutant, source: bytes, folder: Path) -> str:
+def run_cold(mutant: Mutant, source: bytes, tests: Sequence[str], folder: Path) -> str:
     """Run all tests on a mutant whose change is executed by the import; says who caught it."""
+    (folder / "order.json").write_text(json.dumps(tests))
     copied = folder / "cold"
     if not copied.exists():
         copy_project(copied)
     (copied / PROGRAM).write_bytes(with_change(source, mutant))
-    argv = [sys.executable, *PYTEST, "-x"]
+    argv = [sys.executable, *PYTEST, "-x", "-p", "mutate"]
     env = {**environment(copied, folder, "cold"), MUTANT: f"{folder}/cold"}
     process = subprocess.Popen(
         argv, cwd=copied, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -779,9 +796,10 @@ def run_cold(mutant: Mutant, source: bytes, folder: Path) -> str:
 
 
 def run(
-    source: bytes, mutants: dict[int, Mutant], jobs: int, verbose: bool, folder: Path
+    finder: Finder, mutants: dict[int, Mutant], jobs: int, verbose: bool, folder: Path
 ) -> list[Verdict]:
     """Run them all; returns what became of them."""
+    source = finder.source
     began = time.monotonic()
     learned = learn(source, folder)
     print(f"{len(learned.tests)} tests learned in {time.monotonic() - began:.0f} s", flush=True)
@@ -805,9 +823,11 @@ def run(
     run_warm(warm, tests, learned, jobs, folder, told)
     for number, mutant in mutants.items():
         if mutant.statement < 0:
-            tests[number] = list(range(len(learned.tests)))
+            near = finder.inside.get(mutant.path.split(".")[0], set())
+            tests[number] = learned.in_order(near)
             begun = time.monotonic()
-            caught = run_cold(mutant, source, folder)
+            names = [learned.tests[test] for test in tests[number]]
+            caught = run_cold(mutant, source, names, folder)
             told(number, caught, time.monotonic() - begun)
     return verdicts
 
@@ -837,7 +857,8 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="print the caught ones as well")
     options = parser.parse_args()
     source = (PROJECT / PROGRAM).read_bytes()
-    found = Finder(source).found
+    finder = Finder(source)
+    found = finder.found
     drawn = random.Random(options.seed).sample(found, min(options.mutants, len(found)))
     drawn.sort(key=lambda mutant: mutant.start)
     mutants = {
@@ -851,7 +872,7 @@ def main() -> int:
             print(f"{number}  {PROGRAM}:{mutant.line} {mutant.path}: {mutant.what}")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as name:
-        verdicts = run(source, mutants, options.jobs, options.verbose, Path(name).resolve())
+        verdicts = run(finder, mutants, options.jobs, options.verbose, Path(name).resolve())
     return summary(verdicts, options.least)
 
 
