@@ -6883,7 +6883,7 @@ def test_an_interrupted_session_is_at_rest() -> None:
     """OpenCode 1 may answer an abort a moment before it is over."""
     busy = {"ses_1": {"type": "busy"}}
     client = Said(
-        {"POST /session/ses_1/abort": True, "GET /session/status": Turns(busy, busy, {})}
+        {"POST /session/ses_1/abort": True, "GET /session/status": Turns(busy, busy, {}).next}
     )
     a_dialect(client).interrupt("ses_1", PROMPT, 0)
     assert [route for route, _ in client.heard].count("GET /session/status") == 3
