@@ -35,7 +35,7 @@ Glossary:
     ask         a permission or a question that waits for somebody
     check       the command of --check
     limit       what makes a run rest with work left: --max-cost, --max-time, --stuck …
-    code        of HTTP;  status  exit status of a process
+    code        of HTTP (the machines do not know it);  status  exit status of a process
 
 A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
 
@@ -81,7 +81,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Union
 from urllib.parse import quote
 
 try:
@@ -677,15 +677,18 @@ class Done(NamedTuple):
 class Failed(NamedTuple):
     """It was not carried out.
 
-    `code` is of HTTP, 0 when there was no answer at all; `kind` is "configuration" when OpenCode's
-    configuration is what is wrong; `again` says whether trying again can help.
+    `why`, of what was asked of the server:
+        silent         there was no answer, or the server failed at it
+        locked         the password is wrong
+        configuration  OpenCode's configuration is what is wrong
+        gone           the session, or what it asked, is not there any more
+        rejected       the server says no for another reason
     """
 
     to: Command
     problem: str
-    code: int = 0
-    kind: str = ""
-    again: bool = True
+    why: str = "silent"
+    again: bool = True  # trying again can help
 
 
 class ServerUp(NamedTuple):
@@ -1948,7 +1951,7 @@ class Session:
         A reply is no sign of life of the session's, so that the stall timeout goes on, too.
         """
         assert isinstance(event.to, Reply)
-        if event.code == 404:
+        if event.why == "gone":
             return  # somebody else has answered
         self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
         self.asks.reopen(event.to.request)
@@ -1970,14 +1973,14 @@ class Session:
 
     def on_request_failed(self, event: Failed) -> None:
         """A request that the session cannot go on without was not carried out."""
-        if event.code == 0 or event.code >= 500:
+        if event.why == "silent":
             self.due = self.now + REPEAT_AFTER
             self.circles.silences += 1
             if self.circles.silences >= SILENCES:
                 self.out.append(BlameServer(f"the server does not answer: {event.problem}"))
-        elif event.code in (401, 403):
+        elif event.why == "locked":
             self.end("failed", WRONG_PASSWORD, Fault("configuration", WRONG_PASSWORD))
-        elif event.kind == "configuration":
+        elif event.why == "configuration":
             self.end("failed", event.problem, Fault("configuration", event.problem))
         else:
             self.give_up("failed", event.problem)
@@ -2046,15 +2049,14 @@ class Session:
         self.send(Poll(self.id, self.prompt, self.attempt))
 
     def on_interrupt_failed(self, event: Failed) -> None:
-        is_gone = event.code == 404
-        self.end_as_wanted(lost_control=not is_gone)
+        self.end_as_wanted(lost_control=event.why != "gone")
 
     def on_last_look(self, event: Polled) -> None:
         self.take_in(event)
         self.end_as_wanted(lost_control=event.activity in ("working", "retrying"))
 
     def on_last_look_failed(self, event: Failed) -> None:
-        self.end_as_wanted(lost_control=event.code == 0 or event.code >= 500)
+        self.end_as_wanted(lost_control=event.why == "silent")
 
     def end_as_wanted(self, lost_control: bool = False) -> None:
         assert self.wanted, "whoever aborts says why"
@@ -2453,7 +2455,7 @@ class ModelLine:
 
 
 class Step(NamedTuple):
-    """What comes after an iteration. `kind` is go on, wait, pause, stop (at a limit) or fail."""
+    """What comes after an iteration. `kind` is go on, wait, stop (at a limit) or fail."""
 
     kind: str
     why: str = ""
@@ -3233,8 +3235,6 @@ class Loop:
             self.journal.note("retry", step.said, "warn")
         if step.kind == "go on":
             self.go_on()
-        elif step.kind == "pause":
-            self.pause(step.why)
         elif step.kind == "fail":
             self.fail(step.why)
         elif step.kind == "stop":
@@ -4261,8 +4261,9 @@ def progress_row(picture: Picture, width: int) -> Row:
         sign, style = CHECK_SIGNS[picture.check]
         rest.append((style, f"  check {sign} {picture.check}"))
     size = min(width - len(counts) - row_width(rest) - 2, 60)
-    if size < 4:
-        return [("bold", counts)]
+    if size < 4:  # no bar: the words say more
+        has_room = len(counts) + row_width(rest) <= width
+        return [("bold", counts), *(rest if has_room else [])]
     parts = size * 8
     if plan.automatable:
         parts = parts * plan.done // plan.automatable
@@ -4807,13 +4808,71 @@ class Client:
             return None
 
 
+# ── opencode: what a dialect is ─────────────────────────────────────────────────────────────────
+# One class for each generation of OpenCode. A third one would be written here, and found by
+# `detect`; nothing else would change.
+
+
+class Dialect(Protocol):
+    """What ocloop asks of an OpenCode server, whichever generation it is.
+
+    Whatever cannot be had raises RequestError.
+    """
+
+    generation: int
+    oldest: tuple[int, int, int]  # the first version that has all it takes
+    events_path: str
+    deltas: re.Pattern[bytes]  # found in an event that is a piece of a text
+    client: Client
+
+    def __init__(self, client: Client, options: Options) -> None: ...
+
+    def path(self, path: str) -> str:
+        """The path, with the directory in its query."""
+
+    @staticmethod
+    def environment(username: str, password: str) -> dict[str, str]:
+        """What the server is told of its login."""
+
+    @staticmethod
+    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
+        """What joins a session in OpenCode's own interface."""
+
+    def setup(self) -> Setup:
+        """Models, agents and configuration, as far as the server tells."""
+
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session; returns its id and the directory in which it thinks that it works."""
+
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over. One that is answered is not run again, however often it is sent."""
+
+    def poll(self, command: Poll) -> Polled:
+        """Look how the session stands."""
+
+    def reply(self, command: Reply) -> None:
+        """Answer an ask."""
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop what works on the prompt, and return when it rests."""
+
+    def stop_session(self, session: str) -> None:
+        """The same in a hurry, at the end of the program."""
+
+    def dispose(self) -> None:
+        """Let the server put its things away, before it is ended."""
+
+    def decode(self, event: Json) -> list[StreamEvent]:
+        """What an event of the stream says, in neutral words; [] for what is nothing to us."""
+
+
 # ── opencode 1 ──────────────────────────────────────────────────────────────────────────────────
 # The dialect of 1.0.152 and later: routes without a prefix, the directory in the query, idle told
 # by absence, messages that name the prompt they answer.
 
 
 class OpenCode1:
-    """OpenCode 1.x in neutral words. The same methods as OpenCode2; nothing else knows its wire."""
+    """OpenCode 1.x in neutral words: a `Dialect`. Nothing else knows its wire."""
 
     generation = 1
     oldest = (1, 0, 152)
@@ -5281,7 +5340,7 @@ class Catalogue(NamedTuple):
 
 
 class OpenCode2:
-    """OpenCode 2.x in neutral words. The same methods as OpenCode1; nothing else knows its wire."""
+    """OpenCode 2.x in neutral words: a `Dialect`. Nothing else knows its wire."""
 
     generation = 2
     oldest = (2, 0, 4)
@@ -6100,7 +6159,7 @@ OLDEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
 TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
 
 
-def detect(client: Client) -> tuple[type[OpenCode1] | type[OpenCode2], str]:
+def detect(client: Client) -> tuple[type[Dialect], str]:
     """Which dialect the server speaks, and its version; the Problem where it speaks neither.
 
     Unknown paths are answered with a page by both generations: only JSON proves anything. Raises
@@ -6152,7 +6211,7 @@ def probe(client: Client, path: str) -> Json:
         return {}
 
 
-def check_age(dialect: type[OpenCode1] | type[OpenCode2], version: str) -> None:
+def check_age(dialect: type[Dialect], version: str) -> None:
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if numbers and tuple(map(int, numbers.groups())) < dialect.oldest:
         raise Problem(f"OpenCode {version}: {TOO_OLD}")
@@ -6174,7 +6233,7 @@ class StreamReader:
 
     def __init__(
         self,
-        dialect: OpenCode1 | OpenCode2,
+        dialect: Dialect,
         generation: int,
         post: Callable[[Event], None],
         live: bool,
@@ -6497,7 +6556,7 @@ class Server:
             self.password = (
                 given.get("OPENCODE_PASSWORD") or given.get("OPENCODE_SERVER_PASSWORD") or ""
             )
-        self.dialect: OpenCode1 | OpenCode2 | None = None
+        self.dialect: Dialect | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
         self.guard = Guard(self.mark, self.environment)
@@ -6607,7 +6666,7 @@ class Server:
         lines = "".join(f"\n  {line}" for line in self.last_lines)
         return f"the server ended by itself with exit status {process.returncode}{lines}"
 
-    def _meet(self, url: str) -> tuple[Client, type[OpenCode1] | type[OpenCode2], str]:
+    def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
         client = Client(url, self.username, self.password)
@@ -6664,7 +6723,7 @@ class Server:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
 
-    def _say_farewell(self, dialect: OpenCode1 | OpenCode2, session: str, is_ours: bool) -> None:
+    def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
         with suppress(RequestError):
             if session:
                 dialect.stop_session(session)
@@ -6702,6 +6761,17 @@ def port_is_free(port: int) -> bool:
 # Carries commands out, and answers each with one event. It works in lanes, each a queue with
 # threads of its own, so that whatever hangs (a file system, a check of an hour, a server that is
 # being started) holds up only its like. No decisions are made here.
+
+
+def why_of(error: RequestError) -> str:
+    """What it means for a command, in the words of `Failed`."""
+    if error.code == 0 or error.code >= 500:
+        return "silent"
+    if error.code in (401, 403):
+        return "locked"
+    if error.name.startswith("Config"):
+        return "configuration"
+    return "gone" if error.code == 404 else "rejected"
 
 
 class Worker:
@@ -6753,8 +6823,7 @@ class Worker:
         problem = str(error)
         if error.code == 0 and not error.is_timeout:
             problem = self.why_gone() or problem
-        kind = "configuration" if error.name.startswith("Config") else ""
-        return Failed(command, problem, error.code, kind)
+        return Failed(command, problem, why_of(error))
 
     def why_gone(self) -> str:
         """A connection that breaks off is the first sign of a server that dies: what were its last
@@ -6769,7 +6838,7 @@ class Worker:
         return ""
 
     @property
-    def dialect(self) -> OpenCode1 | OpenCode2:
+    def dialect(self) -> Dialect:
         dialect = self.server.dialect
         if dialect is None:
             raise RequestError(0, "the server is not running")
@@ -7557,7 +7626,7 @@ def result_record(result: Result) -> Json:
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    dialect: type[OpenCode1] | type[OpenCode2] = OpenCode1
+    dialect: type[Dialect] = OpenCode1
     if record.get("generation") == OpenCode2.generation:
         dialect = OpenCode2
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]

@@ -10,10 +10,10 @@ model is a script that answers at once (scripted_model.py): by ocloop, by a loop
 
 and by what is given with --also, one after the other, --rounds times. For a task it says
 
-    wall        seconds from the start of the program until the plan is complete CPU, all    CPU
-    seconds of the program and of everything that it started: OpenCode's servers, its tools, shells;
-    each counts from its start to its end CPU, loop   of that, the program's own process: ocloop.py,
-    the shell, …
+    wall        seconds from the start of the program until the plan is complete
+    CPU, all    CPU seconds of the program and of everything that it started (OpenCode's servers,
+                its tools, shells), each from its start to its end
+    CPU, loop   of that, the program's own process: ocloop.py, the shell, …
 
 each the median of the rounds. Every program keeps its own HOME in all rounds, and has worked a plan
 of one task there before: the first start of OpenCode in a new home is nobody's.
@@ -22,15 +22,17 @@ of one task there before: the first start of OpenCode in a new home is nobody's.
 as the first `opencode` on PATH), in a terminal of 100x30, with a project and a HOME for each run:
 
     start       start of the program until the first prompt reaches the server, less the time from
-    the server's own start until it listens; the median of several starts gap         the server
-    says that the session is idle until the next prompt reaches it; the median over a run CPU
-    user and system time of the program's own process, without the server, from its start to the end
-    of the last iteration memory      the most that the program's own process had resident in that
-    run events      a flood of text deltas, each in an HTTP chunk of its own as the real server
-    sends them: how many are worked through in a second, and the CPU time that one takes, from the
-    first delta until the prompt after the flood waiting     CPU time while the session is busy and
-    nothing comes imports     for comparison: a Python that imports what such a program needs, and
-    ends
+                the server's own start until it listens; the median of several starts
+    gap         the server says that the session is idle until the next prompt reaches it; the
+                median over a run
+    CPU         user and system time of the program's own process, without the server, from its
+                start to the end of the last iteration
+    memory      the most that the program's own process had resident in that run
+    events      a flood of text deltas, each in an HTTP chunk of its own as the real server sends
+                them: how many are worked through in a second, and the CPU time that one takes,
+                from the first delta until the prompt after the flood
+    waiting     CPU time while the session is busy and nothing comes
+    imports     for comparison: a Python that imports what such a program needs, and ends
 
     benchmark.py                                                   both
     benchmark.py --only fake --also "pyocloop=pyocloop run --run"  one of them, another program too
