@@ -1866,6 +1866,11 @@ class Session:
 
     def on_early_activity(self, event: Activity) -> None:
         """Before the server has said that it took the prompt: remember what it says."""
+        self.take_hint(event)
+        if event.session == self.id and event.kind == "retrying":
+            self.on_retrying(event, self.retry)
+
+    def take_hint(self, event: Activity) -> None:
         if event.session == self.id:
             self.ending.hint = "idle" if event.kind == "idle" else "working"
 
@@ -2034,7 +2039,7 @@ class Session:
         self.interrupt()  # it may have arrived all the same
 
     def on_activity_while_recalled(self, event: Activity) -> None:
-        self.on_early_activity(event)
+        self.take_hint(event)
         is_accepted = self.pending.find(SendPrompt) is None
         if is_accepted and self.ending.hint == "working":
             self.interrupt()

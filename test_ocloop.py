@@ -10669,6 +10669,19 @@ def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, sai
         assert (said in row) == (width >= 50)
 
 
+def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
+    story = in_session_state("prompting")
+    story.tell(Activity(story.id, "retrying", 1, 30.0, "slow down"))
+    assert story.loop.session and story.loop.session.retry
+    assert story.text.count("attempt 1 failed: slow down") == 1
+    story.activity = "retrying"
+    story.retry = Activity(story.id, "retrying", 1, 30.0, "slow down")
+    story.tell(Done(story.last(SendPrompt)))
+    story.let_pass(5)
+    assert story.loop.session.state == "working" and story.loop.session.retry
+    assert story.text.count("attempt 1 failed: slow down") == 1
+
+
 def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
     story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
     items = ocloop.view_tasks(story.loop.plan, (), None)
@@ -12412,7 +12425,7 @@ def test_places_that_cannot_be_written(world: World) -> None:
     blocked = world.folder / "file"
     blocked.write_text("", "utf-8")
     child = world.fake("--log", str(blocked / "below.log")).finish(1)
-    assert "cannot be written: name another path with --log" in child.output, "it shows at once"
+    assert "folder is not there): name another path with --log" in child.output, "it shows at once"
     assert child.boxes() == "  "
 
     child = world.fake("--log", "/dev/full").finish(0)
