@@ -8959,7 +8959,7 @@ def look(answers: Json, attempt: int = 0, closer: bool = False, **options: Any) 
     return made.poll(Poll("ses_A", PROMPT_2, attempt, closer))
 
 
-# Where it is, and how to log in.
+# ── opencode 2: where it is, and how to log in ────────────────────────────────────────────────────
 
 
 def test_class() -> None:
@@ -8984,7 +8984,7 @@ def test_login_and_interface() -> None:
     assert argv == expected
 
 
-# The set-up.
+# ── opencode 2: the set-up ────────────────────────────────────────────────────────────────────────
 
 
 def model(name: str, **more: Any) -> Json:
@@ -9133,7 +9133,7 @@ def test_only_a_broken_configuration_is_called_so(name: str, code: int) -> None:
     assert caught.value.code == code
 
 
-# Sessions and prompts.
+# ── opencode 2: sessions and prompts ──────────────────────────────────────────────────────────────
 
 CREATED = {"data": {"id": "ses_A", "cost": 0, "tokens": ZERO, "location": {"directory": "/w"}}}
 
@@ -9217,7 +9217,7 @@ def test_an_earlier_attempt_that_may_still_run_keeps_the_next_one_back() -> None
     assert not client.sent("POST")
 
 
-# Verdicts.
+# ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
 
 STOP = step("stop")
 CALLS = step("tool-calls")
@@ -9349,7 +9349,7 @@ def test_a_server_that_does_not_show_its_messages(clock: SteppedClock) -> None:
     assert look(answers).verdict == "unknown"
 
 
-# Activity.
+# ── opencode 2: activity ──────────────────────────────────────────────────────────────────────────
 
 RUNNING = {"data": {"ses_A": {"type": "running"}}}
 NOBODY: Json = {"data": {}}
@@ -9547,7 +9547,7 @@ def test_a_form_of_an_mcp_server_is_ours_on_a_server_of_our_own() -> None:
     assert polled.requests and polled.requests[0].session == "global"
 
 
-# Answers to what is asked.
+# ── opencode 2: answers to what is asked ──────────────────────────────────────────────────────────
 
 
 def replied(form: Json | None, command: Reply, answer: Any = None) -> list[tuple[str, str, Any]]:
@@ -9618,7 +9618,7 @@ def test_a_form_of_an_mcp_server_goes_back_where_it_came_from() -> None:
     assert asked[0][:2] == ("DELETE", "/api/session/global/form/frm_2?message=nobody")
 
 
-# Interrupts.
+# ── opencode 2: interrupts ────────────────────────────────────────────────────────────────────────
 
 
 def stopping(active: Any, children: Any = (), **more: Any) -> tuple[OpenCode2, FakeClient]:
@@ -9700,7 +9700,7 @@ def test_stopping_takes_the_prompts_out_as_well(clock: SteppedClock) -> None:
     made.dispose()
 
 
-# Faults.
+# ── opencode 2: faults ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -9743,7 +9743,7 @@ def test_codes_and_announced_waits() -> None:
         assert ocloop.fault_of_type(nothing) is None
 
 
-# The event stream.
+# ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
 
 HERE = {"sessionID": "ses_A"}
 IN_A = {**HERE, "assistantMessageID": "msg_2"}
@@ -10003,7 +10003,7 @@ def test_deltas_are_found_in_a_frames_beginning() -> None:
         assert not OpenCode2.deltas.search(json.dumps(frame).encode(), 0, 200)
 
 
-# Against the stand-in for the server.
+# ── opencode 2: against the stand-in for the server ───────────────────────────────────────────────
 
 
 class Stand:
@@ -10308,13 +10308,9 @@ def test_interrupt_command_is_carried_out(tmp_path: Path) -> None:
 
 # ==================================================================================================
 # 4  What small changes of the program showed to be untested
-#
-# What small changes of ocloop.py showed to be untested: for test_ocloop.py.
-#
-# Only these imports are for the trial; test_ocloop.py has all of it.
 # ==================================================================================================
 
-# ── part 1, loop: when an iteration is over ─────────────────────────────────────────────────────
+# ── loop: when an iteration is over ───────────────────────────────────────────────────────────────
 
 
 def test_only_a_silent_session_is_looked_at_more_closely() -> None:
@@ -10342,7 +10338,7 @@ def test_where_the_server_cannot_tell_an_error_and_silence_is_a_failure_without_
     assert story.state == "waiting" and story.failures == 1
 
 
-# ── part 1, loop: X ─────────────────────────────────────────────────────────────────────────────
+# ── loop: X ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (404, False), (403, False)])
@@ -10360,7 +10356,7 @@ def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
     assert story.state == "running" and story.loop.iteration == 2
 
 
-# ── part 1, loop: the server ────────────────────────────────────────────────────────────────────
+# ── loop: the server ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_server_that_dies_at_rest_leaves_its_last_words() -> None:
@@ -10369,7 +10365,7 @@ def test_a_server_that_dies_at_rest_leaves_its_last_words() -> None:
     assert story.text.count("server: it died of this") == 1
 
 
-# ── part 1, loop: limits ────────────────────────────────────────────────────────────────────────
+# ── loop: limits ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_going_on_after_max_wait_begins_to_count_failures_anew() -> None:
@@ -10383,7 +10379,7 @@ def test_going_on_after_max_wait_begins_to_count_failures_anew() -> None:
     assert story.state == "waiting", "the first failure since somebody went on"
 
 
-# ── part 2, view and layout ─────────────────────────────────────────────────────────────────────
+# ── view and layout ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind, tone", [("thinking", "dim"), ("text", ""), ("tool", "")])
@@ -10483,7 +10479,7 @@ def test_only_what_happened_has_a_sign_and_what_the_agent_says_has_none(
     assert spans[-1][1] == shown
 
 
-# ── part 2, the dialects ────────────────────────────────────────────────────────────────────────
+# ── the dialects ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("route", ["GET /question", "GET /permission", "GET /session/ses_1"])
@@ -10535,7 +10531,7 @@ def test_a_form_without_fields_is_named_by_its_title() -> None:
     assert found.requests == (Request("frm_1", "ses_A", "question", "", "Deploy?"),)
 
 
-# ── part 1, the journal ─────────────────────────────────────────────────────────────────────────
+# ── the journal ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_why_an_iteration_failed_is_not_indented_like_a_subagents_error() -> None:
@@ -10547,7 +10543,7 @@ def test_why_an_iteration_failed_is_not_indented_like_a_subagents_error() -> Non
     assert depths == {"no entry": 1, "nothing happened for 1m00s": 0}
 
 
-# ── part 2, plan ────────────────────────────────────────────────────────────────────────────────
+# ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("line", ["- a [b] c", "- I [think](so) too", "- [ ", "- [", "- [[ ] a"])
@@ -10570,7 +10566,7 @@ def test_a_short_number_takes_its_next_sign_where_it_would_be_rounded_to_1000(
     assert ocloop.short_number(number) == text
 
 
-# ── part 1, more of the loop ────────────────────────────────────────────────────────────────────
+# ── loop: more ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_before_its_first_message_a_session_has_no_context() -> None:
@@ -10650,7 +10646,20 @@ def test_a_lost_screen_while_it_starts_leaves_nobody_to_be_asked() -> None:
     assert story.exits == [1], "nobody is there to press R"
 
 
-# ── part 2, more of the screen ──────────────────────────────────────────────────────────────────
+def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
+    story = in_session_state("prompting")
+    story.tell(Activity(story.id, "retrying", 1, 30.0, "slow down"))
+    assert story.loop.session and story.loop.session.retry
+    assert story.text.count("attempt 1 failed: slow down") == 1
+    story.activity = "retrying"
+    story.retry = Activity(story.id, "retrying", 1, 30.0, "slow down")
+    story.tell(Done(story.last(SendPrompt)))
+    story.let_pass(5)
+    assert story.loop.session.state == "working" and story.loop.session.retry
+    assert story.text.count("attempt 1 failed: slow down") == 1
+
+
+# ── view and layout: more ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -10667,19 +10676,6 @@ def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, sai
     for width in (49, 50):
         row = "".join(text for _, text in ocloop.progress_row(picture, width))
         assert (said in row) == (width >= 50)
-
-
-def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
-    story = in_session_state("prompting")
-    story.tell(Activity(story.id, "retrying", 1, 30.0, "slow down"))
-    assert story.loop.session and story.loop.session.retry
-    assert story.text.count("attempt 1 failed: slow down") == 1
-    story.activity = "retrying"
-    story.retry = Activity(story.id, "retrying", 1, 30.0, "slow down")
-    story.tell(Done(story.last(SendPrompt)))
-    story.let_pass(5)
-    assert story.loop.session.state == "working" and story.loop.session.retry
-    assert story.text.count("attempt 1 failed: slow down") == 1
 
 
 def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
@@ -10705,7 +10701,7 @@ def test_the_rows_of_an_indented_entry_end_before_the_edge(depth: int) -> None:
     assert all(row[-1][1].startswith("  " * min(depth, 4) + "word") for row in rows)
 
 
-# ── part 2, more of the dialects ────────────────────────────────────────────────────────────────
+# ── the dialects: more ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
