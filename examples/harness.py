@@ -62,6 +62,11 @@ GENERATIONS = (1, 2)  # of OpenCode's interface: the fake speaks both
 Json = dict[str, Any]
 Found = TypeVar("Found")
 
+# What a shell starts in the background ignores SIGINT, and hands that down to all that it starts:
+# a ctrl-C in an ocloop's first moments would be lost. (A handler is not handed down.)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # ── waiting and failing ───────────────────────────────────────────────────────────────────────────
 
