@@ -5344,46 +5344,18 @@ class Catalogue(NamedTuple):
         return has_models and (not agent or self.agents is None or agent in self.agents)
 
 
-class OpenCode2:
-    """OpenCode 2.x in neutral words: a `Dialect`. Nothing else knows its wire."""
+class Inventory2:
+    """What a server of OpenCode 2 knows before any session: configuration, models, agents."""
 
-    generation = 2
-    oldest = (2, 0, 4)
-    events_path = "/api/event"
-    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
-
-    def __init__(self, client: Client, options: Options) -> None:
+    def __init__(self, client: Client, options: Options, path: Callable[[str], str]) -> None:
         self.client = client
         self.options = options
-        self.directory = options.directory
-        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
+        self.path = path  # puts the directory into the query
         # The configuration, once it was read: a server that is started again is not set up again.
-        self.is_configured = False
+        self.is_read = False
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # What must be remembered of sessions, because the server tells it only once or in parts.
-        self.session = ""  # the last one that was given a prompt
-        self.sent: dict[str, tuple[str, ...]] = {}  # session -> ids of its prompts
-        self.parents: dict[str, str] = {}  # subagent's session -> its parent
-        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
-        self.calls: dict[tuple[str, str], Call] = {}  # by message and tool id
-        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
-
-    def path(self, path: str) -> str:
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
-
-    @staticmethod
-    def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login; the user is always `opencode`."""
-        return {"OPENCODE_PASSWORD": password}
-
-    @staticmethod
-    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
-        """What joins a session in OpenCode's own interface."""
-        return [*opencode, directory, "--server", url, "--session", session]
-
-    # What the server knows.
 
     def setup(self) -> Setup:
         try:
@@ -5410,7 +5382,7 @@ class OpenCode2:
             info = as_dict(document.get("info"))
             self.model = name_of_model(info.get("model")) or self.model
             self.agent = as_text(info.get("default_agent")) or self.agent
-        self.is_configured = True
+        self.is_read = True
 
     def complete_catalogue(self) -> Catalogue:
         """The catalogue, once it is complete, as far as that shows."""
@@ -5471,103 +5443,22 @@ class OpenCode2:
         """The model that a configuration means for this agent: the server does not apply it."""
         return self.agent_models.get(agent or self.agent or "build") or self.model
 
-    # Sessions and prompts.
-
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works.
-
-        The id is the server's: OpenCode's free models refuse sessions with ids of others.
-        """
-        if not self.is_configured:
+    def read_once(self) -> None:
+        """Read what has not been read: a session wants model and agent by name."""
+        if not self.is_read:
             self.configure()
             self.catalogue()
-        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
-        model = prompt.model or self.model_for(prompt.agent)
-        if model:
-            body["model"] = model_of_name(model)
-        if prompt.agent:
-            body["agent"] = prompt.agent
-        if not self.options.attended:
-            # A model that has no such tool does not stop to ask where nobody would answer.
-            body["permissions"] = [NO_QUESTIONS]
-        answer = self.client.request("POST", "/api/session", body, SLOW_TIMEOUT)
-        made = as_dict(as_dict(answer).get("data"))
-        if not made.get("id"):
-            raise RequestError(502, "the server made a session without an id")
-        directory = as_text(as_dict(made.get("location")).get("directory"))
-        return as_text(made["id"]), directory
 
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
-        does nothing. What was not delivered of earlier attempts must not run beside this one."""
-        ids = ids_of_attempts(prompt, attempt)
-        self.session = session
-        self.sent[session] = ids
-        self.withdraw(session, ids[:-1])
-        body = {"id": ids[-1], "text": prompt.text}
-        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
 
-    def withdraw(self, session: str, ids: Iterable[str], timeout: float = REQUEST_TIMEOUT) -> None:
-        """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
-        for id in ids:
-            try:
-                path = f"/api/session/{session}/inbox/{id}"
-                self.client.request("DELETE", path, timeout=timeout)
-            except RequestError as error:
-                if error.code not in (404, 405):
-                    raise
+class Memory2:
+    """What must be remembered of sessions, because the server tells it only once or in parts."""
 
-    # How a session stands.
-
-    def poll(self, command: Poll) -> Polled:
-        session = command.session
-        self.session = session
-        known = self.relatives(session)
-        working = self.at_work(session)
-        # What it has cost is read when it is known to rest: the last step must be in it.
-        own = self.record(session)
-        children, spent = self.family(session, own)
-        if self.relatives(session) != known:  # the stream has not told of these subagents
-            working = self.at_work(session)
-        requests, unlisted = self.requests()
-        activity = "unknown"
-        if working is not None:
-            activity = "working" if working or self.is_asked(session, requests) else "idle"
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = session in (working or ())
-        verdict = ""
-        fault = None
-        if activity in ("idle", "unknown") or (command.closer and is_at_work):
-            verdict, fault = self.verdict(command, as_text(own.get("outcome")))
-        retry = self.retry(session) if is_at_work else None
-        if retry:
-            activity = "retrying"
-        return Polled(command, activity, verdict, fault, spent, children, requests, unlisted, retry)
-
-    def record(self, session: str) -> Json:
-        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
-        session that is gone: nothing is to be expected of it any more."""
-        try:
-            answer = self.client.request("GET", f"/api/session/{session}")
-        except RequestError as error:
-            if error.code == 0 or error.name == "SessionNotFoundError":
-                raise
-            return {}
-        return as_dict(as_dict(answer).get("data"))
-
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str] | None:
-        """Who of the family is active; None: the server does not tell. Nobody is only believed
-        when it is said twice."""
-        for look in (1, 2):
-            answer = self.client.ask("/api/session/active", timeout)
-            if answer is None:
-                return None
-            active = as_dict(as_dict(answer).get("data"))
-            working = [id for id in self.relatives(session) if id in active]
-            if working or look == 2:
-                return working
-            time.sleep(ASK_TWICE)
-        return []
+    def __init__(self, is_ours: bool) -> None:
+        self.is_ours = is_ours  # nobody else works on this server
+        self.session = ""  # the last one that was given a prompt
+        self.sent: dict[str, tuple[str, ...]] = {}  # session -> ids of its prompts
+        self.parents: dict[str, str] = {}  # subagent's session -> its parent
+        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
 
     def relatives(self, session: str) -> list[str]:
         """The session and all subagents below it that are known."""
@@ -5586,101 +5477,6 @@ class OpenCode2:
                 return True
         return False
 
-    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
-
-        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
-        and the larger sum counts.
-        """
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        found = [session]
-        for parent in found:  # it grows meanwhile
-            answer = self.client.ask_if_possible(f"/api/session?parentID={quote(parent, safe='')}")
-            for child in dicts(as_dict(answer).get("data")):
-                id = as_text(child.get("id"))
-                if child.get("parentID") != parent or not id or id in found:
-                    continue  # early versions list all there are
-                found.append(id)
-                self.parents[id] = parent
-                if spent is not None:
-                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
-        return tuple(found[1:]), spent
-
-    def retry(self, session: str) -> Activity | None:
-        """The retry that the newest step waits for: the server counts that as work."""
-        answer = self.client.ask_if_possible(f"/api/session/{session}/message?limit=1")
-        newest = next(iter(dicts(as_dict(answer).get("data"))), {})
-        retry = retry_of_step(session, as_dict(newest.get("retry")))
-        return retry if retry.wait > 0 else None
-
-    def verdict(self, command: Poll, outcome: str) -> tuple[str, Fault | None]:
-        """How the answer to our own prompt stands, and why it failed."""
-        ids = ids_of_attempts(command.prompt, command.attempt)
-        found = self.since_prompt(command.session, ids)
-        if found is None:
-            return "unknown", None
-        delivered, messages = found
-        if outcome == "failed" and delivered != ids[-1]:
-            # Before the first step, as with a model or an agent that is not there. Why, the
-            # message tells since 2.1; before, the stream alone.
-            idles = [message for message in messages if message.get("type") == "idle"]
-            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
-        if not delivered:
-            return "undelivered", None
-        return judge_steps(messages)
-
-    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]] | None:
-        """The newest of our prompts that was delivered, "" when none was, and the messages after
-        it, oldest first; None: the server shows no messages."""
-        path = f"/api/session/{session}/message?limit={PAGE}"
-        newer: list[Json] = []
-        cursor = ""
-        for _ in range(MOST_PAGES):
-            answer = self.client.ask(path + cursor)
-            if answer is None:
-                return None
-            page = dicts(as_dict(answer).get("data"))
-            for message in page:
-                id = as_text(message.get("id"))
-                if id in ids:
-                    return id, newer[::-1]
-                newer.append(message)
-            following = as_text(as_dict(as_dict(answer).get("cursor")).get("next"))
-            if not page or not following:  # the last page names a next one, too: an empty one
-                break
-            cursor = "&cursor=" + quote(following, safe="")
-        return "", newer[::-1]
-
-    # What is asked.
-
-    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and what it failed to list."""
-        found: list[Request] = []
-        unlisted: list[str] = []
-        kinds = (
-            ("permission", "/api/permission/request", self.permission),
-            ("question", "/api/form", self.question),
-        )
-        for kind, path, read in kinds:
-            try:
-                answer = as_dict(self.client.ask(self.path(path)))
-            except RequestError as error:
-                if error.code == 0:
-                    raise
-                unlisted.append(kind)
-                continue
-            found += [read(asked) for asked in dicts(answer.get("data"))]
-        return tuple(request for request in found if request.id), tuple(unlisted)
-
-    def permission(self, asked: Json) -> Request:
-        title = as_text(asked.get("action") or "something")
-        metadata = as_dict(asked.get("metadata"))
-        detail = detail_of_ask(asked.get("resources"), metadata)
-        for change in dicts(metadata.get("files")):
-            detail += f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
-        session = as_text(asked.get("sessionID"))
-        return Request(as_text(asked.get("id")), session, "permission", title, detail)
-
     def question(self, form: Json) -> Request:
         """A form of questions, one for each field.
 
@@ -5692,7 +5488,7 @@ class OpenCode2:
         session = as_text(form.get("sessionID"))
         if id:
             self.forms[id] = form
-        if session == ELSEWHERE and not self.options.server:
+        if session == ELSEWHERE and self.is_ours:
             session = self.session
         questions = tuple(
             Question(
@@ -5705,85 +5501,15 @@ class OpenCode2:
         detail = detail or as_text(form.get("title"))
         return Request(id, session, "question", "", detail, questions)
 
-    def reply(self, command: Reply) -> None:
-        request = command.request
-        if request.kind == "question":
-            self.reply_to_form(command)
-            return
-        body = {"decision": command.decision}
-        if command.message:  # a bare rejection ends the turn
-            body["message"] = command.message
-        path = f"/api/session/{request.session}/permission/{request.id}/reply"
-        self.client.request("POST", path, body)
 
-    def reply_to_form(self, command: Reply) -> None:
-        """Answer a form. It is refused with words where it takes them: to dismiss it would end
-        the turn."""
-        request = command.request
-        form = self.forms.get(request.id, {})
-        session = as_text(form.get("sessionID") or request.session)
-        path = f"/api/session/{session}/form/{request.id}"
-        answer = answer_to_form(form, command.answers, command.message)
-        try:
-            if answer:
-                self.client.request("POST", f"{path}/reply", {"answer": answer})
-                return
-        except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
-            if error.code != 400 or command.decision != "reject":
-                raise
-        # Versions differ in where they take the words, and none minds them elsewhere.
-        said = {"message": command.message}
-        self.client.request("DELETE", f"{path}?message={quote(command.message, safe='')}", said)
+class Decoder2:
+    """The event stream of OpenCode 2 in neutral words."""
 
-    # How a session is stopped.
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop a session; it is at rest when this returns."""
-        self.halt(session, ids_of_attempts(prompt, attempt), INTERRUPT_WITHIN, REQUEST_TIMEOUT)
-
-    def stop_session(self, session: str) -> None:
-        """The same in a hurry, before the server is stopped, or left alone.
-
-        What is not at rest by then leaves a claim behind, with which another process may wake it.
-        """
-        self.halt(session, self.sent.get(session, ()), STOP_WITHIN, STOP_TIMEOUT)
-
-    def halt(self, session: str, ids: Sequence[str], within: float, timeout: float) -> None:
-        """Interrupt the family until it is at rest.
-
-        An interrupt is answered before it has had its effect, and leaves in the inbox what was not
-        delivered, where it would join whatever comes next.
-        """
-        until = time.monotonic() + within
-        self.interrupt_alone(session, timeout)
-        self.withdraw(session, ids, timeout)
-        working = self.wait_for_rest(session, until, timeout)
-        while working:
-            if time.monotonic() >= until:
-                raise RequestError(504, f"it works on, {within:.0f} s after it was interrupted")
-            for id in working:
-                self.interrupt_alone(id, timeout)
-            working = self.wait_for_rest(session, until, timeout)
-
-    def interrupt_alone(self, session: str, timeout: float) -> None:
-        """Interrupt one session, and what it waits for."""
-        self.client.request("POST", f"/api/session/{session}/interrupt", {}, timeout)
-
-    def wait_for_rest(self, session: str, until: float, timeout: float) -> list[str]:
-        """Wait a little; who of the family works after that."""
-        enough = min(until, time.monotonic() + INTERRUPT_AGAIN)
-        while True:
-            working = self.at_work(session, timeout)
-            if not working or time.monotonic() >= enough:
-                return working or []
-            time.sleep(ASK_TWICE)
-
-    def dispose(self) -> None:
-        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
-
-    # The event stream.
+    def __init__(self, memory: Memory2, directory: str) -> None:
+        self.memory = memory
+        self.directory = directory
+        self.calls: dict[tuple[str, str], Call] = {}  # by message and tool id
+        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
 
     def decode(self, event: Json) -> list[StreamEvent]:
         """One event of the stream, in neutral words. It is fed them in their order."""
@@ -5794,7 +5520,7 @@ class OpenCode2:
             place = as_text(as_dict(event.get("location")).get("directory"))
             return [Edited(os.path.join(place, as_text(data.get("file"))))]
         if type == "form.created":
-            request = self.question(as_dict(data.get("form")))
+            request = self.memory.question(as_dict(data.get("form")))
             return [Asked(request.session, request)] if request.id and request.session else []
         session = as_text(data.get("sessionID"))
         if not session:
@@ -5806,7 +5532,7 @@ class OpenCode2:
         parent = as_text(data.get("parentID"))
         if not parent:
             return [Alive(session)]
-        self.parents[session] = parent
+        self.memory.parents[session] = parent
         return [Child(session, parent)]
 
     def decode_enqueued(self, session: str, data: Json) -> list[StreamEvent]:
@@ -5918,15 +5644,15 @@ class OpenCode2:
         )
 
     def decode_asked(self, session: str, data: Json) -> list[StreamEvent]:
-        return [Asked(session, self.permission(data)) if data.get("id") else Alive(session)]
+        return [Asked(session, permission_of(data)) if data.get("id") else Alive(session)]
 
     def decode_answered(self, session: str, data: Json) -> list[StreamEvent]:
         id = as_text(data.get("requestID") or data.get("id"))
-        self.forms.pop(id, None)
+        self.memory.forms.pop(id, None)
         return [Answered(session, id)]
 
     # Every other event of a session is a sign of life and no more.
-    DECODERS: ClassVar[dict[str, Callable[[OpenCode2, str, Json], list[StreamEvent]]]] = {
+    DECODERS: ClassVar[dict[str, Callable[[Decoder2, str, Json], list[StreamEvent]]]] = {
         "session.created": decode_created,
         "session.inbox.enqueued": decode_enqueued,
         "session.execution.started": decode_started,
@@ -5954,6 +5680,316 @@ class OpenCode2:
         "form.replied": decode_answered,
         "form.cancelled": decode_answered,
     }
+
+
+class OpenCode2:
+    """OpenCode 2.x in neutral words: a `Dialect`. Nothing else knows its wire.
+
+    What comes of the stream is `Decoder2`'s, what stands before any session is `Inventory2`'s.
+    """
+
+    generation = 2
+    oldest = (2, 0, 4)
+    events_path = "/api/event"
+    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self.client = client
+        self.options = options
+        self.directory = options.directory
+        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
+        self.inventory = Inventory2(client, options, self.path)
+        self.memory = Memory2(is_ours=not options.server)
+        self.decoder = Decoder2(self.memory, options.directory)
+
+    def path(self, path: str) -> str:
+        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    @staticmethod
+    def environment(username: str, password: str) -> dict[str, str]:
+        """What the server is told of its login; the user is always `opencode`."""
+        return {"OPENCODE_PASSWORD": password}
+
+    @staticmethod
+    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
+        """What joins a session in OpenCode's own interface."""
+        return [*opencode, directory, "--server", url, "--session", session]
+
+    def setup(self) -> Setup:
+        return self.inventory.setup()
+
+    def decode(self, event: Json) -> list[StreamEvent]:
+        return self.decoder.decode(event)
+
+    # Sessions and prompts.
+
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session; returns its id and the directory in which it thinks that it works.
+
+        The id is the server's: OpenCode's free models refuse sessions with ids of others.
+        """
+        self.inventory.read_once()
+        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
+        model = prompt.model or self.inventory.model_for(prompt.agent)
+        if model:
+            body["model"] = model_of_name(model)
+        if prompt.agent:
+            body["agent"] = prompt.agent
+        if not self.options.attended:
+            # A model that has no such tool does not stop to ask where nobody would answer.
+            body["permissions"] = [NO_QUESTIONS]
+        answer = self.client.request("POST", "/api/session", body, SLOW_TIMEOUT)
+        made = as_dict(as_dict(answer).get("data"))
+        if not made.get("id"):
+            raise RequestError(502, "the server made a session without an id")
+        directory = as_text(as_dict(made.get("location")).get("directory"))
+        return as_text(made["id"]), directory
+
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
+        does nothing. What was not delivered of earlier attempts must not run beside this one."""
+        ids = ids_of_attempts(prompt, attempt)
+        self.memory.session = session
+        self.memory.sent[session] = ids
+        self.withdraw(session, ids[:-1])
+        body = {"id": ids[-1], "text": prompt.text}
+        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
+
+    def withdraw(self, session: str, ids: Iterable[str], timeout: float = REQUEST_TIMEOUT) -> None:
+        """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
+        for id in ids:
+            try:
+                path = f"/api/session/{session}/inbox/{id}"
+                self.client.request("DELETE", path, timeout=timeout)
+            except RequestError as error:
+                if error.code not in (404, 405):
+                    raise
+
+    # How a session stands.
+
+    def poll(self, command: Poll) -> Polled:
+        session = command.session
+        self.memory.session = session
+        known = self.memory.relatives(session)
+        working = self.at_work(session)
+        # What it has cost is read when it is known to rest: the last step must be in it.
+        own = self.record(session)
+        children, spent = self.family(session, own)
+        if self.memory.relatives(session) != known:  # the stream has not told of these subagents
+            working = self.at_work(session)
+        requests, unlisted = self.requests()
+        activity = "unknown"
+        if working is not None:
+            activity = "working" if working or self.memory.is_asked(session, requests) else "idle"
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        is_at_work = session in (working or ())
+        verdict = ""
+        fault = None
+        if activity in ("idle", "unknown") or (command.closer and is_at_work):
+            verdict, fault = self.verdict(command, as_text(own.get("outcome")))
+        retry = self.retry(session) if is_at_work else None
+        if retry:
+            activity = "retrying"
+        return Polled(command, activity, verdict, fault, spent, children, requests, unlisted, retry)
+
+    def record(self, session: str) -> Json:
+        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
+        session that is gone: nothing is to be expected of it any more."""
+        try:
+            answer = self.client.request("GET", f"/api/session/{session}")
+        except RequestError as error:
+            if error.code == 0 or error.name == "SessionNotFoundError":
+                raise
+            return {}
+        return as_dict(as_dict(answer).get("data"))
+
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str] | None:
+        """Who of the family is active; None: the server does not tell. Nobody is only believed
+        when it is said twice."""
+        for look in (1, 2):
+            answer = self.client.ask("/api/session/active", timeout)
+            if answer is None:
+                return None
+            active = as_dict(as_dict(answer).get("data"))
+            working = [id for id in self.memory.relatives(session) if id in active]
+            if working or look == 2:
+                return working
+            time.sleep(ASK_TWICE)
+        return []
+
+    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
+        and the larger sum counts.
+        """
+        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
+        found = [session]
+        for parent in found:  # it grows meanwhile
+            answer = self.client.ask_if_possible(f"/api/session?parentID={quote(parent, safe='')}")
+            for child in dicts(as_dict(answer).get("data")):
+                id = as_text(child.get("id"))
+                if child.get("parentID") != parent or not id or id in found:
+                    continue  # early versions list all there are
+                found.append(id)
+                self.memory.parents[id] = parent
+                if spent is not None:
+                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
+        return tuple(found[1:]), spent
+
+    def retry(self, session: str) -> Activity | None:
+        """The retry that the newest step waits for: the server counts that as work."""
+        answer = self.client.ask_if_possible(f"/api/session/{session}/message?limit=1")
+        newest = next(iter(dicts(as_dict(answer).get("data"))), {})
+        retry = retry_of_step(session, as_dict(newest.get("retry")))
+        return retry if retry.wait > 0 else None
+
+    def verdict(self, command: Poll, outcome: str) -> tuple[str, Fault | None]:
+        """How the answer to our own prompt stands, and why it failed."""
+        ids = ids_of_attempts(command.prompt, command.attempt)
+        found = self.since_prompt(command.session, ids)
+        if found is None:
+            return "unknown", None
+        delivered, messages = found
+        if outcome == "failed" and delivered != ids[-1]:
+            # Before the first step, as with a model or an agent that is not there. Why, the
+            # message tells since 2.1; before, the stream alone.
+            idles = [message for message in messages if message.get("type") == "idle"]
+            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
+        if not delivered:
+            return "undelivered", None
+        return judge_steps(messages)
+
+    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]] | None:
+        """The newest of our prompts that was delivered, "" when none was, and the messages after
+        it, oldest first; None: the server shows no messages."""
+        path = f"/api/session/{session}/message?limit={PAGE}"
+        newer: list[Json] = []
+        cursor = ""
+        for _ in range(MOST_PAGES):
+            answer = self.client.ask(path + cursor)
+            if answer is None:
+                return None
+            page = dicts(as_dict(answer).get("data"))
+            for message in page:
+                id = as_text(message.get("id"))
+                if id in ids:
+                    return id, newer[::-1]
+                newer.append(message)
+            following = as_text(as_dict(as_dict(answer).get("cursor")).get("next"))
+            if not page or not following:  # the last page names a next one, too: an empty one
+                break
+            cursor = "&cursor=" + quote(following, safe="")
+        return "", newer[::-1]
+
+    # What is asked.
+
+    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and what it failed to list."""
+        found: list[Request] = []
+        unlisted: list[str] = []
+        kinds = (
+            ("permission", "/api/permission/request", permission_of),
+            ("question", "/api/form", self.memory.question),
+        )
+        for kind, path, read in kinds:
+            try:
+                answer = as_dict(self.client.ask(self.path(path)))
+            except RequestError as error:
+                if error.code == 0:
+                    raise
+                unlisted.append(kind)
+                continue
+            found += [read(asked) for asked in dicts(answer.get("data"))]
+        return tuple(request for request in found if request.id), tuple(unlisted)
+
+    def reply(self, command: Reply) -> None:
+        request = command.request
+        if request.kind == "question":
+            self.reply_to_form(command)
+            return
+        body = {"decision": command.decision}
+        if command.message:  # a bare rejection ends the turn
+            body["message"] = command.message
+        path = f"/api/session/{request.session}/permission/{request.id}/reply"
+        self.client.request("POST", path, body)
+
+    def reply_to_form(self, command: Reply) -> None:
+        """Answer a form. It is refused with words where it takes them: to dismiss it would end
+        the turn."""
+        request = command.request
+        form = self.memory.forms.get(request.id, {})
+        session = as_text(form.get("sessionID") or request.session)
+        path = f"/api/session/{session}/form/{request.id}"
+        answer = answer_to_form(form, command.answers, command.message)
+        try:
+            if answer:
+                self.client.request("POST", f"{path}/reply", {"answer": answer})
+                return
+        except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
+            if error.code != 400 or command.decision != "reject":
+                raise
+        # Versions differ in where they take the words, and none minds them elsewhere.
+        said = {"message": command.message}
+        self.client.request("DELETE", f"{path}?message={quote(command.message, safe='')}", said)
+
+    # How a session is stopped.
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop a session; it is at rest when this returns."""
+        self.halt(session, ids_of_attempts(prompt, attempt), INTERRUPT_WITHIN, REQUEST_TIMEOUT)
+
+    def stop_session(self, session: str) -> None:
+        """The same in a hurry, before the server is stopped, or left alone.
+
+        What is not at rest by then leaves a claim behind, with which another process may wake it.
+        """
+        self.halt(session, self.memory.sent.get(session, ()), STOP_WITHIN, STOP_TIMEOUT)
+
+    def halt(self, session: str, ids: Sequence[str], within: float, timeout: float) -> None:
+        """Interrupt the family until it is at rest.
+
+        An interrupt is answered before it has had its effect, and leaves in the inbox what was not
+        delivered, where it would join whatever comes next.
+        """
+        until = time.monotonic() + within
+        self.interrupt_alone(session, timeout)
+        self.withdraw(session, ids, timeout)
+        working = self.wait_for_rest(session, until, timeout)
+        while working:
+            if time.monotonic() >= until:
+                raise RequestError(504, f"it works on, {within:.0f} s after it was interrupted")
+            for id in working:
+                self.interrupt_alone(id, timeout)
+            working = self.wait_for_rest(session, until, timeout)
+
+    def interrupt_alone(self, session: str, timeout: float) -> None:
+        """Interrupt one session, and what it waits for."""
+        self.client.request("POST", f"/api/session/{session}/interrupt", {}, timeout)
+
+    def wait_for_rest(self, session: str, until: float, timeout: float) -> list[str]:
+        """Wait a little; who of the family works after that."""
+        enough = min(until, time.monotonic() + INTERRUPT_AGAIN)
+        while True:
+            working = self.at_work(session, timeout)
+            if not working or time.monotonic() >= enough:
+                return working or []
+            time.sleep(ASK_TWICE)
+
+    def dispose(self) -> None:
+        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
+
+
+def permission_of(asked: Json) -> Request:
+    title = as_text(asked.get("action") or "something")
+    metadata = as_dict(asked.get("metadata"))
+    detail = detail_of_ask(asked.get("resources"), metadata)
+    for change in dicts(metadata.get("files")):
+        detail += f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
+    session = as_text(asked.get("sessionID"))
+    return Request(as_text(asked.get("id")), session, "permission", title, detail)
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:

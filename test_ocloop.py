@@ -9812,7 +9812,7 @@ def test_a_turn_with_a_tool() -> None:
         alive,
         Activity("ses_A", "idle"),
     ]
-    assert not made.calls
+    assert not made.decoder.calls
 
 
 def test_a_tools_id_is_its_own_only_within_its_message() -> None:
@@ -9842,7 +9842,7 @@ def test_a_tool_that_was_broken_off() -> None:
     made, _ = dialect({})
     made.decode(told("session.tool.input.started", {**IN_A, "id": "c", "name": "write"}))
     made.decode(told("session.step.failed", {**IN_A, "error": INTERRUPTED}))
-    assert not made.calls
+    assert not made.decoder.calls
 
 
 def test_a_subagent() -> None:
@@ -9854,7 +9854,7 @@ def test_a_subagent() -> None:
     assert isinstance(part, Part) and (part.tool, part.argument) == ("subagent", "probe child")
     data = {"sessionID": "ses_B", "parentID": "ses_A", "agent": "general"}
     assert is_same(made.decode(told("session.created", data)), [Child("ses_B", "ses_A")])
-    assert made.relatives("ses_A") == ["ses_A", "ses_B"]
+    assert made.memory.relatives("ses_A") == ["ses_A", "ses_B"]
 
 
 def test_how_a_run_ends() -> None:
@@ -9913,11 +9913,11 @@ def test_what_is_asked_on_the_stream() -> None:
     replied = {**HERE, "requestID": "per_1", "reply": "once"}
     assert is_same(made.decode(told("permission.replied", replied)), [Answered("ses_A", "per_1")])
     assert is_same(made.decode(told("form.created", {"form": FORM})), [Asked("ses_A", ASKED_FORM)])
-    assert "frm_1" in made.forms
+    assert "frm_1" in made.memory.forms
     for type in ("form.replied", "form.cancelled"):
         over = told(type, {"id": "frm_1", **HERE})
         assert is_same(made.decode(over), [Answered("ses_A", "frm_1")])
-    assert not made.forms
+    assert not made.memory.forms
 
 
 def test_a_command_that_is_asked_for() -> None:
@@ -9967,8 +9967,8 @@ def test_everything_else_is_a_sign_of_life() -> None:
 @pytest.mark.parametrize("data", [None, 7, "s", [], {}, {"form": 7}, {"form": {"id": 7}}])
 def test_nothing_raises(data: Any) -> None:
     made, _ = dialect({})
-    types = [*OpenCode2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow", 7, None]
-    for type in types:
+    types = [*ocloop.Decoder2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow"]
+    for type in (*types, 7, None):
         made.decode(told(str(type), data))
         made.decode({"type": type, "data": data, "created": "never", "location": 7})
 
@@ -9978,7 +9978,7 @@ def test_no_field_raises(odd: Any) -> None:
     made, _ = dialect({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in [*OpenCode2.DECODERS, "form.created"]:
+    for type in [*ocloop.Decoder2.DECODERS, "form.created"]:
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
     for session in (odd, [odd]):
