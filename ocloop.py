@@ -16,7 +16,7 @@ and one inbox.
                                  Session.handle      Loop --> view --> layout --> screen
 
 Every thread only posts *events* to the inbox. Two machines decide what they mean: `Loop`, which is
-the run, and `Session`, which is one iteration of it. Both are tables (state x event -> handler);
+the run, and `Session`, which leads one session of it. Both are tables (state x event -> handler);
 neither touches a clock, a file, a socket or a screen; what is to be done they return as *commands*.
 Whoever wants to understand ocloop reads `class Loop`, then `class Session`, and can stop there.
 Above them stand the words in which they are written, below them everything that touches the world.
@@ -419,6 +419,13 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
     return re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
 
 
+def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
+    """What the next session is told; `path` is the plan's, `told` as in `render_prompt`."""
+    place = f"{min(plan.done + 1, plan.automatable)}/{plan.automatable}"
+    title = f"ocloop {place}: {plan.goal}"[:100]
+    return Prompt(render_prompt(body, path, plan.goal, iteration, told), title)
+
+
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
 NO_PROMPT = (
     "{} is empty: write the prompt into it, or delete it and let `bootstrap` write a starter"
@@ -445,14 +452,14 @@ is half done, mark the task [BLOCKED: the reason in a few words] in the plan, an
 
 
 class Prompt(NamedTuple):
-    """What one session is told. The ids are our own, so that sending it again is safe."""
+    """What one session is told."""
 
-    message_id: str
-    part_id: str
     text: str
     title: str = ""  # of the session
     model: str = ""
     agent: str = ""
+    message_id: str = ""  # our own ids, so that sending it again is safe
+    part_id: str = ""
 
 
 class Question(NamedTuple):
@@ -1187,7 +1194,7 @@ def short_number(number: int) -> str:
 
 
 # ── session ─────────────────────────────────────────────────────────────────────────────────────
-# One iteration, from "create a session" to "it is over", as a pure machine. Its states and what
+# One session, from its creation to "it is over", as a pure machine. Its states and what
 # follows on what:
 #
 #     creating -> prompting -> working -> over          the way it goes on most nights
@@ -1240,6 +1247,9 @@ class Outcome(NamedTuple):
     problem: str = ""
     fault: Fault | None = None
     lost_control: bool = False
+
+
+NO_OUTCOME = Outcome("")  # while it is under way
 
 
 class Ask(NamedTuple):
@@ -1619,7 +1629,7 @@ class Transcript:
 
 
 class Session:
-    """One iteration. `handle` takes an event and the time and returns commands.
+    """Leads one session of OpenCode's. `handle` takes an event and the time, returns commands.
 
     When `state` is "over", `outcome` says what became of it. The tables at the end of the class
     are the program: TABLE says which handler an event has in which state (none: it is ignored),
@@ -2221,10 +2231,12 @@ def kind_of(event: Event) -> Kind:
 # server is started and asked for its setup), ready (for S), waiting (for a provider, or before the
 # next attempt), paused, and the three ends complete, error and stopping.
 #
-# The loop owns four values, each with one job: `server` (which start of it, up or not, when again),
-# `files` (the plan and the prompt as they were read last), `books` (the results so far; all counts,
-# streaks and sums are computed from them) and `session` (the iteration under way). It knows nothing
-# of OpenCode's wire, and does no input or output.
+# What it has to remember and to reckon is done by values with one job each: `clock` (the time of
+# the run), `server` (which start of it, up or not, when again), `files` (plan and prompt as they
+# were read last), `books` (the results so far; all counts, streaks and sums come from them), `line`
+# (which model works), `limits`, `gate` (the check), `course` (what an outcome means for the run)
+# and `under_way` (the iteration). Loop itself says what comes after what. It knows nothing of
+# OpenCode's wire, and does no input or output.
 
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
 READ_AGAIN = 0.5  # the same, while the loop waits for them
@@ -2363,6 +2375,15 @@ class Books:
             if result.worked:
                 found.insert(0, result)
         return found
+
+    def complaint(self, most: int) -> str:
+        """What the next agent is told when so many iterations settled nothing (0: nothing)."""
+        unsettled = self.unsettled
+        if not most or len(unsettled) < most:
+            return ""
+        goals = collections.Counter(result.goal for result in unsettled)
+        lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
+        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines)
 
     @property
     def check_failures(self) -> int:
@@ -2625,8 +2646,65 @@ class Gate:
         return self.last
 
 
+class RunClock:
+    """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
+
+    All deadlines stand on `now`. `wall` is the time for people; both in seconds.
+    """
+
+    def __init__(self, wall: float) -> None:
+        self.wall = wall
+        self.now = wall
+        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
+        self.rested: Deadline = None  # since when it has been at rest
+
+    def move_to(self, wall: float) -> bool:
+        """Time has passed; False: it was time away, and does not count."""
+        passed = wall - self.wall
+        self.wall = wall
+        is_lived = 0 <= passed <= ABSENT
+        if is_lived:
+            self.now += passed
+        return is_lived
+
+    def work(self) -> None:
+        """The run works from here on."""
+        if self.started is None:
+            self.started = self.now
+        elif self.rested is not None:
+            self.started += self.now - self.rested
+        self.rested = None
+
+    def rest(self) -> None:
+        """It rests from here on, if it does not rest already."""
+        if self.rested is None:
+            self.rested = self.now
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the run, without those at rest."""
+        if self.started is None:
+            return 0.0
+        return (self.now if self.rested is None else self.rested) - self.started
+
+
 class ServerState:
-    """What the loop knows of the server. `state` is starting, up or down."""
+    """What the loop knows of the server, and when it is started and measured.
+
+    `state` is starting, up or down.
+    """
+
+    # What is asked of it, and not answered any more when it is gone.
+    ASKED: ClassVar[tuple[type, ...]] = (
+        StartServer,
+        CheckSetup,
+        MeasureServer,
+        CreateSession,
+        SendPrompt,
+        Poll,
+        Interrupt,
+        Reply,
+    )
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -2643,6 +2721,46 @@ class ServerState:
     @property
     def is_up(self) -> bool:
         return self.state == "up"
+
+    def come_up(self, event: ServerUp, now: float) -> None:
+        self.state = "up"
+        self.url = event.url
+        self.version = event.version
+        self.measure_at = now
+
+    def lose(self) -> None:
+        """It is gone, or to go: its last words are old news."""
+        self.state = "down"
+        self.generation += 1
+        self.start_at = None
+        self.measure_at = None
+
+    def start_again(self, now: float, retries: int) -> bool:
+        """Have it started once more, after a wait that grows; False: it failed too often."""
+        self.failures += 1
+        most = (retries or Options().retries) if self.has_worked else FIRST_STARTS - 1
+        if self.failures > most:
+            return False
+        self.start_at = now + SERVER_WAITS.after(self.failures - 1)
+        return True
+
+    def due(self, now: float) -> StartServer | MeasureServer | None:
+        """What is to be done with it now."""
+        if is_due(self.start_at, now):
+            self.start_at = None
+            self.state = "starting"
+            return StartServer(self.generation)
+        if self.is_up and is_due(self.measure_at, now):
+            self.measure_at = None  # until it is answered
+            return MeasureServer()
+        return None
+
+    def note_memory(self, memory: int, most: int) -> bool:
+        """Keep what was measured, in MiB; whether it has now grown too large."""
+        self.memory = memory
+        has_grown = bool(most) and memory > most and not self.replace
+        self.replace = self.replace or has_grown
+        return has_grown
 
 
 class Files:
@@ -2675,6 +2793,38 @@ class Files:
         return ""
 
 
+class Iteration:
+    """One session, the plan read after it, and the check: what makes one Result."""
+
+    def __init__(self, number: int, task: Task | None, session: Session) -> None:
+        self.number = number
+        self.task = task  # None: nothing was left but the summary
+        self.session = session
+
+    def result(
+        self,
+        now: float,
+        outcome: Outcome = NO_OUTCOME,
+        check: str = "",
+        has_progress: bool = False,
+    ) -> Result:
+        """How it stands."""
+        return Result(
+            number=self.number,
+            task=self.task.text if self.task else "",
+            phase=self.task.phase if self.task else "",
+            goal=self.task.text if self.task else "wrap up",
+            outcome=outcome.kind,
+            word=word_for(outcome, check, has_progress),
+            problem=outcome.problem,
+            seconds=now - self.session.started,
+            spend=self.session.purse.total,
+            model=self.session.purse.model,
+            check=check,
+            progress=has_progress,
+        )
+
+
 class Loop:
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
 
@@ -2685,8 +2835,7 @@ class Loop:
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
         self.seed = seed  # makes the ids of two runs differ
-        self.wall = wall  # the time
-        self.now = wall  # the run's own clock: it stands still while the machine sleeps
+        self.clock = RunClock(wall)
         self.journal = Journal(wall)
         self.pending = Pending()
         self.out: list[Command | Exit] = []
@@ -2702,17 +2851,14 @@ class Loop:
         self.setup = Setup()
         self.files = Files()
         self.books = Books()
-        self.session: Session | None = None  # the iteration under way
-        self.iteration = 0  # its number
+        self.under_way: Iteration | None = None
+        self.iteration = 0  # the number of the newest one
         self.left_session = ""  # of an iteration that an end of the run broke off
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
-        self.task: Task | None = None  # the one that the iteration began with
         self.gate = Gate(options.check)
         self.line = ModelLine(options.models)
         self.course = Course(options, self.books, self.line)
         self.wait_until: Deadline = None
-        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
-        self.rested: Deadline = None  # since when it has been at rest
         self.limits = Limits(options)
         self.limit = ""  # the one that made it rest
         self.confirming_quit = False
@@ -2731,21 +2877,13 @@ class Loop:
 
     def handle(self, event: Event, wall: float) -> list[Command | Exit]:
         self.out = []
-        self.pass_time(wall)
+        self.journal.wall = wall
+        if not self.clock.move_to(wall) and self.session:
+            self.dispatch(StreamOpened())  # look what has become of it meanwhile
         if isinstance(event, ANSWERS) and not self.pending.take(event.to):
             return self.out  # it comes late, or twice: nobody waits for it any more
         self.dispatch(event)
         return self.out
-
-    def pass_time(self, wall: float) -> None:
-        """Move the run's own clock. It leaves out what nobody lived through: sleep, a set clock."""
-        passed = wall - self.wall
-        self.wall = wall
-        self.journal.wall = wall
-        if 0 <= passed <= ABSENT:
-            self.now += passed
-        elif self.session:
-            self.dispatch(StreamOpened())  # look what has become of it
 
     def dispatch(self, event: Event) -> None:
         handler = self.TABLE[self.state].get(kind_of(event))
@@ -2758,7 +2896,7 @@ class Loop:
         self.state = state
         if self.shown_state != was_shown:
             self.since = self.now
-            self.since_wall = self.wall
+            self.since_wall = self.clock.wall
             self.confirming_quit = False  # it was about what is over now
         self.reason = reason
 
@@ -2773,6 +2911,20 @@ class Loop:
         if self.state not in SHOWN_AS_RUNNING:
             return self.state
         return "pausing" if self.pause_wanted else "running"
+
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    @property
+    def session(self) -> Session | None:
+        """The one of the iteration under way."""
+        return self.under_way.session if self.under_way else None
+
+    @property
+    def task(self) -> Task | None:
+        """The one that the iteration under way began with."""
+        return self.under_way.task if self.under_way else None
 
     @property
     def plan(self) -> Plan:
@@ -2790,17 +2942,10 @@ class Loop:
         return Used(
             iterations=books.counted,
             cost=self.total.cost,
-            elapsed=self.elapsed,
+            elapsed=self.clock.elapsed,
             unsettled=len(books.unsettled),
             check_failures=books.check_failures,
         )
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of the run, without those at rest."""
-        if self.started is None:
-            return 0.0
-        return (self.now if self.rested is None else self.rested) - self.started
 
     @property
     def model(self) -> str:
@@ -2812,10 +2957,7 @@ class Loop:
     # The server, and what it says of itself.
 
     def on_server_up(self, event: ServerUp) -> None:
-        self.server.state = "up"
-        self.server.url = event.url
-        self.server.version = event.version
-        self.server.measure_at = self.now
+        self.server.come_up(event, self.now)
         version = event.version or "(version unknown)"
         self.journal.note("server", f"OpenCode {version} on {event.url}", "dim")
 
@@ -2835,7 +2977,7 @@ class Loop:
         if problem:
             self.fail(problem)
             return
-        if self.started is None:
+        if self.clock.started is None:
             self.warn_of_no_price()
         if self.wanted:
             self.begin()
@@ -2885,58 +3027,32 @@ class Loop:
             self.restart_server(event.problem)
 
     def lose_server(self) -> None:
-        """Whatever was asked of it is not answered any more, and its last words are old news."""
-        self.server.state = "down"
-        self.server.generation += 1
-        self.server.start_at = None
-        self.server.measure_at = None
-        self.pending.forget(
-            StartServer,
-            CheckSetup,
-            MeasureServer,
-            CreateSession,
-            SendPrompt,
-            Poll,
-            Interrupt,
-            Reply,
-        )
+        self.server.lose()
+        self.pending.forget(*ServerState.ASKED)
 
     def restart_server(self, problem: str) -> None:
         """Start it anew, after a wait; the session goes on where it was."""
         self.lose_server()
-        self.server.failures += 1
-        failures = self.server.failures
         self.journal.note("server", problem, "bad")
-        most = self.options.retries or Options().retries
-        if not self.server.has_worked:
-            most = FIRST_STARTS - 1
-        if failures > most:
+        if not self.server.start_again(self.now, self.options.retries):
+            failures = self.server.failures
             times = "once" if failures == 1 else f"{failures} times in a row"
             self.fail(f"the server failed {times}, the last time: {problem}")
             return
-        self.server.start_at = self.now + SERVER_WAITS.after(failures - 1)
         if self.session:
             self.tell_session(ServerLost())
         self.mind_server()
 
     def mind_server(self) -> None:
         """Start it when its time has come; measure it now and then."""
-        server = self.server
-        if is_due(server.start_at, self.now):
-            server.start_at = None
-            server.state = "starting"
-            self.emit(StartServer(server.generation))
-        elif server.is_up and is_due(server.measure_at, self.now):
-            server.measure_at = None  # until it is answered
-            self.emit(MeasureServer())
+        command = self.server.due(self.now)
+        if command:
+            self.emit(command)
 
     def on_measured(self, event: Measured) -> None:
-        server = self.server
-        server.memory = event.memory
-        server.measure_at = self.now + MEASURE_EVERY
+        self.server.measure_at = self.now + MEASURE_EVERY
         most = self.options.server_memory
-        if most and event.memory > most and not server.replace:
-            server.replace = True
+        if self.server.note_memory(event.memory, most):
             grown = f"grew to {event.memory} MiB (limit {most}): replacing it"
             self.journal.note("server", grown, "warn")
 
@@ -3029,11 +3145,7 @@ class Loop:
         self.pause_wanted = False
         self.status = 130
         self.wait_until = None
-        if self.started is None:
-            self.started = self.now
-        elif self.rested is not None:
-            self.started += self.now - self.rested
-        self.rested = None
+        self.clock.work()
         if self.server.is_up:
             self.enter("reading")
             self.read_afresh()
@@ -3090,46 +3202,26 @@ class Loop:
         if problem:
             self.fail(problem)
             return
-        plan = self.plan
         self.iteration += 1
         self.journal.iteration = self.iteration
-        self.task = plan.current
-        text = render_prompt(
-            body, self.options.plan, plan.goal, self.iteration, self.what_to_tell()
-        )
-        place = f"{min(plan.done + 1, plan.automatable)}/{plan.automatable}"
-        prompt = Prompt(
-            message_id=self.new_id("msg"),
-            part_id=self.new_id("prt"),
-            text=text,
-            title=f"ocloop {place}: {plan.goal}"[:100],
-            model=model,
-            agent=agent,
-        )
-        self.session = Session(
-            prompt, self.options, self.pending, self.journal, self.attended, self.now
-        )
-        self.journal.note("task", plan.goal, "head")
+        prompt = make_prompt(
+            body, self.options.plan, self.plan, self.iteration, self.what_to_tell()
+        )._replace(model=model, agent=agent)
+        prompt = with_ids(prompt, self.clock.wall, self.iteration, self.seed)
+        session = Session(prompt, self.options, self.pending, self.journal, self.attended, self.now)
+        self.under_way = Iteration(self.iteration, self.plan.current, session)
+        self.journal.note("task", self.plan.goal, "head")
         self.enter("working")
-        self.take_commands(self.session.begin())
+        self.take_commands(session.begin())
 
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
-        told = [self.gate.complaint] if self.gate.is_shut else []
-        unsettled = self.books.unsettled
-        if self.options.stuck and len(unsettled) >= self.options.stuck:
-            goals = collections.Counter(result.goal for result in unsettled)
-            lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-            told.append(NOTHING_SETTLED.format(count=len(unsettled), goals=lines))
-            said = f"{len(unsettled)} iterations settled nothing: the next prompt says so"
+        unsettled = self.books.complaint(self.options.stuck)
+        if unsettled:
+            count = len(self.books.unsettled)
+            said = f"{count} iterations settled nothing: the next prompt says so"
             self.journal.note("warn", said, "warn")
-        return "\n\n".join(told)
-
-    def new_id(self, prefix: str) -> str:
-        """An id as OpenCode makes them: 12 hex digits that grow with time, 14 random characters."""
-        number = self.iteration
-        stamp = (int(self.wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-        return f"{prefix}_{stamp:012x}{self.seed[:8]:0<8}{number % 10**6:06}"
+        return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
 
     def tell_session(self, event: Event) -> None:
         """Let the session have its say, and go on when it is over."""
@@ -3194,32 +3286,18 @@ class Loop:
 
     def conclude(self, check: str) -> None:
         """Write the iteration into the books, then decide what its outcome means for the run."""
-        session = self.session
-        assert session and session.outcome
+        assert self.under_way
+        session = self.under_way.session
         outcome = session.outcome
+        assert outcome
         plan = self.plan
         has_progress = self.books.note_plan(plan) or plan.summary is not None
-        word = word_for(outcome, check, has_progress)
-        model = session.purse.model
-        result = Result(
-            number=self.iteration,
-            task=self.task.text if self.task else "",
-            phase=self.task.phase if self.task else "",
-            goal=self.task.text if self.task else "wrap up",
-            outcome=outcome.kind,
-            word=word,
-            problem=outcome.problem,
-            seconds=self.now - session.started,
-            spend=session.purse.total,
-            model=model,
-            check=check,
-            progress=has_progress,
-        )
+        result = self.under_way.result(self.now, outcome, check, has_progress)
         note_result(self.journal, result, plan, session.id)
         self.books.add(result)
-        self.line.last_seen = model or self.line.last_seen
+        self.line.last_seen = result.model or self.line.last_seen
         self.earlier.append(session.id)
-        self.session = None
+        self.under_way = None
         self.journal.iteration = 0
         if result.worked:
             self.server.failures = 0
@@ -3286,7 +3364,7 @@ class Loop:
     def pause(self, reason: str) -> None:
         """A person's pause: no end, and nobody is told."""
         self.pause_wanted = False
-        self.rested = self.now
+        self.clock.rest()
         self.enter("paused", reason)
         if not self.attended:
             self.quit("paused, and the terminal is gone")
@@ -3294,8 +3372,7 @@ class Loop:
     def end(self, state: str, status: int, reason: str) -> None:
         """Tell everybody why it ends, or rests; leave when nobody is there to press a key."""
         self.status = status
-        if self.rested is None:
-            self.rested = self.now
+        self.clock.rest()
         self.pause_wanted = False
         session = self.give_up_session()
         self.enter(state, reason)
@@ -3315,7 +3392,7 @@ class Loop:
         if session is None:
             return ""
         self.books.spent = self.books.spent.plus(session.purse.total)
-        self.session = None
+        self.under_way = None
         self.journal.iteration = 0
         self.left_session = session.id
         return session.id
@@ -3450,7 +3527,7 @@ class Loop:
         if event.session in self.earlier and self.server.is_up:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Without a ticket: its answer must not be taken for that of the session under way.
-            self.out.append(Interrupt(event.session, Prompt("", "", ""), 0))
+            self.out.append(Interrupt(event.session, Prompt(""), 0))
 
     def on_woke(self, event: Woke) -> None:
         self.on_stray_woke(event)
@@ -3686,7 +3763,7 @@ def note_end(loop: Loop, event: str, reason: str) -> None:
         "blocked": plan.blocked,
         "manual": plan.manual,
         "iterations": loop.iteration,
-        "seconds": round(loop.elapsed, 1),
+        "seconds": round(loop.clock.elapsed, 1),
         **loop.total.record(),
     }
     tone = {0: "good", 1: "bad"}.get(loop.status, "warn")
@@ -3703,7 +3780,7 @@ def summary_of(loop: Loop) -> list[str]:
     iterations = "1 iteration" if loop.iteration == 1 else f"{loop.iteration} iterations"
     if loop.files.was_read:
         lines.append(
-            f"{plan}; {iterations} in {duration(loop.elapsed)}; "
+            f"{plan}; {iterations} in {duration(loop.clock.elapsed)}; "
             f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
         )
     lines += summary_of_models(loop.books)
@@ -3737,7 +3814,7 @@ def message_of(loop: Loop, event: str, reason: str) -> str:
     facts = [f"{plan.done}/{plan.automatable}"]
     if plan.blocked:
         facts.append(f"{plan.blocked} blocked")
-    facts += [dollars_of(loop.total.cost), duration(loop.elapsed)]
+    facts += [dollars_of(loop.total.cost), duration(loop.clock.elapsed)]
     return f"ocloop {project}: {said}, {', '.join(facts)}"
 
 
@@ -3754,7 +3831,7 @@ def facts_of(loop: Loop) -> dict[str, str]:
         "OCLOOP_TOTAL": str(plan.automatable),
         "OCLOOP_BLOCKED": str(plan.blocked),
         "OCLOOP_COST": f"{loop.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(loop.elapsed)),
+        "OCLOOP_SECONDS": str(int(loop.clock.elapsed)),
     }
 
 
@@ -3948,7 +4025,7 @@ def view(loop: Loop, now: float) -> Picture:
         reason=view_reason(loop, now),
         facts=view_facts(loop, now),
         plan=plan,
-        task=loop.task if session and loop.task else plan.current,
+        task=loop.task or plan.current,
         check="running" if loop.state == "checking" else loop.gate.last,
         model=model,
         agent=session.purse.agent if session else loop.options.agent,
@@ -3989,7 +4066,7 @@ def view_reason(loop: Loop, now: float) -> str:
         return f"S begins with: {loop.plan.goal}"
     if loop.state == "waiting" and loop.wait_until is not None:
         left = loop.wait_until - now
-        at = local_time("%H:%M", loop.wall + left)
+        at = local_time("%H:%M", loop.clock.wall + left)
         return f"again at {at}, in {duration(left)}: {loop.reason}"
     if files.trouble and files.needed_since is not None:
         left = FILES_WITHIN - (now - files.needed_since)
@@ -4014,7 +4091,7 @@ def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
         noun = "iteration" if loop.iteration == 1 else "iterations"
         facts.append(f"{loop.iteration}{of} {noun}")
     most = loop.limits.most["max_time"]
-    facts.append(f"run {duration(loop.elapsed)}" + (f" of {duration(most)}" if most else ""))
+    facts.append(f"run {duration(loop.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = loop.books.average
     is_guess = loop.session is None or loop.session.retry is None  # else it is too bright
     if average >= 1 and loop.plan.pending and loop.state not in ENDS and is_guess:
@@ -4043,24 +4120,11 @@ def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
 
 
 def view_under_way(loop: Loop, now: float) -> Result | None:
-    """The iteration under way, as if it were a result."""
-    session = loop.session
-    if session is None:
+    """The iteration under way, as if it were a result; in whole seconds, as it is shown."""
+    if loop.under_way is None:
         return None
-    return Result(
-        number=loop.iteration,
-        task=loop.task.text if loop.task else "",
-        phase=loop.task.phase if loop.task else "",
-        goal="",
-        outcome="",
-        word="",
-        problem="",
-        seconds=float(int(now - session.started)),
-        spend=session.purse.total,
-        model=session.purse.model,
-        check="",
-        progress=False,
-    )
+    result = loop.under_way.result(now)
+    return result._replace(seconds=float(int(result.seconds)))
 
 
 def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
@@ -4677,6 +4741,14 @@ def kind_of_code(code: int, may_pass: bool = False) -> str:
     if code == 404:
         return "no-model"
     return "outage" if code >= 500 or may_pass else "provider"
+
+
+def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
+    """The prompt with ids as OpenCode makes them: 12 hex digits that grow with time, 14 more
+    characters. They end in digits, of which `ids_of_attempts` makes further ones."""
+    stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
+    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**6:06}"
+    return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
 class RequestError(Exception):
@@ -7602,11 +7674,11 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "state": loop.shown_state,
         "reason": loop.reason,
         "iteration": loop.iteration,
-        "task": loop.task.text if session and loop.task else "",
+        "task": loop.task.text if loop.task else "",
         "session": session.id if session else "",
         "model": loop.model,
-        "elapsed": round(loop.elapsed),
-        "updated": loop.wall,
+        "elapsed": round(loop.clock.elapsed),
+        "updated": loop.clock.wall,
         **loop.total.record(),
         "limits": {name: most for name, most in loop.limits.most.items() if most},
         "server": loop.server.url,
@@ -7628,12 +7700,12 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         asks = session.asks.open.values()
         record["waits_for"] = [f"{ask.request.title} {ask.request.detail}" for ask in asks]
         if session.retry:
-            at = local_time("%H:%M", loop.wall + session.retry.at - loop.now)
+            at = local_time("%H:%M", loop.clock.wall + session.retry.at - loop.now)
             record["retry"] = f"{session.retry.message} (at {at})"
     if loop.state == "waiting" and loop.wait_until is not None:
-        record["waiting_until"] = loop.wall + loop.wait_until - loop.now
+        record["waiting_until"] = loop.clock.wall + loop.wait_until - loop.now
     if status is not None:
-        return dict(record, status=status, ended=loop.wall)
+        return dict(record, status=status, ended=loop.clock.wall)
     secrets = (server.username, server.password, list(loop.options.opencode))
     return {**record, **dict(zip(SECRETS, secrets))}
 
