@@ -478,6 +478,7 @@ class Request(NamedTuple):
     title: str = ""  # of a permission: what kind of thing it is for, such as "bash"
     detail: str = ""  # what exactly
     questions: tuple[Question, ...] = ()
+    is_circle: bool = False  # OpenCode asks because the agent makes identical calls
 
 
 class Spend(NamedTuple):
@@ -790,6 +791,7 @@ class Part(NamedTuple):
     argument: str = ""  # of a tool: the one that matters, in a line
     call: int = 0  # of a tool: the same for the same input, 0: not known
     seconds: float = 0.0
+    opens: bool = False  # a tool that lets a subagent work
     synthetic: bool = False  # put there by OpenCode itself
 
 
@@ -1232,7 +1234,6 @@ A_PERSON = (
     "A person refused this. Do not ask again: go on without it, or mark the task "
     "[BLOCKED: reason] in the plan if it cannot be done without it."
 )
-DOOM_LOOP = "doom_loop"  # OpenCode's ask after identical calls, its only guard against circles
 
 
 class Outcome(NamedTuple):
@@ -1313,10 +1314,9 @@ class Asks:
         """A request that is new. `ticket` is the last one before it."""
         timeout = self.options.ask_timeout
         ask = Ask(request, ticket, now + timeout if timeout else None)
-        is_doom = request.title == DOOM_LOOP
-        if request.kind == "permission" and self.options.auto and not is_doom:
+        if self.options.auto and request.kind == "permission" and not request.is_circle:
             return Decision(ask, "once", "approved (--auto)")
-        if self.options.auto and is_doom:
+        if self.options.auto and request.is_circle:
             return self.refusal(ask, "identical calls are approved by nobody but a person")
         if not self.attended:
             return self.refusal(ask, "nobody is there to answer")
@@ -1593,7 +1593,7 @@ class Transcript:
         kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
         if part.state == "running":
             known = self.live.get(part.key)
-            if known is None and part.tool in ("task", "subagent"):
+            if known is None and part.opens:
                 self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
             since = known.since if known else now
             shown = text[-Journal.LONGEST_TEXT :]
@@ -4683,6 +4683,7 @@ MAIN_ARGUMENTS = {
     "skill": "name",
 }
 LONGEST_ARGUMENT = 500  # characters
+SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
@@ -4716,6 +4717,17 @@ def detail_of_ask(wanted: Any, metadata: Json) -> str:
     if exact and patterns in exact:
         return exact
     return ", ".join(text for text in (patterns, exact) if text)
+
+
+def permission_request(asked: Json, title: str, detail: str) -> Request:
+    return Request(
+        id=as_text(asked.get("id")),
+        session=as_text(asked.get("sessionID")),
+        kind="permission",
+        title=title,
+        detail=detail,
+        is_circle=title == "doom_loop",
+    )
 
 
 def seconds_until(value: Any) -> float:
@@ -5096,8 +5108,7 @@ class OpenCode1:
         title = as_text(asked.get("permission") or asked.get("type") or "something")
         wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
         detail = detail_of_ask(wanted, as_dict(asked.get("metadata")))
-        session = as_text(asked.get("sessionID"))
-        return Request(as_text(asked.get("id")), session, "permission", title, detail)
+        return permission_request(asked, title, detail)
 
     def question(self, asked: Json) -> Request:
         questions = tuple(
@@ -5279,6 +5290,7 @@ class OpenCode1:
             argument=argument,
             call=call_id(tool, given) if has_ended else 0,
             seconds=(as_int(times.get("end")) - as_int(times.get("start"))) / 1000,
+            opens=tool in SUBAGENT_TOOLS,
         )
 
 
@@ -5677,7 +5689,7 @@ class Decoder2:
         tool = as_text(data.get("name") or "tool")
         call = Call(tool, {}, self.clock)
         self.calls[key_of_call(data)] = call
-        if tool == "subagent":  # it is shown once, when it is known what for
+        if tool in SUBAGENT_TOOLS:  # it is shown once, when it is known what for
             return [Alive(session)]
         return [self.tool_part(session, data, call, "running")]
 
@@ -5713,6 +5725,7 @@ class Decoder2:
             state,
             tool=call.tool,
             argument=argument_of(call.tool, call.given, self.directory),
+            opens=call.tool in SUBAGENT_TOOLS,
         )
 
     def decode_asked(self, session: str, data: Json) -> list[StreamEvent]:
@@ -6060,8 +6073,7 @@ def permission_of(asked: Json) -> Request:
     detail = detail_of_ask(asked.get("resources"), metadata)
     for change in dicts(metadata.get("files")):
         detail += f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
-    session = as_text(asked.get("sessionID"))
-    return Request(as_text(asked.get("id")), session, "permission", title, detail)
+    return permission_request(asked, title, detail)
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:

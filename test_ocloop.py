@@ -447,7 +447,7 @@ class Story:
 
 
 def permission(id: str, session: str, title: str = "bash", detail: str = "rm -r x") -> Request:
-    return Request(id, session, "permission", title, detail)
+    return Request(id, session, "permission", title, detail, is_circle=title == "doom_loop")
 
 
 def is_same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
@@ -1037,7 +1037,7 @@ def test_what_a_subagent_calls_is_no_circle_of_ours() -> None:
 @pytest.mark.parametrize("attended, auto", [(False, False), (True, True)])
 def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto: bool) -> None:
     story = Story(attended=attended, auto=auto)
-    title = ocloop.DOOM_LOOP if auto else "bash"
+    title = "doom_loop" if auto else "bash"
     for number in range(19):
         story.busy()
         story.asks(f"per_{number}", title=title)
@@ -2148,13 +2148,13 @@ def test_auto_approves_permissions_but_answers_no_questions(attended: bool) -> N
 @pytest.mark.parametrize("attended", [True, False])
 def test_auto_refuses_to_approve_a_circle(attended: bool) -> None:
     story = Story(auto=True, attended=attended)
-    story.asks(title=ocloop.DOOM_LOOP)
+    story.asks(title="doom_loop")
     assert replies(story) == [("per_1", "reject")] and story.last(Reply).message
 
 
 def test_a_person_may_approve_a_circle() -> None:
     story = Story()
-    story.asks(title=ocloop.DOOM_LOOP)
+    story.asks(title="doom_loop")
     story.press("y")
     assert replies(story) == [("per_1", "once")]
 
@@ -4013,7 +4013,7 @@ class Chaos:
         spend = Spend(0.1, 10)
         ended = rng.choice(("", "answered", "calls", "nowhere"))
         questions = (Question("?", (("a", ""),)),) * rng.randrange(3)
-        title = rng.choice(("bash", "bash", ocloop.DOOM_LOOP))
+        title = rng.choice(("bash", "bash", "doom_loop"))
         state = rng.choice(("running", "done", "failed"))
         sort = rng.choice(("text", "thinking", "tool"))
         own = next(reversed(list(self.safety.prompts)), "msg_1")
@@ -8042,7 +8042,7 @@ def scenery(**options: Any) -> Story:
     story.part("prt_6", "text", text=said)
     story.works(0.1234)
     story.busy()
-    story.part("prt_7", "tool", "running", tool="task", argument="look around")
+    story.part("prt_7", "tool", "running", tool="task", argument="look around", opens=True)
     story.tell(Child("ses_child", story.id))
     story.part("prt_8", "tool", session="ses_child", tool="grep", argument="def test_ in tests")
     story.message("calls", 0.05)
@@ -9853,6 +9853,7 @@ def test_a_subagent() -> None:
     given = {"agent": "general", "description": "probe child", "prompt": "P"}
     (part,) = made.decode(told("session.tool.called", {**IN_A, "id": "c", "input": given}))
     assert isinstance(part, Part) and (part.tool, part.argument) == ("subagent", "probe child")
+    assert part.opens
     data = {"sessionID": "ses_B", "parentID": "ses_A", "agent": "general"}
     assert is_same(made.decode(told("session.created", data)), [Child("ses_B", "ses_A")])
     assert made.memory.relatives("ses_A") == ["ses_A", "ses_B"]
@@ -9905,6 +9906,22 @@ def test_retries(clock: SteppedClock) -> None:
     error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
     frame = told("session.retry.scheduled", {**IN_A, "attempt": 2, "at": 1004_000, "error": error})
     assert is_same(made.decode(frame), [Activity("ses_A", "retrying", 1, 4.0, "slow down")])
+
+
+@pytest.mark.parametrize("title, is_circle", [("doom_loop", True), ("bash", False)])
+def test_an_ask_after_identical_calls_is_told_from_others(title: str, is_circle: bool) -> None:
+    old = event("permission.asked", sessionID="ses_1", id="per_1", permission=title)
+    (asked,) = a_dialect().decode(old)
+    assert isinstance(asked, Asked) and asked.request.is_circle == is_circle
+    made, _ = dialect({})
+    (asked,) = made.decode(told("permission.asked", {**PERMISSION, "action": title}))
+    assert isinstance(asked, Asked) and asked.request.is_circle == is_circle
+
+
+@pytest.mark.parametrize("tool, opens", [("task", True), ("subagent", True), ("bash", False)])
+def test_a_tool_that_lets_a_subagent_work_says_so(tool: str, opens: bool) -> None:
+    (part,) = a_dialect().decode(tool_event(tool, status="running"))
+    assert isinstance(part, Part) and part.opens == opens
 
 
 def test_what_is_asked_on_the_stream() -> None:
