@@ -4404,8 +4404,11 @@ def footer(picture: Picture, width: int) -> Row:
             said = " Q again quits, any other key goes on"
         return [("warn bold", said)]
     keys = list(picture.keys)
-    while len(keys) > 2 and sum(len(key) + len(label) + 3 for key, label in keys) > width:
-        del keys[-3]  # the last two say where to find the others, and the way out
+    # The last two say where to find the others, and the way out; in front of them stands, in the
+    # plan, the way back.
+    kept = 3 if picture.overlay == "plan" else 2
+    while len(keys) > kept and sum(len(key) + len(label) + 3 for key, label in keys) > width:
+        del keys[-kept - 1]
     row: Row = []
     for key, label in keys:
         row += [("accent bold", f" {key}"), ("dim", f" {label} ")]

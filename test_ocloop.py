@@ -10680,6 +10680,14 @@ def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
 # ── view and layout: more ─────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("width", [40, 30, 200])
+def test_the_way_back_from_the_plan_is_named_on_any_screen(width: int) -> None:
+    story = in_state("working")
+    story.press("p")
+    shown = "".join(text for _, text in ocloop.footer(view(story.loop, story.loop.now), width))
+    assert "P activity" in shown and "Q quit" in shown
+
+
 @pytest.mark.parametrize(
     "line, check, said",
     [
