@@ -4,28 +4,36 @@
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
     python3 ocloop.py run           work the plan until the agent writes <plan-complete>
 
-One file, the standard library alone, Python 3.9 or newer. Two ideas carry it: two pure machines,
-and one inbox.
+One file, the standard library alone, Python 3.9 or newer. Two ideas carry it: pure machines, and
+one inbox.
 
     event stream ---+
     server process -+
     answers --------+--> inbox --> Loop.handle ----> commands --> worker --> opencode serve
     signals --------+             (main thread)
-    keys, ticks ----+                 |  ^
-                                      v  |
-                                 Session.handle      Loop --> view --> layout --> screen
+    keys, ticks ----+                 |
+                                      +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. Two machines decide what they mean: `Loop`, which is
-the run, and `Session`, which leads one session of it. Both are tables (state x event -> handler);
-neither touches a clock, a file, a socket or a screen; what is to be done they return as *commands*.
-Whoever wants to understand ocloop reads `class Loop`, then `class Session`, and can stop there.
-Above them stand the words in which they are written, below them everything that touches the world.
+Every thread only posts *events* to the inbox. What they mean is decided by five machines, each with
+a table (state x event -> handler) that is the program. Yes, five. One leads the others:
+
+    Loop                  the run: what comes after what
+      Supervisor          the server: started, started again, measured
+      Files               plan and prompt: read, waited for
+      Iteration           a session, the plan after it, the check
+        Session           one session of OpenCode's, "creating" to "over"
+
+None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
+what whoever leads them has to know they tell as *news*. Whoever wants to understand ocloop reads
+`class Loop`, then `class Iteration` and `class Session`, and can stop there. Above them stand the
+words in which they are written, below them everything that touches the world.
 
 Glossary:
 
     server      the `opencode serve` process, ours or the one that --server names
     session     OpenCode's session; `Session` is the machine that leads one, "creating" to "over"
     iteration   one session, the plan read after it, and the check: what makes one `Result`
+    news        what a machine tells the one that leads it: an event for its table
     task        one checkbox of the plan; it is settled when it is done, blocked or manual
     outcome     what became of an iteration
     state       where a machine stands;  activity  what OpenCode says that a session is doing
@@ -105,7 +113,7 @@ class Problem(Exception):
         self.again = again
 
 
-# ── options ─────────────────────────────────────────────────────────────────────────────────────
+# ── options ───────────────────────────────────────────────────────────────────────────────────────
 # One frozen value holds what the person asked for, and it is the only place where defaults stand:
 # the help text and the README are held against it by a test. The environment is asked for nothing
 # that an option can say; what has no option (the password of --server, colours, the terminal's
@@ -145,7 +153,7 @@ class Options(NamedTuple):
     attended: bool = False  # somebody can look and press keys: there is a screen
 
 
-# ── plan ────────────────────────────────────────────────────────────────────────────────────────
+# ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 # The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
 # Plan, nothing raises. The loop never writes it. What is open must never count as done, since the
 # run would end with work undone: a box with a mark that says "begun" is open, and what is nearly a
@@ -379,7 +387,7 @@ def _find_summary(text: str, shown: str) -> str | None:
     return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
 
 
-# ── prompt ──────────────────────────────────────────────────────────────────────────────────────
+# ── prompt ────────────────────────────────────────────────────────────────────────────────────────
 # The prompt file is sent as it is, less its front matter, with four placeholders filled in. What
 # the loop itself has to tell the agent (the check fails, nothing gets settled) takes the place of
 # {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
@@ -443,7 +451,7 @@ Do not try the same thing once more. If the next task cannot be finished in this
 is half done, mark the task [BLOCKED: the reason in a few words] in the plan, and end your turn."""
 
 
-# ── vocabulary ──────────────────────────────────────────────────────────────────────────────────
+# ── vocabulary ────────────────────────────────────────────────────────────────────────────────────
 # The words between the machines and the world: commands say what is to be done, events what has
 # happened. Both are values without behaviour. Every command but Exit has exactly one answer, an
 # event that carries the command in `to`; the ticket in it is what tells a late answer from the one
@@ -661,12 +669,6 @@ class HandOver(NamedTuple):
     ticket: int = 0
 
 
-class BlameServer(NamedTuple):
-    """A session's word to the loop: the server does not do its work. It goes no further."""
-
-    problem: str
-
-
 class Exit(NamedTuple):
     """The end, the one command without an answer."""
 
@@ -867,6 +869,55 @@ class Edited(NamedTuple):
     path: str
 
 
+# News: what a machine tells the one that leads it.
+
+
+class ServerLost(NamedTuple):
+    """The server is gone, and a new one is on its way."""
+
+
+class ServerFailed(NamedTuple):
+    """The server is gone, and it is no use to start it again."""
+
+    problem: str
+
+
+class ServerBlamed(NamedTuple):
+    """The server is there, and does not do its work."""
+
+    problem: str
+
+
+class FilesGood(NamedTuple):
+    """Plan and prompt, which were needed, have been read, and nothing is wrong with them."""
+
+
+class FilesMissing(NamedTuple):
+    """Plan and prompt were needed, and waited for in vain."""
+
+    problem: str
+
+
+class ModelChosen(NamedTuple):
+    """Nobody named a model, and OpenCode has taken this one."""
+
+    model: str
+
+
+class PersonNeeded(NamedTuple):
+    """Something was asked that waits for somebody."""
+
+    said: str
+
+
+class SessionOver(NamedTuple):
+    outcome: Outcome
+
+
+class IterationOver(NamedTuple):
+    check: str  # passed, failed, interrupted, or "" when none ran
+
+
 # What else happens.
 
 
@@ -883,14 +934,6 @@ class ServerDied(NamedTuple):
 
 class StreamOpened(NamedTuple):
     """The event stream is being read, again; what happened meanwhile is not repeated on it."""
-
-
-class ServerLost(NamedTuple):
-    """The loop's word to a session: the server is gone, and a new one is on its way."""
-
-
-class ServerBack(NamedTuple):
-    """The loop's word to a session: the server is there again."""
 
 
 class Abort(NamedTuple):
@@ -973,14 +1016,24 @@ if TYPE_CHECKING:
         Edited,
         Heard,
     ]
+    News = Union[
+        ServerLost,
+        ServerFailed,
+        ServerBlamed,
+        FilesGood,
+        FilesMissing,
+        ModelChosen,
+        PersonNeeded,
+        SessionOver,
+        IterationOver,
+    ]
     Event = Union[
         Answer,
         StreamEvent,
+        News,
         Tick,
         ServerDied,
         StreamOpened,
-        ServerLost,
-        ServerBack,
         Abort,
         Key,
         Signalled,
@@ -988,6 +1041,14 @@ if TYPE_CHECKING:
         Noted,
     ]
     Kind = Union[type, tuple[type, type]]
+
+
+def kind_of(event: Event) -> Kind:
+    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
+    if isinstance(event, (Done, Failed)):
+        return type(event), type(event.to)
+    return type(event)
+
 
 ANSWERS = (
     Done,
@@ -999,6 +1060,20 @@ ANSWERS = (
     SessionCreated,
     Polled,
     CheckFinished,
+)
+
+FROM_STREAM = (
+    Activity,
+    Part,
+    Delta,
+    Spent,
+    Asked,
+    Answered,
+    Child,
+    Broke,
+    Compacted,
+    Alive,
+    Woke,
 )
 
 LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
@@ -1020,7 +1095,7 @@ FAULTS = {
 }
 
 
-# ── values that both machines use ───────────────────────────────────────────────────────────────
+# ── what the machines share ───────────────────────────────────────────────────────────────────────
 
 
 class Backoff(NamedTuple):
@@ -1052,7 +1127,7 @@ def is_due(deadline: Deadline, now: float) -> bool:
 
 
 class Pending:
-    """The commands that are out, by ticket.
+    """The commands: `new` are those to be carried out now, `out` those that wait for their answer.
 
     Whatever answers a command that is not in here comes late, or for the second time, and is
     dropped, in one place: `Loop.handle`. An answer that never comes is made up after the time that
@@ -1079,15 +1154,23 @@ class Pending:
 
     def __init__(self) -> None:
         self.last_ticket = 0
-        self.out: dict[int, tuple[Command, Deadline]] = {}
+        self.new: list[Command | Exit] = []
+        self.out: dict[int, tuple[Command, Deadline]] = {}  # by ticket
 
-    def add(self, command: Command, now: float) -> Command:
-        """Give the command its ticket, and wait for its answer from now on."""
+    def send(self, command: Command, now: float) -> Command:
+        """Have it carried out, with a ticket of its own; wait for its answer from now on."""
         self.last_ticket += 1
         ticketed = command._replace(ticket=self.last_ticket)
         bound = self.BOUNDS.get(type(command))
         self.out[self.last_ticket] = (ticketed, None if bound is None else now + bound)
+        self.new.append(ticketed)
         return ticketed
+
+    def collect(self) -> list[Command | Exit]:
+        """What is to be carried out now; it is handed out once."""
+        new = self.new
+        self.new = []
+        return new
 
     def take(self, command: Command) -> bool:
         """Whether the answer to this command is waited for; it is no more then."""
@@ -1160,6 +1243,110 @@ class Journal:
         return list(self.entries)[-count:] if count > 0 else []
 
 
+ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
+
+
+class RunClock:
+    """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
+
+    All deadlines stand on `now`. `wall` is the time for people; both in seconds.
+    """
+
+    def __init__(self, wall: float) -> None:
+        self.wall = wall
+        self.now = wall
+        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
+        self.rested: Deadline = None  # since when it has been at rest
+
+    def move_to(self, wall: float) -> bool:
+        """Time has passed; False: it was time away, and does not count."""
+        passed = wall - self.wall
+        self.wall = wall
+        is_lived = 0 <= passed <= ABSENT
+        if is_lived:
+            self.now += passed
+        return is_lived
+
+    def work(self) -> None:
+        """The run works from here on."""
+        if self.started is None:
+            self.started = self.now
+        elif self.rested is not None:
+            self.started += self.now - self.rested
+        self.rested = None
+
+    def rest(self) -> None:
+        """It rests from here on, if it does not rest already."""
+        if self.rested is None:
+            self.rested = self.now
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the run, without those at rest."""
+        if self.started is None:
+            return 0.0
+        return (self.now if self.rested is None else self.rested) - self.started
+
+
+class Shared(NamedTuple):
+    """What all machines of a run have in common."""
+
+    options: Options
+    clock: RunClock
+    journal: Journal
+    pending: Pending
+
+
+class Machine:
+    """A state, and two tables that are the program.
+
+    TABLE says which handler an event has in which state (none: it is ignored), NEXT which state may
+    follow on which. A machine *sends* commands: whatever is to be done in the world. It *tells*
+    news to the one that leads it, for which they are events like all others.
+    """
+
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]]
+    NEXT: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __init__(self, state: str, shared: Shared) -> None:
+        self.state = state
+        self.options = shared.options
+        self.clock = shared.clock
+        self.journal = shared.journal
+        self.pending = shared.pending
+        self.news: list[News] = []
+
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    def hear(self, event: Event) -> None:
+        self.dispatch(event)
+
+    def dispatch(self, event: Event) -> None:
+        handler = self.TABLE[self.state].get(kind_of(event))
+        if handler:
+            handler(self, event)
+
+    def enter(self, state: str) -> None:
+        assert state in self.NEXT[self.state], f"{type(self).__name__}: {self.state} -> {state}"
+        self.state = state
+
+    def send(self, command: Command) -> None:
+        self.pending.send(command, self.now)
+
+    def tell(self, news: News) -> None:
+        self.news.append(news)
+
+    def lead(self, machine: Machine, event: Event) -> None:
+        """Let a machine below this one have its say, then hear its news."""
+        machine.hear(event)
+        news = machine.news
+        machine.news = []
+        for one in news:
+            self.dispatch(one)
+
+
 LONGEST_TIME = 1e9  # seconds, some thirty years: nobody is told of a longer one
 
 
@@ -1195,7 +1382,7 @@ def short_number(number: int) -> str:
     return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
 
 
-# ── session ─────────────────────────────────────────────────────────────────────────────────────
+# ── session ───────────────────────────────────────────────────────────────────────────────────────
 # One session, from its creation to "it is over", as a pure machine. Its states and what
 # follows on what:
 #
@@ -1628,30 +1815,19 @@ class Transcript:
             self.journal.note(kind, text.strip(), tone, session, depth)
 
 
-class Session:
-    """Leads one session of OpenCode's. `handle` takes an event and the time, returns commands.
+class Session(Machine):
+    """Leads one session of OpenCode's, from its creation to the end.
 
-    When `state` is "over", `outcome` says what became of it. The tables at the end of the class
-    are the program: TABLE says which handler an event has in which state (none: it is ignored),
-    NEXT which state may follow on which.
+    creating -> prompting -> working -> over      what one hopes for
+    working -> prompting                          the prompt is sent again
+    creating, prompting, working <-> offline      the server is gone, and comes back
+    prompting, working -> recalling               it is to end: has it begun at all?
+    recalling -> aborting -> closing -> over      stop it, then read its costs
     """
 
-    def __init__(
-        self,
-        prompt: Prompt,
-        options: Options,
-        pending: Pending,
-        journal: Journal,
-        attended: bool,
-        now: float,
-    ) -> None:
+    def __init__(self, prompt: Prompt, shared: Shared, attended: bool) -> None:
+        super().__init__("creating", shared)
         self.prompt = prompt
-        self.options = options
-        self.pending = pending
-        self.journal = journal
-        self.now = now
-        self.out: list[Command | BlameServer] = []
-        self.state = "creating"
         self.resume = "creating"  # the state in which it goes on when the server is back
         self.due: Deadline = None  # when this state has something to do by itself
         self.polls_again = False  # when the poll that is out has been answered
@@ -1662,48 +1838,31 @@ class Session:
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.retry: Retry | None = None
         self.ending = Ending()
-        self.asks = Asks(options, attended)
+        self.asks = Asks(self.options, attended)
         # How long, how often, how much.
-        self.started = now
-        self.prompted = now  # when the prompt was accepted
-        self.active = now  # the last sign of life
+        self.started = self.now
+        self.prompted = self.now  # when the prompt was accepted
+        self.active = self.now  # the last sign of life
         self.attempt = 0
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
-        self.transcript = Transcript(journal)
+        self.transcript = Transcript(self.journal)
 
-    def begin(self) -> list[Command | BlameServer]:
-        """The first command."""
-        self.out = []
-        self.repeat()
-        return self.out
-
-    def handle(self, event: Event, now: float) -> list[Command | BlameServer]:
-        self.now = now
-        self.out = []
+    def hear(self, event: Event) -> None:
+        """What the stream says counts when it is about this session or one of its subagents'."""
         if not isinstance(event, FROM_STREAM):
             self.dispatch(event)
         elif (event.parent if isinstance(event, Child) else event.session) in self.family:
-            self.active = now
+            self.active = self.now
             self.dispatch(event)
-        return self.out
-
-    def dispatch(self, event: Event) -> None:
-        handler = self.TABLE[self.state].get(kind_of(event))
-        if handler:
-            handler(self, event)
 
     def enter(self, state: str) -> None:
-        assert state in self.NEXT[self.state], f"{self.state} -> {state}"
-        self.state = state
+        super().enter(state)
         self.due = None
         self.pending.forget(Poll)  # what is on its way tells of the state before
         if state != "working":
             self.asks.open.clear()
             self.retry = None
-
-    def send(self, command: Command) -> None:
-        self.out.append(self.pending.add(command, self.now))
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
         session = session or self.id
@@ -1839,6 +1998,7 @@ class Session:
         self.transcript.live.clear()
         self.enter("over")
         self.pending.forget(CreateSession, SendPrompt, Interrupt, Reply)
+        self.tell(SessionOver(self.outcome))
 
     # What the stream says.
 
@@ -1911,7 +2071,10 @@ class Session:
         self.transcript.grow(event)
 
     def on_spent(self, event: Spent) -> None:
+        known = self.purse.model
         self.purse.take(event, event.session == self.id)
+        if self.purse.model != known and not self.prompt.model:
+            self.tell(ModelChosen(self.purse.model))
         if event.complete:
             self.transcript.end_texts(event.message, event.session)
         self.give_up_on(self.circles.message(event, self.prompt.message_id))
@@ -1946,7 +2109,7 @@ class Session:
         if decision:
             self.reply(decision)
         else:
-            self.out.append(Notify("asked", said, {}))
+            self.tell(PersonNeeded(said))
 
     def reply(self, decision: Decision) -> None:
         request = decision.ask.request
@@ -1992,7 +2155,7 @@ class Session:
             self.due = self.now + REPEAT_AFTER
             self.circles.silences += 1
             if self.circles.silences >= SILENCES:
-                self.out.append(BlameServer(f"the server does not answer: {event.problem}"))
+                self.tell(ServerBlamed(f"the server does not answer: {event.problem}"))
         elif event.why == "locked":
             self.end("failed", WRONG_PASSWORD, Fault("configuration", WRONG_PASSWORD))
         elif event.why == "configuration":
@@ -2005,7 +2168,7 @@ class Session:
         self.enter("offline")
         self.transcript.live.clear()
 
-    def on_server_back(self, event: ServerBack) -> None:
+    def on_server_back(self, event: ServerUp) -> None:
         self.circles.silences = 0
         self.active = self.now
         self.ending.forget()
@@ -2171,7 +2334,7 @@ class Session:
         },
         "offline": {
             **_SCREEN,
-            ServerBack: on_server_back,
+            ServerUp: on_server_back,
             Abort: on_abort_unprompted,
             Tick: on_tick_offline,
         },
@@ -2198,55 +2361,11 @@ class Session:
     }
 
 
-FROM_STREAM = (
-    Activity,
-    Part,
-    Delta,
-    Spent,
-    Asked,
-    Answered,
-    Child,
-    Broke,
-    Compacted,
-    Alive,
-    Woke,
-)
+# ── results and rules ─────────────────────────────────────────────────────────────────────────────
+# What the loop remembers and reckons with, as values with one job each: the books (all results),
+# the models in line, what an outcome means for the run, the limits, the check. They know no
+# commands and no states.
 
-
-def kind_of(event: Event) -> Kind:
-    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
-    if isinstance(event, (Done, Failed)):
-        return type(event), type(event.to)
-    return type(event)
-
-
-# ── loop ────────────────────────────────────────────────────────────────────────────────────────
-# The whole run, as a pure machine. One iteration takes it once round:
-#
-#     reading -> working -> settling -> checking -> reading -> …      (no --check: no checking)
-#
-# reading: plan and prompt are read, and what they say decides what comes next; working: a session
-# has its say; settling: it is over, and the plan is read to see what it has settled; checking:
-# --check runs. To a person these four are "running" (or "pausing"). Around them: starting (the
-# server is started and asked for its setup), ready (for S), waiting (for a provider, or before the
-# next attempt), paused, and the three ends complete, error and stopping.
-#
-# What it has to remember and to reckon is done by values with one job each: `clock` (the time of
-# the run), `server` (which start of it, up or not, when again), `files` (plan and prompt as they
-# were read last), `books` (the results so far; all counts, streaks and sums come from them), `line`
-# (which model works), `limits`, `gate` (the check), `course` (what an outcome means for the run)
-# and `under_way` (the iteration). Loop itself says what comes after what. It knows nothing of
-# OpenCode's wire, and does no input or output.
-
-READ_EVERY = 3.0  # seconds between two looks at plan and prompt
-READ_AGAIN = 0.5  # the same, while the loop waits for them
-FILES_WITHIN = 60.0  # they may be away for so long when the loop needs them (an editor, git)
-FIRST_STARTS = 3  # a server that never ran is started so often: its database may be locked
-MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
-ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
-
-SHOWN_AS_RUNNING = ("reading", "working", "settling", "checking")
-ENDS = ("complete", "error", "stopping")
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 LIMITS = ("max_iterations", "max_cost", "max_time")  # options that R raises by as much again
@@ -2646,55 +2765,27 @@ class Gate:
         return self.last
 
 
-class RunClock:
-    """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
+# ── server and files ──────────────────────────────────────────────────────────────────────────────
+# Two things have to be there for an iteration, and both may go away in the night: the server, and
+# plan and prompt. For each there is a small machine that gets it back, as long as somebody waits
+# for it, and that tells the loop when it is there, gone, or gone for good.
+#
+#     Supervisor    starting -> up -> down -> starting …
+#     Files         kept <-> needed
+#
+# Where nobody waits for them, their absence is noted, and no more.
 
-    All deadlines stand on `now`. `wall` is the time for people; both in seconds.
-    """
-
-    def __init__(self, wall: float) -> None:
-        self.wall = wall
-        self.now = wall
-        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
-        self.rested: Deadline = None  # since when it has been at rest
-
-    def move_to(self, wall: float) -> bool:
-        """Time has passed; False: it was time away, and does not count."""
-        passed = wall - self.wall
-        self.wall = wall
-        is_lived = 0 <= passed <= ABSENT
-        if is_lived:
-            self.now += passed
-        return is_lived
-
-    def work(self) -> None:
-        """The run works from here on."""
-        if self.started is None:
-            self.started = self.now
-        elif self.rested is not None:
-            self.started += self.now - self.rested
-        self.rested = None
-
-    def rest(self) -> None:
-        """It rests from here on, if it does not rest already."""
-        if self.rested is None:
-            self.rested = self.now
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of the run, without those at rest."""
-        if self.started is None:
-            return 0.0
-        return (self.now if self.rested is None else self.rested) - self.started
+READ_EVERY = 3.0  # seconds between two looks at plan and prompt
+READ_AGAIN = 0.5  # the same, while they are needed and away
+FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
+FIRST_STARTS = 3  # a server that never ran is started so often: its database may be locked
+MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 
 
-class ServerState:
-    """What the loop knows of the server, and when it is started and measured.
+class Supervisor(Machine):
+    """Has the server started, started again when it is gone, and measured."""
 
-    `state` is starting, up or down.
-    """
-
-    # What is asked of it, and not answered any more when it is gone.
+    # What is asked of the server, and not answered any more when it is gone.
     ASKED: ClassVar[tuple[type, ...]] = (
         StartServer,
         CheckSetup,
@@ -2706,8 +2797,9 @@ class ServerState:
         Reply,
     )
 
-    def __init__(self) -> None:
-        self.state = "starting"
+    def __init__(self, shared: Shared) -> None:
+        super().__init__("starting", shared)
+        self.is_needed = True  # somebody waits for it: it is started again when it is gone
         self.generation = 1  # counts the starts; what is said of an older one is old news
         self.start_at: Deadline = None  # when it is started again
         self.failures = 0  # in a row
@@ -2722,61 +2814,196 @@ class ServerState:
     def is_up(self) -> bool:
         return self.state == "up"
 
-    def come_up(self, event: ServerUp, now: float) -> None:
-        self.state = "up"
+    def begin(self) -> None:
+        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
+        self.journal.note("server", where, "dim")
+        self.send(StartServer(self.generation))
+
+    def need(self) -> None:
+        """Somebody waits for it from now on."""
+        self.is_needed = True
+        if self.state == "down" and self.start_at is None:
+            self.start()
+
+    def start(self) -> None:
+        self.enter("starting")
+        self.start_at = None
+        self.send(StartServer(self.generation))
+
+    def on_up(self, event: ServerUp) -> None:
+        self.enter("up")
         self.url = event.url
         self.version = event.version
-        self.measure_at = now
+        self.measure_at = self.now
+        version = event.version or "(version unknown)"
+        self.journal.note("server", f"OpenCode {version} on {event.url}", "dim")
 
-    def lose(self) -> None:
+    # How it goes away.
+
+    def on_died(self, event: ServerDied) -> None:
+        if event.generation == self.generation:
+            self.lose(event.problem)
+
+    def on_failed(self, event: Failed) -> None:
+        """It was not started, or does not tell its setup. What is broken is a person's to mend."""
+        if event.again or not self.is_needed:
+            self.lose(event.problem)
+        else:
+            self.tell(ServerFailed(event.problem))
+
+    def on_blamed(self, event: ServerBlamed) -> None:
+        self.lose(event.problem)
+
+    def lose(self, problem: str) -> None:
+        """Have it started anew, after a wait that grows, if somebody waits for it."""
+        self.journal.note("server", problem, "bad")
+        self.let_go()
+        if not self.is_needed:
+            return
+        self.failures += 1
+        # `--retries 0` is for what costs nothing; a server that cannot be started has a count.
+        most = (self.options.retries or Options().retries) if self.has_worked else FIRST_STARTS - 1
+        if self.failures > most:
+            times = "once" if self.failures == 1 else f"{self.failures} times in a row"
+            self.tell(ServerFailed(f"the server failed {times}, the last time: {problem}"))
+            return
+        self.tell(ServerLost())
+        self.start_at = self.now + SERVER_WAITS.after(self.failures - 1)
+        self.start_when_due()
+
+    def let_go(self) -> None:
         """It is gone, or to go: its last words are old news."""
-        self.state = "down"
+        if self.state != "down":
+            self.enter("down")
         self.generation += 1
         self.start_at = None
-        self.measure_at = None
+        self.pending.forget(*self.ASKED)
 
-    def start_again(self, now: float, retries: int) -> bool:
-        """Have it started once more, after a wait that grows; False: it failed too often."""
-        self.failures += 1
-        most = (retries or Options().retries) if self.has_worked else FIRST_STARTS - 1
-        if self.failures > most:
-            return False
-        self.start_at = now + SERVER_WAITS.after(self.failures - 1)
-        return True
+    # Time.
 
-    def due(self, now: float) -> StartServer | MeasureServer | None:
-        """What is to be done with it now."""
-        if is_due(self.start_at, now):
-            self.start_at = None
-            self.state = "starting"
-            return StartServer(self.generation)
-        if self.is_up and is_due(self.measure_at, now):
+    def start_when_due(self) -> None:
+        if is_due(self.start_at, self.now):
+            self.start()
+
+    def on_tick_down(self, event: Tick) -> None:
+        self.start_when_due()
+
+    def on_tick_up(self, event: Tick) -> None:
+        if is_due(self.measure_at, self.now):
             self.measure_at = None  # until it is answered
-            return MeasureServer()
-        return None
+            self.send(MeasureServer())
 
-    def note_memory(self, memory: int, most: int) -> bool:
-        """Keep what was measured, in MiB; whether it has now grown too large."""
-        self.memory = memory
-        has_grown = bool(most) and memory > most and not self.replace
-        self.replace = self.replace or has_grown
-        return has_grown
+    def on_measured(self, event: Measured) -> None:
+        self.measure_at = self.now + MEASURE_EVERY
+        self.memory = event.memory
+        most = self.options.server_memory
+        if most and event.memory > most and not self.replace:
+            self.replace = True
+            grown = f"grew to {event.memory} MiB (limit {most}): replacing it"
+            self.journal.note("server", grown, "warn")
+
+    def on_not_measured(self, event: Failed) -> None:
+        self.measure_at = self.now + MEASURE_EVERY
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "starting": ("up", "down"),
+        "up": ("down",),
+        "down": ("starting",),
+    }
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "starting": {
+            ServerUp: on_up,
+            (Failed, StartServer): on_failed,
+            ServerDied: on_died,
+        },
+        "up": {
+            ServerDied: on_died,
+            ServerBlamed: on_blamed,
+            (Failed, CheckSetup): on_failed,
+            Measured: on_measured,
+            (Failed, MeasureServer): on_not_measured,
+            Tick: on_tick_up,
+        },
+        "down": {Tick: on_tick_down},
+    }
 
 
-class Files:
-    """Plan and prompt, as they were read last while they were good."""
+class Files(Machine):
+    """Plan and prompt, as they were read last while they were good.
 
-    def __init__(self) -> None:
+    They are read now and then, and when they were edited. While they are only *kept*, they may be
+    away: an agent may have stashed them, and that is no mistake. When they are *needed*, they are
+    read afresh, and waited for.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__("kept", shared)
         self.plan = Plan()
         self.plan_text = ""
         self.prompt_text = ""
         self.was_read = False
-        self.read_at = 0.0  # when they are to be read again
+        self.read_at = self.now  # when they are to be read again
+        self.needed_since = self.now
         self.trouble = ""  # why they cannot be read now
-        self.trouble_since = 0.0
-        self.needed_since: Deadline = None  # since when the loop has waited for them
+        self.trouble_since = self.now
 
-    def take(self, event: FilesRead, is_checked: bool) -> str:
+    def need(self) -> None:
+        """Read them now: what is on its way may be older than what made us look."""
+        self.pending.forget(ReadFiles)
+        self.enter("needed")
+        self.needed_since = self.now
+        self.read()
+
+    def give_up(self) -> None:
+        """Nobody waits for them any more."""
+        if self.state == "needed":
+            self.enter("kept")
+
+    def read(self) -> None:
+        """Look at them, unless somebody looks already."""
+        self.read_at = self.now + READ_EVERY
+        if self.pending.find(ReadFiles) is None:
+            self.send(ReadFiles())
+
+    def on_tick(self, event: Tick) -> None:
+        if self.now >= self.read_at:
+            self.read()
+
+    def on_edited(self, event: Edited) -> None:
+        if event.path == self.options.plan:
+            self.read()
+
+    # What was read.
+
+    def on_read(self, event: FilesRead) -> None:
+        self.take(event)
+
+    def on_not_read(self, event: Failed) -> None:
+        self.note_trouble(event.problem)
+
+    def on_needed_read(self, event: FilesRead) -> None:
+        problem = self.take(event)
+        if problem:
+            self.wait(problem)
+            return
+        self.enter("kept")
+        self.tell(FilesGood())
+
+    def on_needed_not_read(self, event: Failed) -> None:
+        problem = f"{self.options.plan} cannot be read: {event.problem}"
+        self.note_trouble(problem)
+        self.wait(problem)
+
+    def wait(self, problem: str) -> None:
+        if self.now - self.needed_since < FILES_WITHIN:
+            self.read_at = self.now + READ_AGAIN
+            return
+        self.enter("kept")
+        self.tell(FilesMissing(problem))
+
+    def take(self, event: FilesRead) -> str:
         """Keep what was read, if it is good; returns what is wrong with it."""
         plan = self.plan
         if event.plan is not None and event.plan != self.plan_text:
@@ -2784,83 +3011,275 @@ class Files:
         problem = event.problem
         if not problem and not plan.tasks and plan.summary is None:
             problem = NO_TASK.format(event.path)
-        if problem and is_checked:
+        if problem and not self.options.debug:  # --debug takes any plan
+            self.note_trouble(problem)
             return problem
+        if self.trouble:
+            away = duration(self.now - self.trouble_since)
+            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
+            self.trouble = ""
+        if self.was_read and plan.done > self.plan.done:
+            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
         self.was_read = True
         self.plan = plan
         self.plan_text = event.plan or ""
         self.prompt_text = event.prompt or ""
         return ""
 
+    def note_trouble(self, problem: str) -> None:
+        if not self.trouble:
+            self.trouble_since = self.now
+            self.journal.note("warn", problem, "warn")
+        self.trouble = problem
 
-class Iteration:
-    """One session, the plan read after it, and the check: what makes one Result."""
+    # The tables.
 
-    def __init__(self, number: int, task: Task | None, session: Session) -> None:
-        self.number = number
-        self.task = task  # None: nothing was left but the summary
-        self.session = session
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "kept": ("needed",),
+        "needed": ("kept",),
+    }
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "kept": {
+            FilesRead: on_read,
+            (Failed, ReadFiles): on_not_read,
+            Edited: on_edited,
+            Tick: on_tick,
+        },
+        "needed": {
+            FilesRead: on_needed_read,
+            (Failed, ReadFiles): on_needed_not_read,
+            Edited: on_edited,
+            Tick: on_tick,
+        },
+    }
 
-    def result(
+
+# ── iteration ─────────────────────────────────────────────────────────────────────────────────────
+# One session, the plan read after it, and the check: what makes one Result.
+#
+#     working -> settling -> checking -> over        (no --check: no checking)
+#
+# working: the session has its say; settling: it is over, and the plan is read to see what it has
+# settled; checking: --check runs. To a person all of it is "running".
+
+
+class Iteration(Machine):
+    """Leads a session, and sees what it was good for. `facts` are for the check's environment."""
+
+    def __init__(
         self,
-        now: float,
-        outcome: Outcome = NO_OUTCOME,
-        check: str = "",
-        has_progress: bool = False,
-    ) -> Result:
+        number: int,
+        session: Session,
+        files: Files,
+        gate: Gate,
+        facts: Callable[[], dict[str, str]],
+        shared: Shared,
+    ) -> None:
+        super().__init__("working", shared)
+        self.number = number
+        self.task = files.plan.current  # None: nothing was left but the summary
+        self.session = session
+        self.files = files
+        self.gate = gate
+        self.facts = facts
+
+    def begin(self) -> None:
+        self.journal.iteration = self.number
+        self.journal.note("task", self.files.plan.goal, "head")
+        self.session.repeat()
+
+    def tell_session(self, event: Event) -> None:
+        self.lead(self.session, event)
+
+    def pass_on(self, news: News) -> None:
+        """What the session tells is for the loop."""
+        self.tell(news)
+
+    def on_session_over(self, event: SessionOver) -> None:
+        self.enter("settling")
+        self.files.need()
+
+    def on_files_good(self, event: FilesGood) -> None:
+        """The session is over and the plan is fresh: is what it did any good?"""
+        has_worked = self.outcome.kind in (*WORKED, "cut")
+        if self.options.check and (has_worked or self.files.plan.summary is not None):
+            self.enter("checking")
+            self.gate.since = self.now
+            self.send(RunCheck(self.facts()))
+        else:
+            self.end("")
+
+    def on_check_finished(self, event: CheckFinished) -> None:
+        verdict = self.gate.take(event)
+        if verdict == "passed":
+            self.journal.note("check", "passed", "good")
+        elif verdict == "failed":
+            said = f"failed with exit status {event.status}\n{event.output[-1500:]}"
+            self.journal.note("check", said, "bad")
+        self.end(verdict)
+
+    def on_check_lost(self, event: Failed) -> None:
+        self.journal.note("warn", f"the check was not run: {event.problem}", "warn")
+        self.end("interrupted")
+
+    def end(self, check: str) -> None:
+        self.enter("over")
+        self.tell(IterationOver(check))
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it; nothing yet while it works."""
+        return self.session.outcome or NO_OUTCOME
+
+    def result(self, check: str = "", has_progress: bool = False) -> Result:
         """How it stands."""
         return Result(
             number=self.number,
             task=self.task.text if self.task else "",
             phase=self.task.phase if self.task else "",
             goal=self.task.text if self.task else "wrap up",
-            outcome=outcome.kind,
-            word=word_for(outcome, check, has_progress),
-            problem=outcome.problem,
-            seconds=now - self.session.started,
+            outcome=self.outcome.kind,
+            word=word_for(self.outcome, check, has_progress),
+            problem=self.outcome.problem,
+            seconds=self.now - self.session.started,
             spend=self.session.purse.total,
             model=self.session.purse.model,
             check=check,
             progress=has_progress,
         )
 
+    # Keys.
 
-class Loop:
+    def takes_key(self, key: str) -> bool:
+        return self.session.asks.takes_key(key) or self.state in self.KEYS.get(key, {})
+
+    def on_key(self, event: Key) -> None:
+        """What is asked is answered first."""
+        if self.session.asks.takes_key(event.name):
+            self.tell_session(event)
+        else:
+            self.KEYS[event.name][self.state](self)
+
+    def abort(self) -> None:
+        self.tell_session(Abort("aborted", "aborted by a person"))
+
+    def stop_check(self) -> None:
+        check = self.pending.find(RunCheck)
+        if check:
+            self.send(StopCheck(check.ticket))
+
+    def hand_over(self) -> None:
+        if self.session.id and self.session.state != "offline":
+            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            self.send(HandOver(self.session.id))
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "working": ("settling",),
+        "settling": ("checking", "over"),
+        "checking": ("over",),
+        "over": (),
+    }
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "working": {
+            # For the session.
+            **dict.fromkeys(
+                (
+                    *FROM_STREAM,
+                    SessionCreated,
+                    Polled,
+                    StreamOpened,
+                    (Done, SendPrompt),
+                    (Done, Interrupt),
+                    (Failed, CreateSession),
+                    (Failed, SendPrompt),
+                    (Failed, Poll),
+                    (Failed, Interrupt),
+                    (Failed, Reply),
+                    ServerLost,
+                    ServerUp,
+                    ScreenLost,
+                    Abort,
+                    Tick,
+                ),
+                tell_session,
+            ),
+            # From the session.
+            **dict.fromkeys((ServerBlamed, ModelChosen, PersonNeeded), pass_on),
+            SessionOver: on_session_over,
+            Key: on_key,
+        },
+        "settling": {FilesGood: on_files_good},
+        "checking": {
+            CheckFinished: on_check_finished,
+            (Failed, RunCheck): on_check_lost,
+            Key: on_key,
+        },
+        "over": {},
+    }
+    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
+    KEYS: ClassVar[dict[str, dict[str, Callable[[Iteration], None]]]] = {
+        "x": {"working": abort, "checking": stop_check},
+        "t": {"working": hand_over},
+    }
+
+
+# ── loop ──────────────────────────────────────────────────────────────────────────────────────────
+# The whole run, as a pure machine. One iteration takes it once round:
+#
+#     reading -> iterating -> reading -> …
+#
+# reading: plan and prompt are read, and what they say decides what comes next; iterating: the
+# iteration has its say. To a person both are "running" (or "pausing"). Around them: starting (the
+# server is started and asked for its setup), ready (for S), waiting (for a provider, or before the
+# next attempt), paused, and the three ends complete, error and stopping.
+#
+# Loop says what comes after what. It leads the three machines above, `server`, `files` and
+# `under_way` (the iteration), and what has to be remembered and reckoned is done by values with one
+# job each: `clock` (the time of the run), `books` (the results so far; all counts, streaks and sums
+# come from them), `line` (which model works), `limits`, `gate` (the check), `course` (what an
+# outcome means for the run). It knows nothing of OpenCode's wire, and does no input or output.
+
+SHOWN_AS_RUNNING = ("reading", "iterating")
+ENDS = ("complete", "error", "stopping")
+
+
+class Loop(Machine):
     """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
 
-    The tables at the end of the class are the program: TABLE says which handler an event has in
-    which state (none: it is ignored), KEYS the same for keys, NEXT which state may follow on which.
+    The tables at the end of the class are the program, as in every machine; KEYS is the same for
+    keys.
     """
 
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
-        self.options = options
+        self.shared = Shared(options, RunClock(wall), Journal(wall), Pending())
+        super().__init__("starting", self.shared)
         self.seed = seed  # makes the ids of two runs differ
-        self.clock = RunClock(wall)
-        self.journal = Journal(wall)
-        self.pending = Pending()
-        self.out: list[Command | Exit] = []
-        self.state = "starting"
         self.since = wall  # when this state was entered, on the run's own clock
         self.since_wall = wall  # the same, for people
         self.reason = ""  # why it is in this state, for a person
         self.status = 130  # the exit status, if it ended now
-        self.attended = options.attended
-        self.wanted = options.run or not options.attended  # go on without waiting for S
-        self.pause_wanted = False  # after this iteration
-        self.server = ServerState()
         self.setup = Setup()
-        self.files = Files()
-        self.books = Books()
+        # What it leads.
+        self.server = Supervisor(self.shared)
+        self.files = Files(self.shared)
         self.under_way: Iteration | None = None
         self.iteration = 0  # the number of the newest one
         self.left_session = ""  # of an iteration that an end of the run broke off
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
+        # What it reckons with.
+        self.books = Books()
         self.gate = Gate(options.check)
         self.line = ModelLine(options.models)
         self.course = Course(options, self.books, self.line)
-        self.wait_until: Deadline = None
         self.limits = Limits(options)
         self.limit = ""  # the one that made it rest
+        self.wait_until: Deadline = None
+        # What a person wants.
+        self.attended = options.attended
+        self.wanted = options.run or not options.attended  # go on without waiting for S
+        self.pause_wanted = False  # after this iteration
         self.confirming_quit = False
         self.overlay = ""  # what a person looks at instead of the activity: help or plan
 
@@ -2868,40 +3287,28 @@ class Loop:
 
     def start(self) -> list[Command | Exit]:
         """The first commands."""
-        self.out = []
-        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
-        self.journal.note("server", where, "dim")
-        self.emit(StartServer(self.server.generation))
-        self.read_files()
-        return self.out
+        self.server.begin()
+        self.files.read()
+        return self.pending.collect()
 
     def handle(self, event: Event, wall: float) -> list[Command | Exit]:
-        self.out = []
         self.journal.wall = wall
-        if not self.clock.move_to(wall) and self.session:
-            self.dispatch(StreamOpened())  # look what has become of it meanwhile
+        if not self.clock.move_to(wall):
+            self.dispatch(StreamOpened())  # time away: look what has become of it meanwhile
         if isinstance(event, ANSWERS) and not self.pending.take(event.to):
-            return self.out  # it comes late, or twice: nobody waits for it any more
-        self.dispatch(event)
-        return self.out
-
-    def dispatch(self, event: Event) -> None:
-        handler = self.TABLE[self.state].get(kind_of(event))
-        if handler:
-            handler(self, event)
+            return self.pending.collect()  # late, or twice: nobody waits for it any more
+        self.hear(event)
+        return self.pending.collect()
 
     def enter(self, state: str, reason: str = "") -> None:
-        assert state == self.state or state in self.NEXT[self.state], f"{self.state} -> {state}"
         was_shown = self.shown_state
-        self.state = state
+        if state != self.state:
+            super().enter(state)
         if self.shown_state != was_shown:
             self.since = self.now
             self.since_wall = self.clock.wall
             self.confirming_quit = False  # it was about what is over now
         self.reason = reason
-
-    def emit(self, command: Command) -> None:
-        self.out.append(self.pending.add(command, self.now))
 
     # What others want to know of it.
 
@@ -2913,10 +3320,6 @@ class Loop:
         return "pausing" if self.pause_wanted else "running"
 
     @property
-    def now(self) -> float:
-        return self.clock.now
-
-    @property
     def session(self) -> Session | None:
         """The one of the iteration under way."""
         return self.under_way.session if self.under_way else None
@@ -2925,6 +3328,10 @@ class Loop:
     def task(self) -> Task | None:
         """The one that the iteration under way began with."""
         return self.under_way.task if self.under_way else None
+
+    @property
+    def is_checking(self) -> bool:
+        return self.under_way is not None and self.under_way.state == "checking"
 
     @property
     def plan(self) -> Plan:
@@ -2954,21 +3361,30 @@ class Loop:
             return self.session.purse.model
         return self.line.current or self.line.last_seen or self.setup.model
 
-    # The server, and what it says of itself.
+    # What it leads.
 
-    def on_server_up(self, event: ServerUp) -> None:
-        self.server.come_up(event, self.now)
-        version = event.version or "(version unknown)"
-        self.journal.note("server", f"OpenCode {version} on {event.url}", "dim")
+    def tell_server(self, event: Event) -> None:
+        has_session = self.session is not None and self.session.outcome is None
+        self.server.is_needed = has_session or self.state in ("starting", "ready")
+        self.lead(self.server, event)
+
+    def tell_files(self, event: Event) -> None:
+        self.lead(self.files, event)
+
+    def tell_iteration(self, event: Event) -> None:
+        assert self.under_way, "the table has it in `iterating` alone"
+        self.lead(self.under_way, event)
 
     def on_server_started(self, event: ServerUp) -> None:
-        self.on_server_up(event)
-        self.emit(CheckSetup())
+        self.tell_server(event)
+        self.send(CheckSetup())
 
-    def on_server_restarted(self, event: ServerUp) -> None:
-        """While a session waits for it."""
-        self.on_server_up(event)
-        self.tell_session(ServerBack())
+    def on_server_back(self, event: ServerUp) -> None:
+        self.tell_server(event)
+        self.tell_iteration(event)
+
+    def on_server_lost_when_ready(self, event: ServerLost) -> None:
+        self.enter("starting")
 
     def on_setup_checked(self, event: SetupChecked) -> None:
         self.setup = event.setup
@@ -2999,143 +3415,6 @@ class Loop:
             )
             self.journal.note("warn", problem, "warn")
 
-    def on_server_failed(self, event: Failed) -> None:
-        """It was not started, or does not tell its setup. What is broken is a person's to mend."""
-        if event.again:
-            self.restart_server(event.problem)
-        else:
-            self.fail(event.problem)
-
-    def on_server_died(self, event: ServerDied) -> None:
-        if event.generation == self.server.generation:
-            self.restart_server(event.problem)
-
-    def on_server_died_at_rest(self, event: ServerDied) -> None:
-        """Nobody needs it now: it is started again when somebody does."""
-        if event.generation == self.server.generation:
-            self.journal.note("server", event.problem, "bad")
-            self.lose_server()
-
-    def on_start_failed_at_rest(self, event: Failed) -> None:
-        """The same for a start that was begun while somebody still needed it."""
-        self.journal.note("server", event.problem, "bad")
-        self.lose_server()
-
-    def on_server_died_when_ready(self, event: ServerDied) -> None:
-        if event.generation == self.server.generation:
-            self.enter("starting")
-            self.restart_server(event.problem)
-
-    def lose_server(self) -> None:
-        self.server.lose()
-        self.pending.forget(*ServerState.ASKED)
-
-    def restart_server(self, problem: str) -> None:
-        """Start it anew, after a wait; the session goes on where it was."""
-        self.lose_server()
-        self.journal.note("server", problem, "bad")
-        if not self.server.start_again(self.now, self.options.retries):
-            failures = self.server.failures
-            times = "once" if failures == 1 else f"{failures} times in a row"
-            self.fail(f"the server failed {times}, the last time: {problem}")
-            return
-        if self.session:
-            self.tell_session(ServerLost())
-        self.mind_server()
-
-    def mind_server(self) -> None:
-        """Start it when its time has come; measure it now and then."""
-        command = self.server.due(self.now)
-        if command:
-            self.emit(command)
-
-    def on_measured(self, event: Measured) -> None:
-        self.server.measure_at = self.now + MEASURE_EVERY
-        most = self.options.server_memory
-        if self.server.note_memory(event.memory, most):
-            grown = f"grew to {event.memory} MiB (limit {most}): replacing it"
-            self.journal.note("server", grown, "warn")
-
-    def on_not_measured(self, event: Failed) -> None:
-        self.server.measure_at = self.now + MEASURE_EVERY
-
-    # Plan and prompt.
-
-    def read_files(self) -> None:
-        """Look at them, unless somebody looks already; what is read moves the loop on in `reading`
-        and in `settling`, and is only noted elsewhere."""
-        self.files.read_at = self.now + READ_EVERY
-        if self.pending.find(ReadFiles) is None:
-            self.emit(ReadFiles())
-
-    def read_afresh(self) -> None:
-        """Look at them now: what is on its way may be older than what made us look."""
-        self.pending.forget(ReadFiles)
-        self.files.needed_since = self.now
-        self.read_files()
-
-    def take_files(self, event: FilesRead) -> str:
-        """Keep what was read, and say what is new; returns what is wrong with it."""
-        files = self.files
-        was_read = files.was_read
-        done = files.plan.done
-        problem = files.take(event, is_checked=not self.options.debug)
-        if problem:
-            self.note_trouble(problem)
-            return problem
-        if files.trouble:
-            away = duration(self.now - files.trouble_since)
-            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
-            files.trouble = ""
-        plan = files.plan
-        if not was_read:
-            self.books.note_plan(plan)
-        elif plan.done > done:
-            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
-        return ""
-
-    def note_trouble(self, problem: str) -> None:
-        if not self.files.trouble:
-            self.files.trouble_since = self.now
-            self.journal.note("warn", problem, "warn")
-        self.files.trouble = problem
-
-    def on_files_noted(self, event: FilesRead) -> None:
-        """Nobody needs them now: an agent may have stashed them away, and that is no mistake."""
-        self.take_files(event)
-
-    def on_files_not_noted(self, event: Failed) -> None:
-        self.note_trouble(event.problem)
-
-    def on_files_needed(self, event: FilesRead) -> None:
-        """The loop waits for them, and goes on when they are good."""
-        problem = self.take_files(event)
-        if problem:
-            self.wait_for_files(problem)
-            return
-        self.files.needed_since = None
-        if self.state == "reading":
-            self.move_on()
-        else:
-            self.check_or_conclude()
-
-    def on_files_failed(self, event: Failed) -> None:
-        problem = f"{self.options.plan} cannot be read: {event.problem}"
-        self.note_trouble(problem)
-        self.wait_for_files(problem)
-
-    def wait_for_files(self, problem: str) -> None:
-        since = self.files.needed_since
-        assert since is not None, "only `reading` and `settling` wait for them"
-        if self.now - since >= FILES_WITHIN:
-            self.fail(problem)
-        else:
-            self.files.read_at = self.now + READ_AGAIN
-
-    def on_edited(self, event: Edited) -> None:
-        if event.path == self.options.plan:
-            self.read_files()
-
     # From one iteration to the next.
 
     def begin(self) -> None:
@@ -3147,13 +3426,10 @@ class Loop:
         self.wait_until = None
         self.clock.work()
         if self.server.is_up:
-            self.enter("reading")
-            self.read_afresh()
-            return
-        self.enter("starting")
-        if self.server.state == "down" and self.server.start_at is None:
-            self.server.start_at = self.now
-            self.mind_server()
+            self.go_on()
+        else:
+            self.enter("starting")
+            self.server.need()
 
     def raise_limit(self) -> None:
         limit = self.limit
@@ -3165,7 +3441,12 @@ class Loop:
             self.books.waited_since = None
             self.line.failures.clear()
 
-    def move_on(self) -> None:
+    def go_on(self) -> None:
+        """Read the plan once more, since whoever wrote it may have been quick, and move on."""
+        self.enter("reading", self.reason)
+        self.files.need()
+
+    def move_on(self, event: FilesGood) -> None:
         """Nothing is under way and the plan is fresh: what now?"""
         plan = self.plan
         last = self.books.last_worked
@@ -3176,8 +3457,7 @@ class Loop:
             return
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
-            self.limit, reason = limit
-            self.end("paused", 3, reason)
+            self.stop_at(*limit)
         elif self.pause_wanted:
             self.pause("")
         elif self.server.replace or not self.server.is_up:
@@ -3188,10 +3468,9 @@ class Loop:
     def renew_server(self) -> None:
         """Before the next iteration, since nothing of ours runs there."""
         self.server.replace = False
-        self.lose_server()
+        self.server.let_go()
         self.enter("starting")
-        self.server.start_at = self.now
-        self.mind_server()
+        self.server.need()
 
     def begin_iteration(self) -> None:
         fields, body = split_front_matter(self.files.prompt_text)
@@ -3202,17 +3481,19 @@ class Loop:
         if problem:
             self.fail(problem)
             return
+        if not self.iteration:
+            self.books.note_plan(self.plan)  # progress is what comes after
         self.iteration += 1
-        self.journal.iteration = self.iteration
         prompt = make_prompt(
             body, self.options.plan, self.plan, self.iteration, self.what_to_tell()
         )._replace(model=model, agent=agent)
         prompt = with_ids(prompt, self.clock.wall, self.iteration, self.seed)
-        session = Session(prompt, self.options, self.pending, self.journal, self.attended, self.now)
-        self.under_way = Iteration(self.iteration, self.plan.current, session)
-        self.journal.note("task", self.plan.goal, "head")
-        self.enter("working")
-        self.take_commands(session.begin())
+        session = Session(prompt, self.shared, self.attended)
+        self.under_way = Iteration(
+            self.iteration, session, self.files, self.gate, lambda: facts_of(self), self.shared
+        )
+        self.enter("iterating")
+        self.under_way.begin()
 
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
@@ -3223,80 +3504,31 @@ class Loop:
             self.journal.note("warn", said, "warn")
         return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
 
-    def tell_session(self, event: Event) -> None:
-        """Let the session have its say, and go on when it is over."""
-        session = self.session
-        assert session
-        self.take_commands(session.handle(event, self.now))
-        self.note_choice(session)
-        if session.outcome and self.state == "working":
-            self.on_session_over(session.outcome)
-
-    def note_choice(self, session: Session) -> None:
-        """Where nobody named a model, say which one OpenCode has chosen: it costs, or sees code."""
-        chosen = session.purse.model
-        if chosen and not session.prompt.model and chosen != self.line.last_seen:
-            self.line.last_seen = chosen
-            own = chosen != self.setup.model
+    def on_model_chosen(self, event: ModelChosen) -> None:
+        """Say which one OpenCode has chosen: it costs, and it sees the code."""
+        if event.model != self.line.last_seen:
+            self.line.last_seen = event.model
+            own = event.model != self.setup.model
             advice = " (OpenCode's own choice: name another with --model)" if own else ""
-            self.journal.note("model", f"{chosen}{advice}", "dim")
+            self.journal.note("model", f"{event.model}{advice}", "dim")
 
-    def take_commands(self, commands: Sequence[Command | BlameServer]) -> None:
-        blame = ""
-        for command in commands:
-            if isinstance(command, BlameServer):
-                blame = command.problem
-            elif isinstance(command, Notify):
-                self.notify(command.event, message_of(self, command.event, command.message))
-            else:
-                self.out.append(command)
-        if blame:
-            self.restart_server(blame)
+    def on_person_needed(self, event: PersonNeeded) -> None:
+        self.notify("asked", event.said)
 
-    def on_session_over(self, outcome: Outcome) -> None:
-        if outcome.lost_control:
-            self.server.replace = True  # it may still run: the next session gets a new server
-        self.enter("settling", self.reason)
-        self.mind_server()
-        self.read_afresh()
-
-    def check_or_conclude(self) -> None:
-        """The session is over and the plan is fresh: is what it did any good?"""
-        assert self.session and self.session.outcome
-        has_worked = self.session.outcome.kind in (*WORKED, "cut")
-        if self.options.check and (has_worked or self.plan.summary is not None):
-            self.enter("checking", self.reason)
-            self.gate.since = self.now
-            self.emit(RunCheck(facts_of(self)))
-        else:
-            self.conclude("")
-
-    def on_check_finished(self, event: CheckFinished) -> None:
-        verdict = self.gate.take(event)
-        if verdict == "passed":
-            self.journal.note("check", "passed", "good")
-        elif verdict == "failed":
-            said = f"failed with exit status {event.status}\n{event.output[-1500:]}"
-            self.journal.note("check", said, "bad")
-        self.conclude(verdict)
-
-    def on_check_lost(self, event: Failed) -> None:
-        self.journal.note("warn", f"the check was not run: {event.problem}", "warn")
-        self.conclude("interrupted")
-
-    def conclude(self, check: str) -> None:
-        """Write the iteration into the books, then decide what its outcome means for the run."""
-        assert self.under_way
-        session = self.under_way.session
-        outcome = session.outcome
-        assert outcome
+    def on_iteration_over(self, event: IterationOver) -> None:
+        """Write it into the books, then decide what its outcome means for the run."""
+        iteration = self.under_way
+        assert iteration
+        outcome = iteration.outcome
         plan = self.plan
         has_progress = self.books.note_plan(plan) or plan.summary is not None
-        result = self.under_way.result(self.now, outcome, check, has_progress)
-        note_result(self.journal, result, plan, session.id)
+        result = iteration.result(event.check, has_progress)
+        note_result(self.journal, result, plan, iteration.session.id)
         self.books.add(result)
         self.line.last_seen = result.model or self.line.last_seen
-        self.earlier.append(session.id)
+        self.earlier.append(iteration.session.id)
+        if outcome.lost_control:
+            self.server.replace = True  # it may still run: the next session gets a new server
         self.under_way = None
         self.journal.iteration = 0
         if result.worked:
@@ -3310,9 +3542,9 @@ class Loop:
         elif is_complete:
             self.go_on()  # nothing needs to be tried again, or waited for
         else:
-            self.take(self.course.after(result, outcome, self.model, self.now))
+            self.follow(self.course.after(result, outcome, self.model, self.now))
 
-    def take(self, step: Step) -> None:
+    def follow(self, step: Step) -> None:
         """Do what an outcome means for the run."""
         if step.said:
             self.journal.note("retry", step.said, "warn")
@@ -3321,28 +3553,20 @@ class Loop:
         elif step.kind == "fail":
             self.fail(step.why)
         elif step.kind == "stop":
-            self.limit = step.limit
-            self.end("paused", 3, step.why)
+            self.stop_at(step.limit, step.why)
         else:
             self.wait(step.seconds, step.why)
 
-    def go_on(self) -> None:
-        """The plan is fresh unless a check had its hands on it: read it once more, and move on."""
-        self.enter("reading", self.reason)
-        self.read_afresh()
-
     def wait(self, seconds: float, problem: str) -> None:
+        limit = self.limits.reached(self.used)
         if self.pause_wanted:
             self.pause(problem)
-            return
-        limit = self.limits.reached(self.used)
-        if limit:  # no use in waiting for what may not go on
-            self.limit, reason = limit
-            self.end("paused", 3, reason)
-            return
-        self.wait_until = self.now + seconds
-        self.enter("waiting", problem)
-        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+        elif limit:  # no use in waiting for what may not go on
+            self.stop_at(*limit)
+        else:
+            self.wait_until = self.now + seconds
+            self.enter("waiting", problem)
+            self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
 
     # How a run rests or ends.
 
@@ -3356,10 +3580,18 @@ class Loop:
             reason = f"the plan was marked complete with {left} {tasks} still pending"
         self.end("complete", 3 if left else 0, reason)
 
+    def on_failed(self, event: ServerFailed | FilesMissing) -> None:
+        self.fail(event.problem)
+
     def fail(self, problem: str) -> None:
         """The run cannot go on; R starts again, whatever it was."""
         self.limit = ""
         self.end("error", 1, problem)
+
+    def stop_at(self, limit: str, reason: str) -> None:
+        """Rest at a limit, until a person says to go on."""
+        self.limit = limit
+        self.end("paused", 3, reason)
 
     def pause(self, reason: str) -> None:
         """A person's pause: no end, and nobody is told."""
@@ -3374,38 +3606,38 @@ class Loop:
         self.status = status
         self.clock.rest()
         self.pause_wanted = False
-        session = self.give_up_session()
+        session = self.give_up_iteration()
         self.enter(state, reason)
         event = {"complete": "complete", "error": "failed"}.get(state, "stopped")
         note_end(self, event, reason)
-        self.notify(event, message_of(self, event, reason))
-        self.stop_check()
+        self.notify(event, reason)
         if state == "stopping" or not self.attended:
-            self.out.append(Exit(status))
+            self.exit()
         elif state != "paused":  # nobody knows when somebody comes: the server does not wait
-            self.lose_server()
-            self.emit(StopServer(session))
+            self.server.let_go()
+            self.send(StopServer(session))
 
-    def give_up_session(self) -> str:
-        """Leave the iteration that is under way; returns the session that may still be at work."""
-        session = self.session
-        if session is None:
+    def give_up_iteration(self) -> str:
+        """Leave what is under way; returns the session that may still be at work."""
+        self.files.give_up()
+        if self.under_way is None:
             return ""
+        session = self.under_way.session
         self.books.spent = self.books.spent.plus(session.purse.total)
+        self.under_way.stop_check()
         self.under_way = None
         self.journal.iteration = 0
         self.left_session = session.id
         return session.id
 
-    def stop_check(self) -> None:
-        check = self.pending.find(RunCheck)
-        if check:
-            self.emit(StopCheck(check.ticket))
+    def exit(self) -> None:
+        self.pending.new.append(Exit(self.status))
 
-    def notify(self, event: str, message: str) -> None:
+    def notify(self, event: str, said: str) -> None:
         if self.options.notify:
+            message = message_of(self, event, said)
             facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
-            self.emit(Notify(event, message, facts))
+            self.send(Notify(event, message, facts))
 
     # People.
 
@@ -3418,9 +3650,9 @@ class Loop:
                 self.quit("a person quit")
         elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
             self.overlay = ""
-        elif self.session and self.session.asks.takes_key(key):
-            self.tell_session(event)
-        elif key in self.KEYS and self.state in self.KEYS[key]:
+        elif self.under_way and self.under_way.takes_key(key):
+            self.tell_iteration(event)
+        elif self.state in self.KEYS.get(key, {}):
             self.KEYS[key][self.state](self)
 
     def want(self) -> None:
@@ -3443,25 +3675,14 @@ class Loop:
         self.files.trouble = ""
         self.line.forget()
         self.left_session = ""
-        self.wanted = True
         self.begin()
-
-    def abort_session(self) -> None:
-        self.tell_session(Abort("aborted", "aborted by a person"))
 
     def say_no_session(self) -> None:
         self.journal.note("note", "there is no session right now that could be shown", "dim")
 
-    def hand_over(self) -> None:
-        session = self.session
-        if session and session.id and self.server.is_up:
-            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-            self.emit(HandOver(session.id))
-
     def on_handed_back(self, event: Done) -> None:
         assert isinstance(event.to, HandOver)
-        session = self.session
-        if session is None or session.id != event.to.session:
+        if self.session is None or self.session.id != event.to.session:
             said = "back: that session is over, OpenCode's interface does not follow to the next"
             self.journal.note("note", said, "dim")
 
@@ -3478,23 +3699,26 @@ class Loop:
         self.quit("a person quit")
 
     def quit(self, reason: str) -> None:
-        has_ended = self.state in ("complete", "error") or bool(self.limit)
+        has_ended = self.state in ENDS or bool(self.limit)
         if has_ended:  # why was said already
-            self.give_up_session()
             self.enter("stopping", self.reason)
-            self.stop_check()
-            self.out.append(Exit(self.status))
+            self.exit()
         else:
             self.end("stopping", 130, reason)
 
     def on_signal(self, event: Signalled) -> None:
         self.quit(f"stopped by {event.name}")
 
-    def on_screen_lost(self, event: ScreenLost) -> None:
-        """Nobody is there any more: refuse what is asked, go on, and leave when it is over."""
+    def lose_person(self, event: ScreenLost) -> None:
+        self.attended = False
+        self.confirming_quit = False
+        self.overlay = ""
+        self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
+
+    def on_screen_lost_at_work(self, event: ScreenLost) -> None:
+        """Refuse what is asked, go on, and leave when it is over."""
         self.lose_person(event)
-        if self.session:
-            self.tell_session(event)
+        self.tell_iteration(event)
 
     def on_screen_lost_at_start(self, event: ScreenLost) -> None:
         self.lose_person(event)
@@ -3505,12 +3729,6 @@ class Loop:
         self.lose_person(event)
         self.quit("the terminal is gone, and nobody is there to go on")
 
-    def lose_person(self, event: ScreenLost) -> None:
-        self.attended = False
-        self.confirming_quit = False
-        self.overlay = ""
-        self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
-
     # What the journal is told.
 
     def on_noted(self, event: Noted) -> None:
@@ -3519,7 +3737,7 @@ class Loop:
     def on_heard(self, event: Heard) -> None:
         self.journal.note("event", event.text, "dim")
 
-    def on_notify_failed(self, event: Failed) -> None:
+    def on_not_done(self, event: Failed) -> None:
         self.journal.note("warn", event.problem, "warn")
 
     def on_stray_woke(self, event: Woke) -> None:
@@ -3527,11 +3745,11 @@ class Loop:
         if event.session in self.earlier and self.server.is_up:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Without a ticket: its answer must not be taken for that of the session under way.
-            self.out.append(Interrupt(event.session, Prompt(""), 0))
+            self.pending.new.append(Interrupt(event.session, Prompt(""), 0))
 
     def on_woke(self, event: Woke) -> None:
         self.on_stray_woke(event)
-        self.tell_session(event)
+        self.tell_iteration(event)
 
     # Time.
 
@@ -3540,21 +3758,17 @@ class Loop:
         for command in self.pending.overdue(self.now):
             if self.pending.take(command):  # else the one before has ended what waited for it
                 self.dispatch(Failed(command, "no answer came"))
-        if self.state in ENDS:
-            return  # one of them was the last one that the run could do without
-        self.mind_server()
-        if self.now >= self.files.read_at:
-            self.read_files()
+        if self.state not in ENDS:  # else one of them was the last one that the run could spare
+            self.tell_server(event)
+            self.tell_files(event)
 
     def on_tick_at_work(self, event: Tick) -> None:
         self.on_tick(event)
-        if self.state != "working":
-            return  # a server that failed once too often has ended it
         overrun = self.limits.overrun(self.used)
         if overrun:
-            self.tell_session(Abort("aborted", overrun))
-        if self.state == "working":
-            self.tell_session(event)
+            self.dispatch(Abort("aborted", overrun))
+        if self.under_way:  # else what was overdue has ended it
+            self.tell_iteration(event)
 
     def on_tick_waiting(self, event: Tick) -> None:
         self.on_tick(event)
@@ -3566,10 +3780,8 @@ class Loop:
     NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
         "starting": ("ready", "reading", "error", "stopping"),
         "ready": ("starting", "reading", "stopping"),
-        "reading": ("starting", "working", "paused", "complete", "error", "stopping"),
-        "working": ("settling", "error", "stopping"),
-        "settling": ("checking", "reading", "waiting", "paused", "error", "stopping"),
-        "checking": ("reading", "waiting", "paused", "error", "stopping"),
+        "reading": ("starting", "iterating", "paused", "complete", "error", "stopping"),
+        "iterating": ("reading", "waiting", "paused", "error", "stopping"),
         "waiting": ("starting", "reading", "paused", "stopping"),
         "paused": ("starting", "reading", "stopping"),
         "complete": ("stopping",),
@@ -3582,116 +3794,75 @@ class Loop:
         Signalled: on_signal,
         Noted: on_noted,
         Heard: on_heard,
-        Measured: on_measured,
-        (Failed, MeasureServer): on_not_measured,
         Woke: on_stray_woke,
-        (Failed, Notify): on_notify_failed,
-        (Failed, HandOver): on_notify_failed,
+        (Failed, Notify): on_not_done,
+        (Failed, HandOver): on_not_done,
         (Done, HandOver): on_handed_back,
     }
-    # The server, while nobody needs it: what was begun for a session that is over comes to its end.
-    _SERVER: ClassVar[dict[Kind, Callable[..., None]]] = {
-        ServerUp: on_server_up,
-        (Failed, StartServer): on_start_failed_at_rest,
-        ServerDied: on_server_died_at_rest,
+    # What the machines below are told, until the run has ended.
+    _BELOW: ClassVar[dict[Kind, Callable[..., None]]] = {
+        ServerUp: tell_server,
+        ServerDied: tell_server,
+        (Failed, StartServer): tell_server,
+        (Failed, CheckSetup): tell_server,
+        Measured: tell_server,
+        (Failed, MeasureServer): tell_server,
+        FilesRead: tell_files,
+        (Failed, ReadFiles): tell_files,
+        Edited: tell_files,
+        Tick: on_tick,
     }
-    # The files, while nobody waits for them.
-    _FILES: ClassVar[dict[Kind, Callable[..., None]]] = {
-        FilesRead: on_files_noted,
-        (Failed, ReadFiles): on_files_not_noted,
-        Edited: on_edited,
-    }
-    # The session's own, which the loop only passes on.
-    _SESSION: ClassVar[dict[Kind, Callable[..., None]]] = dict.fromkeys(
-        (
-            *FROM_STREAM,
-            SessionCreated,
-            Polled,
-            StreamOpened,
-            (Done, SendPrompt),
-            (Done, Interrupt),
-            (Failed, CreateSession),
-            (Failed, SendPrompt),
-            (Failed, Poll),
-            (Failed, Interrupt),
-            (Failed, Reply),
-        ),
-        tell_session,
-    )
     TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
         "starting": {
             **_ALWAYS,
-            **_FILES,
+            **_BELOW,
             ServerUp: on_server_started,
-            (Failed, StartServer): on_server_failed,
+            ServerFailed: on_failed,
             SetupChecked: on_setup_checked,
-            (Failed, CheckSetup): on_server_failed,
-            ServerDied: on_server_died,
             ScreenLost: on_screen_lost_at_start,
-            Tick: on_tick,
         },
         "ready": {
             **_ALWAYS,
-            **_FILES,
-            ServerDied: on_server_died_when_ready,
+            **_BELOW,
+            ServerLost: on_server_lost_when_ready,
             ScreenLost: on_screen_lost_at_rest,
-            Tick: on_tick,
         },
         "reading": {
             **_ALWAYS,
-            FilesRead: on_files_needed,
-            (Failed, ReadFiles): on_files_failed,
-            **_SERVER,
-            ScreenLost: on_screen_lost,
-            Tick: on_tick,
+            **_BELOW,
+            FilesGood: move_on,
+            FilesMissing: on_failed,
+            ScreenLost: lose_person,
         },
-        "working": {
+        "iterating": {
             **_ALWAYS,
-            **_FILES,
-            **_SESSION,
+            **_BELOW,
+            **dict.fromkeys(Iteration.HEARS, tell_iteration),
+            # From the machines below.
+            ServerBlamed: tell_server,
+            ServerFailed: on_failed,
+            FilesMissing: on_failed,
+            ModelChosen: on_model_chosen,
+            PersonNeeded: on_person_needed,
+            IterationOver: on_iteration_over,
+            # What more than one of them is told.
+            Key: on_key,
             Woke: on_woke,
-            ServerUp: on_server_restarted,
-            (Failed, StartServer): on_server_failed,
-            ServerDied: on_server_died,
-            ScreenLost: on_screen_lost,
+            ServerUp: on_server_back,
+            ScreenLost: on_screen_lost_at_work,
             Tick: on_tick_at_work,
-        },
-        "settling": {
-            **_ALWAYS,
-            FilesRead: on_files_needed,
-            (Failed, ReadFiles): on_files_failed,
-            **_SERVER,
-            ScreenLost: on_screen_lost,
-            Tick: on_tick,
-        },
-        "checking": {
-            **_ALWAYS,
-            **_FILES,
-            CheckFinished: on_check_finished,
-            (Failed, RunCheck): on_check_lost,
-            **_SERVER,
-            ScreenLost: on_screen_lost,
-            Tick: on_tick,
         },
         "waiting": {
             **_ALWAYS,
-            **_FILES,
-            **_SERVER,
-            ScreenLost: on_screen_lost,
+            **_BELOW,
+            ScreenLost: lose_person,
             Tick: on_tick_waiting,
         },
-        "paused": {
-            **_ALWAYS,
-            **_FILES,
-            **_SERVER,
-            ScreenLost: on_screen_lost_at_rest,
-            Tick: on_tick,
-        },
+        "paused": {**_ALWAYS, **_BELOW, ScreenLost: on_screen_lost_at_rest},
         "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
         "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
         "stopping": {},
     }
-    _AT_WORK: ClassVar[tuple[str, ...]] = ("working", "settling", "checking")
     KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
         "s": {"starting": want, "ready": begin},
         "space": {
@@ -3702,15 +3873,14 @@ class Loop:
             **dict.fromkeys(SHOWN_AS_RUNNING, pause_later),
         },
         "r": {"paused": begin, "waiting": begin, "error": start_anew},
-        "x": {"working": abort_session, "checking": stop_check},
-        "t": {**dict.fromkeys(NEXT, say_no_session), "working": hand_over},
+        "t": dict.fromkeys(NEXT, say_no_session),
         "?": dict.fromkeys(NEXT, show_help),
         "p": dict.fromkeys(NEXT, show_plan),
-        "q": {**dict.fromkeys(NEXT, quit_now), **dict.fromkeys(_AT_WORK, ask_quit)},
+        "q": {**dict.fromkeys(NEXT, quit_now), "iterating": ask_quit},
     }
 
 
-# ── what is told of a run ───────────────────────────────────────────────────────────────────────
+# ── what is told of a run ─────────────────────────────────────────────────────────────────────────
 # Words and records for people, logs and other programs, computed from the loop's state.
 
 
@@ -3821,7 +3991,7 @@ def message_of(loop: Loop, event: str, reason: str) -> str:
 def facts_of(loop: Loop) -> dict[str, str]:
     """What --check and --notify get in their environment."""
     plan = loop.plan
-    task = loop.task if loop.session else plan.current
+    task = loop.under_way.task if loop.under_way else plan.current
     return {
         "OCLOOP_PROJECT": os.path.basename(loop.options.directory),
         "OCLOOP_PLAN": loop.options.plan,
@@ -3835,7 +4005,7 @@ def facts_of(loop: Loop) -> dict[str, str]:
     }
 
 
-# ── view ────────────────────────────────────────────────────────────────────────────────────────
+# ── view ──────────────────────────────────────────────────────────────────────────────────────────
 # What is shown is computed from state alone. `view` takes a frozen picture of the loop: where two
 # pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
 # that never exceed width and height, whatever the size. A number says what it counts, and nothing
@@ -4026,7 +4196,7 @@ def view(loop: Loop, now: float) -> Picture:
         facts=view_facts(loop, now),
         plan=plan,
         task=loop.task or plan.current,
-        check="running" if loop.state == "checking" else loop.gate.last,
+        check="running" if loop.is_checking else loop.gate.last,
         model=model,
         agent=session.purse.agent if session else loop.options.agent,
         spend=loop.total,
@@ -4068,12 +4238,12 @@ def view_reason(loop: Loop, now: float) -> str:
         left = loop.wait_until - now
         at = local_time("%H:%M", loop.clock.wall + left)
         return f"again at {at}, in {duration(left)}: {loop.reason}"
-    if files.trouble and files.needed_since is not None:
+    if files.trouble and files.state == "needed":
         left = FILES_WITHIN - (now - files.needed_since)
         return f"stops in {duration(left)} without it: {files.trouble}"
     if files.trouble and loop.state not in ENDS:
         return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
-    if loop.state == "checking":
+    if loop.is_checking:
         return f"the check runs, for {duration(now - loop.gate.since)}: {loop.options.check}"
     return loop.reason
 
@@ -4113,7 +4283,7 @@ def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
         retry = session.retry
         text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
-    if loop.state == "checking":
+    if loop.is_checking:
         text = f"{loop.options.check}  {duration(now - loop.gate.since)}"
         entries.append(Entry(0, 0.0, "check", text))
     return tuple(entries)
@@ -4123,8 +4293,8 @@ def view_under_way(loop: Loop, now: float) -> Result | None:
     """The iteration under way, as if it were a result; in whole seconds, as it is shown."""
     if loop.under_way is None:
         return None
-    result = loop.under_way.result(now)
-    return result._replace(seconds=float(int(result.seconds)))
+    result = loop.under_way.result()
+    return result._replace(seconds=float(int(now - loop.under_way.session.started)))
 
 
 def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
@@ -4195,9 +4365,10 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
         keys.append(("R", "raise the limit"))
     elif loop.limit or state in ("error", "waiting"):
         keys.append(("R", "retry"))
-    if loop.state in Loop.KEYS["x"]:
+    iteration = loop.under_way.state if loop.under_way else ""
+    if iteration in Iteration.KEYS["x"]:
         keys.append(("X", "abort"))
-    if loop.state == "working":
+    if iteration in Iteration.KEYS["t"]:
         keys.append(("T", "session"))
     keys.append(("P", "activity" if loop.overlay == "plan" else "plan"))
     return (*keys, ("?", "help"), ("Q", "quit"))
@@ -4577,7 +4748,7 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
     return tail[-height:] if height else []
 
 
-# ── server-sent events ──────────────────────────────────────────────────────────────────────────
+# ── server-sent events ────────────────────────────────────────────────────────────────────────────
 # Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the
 # data means is not known here.
 
@@ -4621,7 +4792,7 @@ class EventStream:
         return events
 
 
-# ── opencode: what both generations share ───────────────────────────────────────────────────────
+# ── opencode: what both generations share ─────────────────────────────────────────────────────────
 # The HTTP client, and the readers of JSON. A server may be older, newer or broken: anything may be
 # missing or of another type, and nothing here raises for that.
 
@@ -4900,7 +5071,7 @@ class Client:
             return None
 
 
-# ── opencode: what a dialect is ─────────────────────────────────────────────────────────────────
+# ── opencode: what a dialect is ───────────────────────────────────────────────────────────────────
 # One class for each generation of OpenCode. A third one would be written here, and found by
 # `detect`; nothing else would change.
 
@@ -4958,7 +5129,7 @@ class Dialect(Protocol):
         """What an event of the stream says, in neutral words; [] for what is nothing to us."""
 
 
-# ── opencode 1 ──────────────────────────────────────────────────────────────────────────────────
+# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
 # The dialect of 1.0.152 and later: routes without a prefix, the directory in the query, idle told
 # by absence, messages that name the prompt they answer.
 
@@ -5383,7 +5554,7 @@ def is_of_compaction(message: Json) -> bool:
     return bool(texts) and all(part.get("synthetic") for part in texts)
 
 
-# ── opencode 2 ──────────────────────────────────────────────────────────────────────────────────
+# ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
 # The dialect of 2.0.4 and later: routes below /api, the directory in `location`. A prompt waits in
 # the session's inbox, becomes a message when it is delivered, and never runs again after that: to
 # go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
@@ -6281,7 +6452,7 @@ def was_refused(part: Json) -> bool:
     return error.get("type") == "permission.rejected" or bool(says_so)
 
 
-# ── opencode: which generation answers ──────────────────────────────────────────────────────────
+# ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
 OLDEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
 TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
@@ -6345,7 +6516,7 @@ def check_age(dialect: type[Dialect], version: str) -> None:
         raise Problem(f"OpenCode {version}: {TOO_OLD}")
 
 
-# ── opencode: the event stream ──────────────────────────────────────────────────────────────────
+# ── opencode: the event stream ────────────────────────────────────────────────────────────────────
 
 LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
 LIVE_WINDOW = 0.1  # seconds
@@ -6445,7 +6616,7 @@ class StreamReader:
             self.post(Alive(session.decode("utf-8", "replace")))
 
 
-# ── processes ───────────────────────────────────────────────────────────────────────────────────
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
 # What the system can tell of processes, in one place: from /proc where it is, else from `ps`, else
 # not at all. Everything that ocloop starts carries a mark in its environment, so that tools that
 # went into groups of their own can be found when the server is gone.
@@ -6659,7 +6830,7 @@ class Guard:
                 self.process.wait(2)
 
 
-# ── opencode: the server's process ──────────────────────────────────────────────────────────────
+# ── opencode: the server's process ────────────────────────────────────────────────────────────────
 
 
 DEFAULT_USER = "opencode"
@@ -6885,7 +7056,7 @@ def port_is_free(port: int) -> bool:
     return False
 
 
-# ── worker ──────────────────────────────────────────────────────────────────────────────────────
+# ── worker ────────────────────────────────────────────────────────────────────────────────────────
 # Carries commands out, and answers each with one event. It works in lanes, each a queue with
 # threads of its own, so that whatever hangs (a file system, a check of an hour, a server that is
 # being started) holds up only its like. No decisions are made here.
@@ -7143,7 +7314,7 @@ class OutputTail:
         return bytes(self.kept).decode("utf-8", "replace").strip()
 
 
-# ── screens ─────────────────────────────────────────────────────────────────────────────────────
+# ── screens ───────────────────────────────────────────────────────────────────────────────────────
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
 # (ctrl-S, an ssh connection that froze) never holds up the run. No state of the run lives here.
 #
@@ -7458,7 +7629,7 @@ def curses_problem() -> str:
         return f"TERM={term} is not known here"
 
 
-# ── files ───────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 # What a run reads, and what it leaves for others: its log, and per plan a lock that dies with its
 # owner and a state file that `status` and `attach` read. All of it is private to the user. Reading
 # is done in a lane of the worker's, writing on one thread, so that a file system that hangs holds
@@ -7772,7 +7943,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     return argv, environment
 
 
-# ── command line ────────────────────────────────────────────────────────────────────────────────
+# ── command line ──────────────────────────────────────────────────────────────────────────────────
 # The parser, the commands, and in `main` the one place where a Problem is caught.
 
 STARTER_PLAN = """\

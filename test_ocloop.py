@@ -110,10 +110,12 @@ from ocloop import (
     Exit,
     Failed,
     Fault,
+    Files,
     FilesRead,
     HandOver,
     Heard,
     Interrupt,
+    Iteration,
     Key,
     Loop,
     Measured,
@@ -143,7 +145,6 @@ from ocloop import (
     ScreenLost,
     Scroll,
     SendPrompt,
-    ServerBack,
     ServerDied,
     ServerLost,
     ServerUp,
@@ -159,6 +160,7 @@ from ocloop import (
     StopServer,
     StreamOpened,
     StreamReader,
+    Supervisor,
     Tick,
     Used,
     Woke,
@@ -179,14 +181,14 @@ Json = dict[str, Any]
 # ==================================================================================================
 # 1  The machines
 #
-# The tests of the two machines, `Loop` and `Session`.
+# The tests of the machines: `Loop`, and those that it leads.
 #
 # They know no processes, no network and no sleeping: `now` is an argument. A test tells a story
 # (what happens, and when), and looks at what was commanded and where the run stands. The fuzz and
 # the liveness tests put the machines into worlds that answer wrongly, late, twice or never.
 # ==================================================================================================
 
-# ── loop: how its stories are told ──────────────────────────────────────────────────────────────
+# ── loop: how its stories are told ────────────────────────────────────────────────────────────────
 # A Story is a run with a world that answers every command as a well-behaved OpenCode would, at
 # once. A test says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`,
 # `activity`), and reads what was commanded (`take`) and where the run stands (`state`).
@@ -429,6 +431,11 @@ class Story:
         return self.loop.session
 
     @property
+    def at(self) -> str:
+        """Where the iteration stands, or else the loop."""
+        return self.loop.under_way.state if self.loop.under_way else self.loop.state
+
+    @property
     def asked(self) -> list[str]:
         """The ids of what waits for somebody."""
         return list(self.loop.session.asks.open) if self.loop.session else []
@@ -482,7 +489,7 @@ def in_state(state: str, **options: Any) -> Story:
     if state == "reading":
         story.world[ReadFiles] = None
     story.begin()
-    if is_early or state in ("ready", "working"):
+    if is_early or state in ("ready", "iterating", "working"):
         pass
     elif state == "pausing":
         story.press("space")
@@ -504,7 +511,7 @@ def in_state(state: str, **options: Any) -> Story:
         story.ends()
     elif state == "error":
         story.fails("auth")
-    assert state in (story.loop.state, story.state), (story.loop.state, story.state)
+    assert state in (story.loop.state, story.state, story.at)
     return story
 
 
@@ -538,9 +545,10 @@ def in_session_state(state: str, **options: Any) -> Story:
 
 LOOP_STATES = tuple(Loop.NEXT)
 SESSION_STATES = tuple(Session.NEXT)
+MACHINES: tuple[Any, ...] = (Loop, Iteration, Session, Supervisor, Files)
 
 
-# ── loop: the happy path ────────────────────────────────────────────────────────────────────────
+# ── loop: the happy path ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_plan_is_worked_from_start_to_end() -> None:
@@ -770,7 +778,7 @@ def test_a_stranger_that_has_a_child_is_no_sign_of_life() -> None:
     assert story.all(Interrupt) and "nothing happened" in story.text
 
 
-# ── loop: when an iteration is over ─────────────────────────────────────────────────────────────
+# ── loop: when an iteration is over ───────────────────────────────────────────────────────────────
 
 
 def test_an_idle_event_alone_ends_nothing() -> None:
@@ -985,10 +993,10 @@ def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
         StreamOpened(),
     )
     story.let_pass(30)
-    assert story.loop.state == "working" and story.session.state == "working"
+    assert story.loop.state == "iterating" and story.session.state == "working"
 
 
-# ── session: circles ────────────────────────────────────────────────────────────────────────────
+# ── session: circles ──────────────────────────────────────────────────────────────────────────────
 
 
 def calls(story: Story, times: int, call: int = 7) -> None:
@@ -1099,7 +1107,7 @@ def test_a_prompt_that_is_cut_again_and_again_is_sent_four_times() -> None:
     assert "sent 4 times and never answered" in story.text and story.failures == 1
 
 
-# ── loop: faults of the provider ────────────────────────────────────────────────────────────────
+# ── loop: faults of the provider ──────────────────────────────────────────────────────────────────
 
 
 def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
@@ -1542,7 +1550,7 @@ def test_an_abort_after_which_it_rests_keeps_the_server() -> None:
     assert story.take() == "Interrupt CreateSession SendPrompt"
 
 
-# ── loop: models in line ────────────────────────────────────────────────────────────────────────
+# ── loop: models in line ──────────────────────────────────────────────────────────────────────────
 
 
 def model_of(story: Story) -> str:
@@ -1701,7 +1709,7 @@ def test_models_are_checked_before_the_first_prompt_one_and_all() -> None:
     assert story.exits == [1] and "e/f" in story.loop.reason and story.all(CreateSession) == []
 
 
-# ── loop: faults of the plan ────────────────────────────────────────────────────────────────────
+# ── loop: faults of the plan ──────────────────────────────────────────────────────────────────────
 
 
 def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
@@ -1941,13 +1949,13 @@ def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
     good = story.plan
     story.plan = None
     story.let_pass(300, 5)
-    assert story.loop.state == "checking" and story.all(StopCheck) == []
+    assert story.at == "checking" and story.all(StopCheck) == []
     story.tell(CheckFinished(story.last(RunCheck), 0, ""))
     story.let_pass(30)
     assert story.loop.state == "reading" and story.state == "running"
     story.plan = good
     story.let_pass(2)
-    assert story.loop.state == "working" and story.loop.iteration == 2
+    assert story.loop.state == "iterating" and story.loop.iteration == 2
 
 
 def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> None:
@@ -1983,7 +1991,7 @@ def test_a_plan_that_is_away_at_the_end_of_an_iteration_is_waited_for(away: floa
     good, story.plan = story.plan, None
     story.works()
     story.let_pass(away, 0.25)
-    assert story.loop.iteration == 1 and story.loop.state == "settling"
+    assert story.loop.iteration == 1 and story.loop.under_way and story.at == "settling"
     story.plan = (good or "").replace("[ ]", "[x]", 1)
     story.let_pass(2)
     assert story.loop.iteration == 2 and story.loop.plan.done == 1
@@ -2004,9 +2012,9 @@ def test_a_plan_that_stays_away_when_it_is_needed_ends_the_run_after_a_minute(
         story.busy()
         story.plan = broken
         story.ends()
-    assert story.loop.state == state
+    assert story.at == state
     story.let_pass(ocloop.FILES_WITHIN - 2)
-    assert story.loop.state == state and story.exits == []
+    assert story.at == state and story.exits == []
     story.let_pass(4)
     assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.loop.reason
 
@@ -2047,7 +2055,7 @@ def test_an_edit_is_read_at_once() -> None:
     assert story.take("Poll") == ""
 
 
-# ── session: what is asked ──────────────────────────────────────────────────────────────────────
+# ── session: what is asked ────────────────────────────────────────────────────────────────────────
 
 
 def replies(story: Story) -> list[tuple[str, str]]:
@@ -2293,7 +2301,7 @@ def test_somebody_is_told_that_something_is_asked() -> None:
     assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
 
 
-# ── loop: faults of the server ──────────────────────────────────────────────────────────────────
+# ── loop: faults of the server ────────────────────────────────────────────────────────────────────
 
 
 def is_one_prompt(prompts: Sequence[SendPrompt]) -> bool:
@@ -2611,7 +2619,7 @@ def test_a_session_that_wakes_up_by_itself_works() -> None:
     assert story.loop.iteration == 1 and story.state == "running"
 
 
-# ── loop: limits and the check ──────────────────────────────────────────────────────────────────
+# ── loop: limits and the check ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("attended", [True, False])
@@ -2830,13 +2838,13 @@ def test_a_check_that_is_ended_has_ended_before_the_next_one_begins() -> None:
     story.works()
     story.press("x")
     story.let_pass(30)
-    assert story.loop.state == "checking", "until it says that it has ended"
+    assert story.at == "checking", "until it says that it has ended"
     story.tell(CheckFinished(story.last(RunCheck), -15, "", interrupted=True))
     story.works()
     first, second = story.all(RunCheck)
     assert first.ticket != second.ticket
     story.tell(CheckFinished(first, 1, "late"))
-    assert story.loop.state == "checking"
+    assert story.at == "checking"
 
 
 @pytest.mark.parametrize("how", ["q", "signal"])
@@ -2875,7 +2883,7 @@ def test_a_plan_that_is_complete_is_complete_however_its_last_session_ended(kind
     assert story.exits == [0] and story.state == "complete"
 
 
-# ── loop: people ────────────────────────────────────────────────────────────────────────────────
+# ── loop: people ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_space_pauses_after_the_iteration_and_goes_on() -> None:
@@ -3240,7 +3248,7 @@ def test_a_lost_screen_and_then_an_error_leaves() -> None:
     assert story.exits == [1]
 
 
-# ── loop: time away ─────────────────────────────────────────────────────────────────────────────
+# ── loop: time away ───────────────────────────────────────────────────────────────────────────────
 # A gap between two events is a machine that slept: nothing that has a deadline may see it.
 
 
@@ -3289,7 +3297,7 @@ def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
     story.let_pass(4)
     story.now += 3600
     story.tell(Tick())
-    assert story.loop.state == "settling" and story.exits == []
+    assert story.at == "settling" and story.exits == []
 
 
 def test_after_time_away_the_session_is_looked_at() -> None:
@@ -3312,7 +3320,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
     assert story.loop.iteration == 2
 
 
-# ── loop: the journal ───────────────────────────────────────────────────────────────────────────
+# ── loop: the journal ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_texts_thoughts_and_tools_are_journaled_once() -> None:
@@ -3459,7 +3467,7 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str) -> None:
     assert result.word == word and f"iter: 1 {word} in" in story.text
 
 
-# ── the tables ──────────────────────────────────────────────────────────────────────────────────
+# ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
 COMMANDS: dict[type, Any] = {
@@ -3498,7 +3506,14 @@ OTHERS: dict[type, Event] = {
     ServerDied: ServerDied(1, "it died"),
     StreamOpened: StreamOpened(),
     ServerLost: ServerLost(),
-    ServerBack: ServerBack(),
+    ocloop.ServerFailed: ocloop.ServerFailed("x"),
+    ocloop.ServerBlamed: ocloop.ServerBlamed("x"),
+    ocloop.FilesGood: ocloop.FilesGood(),
+    ocloop.FilesMissing: ocloop.FilesMissing("x"),
+    ocloop.ModelChosen: ocloop.ModelChosen("a/b"),
+    ocloop.PersonNeeded: ocloop.PersonNeeded("x"),
+    ocloop.SessionOver: ocloop.SessionOver(ocloop.Outcome("done")),
+    ocloop.IterationOver: ocloop.IterationOver(""),
     Abort: Abort("aborted", "x"),
     Key: Key("space"),
     Signalled: Signalled("SIGTERM"),
@@ -3554,7 +3569,8 @@ def known_events(pending: Pending) -> Iterator[tuple[Any, Event]]:
     yield from {**STREAM, **OTHERS}.items()
     for command in COMMANDS.values():
         for failed in (False, True):
-            sent = pending.add(command, NOON)
+            sent = pending.send(command, NOON)
+            pending.collect()
             answer = Failed(sent, "x", "gone") if failed else right_answer(sent)
             yield ocloop.kind_of(answer), answer
 
@@ -3583,7 +3599,8 @@ def test_what_the_sessions_table_does_not_know_changes_nothing(state: str) -> No
             continue
         before = without_pending(story.loop)
         active = session.active
-        assert session.handle(event, story.now) == []
+        session.hear(event)
+        assert story.loop.pending.collect() == []
         session.active = active  # whatever is said of it is a sign of life
         assert without_pending(story.loop) == before, kind
 
@@ -3592,33 +3609,34 @@ def test_what_the_sessions_table_does_not_know_changes_nothing(state: str) -> No
 def test_keys_that_the_table_does_not_know_change_nothing(state: str) -> None:
     story = in_state(state)
     for key in ("s", "space", "r", "x", "t", "?", "p", "q", "z", "", "\x1b", "1", "y"):
-        if state in Loop.KEYS.get(key, ()):
+        iteration = story.loop.under_way
+        if state in Loop.KEYS.get(key, ()) or (iteration and iteration.takes_key(key)):
             continue
         before = without_pending(story.loop)
         assert story.loop.handle(Key(key), story.now) == []
         assert without_pending(story.loop) == before, key
 
 
-@pytest.mark.parametrize("machine", [Loop, Session])
+@pytest.mark.parametrize("machine", MACHINES)
 def test_the_tables_fit_together(machine: Any) -> None:
     assert set(machine.TABLE) == set(machine.NEXT)
     for state, following in machine.NEXT.items():
         assert set(following) <= set(machine.NEXT) and state not in following
     reached = {state for following in machine.NEXT.values() for state in following}
-    first = "starting" if machine is Loop else "creating"
+    first = next(iter(machine.NEXT))
     assert reached | {first} == set(machine.NEXT)
 
 
-@pytest.mark.parametrize("machine", [Loop, Session])
+@pytest.mark.parametrize("machine", MACHINES)
 def test_every_handler_in_the_tables_exists(machine: Any) -> None:
     handlers = [handler for table in machine.TABLE.values() for handler in table.values()]
-    if machine is Loop:
-        handlers += [handler for table in Loop.KEYS.values() for handler in table.values()]
+    keys = getattr(machine, "KEYS", {})
+    handlers += [handler for table in keys.values() for handler in table.values()]
     for handler in handlers:
         assert getattr(machine, handler.__name__) is handler
 
 
-@pytest.mark.parametrize("machine", [Loop, Session])
+@pytest.mark.parametrize("machine", MACHINES)
 def test_every_handler_is_in_a_table(machine: Any) -> None:
     used = {handler.__name__ for table in machine.TABLE.values() for handler in table.values()}
     source = inspect.getsource(machine)
@@ -3630,7 +3648,7 @@ def test_every_handler_is_in_a_table(machine: Any) -> None:
 def test_every_event_is_known_to_a_table() -> None:
     known = {kind for table in Loop.TABLE.values() for kind in table}
     told = {kind for table in Session.TABLE.values() for kind in table}
-    own_words = {ServerLost, ServerBack, Abort}  # the loop's, to a session
+    own_words = {ServerLost, Abort}  # the loop's, to a session
     assert known >= {*STREAM, *OTHERS} - own_words and told >= own_words
     assert told >= set(STREAM) - {Alive}, "which is a sign of life and no more"
     assert known >= set(ocloop.ANSWERS) - {Done, Failed}
@@ -3639,7 +3657,7 @@ def test_every_event_is_known_to_a_table() -> None:
 
 def test_every_table_speaks_of_what_can_happen() -> None:
     events = {*STREAM, *OTHERS, *ocloop.ANSWERS}
-    for machine in (Loop, Session):
+    for machine in MACHINES:
         tables: dict[str, dict[Any, Any]] = machine.TABLE
         for table in tables.values():
             for kind in table:
@@ -3650,8 +3668,9 @@ def test_every_table_speaks_of_what_can_happen() -> None:
 
 
 def test_every_key_leads_somewhere() -> None:
-    for states in Loop.KEYS.values():
-        assert set(states) <= set(Loop.NEXT)
+    for machine in (Loop, Iteration):
+        for states in machine.KEYS.values():
+            assert set(states) <= set(machine.NEXT)
 
 
 def test_what_a_machine_waits_for_has_an_end() -> None:
@@ -3666,7 +3685,7 @@ def test_waits_grow_and_have_a_longest() -> None:
     assert [waits.after(times) for times in (0, 1, 2, 3, 9, 10**9)] == [0, 4, 16, 64, 900, 900]
 
 
-# ── one answer for every command ────────────────────────────────────────────────────────────────
+# ── one answer for every command ──────────────────────────────────────────────────────────────────
 
 
 def test_every_kind_of_command_is_sent_by_some_story() -> None:
@@ -3723,7 +3742,7 @@ def test_an_answer_that_nobody_waits_for_changes_nothing(state: str, kind: type)
 @pytest.mark.parametrize("kind", Pending.BOUNDS, ids=lambda kind: kind.__name__)
 def test_an_answer_after_its_time_is_made_up_once_and_not_believed_later(kind: type) -> None:
     pending = Pending()
-    command = pending.add(COMMANDS[kind], NOON)
+    command = pending.send(COMMANDS[kind], NOON)
     bound = Pending.BOUNDS[kind]
     assert pending.overdue(NOON + bound - 1) == [] and pending.find(kind) == command
     assert pending.overdue(NOON + bound) == [command]
@@ -3759,7 +3778,7 @@ def test_answers_that_do_not_come_end_a_session_once() -> None:
     assert len(story.all(Interrupt)) == 1
 
 
-# ── fuzz: the loop ──────────────────────────────────────────────────────────────────────────────
+# ── fuzz: the loop ────────────────────────────────────────────────────────────────────────────────
 # A world that answers, answers late, twice, wrongly or never, and says anything in between.
 
 PLANS = (
@@ -3887,8 +3906,7 @@ class Chaos:
             self.safety.answered(event)
         self.note_commands(self.loop.handle(event, self.now))
         loop = self.loop
-        has_session = ("working", "settling", "checking")
-        assert (loop.session is not None) == (loop.state in has_session), loop.state
+        assert (loop.session is not None) == (loop.state == "iterating"), loop.state
         if rng.random() < 0.05:
             view(loop, loop.now)
         return not self.safety.has_ended
@@ -4048,7 +4066,7 @@ MORE_EVENTS = 400_000  # when a rare transition was not seen by then
 def allowed_transitions() -> Seen:
     return {
         (machine.__name__, state, following)
-        for machine in (Loop, Session)
+        for machine in MACHINES
         for state, all_following in machine.NEXT.items()
         for following in all_following
     }
@@ -4056,11 +4074,11 @@ def allowed_transitions() -> Seen:
 
 @pytest.fixture(scope="module")
 def explored() -> Seen:
-    """The transitions of 100,000 random events or more, of both machines."""
+    """The transitions of 100,000 random events or more, of all machines."""
     seen: Seen = set()
     wanted = allowed_transitions() - set(RARE)
     with pytest.MonkeyPatch.context() as patch:
-        for machine in (Loop, Session):
+        for machine in MACHINES:
             note_transitions(machine, seen, patch)
         rng = random.Random(5)
         told = 0
@@ -4089,8 +4107,6 @@ def note_transitions(machine: Any, seen: Seen, patch: pytest.MonkeyPatch) -> Non
 
 # Transitions that the fuzz may miss, each with its reason; a test of their own goes through them.
 RARE: dict[tuple[str, str, str], str] = {
-    ("Loop", "checking", "error"): "only an answer that was cut is checked, and is a failure",
-    ("Loop", "checking", "waiting"): "the same, and it was not one too many",
     ("Session", "recalling", "over"): "the server dies within the seconds that it is recalled",
 }
 
@@ -4113,7 +4129,7 @@ def test_an_answer_that_was_cut_is_checked_and_may_be_one_too_many() -> None:
     assert story.states == ["starting", "running", "waiting", "running", "error"]
 
 
-# ── liveness ────────────────────────────────────────────────────────────────────────────────────
+# ── liveness ──────────────────────────────────────────────────────────────────────────────────────
 # A simulated world: agents that work for some seconds, ask for something, settle a task and end
 # their turn; and a server that answers each kind of command in one fixed way. Whatever that way
 # is, a run comes to an end, or to a rest, within a bounded time, does not burn meanwhile, and is
@@ -4599,7 +4615,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-# ── plan: boxes ─────────────────────────────────────────────────────────────────────────────────
+# ── plan: boxes ───────────────────────────────────────────────────────────────────────────────────
 # One line of a plan each, and what it is.
 
 NO_TASK = ""
@@ -4745,7 +4761,7 @@ def test_what_is_no_near_miss(text: str) -> None:
     assert parse_plan(text).near_misses == ()
 
 
-# ── plan: lines, code, comments ─────────────────────────────────────────────────────────────────
+# ── plan: lines, code, comments ───────────────────────────────────────────────────────────────────
 
 
 def texts(plan: str) -> str:
@@ -4820,7 +4836,7 @@ def test_a_task_without_a_heading_has_no_phase() -> None:
     assert parse_plan("- [ ] a\n# Later\n").tasks[0].phase == ""
 
 
-# ── plan: progress ──────────────────────────────────────────────────────────────────────────────
+# ── plan: progress ────────────────────────────────────────────────────────────────────────────────
 
 
 def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
@@ -4857,7 +4873,7 @@ def test_the_current_task_is_the_first_pending_one() -> None:
     assert plan.current and plan.current.text == "d" and plan.goal == "d"
 
 
-# ── plan: completion ────────────────────────────────────────────────────────────────────────────
+# ── plan: completion ──────────────────────────────────────────────────────────────────────────────
 
 
 # fmt: off
@@ -4895,7 +4911,7 @@ def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 
 
-# ── plan: size, and any text ────────────────────────────────────────────────────────────────────
+# ── plan: size, and any text ──────────────────────────────────────────────────────────────────────
 
 LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
 
@@ -4976,7 +4992,7 @@ def test_any_text_is_a_plan() -> None:
     assert min(seen[word] for word in (*WRITTEN, "complete", "begun", "near")) > 10, seen
 
 
-# ── prompt ──────────────────────────────────────────────────────────────────────────────────────
+# ── prompt ────────────────────────────────────────────────────────────────────────────────────────
 
 
 # fmt: off
@@ -5027,7 +5043,7 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
     assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
 
 
-# ── values that both machines use ───────────────────────────────────────────────────────────────
+# ── what the machines share ───────────────────────────────────────────────────────────────────────
 
 
 def test_a_wait_grows_up_to_its_longest() -> None:
@@ -5057,8 +5073,8 @@ def test_a_deadline_is_due_from_its_time_on(deadline: float | None, now: float, 
 
 def test_an_answer_is_taken_once_and_a_late_one_is_not() -> None:
     pending = Pending()
-    first = pending.add(ReadFiles(), 0.0)
-    second = pending.add(ReadFiles(), 0.0)
+    first = pending.send(ReadFiles(), 0.0)
+    second = pending.send(ReadFiles(), 0.0)
     assert first.ticket != second.ticket and 0 not in (first.ticket, second.ticket)
     assert pending.find(ReadFiles) == second and pending.find(MeasureServer) is None
     assert pending.take(first) and not pending.take(first)
@@ -5069,16 +5085,16 @@ def test_an_answer_is_taken_once_and_a_late_one_is_not() -> None:
 
 def test_forgetting_leaves_the_others() -> None:
     pending = Pending()
-    measure = pending.add(MeasureServer(), 0.0)
-    pending.add(ReadFiles(), 0.0)
+    measure = pending.send(MeasureServer(), 0.0)
+    pending.send(ReadFiles(), 0.0)
     pending.forget(ReadFiles, StopServer)
     assert pending.take(measure) and pending.find(ReadFiles) is None
 
 
 def test_an_answer_that_never_comes_is_overdue_after_its_bound() -> None:
     pending = Pending()
-    read = pending.add(ReadFiles(), 100.0)
-    check = pending.add(RunCheck({}), 100.0)
+    read = pending.send(ReadFiles(), 100.0)
+    check = pending.send(RunCheck({}), 100.0)
     bound = Pending.BOUNDS[ReadFiles]
     assert pending.overdue(100.0 + bound - 0.1) == []
     assert pending.overdue(100.0 + bound) == [read]
@@ -5110,7 +5126,7 @@ def test_an_entry_of_megabytes_is_cut_and_says_how_long_it_was() -> None:
     assert len(journal.entries[0].text) < 4100
 
 
-# ── words for people ────────────────────────────────────────────────────────────────────────────
+# ── words for people ──────────────────────────────────────────────────────────────────────────────
 
 
 # fmt: off
@@ -5163,7 +5179,7 @@ def test_dollars_that_were_spent_never_read_as_nothing() -> None:
         assert cost < 0.0001 or float(text.removeprefix("$")) == pytest.approx(cost, rel=0.5)
 
 
-# ── books ───────────────────────────────────────────────────────────────────────────────────────
+# ── books ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
@@ -5288,7 +5304,7 @@ def test_sums_are_computed_from_the_results() -> None:
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
 
 
-# ── the models in line ──────────────────────────────────────────────────────────────────────────
+# ── the models in line ────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_model_that_does_not_rest_works() -> None:
@@ -5373,7 +5389,7 @@ def test_what_a_server_cannot_tell_is_no_mistake() -> None:
     assert ocloop.problem_of_names(Setup(), ("what/ever",), "whoever") == ""
 
 
-# ── limits ──────────────────────────────────────────────────────────────────────────────────────
+# ── limits ────────────────────────────────────────────────────────────────────────────────────────
 
 NOTHING_USED = Used(iterations=0, cost=0.0, elapsed=0.0, unsettled=0, check_failures=0)
 
@@ -5449,7 +5465,7 @@ def test_a_tiny_limit_is_raised_in_no_time() -> None:
     assert time.perf_counter() - before < 0.5
 
 
-# ── server-sent events ──────────────────────────────────────────────────────────────────────────
+# ── server-sent events ────────────────────────────────────────────────────────────────────────────
 # The first ones are the examples of html.spec.whatwg.org, "Server-sent events".
 
 # fmt: off
@@ -5537,7 +5553,7 @@ def test_any_bytes_are_a_stream() -> None:
     assert found > 500, "it must hit something"
 
 
-# ── the event stream, read ──────────────────────────────────────────────────────────────────────
+# ── the event stream, read ────────────────────────────────────────────────────────────────────────
 
 
 def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
@@ -5688,7 +5704,7 @@ def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_h
     feeder.listener.close()
 
 
-# ── opencode: what both generations share ───────────────────────────────────────────────────────
+# ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
 # fmt: off
@@ -5781,7 +5797,7 @@ def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
     assert one.record() == {"cost": 1.0, "tokens": tokens}
 
 
-# ── opencode: HTTP ──────────────────────────────────────────────────────────────────────────────
+# ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
 PAGE = "<!doctype html><title>OpenCode</title>"
 
@@ -5980,7 +5996,7 @@ def test_what_is_only_good_to_know_may_fail(wire: Wire) -> None:
         Client("http://127.0.0.1:9", "", "").ask_if_possible("/a")
 
 
-# ── opencode: which generation answers ──────────────────────────────────────────────────────────
+# ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
 INFO = {"version": "2.0.20", "pid": 7, "urls": [], "paths": {"tmp": "/tmp"}}
 HEALTH = {"healthy": True, "version": "1.18.33"}
@@ -6119,7 +6135,7 @@ def test_the_password_of_a_server_that_is_not_ours_comes_from_the_environment(
     assert ours[0] != ours[1] and min(map(len, ours)) >= 32 and "one" not in ours
 
 
-# ── opencode 1: the event stream ────────────────────────────────────────────────────────────────
+# ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
 def event(type: str, /, **properties: Any) -> Json:
@@ -6371,7 +6387,7 @@ def test_any_event_of_opencode_2_is_taken_and_none_raises() -> None:
     assert seen > 3000
 
 
-# ── opencode 1: what is asked of it ─────────────────────────────────────────────────────────────
+# ── opencode 1: what is asked of it ───────────────────────────────────────────────────────────────
 
 
 class Said(Client):
@@ -6910,7 +6926,7 @@ def test_how_a_session_is_joined() -> None:
     assert "secret" not in argv, "the password is nowhere where other users see it"
 
 
-# ── processes ───────────────────────────────────────────────────────────────────────────────────
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
 # Once as the system tells it by /proc, and once as `ps` does where there is none.
 
 NO_PROC = "/nonexistent/proc"
@@ -7130,7 +7146,7 @@ def test_a_port_that_is_taken_is_known(taken: bool) -> None:
     assert taken or ocloop.port_is_free(port)
 
 
-# ── files ───────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
@@ -7347,7 +7363,7 @@ def test_a_lock_of_somebody_who_does_not_say_who_it_is(tmp_path: Path, state_hom
         assert run_file.running() == -1 == run_file.acquire()
 
 
-# ── command line: values of options ─────────────────────────────────────────────────────────────
+# ── command line: values of options ───────────────────────────────────────────────────────────────
 
 # fmt: off
 OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
@@ -7382,7 +7398,7 @@ def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) 
         assert parser(text) == value
 
 
-# ── command line: the table of options ──────────────────────────────────────────────────────────
+# ── command line: the table of options ────────────────────────────────────────────────────────────
 
 
 class Described(TypedDict):
@@ -7566,7 +7582,7 @@ def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
         assert "{{PLAN_FILE}}" in out and "1h30m" in out
 
 
-# ── command line: bootstrap ─────────────────────────────────────────────────────────────────────
+# ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
 
@@ -7642,7 +7658,7 @@ def test_no_pid_is_ever_0() -> None:
     assert record["pid"] == 18 == record["run"]["pid"]
 
 
-# ── command line: what shows in the evening ─────────────────────────────────────────────────────
+# ── command line: what shows in the evening ───────────────────────────────────────────────────────
 
 
 def project_options(folder: Path, **options: Any) -> Options:
@@ -7829,7 +7845,7 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     monkeypatch.chdir(tmp_path)
 
 
-# ── command line: status and attach ─────────────────────────────────────────────────────────────
+# ── command line: status and attach ───────────────────────────────────────────────────────────────
 
 
 def record_of(story: Story, status: int | None = None) -> Json:
@@ -7990,7 +8006,7 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
     assert "the loop has no session right now" in capsys.readouterr().err
 
 
-# ── view and layout: scenes ─────────────────────────────────────────────────────────────────────
+# ── view and layout: scenes ───────────────────────────────────────────────────────────────────────
 # What a screen of a given size shows, as text. The golden ones are in examples/screens.txt.
 
 
@@ -8321,7 +8337,8 @@ def test_only_keys_that_do_something_are_offered(name: str) -> None:
         assert picture.keys == ()
         return
     for key, _label in picture.keys:
-        assert story.loop.state in Loop.KEYS[key.lower()], key
+        states = Iteration.KEYS.get(key.lower()) or Loop.KEYS[key.lower()]
+        assert {story.at, story.loop.state} & set(states), key
     assert {"?", "Q", "P"} <= {key for key, _ in picture.keys}
     footer = drawn(picture, 80, 24)[-1]
     if not picture.ask and not picture.confirming_quit:
@@ -8396,7 +8413,7 @@ def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
     assert "$0.25 of $0.30" in seen(story)
 
 
-# ── view and layout: small screens ──────────────────────────────────────────────────────────────
+# ── view and layout: small screens ────────────────────────────────────────────────────────────────
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
@@ -8422,7 +8439,7 @@ def test_one_row_says_how_it_stands() -> None:
     assert "running" in row
 
 
-# ── view and layout: any size, any text ─────────────────────────────────────────────────────────
+# ── view and layout: any size, any text ───────────────────────────────────────────────────────────
 
 # fmt: off
 NASTY = (
@@ -8619,7 +8636,7 @@ def test_wrap(text: str, width: int, lines: list[str]) -> None:
     assert ocloop.wrap(text, width) == lines
 
 
-# ── view and layout: scrolling ──────────────────────────────────────────────────────────────────
+# ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
 
 
 class Reader:
