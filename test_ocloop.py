@@ -3467,6 +3467,22 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str) -> None:
     assert result.word == word and f"iter: 1 {word} in" in story.text
 
 
+def test_a_session_that_was_quicker_than_the_answer_to_our_request_is_looked_at_once() -> None:
+    story = in_session_state("prompting")
+    story.tell(Activity(story.id, "idle"))
+    story.world[Poll] = None
+    story.tell(Done(story.last(SendPrompt)))
+    assert len(story.all(Poll)) == 1, "and not FIRST_LOOK seconds later"
+
+
+def test_what_is_noted_after_the_end_of_a_run_belongs_to_no_iteration() -> None:
+    story = Story(attended=True)
+    story.busy()
+    story.press("q", "q")
+    assert story.loop.state == "stopping" and story.loop.iteration == 1
+    assert {entry.iteration for entry in story.loop.journal.entries if entry.kind == "end"} == {0}
+
+
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
@@ -5334,6 +5350,15 @@ def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> N
     assert line.choose(0.0) == "a/1" and line.until_first_back(0.0) == 0.0
 
 
+def test_a_model_that_failed_as_often_as_it_may_is_still_in_line() -> None:
+    line = ModelLine(("a/1", "a/2"))
+    line.choose(0.0)
+    line.failures["a/2"] = 2
+    assert line.has_another(0.0, most=2)
+    line.failures["a/2"] = 3
+    assert not line.has_another(0.0, most=2) and line.has_another(0.0)
+
+
 def test_opencode_s_own_default_is_alone_in_line() -> None:
     line = ModelLine(())
     assert line.choose(0.0) == "" and not line.has_another(0.0)
@@ -6234,6 +6259,8 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (part_event(type="step-start"), [Alive("ses_1")]),
     (part_event(type="step-finish"), [Alive("ses_1")]),
     (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
+    (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
+     [said_part("tool", "running", tool="lsp", argument="parser.py:3")]),
     (tool_event("bash", status="running", input={"command": "ls"}),
      [said_part("tool", "running", tool="bash", argument="ls")]),
     (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
@@ -10479,6 +10506,14 @@ def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: st
     items = ocloop.view_tasks(picture.plan, picture.results, None)
     (item,) = (item for item in items if item.iterations)
     assert ocloop.task_spending(item, width) == shown
+    heads = "".join(text for _, text in ocloop.task_heads(width))
+    assert ("cost" in heads) == ("$" in shown) and ("model" in heads) == ("b" in shown)
+
+
+def test_a_long_question_has_at_most_four_rows() -> None:
+    picture = view(scenery().loop, 0.0)._replace(ask=("May I?", "word " * 100, "no"))
+    rows = ocloop.ask_rows(picture, 40, 20)
+    assert len(rows) == 1 + 4 + 1, "title, detail, the way out"
 
 
 STAMPED = [
@@ -10695,6 +10730,10 @@ def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
 
 
 # ── view and layout: more ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_character_without_a_width_of_its_own() -> None:
+    assert [ocloop.cell_width(char) for char in "\u02ff\u0300\u0301"] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("width", [40, 30, 200])
