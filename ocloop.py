@@ -2797,9 +2797,9 @@ class Supervisor(Machine):
         Reply,
     )
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, is_needed: Callable[[], bool]) -> None:
         super().__init__("starting", shared)
-        self.is_needed = True  # somebody waits for it: it is started again when it is gone
+        self.is_needed = is_needed  # somebody waits for it: it is started again when it is gone
         self.generation = 1  # counts the starts; what is said of an older one is old news
         self.start_at: Deadline = None  # when it is started again
         self.failures = 0  # in a row
@@ -2821,7 +2821,6 @@ class Supervisor(Machine):
 
     def need(self) -> None:
         """Somebody waits for it from now on."""
-        self.is_needed = True
         if self.state == "down" and self.start_at is None:
             self.start()
 
@@ -2846,7 +2845,7 @@ class Supervisor(Machine):
 
     def on_failed(self, event: Failed) -> None:
         """It was not started, or does not tell its setup. What is broken is a person's to mend."""
-        if event.again or not self.is_needed:
+        if event.again or not self.is_needed():
             self.lose(event.problem)
         else:
             self.tell(ServerFailed(event.problem))
@@ -2858,7 +2857,7 @@ class Supervisor(Machine):
         """Have it started anew, after a wait that grows, if somebody waits for it."""
         self.journal.note("server", problem, "bad")
         self.let_go()
-        if not self.is_needed:
+        if not self.is_needed():
             return
         self.failures += 1
         # `--retries 0` is for what costs nothing; a server that cannot be started has a count.
@@ -3097,7 +3096,7 @@ class Iteration(Machine):
 
     def on_session_over(self, event: SessionOver) -> None:
         self.enter("settling")
-        self.files.need()
+        self.tell(event)  # who leads the files has them read
 
     def on_files_good(self, event: FilesGood) -> None:
         """The session is over and the plan is fresh: is what it did any good?"""
@@ -3262,7 +3261,7 @@ class Loop(Machine):
         self.status = 130  # the exit status, if it ended now
         self.setup = Setup()
         # What it leads.
-        self.server = Supervisor(self.shared)
+        self.server = Supervisor(self.shared, self.needs_server)
         self.files = Files(self.shared)
         self.under_way: Iteration | None = None
         self.iteration = 0  # the number of the newest one
@@ -3363,9 +3362,11 @@ class Loop(Machine):
 
     # What it leads.
 
-    def tell_server(self, event: Event) -> None:
+    def needs_server(self) -> bool:
         has_session = self.session is not None and self.session.outcome is None
-        self.server.is_needed = has_session or self.state in ("starting", "ready")
+        return has_session or self.state in ("starting", "ready")
+
+    def tell_server(self, event: Event) -> None:
         self.lead(self.server, event)
 
     def tell_files(self, event: Event) -> None:
@@ -3514,6 +3515,11 @@ class Loop(Machine):
 
     def on_person_needed(self, event: PersonNeeded) -> None:
         self.notify("asked", event.said)
+
+    def on_session_over(self, event: SessionOver) -> None:
+        """See what it has settled; first, measure the server: it is replaced between iterations."""
+        self.tell_server(Tick())
+        self.files.need()
 
     def on_iteration_over(self, event: IterationOver) -> None:
         """Write it into the books, then decide what its outcome means for the run."""
@@ -3844,6 +3850,7 @@ class Loop(Machine):
             FilesMissing: on_failed,
             ModelChosen: on_model_chosen,
             PersonNeeded: on_person_needed,
+            SessionOver: on_session_over,
             IterationOver: on_iteration_over,
             # What more than one of them is told.
             Key: on_key,

@@ -2497,6 +2497,14 @@ def test_a_server_that_grew_is_replaced_between_iterations() -> None:
     assert story.text.count("grew to 2049 MiB") == 1
 
 
+def test_a_server_is_measured_after_a_session_that_was_quicker_than_a_tick() -> None:
+    story = Story(server_memory=2048)
+    story.memory = 2049
+    story.works()
+    assert len(story.all(MeasureServer)) == 1 and story.text.count("grew to 2049 MiB") == 1
+    assert len(story.all(StartServer)) == 2, "it is replaced before the next session"
+
+
 @pytest.mark.parametrize("way", [fails_with(500), is_lost])
 def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way) -> None:
     story = Story(server_memory=2048)
