@@ -38,7 +38,7 @@ Glossary:
     outcome     what became of an iteration
     state       where a machine stands;  activity  what OpenCode says that a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
-    generation  the n-th start of the server; of OpenCode: 1.x or 2.x
+    generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
     ask         a permission or a question that waits for somebody
     check       the command of --check
@@ -89,7 +89,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Union
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Union, get_args
 from urllib.parse import quote
 
 try:
@@ -554,7 +554,7 @@ class Setup(NamedTuple):
 class StartServer(NamedTuple):
     """Stop what runs of the server, then start it anew. Answered by ServerUp."""
 
-    generation: int  # counts the starts: the server of each start is a generation of its own
+    launch: int  # counts the starts
     ticket: int = 0
 
 
@@ -928,7 +928,7 @@ class Tick(NamedTuple):
 class ServerDied(NamedTuple):
     """The server's process ended by itself."""
 
-    generation: int
+    launch: int
     problem: str
 
 
@@ -973,84 +973,23 @@ class Noted(NamedTuple):
     text: str
 
 
-if TYPE_CHECKING:
-    Command = Union[
-        StartServer,
-        StopServer,
-        MeasureServer,
-        CheckSetup,
-        ReadFiles,
-        CreateSession,
-        SendPrompt,
-        Poll,
-        Interrupt,
-        Reply,
-        RunCheck,
-        StopCheck,
-        Notify,
-        HandOver,
-    ]
-    Answer = Union[
-        Done,
-        Failed,
-        ServerUp,
-        Measured,
-        SetupChecked,
-        FilesRead,
-        SessionCreated,
-        Polled,
-        CheckFinished,
-    ]
-    StreamEvent = Union[
-        Activity,
-        Part,
-        Delta,
-        Spent,
-        Asked,
-        Answered,
-        Child,
-        Broke,
-        Compacted,
-        Alive,
-        Woke,
-        Edited,
-        Heard,
-    ]
-    News = Union[
-        ServerLost,
-        ServerFailed,
-        ServerBlamed,
-        FilesGood,
-        FilesMissing,
-        ModelChosen,
-        PersonNeeded,
-        SessionOver,
-        IterationOver,
-    ]
-    Event = Union[
-        Answer,
-        StreamEvent,
-        News,
-        Tick,
-        ServerDied,
-        StreamOpened,
-        Abort,
-        Key,
-        Signalled,
-        ScreenLost,
-        Noted,
-    ]
-    Kind = Union[type, tuple[type, type]]
-
-
-def kind_of(event: Event) -> Kind:
-    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
-    if isinstance(event, (Done, Failed)):
-        return type(event), type(event.to)
-    return type(event)
-
-
-ANSWERS = (
+Command = Union[
+    StartServer,
+    StopServer,
+    MeasureServer,
+    CheckSetup,
+    ReadFiles,
+    CreateSession,
+    SendPrompt,
+    Poll,
+    Interrupt,
+    Reply,
+    RunCheck,
+    StopCheck,
+    Notify,
+    HandOver,
+]
+Answer = Union[
     Done,
     Failed,
     ServerUp,
@@ -1060,9 +999,8 @@ ANSWERS = (
     SessionCreated,
     Polled,
     CheckFinished,
-)
-
-FROM_STREAM = (
+]
+SessionEvent = Union[
     Activity,
     Part,
     Delta,
@@ -1074,7 +1012,45 @@ FROM_STREAM = (
     Compacted,
     Alive,
     Woke,
-)
+]
+StreamEvent = Union[SessionEvent, Edited, Heard]
+News = Union[
+    ServerLost,
+    ServerFailed,
+    ServerBlamed,
+    FilesGood,
+    FilesMissing,
+    ModelChosen,
+    PersonNeeded,
+    SessionOver,
+    IterationOver,
+]
+Event = Union[
+    Answer,
+    StreamEvent,
+    News,
+    Tick,
+    ServerDied,
+    StreamOpened,
+    Abort,
+    Key,
+    Signalled,
+    ScreenLost,
+    Noted,
+]
+Kind = Union[type, tuple[type, type]]
+
+# For `isinstance`, which takes a Union only from Python 3.10 on.
+ANSWERS = get_args(Answer)
+FROM_STREAM = get_args(SessionEvent)
+
+
+def kind_of(event: Event) -> Kind:
+    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
+    if isinstance(event, (Done, Failed)):
+        return type(event), type(event.to)
+    return type(event)
+
 
 LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
 LOOK = "look at the model {model} and at the provider's address in the configuration"
@@ -2799,8 +2775,8 @@ class Supervisor(Machine):
 
     def __init__(self, shared: Shared, is_needed: Callable[[], bool]) -> None:
         super().__init__("starting", shared)
-        self.is_needed = is_needed  # somebody waits for it: it is started again when it is gone
-        self.generation = 1  # counts the starts; what is said of an older one is old news
+        self.is_needed = is_needed  # whether somebody waits for it: then it is started again
+        self.launch = 1  # counts the starts; what is said of an older one is old news
         self.start_at: Deadline = None  # when it is started again
         self.failures = 0  # in a row
         self.has_worked = False  # one of its starts was good for something
@@ -2817,17 +2793,17 @@ class Supervisor(Machine):
     def begin(self) -> None:
         where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
         self.journal.note("server", where, "dim")
-        self.send(StartServer(self.generation))
+        self.send(StartServer(self.launch))
 
     def need(self) -> None:
-        """Somebody waits for it from now on."""
+        """Somebody waits for it: have it started now, if it is down."""
         if self.state == "down" and self.start_at is None:
             self.start()
 
     def start(self) -> None:
         self.enter("starting")
         self.start_at = None
-        self.send(StartServer(self.generation))
+        self.send(StartServer(self.launch))
 
     def on_up(self, event: ServerUp) -> None:
         self.enter("up")
@@ -2840,7 +2816,7 @@ class Supervisor(Machine):
     # How it goes away.
 
     def on_died(self, event: ServerDied) -> None:
-        if event.generation == self.generation:
+        if event.launch == self.launch:
             self.lose(event.problem)
 
     def on_failed(self, event: Failed) -> None:
@@ -2874,7 +2850,7 @@ class Supervisor(Machine):
         """It is gone, or to go: its last words are old news."""
         if self.state != "down":
             self.enter("down")
-        self.generation += 1
+        self.launch += 1
         self.start_at = None
         self.pending.forget(*self.ASKED)
 
@@ -6540,13 +6516,11 @@ class StreamReader:
     def __init__(
         self,
         dialect: Dialect,
-        generation: int,
         post: Callable[[Event], None],
         live: bool,
         verbose: bool,
     ) -> None:
         self.dialect = dialect
-        self.generation = generation
         self.post = post
         self.live = live
         self.verbose = verbose
@@ -6882,15 +6856,12 @@ class Server:
                 self.stop()
                 lines = "".join(f"\n  {line}" for line in self.last_lines)
                 raise Problem(f"{problem}{lines}", problem.status, problem.again) from None
-            generation = command.generation
             options = self.options
             self.dialect = dialect_type(client, options)
-            self.reader = StreamReader(
-                self.dialect, generation, self.post, options.attended, options.verbose
-            )
+            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             self.reader.start()
             if self.process:
-                args = (self.process, generation)
+                args = (self.process, command.launch)
                 threading.Thread(target=self._watch, args=args, daemon=True).start()
             return ServerUp(command, url, version)
 
@@ -6962,11 +6933,11 @@ class Server:
                 found.put(match.group(1))
         found.put("")
 
-    def _watch(self, process: subprocess.Popen[bytes], generation: int) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
         process.wait()
         if self.process is process:
             time.sleep(0.1)  # for its last lines
-            self.post(ServerDied(generation, self.last_words(process)))
+            self.post(ServerDied(launch, self.last_words(process)))
 
     def last_words(self, process: subprocess.Popen[bytes]) -> str:
         lines = "".join(f"\n  {line}" for line in self.last_lines)

@@ -2351,7 +2351,7 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> No
     story.activity = "idle"
     story.verdict = "unfinished"
     story.tell(ServerDied(1, "the server ended by itself with exit status 137: last words"))
-    assert story.last(StartServer).generation == 2 and "last words" in story.text
+    assert story.last(StartServer).launch == 2 and "last words" in story.text
     story.let_pass(5)
     assert story.take() == "StartServer SendPrompt" and is_one_prompt(story.all(SendPrompt))
     story.activity = "working"
@@ -2362,7 +2362,7 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> No
 def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
     story = Story(retries=3, attended=False)
     for _ in range(9):
-        story.tell(ServerDied(story.loop.server.generation, "it died of this"))
+        story.tell(ServerDied(story.loop.server.launch, "it died of this"))
         story.let_pass(20)
     assert story.state == "error" and story.exits == [1]
     assert "it died of this" in story.loop.reason
@@ -2372,7 +2372,7 @@ def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
 def test_pauses_between_starts_of_the_server_are_never_longer_than_a_quarter_of_an_hour() -> None:
     story = Story(retries=50)
     for _ in range(40):
-        story.tell(ServerDied(story.loop.server.generation, "it died"))
+        story.tell(ServerDied(story.loop.server.launch, "it died"))
         starts = len(story.all(StartServer))
         story.let_pass(901, 9)
         assert len(story.all(StartServer)) == starts + 1 or story.loop.server.is_up
@@ -3966,7 +3966,7 @@ class Chaos:
             return Key(rng.choice(KEYS))
         if dice < 0.97:
             return Tick()
-        generation = self.loop.server.generation
+        launch = self.loop.server.launch
         strange = COMMANDS[rng.choice(list(COMMANDS))]._replace(ticket=-rng.randrange(9))
         return rng.choice(
             (
@@ -3974,8 +3974,8 @@ class Chaos:
                 Noted("warn", "x"),
                 Heard("x"),
                 Edited("/p"),
-                ServerDied(generation, "it died"),
-                ServerDied(generation - 1, "it died"),
+                ServerDied(launch, "it died"),
+                ServerDied(launch - 1, "it died"),
                 right_answer(strange),
                 Failed(strange, "x"),
                 ScreenLost("gone") if rng.random() < 0.5 else Noted("note", "x"),
@@ -5595,7 +5595,7 @@ def a_dialect(client: Client | None = None, directory: str = "/project") -> Open
 
 def read(chunks: Iterable[bytes], live: bool = True, verbose: bool = False) -> list[Event]:
     posted: list[Event] = []
-    StreamReader(a_dialect(), 1, posted.append, live, verbose).read(iter(chunks))
+    StreamReader(a_dialect(), posted.append, live, verbose).read(iter(chunks))
     return posted
 
 
@@ -5687,7 +5687,7 @@ def test_verbose_passes_on_the_events_as_they_came_cut_to_a_line() -> None:
 
 def test_reading_ends_when_it_is_not_wanted_any_more() -> None:
     posted: list[Event] = []
-    reader = StreamReader(a_dialect(), 1, posted.append, True, False)
+    reader = StreamReader(a_dialect(), posted.append, True, False)
 
     def chunks() -> Iterator[bytes]:
         yield frame("session.idle", sessionID="ses_1")
@@ -5719,7 +5719,7 @@ def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_h
     feeder = Feeder()
     posted: queue.Queue[Event] = queue.Queue()
     dialect = a_dialect(Client(feeder.url, "opencode", "secret"), "/my project/\u00e9")
-    reader = StreamReader(dialect, 7, posted.put, True, False)
+    reader = StreamReader(dialect, posted.put, True, False)
     reader.start()
     for _ in range(2):
         connection = feeder.accept(frame("session.idle", sessionID="ses_1"))
@@ -10341,7 +10341,7 @@ def test_fake_its_server_died(tmp_path: Path) -> None:
 def test_fake_the_stream_is_understood(tmp_path: Path) -> None:
     with stand(tmp_path, answers=["ask-child"], delay=0.2) as server:
         posted: list[Any] = []
-        reader = ocloop.StreamReader(server.dialect, 1, posted.append, True, False)
+        reader = ocloop.StreamReader(server.dialect, posted.append, True, False)
         reader.start()
         until = time.monotonic() + 5
         while not posted:
