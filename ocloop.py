@@ -14,14 +14,15 @@ one inbox.
     keys, ticks ----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by five machines, each with
-a table (state x event -> handler) that is the program. Yes, five. One leads the others:
+Every thread only posts *events* to the inbox. What they mean is decided by six machines, each with
+a table (state x event -> handler) that is the program. Yes, six. One leads the others:
 
     Loop                  the run: what comes after what
       Supervisor          the server: started, started again, measured
       Files               plan and prompt: read, waited for
       Iteration           a session, the plan after it, the check
         Session           one session of OpenCode's, "creating" to "over"
+          Recall          its end before its time, made sure of
 
 None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
 what whoever leads them has to know they tell as *news*. Whoever wants to understand ocloop reads
@@ -910,6 +911,12 @@ class PersonNeeded(NamedTuple):
     said: str
 
 
+class RecallOver(NamedTuple):
+    """The session has been stopped, as far as that is in our hands."""
+
+    lost_control: bool  # it may still be at work
+
+
 class SessionOver(NamedTuple):
     outcome: Outcome
 
@@ -1022,6 +1029,7 @@ News = Union[
     FilesMissing,
     ModelChosen,
     PersonNeeded,
+    RecallOver,
     SessionOver,
     IterationOver,
 ]
@@ -1364,8 +1372,7 @@ def short_number(number: int) -> str:
 #
 #     creating -> prompting -> working -> over          the way it goes on most nights
 #     working -> prompting                              the prompt was swallowed: once more
-#     prompting, working -> recalling                   it is to end: has it begun at all?
-#     recalling -> aborting -> closing -> over          stop it, then read its costs
+#     prompting, working -> ending -> over              it is to end before its time: see Recall
 #     creating, prompting, working <-> offline          the server is gone, and comes back
 #
 # Three rules hold throughout. Polling is the truth and the event stream only makes it quick: no
@@ -1791,6 +1798,103 @@ class Transcript:
             self.journal.note(kind, text.strip(), tone, session, depth)
 
 
+class Recall(Machine):
+    """Stops a session that may be at work, so that nothing of it runs on beside the next one.
+
+        recalling -> aborting -> closing -> over
+
+    recalling: has the prompt begun to run at all? An interrupt does nothing to one that was
+    accepted and has not begun; aborting: it is interrupted; closing: one more look, for its costs.
+    A server that goes away ends all of it.
+    """
+
+    def __init__(
+        self, session: str, prompt: Prompt, attempt: int, ending: Ending, shared: Shared
+    ) -> None:
+        super().__init__("recalling", shared)
+        self.session = session
+        self.prompt = prompt
+        self.attempt = attempt
+        self.ending = ending
+        self.begins_by: Deadline = None  # the prompt has begun to run then; None: it is on its way
+
+    def begin(self, has_begun: bool, begins_by: Deadline) -> None:
+        self.begins_by = begins_by
+        if has_begun:
+            self.interrupt()
+
+    def on_prompt_accepted(self, event: Done) -> None:
+        self.begins_by = self.now + BEGINS
+        if self.ending.hint == "working":
+            self.interrupt()
+
+    def on_prompt_failed(self, event: Failed) -> None:
+        self.interrupt()  # it may have arrived all the same
+
+    def on_activity(self, event: Activity) -> None:
+        is_accepted = self.pending.find(SendPrompt) is None
+        if is_accepted and self.ending.hint == "working":
+            self.interrupt()
+
+    def on_tick(self, event: Tick) -> None:
+        if is_due(self.begins_by, self.now):
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        self.enter("aborting")
+        self.send(Interrupt(self.session, self.prompt, self.attempt))
+
+    def on_interrupted(self, event: Done) -> None:
+        self.enter("closing")
+        self.send(Poll(self.session, self.prompt, self.attempt))
+
+    def on_interrupt_failed(self, event: Failed) -> None:
+        self.end(lost_control=event.why != "gone")
+
+    def on_last_look(self, event: Polled) -> None:
+        self.end(lost_control=event.activity in ("working", "retrying"))
+
+    def on_last_look_failed(self, event: Failed) -> None:
+        self.end(lost_control=event.why == "silent")
+
+    def on_server_lost(self, event: ServerLost) -> None:
+        self.end(lost_control=False)  # what ran there is gone with it
+
+    def end(self, lost_control: bool) -> None:
+        self.enter("over")
+        self.tell(RecallOver(lost_control))
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "recalling": ("aborting", "over"),
+        "aborting": ("closing", "over"),
+        "closing": ("over",),
+        "over": (),
+    }
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "recalling": {
+            (Done, SendPrompt): on_prompt_accepted,
+            (Failed, SendPrompt): on_prompt_failed,
+            Activity: on_activity,
+            ServerLost: on_server_lost,
+            Tick: on_tick,
+        },
+        "aborting": {
+            (Done, Interrupt): on_interrupted,
+            (Failed, Interrupt): on_interrupt_failed,
+            ServerLost: on_server_lost,
+        },
+        "closing": {
+            Polled: on_last_look,
+            (Failed, Poll): on_last_look_failed,
+            ServerLost: on_server_lost,
+        },
+        "over": {},
+    }
+    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
+
+
 class Session(Machine):
     """Leads one session of OpenCode's, from its creation to the end.
 
@@ -1803,11 +1907,13 @@ class Session(Machine):
 
     def __init__(self, prompt: Prompt, shared: Shared, attended: bool) -> None:
         super().__init__("creating", shared)
+        self.shared = shared
         self.prompt = prompt
         self.resume = "creating"  # the state in which it goes on when the server is back
         self.due: Deadline = None  # when this state has something to do by itself
         self.polls_again = False  # when the poll that is out has been answered
         self.wanted: Outcome | None = None  # what is to become of it, once it is being ended
+        self.recall: Recall | None = None  # which ends it
         self.outcome: Outcome | None = None  # what has become of it
         # What OpenCode says of it.
         self.id = ""
@@ -2151,10 +2257,6 @@ class Session(Machine):
         self.enter(self.resume)
         self.repeat()
 
-    def on_server_lost_at_the_end(self, event: ServerLost) -> None:
-        """It was to end anyway, and what ran there is gone with the server."""
-        self.end_as_wanted()
-
     # How it is ended before its time.
 
     def on_abort_unprompted(self, event: Abort) -> None:
@@ -2165,52 +2267,33 @@ class Session(Machine):
     def on_abort_while_prompting(self, event: Abort) -> None:
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         is_on_its_way = self.pending.find(SendPrompt) is not None
-        self.enter("recalling")  # until we know that the prompt has arrived
-        if not is_on_its_way:
-            self.interrupt()  # it was not accepted, but it may have arrived all the same
+        self.enter("ending")
+        self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
+        # A prompt that was not accepted may have arrived all the same.
+        self.recall.begin(has_begun=not is_on_its_way, begins_by=None)
 
     def on_abort(self, event: Abort) -> None:
-        """An interrupt does nothing to a prompt that was accepted and has not begun to run."""
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         begins_by = self.prompted + BEGINS
         has_begun = self.ending.hint == "working" or self.now >= begins_by
-        self.enter("recalling")
-        self.due = begins_by
-        if has_begun:
-            self.interrupt()
+        self.enter("ending")
+        self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
+        self.recall.begin(has_begun, begins_by)
 
-    def on_recalled_prompt_accepted(self, event: Done) -> None:
-        self.due = self.now + BEGINS
-        if self.ending.hint == "working":
-            self.interrupt()
+    def tell_recall(self, event: Event) -> None:
+        assert self.recall, "the table has it in `ending` alone"
+        self.lead(self.recall, event)
 
-    def on_recalled_prompt_failed(self, event: Failed) -> None:
-        self.interrupt()  # it may have arrived all the same
-
-    def on_activity_while_recalled(self, event: Activity) -> None:
+    def on_activity_at_the_end(self, event: Activity) -> None:
         self.take_hint(event)
-        is_accepted = self.pending.find(SendPrompt) is None
-        if is_accepted and self.ending.hint == "working":
-            self.interrupt()
-
-    def interrupt(self) -> None:
-        self.enter("aborting")
-        self.send(Interrupt(self.id, self.prompt, self.attempt))
-
-    def on_interrupted(self, event: Done) -> None:
-        """It has stopped: one more look, for its costs."""
-        self.enter("closing")
-        self.send(Poll(self.id, self.prompt, self.attempt))
-
-    def on_interrupt_failed(self, event: Failed) -> None:
-        self.end_as_wanted(lost_control=event.why != "gone")
+        self.tell_recall(event)
 
     def on_last_look(self, event: Polled) -> None:
         self.take_in(event)
-        self.end_as_wanted(lost_control=event.activity in ("working", "retrying"))
+        self.tell_recall(event)
 
-    def on_last_look_failed(self, event: Failed) -> None:
-        self.end_as_wanted(lost_control=event.why == "silent")
+    def on_recall_over(self, event: RecallOver) -> None:
+        self.end_as_wanted(event.lost_control)
 
     def end_as_wanted(self, lost_control: bool = False) -> None:
         assert self.wanted, "whoever aborts says why"
@@ -2231,10 +2314,6 @@ class Session(Machine):
             self.reply(decision)
         self.on_tick(event)
 
-    def on_tick_recalled(self, event: Tick) -> None:
-        if is_due(self.due, self.now):
-            self.interrupt()
-
     def on_tick_offline(self, event: Tick) -> None:
         self.active = self.now  # nothing can happen meanwhile
         self.mind_timeouts()
@@ -2252,12 +2331,10 @@ class Session(Machine):
 
     NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
         "creating": ("prompting", "offline", "over"),
-        "prompting": ("working", "recalling", "offline", "over"),
-        "working": ("prompting", "recalling", "offline", "over"),
+        "prompting": ("working", "ending", "offline", "over"),
+        "working": ("prompting", "ending", "offline", "over"),
         "offline": ("creating", "prompting", "working", "over"),
-        "recalling": ("aborting", "over"),
-        "aborting": ("closing", "over"),
-        "closing": ("over",),
+        "ending": ("over",),
         "over": (),
     }
     # What the stream tells is heard from the moment on in which the prompt is sent.
@@ -2314,24 +2391,12 @@ class Session(Machine):
             Abort: on_abort_unprompted,
             Tick: on_tick_offline,
         },
-        "recalling": {
+        "ending": {
             **_STREAM,
-            (Done, SendPrompt): on_recalled_prompt_accepted,
-            (Failed, SendPrompt): on_recalled_prompt_failed,
-            Activity: on_activity_while_recalled,
-            ServerLost: on_server_lost_at_the_end,
-            Tick: on_tick_recalled,
-        },
-        "aborting": {
-            **_STREAM,
-            (Done, Interrupt): on_interrupted,
-            (Failed, Interrupt): on_interrupt_failed,
-            ServerLost: on_server_lost_at_the_end,
-        },
-        "closing": {
+            **dict.fromkeys(Recall.HEARS, tell_recall),
+            Activity: on_activity_at_the_end,
             Polled: on_last_look,
-            (Failed, Poll): on_last_look_failed,
-            ServerLost: on_server_lost_at_the_end,
+            RecallOver: on_recall_over,
         },
         "over": {},
     }
