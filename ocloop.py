@@ -2265,17 +2265,17 @@ class Session(Machine):
         self.end_as_wanted()
 
     def on_abort_while_prompting(self, event: Abort) -> None:
-        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        """A prompt that was not accepted may have arrived all the same."""
         is_on_its_way = self.pending.find(SendPrompt) is not None
-        self.enter("ending")
-        self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
-        # A prompt that was not accepted may have arrived all the same.
-        self.recall.begin(has_begun=not is_on_its_way, begins_by=None)
+        self.end_early(event, has_begun=not is_on_its_way)
 
     def on_abort(self, event: Abort) -> None:
-        self.wanted = Outcome(event.outcome, event.problem, event.fault)
         begins_by = self.prompted + BEGINS
         has_begun = self.ending.hint == "working" or self.now >= begins_by
+        self.end_early(event, has_begun, begins_by)
+
+    def end_early(self, event: Abort, has_begun: bool, begins_by: Deadline = None) -> None:
+        self.wanted = Outcome(event.outcome, event.problem, event.fault)
         self.enter("ending")
         self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
         self.recall.begin(has_begun, begins_by)
@@ -3094,6 +3094,52 @@ class Files(Machine):
     }
 
 
+class Briefing:
+    """What the next session is told, and by which model and agent it is worked.
+
+    The prompt's front matter, the command line and OpenCode's own configuration have a word in it.
+    `seed` makes the ids of two runs differ.
+    """
+
+    def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
+        self.options = options
+        self.files = files
+        self.line = line
+        self.seed = seed
+        self.setup = Setup()  # what the server knows
+
+    def read(self) -> tuple[tuple[str, ...], str, str]:
+        """The models in line, the agent, and the prompt's body, as they are now."""
+        fields, body = split_front_matter(self.files.prompt_text)
+        models = self.options.models or models_of(fields)
+        return models, self.options.agent or fields.get("agent", ""), body
+
+    def problem(self, with_prompt: bool = False) -> str:
+        """What is wrong with it, as far as the server can tell; "" when nothing is."""
+        models, agent, body = self.read()
+        if with_prompt and not body:
+            return NO_PROMPT.format(self.options.prompt)
+        return problem_of_names(self.setup, models, agent)
+
+    def warning(self) -> str:
+        model = self.line.current or self.setup.model
+        if not self.options.max_cost or model not in self.setup.free:
+            return ""
+        return (
+            f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
+            "use --max-iterations or --max-time"
+        )
+
+    def prompt(self, number: int, told: str, clock: RunClock) -> Prompt:
+        """The order for this iteration; `told` is what the loop has to add."""
+        models, agent, body = self.read()
+        self.line.order(models)
+        model = self.line.choose(clock.now)
+        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
+        prompt = prompt._replace(model=model, agent=agent)
+        return with_ids(prompt, clock.wall, number, self.seed)
+
+
 # ── iteration ─────────────────────────────────────────────────────────────────────────────────────
 # One session, the plan read after it, and the check: what makes one Result.
 #
@@ -3278,8 +3324,9 @@ class Iteration(Machine):
 # Loop says what comes after what. It leads the three machines above, `server`, `files` and
 # `under_way` (the iteration), and what has to be remembered and reckoned is done by values with one
 # job each: `clock` (the time of the run), `books` (the results so far; all counts, streaks and sums
-# come from them), `line` (which model works), `limits`, `gate` (the check), `course` (what an
-# outcome means for the run). It knows nothing of OpenCode's wire, and does no input or output.
+# come from them), `line` (which model works), `briefing` (what a session is told), `limits`, `gate`
+# (the check), `course` (what an outcome means for the run). It knows nothing of OpenCode's wire,
+# and does no input or output.
 
 SHOWN_AS_RUNNING = ("reading", "iterating")
 ENDS = ("complete", "error", "stopping")
@@ -3295,12 +3342,10 @@ class Loop(Machine):
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.shared = Shared(options, RunClock(wall), Journal(wall), Pending())
         super().__init__("starting", self.shared)
-        self.seed = seed  # makes the ids of two runs differ
         self.since = wall  # when this state was entered, on the run's own clock
         self.since_wall = wall  # the same, for people
         self.reason = ""  # why it is in this state, for a person
         self.status = 130  # the exit status, if it ended now
-        self.setup = Setup()
         # What it leads.
         self.server = Supervisor(self.shared, self.needs_server)
         self.files = Files(self.shared)
@@ -3312,6 +3357,7 @@ class Loop(Machine):
         self.books = Books()
         self.gate = Gate(options.check)
         self.line = ModelLine(options.models)
+        self.briefing = Briefing(options, self.files, self.line, seed)
         self.course = Course(options, self.books, self.line)
         self.limits = Limits(options)
         self.limit = ""  # the one that made it rest
@@ -3399,7 +3445,7 @@ class Loop(Machine):
         """The model at work, or the one that will be."""
         if self.session and self.session.purse.model:
             return self.session.purse.model
-        return self.line.current or self.line.last_seen or self.setup.model
+        return self.line.current or self.line.last_seen or self.briefing.setup.model
 
     # What it leads.
 
@@ -3429,33 +3475,19 @@ class Loop(Machine):
         self.enter("starting")
 
     def on_setup_checked(self, event: SetupChecked) -> None:
-        self.setup = event.setup
+        self.briefing.setup = event.setup
         self.server.has_worked = True
-        problem = self.setup_problem()
+        problem = self.briefing.problem()
         if problem:
             self.fail(problem)
             return
-        if self.clock.started is None:
-            self.warn_of_no_price()
+        warning = self.briefing.warning()
+        if warning and self.clock.started is None:
+            self.journal.note("warn", warning, "warn")
         if self.wanted:
             self.begin()
         else:
             self.enter("ready")
-
-    def setup_problem(self) -> str:
-        """What is wrong with models and agent, as far as the server can tell."""
-        fields, _ = split_front_matter(self.files.prompt_text)
-        models = self.options.models or models_of(fields)
-        return problem_of_names(self.setup, models, self.options.agent or fields.get("agent", ""))
-
-    def warn_of_no_price(self) -> None:
-        model = self.line.current or self.setup.model
-        if self.options.max_cost and model in self.setup.free:
-            problem = (
-                f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
-                "use --max-iterations or --max-time"
-            )
-            self.journal.note("warn", problem, "warn")
 
     # From one iteration to the next.
 
@@ -3515,21 +3547,14 @@ class Loop(Machine):
         self.server.need()
 
     def begin_iteration(self) -> None:
-        fields, body = split_front_matter(self.files.prompt_text)
-        self.line.order(self.options.models or models_of(fields))
-        agent = self.options.agent or fields.get("agent", "")
-        model = self.line.choose(self.now)
-        problem = NO_PROMPT.format(self.options.prompt) if not body else self.setup_problem()
+        problem = self.briefing.problem(with_prompt=True)
         if problem:
             self.fail(problem)
             return
         if not self.iteration:
             self.books.note_plan(self.plan)  # progress is what comes after
         self.iteration += 1
-        prompt = make_prompt(
-            body, self.options.plan, self.plan, self.iteration, self.what_to_tell()
-        )._replace(model=model, agent=agent)
-        prompt = with_ids(prompt, self.clock.wall, self.iteration, self.seed)
+        prompt = self.briefing.prompt(self.iteration, self.what_to_tell(), self.clock)
         session = Session(prompt, self.shared, self.attended)
         self.under_way = Iteration(
             self.iteration, session, self.files, self.gate, lambda: facts_of(self), self.shared
@@ -3550,7 +3575,7 @@ class Loop(Machine):
         """Say which one OpenCode has chosen: it costs, and it sees the code."""
         if event.model != self.line.last_seen:
             self.line.last_seen = event.model
-            own = event.model != self.setup.model
+            own = event.model != self.briefing.setup.model
             advice = " (OpenCode's own choice: name another with --model)" if own else ""
             self.journal.note("model", f"{event.model}{advice}", "dim")
 
@@ -4235,7 +4260,7 @@ def view(loop: Loop, now: float) -> Picture:
     asks = session.asks.open if session else {}
     plan = loop.plan
     model = loop.model
-    size = (loop.setup.models or {}).get(model, 0)
+    size = (loop.briefing.setup.models or {}).get(model, 0)
     context = session.purse.context if session else 0
     return Picture(
         state=view_state(loop),
