@@ -4618,7 +4618,7 @@ def spend_row(picture: Picture, width: int) -> Row:
     room = width - text_width(right) - 3
     if text_width(name) > room:
         name = model.rpartition("/")[2]
-    name = clip(name, room)
+    name = ellipsis(name, room)
     filler = " " * max(1, room - text_width(name) + 1)
     return [("accent", f" {name}{filler}"), ("", right)]
 
