@@ -768,7 +768,8 @@ class CheckFinished(NamedTuple):
     interrupted: bool = False
 
 
-# Events of the server's stream: hints, and quick. Each names the session that it is about.
+# Events of the server's stream: hints, and quick. Each names the session that it is about, but for
+# Edited.
 
 
 class Activity(NamedTuple):
@@ -1071,7 +1072,7 @@ FAULTS = {
     "balance": "look at the provider's balance",
     "no-model": LOOK,
     "no-agent": "look at the agent's name",
-    "configuration": LOOK,
+    "configuration": "",  # OpenCode's own: the run cannot go on
     "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
     "provider": "",  # any other error of the provider's
     "aborted": "",
@@ -1149,6 +1150,10 @@ class Pending:
         self.out[self.last_ticket] = (ticketed, None if bound is None else now + bound)
         self.new.append(ticketed)
         return ticketed
+
+    def send_unheard(self, command: Command | Exit) -> None:
+        """Have it carried out; nobody waits for its answer, which has no ticket and is dropped."""
+        self.new.append(command)
 
     def collect(self) -> list[Command | Exit]:
         """What is to be carried out now; it is handed out once."""
@@ -1376,9 +1381,10 @@ def short_number(number: int) -> str:
 #     creating, prompting, working <-> offline          the server is gone, and comes back
 #
 # Three rules hold throughout. Polling is the truth and the event stream only makes it quick: no
-# event of the stream ends an iteration, it only makes us look. Only what belongs to our own session
-# and its subagents (the family) counts. And everything has an end: each kind of circle that an
-# agent or a server can walk in has a count, each silence has a time.
+# event of the stream is believed to be an end, it only makes us look (a circle, or a wait of days,
+# is no end: it makes us end it). Only what belongs to our own session and its subagents (the
+# family) counts. And everything has an end: each kind of circle that an agent or a server can walk
+# in has a count, each silence has a time.
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
 FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
@@ -1610,7 +1616,7 @@ class Ending:
             return None
         verdict, fault = self.read(polled)
         patience = self.PATIENCE[verdict]
-        if verdict == "failed" and polled.fault is None:
+        if verdict == "failed" and polled.fault is None and silent <= LOOK_CLOSER:
             patience = ODD_END_STAYS  # the message's own error comes a little later
         if verdict == "unfinished" and attempt:
             patience = SWALLOWED  # the answer to the attempt before stays unfinished for ever
@@ -1713,9 +1719,9 @@ class Circles:
         times = len(self.answers)
         return f"it answered the same prompt {times} times: was this machine's clock set back?"
 
-    def compaction(self, number: int) -> str:
+    def compaction(self) -> str:
         """A context that does not fit even when compacted is compacted for ever."""
-        return self._spin(f"compaction {number}", "compactions without an answer")
+        return self._spin(f"compaction {len(self.spins)}", "compactions without an answer")
 
     def _spin(self, what: str, words: str) -> str:
         self.spins.add(what)
@@ -1818,9 +1824,9 @@ class Recall(Machine):
         self.ending = ending
         self.begins_by: Deadline = None  # the prompt has begun to run then; None: it is on its way
 
-    def begin(self, has_begun: bool, begins_by: Deadline) -> None:
+    def begin(self, at_once: bool, begins_by: Deadline) -> None:
         self.begins_by = begins_by
-        if has_begun:
+        if at_once:
             self.interrupt()
 
     def on_prompt_accepted(self, event: Done) -> None:
@@ -1896,14 +1902,7 @@ class Recall(Machine):
 
 
 class Session(Machine):
-    """Leads one session of OpenCode's, from its creation to the end.
-
-    creating -> prompting -> working -> over      what one hopes for
-    working -> prompting                          the prompt is sent again
-    creating, prompting, working <-> offline      the server is gone, and comes back
-    prompting, working -> recalling               it is to end: has it begun at all?
-    recalling -> aborting -> closing -> over      stop it, then read its costs
-    """
+    """Leads one session of OpenCode's, from its creation to the end: see the banner above."""
 
     def __init__(self, prompt: Prompt, shared: Shared, attended: bool) -> None:
         super().__init__("creating", shared)
@@ -1950,8 +1949,8 @@ class Session(Machine):
         session = session or self.id
         self.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
-    def repeat(self) -> None:
-        """Make the request that this state waits for; all of them are safe to be repeated."""
+    def request(self) -> None:
+        """Make the request that this state waits for; all of them are safe to be made again."""
         self.due = None
         if self.state == "creating":
             self.send(CreateSession(self.prompt))
@@ -1976,7 +1975,7 @@ class Session(Machine):
             self.end("failed", problem, Fault("configuration", problem))
             return
         self.enter("prompting")
-        self.repeat()
+        self.request()
 
     def on_prompt_accepted(self, event: Done) -> None:
         self.circles.silences = 0
@@ -1999,6 +1998,9 @@ class Session(Machine):
         self.send(Poll(self.id, self.prompt, self.attempt, closer))
 
     def look_within(self, seconds: float) -> None:
+        """While it works: elsewhere `due` is when the request is made again that is waited for."""
+        if self.state != "working":
+            return
         soon = self.now + seconds
         self.due = soon if self.due is None else min(self.due, soon)
 
@@ -2058,7 +2060,7 @@ class Session(Machine):
             self.attempt += 1
             self.note("warn", "the prompt is not being answered: sending it again", "warn")
             self.enter("prompting")
-            self.repeat()
+            self.request()
 
     def fail(self, fault: Fault) -> None:
         outcome = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
@@ -2163,7 +2165,7 @@ class Session(Machine):
 
     def on_compacted(self, event: Compacted) -> None:
         self.note("note", "the session was compacted", "dim", event.session)
-        self.give_up_on(self.circles.compaction(self.journal.count))
+        self.give_up_on(self.circles.compaction())
 
     def give_up(self, outcome: str, problem: str, fault: Fault | None = None) -> None:
         """End it from within, as this state does it; a state in which it is ending takes no notice.
@@ -2239,15 +2241,17 @@ class Session(Machine):
             if self.circles.silences >= SILENCES:
                 self.tell(ServerBlamed(f"the server does not answer: {event.problem}"))
         elif event.why == "locked":
-            self.end("failed", WRONG_PASSWORD, Fault("configuration", WRONG_PASSWORD))
+            fault = Fault("configuration", WRONG_PASSWORD)
+            self.end("failed", WRONG_PASSWORD, fault, lost_control=bool(self.id))
         elif event.why == "configuration":
-            self.end("failed", event.problem, Fault("configuration", event.problem))
+            self.give_up("failed", event.problem, Fault("configuration", event.problem))
         else:
             self.give_up("failed", event.problem)
 
     def on_server_lost(self, event: ServerLost) -> None:
         self.resume = self.state
         self.enter("offline")
+        self.asks.replied.clear()  # the answers that were under way are lost with it
         self.transcript.live.clear()
 
     def on_server_back(self, event: ServerUp) -> None:
@@ -2255,7 +2259,7 @@ class Session(Machine):
         self.active = self.now
         self.ending.forget()
         self.enter(self.resume)
-        self.repeat()
+        self.request()
 
     # How it is ended before its time.
 
@@ -2264,21 +2268,26 @@ class Session(Machine):
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         self.end_as_wanted()
 
+    def on_abort_offline(self, event: Abort) -> None:
+        """A server of somebody else's is perhaps only out of reach, and at work."""
+        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        self.end_as_wanted(lost_control=bool(self.options.server and self.id))
+
     def on_abort_while_prompting(self, event: Abort) -> None:
         """A prompt that was not accepted may have arrived all the same."""
         is_on_its_way = self.pending.find(SendPrompt) is not None
-        self.end_early(event, has_begun=not is_on_its_way)
+        self.end_early(event, at_once=not is_on_its_way)
 
     def on_abort(self, event: Abort) -> None:
         begins_by = self.prompted + BEGINS
         has_begun = self.ending.hint == "working" or self.now >= begins_by
         self.end_early(event, has_begun, begins_by)
 
-    def end_early(self, event: Abort, has_begun: bool, begins_by: Deadline = None) -> None:
+    def end_early(self, event: Abort, at_once: bool, begins_by: Deadline = None) -> None:
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         self.enter("ending")
         self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
-        self.recall.begin(has_begun, begins_by)
+        self.recall.begin(at_once, begins_by)
 
     def tell_recall(self, event: Event) -> None:
         assert self.recall, "the table has it in `ending` alone"
@@ -2303,7 +2312,7 @@ class Session(Machine):
 
     def on_tick(self, event: Tick) -> None:
         if is_due(self.due, self.now):
-            self.repeat()
+            self.request()
         self.mind_timeouts()
 
     def on_tick_at_work(self, event: Tick) -> None:
@@ -2362,9 +2371,11 @@ class Session(Machine):
             **_STREAM,
             (Done, SendPrompt): on_prompt_accepted,
             (Failed, SendPrompt): on_request_failed,
+            (Failed, Reply): on_reply_failed,
             Activity: on_early_activity,
             Asked: on_asked,
             Answered: on_answered,
+            Key: on_key,
             ServerLost: on_server_lost,
             Abort: on_abort_while_prompting,
             Tick: on_tick,
@@ -2388,7 +2399,7 @@ class Session(Machine):
         "offline": {
             **_SCREEN,
             ServerUp: on_server_back,
-            Abort: on_abort_unprompted,
+            Abort: on_abort_offline,
             Tick: on_tick_offline,
         },
         "ending": {
@@ -2409,7 +2420,7 @@ class Session(Machine):
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
-LIMITS = ("max_iterations", "max_cost", "max_time")  # options that R raises by as much again
+RAISED_BY_R = ("max_iterations", "max_cost", "max_time")  # limits; by as much again
 
 PLAN_COMPLETE = "the plan is complete"
 WRONG_PASSWORD = (
@@ -2731,7 +2742,7 @@ class Limits:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.most = {name: float(getattr(options, name)) for name in LIMITS}
+        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
     def reached(self, used: Used, times: int = 1) -> tuple[str, str] | None:
         """The option whose limit is reached, so many times over, and the reason in words."""
@@ -2843,7 +2854,7 @@ class Supervisor(Machine):
         self.is_needed = is_needed  # whether somebody waits for it: then it is started again
         self.launch = 1  # counts the starts; what is said of an older one is old news
         self.start_at: Deadline = None  # when it is started again
-        self.failures = 0  # in a row
+        self.failures = 0  # since an iteration worked
         self.has_worked = False  # one of its starts was good for something
         self.url = ""
         self.version = ""
@@ -2861,7 +2872,7 @@ class Supervisor(Machine):
         self.send(StartServer(self.launch))
 
     def need(self) -> None:
-        """Somebody waits for it: have it started now, if it is down."""
+        """Somebody waits for it: have it started, if it is down and no start is planned."""
         if self.state == "down" and self.start_at is None:
             self.start()
 
@@ -2917,6 +2928,7 @@ class Supervisor(Machine):
             self.enter("down")
         self.launch += 1
         self.start_at = None
+        self.replace = False
         self.pending.forget(*self.ASKED)
 
     # Time.
@@ -2929,7 +2941,10 @@ class Supervisor(Machine):
         self.start_when_due()
 
     def on_tick_up(self, event: Tick) -> None:
-        if is_due(self.measure_at, self.now):
+        self.measure_when_due()
+
+    def measure_when_due(self) -> None:
+        if self.is_up and is_due(self.measure_at, self.now):
             self.measure_at = None  # until it is answered
             self.send(MeasureServer())
 
@@ -3107,6 +3122,7 @@ class Briefing:
         self.line = line
         self.seed = seed
         self.setup = Setup()  # what the server knows
+        self.warned: set[str] = set()  # of these models
 
     def read(self) -> tuple[tuple[str, ...], str, str]:
         """The models in line, the agent, and the prompt's body, as they are now."""
@@ -3122,9 +3138,13 @@ class Briefing:
         return problem_of_names(self.setup, models, agent)
 
     def warning(self) -> str:
-        model = self.line.current or self.setup.model
-        if not self.options.max_cost or model not in self.setup.free:
+        """What a person should know of the model that is first in line; once for each."""
+        models, _agent, _body = self.read()
+        model = (*models, self.setup.model)[0]
+        is_free = model in self.setup.free and model not in self.warned
+        if not is_free or not self.options.max_cost:
             return ""
+        self.warned.add(model)
         return (
             f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
             "use --max-iterations or --max-time"
@@ -3170,9 +3190,8 @@ class Iteration(Machine):
         self.facts = facts
 
     def begin(self) -> None:
-        self.journal.iteration = self.number
         self.journal.note("task", self.files.plan.goal, "head")
-        self.session.repeat()
+        self.session.request()
 
     def tell_session(self, event: Event) -> None:
         self.lead(self.session, event)
@@ -3481,22 +3500,26 @@ class Loop(Machine):
         if problem:
             self.fail(problem)
             return
-        warning = self.briefing.warning()
-        if warning and self.clock.started is None:
-            self.journal.note("warn", warning, "warn")
+        self.warn()
         if self.wanted:
             self.begin()
         else:
             self.enter("ready")
 
+    def warn(self) -> None:
+        warning = self.briefing.warning()
+        if warning:
+            self.journal.note("warn", warning, "warn")
+
     # From one iteration to the next.
 
     def begin(self) -> None:
         """Work from here on. A limit that was reached is raised, by as much again."""
-        self.raise_limit()
+        self.make_room()
         self.wanted = True
         self.pause_wanted = False
         self.status = 130
+        self.reason = ""
         self.wait_until = None
         self.clock.work()
         if self.server.is_up:
@@ -3505,10 +3528,11 @@ class Loop(Machine):
             self.enter("starting")
             self.server.need()
 
-    def raise_limit(self) -> None:
+    def make_room(self) -> None:
+        """At the limit that made it rest."""
         limit = self.limit
         self.limit = ""
-        if limit in LIMITS:
+        if limit in RAISED_BY_R:
             self.limits.raise_above(limit, self.used)
         elif limit:
             self.books.mark = len(self.books.results)
@@ -3523,6 +3547,8 @@ class Loop(Machine):
     def move_on(self, event: FilesGood) -> None:
         """Nothing is under way and the plan is fresh: what now?"""
         plan = self.plan
+        # The agent of an iteration without a task was told to wrap up, and may have written no
+        # summary. (Where --debug takes any plan, an empty one says nothing.)
         last = self.books.last_worked
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
@@ -3541,8 +3567,11 @@ class Loop(Machine):
 
     def renew_server(self) -> None:
         """Before the next iteration, since nothing of ours runs there."""
-        self.server.replace = False
-        self.server.let_go()
+        if self.server.replace:
+            self.server.let_go()
+            if self.options.server and self.earlier:
+                # It is not ours to be stopped: what may still be at work there is interrupted.
+                self.send(StopServer(self.earlier[-1]))
         self.enter("starting")
         self.server.need()
 
@@ -3551,9 +3580,11 @@ class Loop(Machine):
         if problem:
             self.fail(problem)
             return
+        self.warn()  # the prompt may name another model by now
         if not self.iteration:
             self.books.note_plan(self.plan)  # progress is what comes after
         self.iteration += 1
+        self.journal.iteration = self.iteration
         prompt = self.briefing.prompt(self.iteration, self.what_to_tell(), self.clock)
         session = Session(prompt, self.shared, self.attended)
         self.under_way = Iteration(
@@ -3583,8 +3614,9 @@ class Loop(Machine):
         self.notify("asked", event.said)
 
     def on_session_over(self, event: SessionOver) -> None:
-        """See what it has settled; first, measure the server: it is replaced between iterations."""
-        self.tell_server(Tick())
+        """See what it has settled. Before, if it is time, look at the server's size: it is replaced
+        between iterations, and one may be over before the first tick."""
+        self.server.measure_when_due()
         self.files.need()
 
     def on_iteration_over(self, event: IterationOver) -> None:
@@ -3690,11 +3722,15 @@ class Loop(Machine):
             self.send(StopServer(session))
 
     def give_up_iteration(self) -> str:
-        """Leave what is under way; returns the session that may still be at work."""
+        """Leave what is under way; returns the session that may still be at work.
+
+        It is in no book but for what it has cost: nothing has come of it.
+        """
         self.files.give_up()
         if self.under_way is None:
             return ""
         session = self.under_way.session
+        self.earlier.append(session.id)
         self.books.spent = self.books.spent.plus(session.purse.total)
         self.under_way.stop_check()
         self.under_way = None
@@ -3703,7 +3739,7 @@ class Loop(Machine):
         return session.id
 
     def exit(self) -> None:
-        self.pending.new.append(Exit(self.status))
+        self.pending.send_unheard(Exit(self.status))
 
     def notify(self, event: str, said: str) -> None:
         if self.options.notify:
@@ -3728,7 +3764,9 @@ class Loop(Machine):
             self.KEYS[key][self.state](self)
 
     def want(self) -> None:
-        """S, before the server is there."""
+        """S, before the server is there; while it is renewed in mid-run nobody has to say so."""
+        if self.clock.started is not None:
+            return
         self.wanted = True
         self.reason = "begins when the server is ready"
 
@@ -3816,8 +3854,8 @@ class Loop(Machine):
         """A session that is over went to work again: never two sessions at once."""
         if event.session in self.earlier and self.server.is_up:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
-            # Without a ticket: its answer must not be taken for that of the session under way.
-            self.pending.new.append(Interrupt(event.session, Prompt(""), 0))
+            # Its answer must not be taken for that of the session under way.
+            self.pending.send_unheard(Interrupt(event.session, Prompt(""), 0))
 
     def on_woke(self, event: Woke) -> None:
         self.on_stray_woke(event)
@@ -3851,7 +3889,7 @@ class Loop(Machine):
 
     NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
         "starting": ("ready", "reading", "error", "stopping"),
-        "ready": ("starting", "reading", "stopping"),
+        "ready": ("starting", "reading", "error", "stopping"),
         "reading": ("starting", "iterating", "paused", "complete", "error", "stopping"),
         "iterating": ("reading", "waiting", "paused", "error", "stopping"),
         "waiting": ("starting", "reading", "paused", "stopping"),
@@ -3868,6 +3906,8 @@ class Loop(Machine):
         Heard: on_heard,
         Woke: on_stray_woke,
         (Failed, Notify): on_not_done,
+        (Failed, StopCheck): on_not_done,
+        (Failed, StopServer): on_not_done,
         (Failed, HandOver): on_not_done,
         (Done, HandOver): on_handed_back,
     }
@@ -3876,7 +3916,6 @@ class Loop(Machine):
         ServerUp: tell_server,
         ServerDied: tell_server,
         (Failed, StartServer): tell_server,
-        (Failed, CheckSetup): tell_server,
         Measured: tell_server,
         (Failed, MeasureServer): tell_server,
         FilesRead: tell_files,
@@ -3891,12 +3930,14 @@ class Loop(Machine):
             ServerUp: on_server_started,
             ServerFailed: on_failed,
             SetupChecked: on_setup_checked,
+            (Failed, CheckSetup): tell_server,
             ScreenLost: on_screen_lost_at_start,
         },
         "ready": {
             **_ALWAYS,
             **_BELOW,
             ServerLost: on_server_lost_when_ready,
+            ServerFailed: on_failed,
             ScreenLost: on_screen_lost_at_rest,
         },
         "reading": {
@@ -3932,8 +3973,8 @@ class Loop(Machine):
             Tick: on_tick_waiting,
         },
         "paused": {**_ALWAYS, **_BELOW, ScreenLost: on_screen_lost_at_rest},
-        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
-        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
+        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest, Tick: on_tick},
+        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest, Tick: on_tick},
         "stopping": {},
     }
     KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
@@ -4434,7 +4475,7 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
         keys.append(("Space", "pause"))
     if state in ("pausing", "paused"):
         keys.append(("Space", "go on"))
-    if loop.limit in LIMITS:
+    if loop.limit in RAISED_BY_R:
         keys.append(("R", "raise the limit"))
     elif loop.limit or state in ("error", "waiting"):
         keys.append(("R", "retry"))
@@ -5557,7 +5598,7 @@ ERROR_KINDS = {
     "ContextOverflowError": "overflow",
     "ProviderAuthError": "auth",
     "ProviderModelNotFoundError": "no-model",
-    "ProviderInitError": "configuration",
+    "ProviderInitError": "no-model",
     "AgentNotFoundError": "no-agent",
 }
 

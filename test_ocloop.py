@@ -3497,6 +3497,153 @@ def test_what_is_noted_after_the_end_of_a_run_belongs_to_no_iteration() -> None:
     assert {entry.iteration for entry in story.loop.journal.entries if entry.kind == "end"} == {0}
 
 
+# ── nothing is lost on the way ────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_at_work_on_a_server_out_of_reach_is_stopped_before_the_next_session() -> None:
+    """The server of --server is not ours: that it does not answer does not mean that it is gone."""
+    story = Story(server="http://127.0.0.1:4096")
+    story.busy()
+    story.world[Poll] = fails_with(0)
+    story.world[StartServer] = None
+    story.let_pass(20)
+    assert story.session.state == "offline"
+    story.take()
+    story.press("x")
+    assert story.take() == "StopServer StartServer"
+    assert story.last(StopServer).session == "ses_1"
+
+
+def test_an_error_before_the_prompt_was_accepted_does_not_send_it_twice() -> None:
+    story = in_session_state("prompting")
+    story.tell(Broke(story.id, Fault("provider", "boom")))
+    story.let_pass(5)
+    assert len(story.all(SendPrompt)) == 1
+
+
+def test_an_answer_that_did_not_arrive_before_the_prompt_was_accepted_is_asked_for_again() -> None:
+    story = in_session_state("prompting")
+    story.world[Reply] = fails_with(500)
+    story.tell(Asked(story.id, permission("per_1", story.id)))
+    story.press("y")
+    assert len(story.all(Reply)) == 1 and not story.asked
+    story.requests = (permission("per_1", story.id),)
+    story.tell(Done(story.last(SendPrompt)))
+    story.let_pass(5)
+    assert story.asked == ["per_1"]
+
+
+def test_an_answer_that_was_under_way_when_the_server_went_is_asked_for_again() -> None:
+    story = Story()
+    story.busy()
+    story.world[Reply] = None
+    story.tell(Asked(story.id, permission("per_1", story.id)))
+    story.press("y")
+    assert not story.asked
+    story.requests = (permission("per_1", story.id),)
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(10)
+    assert story.asked == ["per_1"]
+
+
+def test_a_server_that_keeps_dying_before_anybody_starts_is_an_error() -> None:
+    story = in_state("ready")
+    for _ in range(10):
+        story.tell(ServerDied(story.loop.server.launch, "it died"))
+        story.let_pass(1000, 10)
+    assert story.state == "error" and "the server failed 6 times in a row" in story.loop.reason
+
+
+def test_a_session_whose_configuration_broke_is_stopped() -> None:
+    story = Story()
+    story.busy()
+    story.world[Poll] = fails_with(400, "opencode.json is broken", "configuration")
+    story.let_pass(6)
+    assert story.last(Interrupt).session == "ses_1" and story.state == "error"
+
+
+@pytest.mark.parametrize("model, warns", [("c/d", True), ("a/b", False)])
+def test_the_model_of_the_prompt_is_the_one_whose_price_counts(model: str, warns: bool) -> None:
+    story = Story(start=False, max_cost=5.0)
+    story.prompt = f"---\nmodel: {model}\n---\nDo it"
+    story.setup = story.setup._replace(model="a/b", free=frozenset(("c/d",)))
+    story.begin()
+    assert ("has no price" in story.text) == warns
+
+
+def test_a_failed_answer_on_a_server_that_says_busy_for_ever_is_an_end() -> None:
+    story = Story(stall_timeout=0, iteration_timeout=0)
+    story.busy()
+    story.activity = "working"
+    story.verdict = "failed"
+    story.let_pass(200, 2)
+    assert story.failures >= 1
+
+
+def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
+    story = Story("- [ ] a\n" * 3, server_memory=2048)
+    story.memory = 2049
+    story.busy()
+    story.let_pass(11)
+    assert "grew to 2049 MiB" in story.text
+    story.memory = 0
+    story.tell(ServerDied(story.loop.server.launch, "it died"))
+    story.let_pass(3)
+    story.works()
+    assert len(story.all(StartServer)) == 2 and story.loop.iteration == 2
+
+
+def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    story.world[StartServer] = fails_with(0, "gone for good", again=False)
+    story.tell(ServerDied(1, "it died"))
+    assert story.state == "error"
+    story.world[StartServer] = lambda c: ServerUp(c, "http://127.0.0.1:4096", "1.18.33")
+    story.press("r")
+    assert story.state == "running" and story.id == "ses_2"
+    story.tell(Woke("ses_1"))
+    assert story.last(Interrupt).session == "ses_1"
+
+
+def test_a_server_that_does_not_stop_is_told_of() -> None:
+    story = Story(start=False)
+    story.world[StopServer] = None
+    story.begin()
+    story.fails("auth")
+    assert story.state == "error"
+    story.let_pass(200, 5)
+    assert "no answer came" in story.text
+
+
+def test_what_a_wait_was_for_is_no_reason_any_more_when_it_is_over() -> None:
+    story = Story()
+    story.fails("provider", "boom")
+    assert story.state == "waiting" and story.loop.reason
+    story.world[ReadFiles] = None
+    story.press("r")
+    assert story.loop.state == "reading" and story.loop.reason == ""
+
+
+def test_what_the_next_prompt_says_is_noted_with_its_iteration() -> None:
+    story = Story(NINE, stuck=1)
+    story.idles()
+    (told,) = (entry for entry in story.loop.journal.entries if "settled nothing:" in entry.text)
+    assert told.iteration == 2
+
+
+def test_space_while_the_server_is_renewed_says_nothing_untrue() -> None:
+    story = Story()
+    story.busy()
+    story.world[Interrupt] = fails_with(500)
+    story.world[StartServer] = None
+    story.press("x")
+    story.let_pass(3)
+    assert story.state == "starting"
+    story.press("space")
+    assert "begins when the server is ready" not in story.loop.reason
+
+
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
@@ -6652,7 +6799,7 @@ def api_error(code: Any, **data: Any) -> Json:
     (api_error("429"), Fault("provider", "it failed")),
     (wrapped(WRAPPED), Fault("no-model", "acme/nope")),
     (wrapped(WRAPPED + STACK), Fault("no-model", "acme/nope")),
-    (wrapped("ProviderInitError: acme" + STACK), Fault("configuration", "acme")),
+    (wrapped("ProviderInitError: acme" + STACK), Fault("no-model", "acme")),
     (wrapped("AgentNotFoundError: x"), Fault("no-agent", "x")),
     (wrapped("TypeError: undefined is not a function" + STACK),
      Fault("unknown", "TypeError: undefined is not a function")),
