@@ -14,20 +14,22 @@ one inbox.
     keys, ticks ----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by six machines, each with
-a table (state x event -> handler) that is the program. Yes, six. One leads the others:
+Every thread only posts *events* to the inbox. What they mean is decided by seven machines, each
+with a table (state x event -> handler) that is the program. Yes, seven. One leads the others:
 
-    Loop                  the run: what comes after what
+    Loop                  the run: where it stands, and what a person says to it
       Supervisor          the server: started, started again, measured
-      Files               plan and prompt: read, waited for
-      Iteration           a session, the plan after it, the check
-        Session           one session of OpenCode's, "creating" to "over"
-          Recall          its end before its time, made sure of
+      Series              the iterations, one after another: what comes after what
+        Files             plan and prompt: read, waited for
+        Iteration         a session, the plan after it, the check
+          Session         one session of OpenCode's, "creating" to "over"
+            Recall        its end before its time, made sure of
 
 None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
 what whoever leads them has to know they tell as *news*. Whoever wants to understand ocloop reads
-`class Loop`, then `class Iteration` and `class Session`, and can stop there. Above them stand the
-words in which they are written, below them everything that touches the world.
+`class Loop`, then `Series`, `Iteration` and `Session`, each one level further down, and can stop
+anywhere. Above them stand the words in which they are written, below them everything that touches
+the world.
 
 Glossary:
 
@@ -926,6 +928,29 @@ class IterationOver(NamedTuple):
     check: str  # passed, failed, interrupted, or "" when none ran
 
 
+class PlanComplete(NamedTuple):
+    """Nothing is left to do, as the plan says or as it looks."""
+
+
+class LimitReached(NamedTuple):
+    limit: str  # the option, such as max_cost
+    reason: str
+
+
+class PauseDue(NamedTuple):
+    """What somebody wanted paused can rest now."""
+
+    reason: str = ""
+
+
+class RunFailed(NamedTuple):
+    problem: str
+
+
+class ServerNeeded(NamedTuple):
+    """Nothing is under way, and the next iteration wants a server that is not there."""
+
+
 # What else happens.
 
 
@@ -1033,6 +1058,11 @@ News = Union[
     RecallOver,
     SessionOver,
     IterationOver,
+    PlanComplete,
+    LimitReached,
+    PauseDue,
+    RunFailed,
+    ServerNeeded,
 ]
 Event = Union[
     Answer,
@@ -2483,6 +2513,16 @@ def problem_of_model(setup: Setup, model: str) -> str:
     return f"there is no model {model}: " + meant(model, setup.models or {}, setup.models_command)
 
 
+def how_complete(plan: Plan) -> str:
+    """In which way a plan that counts as complete is so, for a person."""
+    if plan.summary is None:
+        return "nothing is left to do; the agent wrote no summary"
+    if plan.pending:
+        tasks = "task" if plan.pending == 1 else "tasks"
+        return f"the plan was marked complete with {plan.pending} {tasks} still pending"
+    return PLAN_COMPLETE
+
+
 def meant(name: str, known: Iterable[str], command: str) -> str:
     close = difflib.get_close_matches(name, list(known), 3, 0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"`{command}` lists them"
@@ -3330,99 +3370,64 @@ class Iteration(Machine):
     }
 
 
-# ── loop ──────────────────────────────────────────────────────────────────────────────────────────
-# The whole run, as a pure machine. One iteration takes it once round:
+# ── series ────────────────────────────────────────────────────────────────────────────────────────
+# One iteration after another, until there is a reason to rest. One of them takes it once round:
 #
-#     reading -> iterating -> reading -> …
+#     resting -> reading -> iterating -> reading -> …
+#                              |  ^
+#                              v  |
+#                            waiting
 #
 # reading: plan and prompt are read, and what they say decides what comes next; iterating: the
-# iteration has its say. To a person both are "running" (or "pausing"). Around them: starting (the
-# server is started and asked for its setup), ready (for S), waiting (for a provider, or before the
-# next attempt), paused, and the three ends complete, error and stopping.
+# iteration has its say; waiting: for a provider, or before the next attempt. Whatever makes it rest
+# it tells the loop: the plan is complete, a limit is reached, somebody wanted a pause, the server
+# is gone, or it is no use to go on.
 #
-# Loop says what comes after what. It leads the three machines above, `server`, `files` and
-# `under_way` (the iteration), and what has to be remembered and reckoned is done by values with one
-# job each: `clock` (the time of the run), `books` (the results so far; all counts, streaks and sums
-# come from them), `line` (which model works), `briefing` (what a session is told), `limits`, `gate`
-# (the check), `course` (what an outcome means for the run). It knows nothing of OpenCode's wire,
-# and does no input or output.
-
-SHOWN_AS_RUNNING = ("reading", "iterating")
-ENDS = ("complete", "error", "stopping")
+# What has to be remembered and reckoned is done by values with one job each: `books` (the results
+# so far; all counts, streaks and sums come from them), `line` (which model works), `briefing` (what
+# a session is told), `limits`, `gate` (the check), `course` (what an outcome means for the run).
 
 
-class Loop(Machine):
-    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
+class Series(Machine):
+    """Leads the iterations, one after another; `files` and `under_way` are led by it."""
 
-    The tables at the end of the class are the program, as in every machine; KEYS is the same for
-    keys.
-    """
-
-    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
-        self.shared = Shared(options, RunClock(wall), Journal(wall), Pending())
-        super().__init__("starting", self.shared)
-        self.since = wall  # when this state was entered, on the run's own clock
-        self.since_wall = wall  # the same, for people
-        self.reason = ""  # why it is in this state, for a person
-        self.status = 130  # the exit status, if it ended now
-        # What it leads.
-        self.server = Supervisor(self.shared, self.needs_server)
-        self.files = Files(self.shared)
+    def __init__(self, server: Supervisor, shared: Shared, seed: str) -> None:
+        super().__init__("resting", shared)
+        self.shared = shared
+        self.server = server  # the loop leads it; here it is asked how it is, and replaced
+        self.files = Files(shared)
         self.under_way: Iteration | None = None
         self.iteration = 0  # the number of the newest one
-        self.left_session = ""  # of an iteration that an end of the run broke off
+        self.left_session = ""  # of an iteration that was given up
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
         self.books = Books()
-        self.gate = Gate(options.check)
-        self.line = ModelLine(options.models)
-        self.briefing = Briefing(options, self.files, self.line, seed)
-        self.course = Course(options, self.books, self.line)
-        self.limits = Limits(options)
-        self.limit = ""  # the one that made it rest
+        self.gate = Gate(self.options.check)
+        self.line = ModelLine(self.options.models)
+        self.briefing = Briefing(self.options, self.files, self.line, seed)
+        self.course = Course(self.options, self.books, self.line)
+        self.limits = Limits(self.options)
+        self.waits_for = ""  # why it waits, for a person
         self.wait_until: Deadline = None
         # What a person wants.
-        self.attended = options.attended
-        self.wanted = options.run or not options.attended  # go on without waiting for S
+        self.attended = self.options.attended  # somebody can look and press keys
         self.pause_wanted = False  # after this iteration
-        self.confirming_quit = False
-        self.overlay = ""  # what a person looks at instead of the activity: help or plan
-
-    # What happens to every event.
-
-    def start(self) -> list[Command | Exit]:
-        """The first commands."""
-        self.server.begin()
-        self.files.read()
-        return self.pending.collect()
-
-    def handle(self, event: Event, wall: float) -> list[Command | Exit]:
-        self.journal.wall = wall
-        if not self.clock.move_to(wall):
-            self.dispatch(StreamOpened())  # time away: look what has become of it meanwhile
-        if isinstance(event, ANSWERS) and not self.pending.take(event.to):
-            return self.pending.collect()  # late, or twice: nobody waits for it any more
-        self.hear(event)
-        return self.pending.collect()
-
-    def enter(self, state: str, reason: str = "") -> None:
-        was_shown = self.shown_state
-        if state != self.state:
-            super().enter(state)
-        if self.shown_state != was_shown:
-            self.since = self.now
-            self.since_wall = self.clock.wall
-            self.confirming_quit = False  # it was about what is over now
-        self.reason = reason
 
     # What others want to know of it.
 
     @property
     def shown_state(self) -> str:
         """The state in a person's words."""
-        if self.state not in SHOWN_AS_RUNNING:
-            return self.state
+        if self.state == "waiting":
+            return "waiting"
         return "pausing" if self.pause_wanted else "running"
+
+    @property
+    def reason(self) -> str:
+        """Why it is in this state, for a person."""
+        if self.state == "waiting":
+            return self.waits_for
+        return "after this iteration" if self.pause_wanted else ""
 
     @property
     def session(self) -> Session | None:
@@ -3435,12 +3440,12 @@ class Loop(Machine):
         return self.under_way.task if self.under_way else None
 
     @property
-    def is_checking(self) -> bool:
-        return self.under_way is not None and self.under_way.state == "checking"
-
-    @property
     def plan(self) -> Plan:
         return self.files.plan
+
+    @property
+    def is_checking(self) -> bool:
+        return self.under_way is not None and self.under_way.state == "checking"
 
     @property
     def total(self) -> Spend:
@@ -3468,13 +3473,6 @@ class Loop(Machine):
 
     # What it leads.
 
-    def needs_server(self) -> bool:
-        has_session = self.session is not None and self.session.outcome is None
-        return has_session or self.state in ("starting", "ready")
-
-    def tell_server(self, event: Event) -> None:
-        self.lead(self.server, event)
-
     def tell_files(self, event: Event) -> None:
         self.lead(self.files, event)
 
@@ -3482,66 +3480,15 @@ class Loop(Machine):
         assert self.under_way, "the table has it in `iterating` alone"
         self.lead(self.under_way, event)
 
-    def on_server_started(self, event: ServerUp) -> None:
-        self.tell_server(event)
-        self.send(CheckSetup())
-
-    def on_server_back(self, event: ServerUp) -> None:
-        self.tell_server(event)
-        self.tell_iteration(event)
-
-    def on_server_lost_when_ready(self, event: ServerLost) -> None:
-        self.enter("starting")
-
-    def on_setup_checked(self, event: SetupChecked) -> None:
-        self.briefing.setup = event.setup
-        self.server.has_worked = True
-        problem = self.briefing.problem()
-        if problem:
-            self.fail(problem)
-            return
-        self.warn()
-        if self.wanted:
-            self.begin()
-        else:
-            self.enter("ready")
-
-    def warn(self) -> None:
-        warning = self.briefing.warning()
-        if warning:
-            self.journal.note("warn", warning, "warn")
+    def pass_on(self, news: News) -> None:
+        """What an iteration tells is for the loop."""
+        self.tell(news)
 
     # From one iteration to the next.
 
-    def begin(self) -> None:
-        """Work from here on. A limit that was reached is raised, by as much again."""
-        self.make_room()
-        self.wanted = True
-        self.pause_wanted = False
-        self.status = 130
-        self.reason = ""
-        self.wait_until = None
-        self.clock.work()
-        if self.server.is_up:
-            self.go_on()
-        else:
-            self.enter("starting")
-            self.server.need()
-
-    def make_room(self) -> None:
-        """At the limit that made it rest."""
-        limit = self.limit
-        self.limit = ""
-        if limit in RAISED_BY_R:
-            self.limits.raise_above(limit, self.used)
-        elif limit:
-            self.books.mark = len(self.books.results)
-            self.books.waited_since = None
-            self.line.failures.clear()
-
     def go_on(self) -> None:
         """Read the plan once more, since whoever wrote it may have been quick, and move on."""
-        self.enter("reading", self.reason)
+        self.enter("reading")
         self.files.need()
 
     def move_on(self, event: FilesGood) -> None:
@@ -3553,13 +3500,13 @@ class Loop(Machine):
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
         if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
-            self.complete()
+            self.rest(PlanComplete())
             return
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
-            self.stop_at(*limit)
+            self.rest(LimitReached(*limit))
         elif self.pause_wanted:
-            self.pause("")
+            self.rest(PauseDue())
         elif self.server.replace or not self.server.is_up:
             self.renew_server()
         else:
@@ -3572,13 +3519,12 @@ class Loop(Machine):
             if self.options.server and self.earlier:
                 # It is not ours to be stopped: what may still be at work there is interrupted.
                 self.send(StopServer(self.earlier[-1]))
-        self.enter("starting")
-        self.server.need()
+        self.rest(ServerNeeded())
 
     def begin_iteration(self) -> None:
         problem = self.briefing.problem(with_prompt=True)
         if problem:
-            self.fail(problem)
+            self.rest(RunFailed(problem))
             return
         self.warn()  # the prompt may name another model by now
         if not self.iteration:
@@ -3593,6 +3539,11 @@ class Loop(Machine):
         self.enter("iterating")
         self.under_way.begin()
 
+    def warn(self) -> None:
+        warning = self.briefing.warning()
+        if warning:
+            self.journal.note("warn", warning, "warn")
+
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
         unsettled = self.books.complaint(self.options.stuck)
@@ -3602,6 +3553,8 @@ class Loop(Machine):
             self.journal.note("warn", said, "warn")
         return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
 
+    # While one is under way.
+
     def on_model_chosen(self, event: ModelChosen) -> None:
         """Say which one OpenCode has chosen: it costs, and it sees the code."""
         if event.model != self.line.last_seen:
@@ -3610,14 +3563,24 @@ class Loop(Machine):
             advice = " (OpenCode's own choice: name another with --model)" if own else ""
             self.journal.note("model", f"{event.model}{advice}", "dim")
 
-    def on_person_needed(self, event: PersonNeeded) -> None:
-        self.notify("asked", event.said)
-
     def on_session_over(self, event: SessionOver) -> None:
         """See what it has settled. Before, if it is time, look at the server's size: it is replaced
         between iterations, and one may be over before the first tick."""
         self.server.measure_when_due()
         self.files.need()
+
+    def on_stray_woke(self, event: Woke) -> None:
+        """A session that is over went to work again: never two sessions at once."""
+        if event.session in self.earlier and self.server.is_up:
+            self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
+            # Its answer must not be taken for that of the session under way.
+            self.pending.send_unheard(Interrupt(event.session, Prompt(""), 0))
+
+    def on_woke(self, event: Woke) -> None:
+        self.on_stray_woke(event)
+        self.tell_iteration(event)
+
+    # What comes after it.
 
     def on_iteration_over(self, event: IterationOver) -> None:
         """Write it into the books, then decide what its outcome means for the run."""
@@ -3642,7 +3605,7 @@ class Loop(Machine):
         is_complete = plan.summary is not None and not self.gate.is_shut
         if outcome.kind == "cut" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface.
-            self.pause("its answer was broken off: Space goes on")
+            self.rest(PauseDue("its answer was broken off: Space goes on"))
         elif is_complete:
             self.go_on()  # nothing needs to be tried again, or waited for
         else:
@@ -3655,36 +3618,303 @@ class Loop(Machine):
         if step.kind == "go on":
             self.go_on()
         elif step.kind == "fail":
-            self.fail(step.why)
+            self.rest(RunFailed(step.why))
         elif step.kind == "stop":
-            self.stop_at(step.limit, step.why)
+            self.rest(LimitReached(step.limit, step.why))
         else:
             self.wait(step.seconds, step.why)
 
     def wait(self, seconds: float, problem: str) -> None:
         limit = self.limits.reached(self.used)
         if self.pause_wanted:
-            self.pause(problem)
+            self.rest(PauseDue(problem))
         elif limit:  # no use in waiting for what may not go on
-            self.stop_at(*limit)
+            self.rest(LimitReached(*limit))
         else:
+            self.enter("waiting")
+            self.waits_for = problem
             self.wait_until = self.now + seconds
-            self.enter("waiting", problem)
             self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
 
-    # How a run rests or ends.
+    # How it comes to rest.
 
-    def complete(self) -> None:
-        left = self.plan.pending
-        reason = PLAN_COMPLETE
-        if self.plan.summary is None:
-            reason = "nothing is left to do; the agent wrote no summary"
-        elif left:
-            tasks = "task" if left == 1 else "tasks"
-            reason = f"the plan was marked complete with {left} {tasks} still pending"
-        self.end("complete", 3 if left else 0, reason)
+    def rest(self, news: News) -> None:
+        self.give_up()
+        self.tell(news)
 
-    def on_failed(self, event: ServerFailed | FilesMissing) -> None:
+    def on_files_missing(self, event: FilesMissing) -> None:
+        self.rest(RunFailed(event.problem))
+
+    def give_up(self) -> None:
+        """Leave what is under way. It is in no book but for what it has cost: nothing has come of
+        it."""
+        if self.state != "resting":
+            self.enter("resting")
+        self.pause_wanted = False
+        self.files.give_up()
+        if self.under_way is None:
+            return
+        session = self.under_way.session
+        self.left_session = session.id
+        self.earlier.append(session.id)
+        self.books.spent = self.books.spent.plus(session.purse.total)
+        self.under_way.stop_check()
+        self.under_way = None
+        self.journal.iteration = 0
+
+    def make_room(self, limit: str) -> None:
+        """A person goes on at this limit, the one that made it rest; "": at none."""
+        if limit in RAISED_BY_R:
+            self.limits.raise_above(limit, self.used)
+        elif limit:
+            self.books.mark = len(self.books.results)
+            self.books.waited_since = None
+            self.line.failures.clear()
+
+    def forget_failures(self) -> None:
+        """Whatever went wrong so far, a person begins anew."""
+        self.books.mark = len(self.books.results)
+        self.books.waited_since = None
+        self.files.trouble = ""
+        self.line.forget()
+        self.left_session = ""
+
+    # Keys.
+
+    def takes_key(self, key: str) -> bool:
+        is_taken = self.under_way is not None and self.under_way.takes_key(key)
+        return is_taken or self.state in self.KEYS.get(key, {})
+
+    def on_key(self, event: Key) -> None:
+        """The iteration under way has the first word."""
+        if self.under_way and self.under_way.takes_key(event.name):
+            self.tell_iteration(event)
+        else:
+            self.KEYS[event.name][self.state](self)
+
+    def pause_later(self) -> None:
+        self.pause_wanted = not self.pause_wanted
+
+    def pause_now(self) -> None:
+        self.rest(PauseDue())
+
+    def on_screen_lost(self, event: ScreenLost) -> None:
+        self.attended = False
+
+    def on_screen_lost_at_work(self, event: ScreenLost) -> None:
+        self.attended = False
+        self.tell_iteration(event)
+
+    # Time.
+
+    def on_tick_at_work(self, event: Tick) -> None:
+        self.tell_files(event)
+        overrun = self.limits.overrun(self.used)
+        if overrun:
+            self.dispatch(Abort("aborted", overrun))
+        if self.under_way:  # else the files were waited for in vain, which has ended it
+            self.tell_iteration(event)
+
+    def on_tick_waiting(self, event: Tick) -> None:
+        self.tell_files(event)
+        if is_due(self.wait_until, self.now):
+            self.go_on()
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "resting": ("reading",),
+        "reading": ("iterating", "resting"),
+        "iterating": ("reading", "waiting", "resting"),
+        "waiting": ("reading", "resting"),
+    }
+    # What is heard in every state.
+    _ALWAYS: ClassVar[dict[Kind, Callable[..., None]]] = {
+        FilesRead: tell_files,
+        (Failed, ReadFiles): tell_files,
+        Edited: tell_files,
+        Tick: tell_files,
+        Woke: on_stray_woke,
+        ScreenLost: on_screen_lost,
+    }
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "resting": _ALWAYS,
+        "reading": {
+            **_ALWAYS,
+            FilesGood: move_on,
+            FilesMissing: on_files_missing,
+            Key: on_key,
+        },
+        "iterating": {
+            **_ALWAYS,
+            **dict.fromkeys(Iteration.HEARS, tell_iteration),
+            # From the iteration, and from the files that it needs.
+            **dict.fromkeys((ServerBlamed, PersonNeeded), pass_on),
+            ModelChosen: on_model_chosen,
+            SessionOver: on_session_over,
+            IterationOver: on_iteration_over,
+            FilesMissing: on_files_missing,
+            # What more than the iteration is told.
+            Key: on_key,
+            Woke: on_woke,
+            ScreenLost: on_screen_lost_at_work,
+            Tick: on_tick_at_work,
+        },
+        "waiting": {**_ALWAYS, Key: on_key, Tick: on_tick_waiting},
+    }
+    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
+    KEYS: ClassVar[dict[str, dict[str, Callable[[Series], None]]]] = {
+        "space": {"reading": pause_later, "iterating": pause_later, "waiting": pause_now},
+        "r": {"waiting": go_on},
+    }
+
+
+# ── loop ──────────────────────────────────────────────────────────────────────────────────────────
+# The whole run, as a pure machine: where it stands, and what a person says to it.
+#
+#     starting -> ready -> working -> complete         ready: for S; with --run it is passed over
+#     working <-> paused                               at a limit, or because a person wants it
+#     working -> starting                              the server is renewed, or was gone
+#     starting, ready, working -> error -> starting    R begins anew
+#     any of them -> stopping
+#
+# Loop leads two machines, `server` (a Supervisor) and `series` (the iterations, one after another).
+# It takes every event from outside, drops the answers that nobody waits for, and says how the run
+# rests or ends. It knows nothing of OpenCode's wire, and does no input or output.
+
+ENDS = ("complete", "error", "stopping")
+
+
+class Loop(Machine):
+    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
+
+    The tables at the end of the class are the program, as in every machine; KEYS is the same for
+    keys.
+    """
+
+    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
+        shared = Shared(options, RunClock(wall), Journal(wall), Pending())
+        super().__init__("starting", shared)
+        self.server = Supervisor(shared, self.needs_server)
+        self.series = Series(self.server, shared, seed)
+        self.since = wall  # when what a person calls the state began, on the run's own clock
+        self.since_wall = wall  # the same, for people
+        self.why = ""  # it is in its state, for a person
+        self.limit = ""  # the one that made it rest
+        self.status = 130  # the exit status, if it ended now
+        # What a person wants.
+        self.wanted = options.run or not options.attended  # go on without waiting for S
+        self.confirming_quit = False
+        self.overlay = ""  # what a person looks at instead of the activity: help or plan
+
+    # What happens to every event.
+
+    def start(self) -> list[Command | Exit]:
+        """The first commands."""
+        self.server.begin()
+        self.series.files.read()
+        return self.pending.collect()
+
+    def handle(self, event: Event, wall: float) -> list[Command | Exit]:
+        was_shown = self.shown_state
+        self.journal.wall = wall
+        if not self.clock.move_to(wall):
+            self.dispatch(StreamOpened())  # time away: look what has become of it meanwhile
+        is_late = isinstance(event, ANSWERS) and not self.pending.take(event.to)
+        if not is_late:  # else nobody waits for it any more, or it comes twice
+            self.hear(event)
+        if self.shown_state != was_shown:
+            self.since = self.now
+            self.since_wall = wall
+            self.confirming_quit = False  # it was about what is over now
+        return self.pending.collect()
+
+    def enter(self, state: str, reason: str = "") -> None:
+        if state != self.state:
+            super().enter(state)
+        self.why = reason
+
+    # What others want to know of it.
+
+    @property
+    def shown_state(self) -> str:
+        """The state in a person's words."""
+        return self.series.shown_state if self.state == "working" else self.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in this state, for a person."""
+        return self.series.reason if self.state == "working" else self.why
+
+    @property
+    def session(self) -> Session | None:
+        """The one of the iteration under way."""
+        return self.series.session
+
+    # What it leads.
+
+    def needs_server(self) -> bool:
+        has_session = self.session is not None and self.session.outcome is None
+        return has_session or self.state in ("starting", "ready")
+
+    def tell_server(self, event: Event) -> None:
+        self.lead(self.server, event)
+
+    def tell_series(self, event: Event) -> None:
+        self.lead(self.series, event)
+
+    def on_server_started(self, event: ServerUp) -> None:
+        self.tell_server(event)
+        self.send(CheckSetup())
+
+    def on_setup_checked(self, event: SetupChecked) -> None:
+        self.server.has_worked = True
+        briefing = self.series.briefing
+        briefing.setup = event.setup
+        problem = briefing.problem()
+        if problem:
+            self.fail(problem)
+            return
+        self.series.warn()
+        if self.wanted:
+            self.begin()
+        else:
+            self.enter("ready")
+
+    def on_server_back(self, event: ServerUp) -> None:
+        self.tell_server(event)
+        self.tell_series(event)
+
+    def on_server_lost_when_ready(self, event: ServerLost) -> None:
+        self.enter("starting")
+
+    def on_server_needed(self, event: ServerNeeded) -> None:
+        self.get_server()
+
+    def get_server(self) -> None:
+        self.enter("starting")
+        self.server.need()
+
+    def begin(self) -> None:
+        """Work from here on. A limit that was reached is raised, by as much again."""
+        self.series.make_room(self.limit)
+        self.limit = ""
+        self.wanted = True
+        self.status = 130
+        self.clock.work()
+        if self.server.is_up:
+            self.enter("working")
+            self.series.go_on()
+        else:
+            self.get_server()
+
+    # How it rests or ends.
+
+    def on_plan_complete(self, event: PlanComplete) -> None:
+        plan = self.series.plan
+        self.end("complete", 3 if plan.pending else 0, how_complete(plan))
+
+    def on_failed(self, event: ServerFailed | RunFailed) -> None:
         self.fail(event.problem)
 
     def fail(self, problem: str) -> None:
@@ -3692,59 +3922,43 @@ class Loop(Machine):
         self.limit = ""
         self.end("error", 1, problem)
 
-    def stop_at(self, limit: str, reason: str) -> None:
+    def on_limit_reached(self, event: LimitReached) -> None:
         """Rest at a limit, until a person says to go on."""
-        self.limit = limit
-        self.end("paused", 3, reason)
+        self.limit = event.limit
+        self.end("paused", 3, event.reason)
 
-    def pause(self, reason: str) -> None:
+    def on_pause_due(self, event: PauseDue) -> None:
         """A person's pause: no end, and nobody is told."""
-        self.pause_wanted = False
         self.clock.rest()
-        self.enter("paused", reason)
-        if not self.attended:
+        self.enter("paused", event.reason)
+        if not self.series.attended:
             self.quit("paused, and the terminal is gone")
 
     def end(self, state: str, status: int, reason: str) -> None:
         """Tell everybody why it ends, or rests; leave when nobody is there to press a key."""
         self.status = status
         self.clock.rest()
-        self.pause_wanted = False
-        session = self.give_up_iteration()
+        self.series.give_up()
         self.enter(state, reason)
         event = {"complete": "complete", "error": "failed"}.get(state, "stopped")
-        note_end(self, event, reason)
+        note_end(self.series, event, status, reason)
         self.notify(event, reason)
-        if state == "stopping" or not self.attended:
+        if state == "stopping" or not self.series.attended:
             self.exit()
         elif state != "paused":  # nobody knows when somebody comes: the server does not wait
             self.server.let_go()
-            self.send(StopServer(session))
-
-    def give_up_iteration(self) -> str:
-        """Leave what is under way; returns the session that may still be at work.
-
-        It is in no book but for what it has cost: nothing has come of it.
-        """
-        self.files.give_up()
-        if self.under_way is None:
-            return ""
-        session = self.under_way.session
-        self.earlier.append(session.id)
-        self.books.spent = self.books.spent.plus(session.purse.total)
-        self.under_way.stop_check()
-        self.under_way = None
-        self.journal.iteration = 0
-        self.left_session = session.id
-        return session.id
+            self.send(StopServer(self.series.left_session))
 
     def exit(self) -> None:
         self.pending.send_unheard(Exit(self.status))
 
+    def on_person_needed(self, event: PersonNeeded) -> None:
+        self.notify("asked", event.said)
+
     def notify(self, event: str, said: str) -> None:
         if self.options.notify:
-            message = message_of(self, event, said)
-            facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
+            message = message_of(self.series, event, said)
+            facts = dict(facts_of(self.series), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
             self.send(Notify(event, message, facts))
 
     # People.
@@ -3758,8 +3972,8 @@ class Loop(Machine):
                 self.quit("a person quit")
         elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
             self.overlay = ""
-        elif self.under_way and self.under_way.takes_key(key):
-            self.tell_iteration(event)
+        elif self.series.takes_key(key):
+            self.tell_series(event)
         elif self.state in self.KEYS.get(key, {}):
             self.KEYS[key][self.state](self)
 
@@ -3768,23 +3982,12 @@ class Loop(Machine):
         if self.clock.started is not None:
             return
         self.wanted = True
-        self.reason = "begins when the server is ready"
-
-    def pause_later(self) -> None:
-        self.pause_wanted = not self.pause_wanted
-        self.reason = "after this iteration" if self.pause_wanted else ""
-
-    def pause_now(self) -> None:
-        self.pause("")
+        self.why = "begins when the server is ready"
 
     def start_anew(self) -> None:
         """R after an error: whatever it was, it is a new beginning."""
-        self.books.mark = len(self.books.results)
-        self.books.waited_since = None
+        self.series.forget_failures()
         self.server.failures = 0
-        self.files.trouble = ""
-        self.line.forget()
-        self.left_session = ""
         self.begin()
 
     def say_no_session(self) -> None:
@@ -3802,8 +4005,12 @@ class Loop(Machine):
     def show_plan(self) -> None:
         self.overlay = "plan"
 
-    def ask_quit(self) -> None:
-        self.confirming_quit = True
+    def quit_at_work(self) -> None:
+        """An iteration that would be lost is asked for once."""
+        if self.series.under_way:
+            self.confirming_quit = True
+        else:
+            self.quit_now()
 
     def quit_now(self) -> None:
         self.quit("a person quit")
@@ -3811,7 +4018,7 @@ class Loop(Machine):
     def quit(self, reason: str) -> None:
         has_ended = self.state in ENDS or bool(self.limit)
         if has_ended:  # why was said already
-            self.enter("stopping", self.reason)
+            self.enter("stopping", self.why)
             self.exit()
         else:
             self.end("stopping", 130, reason)
@@ -3819,24 +4026,20 @@ class Loop(Machine):
     def on_signal(self, event: Signalled) -> None:
         self.quit(f"stopped by {event.name}")
 
-    def lose_person(self, event: ScreenLost) -> None:
-        self.attended = False
+    def on_screen_lost(self, event: ScreenLost) -> None:
+        """Nobody looks any more: go on, as long as there is something to go on with."""
         self.confirming_quit = False
         self.overlay = ""
         self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
-
-    def on_screen_lost_at_work(self, event: ScreenLost) -> None:
-        """Refuse what is asked, go on, and leave when it is over."""
-        self.lose_person(event)
-        self.tell_iteration(event)
+        self.tell_series(event)
 
     def on_screen_lost_at_start(self, event: ScreenLost) -> None:
-        self.lose_person(event)
+        self.on_screen_lost(event)
         if not self.wanted:
             self.quit("the terminal is gone, and nobody said to start")
 
     def on_screen_lost_at_rest(self, event: ScreenLost) -> None:
-        self.lose_person(event)
+        self.on_screen_lost(event)
         self.quit("the terminal is gone, and nobody is there to go on")
 
     # What the journal is told.
@@ -3850,50 +4053,24 @@ class Loop(Machine):
     def on_not_done(self, event: Failed) -> None:
         self.journal.note("warn", event.problem, "warn")
 
-    def on_stray_woke(self, event: Woke) -> None:
-        """A session that is over went to work again: never two sessions at once."""
-        if event.session in self.earlier and self.server.is_up:
-            self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
-            # Its answer must not be taken for that of the session under way.
-            self.pending.send_unheard(Interrupt(event.session, Prompt(""), 0))
-
-    def on_woke(self, event: Woke) -> None:
-        self.on_stray_woke(event)
-        self.tell_iteration(event)
-
     # Time.
 
     def on_tick(self, event: Tick) -> None:
-        """What has to be looked after in every state."""
+        """What has to be looked after in every state but the last."""
         for command in self.pending.overdue(self.now):
             if self.pending.take(command):  # else the one before has ended what waited for it
                 self.dispatch(Failed(command, "no answer came"))
-        if self.state not in ENDS:  # else one of them was the last one that the run could spare
-            self.tell_server(event)
-            self.tell_files(event)
-
-    def on_tick_at_work(self, event: Tick) -> None:
-        self.on_tick(event)
-        overrun = self.limits.overrun(self.used)
-        if overrun:
-            self.dispatch(Abort("aborted", overrun))
-        if self.under_way:  # else what was overdue has ended it
-            self.tell_iteration(event)
-
-    def on_tick_waiting(self, event: Tick) -> None:
-        self.on_tick(event)
-        if is_due(self.wait_until, self.now):
-            self.begin()
+        for tell in (self.tell_server, self.tell_series):
+            if self.state not in ENDS:  # else one of them was the last one that it could spare
+                tell(event)
 
     # The tables.
 
     NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "starting": ("ready", "reading", "error", "stopping"),
-        "ready": ("starting", "reading", "error", "stopping"),
-        "reading": ("starting", "iterating", "paused", "complete", "error", "stopping"),
-        "iterating": ("reading", "waiting", "paused", "error", "stopping"),
-        "waiting": ("starting", "reading", "paused", "stopping"),
-        "paused": ("starting", "reading", "stopping"),
+        "starting": ("ready", "working", "error", "stopping"),
+        "ready": ("starting", "working", "error", "stopping"),
+        "working": ("starting", "paused", "complete", "error", "stopping"),
+        "paused": ("starting", "working", "stopping"),
         "complete": ("stopping",),
         "error": ("starting", "stopping"),
         "stopping": (),
@@ -3904,24 +4081,24 @@ class Loop(Machine):
         Signalled: on_signal,
         Noted: on_noted,
         Heard: on_heard,
-        Woke: on_stray_woke,
+        Woke: tell_series,
+        Tick: on_tick,
         (Failed, Notify): on_not_done,
         (Failed, StopCheck): on_not_done,
         (Failed, StopServer): on_not_done,
         (Failed, HandOver): on_not_done,
         (Done, HandOver): on_handed_back,
     }
-    # What the machines below are told, until the run has ended.
+    # What is for the server and for the files, until the run has ended.
     _BELOW: ClassVar[dict[Kind, Callable[..., None]]] = {
         ServerUp: tell_server,
         ServerDied: tell_server,
         (Failed, StartServer): tell_server,
         Measured: tell_server,
         (Failed, MeasureServer): tell_server,
-        FilesRead: tell_files,
-        (Failed, ReadFiles): tell_files,
-        Edited: tell_files,
-        Tick: on_tick,
+        FilesRead: tell_series,
+        (Failed, ReadFiles): tell_series,
+        Edited: tell_series,
     }
     TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
         "starting": {
@@ -3929,8 +4106,8 @@ class Loop(Machine):
             **_BELOW,
             ServerUp: on_server_started,
             ServerFailed: on_failed,
-            SetupChecked: on_setup_checked,
             (Failed, CheckSetup): tell_server,
+            SetupChecked: on_setup_checked,
             ScreenLost: on_screen_lost_at_start,
         },
         "ready": {
@@ -3940,62 +4117,40 @@ class Loop(Machine):
             ServerFailed: on_failed,
             ScreenLost: on_screen_lost_at_rest,
         },
-        "reading": {
+        "working": {
+            **dict.fromkeys(Series.HEARS, tell_series),
             **_ALWAYS,
             **_BELOW,
-            FilesGood: move_on,
-            FilesMissing: on_failed,
-            ScreenLost: lose_person,
-        },
-        "iterating": {
-            **_ALWAYS,
-            **_BELOW,
-            **dict.fromkeys(Iteration.HEARS, tell_iteration),
-            # From the machines below.
-            ServerBlamed: tell_server,
-            ServerFailed: on_failed,
-            FilesMissing: on_failed,
-            ModelChosen: on_model_chosen,
-            PersonNeeded: on_person_needed,
-            SessionOver: on_session_over,
-            IterationOver: on_iteration_over,
-            # What more than one of them is told.
-            Key: on_key,
-            Woke: on_woke,
             ServerUp: on_server_back,
-            ScreenLost: on_screen_lost_at_work,
-            Tick: on_tick_at_work,
-        },
-        "waiting": {
-            **_ALWAYS,
-            **_BELOW,
-            ScreenLost: lose_person,
-            Tick: on_tick_waiting,
+            ServerFailed: on_failed,
+            ScreenLost: on_screen_lost,
+            # From the series.
+            ServerBlamed: tell_server,
+            PersonNeeded: on_person_needed,
+            PlanComplete: on_plan_complete,
+            LimitReached: on_limit_reached,
+            PauseDue: on_pause_due,
+            RunFailed: on_failed,
+            ServerNeeded: on_server_needed,
         },
         "paused": {**_ALWAYS, **_BELOW, ScreenLost: on_screen_lost_at_rest},
-        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest, Tick: on_tick},
-        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest, Tick: on_tick},
+        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
+        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
         "stopping": {},
     }
     KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
         "s": {"starting": want, "ready": begin},
-        "space": {
-            "starting": want,
-            "ready": begin,
-            "paused": begin,
-            "waiting": pause_now,
-            **dict.fromkeys(SHOWN_AS_RUNNING, pause_later),
-        },
-        "r": {"paused": begin, "waiting": begin, "error": start_anew},
+        "space": {"starting": want, "ready": begin, "paused": begin},
+        "r": {"paused": begin, "error": start_anew},
         "t": dict.fromkeys(NEXT, say_no_session),
         "?": dict.fromkeys(NEXT, show_help),
         "p": dict.fromkeys(NEXT, show_plan),
-        "q": {**dict.fromkeys(NEXT, quit_now), "iterating": ask_quit},
+        "q": {**dict.fromkeys(NEXT, quit_now), "working": quit_at_work},
     }
 
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
-# Words and records for people, logs and other programs, computed from the loop's state.
+# Words and records for people, logs and other programs, computed from the state of the series.
 
 
 def word_for(outcome: Outcome, check: str, has_progress: bool) -> str:
@@ -4034,40 +4189,40 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
     journal.note("iter", said, "head", session, record=record)
 
 
-def note_end(loop: Loop, event: str, reason: str) -> None:
-    plan = loop.plan
+def note_end(series: Series, event: str, status: int, reason: str) -> None:
+    plan = series.plan
     record: dict[str, object] = {
         "record": "run",
         "event": event,
-        "status": loop.status,
+        "status": status,
         "reason": reason,
         "summary": plan.summary,
         "done": plan.done,
         "total": plan.automatable,
         "blocked": plan.blocked,
         "manual": plan.manual,
-        "iterations": loop.iteration,
-        "seconds": round(loop.clock.elapsed, 1),
-        **loop.total.record(),
+        "iterations": series.iteration,
+        "seconds": round(series.clock.elapsed, 1),
+        **series.total.record(),
     }
-    tone = {0: "good", 1: "bad"}.get(loop.status, "warn")
-    loop.journal.note("end", reason, tone, record=record)
-    for line in summary_of(loop):
-        loop.journal.note("end", line)
+    tone = {0: "good", 1: "bad"}.get(status, "warn")
+    series.journal.note("end", reason, tone, record=record)
+    for line in summary_of(series):
+        series.journal.note("end", line)
 
 
-def summary_of(loop: Loop) -> list[str]:
+def summary_of(series: Series) -> list[str]:
     """What a person wants to know in the morning."""
-    plan = loop.plan
-    total = loop.total
+    plan = series.plan
+    total = series.total
     lines = plan.summary.split("\n") if plan.summary else []
-    iterations = "1 iteration" if loop.iteration == 1 else f"{loop.iteration} iterations"
-    if loop.files.was_read:
+    iterations = "1 iteration" if series.iteration == 1 else f"{series.iteration} iterations"
+    if series.files.was_read:
         lines.append(
-            f"{plan}; {iterations} in {duration(loop.clock.elapsed)}; "
+            f"{plan}; {iterations} in {duration(series.clock.elapsed)}; "
             f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
         )
-    lines += summary_of_models(loop.books)
+    lines += summary_of_models(series.books)
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
         for task in tasks[:20]:
@@ -4090,32 +4245,32 @@ def summary_of_models(books: Books) -> list[str]:
     ]
 
 
-def message_of(loop: Loop, event: str, reason: str) -> str:
+def message_of(series: Series, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    plan = loop.plan
-    project = os.path.basename(loop.options.directory) or loop.options.directory
+    plan = series.plan
+    project = os.path.basename(series.options.directory) or series.options.directory
     said = event if reason == PLAN_COMPLETE else f"{event}: {reason}"
     facts = [f"{plan.done}/{plan.automatable}"]
     if plan.blocked:
         facts.append(f"{plan.blocked} blocked")
-    facts += [dollars_of(loop.total.cost), duration(loop.clock.elapsed)]
+    facts += [dollars_of(series.total.cost), duration(series.clock.elapsed)]
     return f"ocloop {project}: {said}, {', '.join(facts)}"
 
 
-def facts_of(loop: Loop) -> dict[str, str]:
+def facts_of(series: Series) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = loop.plan
-    task = loop.under_way.task if loop.under_way else plan.current
+    plan = series.plan
+    task = series.under_way.task if series.under_way else plan.current
     return {
-        "OCLOOP_PROJECT": os.path.basename(loop.options.directory),
-        "OCLOOP_PLAN": loop.options.plan,
+        "OCLOOP_PROJECT": os.path.basename(series.options.directory),
+        "OCLOOP_PLAN": series.options.plan,
         "OCLOOP_TASK": task.text if task else "",
-        "OCLOOP_ITERATION": str(loop.iteration),
+        "OCLOOP_ITERATION": str(series.iteration),
         "OCLOOP_DONE": str(plan.done),
         "OCLOOP_TOTAL": str(plan.automatable),
         "OCLOOP_BLOCKED": str(plan.blocked),
-        "OCLOOP_COST": f"{loop.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(loop.clock.elapsed)),
+        "OCLOOP_COST": f"{series.total.cost:.4f}",
+        "OCLOOP_SECONDS": str(int(series.clock.elapsed)),
     }
 
 
@@ -4297,11 +4452,12 @@ class Picture(NamedTuple):
 
 def view(loop: Loop, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
+    series = loop.series
     session = loop.session
     asks = session.asks.open if session else {}
-    plan = loop.plan
-    model = loop.model
-    size = (loop.briefing.setup.models or {}).get(model, 0)
+    plan = series.plan
+    model = series.model
+    size = (series.briefing.setup.models or {}).get(model, 0)
     context = session.purse.context if session else 0
     return Picture(
         state=view_state(loop),
@@ -4309,12 +4465,12 @@ def view(loop: Loop, now: float) -> Picture:
         reason=view_reason(loop, now),
         facts=view_facts(loop, now),
         plan=plan,
-        task=loop.task or plan.current,
-        check="running" if loop.is_checking else loop.gate.last,
+        task=series.task or plan.current,
+        check="running" if series.is_checking else series.gate.last,
         model=model,
         agent=session.purse.agent if session else loop.options.agent,
-        spend=loop.total,
-        budget=loop.limits.most["max_cost"],
+        spend=series.total,
+        budget=series.limits.most["max_cost"],
         context=min(100, 100 * context // size) if session and size else -1,
         live=view_live(loop, now),
         ask=ask_panel(loop, now),
@@ -4322,7 +4478,7 @@ def view(loop: Loop, now: float) -> Picture:
         keys=hints(loop),
         confirming_quit=loop.confirming_quit,
         overlay=loop.overlay,
-        results=tuple(loop.books.results),
+        results=tuple(series.books.results),
         under_way=view_under_way(loop, now),
         newest=loop.journal.count,
         journal=tuple(loop.journal.entries),
@@ -4345,11 +4501,12 @@ def state_note(loop: Loop, now: float) -> str:
 
 def view_reason(loop: Loop, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
-    files = loop.files
+    series = loop.series
+    files = series.files
     if loop.state == "ready":
-        return f"S begins with: {loop.plan.goal}"
-    if loop.state == "waiting" and loop.wait_until is not None:
-        left = loop.wait_until - now
+        return f"S begins with: {series.plan.goal}"
+    if series.state == "waiting" and series.wait_until is not None:
+        left = series.wait_until - now
         at = local_time("%H:%M", loop.clock.wall + left)
         return f"again at {at}, in {duration(left)}: {loop.reason}"
     if files.trouble and files.state == "needed":
@@ -4357,35 +4514,37 @@ def view_reason(loop: Loop, now: float) -> str:
         return f"stops in {duration(left)} without it: {files.trouble}"
     if files.trouble and loop.state not in ENDS:
         return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
-    if loop.is_checking:
-        return f"the check runs, for {duration(now - loop.gate.since)}: {loop.options.check}"
+    if series.is_checking:
+        return f"the check runs, for {duration(now - series.gate.since)}: {loop.options.check}"
     return loop.reason
 
 
 def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
-    if not loop.iteration:
+    series = loop.series
+    if not series.iteration:
         return ()
     facts = []
-    most = loop.limits.most["max_iterations"]
-    of = f" of {most:.0f}" if most and loop.books.counted == len(loop.books.results) else ""
+    most = series.limits.most["max_iterations"]
+    of = f" of {most:.0f}" if most and series.books.counted == len(series.books.results) else ""
     if loop.session:
-        facts.append(f"iteration {loop.iteration}{of} {duration(now - loop.session.started)}")
+        facts.append(f"iteration {series.iteration}{of} {duration(now - loop.session.started)}")
     else:
-        noun = "iteration" if loop.iteration == 1 else "iterations"
-        facts.append(f"{loop.iteration}{of} {noun}")
-    most = loop.limits.most["max_time"]
+        noun = "iteration" if series.iteration == 1 else "iterations"
+        facts.append(f"{series.iteration}{of} {noun}")
+    most = series.limits.most["max_time"]
     facts.append(f"run {duration(loop.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
-    average = loop.books.average
+    average = series.books.average
     is_guess = loop.session is None or loop.session.retry is None  # else it is too bright
-    if average >= 1 and loop.plan.pending and loop.state not in ENDS and is_guess:
-        facts.append(f"≈{duration(average * loop.plan.pending)} left")
+    if average >= 1 and series.plan.pending and loop.state not in ENDS and is_guess:
+        facts.append(f"≈{duration(average * series.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
 
 
 def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
     """What runs now, as entries without a time."""
+    series = loop.series
     session = loop.session
     entries: list[Entry] = []
     for live in session.transcript.live.values() if session else ():
@@ -4397,18 +4556,19 @@ def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
         retry = session.retry
         text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
-    if loop.is_checking:
-        text = f"{loop.options.check}  {duration(now - loop.gate.since)}"
+    if series.is_checking:
+        text = f"{loop.options.check}  {duration(now - series.gate.since)}"
         entries.append(Entry(0, 0.0, "check", text))
     return tuple(entries)
 
 
 def view_under_way(loop: Loop, now: float) -> Result | None:
     """The iteration under way, as if it were a result; in whole seconds, as it is shown."""
-    if loop.under_way is None:
+    series = loop.series
+    if series.under_way is None:
         return None
-    result = loop.under_way.result()
-    return result._replace(seconds=float(int(now - loop.under_way.session.started)))
+    result = series.under_way.result()
+    return result._replace(seconds=float(int(now - series.under_way.session.started)))
 
 
 def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
@@ -4465,6 +4625,7 @@ def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
 
 def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     """The keys that do something now."""
+    series = loop.series
     state = loop.shown_state
     if state == "stopping":
         return ()
@@ -4479,7 +4640,7 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
         keys.append(("R", "raise the limit"))
     elif loop.limit or state in ("error", "waiting"):
         keys.append(("R", "retry"))
-    iteration = loop.under_way.state if loop.under_way else ""
+    iteration = series.under_way.state if series.under_way else ""
     if iteration in Iteration.KEYS["x"]:
         keys.append(("X", "abort"))
     if iteration in Iteration.KEYS["t"]:
@@ -7959,23 +8120,24 @@ SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 def record_of(loop: Loop, server: Server, status: int | None) -> Json:
     """What the state file says of a run; `status` is its exit status once it has ended."""
+    series = loop.series
     session = loop.session
-    plan = loop.plan
-    tasks = view_tasks(plan, loop.books.results, view_under_way(loop, loop.now))
+    plan = series.plan
+    tasks = view_tasks(plan, series.books.results, view_under_way(loop, loop.now))
     record: Json = {
         "pid": os.getpid(),
         "plan": loop.options.plan,
         "directory": loop.options.directory,
         "state": loop.shown_state,
         "reason": loop.reason,
-        "iteration": loop.iteration,
-        "task": loop.task.text if loop.task else "",
+        "iteration": series.iteration,
+        "task": series.task.text if series.task else "",
         "session": session.id if session else "",
-        "model": loop.model,
+        "model": series.model,
         "elapsed": round(loop.clock.elapsed),
         "updated": loop.clock.wall,
-        **loop.total.record(),
-        "limits": {name: most for name, most in loop.limits.most.items() if most},
+        **series.total.record(),
+        "limits": {name: most for name, most in series.limits.most.items() if most},
         "server": loop.server.url,
         "generation": server.dialect.generation if server.dialect else 0,
         "version": loop.server.version,
@@ -7984,11 +8146,11 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "waiting_until": None,
         "check": {
             "command": loop.options.check,
-            "verdict": loop.gate.last,
-            "told": loop.gate.complaint,
+            "verdict": series.gate.last,
+            "told": series.gate.complaint,
         },
         "tasks": [task_record(item) for item in tasks],
-        "outcomes": [result_record(result) for result in loop.books.results[-200:]],
+        "outcomes": [result_record(result) for result in series.books.results[-200:]],
         "summary": plan.summary,
     }
     if session:
@@ -7997,8 +8159,8 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         if session.retry:
             at = local_time("%H:%M", loop.clock.wall + session.retry.at - loop.now)
             record["retry"] = f"{session.retry.message} (at {at})"
-    if loop.state == "waiting" and loop.wait_until is not None:
-        record["waiting_until"] = loop.clock.wall + loop.wait_until - loop.now
+    if series.state == "waiting" and series.wait_until is not None:
+        record["waiting_until"] = loop.clock.wall + series.wait_until - loop.now
     if status is not None:
         return dict(record, status=status, ended=loop.clock.wall)
     secrets = (server.username, server.password, list(loop.options.opencode))
@@ -8667,7 +8829,7 @@ class Run:
         worth = (
             loop.shown_state,
             loop.reason,
-            loop.iteration,
+            loop.series.iteration,
             session.id if session else "",
             len(session.asks.open) if session else 0,
             int(loop.now / self.RECORD_EVERY),
@@ -8684,7 +8846,7 @@ class Run:
         """End everything, in the order in which it stands here; every step is tried."""
         loop = self.loop
         status = 1 if self.status is None else self.status
-        session = loop.session.id if loop.session else loop.left_session
+        session = loop.session.id if loop.session else loop.series.left_session
         steps: tuple[tuple[str, Callable[[], None]], ...] = (
             ("show how it ended", self._show),
             ("end the check", self.worker.stop_all_checks),
@@ -8726,7 +8888,7 @@ class Run:
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
                 print(f"ocloop: {printable(loop.reason)}")
-                for line in summary_of(loop):
+                for line in summary_of(loop.series):
                     print(f"  {printable(line)}")
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead

@@ -1,6 +1,6 @@
 """The tests of ocloop, in five parts; each begins under a banner of `=`.
 
-    1  The machines: Loop and Session, told as stories, fuzzed, and put into hostile worlds
+    1  The machines, from Loop down: told as stories, fuzzed, and put into hostile worlds
     2  What surrounds the machines: plan, prompt, values, OpenCode 1's wire, view, files, parser
     3  The dialect of OpenCode 2, against recorded answers and against the stand-in
     4  What small changes of the program showed to be untested (examples/mutate.py)
@@ -146,6 +146,7 @@ from ocloop import (
     ScreenLost,
     Scroll,
     SendPrompt,
+    Series,
     ServerDied,
     ServerLost,
     ServerUp,
@@ -259,6 +260,10 @@ class Story:
     def begin(self) -> None:
         self.carry_out(self.loop.start())
 
+    @property
+    def series(self) -> Series:
+        return self.loop.series
+
     def files(self, command: ReadFiles) -> FilesRead:
         problem = GONE if self.plan is None else ""
         return FilesRead(command, self.plan, self.prompt, problem, self.options.plan)
@@ -323,8 +328,8 @@ class Story:
 
     def wait_out(self) -> float:
         """Let the wait for the next attempt pass; returns how long it was, in seconds."""
-        assert self.state == "waiting" and self.loop.wait_until is not None
-        seconds = self.loop.wait_until - self.loop.now
+        assert self.state == "waiting" and self.series.wait_until is not None
+        seconds = self.series.wait_until - self.loop.now
         self.let_pass(seconds - 1, 5)
         assert self.state == "waiting"
         self.let_pass(2)
@@ -433,8 +438,10 @@ class Story:
 
     @property
     def at(self) -> str:
-        """Where the iteration stands, or else the loop."""
-        return self.loop.under_way.state if self.loop.under_way else self.loop.state
+        """Where the iteration stands, or else the series, or else the loop."""
+        if self.series.under_way:
+            return self.series.under_way.state
+        return self.series.state if self.loop.state == "working" else self.loop.state
 
     @property
     def session_at(self) -> str:
@@ -448,7 +455,7 @@ class Story:
 
     @property
     def failures(self) -> int:
-        return self.loop.books.failures
+        return self.series.books.failures
 
     @property
     def exits(self) -> list[int]:
@@ -517,7 +524,7 @@ def in_state(state: str, **options: Any) -> Story:
         story.ends()
     elif state == "error":
         story.fails("auth")
-    assert state in (story.loop.state, story.state, story.at)
+    assert state in (story.loop.state, story.series.state, story.state, story.at)
     return story
 
 
@@ -549,9 +556,9 @@ def in_session_state(state: str, **options: Any) -> Story:
     return story
 
 
-LOOP_STATES = tuple(Loop.NEXT)
+LOOP_STATES = (*Loop.NEXT, *(state for state in Series.NEXT if state != "resting"))
 SESSION_STATES = tuple(dict.fromkeys((*Session.NEXT, *Recall.NEXT)))
-MACHINES: tuple[Any, ...] = (Loop, Iteration, Session, Recall, Supervisor, Files)
+MACHINES: tuple[Any, ...] = (Loop, Series, Iteration, Session, Recall, Supervisor, Files)
 
 
 # ── loop: the happy path ──────────────────────────────────────────────────────────────────────────
@@ -570,7 +577,7 @@ def test_a_plan_is_worked_from_start_to_end() -> None:
     assert story.take("MeasureServer") == "Poll ReadFiles ReadFiles StopServer"
     assert story.states == ["starting", "running", "complete"]
     loop = story.loop
-    assert (loop.status, loop.plan.summary, loop.iteration) == (0, "both are done", 2)
+    assert (loop.status, loop.series.plan.summary, loop.series.iteration) == (0, "both are done", 2)
     story.press("q")
     assert story.take() == "Exit" and story.exits == [0]
 
@@ -657,12 +664,12 @@ def test_a_model_dropped_from_the_front_matter_is_used_no_more() -> None:
     story.prompt = body
     story.works()
     assert story.last(SendPrompt).prompt.model == ""
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 def test_the_model_of_the_configuration_is_shown() -> None:
     story = Story(run=False)
-    assert story.loop.model == "a/b"
+    assert story.series.model == "a/b"
 
 
 def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
@@ -671,12 +678,12 @@ def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
     story.message("calls", 0.25, "msg_x")
     story.message("calls", 0.50, "msg_x")  # the same message again, with more
     story.works(0.25)
-    total = story.loop.total
+    total = story.series.total
     assert total.cost == pytest.approx(0.75) and total.tokens == 40
     story.busy()
-    assert story.loop.total.cost == pytest.approx(0.75), "does not fall back to nothing"
+    assert story.series.total.cost == pytest.approx(0.75), "does not fall back to nothing"
     story.works(1.0)
-    total = story.loop.total
+    total = story.series.total
     assert total.cost == pytest.approx(1.75)
     assert (total.input, total.output, total.cached) == (30, 18, 12)
 
@@ -689,7 +696,7 @@ def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
     story.message("answered", 0.50, session="ses_grandchild")
     story.message("answered", 9.00, session="ses_stranger")
     story.works(1.0)
-    assert story.loop.total.cost == pytest.approx(1.75)
+    assert story.series.total.cost == pytest.approx(1.75)
 
 
 @pytest.mark.parametrize("polled, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
@@ -699,14 +706,14 @@ def test_what_polls_count_counts_where_the_server_can_tell(
     story = Story()
     story.spent = None if polled is None else Spend(polled)
     story.works(1.0)
-    assert story.loop.books.spent.cost == pytest.approx(total)
+    assert story.series.books.spent.cost == pytest.approx(total)
 
 
 def test_costs_are_counted_without_any_event() -> None:
     story = Story()
     story.spent = Spend(0.5, 1000)
     story.let_pass(6)
-    assert story.loop.total.cost == pytest.approx(0.5) and story.loop.total.input == 1000
+    assert story.series.total.cost == pytest.approx(0.5) and story.series.total.input == 1000
 
 
 def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None:
@@ -715,9 +722,9 @@ def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None
     story.spent = Spend(1.5)
     story.world[Poll] = None
     story.press("x")
-    assert story.loop.iteration == 1
+    assert story.series.iteration == 1
     story.tell(story.look(story.last(Poll)))
-    assert story.loop.iteration == 2 and story.loop.books.spent.cost == pytest.approx(1.5)
+    assert story.series.iteration == 2 and story.series.books.spent.cost == pytest.approx(1.5)
 
 
 def test_what_a_broken_off_iteration_cost_is_in_the_sum() -> None:
@@ -725,7 +732,7 @@ def test_what_a_broken_off_iteration_cost_is_in_the_sum() -> None:
     story.busy()
     story.message("calls", 0.5)
     story.press("q", "q")
-    assert story.loop.total.cost == pytest.approx(0.5)
+    assert story.series.total.cost == pytest.approx(0.5)
 
 
 def test_the_context_is_that_of_the_own_session() -> None:
@@ -823,9 +830,9 @@ def test_what_made_us_look_is_looked_at_although_a_look_is_on_its_way() -> None:
     before = story.look(on_its_way)  # it works still
     story.world[Poll] = story.look
     story.works()
-    assert story.loop.iteration == 1, "nothing is decided before there is an answer"
+    assert story.series.iteration == 1, "nothing is decided before there is an answer"
     story.tell(before)
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 @pytest.mark.parametrize("session", ["ses_child", "ses_stranger"])
@@ -844,9 +851,9 @@ def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
     story.plan = TWO.replace("[ ]", "[x]", 1)
     story.verdict = "answered"
     story.let_pass(30)
-    assert story.loop.iteration == 1
+    assert story.series.iteration == 1
     story.let_pass(60)
-    assert story.loop.iteration == 2 and "1 done" in story.text
+    assert story.series.iteration == 2 and "1 done" in story.text
 
 
 def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
@@ -855,12 +862,12 @@ def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
     story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
     story.begin()
     story.let_pass(60)
-    assert story.loop.iteration == 1, "nothing was said: it works"
+    assert story.series.iteration == 1, "nothing was said: it works"
     story.busy()
     story.let_pass(60)
-    assert story.loop.iteration == 1
+    assert story.series.iteration == 1
     story.works()
-    assert (story.loop.iteration, story.loop.plan.done, story.failures) == (2, 1, 0)
+    assert (story.series.iteration, story.series.plan.done, story.failures) == (2, 1, 0)
 
 
 def test_where_the_server_cannot_tell_an_error_before_idle_is_a_failure() -> None:
@@ -883,7 +890,7 @@ def test_where_the_server_cannot_tell_who_works_an_unfinished_answer_is_no_end()
         story.let_pass(30)
     assert len(story.all(SendPrompt)) == 1 and story.state == "running"
     story.works()
-    assert (story.loop.iteration, story.failures) == (2, 0)
+    assert (story.series.iteration, story.failures) == (2, 0)
 
 
 def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> None:
@@ -892,9 +899,9 @@ def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> N
     story.activity = "idle"
     story.verdict = "unknown"
     story.let_pass(3)
-    assert story.loop.iteration == 1
+    assert story.series.iteration == 1
     story.works()
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 def test_a_compaction_is_not_the_end() -> None:
@@ -907,18 +914,18 @@ def test_a_compaction_is_not_the_end() -> None:
     story.busy()
     story.activity = "working"
     story.let_pass(20)
-    assert story.loop.iteration == 1 and story.state == "running"
+    assert story.series.iteration == 1 and story.state == "running"
     story.works()
-    assert story.loop.iteration == 2 and "1 done" in story.text and story.failures == 0
+    assert story.series.iteration == 2 and "1 done" in story.text and story.failures == 0
 
 
 def test_a_refused_permission_that_ends_the_turn_is_no_failure() -> None:
     story = Story()
     story.busy()
     story.ends("refused")
-    assert story.loop.iteration == 1, "it must settle first"
+    assert story.series.iteration == 1, "it must settle first"
     story.let_pass(3)
-    assert (story.loop.iteration, story.failures, story.state) == (2, 0, "running")
+    assert (story.series.iteration, story.failures, story.state) == (2, 0, "running")
     assert "1 refused" in story.text
 
 
@@ -928,9 +935,9 @@ def test_an_odd_end_must_stay_before_it_is_believed(verdict: str) -> None:
     story.busy()
     story.ends(verdict)
     story.let_pass(1)
-    assert story.loop.iteration == 1 and len(story.all(SendPrompt)) == 1
+    assert story.series.iteration == 1 and len(story.all(SendPrompt)) == 1
     story.let_pass(0.8 if verdict != "undelivered" else 6)
-    assert story.loop.iteration == 2 or len(story.all(SendPrompt)) == 2 or story.state == "paused"
+    assert story.series.iteration == 2 or len(story.all(SendPrompt)) == 2 or story.state == "paused"
 
 
 @pytest.mark.parametrize("sign", ["a look", "an event", "a part"])
@@ -948,9 +955,9 @@ def test_an_odd_end_that_came_and_went_is_not_held_against_the_next_one(sign: st
         story.let_pass(6)
     story.let_pass(40)
     story.ends("refused")
-    assert story.loop.iteration == 1, "seen for a moment only"
+    assert story.series.iteration == 1, "seen for a moment only"
     story.let_pass(3)
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 def test_an_answer_that_was_broken_off_is_a_failure() -> None:
@@ -966,9 +973,9 @@ def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
     story.busy()
     story.ends("cut")
     story.let_pass(2.5)
-    assert story.state == "paused" and story.loop.iteration == 1
+    assert story.state == "paused" and story.series.iteration == 1
     story.press("space")
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 def test_late_results_of_an_older_session_are_ignored() -> None:
@@ -999,7 +1006,7 @@ def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
         StreamOpened(),
     )
     story.let_pass(30)
-    assert story.loop.state == "iterating" and story.session.state == "working"
+    assert story.series.state == "iterating" and story.session.state == "working"
 
 
 # ── session: circles ──────────────────────────────────────────────────────────────────────────────
@@ -1058,7 +1065,7 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto:
     assert len(replies(story)) == 19 and story.all(Interrupt) == []
     story.asks("per_last", title=title)
     assert len(story.all(Interrupt)) == 1 and story.failures == 1
-    reason = story.loop.books.results[0].problem
+    reason = story.series.books.results[0].problem
     assert "20 times" in reason and title in reason and "opencode.json" in reason
 
 
@@ -1126,7 +1133,7 @@ def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
     assert view(story.loop, story.loop.now).state == "retrying"
     story.retries(2, 8)
     story.works()
-    assert (story.state, story.loop.iteration, story.failures) == ("running", 2, 0)
+    assert (story.state, story.series.iteration, story.failures) == ("running", 2, 0)
     assert not view(story.loop, story.loop.now).live
 
 
@@ -1185,15 +1192,15 @@ def test_outages_between_failures_neither_count_nor_forget_them() -> None:
 def test_the_announced_time_is_used_and_shown() -> None:
     story = Story()
     story.fails("rate-limit", "Monthly quota used up", retry_after=7200)
-    assert story.state == "waiting" and story.loop.wait_until is not None
-    assert story.loop.wait_until - story.loop.now == pytest.approx(7200, abs=1)
+    assert story.state == "waiting" and story.series.wait_until is not None
+    assert story.series.wait_until - story.loop.now == pytest.approx(7200, abs=1)
     reason = view(story.loop, story.loop.now).reason
     assert "Monthly quota used up" in reason and "again at " in reason and "in 2h00m" in reason
     assert "trying again in 2h00m" in story.text
     story.let_pass(7190, 9)
     assert story.state == "waiting"
     story.let_pass(15)
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
@@ -1234,7 +1241,7 @@ def test_a_person_goes_on_after_max_wait() -> None:
     story.press("r")
     assert story.state == "running" and story.loop.status == 130
     story.works()
-    assert story.loop.iteration == 3 and story.state == "running"
+    assert story.series.iteration == 3 and story.state == "running"
 
 
 def test_max_wait_0_waits_for_ever() -> None:
@@ -1249,10 +1256,10 @@ def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> No
     story.take()
     story.retries(1, 3600)
     assert story.take() == "Interrupt"
-    assert story.state == "waiting" and story.loop.books.results[0].outcome == "rate-limited"
+    assert story.state == "waiting" and story.series.books.results[0].outcome == "rate-limited"
     assert "would wait 1h00m" in story.loop.reason
-    assert story.loop.wait_until is not None
-    left = story.loop.wait_until - story.loop.now
+    assert story.series.wait_until is not None
+    left = story.series.wait_until - story.loop.now
     assert left == pytest.approx(3600, abs=5), "the announced time"
     story.let_pass(3610, 9)
     assert story.take() == "CreateSession SendPrompt"
@@ -1296,8 +1303,8 @@ def test_retries_0_never_gives_up() -> None:
     for _ in range(20):
         story.fails()
         assert story.wait_out() <= 900
-    result = story.loop.books.results[-1]
-    story.loop.books.results += [result] * 5000
+    result = story.series.books.results[-1]
+    story.series.books.results += [result] * 5000
     story.fails()
     assert story.state == "waiting"
 
@@ -1355,7 +1362,7 @@ def test_an_error_of_a_subagents_is_not_ours() -> None:
     story.tell(Child("ses_child", "ses_1"))
     story.tell(Broke("ses_child", Fault("auth", "no entry")))
     story.works()
-    assert story.loop.iteration == 2 and story.failures == 0 and "error: no entry" in story.text
+    assert story.series.iteration == 2 and story.failures == 0 and "error: no entry" in story.text
 
 
 @pytest.mark.parametrize(
@@ -1524,7 +1531,7 @@ def test_however_an_abort_is_answered_the_loop_goes_on(code: int | None) -> None
         story.world[Interrupt] = fails_with(code)
     story.busy()
     story.press("x")
-    assert "1 aborted" in story.text and story.loop.iteration == 2 and story.state == "running"
+    assert "1 aborted" in story.text and story.series.iteration == 2 and story.state == "running"
 
 
 @pytest.mark.parametrize("code", [0, 400, 500])
@@ -1766,7 +1773,7 @@ def test_a_task_checked_and_unchecked_again_and_again_is_stuck() -> None:
         story.plan = texts[number % 2]
         story.idles()
     assert story.exits == [3] and "--stuck" in story.loop.reason
-    assert story.loop.iteration == 5, "one was progress, three were told, one more was not"
+    assert story.series.iteration == 5, "one was progress, three were told, one more was not"
 
 
 def test_a_task_that_is_reworded_again_and_again_is_stuck() -> None:
@@ -1776,7 +1783,7 @@ def test_a_task_that_is_reworded_again_and_again_is_stuck() -> None:
             break
         story.plan = f"- [ ] one (attempt {number} failed)\n- [ ] two\n"
         story.idles()
-    assert story.exits == [3] and story.loop.iteration == 4
+    assert story.exits == [3] and story.series.iteration == 4
 
 
 def test_a_reason_that_is_reworded_again_and_again_is_stuck() -> None:
@@ -1786,7 +1793,7 @@ def test_a_reason_that_is_reworded_again_and_again_is_stuck() -> None:
             break
         story.plan = f"- [ ] one\n- [BLOCKED: {reason}] two\n"
         story.idles()
-    assert story.exits == [3] and story.loop.iteration == 4, "to block it was progress, once"
+    assert story.exits == [3] and story.series.iteration == 4, "to block it was progress, once"
 
 
 @pytest.mark.parametrize("settled", ["[x]", "[BLOCKED: no key]", "[MANUAL]"])
@@ -1795,7 +1802,7 @@ def test_a_task_that_settles_in_any_way_is_progress(settled: str) -> None:
     for _ in range(5):
         story.plan = (story.plan or "").replace("[ ]", settled, 1)
         story.idles()
-    assert story.state == "running" and story.loop.iteration == 6
+    assert story.state == "running" and story.series.iteration == 6
 
 
 def test_a_task_that_is_deleted_is_progress() -> None:
@@ -1840,7 +1847,7 @@ def test_a_pause_does_not_turn_unchanged_tasks_into_failed_checks() -> None:
     story.press("space")
     story.check = 1
     story.works()
-    assert story.state == "running" and story.loop.books.check_failures == 1
+    assert story.state == "running" and story.series.books.check_failures == 1
 
 
 def test_a_tag_with_pending_tasks_ends_the_run_but_not_well() -> None:
@@ -1857,7 +1864,7 @@ def test_a_task_that_is_marked_as_begun_keeps_the_run_open(mark: str) -> None:
     story.idles()
     assert story.state == "running" and story.exits == []
     assert story.last(SendPrompt).prompt.text == "Do a"
-    assert story.loop.plan.pending == 1
+    assert story.series.plan.pending == 1
     story.plan = "- [x] zero\n- [x] a\n<plan-complete>now</plan-complete>"
     story.idles()
     assert story.exits == [0]
@@ -1884,7 +1891,7 @@ def test_the_summary_of_the_last_iteration_is_taken() -> None:
     story.works()
     story.plan = "- [x] a\n<plan-complete>so it was</plan-complete>"
     story.ends()
-    assert story.exits == [0] and story.loop.plan.summary == "so it was"
+    assert story.exits == [0] and story.series.plan.summary == "so it was"
 
 
 @pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
@@ -1927,7 +1934,7 @@ def test_a_plan_that_is_away_while_a_session_works_ends_nothing(broken: str | No
         story.let_pass(30)
         story.busy()
     assert story.state == "running" and story.all(Interrupt) == [] and story.exits == []
-    plan = story.loop.plan
+    plan = story.series.plan
     assert (plan.done, plan.automatable) == (1, 2), "the last good progress is still there"
     assert "away for 9m" in view(story.loop, story.loop.now).reason
     assert story.text.count("PLAN.md") == 1, "it is said once"
@@ -1945,7 +1952,7 @@ def test_a_prompt_that_is_away_while_a_session_works_ends_nothing() -> None:
     assert story.state == "running" and story.exits == []
     story.world[ReadFiles] = story.files
     story.works()
-    assert story.loop.iteration == 2 and story.text.count(problem) == 1
+    assert story.series.iteration == 2 and story.text.count(problem) == 1
 
 
 def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
@@ -1958,10 +1965,10 @@ def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
     assert story.at == "checking" and story.all(StopCheck) == []
     story.tell(CheckFinished(story.last(RunCheck), 0, ""))
     story.let_pass(30)
-    assert story.loop.state == "reading" and story.state == "running"
+    assert story.series.state == "reading" and story.state == "running"
     story.plan = good
     story.let_pass(2)
-    assert story.loop.state == "iterating" and story.loop.iteration == 2
+    assert story.series.state == "iterating" and story.series.iteration == 2
 
 
 def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> None:
@@ -1973,7 +1980,7 @@ def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> 
     assert story.state == "waiting" and story.exits == []
     story.plan = good
     story.let_pass(110, 5)
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 @pytest.mark.parametrize("broken", [None, ""])
@@ -1988,7 +1995,7 @@ def test_a_plan_that_comes_and_goes_goes_on(broken: str | None) -> None:
         story.let_pass(4)
     assert story.state == "running"
     story.works()
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 @pytest.mark.parametrize("away", [2, 20, 55])
@@ -1997,10 +2004,10 @@ def test_a_plan_that_is_away_at_the_end_of_an_iteration_is_waited_for(away: floa
     good, story.plan = story.plan, None
     story.works()
     story.let_pass(away, 0.25)
-    assert story.loop.iteration == 1 and story.loop.under_way and story.at == "settling"
+    assert story.series.iteration == 1 and story.series.under_way and story.at == "settling"
     story.plan = (good or "").replace("[ ]", "[x]", 1)
     story.let_pass(2)
-    assert story.loop.iteration == 2 and story.loop.plan.done == 1
+    assert story.series.iteration == 2 and story.series.plan.done == 1
 
 
 @pytest.mark.parametrize("state", ["reading", "settling"])
@@ -2055,7 +2062,7 @@ def test_an_edit_is_read_at_once() -> None:
     story.take()
     story.plan = TWO.replace("[ ]", "[x]", 1)
     story.tell(Edited("/project/PLAN.md"))
-    assert story.take("Poll") == "ReadFiles" and story.loop.plan.done == 1
+    assert story.take("Poll") == "ReadFiles" and story.series.plan.done == 1
     assert "plan: 1 of 2 done" in story.text
     story.tell(Edited("/project/other.md"))
     assert story.take("Poll") == ""
@@ -2297,7 +2304,7 @@ def test_the_end_of_the_session_ends_what_it_asked() -> None:
     story = Story()
     story.asks()
     story.works()
-    assert not story.asked and story.loop.iteration == 2
+    assert not story.asked and story.series.iteration == 2
 
 
 def test_somebody_is_told_that_something_is_asked() -> None:
@@ -2325,7 +2332,7 @@ def test_a_swallowed_prompt_is_sent_again_with_the_same_ids_but_not_for_ever() -
     assert is_one_prompt(prompts) and "never answered" in story.text
     assert [command.attempt for command in prompts] == [0, 1, 2, 3]
     assert story.all(SendPrompt)[4].prompt.message_id != prompts[0].prompt.message_id
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 @pytest.mark.parametrize("verdict", ["unfinished", "nothing-ran"])
@@ -2338,7 +2345,7 @@ def test_an_interrupted_answer_is_taken_up_again_with_the_same_prompt(verdict: s
     assert [command.attempt for command in story.all(SendPrompt)] == [0, 1]
     story.activity = "working"
     story.works()
-    assert story.loop.iteration == 2 and story.failures == 0
+    assert story.series.iteration == 2 and story.failures == 0
 
 
 @pytest.mark.parametrize("command", [Poll, SendPrompt, CreateSession])
@@ -2362,7 +2369,7 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> No
     assert story.take() == "StartServer SendPrompt" and is_one_prompt(story.all(SendPrompt))
     story.activity = "working"
     story.works()
-    assert (story.loop.iteration, story.failures, story.state) == (2, 0, "running")
+    assert (story.series.iteration, story.failures, story.state) == (2, 0, "running")
 
 
 def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
@@ -2449,7 +2456,7 @@ def test_a_server_that_hangs_is_started_again() -> None:
     assert story.take() == "StartServer" and "does not answer" in story.text
     story.world[Poll] = good
     story.works()
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 @pytest.mark.parametrize("command", [CreateSession, SendPrompt, Poll])
@@ -2464,7 +2471,7 @@ def test_one_request_without_an_answer_is_only_tried_again(command: type, code: 
     assert not failing
     story.works()
     assert story.loop.server.failures == 0 and len(story.all(StartServer)) == 1
-    assert story.loop.iteration == 2 and story.failures == 0
+    assert story.series.iteration == 2 and story.failures == 0
 
 
 def test_a_server_in_which_nothing_ever_works_ends_the_run() -> None:
@@ -2486,7 +2493,7 @@ def test_opencode_that_is_missing_for_a_moment_at_a_restart_is_tried_again() -> 
     story.world[StartServer] = good
     story.let_pass(10)
     story.works()
-    assert story.loop.iteration == 2 and story.failures == 0
+    assert story.series.iteration == 2 and story.failures == 0
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -2571,7 +2578,7 @@ def test_a_server_that_is_back_when_its_session_was_given_up_is_used(state: str)
     if state == "paused":
         story.press("space")
     story.let_pass(30)
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 @pytest.mark.parametrize("state", ["waiting", "paused"])
@@ -2593,7 +2600,7 @@ def test_a_server_that_is_not_back_when_its_session_was_given_up_is_started_agai
     if state == "paused":
         story.press("space")
     story.let_pass(30)
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 def test_a_session_that_wakes_up_when_it_is_over_is_stopped() -> None:
@@ -2605,7 +2612,7 @@ def test_a_session_that_wakes_up_when_it_is_over_is_stopped() -> None:
     assert story.take() == ""
     story.tell(Woke("ses_1"))
     assert story.take() == "Interrupt" and story.last(Interrupt).session == "ses_1"
-    assert story.loop.iteration == 2 and story.state == "running"
+    assert story.series.iteration == 2 and story.state == "running"
 
 
 def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() -> None:
@@ -2620,7 +2627,7 @@ def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() 
     story.tell(Done(stray))
     assert story.session_at == "aborting", "its own session has not stopped yet"
     story.tell(Done(story.last(Interrupt)))
-    assert story.loop.iteration == 3
+    assert story.series.iteration == 3
 
 
 def test_a_session_that_wakes_up_by_itself_works() -> None:
@@ -2630,7 +2637,7 @@ def test_a_session_that_wakes_up_by_itself_works() -> None:
     story.activity = "working"
     story.tell(Woke(story.id))
     story.let_pass(5)
-    assert story.loop.iteration == 1 and story.state == "running"
+    assert story.series.iteration == 1 and story.state == "running"
 
 
 # ── loop: limits and the check ────────────────────────────────────────────────────────────────────
@@ -2651,7 +2658,7 @@ def test_r_raises_the_limit_by_as_much_again() -> None:
     for number in (2, 4, 6):
         story.works()
         story.works()
-        assert (story.state, story.loop.iteration) == ("paused", number)
+        assert (story.state, story.series.iteration) == ("paused", number)
         assert ("R", "raise the limit") in view(story.loop, story.loop.now).keys
         story.press("r")
         assert story.state == "running" and story.loop.status == 130
@@ -2675,7 +2682,7 @@ def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once() -> 
     story.let_pass(1)
     assert len(story.all(Interrupt)) == 1 and story.state == "paused"
     assert "--max-cost" in story.loop.reason
-    assert story.loop.total.cost == pytest.approx(2.1)
+    assert story.series.total.cost == pytest.approx(2.1)
 
 
 def test_twice_the_cost_stops_at_once_without_any_event() -> None:
@@ -2743,7 +2750,7 @@ def test_going_on_after_twice_the_limit_goes_on(limit: str) -> None:
     assert story.state == "running"
     story.works()
     assert story.state == "running" and len(story.all(Interrupt)) == 1
-    assert story.loop.limits.most[limit] == 300
+    assert story.series.limits.most[limit] == 300
 
 
 def test_time_at_a_limit_does_not_count_against_it() -> None:
@@ -2826,7 +2833,7 @@ def test_a_check_that_could_not_be_run_is_said_and_ends_nothing() -> None:
     story = Story(check="make test")
     story.world[RunCheck] = fails_with(0, "no such shell")
     story.works()
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
     assert "the check was not run: no such shell" in story.text
 
 
@@ -2840,7 +2847,7 @@ def test_x_ends_the_check() -> None:
     assert story.take("-") == "StopCheck" and story.last(StopCheck).check == check.ticket
     story.tell(CheckFinished(check, -15, "", interrupted=True))
     assert story.take() == "CreateSession SendPrompt"
-    assert story.loop.books.check_failures == 0 and story.loop.books.results[0].check == (
+    assert story.series.books.check_failures == 0 and story.series.books.results[0].check == (
         "interrupted"
     )
 
@@ -2917,7 +2924,7 @@ def test_space_takes_a_pause_back() -> None:
     story.press("space", "space")
     story.works()
     assert story.states == ["starting", "running", "pausing", "running"]
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 @pytest.mark.parametrize("state", ["reading", "settling", "checking"])
@@ -2945,7 +2952,7 @@ def test_a_failure_while_pausing_pauses(kind: str) -> None:
     story = Story()
     story.press("space")
     story.fails(kind)
-    assert story.state == "paused" and len(story.loop.books.results) == 1
+    assert story.state == "paused" and len(story.series.books.results) == 1
 
 
 def test_r_does_not_wait() -> None:
@@ -3032,7 +3039,7 @@ def test_x_before_there_is_a_session() -> None:
     story.begin()
     story.world[CreateSession] = answer
     story.press("x")
-    assert story.loop.iteration == 2 and story.state == "running"
+    assert story.series.iteration == 2 and story.state == "running"
 
 
 def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
@@ -3050,7 +3057,7 @@ def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
     assert "Interrupt" not in story.take(), "it has not begun"
     story.activity = "idle"
     story.busy()
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
     assert story.take().split().count("Interrupt") == 1
 
 
@@ -3060,7 +3067,7 @@ def test_x_on_a_prompt_that_never_runs() -> None:
     story.press("x")
     assert story.take() == ""
     story.let_pass(4)
-    assert "Interrupt" in story.take() and story.loop.iteration == 2
+    assert "Interrupt" in story.take() and story.series.iteration == 2
 
 
 @pytest.mark.parametrize("code", [0, 500])
@@ -3072,7 +3079,7 @@ def test_x_while_the_prompt_is_about_to_be_sent_again(code: int) -> None:
     story.world[SendPrompt] = Done
     story.press("x")
     story.let_pass(10)
-    assert story.loop.iteration == 2 and story.state == "running"
+    assert story.series.iteration == 2 and story.state == "running"
 
 
 @pytest.mark.parametrize("code", [400, 404, 429])
@@ -3090,12 +3097,12 @@ def test_x_ends_the_iteration_in_whatever_state_the_session_is(state: str) -> No
     story = in_session_state(state)
     good = Story().world
     story.press("x")
-    number = story.loop.iteration
+    number = story.series.iteration
     story.world.update(good)
     story.world.update({Poll: story.look, CreateSession: story.create, ReadFiles: story.files})
     story.activity = "idle"
     story.let_pass(500, 5)
-    assert story.loop.iteration > 1 or number > 1
+    assert story.series.iteration > 1 or number > 1
     assert "1 aborted" in story.text
 
 
@@ -3106,7 +3113,7 @@ def test_a_server_that_dies_while_a_session_is_ended_ends_it(state: str) -> None
     story.take()
     story.tell(ServerDied(1, "it died"))
     story.let_pass(3)
-    assert story.loop.iteration == 2 and "1 aborted" in story.text
+    assert story.series.iteration == 2 and "1 aborted" in story.text
     assert story.state == "running" and "StartServer" in story.take()
 
 
@@ -3284,8 +3291,8 @@ def test_a_wait_goes_on_where_it_was() -> None:
     story.let_pass(20)
     story.now += 3600
     story.tell(Tick())
-    assert story.state == "waiting" and story.loop.wait_until is not None
-    assert story.loop.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
+    assert story.state == "waiting" and story.series.wait_until is not None
+    assert story.series.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
 
 
 def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> None:
@@ -3331,7 +3338,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
     story.let_pass(30)
     assert story.all(Interrupt) == [] and 0 <= story.loop.clock.elapsed < 60
     story.works()
-    assert story.loop.iteration == 2
+    assert story.series.iteration == 2
 
 
 # ── loop: the journal ─────────────────────────────────────────────────────────────────────────────
@@ -3477,7 +3484,7 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str) -> None:
         story.let_pass(70)
     else:
         story.fails(how)
-    result = story.loop.books.results[0]
+    result = story.series.books.results[0]
     assert result.word == word and f"iter: 1 {word} in" in story.text
 
 
@@ -3493,7 +3500,7 @@ def test_what_is_noted_after_the_end_of_a_run_belongs_to_no_iteration() -> None:
     story = Story(attended=True)
     story.busy()
     story.press("q", "q")
-    assert story.loop.state == "stopping" and story.loop.iteration == 1
+    assert story.loop.state == "stopping" and story.series.iteration == 1
     assert {entry.iteration for entry in story.loop.journal.entries if entry.kind == "end"} == {0}
 
 
@@ -3590,7 +3597,7 @@ def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
     story.tell(ServerDied(story.loop.server.launch, "it died"))
     story.let_pass(3)
     story.works()
-    assert len(story.all(StartServer)) == 2 and story.loop.iteration == 2
+    assert len(story.all(StartServer)) == 2 and story.series.iteration == 2
 
 
 def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> None:
@@ -3622,7 +3629,7 @@ def test_what_a_wait_was_for_is_no_reason_any_more_when_it_is_over() -> None:
     assert story.state == "waiting" and story.loop.reason
     story.world[ReadFiles] = None
     story.press("r")
-    assert story.loop.state == "reading" and story.loop.reason == ""
+    assert story.series.state == "reading" and story.loop.reason == ""
 
 
 def test_what_the_next_prompt_says_is_noted_with_its_iteration() -> None:
@@ -3692,6 +3699,11 @@ OTHERS: dict[type, Event] = {
     ocloop.RecallOver: ocloop.RecallOver(False),
     ocloop.SessionOver: ocloop.SessionOver(ocloop.Outcome("done")),
     ocloop.IterationOver: ocloop.IterationOver(""),
+    ocloop.PlanComplete: ocloop.PlanComplete(),
+    ocloop.LimitReached: ocloop.LimitReached("max_cost", "x"),
+    ocloop.PauseDue: ocloop.PauseDue(),
+    ocloop.RunFailed: ocloop.RunFailed("x"),
+    ocloop.ServerNeeded: ocloop.ServerNeeded(),
     Abort: Abort("aborted", "x"),
     Key: Key("space"),
     Signalled: Signalled("SIGTERM"),
@@ -3759,7 +3771,9 @@ def test_what_the_table_does_not_know_changes_nothing(state: str) -> None:
     loop = story.loop
     ignored = 0
     for kind, event in known_events(loop.pending):
-        if kind in Loop.TABLE[state]:
+        handler = Loop.TABLE[loop.state].get(kind)
+        is_for_series = handler is Loop.tell_series
+        if handler and (not is_for_series or kind in Series.TABLE[story.series.state]):
             continue
         before = without_pending(loop)
         assert loop.handle(event, story.now) == []
@@ -3788,8 +3802,7 @@ def test_what_the_sessions_table_does_not_know_changes_nothing(state: str) -> No
 def test_keys_that_the_table_does_not_know_change_nothing(state: str) -> None:
     story = in_state(state)
     for key in ("s", "space", "r", "x", "t", "?", "p", "q", "z", "", "\x1b", "1", "y"):
-        iteration = story.loop.under_way
-        if state in Loop.KEYS.get(key, ()) or (iteration and iteration.takes_key(key)):
+        if story.loop.state in Loop.KEYS.get(key, ()) or story.series.takes_key(key):
             continue
         before = without_pending(story.loop)
         assert story.loop.handle(Key(key), story.now) == []
@@ -3847,7 +3860,7 @@ def test_every_table_speaks_of_what_can_happen() -> None:
 
 
 def test_every_key_leads_somewhere() -> None:
-    for machine in (Loop, Iteration):
+    for machine in (Loop, Series, Iteration):
         for states in machine.KEYS.values():
             assert set(states) <= set(machine.NEXT)
 
@@ -3940,7 +3953,7 @@ def test_what_is_needed_no_more_is_not_missed() -> None:
     story.let_pass(31, 0.25)
     story.world[ReadFiles] = story.files
     story.let_pass(9, 9)
-    assert story.loop.iteration == 2 and "cannot be read" not in story.text
+    assert story.series.iteration == 2 and "cannot be read" not in story.text
 
 
 def test_answers_that_do_not_come_end_a_session_once() -> None:
@@ -4085,7 +4098,9 @@ class Chaos:
             self.safety.answered(event)
         self.note_commands(self.loop.handle(event, self.now))
         loop = self.loop
-        assert (loop.session is not None) == (loop.state == "iterating"), loop.state
+        is_iterating = loop.series.state == "iterating"
+        assert (loop.session is not None) == is_iterating, loop.series.state
+        assert (loop.state == "working") == (loop.series.state != "resting"), loop.state
         if rng.random() < 0.05:
             view(loop, loop.now)
         return not self.safety.has_ended
@@ -4117,7 +4132,7 @@ class Chaos:
                 return event
         if dice < 0.72:
             return self.said()
-        if dice < 0.80 and self.loop.attended:
+        if dice < 0.80 and self.loop.series.attended:
             return Key(rng.choice(KEYS))
         if dice < 0.97:
             return Tick()
@@ -4583,7 +4598,7 @@ def test_what_happens_once_ends_no_run(kind: type, way: str, number: int) -> Non
 
 
 def states_of(loop: Loop) -> set[str]:
-    found = {loop.state}
+    found = {loop.state, loop.series.state}
     if loop.session:
         found.add(f"session {loop.session.state}")
         if loop.session.recall:
@@ -8529,8 +8544,8 @@ def test_only_keys_that_do_something_are_offered(name: str) -> None:
         assert picture.keys == ()
         return
     for key, _label in picture.keys:
-        states = Iteration.KEYS.get(key.lower()) or Loop.KEYS[key.lower()]
-        assert {story.at, story.loop.state} & set(states), key
+        is_the_loops = story.loop.state in Loop.KEYS.get(key.lower(), {})
+        assert is_the_loops or story.series.takes_key(key.lower()), key
     assert {"?", "Q", "P"} <= {key for key, _ in picture.keys}
     footer = drawn(picture, 80, 24)[-1]
     if not picture.ask and not picture.confirming_quit:
@@ -10580,7 +10595,7 @@ def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
     story.tell(Failed(look, "no", why(code)))
     story.let_pass(3)
     assert ("StartServer" in story.take()) == is_replaced
-    assert story.state == "running" and story.loop.iteration == 2
+    assert story.state == "running" and story.series.iteration == 2
 
 
 # ── loop: the server ──────────────────────────────────────────────────────────────────────────────
@@ -10819,7 +10834,7 @@ def test_a_session_that_rests_and_is_not_over_is_looked_at_again_soon() -> None:
     story.let_pass(2.5, 0.25)
     before = len(story.all(Poll))
     story.let_pass(2, 0.25)
-    assert story.loop.iteration == 1
+    assert story.series.iteration == 1
     assert len(story.all(Poll)) >= before + 2
 
 
@@ -10927,7 +10942,7 @@ def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, sai
 
 def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
     story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
-    items = ocloop.view_tasks(story.loop.plan, (), None)
+    items = ocloop.view_tasks(story.series.plan, (), None)
     weights = [ocloop.task_rows(item, 80)[0][1] for item in items]
     assert weights == [("dim", "one"), ("bold", "two"), ("", "three")]
 
