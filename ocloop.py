@@ -71,6 +71,8 @@ import base64
 import collections
 import difflib
 import fcntl
+import functools
+import http.client
 import io
 import json
 import locale
@@ -311,6 +313,7 @@ def _hide(text: str) -> str:
         done = at = end
 
 
+@functools.lru_cache(4096)  # an agent changes a line of a plan, and leaves hundreds as they are
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
     """A task line is a list sign, white space, a box, white space, and a text."""
     bullet = _BULLET.match(line)
@@ -1259,7 +1262,8 @@ class Journal:
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
-        return list(self.entries)[-count:] if count > 0 else []
+        found = [entry for entry, _ in zip(reversed(self.entries), range(count))]
+        return found[::-1]
 
 
 ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
@@ -1602,7 +1606,7 @@ class Asks:
         return Decision(ask, "once", f"answered: {', '.join(ask.answers)}")
 
 
-class Ending:
+class Judge:
     """Is the session over, and how does the answer to our own prompt stand?
 
     Nights die of hasty belief: an end that is odd must stay as it is for some time before it is
@@ -1635,7 +1639,7 @@ class Ending:
         """It works: an end that was seen before was none."""
         self.verdict = ""
 
-    def judge(
+    def decide(
         self, polled: Polled, silent: float, attempt: int, now: float
     ) -> tuple[str, Fault | None] | None:
         """The verdict that is believed, and why it failed; None when there is no end to be seen.
@@ -1845,13 +1849,13 @@ class Recall(Machine):
     """
 
     def __init__(
-        self, session: str, prompt: Prompt, attempt: int, ending: Ending, shared: Shared
+        self, session: str, prompt: Prompt, attempt: int, judge: Judge, shared: Shared
     ) -> None:
         super().__init__("recalling", shared)
         self.session = session
         self.prompt = prompt
         self.attempt = attempt
-        self.ending = ending
+        self.judge = judge
         self.begins_by: Deadline = None  # the prompt has begun to run then; None: it is on its way
 
     def begin(self, at_once: bool, begins_by: Deadline) -> None:
@@ -1861,7 +1865,7 @@ class Recall(Machine):
 
     def on_prompt_accepted(self, event: Done) -> None:
         self.begins_by = self.now + BEGINS
-        if self.ending.hint == "working":
+        if self.judge.hint == "working":
             self.interrupt()
 
     def on_prompt_failed(self, event: Failed) -> None:
@@ -1869,7 +1873,7 @@ class Recall(Machine):
 
     def on_activity(self, event: Activity) -> None:
         is_accepted = self.pending.find(SendPrompt) is None
-        if is_accepted and self.ending.hint == "working":
+        if is_accepted and self.judge.hint == "working":
             self.interrupt()
 
     def on_tick(self, event: Tick) -> None:
@@ -1948,7 +1952,7 @@ class Session(Machine):
         self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.retry: Retry | None = None
-        self.ending = Ending()
+        self.judge = Judge()
         self.asks = Asks(self.options, attended)
         # How long, how often, how much.
         self.started = self.now
@@ -1982,15 +1986,12 @@ class Session(Machine):
     def request(self) -> None:
         """Make the request that this state waits for; all of them are safe to be made again."""
         self.due = None
-        if self.state == "creating":
-            self.send(CreateSession(self.prompt))
-        elif self.state == "prompting":
-            self.ending.forget()
-            self.send(SendPrompt(self.id, self.prompt, self.attempt))
-        elif self.state == "working":
-            self.poll()
+        self.REQUESTS[self.state](self)
 
     # From the creation to the prompt.
+
+    def create(self) -> None:
+        self.send(CreateSession(self.prompt))
 
     def on_created(self, event: SessionCreated) -> None:
         self.id = event.session
@@ -2007,13 +2008,17 @@ class Session(Machine):
         self.enter("prompting")
         self.request()
 
+    def send_prompt(self) -> None:
+        self.judge.forget()
+        self.send(SendPrompt(self.id, self.prompt, self.attempt))
+
     def on_prompt_accepted(self, event: Done) -> None:
         self.circles.silences = 0
         self.prompted = self.now
         self.active = self.now
         self.enter("working")
         self.due = self.now + FIRST_LOOK
-        if self.ending.hint == "idle":  # it was quicker than the answer to our request
+        if self.judge.hint == "idle":  # it was quicker than the answer to our request
             self.poll()
 
     # While it works.
@@ -2062,15 +2067,15 @@ class Session(Machine):
     def weigh(self, event: Polled) -> None:
         """Is it over, and how?"""
         silent = self.now - self.active
-        end = self.ending.judge(event, silent, self.attempt, self.now)
+        end = self.judge.decide(event, silent, self.attempt, self.now)
         if end:
             self.end_by_verdict(*end)
-        elif event.activity == "idle" or self.ending.verdict:
+        elif event.activity == "idle" or self.judge.verdict:
             self.look_within(LOOK_AGAIN)
 
     def note_work(self) -> None:
         """It works, and does not wait for its provider."""
-        self.ending.at_work()
+        self.judge.at_work()
         self.retry = None
 
     def end_by_verdict(self, verdict: str, fault: Fault | None) -> None:
@@ -2124,7 +2129,7 @@ class Session(Machine):
         if event.session != self.id:
             return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.ending.hint = "idle"
+            self.judge.hint = "idle"
             self.poll()
             return
         known = self.retry
@@ -2134,7 +2139,7 @@ class Session(Machine):
 
     def on_begun(self, event: StreamEvent) -> None:
         """Whatever is said of it means that the prompt runs."""
-        self.ending.hint = "working"
+        self.judge.hint = "working"
         self.note_work()
 
     def on_retrying(self, event: Activity, known: Retry | None) -> None:
@@ -2156,14 +2161,14 @@ class Session(Machine):
 
     def take_hint(self, event: Activity) -> None:
         if event.session == self.id:
-            self.ending.hint = "idle" if event.kind == "idle" else "working"
+            self.judge.hint = "idle" if event.kind == "idle" else "working"
 
     def on_broke(self, event: Broke) -> None:
         fault = event.fault
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.ending.fault = fault
+            self.judge.fault = fault
             self.look_within(REPEAT_AFTER)
         self.transcript.error(fault.message, event.session, self.family[event.session])
 
@@ -2287,7 +2292,7 @@ class Session(Machine):
     def on_server_back(self, event: ServerUp) -> None:
         self.circles.silences = 0
         self.active = self.now
-        self.ending.forget()
+        self.judge.forget()
         self.enter(self.resume)
         self.request()
 
@@ -2310,13 +2315,13 @@ class Session(Machine):
 
     def on_abort(self, event: Abort) -> None:
         begins_by = self.prompted + BEGINS
-        has_begun = self.ending.hint == "working" or self.now >= begins_by
+        has_begun = self.judge.hint == "working" or self.now >= begins_by
         self.end_early(event, has_begun, begins_by)
 
     def end_early(self, event: Abort, at_once: bool, begins_by: Deadline = None) -> None:
         self.wanted = Outcome(event.outcome, event.problem, event.fault)
         self.enter("ending")
-        self.recall = Recall(self.id, self.prompt, self.attempt, self.ending, self.shared)
+        self.recall = Recall(self.id, self.prompt, self.attempt, self.judge, self.shared)
         self.recall.begin(at_once, begins_by)
 
     def tell_recall(self, event: Event) -> None:
@@ -2375,6 +2380,11 @@ class Session(Machine):
         "offline": ("creating", "prompting", "working", "over"),
         "ending": ("over",),
         "over": (),
+    }
+    REQUESTS: ClassVar[dict[str, Callable[[Session], None]]] = {
+        "creating": create,
+        "prompting": send_prompt,
+        "working": poll,
     }
     # What the stream tells is heard from the moment on in which the prompt is sent.
     _STREAM: ClassVar[dict[Kind, Callable[..., None]]] = {
@@ -5252,12 +5262,11 @@ class Client:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    # What a request that is not answered raises. An HTTPException is told by its base class here:
-    # importing http.client for its name alone would be no gain, since urllib has it anyway.
+    # What a request that is not answered raises: urllib lets errors of http.client through.
     ERRORS: ClassVar[tuple[type[Exception], ...]] = (
         OSError,
         ValueError,
-        urllib.request.http.client.HTTPException,  # type: ignore[attr-defined]
+        http.client.HTTPException,
     )
 
     def open(
@@ -8730,6 +8739,7 @@ class Run:
 
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
+    RECORD_AGAIN = 1.0  # seconds between two writings at the least
 
     def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
         self.options = options
@@ -8748,6 +8758,7 @@ class Run:
         self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
         self.recorded: tuple[object, ...] = ()
+        self.record_at = 0.0  # not before this time; by the monotonic clock
         for warning in filter(None, warnings):
             post(Noted("warn", warning))
 
@@ -8834,8 +8845,9 @@ class Run:
             len(session.asks.open) if session else 0,
             int(loop.now / self.RECORD_EVERY),
         )
-        if worth != self.recorded:
+        if worth != self.recorded and time.monotonic() >= self.record_at:
             self.recorded = worth
+            self.record_at = time.monotonic() + self.RECORD_AGAIN
             self._record(None)
 
     def _record(self, status: int | None) -> None:

@@ -4769,7 +4769,7 @@ def test_an_unfinished_answer_taken_for_an_end_would_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        ocloop.Ending, "seems_over", lambda self, polled, silent: polled.activity != "working"
+        ocloop.Judge, "seems_over", lambda self, polled, silent: polled.activity != "working"
     )
     world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
     with pytest.raises(AssertionError, match="are at work beside"):

@@ -8,7 +8,8 @@ model is a script that answers at once (scripted_model.py): by ocloop, by a loop
 
     until grep -q '<plan-complete>' PLAN.md; do opencode run -- "<the prompt>"; done
 
-and by what is given with --also, one after the other, --rounds times. For a task it says
+by the least that can do it (least.py, which shows what OpenCode and the model need, whatever drives
+them), and by what is given with --also, one after the other, --rounds times. For a task it says
 
     wall        seconds from the start of the program until the plan is complete
     CPU, all    CPU seconds of the program and of everything that it started (OpenCode's servers,
@@ -84,6 +85,7 @@ PATIENCE = 60.0  # seconds without news after which a program counts as stuck
 SHELL = """prompt=$(sed "s|{{PLAN_FILE}}|$PWD/PLAN.md|; s|{{[A-Z]*}}||" .loop-prompt.md)
 until grep -q '<plan-complete>' PLAN.md; do opencode run -- "$prompt"; done
 """
+ENDS_BY_ITSELF = ("least", "shell")  # all others are ended with a key, once the plan is complete
 
 Json = dict[str, Any]
 
@@ -429,7 +431,7 @@ def compare(
             for name, command in programs.items():
                 world = worlds[name]
                 env = first_on_path(world, world.folder / "bin")
-                stop = "" if name == "shell" else "q"
+                stop = "" if name in ENDS_BY_ITSELF else "q"
                 what = f"round {number} of {rounds}" if number else "a task to warm up"
                 with attempt(name, what):
                     done = work_plan(world, command, tasks if number else 1, env, stop)
@@ -552,7 +554,9 @@ def measure_real(options: argparse.Namespace, programs: dict[str, list[str]], fo
     """Print what a task costs; whether everything was measured."""
     opencode = os.path.abspath(options.opencode or find_opencode())
     (name, *others) = programs
-    compared = {name: programs[name], "shell": ["/bin/sh", "-c", SHELL]}
+    least = [options.python, str(EXAMPLES / "least.py")]
+    shell = ["/bin/sh", "-c", SHELL]
+    compared = {name: programs[name], "least": least, "shell": shell}
     compared.update({other: programs[other] for other in others})
     results = compare(compared, opencode, folder, options.tasks, options.rounds)
     what = f"{options.tasks} tasks, the median of {options.rounds} rounds"
