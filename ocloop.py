@@ -3187,10 +3187,14 @@ class Briefing:
             return NO_PROMPT.format(self.options.prompt)
         return problem_of_names(self.setup, models, agent)
 
+    def first_model(self) -> str:
+        """The model that is first in line, as far as it is known."""
+        models, _agent, _body = self.read()
+        return (*models, self.setup.model)[0]
+
     def warning(self) -> str:
         """What a person should know of the model that is first in line; once for each."""
-        models, _agent, _body = self.read()
-        model = (*models, self.setup.model)[0]
+        model = self.first_model()
         is_free = model in self.setup.free and model not in self.warned
         if not is_free or not self.options.max_cost:
             return ""
@@ -3479,7 +3483,7 @@ class Series(Machine):
         """The model at work, or the one that will be."""
         if self.session and self.session.purse.model:
             return self.session.purse.model
-        return self.line.current or self.line.last_seen or self.briefing.setup.model
+        return self.line.current or self.line.last_seen or self.briefing.first_model()
 
     # What it leads.
 
@@ -3989,10 +3993,17 @@ class Loop(Machine):
 
     def want(self) -> None:
         """S, before the server is there; while it is renewed in mid-run nobody has to say so."""
-        if self.clock.started is not None:
+        if self.clock.started is None:
+            self.wanted = True
+            self.why = "begins when the server is ready"
+
+    def want_or_pause(self) -> None:
+        """Space, before the server is there; while it is renewed in mid-run it means a pause."""
+        if self.clock.started is None:
+            self.want()
             return
-        self.wanted = True
-        self.why = "begins when the server is ready"
+        self.series.pause_later()
+        self.why = "pauses when the server is ready" if self.series.pause_wanted else ""
 
     def start_anew(self) -> None:
         """R after an error: whatever it was, it is a new beginning."""
@@ -4150,7 +4161,7 @@ class Loop(Machine):
     }
     KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
         "s": {"starting": want, "ready": begin},
-        "space": {"starting": want, "ready": begin, "paused": begin},
+        "space": {"starting": want_or_pause, "ready": begin, "paused": begin},
         "r": {"paused": begin, "error": start_anew},
         "t": dict.fromkeys(NEXT, say_no_session),
         "?": dict.fromkeys(NEXT, show_help),
@@ -4642,10 +4653,11 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     keys = []
     if state == "ready" or (state == "starting" and not loop.wanted):
         keys.append(("S", "start"))
-    if state in ("running", "waiting"):
-        keys.append(("Space", "pause"))
-    if state in ("pausing", "paused"):
+    is_renewing = state == "starting" and loop.clock.started is not None
+    if state in ("pausing", "paused") or (is_renewing and series.pause_wanted):
         keys.append(("Space", "go on"))
+    elif state in ("running", "waiting") or is_renewing:
+        keys.append(("Space", "pause"))
     if loop.limit in RAISED_BY_R:
         keys.append(("R", "raise the limit"))
     elif loop.limit or state in ("error", "waiting"):

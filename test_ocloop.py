@@ -3639,7 +3639,8 @@ def test_what_the_next_prompt_says_is_noted_with_its_iteration() -> None:
     assert told.iteration == 2
 
 
-def test_space_while_the_server_is_renewed_says_nothing_untrue() -> None:
+def renewing() -> Story:
+    """A story in mid-run whose server is being renewed."""
     story = Story()
     story.busy()
     story.world[Interrupt] = fails_with(500)
@@ -3647,8 +3648,34 @@ def test_space_while_the_server_is_renewed_says_nothing_untrue() -> None:
     story.press("x")
     story.let_pass(3)
     assert story.state == "starting"
+    return story
+
+
+def test_space_while_the_server_is_renewed_asks_for_a_pause() -> None:
+    story = renewing()
+    assert ("Space", "pause") in view(story.loop, story.now).keys
     story.press("space")
-    assert "begins when the server is ready" not in story.loop.reason
+    assert story.loop.reason == "pauses when the server is ready"
+    assert ("Space", "go on") in view(story.loop, story.now).keys
+    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
+    assert story.state == "paused" and len(story.all(SendPrompt)) == 1
+    story.press("space")
+    assert story.state == "running" and len(story.all(SendPrompt)) == 2
+
+
+def test_a_pause_that_is_taken_back_while_the_server_is_renewed_is_none() -> None:
+    story = renewing()
+    story.press("space", "space")
+    assert story.loop.reason == ""
+    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
+    assert story.state == "running" and len(story.all(SendPrompt)) == 2
+
+
+def test_the_model_of_the_prompt_is_shown_before_anything_has_begun() -> None:
+    story = Story(run=False, start=False)
+    story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
+    story.begin()
+    assert story.state == "ready" and view(story.loop, story.now).model == "c/d"
 
 
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────
