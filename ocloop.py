@@ -15,7 +15,7 @@ one inbox.
                                       +--> view --> layout --> screen
 
 Every thread only posts *events* to the inbox. What they mean is decided by seven machines, each
-with a table (state x event -> handler) that is the program. Yes, seven. One leads the others:
+with a table (state x event -> handler) that is the program. One leads the others:
 
     Loop                  the run: where it stands, and what a person says to it
       Supervisor          the server: started, started again, measured
@@ -399,14 +399,19 @@ def _find_summary(text: str, shown: str) -> str | None:
 # {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
+# A line of it: nothing, a comment, a key, or what belongs to the key above.
+_FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
-    """Split a leading `---` block of `key: value` lines from the prompt's body."""
+    """Split a leading `---` block of `key: value` lines from the prompt's body.
+
+    What stands between two rules and does not look like that is text for the agent.
+    """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     block = r"---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n|$)"
     match = re.match(block, text, re.DOTALL | re.MULTILINE)
-    if not match:
+    if not match or not all(map(_FIELD.match, match.group(1).split("\n"))):
         return {}, text.strip()
     fields: dict[str, str] = {}
     for line in match.group(1).split("\n"):
@@ -747,12 +752,12 @@ class Polled(NamedTuple):
         answered     it ended well
         failed       it ended with `fault`
         refused      it ended because something was rejected
-        cut          somebody or something broke it off
+        cut          it was broken off: where `fault` says so, by somebody who interrupted it
         unfinished   it has begun and not ended: it works, or its server died
         undelivered  the session does not know the prompt, or nothing came of it
         nothing-ran  the session says that it is through, and there is no answer
         unknown      the server does not show its messages
-        ""           not looked at
+        ""           not looked at: it works
     """
 
     to: Poll
@@ -981,9 +986,14 @@ class Abort(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A key that was pressed: one character in lower case, or a name such as `space`."""
+    """A key that was pressed: one character in lower case, or a name such as `space`.
+
+    `about` is the ask that was on the screen, "" when none was; None: it is not known. By the time
+    that the key arrives, another one may be the first.
+    """
 
     name: str
+    about: str | None = None
 
 
 class Signalled(NamedTuple):
@@ -1134,7 +1144,7 @@ class Backoff(NamedTuple):
 LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
 RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
 FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
-SERVER_WAITS = Backoff(1.0, 2.0, LONGEST_WAIT)
+SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
 STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
 
 Deadline = Union[float, None]  # a time on the run's own clock; None: there is none
@@ -1463,6 +1473,14 @@ class Outcome(NamedTuple):
 NO_OUTCOME = Outcome("")  # while it is under way
 
 
+def outcome_of(fault: Fault | None) -> Outcome:
+    """What becomes of an iteration whose answer ended with this fault; None: nobody says why."""
+    if fault is None:
+        fault = Fault("unknown", "it failed, and OpenCode does not say why")
+    kind = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
+    return Outcome(kind, fault.message, fault)
+
+
 class Ask(NamedTuple):
     """A request that waits for somebody."""
 
@@ -1568,24 +1586,30 @@ class Asks:
         self.attended = False
         return [self.refusal(ask, "nobody is there to answer") for ask in self.open.values()]
 
-    def takes_key(self, key: str) -> bool:
+    @property
+    def shown(self) -> str:
+        """What tells the question that a person is shown from all others; "" when there is none."""
+        ask = self.first
+        return f"{ask.request.id} {len(ask.answers)}" if ask else ""
+
+    def takes_key(self, key: Key) -> bool:
         """Whether the key belongs to what is asked first."""
         ask = self.first
-        if ask is None:
+        if ask is None or key.about not in (None, self.shown):
             return False
         if ask.request.kind == "permission":
-            return key in ("y", "a", "n")
-        return key == "n" or (bool(key) and key in "123456789")
+            return key.name in ("y", "a", "n")
+        return key.name == "n" or key.name in tuple("123456789")
 
-    def press(self, key: str) -> Decision | None:
+    def press(self, key: Key) -> Decision | None:
         """A key that belongs to what is asked first."""
         ask = self.first
         assert ask and self.takes_key(key)
-        if key == "n":
+        if key.name == "n":
             return Decision(ask, "reject", "refused: by a person", A_PERSON)
         if ask.request.kind == "question":
-            return self.choose(ask, int(key))
-        if key == "y":
+            return self.choose(ask, int(key.name))
+        if key.name == "y":
             return Decision(ask, "once", "approved")
         return Decision(ask, "always", "approved, always")
 
@@ -1609,8 +1633,8 @@ class Asks:
 class Judge:
     """Is the session over, and how does the answer to our own prompt stand?
 
-    Nights die of hasty belief: an end that is odd must stay as it is for some time before it is
-    believed, and whatever says that the session works makes us forget it.
+    An end that is believed too early begins a second session beside the first: one that is odd must
+    stay as it is for some time, and whatever says that the session works makes us forget it.
     """
 
     # How long a verdict must stay the same, in seconds.
@@ -1629,11 +1653,14 @@ class Judge:
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.since = 0.0  # since when it has been this one
+        self.server_was_lost = False  # in the midst of the answer, which that has cut off
 
-    def forget(self) -> None:
+    def forget(self, server_was_lost: bool = False) -> None:
         """The prompt is sent (again), or the server is another one: what was heard is old."""
         self.hint = ""
+        self.fault = None
         self.verdict = ""
+        self.server_was_lost = server_was_lost
 
     def at_work(self) -> None:
         """It works: an end that was seen before was none."""
@@ -1666,6 +1693,8 @@ class Judge:
             verdict = "failed" if self.fault else "answered"
         elif verdict == "undelivered" and self.fault:
             verdict = "failed"
+        elif verdict == "cut" and self.server_was_lost:
+            verdict = "unfinished"  # no person did it: the prompt is sent again
         fault = polled.fault
         if verdict == "failed" and fault is None:
             fault = self.fault
@@ -1724,12 +1753,12 @@ class Circles:
 
     def __init__(self) -> None:
         self.silences = 0  # requests without an answer, in a row
-        self.spins: set[str] = set()
+        self.spins: dict[str, set[str]] = {}  # by session: messages, compactions
         self.answers: set[str] = set()  # finished answers to our own prompt
         self.last_call = 0
         self.same_calls = 0
         self.refusals = 0
-        self.lost_replies = 0
+        self.lost_replies = 0  # in a row
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
@@ -1743,9 +1772,9 @@ class Circles:
     def message(self, event: Spent, own_prompt: str) -> str:
         """Answers that end nowhere, and answers to one prompt without end."""
         if event.ended == "nowhere":
-            return self._spin(event.message, "answers without an end")
+            return self._spin(event.session, event.message, "answers without an end")
         if event.ended:
-            self.spins.clear()
+            self.spins.pop(event.session, None)
         if event.ended == "answered" and event.parent == own_prompt:
             self.answers.add(event.message)
         if len(self.answers) < ANSWERS_TO_ONE_PROMPT:
@@ -1753,13 +1782,15 @@ class Circles:
         times = len(self.answers)
         return f"it answered the same prompt {times} times: was this machine's clock set back?"
 
-    def compaction(self) -> str:
+    def compaction(self, session: str) -> str:
         """A context that does not fit even when compacted is compacted for ever."""
-        return self._spin(f"compaction {len(self.spins)}", "compactions without an answer")
+        number = len(self.spins.get(session, ()))
+        return self._spin(session, f"compaction {number}", "compactions without an answer")
 
-    def _spin(self, what: str, words: str) -> str:
-        self.spins.add(what)
-        return f"it spins: {SPINS} {words} in a row" if len(self.spins) >= SPINS else ""
+    def _spin(self, session: str, what: str, words: str) -> str:
+        spins = self.spins.setdefault(session, set())
+        spins.add(what)
+        return f"it spins: {SPINS} {words} in a row" if len(spins) >= SPINS else ""
 
     def refusal(self, request: Request) -> str:
         self.refusals += 1
@@ -1898,7 +1929,8 @@ class Recall(Machine):
         self.end(lost_control=event.why == "silent")
 
     def on_server_lost(self, event: ServerLost) -> None:
-        self.end(lost_control=False)  # what ran there is gone with it
+        # Only a server of our own is lost while we wait here: what ran there is gone with it.
+        self.end(lost_control=False)
 
     def end(self, lost_control: bool) -> None:
         self.enter("over")
@@ -1945,7 +1977,7 @@ class Session(Machine):
         self.resume = "creating"  # the state in which it goes on when the server is back
         self.due: Deadline = None  # when this state has something to do by itself
         self.polls_again = False  # when the poll that is out has been answered
-        self.wanted: Outcome | None = None  # what is to become of it, once it is being ended
+        self.ends_as: Outcome | None = None  # what is to become of it, once it is being ended
         self.recall: Recall | None = None  # which ends it
         self.outcome: Outcome | None = None  # what has become of it
         # What OpenCode says of it.
@@ -1957,7 +1989,7 @@ class Session(Machine):
         # How long, how often, how much.
         self.started = self.now
         self.prompted = self.now  # when the prompt was accepted
-        self.active = self.now  # the last sign of life
+        self.last_sign = self.now  # the last sign of life
         self.attempt = 0
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
@@ -1968,7 +2000,7 @@ class Session(Machine):
         if not isinstance(event, FROM_STREAM):
             self.dispatch(event)
         elif (event.parent if isinstance(event, Child) else event.session) in self.family:
-            self.active = self.now
+            self.last_sign = self.now
             self.dispatch(event)
 
     def enter(self, state: str) -> None:
@@ -2015,7 +2047,7 @@ class Session(Machine):
     def on_prompt_accepted(self, event: Done) -> None:
         self.circles.silences = 0
         self.prompted = self.now
-        self.active = self.now
+        self.last_sign = self.now
         self.enter("working")
         self.due = self.now + FIRST_LOOK
         if self.judge.hint == "idle":  # it was quicker than the answer to our request
@@ -2029,7 +2061,7 @@ class Session(Machine):
             self.polls_again = True  # its answer may be from before what made us look
             return
         self.polls_again = False
-        closer = self.now - self.active > LOOK_CLOSER
+        closer = self.now - self.last_sign > LOOK_CLOSER
         self.send(Poll(self.id, self.prompt, self.attempt, closer))
 
     def look_within(self, seconds: float) -> None:
@@ -2066,9 +2098,11 @@ class Session(Machine):
 
     def weigh(self, event: Polled) -> None:
         """Is it over, and how?"""
-        silent = self.now - self.active
+        silent = self.now - self.last_sign
         end = self.judge.decide(event, silent, self.attempt, self.now)
-        if end:
+        if end and event.activity in ("working", "retrying"):
+            self.end_at_work(*end)
+        elif end:
             self.end_by_verdict(*end)
         elif event.activity == "idle" or self.judge.verdict:
             self.look_within(LOOK_AGAIN)
@@ -2083,11 +2117,12 @@ class Session(Machine):
         if verdict == "answered":
             self.end("done")
         elif verdict == "failed":
-            self.fail(fault or Fault("unknown", "it failed, and OpenCode does not say why"))
+            outcome = outcome_of(fault)
+            self.end(outcome.kind, outcome.problem, outcome.fault)
         elif verdict == "refused":
             self.end("refused", "something it asked for was refused")
         elif verdict == "cut":
-            self.end("cut", "its answer was broken off by somebody or something else")
+            self.end("cut", "its answer was broken off by somebody or something else", fault)
         elif self.attempt + 1 >= ATTEMPTS:
             sent = self.attempt + 1
             self.end("failed", f"the prompt was sent {sent} times and never answered")
@@ -2097,9 +2132,11 @@ class Session(Machine):
             self.enter("prompting")
             self.request()
 
-    def fail(self, fault: Fault) -> None:
-        outcome = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
-        self.end(outcome, fault.message, fault)
+    def end_at_work(self, verdict: str, fault: Fault | None) -> None:
+        """The answer has ended long ago, and the session says that it works. Whatever it is that
+        works there, it must not work on beside the next session."""
+        outcome = outcome_of(fault) if verdict == "failed" else Outcome("done")
+        self.end_early(Abort(outcome.kind, outcome.problem, outcome.fault), at_once=True)
 
     def end(
         self,
@@ -2200,7 +2237,7 @@ class Session(Machine):
 
     def on_compacted(self, event: Compacted) -> None:
         self.note("note", "the session was compacted", "dim", event.session)
-        self.give_up_on(self.circles.compaction())
+        self.give_up_on(self.circles.compaction(event.session))
 
     def give_up(self, outcome: str, problem: str, fault: Fault | None = None) -> None:
         """End it from within, as this state does it; a state in which it is ending takes no notice.
@@ -2241,6 +2278,10 @@ class Session(Machine):
 
     def on_answered(self, event: Answered) -> None:
         self.asks.open.pop(event.id, None)
+        self.asks.replied.add(event.id)  # a poll that is on its way may list it still
+
+    def on_replied(self, event: Done) -> None:
+        self.circles.lost_replies = 0
 
     def on_reply_failed(self, event: Failed) -> None:
         """The agent waits for ever for an answer that does not arrive: try again, but not for ever.
@@ -2257,8 +2298,8 @@ class Session(Machine):
 
     def on_key(self, event: Key) -> None:
         """Answer what is asked first."""
-        if self.asks.takes_key(event.name):
-            decision = self.asks.press(event.name)
+        if self.asks.takes_key(event):
+            decision = self.asks.press(event)
             if decision:
                 self.reply(decision)
 
@@ -2291,8 +2332,8 @@ class Session(Machine):
 
     def on_server_back(self, event: ServerUp) -> None:
         self.circles.silences = 0
-        self.active = self.now
-        self.judge.forget()
+        self.last_sign = self.now
+        self.judge.forget(server_was_lost=True)
         self.enter(self.resume)
         self.request()
 
@@ -2300,13 +2341,13 @@ class Session(Machine):
 
     def on_abort_unprompted(self, event: Abort) -> None:
         """Nothing of ours runs there: a session that is being made stays empty."""
-        self.wanted = Outcome(event.outcome, event.problem, event.fault)
-        self.end_as_wanted()
+        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
+        self.end_as_meant()
 
     def on_abort_offline(self, event: Abort) -> None:
         """A server of somebody else's is perhaps only out of reach, and at work."""
-        self.wanted = Outcome(event.outcome, event.problem, event.fault)
-        self.end_as_wanted(lost_control=bool(self.options.server and self.id))
+        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
+        self.end_as_meant(lost_control=bool(self.options.server and self.id))
 
     def on_abort_while_prompting(self, event: Abort) -> None:
         """A prompt that was not accepted may have arrived all the same."""
@@ -2319,7 +2360,7 @@ class Session(Machine):
         self.end_early(event, has_begun, begins_by)
 
     def end_early(self, event: Abort, at_once: bool, begins_by: Deadline = None) -> None:
-        self.wanted = Outcome(event.outcome, event.problem, event.fault)
+        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
         self.enter("ending")
         self.recall = Recall(self.id, self.prompt, self.attempt, self.judge, self.shared)
         self.recall.begin(at_once, begins_by)
@@ -2337,11 +2378,11 @@ class Session(Machine):
         self.tell_recall(event)
 
     def on_recall_over(self, event: RecallOver) -> None:
-        self.end_as_wanted(event.lost_control)
+        self.end_as_meant(event.lost_control)
 
-    def end_as_wanted(self, lost_control: bool = False) -> None:
-        assert self.wanted, "whoever aborts says why"
-        self.end(self.wanted.kind, self.wanted.problem, self.wanted.fault, lost_control)
+    def end_as_meant(self, lost_control: bool = False) -> None:
+        assert self.ends_as, "whoever aborts says why"
+        self.end(self.ends_as.kind, self.ends_as.problem, self.ends_as.fault, lost_control)
 
     # Time.
 
@@ -2353,13 +2394,13 @@ class Session(Machine):
     def on_tick_at_work(self, event: Tick) -> None:
         is_retrying = self.retry is not None and self.retry.at > self.now
         if self.asks.open or is_retrying:
-            self.active = self.now  # it waits, and for something that is known
+            self.last_sign = self.now  # it waits, and for something that is known
         for decision in self.asks.overdue(self.now):
             self.reply(decision)
         self.on_tick(event)
 
     def on_tick_offline(self, event: Tick) -> None:
-        self.active = self.now  # nothing can happen meanwhile
+        self.last_sign = self.now  # nothing can happen meanwhile
         self.mind_timeouts()
 
     def mind_timeouts(self) -> None:
@@ -2368,7 +2409,7 @@ class Session(Machine):
         if longest and self.now - self.started >= longest:
             problem = f"the iteration took longer than {duration(longest)}"
             self.give_up("stalled", problem)
-        elif silence and self.now - self.active >= silence:
+        elif silence and self.now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
 
     # The tables.
@@ -2411,6 +2452,7 @@ class Session(Machine):
             **_STREAM,
             (Done, SendPrompt): on_prompt_accepted,
             (Failed, SendPrompt): on_request_failed,
+            (Done, Reply): on_replied,
             (Failed, Reply): on_reply_failed,
             Activity: on_early_activity,
             Asked: on_asked,
@@ -2425,6 +2467,7 @@ class Session(Machine):
             **_STREAM,
             Polled: on_polled,
             (Failed, Poll): on_request_failed,
+            (Done, Reply): on_replied,
             (Failed, Reply): on_reply_failed,
             StreamOpened: on_stream_opened,
             Activity: on_activity,
@@ -2463,6 +2506,7 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 RAISED_BY_R = ("max_iterations", "max_cost", "max_time")  # limits; by as much again
 
 PLAN_COMPLETE = "the plan is complete"
+NO_SESSION = "there is no session right now that could be shown"
 WRONG_PASSWORD = (
     "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
 )
@@ -2547,10 +2591,11 @@ class Books:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.mark = 0
-        self.most_settled = 0  # tasks, in any plan that was read so far
-        self.least_pending: int | None = None
+        self.tasks: set[str] = set()  # of the plan that was noted last
+        self.most_settled = 0  # tasks, so far
+        self.least_pending: int | None = None  # the same; None: no plan was noted yet
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.waited_since: Deadline = None  # when waiting for a provider began, in a row
+        self.waited = 0.0  # seconds, for a provider, since an iteration worked
 
     def add(self, result: Result) -> None:
         self.results.append(result)
@@ -2560,14 +2605,26 @@ class Books:
         """Take in a plan; whether it is progress.
 
         Progress is more settled, or less pending, than ever before in this run. To un-check a task
-        and to check it again, or to reword it, is none: agents did so all night.
+        and to check it again, or to reword it, is none: agents did so all night. A plan that has no
+        task in common with the one before is another one, and counts from where it begins.
         """
+        tasks = {task.text for task in plan.tasks}
+        if tasks and self.tasks.isdisjoint(tasks):
+            self.most_settled = plan.settled
+            self.least_pending = plan.pending
+        self.tasks = tasks or self.tasks
         has_more = plan.settled > self.most_settled
         has_less = self.least_pending is not None and plan.pending < self.least_pending
         self.most_settled = max(self.most_settled, plan.settled)
         if self.least_pending is None or has_less:
             self.least_pending = plan.pending
         return has_more or has_less
+
+    def begin_anew(self) -> None:
+        """A person goes on after it has come to rest: what was in a row before, is not now."""
+        self.mark = len(self.results)
+        self.waited = 0.0
+        self.tasks = set()
 
     def streak(self, counts: Callable[[Result], bool], stops: Callable[[Result], bool]) -> int:
         """How many of the latest results count, back to the first one that stops the streak."""
@@ -2707,6 +2764,7 @@ class Step(NamedTuple):
     kind: str
     why: str = ""
     seconds: float = 0.0  # to wait
+    for_provider: bool = False  # it counts towards --max-wait
     limit: str = ""  # that makes it stop
     said: str = ""  # for the journal
 
@@ -2723,6 +2781,8 @@ class Course:
         """The step after this result; `model` is what a person knows the model at work by."""
         fault = outcome.fault
         if result.waited_for:
+            if not result.spend.tokens:
+                self.books.waited += result.seconds  # it did nothing but wait
             return self.wait_for_provider(fault.retry_after if fault else 0.0, outcome.problem, now)
         if outcome.kind not in FAILURES:
             return Step("go on")
@@ -2759,9 +2819,7 @@ class Course:
 
     def wait_for_provider(self, announced: float, problem: str, now: float) -> Step:
         """A limit or an outage passes by itself, and costs nothing while it is waited for."""
-        if self.books.waited_since is None:
-            self.books.waited_since = now
-        waited = now - self.books.waited_since
+        waited = self.books.waited
         has_another = self.line.has_another(now)
         seconds = 0.0
         if not has_another:
@@ -2774,7 +2832,7 @@ class Course:
             return Step("stop", why, limit="max_wait")
         if has_another:
             return self.let_another_work(problem, now, announced)
-        return Step("wait", problem, seconds)
+        return Step("wait", problem, seconds, for_provider=True)
 
 
 class Used(NamedTuple):
@@ -2906,6 +2964,7 @@ class Supervisor(Machine):
         self.start_at: Deadline = None  # when it is started again
         self.failures = 0  # since an iteration worked
         self.has_worked = False  # one of its starts was good for something
+        self.up_since = self.now
         self.url = ""
         self.version = ""
         self.memory = 0  # MiB
@@ -2933,6 +2992,7 @@ class Supervisor(Machine):
 
     def on_up(self, event: ServerUp) -> None:
         self.enter("up")
+        self.up_since = self.now
         self.url = event.url
         self.version = event.version
         self.measure_at = self.now
@@ -2946,8 +3006,9 @@ class Supervisor(Machine):
             self.lose(event.problem)
 
     def on_failed(self, event: Failed) -> None:
-        """It was not started, or does not tell its setup. What is broken is a person's to mend."""
-        if event.again or not self.is_needed():
+        """It was not started, or does not tell its setup. What has never worked, and is broken, is
+        a person's to mend; what has worked may do so again."""
+        if event.again or self.has_worked or not self.is_needed():
             self.lose(event.problem)
         else:
             self.tell(ServerFailed(event.problem))
@@ -2958,6 +3019,8 @@ class Supervisor(Machine):
     def lose(self, problem: str) -> None:
         """Have it started anew, after a wait that grows, if somebody waits for it."""
         self.journal.note("server", problem, "bad")
+        if self.is_up and self.now - self.up_since > LONGEST_WAIT:
+            self.failures = 0  # it was good for long: not in a row
         self.let_go()
         if not self.is_needed():
             return
@@ -2971,6 +3034,10 @@ class Supervisor(Machine):
         self.tell(ServerLost())
         self.start_at = self.now + SERVER_WAITS.after(self.failures - 1)
         self.start_when_due()
+
+    def distrust(self) -> None:
+        """Something may be at work there that cannot be stopped: another one is to be had."""
+        self.replace = True
 
     def let_go(self) -> None:
         """It is gone, or to go: its last words are old news."""
@@ -3116,7 +3183,8 @@ class Files(Machine):
         problem = event.problem
         if not problem and not plan.tasks and plan.summary is None:
             problem = NO_TASK.format(event.path)
-        if problem and not self.options.debug:  # --debug takes any plan
+        takes_any_plan = self.options.debug and event.prompt is not None
+        if problem and not takes_any_plan:
             self.note_trouble(problem)
             return problem
         if self.trouble:
@@ -3217,9 +3285,9 @@ class Briefing:
 # ── iteration ─────────────────────────────────────────────────────────────────────────────────────
 # One session, the plan read after it, and the check: what makes one Result.
 #
-#     working -> settling -> checking -> over        (no --check: no checking)
+#     working -> reviewing -> checking -> over        (no --check: no checking)
 #
-# working: the session has its say; settling: it is over, and the plan is read to see what it has
+# working: the session has its say; reviewing: it is over, and the plan is read to see what it has
 # settled; checking: --check runs. To a person all of it is "running".
 
 
@@ -3255,7 +3323,7 @@ class Iteration(Machine):
         self.tell(news)
 
     def on_session_over(self, event: SessionOver) -> None:
-        self.enter("settling")
+        self.enter("reviewing")
         self.tell(event)  # who leads the files has them read
 
     def on_files_good(self, event: FilesGood) -> None:
@@ -3279,6 +3347,7 @@ class Iteration(Machine):
 
     def on_check_lost(self, event: Failed) -> None:
         self.journal.note("warn", f"the check was not run: {event.problem}", "warn")
+        self.gate.last = "interrupted"
         self.end("interrupted")
 
     def end(self, check: str) -> None:
@@ -3309,12 +3378,12 @@ class Iteration(Machine):
 
     # Keys.
 
-    def takes_key(self, key: str) -> bool:
-        return self.session.asks.takes_key(key) or self.state in self.KEYS.get(key, {})
+    def takes_key(self, key: Key) -> bool:
+        return self.session.asks.takes_key(key) or self.state in self.KEYS.get(key.name, {})
 
     def on_key(self, event: Key) -> None:
         """What is asked is answered first."""
-        if self.session.asks.takes_key(event.name):
+        if self.session.asks.takes_key(event):
             self.tell_session(event)
         else:
             self.KEYS[event.name][self.state](self)
@@ -3331,12 +3400,14 @@ class Iteration(Machine):
         if self.session.id and self.session.state != "offline":
             self.journal.note("note", "opening OpenCode's interface on this session", "dim")
             self.send(HandOver(self.session.id))
+        else:
+            self.journal.note("note", NO_SESSION, "dim")
 
     # The tables.
 
     NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "working": ("settling",),
-        "settling": ("checking", "over"),
+        "working": ("reviewing",),
+        "reviewing": ("checking", "over"),
         "checking": ("over",),
         "over": (),
     }
@@ -3351,6 +3422,7 @@ class Iteration(Machine):
                     StreamOpened,
                     (Done, SendPrompt),
                     (Done, Interrupt),
+                    (Done, Reply),
                     (Failed, CreateSession),
                     (Failed, SendPrompt),
                     (Failed, Poll),
@@ -3369,7 +3441,7 @@ class Iteration(Machine):
             SessionOver: on_session_over,
             Key: on_key,
         },
-        "settling": {FilesGood: on_files_good},
+        "reviewing": {FilesGood: on_files_good},
         "checking": {
             CheckFinished: on_check_finished,
             (Failed, RunCheck): on_check_lost,
@@ -3411,8 +3483,8 @@ class Series(Machine):
         self.server = server  # the loop leads it; here it is asked how it is, and replaced
         self.files = Files(shared)
         self.under_way: Iteration | None = None
-        self.iteration = 0  # the number of the newest one
-        self.left_session = ""  # of an iteration that was given up
+        self.number = 0  # the number of the newest one
+        self.left_session = ""  # the last one, where it may still be at work
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
         self.books = Books()
@@ -3421,11 +3493,16 @@ class Series(Machine):
         self.briefing = Briefing(self.options, self.files, self.line, seed)
         self.course = Course(self.options, self.books, self.line)
         self.limits = Limits(self.options)
-        self.waits_for = ""  # why it waits, for a person
-        self.wait_until: Deadline = None
+        self.waits = Step("wait")  # why, and for how long
+        self.waits_since = self.now
         # What a person wants.
         self.attended = self.options.attended  # somebody can look and press keys
         self.pause_wanted = False  # after this iteration
+
+    def enter(self, state: str) -> None:
+        if self.state == "waiting" and self.waits.for_provider:
+            self.books.waited += self.now - self.waits_since
+        super().enter(state)
 
     # What others want to know of it.
 
@@ -3440,8 +3517,12 @@ class Series(Machine):
     def reason(self) -> str:
         """Why it is in this state, for a person."""
         if self.state == "waiting":
-            return self.waits_for
+            return self.waits.why
         return "after this iteration" if self.pause_wanted else ""
+
+    @property
+    def wait_until(self) -> Deadline:
+        return self.waits_since + self.waits.seconds if self.state == "waiting" else None
 
     @property
     def session(self) -> Session | None:
@@ -3530,9 +3611,9 @@ class Series(Machine):
         """Before the next iteration, since nothing of ours runs there."""
         if self.server.replace:
             self.server.let_go()
-            if self.options.server and self.earlier:
+            if self.options.server:
                 # It is not ours to be stopped: what may still be at work there is interrupted.
-                self.send(StopServer(self.earlier[-1]))
+                self.send(StopServer(self.left_session))
         self.rest(ServerNeeded())
 
     def begin_iteration(self) -> None:
@@ -3541,14 +3622,14 @@ class Series(Machine):
             self.rest(RunFailed(problem))
             return
         self.warn()  # the prompt may name another model by now
-        if not self.iteration:
+        if not self.books.tasks:
             self.books.note_plan(self.plan)  # progress is what comes after
-        self.iteration += 1
-        self.journal.iteration = self.iteration
-        prompt = self.briefing.prompt(self.iteration, self.what_to_tell(), self.clock)
+        self.number += 1
+        self.journal.iteration = self.number
+        prompt = self.briefing.prompt(self.number, self.what_to_tell(), self.clock)
         session = Session(prompt, self.shared, self.attended)
         self.under_way = Iteration(
-            self.iteration, session, self.files, self.gate, lambda: facts_of(self), self.shared
+            self.number, session, self.files, self.gate, lambda: facts_of(self), self.shared
         )
         self.enter("iterating")
         self.under_way.begin()
@@ -3580,6 +3661,8 @@ class Series(Machine):
     def on_session_over(self, event: SessionOver) -> None:
         """See what it has settled. Before, if it is time, look at the server's size: it is replaced
         between iterations, and one may be over before the first tick."""
+        assert self.session
+        self.earlier.append(self.session.id)  # from here on it is a stray when it wakes
         self.server.measure_when_due()
         self.files.need()
 
@@ -3607,18 +3690,19 @@ class Series(Machine):
         note_result(self.journal, result, plan, iteration.session.id)
         self.books.add(result)
         self.line.last_seen = result.model or self.line.last_seen
-        self.earlier.append(iteration.session.id)
+        self.left_session = ""
         if outcome.lost_control:
-            self.server.replace = True  # it may still run: the next session gets a new server
+            self.left_session = iteration.session.id
+            self.server.distrust()  # it may still run: the next session gets a new server
         self.under_way = None
         self.journal.iteration = 0
         if result.worked:
             self.server.failures = 0
-            self.books.waited_since = None
+            self.books.waited = 0.0
             self.line.note_success()
         is_complete = plan.summary is not None and not self.gate.is_shut
-        if outcome.kind == "cut" and self.attended:
-            # Somebody is there, and at work in OpenCode's own interface.
+        if outcome.kind == "cut" and outcome.fault and self.attended:
+            # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             self.rest(PauseDue("its answer was broken off: Space goes on"))
         elif is_complete:
             self.go_on()  # nothing needs to be tried again, or waited for
@@ -3636,19 +3720,19 @@ class Series(Machine):
         elif step.kind == "stop":
             self.rest(LimitReached(step.limit, step.why))
         else:
-            self.wait(step.seconds, step.why)
+            self.wait(step)
 
-    def wait(self, seconds: float, problem: str) -> None:
+    def wait(self, step: Step) -> None:
         limit = self.limits.reached(self.used)
         if self.pause_wanted:
-            self.rest(PauseDue(problem))
+            self.rest(PauseDue(step.why))
         elif limit:  # no use in waiting for what may not go on
             self.rest(LimitReached(*limit))
         else:
             self.enter("waiting")
-            self.waits_for = problem
-            self.wait_until = self.now + seconds
-            self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+            self.waits = step
+            self.waits_since = self.now
+            self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
 
     # How it comes to rest.
 
@@ -3681,27 +3765,25 @@ class Series(Machine):
         if limit in RAISED_BY_R:
             self.limits.raise_above(limit, self.used)
         elif limit:
-            self.books.mark = len(self.books.results)
-            self.books.waited_since = None
+            self.books.begin_anew()
             self.line.failures.clear()
 
     def forget_failures(self) -> None:
         """Whatever went wrong so far, a person begins anew."""
-        self.books.mark = len(self.books.results)
-        self.books.waited_since = None
+        self.books.begin_anew()
         self.files.trouble = ""
         self.line.forget()
         self.left_session = ""
 
     # Keys.
 
-    def takes_key(self, key: str) -> bool:
+    def takes_key(self, key: Key) -> bool:
         is_taken = self.under_way is not None and self.under_way.takes_key(key)
-        return is_taken or self.state in self.KEYS.get(key, {})
+        return is_taken or self.state in self.KEYS.get(key.name, {})
 
     def on_key(self, event: Key) -> None:
         """The iteration under way has the first word."""
-        if self.under_way and self.under_way.takes_key(event.name):
+        if self.under_way and self.under_way.takes_key(event):
             self.tell_iteration(event)
         else:
             self.KEYS[event.name][self.state](self)
@@ -3947,6 +4029,8 @@ class Loop(Machine):
         self.enter("paused", event.reason)
         if not self.series.attended:
             self.quit("paused, and the terminal is gone")
+        elif event.reason:
+            self.notify("stopped", event.reason)
 
     def end(self, state: str, status: int, reason: str) -> None:
         """Tell everybody why it ends, or rests; leave when nobody is there to press a key."""
@@ -3967,6 +4051,7 @@ class Loop(Machine):
         self.pending.send_unheard(Exit(self.status))
 
     def on_person_needed(self, event: PersonNeeded) -> None:
+        self.confirming_quit = False  # what is asked is in front of a person now
         self.notify("asked", event.said)
 
     def notify(self, event: str, said: str) -> None:
@@ -3982,11 +4067,13 @@ class Loop(Machine):
         key = event.name
         if self.confirming_quit:
             self.confirming_quit = False
-            if key in ("q", "y"):
+            if key == "q":
                 self.quit("a person quit")
+        elif self.session and self.session.asks.takes_key(event):
+            self.tell_series(event)
         elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
             self.overlay = ""
-        elif self.series.takes_key(key):
+        elif self.series.takes_key(event):
             self.tell_series(event)
         elif self.state in self.KEYS.get(key, {}):
             self.KEYS[key][self.state](self)
@@ -4012,7 +4099,7 @@ class Loop(Machine):
         self.begin()
 
     def say_no_session(self) -> None:
-        self.journal.note("note", "there is no session right now that could be shown", "dim")
+        self.journal.note("note", NO_SESSION, "dim")
 
     def on_handed_back(self, event: Done) -> None:
         assert isinstance(event.to, HandOver)
@@ -4049,6 +4136,8 @@ class Loop(Machine):
 
     def on_screen_lost(self, event: ScreenLost) -> None:
         """Nobody looks any more: go on, as long as there is something to go on with."""
+        if not self.series.attended:
+            return  # a terminal that is gone may say so in several ways
         self.confirming_quit = False
         self.overlay = ""
         self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
@@ -4222,7 +4311,7 @@ def note_end(series: Series, event: str, status: int, reason: str) -> None:
         "total": plan.automatable,
         "blocked": plan.blocked,
         "manual": plan.manual,
-        "iterations": series.iteration,
+        "iterations": series.number,
         "seconds": round(series.clock.elapsed, 1),
         **series.total.record(),
     }
@@ -4237,7 +4326,7 @@ def summary_of(series: Series) -> list[str]:
     plan = series.plan
     total = series.total
     lines = plan.summary.split("\n") if plan.summary else []
-    iterations = "1 iteration" if series.iteration == 1 else f"{series.iteration} iterations"
+    iterations = "1 iteration" if series.number == 1 else f"{series.number} iterations"
     if series.files.was_read:
         lines.append(
             f"{plan}; {iterations} in {duration(series.clock.elapsed)}; "
@@ -4286,7 +4375,7 @@ def facts_of(series: Series) -> dict[str, str]:
         "OCLOOP_PROJECT": os.path.basename(series.options.directory),
         "OCLOOP_PLAN": series.options.plan,
         "OCLOOP_TASK": task.text if task else "",
-        "OCLOOP_ITERATION": str(series.iteration),
+        "OCLOOP_ITERATION": str(series.number),
         "OCLOOP_DONE": str(plan.done),
         "OCLOOP_TOTAL": str(plan.automatable),
         "OCLOOP_BLOCKED": str(plan.blocked),
@@ -4299,7 +4388,7 @@ def facts_of(series: Series) -> dict[str, str]:
 # What is shown is computed from state alone. `view` takes a frozen picture of the loop: where two
 # pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
 # that never exceed width and height, whatever the size. A number says what it counts, and nothing
-# counts on after the end. What stands out carries a sign as well as a colour.
+# counts on once the run has ended. What stands out carries a sign as well as a colour.
 
 Span = tuple[str, str]  # style, text
 Row = list[Span]
@@ -4462,6 +4551,7 @@ class Picture(NamedTuple):
     live: tuple[Entry, ...]
     ask: tuple[str, ...]  # the panel's lines, the first one a title, the last one the keys
     ask_id: str  # the screen rings for each new one
+    ask_shown: str  # goes with the keys that are pressed, as `Key.about`
     keys: tuple[tuple[str, str], ...]
     confirming_quit: bool
     overlay: str
@@ -4496,6 +4586,7 @@ def view(loop: Loop, now: float) -> Picture:
         live=view_live(loop, now),
         ask=ask_panel(loop, now),
         ask_id=next(iter(asks), ""),
+        ask_shown=session.asks.shown if session else "",
         keys=hints(loop),
         confirming_quit=loop.confirming_quit,
         overlay=loop.overlay,
@@ -4526,7 +4617,7 @@ def view_reason(loop: Loop, now: float) -> str:
     files = series.files
     if loop.state == "ready":
         return f"S begins with: {series.plan.goal}"
-    if series.state == "waiting" and series.wait_until is not None:
+    if series.wait_until is not None:
         left = series.wait_until - now
         at = local_time("%H:%M", loop.clock.wall + left)
         return f"again at {at}, in {duration(left)}: {loop.reason}"
@@ -4543,16 +4634,17 @@ def view_reason(loop: Loop, now: float) -> str:
 def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
     series = loop.series
-    if not series.iteration:
+    if not series.number:
         return ()
     facts = []
     most = series.limits.most["max_iterations"]
-    of = f" of {most:.0f}" if most and series.books.counted == len(series.books.results) else ""
+    over = series.number - bool(series.under_way)
+    of = f" of {most:.0f}" if most and series.books.counted == over else ""
     if loop.session:
-        facts.append(f"iteration {series.iteration}{of} {duration(now - loop.session.started)}")
+        facts.append(f"iteration {series.number}{of} {duration(now - loop.session.started)}")
     else:
-        noun = "iteration" if series.iteration == 1 else "iterations"
-        facts.append(f"{series.iteration}{of} {noun}")
+        noun = "iteration" if series.number == 1 else "iterations"
+        facts.append(f"{series.number}{of} {noun}")
     most = series.limits.most["max_time"]
     facts.append(f"run {duration(loop.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = series.books.average
@@ -4616,8 +4708,10 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
     views = []
     for task in plan.tasks:
         name = (task.phase, task.text)
-        known = spent.get(name) or TaskView(task)
+        known = spent.pop(name, TaskView(task))  # the first one, where two have that name
         is_current = task.state == "pending" and name == current
+        if is_current:
+            current = ("", "")
         views.append(known._replace(task=task, is_current=is_current))
     return views
 
@@ -5526,7 +5620,9 @@ class OpenCode1:
             messages = self.client.ask(self.path(f"/session/{session}/message?limit=20"))
             verdict = "unknown"
             if isinstance(messages, list):
-                verdict, fault = judge_messages(dicts(messages), command.prompt.message_id)
+                is_at_work = activity == "working"
+                own = command.prompt.message_id
+                verdict, fault = judge_messages(dicts(messages), own, is_at_work)
         children, spent = self.family(session, {session})
         retry = retry_of(session, status) if activity == "retrying" else None
         polled = Polled(command, activity, verdict, fault, spent, children, retry=retry)
@@ -5623,7 +5719,8 @@ class OpenCode1:
         until = time.monotonic() + ABORTED_WITHIN
         while time.monotonic() < until:
             statuses = self.client.ask_if_possible(self.path("/session/status"))
-            if session not in as_dict(statuses):  # or the server does not tell
+            status = as_dict(as_dict(statuses).get(session))
+            if status.get("type", "idle") == "idle":  # or the server does not tell
                 return
             time.sleep(0.05)
 
@@ -5810,11 +5907,14 @@ def fault_of(error: Any) -> Fault | None:
     return Fault(kind, message, code, seconds_until(headers.get("retry-after")))
 
 
-def judge_messages(messages: Sequence[Json], own: str) -> tuple[str, Fault | None]:
-    """How the answer to one's own message stands, in a session of OpenCode 1 that is idle.
+def judge_messages(
+    messages: Sequence[Json], own: str, is_at_work: bool = False
+) -> tuple[str, Fault | None]:
+    """How the answer to one's own message stands, in a session of OpenCode 1.
 
     Messages are `{info, parts}`, oldest first. Each answer names the message that it answers; what
-    a person typed into the session is not ours, what a compaction put there is.
+    a person typed into the session is not ours, what a compaction put there is. While the session
+    is at work on such a prompt of a person's, ours is not over.
     """
     foreign = set()
     for message in messages:
@@ -5822,6 +5922,9 @@ def judge_messages(messages: Sequence[Json], own: str) -> tuple[str, Fault | Non
         id = as_text(info.get("id"))
         if info.get("role") == "user" and id != own and not is_of_compaction(message):
             foreign.add(id)
+    newest = as_dict(messages[-1].get("info")) if messages else {}
+    if is_at_work and {as_text(newest.get("id")), as_text(newest.get("parentID"))} & foreign:
+        return "unfinished", None
     answers = [
         info
         for info in (as_dict(message.get("info")) for message in messages)
@@ -5836,7 +5939,7 @@ def judge_messages(messages: Sequence[Json], own: str) -> tuple[str, Fault | Non
     if fault:
         if fault.message.startswith("The user rejected permission to use this"):
             return "refused", None  # a doom_loop: it ends the turn, words or not
-        return ("cut", None) if fault.kind == "aborted" else ("failed", fault)
+        return ("cut" if fault.kind == "aborted" else "failed"), fault
     finish = as_text(last.get("finish"))
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
@@ -6341,7 +6444,7 @@ class OpenCode2:
         verdict = ""
         fault = None
         if activity in ("idle", "unknown") or (command.closer and is_at_work):
-            verdict, fault = self.verdict(command, as_text(own.get("outcome")))
+            verdict, fault = self.verdict(command, as_text(own.get("outcome")), is_at_work)
         retry = self.retry(session) if is_at_work else None
         if retry:
             activity = "retrying"
@@ -6399,7 +6502,7 @@ class OpenCode2:
         retry = retry_of_step(session, as_dict(newest.get("retry")))
         return retry if retry.wait > 0 else None
 
-    def verdict(self, command: Poll, outcome: str) -> tuple[str, Fault | None]:
+    def verdict(self, command: Poll, outcome: str, is_at_work: bool) -> tuple[str, Fault | None]:
         """How the answer to our own prompt stands, and why it failed."""
         ids = ids_of_attempts(command.prompt, command.attempt)
         found = self.since_prompt(command.session, ids)
@@ -6413,7 +6516,7 @@ class OpenCode2:
             return "failed", fault_of_type(idles[-1].get("error")) if idles else None
         if not delivered:
             return "undelivered", None
-        return judge_steps(messages)
+        return judge_steps(messages, is_at_work)
 
     def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]] | None:
         """The newest of our prompts that was delivered, "" when none was, and the messages after
@@ -6668,6 +6771,7 @@ FAULT_KINDS = {
     "provider.timeout": "outage",
     "aborted": "aborted",
 }
+INTERRUPTED = Fault("aborted", "it was interrupted")
 # What it says itself, without a type of its own, before a provider is asked.
 _NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
@@ -6691,11 +6795,12 @@ def fault_of_type(error: Any) -> Fault | None:
     return Fault(kind, message, code if code >= 400 else 0, retry_after)
 
 
-def judge_steps(messages: Sequence[Json]) -> tuple[str, Fault | None]:
-    """How the answer to a prompt stands, in a session at rest, by the messages after the prompt.
+def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str, Fault | None]:
+    """How the answer to a prompt stands, by the messages after the prompt.
 
     The last step decides; an error of an earlier one was overcome. What a person said meanwhile
-    belongs to the answer; what they said after its end begins one of their own.
+    belongs to the answer; what they said after its end begins one of their own, and while the
+    session is at work on that, ours is not over.
     """
     step: Json = {}  # the last one
     idle: Json = {}  # the end of the run that it belongs to
@@ -6703,6 +6808,8 @@ def judge_steps(messages: Sequence[Json]) -> tuple[str, Fault | None]:
     for message in messages:
         type = message.get("type")
         if type == "user" and (idle or has_finished(step)):
+            if is_at_work:
+                return "unfinished", None
             break
         if type == "assistant":
             step = message
@@ -6716,7 +6823,8 @@ def judge_steps(messages: Sequence[Json]) -> tuple[str, Fault | None]:
     outcome = as_text(idle.get("outcome"))
     if not step:
         ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
-        return ends.get(outcome, "unfinished"), fault_of_type(idle.get("error"))
+        fault = INTERRUPTED if outcome == "interrupted" else fault_of_type(idle.get("error"))
+        return ends.get(outcome, "unfinished"), fault
     is_complete = bool(as_dict(step.get("time")).get("completed"))
     if has_more or (not is_complete and outcome not in ("failed", "interrupted")):
         return "unfinished", None  # it works, or its server died
@@ -6733,7 +6841,10 @@ def judge_steps(messages: Sequence[Json]) -> tuple[str, Fault | None]:
     # A bare refusal looks like an interruption, but for what the tool says, and ends without a
     # word; what is left is a step whose tools' results nobody has asked for.
     is_refused = outcome != "interrupted" and any(map(was_refused, dicts(step.get("content"))))
-    return "refused" if is_refused else "cut", None
+    if is_refused:
+        return "refused", None
+    was_interrupted = outcome == "interrupted" or fault is not None  # of kind `aborted`
+    return "cut", INTERRUPTED if was_interrupted else None
 
 
 def has_finished(step: Json) -> bool:
@@ -7671,6 +7782,7 @@ class CursesScreen:
         self.utf8 = utf8
         self.scroll = Scroll()
         self.title = ""
+        self.ask_shown = ""  # what is asked on the screen, as it was drawn last
         self.picture: Picture | None = None
         self.handed: tuple[HandOver, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
@@ -7809,7 +7921,7 @@ class CursesScreen:
         elif key == 12:  # ctrl-l
             window.redrawwin()
         elif 0 <= key < 256:
-            self.post(Key(names.get(key, chr(key).lower())))
+            self.post(Key(names.get(key, chr(key).lower()), self.ask_shown))
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
@@ -7827,6 +7939,7 @@ class CursesScreen:
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
         window.refresh()
+        self.ask_shown = picture.ask_shown
         self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.automatable}")
 
     def _title(self, text: str) -> None:
@@ -8105,9 +8218,14 @@ class RunFile:
         self.keep_lock()
         draft = f"{self.path}.{os.getpid()}"
         number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-            json.dump(record, file)
-        os.replace(draft, self.path)
+        try:
+            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                json.dump(record, file)
+            os.replace(draft, self.path)
+        except OSError:  # a full disk
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
@@ -8151,7 +8269,7 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "directory": loop.options.directory,
         "state": loop.shown_state,
         "reason": loop.reason,
-        "iteration": series.iteration,
+        "iteration": series.number,
         "task": series.task.text if series.task else "",
         "session": session.id if session else "",
         "model": series.model,
@@ -8180,7 +8298,7 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         if session.retry:
             at = local_time("%H:%M", loop.clock.wall + session.retry.at - loop.now)
             record["retry"] = f"{session.retry.message} (at {at})"
-    if series.state == "waiting" and series.wait_until is not None:
+    if series.wait_until is not None:
         record["waiting_until"] = loop.clock.wall + series.wait_until - loop.now
     if status is not None:
         return dict(record, status=status, ended=loop.clock.wall)
@@ -8615,13 +8733,11 @@ def preflight(options: Options) -> Preflight:
     if config_problem and not options.server:
         problems.append(config_problem)
     return Preflight(
-        plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, prompt), model
+        plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, body), model
     )
 
 
-def warnings_of(
-    options: Options, plan: Plan, fields: dict[str, str], prompt: str | None
-) -> tuple[str, ...]:
+def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str) -> tuple[str, ...]:
     warnings = []
     name = os.path.basename(options.plan)
     for near in plan.near_misses[:5]:
@@ -8629,7 +8745,7 @@ def warnings_of(
     starter = parse_plan(STARTER_PLAN).current
     if starter and any(task.text == starter.text for task in plan.tasks):
         warnings.append(f"{name} is still the starter: write your own tasks into it")
-    if prompt and "{{PLAN_FILE}}" not in prompt:
+    if body and "{{PLAN_FILE}}" not in body:
         warnings.append(NO_PLACE.format(options.prompt))
     unknown = [key for key in fields if key not in FRONT_MATTER]
     if unknown:
@@ -8852,7 +8968,7 @@ class Run:
         worth = (
             loop.shown_state,
             loop.reason,
-            loop.series.iteration,
+            loop.series.number,
             session.id if session else "",
             len(session.asks.open) if session else 0,
             int(loop.now / self.RECORD_EVERY),
