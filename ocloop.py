@@ -3035,6 +3035,14 @@ class Supervisor(Machine):
         self.start_at = self.now + SERVER_WAITS.after(self.failures - 1)
         self.start_when_due()
 
+    def note_setup(self) -> None:
+        """It has told its setup: what it cannot do after that may pass by itself."""
+        self.has_worked = True
+
+    def forget_failures(self) -> None:
+        """An iteration has worked, or a person begins anew."""
+        self.failures = 0
+
     def distrust(self) -> None:
         """Something may be at work there that cannot be stopped: another one is to be had."""
         self.replace = True
@@ -3469,6 +3477,9 @@ class Iteration(Machine):
 # it tells the loop: the plan is complete, a limit is reached, somebody wanted a pause, the server
 # is gone, or it is no use to go on.
 #
+# Nothing goes sideways but this: Series asks the Supervisor how it is, and marks it as one that has
+# worked, or that is to be replaced.
+#
 # What has to be remembered and reckoned is done by values with one job each: `books` (the results
 # so far; all counts, streaks and sums come from them), `line` (which model works), `briefing` (what
 # a session is told), `limits`, `gate` (the check), `course` (what an outcome means for the run).
@@ -3480,10 +3491,10 @@ class Series(Machine):
     def __init__(self, server: Supervisor, shared: Shared, seed: str) -> None:
         super().__init__("resting", shared)
         self.shared = shared
-        self.server = server  # the loop leads it; here it is asked how it is, and replaced
+        self.server = server  # the loop leads it: here it is asked how it is, and marked
         self.files = Files(shared)
         self.under_way: Iteration | None = None
-        self.number = 0  # the number of the newest one
+        self.number = 0  # of the newest iteration
         self.left_session = ""  # the last one, where it may still be at work
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
@@ -3697,7 +3708,7 @@ class Series(Machine):
         self.under_way = None
         self.journal.iteration = 0
         if result.worked:
-            self.server.failures = 0
+            self.server.forget_failures()
             self.books.waited = 0.0
             self.line.note_success()
         is_complete = plan.summary is not None and not self.gate.is_shut
@@ -3926,6 +3937,7 @@ class Loop(Machine):
         return self.pending.collect()
 
     def enter(self, state: str, reason: str = "") -> None:
+        """The same state may be entered again, for another reason."""
         if state != self.state:
             super().enter(state)
         self.why = reason
@@ -3964,7 +3976,7 @@ class Loop(Machine):
         self.send(CheckSetup())
 
     def on_setup_checked(self, event: SetupChecked) -> None:
-        self.server.has_worked = True
+        self.server.note_setup()
         briefing = self.series.briefing
         briefing.setup = event.setup
         problem = briefing.problem()
@@ -4095,7 +4107,7 @@ class Loop(Machine):
     def start_anew(self) -> None:
         """R after an error: whatever it was, it is a new beginning."""
         self.series.forget_failures()
-        self.server.failures = 0
+        self.server.forget_failures()
         self.begin()
 
     def say_no_session(self) -> None:
