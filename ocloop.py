@@ -217,6 +217,8 @@ class Plan:
         return self.current.text if self.current else "wrap up"
 
     def __str__(self) -> str:
+        if not self.tasks:
+            return "no task"
         return (
             f"{self.done} of {self.automatable} tasks done ({self.percent} %), "
             f"{self.blocked} blocked, {self.manual} manual"
@@ -246,6 +248,13 @@ _NEARLY = (
         "write the box as `[ ]` or `[x]`",
     ),
     (re.compile(_LIST_SIGN + r"[ \t]+\( ?\)[ \t]+\S"), "write the box as `[ ]`"),
+    (
+        re.compile(
+            _LIST_SIGN + r"[ \t]+(?:\\\[[ xX]?\\\]|\[(?:[xX][ \t]+| [ \t]*)[^\[\] \t][^\[\]]*$)"
+        ),
+        "write the box as `[ ]` or `[x]`",
+    ),
+    (re.compile(r"[ \t]*[\u2013\u2014\u2022][ \t]*\[[ xX]?\][ \t]+\S"), "begin the line with `- `"),
 )
 
 
@@ -1819,6 +1828,7 @@ class Transcript:
         self.journal = journal
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
+        self.told: dict[str, str] = {}  # by key: texts as far as they were known before their end
 
     def error(self, message: str, session: str, depth: int = 0) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
@@ -1847,7 +1857,10 @@ class Transcript:
             if part.state == "failed":
                 text += f"  failed: {part.text}"
                 tone = "bad"
-        self._journal(part.key, kind, text, tone, part.session, depth)
+        self.journaled.add(part.key)
+        self.live.pop(part.key, None)
+        if self.told.pop(part.key, "") != text.strip():
+            self._note(kind, text, tone, part.session, depth)
         return True
 
     def grow(self, delta: Delta) -> None:
@@ -1857,14 +1870,18 @@ class Transcript:
             self.live[delta.key] = live._replace(text=text)
 
     def end_texts(self, message: str, session: str) -> None:
-        """Texts of this message that nobody said to have ended have ended by now."""
-        for key, live in list(self.live.items()):
-            if live.message == message and live.kind == "text":
-                self._journal(key, "text", live.text, "", session, live.depth)
+        """Texts of this message that nobody said to have ended have ended by now, as it seems.
 
-    def _journal(self, key: str, kind: str, text: str, tone: str, session: str, depth: int) -> None:
-        self.journaled.add(key)
-        self.live.pop(key, None)
+        Their end may come later all the same. Where it tells more (pieces of a text are left out
+        when they are many, or when nobody looks), all of the text is told then.
+        """
+        for key, live in list(self.live.items()):
+            if live.message == message and live.kind == "text" and live.text.strip():
+                del self.live[key]
+                self.told[key] = live.text.strip()
+                self._note("text", live.text, "", session, live.depth)
+
+    def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
         if text.strip():
             self.journal.note(kind, text.strip(), tone, session, depth)
 
@@ -2320,7 +2337,8 @@ class Session(Machine):
             fault = Fault("configuration", WRONG_PASSWORD)
             self.end("failed", WRONG_PASSWORD, fault, lost_control=bool(self.id))
         elif event.why == "configuration":
-            self.give_up("failed", event.problem, Fault("configuration", event.problem))
+            problem = f"OpenCode's configuration is broken: mend it: {event.problem}"
+            self.give_up("failed", problem, Fault("configuration", problem))
         else:
             self.give_up("failed", event.problem)
 
@@ -2854,8 +2872,10 @@ class Limits:
 
     def reached(self, used: Used, times: int = 1) -> tuple[str, str] | None:
         """The option whose limit is reached, so many times over, and the reason in words."""
+        is_one = used.iterations == 1
+        iterations = "1 iteration was" if is_one else f"{used.iterations} iterations were"
         counts = {
-            "max_iterations": (used.iterations, f"{used.iterations} iterations were worked"),
+            "max_iterations": (used.iterations, f"{iterations} worked"),
             "max_cost": (used.cost, f"{dollars_of(used.cost)} were spent"),
             "max_time": (used.elapsed, f"{duration(used.elapsed)} have passed"),
         }
@@ -3316,6 +3336,7 @@ class Iteration(Machine):
         self.task = files.plan.current  # None: nothing was left but the summary
         self.session = session
         self.files = files
+        self.plan = files.plan  # as the session left it; a check may hide it (`git stash`)
         self.gate = gate
         self.facts = facts
 
@@ -3336,6 +3357,7 @@ class Iteration(Machine):
 
     def on_files_good(self, event: FilesGood) -> None:
         """The session is over and the plan is fresh: is what it did any good?"""
+        self.plan = self.files.plan
         has_worked = self.outcome.kind in (*WORKED, "cut")
         if self.options.check and (has_worked or self.files.plan.summary is not None):
             self.enter("checking")
@@ -3695,7 +3717,7 @@ class Series(Machine):
         iteration = self.under_way
         assert iteration
         outcome = iteration.outcome
-        plan = self.plan
+        plan = iteration.plan
         has_progress = self.books.note_plan(plan) or plan.summary is not None
         result = iteration.result(event.check, has_progress)
         note_result(self.journal, result, plan, iteration.session.id)
@@ -4371,7 +4393,7 @@ def message_of(series: Series, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
     plan = series.plan
     project = os.path.basename(series.options.directory) or series.options.directory
-    said = event if reason == PLAN_COMPLETE else f"{event}: {reason}"
+    said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
     facts = [f"{plan.done}/{plan.automatable}"]
     if plan.blocked:
         facts.append(f"{plan.blocked} blocked")
@@ -4760,7 +4782,8 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
     if state == "ready" or (state == "starting" and not loop.wanted):
         keys.append(("S", "start"))
     is_renewing = state == "starting" and loop.clock.started is not None
-    if state in ("pausing", "paused") or (is_renewing and series.pause_wanted):
+    is_paused = state == "paused" and not loop.limit  # at a limit it is R that says more
+    if state == "pausing" or is_paused or (is_renewing and series.pause_wanted):
         keys.append(("Space", "go on"))
     elif state in ("running", "waiting") or is_renewing:
         keys.append(("Space", "pause"))
@@ -4780,15 +4803,15 @@ def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
 class Scroll:
     """Which part of the activity, or of the plan, is looked at.
 
-    Of the activity: the tail, or a place that stays while new lines come. Of the plan: the rows
-    that the current task is scrolled away from.
+    Of the activity: the tail, or a place that stays while new lines come. Of plan and help: the
+    rows by which they are scrolled away from where they would be.
     """
 
     def __init__(self) -> None:
         self.entry = 0  # the number of the entry of the last row that is shown; 0: the tail
         self.row = 0  # which row of that entry
         self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
-        self.plan = 0  # rows
+        self.overlay = 0  # rows
 
 
 def layout(
@@ -4827,7 +4850,7 @@ def layout(
 def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
     """What fills the screen between header and footer."""
     if picture.overlay == "help":
-        return help_rows(width)
+        return help_rows(width, height, scroll)
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll, moves=True)
     has_room = width >= SIDE_BY_SIDE and height >= 4 and bool(picture.plan.tasks)
@@ -4961,12 +4984,15 @@ def ask_rows(picture: Picture, width: int, height: int) -> list[Row]:
         lines = wrap(" ".join(text.split()), max(1, width - 4))
         return [[("", "   " + line)] for line in lines[:4]]
 
+    titles = wrap(" ".join(title.split()), max(1, width - 4))[: 2 if height >= 6 else 1]
+    room = height - len(titles) - 1  # the last row tells the way out
     answers = [row for choice in choices[:-1] for row in rows(choice)]
-    details = rows(detail)[: max(1, height - 2 - len(answers))]
+    details = rows(detail)[: max(1, room - len(answers))]
     return [
-        [("warn bold", " ? " + printable(title))],
+        [("warn bold", f" ? {titles[0]}")],
+        *([("warn bold", f"   {line}")] for line in titles[1:]),
         *details,
-        *answers[: max(0, height - 2 - len(details))],
+        *answers[: max(0, room - len(details))],
         [("accent", "   " + printable(choices[-1]))],
     ]
 
@@ -4989,12 +5015,13 @@ def footer(picture: Picture, width: int) -> Row:
     return row
 
 
-def help_rows(width: int) -> list[Row]:
+def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
     cells_of_key = 22 if width >= 72 else 8
     rows: list[Row] = []
     for key, text in KEYS:
         name = key if len(key) <= cells_of_key else key.split()[0]
-        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {text}")])
+        said = ellipsis(text, width - cells_of_key - 2)
+        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {said}")])
     cells: list[Row] = [
         [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
         for state, (sign, style, meaning) in STATES.items()
@@ -5003,7 +5030,22 @@ def help_rows(width: int) -> list[Row]:
     for number in range(0, len(cells), columns):
         rows.append([span for cell in cells[number : number + columns] for span in cell])
     rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
-    return rows
+    return scrolled(rows, height, 0, scroll)
+
+
+def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) -> list[Row]:
+    """So many rows from the first one on, or from where it was scrolled to."""
+    if scroll:
+        wanted = first + scroll.overlay + scroll.moved
+        wanted = max(0, min(wanted, max(0, len(rows) - height)))
+        scroll.overlay = wanted - first
+        scroll.moved = 0
+        first = wanted
+    shown = rows[first : first + height]
+    below = len(rows) - first - height
+    if below > 0 and height >= 4:
+        shown[-1] = [("dim", f" ↓ {below + 1} more")]
+    return shown
 
 
 def plan_rows(
@@ -5031,17 +5073,7 @@ def plan_rows(
     if not any(item.is_current for item in tasks):
         focus = len(rows) - 1 if picture.plan.done else 0
     first = max(0, min(focus - height // 2, len(rows) - height))
-    if scroll and moves:
-        wanted = first + scroll.plan + scroll.moved
-        wanted = max(0, min(wanted, max(0, len(rows) - height)))
-        scroll.plan = wanted - first
-        scroll.moved = 0
-        first = wanted
-    shown = rows[first : first + height]
-    below = len(rows) - first - height
-    if below > 0 and height >= 4:
-        shown[-1] = [("dim", f" ↓ {below + 1} more")]
-    return shown
+    return scrolled(rows, height, first, scroll if moves else None)
 
 
 def task_heads(width: int) -> Row:
@@ -5340,6 +5372,16 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
+def without_input(message: str) -> str:
+    """OpenCode's error on a broken configuration, less the file, which may hold somebody's keys:
+    where it is broken, in a line."""
+    head, mark, rest = message.partition("--- JSONC Input ---")
+    if not mark:
+        return message
+    _file, _mark, errors = rest.partition("--- Errors ---")
+    return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
+
+
 class RequestError(Exception):
     """A request that was not answered with 2xx and JSON.
 
@@ -5418,7 +5460,7 @@ class Client:
         details = as_dict(said.get("data"))
         issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
         words = (details.get("path"), details.get("message"), said.get("message"), issues)
-        message = " ".join(as_text(word) for word in words if word)
+        message = without_input(" ".join(as_text(word) for word in words if word))
         message = message or f"{method} {path} was answered with {error.code}"
         name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
         return RequestError(error.code, message, name, said)
@@ -7277,6 +7319,7 @@ class Server:
         self.reader: StreamReader | None = None
         self.guard = Guard(self.mark, self.environment)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
+        self.is_showing_input = False  # it prints a configuration, which may hold keys
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
@@ -7362,12 +7405,18 @@ class Server:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            if "password" not in line:  # OpenCode 2 may print the one it has made
-                self.last_lines.append(line[:300])
+            self._keep(line)
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
                 found.put(match.group(1))
         found.put("")
+
+    def _keep(self, line: str) -> None:
+        """Keep what it prints, for its last words, less what is nobody's business."""
+        if "--- JSONC Input ---" in line or "--- Errors ---" in line:
+            self.is_showing_input = "Input" in line
+        if not self.is_showing_input and "password" not in line:  # 2.x may print the one it made
+            self.last_lines.append(line[:300])
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
         process.wait()
@@ -7784,6 +7833,7 @@ class CursesScreen:
     """The terminal. One thread makes all curses calls."""
 
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
+    CTRL_C_AGAIN = 2.0  # seconds: who leaves OpenCode's interface may press it twice
     HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
     # Terminals that take a title, and know how to give the old one back.
     TITLED = re.compile("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-")
@@ -7798,6 +7848,7 @@ class CursesScreen:
         self.picture: Picture | None = None
         self.handed: tuple[HandOver, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
+        self.ours_again_at = 0.0  # ctrl-c is meant for us from then on
         self.closing = False
         self.styles: dict[str, int] = {}
         self.modes = termios_of(0)
@@ -7815,7 +7866,7 @@ class CursesScreen:
 
     @property
     def is_given_away(self) -> bool:
-        return self.handed is not None
+        return self.handed is not None or time.monotonic() < self.ours_again_at
 
     def close(self) -> None:
         """Give the terminal back as it was; one that takes no output is left as it is."""
@@ -7841,17 +7892,25 @@ class CursesScreen:
                 return
         window = curses.initscr()
         try:
-            curses.noecho()
-            curses.cbreak()
-            window.keypad(True)
-            window.timeout(int(self.FRAME * 1000))
-            if takes_output():  # curs_set writes, and does not let go of Python's lock
-                with suppress(curses.error):
-                    curses.curs_set(0)
-            self._make_styles()
-            self._loop(window)
+            self._use(window)
+        except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
+            if self.handed:
+                self.post(Failed(self.handed[0], "the terminal is gone"))
+                self.handed = None
+            self.post(ScreenLost(f"the terminal is gone ({error})"))
         finally:
             self._leave(window)
+
+    def _use(self, window: Any) -> None:
+        curses.noecho()
+        curses.cbreak()
+        window.keypad(True)
+        window.timeout(int(self.FRAME * 1000))
+        if takes_output():  # curs_set writes, and does not let go of Python's lock
+            with suppress(curses.error):
+                curses.curs_set(0)
+        self._make_styles()
+        self._loop(window)
 
     def _leave(self, window: Any) -> None:
         if not takes_output():
@@ -7937,8 +7996,8 @@ class CursesScreen:
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
-        if picture.overlay != "plan":
-            self.scroll.plan = 0
+        if not picture.overlay:
+            self.scroll.overlay = 0
         window.erase()
         rows = layout(picture, width, height, self.utf8, self.scroll)
         for y, row in enumerate(rows):
@@ -7981,6 +8040,7 @@ class CursesScreen:
             with UsualSignals():
                 self.child = subprocess.Popen(argv, env=env)
             status = self.child.wait()
+            self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
                 answer = Failed(command, f"OpenCode's interface ended with exit status {status}")
         except OSError as error:
@@ -8115,10 +8175,8 @@ class Log:
             return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a reader: an error
 
         try:
-            with open(
-                self.path, "a", encoding="utf-8", errors="backslashreplace", opener=opener
-            ) as file:
-                file.write("".join(line + "\n" for line in lines))
+            with open(self.path, "ab", buffering=0, opener=opener) as file:
+                self._write_whole(file.fileno(), "".join(line + "\n" for line in lines))
             self.has_warned = False
         except OSError as error:
             if not self.has_warned:
@@ -8128,6 +8186,18 @@ class Log:
                     "name another path with --log"
                 )
                 self.post(Noted("warn", problem))
+
+    def _write_whole(self, number: int, text: str) -> None:
+        """All of it, or nothing: half a line would make the file unreadable for others."""
+        before = os.fstat(number).st_size
+        left = text.encode("utf-8", "backslashreplace")
+        try:
+            while left:
+                left = left[os.write(number, left) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(number, before)  # not of a pipe
+            raise
 
     def line(self, entry: Entry) -> str:
         if not self.is_json:
@@ -8490,7 +8560,7 @@ def dollars(text: str) -> float:
 
 
 def model_name(text: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/\S+", text):
+    if not all(re.fullmatch(r"[^/\s]+/\S+", name) for name in text.split(",")):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no model: write providerID/modelID; `opencode models` lists them"
         )
@@ -8648,7 +8718,8 @@ def make_options(given: argparse.Namespace) -> Options:
         for name, value in vars(given).items()
         if name in Options._fields and value is not None
     }
-    values["models"] = tuple(values.get("models", ()))
+    given_models = ",".join(values.get("models", ()))  # again, or with a comma between them
+    values["models"] = tuple(filter(None, given_models.split(",")))
     options = Options(**values)
     host = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
     if options.server and not re.fullmatch(rf"https?://{host}(:\d+)?(/[^@\s]*)?", options.server):
@@ -8730,7 +8801,7 @@ def preflight(options: Options) -> Preflight:
     fields, body = split_front_matter(prompt or "")
     problems: list[str] = []
     if plan_problem or prompt_problem:
-        problems.append(plan_problem or prompt_problem)
+        problems += filter(None, (plan_problem, prompt_problem))
     elif not plan.tasks and plan.summary is None:
         problems.append(NO_TASK.format(options.plan))
         name = os.path.basename(options.plan)
@@ -8850,16 +8921,12 @@ def run(given: argparse.Namespace) -> int:
         raise Problem("\n        ".join(found.problems))
     plan = found.plan
     if plan.summary is not None:
-        left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
-        print(
-            f"ocloop: {options.plan} is complete already{left}: "
-            "remove its <plan-complete> tag to work on it again"
-        )
-        return 3 if left else 0
+        print(f"ocloop: {complete_already(options.plan, plan)}")
+        return 3 if plan.pending else 0
     held = run_file.acquire()
     if held:
         raise Problem(
-            f"another loop works on this plan (process {held}): `status` shows it, "
+            f"another loop works on this plan ({process_of(held)}): `status` shows it, "
             "`attach` joins it"
         )
     why_plain = "" if options.plain else curses_problem()
@@ -8879,7 +8946,7 @@ class Run:
 
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
-    RECORD_AGAIN = 1.0  # seconds between two writings at the least
+    RECORD_AGAIN = 1.0  # seconds between two writings at the least, but for what matters at once
 
     def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
         self.options = options
@@ -8897,8 +8964,10 @@ class Run:
         self.drawn_at = 0.0
         self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
-        self.recorded: tuple[object, ...] = ()
-        self.record_at = 0.0  # not before this time; by the monotonic clock
+        self.has_warned = False  # that the state file cannot be written
+        # What the state file says, in short: what matters at once, and what may wait a moment.
+        self.recorded: tuple[object, object] = ((), ())
+        self.record_at = 0.0  # not before this time, on the run's own clock
         for warning in filter(None, warnings):
             post(Noted("warn", warning))
 
@@ -8913,9 +8982,26 @@ class Run:
             self.log.add(self.loop.journal.newest(self.loop.journal.count))
             while self.status is None:
                 self._turn()
+        except Exception as error:
+            self._tell_of_bug(error)
+            raise
         finally:
             self._leave()
         return self.status
+
+    def _tell_of_bug(self, error: Exception) -> None:
+        """Whoever sleeps must hear of it, whatever state the machines are in."""
+        reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
+        loop = self.loop
+        with suppress(Exception):
+            loop.state = "error"
+            loop.why = reason
+            loop.pending.collect()
+            before = loop.journal.count
+            note_end(loop.series, "failed", 1, reason)
+            self.log.add(loop.journal.newest(loop.journal.count - before))
+            loop.notify("failed", reason)
+            self._carry_out(loop.pending.collect())
 
     def _take_signals(self) -> None:
         def post(number: int, frame: Any) -> None:
@@ -8970,29 +9056,35 @@ class Run:
 
     def _show(self) -> None:
         loop = self.loop
+        now = loop.now
         last = self.picture
-        picture = view(loop, loop.now)
+        picture = view(loop, now)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
             known = last.newest if last else 0
             self.screen.show(picture, loop.journal.newest(picture.newest - known))
         session = loop.session
-        worth = (
-            loop.shown_state,
-            loop.reason,
-            loop.series.number,
-            session.id if session else "",
-            len(session.asks.open) if session else 0,
-            int(loop.now / self.RECORD_EVERY),
-        )
-        if worth != self.recorded and time.monotonic() >= self.record_at:
-            self.recorded = worth
-            self.record_at = time.monotonic() + self.RECORD_AGAIN
+        asks = len(session.asks.open) if session else 0
+        matters = (loop.shown_state, loop.reason, asks)
+        changed = (loop.series.number, session.id if session else "", int(now / self.RECORD_EVERY))
+        is_time = now >= self.record_at
+        if matters != self.recorded[0] or (is_time and changed != self.recorded[1]):
+            self.recorded = (matters, changed)
+            self.record_at = now + self.RECORD_AGAIN
             self._record(None)
 
     def _record(self, status: int | None) -> None:
         record = record_of(self.loop, self.server, status)
-        self.writer.put(lambda: self.run_file.write(record))
+        self.writer.put(lambda: self._write(record))
+
+    def _write(self, record: Json) -> None:
+        try:
+            self.run_file.write(record)
+        except OSError as error:
+            if not self.has_warned:
+                self.has_warned = True
+                problem = f"{self.run_file.path} cannot be written ({error.strerror})"
+                self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
         """End everything, in the order in which it stands here; every step is tried."""
@@ -9059,7 +9151,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
             problems.append(f"port {options.port} is taken: choose another one with --port")
     held = run_file.running()
     if held:
-        problems.append(f"another loop works on this plan (process {held})")
+        problems.append(f"another loop works on this plan ({process_of(held)})")
     fields, body = split_front_matter(found.prompt)
     models = options.models or models_of(fields)
     complete = ""
@@ -9076,8 +9168,8 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     facts = [
         ("server" if options.server else "opencode", server),
         ("directory", options.directory),
-        ("plan", f"{options.plan}: {plan}{complete}"),
-        ("next task", plan.goal),
+        ("plan", f"{options.plan}: {plan}{complete}" if plan.tasks else options.plan),
+        ("next task", plan.goal if plan.tasks else ""),
         ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
         ("log", options.log),
         ("model", ", then ".join(models) or found.model or "OpenCode's own"),
@@ -9088,15 +9180,24 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         *(("warning", warning) for warning in found.warnings),
     ]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    prompt = render_prompt(body, options.plan, plan.goal, 1, "")
-    lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
+    if body:
+        prompt = render_prompt(body, options.plan, plan.goal, 1, "")
+        lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
     lines += [f"problem   {problem}" for problem in problems]
     if not problems and complete:
-        lines.append("nothing to do: the plan is complete already")
+        lines.append(complete_already(options.plan, plan))
     elif not problems:
-        lines.append("all is well: nothing was started (model and agent are checked when it runs)")
+        unknown = "the server, its models and its agents" if options.server else "model and agent"
+        lines.append(f"no problem was found; when it runs, {unknown} are checked, too")
     print("\n".join(map(printable, lines)))
-    return 1 if problems else 0
+    if problems:
+        return 1
+    return 3 if complete and plan.pending else 0
+
+
+def complete_already(path: str, plan: Plan) -> str:
+    left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
+    return f"{path} is complete already{left}: remove its <plan-complete> tag to work on it again"
 
 
 def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
@@ -9183,6 +9284,15 @@ def status(given: argparse.Namespace) -> int:
     return 0 if is_complete else 3
 
 
+def known_pid(pid: int) -> int | None:
+    """A process that can be ended; 0 and -1 never: `kill` would take them for many."""
+    return pid if pid > 0 else None
+
+
+def process_of(pid: int) -> str:
+    return f"process {pid}" if pid > 0 else "its process is not known"
+
+
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     return {
         "plan": path,
@@ -9194,9 +9304,9 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "complete": plan.summary is not None and not plan.pending,
         "summary": plan.summary,
         "running": bool(pid),
-        "pid": pid or None,  # never 0: `kill 0` ends whoever says it
+        "pid": known_pid(pid),
         "near_misses": [str(near) for near in plan.near_misses],
-        "run": {**record, "pid": pid or None} if record else None,
+        "run": {**record, "pid": known_pid(pid)} if record else None,
     }
 
 
@@ -9204,7 +9314,7 @@ def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
     """What a person wants to know in the morning, in lines."""
     mark = ""
     if plan.summary is not None:
-        mark = ", complete"
+        mark = f", marked complete with {plan.pending} pending" if plan.pending else ", complete"
     elif not plan.pending:
         mark = ", not marked complete yet"
     lines = [f"plan      {path}", f"progress  {plan}{mark}"]
@@ -9221,13 +9331,16 @@ def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
     check = as_dict(record.get("check"))
     if check.get("verdict") == "failed":
         said = as_text(check.get("told")).rstrip().split("\n")[-8:]
-        lines += [f"check     {line}" for line in ("it failed, its last lines:", *said)]
+        lines += [
+            f"check     {line}"
+            for line in ("it failed; what the next session is told of it:", *said)
+        ]
     return lines + task_lines(record)
 
 
 def run_lines(pid: int, record: Json) -> list[str]:
     if not record:
-        return ["run       none so far" + (f" (process {pid} is starting)" if pid else "")]
+        return ["run       none so far" + (f" ({process_of(pid)}, starting)" if pid else "")]
     state = as_text(record.get("state"))
     reason = " ".join(as_text(record.get("reason")).split())
     ended = record.get("ended")
@@ -9240,7 +9353,8 @@ def run_lines(pid: int, record: Json) -> list[str]:
             said += f", OpenCode tries again: {record['retry']}"
         if record.get("waiting_until"):
             said += f", again at {clock(record['waiting_until'])}"
-        lines.append(f"run       {said}, process {pid} (`kill {pid}` ends it in good order)")
+        how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
+        lines.append(f"run       {said}, {process_of(pid)}{how}")
         if record.get("task"):
             lines.append(f"iteration {record.get('iteration')}: {record['task']}")
         if record.get("session"):

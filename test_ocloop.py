@@ -1445,7 +1445,8 @@ def test_a_configuration_that_breaks_later_ends_the_run(command: type) -> None:
     story = Story(attended=False)
     story.world[command] = fails_with(400, "it is broken", "configuration")
     story.works()
-    assert story.exits == [1] and story.loop.reason == "it is broken"
+    assert story.exits == [1]
+    assert story.loop.reason == "OpenCode's configuration is broken: mend it: it is broken"
 
 
 def test_an_empty_prompt_is_said() -> None:
@@ -4067,6 +4068,59 @@ def test_no_other_key_answers_a_question(key: str) -> None:
     assert story.all(Reply) == [] and len(story.session.asks.open) == 1
 
 
+def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
+    """`git stash` around a check: the plan is read meanwhile, and is an older one."""
+    story = Story(check="git stash; make; git stash pop", stuck=1)
+    for number in range(1, 3):
+        story.world[RunCheck] = None
+        story.works()
+        after = story.plan
+        story.plan = TWO
+        story.let_pass(10)
+        story.plan = after
+        story.world[RunCheck] = lambda c: CheckFinished(c, 0, "")
+        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+        assert story.series.books.results[-1].word == "done", number
+
+
+def test_what_is_told_to_a_telephone_is_one_line() -> None:
+    story = Story(notify="mail")
+    story.loop.fail("it broke:\n  line after line\n" + "x" * 999)
+    (told,) = [one for one in story.loop.pending.collect() if isinstance(one, Notify)]
+    assert "\n" not in told.message and len(told.message) < 400
+
+
+def test_a_text_without_its_pieces_is_told_at_its_end() -> None:
+    """Where nobody looks the pieces are not read, and its end comes after that of the tool."""
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part("prt_1", "text", "done", text="I will read the plan.")
+    assert story.text.count("I will read the plan.") == 1
+
+
+def test_a_text_that_was_told_before_its_end_is_not_told_twice() -> None:
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.tell(Delta(story.id, "prt_1", "I will read "), Delta(story.id, "prt_1", "the plan."))
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part("prt_1", "text", "done", text="I will read the plan.")
+    kinds = [entry.kind for entry in story.loop.journal.entries]
+    assert kinds[-2:] == ["text", "read"] and story.text.count("I will read the plan.") == 1
+
+
+def test_a_text_some_pieces_of_which_were_left_out_is_told_as_a_whole() -> None:
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.tell(Delta(story.id, "prt_1", "I will plan."))
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part("prt_1", "text", "done", text="I will read the plan.")
+    assert story.text.count("I will read the plan.") == 1
+
+
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
@@ -5342,6 +5396,11 @@ NEAR_MISSES = [
     ("- [ X ] T", "write the box as `[ ]` or `[x]`"),
     ("- ( ) T", "write the box as `[ ]`"),
     ("- () T", "write the box as `[ ]`"),
+    ("- [x T", "write the box as `[ ]` or `[x]`"),
+    ("- [ T", "write the box as `[ ]` or `[x]`"),
+    (r"- \[ \] T", "write the box as `[ ]` or `[x]`"),
+    ("\u2013 [ ] T", "begin the line with `- `"),
+    ("\u2022 [x] T", "begin the line with `- `"),
 ]
 # fmt: on
 
@@ -5372,6 +5431,9 @@ def test_a_space_that_does_not_break_is_seen_by_nobody_and_so_it_is_named(line: 
         "- (x) T",
         "[x]",
         "- [ ]",
+        "- [a] T",
+        "- [xylophone",
+        "- [ [x] T](u)",
     ],
 )
 def test_what_is_no_near_miss(text: str) -> None:
@@ -5480,6 +5542,7 @@ def test_progress(
     assert (plan.done, plan.pending, plan.manual, plan.blocked) == (done, pending, manual, blocked)
     assert plan.settled == done + manual + blocked
     said = f"{done} of {automatable} tasks done ({percent} %), {blocked} blocked, {manual} manual"
+    said = said if plan.tasks else "no task"
     assert str(plan) == said
 
 
@@ -7559,6 +7622,29 @@ def test_a_session_is_stopped_and_the_tools_of_a_server_with_it() -> None:
     assert [route for route, _ in client.heard] == [abort, look, abort, "POST /global/dispose"]
 
 
+CONFIGURATION = """/project/opencode.json
+--- JSONC Input ---
+{ "apiKey": "sk-SECRET",,, }
+--- Errors ---
+PropertyNameExpected at line 3, column 23
+   Line 3: { "apiKey": "sk-SECRET",,, }
+--- End ---"""
+
+
+def test_a_configuration_that_is_broken_is_not_shown_to_everybody() -> None:
+    said = ocloop.without_input(CONFIGURATION)
+    assert said == "/project/opencode.json PropertyNameExpected at line 3, column 23"
+    assert ocloop.without_input("no such thing") == "no such thing"
+
+
+def test_what_a_server_prints_of_a_configuration_is_not_kept() -> None:
+    server = ocloop.Server(Options(), lambda event: None)
+    for line in ("before", *CONFIGURATION.split("\n"), "after", "password: x"):
+        server._keep(line)
+    assert "SECRET" not in "".join(list(server.last_lines)[:2])
+    assert list(server.last_lines)[0] == "before"
+
+
 def test_an_interrupted_session_is_at_rest() -> None:
     """OpenCode 1 may answer an abort a moment before it is over."""
     busy = {"ses_1": {"type": "busy"}}
@@ -7927,6 +8013,64 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     assert [type(event) for event in posted] == [Noted, Noted]
     assert "name another path with --log" in str(posted[0])
     assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
+
+
+def test_a_disk_that_fills_up_tears_no_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ocloop.Writer()
+    log = ocloop.Log(str(tmp_path / "x.jsonl"), writer, lambda event: None)
+    write = os.write
+    room = [200]
+
+    def small(number: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        written = write(number, data[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", small)
+        for _ in range(5):
+            log.add([an_entry("iter", "x" * 60)])
+        assert comes_true(writer.jobs.empty)
+        time.sleep(0.1)
+    log.add([an_entry("iter", "the last one")])
+    writer.close(GENEROUS)
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert records[-1]["text"] == "the last one" and len(records) >= 2
+
+
+def test_a_state_file_that_cannot_be_written_is_said_once(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ocloop.Run(project_options(tmp_path), RunFile(str(tmp_path / "PLAN.md")), ())
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFile, "write", full)
+    for _ in range(3):
+        run._record(None)
+    run.writer.close(GENEROUS)
+    said = str(run.inbox.get_nowait())
+    assert "No space left on device" in said and "`status` cannot tell" in said
+    assert run.inbox.empty()
+
+
+def test_a_bug_is_told_to_whoever_sleeps(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = project_options(tmp_path, notify="mail")
+    run = ocloop.Run(options, RunFile(str(tmp_path / "PLAN.md")), ())
+    told: list[Any] = []
+    monkeypatch.setattr(run.worker, "carry_out", told.append)
+    run._tell_of_bug(ValueError("of a strange kind"))
+    (notify,) = told
+    assert notify.event == "failed" and "ocloop itself failed" in notify.message
+    record = ocloop.record_of(run.loop, run.server, 1)
+    assert record["state"] == "error" and "of a strange kind" in str(record["reason"])
 
 
 @pytest.fixture
@@ -8481,8 +8625,26 @@ def test_a_plan_that_is_complete_needs_no_server(
     monkeypatch.chdir(project)
     for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
-        assert ocloop.main(["run", "--plain", "--server", "http://127.0.0.1:9"]) == status
+        words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
+        assert ocloop.main(words) == status
         assert "remove its <plan-complete> tag to work on it again" in capsys.readouterr().out
+        assert ocloop.main([*words, "--dry-run"]) == status, "the same is said before"
+        said = capsys.readouterr().out
+        assert "remove its <plan-complete> tag to work on it again" in said
+        assert ("1 tasks are still pending" in said) == bool(status)
+
+
+def test_a_dry_run_without_plan_and_prompt_names_both_and_shows_neither(
+    tmp_path: Path,
+    state_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ocloop.main(["run", "--dry-run", "--server", "http://127.0.0.1:9"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("cannot be read") == 2
+    assert "next task" not in said and "  |" not in said and "100 %" not in said
 
 
 # fmt: off
@@ -8585,7 +8747,8 @@ def test_status_tells_the_last_lines_of_a_check_that_fails() -> None:
     story.check = 2
     story.works()
     text = status_text(story)
-    assert "check     it failed, its last lines:" in text and "output of the check" in text
+    assert "check     it failed; what the next session is told of it:" in text
+    assert "output of the check" in text
     assert "1 check failed" in text
 
 
@@ -8595,7 +8758,7 @@ def test_status_without_a_run_and_with_near_misses() -> None:
     assert "run       none so far" in lines
     assert ", not marked complete yet" in lines[1]
     assert 'warning   PLAN.md:2 is nearly a task: "- [ ]b": put a space after the box' in lines
-    assert "process 7 is starting" in "\n".join(ocloop.status_lines("/p", plan, 7, {}))
+    assert "none so far (process 7, starting)" in "\n".join(ocloop.status_lines("/p", plan, 7, {}))
 
 
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
@@ -11142,7 +11305,7 @@ def test_the_bar_of_the_progress_is_left_out_below_four_cells(width: int, bar: s
 
 @pytest.mark.parametrize("width, states", [(71, 1), (72, 2)])
 def test_help_explains_states_side_by_side_where_there_is_room(width: int, states: int) -> None:
-    rows = ["".join(text for _, text in row) for row in ocloop.help_rows(width)]
+    rows = ["".join(text for _, text in row) for row in ocloop.help_rows(width, 99, None)]
     first, second = list(ocloop.STATES)[:2]
     (row,) = (row for row in rows if f" {first} " in row and ocloop.STATES[first][2] in row)
     assert (ocloop.STATES[second][2] in row) == (states == 2)
@@ -12709,6 +12872,8 @@ def wait_asked(term: Terminal, number: int) -> None:
         )
 
     term.until(count, f"ask number {number}")
+    # It rings once that very ask is on the screen; a key before would be meant for another one.
+    term.until(lambda: term.bells >= number, f"the bell for ask number {number}")
     term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
 
 
@@ -12813,6 +12978,31 @@ def test_no_interface_to_give_the_terminal_to(world: World) -> None:
     term.wait_for("cannot start opencode")
     term.quit()
     term.finish(130)
+
+
+def test_a_terminal_that_is_lost_while_it_is_given_away(world: World) -> None:
+    """README: the terminal is lost: goes on without it."""
+    term = world.fake_terminal("--run", answers=["sleep:6", "work"])
+    term.wait_session()
+    term.send("t")
+    term.wait_for("password: yes")
+    term.hang_up()
+    term.finish(0)
+    assert term.boxes() == "xx" and term.said("going on without a screen")
+
+
+def test_ctrl_c_twice_leaves_the_interface_and_not_the_run(world: World) -> None:
+    """README: T: this session in OpenCode's own interface, and back when you leave it."""
+    term = world.fake_terminal("--run", answers=["sleep:8", "work"])
+    term.wait_session()
+    term.send("t")
+    term.wait_for("password: yes")
+    term.send("\x03")
+    term.wait_for("● running")
+    os.kill(term.pid, signal.SIGINT)
+    term.wait_for("✔ complete")
+    term.send("q")
+    term.finish(0)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])

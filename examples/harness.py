@@ -844,6 +844,11 @@ class Terminal(Child):
     def output(self) -> str:
         return self.transcript.decode("utf-8", "replace")
 
+    @property
+    def bells(self) -> int:
+        """How often it has rung; the sign that ends a title does not count."""
+        return re.sub(r"\x1b\][^\x07]*\x07", "", self.output).count("\x07")
+
     def shown(self) -> str:
         with self.lock:
             return self.screen.text()
