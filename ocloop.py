@@ -1876,10 +1876,13 @@ class Transcript:
         when they are many, or when nobody looks), all of the text is told then.
         """
         for key, live in list(self.live.items()):
-            if live.message == message and live.kind == "text" and live.text.strip():
-                del self.live[key]
-                self.told[key] = live.text.strip()
-                self._note("text", live.text, "", session, live.depth)
+            if live.message != message or live.kind != "text":
+                continue
+            del self.live[key]
+            text = live.text.strip()
+            if text != self.told.get(key, ""):
+                self.told[key] = text
+                self._note("text", text, "", session, live.depth)
 
     def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
         if text.strip():
@@ -2623,18 +2626,17 @@ class Books:
         """Take in a plan; whether it is progress.
 
         Progress is more settled, or less pending, than ever before in this run. To un-check a task
-        and to check it again, or to reword it, is none: agents did so all night. A plan that has no
-        task in common with the one before is another one, and counts from where it begins.
+        and to check it again, or to reword it, is none: agents did so all night. A plan of several
+        tasks, none of which was in the one before, is another one, and counts from where it begins.
         """
         tasks = {task.text for task in plan.tasks}
-        if tasks and self.tasks.isdisjoint(tasks):
-            self.most_settled = plan.settled
-            self.least_pending = plan.pending
+        is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
         self.tasks = tasks or self.tasks
         has_more = plan.settled > self.most_settled
         has_less = self.least_pending is not None and plan.pending < self.least_pending
-        self.most_settled = max(self.most_settled, plan.settled)
-        if self.least_pending is None or has_less:
+        if has_more or is_another:
+            self.most_settled = plan.settled
+        if has_less or is_another or self.least_pending is None:
             self.least_pending = plan.pending
         return has_more or has_less
 
@@ -2642,7 +2644,9 @@ class Books:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
         self.mark = len(self.results)
         self.waited = 0.0
-        self.tasks = set()
+        self.tasks = set()  # the plan is noted anew before the next iteration
+        self.most_settled = 0
+        self.least_pending = None
 
     def streak(self, counts: Callable[[Result], bool], stops: Callable[[Result], bool]) -> int:
         """How many of the latest results count, back to the first one that stops the streak."""

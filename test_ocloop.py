@@ -3850,6 +3850,24 @@ def test_another_plan_counts_from_where_it_begins() -> None:
     assert [result.word for result in story.series.books.results[2:]] == ["done"] * 3
 
 
+def test_a_task_that_is_settled_in_other_words_is_settled() -> None:
+    story = Story("- [ ] a\n", stuck=2)
+    story.busy()
+    story.plan = "- [x] a, by way of b\n"
+    story.ends()
+    assert story.series.books.results[0].word == "done"
+
+
+def test_a_task_that_is_unchecked_in_other_words_and_checked_again_is_no_progress() -> None:
+    story = Story("- [ ] a\n", stuck=9)
+    for text in ("- [x] a\n", "- [ ] b\n", "- [x] c\n"):
+        story.busy()
+        story.plan = text
+        story.ends()
+    words = [result.word for result in story.series.books.results]
+    assert words == ["done", "nothing settled", "nothing settled"]
+
+
 def test_a_task_more_does_not_make_another_plan() -> None:
     story = Story("- [ ] a\n- [ ] b\n", stuck=2)
     story.works()
@@ -4109,6 +4127,24 @@ def test_a_text_that_was_told_before_its_end_is_not_told_twice() -> None:
     story.part("prt_1", "text", "done", text="I will read the plan.")
     kinds = [entry.kind for entry in story.loop.journal.entries]
     assert kinds[-2:] == ["text", "read"] and story.text.count("I will read the plan.") == 1
+
+
+def test_a_text_that_is_said_again_after_the_tool_is_not_told_again() -> None:
+    story = Story()
+    story.busy()
+    for _ in range(2):
+        story.part("prt_1", "text", "running", text="I will read.")
+        story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    assert story.text.count("I will read.") == 1 and not view(story.loop, story.now).live
+
+
+def test_a_text_of_which_nothing_is_known_is_not_shown_for_ever() -> None:
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    assert not view(story.loop, story.now).live
 
 
 def test_a_text_some_pieces_of_which_were_left_out_is_told_as_a_whole() -> None:
