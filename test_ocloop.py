@@ -11962,7 +11962,7 @@ def test_a_dry_run_shows_what_would_be_done(world: World) -> None:
         "1 manual",
         "Two",
         "fake/model",
-        "all is well",
+        "no problem was found",
         f"Do Two of {project}/PLAN.md, 1.",
     ]
     for part in expected:
@@ -13177,13 +13177,13 @@ def test_a_limit_is_raised(world: World) -> None:
     term = world.fake_terminal("--run", "--max-iterations", "1", tasks=3)
     left = world.fake_terminal("--run", "--max-iterations", "1", tasks=3)
     for number in (1, 2):
-        term.wait_for(rf"paused(.|\n)*{number} iterations were worked")
+        term.wait_for(rf"paused(.|\n)*{number} iterations? w(as|ere) worked")
         assert len(term.prompts()) == number
         term.send("r")
     term.wait_for("complete")
     term.send("q")
     term.finish(0)
-    left.wait_for("1 iterations were worked")
+    left.wait_for("1 iteration was worked")
     left.send("q")
     left.finish(3)
 
@@ -13251,7 +13251,7 @@ def test_notify(world: World) -> None:
     """README: --notify: run when the loop ends, stops or fails; it is never waited for."""
     facts = "$OCLOOP_EVENT|$OCLOOP_MESSAGE|$OCLOOP_DONE/$OCLOOP_TOTAL|$OCLOOP_PLAN"
     command = f'echo "{facts}" >> notes'
-    limit = r"stopped\|ocloop \S+: stopped: 1 iterations were worked \(--max-iterations\), 1/2, "
+    limit = r"stopped\|ocloop \S+: stopped: 1 iteration was worked \(--max-iterations\), 1/2, "
     complete = r"complete\|ocloop \S+: complete, 2/2, \$0\.\d+, \d+s\|2/2\|"
     cases: list[tuple[ChildProcess, int, str]] = [
         (world.fake("--notify", command), 0, complete),
