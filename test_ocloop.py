@@ -3697,6 +3697,7 @@ def test_a_session_that_wakes_while_its_check_runs_is_stopped() -> None:
     assert story.at == "checking" and story.all(Interrupt) == []
     story.tell(Woke("ses_1"))
     assert story.last(Interrupt).session == "ses_1"
+    assert "an earlier session woke up by itself" in story.text
 
 
 @pytest.mark.parametrize("verdict, word", [("answered", "1 done"), ("failed", "1 rate-limited")])
