@@ -3932,7 +3932,7 @@ class Loop(Machine):
         self.series = Series(self.server, shared, seed)
         self.since = wall  # when what a person calls the state began, on the run's own clock
         self.since_wall = wall  # the same, for people
-        self.why = ""  # it is in its state, for a person
+        self.why = ""  # the reason of this state, for a person
         self.limit = ""  # the one that made it rest
         self.status = 130  # the exit status, if it ended now
         # What a person wants.
