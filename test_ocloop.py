@@ -4158,6 +4158,41 @@ def test_a_text_some_pieces_of_which_were_left_out_is_told_as_a_whole() -> None:
     assert story.text.count("I will read the plan.") == 1
 
 
+def test_what_is_noted_of_a_session_names_it() -> None:
+    story = Story()
+    story.busy()
+    story.retries(1, 30)
+    (entry,) = (entry for entry in story.loop.journal.entries if entry.kind == "retry")
+    assert entry.session == story.id
+
+
+def test_a_reason_to_look_soon_does_not_make_it_look_later() -> None:
+    story = Story()
+    story.let_pass(1.6)
+    assert story.all(Poll) == []
+    story.tell(Broke(story.id, Fault("provider", "boom")))
+    story.let_pass(0.6)
+    assert len(story.all(Poll)) == 1, "as it would have been without"
+
+
+def test_a_model_that_nobody_named_is_said_at_its_first_word() -> None:
+    story = Story(start=False)
+    story.setup = Setup()
+    story.begin()
+    story.busy()
+    story.tell(Spent(story.id, "msg_1", Spend(), model="x/y"))
+    assert "x/y (OpenCode's own choice" in story.text
+
+
+def test_a_thought_has_no_time_beside_it() -> None:
+    story = Story()
+    story.busy()
+    story.part("prt_1", "thinking", "running", text="Hm.")
+    story.let_pass(5)
+    (live,) = view(story.loop, story.loop.now).live
+    assert (live.kind, live.text) == ("think", "Hm.")
+
+
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
@@ -5862,7 +5897,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 # fmt: off
 @pytest.mark.parametrize("number, text", [
-    (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9940, "9.9k"), (9949, "9.9k"),
+    (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9940, "9.9k"), (9949, "9.9k"), (9950, "10k"),
     (9990, "10k"), (10_000, "10k"), (999_499, "999k"), (999_600, "1.0M"), (1_234_567, "1.2M"),
     (45_000_000, "45M"), (2_000_000_000, "2.0G"),
 ])
@@ -10140,6 +10175,8 @@ VERDICTS_2: list[tuple[str, list[Json], str, Fault | None]] = [
         Fault("provider", "the provider's content filter ended the answer"),
     ),
     ("aborted", [step("error", error=INTERRUPTED), idle("interrupted")], "cut", ocloop.INTERRUPTED),
+    ("failed before the first step", [idle("failed", error=AUTH)], "failed",
+     Fault("auth", "Invalid API key provided")),
     ("aborted before the first step", [idle("interrupted")], "cut", ocloop.INTERRUPTED),
     ("aborted in a tool", [CALLS, idle("interrupted")], "cut", ocloop.INTERRUPTED),
     ("aborted, and nobody tells the end", [step("error", error=INTERRUPTED)], "cut",
