@@ -7419,7 +7419,8 @@ class Server:
         """Keep what it prints, for its last words, less what is nobody's business."""
         if "--- JSONC Input ---" in line or "--- Errors ---" in line:
             self.is_showing_input = "Input" in line
-        if not self.is_showing_input and "password" not in line:  # 2.x may print the one it made
+        is_quoted = self.is_showing_input or re.match(r"\s*Line \d+: ", line)
+        if not is_quoted and "password" not in line:  # 2.x may print the one it made
             self.last_lines.append(line[:300])
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
