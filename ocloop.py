@@ -14,7 +14,7 @@ one inbox.
     keys, ticks ----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by seven machines, each
+Every thread only posts *events* to the inbox. What they mean is decided by eight machines, each
 with a table (state x event -> handler) that is the program. One leads the others:
 
     Loop                  the run: where it stands, and what a person says to it
@@ -23,6 +23,7 @@ with a table (state x event -> handler) that is the program. One leads the other
         Files             plan and prompt: read, waited for
         Iteration         a session, the plan after it, the check
           Session         one session of OpenCode's, "creating" to "over"
+            Asks          what it and its subagents ask, until it is answered
             Recall        its end before its time, made sure of
 
 None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
@@ -931,6 +932,12 @@ class PersonNeeded(NamedTuple):
     said: str
 
 
+class CircleWalked(NamedTuple):
+    """The agent walked in a circle of asking, or the server lost answers, once too often."""
+
+    problem: str
+
+
 class RecallOver(NamedTuple):
     """The session has been stopped, as far as that is in our hands."""
 
@@ -1077,6 +1084,7 @@ News = Union[
     FilesMissing,
     ModelChosen,
     PersonNeeded,
+    CircleWalked,
     RecallOver,
     SessionOver,
     IterationOver,
@@ -1526,18 +1534,40 @@ class Decision(NamedTuple):
     message: str = ""  # for the agent
 
 
-class Asks:
-    """What a session and its subagents ask, until it is answered.
+class Asks(Machine):
+    """What a session and its subagents ask, from its coming up until the answer has arrived.
 
-    It decides by itself what nobody has to be asked for. What it decides it returns: the session
-    carries it out.
+        deaf <-> hearing
+
+    hearing: there is a prompt, so that something may be asked; deaf: there is none, or it is being
+    ended, or the server is away. `family` are the sessions that count, with their depth. What
+    nobody has to be asked for it decides by itself.
     """
 
-    def __init__(self, options: Options, attended: bool) -> None:
-        self.options = options
+    def __init__(
+        self, family: dict[str, int], circles: Circles, shared: Shared, attended: bool
+    ) -> None:
+        super().__init__("deaf", shared)
+        self.family = family
+        self.circles = circles
         self.attended = attended  # somebody can answer
         self.open: dict[str, Ask] = {}  # by the request's id, in the order in which they came
         self.replied: set[str] = set()  # ids of requests
+
+    def follow(self, state: str) -> None:
+        """The session enters this state. What is open is asked again where it still matters."""
+        if state != "working":
+            self.open.clear()
+        follows = "hearing" if state in ("prompting", "working") else "deaf"
+        if follows != self.state:
+            self.enter(follows)
+
+    def forget_replies(self) -> None:
+        """The server is gone, and the answers that were under way are lost with it."""
+        self.replied.clear()
+
+    def note(self, text: str, tone: str, session: str) -> None:
+        self.journal.note("ask", text, tone, session, self.family.get(session, 0))
 
     @property
     def first(self) -> Ask | None:
@@ -1547,32 +1577,79 @@ class Asks:
     def knows(self, request: Request) -> bool:
         return request.id in self.open or request.id in self.replied
 
-    def take(self, request: Request, ticket: int, now: float) -> Decision | None:
-        """A request that is new. `ticket` is the last one before it."""
+    def on_asked(self, event: Asked) -> None:
+        request = event.request
+        if self.knows(request) or request.session not in self.family:
+            return
+        said = request.detail
+        if request.kind == "permission":
+            said = f"{request.title}: {request.detail}"
+        self.note(said, "warn", request.session)
         timeout = self.options.ask_timeout
-        ask = Ask(request, ticket, now + timeout if timeout else None)
+        deadline = self.now + timeout if timeout else None
+        ask = Ask(request, self.pending.last_ticket, deadline)
+        decision = self.decide(ask)
+        if decision:
+            self.reply(decision)
+        else:
+            self.open[request.id] = ask
+            self.tell(PersonNeeded(said))
+
+    def decide(self, ask: Ask) -> Decision | None:
+        """What nobody has to be asked for; None: somebody has."""
+        request = ask.request
         if self.options.auto and request.kind == "permission" and not request.is_circle:
             return Decision(ask, "once", "approved (--auto)")
         if self.options.auto and request.is_circle:
             return self.refusal(ask, "identical calls are approved by nobody but a person")
         if not self.attended:
             return self.refusal(ask, "nobody is there to answer")
-        self.open[request.id] = ask
         return None
 
     def refusal(self, ask: Ask, why: str) -> Decision:
         """Refuse with a message: a bare rejection would end the agent's turn."""
         return Decision(ask, "reject", f"refused: {why}", NOBODY)
 
-    def close(self, decision: Decision) -> None:
-        """It is being answered."""
-        id = decision.ask.request.id
-        self.open.pop(id, None)
-        self.replied.add(id)
+    def reply(self, decision: Decision) -> None:
+        request = decision.ask.request
+        self.open.pop(request.id, None)
+        self.replied.add(request.id)
+        is_refused = decision.decision == "reject"
+        self.note(decision.said, "warn" if is_refused else "good", request.session)
+        self.send(Reply(request, decision.decision, decision.ask.answers, decision.message))
+        if is_refused:
+            self.tell_circle(self.circles.refusal(request))
 
-    def reopen(self, request: Request) -> None:
-        """The answer did not arrive: the next poll finds it again."""
+    def tell_circle(self, problem: str) -> None:
+        """Tell of a circle that was walked too often; "": there is none."""
+        if problem:
+            self.tell(CircleWalked(problem))
+
+    def on_answered(self, event: Answered) -> None:
+        self.open.pop(event.id, None)
+        self.replied.add(event.id)  # a poll that is on its way may list it still
+
+    def on_replied(self, event: Done) -> None:
+        self.circles.lost_replies = 0
+
+    def on_reply_failed(self, event: Failed) -> None:
+        """The agent waits for ever for an answer that does not arrive: the next poll finds what is
+        asked again, but not for ever.
+
+        A reply is no sign of life of the session's, so that the stall timeout goes on, too.
+        """
+        assert isinstance(event.to, Reply)
+        if event.why == "gone":
+            return  # somebody else has answered
+        request = event.to.request
+        self.journal.note("warn", f"the answer did not arrive: {event.problem}", "warn", self.own)
         self.replied.discard(request.id)
+        self.tell_circle(self.circles.lost_reply(event.problem))
+
+    @property
+    def own(self) -> str:
+        """The session that is led; the others are its subagents'."""
+        return next(iter(self.family), "")
 
     def forget_answered(self, polled: Polled) -> None:
         """What a poll does not list any more, somebody else has answered."""
@@ -1584,16 +1661,18 @@ class Asks:
             if was_looked_for and id not in listed and ask.ticket < polled.to.ticket:
                 del self.open[id]
 
-    def overdue(self, now: float) -> list[Decision]:
-        """Those for which nobody has an answer in time."""
+    def on_tick(self, event: Tick) -> None:
+        """Refuse that for which nobody has an answer in time."""
         why = f"nobody answered for {duration(self.options.ask_timeout)}"
-        late = [ask for ask in self.open.values() if is_due(ask.deadline, now)]
-        return [self.refusal(ask, why) for ask in late]
+        for ask in list(self.open.values()):
+            if is_due(ask.deadline, self.now):
+                self.reply(self.refusal(ask, why))
 
-    def left_alone(self) -> list[Decision]:
+    def on_screen_lost(self, event: ScreenLost) -> None:
         """Nobody is there any more: refuse what is asked, now and later."""
         self.attended = False
-        return [self.refusal(ask, "nobody is there to answer") for ask in self.open.values()]
+        for ask in list(self.open.values()):
+            self.reply(self.refusal(ask, "nobody is there to answer"))
 
     @property
     def shown(self) -> str:
@@ -1610,17 +1689,19 @@ class Asks:
             return key.name in ("y", "a", "n")
         return key.name == "n" or key.name in tuple("123456789")
 
-    def press(self, key: Key) -> Decision | None:
-        """A key that belongs to what is asked first."""
+    def on_key(self, event: Key) -> None:
         ask = self.first
-        assert ask and self.takes_key(key)
-        if key.name == "n":
-            return Decision(ask, "reject", "refused: by a person", A_PERSON)
-        if ask.request.kind == "question":
-            return self.choose(ask, int(key.name))
-        if key.name == "y":
-            return Decision(ask, "once", "approved")
-        return Decision(ask, "always", "approved, always")
+        if ask is None or not self.takes_key(event):
+            return
+        decision: Decision | None = Decision(ask, "always", "approved, always")
+        if event.name == "n":
+            decision = Decision(ask, "reject", "refused: by a person", A_PERSON)
+        elif ask.request.kind == "question":
+            decision = self.choose(ask, int(event.name))
+        elif event.name == "y":
+            decision = Decision(ask, "once", "approved")
+        if decision:
+            self.reply(decision)
 
     def choose(self, ask: Ask, number: int) -> Decision | None:
         """Answer the question that is shown with the option of that number, from 1.
@@ -1637,6 +1718,22 @@ class Asks:
         if len(ask.answers) < len(questions):
             return None
         return Decision(ask, "once", f"answered: {', '.join(ask.answers)}")
+
+    # The tables.
+
+    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {"deaf": ("hearing",), "hearing": ("deaf",)}
+    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
+        "deaf": {ScreenLost: on_screen_lost},
+        "hearing": {
+            Asked: on_asked,
+            Answered: on_answered,
+            (Done, Reply): on_replied,
+            (Failed, Reply): on_reply_failed,
+            Key: on_key,
+            ScreenLost: on_screen_lost,
+            Tick: on_tick,
+        },
+    }
 
 
 class Judge:
@@ -2005,7 +2102,6 @@ class Session(Machine):
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.retry: Retry | None = None
         self.judge = Judge()
-        self.asks = Asks(self.options, attended)
         # How long, how often, how much.
         self.started = self.now
         self.prompted = self.now  # when the prompt was accepted
@@ -2014,6 +2110,7 @@ class Session(Machine):
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
         self.transcript = Transcript(self.journal)
+        self.asks = Asks(self.family, self.circles, shared, attended)
 
     def hear(self, event: Event) -> None:
         """What the stream says counts when it is about this session or one of its subagents'."""
@@ -2027,8 +2124,8 @@ class Session(Machine):
         super().enter(state)
         self.due = None
         self.pending.forget(Poll)  # what is on its way tells of the state before
+        self.asks.follow(state)
         if state != "working":
-            self.asks.open.clear()
             self.retry = None
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
@@ -2047,7 +2144,7 @@ class Session(Machine):
 
     def on_created(self, event: SessionCreated) -> None:
         self.id = event.session
-        self.family = {event.session: 0}
+        self.family[event.session] = 0
         self.circles.silences = 0
         if event.elsewhere:
             # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
@@ -2273,59 +2370,20 @@ class Session(Machine):
 
     # What is asked.
 
-    def on_asked(self, event: Asked) -> None:
-        request = event.request
-        if self.asks.knows(request) or request.session not in self.family:
-            return
-        said = request.detail
-        if request.kind == "permission":
-            said = f"{request.title}: {request.detail}"
-        self.note("ask", said, "warn", request.session)
-        decision = self.asks.take(request, self.pending.last_ticket, self.now)
-        if decision:
-            self.reply(decision)
-        else:
-            self.tell(PersonNeeded(said))
+    def tell_asks(self, event: Event) -> None:
+        self.lead(self.asks, event)
 
-    def reply(self, decision: Decision) -> None:
-        request = decision.ask.request
-        self.asks.close(decision)
-        is_refused = decision.decision == "reject"
-        self.note("ask", decision.said, "warn" if is_refused else "good", request.session)
-        self.send(Reply(request, decision.decision, decision.ask.answers, decision.message))
-        if is_refused:
-            self.give_up_on(self.circles.refusal(request))
+    def on_circle_walked(self, event: CircleWalked) -> None:
+        self.give_up("failed", event.problem)
 
-    def on_answered(self, event: Answered) -> None:
-        self.asks.open.pop(event.id, None)
-        self.asks.replied.add(event.id)  # a poll that is on its way may list it still
-
-    def on_replied(self, event: Done) -> None:
-        self.circles.lost_replies = 0
+    def pass_on(self, news: News) -> None:
+        """That somebody is asked is for whoever leads this one."""
+        self.tell(news)
 
     def on_reply_failed(self, event: Failed) -> None:
-        """The agent waits for ever for an answer that does not arrive: try again, but not for ever.
-
-        A reply is no sign of life of the session's, so that the stall timeout goes on, too.
-        """
-        assert isinstance(event.to, Reply)
-        if event.why == "gone":
-            return  # somebody else has answered
-        self.note("warn", f"the answer did not arrive: {event.problem}", "warn")
-        self.asks.reopen(event.to.request)
-        self.look_within(REPEAT_AFTER)
-        self.give_up_on(self.circles.lost_reply(event.problem))
-
-    def on_key(self, event: Key) -> None:
-        """Answer what is asked first."""
-        if self.asks.takes_key(event):
-            decision = self.asks.press(event)
-            if decision:
-                self.reply(decision)
-
-    def on_screen_lost(self, event: ScreenLost) -> None:
-        for decision in self.asks.left_alone():
-            self.reply(decision)
+        if event.why != "gone":
+            self.look_within(REPEAT_AFTER)
+        self.tell_asks(event)
 
     # What goes wrong with requests and with the server.
 
@@ -2348,7 +2406,7 @@ class Session(Machine):
     def on_server_lost(self, event: ServerLost) -> None:
         self.resume = self.state
         self.enter("offline")
-        self.asks.replied.clear()  # the answers that were under way are lost with it
+        self.asks.forget_replies()
         self.transcript.live.clear()
 
     def on_server_back(self, event: ServerUp) -> None:
@@ -2416,8 +2474,7 @@ class Session(Machine):
         is_retrying = self.retry is not None and self.retry.at > self.now
         if self.asks.open or is_retrying:
             self.last_sign = self.now  # it waits, and for something that is known
-        for decision in self.asks.overdue(self.now):
-            self.reply(decision)
+        self.tell_asks(event)
         self.on_tick(event)
 
     def on_tick_offline(self, event: Tick) -> None:
@@ -2458,7 +2515,14 @@ class Session(Machine):
         Compacted: on_compacted,
     }
     # Nobody's being there is to be known in every state that may still ask somebody.
-    _SCREEN: ClassVar[dict[Kind, Callable[..., None]]] = {ScreenLost: on_screen_lost}
+    _SCREEN: ClassVar[dict[Kind, Callable[..., None]]] = {ScreenLost: tell_asks}
+    # What is asked, and what comes of it.
+    _ASKS: ClassVar[dict[Kind, Callable[..., None]]] = {
+        **dict.fromkeys((Asked, Answered, (Done, Reply), Key, ScreenLost), tell_asks),
+        (Failed, Reply): on_reply_failed,
+        CircleWalked: on_circle_walked,
+        PersonNeeded: pass_on,
+    }
     TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
         "creating": {
             **_SCREEN,
@@ -2469,33 +2533,23 @@ class Session(Machine):
             Tick: on_tick,
         },
         "prompting": {
-            **_SCREEN,
+            **_ASKS,
             **_STREAM,
             (Done, SendPrompt): on_prompt_accepted,
             (Failed, SendPrompt): on_request_failed,
-            (Done, Reply): on_replied,
-            (Failed, Reply): on_reply_failed,
             Activity: on_early_activity,
-            Asked: on_asked,
-            Answered: on_answered,
-            Key: on_key,
             ServerLost: on_server_lost,
             Abort: on_abort_while_prompting,
             Tick: on_tick,
         },
         "working": {
-            **_SCREEN,
+            **_ASKS,
             **_STREAM,
             Polled: on_polled,
             (Failed, Poll): on_request_failed,
-            (Done, Reply): on_replied,
-            (Failed, Reply): on_reply_failed,
             StreamOpened: on_stream_opened,
             Activity: on_activity,
             Woke: on_begun,
-            Asked: on_asked,
-            Answered: on_answered,
-            Key: on_key,
             ServerLost: on_server_lost,
             Abort: on_abort,
             Tick: on_tick_at_work,

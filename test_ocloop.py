@@ -558,7 +558,16 @@ def in_session_state(state: str, **options: Any) -> Story:
 
 LOOP_STATES = (*Loop.NEXT, *(state for state in Series.NEXT if state != "resting"))
 SESSION_STATES = tuple(dict.fromkeys((*Session.NEXT, *Recall.NEXT)))
-MACHINES: tuple[Any, ...] = (Loop, Series, Iteration, Session, Recall, Supervisor, Files)
+MACHINES: tuple[Any, ...] = (
+    Loop,
+    Series,
+    Iteration,
+    Session,
+    ocloop.Asks,
+    Recall,
+    Supervisor,
+    Files,
+)
 
 
 # ── loop: the happy path ──────────────────────────────────────────────────────────────────────────
@@ -2302,7 +2311,7 @@ def test_a_reply_is_no_sign_of_life() -> None:
     for number in range(3):
         story.let_pass(25)
         ask = ocloop.Ask(permission(f"per_{number}", "ses_1"), 0, None)
-        story.session.reply(ocloop.Decision(ask, "once", "approved"))
+        story.session.asks.reply(ocloop.Decision(ask, "once", "approved"))
     assert len(story.all(Interrupt)) == 1
 
 
@@ -4238,6 +4247,7 @@ OTHERS: dict[type, Event] = {
     ocloop.FilesMissing: ocloop.FilesMissing("x"),
     ocloop.ModelChosen: ocloop.ModelChosen("a/b"),
     ocloop.PersonNeeded: ocloop.PersonNeeded("x"),
+    ocloop.CircleWalked: ocloop.CircleWalked("x"),
     ocloop.RecallOver: ocloop.RecallOver(False),
     ocloop.SessionOver: ocloop.SessionOver(ocloop.Outcome("done")),
     ocloop.IterationOver: ocloop.IterationOver(""),
@@ -4382,7 +4392,12 @@ def test_every_handler_is_in_a_table(machine: Any) -> None:
 def test_every_event_is_known_to_a_table() -> None:
     known = {kind for table in Loop.TABLE.values() for kind in table}
     told = {kind for table in Session.TABLE.values() for kind in table}
-    own_words = {ServerLost, Abort, ocloop.RecallOver}  # what only a session hears
+    own_words = {
+        ServerLost,
+        Abort,
+        ocloop.CircleWalked,
+        ocloop.RecallOver,
+    }  # what only a session hears
     assert known >= {*STREAM, *OTHERS} - own_words and told >= own_words
     assert told >= set(STREAM) - {Alive}, "which is a sign of life and no more"
     assert known >= set(ocloop.ANSWERS) - {Done, Failed}
@@ -5286,7 +5301,7 @@ def test_a_provider_that_never_works_is_given_up_after_max_wait() -> None:
 def test_replies_that_are_never_counted_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_reply_failed(session: Session, event: Failed) -> None:
         assert isinstance(event.to, Reply)
-        session.asks.reopen(event.to.request)
+        session.asks.replied.discard(event.to.request.id)
         session.last_sign = session.now
         session.look_within(ocloop.REPEAT_AFTER)
 
