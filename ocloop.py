@@ -5298,6 +5298,7 @@ ABORTED_WITHIN = 5.0  # OpenCode 1 answers an abort when it is over, or a moment
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 
 Json = dict[str, Any]
+SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
 
 
 def as_dict(value: Any) -> Json:
@@ -5588,6 +5589,7 @@ class Dialect(Protocol):
     oldest: tuple[int, int, int]  # the first version that has all it takes
     events_path: str
     deltas: re.Pattern[bytes]  # found in an event that is a piece of a text
+    session_id: re.Pattern[bytes]  # found in it, too: whose it is
     client: Client
 
     def __init__(self, client: Client, options: Options) -> None: ...
@@ -5643,6 +5645,7 @@ class OpenCode1:
     oldest = (1, 0, 152)
     events_path = "/event"
     deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
+    session_id = SESSION_ID
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -6462,6 +6465,7 @@ class OpenCode2:
     oldest = (2, 0, 4)
     events_path = "/api/event"
     deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
+    session_id = SESSION_ID
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -7039,7 +7043,6 @@ def check_age(dialect: type[Dialect], version: str) -> None:
 
 LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
 LIVE_WINDOW = 0.1  # seconds
-_SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')
 
 
 class StreamReader:
@@ -7126,7 +7129,7 @@ class StreamReader:
             self.post(said)
 
     def _sign_of_life(self, data: bytes) -> None:
-        found = _SESSION_ID.search(data)
+        found = self.dialect.session_id.search(data)
         session = found.group(1) if found else b""
         if session and session not in self.alive:
             self.alive.add(session)
