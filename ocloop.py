@@ -933,7 +933,7 @@ class PersonNeeded(NamedTuple):
 
 
 class CircleWalked(NamedTuple):
-    """The agent walked in a circle of asking, or the server lost answers, once too often."""
+    """The agent asked once too often for what was refused, or the server lost too many answers."""
 
     problem: str
 
@@ -1544,15 +1544,14 @@ class Asks(Machine):
     nobody has to be asked for it decides by itself.
     """
 
-    def __init__(
-        self, family: dict[str, int], circles: Circles, shared: Shared, attended: bool
-    ) -> None:
+    def __init__(self, family: dict[str, int], shared: Shared, attended: bool) -> None:
         super().__init__("deaf", shared)
         self.family = family
-        self.circles = circles
         self.attended = attended  # somebody can answer
         self.open: dict[str, Ask] = {}  # by the request's id, in the order in which they came
         self.replied: set[str] = set()  # ids of requests
+        self.refusals = 0
+        self.lost_replies = 0  # in a row
 
     def follow(self, state: str) -> None:
         """The session enters this state. What is open is asked again where it still matters."""
@@ -1566,8 +1565,9 @@ class Asks(Machine):
         """The server is gone, and the answers that were under way are lost with it."""
         self.replied.clear()
 
-    def note(self, text: str, tone: str, session: str) -> None:
-        self.journal.note("ask", text, tone, session, self.family.get(session, 0))
+    def note(self, kind: str, text: str, tone: str, request: Request) -> None:
+        session = request.session
+        self.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
     @property
     def first(self) -> Ask | None:
@@ -1584,7 +1584,7 @@ class Asks(Machine):
         said = request.detail
         if request.kind == "permission":
             said = f"{request.title}: {request.detail}"
-        self.note(said, "warn", request.session)
+        self.note("ask", said, "warn", request)
         timeout = self.options.ask_timeout
         deadline = self.now + timeout if timeout else None
         ask = Ask(request, self.pending.last_ticket, deadline)
@@ -1615,14 +1615,20 @@ class Asks(Machine):
         self.open.pop(request.id, None)
         self.replied.add(request.id)
         is_refused = decision.decision == "reject"
-        self.note(decision.said, "warn" if is_refused else "good", request.session)
+        self.note("ask", decision.said, "warn" if is_refused else "good", request)
         self.send(Reply(request, decision.decision, decision.ask.answers, decision.message))
         if is_refused:
-            self.tell_circle(self.circles.refusal(request))
+            self.count_refusal(request)
 
-    def tell_circle(self, problem: str) -> None:
-        """Tell of a circle that was walked too often; "": there is none."""
-        if problem:
+    def count_refusal(self, request: Request) -> None:
+        """An agent that does not take no for an answer is stopped."""
+        self.refusals += 1
+        if self.refusals >= REFUSALS:
+            problem = (
+                f"it asked {self.refusals} times for what was refused, the last time for "
+                f"{request.title or 'an answer'} ({request.detail}): allow it in opencode.json, "
+                "use --auto, or say in the prompt how to do without"
+            )
             self.tell(CircleWalked(problem))
 
     def on_answered(self, event: Answered) -> None:
@@ -1630,11 +1636,11 @@ class Asks(Machine):
         self.replied.add(event.id)  # a poll that is on its way may list it still
 
     def on_replied(self, event: Done) -> None:
-        self.circles.lost_replies = 0
+        self.lost_replies = 0
 
     def on_reply_failed(self, event: Failed) -> None:
-        """The agent waits for ever for an answer that does not arrive: the next poll finds what is
-        asked again, but not for ever.
+        """The agent waits for ever for an answer that does not arrive: the next poll finds again
+        what it asks. But some time it is enough.
 
         A reply is no sign of life of the session's, so that the stall timeout goes on, too.
         """
@@ -1642,14 +1648,13 @@ class Asks(Machine):
         if event.why == "gone":
             return  # somebody else has answered
         request = event.to.request
-        self.journal.note("warn", f"the answer did not arrive: {event.problem}", "warn", self.own)
+        self.note("warn", f"the answer did not arrive: {event.problem}", "warn", request)
         self.replied.discard(request.id)
-        self.tell_circle(self.circles.lost_reply(event.problem))
-
-    @property
-    def own(self) -> str:
-        """The session that is led; the others are its subagents'."""
-        return next(iter(self.family), "")
+        self.lost_replies += 1
+        if self.lost_replies >= LOST_REPLIES:
+            times = self.lost_replies
+            problem = f"{times} answers to what it asks did not arrive: {event.problem}"
+            self.tell(CircleWalked(problem))
 
     def forget_answered(self, polled: Polled) -> None:
         """What a poll does not list any more, somebody else has answered."""
@@ -1690,34 +1695,33 @@ class Asks(Machine):
         return key.name == "n" or key.name in tuple("123456789")
 
     def on_key(self, event: Key) -> None:
+        """A person answers what is asked first."""
         ask = self.first
         if ask is None or not self.takes_key(event):
             return
-        decision: Decision | None = Decision(ask, "always", "approved, always")
         if event.name == "n":
-            decision = Decision(ask, "reject", "refused: by a person", A_PERSON)
+            self.reply(Decision(ask, "reject", "refused: by a person", A_PERSON))
         elif ask.request.kind == "question":
-            decision = self.choose(ask, int(event.name))
+            self.choose(ask, int(event.name))
         elif event.name == "y":
-            decision = Decision(ask, "once", "approved")
-        if decision:
-            self.reply(decision)
+            self.reply(Decision(ask, "once", "approved"))
+        else:
+            self.reply(Decision(ask, "always", "approved, always"))
 
-    def choose(self, ask: Ask, number: int) -> Decision | None:
+    def choose(self, ask: Ask, number: int) -> None:
         """Answer the question that is shown with the option of that number, from 1.
 
-        It is decided when all questions of the request are answered.
+        The reply is sent when all questions of the request are answered.
         """
         questions = ask.request.questions
         options = questions[len(ask.answers)].options if questions else ()
         if number > len(options):
-            return None
+            return
         label, _description = options[number - 1]
         ask = ask._replace(answers=(*ask.answers, label))
         self.open[ask.request.id] = ask
-        if len(ask.answers) < len(questions):
-            return None
-        return Decision(ask, "once", f"answered: {', '.join(ask.answers)}")
+        if len(ask.answers) == len(questions):
+            self.reply(Decision(ask, "once", f"answered: {', '.join(ask.answers)}"))
 
     # The tables.
 
@@ -1863,8 +1867,6 @@ class Circles:
         self.answers: set[str] = set()  # finished answers to our own prompt
         self.last_call = 0
         self.same_calls = 0
-        self.refusals = 0
-        self.lost_replies = 0  # in a row
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
@@ -1897,22 +1899,6 @@ class Circles:
         spins = self.spins.setdefault(session, set())
         spins.add(what)
         return f"it spins: {SPINS} {words} in a row" if len(spins) >= SPINS else ""
-
-    def refusal(self, request: Request) -> str:
-        self.refusals += 1
-        if self.refusals < REFUSALS:
-            return ""
-        return (
-            f"it asked {self.refusals} times for what was refused, the last time for "
-            f"{request.title or 'an answer'} ({request.detail}): allow it in opencode.json, "
-            "use --auto, or say in the prompt how to do without"
-        )
-
-    def lost_reply(self, problem: str) -> str:
-        self.lost_replies += 1
-        if self.lost_replies < LOST_REPLIES:
-            return ""
-        return f"{self.lost_replies} answers to what it asks did not arrive: {problem}"
 
 
 class Transcript:
@@ -2110,7 +2096,7 @@ class Session(Machine):
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
         self.transcript = Transcript(self.journal)
-        self.asks = Asks(self.family, self.circles, shared, attended)
+        self.asks = Asks(self.family, shared, attended)
 
     def hear(self, event: Event) -> None:
         """What the stream says counts when it is about this session or one of its subagents'."""
