@@ -74,9 +74,11 @@ import difflib
 import fcntl
 import functools
 import http.client
+import inspect
 import io
 import json
 import locale
+import math
 import os
 import queue
 import re
@@ -89,13 +91,14 @@ import subprocess
 import termios
 import threading
 import time
+import types
 import unicodedata
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Union, get_args
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote
 
 try:
@@ -472,11 +475,8 @@ Do not try the same thing once more. If the next task cannot be finished in this
 is half done, mark the task [BLOCKED: the reason in a few words] in the plan, and end your turn."""
 
 
-# ── vocabulary ────────────────────────────────────────────────────────────────────────────────────
-# The words between the machines and the world: commands say what is to be done, events what has
-# happened. Both are values without behaviour. Every command but Exit has exactly one answer, an
-# event that carries the command in `to`; the ticket in it is what tells a late answer from the one
-# that is waited for (see `Pending`). What OpenCode says is in here too, in neutral words: no
+# ── values ────────────────────────────────────────────────────────────────────────────────────────
+# What OpenCode says, and what is said to it, in neutral words: values without behaviour. No
 # dictionary of OpenCode's passes this line.
 
 
@@ -485,7 +485,7 @@ class Prompt(NamedTuple):
 
     text: str
     title: str = ""  # of the session
-    model: str = ""
+    model: str = ""  # providerID/modelID, "": OpenCode's own
     agent: str = ""
     message_id: str = ""  # our own ids, so that sending it again is safe
     part_id: str = ""
@@ -498,7 +498,7 @@ class Question(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
 
 
-class Request(NamedTuple):
+class Ask(NamedTuple):
     """A permission or a question, as the server tells it. `kind`: permission or question."""
 
     id: str
@@ -557,6 +557,26 @@ class Fault(NamedTuple):
     retry_after: float = 0.0
 
 
+LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
+LOOK = "look at the model {model} and at the provider's address in the configuration"
+# What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
+# help as long as nothing has worked yet.
+FAULTS = {
+    "rate-limit": "",  # passes by itself, at the announced time or some time later
+    "outage": "",  # the provider or the network is away: passes by itself
+    "auth": LOG_IN,
+    "balance": "look at the provider's balance",
+    "no-model": LOOK,
+    "no-agent": "look at the agent's name",
+    "configuration": "",  # OpenCode's own: the run cannot go on
+    "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
+    "length": "",  # the answer was cut off at the model's output limit
+    "provider": "",  # any other error of the provider's
+    "aborted": "",
+    "unknown": "",
+}
+
+
 class Setup(NamedTuple):
     """What the server knows. None means that it cannot tell, which is never an error."""
 
@@ -565,199 +585,13 @@ class Setup(NamedTuple):
     agents: tuple[str, ...] | None = None
     free: frozenset[str] = frozenset()  # models without a price
     providers: frozenset[str] = frozenset()  # those that the server knows with a login
-    models_command: str = "opencode models"  # what lists them
-    agents_command: str = "opencode agent list"
-
-
-# Commands.
-
-
-class StartServer(NamedTuple):
-    """Stop what runs of the server, then start it anew. Answered by ServerUp."""
-
-    launch: int  # counts the starts
-    ticket: int = 0
-
-
-class StopServer(NamedTuple):
-    """Interrupt the session (if any) and stop the server, tools and all. Answered by Done."""
-
-    session: str
-    ticket: int = 0
-
-
-class MeasureServer(NamedTuple):
-    """How large is it? Answered by Measured."""
-
-    ticket: int = 0
-
-
-class CheckSetup(NamedTuple):
-    """Ask the server for its configuration, models and agents. Answered by SetupChecked."""
-
-    ticket: int = 0
-
-
-class ReadFiles(NamedTuple):
-    """Read plan and prompt. Answered by FilesRead."""
-
-    ticket: int = 0
-
-
-class CreateSession(NamedTuple):
-    """Answered by SessionCreated."""
-
-    prompt: Prompt  # its title; and OpenCode 2 wants model and agent with the session
-    ticket: int = 0
-
-
-class SendPrompt(NamedTuple):
-    """Hand the prompt to the session; `attempt` counts from 0. Answered by Done: it was accepted.
-
-    The same attempt may be sent twice, after a request that was not answered, without running
-    twice. How a further attempt goes on is the dialect's business.
-    """
-
-    session: str
-    prompt: Prompt
-    attempt: int
-    ticket: int = 0
-
-
-class Poll(NamedTuple):
-    """Look at the session. Answered by Polled.
-
-    `closer` asks for a verdict although the session seems to be at work.
-    """
-
-    session: str
-    prompt: Prompt
-    attempt: int
-    closer: bool = False
-    ticket: int = 0
-
-
-class Interrupt(NamedTuple):
-    """Stop the session. Answered by Done when it is idle."""
-
-    session: str
-    prompt: Prompt
-    attempt: int
-    ticket: int = 0
-
-
-class Reply(NamedTuple):
-    """Answer a request. Answered by Done.
-
-    `decision` is once, always or reject; a question is answered with `answers`, a label for each.
-    A rejection carries a message, so that the agent goes on without.
-    """
-
-    request: Request
-    decision: str
-    answers: tuple[str, ...] = ()
-    message: str = ""
-    ticket: int = 0
-
-
-class RunCheck(NamedTuple):
-    """Run --check. Answered by CheckFinished."""
-
-    facts: dict[str, str]
-    ticket: int = 0
-
-
-class StopCheck(NamedTuple):
-    """End the check with that ticket, also one that has not begun. Answered by Done."""
-
-    check: int
-    ticket: int = 0
-
-
-class Notify(NamedTuple):
-    """Run --notify. `event` is complete, stopped, failed or asked. Answered by Done."""
-
-    event: str
-    message: str
-    facts: dict[str, str]
-    ticket: int = 0
-
-
-class HandOver(NamedTuple):
-    """Give the terminal to OpenCode's own interface on this session. Answered by Done."""
-
-    session: str
-    ticket: int = 0
-
-
-class Exit(NamedTuple):
-    """The end, the one command without an answer."""
-
-    status: int
-
-
-# Answers.
-
-
-class Done(NamedTuple):
-    """It was carried out, and there is no more to say."""
-
-    to: Command
-
-
-class Failed(NamedTuple):
-    """It was not carried out.
-
-    `why`, of what was asked of the server:
-        silent         there was no answer, or the server failed at it
-        locked         the password is wrong
-        configuration  OpenCode's configuration is what is wrong
-        gone           the session, or what it asked, is not there any more
-        rejected       the server says no for another reason
-    """
-
-    to: Command
-    problem: str
-    why: str = "silent"
-    again: bool = True  # trying again can help
-
-
-class ServerUp(NamedTuple):
-    to: StartServer
-    url: str
-    version: str
-
-
-class Measured(NamedTuple):
-    to: MeasureServer
-    memory: int  # MiB resident, 0: it cannot be told
-
-
-class SetupChecked(NamedTuple):
-    to: CheckSetup
-    setup: Setup
-
-
-class FilesRead(NamedTuple):
-    """The texts of plan and prompt, or None and the problem."""
-
-    to: ReadFiles
-    plan: str | None
-    prompt: str | None
-    problem: str = ""
-    path: str = ""  # of the plan, for messages
-
-
-class SessionCreated(NamedTuple):
-    to: CreateSession
-    session: str
-    elsewhere: str = ""  # the folder in which it would work, where that is another one
+    grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
 class Polled(NamedTuple):
     """How the session stands. The truth, where events are only quick.
 
-    `activity`: idle, working, retrying, or unknown (the server cannot tell).
+    `activity`: idle, working or retrying.
     `verdict`, on the answer to our own prompt:
         answered     it ended well
         failed       it ended with `fault`
@@ -766,29 +600,37 @@ class Polled(NamedTuple):
         unfinished   it has begun and not ended: it works, or its server died
         undelivered  the session does not know the prompt, or nothing came of it
         nothing-ran  the session says that it is through, and there is no answer
-        unknown      the server does not show its messages
-        ""           not looked at: it works
+        ""           not looked at: it works, or `is_unsure`
     """
 
-    to: Poll
     activity: str
     verdict: str = ""
     fault: Fault | None = None
     spent: Spend | None = None  # of the session and all its subagents; None: it cannot be told
     children: tuple[str, ...] = ()
-    requests: tuple[Request, ...] | None = None  # None: not looked at
-    unlisted: tuple[str, ...] = ()  # kinds of requests that the server failed to list
+    asks: tuple[Ask, ...] | None = None  # None: not looked at
+    unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
     retry: Activity | None = None  # the details, when it is retrying
+    is_unsure: bool = False  # it seems to rest, which has to be seen twice
 
 
-class CheckFinished(NamedTuple):
-    to: RunCheck
-    status: int
+class CheckResult(NamedTuple):
+    """What came of --check."""
+
+    status: int  # exit status
     output: str
     interrupted: bool = False
 
 
-# Events of the server's stream: hints, and quick. Each names the session that it is about, but for
+class FilesRead(NamedTuple):
+    """The texts of plan and prompt; None for one that cannot be read, and then the problem."""
+
+    plan: str | None
+    prompt: str | None
+    problem: str = ""
+
+
+# What the server's stream says: hints, and quick. Each names the session that it is about, but for
 # Edited.
 
 
@@ -847,11 +689,11 @@ class Spent(NamedTuple):
 
 class Asked(NamedTuple):
     session: str
-    request: Request
+    ask: Ask
 
 
 class Answered(NamedTuple):
-    """A request was answered, by whomever."""
+    """An ask was answered, by whomever."""
 
     session: str
     id: str
@@ -891,95 +733,16 @@ class Edited(NamedTuple):
     path: str
 
 
-# News: what a machine tells the one that leads it.
-
-
-class ServerLost(NamedTuple):
-    """The server is gone, and a new one is on its way."""
-
-
-class ServerFailed(NamedTuple):
-    """The server is gone, and it is no use to start it again."""
-
-    problem: str
-
-
-class ServerBlamed(NamedTuple):
-    """The server is there, and does not do its work."""
-
-    problem: str
-
-
-class FilesGood(NamedTuple):
-    """Plan and prompt, which were needed, have been read, and nothing is wrong with them."""
-
-
-class FilesMissing(NamedTuple):
-    """Plan and prompt were needed, and waited for in vain."""
-
-    problem: str
-
-
-class ModelChosen(NamedTuple):
-    """Nobody named a model, and OpenCode has taken this one."""
-
-    model: str
-
-
-class PersonNeeded(NamedTuple):
-    """Something was asked that waits for somebody."""
-
-    said: str
-
-
-class CircleWalked(NamedTuple):
-    """The agent asked once too often for what was refused, or the server lost too many answers."""
-
-    problem: str
-
-
-class RecallOver(NamedTuple):
-    """The session has been stopped, as far as that is in our hands."""
-
-    lost_control: bool  # it may still be at work
-
-
-class SessionOver(NamedTuple):
-    outcome: Outcome
-
-
-class IterationOver(NamedTuple):
-    check: str  # passed, failed, interrupted, or "" when none ran
-
-
-class PlanComplete(NamedTuple):
-    """Nothing is left to do, as the plan says or as it looks."""
-
-
-class LimitReached(NamedTuple):
-    limit: str  # the option, such as max_cost
-    reason: str
-
-
-class PauseDue(NamedTuple):
-    """What somebody wanted paused can rest now."""
-
-    reason: str = ""
-
-
-class RunFailed(NamedTuple):
-    problem: str
-
-
-class ServerNeeded(NamedTuple):
-    """Nothing is under way, and the next iteration wants a server that is not there."""
-
+SessionEvent = Union[
+    Activity, Part, Delta, Spent, Asked, Answered, Child, Broke, Compacted, Alive, Woke
+]
+FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Python 3.10 on
 
 # What else happens.
 
 
-class Tick(NamedTuple):
-    """Time has passed."""
+class StreamOpened(NamedTuple):
+    """The event stream is being read, again; what happened meanwhile is not repeated on it."""
 
 
 class ServerDied(NamedTuple):
@@ -987,18 +750,6 @@ class ServerDied(NamedTuple):
 
     launch: int
     problem: str
-
-
-class StreamOpened(NamedTuple):
-    """The event stream is being read, again; what happened meanwhile is not repeated on it."""
-
-
-class Abort(NamedTuple):
-    """End the session for this reason; `outcome` is what becomes of the iteration."""
-
-    outcome: str
-    problem: str
-    fault: Fault | None = None
 
 
 class Key(NamedTuple):
@@ -1035,112 +786,65 @@ class Noted(NamedTuple):
     text: str
 
 
-Command = Union[
-    StartServer,
-    StopServer,
-    MeasureServer,
-    CheckSetup,
-    ReadFiles,
-    CreateSession,
-    SendPrompt,
-    Poll,
-    Interrupt,
-    Reply,
-    RunCheck,
-    StopCheck,
-    Notify,
-    HandOver,
-]
-Answer = Union[
-    Done,
-    Failed,
-    ServerUp,
-    Measured,
-    SetupChecked,
-    FilesRead,
-    SessionCreated,
-    Polled,
-    CheckFinished,
-]
-SessionEvent = Union[
-    Activity,
-    Part,
-    Delta,
-    Spent,
-    Asked,
-    Answered,
-    Child,
-    Broke,
-    Compacted,
-    Alive,
-    Woke,
-]
-StreamEvent = Union[SessionEvent, Edited, Heard]
-News = Union[
-    ServerLost,
-    ServerFailed,
-    ServerBlamed,
-    FilesGood,
-    FilesMissing,
-    ModelChosen,
-    PersonNeeded,
-    CircleWalked,
-    RecallOver,
-    SessionOver,
-    IterationOver,
-    PlanComplete,
-    LimitReached,
-    PauseDue,
-    RunFailed,
-    ServerNeeded,
-]
-Event = Union[
-    Answer,
-    StreamEvent,
-    News,
-    Tick,
-    ServerDied,
-    StreamOpened,
-    Abort,
-    Key,
-    Signalled,
-    ScreenLost,
-    Noted,
-]
-Kind = Union[type, tuple[type, type]]
+class RequestError(Exception):
+    """A request that was not carried out. `why`:
 
-# For `isinstance`, which takes a Union only from Python 3.10 on.
-ANSWERS = get_args(Answer)
-FROM_STREAM = get_args(SessionEvent)
+    silent         there was no answer, or the server failed at it
+    locked         the password is wrong
+    configuration  OpenCode's configuration is what is wrong
+    gone           the session, or what it asked, is not there any more
+    rejected       it says no for another reason: to ask again is no use
+
+    `code` is HTTP's, 0 without an answer; `name` is OpenCode's own name of the error.
+    """
+
+    def __init__(self, code: int, message: str, name: str = "", is_timeout: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+        self.is_timeout = is_timeout  # tells a server that is silent from one that is gone
+
+    @property
+    def why(self) -> str:
+        if self.code == 0 or self.code >= 500:
+            return "silent"
+        if self.code in (401, 403):
+            return "locked"
+        if self.name.startswith("Config"):
+            return "configuration"
+        return "gone" if self.code == 404 else "rejected"
 
 
-def kind_of(event: Event) -> Kind:
-    """What the tables know an event by: its type, and for Done and Failed what they answer, too."""
-    if isinstance(event, (Done, Failed)):
-        return type(event), type(event.to)
-    return type(event)
+class Reply:
+    """What a request will be answered with: it is made elsewhere, and `hear` fills this in."""
+
+    def __init__(self, request: str, args: tuple[Any, ...]) -> None:
+        self.request = request  # the name of a method of Outside
+        self.args = args
+        self.done = False
+        self.at: float | None = None  # when it was answered, on the run's own clock
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    @property
+    def value(self) -> Any:
+        """The result; raises the error in its place."""
+        if self.error:
+            raise self.error
+        return self.result
 
 
-LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
-LOOK = "look at the model {model} and at the provider's address in the configuration"
-# What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
-# help as long as nothing has worked yet.
-FAULTS = {
-    "rate-limit": "",  # passes by itself, at the announced time or some time later
-    "outage": "",  # the provider or the network is away: passes by itself
-    "auth": LOG_IN,
-    "balance": "look at the provider's balance",
-    "no-model": LOOK,
-    "no-agent": "look at the agent's name",
-    "configuration": "",  # OpenCode's own: the run cannot go on
-    "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
-    "provider": "",  # any other error of the provider's
-    "aborted": "",
-    "unknown": "",
-}
+class Answer(NamedTuple):
+    """A request was carried out (or not: `error`)."""
+
+    reply: Reply
+    result: Any = None
+    error: Exception | None = None
 
 
-# ── what the machines share ───────────────────────────────────────────────────────────────────────
+# ── rules ─────────────────────────────────────────────────────────────────────────────────────────
+# What a run remembers and reckons with, as values with one job each. None of them waits, asks for
+# anything outside, or knows where the run stands.
 
 
 class Backoff(NamedTuple):
@@ -1164,81 +868,7 @@ FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast
 SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
 STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
 
-Deadline = Union[float, None]  # a time on the run's own clock; None: there is none
-
-
-def is_due(deadline: Deadline, now: float) -> bool:
-    return deadline is not None and now >= deadline
-
-
-class Pending:
-    """The commands: `new` are those to be carried out now, `out` those that wait for their answer.
-
-    Whatever answers a command that is not in here comes late, or for the second time, and is
-    dropped, in one place: `Loop.handle`. An answer that never comes is made up after the time that
-    BOUNDS gives it, so that nothing is ever waited for without an end.
-    """
-
-    # Seconds: what the worker takes when some of its requests time out, and more. They are for the
-    # case that its thread hangs; while it lives, it answers by itself. What is not named here may
-    # take any time: a check and a notification have their own ends, a terminal that was given away
-    # has a person.
-    BOUNDS: ClassVar[dict[type, float]] = {
-        StartServer: 180.0,
-        StopServer: 120.0,
-        MeasureServer: 60.0,
-        CheckSetup: 600.0,
-        ReadFiles: 30.0,
-        CreateSession: 300.0,
-        SendPrompt: 60.0,
-        Poll: 100.0,
-        Interrupt: 60.0,
-        Reply: 45.0,
-        StopCheck: 60.0,
-    }
-
-    def __init__(self) -> None:
-        self.last_ticket = 0
-        self.new: list[Command | Exit] = []
-        self.out: dict[int, tuple[Command, Deadline]] = {}  # by ticket
-
-    def send(self, command: Command, now: float) -> Command:
-        """Have it carried out, with a ticket of its own; wait for its answer from now on."""
-        self.last_ticket += 1
-        ticketed = command._replace(ticket=self.last_ticket)
-        bound = self.BOUNDS.get(type(command))
-        self.out[self.last_ticket] = (ticketed, None if bound is None else now + bound)
-        self.new.append(ticketed)
-        return ticketed
-
-    def send_unheard(self, command: Command | Exit) -> None:
-        """Have it carried out; nobody waits for its answer, which has no ticket and is dropped."""
-        self.new.append(command)
-
-    def collect(self) -> list[Command | Exit]:
-        """What is to be carried out now; it is handed out once."""
-        new = self.new
-        self.new = []
-        return new
-
-    def take(self, command: Command) -> bool:
-        """Whether the answer to this command is waited for; it is no more then."""
-        return self.out.pop(command.ticket, None) is not None
-
-    def find(self, kind: type) -> Command | None:
-        """The newest command of this kind that is out."""
-        found = [command for command, _ in self.out.values() if type(command) is kind]
-        return found[-1] if found else None
-
-    def forget(self, *kinds: type) -> None:
-        """Do not wait for the answers to commands of these kinds any more."""
-        for ticket, (command, _) in list(self.out.items()):
-            if type(command) in kinds:
-                del self.out[ticket]
-
-    def overdue(self, now: float) -> list[Command]:
-        """The commands whose answer will not come any more."""
-        return [command for command, bound in self.out.values() if is_due(bound, now)]
+NEVER = float("inf")
 
 
 class Entry(NamedTuple):
@@ -1265,7 +895,7 @@ class Journal:
     LONGEST_TEXT = 4000  # characters of one entry
 
     def __init__(self, wall: float) -> None:
-        self.wall = wall  # the time, in seconds since 1970; the loop sets it
+        self.wall = wall  # the time, in seconds since 1970; the run sets it
         self.iteration = 0  # what is noted belongs to this one; 0: to none
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
@@ -1305,8 +935,8 @@ class RunClock:
     def __init__(self, wall: float) -> None:
         self.wall = wall
         self.now = wall
-        self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
-        self.rested: Deadline = None  # since when it has been at rest
+        self.started: float | None = None  # moved on by the time at rest: it counts work alone
+        self.rested: float | None = None  # since when it has been at rest
 
     def move_to(self, wall: float) -> bool:
         """Time has passed; False: it was time away, and does not count."""
@@ -1338,64 +968,7 @@ class RunClock:
         return (self.now if self.rested is None else self.rested) - self.started
 
 
-class Shared(NamedTuple):
-    """What all machines of a run have in common."""
-
-    options: Options
-    clock: RunClock
-    journal: Journal
-    pending: Pending
-
-
-class Machine:
-    """A state, and two tables that are the program.
-
-    TABLE says which handler an event has in which state (none: it is ignored), NEXT which state may
-    follow on which. A machine *sends* commands: whatever is to be done in the world. It *tells*
-    news to the one that leads it, for which they are events like all others.
-    """
-
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]]
-    NEXT: ClassVar[dict[str, tuple[str, ...]]]
-
-    def __init__(self, state: str, shared: Shared) -> None:
-        self.state = state
-        self.options = shared.options
-        self.clock = shared.clock
-        self.journal = shared.journal
-        self.pending = shared.pending
-        self.news: list[News] = []
-
-    @property
-    def now(self) -> float:
-        return self.clock.now
-
-    def hear(self, event: Event) -> None:
-        self.dispatch(event)
-
-    def dispatch(self, event: Event) -> None:
-        handler = self.TABLE[self.state].get(kind_of(event))
-        if handler:
-            handler(self, event)
-
-    def enter(self, state: str) -> None:
-        assert state in self.NEXT[self.state], f"{type(self).__name__}: {self.state} -> {state}"
-        self.state = state
-
-    def send(self, command: Command) -> None:
-        self.pending.send(command, self.now)
-
-    def tell(self, news: News) -> None:
-        self.news.append(news)
-
-    def lead(self, machine: Machine, event: Event) -> None:
-        """Let a machine below this one have its say, then hear its news."""
-        machine.hear(event)
-        news = machine.news
-        machine.news = []
-        for one in news:
-            self.dispatch(one)
-
+# Words for people.
 
 LONGEST_TIME = 1e9  # seconds, some thirty years: nobody is told of a longer one
 
@@ -1432,31 +1005,15 @@ def short_number(number: int) -> str:
     return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
 
 
-# ── session ───────────────────────────────────────────────────────────────────────────────────────
-# One session, from its creation to "it is over", as a pure machine. Its states and what
-# follows on what:
-#
-#     creating -> prompting -> working -> over          the way it goes on most nights
-#     working -> prompting                              the prompt was swallowed: once more
-#     prompting, working -> ending -> over              it is to end before its time: see Recall
-#     creating, prompting, working <-> offline          the server is gone, and comes back
-#
-# Three rules hold throughout. Polling is the truth and the event stream only makes it quick: no
-# event of the stream is believed to be an end, it only makes us look (a circle, or a wait of days,
-# is no end: it makes us end it). Only what belongs to our own session and its subagents (the
-# family) counts. And everything has an end: each kind of circle that an agent or a server can walk
-# in has a count, each silence has a time.
+# One session: whether it is over, what it costs, whether it goes in circles, what it says.
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
 FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
 LOOK_AGAIN = 0.5  # between two looks at an end that is not believed yet
+LOOK_TWICE = 0.25  # between two looks where resting has to be seen twice
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
-REPEAT_AFTER = 1.0  # a request that failed is made again after so long
 ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
 SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
-ATTEMPTS = 4  # one prompt is handed over so often at the most
-SILENCES = 2  # requests in a row without an answer, then the server is to blame
-BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
 SPINS = 3  # answers that end nowhere, or compactions without an answer, in a row
 ANSWERS_TO_ONE_PROMPT = 3  # a clock that was set back makes OpenCode answer again and again
 SAME_CALLS = 20  # the same tool with the same input, in a row
@@ -1474,7 +1031,7 @@ A_PERSON = (
 
 
 class Outcome(NamedTuple):
-    """What became of an iteration.
+    """What became of a session.
 
     `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage
     or aborted. `lost_control`: the session may still be at work, so that nothing new may begin on
@@ -1487,257 +1044,23 @@ class Outcome(NamedTuple):
     lost_control: bool = False
 
 
-NO_OUTCOME = Outcome("")  # while it is under way
-
-
 def outcome_of(fault: Fault | None) -> Outcome:
-    """What becomes of an iteration whose answer ended with this fault; None: nobody says why."""
+    """What becomes of a session whose answer ended with this fault; None: nobody says why."""
     if fault is None:
         fault = Fault("unknown", "it failed, and OpenCode does not say why")
     kind = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
     return Outcome(kind, fault.message, fault)
 
 
-class Ask(NamedTuple):
-    """A request that waits for somebody."""
-
-    request: Request
-    ticket: int  # of the last command before it came up: later polls must list it
-    deadline: Deadline
-    answers: tuple[str, ...] = ()  # labels, one for each question answered so far
-
-
-class Retry(NamedTuple):
-    """OpenCode's own next attempt."""
-
-    attempt: int
-    message: str
-    at: float
-
-
-class Live(NamedTuple):
-    """Something that runs or is being written now."""
-
-    kind: str
-    text: str
-    since: float
-    depth: int = 0
-    message: str = ""
-
-
-class Decision(NamedTuple):
-    """What is answered to a request. `decision` is once, always or reject."""
-
-    ask: Ask
-    decision: str
-    said: str  # for the journal
-    message: str = ""  # for the agent
-
-
-class Asks(Machine):
-    """What a session and its subagents ask, from its coming up until the answer has arrived.
-
-        deaf <-> hearing
-
-    hearing: there is a prompt, so that something may be asked; deaf: there is none, or it is being
-    ended, or the server is away. `family` are the sessions that count, with their depth. What
-    nobody has to be asked for it decides by itself.
-    """
-
-    def __init__(self, family: dict[str, int], shared: Shared, attended: bool) -> None:
-        super().__init__("deaf", shared)
-        self.family = family
-        self.attended = attended  # somebody can answer
-        self.open: dict[str, Ask] = {}  # by the request's id, in the order in which they came
-        self.replied: set[str] = set()  # ids of requests
-        self.refusals = 0
-        self.lost_replies = 0  # in a row
-
-    def follow(self, state: str) -> None:
-        """The session enters this state. What is open is asked again where it still matters."""
-        if state != "working":
-            self.open.clear()
-        follows = "hearing" if state in ("prompting", "working") else "deaf"
-        if follows != self.state:
-            self.enter(follows)
-
-    def forget_replies(self) -> None:
-        """The server is gone, and the answers that were under way are lost with it."""
-        self.replied.clear()
-
-    def note(self, kind: str, text: str, tone: str, request: Request) -> None:
-        session = request.session
-        self.journal.note(kind, text, tone, session, self.family.get(session, 0))
-
-    @property
-    def first(self) -> Ask | None:
-        """The one that a person is shown."""
-        return next(iter(self.open.values()), None)
-
-    def knows(self, request: Request) -> bool:
-        return request.id in self.open or request.id in self.replied
-
-    def on_asked(self, event: Asked) -> None:
-        request = event.request
-        if self.knows(request) or request.session not in self.family:
-            return
-        said = request.detail
-        if request.kind == "permission":
-            said = f"{request.title}: {request.detail}"
-        self.note("ask", said, "warn", request)
-        timeout = self.options.ask_timeout
-        deadline = self.now + timeout if timeout else None
-        ask = Ask(request, self.pending.last_ticket, deadline)
-        decision = self.decide(ask)
-        if decision:
-            self.reply(decision)
-        else:
-            self.open[request.id] = ask
-            self.tell(PersonNeeded(said))
-
-    def decide(self, ask: Ask) -> Decision | None:
-        """What nobody has to be asked for; None: somebody has."""
-        request = ask.request
-        if self.options.auto and request.kind == "permission" and not request.is_circle:
-            return Decision(ask, "once", "approved (--auto)")
-        if self.options.auto and request.is_circle:
-            return self.refusal(ask, "identical calls are approved by nobody but a person")
-        if not self.attended:
-            return self.refusal(ask, "nobody is there to answer")
-        return None
-
-    def refusal(self, ask: Ask, why: str) -> Decision:
-        """Refuse with a message: a bare rejection would end the agent's turn."""
-        return Decision(ask, "reject", f"refused: {why}", NOBODY)
-
-    def reply(self, decision: Decision) -> None:
-        request = decision.ask.request
-        self.open.pop(request.id, None)
-        self.replied.add(request.id)
-        is_refused = decision.decision == "reject"
-        self.note("ask", decision.said, "warn" if is_refused else "good", request)
-        self.send(Reply(request, decision.decision, decision.ask.answers, decision.message))
-        if is_refused:
-            self.count_refusal(request)
-
-    def count_refusal(self, request: Request) -> None:
-        """An agent that does not take no for an answer is stopped."""
-        self.refusals += 1
-        if self.refusals >= REFUSALS:
-            problem = (
-                f"it asked {self.refusals} times for what was refused, the last time for "
-                f"{request.title or 'an answer'} ({request.detail}): allow it in opencode.json, "
-                "use --auto, or say in the prompt how to do without"
-            )
-            self.tell(CircleWalked(problem))
-
-    def on_answered(self, event: Answered) -> None:
-        self.open.pop(event.id, None)
-        self.replied.add(event.id)  # a poll that is on its way may list it still
-
-    def on_replied(self, event: Done) -> None:
-        self.lost_replies = 0
-
-    def on_reply_failed(self, event: Failed) -> None:
-        """The agent waits for ever for an answer that does not arrive: the next poll finds again
-        what it asks. But some time it is enough.
-
-        A reply is no sign of life of the session's, so that the stall timeout goes on, too.
-        """
-        assert isinstance(event.to, Reply)
-        if event.why == "gone":
-            return  # somebody else has answered
-        request = event.to.request
-        self.note("warn", f"the answer did not arrive: {event.problem}", "warn", request)
-        self.replied.discard(request.id)
-        self.lost_replies += 1
-        if self.lost_replies >= LOST_REPLIES:
-            times = self.lost_replies
-            problem = f"{times} answers to what it asks did not arrive: {event.problem}"
-            self.tell(CircleWalked(problem))
-
-    def forget_answered(self, polled: Polled) -> None:
-        """What a poll does not list any more, somebody else has answered."""
-        if polled.requests is None:
-            return
-        listed = {request.id for request in polled.requests}
-        for id, ask in list(self.open.items()):
-            was_looked_for = ask.request.kind not in polled.unlisted
-            if was_looked_for and id not in listed and ask.ticket < polled.to.ticket:
-                del self.open[id]
-
-    def on_tick(self, event: Tick) -> None:
-        """Refuse that for which nobody has an answer in time."""
-        why = f"nobody answered for {duration(self.options.ask_timeout)}"
-        for ask in list(self.open.values()):
-            if is_due(ask.deadline, self.now):
-                self.reply(self.refusal(ask, why))
-
-    def on_screen_lost(self, event: ScreenLost) -> None:
-        """Nobody is there any more: refuse what is asked, now and later."""
-        self.attended = False
-        for ask in list(self.open.values()):
-            self.reply(self.refusal(ask, "nobody is there to answer"))
-
-    @property
-    def shown(self) -> str:
-        """What tells the question that a person is shown from all others; "" when there is none."""
-        ask = self.first
-        return f"{ask.request.id} {len(ask.answers)}" if ask else ""
-
-    def takes_key(self, key: Key) -> bool:
-        """Whether the key belongs to what is asked first."""
-        ask = self.first
-        if ask is None or key.about not in (None, self.shown):
-            return False
-        if ask.request.kind == "permission":
-            return key.name in ("y", "a", "n")
-        return key.name == "n" or key.name in tuple("123456789")
-
-    def on_key(self, event: Key) -> None:
-        """A person answers what is asked first."""
-        ask = self.first
-        if ask is None or not self.takes_key(event):
-            return
-        if event.name == "n":
-            self.reply(Decision(ask, "reject", "refused: by a person", A_PERSON))
-        elif ask.request.kind == "question":
-            self.choose(ask, int(event.name))
-        elif event.name == "y":
-            self.reply(Decision(ask, "once", "approved"))
-        else:
-            self.reply(Decision(ask, "always", "approved, always"))
-
-    def choose(self, ask: Ask, number: int) -> None:
-        """Answer the question that is shown with the option of that number, from 1.
-
-        The reply is sent when all questions of the request are answered.
-        """
-        questions = ask.request.questions
-        options = questions[len(ask.answers)].options if questions else ()
-        if number > len(options):
-            return
-        label, _description = options[number - 1]
-        ask = ask._replace(answers=(*ask.answers, label))
-        self.open[ask.request.id] = ask
-        if len(ask.answers) == len(questions):
-            self.reply(Decision(ask, "once", f"answered: {', '.join(ask.answers)}"))
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {"deaf": ("hearing",), "hearing": ("deaf",)}
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "deaf": {ScreenLost: on_screen_lost},
-        "hearing": {
-            Asked: on_asked,
-            Answered: on_answered,
-            (Done, Reply): on_replied,
-            (Failed, Reply): on_reply_failed,
-            Key: on_key,
-            ScreenLost: on_screen_lost,
-            Tick: on_tick,
-        },
-    }
+def outcome_of_error(error: RequestError) -> Outcome:
+    """What becomes of a session when this is said to a request that it cannot go on without."""
+    problem = str(error)
+    if error.why == "locked":
+        problem = WRONG_PASSWORD
+    elif error.why == "configuration":
+        problem = f"OpenCode's configuration is broken: mend it: {error}"
+    is_setup = error.why in ("locked", "configuration")
+    return Outcome("failed", problem, Fault("configuration", problem) if is_setup else None)
 
 
 class Judge:
@@ -1759,7 +1082,6 @@ class Judge:
     }
 
     def __init__(self) -> None:
-        self.hint = ""  # what the stream says since the prompt was sent: idle, working, or ""
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.since = 0.0  # since when it has been this one
@@ -1767,7 +1089,6 @@ class Judge:
 
     def forget(self, server_was_lost: bool = False) -> None:
         """The prompt is sent (again), or the server is another one: what was heard is old."""
-        self.hint = ""
         self.fault = None
         self.verdict = ""
         self.server_was_lost = server_was_lost
@@ -1783,7 +1104,9 @@ class Judge:
 
         `silent` is the time since the last sign of life, `attempt` the one that is looked at.
         """
-        if not self.seems_over(polled, silent):
+        is_finished = polled.verdict in ("answered", "failed")
+        # Silent for long, a finished answer is one also where a server says "busy" for ever.
+        if polled.activity != "idle" and not (is_finished and silent > LOOK_CLOSER):
             return None
         verdict, fault = self.read(polled)
         patience = self.PATIENCE[verdict]
@@ -1799,9 +1122,7 @@ class Judge:
     def read(self, polled: Polled) -> tuple[str, Fault | None]:
         """The verdict of a poll, together with what the stream has told."""
         verdict = polled.verdict
-        if verdict == "unknown":  # it shows no messages: what the stream told decides
-            verdict = "failed" if self.fault else "answered"
-        elif verdict == "undelivered" and self.fault:
+        if verdict == "undelivered" and self.fault:
             verdict = "failed"
         elif verdict == "cut" and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
@@ -1810,20 +1131,15 @@ class Judge:
             fault = self.fault
         return verdict, fault
 
-    def seems_over(self, polled: Polled, silent: float) -> bool:
-        """Whether the session seems to be at rest; whether that is an end is another question."""
-        is_finished = polled.verdict in ("answered", "failed")
-        if is_finished and silent > LOOK_CLOSER:
-            return True  # also where a server says "busy" for ever
-        if polled.activity == "idle":
-            has_perhaps_not_begun = polled.verdict == "unknown" and self.hint != "idle"
-            return not has_perhaps_not_begun or silent > SWALLOWED
-        if polled.activity == "unknown":
-            # The server does not tell who works: the stream's word decides. An answer that is
-            # not finished tells nothing then, since it looks the same while it is being written.
-            has_failed = self.fault is not None and silent > SWALLOWED
-            return self.hint == "idle" or (has_failed and polled.verdict == "unknown")
-        return False
+
+class Live(NamedTuple):
+    """Something that runs or is being written now."""
+
+    kind: str
+    text: str
+    since: float
+    depth: int = 0
+    message: str = ""
 
 
 class Purse:
@@ -1972,595 +1288,383 @@ class Transcript:
             self.journal.note(kind, text.strip(), tone, session, depth)
 
 
-class Recall(Machine):
-    """Stops a session that may be at work, so that nothing of it runs on beside the next one.
+class OpenAsk(NamedTuple):
+    """An ask that waits for somebody."""
 
-        recalling -> aborting -> closing -> over
+    ask: Ask
+    since: float  # whatever looks later must list it
+    deadline: float  # NEVER: there is none
+    answers: tuple[str, ...] = ()  # labels, one for each question answered so far
 
-    recalling: has the prompt begun to run at all? An interrupt does nothing to one that was
-    accepted and has not begun; aborting: it is interrupted; closing: one more look, for its costs.
-    A server that goes away ends all of it.
+
+class Asks:
+    """What a session and its subagents ask, from its coming up until the answer has arrived.
+
+    What nobody has to be asked for it decides by itself. `family` are the sessions that count, with
+    their depth; `request` has an answer delivered; `needs_person` is told what waits for somebody.
     """
 
     def __init__(
-        self, session: str, prompt: Prompt, attempt: int, judge: Judge, shared: Shared
+        self,
+        options: Options,
+        attended: bool,
+        family: dict[str, int],
+        journal: Journal,
+        request: Callable[..., Reply],
+        needs_person: Callable[[str], None],
     ) -> None:
-        super().__init__("recalling", shared)
-        self.session = session
+        self.options = options
+        self.attended = attended  # somebody can answer
+        self.family = family
+        self.journal = journal
+        self.request = request
+        self.needs_person = needs_person
+        self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
+        self.settled: set[str] = set()  # ids
+        self.replies: list[Reply] = []  # that are on their way
+        self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
+        self.lost_replies = 0  # in a row
+        self.circle = ""  # why it is enough: it asks again and again, or takes no answer
+        self.is_closed = False  # the session is being ended: nothing is answered any more
+
+    def note(self, kind: str, text: str, tone: str, ask: Ask) -> None:
+        self.journal.note(kind, text, tone, ask.session, self.family.get(ask.session, 0))
+
+    def hear(self, ask: Ask, now: float) -> None:
+        is_known = ask.id in self.open or ask.id in self.settled
+        if is_known or self.is_closed or ask.session not in self.family:
+            return
+        said = f"{ask.title}: {ask.detail}" if ask.kind == "permission" else ask.detail
+        self.note("ask", said, "warn", ask)
+        timeout = self.options.ask_timeout
+        waiting = OpenAsk(ask, now, now + timeout if timeout else NEVER)
+        if self.options.auto and ask.is_circle:
+            self.refuse(waiting, "identical calls are approved by nobody but a person")
+        elif self.options.auto and ask.kind == "permission":
+            self.reply(waiting, "once", "approved (--auto)")
+        elif not self.attended:
+            self.refuse(waiting, "nobody is there to answer")
+        else:
+            self.open[ask.id] = waiting
+            self.needs_person(said)
+
+    def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
+        """`decision` is once, always or reject; `said` is for the journal."""
+        ask = waiting.ask
+        self.open.pop(ask.id, None)
+        self.settled.add(ask.id)
+        self.note("ask", said, "warn" if decision == "reject" else "good", ask)
+        self.replies.append(self.request("reply", ask, decision, waiting.answers, message))
+
+    def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
+        """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
+        not take no for an answer is stopped."""
+        ask = waiting.ask
+        self.reply(waiting, "reject", f"refused: {why}", message)
+        self.refused[ask.title or "question"] += 1
+        times = sum(self.refused.values())
+        if times >= REFUSALS:
+            self.circle = (
+                f"it asked {times} times for what was refused, the last time for "
+                f"{ask.title or 'an answer'} ({ask.detail}): allow it in opencode.json, "
+                "use --auto, or say in the prompt how to do without"
+            )
+
+    def answered(self, id: str) -> None:
+        """By whomever. A poll that is on its way may list it still."""
+        self.open.pop(id, None)
+        self.settled.add(id)
+
+    def compare(self, polled: Polled, looked: float) -> None:
+        """What a look does not list any more, somebody else has answered; `looked` is when."""
+        listed = {ask.id for ask in polled.asks or ()}
+        for id, waiting in list(self.open.items()):
+            was_looked_for = polled.asks is not None and waiting.ask.kind not in polled.unlisted
+            if was_looked_for and id not in listed and waiting.since < looked:
+                del self.open[id]
+        for ask in polled.asks or ():
+            self.hear(ask, looked)
+
+    def mind(self, now: float) -> bool:
+        """Refuse what nobody answers in time; whether an answer of ours was lost: the agent waits
+        for ever for it, and the next look finds again what it asks. A reply is no sign of life."""
+        for waiting in list(self.open.values()):
+            if now >= waiting.deadline:
+                self.refuse(waiting, f"nobody answered for {duration(self.options.ask_timeout)}")
+        was_lost = False
+        for reply in [reply for reply in self.replies if reply.done]:
+            self.replies.remove(reply)
+            error = reply.error
+            if error is None or self.is_closed:
+                self.lost_replies = 0
+            elif not (isinstance(error, RequestError) and error.why == "gone"):
+                was_lost = True
+                self.lose(reply.args[0], str(error))
+        return was_lost
+
+    def lose(self, ask: Ask, problem: str) -> None:
+        self.note("warn", f"the answer did not arrive: {problem}", "warn", ask)
+        self.settled.discard(ask.id)
+        self.lost_replies += 1
+        if self.lost_replies >= LOST_REPLIES:
+            self.circle = f"{self.lost_replies} answers to what it asks did not arrive: {problem}"
+
+    def forget(self) -> None:
+        """The server is gone: what it was asked and told is asked again where it still matters."""
+        self.open.clear()
+        self.settled.clear()
+        self.replies.clear()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.open.clear()
+
+    def leave_alone(self) -> None:
+        """Nobody is there any more: refuse what is asked, now and later."""
+        self.attended = False
+        for waiting in list(self.open.values()):
+            self.refuse(waiting, "nobody is there to answer")
+
+    # People.
+
+    @property
+    def first(self) -> OpenAsk | None:
+        """The one that a person is shown."""
+        return next(iter(self.open.values()), None)
+
+    @property
+    def shown(self) -> str:
+        """What tells the question that a person is shown from all others; "" when there is none."""
+        return f"{self.first.ask.id} {len(self.first.answers)}" if self.first else ""
+
+    def takes_key(self, key: Key) -> bool:
+        """Whether the key belongs to what is asked first; if so, it is answered with it."""
+        waiting = self.first
+        if waiting is None or key.about not in (None, self.shown):
+            return False
+        is_permission = waiting.ask.kind == "permission"
+        if key.name == "n":
+            self.refuse(waiting, "by a person", A_PERSON)
+        elif is_permission and key.name == "y":
+            self.reply(waiting, "once", "approved")
+        elif is_permission and key.name == "a":
+            self.reply(waiting, "always", "approved, always")
+        elif not is_permission and key.name in tuple("123456789"):
+            self.choose(waiting, int(key.name))
+        else:
+            return False
+        return True
+
+    def choose(self, waiting: OpenAsk, number: int) -> None:
+        """Answer the question that is shown with the option of that number, from 1.
+
+        The reply is sent when all questions of the ask are answered.
+        """
+        questions = waiting.ask.questions
+        options = questions[len(waiting.answers)].options if questions else ()
+        if number > len(options):
+            return
+        label, _description = options[number - 1]
+        waiting = waiting._replace(answers=(*waiting.answers, label))
+        self.open[waiting.ask.id] = waiting
+        if len(waiting.answers) == len(questions):
+            self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
+
+
+class Retry(NamedTuple):
+    """OpenCode's own next attempt."""
+
+    attempt: int
+    message: str
+    at: float
+
+
+class Talk:
+    """One session: what it was told, and what is known of it by its own words and by looks at it.
+
+    Polling is the truth and the event stream only makes it quick: nothing that the stream says is
+    believed to be an end, it only makes us look. What has to end it before its time (a circle, a
+    silence, a wait of days) stands in `ends_as`.
+    """
+
+    def __init__(self, prompt: Prompt, options: Options, journal: Journal, now: float) -> None:
         self.prompt = prompt
-        self.attempt = attempt
-        self.judge = judge
-        self.begins_by: Deadline = None  # the prompt has begun to run then; None: it is on its way
-
-    def begin(self, at_once: bool, begins_by: Deadline) -> None:
-        self.begins_by = begins_by
-        if at_once:
-            self.interrupt()
-
-    def on_prompt_accepted(self, event: Done) -> None:
-        self.begins_by = self.now + BEGINS
-        if self.judge.hint == "working":
-            self.interrupt()
-
-    def on_prompt_failed(self, event: Failed) -> None:
-        self.interrupt()  # it may have arrived all the same
-
-    def on_activity(self, event: Activity) -> None:
-        is_accepted = self.pending.find(SendPrompt) is None
-        if is_accepted and self.judge.hint == "working":
-            self.interrupt()
-
-    def on_tick(self, event: Tick) -> None:
-        if is_due(self.begins_by, self.now):
-            self.interrupt()
-
-    def interrupt(self) -> None:
-        self.enter("aborting")
-        self.send(Interrupt(self.session, self.prompt, self.attempt))
-
-    def on_interrupted(self, event: Done) -> None:
-        self.enter("closing")
-        self.send(Poll(self.session, self.prompt, self.attempt))
-
-    def on_interrupt_failed(self, event: Failed) -> None:
-        self.end(lost_control=event.why != "gone")
-
-    def on_last_look(self, event: Polled) -> None:
-        self.end(lost_control=event.activity in ("working", "retrying"))
-
-    def on_last_look_failed(self, event: Failed) -> None:
-        self.end(lost_control=event.why == "silent")
-
-    def on_server_lost(self, event: ServerLost) -> None:
-        # Only a server of our own is lost while we wait here: what ran there is gone with it.
-        self.end(lost_control=False)
-
-    def end(self, lost_control: bool) -> None:
-        self.enter("over")
-        self.tell(RecallOver(lost_control))
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "recalling": ("aborting", "over"),
-        "aborting": ("closing", "over"),
-        "closing": ("over",),
-        "over": (),
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "recalling": {
-            (Done, SendPrompt): on_prompt_accepted,
-            (Failed, SendPrompt): on_prompt_failed,
-            Activity: on_activity,
-            ServerLost: on_server_lost,
-            Tick: on_tick,
-        },
-        "aborting": {
-            (Done, Interrupt): on_interrupted,
-            (Failed, Interrupt): on_interrupt_failed,
-            ServerLost: on_server_lost,
-        },
-        "closing": {
-            Polled: on_last_look,
-            (Failed, Poll): on_last_look_failed,
-            ServerLost: on_server_lost,
-        },
-        "over": {},
-    }
-    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
-
-
-class Session(Machine):
-    """Leads one session of OpenCode's, from its creation to the end: see the banner above."""
-
-    def __init__(self, prompt: Prompt, shared: Shared, attended: bool) -> None:
-        super().__init__("creating", shared)
-        self.shared = shared
-        self.prompt = prompt
-        self.resume = "creating"  # the state in which it goes on when the server is back
-        self.due: Deadline = None  # when this state has something to do by itself
-        self.polls_again = False  # when the poll that is out has been answered
-        self.ends_as: Outcome | None = None  # what is to become of it, once it is being ended
-        self.recall: Recall | None = None  # which ends it
-        self.outcome: Outcome | None = None  # what has become of it
-        # What OpenCode says of it.
+        self.options = options
+        self.journal = journal
         self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
+        self.attempt = 0  # how often the prompt was handed over before
+        self.has_begun = False  # the prompt is known to run
+        self.look_at = NEVER  # when the session is to be looked at
+        self.started = now
+        self.last_sign = now  # the last sign of life
         self.retry: Retry | None = None
+        self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
+        self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
+        self.ends_as: Outcome | None = None
         self.judge = Judge()
-        # How long, how often, how much.
-        self.started = self.now
-        self.prompted = self.now  # when the prompt was accepted
-        self.last_sign = self.now  # the last sign of life
-        self.attempt = 0
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
-        self.transcript = Transcript(self.journal)
-        self.asks = Asks(self.family, shared, attended)
-
-    def hear(self, event: Event) -> None:
-        """What the stream says counts when it is about this session or one of its subagents'."""
-        if not isinstance(event, FROM_STREAM):
-            self.dispatch(event)
-        elif (event.parent if isinstance(event, Child) else event.session) in self.family:
-            self.last_sign = self.now
-            self.dispatch(event)
-
-    def enter(self, state: str) -> None:
-        super().enter(state)
-        self.due = None
-        self.pending.forget(Poll)  # what is on its way tells of the state before
-        self.asks.follow(state)
-        if state != "working":
-            self.retry = None
+        self.transcript = Transcript(journal)
+        self.asks: Asks  # whoever leads the session puts it there
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
         session = session or self.id
         self.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
-    def request(self) -> None:
-        """Make the request that this state waits for; all of them are safe to be made again."""
-        self.due = None
-        self.REQUESTS[self.state](self)
+    def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
+        """It has to end; the first reason counts. No problem: no reason."""
+        if problem and self.ends_as is None:
+            self.ends_as = Outcome(kind, problem, fault)
 
-    # From the creation to the prompt.
+    def look_within(self, now: float, seconds: float = 0.0) -> None:
+        self.look_at = min(self.look_at, now + seconds)
 
-    def create(self) -> None:
-        self.send(CreateSession(self.prompt))
-
-    def on_created(self, event: SessionCreated) -> None:
-        self.id = event.session
-        self.family[event.session] = 0
-        self.circles.silences = 0
-        if event.elsewhere:
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
-            problem = (
-                f"OpenCode would work in {event.elsewhere} and not in {self.options.directory}: "
-                "rename the folder (OpenCode reads a % in its name as the beginning of a code)"
-            )
-            self.end("failed", problem, Fault("configuration", problem))
-            return
-        self.enter("prompting")
-        self.request()
-
-    def send_prompt(self) -> None:
+    def prepare(self) -> None:
+        """The prompt is handed over now: what was heard before is old."""
+        self.has_begun = False
+        self.look_at = NEVER
         self.judge.forget()
-        self.send(SendPrompt(self.id, self.prompt, self.attempt))
-
-    def on_prompt_accepted(self, event: Done) -> None:
-        self.circles.silences = 0
-        self.prompted = self.now
-        self.last_sign = self.now
-        self.enter("working")
-        self.due = self.now + FIRST_LOOK
-        if self.judge.hint == "idle":  # it was quicker than the answer to our request
-            self.poll()
-
-    # While it works.
-
-    def poll(self) -> None:
-        self.due = self.now + POLL_EVERY
-        if self.pending.find(Poll):
-            self.polls_again = True  # its answer may be from before what made us look
-            return
-        self.polls_again = False
-        closer = self.now - self.last_sign > LOOK_CLOSER
-        self.send(Poll(self.id, self.prompt, self.attempt, closer))
-
-    def look_within(self, seconds: float) -> None:
-        """While it works: elsewhere `due` is when the request is made again that is waited for."""
-        if self.state != "working":
-            return
-        soon = self.now + seconds
-        self.due = soon if self.due is None else min(self.due, soon)
-
-    def on_polled(self, event: Polled) -> None:
-        self.circles.silences = 0
-        polls_again = self.polls_again
-        self.take_in(event)
-        if self.state != "working":
-            return  # it asked once too often: it is being ended
-        if event.retry:
-            self.on_activity(event.retry)
-        elif event.activity == "working":
-            self.note_work()
-        if self.state == "working":  # a wait that is too long, or a circle, has perhaps ended it
-            self.weigh(event)
-        if polls_again and self.state == "working":
-            self.poll()
-
-    def take_in(self, event: Polled) -> None:
-        """What a poll says of family, costs and asks: the stream may have lost it."""
-        for child in event.children:
-            self.family.setdefault(child, 1)
-        if event.spent:
-            self.purse.polled = self.purse.polled.at_least(event.spent)
-        self.asks.forget_answered(event)
-        for request in event.requests or ():
-            self.dispatch(Asked(request.session, request))
-
-    def weigh(self, event: Polled) -> None:
-        """Is it over, and how?"""
-        silent = self.now - self.last_sign
-        end = self.judge.decide(event, silent, self.attempt, self.now)
-        if end and event.activity in ("working", "retrying"):
-            self.end_at_work(*end)
-        elif end:
-            self.end_by_verdict(*end)
-        elif event.activity == "idle" or self.judge.verdict:
-            self.look_within(LOOK_AGAIN)
-
-    def note_work(self) -> None:
-        """It works, and does not wait for its provider."""
-        self.judge.at_work()
-        self.retry = None
-
-    def end_by_verdict(self, verdict: str, fault: Fault | None) -> None:
-        """The verdict is believed: what does it mean for the iteration?"""
-        if verdict == "answered":
-            self.end("done")
-        elif verdict == "failed":
-            outcome = outcome_of(fault)
-            self.end(outcome.kind, outcome.problem, outcome.fault)
-        elif verdict == "refused":
-            self.end("refused", "something it asked for was refused")
-        elif verdict == "cut":
-            self.end("cut", "its answer was broken off by somebody or something else", fault)
-        elif self.attempt + 1 >= ATTEMPTS:
-            sent = self.attempt + 1
-            self.end("failed", f"the prompt was sent {sent} times and never answered")
-        else:
-            self.attempt += 1
-            self.note("warn", "the prompt is not being answered: sending it again", "warn")
-            self.enter("prompting")
-            self.request()
-
-    def end_at_work(self, verdict: str, fault: Fault | None) -> None:
-        """The answer has ended long ago, and the session says that it works. Whatever it is that
-        works there, it must not work on beside the next session."""
-        outcome = outcome_of(fault) if verdict == "failed" else Outcome("done")
-        self.end_early(Abort(outcome.kind, outcome.problem, outcome.fault), at_once=True)
-
-    def end(
-        self,
-        outcome: str,
-        problem: str = "",
-        fault: Fault | None = None,
-        lost_control: bool = False,
-    ) -> None:
-        """It is over."""
-        self.outcome = Outcome(outcome, problem, fault, lost_control)
-        if problem and outcome == "aborted":
-            self.note("note", problem, "warn")
-        elif problem:
-            self.transcript.error(problem, self.id)
-        self.transcript.live.clear()
-        self.enter("over")
-        self.pending.forget(CreateSession, SendPrompt, Interrupt, Reply)
-        self.tell(SessionOver(self.outcome))
 
     # What the stream says.
 
-    def on_stream_opened(self, event: StreamOpened) -> None:
-        """What happened meanwhile is not repeated on it."""
-        self.poll()
+    def hears(self, event: SessionEvent) -> bool:
+        """Whether it is about this session or one of its subagents'."""
+        return (event.parent if isinstance(event, Child) else event.session) in self.family
 
-    def on_activity(self, event: Activity) -> None:
+    def hear(self, event: SessionEvent, now: float) -> None:
+        self.last_sign = now
+        if isinstance(event, Delta):
+            self.begin()
+            self.transcript.grow(event)
+        elif isinstance(event, Part):
+            self.hear_part(event, now)
+        elif isinstance(event, Spent):
+            self.hear_spent(event)
+        elif isinstance(event, Activity):
+            self.hear_activity(event, now)
+        elif isinstance(event, Asked):
+            self.asks.hear(event.ask, now)
+            self.give_up("failed", self.asks.circle)
+        elif isinstance(event, Answered):
+            self.asks.answered(event.id)
+        elif isinstance(event, Child):
+            self.family[event.session] = self.family[event.parent] + 1
+        elif isinstance(event, Broke):
+            self.hear_fault(event, now)
+        elif isinstance(event, Compacted):
+            self.note("note", "the session was compacted", "dim", event.session)
+            self.give_up("failed", self.circles.compaction(event.session))
+        elif isinstance(event, Woke):
+            self.begin()
+
+    def begin(self) -> None:
+        """The prompt runs, and does not wait for its provider."""
+        self.has_begun = True
+        self.retry = None
+        self.judge.at_work()
+
+    def hear_activity(self, event: Activity, now: float) -> None:
         if event.session != self.id:
             return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.judge.hint = "idle"
-            self.poll()
+            self.look_within(now)
             return
-        known = self.retry
-        self.on_begun(event)
+        self.begin()
         if event.kind == "retrying":
-            self.on_retrying(event, known)
+            self.retry = Retry(event.attempt, event.message, now + event.wait)
+            if event.attempt != self.told_attempt:
+                self.told_attempt = event.attempt
+                self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
+            if event.wait > self.longest_retry:
+                # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
+                # another model could work meanwhile, and whoever looks should know.
+                problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
+                fault = Fault("rate-limit", problem, retry_after=event.wait)
+                self.give_up("rate-limited", problem, fault)
 
-    def on_begun(self, event: StreamEvent) -> None:
-        """Whatever is said of it means that the prompt runs."""
-        self.judge.hint = "working"
-        self.note_work()
+    def hear_part(self, event: Part, now: float) -> None:
+        if event.key == self.prompt.part_id or event.synthetic:
+            return  # our own prompt, and what OpenCode puts in by itself
+        if event.state == "running":
+            self.begin()
+        has_ended = self.transcript.show(event, self.family[event.session], now)
+        if has_ended and event.kind == "tool" and event.session == self.id:
+            self.give_up("failed", self.circles.call(event))
 
-    def on_retrying(self, event: Activity, known: Retry | None) -> None:
-        self.retry = Retry(event.attempt, event.message, self.now + event.wait)
-        if known is None or known.attempt != event.attempt:
-            self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
-        if event.wait > LONGEST_WAIT:
-            # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
-            # another model could work meanwhile, and whoever looks should know.
-            problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
-            fault = Fault("rate-limit", problem, retry_after=event.wait)
-            self.give_up("rate-limited", problem, fault)
+    def hear_spent(self, event: Spent) -> None:
+        self.purse.take(event, event.session == self.id)
+        if event.ended:
+            self.told_attempt = 0
+        if event.complete:
+            self.transcript.end_texts(event.message, event.session)
+        self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
-    def on_early_activity(self, event: Activity) -> None:
-        """Before the server has said that it took the prompt: remember what it says."""
-        self.take_hint(event)
-        if event.session == self.id and event.kind == "retrying":
-            self.on_retrying(event, self.retry)
-
-    def take_hint(self, event: Activity) -> None:
-        if event.session == self.id:
-            self.judge.hint = "idle" if event.kind == "idle" else "working"
-
-    def on_broke(self, event: Broke) -> None:
+    def hear_fault(self, event: Broke, now: float) -> None:
         fault = event.fault
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
             self.judge.fault = fault
-            self.look_within(REPEAT_AFTER)
+            self.look_within(now, 1.0)
         self.transcript.error(fault.message, event.session, self.family[event.session])
 
-    def on_child(self, event: Child) -> None:
-        self.family[event.session] = self.family[event.parent] + 1
+    # Looks at it.
 
-    def on_part(self, event: Part) -> None:
-        if event.key == self.prompt.part_id or event.synthetic:
-            return  # our own prompt, and what OpenCode puts in by itself
-        if event.state == "running":
-            self.on_begun(event)
-        is_own = event.session == self.id
-        has_ended = self.transcript.show(event, self.family[event.session], self.now)
-        if has_ended and is_own and event.kind == "tool":
-            self.give_up_on(self.circles.call(event))
+    def take_in(self, polled: Polled, looked: float) -> None:
+        """What a look says of family, costs and asks: the stream may have lost it."""
+        for child in polled.children:
+            self.family.setdefault(child, 1)
+        if polled.spent:
+            self.purse.polled = self.purse.polled.at_least(polled.spent)
+        self.asks.compare(polled, looked)
+        self.give_up("failed", self.asks.circle)
 
-    def on_delta(self, event: Delta) -> None:
-        self.on_begun(event)
-        self.transcript.grow(event)
+    def weigh(self, polled: Polled, now: float) -> tuple[str, Fault | None] | None:
+        """The verdict that is believed, and why it failed; None: it is not over yet."""
+        if polled.is_unsure:
+            self.look_within(now, LOOK_TWICE)
+            return None
+        if polled.retry:
+            self.hear_activity(polled.retry, now)
+        elif polled.activity == "working":
+            self.retry = None
+            self.judge.at_work()
+        end = self.judge.decide(polled, now - self.last_sign, self.attempt, now)
+        if not end and (polled.activity == "idle" or self.judge.verdict):
+            self.look_within(now, LOOK_AGAIN)
+        return end
 
-    def on_spent(self, event: Spent) -> None:
-        known = self.purse.model
-        self.purse.take(event, event.session == self.id)
-        if self.purse.model != known and not self.prompt.model:
-            self.tell(ModelChosen(self.purse.model))
-        if event.complete:
-            self.transcript.end_texts(event.message, event.session)
-        self.give_up_on(self.circles.message(event, self.prompt.message_id))
+    # Time, and the server.
 
-    def on_compacted(self, event: Compacted) -> None:
-        self.note("note", "the session was compacted", "dim", event.session)
-        self.give_up_on(self.circles.compaction(event.session))
-
-    def give_up(self, outcome: str, problem: str, fault: Fault | None = None) -> None:
-        """End it from within, as this state does it; a state in which it is ending takes no notice.
-
-        The state may be another one afterwards.
-        """
-        self.dispatch(Abort(outcome, problem, fault))
-
-    def give_up_on(self, circle: str) -> None:
-        """End it because of a circle that was walked too often; "": there is none."""
-        if circle:
-            self.give_up("failed", circle)
-
-    # What is asked.
-
-    def tell_asks(self, event: Event) -> None:
-        self.lead(self.asks, event)
-
-    def on_circle_walked(self, event: CircleWalked) -> None:
-        self.give_up("failed", event.problem)
-
-    def pass_on(self, news: News) -> None:
-        """That somebody is asked is for whoever leads this one."""
-        self.tell(news)
-
-    def on_reply_failed(self, event: Failed) -> None:
-        if event.why != "gone":
-            self.look_within(REPEAT_AFTER)
-        self.tell_asks(event)
-
-    # What goes wrong with requests and with the server.
-
-    def on_request_failed(self, event: Failed) -> None:
-        """A request that the session cannot go on without was not carried out."""
-        if event.why == "silent":
-            self.due = self.now + REPEAT_AFTER
-            self.circles.silences += 1
-            if self.circles.silences >= SILENCES:
-                self.tell(ServerBlamed(f"the server does not answer: {event.problem}"))
-        elif event.why == "locked":
-            fault = Fault("configuration", WRONG_PASSWORD)
-            self.end("failed", WRONG_PASSWORD, fault, lost_control=bool(self.id))
-        elif event.why == "configuration":
-            problem = f"OpenCode's configuration is broken: mend it: {event.problem}"
-            self.give_up("failed", problem, Fault("configuration", problem))
-        else:
-            self.give_up("failed", event.problem)
-
-    def on_server_lost(self, event: ServerLost) -> None:
-        self.resume = self.state
-        self.enter("offline")
-        self.asks.forget_replies()
-        self.transcript.live.clear()
-
-    def on_server_back(self, event: ServerUp) -> None:
-        self.circles.silences = 0
-        self.last_sign = self.now
-        self.judge.forget(server_was_lost=True)
-        self.enter(self.resume)
-        self.request()
-
-    # How it is ended before its time.
-
-    def on_abort_unprompted(self, event: Abort) -> None:
-        """Nothing of ours runs there: a session that is being made stays empty."""
-        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
-        self.end_as_meant()
-
-    def on_abort_offline(self, event: Abort) -> None:
-        """A server of somebody else's is perhaps only out of reach, and at work."""
-        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
-        self.end_as_meant(lost_control=bool(self.options.server and self.id))
-
-    def on_abort_while_prompting(self, event: Abort) -> None:
-        """A prompt that was not accepted may have arrived all the same."""
-        is_on_its_way = self.pending.find(SendPrompt) is not None
-        self.end_early(event, at_once=not is_on_its_way)
-
-    def on_abort(self, event: Abort) -> None:
-        begins_by = self.prompted + BEGINS
-        has_begun = self.judge.hint == "working" or self.now >= begins_by
-        self.end_early(event, has_begun, begins_by)
-
-    def end_early(self, event: Abort, at_once: bool, begins_by: Deadline = None) -> None:
-        self.ends_as = Outcome(event.outcome, event.problem, event.fault)
-        self.enter("ending")
-        self.recall = Recall(self.id, self.prompt, self.attempt, self.judge, self.shared)
-        self.recall.begin(at_once, begins_by)
-
-    def tell_recall(self, event: Event) -> None:
-        assert self.recall, "the table has it in `ending` alone"
-        self.lead(self.recall, event)
-
-    def on_activity_at_the_end(self, event: Activity) -> None:
-        self.take_hint(event)
-        self.tell_recall(event)
-
-    def on_last_look(self, event: Polled) -> None:
-        self.take_in(event)
-        self.tell_recall(event)
-
-    def on_recall_over(self, event: RecallOver) -> None:
-        self.end_as_meant(event.lost_control)
-
-    def end_as_meant(self, lost_control: bool = False) -> None:
-        assert self.ends_as, "whoever aborts says why"
-        self.end(self.ends_as.kind, self.ends_as.problem, self.ends_as.fault, lost_control)
-
-    # Time.
-
-    def on_tick(self, event: Tick) -> None:
-        if is_due(self.due, self.now):
-            self.request()
-        self.mind_timeouts()
-
-    def on_tick_at_work(self, event: Tick) -> None:
-        is_retrying = self.retry is not None and self.retry.at > self.now
-        if self.asks.open or is_retrying:
-            self.last_sign = self.now  # it waits, and for something that is known
-        self.tell_asks(event)
-        self.on_tick(event)
-
-    def on_tick_offline(self, event: Tick) -> None:
-        self.last_sign = self.now  # nothing can happen meanwhile
-        self.mind_timeouts()
-
-    def mind_timeouts(self) -> None:
+    def mind(self, now: float, server_is_down: bool) -> None:
+        """What has to be looked after while it works."""
+        is_retrying = self.retry is not None and self.retry.at > now
+        if server_is_down or self.asks.open or is_retrying:
+            self.last_sign = now  # it waits, and for something that is known
+        if self.asks.mind(now):
+            self.look_within(now, 1.0)
+        self.give_up("failed", self.asks.circle)
         longest = self.options.iteration_timeout
         silence = self.options.stall_timeout
-        if longest and self.now - self.started >= longest:
-            problem = f"the iteration took longer than {duration(longest)}"
-            self.give_up("stalled", problem)
-        elif silence and self.now - self.last_sign >= silence:
+        if longest and now - self.started >= longest:
+            self.give_up("stalled", f"the iteration took longer than {duration(longest)}")
+        elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
 
-    # The tables.
+    def lose_server(self) -> None:
+        self.asks.forget()
+        self.transcript.live.clear()
+        self.retry = None
 
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "creating": ("prompting", "offline", "over"),
-        "prompting": ("working", "ending", "offline", "over"),
-        "working": ("prompting", "ending", "offline", "over"),
-        "offline": ("creating", "prompting", "working", "over"),
-        "ending": ("over",),
-        "over": (),
-    }
-    REQUESTS: ClassVar[dict[str, Callable[[Session], None]]] = {
-        "creating": create,
-        "prompting": send_prompt,
-        "working": poll,
-    }
-    # What the stream tells is heard from the moment on in which the prompt is sent.
-    _STREAM: ClassVar[dict[Kind, Callable[..., None]]] = {
-        Part: on_part,
-        Delta: on_delta,
-        Spent: on_spent,
-        Child: on_child,
-        Broke: on_broke,
-        Compacted: on_compacted,
-    }
-    # Nobody's being there is to be known in every state that may still ask somebody.
-    _SCREEN: ClassVar[dict[Kind, Callable[..., None]]] = {ScreenLost: tell_asks}
-    # What is asked, and what comes of it.
-    _ASKS: ClassVar[dict[Kind, Callable[..., None]]] = {
-        **dict.fromkeys((Asked, Answered, (Done, Reply), Key, ScreenLost), tell_asks),
-        (Failed, Reply): on_reply_failed,
-        CircleWalked: on_circle_walked,
-        PersonNeeded: pass_on,
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "creating": {
-            **_SCREEN,
-            SessionCreated: on_created,
-            (Failed, CreateSession): on_request_failed,
-            ServerLost: on_server_lost,
-            Abort: on_abort_unprompted,
-            Tick: on_tick,
-        },
-        "prompting": {
-            **_ASKS,
-            **_STREAM,
-            (Done, SendPrompt): on_prompt_accepted,
-            (Failed, SendPrompt): on_request_failed,
-            Activity: on_early_activity,
-            ServerLost: on_server_lost,
-            Abort: on_abort_while_prompting,
-            Tick: on_tick,
-        },
-        "working": {
-            **_ASKS,
-            **_STREAM,
-            Polled: on_polled,
-            (Failed, Poll): on_request_failed,
-            StreamOpened: on_stream_opened,
-            Activity: on_activity,
-            Woke: on_begun,
-            ServerLost: on_server_lost,
-            Abort: on_abort,
-            Tick: on_tick_at_work,
-        },
-        "offline": {
-            **_SCREEN,
-            ServerUp: on_server_back,
-            Abort: on_abort_offline,
-            Tick: on_tick_offline,
-        },
-        "ending": {
-            **_STREAM,
-            **dict.fromkeys(Recall.HEARS, tell_recall),
-            Activity: on_activity_at_the_end,
-            Polled: on_last_look,
-            RecallOver: on_recall_over,
-        },
-        "over": {},
-    }
+    def find_server(self, now: float) -> None:
+        """It is there again: what was heard before is old, and was broken off by its end."""
+        self.last_sign = now
+        self.judge.forget(server_was_lost=True)
+        self.look_within(now)
 
 
-# ── results and rules ─────────────────────────────────────────────────────────────────────────────
-# What the loop remembers and reckons with, as values with one job each: the books (all results),
-# the models in line, what an outcome means for the run, the limits, the check. They know no
-# commands and no states.
+# The books, the models in line, what an outcome means for the run, limits, the check.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
@@ -2615,7 +1719,9 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
         if setup.models is not None and model not in setup.models:
             return problem_of_model(setup, model)
     if agent and setup.agents is not None and agent not in setup.agents:
-        return f"there is no agent {agent}: " + meant(agent, setup.agents, setup.agents_command)
+        return f"there is no agent {agent}: " + meant(
+            agent, setup.agents, f"there are {', '.join(setup.agents)}"
+        )
     return ""
 
 
@@ -2624,8 +1730,10 @@ def problem_of_model(setup: Setup, model: str) -> str:
     is_unknown = bool(setup.providers) and provider not in setup.providers
     if is_unknown and not difflib.get_close_matches(provider, setup.providers, 1, 0.7):
         advice = f"log in to {provider} with `opencode auth login`, if that is what is meant"
-        return f"there is no model {model}: {advice}; `{setup.models_command}` lists what is"
-    return f"there is no model {model}: " + meant(model, setup.models or {}, setup.models_command)
+        return f"there is no model {model}: {advice}; `opencode models` lists what is"
+    return f"there is no model {model}: " + meant(
+        model, setup.models or {}, "`opencode models` lists them"
+    )
 
 
 def how_complete(plan: Plan) -> str:
@@ -2638,9 +1746,9 @@ def how_complete(plan: Plan) -> str:
     return PLAN_COMPLETE
 
 
-def meant(name: str, known: Iterable[str], command: str) -> str:
+def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     close = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"`{command}` lists them"
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 class Books:
@@ -2968,14 +2076,13 @@ class Gate:
         self.command = command
         self.last = ""  # passed, failed, interrupted, or "" before the first one
         self.complaint = ""  # what the next agent is told; "" when the last one that ended passed
-        self.since = 0.0  # when the one that runs was begun
 
     @property
     def is_shut(self) -> bool:
         """A plan is not complete while its check fails."""
         return bool(self.complaint)
 
-    def take(self, event: CheckFinished) -> str:
+    def take(self, event: CheckResult) -> str:
         """Keep what a check said; returns its verdict. One that was interrupted said nothing."""
         self.last = "passed" if event.status == 0 else "failed"
         if event.interrupted:
@@ -2987,316 +2094,6 @@ class Gate:
                 command=self.command, status=event.status, output=event.output
             )
         return self.last
-
-
-# ── server and files ──────────────────────────────────────────────────────────────────────────────
-# Two things have to be there for an iteration, and both may go away in the night: the server, and
-# plan and prompt. For each there is a small machine that gets it back, as long as somebody waits
-# for it, and that tells the loop when it is there, gone, or gone for good.
-#
-#     Supervisor    starting -> up -> down -> starting …
-#     Files         kept <-> needed
-#
-# Where nobody waits for them, their absence is noted, and no more.
-
-READ_EVERY = 3.0  # seconds between two looks at plan and prompt
-READ_AGAIN = 0.5  # the same, while they are needed and away
-FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
-FIRST_STARTS = 3  # a server that never ran is started so often: its database may be locked
-MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
-
-
-class Supervisor(Machine):
-    """Has the server started, started again when it is gone, and measured."""
-
-    # What is asked of the server, and not answered any more when it is gone.
-    ASKED: ClassVar[tuple[type, ...]] = (
-        StartServer,
-        CheckSetup,
-        MeasureServer,
-        CreateSession,
-        SendPrompt,
-        Poll,
-        Interrupt,
-        Reply,
-    )
-
-    def __init__(self, shared: Shared, is_needed: Callable[[], bool]) -> None:
-        super().__init__("starting", shared)
-        self.is_needed = is_needed  # whether somebody waits for it: then it is started again
-        self.launch = 1  # counts the starts; what is said of an older one is old news
-        self.start_at: Deadline = None  # when it is started again
-        self.failures = 0  # since an iteration worked
-        self.has_worked = False  # one of its starts was good for something
-        self.up_since = self.now
-        self.url = ""
-        self.version = ""
-        self.memory = 0  # MiB
-        self.measure_at: Deadline = None
-        self.replace = False  # before the next iteration
-
-    @property
-    def is_up(self) -> bool:
-        return self.state == "up"
-
-    def begin(self) -> None:
-        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
-        self.journal.note("server", where, "dim")
-        self.send(StartServer(self.launch))
-
-    def need(self) -> None:
-        """Somebody waits for it: have it started, if it is down and no start is planned."""
-        if self.state == "down" and self.start_at is None:
-            self.start()
-
-    def start(self) -> None:
-        self.enter("starting")
-        self.start_at = None
-        self.send(StartServer(self.launch))
-
-    def on_up(self, event: ServerUp) -> None:
-        self.enter("up")
-        self.up_since = self.now
-        self.url = event.url
-        self.version = event.version
-        self.measure_at = self.now
-        version = event.version or "(version unknown)"
-        self.journal.note("server", f"OpenCode {version} on {event.url}", "dim")
-
-    # How it goes away.
-
-    def on_died(self, event: ServerDied) -> None:
-        if event.launch == self.launch:
-            self.lose(event.problem)
-
-    def on_failed(self, event: Failed) -> None:
-        """It was not started, or does not tell its setup. What has never worked, and is broken, is
-        a person's to mend; what has worked may do so again."""
-        if event.again or self.has_worked or not self.is_needed():
-            self.lose(event.problem)
-        else:
-            self.tell(ServerFailed(event.problem))
-
-    def on_blamed(self, event: ServerBlamed) -> None:
-        self.lose(event.problem)
-
-    def lose(self, problem: str) -> None:
-        """Have it started anew, after a wait that grows, if somebody waits for it."""
-        self.journal.note("server", problem, "bad")
-        if self.is_up and self.now - self.up_since > LONGEST_WAIT:
-            self.failures = 0  # it was good for long: not in a row
-        self.let_go()
-        if not self.is_needed():
-            return
-        self.failures += 1
-        # `--retries 0` is for what costs nothing; a server that cannot be started has a count.
-        most = (self.options.retries or Options().retries) if self.has_worked else FIRST_STARTS - 1
-        if self.failures > most:
-            times = "once" if self.failures == 1 else f"{self.failures} times in a row"
-            self.tell(ServerFailed(f"the server failed {times}, the last time: {problem}"))
-            return
-        self.tell(ServerLost())
-        self.start_at = self.now + SERVER_WAITS.after(self.failures - 1)
-        self.start_when_due()
-
-    def note_setup(self) -> None:
-        """It has told its setup: what it cannot do after that may pass by itself."""
-        self.has_worked = True
-
-    def forget_failures(self) -> None:
-        """An iteration has worked, or a person begins anew."""
-        self.failures = 0
-
-    def distrust(self) -> None:
-        """Something may be at work there that cannot be stopped: another one is to be had."""
-        self.replace = True
-
-    def let_go(self) -> None:
-        """It is gone, or to go: its last words are old news."""
-        if self.state != "down":
-            self.enter("down")
-        self.launch += 1
-        self.start_at = None
-        self.replace = False
-        self.pending.forget(*self.ASKED)
-
-    # Time.
-
-    def start_when_due(self) -> None:
-        if is_due(self.start_at, self.now):
-            self.start()
-
-    def on_tick_down(self, event: Tick) -> None:
-        self.start_when_due()
-
-    def on_tick_up(self, event: Tick) -> None:
-        self.measure_when_due()
-
-    def measure_when_due(self) -> None:
-        if self.is_up and is_due(self.measure_at, self.now):
-            self.measure_at = None  # until it is answered
-            self.send(MeasureServer())
-
-    def on_measured(self, event: Measured) -> None:
-        self.measure_at = self.now + MEASURE_EVERY
-        self.memory = event.memory
-        most = self.options.server_memory
-        if most and event.memory > most and not self.replace:
-            self.replace = True
-            grown = f"grew to {event.memory} MiB (limit {most}): replacing it"
-            self.journal.note("server", grown, "warn")
-
-    def on_not_measured(self, event: Failed) -> None:
-        self.measure_at = self.now + MEASURE_EVERY
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "starting": ("up", "down"),
-        "up": ("down",),
-        "down": ("starting",),
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "starting": {
-            ServerUp: on_up,
-            (Failed, StartServer): on_failed,
-            ServerDied: on_died,
-        },
-        "up": {
-            ServerDied: on_died,
-            ServerBlamed: on_blamed,
-            (Failed, CheckSetup): on_failed,
-            Measured: on_measured,
-            (Failed, MeasureServer): on_not_measured,
-            Tick: on_tick_up,
-        },
-        "down": {Tick: on_tick_down},
-    }
-
-
-class Files(Machine):
-    """Plan and prompt, as they were read last while they were good.
-
-    They are read now and then, and when they were edited. While they are only *kept*, they may be
-    away: an agent may have stashed them, and that is no mistake. When they are *needed*, they are
-    read afresh, and waited for.
-    """
-
-    def __init__(self, shared: Shared) -> None:
-        super().__init__("kept", shared)
-        self.plan = Plan()
-        self.plan_text = ""
-        self.prompt_text = ""
-        self.was_read = False
-        self.read_at = self.now  # when they are to be read again
-        self.needed_since = self.now
-        self.trouble = ""  # why they cannot be read now
-        self.trouble_since = self.now
-
-    def need(self) -> None:
-        """Read them now: what is on its way may be older than what made us look."""
-        self.pending.forget(ReadFiles)
-        self.enter("needed")
-        self.needed_since = self.now
-        self.read()
-
-    def give_up(self) -> None:
-        """Nobody waits for them any more."""
-        if self.state == "needed":
-            self.enter("kept")
-
-    def read(self) -> None:
-        """Look at them, unless somebody looks already."""
-        self.read_at = self.now + READ_EVERY
-        if self.pending.find(ReadFiles) is None:
-            self.send(ReadFiles())
-
-    def on_tick(self, event: Tick) -> None:
-        if self.now >= self.read_at:
-            self.read()
-
-    def on_edited(self, event: Edited) -> None:
-        if event.path == self.options.plan:
-            self.read()
-
-    # What was read.
-
-    def on_read(self, event: FilesRead) -> None:
-        self.take(event)
-
-    def on_not_read(self, event: Failed) -> None:
-        self.note_trouble(event.problem)
-
-    def on_needed_read(self, event: FilesRead) -> None:
-        problem = self.take(event)
-        if problem:
-            self.wait(problem)
-            return
-        self.enter("kept")
-        self.tell(FilesGood())
-
-    def on_needed_not_read(self, event: Failed) -> None:
-        problem = f"{self.options.plan} cannot be read: {event.problem}"
-        self.note_trouble(problem)
-        self.wait(problem)
-
-    def wait(self, problem: str) -> None:
-        if self.now - self.needed_since < FILES_WITHIN:
-            self.read_at = self.now + READ_AGAIN
-            return
-        self.enter("kept")
-        self.tell(FilesMissing(problem))
-
-    def take(self, event: FilesRead) -> str:
-        """Keep what was read, if it is good; returns what is wrong with it."""
-        plan = self.plan
-        if event.plan is not None and event.plan != self.plan_text:
-            plan = parse_plan(event.plan)
-        problem = event.problem
-        if not problem and not plan.tasks and plan.summary is None:
-            problem = NO_TASK.format(event.path)
-        takes_any_plan = self.options.debug and event.prompt is not None
-        if problem and not takes_any_plan:
-            self.note_trouble(problem)
-            return problem
-        if self.trouble:
-            away = duration(self.now - self.trouble_since)
-            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
-            self.trouble = ""
-        if self.was_read and plan.done > self.plan.done:
-            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
-        self.was_read = True
-        self.plan = plan
-        self.plan_text = event.plan or ""
-        self.prompt_text = event.prompt or ""
-        return ""
-
-    def note_trouble(self, problem: str) -> None:
-        if not self.trouble:
-            self.trouble_since = self.now
-            self.journal.note("warn", problem, "warn")
-        self.trouble = problem
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "kept": ("needed",),
-        "needed": ("kept",),
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "kept": {
-            FilesRead: on_read,
-            (Failed, ReadFiles): on_not_read,
-            Edited: on_edited,
-            Tick: on_tick,
-        },
-        "needed": {
-            FilesRead: on_needed_read,
-            (Failed, ReadFiles): on_needed_not_read,
-            Edited: on_edited,
-            Tick: on_tick,
-        },
-    }
 
 
 class Briefing:
@@ -3354,367 +2151,714 @@ class Briefing:
         return with_ids(prompt, clock.wall, number, self.seed)
 
 
-# ── iteration ─────────────────────────────────────────────────────────────────────────────────────
-# One session, the plan read after it, and the check: what makes one Result.
+# ── run ───────────────────────────────────────────────────────────────────────────────────────────
+# The run, told from top to bottom as it happens. It is one coroutine, `async` without asyncio:
+# `handle` takes one event and the time, resumes the coroutine, and returns the requests that are to
+# be made. So it touches no clock, thread, file or socket, and a test is a world that has the clock
+# and answers the requests.
 #
-#     working -> reviewing -> checking -> over        (no --check: no checking)
-#
-# working: the session has its say; reviewing: it is over, and the plan is read to see what it has
-# settled; checking: --check runs. To a person all of it is "running".
+# Three rules make it safe:
+# 1. Everything that is waited for is waited for in `wait`. All that happens is heard there
+#    (`hear`), all deadlines are minded there (`mind`), and all that interrupts is raised there. A
+#    wait without `until` waits for a person, or for something that has an end of its own.
+# 2. Only Quit and Abort interrupt. That the server is gone is found out by a request, and by
+#    nothing else, since only whoever asks knows how to go on without an answer.
+# 3. What must not be cut short is shielded: while a session is being stopped, X waits.
+
+READ_EVERY = 3.0  # seconds between two looks at plan and prompt
+READ_AGAIN = 0.5  # the same, while they are needed and away
+FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
+FIRST_STARTS = 3  # a server that never ran is started so often
+MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
+MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
+REPEAT_AFTER = 1.0  # a request that failed is made again after so long
+SILENCES = 2  # requests in a row without an answer, then the server is to blame
+ATTEMPTS = 4  # one prompt is handed over so often at the most
+BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
+INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
+INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
+# Models and agents of OpenCode 2 are loaded behind the first request. A list that is not empty may
+# still lack the provider of the configuration: only the name that is looked for ends the waiting.
+LISTS_REST = 2.0  # a list that has not changed for so long is complete, if there is no better sign
+MISSING_AFTER = 10.0  # before that a name that is not listed may still come
+AGENTS_WITHIN = 3.0  # an agent list that is still empty then stays so: it tells nothing
+LISTS_WITHIN = 60.0  # lists that never come to rest are taken as they are
+
+# Seconds after which nobody waits for a request's answer any more: what it takes when it times out
+# outside, and more, for the case that its thread hangs. What is not named here has an end of its
+# own: --check-timeout, a person.
+WITHIN = {
+    "start_server": 180.0,
+    "stop_server": 120.0,
+    "setup": 600.0,
+    "read_files": 30.0,
+    "create": 300.0,
+    "send": 60.0,
+    "poll": 100.0,
+    "interrupt": 60.0,
+}
+
+RESTS = ("ready", "paused", "complete", "error")  # phases in which a person has to say something
 
 
-class Iteration(Machine):
-    """Leads a session, and sees what it was good for. `facts` are for the check's environment."""
+class Interrupt(Exception):
+    """Raised by `wait`, and by nothing else."""
 
-    def __init__(
-        self,
-        number: int,
-        session: Session,
-        files: Files,
-        gate: Gate,
-        facts: Callable[[], dict[str, str]],
-        shared: Shared,
-    ) -> None:
-        super().__init__("working", shared)
-        self.number = number
-        self.task = files.plan.current  # None: nothing was left but the summary
-        self.session = session
-        self.files = files
-        self.plan = files.plan  # as the session left it; a check may hide it (`git stash`)
-        self.gate = gate
-        self.facts = facts
 
-    def begin(self) -> None:
-        self.journal.note("task", self.files.plan.goal, "head")
-        self.session.request()
+class Quit(Interrupt):
+    """The run is to end: Q, a signal, nobody there to go on. `str()` is why."""
 
-    def tell_session(self, event: Event) -> None:
-        self.lead(self.session, event)
+    def __init__(self, why: str, by_person: bool = False) -> None:
+        super().__init__(why)
+        self.by_person = by_person  # in front of the screen: nobody has to be told
 
-    def pass_on(self, news: News) -> None:
-        """What the session tells is for the loop."""
-        self.tell(news)
 
-    def on_session_over(self, event: SessionOver) -> None:
-        self.enter("reviewing")
-        self.tell(event)  # who leads the files has them read
+class Abort(Interrupt):
+    """This session is to end: X, a silence, a circle, twice a budget."""
 
-    def on_files_good(self, event: FilesGood) -> None:
-        """The session is over and the plan is fresh: is what it did any good?"""
-        self.plan = self.files.plan
-        has_worked = self.outcome.kind in (*WORKED, "cut")
-        if self.options.check and (has_worked or self.files.plan.summary is not None):
-            self.enter("checking")
-            self.gate.since = self.now
-            self.send(RunCheck(self.facts()))
-        else:
-            self.end("")
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.problem)
+        self.outcome = outcome
 
-    def on_check_finished(self, event: CheckFinished) -> None:
-        verdict = self.gate.take(event)
-        if verdict == "passed":
-            self.journal.note("check", "passed", "good")
-        elif verdict == "failed":
-            said = f"failed with exit status {event.status}\n{event.output[-1500:]}"
-            self.journal.note("check", said, "bad")
-        self.end(verdict)
 
-    def on_check_lost(self, event: Failed) -> None:
-        self.journal.note("warn", f"the check was not run: {event.problem}", "warn")
-        self.gate.last = "interrupted"
-        self.end("interrupted")
+class ServerGone(Exception):
+    """Found out by a request, and by nothing else."""
 
-    def end(self, check: str) -> None:
-        self.enter("over")
-        self.tell(IterationOver(check))
+
+class Failed(Exception):
+    """The run cannot go on; R begins anew."""
+
+
+class End(NamedTuple):
+    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
+
+    phase: str
+    status: int = 130  # exit status
+    reason: str = ""
+    limit: str = ""  # the option that makes it rest, such as max_cost
+    is_final: bool = True  # False: a person's pause, which is no end
+
+
+@types.coroutine
+def next_event(until: float) -> Generator[float, Any, Any]:
+    """The only place where the run stands still: `handle` sends the next event in."""
+    return (yield until)
+
+
+class Waits:
+    """How a run waits, and how it makes requests: the ground under `Run`."""
+
+    def __init__(self, wall: float) -> None:
+        self.clock = RunClock(wall)
+        self.journal = Journal(wall)
+        self.requests: list[Reply] = []  # to be made now
+        self.latest: dict[str, Reply] = {}  # by method: the newest one
+        self.interrupt: Interrupt | None = None  # noted by `hear` and `mind`
+        self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
+        self.server = ServerState()
+        self.phase = "starting"  # for people
+        self.reason = ""  # of the phase
+        self.phase_since = wall  # on the run's own clock
+        self.phase_since_wall = wall  # for people
+        self.exit_status: int | None = None  # once the run has ended
+        self.story: Coroutine[Any, Any, int] = self.main()
+
+    async def main(self) -> int:
+        raise NotImplementedError
+
+    def hear(self, event: Any) -> None:
+        raise NotImplementedError
+
+    def mind(self) -> None:
+        raise NotImplementedError
+
+    def handle(self, event: Any, wall: float) -> list[Reply]:
+        """One event has happened (None: only time has passed); returns the requests to be made.
+
+        `wall` is in seconds since 1970. The first call begins the run.
+        """
+        self.journal.wall = wall
+        was_away = not self.clock.move_to(wall)
+        events = (StreamOpened(), event) if was_away else (event,)  # what became of it meanwhile?
+        for one in events:
+            if self.exit_status is None:
+                try:
+                    self.story.send(one if self.has_begun else None)
+                except StopIteration as end:
+                    self.exit_status = end.value
+        requests, self.requests = self.requests, []
+        return requests
 
     @property
-    def outcome(self) -> Outcome:
-        """What became of it; nothing yet while it works."""
-        return self.session.outcome or NO_OUTCOME
+    def has_begun(self) -> bool:
+        return inspect.getcoroutinestate(self.story) != inspect.CORO_CREATED
 
-    def result(self, check: str = "", has_progress: bool = False) -> Result:
-        """How it stands."""
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    async def wait(
+        self,
+        until: float = NEVER,
+        reply: Reply | None = None,
+        sooner: Callable[[], bool] = lambda: False,
+    ) -> Any:
+        """Live on until then, or until the reply is there, or what was hoped for.
+
+        Returns the reply's value, or raises its error; None when it is not there.
+        """
+        while not (reply and reply.done) and not sooner() and self.now < until:
+            self.mind()
+            if self.interrupt and not isinstance(self.interrupt, self.shielded):
+                interrupt, self.interrupt = self.interrupt, None
+                raise interrupt
+            self.hear(await next_event(until))
+        return reply.value if reply and reply.done else None
+
+    def request(self, method: str, *args: Any) -> Reply:
+        """Have a request made, on another thread."""
+        reply = Reply(method, args)
+        self.latest[method] = reply
+        self.requests.append(reply)
+        return reply
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Make a request of the server and wait for its answer. For one that comes too late nobody
+        waits. Raises RequestError, and ServerGone where it is gone or twice silent."""
+        problem = ""
+        for _ in range(SILENCES):
+            if self.server.is_down:
+                break
+            reply = self.request(method, *args)
+            problem = "no answer came"
+            try:
+                await self.wait(self.now + WITHIN[method], reply, lambda: self.server.is_down)
+                if reply.done:
+                    return reply.value
+            except RequestError as error:
+                if error.why != "silent":
+                    raise
+                problem = str(error)
+            # Its process may have ended: that is told a moment later, with its last words.
+            await self.wait(self.now + REPEAT_AFTER, sooner=lambda: self.server.is_down)
+        if self.server.is_down:
+            raise ServerGone(self.server.problem)
+        raise ServerGone(f"the server does not answer: {problem}")
+
+    def note(self, interrupt: Interrupt) -> None:
+        """It is raised by the next wait. A Quit is never replaced by anything."""
+        if not isinstance(self.interrupt, Quit):
+            self.interrupt = interrupt
+
+    def drop_abort(self) -> None:
+        """It was about what is over now."""
+        if isinstance(self.interrupt, Abort):
+            self.interrupt = None
+
+    @contextmanager
+    def shield(self, *kinds: type[Interrupt]) -> Iterator[None]:
+        """What interrupts waits until this is over; an Abort is forgotten then."""
+        before, self.shielded = self.shielded, kinds
+        try:
+            yield
+        finally:
+            self.shielded = before
+            self.drop_abort()
+
+    @contextmanager
+    def showing(self, phase: str, reason: str = "") -> Iterator[None]:
+        """What people see cannot lie: however it is left, the phase before is back."""
+        before = (self.phase, self.reason)
+        self.show(phase, reason)
+        try:
+            yield
+        finally:
+            self.show(*before)
+
+    def show(self, phase: str, reason: str = "") -> None:
+        if phase != self.phase:
+            self.phase_since = self.now
+            self.phase_since_wall = self.clock.wall
+        self.phase = phase
+        self.reason = reason
+
+
+class Created(NamedTuple):
+    """A session was made."""
+
+    session: str
+    elsewhere: str = ""  # the folder in which it would work, where that is another one
+
+
+class Started(NamedTuple):
+    """The server was started, or found."""
+
+    url: str
+    version: str
+    generation: int = 1
+
+
+# What a verdict means for the session; None: what its fault does. The others: once more.
+ENDS = {
+    "answered": Outcome("done"),
+    "failed": None,
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
+
+
+class ServerState:
+    """The server, as the run knows it. It is down until it has told its setup."""
+
+    def __init__(self) -> None:
+        self.is_down = True
+        self.problem = ""  # why it is down; "" before the first start, and when it was given up
+        self.launch = 0  # counts the starts; what is said of an older one is old news
+        self.failures = 0  # since an iteration worked
+        self.has_worked = False  # one of its starts was good for something
+        self.up_since = 0.0
+        self.url = ""
+        self.version = ""
+        self.generation = 0
+        self.memory = 0  # MiB
+        self.measuring: Reply | None = None
+        self.measure_at = 0.0
+        self.replace = (
+            False  # something may be at work there, or it grew: before the next iteration
+        )
+
+    def let_go(self) -> None:
+        """It is to be stopped, and that is no failure: its last words are old news."""
+        self.is_down = True
+        self.problem = ""
+        self.launch += 1
+        self.replace = False
+
+
+class Files:
+    """Plan and prompt, as they were read last while they were good.
+
+    An agent may stash them while it works: that is no mistake. Only who needs them waits for them.
+    """
+
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options = options
+        self.journal = journal
+        self.plan = Plan()
+        self.plan_text = ""
+        self.prompt_text = ""
+        self.was_read = False
+        self.reading: Reply | None = None  # a look that nobody waits for
+        self.read_at = 0.0  # when they are looked at again
+        self.needed_until: float | None = None  # somebody waits for them, so long
+        self.trouble = ""  # why they cannot be read now
+        self.trouble_since = 0.0
+
+    def take(self, read: FilesRead, now: float) -> str:
+        """Keep what was read, if it is good; returns what is wrong with it."""
+        plan = self.plan
+        if read.plan is not None and read.plan != self.plan_text:
+            plan = parse_plan(read.plan)
+        problem = read.problem
+        if not problem and not plan.tasks and plan.summary is None:
+            problem = NO_TASK.format(self.options.plan)
+        takes_any_plan = self.options.debug and read.prompt is not None
+        if problem and not takes_any_plan:
+            self.note_trouble(problem, now)
+            return problem
+        if self.trouble:
+            away = duration(now - self.trouble_since)
+            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
+            self.trouble = ""
+        if self.was_read and plan.done > self.plan.done:
+            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
+        self.was_read = True
+        self.plan = plan
+        self.plan_text = read.plan or ""
+        self.prompt_text = read.prompt or ""
+        return ""
+
+    def note_trouble(self, problem: str, now: float) -> None:
+        if not self.trouble:
+            self.trouble_since = now
+            self.journal.note("warn", problem, "warn")
+        self.trouble = problem
+
+
+class Iteration(NamedTuple):
+    """One session, the plan read after it, and the check."""
+
+    number: int
+    task: Task | None  # None: nothing was left but the summary
+    talk: Talk
+
+    def result(
+        self, now: float, outcome: Outcome | None = None, check: str = "", progress: bool = False
+    ) -> Result:
+        """How it stands; None: it is under way."""
+        outcome = outcome or Outcome("")
         return Result(
             number=self.number,
             task=self.task.text if self.task else "",
             phase=self.task.phase if self.task else "",
             goal=self.task.text if self.task else "wrap up",
-            outcome=self.outcome.kind,
-            word=word_for(self.outcome, check, has_progress),
-            problem=self.outcome.problem,
-            seconds=self.now - self.session.started,
-            spend=self.session.purse.total,
-            model=self.session.purse.model,
+            outcome=outcome.kind,
+            word=word_for(outcome, check, progress),
+            problem=outcome.problem,
+            seconds=now - self.talk.started,
+            spend=self.talk.purse.total,
+            model=self.talk.purse.model,
             check=check,
-            progress=has_progress,
+            progress=progress,
         )
 
-    # Keys.
 
-    def takes_key(self, key: Key) -> bool:
-        return self.session.asks.takes_key(key) or self.state in self.KEYS.get(key.name, {})
+class Run(Waits):
+    """The whole run. What it reckons with are values: books, line, course, limits, gate, briefing.
 
-    def on_key(self, event: Key) -> None:
-        """What is asked is answered first."""
-        if self.session.asks.takes_key(event):
-            self.tell_session(event)
-        else:
-            self.KEYS[event.name][self.state](self)
+    `work` iterates; `iterate` is one session, the plan after it, and the check; `lead` is a session
+    from its creation to its end; `watch` looks at it until an end is believed; `recall` stops what
+    must not work on.
+    """
 
-    def abort(self) -> None:
-        self.tell_session(Abort("aborted", "aborted by a person"))
-
-    def stop_check(self) -> None:
-        check = self.pending.find(RunCheck)
-        if check:
-            self.send(StopCheck(check.ticket))
-
-    def hand_over(self) -> None:
-        if self.session.id and self.session.state != "offline":
-            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-            self.send(HandOver(self.session.id))
-        else:
-            self.journal.note("note", NO_SESSION, "dim")
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "working": ("reviewing",),
-        "reviewing": ("checking", "over"),
-        "checking": ("over",),
-        "over": (),
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "working": {
-            # For the session.
-            **dict.fromkeys(
-                (
-                    *FROM_STREAM,
-                    SessionCreated,
-                    Polled,
-                    StreamOpened,
-                    (Done, SendPrompt),
-                    (Done, Interrupt),
-                    (Done, Reply),
-                    (Failed, CreateSession),
-                    (Failed, SendPrompt),
-                    (Failed, Poll),
-                    (Failed, Interrupt),
-                    (Failed, Reply),
-                    ServerLost,
-                    ServerUp,
-                    ScreenLost,
-                    Abort,
-                    Tick,
-                ),
-                tell_session,
-            ),
-            # From the session.
-            **dict.fromkeys((ServerBlamed, ModelChosen, PersonNeeded), pass_on),
-            SessionOver: on_session_over,
-            Key: on_key,
-        },
-        "reviewing": {FilesGood: on_files_good},
-        "checking": {
-            CheckFinished: on_check_finished,
-            (Failed, RunCheck): on_check_lost,
-            Key: on_key,
-        },
-        "over": {},
-    }
-    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
-    KEYS: ClassVar[dict[str, dict[str, Callable[[Iteration], None]]]] = {
-        "x": {"working": abort, "checking": stop_check},
-        "t": {"working": hand_over},
-    }
-
-
-# ── series ────────────────────────────────────────────────────────────────────────────────────────
-# One iteration after another, until there is a reason to rest. One of them takes it once round:
-#
-#     resting -> reading -> iterating -> reading -> …
-#                              |  ^
-#                              v  |
-#                            waiting
-#
-# reading: plan and prompt are read, and what they say decides what comes next; iterating: the
-# iteration has its say; waiting: for a provider, or before the next attempt. Whatever makes it rest
-# it tells the loop: the plan is complete, a limit is reached, somebody wanted a pause, the server
-# is gone, or it is no use to go on.
-#
-# Nothing goes sideways but this: Series asks the Supervisor how it is, and marks it as one that has
-# worked, or that is to be replaced.
-#
-# What has to be remembered and reckoned is done by values with one job each: `books` (the results
-# so far; all counts, streaks and sums come from them), `line` (which model works), `briefing` (what
-# a session is told), `limits`, `gate` (the check), `course` (what an outcome means for the run).
-
-
-class Series(Machine):
-    """Leads the iterations, one after another; `files` and `under_way` are led by it."""
-
-    def __init__(self, server: Supervisor, shared: Shared, seed: str) -> None:
-        super().__init__("resting", shared)
-        self.shared = shared
-        self.server = server  # the loop leads it: here it is asked how it is, and marked
-        self.files = Files(shared)
-        self.under_way: Iteration | None = None
-        self.number = 0  # of the newest iteration
-        self.left_session = ""  # the last one, where it may still be at work
+    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
+        super().__init__(wall)
+        self.options = options
+        self.files = Files(options, self.journal)
+        self.status = 130  # the exit status, if it ended now
+        self.rests_at: End | None = None  # an end that was told, and at which it stands
+        # Iterations.
+        self.number = 0  # of the newest one
+        self.iteration: Iteration | None = None  # the one under way
+        self.talk: Talk | None = None  # its session, while that is at work
+        self.check_since: float | None = None  # since when its check runs
+        self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
+        self.left_session = ""  # the last one, where it may still be at work
+        self.mind_at = 0.0  # what has a time-out is looked at then
         # What it reckons with.
         self.books = Books()
-        self.gate = Gate(self.options.check)
-        self.line = ModelLine(self.options.models)
-        self.briefing = Briefing(self.options, self.files, self.line, seed)
-        self.course = Course(self.options, self.books, self.line)
-        self.limits = Limits(self.options)
-        self.waits = Step("wait")  # why, and for how long
-        self.waits_since = self.now
+        self.gate = Gate(options.check)
+        self.line = ModelLine(options.models)
+        self.briefing = Briefing(options, self.files, self.line, seed)
+        self.course = Course(options, self.books, self.line)
+        self.limits = Limits(options)
         # What a person wants.
-        self.attended = self.options.attended  # somebody can look and press keys
+        self.attended = options.attended  # somebody can look and press keys
+        self.wanted = options.run or not options.attended  # S
+        self.goes_on = False  # from where it rests or waits
         self.pause_wanted = False  # after this iteration
+        self.confirming_quit = False
+        self.overlay = ""  # what a person looks at instead of the activity: help or plan
 
-    def enter(self, state: str) -> None:
-        if self.state == "waiting" and self.waits.for_provider:
-            self.books.waited += self.now - self.waits_since
-        super().enter(state)
+    # From its first to its last breath.
 
-    # What others want to know of it.
+    async def main(self) -> int:
+        """Live until a person, a signal or the end of the work ends it; the exit status."""
+        stage = self.open
+        try:
+            while True:
+                try:
+                    end = await stage()
+                except Failed as failed:
+                    end = End("error", 1, str(failed))
+                await self.rest(end)
+                stage = self.work
+        except Quit as quit:
+            self.clock.rest()
+            last = self.rests_at or End("stopping", 130, str(quit))
+            # Where nobody was there to go on, it ends as it is.
+            self.show("stopping" if self.attended else last.phase, last.reason)
+            if self.rests_at is None:  # else it was told
+                self.tell_end(last, is_news=not quit.by_person)
+        return self.status
 
-    @property
-    def shown_state(self) -> str:
-        """The state in a person's words."""
-        if self.state == "waiting":
-            return "waiting"
-        return "pausing" if self.pause_wanted else "running"
+    async def open(self) -> End:
+        """The server, its setup, a person's S; then the work."""
+        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
+        self.journal.note("server", where, "dim")
+        await self.get_server()
+        problem = self.briefing.problem()
+        if problem:
+            raise Failed(problem)
+        self.warn()
+        while not self.wanted:
+            with self.showing("ready"):
+                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
+            if self.server.is_down:
+                await self.get_server()
+        return await self.work()
 
-    @property
-    def reason(self) -> str:
-        """Why it is in this state, for a person."""
-        if self.state == "waiting":
-            return self.waits.why
-        return "after this iteration" if self.pause_wanted else ""
+    async def work(self) -> End:
+        """One iteration after another, until there is a reason to rest."""
+        self.wanted = True
+        self.status = 130
+        self.clock.work()
+        try:
+            with self.showing("running"):
+                while True:
+                    end = await self.take_turn()
+                    if end:
+                        return end
+        finally:
+            self.pause_wanted = False
 
-    @property
-    def wait_until(self) -> Deadline:
-        return self.waits_since + self.waits.seconds if self.state == "waiting" else None
+    async def take_turn(self) -> End | None:
+        """Read the plan, since whoever wrote it may have been quick, and do what comes next."""
+        plan = await self.read_files()
+        end = self.reason_to_rest(plan)
+        if end:
+            return end
+        if self.server.is_down or self.server.replace:
+            with self.showing("starting"):
+                await self.replace_server()
+            return None  # the plan may be complete by then
+        result, outcome = await self.iterate(plan)
+        return await self.follow(result, outcome)
 
-    @property
-    def session(self) -> Session | None:
-        """The one of the iteration under way."""
-        return self.under_way.session if self.under_way else None
-
-    @property
-    def task(self) -> Task | None:
-        """The one that the iteration under way began with."""
-        return self.under_way.task if self.under_way else None
-
-    @property
-    def plan(self) -> Plan:
-        return self.files.plan
-
-    @property
-    def is_checking(self) -> bool:
-        return self.under_way is not None and self.under_way.state == "checking"
-
-    @property
-    def total(self) -> Spend:
-        """What was spent so far, the iteration under way included."""
-        spent = self.books.spent
-        return spent.plus(self.session.purse.total) if self.session else spent
-
-    @property
-    def used(self) -> Used:
-        books = self.books
-        return Used(
-            iterations=books.counted,
-            cost=self.total.cost,
-            elapsed=self.clock.elapsed,
-            unsettled=len(books.unsettled),
-            check_failures=books.check_failures,
-        )
-
-    @property
-    def model(self) -> str:
-        """The model at work, or the one that will be."""
-        if self.session and self.session.purse.model:
-            return self.session.purse.model
-        return self.line.current or self.line.last_seen or self.briefing.first_model()
-
-    # What it leads.
-
-    def tell_files(self, event: Event) -> None:
-        self.lead(self.files, event)
-
-    def tell_iteration(self, event: Event) -> None:
-        assert self.under_way, "the table has it in `iterating` alone"
-        self.lead(self.under_way, event)
-
-    def pass_on(self, news: News) -> None:
-        """What an iteration tells is for the loop."""
-        self.tell(news)
-
-    # From one iteration to the next.
-
-    def go_on(self) -> None:
-        """Read the plan once more, since whoever wrote it may have been quick, and move on."""
-        self.enter("reading")
-        self.files.need()
-
-    def move_on(self, event: FilesGood) -> None:
-        """Nothing is under way and the plan is fresh: what now?"""
-        plan = self.plan
+    def reason_to_rest(self, plan: Plan) -> End | None:
+        """Whether the plan is complete, a limit is reached, or a pause was wanted."""
         # The agent of an iteration without a task was told to wrap up, and may have written no
         # summary. (Where --debug takes any plan, an empty one says nothing.)
         last = self.books.last_worked
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
         if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
-            self.rest(PlanComplete())
-            return
+            return End("complete", 3 if plan.pending else 0, how_complete(plan))
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
-            self.rest(LimitReached(*limit))
-        elif self.pause_wanted:
-            self.rest(PauseDue())
-        elif self.server.replace or not self.server.is_up:
-            self.renew_server()
-        else:
-            self.begin_iteration()
+            return End("paused", 3, limit[1], limit[0])
+        if self.pause_wanted:
+            return End("paused", is_final=False)
+        return None
 
-    def renew_server(self) -> None:
-        """Before the next iteration, since nothing of ours runs there."""
-        if self.server.replace:
-            self.server.let_go()
-            if self.options.server:
-                # It is not ours to be stopped: what may still be at work there is interrupted.
-                self.send(StopServer(self.left_session))
-        self.rest(ServerNeeded())
+    async def rest(self, end: End) -> None:
+        """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
+        self.clock.rest()
+        with self.showing(end.phase, end.reason):
+            if end.is_final:
+                self.rests_at = end
+                self.tell_end(end)
+            elif end.reason:
+                self.notify("stopped", end.reason)
+            if not self.attended:
+                raise Quit("paused, and the terminal is gone")
+            if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
+                self.server.let_go()
+                await self.wait(self.now + 120.0, self.request("stop_server", self.left_session))
+            self.goes_on = False
+            await self.wait(sooner=lambda: self.goes_on)
+        self.rests_at = None
+        if end.phase == "error":  # whatever went wrong so far, this is a new beginning
+            self.books.begin_anew()
+            self.line.forget()
+            self.files.trouble = ""
+            self.left_session = ""
+            self.server.failures = 0
+        elif end.limit in RAISED_BY_R:
+            self.limits.raise_above(end.limit, self.used)
+        elif end.limit:
+            self.books.begin_anew()
+            self.line.failures.clear()
 
-    def begin_iteration(self) -> None:
+    # One iteration.
+
+    async def iterate(self, plan: Plan) -> tuple[Result, Outcome]:
+        """One session, the plan read after it, and the check."""
         problem = self.briefing.problem(with_prompt=True)
         if problem:
-            self.rest(RunFailed(problem))
-            return
+            raise Failed(problem)
         self.warn()  # the prompt may name another model by now
         if not self.books.tasks:
-            self.books.note_plan(self.plan)  # progress is what comes after
+            self.books.note_plan(plan)  # progress is what comes after
         self.number += 1
         self.journal.iteration = self.number
-        prompt = self.briefing.prompt(self.number, self.what_to_tell(), self.clock)
-        session = Session(prompt, self.shared, self.attended)
-        self.under_way = Iteration(
-            self.number, session, self.files, self.gate, lambda: facts_of(self), self.shared
-        )
-        self.enter("iterating")
-        self.under_way.begin()
+        talk = self.new_talk()
+        iteration = self.iteration = Iteration(self.number, plan.current, talk)
+        self.journal.note("task", plan.goal, "head")
+        try:
+            outcome = await self.lead(talk)
+            await self.measure_server()  # it is replaced before the next one, if it grew
+            plan = await self.read_files()  # as the session left it: a check may hide it
+            check = await self.run_check(outcome, plan)
+            result = self.settle(iteration, outcome, check, plan)
+        except (Interrupt, Failed):
+            # It is in no book but for what it has cost: nothing has come of it.
+            self.books.spent = self.books.spent.plus(talk.purse.total)
+            self.left_session = talk.id
+            raise
+        finally:
+            self.iteration = None
+            self.confirming_quit = False  # it was about what is over now
+            self.journal.iteration = 0
+            self.earlier.append(talk.id)
+        return result, outcome
 
-    def warn(self) -> None:
-        warning = self.briefing.warning()
-        if warning:
-            self.journal.note("warn", warning, "warn")
+    def new_talk(self) -> Talk:
+        prompt = self.briefing.prompt(self.number, self.what_to_tell(), self.clock)
+        talk = Talk(prompt, self.options, self.journal, self.now)
+        talk.asks = Asks(
+            self.options,
+            self.attended,
+            talk.family,
+            self.journal,
+            self.request,
+            self.tell_that_a_person_is_needed,
+        )
+        return talk
+
+    async def lead(self, talk: Talk) -> Outcome:
+        """One session, from its creation to its end."""
+        self.talk = talk
+        try:
+            outcome = await self.have_answered(talk)
+        except Abort as abort:
+            outcome = await self.recall(talk, abort.outcome)
+        except RequestError as error:
+            outcome = await self.recall(talk, outcome_of_error(error))
+        finally:
+            self.talk = None
+            self.drop_abort()
+            talk.transcript.live.clear()
+            talk.asks.close()
+        if outcome.kind == "aborted":
+            talk.note("note", outcome.problem, "warn")
+        elif outcome.problem:
+            talk.transcript.error(outcome.problem, talk.id)
+        return outcome
+
+    async def have_answered(self, talk: Talk) -> Outcome:
+        """Make a session, hand the prompt over, and look until it is answered."""
+        created = await self.surely("create", talk.prompt)
+        if created.elsewhere:
+            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            problem = (
+                f"OpenCode would work in {created.elsewhere} and not in {self.options.directory}: "
+                "rename the folder (OpenCode reads a % in its name as the beginning of a code)"
+            )
+            return Outcome("failed", problem, Fault("configuration", problem))
+        talk.id = created.session
+        talk.family[talk.id] = 0
+        for talk.attempt in range(ATTEMPTS):
+            if talk.attempt:
+                talk.note("warn", "the prompt is not being answered: sending it again", "warn")
+            talk.prepare()
+            await self.surely("send", talk.id, talk.prompt, talk.attempt)
+            talk.last_sign = self.now
+            talk.look_within(self.now, FIRST_LOOK)
+            outcome = await self.watch(talk)
+            if outcome:
+                return outcome
+        return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
+
+    async def watch(self, talk: Talk) -> Outcome | None:
+        """Look until an end is believed: polling decides, an event only makes us look sooner.
+
+        None: the prompt was swallowed, or cut off by the end of its server.
+        """
+        while True:
+            while self.now < talk.look_at:
+                await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
+            looked = self.now
+            talk.look_at = looked + POLL_EVERY
+            closer = looked - talk.last_sign > LOOK_CLOSER
+            polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
+            talk.take_in(polled, looked)
+            end = talk.weigh(polled, self.now)
+            if not end:
+                continue
+            verdict, fault = end
+            if verdict not in ENDS:
+                return None
+            outcome = ENDS[verdict] or outcome_of(fault)
+            if verdict == "cut":
+                outcome = outcome._replace(fault=fault)
+            if polled.activity != "idle":
+                # It has answered long ago, and says that it works. Whatever it is that works there,
+                # it must not work on beside the next session.
+                return await self.recall(talk, outcome, at_once=True)
+            return outcome
+
+    async def recall(self, talk: Talk, outcome: Outcome, at_once: bool = False) -> Outcome:
+        """Stop what may be at work, so that nothing of it runs on beside the next session."""
+        sending = self.latest.get("send")
+        if not talk.id or sending is None or sending.args[0] != talk.id:
+            return outcome  # nothing of ours runs there
+        talk.asks.close()
+        with self.shield(Abort):
+            try:
+                # An interrupt does nothing to a prompt that is on its way, or has not begun.
+                with suppress(RequestError):
+                    await self.wait(self.now + 60.0, sending, lambda: self.server.is_down)
+                begins_by = self.now + BEGINS if sending.at is None else sending.at + BEGINS
+                if not at_once:
+                    await self.wait(begins_by, sooner=lambda: talk.has_begun or self.server.is_down)
+                lost_control = not await self.comes_to_rest(talk) or not sending.done
+            except RequestError as error:
+                lost_control = error.why != "gone"
+            except ServerGone:
+                # Ours is gone, with all that ran there; somebody else's may be out of reach.
+                lost_control = bool(self.options.server)
+                if not self.server.is_down:
+                    lost_control = True
+        return outcome._replace(lost_control=lost_control)
+
+    async def comes_to_rest(self, talk: Talk) -> bool:
+        """Interrupt a session until it rests, for so long; whether it does."""
+        until = self.now + INTERRUPT_WITHIN
+        while True:
+            await self.call("interrupt", talk.id, talk.prompt, talk.attempt)
+            again_at = self.now + INTERRUPT_AGAIN
+            while True:
+                looked = self.now
+                polled = await self.call("poll", talk.id, talk.prompt, talk.attempt, False)
+                talk.take_in(polled, looked)  # what it has cost, to the last
+                if polled.activity == "idle" and not polled.is_unsure:
+                    return True
+                if self.now >= again_at:
+                    break
+                await self.wait(self.now + LOOK_TWICE)
+            if self.now >= until:
+                return False
+
+    async def run_check(self, outcome: Outcome, plan: Plan) -> str:
+        """--check, where there is something to be checked: passed, failed, interrupted, or ""."""
+        has_worked = outcome.kind in (*WORKED, "cut")
+        if not self.options.check or not (has_worked or plan.summary is not None):
+            return ""
+        self.check_since = self.now
+        try:
+            # Its own end is --check-timeout, or X.
+            checked = await self.wait(reply=self.request("run_check", facts_of(self)))
+        except RequestError as error:
+            self.journal.note("warn", f"the check was not run: {error}", "warn")
+            checked = CheckResult(126, "", interrupted=True)
+        finally:
+            self.check_since = None
+        verdict = self.gate.take(checked)
+        if verdict == "passed":
+            self.journal.note("check", "passed", "good")
+        elif verdict == "failed":
+            said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}"
+            self.journal.note("check", said, "bad")
+        return verdict
+
+    def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
+        """Write an iteration into the books."""
+        has_progress = self.books.note_plan(plan) or plan.summary is not None
+        result = iteration.result(self.now, outcome, check, has_progress)
+        note_result(self.journal, result, plan, iteration.talk.id)
+        self.books.add(result)
+        self.line.last_seen = result.model or self.line.last_seen
+        self.left_session = ""
+        if outcome.lost_control:  # it may still run: the next session gets a new server
+            self.left_session = iteration.talk.id
+            self.server.replace = True
+        if result.worked:
+            self.server.failures = 0
+            self.books.waited = 0.0
+            self.line.note_success()
+        return result
 
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
@@ -3725,620 +2869,495 @@ class Series(Machine):
             self.journal.note("warn", said, "warn")
         return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
 
-    # While one is under way.
-
-    def on_model_chosen(self, event: ModelChosen) -> None:
-        """Say which one OpenCode has chosen: it costs, and it sees the code."""
-        if event.model != self.line.last_seen:
-            self.line.last_seen = event.model
-            own = event.model != self.briefing.setup.model
-            advice = " (OpenCode's own choice: name another with --model)" if own else ""
-            self.journal.note("model", f"{event.model}{advice}", "dim")
-
-    def on_session_over(self, event: SessionOver) -> None:
-        """See what it has settled. Before, if it is time, look at the server's size: it is replaced
-        between iterations, and one may be over before the first tick."""
-        assert self.session
-        self.earlier.append(self.session.id)  # from here on it is a stray when it wakes
-        self.server.measure_when_due()
-        self.files.need()
-
-    def on_stray_woke(self, event: Woke) -> None:
-        """A session that is over went to work again: never two sessions at once."""
-        if event.session in self.earlier and self.server.is_up:
-            self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
-            # Its answer must not be taken for that of the session under way.
-            self.pending.send_unheard(Interrupt(event.session, Prompt(""), 0))
-
-    def on_woke(self, event: Woke) -> None:
-        self.on_stray_woke(event)
-        self.tell_iteration(event)
-
     # What comes after it.
 
-    def on_iteration_over(self, event: IterationOver) -> None:
-        """Write it into the books, then decide what its outcome means for the run."""
-        iteration = self.under_way
-        assert iteration
-        outcome = iteration.outcome
-        plan = iteration.plan
-        has_progress = self.books.note_plan(plan) or plan.summary is not None
-        result = iteration.result(event.check, has_progress)
-        note_result(self.journal, result, plan, iteration.session.id)
-        self.books.add(result)
-        self.line.last_seen = result.model or self.line.last_seen
-        self.left_session = ""
-        if outcome.lost_control:
-            self.left_session = iteration.session.id
-            self.server.distrust()  # it may still run: the next session gets a new server
-        self.under_way = None
-        self.journal.iteration = 0
-        if result.worked:
-            self.server.forget_failures()
-            self.books.waited = 0.0
-            self.line.note_success()
-        is_complete = plan.summary is not None and not self.gate.is_shut
+    async def follow(self, result: Result, outcome: Outcome) -> End | None:
+        """Do what an outcome means for the run."""
         if outcome.kind == "cut" and outcome.fault and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
-            self.rest(PauseDue("its answer was broken off: Space goes on"))
-        elif is_complete:
-            self.go_on()  # nothing needs to be tried again, or waited for
-        else:
-            self.follow(self.course.after(result, outcome, self.model, self.now))
-
-    def follow(self, step: Step) -> None:
-        """Do what an outcome means for the run."""
+            return End("paused", reason="its answer was broken off: Space goes on", is_final=False)
+        if self.files.plan.summary is not None and not self.gate.is_shut:
+            return None  # nothing needs to be tried again, or waited for
+        step = self.course.after(result, outcome, self.model, self.now)
         if step.said:
             self.journal.note("retry", step.said, "warn")
-        if step.kind == "go on":
-            self.go_on()
-        elif step.kind == "fail":
-            self.rest(RunFailed(step.why))
-        elif step.kind == "stop":
-            self.rest(LimitReached(step.limit, step.why))
-        else:
-            self.wait(step)
+        if step.kind == "fail":
+            raise Failed(step.why)
+        if step.kind == "stop":
+            return End("paused", 3, step.why, step.limit)
+        if step.kind == "wait":
+            return await self.wait_before_next(step)
+        return None
 
-    def wait(self, step: Step) -> None:
+    async def wait_before_next(self, step: Step) -> End | None:
         limit = self.limits.reached(self.used)
         if self.pause_wanted:
-            self.rest(PauseDue(step.why))
-        elif limit:  # no use in waiting for what may not go on
-            self.rest(LimitReached(*limit))
-        else:
-            self.enter("waiting")
-            self.waits = step
-            self.waits_since = self.now
-            self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
+            return End("paused", reason=step.why, is_final=False)
+        if limit:  # no use in waiting for what may not go on
+            return End("paused", 3, limit[1], limit[0])
+        self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
+        began = self.now
+        self.goes_on = False
+        self.wait_until = began + step.seconds
+        try:
+            with self.showing("waiting", step.why):
+                await self.wait(self.wait_until, sooner=lambda: self.goes_on or self.pause_wanted)
+        finally:
+            self.wait_until = None
+            if step.for_provider:
+                self.books.waited += self.now - began
+        return End("paused", is_final=False) if self.pause_wanted else None
 
-    # How it comes to rest.
+    # What it needs: plan and prompt, and the server.
 
-    def rest(self, news: News) -> None:
-        self.give_up()
-        self.tell(news)
+    async def read_files(self) -> Plan:
+        """Plan and prompt, read afresh, and waited for where they are away. Raises Failed."""
+        files = self.files
+        files.reading = None  # what is on its way may be older than what made us look
+        files.needed_until = self.now + FILES_WITHIN
+        try:
+            while True:
+                problem = await self.look_at_files()
+                if not problem:
+                    return files.plan
+                if files.plan.summary is not None:
+                    return files.plan  # it was complete, and was moved away after that
+                if self.now >= files.needed_until:
+                    raise Failed(problem)
+                await self.wait(self.now + READ_AGAIN)
+        finally:
+            files.needed_until = None
 
-    def on_files_missing(self, event: FilesMissing) -> None:
-        self.rest(RunFailed(event.problem))
+    async def look_at_files(self) -> str:
+        """Read plan and prompt; returns what is wrong with them, "" when nothing is."""
+        self.files.read_at = self.now + READ_EVERY
+        problem = "no answer came"
+        try:
+            reply = self.request("read_files")
+            read = await self.wait(self.now + WITHIN["read_files"], reply)
+            if read:
+                return self.files.take(read, self.now)
+        except RequestError as error:
+            problem = str(error)
+        problem = f"{self.options.plan} cannot be read: {problem}"
+        self.files.note_trouble(problem, self.now)
+        return problem
 
-    def give_up(self) -> None:
-        """Leave what is under way. It is in no book but for what it has cost: nothing has come of
-        it."""
-        if self.state != "resting":
-            self.enter("resting")
-        self.pause_wanted = False
-        self.files.give_up()
-        if self.under_way is None:
-            return
-        session = self.under_way.session
-        self.left_session = session.id
-        self.earlier.append(session.id)
-        self.books.spent = self.books.spent.plus(session.purse.total)
-        self.under_way.stop_check()
-        self.under_way = None
-        self.journal.iteration = 0
+    async def surely(self, method: str, *args: Any) -> Any:
+        """Call, however often the server has to be got back: requests are safe to be repeated."""
+        while True:
+            try:
+                return await self.call(method, *args)
+            except ServerGone as gone:
+                if not self.server.is_down:
+                    self.lose_server(str(gone))
+                await self.get_server()
 
-    def make_room(self, limit: str) -> None:
-        """A person goes on at this limit, the one that made it rest; "": at none."""
-        if limit in RAISED_BY_R:
-            self.limits.raise_above(limit, self.used)
-        elif limit:
-            self.books.begin_anew()
-            self.line.failures.clear()
+    def lose_server(self, problem: str) -> None:
+        """It is gone, or was not started."""
+        server = self.server
+        if not server.is_down and self.now - server.up_since > LONGEST_WAIT:
+            server.failures = 0  # it was good for long: not in a row
+        server.is_down = True
+        server.problem = problem
+        self.journal.note("server", problem, "bad")
+        if self.talk:
+            self.talk.lose_server()
 
-    def forget_failures(self) -> None:
-        """Whatever went wrong so far, a person begins anew."""
-        self.books.begin_anew()
-        self.files.trouble = ""
-        self.line.forget()
-        self.left_session = ""
-
-    # Keys.
-
-    def takes_key(self, key: Key) -> bool:
-        is_taken = self.under_way is not None and self.under_way.takes_key(key)
-        return is_taken or self.state in self.KEYS.get(key.name, {})
-
-    def on_key(self, event: Key) -> None:
-        """The iteration under way has the first word."""
-        if self.under_way and self.under_way.takes_key(event):
-            self.tell_iteration(event)
-        else:
-            self.KEYS[event.name][self.state](self)
-
-    def pause_later(self) -> None:
-        self.pause_wanted = not self.pause_wanted
-
-    def pause_now(self) -> None:
-        self.rest(PauseDue())
-
-    def on_screen_lost(self, event: ScreenLost) -> None:
-        self.attended = False
-
-    def on_screen_lost_at_work(self, event: ScreenLost) -> None:
-        self.attended = False
-        self.tell_iteration(event)
-
-    # Time.
-
-    def on_tick_at_work(self, event: Tick) -> None:
-        self.tell_files(event)
-        overrun = self.limits.overrun(self.used)
-        if overrun:
-            self.dispatch(Abort("aborted", overrun))
-        if self.under_way:  # else the files were waited for in vain, which has ended it
-            self.tell_iteration(event)
-
-    def on_tick_waiting(self, event: Tick) -> None:
-        self.tell_files(event)
-        if is_due(self.wait_until, self.now):
-            self.go_on()
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "resting": ("reading",),
-        "reading": ("iterating", "resting"),
-        "iterating": ("reading", "waiting", "resting"),
-        "waiting": ("reading", "resting"),
-    }
-    # What is heard in every state.
-    _ALWAYS: ClassVar[dict[Kind, Callable[..., None]]] = {
-        FilesRead: tell_files,
-        (Failed, ReadFiles): tell_files,
-        Edited: tell_files,
-        Tick: tell_files,
-        Woke: on_stray_woke,
-        ScreenLost: on_screen_lost,
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "resting": _ALWAYS,
-        "reading": {
-            **_ALWAYS,
-            FilesGood: move_on,
-            FilesMissing: on_files_missing,
-            Key: on_key,
-        },
-        "iterating": {
-            **_ALWAYS,
-            **dict.fromkeys(Iteration.HEARS, tell_iteration),
-            # From the iteration, and from the files that it needs.
-            **dict.fromkeys((ServerBlamed, PersonNeeded), pass_on),
-            ModelChosen: on_model_chosen,
-            SessionOver: on_session_over,
-            IterationOver: on_iteration_over,
-            FilesMissing: on_files_missing,
-            # What more than the iteration is told.
-            Key: on_key,
-            Woke: on_woke,
-            ScreenLost: on_screen_lost_at_work,
-            Tick: on_tick_at_work,
-        },
-        "waiting": {**_ALWAYS, Key: on_key, Tick: on_tick_waiting},
-    }
-    HEARS: ClassVar[set[Kind]] = set().union(*TABLE.values())
-    KEYS: ClassVar[dict[str, dict[str, Callable[[Series], None]]]] = {
-        "space": {"reading": pause_later, "iterating": pause_later, "waiting": pause_now},
-        "r": {"waiting": go_on},
-    }
-
-
-# ── loop ──────────────────────────────────────────────────────────────────────────────────────────
-# The whole run, as a pure machine: where it stands, and what a person says to it.
-#
-#     starting -> ready -> working -> complete         ready: for S; with --run it is passed over
-#     working <-> paused                               at a limit, or because a person wants it
-#     working -> starting                              the server is renewed, or was gone
-#     starting, ready, working -> error -> starting    R begins anew
-#     any of them -> stopping
-#
-# Loop leads two machines, `server` (a Supervisor) and `series` (the iterations, one after another).
-# It takes every event from outside, drops the answers that nobody waits for, and says how the run
-# rests or ends. It knows nothing of OpenCode's wire, and does no input or output.
-
-ENDS = ("complete", "error", "stopping")
-
-
-class Loop(Machine):
-    """The run. `handle` takes one event and the time (seconds since 1970) and returns commands.
-
-    The tables at the end of the class are the program, as in every machine; KEYS is the same for
-    keys.
-    """
-
-    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
-        shared = Shared(options, RunClock(wall), Journal(wall), Pending())
-        super().__init__("starting", shared)
-        self.server = Supervisor(shared, self.needs_server)
-        self.series = Series(self.server, shared, seed)
-        self.since = wall  # when what a person calls the state began, on the run's own clock
-        self.since_wall = wall  # the same, for people
-        self.why = ""  # the reason of this state, for a person
-        self.limit = ""  # the one that made it rest
-        self.status = 130  # the exit status, if it ended now
-        # What a person wants.
-        self.wanted = options.run or not options.attended  # go on without waiting for S
-        self.confirming_quit = False
-        self.overlay = ""  # what a person looks at instead of the activity: help or plan
-
-    # What happens to every event.
-
-    def start(self) -> list[Command | Exit]:
-        """The first commands."""
-        self.server.begin()
-        self.series.files.read()
-        return self.pending.collect()
-
-    def handle(self, event: Event, wall: float) -> list[Command | Exit]:
-        was_shown = self.shown_state
-        self.journal.wall = wall
-        if not self.clock.move_to(wall):
-            self.dispatch(StreamOpened())  # time away: look what has become of it meanwhile
-        is_late = isinstance(event, ANSWERS) and not self.pending.take(event.to)
-        if not is_late:  # else nobody waits for it any more, or it comes twice
-            self.hear(event)
-        if self.shown_state != was_shown:
-            self.since = self.now
-            self.since_wall = wall
-            self.confirming_quit = False  # it was about what is over now
-        return self.pending.collect()
-
-    def enter(self, state: str, reason: str = "") -> None:
-        """The same state may be entered again, for another reason."""
-        if state != self.state:
-            super().enter(state)
-        self.why = reason
-
-    # What others want to know of it.
-
-    @property
-    def shown_state(self) -> str:
-        """The state in a person's words."""
-        return self.series.shown_state if self.state == "working" else self.state
-
-    @property
-    def reason(self) -> str:
-        """Why it is in this state, for a person."""
-        return self.series.reason if self.state == "working" else self.why
-
-    @property
-    def session(self) -> Session | None:
-        """The one of the iteration under way."""
-        return self.series.session
-
-    # What it leads.
-
-    def needs_server(self) -> bool:
-        has_session = self.session is not None and self.session.outcome is None
-        return has_session or self.state in ("starting", "ready")
-
-    def tell_server(self, event: Event) -> None:
-        self.lead(self.server, event)
-
-    def tell_series(self, event: Event) -> None:
-        self.lead(self.series, event)
-
-    def on_server_started(self, event: ServerUp) -> None:
-        self.tell_server(event)
-        self.send(CheckSetup())
-
-    def on_setup_checked(self, event: SetupChecked) -> None:
-        self.server.note_setup()
-        briefing = self.series.briefing
-        briefing.setup = event.setup
-        problem = briefing.problem()
-        if problem:
-            self.fail(problem)
-            return
-        self.series.warn()
-        if self.wanted:
-            self.begin()
-        else:
-            self.enter("ready")
-
-    def on_server_back(self, event: ServerUp) -> None:
-        self.tell_server(event)
-        self.tell_series(event)
-
-    def on_server_lost_when_ready(self, event: ServerLost) -> None:
-        self.enter("starting")
-
-    def on_server_needed(self, event: ServerNeeded) -> None:
-        self.get_server()
-
-    def get_server(self) -> None:
-        self.enter("starting")
-        self.server.need()
-
-    def begin(self) -> None:
-        """Work from here on. A limit that was reached is raised, by as much again."""
-        self.series.make_room(self.limit)
-        self.limit = ""
-        self.wanted = True
-        self.status = 130
-        self.clock.work()
-        if self.server.is_up:
-            self.enter("working")
-            self.series.go_on()
-        else:
-            self.get_server()
-
-    # How it rests or ends.
-
-    def on_plan_complete(self, event: PlanComplete) -> None:
-        plan = self.series.plan
-        self.end("complete", 3 if plan.pending else 0, how_complete(plan))
-
-    def on_failed(self, event: ServerFailed | RunFailed) -> None:
-        self.fail(event.problem)
-
-    def fail(self, problem: str) -> None:
-        """The run cannot go on; R starts again, whatever it was."""
-        self.limit = ""
-        self.end("error", 1, problem)
-
-    def on_limit_reached(self, event: LimitReached) -> None:
-        """Rest at a limit, until a person says to go on."""
-        self.limit = event.limit
-        self.end("paused", 3, event.reason)
-
-    def on_pause_due(self, event: PauseDue) -> None:
-        """A person's pause: no end, and nobody is told."""
-        self.clock.rest()
-        self.enter("paused", event.reason)
-        if not self.series.attended:
-            self.quit("paused, and the terminal is gone")
-        elif event.reason:
-            self.notify("stopped", event.reason)
-
-    def end(self, state: str, status: int, reason: str) -> None:
-        """Tell everybody why it ends, or rests; leave when nobody is there to press a key."""
-        self.status = status
-        self.clock.rest()
-        self.series.give_up()
-        self.enter(state, reason)
-        event = {"complete": "complete", "error": "failed"}.get(state, "stopped")
-        note_end(self.series, event, status, reason)
-        self.notify(event, reason)
-        if state == "stopping" or not self.series.attended:
-            self.exit()
-        elif state != "paused":  # nobody knows when somebody comes: the server does not wait
+    async def replace_server(self) -> None:
+        """Between two iterations, since nothing of ours runs there: or nothing may."""
+        if self.server.replace:
             self.server.let_go()
-            self.send(StopServer(self.series.left_session))
+            if self.options.server:
+                # It is not ours to be stopped: what may still be at work there is interrupted.
+                await self.wait(self.now + 120.0, self.request("stop_server", self.left_session))
+        await self.get_server()
 
-    def exit(self) -> None:
-        self.pending.send_unheard(Exit(self.status))
+    async def get_server(self) -> None:
+        """Have the server started, until it is up and has told its setup. Raises Failed."""
+        server = self.server
+        while server.is_down:
+            if server.problem:
+                server.failures += 1
+                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
+                most = self.options.retries or Options().retries
+                if server.failures > (most if server.has_worked else FIRST_STARTS - 1):
+                    times = "once" if server.failures == 1 else f"{server.failures} times in a row"
+                    raise Failed(f"the server failed {times}, the last time: {server.problem}")
+                await self.wait(self.now + SERVER_WAITS.after(server.failures - 1))
+            try:
+                await self.start_server()
+            except Problem as problem:
+                if not problem.again and not server.has_worked:
+                    raise Failed(str(problem)) from None
+                self.lose_server(str(problem))
+            except ServerGone as gone:
+                if not server.is_down:
+                    self.lose_server(str(gone))
+        if self.talk:
+            self.talk.find_server(self.now)
 
-    def on_person_needed(self, event: PersonNeeded) -> None:
-        self.confirming_quit = False  # what is asked is in front of a person now
-        self.notify("asked", event.said)
+    async def start_server(self) -> None:
+        """Start the server, and read its setup. Raises Problem and ServerGone."""
+        server = self.server
+        server.let_go()
+        reply = self.request("start_server", server.launch)
+        started = await self.wait(self.now + WITHIN["start_server"], reply)
+        if started is None:
+            raise Problem("the server was not started: no answer came", again=True)
+        server.url, server.version, server.generation = started
+        server.is_down = False
+        server.up_since = self.now
+        server.measure_at = self.now
+        version = server.version or "(version unknown)"
+        self.journal.note("server", f"OpenCode {version} on {server.url}", "dim")
+        try:
+            self.briefing.setup = await self.read_setup()
+        except RequestError as error:
+            raise Problem(outcome_of_error(error).problem) from None
+        server.has_worked = True
 
-    def notify(self, event: str, said: str) -> None:
-        if self.options.notify:
-            message = message_of(self.series, event, said)
-            facts = dict(facts_of(self.series), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
-            self.send(Notify(event, message, facts))
+    async def read_setup(self) -> Setup:
+        """Models, agents and configuration, once they are complete, as far as that shows."""
+        began = changed = self.now
+        setup: Setup = await self.call("setup")
+        while setup.grows and not self.is_complete(setup, self.now - began, self.now - changed):
+            await self.wait(self.now + LOOK_TWICE)
+            newer = await self.call("setup")
+            if newer != setup:
+                changed = self.now
+            setup = newer
+        return setup
+
+    def is_complete(self, setup: Setup, waited: float, rested: float) -> bool:
+        models, agent, _body = self.briefing.read()
+        wanted = models or ((setup.model,) if setup.model else ())
+        if waited >= LISTS_WITHIN:
+            return True
+        has_models = all(model in (setup.models or {}) for model in wanted)
+        has_agent = not agent or agent in (setup.agents or ())
+        if not has_models or not has_agent:
+            return waited >= MISSING_AFTER and rested >= LISTS_REST
+        if not wanted:
+            return (bool(setup.models) or waited >= MISSING_AFTER) and rested >= LISTS_REST
+        # The models are there, and with them the configuration's own agents, if there are any.
+        return bool(setup.agents) or waited >= AGENTS_WITHIN
+
+    async def measure_server(self) -> None:
+        """Look how large it is, if that is due: an iteration may be over before it was minded."""
+        self.mind_server()
+        if self.server.measuring:
+            await self.wait(self.now + 10.0, self.server.measuring)
+            self.mind_server()
+
+    # What happens, wherever it stands.
+
+    def hear(self, event: Any) -> None:
+        """Route what has happened to where it belongs."""
+        if event is None:
+            return
+        if isinstance(event, Answer):
+            self.hear_answer(event)
+        elif isinstance(event, FROM_SESSION):
+            self.hear_session(event)
+        elif isinstance(event, Edited):
+            if event.path == self.options.plan:
+                self.files.read_at = self.now
+        elif isinstance(event, Key):
+            self.press(event)
+        elif isinstance(event, StreamOpened):
+            if self.talk:
+                self.talk.look_within(self.now)
+        elif isinstance(event, ServerDied):
+            if event.launch == self.server.launch and not self.server.is_down:
+                self.lose_server(event.problem)
+        elif isinstance(event, Signalled):
+            self.note(Quit(f"stopped by {event.name}"))
+        elif isinstance(event, ScreenLost):
+            self.lose_screen(event.reason)
+        elif isinstance(event, Heard):
+            self.journal.note("event", event.text, "dim")
+        elif isinstance(event, Noted):
+            self.journal.note(event.kind, event.text, "warn")
+
+    def hear_answer(self, answer: Answer) -> None:
+        """For one that comes too late nobody waits; what fails unawaited is said."""
+        reply = answer.reply
+        if reply.done:
+            return
+        reply.done = True
+        reply.at = self.now
+        reply.result = answer.result
+        reply.error = answer.error
+        if reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
+            self.journal.note("warn", str(reply.error), "warn")
+        elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
+            said = "back: that session is over, OpenCode's interface does not follow to the next"
+            self.journal.note("note", said, "dim")
+
+    def hear_session(self, event: SessionEvent) -> None:
+        """Only our own session and its subagents count."""
+        talk = self.talk
+        if isinstance(event, Woke) and event.session in self.earlier and not self.server.is_down:
+            self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
+            # Its answer must not be taken for that of the session under way.
+            self.request("interrupt", event.session, Prompt(""), 0)
+        elif talk and talk.hears(event):
+            known = talk.purse.model
+            talk.hear(event, self.now)
+            if talk.purse.model != known and not talk.prompt.model:
+                self.note_model(talk.purse.model)
+
+    def note_model(self, model: str) -> None:
+        """Nobody named one. Say which one OpenCode has chosen: it costs, and it sees the code."""
+        if model != self.line.last_seen:
+            self.line.last_seen = model
+            own = model != self.briefing.setup.model
+            advice = " (OpenCode's own choice: name another with --model)" if own else ""
+            self.journal.note("model", f"{model}{advice}", "dim")
+
+    def lose_screen(self, reason: str) -> None:
+        """Nobody looks any more: go on, as long as there is something to go on with."""
+        if not self.attended:
+            return  # a terminal that is gone may say so in several ways
+        self.attended = False
+        self.confirming_quit = False
+        self.overlay = ""
+        self.journal.note("note", f"{reason}: going on without a screen", "warn")
+        if self.iteration:
+            self.iteration.talk.asks.leave_alone()
+        if self.phase in RESTS:
+            self.note(Quit("the terminal is gone, and nobody is there to go on"))
+        elif not self.wanted:
+            self.note(Quit("the terminal is gone, and nobody said to start"))
+
+    def mind(self) -> None:
+        """What has to be looked after wherever it stands: what it finds interrupts, or is asked."""
+        talk = self.talk
+        if talk and talk.ends_as:
+            self.note(Abort(talk.ends_as))
+        if self.mind_at - MIND_EVERY < self.now < self.mind_at:
+            return
+        self.mind_at = self.now + MIND_EVERY
+        self.mind_files()
+        self.mind_server()
+        if talk:
+            talk.mind(self.now, self.server.is_down)
+            talk.give_up("aborted", self.limits.overrun(self.used))
+            if talk.ends_as:
+                self.note(Abort(talk.ends_as))
+
+    def mind_files(self) -> None:
+        """Look at them now and then, while nobody waits for them."""
+        files = self.files
+        reading = files.reading
+        if reading and reading.done:
+            files.reading = None
+            if reading.error:
+                files.note_trouble(str(reading.error), self.now)
+            else:
+                files.take(reading.result, self.now)
+        is_due = self.now >= files.read_at and files.reading is None
+        if is_due and files.needed_until is None and self.rests_at is None:
+            files.read_at = self.now + READ_EVERY
+            files.reading = self.request("read_files")
+
+    def mind_server(self) -> None:
+        """See how large it is now and then."""
+        server = self.server
+        measuring = server.measuring
+        if measuring and measuring.done:
+            server.measuring = None
+            server.measure_at = self.now + MEASURE_EVERY
+            if measuring.error is None:
+                self.weigh_server(measuring.result)
+        elif not server.is_down and not measuring and self.now >= server.measure_at:
+            server.measuring = self.request("measure_server")
+
+    def weigh_server(self, memory: int) -> None:
+        server = self.server
+        server.memory = memory
+        most = self.options.server_memory
+        if most and memory > most and not server.replace:
+            server.replace = True
+            grown = f"grew to {memory} MiB (limit {most}): replacing it"
+            self.journal.note("server", grown, "warn")
 
     # People.
 
-    def on_key(self, event: Key) -> None:
+    def press(self, key: Key) -> None:
         """Whatever is in front of a person takes the key first."""
-        key = event.name
         if self.confirming_quit:
             self.confirming_quit = False
-            if key == "q":
-                self.quit("a person quit")
-        elif self.session and self.session.asks.takes_key(event):
-            self.tell_series(event)
-        elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
+            if key.name == "q":
+                self.note(Quit("a person quit", by_person=True))
+        elif self.talk and self.talk.asks.takes_key(key):
+            pass
+        elif self.overlay == "help" or (self.overlay and key.name in ("p", "q", "escape")):
             self.overlay = ""
-        elif self.series.takes_key(event):
-            self.tell_series(event)
-        elif self.state in self.KEYS.get(key, {}):
-            self.KEYS[key][self.state](self)
+        else:
+            for use in USES:
+                if use.key == key.name and use.when(self):
+                    use.do(self)
+                    return
+
+    @property
+    def has_begun_work(self) -> bool:
+        return self.clock.started is not None
+
+    @property
+    def waits_for_start(self) -> bool:
+        return not self.wanted and self.phase in ("starting", "ready")
+
+    @property
+    def is_at_work(self) -> bool:
+        """Working, or waiting to: it can be paused."""
+        return self.has_begun_work and self.phase in ("running", "waiting", "starting")
 
     def want(self) -> None:
-        """S, before the server is there; while it is renewed in mid-run nobody has to say so."""
-        if self.clock.started is None:
-            self.wanted = True
-            self.why = "begins when the server is ready"
+        self.wanted = True
+        if self.phase == "starting":
+            self.reason = "begins when the server is ready"
 
-    def want_or_pause(self) -> None:
-        """Space, before the server is there; while it is renewed in mid-run it means a pause."""
-        if self.clock.started is None:
-            self.want()
-            return
-        self.series.pause_later()
-        self.why = "pauses when the server is ready" if self.series.pause_wanted else ""
+    def go_on(self) -> None:
+        self.goes_on = True
 
-    def start_anew(self) -> None:
-        """R after an error: whatever it was, it is a new beginning."""
-        self.series.forget_failures()
-        self.server.forget_failures()
-        self.begin()
+    def toggle_pause(self) -> None:
+        self.pause_wanted = not self.pause_wanted
 
-    def say_no_session(self) -> None:
-        self.journal.note("note", NO_SESSION, "dim")
+    def abort(self) -> None:
+        if self.talk:
+            self.talk.give_up("aborted", "aborted by a person")
+            assert self.talk.ends_as
+            self.note(Abort(self.talk.ends_as))
+        else:
+            self.request("stop_check")
 
-    def on_handed_back(self, event: Done) -> None:
-        assert isinstance(event.to, HandOver)
-        if self.session is None or self.session.id != event.to.session:
-            said = "back: that session is over, OpenCode's interface does not follow to the next"
-            self.journal.note("note", said, "dim")
+    def hand_over(self) -> None:
+        if self.talk and self.talk.id and not self.server.is_down:
+            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            self.request("hand_over", self.talk.id)
+        else:
+            self.journal.note("note", NO_SESSION, "dim")
+
+    def toggle_plan(self) -> None:
+        self.overlay = "plan"
 
     def show_help(self) -> None:
         self.overlay = "help"
 
-    def show_plan(self) -> None:
-        self.overlay = "plan"
-
-    def quit_at_work(self) -> None:
+    def quit(self) -> None:
         """An iteration that would be lost is asked for once."""
-        if self.series.under_way:
+        if self.iteration:
             self.confirming_quit = True
         else:
-            self.quit_now()
+            self.note(Quit("a person quit", by_person=True))
 
-    def quit_now(self) -> None:
-        self.quit("a person quit")
+    # What people and programs are told.
 
-    def quit(self, reason: str) -> None:
-        has_ended = self.state in ENDS or bool(self.limit)
-        if has_ended:  # why was said already
-            self.enter("stopping", self.why)
-            self.exit()
-        else:
-            self.end("stopping", 130, reason)
+    @property
+    def limit(self) -> str:
+        """The option that makes it rest, such as max_cost."""
+        return self.rests_at.limit if self.rests_at else ""
 
-    def on_signal(self, event: Signalled) -> None:
-        self.quit(f"stopped by {event.name}")
+    @property
+    def shown_state(self) -> str:
+        """The phase in a person's words."""
+        return "pausing" if self.pause_wanted and self.phase == "running" else self.phase
 
-    def on_screen_lost(self, event: ScreenLost) -> None:
-        """Nobody looks any more: go on, as long as there is something to go on with."""
-        if not self.series.attended:
-            return  # a terminal that is gone may say so in several ways
+    @property
+    def shown_reason(self) -> str:
+        if self.pause_wanted and self.phase in ("running", "starting"):
+            is_up = self.phase == "running"
+            return "after this iteration" if is_up else "pauses when the server is ready"
+        return self.reason
+
+    @property
+    def plan(self) -> Plan:
+        return self.files.plan
+
+    @property
+    def total(self) -> Spend:
+        """What was spent so far, the iteration under way included."""
+        under_way = self.iteration
+        return self.books.spent.plus(under_way.talk.purse.total) if under_way else self.books.spent
+
+    @property
+    def used(self) -> Used:
+        return Used(
+            iterations=self.books.counted,
+            cost=self.total.cost,
+            elapsed=self.clock.elapsed,
+            unsettled=len(self.books.unsettled),
+            check_failures=self.books.check_failures,
+        )
+
+    @property
+    def model(self) -> str:
+        """The model at work, or the one that will be."""
+        if self.iteration and self.iteration.talk.purse.model:
+            return self.iteration.talk.purse.model
+        return self.line.current or self.line.last_seen or self.briefing.first_model()
+
+    def warn(self) -> None:
+        warning = self.briefing.warning()
+        if warning:
+            self.journal.note("warn", warning, "warn")
+
+    def tell_that_a_person_is_needed(self, said: str) -> None:
+        self.confirming_quit = False  # what is asked is in front of a person now
+        self.notify("asked", said)
+
+    def tell_end(self, end: End, is_news: bool = True) -> None:
+        """Tell everybody why it ends, or rests."""
+        self.status = end.status
         self.confirming_quit = False
-        self.overlay = ""
-        self.journal.note("note", f"{event.reason}: going on without a screen", "warn")
-        self.tell_series(event)
+        event = {"complete": "complete", "error": "failed"}.get(end.phase, "stopped")
+        note_end(self, event, end.status, end.reason)
+        if is_news:
+            self.notify(event, end.reason)
 
-    def on_screen_lost_at_start(self, event: ScreenLost) -> None:
-        self.on_screen_lost(event)
-        if not self.wanted:
-            self.quit("the terminal is gone, and nobody said to start")
+    def notify(self, event: str, said: str) -> None:
+        if self.options.notify:
+            message = message_of(self, event, said)
+            facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
+            self.request("notify", event, message, facts)
 
-    def on_screen_lost_at_rest(self, event: ScreenLost) -> None:
-        self.on_screen_lost(event)
-        self.quit("the terminal is gone, and nobody is there to go on")
 
-    # What the journal is told.
+class Use(NamedTuple):
+    """What a key is good for, and when; `label` is the footer's word, "": it is not told there."""
 
-    def on_noted(self, event: Noted) -> None:
-        self.journal.note(event.kind, event.text, "warn")
+    key: str  # as in Key
+    label: str
+    when: Callable[[Run], bool]
+    do: Callable[[Run], None]
 
-    def on_heard(self, event: Heard) -> None:
-        self.journal.note("event", event.text, "dim")
 
-    def on_not_done(self, event: Failed) -> None:
-        self.journal.note("warn", event.problem, "warn")
-
-    # Time.
-
-    def on_tick(self, event: Tick) -> None:
-        """What has to be looked after in every state but the last."""
-        for command in self.pending.overdue(self.now):
-            if self.pending.take(command):  # else the one before has ended what waited for it
-                self.dispatch(Failed(command, "no answer came"))
-        for tell in (self.tell_server, self.tell_series):
-            if self.state not in ENDS:  # else one of them was the last one that it could spare
-                tell(event)
-
-    # The tables.
-
-    NEXT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "starting": ("ready", "working", "error", "stopping"),
-        "ready": ("starting", "working", "error", "stopping"),
-        "working": ("starting", "paused", "complete", "error", "stopping"),
-        "paused": ("starting", "working", "stopping"),
-        "complete": ("stopping",),
-        "error": ("starting", "stopping"),
-        "stopping": (),
-    }
-    # What is heard in every state but the last one.
-    _ALWAYS: ClassVar[dict[Kind, Callable[..., None]]] = {
-        Key: on_key,
-        Signalled: on_signal,
-        Noted: on_noted,
-        Heard: on_heard,
-        Woke: tell_series,
-        Tick: on_tick,
-        (Failed, Notify): on_not_done,
-        (Failed, StopCheck): on_not_done,
-        (Failed, StopServer): on_not_done,
-        (Failed, HandOver): on_not_done,
-        (Done, HandOver): on_handed_back,
-    }
-    # What is for the server and for the files, until the run has ended.
-    _BELOW: ClassVar[dict[Kind, Callable[..., None]]] = {
-        ServerUp: tell_server,
-        ServerDied: tell_server,
-        (Failed, StartServer): tell_server,
-        Measured: tell_server,
-        (Failed, MeasureServer): tell_server,
-        FilesRead: tell_series,
-        (Failed, ReadFiles): tell_series,
-        Edited: tell_series,
-    }
-    TABLE: ClassVar[dict[str, dict[Kind, Callable[..., None]]]] = {
-        "starting": {
-            **_ALWAYS,
-            **_BELOW,
-            ServerUp: on_server_started,
-            ServerFailed: on_failed,
-            (Failed, CheckSetup): tell_server,
-            SetupChecked: on_setup_checked,
-            ScreenLost: on_screen_lost_at_start,
-        },
-        "ready": {
-            **_ALWAYS,
-            **_BELOW,
-            ServerLost: on_server_lost_when_ready,
-            ServerFailed: on_failed,
-            ScreenLost: on_screen_lost_at_rest,
-        },
-        "working": {
-            **dict.fromkeys(Series.HEARS, tell_series),
-            **_ALWAYS,
-            **_BELOW,
-            ServerUp: on_server_back,
-            ServerFailed: on_failed,
-            ScreenLost: on_screen_lost,
-            # From the series.
-            ServerBlamed: tell_server,
-            PersonNeeded: on_person_needed,
-            PlanComplete: on_plan_complete,
-            LimitReached: on_limit_reached,
-            PauseDue: on_pause_due,
-            RunFailed: on_failed,
-            ServerNeeded: on_server_needed,
-        },
-        "paused": {**_ALWAYS, **_BELOW, ScreenLost: on_screen_lost_at_rest},
-        "complete": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
-        "error": {**_ALWAYS, ScreenLost: on_screen_lost_at_rest},
-        "stopping": {},
-    }
-    KEYS: ClassVar[dict[str, dict[str, Callable[[Loop], None]]]] = {
-        "s": {"starting": want, "ready": begin},
-        "space": {"starting": want_or_pause, "ready": begin, "paused": begin},
-        "r": {"paused": begin, "error": start_anew},
-        "t": dict.fromkeys(NEXT, say_no_session),
-        "?": dict.fromkeys(NEXT, show_help),
-        "p": dict.fromkeys(NEXT, show_plan),
-        "q": {**dict.fromkeys(NEXT, quit_now), "working": quit_at_work},
-    }
+# The keys. Of a key's uses the first one counts that is possible.
+# fmt: off
+USES = (
+    Use("s", "start", lambda run: run.waits_for_start, Run.want),
+    Use("space", "", lambda run: run.waits_for_start, Run.want),
+    Use("space", "go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
+    Use("space", "pause", lambda run: run.is_at_work, Run.toggle_pause),
+    Use("space", "go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
+    Use("space", "", lambda run: run.phase == "paused", Run.go_on),
+    Use("r", "raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
+    Use("r", "retry", lambda run: bool(run.limit), Run.go_on),
+    Use("r", "retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
+    Use("r", "", lambda run: run.phase == "paused", Run.go_on),
+    Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
+    Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
+    Use("t", "", lambda run: True, Run.hand_over),
+    Use("p", "plan", lambda run: run.overlay != "plan", Run.toggle_plan),
+    Use("?", "help", lambda run: True, Run.show_help),
+    Use("q", "quit", lambda run: True, Run.quit),
+)
+# fmt: on
 
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
-# Words and records for people, logs and other programs, computed from the state of the series.
+# Words and records for people, logs and other programs, computed from the state of the run.
 
 
 def word_for(outcome: Outcome, check: str, has_progress: bool) -> str:
@@ -4377,8 +3396,8 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
     journal.note("iter", said, "head", session, record=record)
 
 
-def note_end(series: Series, event: str, status: int, reason: str) -> None:
-    plan = series.plan
+def note_end(run: Run, event: str, status: int, reason: str) -> None:
+    plan = run.plan
     record: dict[str, object] = {
         "record": "run",
         "event": event,
@@ -4389,28 +3408,28 @@ def note_end(series: Series, event: str, status: int, reason: str) -> None:
         "total": plan.automatable,
         "blocked": plan.blocked,
         "manual": plan.manual,
-        "iterations": series.number,
-        "seconds": round(series.clock.elapsed, 1),
-        **series.total.record(),
+        "iterations": run.number,
+        "seconds": round(run.clock.elapsed, 1),
+        **run.total.record(),
     }
     tone = {0: "good", 1: "bad"}.get(status, "warn")
-    series.journal.note("end", reason, tone, record=record)
-    for line in summary_of(series):
-        series.journal.note("end", line)
+    run.journal.note("end", reason, tone, record=record)
+    for line in summary_of(run):
+        run.journal.note("end", line)
 
 
-def summary_of(series: Series) -> list[str]:
+def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
-    plan = series.plan
-    total = series.total
+    plan = run.plan
+    total = run.total
     lines = plan.summary.split("\n") if plan.summary else []
-    iterations = "1 iteration" if series.number == 1 else f"{series.number} iterations"
-    if series.files.was_read:
+    iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
+    if run.files.was_read:
         lines.append(
-            f"{plan}; {iterations} in {duration(series.clock.elapsed)}; "
+            f"{plan}; {iterations} in {duration(run.clock.elapsed)}; "
             f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
         )
-    lines += summary_of_models(series.books)
+    lines += summary_of_models(run.books)
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
         for task in tasks[:20]:
@@ -4433,32 +3452,32 @@ def summary_of_models(books: Books) -> list[str]:
     ]
 
 
-def message_of(series: Series, event: str, reason: str) -> str:
+def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    plan = series.plan
-    project = os.path.basename(series.options.directory) or series.options.directory
+    plan = run.plan
+    project = os.path.basename(run.options.directory) or run.options.directory
     said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
     facts = [f"{plan.done}/{plan.automatable}"]
     if plan.blocked:
         facts.append(f"{plan.blocked} blocked")
-    facts += [dollars_of(series.total.cost), duration(series.clock.elapsed)]
+    facts += [dollars_of(run.total.cost), duration(run.clock.elapsed)]
     return f"ocloop {project}: {said}, {', '.join(facts)}"
 
 
-def facts_of(series: Series) -> dict[str, str]:
+def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = series.plan
-    task = series.under_way.task if series.under_way else plan.current
+    plan = run.plan
+    task = run.iteration.task if run.iteration else plan.current
     return {
-        "OCLOOP_PROJECT": os.path.basename(series.options.directory),
-        "OCLOOP_PLAN": series.options.plan,
+        "OCLOOP_PROJECT": os.path.basename(run.options.directory),
+        "OCLOOP_PLAN": run.options.plan,
         "OCLOOP_TASK": task.text if task else "",
-        "OCLOOP_ITERATION": str(series.number),
+        "OCLOOP_ITERATION": str(run.number),
         "OCLOOP_DONE": str(plan.done),
         "OCLOOP_TOTAL": str(plan.automatable),
         "OCLOOP_BLOCKED": str(plan.blocked),
-        "OCLOOP_COST": f"{series.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(series.clock.elapsed)),
+        "OCLOOP_COST": f"{run.total.cost:.4f}",
+        "OCLOOP_SECONDS": str(int(run.clock.elapsed)),
     }
 
 
@@ -4485,7 +3504,7 @@ STATES = {
     "complete": ("✔", "good", "the plan is done"),
     "error":    ("✖", "bad", "R starts again"),
 }
-KEYS = (
+HELP_ON_KEYS = (
     ("S", "start"),
     ("Space", "pause after this iteration, or go on"),
     ("R", "retry after an error; go on at a limit"),
@@ -4639,127 +3658,122 @@ class Picture(NamedTuple):
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
-def view(loop: Loop, now: float) -> Picture:
+def view(run: Run, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
-    series = loop.series
-    session = loop.session
-    asks = session.asks.open if session else {}
-    plan = series.plan
-    model = series.model
-    size = (series.briefing.setup.models or {}).get(model, 0)
-    context = session.purse.context if session else 0
+    talk = run.iteration.talk if run.iteration else None
+    asks = talk.asks.open if talk else {}
+    plan = run.plan
+    model = run.model
+    size = (run.briefing.setup.models or {}).get(model, 0)
+    context = talk.purse.context if talk else 0
     return Picture(
-        state=view_state(loop),
-        state_note=state_note(loop, now),
-        reason=view_reason(loop, now),
-        facts=view_facts(loop, now),
+        state=view_state(run),
+        state_note=state_note(run, now),
+        reason=view_reason(run, now),
+        facts=view_facts(run, now),
         plan=plan,
-        task=series.task or plan.current,
-        check="running" if series.is_checking else series.gate.last,
+        task=run.iteration.task if run.iteration else plan.current,
+        check="running" if run.check_since is not None else run.gate.last,
         model=model,
-        agent=session.purse.agent if session else loop.options.agent,
-        spend=series.total,
-        budget=series.limits.most["max_cost"],
-        context=min(100, 100 * context // size) if session and size else -1,
-        live=view_live(loop, now),
-        ask=ask_panel(loop, now),
+        agent=talk.purse.agent if talk else run.options.agent,
+        spend=run.total,
+        budget=run.limits.most["max_cost"],
+        context=min(100, 100 * context // size) if talk and size else -1,
+        live=view_live(run, now),
+        ask=ask_panel(run, now),
         ask_id=next(iter(asks), ""),
-        ask_shown=session.asks.shown if session else "",
-        keys=hints(loop),
-        confirming_quit=loop.confirming_quit,
-        overlay=loop.overlay,
-        results=tuple(series.books.results),
-        under_way=view_under_way(loop, now),
-        newest=loop.journal.count,
-        journal=tuple(loop.journal.entries),
+        ask_shown=talk.asks.shown if talk else "",
+        keys=hints(run),
+        confirming_quit=run.confirming_quit,
+        overlay=run.overlay,
+        results=tuple(run.books.results),
+        under_way=view_under_way(run, now),
+        newest=run.journal.count,
+        journal=tuple(run.journal.entries),
     )
 
 
-def view_state(loop: Loop) -> str:
-    is_retrying = loop.session is not None and loop.session.retry is not None
-    return "retrying" if is_retrying and loop.shown_state == "running" else loop.shown_state
+def view_state(run: Run) -> str:
+    is_retrying = run.talk is not None and run.talk.retry is not None
+    return "retrying" if is_retrying and run.shown_state == "running" else run.shown_state
 
 
-def state_note(loop: Loop, now: float) -> str:
+def state_note(run: Run, now: float) -> str:
     """How long it has been starting or stopping; at rest since when: nothing counts on there."""
-    if loop.shown_state in ("running", "pausing"):
+    if run.phase == "running":
         return ""  # the facts tell the times of iteration and run
-    if loop.shown_state in ("starting", "stopping"):
-        return duration(now - loop.since)
-    return "since " + local_time("%H:%M", loop.since_wall)
+    if run.phase in ("starting", "stopping"):
+        return duration(now - run.phase_since)
+    return "since " + local_time("%H:%M", run.phase_since_wall)
 
 
-def view_reason(loop: Loop, now: float) -> str:
+def view_reason(run: Run, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
-    series = loop.series
-    files = series.files
-    if loop.state == "ready":
-        return f"S begins with: {series.plan.goal}"
-    if series.wait_until is not None:
-        left = series.wait_until - now
-        at = local_time("%H:%M", loop.clock.wall + left)
-        return f"again at {at}, in {duration(left)}: {loop.reason}"
-    if files.trouble and files.state == "needed":
-        left = FILES_WITHIN - (now - files.needed_since)
-        return f"stops in {duration(left)} without it: {files.trouble}"
-    if files.trouble and loop.state not in ENDS:
+    files = run.files
+    if run.phase == "ready":
+        return f"S begins with: {run.plan.goal}"
+    if run.wait_until is not None:
+        left = run.wait_until - now
+        at = local_time("%H:%M", run.clock.wall + left)
+        return f"again at {at}, in {duration(left)}: {run.reason}"
+    if files.trouble and files.needed_until is not None:
+        return f"stops in {duration(files.needed_until - now)} without it: {files.trouble}"
+    if files.trouble and run.rests_at is None:
         return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
-    if series.is_checking:
-        return f"the check runs, for {duration(now - series.gate.since)}: {loop.options.check}"
-    return loop.reason
+    if run.check_since is not None:
+        return f"the check runs, for {duration(now - run.check_since)}: {run.options.check}"
+    return run.shown_reason
 
 
-def view_facts(loop: Loop, now: float) -> tuple[str, ...]:
+def view_facts(run: Run, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
-    series = loop.series
-    if not series.number:
+    if not run.number:
         return ()
     facts = []
-    most = series.limits.most["max_iterations"]
-    over = series.number - bool(series.under_way)
-    of = f" of {most:.0f}" if most and series.books.counted == over else ""
-    if loop.session:
-        facts.append(f"iteration {series.number}{of} {duration(now - loop.session.started)}")
+    most = run.limits.most["max_iterations"]
+    over = run.number - bool(run.iteration)
+    of = f" of {most:.0f}" if most and run.books.counted == over else ""
+    if run.iteration:
+        since = run.iteration.talk.started
+        facts.append(f"iteration {run.number}{of} {duration(now - since)}")
     else:
-        noun = "iteration" if series.number == 1 else "iterations"
-        facts.append(f"{series.number}{of} {noun}")
-    most = series.limits.most["max_time"]
-    facts.append(f"run {duration(loop.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
-    average = series.books.average
-    is_guess = loop.session is None or loop.session.retry is None  # else it is too bright
-    if average >= 1 and series.plan.pending and loop.state not in ENDS and is_guess:
-        facts.append(f"≈{duration(average * series.plan.pending)} left")
+        noun = "iteration" if run.number == 1 else "iterations"
+        facts.append(f"{run.number}{of} {noun}")
+    most = run.limits.most["max_time"]
+    facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
+    average = run.books.average
+    is_guess = run.talk is None or run.talk.retry is None  # else it is too bright
+    if average >= 1 and run.plan.pending and run.rests_at is None and is_guess:
+        facts.append(f"≈{duration(average * run.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
 
 
-def view_live(loop: Loop, now: float) -> tuple[Entry, ...]:
+def view_live(run: Run, now: float) -> tuple[Entry, ...]:
     """What runs now, as entries without a time."""
-    series = loop.series
-    session = loop.session
+    talk = run.iteration.talk if run.iteration else None
     entries: list[Entry] = []
-    for live in session.transcript.live.values() if session else ():
+    for live in talk.transcript.live.values() if talk else ():
         is_timed = live.kind not in ("text", "think") and now - live.since >= 1
         text = live.text + (f"  {duration(now - live.since)}" if is_timed else "")
         tone = "dim" if live.kind == "think" else ""
         entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
-    if session and session.retry:
-        retry = session.retry
+    if talk and talk.retry:
+        retry = talk.retry
         text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
-    if series.is_checking:
-        text = f"{loop.options.check}  {duration(now - series.gate.since)}"
+    if run.check_since is not None:
+        text = f"{run.options.check}  {duration(now - run.check_since)}"
         entries.append(Entry(0, 0.0, "check", text))
     return tuple(entries)
 
 
-def view_under_way(loop: Loop, now: float) -> Result | None:
+def view_under_way(run: Run, now: float) -> Result | None:
     """The iteration under way, as if it were a result; in whole seconds, as it is shown."""
-    series = loop.series
-    if series.under_way is None:
+    if run.iteration is None:
         return None
-    result = series.under_way.result()
-    return result._replace(seconds=float(int(now - series.under_way.session.started)))
+    result = run.iteration.result(now)
+    return result._replace(seconds=float(int(result.seconds)))
 
 
 def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
@@ -4794,54 +3808,37 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
     return views
 
 
-def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
+def ask_panel(run: Run, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    asks = list(loop.session.asks.open.values()) if loop.session else []
+    asks = list(run.talk.asks.open.values()) if run.talk else []
     if not asks:
         return ()
-    ask = asks[0]
-    request = ask.request
+    waiting = asks[0]
+    ask = waiting.ask
     left = ""
-    if ask.deadline is not None:
-        left = f"  (refused in {duration(ask.deadline - now + 0.9)})"
+    if waiting.deadline != NEVER:
+        left = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
     more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
-    if request.kind == "permission":
+    if ask.kind == "permission":
         keys = "Y once   A always   N no"
-        return (f"May it? {request.title}{left}{more}", request.detail, keys)
-    has_more = len(ask.answers) < len(request.questions)
-    question = request.questions[len(ask.answers)] if has_more else Question(request.detail)
+        return (f"May it? {ask.title}{left}{more}", ask.detail, keys)
+    has_more = len(waiting.answers) < len(ask.questions)
+    question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
     lines = [f"It asks{left}{more}", question.text]
     for number, (label, description) in enumerate(question.options[:9], 1):
         lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
     return (*lines, "N none of these")
 
 
-def hints(loop: Loop) -> tuple[tuple[str, str], ...]:
-    """The keys that do something now."""
-    series = loop.series
-    state = loop.shown_state
-    if state == "stopping":
+def hints(run: Run) -> tuple[tuple[str, str], ...]:
+    """The keys that do something now: of each the first use that is possible."""
+    if run.phase == "stopping":
         return ()
-    keys = []
-    if state == "ready" or (state == "starting" and not loop.wanted):
-        keys.append(("S", "start"))
-    is_renewing = state == "starting" and loop.clock.started is not None
-    is_paused = state == "paused" and not loop.limit  # at a limit it is R that says more
-    if state == "pausing" or is_paused or (is_renewing and series.pause_wanted):
-        keys.append(("Space", "go on"))
-    elif state in ("running", "waiting") or is_renewing:
-        keys.append(("Space", "pause"))
-    if loop.limit in RAISED_BY_R:
-        keys.append(("R", "raise the limit"))
-    elif loop.limit or state in ("error", "waiting"):
-        keys.append(("R", "retry"))
-    iteration = series.under_way.state if series.under_way else ""
-    if iteration in Iteration.KEYS["x"]:
-        keys.append(("X", "abort"))
-    if iteration in Iteration.KEYS["t"]:
-        keys.append(("T", "session"))
-    keys.append(("P", "activity" if loop.overlay == "plan" else "plan"))
-    return (*keys, ("?", "help"), ("Q", "quit"))
+    keys: dict[str, str] = {}
+    for use in USES:
+        if use.key not in keys and use.when(run):
+            keys[use.key] = use.label
+    return tuple((key.capitalize(), label) for key, label in keys.items() if label)
 
 
 class Scroll:
@@ -5062,7 +4059,7 @@ def footer(picture: Picture, width: int) -> Row:
 def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
     cells_of_key = 22 if width >= 72 else 8
     rows: list[Row] = []
-    for key, text in KEYS:
+    for key, text in HELP_ON_KEYS:
         name = key if len(key) <= cells_of_key else key.split()[0]
         said = ellipsis(text, width - cells_of_key - 2)
         rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {said}")])
@@ -5275,13 +4272,11 @@ class EventStream:
 # The HTTP client, and the readers of JSON. A server may be older, newer or broken: anything may be
 # missing or of another type, and nothing here raises for that.
 
-START_TIMEOUT = 60.0  # seconds; the limits of the worker's own waits
-SETUP_TIMEOUT = 120.0  # the first call in a directory loads plugins
+START_TIMEOUT = 60.0  # seconds; of the waits outside
+SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
 SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
-ABORTED_WITHIN = 5.0  # OpenCode 1 answers an abort when it is over, or a moment before
-INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 
 Json = dict[str, Any]
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
@@ -5373,8 +4368,8 @@ def detail_of_ask(wanted: Any, metadata: Json) -> str:
     return ", ".join(text for text in (patterns, exact) if text)
 
 
-def permission_request(asked: Json, title: str, detail: str) -> Request:
-    return Request(
+def permission_ask(asked: Json, title: str, detail: str) -> Ask:
+    return Ask(
         id=as_text(asked.get("id")),
         session=as_text(asked.get("sessionID")),
         kind="permission",
@@ -5382,6 +4377,56 @@ def permission_request(asked: Json, title: str, detail: str) -> Request:
         detail=detail,
         is_circle=title == "doom_loop",
     )
+
+
+def list_asks(
+    *kinds: tuple[str, Callable[[], Any], Callable[[Json], Ask]],
+) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+    """What is asked now, and the kinds of it that the server failed to list. Each kind comes with
+    what fetches a list of it, and what reads one."""
+    found: list[Ask] = []
+    unlisted: list[str] = []
+    for kind, fetch, read in kinds:
+        try:
+            found += [read(asked) for asked in dicts(fetch())]
+        except RequestError as error:
+            if error.code == 0:
+                raise
+            unlisted.append(kind)
+    return tuple(ask for ask in found if ask.id), tuple(unlisted)
+
+
+def id_of(made: Json) -> str:
+    if not made.get("id"):
+        raise RequestError(502, "the server made a session without an id")
+    return as_text(made["id"])
+
+
+def has_price(cost: Json) -> bool:
+    return bool(as_float(cost.get("input")) or as_float(cost.get("output")))
+
+
+def how_ended(finish: Any) -> str:
+    """A message's `finish` in the words of `Spent`."""
+    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
+
+
+def change_of(changes: Sequence[Json]) -> str:
+    """What an edit has changed: `  +3 -1` for each file."""
+    return "".join(
+        f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
+        for change in changes
+        if change
+    )
+
+
+def announced_in(headers: Any) -> float:
+    """Seconds that a provider's answer tells to wait, 0 when it does not."""
+    lower = {as_text(name).lower(): value for name, value in as_dict(headers).items()}
+    return seconds_until(lower.get("retry-after"))
+
+
+CUT_BY_LENGTH = Fault("length", "its answer was cut off at the model's output limit")
 
 
 def seconds_until(value: Any) -> float:
@@ -5427,28 +4472,21 @@ def without_input(message: str) -> str:
     return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
 
 
-class RequestError(Exception):
-    """A request that was not answered with 2xx and JSON.
+class Client:
+    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
-    `code` is 0 when it was not answered at all; `name` is OpenCode's own name of the error;
-    `is_timeout` tells a server that is silent from one that is gone.
+    `is_gone` tells that the server's process has ended: its port may be somebody else's by now.
     """
 
     def __init__(
-        self, code: int, message: str, name: str = "", body: Any = None, is_timeout: bool = False
+        self,
+        url: str,
+        username: str,
+        password: str,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.name = name
-        self.body = as_dict(body)
-        self.is_timeout = is_timeout
-
-
-class Client:
-    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule."""
-
-    def __init__(self, url: str, username: str, password: str) -> None:
         self.url = url.rstrip("/")
+        self.is_gone = is_gone
         # Made by hand: `build_opener` would ask for proxies, and load TLS with its certificates.
         self.opener = urllib.request.OpenerDirector()
         handlers: list[type[urllib.request.BaseHandler]] = [
@@ -5462,7 +4500,6 @@ class Client:
         for handler in handlers:
             self.opener.add_handler(handler())
         self.headers = {"Content-Type": "application/json"}
-        self.known: set[str] = set()  # routes that it has answered
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
@@ -5490,6 +4527,8 @@ class Client:
         if body is not None:
             data = json.dumps(body).encode("utf-8", "backslashreplace")
         headers = {**self.headers, "Accept": accept}
+        if self.is_gone():
+            raise RequestError(0, "the server has ended")
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             return self.opener.open(request, timeout=timeout)
@@ -5508,7 +4547,7 @@ class Client:
         message = without_input(" ".join(as_text(word) for word in words if word))
         message = message or f"{method} {path} was answered with {error.code}"
         name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(error.code, message, name, said)
+        return RequestError(error.code, message, name)
 
     def _unanswered(self, error: Exception) -> RequestError:
         reason = getattr(error, "reason", error)
@@ -5530,108 +4569,34 @@ class Client:
             return json.loads(raw) if raw.strip() else None
         except (ValueError, RecursionError):  # servers answer an unknown route with a page
             message = f"{method} {path} was not answered with JSON"
-            raise RequestError(404, message, "NotJSON") from None
-
-    def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """GET what a server need not know; None: it cannot tell.
-
-        A route that it has answered once it does know: then a page in its place is an error, and
-        "not found" is said of a session that is gone.
-        """
-        route = re.sub(r"/ses_[^/?]*", "/ID", path.partition("?")[0])
-        try:
-            answer = self.request("GET", path, timeout=timeout)
-        except RequestError as error:
-            if route in self.known and error.name == "NotJSON":
-                raise RequestError(502, str(error)) from None
-            if error.code not in (404, 405, 501) or route in self.known:
-                raise
-            return None
-        self.known.add(route)
-        return answer
+            raise RequestError(502, message, "NotJSON") from None
 
     def ask_if_possible(self, path: str) -> Any:
-        """GET what is good to know; None also when the server fails at it."""
+        """GET what is good to know; None when the server fails at it."""
         try:
-            return self.ask(path)
+            return self.request("GET", path)
         except RequestError as error:
             if error.code == 0:
                 raise
             return None
 
 
-# ── opencode: what a dialect is ───────────────────────────────────────────────────────────────────
-# One class for each generation of OpenCode. A third one would be written here, and found by
-# `detect`; nothing else would change.
-
-
-class Dialect(Protocol):
-    """What ocloop asks of an OpenCode server, whichever generation it is.
-
-    Whatever cannot be had raises RequestError.
-    """
-
-    generation: int
-    oldest: tuple[int, int, int]  # the first version that has all it takes
-    events_path: str
-    deltas: re.Pattern[bytes]  # found in an event that is a piece of a text
-    session_id: re.Pattern[bytes]  # found in it, too: whose it is
-    client: Client
-
-    def __init__(self, client: Client, options: Options) -> None: ...
-
-    def path(self, path: str) -> str:
-        """The path, with the directory in its query."""
-
-    @staticmethod
-    def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login."""
-
-    @staticmethod
-    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
-        """What joins a session in OpenCode's own interface."""
-
-    def setup(self) -> Setup:
-        """Models, agents and configuration, as far as the server tells."""
-
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works."""
-
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. One that is answered is not run again, however often it is sent."""
-
-    def poll(self, command: Poll) -> Polled:
-        """Look how the session stands."""
-
-    def reply(self, command: Reply) -> None:
-        """Answer an ask."""
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop what works on the prompt, and return when it rests."""
-
-    def stop_session(self, session: str) -> None:
-        """The same in a hurry, at the end of the program."""
-
-    def dispose(self) -> None:
-        """Let the server put its things away, before it is ended."""
-
-    def decode(self, event: Json) -> list[StreamEvent]:
-        """What an event of the stream says, in neutral words; [] for what is nothing to us."""
-
-
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
-# The dialect of 1.0.152 and later: routes without a prefix, the directory in the query, idle told
-# by absence, messages that name the prompt they answer.
+# One class for each generation of OpenCode, with the same methods: a third one would be written
+# here, and found by `detect`; nothing else would change. Whatever cannot be had raises RequestError,
+# and nothing waits here: what ends later, or fills slowly, is looked at again by the run.
+#
+# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
+# absence, messages that name the prompt they answer.
 
 
 class OpenCode1:
-    """OpenCode 1.x in neutral words: a `Dialect`. Nothing else knows its wire."""
+    """OpenCode 1.x in neutral words. Nothing else knows its wire."""
 
     generation = 1
-    oldest = (1, 0, 152)
+    oldest = (1, 2, 0)
     events_path = "/event"
-    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
-    session_id = SESSION_ID
+    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')  # an event that is a piece of a text
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -5640,6 +4605,7 @@ class OpenCode1:
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def path(self, path: str) -> str:
+        """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
     @staticmethod
@@ -5653,41 +4619,34 @@ class OpenCode1:
         return [*opencode, "attach", url, "--session", session, "--dir", directory]
 
     def setup(self) -> Setup:
+        """Models, agents and configuration, as far as the server tells."""
         config = as_dict(self.client.request("GET", self.path("/config"), timeout=SETUP_TIMEOUT))
-        listed = self.client.ask(self.path("/config/providers"), SETUP_TIMEOUT)
-        agents = self.client.ask(self.path("/agent"), SETUP_TIMEOUT)
-        models: dict[str, int] | None = None
+        listed = self.client.request("GET", self.path("/config/providers"), timeout=SETUP_TIMEOUT)
+        agents = self.client.request("GET", self.path("/agent"), timeout=SETUP_TIMEOUT)
+        providers = as_dict(listed).get("providers")
+        models: dict[str, int] = {}
         free = set()
-        providers = dicts(as_dict(listed).get("providers"))
-        if isinstance(as_dict(listed).get("providers"), list):
-            models = {}
-        for provider in providers:
+        for provider in dicts(providers):
             for name, described in as_dict(provider.get("models")).items():
                 model = as_dict(described)
                 full_name = f"{provider.get('id')}/{name}"
-                assert models is not None
                 models[full_name] = as_int(as_dict(model.get("limit")).get("context"))
-                cost = as_dict(model.get("cost"))
-                if not as_float(cost.get("input")) and not as_float(cost.get("output")):
+                if not has_price(as_dict(model.get("cost"))):
                     free.add(full_name)
-        names = None
-        if isinstance(agents, list):
-            names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
+        names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
         return Setup(
             model=as_text(config.get("model")),
-            models=models,
-            agents=names,
+            models=models if isinstance(providers, list) else None,
+            agents=names if isinstance(agents, list) else None,
             free=frozenset(free),
-            providers=frozenset(as_text(provider.get("id")) for provider in providers),
+            providers=frozenset(as_text(provider.get("id")) for provider in dicts(providers)),
         )
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
         """Make a session; returns its id and the directory in which it thinks that it works."""
         body = {"title": prompt.title}
         made = as_dict(self.client.request("POST", self.path("/session"), body, SLOW_TIMEOUT))
-        if not made.get("id"):
-            raise RequestError(502, "the server made a session without an id")
-        return as_text(made["id"]), as_text(made.get("directory"))
+        return id_of(made), as_text(made.get("directory"))
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Hand the prompt over. The same ids may be sent again: an answered prompt stays answered,
@@ -5699,38 +4658,30 @@ class OpenCode1:
             body["model"] = {"providerID": provider, "modelID": model}
         if prompt.agent:
             body["agent"] = prompt.agent
-        path = self.path(f"/session/{session}/prompt_async")
-        try:
-            self.client.request("POST", path, body, SLOW_TIMEOUT)
-        except RequestError as error:
-            if error.code == 404 and error.name in ("", "NotJSON"):  # not "there is no session"
-                raise RequestError(400, TOO_OLD, "ConfigTooOld") from None
-            raise
+        self.client.request(
+            "POST", self.path(f"/session/{session}/prompt_async"), body, SLOW_TIMEOUT
+        )
 
-    def poll(self, command: Poll) -> Polled:
-        session = command.session
-        statuses = self.client.ask(self.path("/session/status"))
+    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+        """Look how the session stands; `closer` asks for a verdict although it is at work."""
+        statuses = self.client.request("GET", self.path("/session/status"))
         status = as_dict(as_dict(statuses).get(session))
         kind = as_text(status.get("type") or "idle")  # who is not listed is idle
         activity = {"idle": "idle", "retry": "retrying"}.get(kind, "working")
-        if statuses is None:
-            activity = "unknown"
         verdict = ""
         fault = None
-        if command.closer or activity in ("idle", "unknown"):
-            messages = self.client.ask(self.path(f"/session/{session}/message?limit=20"))
-            verdict = "unknown"
-            if isinstance(messages, list):
-                is_at_work = activity == "working"
-                own = command.prompt.message_id
-                verdict, fault = judge_messages(dicts(messages), own, is_at_work)
+        if closer or activity == "idle":
+            messages = self.client.request("GET", self.path(f"/session/{session}/message?limit=20"))
+            verdict, fault = judge_messages(
+                dicts(messages), prompt.message_id, is_at_work=activity == "working"
+            )
         children, spent = self.family(session, {session})
         retry = retry_of(session, status) if activity == "retrying" else None
-        polled = Polled(command, activity, verdict, fault, spent, children, retry=retry)
+        polled = Polled(activity, verdict, fault, spent, children, retry=retry)
         if activity == "idle":
             return polled
-        requests, unlisted = self.requests()
-        return polled._replace(requests=requests, unlisted=unlisted)
+        asks, unlisted = self.asks()
+        return polled._replace(asks=asks, unlisted=unlisted)
 
     def family(self, session: str, known: set[str]) -> tuple[tuple[str, ...], Spend | None]:
         """The subagents' sessions, and what all of them have used; None: it cannot be told.
@@ -5751,33 +4702,20 @@ class OpenCode1:
                 spent = spent.plus(used)
         return tuple(children), spent
 
-    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and what the server failed to list.
-
-        A server that does not know of questions has none.
-        """
-        found: list[Request] = []
-        unlisted: list[str] = []
-        kinds = (
-            ("permission", "/permission", self.permission),
-            ("question", "/question", self.question),
+    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and what it failed to list."""
+        get = self.client.request
+        return list_asks(
+            ("permission", lambda: get("GET", self.path("/permission")), self.permission),
+            ("question", lambda: get("GET", self.path("/question")), self.question),
         )
-        for kind, path, read in kinds:
-            try:
-                found += [read(asked) for asked in dicts(self.client.ask(self.path(path)))]
-            except RequestError as error:
-                if error.code == 0:
-                    raise
-                unlisted.append(kind)
-        return tuple(request for request in found if request.id), tuple(unlisted)
 
-    def permission(self, asked: Json) -> Request:
+    def permission(self, asked: Json) -> Ask:
         title = as_text(asked.get("permission") or asked.get("type") or "something")
         wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
-        detail = detail_of_ask(wanted, as_dict(asked.get("metadata")))
-        return permission_request(asked, title, detail)
+        return permission_ask(asked, title, detail_of_ask(wanted, as_dict(asked.get("metadata"))))
 
-    def question(self, asked: Json) -> Request:
+    def question(self, asked: Json) -> Ask:
         questions = tuple(
             Question(
                 as_text(question.get("question")),
@@ -5790,44 +4728,31 @@ class OpenCode1:
         )
         detail = " / ".join(question.text for question in questions)
         session = as_text(asked.get("sessionID"))
-        return Request(as_text(asked.get("id")), session, "question", "", detail, questions)
+        return Ask(as_text(asked.get("id")), session, "question", "", detail, questions)
 
-    def reply(self, command: Reply) -> None:
-        request = command.request
-        if request.kind == "question":
+    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        """Answer an ask. `decision` is once, always or reject; a question takes a label for each
+        of its questions. A rejection carries a message, so that the agent goes on without."""
+        if ask.kind == "question":
             # A question that is rejected ends the turn: each one is answered, with words.
-            missing = len(request.questions) - len(command.answers)
-            answers = [[answer] for answer in command.answers] + [[command.message]] * missing
-            path = self.path(f"/question/{request.id}/reply")
-            self.client.request("POST", path, {"answers": answers})
+            said = [*answers, *[message] * (len(ask.questions) - len(answers))]
+            body: Json = {"answers": [[answer] for answer in said]}
+            self.client.request("POST", self.path(f"/question/{ask.id}/reply"), body)
             return
-        body = {"reply": command.decision}
-        if command.message:
-            body["message"] = command.message
-        try:
-            self.client.request("POST", self.path(f"/permission/{request.id}/reply"), body)
-        except RequestError as error:
-            if error.code in (0, 401):
-                raise
-            # 1.0 has only the old form, and hands what it does not know to a host elsewhere:
-            # whatever that one says is no answer to us.
-            old_path = self.path(f"/session/{request.session}/permissions/{request.id}")
-            self.client.request("POST", old_path, {"response": command.decision})
+        body = {"reply": decision, **({"message": message} if message else {})}
+        self.client.request("POST", self.path(f"/permission/{ask.id}/reply"), body)
 
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop a session; it is at rest when this returns, or it does not listen."""
-        self.client.request("POST", self.path(f"/session/{session}/abort"), {})
-        until = time.monotonic() + ABORTED_WITHIN
-        while time.monotonic() < until:
-            statuses = self.client.ask_if_possible(self.path("/session/status"))
-            status = as_dict(as_dict(statuses).get(session))
-            if status.get("type", "idle") == "idle":  # or the server does not tell
-                return
-            time.sleep(0.05)
+    def interrupt(
+        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
+    ) -> None:
+        """Stop a session. It is answered when it rests, or a moment before."""
+        self.client.request("POST", self.path(f"/session/{session}/abort"), {}, timeout)
 
-    def stop_session(self, session: str) -> None:
-        """The same in a hurry, before the server is stopped, or left alone."""
-        self.client.request("POST", self.path(f"/session/{session}/abort"), {}, timeout=1.5)
+    def is_at_work(self, session: str, timeout: float) -> bool:
+        statuses = as_dict(
+            self.client.request("GET", self.path("/session/status"), timeout=timeout)
+        )
+        return as_text(as_dict(statuses.get(session)).get("type", "idle")) != "idle"
 
     def dispose(self) -> None:
         """End the tools that the server has started: they survive it, otherwise."""
@@ -5835,8 +4760,8 @@ class OpenCode1:
 
     # The event stream.
 
-    def decode(self, event: Json) -> list[StreamEvent]:
-        """One event of the stream, in neutral words. It is fed them in their order."""
+    def decode(self, event: Json) -> list[SessionEvent | Edited]:
+        """One event of the stream, in neutral words; [] for what is nothing to us."""
         type = as_text(event.get("type"))
         p = as_dict(event.get("properties"))
         info = as_dict(p.get("info"))
@@ -5856,94 +4781,82 @@ class OpenCode1:
         if type == "session.idle":
             return [Activity(session, "idle")]
         if type == "session.status":
-            return self.decode_status(session, as_dict(p.get("status")))
+            return [self.decode_status(session, as_dict(p.get("status")))]
         if type == "session.error":
             fault = fault_of(p.get("error"))
-            return [Broke(session, fault)] if fault else [Alive(session)]
+            return [Broke(session, fault) if fault else Alive(session)]
         if type == "session.compacted":
             return [Compacted(session)]
         if type == "message.updated":
-            return self.decode_message(session, info)
+            return [self.decode_message(session, info)]
         if type == "message.part.updated":
-            return self.decode_part(session, part)
+            return [self.decode_part(session, part)]
         if type == "message.part.delta":
             return [Delta(session, as_text(p.get("partID")), as_text(p.get("delta")))]
-        if type in ("permission.asked", "permission.updated"):
-            return [Asked(session, self.permission(p))] if p.get("id") else []
-        if type == "question.asked":
-            return [Asked(session, self.question(p))] if p.get("id") else []
+        if type == "permission.asked" and p.get("id"):
+            return [Asked(session, self.permission(p))]
+        if type == "question.asked" and p.get("id"):
+            return [Asked(session, self.question(p))]
         if type in ("permission.replied", "question.replied", "question.rejected"):
             return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
         return [Alive(session)]
 
-    def decode_status(self, session: str, status: Json) -> list[StreamEvent]:
+    def decode_status(self, session: str, status: Json) -> SessionEvent:
         kind = as_text(status.get("type"))
         if kind == "retry":
-            return [retry_of(session, status)]
+            return retry_of(session, status)
         activity = {"busy": "working", "idle": "idle"}.get(kind)
-        return [Activity(session, activity) if activity else Alive(session)]
+        return Activity(session, activity) if activity else Alive(session)
 
-    def decode_message(self, session: str, info: Json) -> list[StreamEvent]:
+    def decode_message(self, session: str, info: Json) -> SessionEvent:
         message = as_text(info.get("id"))
         if info.get("role") == "user":
             self.prompts.add(message)
-            return [Alive(session)]
+            return Alive(session)
         spend = spend_of(info.get("cost"), info.get("tokens"))
         is_complete = bool(as_dict(info.get("time")).get("completed"))
         model = ""
         if info.get("providerID") and info.get("modelID"):
             model = f"{info['providerID']}/{info['modelID']}"
-        finish = as_text(info.get("finish"))
-        ended = {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(finish, "answered")
-        if not is_complete or info.get("summary") is True:  # a compaction's summary is no answer
-            ended = ""
-        return [
-            Spent(
-                session,
-                message,
-                spend,
-                context=spend.tokens,
-                model=model,
-                agent=as_text(info.get("agent") or info.get("mode")),
-                parent=as_text(info.get("parentID")),
-                ended=ended,
-                complete=is_complete,
-            )
-        ]
+        # A compaction's summary is no answer.
+        has_ended = is_complete and info.get("summary") is not True
+        return Spent(
+            session,
+            message,
+            spend,
+            context=spend.tokens,
+            model=model,
+            agent=as_text(info.get("agent") or info.get("mode")),
+            parent=as_text(info.get("parentID")),
+            ended=how_ended(info.get("finish")) if has_ended else "",
+            complete=is_complete,
+        )
 
-    def decode_part(self, session: str, part: Json) -> list[StreamEvent]:
+    def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part.get("messageID"))
         key = as_text(part.get("id"))
-        if message in self.prompts:
-            return [Alive(session)]
         kind = as_text(part.get("type"))
+        if message in self.prompts or kind not in ("tool", "text", "reasoning"):
+            return Alive(session)
         if kind == "tool":
-            return [self.tool_part(session, message, key, part)]
-        if kind not in ("text", "reasoning"):
-            return [Alive(session)]
+            return self.tool_part(session, message, key, part)
         has_ended = bool(as_dict(part.get("time")).get("end"))
-        return [
-            Part(
-                session,
-                message,
-                key,
-                "text" if kind == "text" else "thinking",
-                "done" if has_ended else "running",
-                text=as_text(part.get("text")),
-                synthetic=bool(part.get("synthetic")),
-            )
-        ]
+        return Part(
+            session,
+            message,
+            key,
+            "text" if kind == "text" else "thinking",
+            "done" if has_ended else "running",
+            text=as_text(part.get("text")),
+            synthetic=bool(part.get("synthetic")),
+        )
 
     def tool_part(self, session: str, message: str, key: str, part: Json) -> Part:
         tool = as_text(part.get("tool") or "tool")
         told = as_dict(part.get("state"))
         given = as_dict(told.get("input"))
         argument = argument_of(tool, given, self.directory, as_text(told.get("title")))
-        change = as_dict(as_dict(told.get("metadata")).get("filediff"))
-        if change:
-            added = as_int(change.get("additions"))
-            deleted = as_int(change.get("deletions"))
-            argument += f"  +{added} -{deleted}"
+        argument += change_of([as_dict(as_dict(told.get("metadata")).get("filediff"))])
         times = as_dict(told.get("time"))
         status = as_text(told.get("status"))
         has_ended = status in ("completed", "error")
@@ -6000,12 +4913,11 @@ def fault_of(error: Any) -> Fault | None:
         name = wrapped.group(1)
         message = message[wrapped.end() :]
     code = as_int(data.get("statusCode"))
-    headers = {key.lower(): value for key, value in as_dict(data.get("responseHeaders")).items()}
     kind = ERROR_KINDS.get(name, "unknown")
     if name == "APIError":
         may_pass = not code and data.get("isRetryable") is True  # it never got an answer
         kind = kind_of_code(code, may_pass)
-    return Fault(kind, message, code, seconds_until(headers.get("retry-after")))
+    return Fault(kind, message, code, announced_in(data.get("responseHeaders")))
 
 
 def judge_messages(
@@ -6042,6 +4954,8 @@ def judge_messages(
             return "refused", None  # a doom_loop: it ends the turn, words or not
         return ("cut" if fault.kind == "aborted" else "failed"), fault
     finish = as_text(last.get("finish"))
+    if finish == "length":
+        return "cut", CUT_BY_LENGTH
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -6061,27 +4975,13 @@ def is_of_compaction(message: Json) -> bool:
 # prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
 # listed (any more) the messages alone tell how it ended.
 
-ASK_TWICE = 0.25  # seconds between two looks at who is active: one alone may fall between two runs
-INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
-STOP_WITHIN = 2.0  # like INTERRUPT_WITHIN, when the server itself is about to be stopped
-STOP_TIMEOUT = 1.0  # for each request meanwhile
 PAGE = 50  # messages asked for at once
 MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
-# Models and agents are loaded behind the first request. A list that is not empty may still lack
-# the provider of the configuration: only the name that is looked for ends the waiting.
-LOOK_AT_LISTS = 0.25  # seconds between two looks
-LISTS_REST = 2.0  # a list that has not changed for so long is complete, if there is no better sign
-MISSING_AFTER = 10.0  # before that a name that is not listed may still come
-AGENTS_WITHIN = 3.0  # an agent list that is still empty then stays so: it tells nothing
-LISTS_WITHIN = 60.0  # lists that never come to rest are taken as they are
-
 NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
 ELSEWHERE = "global"  # stands for the session in forms that an MCP server asks by itself
-YES = "yes"  # the labels of a field that is true or false
-NO = "no"
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A tool at work: its name and its input come with different events."""
 
     tool: str
@@ -6089,134 +4989,150 @@ class Call(NamedTuple):
     since: float  # by the server's clock, in seconds
 
 
-class Catalogue(NamedTuple):
-    """What the server lists at one moment; None: it does not tell."""
+class OpenCode2:
+    """OpenCode 2.x in neutral words. Nothing else knows its wire."""
 
-    models: dict[str, int] | None  # as in Setup
-    free: frozenset[str]
-    agents: tuple[str, ...] | None
+    generation = 2
+    oldest = (2, 0, 4)
+    events_path = "/api/event"
+    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
 
-    def has(self, models: Iterable[str], agent: str) -> bool:
-        """Whether all these names are there, as far as can be told."""
-        has_models = self.models is None or all(model in self.models for model in models)
-        return has_models and (not agent or self.agents is None or agent in self.agents)
-
-
-class Inventory2:
-    """What a server of OpenCode 2 knows before any session: configuration, models, agents."""
-
-    def __init__(self, client: Client, options: Options, path: Callable[[str], str]) -> None:
+    def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.path = path  # puts the directory into the query
-        # The configuration, once it was read: a server that is started again is not set up again.
-        self.is_read = False
+        self.directory = options.directory
+        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
+        # The configuration: the server does not apply it to sessions by itself.
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
+        # Of sessions, because the server tells it only once or in parts.
+        self.session = ""  # the last one that was given a prompt
+        self.resting = ""  # the session that was seen at rest once
+        self.parents: dict[str, str] = {}  # subagent's session -> its parent
+        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
+        self.calls: dict[tuple[str, str], ToolCall] = {}  # by message and tool id
+        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
+
+    def path(self, path: str) -> str:
+        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    @staticmethod
+    def environment(username: str, password: str) -> dict[str, str]:
+        """What the server is told of its login; the user is always `opencode`."""
+        return {"OPENCODE_PASSWORD": password}
+
+    @staticmethod
+    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
+        return [*opencode, directory, "--server", url, "--session", session]
+
+    # What it knows before any session.
 
     def setup(self) -> Setup:
-        try:
-            catalogue = self.complete_catalogue()
-        except RequestError as error:
-            if error.code == 400 and not error.name.startswith("Config"):
-                # A request that it does not understand; the caller would blame the configuration.
-                raise RequestError(502, str(error), error.name) from None
-            raise
-        models = catalogue.models or None  # a list that stays empty is no finding
-        return Setup(
-            model=without_variant(self.model_for(self.options.agent)),
-            models=models,
-            agents=catalogue.agents or None,
-            free=catalogue.free,
-            providers=frozenset(name.partition("/")[0] for name in models or ()),
-            agents_command="opencode debug agents",
-        )
-
-    def configure(self) -> None:
-        """Read the configuration: documents, the lowest first, of which the last word counts."""
-        documents = as_list(self.client.ask(self.path("/api/config"), SETUP_TIMEOUT))
-        for document in dicts(documents):
+        """Lists that are late grow: the run asks again until it believes them."""
+        documents = as_list(self.data(self.path("/api/config"), SETUP_TIMEOUT))
+        for document in dicts(documents):  # the lowest first: the last word counts
             info = as_dict(document.get("info"))
             self.model = name_of_model(info.get("model")) or self.model
             self.agent = as_text(info.get("default_agent")) or self.agent
-        self.is_read = True
-
-    def complete_catalogue(self) -> Catalogue:
-        """The catalogue, once it is complete, as far as that shows."""
-        self.configure()
-        began = time.monotonic()
-        changed = began
-        catalogue = self.catalogue()
-        while not self.is_complete(catalogue, time.monotonic() - began, time.monotonic() - changed):
-            time.sleep(LOOK_AT_LISTS)
-            newer = self.catalogue()
-            if newer != catalogue:
-                changed = time.monotonic()
-            catalogue = newer
-        return catalogue
-
-    def is_complete(self, catalogue: Catalogue, waited: float, rested: float) -> bool:
-        own = without_variant(self.model_for(self.options.agent))
-        wanted = self.options.models or ((own,) if own else ())
-        if waited >= LISTS_WITHIN:
-            return True
-        if not catalogue.has(wanted, self.options.agent):
-            return waited >= MISSING_AFTER and rested >= LISTS_REST
-        if catalogue.models is not None and not wanted:
-            has_come = bool(catalogue.models) or waited >= MISSING_AFTER
-            return has_come and rested >= LISTS_REST
-        # The models are there, and with them the configuration's own agents, if there are any.
-        return catalogue.agents != () or waited >= AGENTS_WITHIN
-
-    def catalogue(self) -> Catalogue:
-        listed = self.listed("/api/model")
-        agents = self.listed("/api/agent")
         models: dict[str, int] = {}
         free = set()
-        for model in listed or ():
+        for model in dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT)):
             name = without_variant(name_of_model(model))
             models[name] = as_int(as_dict(model.get("limit")).get("context"))
             if not any(has_price(tier) for tier in dicts(model.get("cost"))):
                 free.add(name)
-        self.agent_models = {}
-        names = []
-        for agent in agents or ():
-            name = as_text(agent.get("id"))
-            self.agent_models[name] = name_of_model(agent.get("model"))
-            if not agent.get("hidden"):  # those do OpenCode's own chores
-                names.append(name)
-        return Catalogue(
-            None if listed is None else models,
-            frozenset(free),
-            None if agents is None else tuple(names),
+        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
+        self.agent_models = {
+            as_text(agent.get("id")): name_of_model(agent.get("model")) for agent in agents
+        }
+        # Hidden ones do OpenCode's own chores.
+        names = tuple(as_text(agent.get("id")) for agent in agents if not agent.get("hidden"))
+        return Setup(
+            model=without_variant(self.model_for(self.options.agent)),
+            models=models or None,  # a list that stays empty is no finding
+            agents=names or None,
+            free=frozenset(free),
+            providers=frozenset(name.partition("/")[0] for name in models),
+            grows=True,
         )
 
-    def listed(self, path: str) -> list[Json] | None:
-        """A list of the directory's; None: the server does not know the route."""
-        answer = self.client.ask(self.path(path), SETUP_TIMEOUT)
-        return None if answer is None else dicts(as_dict(answer).get("data"))
+    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """What an answer wraps in `data`; some versions wrap nothing."""
+        answer = self.client.request("GET", path, timeout=timeout)
+        return answer.get("data") if isinstance(answer, dict) else answer
+
+    def data_if_possible(self, path: str) -> Any:
+        return as_dict(self.client.ask_if_possible(path)).get("data")
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent: the server does not apply it."""
         return self.agent_models.get(agent or self.agent or "build") or self.model
 
-    def read_once(self) -> None:
-        """Read what has not been read: a session wants model and agent by name."""
-        if not self.is_read:
-            self.configure()
-            self.catalogue()
+    # Sessions and prompts.
 
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session. Its id is the server's: OpenCode's free models refuse others."""
+        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
+        model = prompt.model or self.model_for(prompt.agent)
+        if model:
+            body["model"] = model_of_name(model)
+        if prompt.agent:
+            body["agent"] = prompt.agent
+        if not self.options.attended:
+            # A model that has no such tool does not stop to ask where nobody would answer.
+            body["permissions"] = [NO_QUESTIONS]
+        made = as_dict(self.client.request("POST", "/api/session", body, SLOW_TIMEOUT))
+        made = as_dict(made.get("data"))
+        return id_of(made), as_text(as_dict(made.get("location")).get("directory"))
 
-class Memory2:
-    """What must be remembered of sessions, because the server tells it only once or in parts."""
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
+        does nothing. What was not delivered of earlier attempts must not run beside this one."""
+        ids = ids_of_attempts(prompt, attempt)
+        self.session = session
+        self.resting = ""
+        self.withdraw(session, ids[:-1], REQUEST_TIMEOUT)
+        body = {"id": ids[-1], "text": prompt.text}
+        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
 
-    def __init__(self, is_ours: bool) -> None:
-        self.is_ours = is_ours  # nobody else works on this server
-        self.session = ""  # the last one that was given a prompt
-        self.sent: dict[str, tuple[str, ...]] = {}  # session -> ids of its prompts
-        self.parents: dict[str, str] = {}  # subagent's session -> its parent
-        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
+    def withdraw(self, session: str, ids: Iterable[str], timeout: float) -> None:
+        """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
+        for id in ids:
+            try:
+                path = f"/api/session/{session}/inbox/{id}"
+                self.client.request("DELETE", path, timeout=timeout)
+            except RequestError as error:
+                if error.code not in (404, 405):
+                    raise
+
+    # How a session stands.
+
+    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+        self.session = session
+        known = self.relatives(session)
+        working = self.at_work(session)
+        # What it has cost is read when it is known to rest: the last step must be in it.
+        own = self.record(session)
+        children, spent = self.family(session, own)
+        if self.relatives(session) != known:  # the stream has not told of these subagents
+            working = self.at_work(session)
+        asks, unlisted = self.asks()
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        is_at_work = session in working
+        polled = Polled("working", "", None, spent, children, asks, unlisted)
+        if working or self.is_asked(session, asks):
+            self.resting = ""
+            retry = self.retry(session) if is_at_work else None
+            if closer and is_at_work:
+                verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
+                polled = polled._replace(verdict=verdict, fault=fault)
+            return polled._replace(activity="retrying", retry=retry) if retry else polled
+        if self.resting != session:  # one look alone may fall between two runs
+            self.resting = session
+            return polled._replace(activity="idle", is_unsure=True)
+        verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
+        return polled._replace(activity="idle", verdict=verdict, fault=fault)
 
     def relatives(self, session: str) -> list[str]:
         """The session and all subagents below it that are known."""
@@ -6226,16 +5142,102 @@ class Memory2:
                 found.append(child)
         return found
 
-    def is_asked(self, session: str, requests: tuple[Request, ...]) -> bool:
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
+        """Who of the family is active."""
+        active = as_dict(self.data("/api/session/active", timeout))
+        return [id for id in self.relatives(session) if id in active]
+
+    def is_at_work(self, session: str, timeout: float) -> bool:
+        return bool(self.at_work(session, timeout))
+
+    def record(self, session: str) -> Json:
+        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
+        session that is gone: nothing is to be expected of it any more."""
+        try:
+            return as_dict(self.data(f"/api/session/{session}"))
+        except RequestError as error:
+            if error.code == 0 or error.name == "SessionNotFoundError":
+                raise
+            return {}
+
+    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
+        and the larger sum counts.
+        """
+        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
+        found = [session]
+        for parent in found:  # it grows meanwhile
+            path = f"/api/session?parentID={quote(parent, safe='')}"
+            for child in dicts(self.data_if_possible(path)):
+                id = as_text(child.get("id"))
+                if child.get("parentID") != parent or not id or id in found:
+                    continue  # early versions list all there are
+                found.append(id)
+                self.parents[id] = parent
+                if spent is not None:
+                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
+        return tuple(found[1:]), spent
+
+    def retry(self, session: str) -> Activity | None:
+        """The retry that the newest step waits for: the server counts that as work."""
+        newest = dicts(self.data_if_possible(f"/api/session/{session}/message?limit=1"))
+        retry = retry_of_step(session, as_dict(newest[0].get("retry") if newest else None))
+        return retry if retry.wait > 0 else None
+
+    def verdict(
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+    ) -> tuple[str, Fault | None]:
+        """How the answer to our own prompt stands, and why it failed."""
+        ids = ids_of_attempts(prompt, attempt)
+        delivered, messages = self.since_prompt(session, ids)
+        if own.get("outcome") == "failed" and delivered != ids[-1]:
+            # Before the first step, as with a model or an agent that is not there. Why, the
+            # message tells since 2.1; before, the stream alone.
+            idles = [message for message in messages if message.get("type") == "idle"]
+            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
+        if not delivered:
+            return "undelivered", None
+        return judge_steps(messages, is_at_work)
+
+    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
+        """The newest of our prompts that was delivered, "" when none was, and the messages after
+        it, oldest first."""
+        path = f"/api/session/{session}/message?limit={PAGE}"
+        newer: list[Json] = []
+        cursor = ""
+        for _ in range(MOST_PAGES):
+            answer = as_dict(self.client.request("GET", path + cursor))
+            page = dicts(answer.get("data"))
+            for message in page:
+                id = as_text(message.get("id"))
+                if id in ids:
+                    return id, newer[::-1]
+                newer.append(message)
+            following = as_text(as_dict(answer.get("cursor")).get("next"))
+            if not page or not following:  # the last page names a next one, too: an empty one
+                break
+            cursor = "&cursor=" + quote(following, safe="")
+        return "", newer[::-1]
+
+    # What is asked.
+
+    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+        return list_asks(
+            ("permission", lambda: self.data(self.path("/api/permission/request")), permission_of),
+            ("question", lambda: self.data(self.path("/api/form")), self.question),
+        )
+
+    def is_asked(self, session: str, asks: tuple[Ask, ...]) -> bool:
         """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
         family = self.relatives(session)
-        for request in requests:
-            form = self.forms.get(request.id, {})
-            if request.session in family and form.get("sessionID") != ELSEWHERE:
-                return True
-        return False
+        return any(
+            ask.session in family and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
+            for ask in asks
+        )
 
-    def question(self, form: Json) -> Request:
+    def question(self, form: Json) -> Ask:
         """A form of questions, one for each field.
 
         What an MCP server asks names no session. On a server of our own nobody else can have
@@ -6246,7 +5248,7 @@ class Memory2:
         session = as_text(form.get("sessionID"))
         if id:
             self.forms[id] = form
-        if session == ELSEWHERE and self.is_ours:
+        if session == ELSEWHERE and not self.options.server:
             session = self.session
         questions = tuple(
             Question(
@@ -6257,19 +5259,55 @@ class Memory2:
         )
         detail = " / ".join(question.text for question in questions)
         detail = detail or as_text(form.get("title"))
-        return Request(id, session, "question", "", detail, questions)
+        return Ask(id, session, "question", "", detail, questions)
 
+    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        if ask.kind == "question":
+            self.reply_to_form(ask, decision, answers, message)
+            return
+        # A bare rejection would end the turn.
+        body = {"decision": decision, **({"message": message} if message else {})}
+        path = f"/api/session/{ask.session}/permission/{ask.id}/reply"
+        self.client.request("POST", path, body)
 
-class Decoder2:
-    """The event stream of OpenCode 2 in neutral words."""
+    def reply_to_form(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        """Answer a form. It is refused with words where it takes them: to dismiss it would end
+        the turn."""
+        form = self.forms.get(ask.id, {})
+        session = as_text(form.get("sessionID") or ask.session)
+        path = f"/api/session/{session}/form/{ask.id}"
+        answer = answer_to_form(form, answers, message)
+        try:
+            if answer:
+                self.client.request("POST", f"{path}/reply", {"answer": answer})
+                return
+        except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
+            if error.code != 400 or decision != "reject":
+                raise
+        # Versions differ in where they take the words, and none minds them elsewhere.
+        said = {"message": message}
+        self.client.request("DELETE", f"{path}?message={quote(message, safe='')}", said)
 
-    def __init__(self, memory: Memory2, directory: str) -> None:
-        self.memory = memory
-        self.directory = directory
-        self.calls: dict[tuple[str, str], Call] = {}  # by message and tool id
-        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
+    # How a session is stopped.
 
-    def decode(self, event: Json) -> list[StreamEvent]:
+    def interrupt(
+        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
+    ) -> None:
+        """Interrupt the family. It is answered before it has had its effect, and leaves in the
+        inbox what was not delivered, where it would join whatever comes next."""
+        ids = [session, *(id for id in self.at_work(session, timeout) if id != session)]
+        for id in ids:
+            self.client.request("POST", f"/api/session/{id}/interrupt", {}, timeout)
+        self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
+
+    def dispose(self) -> None:
+        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
+
+    # The event stream.
+
+    def decode(self, event: Json) -> list[SessionEvent | Edited]:
         """One event of the stream, in neutral words. It is fed them in their order."""
         type = as_text(event.get("type"))
         data = as_dict(event.get("data"))
@@ -6278,35 +5316,36 @@ class Decoder2:
             place = as_text(as_dict(event.get("location")).get("directory"))
             return [Edited(os.path.join(place, as_text(data.get("file"))))]
         if type == "form.created":
-            request = self.memory.question(as_dict(data.get("form")))
-            return [Asked(request.session, request)] if request.id and request.session else []
+            ask = self.question(as_dict(data.get("form")))
+            return [Asked(ask.session, ask)] if ask.id and ask.session else []
         session = as_text(data.get("sessionID"))
         if not session:
             return []
         decoder = self.DECODERS.get(type)
+        # Every other event of a session is a sign of life and no more.
         return decoder(self, session, data) if decoder else [Alive(session)]
 
-    def decode_created(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_created(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         parent = as_text(data.get("parentID"))
         if not parent:
             return [Alive(session)]
-        self.memory.parents[session] = parent
+        self.parents[session] = parent
         return [Child(session, parent)]
 
-    def decode_enqueued(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_enqueued(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         """What nobody typed wakes the session: something in its background has ended."""
         item = as_dict(data.get("item"))
         return [Woke(session) if item.get("type") == "synthetic" else Alive(session)]
 
-    def decode_started(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         return [Activity(session, "working")]
 
-    def decode_over(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         fault = fault_of_type(data.get("error"))
         idle = Activity(session, "idle")
         return [Broke(session, fault), idle] if fault else [idle]
 
-    def decode_step_started(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_step_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         """It comes again after a retry, for the same message."""
         model = without_variant(name_of_model(data.get("model")))
         agent = as_text(data.get("agent"))
@@ -6316,80 +5355,68 @@ class Decoder2:
             Spent(session, message, Spend(), model=model, agent=agent),
         ]
 
-    def decode_step_over(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_step_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         """A step has ended: it alone tells what it has cost. The sums that `usage.updated` tells
         would count it again."""
         spend = spend_of(data.get("cost"), data.get("tokens"))
-        finish = as_text(data.get("finish"))
-        ended = {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(finish, "answered")
         context = spend.input + spend.cached
         message = as_text(data.get("assistantMessageID"))
         for key in [key for key in self.calls if key[0] == message]:
             del self.calls[key]  # broken off: no word of their end will come
-        said: list[StreamEvent] = [
+        finish = data.get("finish")
+        ended = how_ended(finish) if finish else ""
+        said: list[SessionEvent | Edited] = [
             Spent(session, message, spend, context=context, ended=ended, complete=True)
         ]
         fault = fault_of_type(data.get("error"))
-        if fault:
-            said.append(Broke(session, fault))
-        return said
+        return [*said, Broke(session, fault)] if fault else said
 
-    def decode_retry(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_retry(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         return [retry_of_step(session, data)]
 
-    def decode_compacted(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_compacted(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         return [Compacted(session)]
 
-    def decode_text_started(self, session: str, data: Json) -> list[StreamEvent]:
-        return [written(session, "text", "running", data)]
+    def decode_delta(self, session: str, data: Json, kind: str) -> list[SessionEvent | Edited]:
+        return [Delta(session, key_of_written(kind, data), as_text(data.get("delta")))]
 
-    def decode_text_delta(self, session: str, data: Json) -> list[StreamEvent]:
-        return [Delta(session, key_of_written("text", data), as_text(data.get("delta")))]
+    def decode_written(
+        self, session: str, data: Json, kind: str, state: str
+    ) -> list[SessionEvent | Edited]:
+        """A text or a thought of a step."""
+        message = as_text(data.get("assistantMessageID"))
+        key = key_of_written(kind, data)
+        return [Part(session, message, key, kind, state, text=as_text(data.get("text")))]
 
-    def decode_text_ended(self, session: str, data: Json) -> list[StreamEvent]:
-        return [written(session, "text", "done", data)]
-
-    def decode_thought_started(self, session: str, data: Json) -> list[StreamEvent]:
-        return [written(session, "thinking", "running", data)]
-
-    def decode_thought_delta(self, session: str, data: Json) -> list[StreamEvent]:
-        return [Delta(session, key_of_written("thinking", data), as_text(data.get("delta")))]
-
-    def decode_thought_ended(self, session: str, data: Json) -> list[StreamEvent]:
-        return [written(session, "thinking", "done", data)]
-
-    def decode_tool_named(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_tool_named(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         """The first word of a tool, and the only one that tells its name."""
         tool = as_text(data.get("name") or "tool")
-        call = Call(tool, {}, self.clock)
+        call = ToolCall(tool, {}, self.clock)
         self.calls[key_of_call(data)] = call
         if tool in SUBAGENT_TOOLS:  # it is shown once, when it is known what for
             return [Alive(session)]
         return [self.tool_part(session, data, call, "running")]
 
-    def decode_tool_called(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_tool_called(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         known = self.calls.get(key_of_call(data))
-        tool = known.tool if known else "tool"
-        call = Call(tool, as_dict(data.get("input")), self.clock)
+        call = ToolCall(known.tool if known else "tool", as_dict(data.get("input")), self.clock)
         self.calls[key_of_call(data)] = call
         return [self.tool_part(session, data, call, "running")]
 
-    def decode_tool_success(self, session: str, data: Json) -> list[StreamEvent]:
-        return [self.tool_over(session, data, "done")]
-
-    def decode_tool_failed(self, session: str, data: Json) -> list[StreamEvent]:
-        return [self.tool_over(session, data, "failed")]
-
-    def tool_over(self, session: str, data: Json, state: str) -> Part:
-        call = self.calls.pop(key_of_call(data), Call("tool", {}, self.clock))
+    def decode_tool_over(self, session: str, data: Json, state: str) -> list[SessionEvent | Edited]:
+        call = self.calls.pop(key_of_call(data), ToolCall("tool", {}, self.clock))
         part = self.tool_part(session, data, call, state)
-        return part._replace(
-            text=as_text(as_dict(data.get("error")).get("message")),
-            call=call_id(call.tool, call.given),
-            seconds=max(0.0, self.clock - call.since),
-        )
+        changes = dicts(as_dict(data.get("metadata")).get("files"))
+        return [
+            part._replace(
+                argument=part.argument + change_of(changes),
+                text=as_text(as_dict(data.get("error")).get("message")),
+                call=call_id(call.tool, call.given),
+                seconds=max(0.0, self.clock - call.since),
+            )
+        ]
 
-    def tool_part(self, session: str, data: Json, call: Call, state: str) -> Part:
+    def tool_part(self, session: str, data: Json, call: ToolCall, state: str) -> Part:
         message, id = key_of_call(data)
         return Part(
             session,
@@ -6402,16 +5429,15 @@ class Decoder2:
             opens=call.tool in SUBAGENT_TOOLS,
         )
 
-    def decode_asked(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_asked(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         return [Asked(session, permission_of(data)) if data.get("id") else Alive(session)]
 
-    def decode_answered(self, session: str, data: Json) -> list[StreamEvent]:
+    def decode_answered(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         id = as_text(data.get("requestID") or data.get("id"))
-        self.memory.forms.pop(id, None)
+        self.forms.pop(id, None)
         return [Answered(session, id)]
 
-    # Every other event of a session is a sign of life and no more.
-    DECODERS: ClassVar[dict[str, Callable[[Decoder2, str, Json], list[StreamEvent]]]] = {
+    DECODERS: ClassVar[dict[str, Callable[[OpenCode2, str, Json], list[SessionEvent | Edited]]]] = {
         "session.created": decode_created,
         "session.inbox.enqueued": decode_enqueued,
         "session.execution.started": decode_started,
@@ -6424,16 +5450,18 @@ class Decoder2:
         "session.step.failed": decode_step_over,
         "session.retry.scheduled": decode_retry,
         "session.compaction.ended": decode_compacted,
-        "session.text.started": decode_text_started,
-        "session.text.delta": decode_text_delta,
-        "session.text.ended": decode_text_ended,
-        "session.reasoning.started": decode_thought_started,
-        "session.reasoning.delta": decode_thought_delta,
-        "session.reasoning.ended": decode_thought_ended,
+        "session.text.started": functools.partial(decode_written, kind="text", state="running"),
+        "session.text.delta": functools.partial(decode_delta, kind="text"),
+        "session.text.ended": functools.partial(decode_written, kind="text", state="done"),
+        "session.reasoning.started": functools.partial(
+            decode_written, kind="thinking", state="running"
+        ),
+        "session.reasoning.delta": functools.partial(decode_delta, kind="thinking"),
+        "session.reasoning.ended": functools.partial(decode_written, kind="thinking", state="done"),
         "session.tool.input.started": decode_tool_named,
         "session.tool.called": decode_tool_called,
-        "session.tool.success": decode_tool_success,
-        "session.tool.failed": decode_tool_failed,
+        "session.tool.success": functools.partial(decode_tool_over, state="done"),
+        "session.tool.failed": functools.partial(decode_tool_over, state="failed"),
         "permission.asked": decode_asked,
         "permission.replied": decode_answered,
         "form.replied": decode_answered,
@@ -6441,314 +5469,11 @@ class Decoder2:
     }
 
 
-class OpenCode2:
-    """OpenCode 2.x in neutral words: a `Dialect`. Nothing else knows its wire.
-
-    What comes of the stream is `Decoder2`'s, what stands before any session is `Inventory2`'s.
-    """
-
-    generation = 2
-    oldest = (2, 0, 4)
-    events_path = "/api/event"
-    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
-    session_id = SESSION_ID
-
-    def __init__(self, client: Client, options: Options) -> None:
-        self.client = client
-        self.options = options
-        self.directory = options.directory
-        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
-        self.inventory = Inventory2(client, options, self.path)
-        self.memory = Memory2(is_ours=not options.server)
-        self.decoder = Decoder2(self.memory, options.directory)
-
-    def path(self, path: str) -> str:
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
-
-    @staticmethod
-    def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login; the user is always `opencode`."""
-        return {"OPENCODE_PASSWORD": password}
-
-    @staticmethod
-    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
-        """What joins a session in OpenCode's own interface."""
-        return [*opencode, directory, "--server", url, "--session", session]
-
-    def setup(self) -> Setup:
-        return self.inventory.setup()
-
-    def decode(self, event: Json) -> list[StreamEvent]:
-        return self.decoder.decode(event)
-
-    # Sessions and prompts.
-
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works.
-
-        The id is the server's: OpenCode's free models refuse sessions with ids of others.
-        """
-        self.inventory.read_once()
-        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
-        model = prompt.model or self.inventory.model_for(prompt.agent)
-        if model:
-            body["model"] = model_of_name(model)
-        if prompt.agent:
-            body["agent"] = prompt.agent
-        if not self.options.attended:
-            # A model that has no such tool does not stop to ask where nobody would answer.
-            body["permissions"] = [NO_QUESTIONS]
-        answer = self.client.request("POST", "/api/session", body, SLOW_TIMEOUT)
-        made = as_dict(as_dict(answer).get("data"))
-        if not made.get("id"):
-            raise RequestError(502, "the server made a session without an id")
-        directory = as_text(as_dict(made.get("location")).get("directory"))
-        return as_text(made["id"]), directory
-
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
-        does nothing. What was not delivered of earlier attempts must not run beside this one."""
-        ids = ids_of_attempts(prompt, attempt)
-        self.memory.session = session
-        self.memory.sent[session] = ids
-        self.withdraw(session, ids[:-1])
-        body = {"id": ids[-1], "text": prompt.text}
-        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
-
-    def withdraw(self, session: str, ids: Iterable[str], timeout: float = REQUEST_TIMEOUT) -> None:
-        """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
-        for id in ids:
-            try:
-                path = f"/api/session/{session}/inbox/{id}"
-                self.client.request("DELETE", path, timeout=timeout)
-            except RequestError as error:
-                if error.code not in (404, 405):
-                    raise
-
-    # How a session stands.
-
-    def poll(self, command: Poll) -> Polled:
-        session = command.session
-        self.memory.session = session
-        known = self.memory.relatives(session)
-        working = self.at_work(session)
-        # What it has cost is read when it is known to rest: the last step must be in it.
-        own = self.record(session)
-        children, spent = self.family(session, own)
-        if self.memory.relatives(session) != known:  # the stream has not told of these subagents
-            working = self.at_work(session)
-        requests, unlisted = self.requests()
-        activity = "unknown"
-        if working is not None:
-            activity = "working" if working or self.memory.is_asked(session, requests) else "idle"
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = session in (working or ())
-        verdict = ""
-        fault = None
-        if activity in ("idle", "unknown") or (command.closer and is_at_work):
-            verdict, fault = self.verdict(command, as_text(own.get("outcome")), is_at_work)
-        retry = self.retry(session) if is_at_work else None
-        if retry:
-            activity = "retrying"
-        return Polled(command, activity, verdict, fault, spent, children, requests, unlisted, retry)
-
-    def record(self, session: str) -> Json:
-        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
-        session that is gone: nothing is to be expected of it any more."""
-        try:
-            answer = self.client.request("GET", f"/api/session/{session}")
-        except RequestError as error:
-            if error.code == 0 or error.name == "SessionNotFoundError":
-                raise
-            return {}
-        return as_dict(as_dict(answer).get("data"))
-
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str] | None:
-        """Who of the family is active; None: the server does not tell. Nobody is only believed
-        when it is said twice."""
-        for look in (1, 2):
-            answer = self.client.ask("/api/session/active", timeout)
-            if answer is None:
-                return None
-            active = as_dict(as_dict(answer).get("data"))
-            working = [id for id in self.memory.relatives(session) if id in active]
-            if working or look == 2:
-                return working
-            time.sleep(ASK_TWICE)
-        return []
-
-    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
-
-        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
-        and the larger sum counts.
-        """
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        found = [session]
-        for parent in found:  # it grows meanwhile
-            answer = self.client.ask_if_possible(f"/api/session?parentID={quote(parent, safe='')}")
-            for child in dicts(as_dict(answer).get("data")):
-                id = as_text(child.get("id"))
-                if child.get("parentID") != parent or not id or id in found:
-                    continue  # early versions list all there are
-                found.append(id)
-                self.memory.parents[id] = parent
-                if spent is not None:
-                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
-        return tuple(found[1:]), spent
-
-    def retry(self, session: str) -> Activity | None:
-        """The retry that the newest step waits for: the server counts that as work."""
-        answer = self.client.ask_if_possible(f"/api/session/{session}/message?limit=1")
-        newest = next(iter(dicts(as_dict(answer).get("data"))), {})
-        retry = retry_of_step(session, as_dict(newest.get("retry")))
-        return retry if retry.wait > 0 else None
-
-    def verdict(self, command: Poll, outcome: str, is_at_work: bool) -> tuple[str, Fault | None]:
-        """How the answer to our own prompt stands, and why it failed."""
-        ids = ids_of_attempts(command.prompt, command.attempt)
-        found = self.since_prompt(command.session, ids)
-        if found is None:
-            return "unknown", None
-        delivered, messages = found
-        if outcome == "failed" and delivered != ids[-1]:
-            # Before the first step, as with a model or an agent that is not there. Why, the
-            # message tells since 2.1; before, the stream alone.
-            idles = [message for message in messages if message.get("type") == "idle"]
-            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
-        if not delivered:
-            return "undelivered", None
-        return judge_steps(messages, is_at_work)
-
-    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]] | None:
-        """The newest of our prompts that was delivered, "" when none was, and the messages after
-        it, oldest first; None: the server shows no messages."""
-        path = f"/api/session/{session}/message?limit={PAGE}"
-        newer: list[Json] = []
-        cursor = ""
-        for _ in range(MOST_PAGES):
-            answer = self.client.ask(path + cursor)
-            if answer is None:
-                return None
-            page = dicts(as_dict(answer).get("data"))
-            for message in page:
-                id = as_text(message.get("id"))
-                if id in ids:
-                    return id, newer[::-1]
-                newer.append(message)
-            following = as_text(as_dict(as_dict(answer).get("cursor")).get("next"))
-            if not page or not following:  # the last page names a next one, too: an empty one
-                break
-            cursor = "&cursor=" + quote(following, safe="")
-        return "", newer[::-1]
-
-    # What is asked.
-
-    def requests(self) -> tuple[tuple[Request, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and what it failed to list."""
-        found: list[Request] = []
-        unlisted: list[str] = []
-        kinds = (
-            ("permission", "/api/permission/request", permission_of),
-            ("question", "/api/form", self.memory.question),
-        )
-        for kind, path, read in kinds:
-            try:
-                answer = as_dict(self.client.ask(self.path(path)))
-            except RequestError as error:
-                if error.code == 0:
-                    raise
-                unlisted.append(kind)
-                continue
-            found += [read(asked) for asked in dicts(answer.get("data"))]
-        return tuple(request for request in found if request.id), tuple(unlisted)
-
-    def reply(self, command: Reply) -> None:
-        request = command.request
-        if request.kind == "question":
-            self.reply_to_form(command)
-            return
-        body = {"decision": command.decision}
-        if command.message:  # a bare rejection ends the turn
-            body["message"] = command.message
-        path = f"/api/session/{request.session}/permission/{request.id}/reply"
-        self.client.request("POST", path, body)
-
-    def reply_to_form(self, command: Reply) -> None:
-        """Answer a form. It is refused with words where it takes them: to dismiss it would end
-        the turn."""
-        request = command.request
-        form = self.memory.forms.get(request.id, {})
-        session = as_text(form.get("sessionID") or request.session)
-        path = f"/api/session/{session}/form/{request.id}"
-        answer = answer_to_form(form, command.answers, command.message)
-        try:
-            if answer:
-                self.client.request("POST", f"{path}/reply", {"answer": answer})
-                return
-        except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
-            if error.code != 400 or command.decision != "reject":
-                raise
-        # Versions differ in where they take the words, and none minds them elsewhere.
-        said = {"message": command.message}
-        self.client.request("DELETE", f"{path}?message={quote(command.message, safe='')}", said)
-
-    # How a session is stopped.
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop a session; it is at rest when this returns."""
-        self.halt(session, ids_of_attempts(prompt, attempt), INTERRUPT_WITHIN, REQUEST_TIMEOUT)
-
-    def stop_session(self, session: str) -> None:
-        """The same in a hurry, before the server is stopped, or left alone.
-
-        What is not at rest by then leaves a claim behind, with which another process may wake it.
-        """
-        self.halt(session, self.memory.sent.get(session, ()), STOP_WITHIN, STOP_TIMEOUT)
-
-    def halt(self, session: str, ids: Sequence[str], within: float, timeout: float) -> None:
-        """Interrupt the family until it is at rest.
-
-        An interrupt is answered before it has had its effect, and leaves in the inbox what was not
-        delivered, where it would join whatever comes next.
-        """
-        until = time.monotonic() + within
-        self.interrupt_alone(session, timeout)
-        self.withdraw(session, ids, timeout)
-        working = self.wait_for_rest(session, until, timeout)
-        while working:
-            if time.monotonic() >= until:
-                raise RequestError(504, f"it works on, {within:.0f} s after it was interrupted")
-            for id in working:
-                self.interrupt_alone(id, timeout)
-            working = self.wait_for_rest(session, until, timeout)
-
-    def interrupt_alone(self, session: str, timeout: float) -> None:
-        """Interrupt one session, and what it waits for."""
-        self.client.request("POST", f"/api/session/{session}/interrupt", {}, timeout)
-
-    def wait_for_rest(self, session: str, until: float, timeout: float) -> list[str]:
-        """Wait a little; who of the family works after that."""
-        enough = min(until, time.monotonic() + INTERRUPT_AGAIN)
-        while True:
-            working = self.at_work(session, timeout)
-            if not working or time.monotonic() >= enough:
-                return working or []
-            time.sleep(ASK_TWICE)
-
-    def dispose(self) -> None:
-        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
-
-
-def permission_of(asked: Json) -> Request:
+def permission_of(asked: Json) -> Ask:
     title = as_text(asked.get("action") or "something")
     metadata = as_dict(asked.get("metadata"))
     detail = detail_of_ask(asked.get("resources"), metadata)
-    for change in dicts(metadata.get("files")):
-        detail += f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
-    return permission_request(asked, title, detail)
+    return permission_ask(asked, title, detail + change_of(dicts(metadata.get("files"))))
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -6791,20 +5516,9 @@ def model_of_name(name: str) -> Json:
     return {**model, "variant": variant} if variant else model
 
 
-def has_price(tier: Json) -> bool:
-    return bool(as_float(tier.get("input")) or as_float(tier.get("output")))
-
-
 def key_of_written(kind: str, data: Json) -> str:
     """The key of a text or a thought. There are no ids: both are counted, each on its own."""
     return f"{as_text(data.get('assistantMessageID'))} {kind} {as_int(data.get('ordinal'))}"
-
-
-def written(session: str, kind: str, state: str, data: Json) -> Part:
-    """A text or a thought of a step."""
-    message = as_text(data.get("assistantMessageID"))
-    key = key_of_written(kind, data)
-    return Part(session, message, key, kind, state, text=as_text(data.get("text")))
 
 
 def key_of_call(data: Json) -> tuple[str, str]:
@@ -6813,7 +5527,7 @@ def key_of_call(data: Json) -> tuple[str, str]:
 
 
 def retry_of_step(session: str, retry: Json) -> Activity:
-    """OpenCode 2 counts the attempt that is to come, the machines the one that failed."""
+    """OpenCode 2 counts the attempt that is to come, the run the one that failed."""
     error = as_dict(retry.get("error"))
     return Activity(
         session,
@@ -6832,7 +5546,7 @@ def fields_of(form: Json) -> list[Json]:
 def choices_of(field: Json) -> list[tuple[str, str, Any]]:
     """Label, description and value of what a field lets one choose from."""
     if field.get("type") == "boolean":
-        return [(YES, "", True), (NO, "", False)]
+        return [("yes", "", True), ("no", "", False)]
     found = []
     for option in dicts(field.get("options")):
         value = option.get("value", option.get("label"))
@@ -6890,9 +5604,8 @@ def fault_of_type(error: Any) -> Fault | None:
     if kind == "unknown" and missing:
         kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
     code = as_int(error.get("status"))
-    headers = as_dict(as_dict(error.get("response")).get("headers"))
-    announced = {name.lower(): value for name, value in headers.items()}.get("retry-after")
-    retry_after = as_float(error.get("retryAfterMs")) / 1000 or seconds_until(announced)
+    announced = announced_in(as_dict(error.get("response")).get("headers"))
+    retry_after = as_float(error.get("retryAfterMs")) / 1000 or announced
     retry_after = min(max(0.0, retry_after), LONGEST_TIME)
     return Fault(kind, message, code if code >= 400 else 0, retry_after)
 
@@ -6934,7 +5647,9 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     fault = fault_of_type(step.get("error"))
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if finish in ("stop", "length") and not fault:
+    if finish == "length" and not fault:
+        return "cut", CUT_BY_LENGTH
+    if finish == "stop" and not fault:
         return "answered", None
     if finish == "content-filter":
         return "failed", Fault("provider", "the provider's content filter ended the answer")
@@ -6963,8 +5678,11 @@ def was_refused(part: Json) -> bool:
 
 # ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
-OLDEST_KNOWN = "1.0.152 or newer, or 2.0.4 or newer"
+OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
 TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
+
+
+Dialect = Union[OpenCode1, OpenCode2]
 
 
 def detect(client: Client) -> tuple[type[Dialect], str]:
@@ -6985,34 +5703,13 @@ def detect(client: Client) -> tuple[type[Dialect], str]:
         return OpenCode1, version
     if probe(client, "/api/health").get("version"):
         raise Problem(TOO_OLD)  # 2.0.0 to 2.0.3
-    if answers_like_an_old_one(client):
-        return OpenCode1, ""
     raise Problem(f"{client.url} is not OpenCode: look at the address")
-
-
-def answers_like_an_old_one(client: Client) -> bool:
-    """Whether it is an early OpenCode 1, which does not tell its version."""
-    try:
-        return bool(as_dict(client.ask("/config", 5.0)))
-    except RequestError as error:
-        if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
-            raise
-        # In 1.0 a configuration or a plugin that cannot be loaded makes every route fail.
-        if error.name.startswith("Config"):
-            raise Problem(f"OpenCode's configuration is broken: mend it: {error}") from None
-        if isinstance(error.body.get("data"), dict):
-            said = json.dumps(error.body["data"], ensure_ascii=False)
-            raise Problem(
-                f"OpenCode cannot load its configuration or plugins ({error.name} {said}): mend "
-                "that, or try `OPENCODE_DISABLE_DEFAULT_PLUGINS=1`"
-            ) from None
-        return False
 
 
 def probe(client: Client, path: str) -> Json:
     """What the server says there; nothing when it does not know the path, or fails at it."""
     try:
-        return as_dict(client.ask(path, 5.0))
+        return as_dict(client.request("GET", path, timeout=5.0))
     except RequestError as error:
         if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
             raise
@@ -7041,7 +5738,7 @@ class StreamReader:
     def __init__(
         self,
         dialect: Dialect,
-        post: Callable[[Event], None],
+        post: Callable[[Any], None],
         live: bool,
         verbose: bool,
     ) -> None:
@@ -7115,7 +5812,7 @@ class StreamReader:
             self.post(said)
 
     def _sign_of_life(self, data: bytes) -> None:
-        found = self.dialect.session_id.search(data)
+        found = SESSION_ID.search(data)
         session = found.group(1) if found else b""
         if session and session not in self.alive:
             self.alive.add(session)
@@ -7213,20 +5910,59 @@ def group_memory(group: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
+def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
+    """A child's exit status once it has ended; `waits` for that.
+
+    It is looked at without reaping, where that can be done: until then its number, which is that of
+    its group too, is given to nobody else.
+    """
+    if process.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+        with suppress(ChildProcessError):  # another thread has reaped it just now
+            how = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
+            found = os.waitid(os.P_PID, process.pid, how)
+            if found is None:
+                return None
+            return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return process.wait() if waits else process.poll()
+
+
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Its exit status, not reaped; None when it runs for longer than that."""
+    until = time.monotonic() + seconds
+    pause = 0.001
+    while exit_status(process) is None and time.monotonic() < until:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return exit_status(process)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a child's process group; ProcessLookupError when nothing of it is left.
+
+    While anything is, no new process is given its number: whoever has it after the child was reaped
+    is somebody else.
+    """
+    if process.returncode is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, 0)
+            raise PermissionError
+    os.killpg(process.pid, number)
+
+
 def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
     """End a child's process group, and what left it.
 
     SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
-    whatever carries the mark: tools that went into groups of their own.
+    whatever carries the mark: tools that went into groups of their own. Only here is it reaped.
     """
     strays = descendants(process.pid)
-    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
-        until = time.monotonic() + seconds
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+    with suppress(ProcessLookupError, PermissionError):
+        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
+            signal_group(process, number)
+            until = time.monotonic() + seconds
             while time.monotonic() < until:
                 process.poll()
-                os.killpg(process.pid, 0)  # raises when nothing of it is left
+                signal_group(process, 0)
                 time.sleep(0.01)
     process.poll()
     for pid in {*strays, *marked_pids(mark)}:
@@ -7348,13 +6084,13 @@ class Server:
     One command at a time starts or stops it, until it is closed.
     """
 
-    def __init__(self, options: Options, post: Callable[[Event], None]) -> None:
+    def __init__(self, options: Options, post: Callable[[Any], None]) -> None:
         self.options = options
         self.post = post
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.mark = os.urandom(12).hex()
         self.username = DEFAULT_USER
-        self.password = os.urandom(24).hex()
+        self.password = ""  # each start has one of its own
         if options.server:
             given = self.environment
             self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
@@ -7371,7 +6107,7 @@ class Server:
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
 
-    def start(self, command: StartServer) -> ServerUp:
+    def start(self, launch: int) -> Started:
         """Start it, after stopping what still runs of it. Raises Problem."""
         with self.turn:
             self.stop()
@@ -7387,9 +6123,9 @@ class Server:
             self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             self.reader.start()
             if self.process:
-                args = (self.process, command.launch)
+                args = (self.process, launch)
                 threading.Thread(target=self._watch, args=args, daemon=True).start()
-            return ServerUp(command, url, version)
+            return Started(url, version, dialect_type.generation)
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -7400,6 +6136,7 @@ class Server:
                 "or leave --port out for a free one"
             )
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
+        self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         login = {
             **OpenCode1.environment(self.username, self.password),
             **OpenCode2.environment(self.username, self.password),
@@ -7440,10 +6177,8 @@ class Server:
             ) from None
         if url:
             return url
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(2)
         raise Problem(
-            f"OpenCode ended with exit status {process.returncode} while starting: "
+            f"OpenCode ended with exit status {wait_for_end(process, 2.0)} while starting: "
             f"run `{command}` yourself to see why",
             again=True,  # another one that starts may have locked the database
         )
@@ -7467,19 +6202,24 @@ class Server:
             self.last_lines.append(line[:300])
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        process.wait()
+        exit_status(process, waits=True)
         if self.process is process:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, self.last_words(process)))
 
     def last_words(self, process: subprocess.Popen[bytes]) -> str:
         lines = "".join(f"\n  {line}" for line in self.last_lines)
-        return f"the server ended by itself with exit status {process.returncode}{lines}"
+        return f"the server ended by itself with exit status {exit_status(process)}{lines}"
 
     def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
-        client = Client(url, self.username, self.password)
+        process = self.process
+
+        def is_gone() -> bool:
+            return process is not None and exit_status(process) is not None
+
+        client = Client(url, self.username, self.password, is_gone)
         has_said = False
         while True:
             try:
@@ -7487,8 +6227,10 @@ class Server:
             except RequestError as error:
                 if error.code in (401, 403) and self.username != DEFAULT_USER:
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
-                    client = Client(url, self.username, self.password)
+                    client = Client(url, self.username, self.password, is_gone)
                     continue
+                if process and is_gone():
+                    raise Problem(self.last_words(process), again=True) from None
                 self._give_up(url, error, until)
                 is_booting = error.code == 503
                 if self.options.server and not has_said:
@@ -7536,12 +6278,20 @@ class Server:
     def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
         with suppress(RequestError):
             if session:
-                dialect.stop_session(session)
+                self._stop_session(dialect, session)
             if is_ours:
                 dialect.dispose()
             elif session:
                 time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
-                dialect.stop_session(session)
+                self._stop_session(dialect, session)
+
+    def _stop_session(self, dialect: Dialect, session: str) -> None:
+        """Interrupt a session in a hurry. What is not at rest when its server ends leaves a claim
+        behind, with which another process of OpenCode 2 may wake it."""
+        until = time.monotonic() + 2.0
+        dialect.interrupt(session, Prompt(""), 0, timeout=1.5)
+        while dialect.is_at_work(session, timeout=1.0) and time.monotonic() < until:
+            time.sleep(0.1)
 
     def close(self, session: str = "") -> None:
         """Stop for good."""
@@ -7567,85 +6317,40 @@ def port_is_free(port: int) -> bool:
     return False
 
 
-# ── worker ────────────────────────────────────────────────────────────────────────────────────────
-# Carries commands out, and answers each with one event. It works in lanes, each a queue with
-# threads of its own, so that whatever hangs (a file system, a check of an hour, a server that is
-# being started) holds up only its like. No decisions are made here.
+# ── outside ───────────────────────────────────────────────────────────────────────────────────────
+# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
+# file system, a check of an hour, a server that is being started) holds up nothing else. No decisions
+# are made here.
 
 
-def why_of(error: RequestError) -> str:
-    """What it means for a command, in the words of `Failed`."""
-    if error.code == 0 or error.code >= 500:
-        return "silent"
-    if error.code in (401, 403):
-        return "locked"
-    if error.name.startswith("Config"):
-        return "configuration"
-    return "gone" if error.code == 404 else "rejected"
+class Outside:
+    """The world as a run knows it: a request is the name of a method, and its arguments.
 
+    What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
+    """
 
-class Worker:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.options = server.options
         self.post = server.post
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None
-        self.running_check = 0  # its ticket
-        self.stopped_checks: set[int] = set()
-        # Lane -> its queue. Requests have several threads: one that hangs holds up no other.
-        self.lanes: dict[str, queue.SimpleQueue[Command]] = {}
-        for lane, threads in (("server", 1), ("system", 1), ("check", 1), ("requests", 4)):
-            self.lanes[lane] = queue.SimpleQueue()
-            for _ in range(threads):
-                args = (self.lanes[lane],)
-                threading.Thread(target=self._work, args=args, daemon=True).start()
+        self.is_check_stopped = False
 
-    LANES: ClassVar[dict[type, str]] = {
-        StartServer: "server",
-        StopServer: "server",
-        ReadFiles: "system",
-        MeasureServer: "system",  # before the files are read: they move the loop on
-        RunCheck: "check",
-    }
+    def make(self, reply: Reply) -> None:
+        """Have a request made."""
+        if reply.request == "notify":
+            self._make(reply)  # at once, since the program may be about to end
+        else:
+            threading.Thread(target=self._make, args=(reply,), daemon=True).start()
 
-    def carry_out(self, command: Command) -> None:
-        if isinstance(command, Notify):
-            # At once, since the program may be about to end.
-            self.notify(command)
-            return
-        self.lanes[self.LANES.get(type(command), "requests")].put(command)
-
-    def _work(self, lane: queue.SimpleQueue[Command]) -> None:
-        while True:
-            command = lane.get()
-            self.post(self.answer(command))
-
-    def answer(self, command: Command) -> Answer:
+    def _make(self, reply: Reply) -> None:
         try:
-            return self.HOW[type(command)](self, command) or Done(command)
-        except RequestError as error:
-            return self.failure(command, error)
-        except Problem as problem:
-            return Failed(command, str(problem), again=problem.again)
-
-    def failure(self, command: Command, error: RequestError) -> Failed:
-        problem = str(error)
-        if error.code == 0 and not error.is_timeout:
-            problem = self.why_gone() or problem
-        return Failed(command, problem, why_of(error))
-
-    def why_gone(self) -> str:
-        """A connection that breaks off is the first sign of a server that dies: what were its last
-        words? They come a moment later."""
-        process = self.server.process
-        if process is None:
-            return ""
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
-            time.sleep(0.1)
-            return self.server.last_words(process)
-        return ""
+            result = getattr(self, reply.request)(*reply.args)
+        except (RequestError, Problem) as error:
+            self.post(Answer(reply, error=error))
+        else:
+            self.post(Answer(reply, result))
 
     @property
     def dialect(self) -> Dialect:
@@ -7654,46 +6359,41 @@ class Worker:
             raise RequestError(0, "the server is not running")
         return dialect
 
-    def check_setup(self, command: CheckSetup) -> Answer:
-        try:
-            return SetupChecked(command, self.dialect.setup())
-        except RequestError as error:
-            if error.code in (401, 403):
-                raise Problem(WRONG_PASSWORD) from None
-            if error.code == 400:
-                raise Problem(f"OpenCode's configuration is broken: mend it: {error}") from None
-            if error.is_timeout:
-                raise Problem(
-                    f"OpenCode does not answer for this directory ({error}): a plugin or MCP "
-                    "server may hang while it is loaded: try `OPENCODE_PURE=1`"
-                ) from None
-            raise
+    def start_server(self, launch: int) -> Started:
+        return self.server.start(launch)
 
-    def read_files(self, command: ReadFiles) -> Answer:
+    def stop_server(self, session: str) -> None:
+        self.server.stop(session)
+
+    def measure_server(self) -> int:
+        """MiB resident, 0 when it cannot be told."""
+        self.server.guard.look_after()
+        return self.server.memory()
+
+    def setup(self) -> Setup:
+        return self.dialect.setup()
+
+    def read_files(self) -> FilesRead:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
-        return FilesRead(command, plan, prompt, problem or other_problem, self.options.plan)
+        return FilesRead(plan, prompt, problem or other_problem)
 
-    def create_session(self, command: CreateSession) -> Answer:
-        session, directory = self.dialect.create(command.prompt)
+    def create(self, prompt: Prompt) -> Created:
+        session, directory = self.dialect.create(prompt)
         is_here = not directory or is_same_path(directory, self.options.directory)
-        return SessionCreated(command, session, "" if is_here else directory)
+        return Created(session, "" if is_here else directory)
 
-    def send_prompt(self, command: SendPrompt) -> None:
-        self.dialect.send(command.session, command.prompt, command.attempt)
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        self.dialect.send(session, prompt, attempt)
 
-    def poll(self, command: Poll) -> Answer:
-        return self.dialect.poll(command)
+    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+        return self.dialect.poll(session, prompt, attempt, closer)
 
-    def interrupt(self, command: Interrupt) -> None:
-        self.dialect.interrupt(command.session, command.prompt, command.attempt)
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        self.dialect.interrupt(session, prompt, attempt)
 
-    def reply(self, command: Reply) -> None:
-        self.dialect.reply(command)
-
-    def measure(self, command: MeasureServer) -> Answer:
-        self.server.guard.look_after()
-        return Measured(command, self.server.memory())
+    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        self.dialect.reply(ask, decision, answers, message)
 
     # Shell commands of a person's: --check and --notify.
 
@@ -7719,82 +6419,56 @@ class Worker:
             env=environment,
         )
 
-    def run_check(self, command: RunCheck) -> Answer:
-        ticket = command.ticket
-        directory = self.options.directory
+    def run_check(self, facts: dict[str, str]) -> CheckResult:
         try:
             with self.server.lock:
-                if self.server.closing or ticket in self.stopped_checks:
-                    return CheckFinished(command, 126, "", interrupted=True)
+                self.is_check_stopped = self.server.closing
+                if self.is_check_stopped:
+                    return CheckResult(126, "", interrupted=True)
                 self.server.guard.watch(self.server.process.pid if self.server.process else 0)
                 process = self.shell(
-                    self.options.check, command.facts, directory, subprocess.PIPE, self.check_mark
+                    self.options.check,
+                    facts,
+                    self.options.directory,
+                    subprocess.PIPE,
+                    self.check_mark,
                 )
                 self.check = process
-                self.running_check = ticket
         except (OSError, ValueError) as error:
-            return CheckFinished(command, 126, f"the check cannot be started: {error}")
+            return CheckResult(126, f"the check cannot be started: {error}")
         tail = OutputTail(process)
-        status = 124
         late = ""
-        try:
-            status = process.wait(self.options.check_timeout or None)
-        except subprocess.TimeoutExpired:
+        status = wait_for_end(process, self.options.check_timeout or math.inf)
+        if status is None:
+            status = 124
             late = f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
         with self.server.lock:
             self.check = None
-            was_stopped = ticket in self.stopped_checks
-        return CheckFinished(command, status, tail.text() + late, was_stopped)
+        return CheckResult(status, tail.text() + late, self.is_check_stopped)
 
-    def stop_check(self, command: StopCheck) -> None:
-        """End the check with that ticket; one that has not begun does not begin."""
+    def stop_check(self) -> None:
         with self.server.lock:
-            self.stopped_checks.add(command.check)
-            process = self.check if self.running_check == command.check else None
+            process = self.check
+            self.is_check_stopped = process is not None
         if process:
             end_group(process, 0.5, self.check_mark)
 
-    def stop_all_checks(self) -> None:
-        """At the end, once the server is closed: nothing begins any more."""
-        process = self.check
-        if process:
-            self.stopped_checks.add(self.running_check)
-            end_group(process, 0.5, self.check_mark)
-
-    def notify(self, command: Notify) -> None:
+    def notify(self, event: str, message: str, facts: dict[str, str]) -> None:
         """Never waited for, but for saying that it failed."""
         directory = self.options.directory
         cwd = directory if os.path.isdir(directory) else "/"
         try:
-            process = self.shell(
-                self.options.notify, command.facts, cwd, subprocess.DEVNULL, mark=""
-            )
+            process = self.shell(self.options.notify, facts, cwd, subprocess.DEVNULL, mark="")
         except (OSError, ValueError) as error:
-            self.post(Failed(command, f"--notify cannot be started: {error}"))
-            return
+            raise Problem(f"--notify cannot be started: {error}") from None
 
         def wait() -> None:
             status = process.wait()
-            problem = f"--notify ended with exit status {status}"
-            self.post(Failed(command, problem) if status else Done(command))
+            if status:
+                self.post(Noted("warn", f"--notify ended with exit status {status}"))
 
         threading.Thread(target=wait, daemon=True).start()
-
-    HOW: ClassVar[dict[type, Callable[..., Answer | None]]] = {
-        StartServer: lambda worker, command: worker.server.start(command),
-        StopServer: lambda worker, command: worker.server.stop(command.session),
-        MeasureServer: measure,
-        CheckSetup: check_setup,
-        ReadFiles: read_files,
-        CreateSession: create_session,
-        SendPrompt: send_prompt,
-        Poll: poll,
-        Interrupt: interrupt,
-        Reply: reply,
-        RunCheck: run_check,
-        StopCheck: stop_check,
-    }
 
 
 def is_same_path(one: str, other: str) -> bool:
@@ -7851,7 +6525,7 @@ class LineScreen:
         for entry in fresh:
             self.queue.put(entry)
 
-    def hand_over(self, command: HandOver, argv: Sequence[str], env: dict[str, str]) -> None:
+    def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
     @property
@@ -7886,7 +6560,7 @@ class CursesScreen:
     # Terminals that take a title, and know how to give the old one back.
     TITLED = re.compile("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-")
 
-    def __init__(self, post: Callable[[Event], None], colour: bool, utf8: bool) -> None:
+    def __init__(self, post: Callable[[Any], None], colour: bool, utf8: bool) -> None:
         self.post = post
         self.colour = colour
         self.utf8 = utf8
@@ -7894,7 +6568,7 @@ class CursesScreen:
         self.title = ""
         self.ask_shown = ""  # what is asked on the screen, as it was drawn last
         self.picture: Picture | None = None
-        self.handed: tuple[HandOver, Sequence[str], dict[str, str]] | None = None
+        self.handed: tuple[Reply, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.ours_again_at = 0.0  # ctrl-c is meant for us from then on
         self.closing = False
@@ -7906,11 +6580,11 @@ class CursesScreen:
     def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         self.picture = picture
 
-    def hand_over(self, command: HandOver, argv: Sequence[str], env: dict[str, str]) -> None:
+    def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         if self.handed:
-            self.post(Done(command))  # it is away already: T was pressed twice
+            self.post(Answer(reply))  # it is away already: T was pressed twice
         else:
-            self.handed = (command, argv, env)
+            self.handed = (reply, argv, env)
 
     @property
     def is_given_away(self) -> bool:
@@ -7943,7 +6617,7 @@ class CursesScreen:
             self._use(window)
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             if self.handed:
-                self.post(Failed(self.handed[0], "the terminal is gone"))
+                self.post(Answer(self.handed[0], error=Problem("the terminal is gone")))
                 self.handed = None
             self.post(ScreenLost(f"the terminal is gone ({error})"))
         finally:
@@ -8072,27 +6746,29 @@ class CursesScreen:
             os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
 
     def _give_terminal(
-        self, window: Any, command: HandOver, argv: Sequence[str], env: dict[str, str]
+        self, window: Any, reply: Reply, argv: Sequence[str], env: dict[str, str]
     ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         if not takes_output():
-            self.post(Failed(command, "the terminal takes no output: ctrl-q, perhaps"))
+            error = Problem("the terminal takes no output: ctrl-q, perhaps")
+            self.post(Answer(reply, error=error))
             return
         curses.def_prog_mode()
         curses.endwin()
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
         with suppress(OSError):
             os.write(1, said.encode() + b"\r\n")
-        answer: Event = Done(command)
+        answer = Answer(reply)
         try:
             with UsualSignals():
                 self.child = subprocess.Popen(argv, env=env)
             status = self.child.wait()
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
-                answer = Failed(command, f"OpenCode's interface ended with exit status {status}")
+                problem = f"OpenCode's interface ended with exit status {status}"
+                answer = Answer(reply, error=Problem(problem))
         except OSError as error:
-            answer = Failed(command, f"cannot start {argv[0]}: {error}")
+            answer = Answer(reply, error=Problem(f"cannot start {argv[0]}: {error}"))
         self.post(answer)
         curses.reset_prog_mode()
         window.redrawwin()
@@ -8124,7 +6800,7 @@ def set_termios(number: int, modes: list[Any]) -> None:
             termios.tcsetattr(number, termios.TCSANOW, modes)
 
 
-def choose_screen(options: Options, post: Callable[[Event], None]) -> LineScreen | CursesScreen:
+def choose_screen(options: Options, post: Callable[[Any], None]) -> LineScreen | CursesScreen:
     """Curses where there is a terminal that can, plain lines elsewhere."""
     has_colour = not os.environ.get("NO_COLOR")
     is_utf8 = False
@@ -8204,7 +6880,7 @@ class Writer:
 class Log:
     """`--log`: every entry of the journal, appended; JSON lines when the path ends in .jsonl."""
 
-    def __init__(self, path: str, writer: Writer, post: Callable[[Event], None]) -> None:
+    def __init__(self, path: str, writer: Writer, post: Callable[[Any], None]) -> None:
         self.path = path
         self.writer = writer
         self.post = post
@@ -8387,52 +7063,51 @@ def private_folder() -> tuple[str, str]:
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 
-def record_of(loop: Loop, server: Server, status: int | None) -> Json:
+def record_of(run: Run, server: Server, status: int | None) -> Json:
     """What the state file says of a run; `status` is its exit status once it has ended."""
-    series = loop.series
-    session = loop.session
-    plan = series.plan
-    tasks = view_tasks(plan, series.books.results, view_under_way(loop, loop.now))
+    talk = run.talk
+    plan = run.plan
+    tasks = view_tasks(plan, run.books.results, view_under_way(run, run.now))
     record: Json = {
         "pid": os.getpid(),
-        "plan": loop.options.plan,
-        "directory": loop.options.directory,
-        "state": loop.shown_state,
-        "reason": loop.reason,
-        "iteration": series.number,
-        "task": series.task.text if series.task else "",
-        "session": session.id if session else "",
-        "model": series.model,
-        "elapsed": round(loop.clock.elapsed),
-        "updated": loop.clock.wall,
-        **series.total.record(),
-        "limits": {name: most for name, most in series.limits.most.items() if most},
-        "server": loop.server.url,
-        "generation": server.dialect.generation if server.dialect else 0,
-        "version": loop.server.version,
+        "plan": run.options.plan,
+        "directory": run.options.directory,
+        "state": run.shown_state,
+        "reason": run.shown_reason,
+        "iteration": run.number,
+        "task": run.iteration.task.text if run.iteration and run.iteration.task else "",
+        "session": talk.id if talk else "",
+        "model": run.model,
+        "elapsed": round(run.clock.elapsed),
+        "updated": run.clock.wall,
+        **run.total.record(),
+        "limits": {name: most for name, most in run.limits.most.items() if most},
+        "server": run.server.url,
+        "generation": run.server.generation,
+        "version": run.server.version,
         "waits_for": [],
         "retry": "",
         "waiting_until": None,
         "check": {
-            "command": loop.options.check,
-            "verdict": series.gate.last,
-            "told": series.gate.complaint,
+            "command": run.options.check,
+            "verdict": run.gate.last,
+            "told": run.gate.complaint,
         },
         "tasks": [task_record(item) for item in tasks],
-        "outcomes": [result_record(result) for result in series.books.results[-200:]],
+        "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "summary": plan.summary,
     }
-    if session:
-        asks = session.asks.open.values()
-        record["waits_for"] = [f"{ask.request.title} {ask.request.detail}" for ask in asks]
-        if session.retry:
-            at = local_time("%H:%M", loop.clock.wall + session.retry.at - loop.now)
-            record["retry"] = f"{session.retry.message} (at {at})"
-    if series.wait_until is not None:
-        record["waiting_until"] = loop.clock.wall + series.wait_until - loop.now
+    if talk:
+        asks = talk.asks.open.values()
+        record["waits_for"] = [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks]
+        if talk.retry:
+            at = local_time("%H:%M", run.clock.wall + talk.retry.at - run.now)
+            record["retry"] = f"{talk.retry.message} (at {at})"
+    if run.wait_until is not None:
+        record["waiting_until"] = run.clock.wall + run.wait_until - run.now
     if status is not None:
-        return dict(record, status=status, ended=loop.clock.wall)
-    secrets = (server.username, server.password, list(loop.options.opencode))
+        return dict(record, status=status, ended=run.clock.wall)
+    secrets = (server.username, server.password, list(run.options.opencode))
     return {**record, **dict(zip(SECRETS, secrets))}
 
 
@@ -8550,7 +7225,7 @@ examples:
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in KEYS)}
+{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in HELP_ON_KEYS)}
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
@@ -8986,11 +7661,11 @@ def run(given: argparse.Namespace) -> int:
         # These two are for the screen's thread alone. Threads inherit what is blocked, so it is
         # done before there are any.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-    return Run(options, run_file, warnings).work()
+    return Driver(options, run_file, warnings).work()
 
 
-class Run:
-    """The main thread: one inbox, one loop, and everything that feeds it and is fed by it."""
+class Driver:
+    """The main thread: one inbox, one run, and everything that feeds it and is fed by it."""
 
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
@@ -9002,10 +7677,10 @@ class Run:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
         self.server = Server(options, post)
-        self.worker = Worker(self.server)
+        self.outside = Outside(self.server)
         self.writer = Writer()
         self.log = Log(options.log, self.writer, post)
-        self.loop = Loop(options, time.time(), os.urandom(4).hex())
+        self.run = Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
         self.ticked_at = 0.0
@@ -9020,16 +7695,17 @@ class Run:
             post(Noted("warn", warning))
 
     def work(self) -> int:
-        """Run until the loop says Exit; whatever happens, nothing of it is left behind."""
+        """Run until the run ends; whatever happens, nothing of it is left behind."""
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
-            self._carry_out(self.loop.start())
+            self._make(self.run.handle(None, time.time()))
             self.screen = choose_screen(self.options, self.inbox.put)
-            self.log.add(self.loop.journal.newest(self.loop.journal.count))
-            while self.status is None:
+            self.log.add(self.run.journal.newest(self.run.journal.count))
+            while self.run.exit_status is None:
                 self._turn()
+            self.status = self.run.exit_status
         except Exception as error:
             self._tell_of_bug(error)
             raise
@@ -9040,16 +7716,15 @@ class Run:
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, whatever state the machines are in."""
         reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
-        loop = self.loop
+        run = self.run
         with suppress(Exception):
-            loop.state = "error"
-            loop.why = reason
-            loop.pending.collect()
-            before = loop.journal.count
-            note_end(loop.series, "failed", 1, reason)
-            self.log.add(loop.journal.newest(loop.journal.count - before))
-            loop.notify("failed", reason)
-            self._carry_out(loop.pending.collect())
+            run.show("error", reason)
+            run.requests.clear()
+            before = run.journal.count
+            note_end(run, "failed", 1, reason)
+            self.log.add(run.journal.newest(run.journal.count - before))
+            run.notify("failed", reason)
+            self._make(run.requests)
 
     def _take_signals(self) -> None:
         def post(number: int, frame: Any) -> None:
@@ -9075,7 +7750,7 @@ class Run:
         now = time.time()
         if not 0 <= now - self.ticked_at < self.TICK:
             self.ticked_at = now
-            self._handle(Tick())
+            self._handle(None)
         if self.is_dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
             self.drawn_at = now
             self.is_dirty = False
@@ -9084,37 +7759,36 @@ class Run:
     def _handle(self, event: Any) -> None:
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        journal = self.loop.journal
+        journal = self.run.journal
         before = journal.count
-        self._carry_out(self.loop.handle(event, time.time()))
+        self._make(self.run.handle(event, time.time()))
         self.log.add(journal.newest(journal.count - before))
         self.is_dirty = True
 
-    def _carry_out(self, commands: Sequence[Command | Exit]) -> None:
-        for command in commands:
-            if isinstance(command, Exit):
-                self.status = command.status
-            elif isinstance(command, HandOver):
+    def _make(self, requests: Sequence[Reply]) -> None:
+        """Have requests made. The terminal is the screen's to give away."""
+        for reply in requests:
+            if reply.request == "hand_over":
                 assert self.screen
-                argv, environment = attach_command(record_of(self.loop, self.server, None))
+                argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
-                self.screen.hand_over(command, argv, environment)
+                self.screen.hand_over(reply, argv, environment)
             else:
-                self.worker.carry_out(command)
+                self.outside.make(reply)
 
     def _show(self) -> None:
-        loop = self.loop
-        now = loop.now
+        run = self.run
+        now = run.now
         last = self.picture
-        picture = view(loop, now)
+        picture = view(run, now)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
             known = last.newest if last else 0
-            self.screen.show(picture, loop.journal.newest(picture.newest - known))
-        session = loop.session
-        asks = len(session.asks.open) if session else 0
-        matters = (loop.shown_state, loop.reason, asks)
-        changed = (loop.series.number, session.id if session else "", int(now / self.RECORD_EVERY))
+            self.screen.show(picture, run.journal.newest(picture.newest - known))
+        talk = run.talk
+        asks = len(talk.asks.open) if talk else 0
+        matters = (run.shown_state, run.shown_reason, asks)
+        changed = (run.number, talk.id if talk else "", int(now / self.RECORD_EVERY))
         is_time = now >= self.record_at
         if matters != self.recorded[0] or (is_time and changed != self.recorded[1]):
             self.recorded = (matters, changed)
@@ -9122,7 +7796,7 @@ class Run:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        record = record_of(self.loop, self.server, status)
+        record = record_of(self.run, self.server, status)
         self.writer.put(lambda: self._write(record))
 
     def _write(self, record: Json) -> None:
@@ -9136,14 +7810,14 @@ class Run:
 
     def _leave(self) -> None:
         """End everything, in the order in which it stands here; every step is tried."""
-        loop = self.loop
+        run = self.run
         status = 1 if self.status is None else self.status
-        session = loop.session.id if loop.session else loop.series.left_session
+        session = run.talk.id if run.talk else run.left_session
         steps: tuple[tuple[str, Callable[[], None]], ...] = (
             ("show how it ended", self._show),
-            ("end the check", self.worker.stop_all_checks),
+            ("end the check", self.outside.stop_check),
             ("end session, server and tools", lambda: self.server.close(session)),
-            ("end a check that was about to start", self.worker.stop_all_checks),
+            ("end a check that was about to start", self.outside.stop_check),
             ("give the terminal back", self._close_screen),
             ("write down how it ended", lambda: self._record(status)),
             ("wait for what is being written", lambda: self.writer.close(3.0)),
@@ -9173,14 +7847,14 @@ class Run:
         Into a terminal that takes no output nothing is printed, and its stuck thread is not waited
         for.
         """
-        loop = self.loop
+        run = self.run
         screen = self.screen
         if screen and (screen.thread.is_alive() or not takes_output()):
             os._exit(status)
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
-                print(f"ocloop: {printable(loop.reason)}")
-                for line in summary_of(loop.series):
+                print(f"ocloop: {printable(run.shown_reason)}")
+                for line in summary_of(run):
                     print(f"  {printable(line)}")
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
