@@ -585,6 +585,7 @@ class Setup(NamedTuple):
     agents: tuple[str, ...] | None = None
     free: frozenset[str] = frozenset()  # models without a price
     providers: frozenset[str] = frozenset()  # those that the server knows with a login
+    variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
@@ -612,6 +613,7 @@ class Polled(NamedTuple):
     unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
     retry: Activity | None = None  # the details, when it is retrying
     is_unsure: bool = False  # it seems to rest, which has to be seen twice
+    is_alive: bool = False  # something of it goes on that the stream does not tell of
 
 
 class CheckResult(NamedTuple):
@@ -1014,10 +1016,12 @@ LOOK_TWICE = 0.25  # between two looks where resting has to be seen twice
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
 ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
 SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
-SPINS = 3  # answers that end nowhere, or compactions without an answer, in a row
+SPINS = 3  # answers that end nowhere, or compactions without anything new, in a row
 ANSWERS_TO_ONE_PROMPT = 3  # a clock that was set back makes OpenCode answer again and again
-SAME_CALLS = 20  # the same tool with the same input, in a row
+SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
+LONGEST_TURN = 4  # calls that come by turns
 REFUSALS = 20  # in one session
+GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
 LOST_REPLIES = 3  # answers to asks that the server would not take
 
 NOBODY = (
@@ -1122,8 +1126,8 @@ class Judge:
     def read(self, polled: Polled) -> tuple[str, Fault | None]:
         """The verdict of a poll, together with what the stream has told."""
         verdict = polled.verdict
-        if verdict == "undelivered" and self.fault:
-            verdict = "failed"
+        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
         elif verdict == "cut" and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         fault = polled.fault
@@ -1159,7 +1163,8 @@ class Purse:
         self.by_message[event.message] = event.spend
         if is_own:
             self.context = event.context or self.context
-            self.model = event.model or self.model
+            if event.model and event.model != self.model.partition("#")[0]:
+                self.model = event.model
             self.agent = event.agent or self.agent
 
     @property
@@ -1174,30 +1179,47 @@ class Circles:
     """The circles that an agent or a server can walk in, and how far round each one is.
 
     Each method takes in what happened and returns the problem, in words, once a circle was walked
-    too often; "" before that.
+    too often; "" before that. Each session of the family walks in its own.
     """
 
     def __init__(self) -> None:
-        self.silences = 0  # requests without an answer, in a row
-        self.spins: dict[str, set[str]] = {}  # by session: messages, compactions
+        self.spins: dict[str, set[str]] = {}  # by session: messages that ended nowhere
+        self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
         self.answers: set[str] = set()  # finished answers to our own prompt
-        self.last_call = 0
-        self.same_calls = 0
+        self.known_calls: dict[str, set[int]] = {}  # by session
+        self.last_calls: dict[str, collections.deque[int]] = {}  # by session, the newest first
+        self.same_calls: dict[str, list[int]] = {}  # in a row like the one so many calls before
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
-        is_same = part.call != 0 and part.call == self.last_call
-        self.same_calls = self.same_calls + 1 if is_same else 1
-        self.last_call = part.call
-        if self.same_calls < SAME_CALLS:
-            return ""
-        return f"it goes in circles: {SAME_CALLS} times in a row {part.tool} {part.argument}"
+        session = part.session
+        known = self.known_calls.setdefault(session, set())
+        if part.call not in known:
+            known.add(part.call)
+            del self.compactions[session]
+        last = self.last_calls.setdefault(session, collections.deque(maxlen=LONGEST_TURN))
+        same = self.same_calls.setdefault(session, [0] * LONGEST_TURN)
+        for distance in range(LONGEST_TURN):
+            is_same = distance < len(last) and part.call != 0 and last[distance] == part.call
+            same[distance] = same[distance] + 1 if is_same else 0
+        last.appendleft(part.call)
+        for distance, count in enumerate(same, 1):
+            if count + distance >= SAME_CALLS * distance:
+                turns = "" if distance == 1 else f" {distance} calls by turns, the last one"
+                return (
+                    f"it goes in circles: {SAME_CALLS} times in a row{turns} "
+                    f"{part.tool} {part.argument}"
+                )
+        return ""
 
     def message(self, event: Spent, own_prompt: str) -> str:
         """Answers that end nowhere, and answers to one prompt without end."""
         if event.ended == "nowhere":
-            return self._spin(event.session, event.message, "answers without an end")
-        if event.ended:
+            spins = self.spins.setdefault(event.session, set())
+            spins.add(event.message)
+            if len(spins) >= SPINS:
+                return f"it spins: {SPINS} answers without an end in a row"
+        elif event.ended:
             self.spins.pop(event.session, None)
         if event.ended == "answered" and event.parent == own_prompt:
             self.answers.add(event.message)
@@ -1207,14 +1229,15 @@ class Circles:
         return f"it answered the same prompt {times} times: was this machine's clock set back?"
 
     def compaction(self, session: str) -> str:
-        """A context that does not fit even when compacted is compacted for ever."""
-        number = len(self.spins.get(session, ()))
-        return self._spin(session, f"compaction {number}", "compactions without an answer")
-
-    def _spin(self, session: str, what: str, words: str) -> str:
-        spins = self.spins.setdefault(session, set())
-        spins.add(what)
-        return f"it spins: {SPINS} {words} in a row" if len(spins) >= SPINS else ""
+        """A context that does not fit even when compacted is compacted for ever, also with answers
+        between: only a tool call that is new shows that it gets on."""
+        self.compactions[session] += 1
+        if self.compactions[session] < SPINS:
+            return ""
+        return (
+            f"it spins: its context was compacted {SPINS} times without anything new between: the "
+            "model's context limit is too small for this task, or set too low in the configuration"
+        )
 
 
 class Transcript:
@@ -1321,10 +1344,10 @@ class Asks:
         self.needs_person = needs_person
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
-        self.replies: list[Reply] = []  # that are on their way
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
         self.lost_replies = 0  # in a row
         self.circle = ""  # why it is enough: it asks again and again, or takes no answer
+        self.ends_turn = ""  # what the agent was told of the last refusal; "": there is none
         self.is_closed = False  # the session is being ended: nothing is answered any more
 
     def note(self, kind: str, text: str, tone: str, ask: Ask) -> None:
@@ -1354,13 +1377,14 @@ class Asks:
         self.open.pop(ask.id, None)
         self.settled.add(ask.id)
         self.note("ask", said, "warn" if decision == "reject" else "good", ask)
-        self.replies.append(self.request("reply", ask, decision, waiting.answers, message))
+        self.request("reply", ask, decision, waiting.answers, message)
 
     def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
         """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
         not take no for an answer is stopped."""
         ask = waiting.ask
         self.reply(waiting, "reject", f"refused: {why}", message)
+        self.ends_turn = message
         self.refused[ask.title or "question"] += 1
         times = sum(self.refused.values())
         if times >= REFUSALS:
@@ -1385,35 +1409,34 @@ class Asks:
         for ask in polled.asks or ():
             self.hear(ask, looked)
 
-    def mind(self, now: float) -> bool:
-        """Refuse what nobody answers in time; whether an answer of ours was lost: the agent waits
-        for ever for it, and the next look finds again what it asks. A reply is no sign of life."""
+    def mind(self, now: float) -> None:
+        """Refuse what nobody answers in time."""
         for waiting in list(self.open.values()):
             if now >= waiting.deadline:
                 self.refuse(waiting, f"nobody answered for {duration(self.options.ask_timeout)}")
-        was_lost = False
-        for reply in [reply for reply in self.replies if reply.done]:
-            self.replies.remove(reply)
-            error = reply.error
-            if error is None or self.is_closed:
-                self.lost_replies = 0
-            elif not (isinstance(error, RequestError) and error.why == "gone"):
-                was_lost = True
-                self.lose(reply.args[0], str(error))
-        return was_lost
 
-    def lose(self, ask: Ask, problem: str) -> None:
-        self.note("warn", f"the answer did not arrive: {problem}", "warn", ask)
+    def take_answer(self, reply: Reply) -> bool:
+        """An answer of ours was delivered, or lost: then the agent waits for ever for it, and the
+        next look finds again what it asks. Whether it was lost."""
+        ask = reply.args[0]
+        error = reply.error
+        if error is None:
+            self.lost_replies = 0
+            return False
+        is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
+        if is_gone or self.is_closed or ask.session not in self.family:
+            return False
+        self.note("warn", f"the answer did not arrive: {error}", "warn", ask)
         self.settled.discard(ask.id)
         self.lost_replies += 1
         if self.lost_replies >= LOST_REPLIES:
-            self.circle = f"{self.lost_replies} answers to what it asks did not arrive: {problem}"
+            self.circle = f"{self.lost_replies} answers to what it asks did not arrive: {error}"
+        return True
 
     def forget(self) -> None:
         """The server is gone: what it was asked and told is asked again where it still matters."""
         self.open.clear()
         self.settled.clear()
-        self.replies.clear()
 
     def close(self) -> None:
         self.is_closed = True
@@ -1500,6 +1523,7 @@ class Talk:
         self.last_sign = now  # the last sign of life
         self.retry: Retry | None = None
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
+        self.goes_on = GOES_ON  # times that it may be told to go on after a refusal
         self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
         self.ends_as: Outcome | None = None
         self.judge = Judge()
@@ -1525,6 +1549,7 @@ class Talk:
         self.has_begun = False
         self.look_at = NEVER
         self.judge.forget()
+        self.asks.ends_turn = ""
 
     # What the stream says.
 
@@ -1589,7 +1614,7 @@ class Talk:
         if event.state == "running":
             self.begin()
         has_ended = self.transcript.show(event, self.family[event.session], now)
-        if has_ended and event.kind == "tool" and event.session == self.id:
+        if has_ended and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
     def hear_spent(self, event: Spent) -> None:
@@ -1617,6 +1642,8 @@ class Talk:
             self.family.setdefault(child, 1)
         if polled.spent:
             self.purse.polled = self.purse.polled.at_least(polled.spent)
+        if polled.is_alive:
+            self.last_sign = looked
         self.asks.compare(polled, looked)
         self.give_up("failed", self.asks.circle)
 
@@ -1642,8 +1669,7 @@ class Talk:
         is_retrying = self.retry is not None and self.retry.at > now
         if server_is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
-        if self.asks.mind(now):
-            self.look_within(now, 1.0)
+        self.asks.mind(now)
         self.give_up("failed", self.asks.circle)
         longest = self.options.iteration_timeout
         silence = self.options.stall_timeout
@@ -1653,6 +1679,8 @@ class Talk:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
 
     def lose_server(self) -> None:
+        """It is gone. Whoever looks at the session next finds that out, and has it started."""
+        self.look_at = 0.0
         self.asks.forget()
         self.transcript.live.clear()
         self.retry = None
@@ -1715,9 +1743,14 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     """
     if not models and setup.model:
         models = (setup.model,)
-    for model in models:
+    for name in models:
+        model, _, variant = name.partition("#")
         if setup.models is not None and model not in setup.models:
             return problem_of_model(setup, model)
+        known = setup.variants.get(model, ())
+        if variant and setup.variants and variant not in known:
+            there = f": {', '.join(known)}" if known else ": it has none"
+            return f"there is no variant {variant} of {model}{there}"
     if agent and setup.agents is not None and agent not in setup.agents:
         return f"there is no agent {agent}: " + meant(
             agent, setup.agents, f"there are {', '.join(setup.agents)}"
@@ -1882,6 +1915,13 @@ class ModelLine:
         awake = [model for model in self.models if not self.is_resting(model, now)]
         by_return = sorted(self.models, key=lambda model: self.until.get(model, 0.0))
         self.current = (awake or by_return)[0]
+        return self.current
+
+    def choose_another(self, now: float) -> str:
+        """Another model than the one at work, where there is one that does not rest."""
+        others = [model for model in self.models if model != self.current]
+        awake = [model for model in others if not self.is_resting(model, now)]
+        self.current = awake[0] if awake else self.choose(now)
         return self.current
 
     def is_resting(self, model: str, now: float) -> bool:
@@ -2141,11 +2181,13 @@ class Briefing:
             "use --max-iterations or --max-time"
         )
 
-    def prompt(self, number: int, told: str, clock: RunClock) -> Prompt:
-        """The order for this iteration; `told` is what the loop has to add."""
+    def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
+        """The order for this iteration; `told` is what the loop has to add. The last try at a task
+        that is stuck is another model's."""
         models, agent, body = self.read()
         self.line.order(models)
-        model = self.line.choose(clock.now)
+        choose = self.line.choose_another if is_last_try else self.line.choose
+        model = choose(clock.now)
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         prompt = prompt._replace(model=model, agent=agent)
         return with_ids(prompt, clock.wall, number, self.seed)
@@ -2165,16 +2207,19 @@ class Briefing:
 #    nothing else, since only whoever asks knows how to go on without an answer.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
+SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
 READ_AGAIN = 0.5  # the same, while they are needed and away
 FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
 FIRST_STARTS = 3  # a server that never ran is started so often
+BUSY_WITHIN = 120.0  # or for so long, where it answers that it cannot: its data base is locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # a request that failed is made again after so long
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
 ATTEMPTS = 4  # one prompt is handed over so often at the most
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
+PARTS_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 # Models and agents of OpenCode 2 are loaded behind the first request. A list that is not empty may
@@ -2190,13 +2235,16 @@ LISTS_WITHIN = 60.0  # lists that never come to rest are taken as they are
 WITHIN = {
     "start_server": 180.0,
     "stop_server": 120.0,
-    "setup": 600.0,
+    "setup": 200.0,
     "read_files": 30.0,
     "create": 300.0,
     "send": 60.0,
     "poll": 100.0,
     "interrupt": 60.0,
 }
+
+STILL_COMPLETE = "the plan is complete: add tasks, and take its <plan-complete> tag out, then go on"
+REFUSAL_ENDED_TURN = "Something that you asked for was refused, and that has ended your turn."
 
 RESTS = ("ready", "paused", "complete", "error")  # phases in which a person has to say something
 
@@ -2222,7 +2270,12 @@ class Abort(Interrupt):
 
 
 class ServerGone(Exception):
-    """Found out by a request, and by nothing else."""
+    """Found out by a request, and by nothing else. `is_busy`: it answers, and fails at it."""
+
+    def __init__(self, problem: str, is_busy: bool = False, is_timeout: bool = False) -> None:
+        super().__init__(problem)
+        self.is_busy = is_busy
+        self.is_timeout = is_timeout
 
 
 class Failed(Exception):
@@ -2325,25 +2378,25 @@ class Waits:
     async def call(self, method: str, *args: Any) -> Any:
         """Make a request of the server and wait for its answer. For one that comes too late nobody
         waits. Raises RequestError, and ServerGone where it is gone or twice silent."""
-        problem = ""
+        error = RequestError(0, "no answer came")
         for _ in range(SILENCES):
             if self.server.is_down:
                 break
             reply = self.request(method, *args)
-            problem = "no answer came"
             try:
                 await self.wait(self.now + WITHIN[method], reply, lambda: self.server.is_down)
                 if reply.done:
                     return reply.value
-            except RequestError as error:
-                if error.why != "silent":
+            except RequestError as said:
+                if said.why != "silent":
                     raise
-                problem = str(error)
+                error = said
             # Its process may have ended: that is told a moment later, with its last words.
             await self.wait(self.now + REPEAT_AFTER, sooner=lambda: self.server.is_down)
         if self.server.is_down:
             raise ServerGone(self.server.problem)
-        raise ServerGone(f"the server does not answer: {problem}")
+        problem = f"the server does not answer: {error}"
+        raise ServerGone(problem, error.code >= 500, error.is_timeout)
 
     def note(self, interrupt: Interrupt) -> None:
         """It is raised by the next wait. A Quit is never replaced by anything."""
@@ -2426,6 +2479,9 @@ class ServerState:
         self.replace = (
             False  # something may be at work there, or it grew: before the next iteration
         )
+        self.is_bursting = False  # it grew to twice what it may: in the midst of this one
+        self.is_fresh = True  # nothing has worked there yet
+        self.is_busy = False  # the last one answered, and failed at everything
 
     def let_go(self) -> None:
         """It is to be stopped, and that is no failure: its last words are old news."""
@@ -2433,6 +2489,8 @@ class ServerState:
         self.problem = ""
         self.launch += 1
         self.replace = False
+        self.is_bursting = False
+        self.is_fresh = True
 
 
 class Files:
@@ -2535,6 +2593,7 @@ class Run(Waits):
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         self.left_session = ""  # the last one, where it may still be at work
+        self.has_told_of_size = False
         self.mind_at = 0.0  # what has a time-out is looked at then
         # What it reckons with.
         self.books = Books()
@@ -2595,6 +2654,9 @@ class Run(Waits):
         self.status = 130
         self.clock.work()
         try:
+            if self.server.is_down:
+                with self.showing("starting"):
+                    await self.get_server()
             with self.showing("running"):
                 while True:
                     end = await self.take_turn()
@@ -2613,6 +2675,7 @@ class Run(Waits):
             with self.showing("starting"):
                 await self.replace_server()
             return None  # the plan may be complete by then
+        await self.try_check()
         result, outcome = await self.iterate(plan)
         return await self.follow(result, outcome)
 
@@ -2644,10 +2707,11 @@ class Run(Waits):
             if not self.attended:
                 raise Quit("paused, and the terminal is gone")
             if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
-                self.server.let_go()
-                await self.wait(self.now + 120.0, self.request("stop_server", self.left_session))
-            self.goes_on = False
-            await self.wait(sooner=lambda: self.goes_on)
+                await self.stop_server()
+            await self.wait_for_person()
+            while end.phase == "complete" and await self.is_complete_still():
+                self.journal.note("note", STILL_COMPLETE, "warn")
+                await self.wait_for_person()
         self.rests_at = None
         if end.phase == "error":  # whatever went wrong so far, this is a new beginning
             self.books.begin_anew()
@@ -2660,6 +2724,17 @@ class Run(Waits):
         elif end.limit:
             self.books.begin_anew()
             self.line.failures.clear()
+
+    async def wait_for_person(self) -> None:
+        self.goes_on = False
+        await self.wait(sooner=lambda: self.goes_on)
+
+    async def is_complete_still(self) -> bool:
+        """Whether a person who goes on after the end has left the plan as it was."""
+        problem = await self.look_at_files()
+        plan = self.plan
+        self.books.begin_anew()
+        return bool(problem) or plan.summary is not None or not plan.pending
 
     # One iteration.
 
@@ -2691,12 +2766,17 @@ class Run(Waits):
             self.iteration = None
             self.confirming_quit = False  # it was about what is over now
             self.journal.iteration = 0
-            self.earlier.append(talk.id)
         return result, outcome
 
     def new_talk(self) -> Talk:
-        prompt = self.briefing.prompt(self.number, self.what_to_tell(), self.clock)
+        told = self.what_to_tell()
+        is_last_try = bool(self.books.complaint(self.options.stuck))
+        prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try)
+        if is_last_try and len(self.line.models) > 1:
+            self.journal.note("model", f"the last try is {prompt.model}'s", "warn")
         talk = Talk(prompt, self.options, self.journal, self.now)
+        if self.line.has_another(self.now):
+            talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
         talk.asks = Asks(
             self.options,
             self.attended,
@@ -2716,8 +2796,12 @@ class Run(Waits):
             outcome = await self.recall(talk, abort.outcome)
         except RequestError as error:
             outcome = await self.recall(talk, outcome_of_error(error))
+        except Quit:
+            await self.part_from(talk)
+            raise
         finally:
             self.talk = None
+            self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             self.drop_abort()
             talk.transcript.live.clear()
             talk.asks.close()
@@ -2739,11 +2823,26 @@ class Run(Waits):
             return Outcome("failed", problem, Fault("configuration", problem))
         talk.id = created.session
         talk.family[talk.id] = 0
+        while True:
+            outcome = await self.have_prompt_answered(talk)
+            if outcome.kind != "refused" or not talk.asks.ends_turn or not talk.goes_on:
+                return outcome
+            # Of two asks at once the server rejects the second one by itself when the first one is
+            # refused, without our words, and that ends the turn: the agent is told to go on.
+            talk.goes_on -= 1
+            talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
+            text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
+            prompt = talk.prompt._replace(text=text)
+            talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.briefing.seed)
+
+    async def have_prompt_answered(self, talk: Talk) -> Outcome:
+        """Hand the prompt over, again where it was swallowed, and look until it is answered."""
         for talk.attempt in range(ATTEMPTS):
             if talk.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
             talk.prepare()
             await self.surely("send", talk.id, talk.prompt, talk.attempt)
+            self.server.is_fresh = False
             talk.last_sign = self.now
             talk.look_within(self.now, FIRST_LOOK)
             outcome = await self.watch(talk)
@@ -2759,6 +2858,8 @@ class Run(Waits):
         while True:
             while self.now < talk.look_at:
                 await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
+            if self.server.is_bursting:
+                await self.replace_in_midst(talk)
             looked = self.now
             talk.look_at = looked + POLL_EVERY
             closer = looked - talk.last_sign > LOOK_CLOSER
@@ -2803,6 +2904,20 @@ class Run(Waits):
                     lost_control = True
         return outcome._replace(lost_control=lost_control)
 
+    async def part_from(self, talk: Talk) -> None:
+        """The run ends: stop the session, and see what its last step has cost; soon."""
+        if not talk.id or self.server.is_down:
+            return
+        talk.asks.close()
+        until = self.now + PARTS_WITHIN
+        with self.shield(Interrupt), suppress(RequestError):
+            stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
+            await self.wait(until, stopping, lambda: self.server.is_down)
+            looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
+            polled = await self.wait(until, looking, lambda: self.server.is_down)
+            if polled:
+                talk.take_in(polled, self.now)
+
     async def comes_to_rest(self, talk: Talk) -> bool:
         """Interrupt a session until it rests, for so long; whether it does."""
         until = self.now + INTERRUPT_WITHIN
@@ -2826,15 +2941,21 @@ class Run(Waits):
         has_worked = outcome.kind in (*WORKED, "cut")
         if not self.options.check or not (has_worked or plan.summary is not None):
             return ""
+        return self.take_check(await self.have_checked())
+
+    async def have_checked(self) -> CheckResult:
         self.check_since = self.now
         try:
             # Its own end is --check-timeout, or X.
-            checked = await self.wait(reply=self.request("run_check", facts_of(self)))
+            result: CheckResult = await self.wait(reply=self.request("run_check", facts_of(self)))
+            return result
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
-            checked = CheckResult(126, "", interrupted=True)
+            return CheckResult(126, "", interrupted=True)
         finally:
             self.check_since = None
+
+    def take_check(self, checked: CheckResult) -> str:
         verdict = self.gate.take(checked)
         if verdict == "passed":
             self.journal.note("check", "passed", "good")
@@ -2842,6 +2963,20 @@ class Run(Waits):
             said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}"
             self.journal.note("check", said, "bad")
         return verdict
+
+    async def try_check(self) -> None:
+        """See once, before the first prompt, that there is such a check. What it says is told to
+        the first session. Raises Failed."""
+        if not self.options.check or self.gate.last:
+            return
+        checked = await self.have_checked()
+        if not checked.interrupted and checked.status in (
+            126,
+            127,
+        ):  # a shell's words for "no such"
+            said = checked.output.strip()[-500:] or f"exit status {checked.status}"
+            raise Failed(f"the check `{self.options.check}` cannot be run: {said}: mend --check")
+        self.take_check(checked)
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books."""
@@ -2967,23 +3102,37 @@ class Run(Waits):
     async def replace_server(self) -> None:
         """Between two iterations, since nothing of ours runs there: or nothing may."""
         if self.server.replace:
-            self.server.let_go()
             if self.options.server:
                 # It is not ours to be stopped: what may still be at work there is interrupted.
-                await self.wait(self.now + 120.0, self.request("stop_server", self.left_session))
+                await self.stop_server()
+            self.server.let_go()
         await self.get_server()
+
+    async def replace_in_midst(self, talk: Talk) -> None:
+        """It grows while it works: stop the session, and have it go on with another server."""
+        with self.shield(Abort):
+            with suppress(RequestError, ServerGone):
+                await self.comes_to_rest(talk)
+            self.server.let_go()
+            await self.get_server()
+
+    async def stop_server(self) -> None:
+        """Interrupt the session that was left, and end the server, where it is ours."""
+        self.server.let_go()
+        reply = self.request("stop_server", self.left_session)
+        with suppress(RequestError, Problem):  # it was noted
+            await self.wait(self.now + WITHIN["stop_server"], reply)
+            if not reply.done:
+                self.journal.note("warn", "the server was not stopped: no answer came", "warn")
 
     async def get_server(self) -> None:
         """Have the server started, until it is up and has told its setup. Raises Failed."""
         server = self.server
+        began = self.now
         while server.is_down:
             if server.problem:
                 server.failures += 1
-                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-                most = self.options.retries or Options().retries
-                if server.failures > (most if server.has_worked else FIRST_STARTS - 1):
-                    times = "once" if server.failures == 1 else f"{server.failures} times in a row"
-                    raise Failed(f"the server failed {times}, the last time: {server.problem}")
+                self.give_server_up(self.now - began)
                 await self.wait(self.now + SERVER_WAITS.after(server.failures - 1))
             try:
                 await self.start_server()
@@ -2992,10 +3141,30 @@ class Run(Waits):
                     raise Failed(str(problem)) from None
                 self.lose_server(str(problem))
             except ServerGone as gone:
+                server.is_busy = gone.is_busy
                 if not server.is_down:
                     self.lose_server(str(gone))
         if self.talk:
             self.talk.find_server(self.now)
+
+    def give_server_up(self, tried: float) -> None:
+        """Raise Failed where it is no use to start the server again; `tried` is in seconds."""
+        server = self.server
+        # `--retries 0` is for what costs nothing; a server that fails to start has a count.
+        most = self.options.retries or Options().retries
+        if not server.has_worked:
+            most = FIRST_STARTS - 1
+            if server.is_busy and tried < BUSY_WITHIN:
+                return
+        if server.failures > most:
+            times = "once" if server.failures == 1 else f"{server.failures} times in a row"
+            advice = ""
+            if server.is_busy:
+                advice = (
+                    ": another program may hold OpenCode's data base "
+                    "(~/.local/share/opencode/opencode.db): end that, then run again"
+                )
+            raise Failed(f"the server failed {times}, the last time: {server.problem}{advice}")
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -3015,6 +3184,13 @@ class Run(Waits):
             self.briefing.setup = await self.read_setup()
         except RequestError as error:
             raise Problem(outcome_of_error(error).problem) from None
+        except ServerGone as gone:
+            if not gone.is_timeout:
+                raise
+            raise Problem(
+                f"OpenCode does not answer for this directory ({gone}): a plugin or MCP server may "
+                "hang while it is loaded: try `OPENCODE_PURE=1`"
+            ) from None
         server.has_worked = True
 
     async def read_setup(self) -> Setup:
@@ -3034,7 +3210,7 @@ class Run(Waits):
         wanted = models or ((setup.model,) if setup.model else ())
         if waited >= LISTS_WITHIN:
             return True
-        has_models = all(model in (setup.models or {}) for model in wanted)
+        has_models = all(model.partition("#")[0] in (setup.models or {}) for model in wanted)
         has_agent = not agent or agent in (setup.agents or ())
         if not has_models or not has_agent:
             return waited >= MISSING_AFTER and rested >= LISTS_REST
@@ -3046,9 +3222,7 @@ class Run(Waits):
     async def measure_server(self) -> None:
         """Look how large it is, if that is due: an iteration may be over before it was minded."""
         self.mind_server()
-        if self.server.measuring:
-            await self.wait(self.now + 10.0, self.server.measuring)
-            self.mind_server()
+        await self.wait(self.now + 10.0, sooner=lambda: self.server.measuring is None)
 
     # What happens, wherever it stands.
 
@@ -3063,6 +3237,7 @@ class Run(Waits):
         elif isinstance(event, Edited):
             if event.path == self.options.plan:
                 self.files.read_at = self.now
+                self.mind_files()
         elif isinstance(event, Key):
             self.press(event)
         elif isinstance(event, StreamOpened):
@@ -3089,7 +3264,18 @@ class Run(Waits):
         reply.at = self.now
         reply.result = answer.result
         reply.error = answer.error
-        if reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
+        if reply is self.files.reading:
+            self.files.reading = None
+            self.take_files(reply)
+        elif reply is self.server.measuring:
+            self.server.measuring = None
+            self.server.measure_at = self.now + MEASURE_EVERY
+            if not reply.error:
+                self.weigh_server(reply.result)
+        elif reply.request == "reply":
+            if self.talk and self.talk.asks.take_answer(reply):
+                self.talk.look_within(self.now, 1.0)
+        elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
         elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
             said = "back: that session is over, OpenCode's interface does not follow to the next"
@@ -3150,38 +3336,46 @@ class Run(Waits):
     def mind_files(self) -> None:
         """Look at them now and then, while nobody waits for them."""
         files = self.files
-        reading = files.reading
-        if reading and reading.done:
-            files.reading = None
-            if reading.error:
-                files.note_trouble(str(reading.error), self.now)
-            else:
-                files.take(reading.result, self.now)
-        is_due = self.now >= files.read_at and files.reading is None
-        if is_due and files.needed_until is None and self.rests_at is None:
+        is_free = files.reading is None and files.needed_until is None and self.rests_at is None
+        if is_free and self.now >= files.read_at:
             files.read_at = self.now + READ_EVERY
             files.reading = self.request("read_files")
+
+    def take_files(self, reply: Reply) -> None:
+        if reply.error:
+            self.files.note_trouble(str(reply.error), self.now)
+        else:
+            self.files.take(reply.result, self.now)
 
     def mind_server(self) -> None:
         """See how large it is now and then."""
         server = self.server
-        measuring = server.measuring
-        if measuring and measuring.done:
-            server.measuring = None
-            server.measure_at = self.now + MEASURE_EVERY
-            if measuring.error is None:
-                self.weigh_server(measuring.result)
-        elif not server.is_down and not measuring and self.now >= server.measure_at:
+        if not server.is_down and not server.measuring and self.now >= server.measure_at:
             server.measuring = self.request("measure_server")
 
     def weigh_server(self, memory: int) -> None:
+        """Between two iterations it is replaced when it has grown, at twice the limit at once."""
         server = self.server
         server.memory = memory
         most = self.options.server_memory
-        if most and memory > most and not server.replace:
+        if not most or memory <= most or server.replace:
+            return
+        if server.is_fresh:
+            if not self.has_told_of_size:
+                said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
+                self.journal.note("server", said, "warn")
+            self.has_told_of_size = True
+            return
+        if memory <= 2 * most:
             server.replace = True
-            grown = f"grew to {memory} MiB (limit {most}): replacing it"
-            self.journal.note("server", grown, "warn")
+            self.journal.note(
+                "server", f"grew to {memory} MiB (limit {most}): replacing it", "warn"
+            )
+        elif self.talk and not server.is_bursting:
+            server.is_bursting = True
+            self.talk.look_within(self.now)
+            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
+            self.journal.note("server", said, "warn")
 
     # People.
 
@@ -3337,15 +3531,16 @@ class Use(NamedTuple):
 # fmt: off
 USES = (
     Use("s", "start", lambda run: run.waits_for_start, Run.want),
+    Use("s", "go on", lambda run: run.phase == "complete", Run.go_on),
     Use("space", "", lambda run: run.waits_for_start, Run.want),
     Use("space", "go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
     Use("space", "pause", lambda run: run.is_at_work, Run.toggle_pause),
     Use("space", "go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-    Use("space", "", lambda run: run.phase == "paused", Run.go_on),
+    Use("space", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
     Use("r", "raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
     Use("r", "retry", lambda run: bool(run.limit), Run.go_on),
     Use("r", "retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
-    Use("r", "", lambda run: run.phase == "paused", Run.go_on),
+    Use("r", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
     Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
     Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
     Use("t", "", lambda run: True, Run.hand_over),
@@ -3664,7 +3859,7 @@ def view(run: Run, now: float) -> Picture:
     asks = talk.asks.open if talk else {}
     plan = run.plan
     model = run.model
-    size = (run.briefing.setup.models or {}).get(model, 0)
+    size = (run.briefing.setup.models or {}).get(model.partition("#")[0], 0)
     context = talk.purse.context if talk else 0
     return Picture(
         state=view_state(run),
@@ -4583,8 +4778,8 @@ class Client:
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
 # One class for each generation of OpenCode, with the same methods: a third one would be written
-# here, and found by `detect`; nothing else would change. Whatever cannot be had raises RequestError,
-# and nothing waits here: what ends later, or fills slowly, is looked at again by the run.
+# here, and found by `detect`; nothing else would change. Whatever cannot be had raises
+# RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
 #
 # The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
 # absence, messages that name the prompt they answer.
@@ -4625,12 +4820,14 @@ class OpenCode1:
         agents = self.client.request("GET", self.path("/agent"), timeout=SETUP_TIMEOUT)
         providers = as_dict(listed).get("providers")
         models: dict[str, int] = {}
+        variants: dict[str, tuple[str, ...]] = {}
         free = set()
         for provider in dicts(providers):
             for name, described in as_dict(provider.get("models")).items():
                 model = as_dict(described)
                 full_name = f"{provider.get('id')}/{name}"
                 models[full_name] = as_int(as_dict(model.get("limit")).get("context"))
+                variants[full_name] = tuple(as_dict(model.get("variants")))
                 if not has_price(as_dict(model.get("cost"))):
                     free.add(full_name)
         names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
@@ -4640,6 +4837,7 @@ class OpenCode1:
             agents=names if isinstance(agents, list) else None,
             free=frozenset(free),
             providers=frozenset(as_text(provider.get("id")) for provider in dicts(providers)),
+            variants=variants,
         )
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
@@ -4654,8 +4852,11 @@ class OpenCode1:
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
-            provider, _, model = prompt.model.partition("/")
+            name, _, variant = prompt.model.partition("#")
+            provider, _, model = name.partition("/")
             body["model"] = {"providerID": provider, "modelID": model}
+            if variant:
+                body["variant"] = variant
         if prompt.agent:
             body["agent"] = prompt.agent
         self.client.request(
@@ -4664,18 +4865,20 @@ class OpenCode1:
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        statuses = self.client.request("GET", self.path("/session/status"))
-        status = as_dict(as_dict(statuses).get(session))
+        children, spent = self.family(session, {session})
+        statuses = as_dict(self.client.request("GET", self.path("/session/status")))
+        status = as_dict(statuses.get(session))
         kind = as_text(status.get("type") or "idle")  # who is not listed is idle
         activity = {"idle": "idle", "retry": "retrying"}.get(kind, "working")
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        is_at_work = activity != "idle"
+        if not is_at_work and any(child in statuses for child in children):
+            activity = "working"
         verdict = ""
         fault = None
-        if closer or activity == "idle":
+        if activity == "idle" or (closer and is_at_work):
             messages = self.client.request("GET", self.path(f"/session/{session}/message?limit=20"))
-            verdict, fault = judge_messages(
-                dicts(messages), prompt.message_id, is_at_work=activity == "working"
-            )
-        children, spent = self.family(session, {session})
+            verdict, fault = judge_messages(dicts(messages), prompt.message_id, is_at_work)
         retry = retry_of(session, status) if activity == "retrying" else None
         polled = Polled(activity, verdict, fault, spent, children, retry=retry)
         if activity == "idle":
@@ -4745,14 +4948,17 @@ class OpenCode1:
     def interrupt(
         self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
     ) -> None:
-        """Stop a session. It is answered when it rests, or a moment before."""
-        self.client.request("POST", self.path(f"/session/{session}/abort"), {}, timeout)
+        """Stop a session, and what works on for it in the background. It is answered when it
+        rests, or a moment before."""
+        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
+            self.client.request("POST", self.path(f"/session/{id}/abort"), {}, timeout)
 
-    def is_at_work(self, session: str, timeout: float) -> bool:
-        statuses = as_dict(
-            self.client.request("GET", self.path("/session/status"), timeout=timeout)
-        )
-        return as_text(as_dict(statuses.get(session)).get("type", "idle")) != "idle"
+    def at_work(self, session: str, timeout: float) -> list[str]:
+        """Who of the family is at work."""
+        path = self.path("/session/status")
+        statuses = as_dict(self.client.request("GET", path, timeout=timeout))
+        family = [session, *self.family(session, {session})[0]] if statuses else []
+        return [id for id in family if as_dict(statuses.get(id)).get("type", "idle") != "idle"]
 
     def dispose(self) -> None:
         """End the tools that the server has started: they survive it, otherwise."""
@@ -4975,6 +5181,7 @@ def is_of_compaction(message: Json) -> bool:
 # prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
 # listed (any more) the messages alone tell how it ended.
 
+SHELL_TOOLS = ("shell", "bash")
 PAGE = 50  # messages asked for at once
 MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
 NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
@@ -5012,6 +5219,7 @@ class OpenCode2:
         self.parents: dict[str, str] = {}  # subagent's session -> its parent
         self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
         self.calls: dict[tuple[str, str], ToolCall] = {}  # by message and tool id
+        self.shells: dict[str, tuple[str, int]] = {}  # id -> session, bytes that it has printed
         self.clock = 0.0  # when the event that is being decoded came to be, in seconds
 
     def path(self, path: str) -> str:
@@ -5036,10 +5244,12 @@ class OpenCode2:
             self.model = name_of_model(info.get("model")) or self.model
             self.agent = as_text(info.get("default_agent")) or self.agent
         models: dict[str, int] = {}
+        variants: dict[str, tuple[str, ...]] = {}
         free = set()
         for model in dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT)):
             name = without_variant(name_of_model(model))
             models[name] = as_int(as_dict(model.get("limit")).get("context"))
+            variants[name] = tuple(as_text(one.get("id")) for one in dicts(model.get("variants")))
             if not any(has_price(tier) for tier in dicts(model.get("cost"))):
                 free.add(name)
         agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
@@ -5049,11 +5259,12 @@ class OpenCode2:
         # Hidden ones do OpenCode's own chores.
         names = tuple(as_text(agent.get("id")) for agent in agents if not agent.get("hidden"))
         return Setup(
-            model=without_variant(self.model_for(self.options.agent)),
+            model=self.model_for(self.options.agent),
             models=models or None,  # a list that stays empty is no finding
             agents=names or None,
             free=frozenset(free),
             providers=frozenset(name.partition("/")[0] for name in models),
+            variants=variants,
             grows=True,
         )
 
@@ -5127,12 +5338,27 @@ class OpenCode2:
             if closer and is_at_work:
                 verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
                 polled = polled._replace(verdict=verdict, fault=fault)
-            return polled._replace(activity="retrying", retry=retry) if retry else polled
+            if retry:
+                return polled._replace(activity="retrying", retry=retry)
+            return polled._replace(is_alive=self.prints(session))
         if self.resting != session:  # one look alone may fall between two runs
             self.resting = session
             return polled._replace(activity="idle", is_unsure=True)
         verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
         return polled._replace(activity="idle", verdict=verdict, fault=fault)
+
+    def prints(self, session: str) -> bool:
+        """Whether a shell of the family's has printed something: the stream does not tell."""
+        has_grown = False
+        family = self.relatives(session)
+        for shell, (owner, known) in list(self.shells.items()):
+            if owner in family:
+                path = f"/api/shell/{quote(shell, safe='')}/output?cursor={known}"
+                answer = as_dict(self.client.ask_if_possible(self.path(path)))
+                size = as_int(as_dict(answer.get("data") or answer).get("size"))
+                has_grown = has_grown or size > known
+                self.shells[shell] = (owner, size)
+        return has_grown
 
     def relatives(self, session: str) -> list[str]:
         """The session and all subagents below it that are known."""
@@ -5146,9 +5372,6 @@ class OpenCode2:
         """Who of the family is active."""
         active = as_dict(self.data("/api/session/active", timeout))
         return [id for id in self.relatives(session) if id in active]
-
-    def is_at_work(self, session: str, timeout: float) -> bool:
-        return bool(self.at_work(session, timeout))
 
     def record(self, session: str) -> Json:
         """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
@@ -5192,9 +5415,10 @@ class OpenCode2:
         """How the answer to our own prompt stands, and why it failed."""
         ids = ids_of_attempts(prompt, attempt)
         delivered, messages = self.since_prompt(session, ids)
-        if own.get("outcome") == "failed" and delivered != ids[-1]:
-            # Before the first step, as with a model or an agent that is not there. Why, the
-            # message tells since 2.1; before, the stream alone.
+        has_step = any(message.get("type") == "assistant" for message in messages)
+        if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
+            # Before the first step, as with a model, a variant or an agent that is not there. Why,
+            # the message tells since 2.1; before, the stream alone.
             idles = [message for message in messages if message.get("type") == "idle"]
             return "failed", fault_of_type(idles[-1].get("error")) if idles else None
         if not delivered:
@@ -5403,8 +5627,18 @@ class OpenCode2:
         self.calls[key_of_call(data)] = call
         return [self.tool_part(session, data, call, "running")]
 
+    def decode_tool_progress(self, session: str, data: Json) -> list[SessionEvent | Edited]:
+        shell = as_text(as_dict(data.get("metadata")).get("shellID"))
+        if shell:
+            self.shells.setdefault(shell, (session, 0))
+        return [Alive(session)]
+
     def decode_tool_over(self, session: str, data: Json, state: str) -> list[SessionEvent | Edited]:
-        call = self.calls.pop(key_of_call(data), ToolCall("tool", {}, self.clock))
+        call = self.calls.pop(key_of_call(data), None)
+        if call is None:
+            return [Alive(session)]  # of a server that is gone: nobody knows what it was
+        if not any(known.tool in SHELL_TOOLS for known in self.calls.values()):
+            self.shells.clear()
         part = self.tool_part(session, data, call, state)
         changes = dicts(as_dict(data.get("metadata")).get("files"))
         return [
@@ -5460,6 +5694,7 @@ class OpenCode2:
         "session.reasoning.ended": functools.partial(decode_written, kind="thinking", state="done"),
         "session.tool.input.started": decode_tool_named,
         "session.tool.called": decode_tool_called,
+        "session.tool.progress": decode_tool_progress,
         "session.tool.success": functools.partial(decode_tool_over, state="done"),
         "session.tool.failed": functools.partial(decode_tool_over, state="failed"),
         "permission.asked": decode_asked,
@@ -5691,11 +5926,11 @@ def detect(client: Client) -> tuple[type[Dialect], str]:
     Unknown paths are answered with a page by both generations: only JSON proves anything. Raises
     RequestError when the server does not answer (yet).
     """
-    info = probe(client, "/api/info")
-    if info.get("version") and "pid" in info:
-        version = as_text(info["version"])
-        check_age(OpenCode2, version)
-        return OpenCode2, version
+    for path in ("/api/info", "/api/status"):  # 2.0.4 and 2.0.5 have only the second one
+        version = as_text(probe(client, path).get("version"))
+        if version:
+            check_age(OpenCode2, version)
+            return OpenCode2, version
     health = probe(client, "/global/health")
     if "healthy" in health or health.get("version"):
         version = as_text(health.get("version"))
@@ -6290,7 +6525,7 @@ class Server:
         behind, with which another process of OpenCode 2 may wake it."""
         until = time.monotonic() + 2.0
         dialect.interrupt(session, Prompt(""), 0, timeout=1.5)
-        while dialect.is_at_work(session, timeout=1.0) and time.monotonic() < until:
+        while dialect.at_work(session, timeout=1.0) and time.monotonic() < until:
             time.sleep(0.1)
 
     def close(self, session: str = "") -> None:
@@ -6319,8 +6554,8 @@ def port_is_free(port: int) -> bool:
 
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────
 # What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else. No decisions
-# are made here.
+# file system, a check of an hour, a server that is being started) holds up nothing else. Nothing is
+# decided here.
 
 
 class Outside:
