@@ -52,7 +52,7 @@ Glossary:
 A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
 
 Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit,
-stuck, or marked complete too early); 130 a person or a signal stopped it.
+stuck, tasks that are blocked, or marked complete too early); 130 a person or a signal stopped it.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ if sys.platform == "win32":
 
 import argparse
 import base64
+import codecs
 import collections
 import difflib
+import errno
 import fcntl
 import functools
 import http.client
@@ -87,19 +89,18 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import termios
 import threading
 import time
 import types
 import unicodedata
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 try:
     import curses
@@ -164,9 +165,9 @@ class Options(NamedTuple):
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 # The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
-# Plan, nothing raises. The loop never writes it. What is open must never count as done, since the
-# run would end with work undone: a box with a mark that says "begun" is open, and what is nearly a
-# task, but none, is named in a warning.
+# Plan, nothing raises, and the time it takes grows as the text does. The loop never writes it.
+# Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a near
+# miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
 
 
 class Task(NamedTuple):
@@ -181,14 +182,19 @@ class Task(NamedTuple):
 
 
 class NearMiss(NamedTuple):
-    """A line that somebody probably meant to be a task, and what keeps it from being one."""
+    """A line that somebody probably meant to be a task, and what keeps it from being one.
+
+    Without a text it is a code block or a comment that is never closed.
+    """
 
     line: int
     text: str
     advice: str
+    is_open: bool = False  # its box is
 
     def __str__(self) -> str:
-        return f'{self.line} is nearly a task: "{self.text[:60]}": {self.advice}'
+        said = f'is nearly a task: "{self.text[:60]}": ' if self.text else ""
+        return f"{self.line} {said}{self.advice}"
 
 
 class Plan:
@@ -203,16 +209,17 @@ class Plan:
         self.tasks = tuple(tasks)
         self.summary = summary
         self.near_misses = tuple(near_misses)
+        self.open_near_misses = tuple(near for near in near_misses if near.is_open)
         counts = collections.Counter(task.state for task in tasks)
         self.done = counts["done"]
         self.pending = counts["pending"]
         self.manual = counts["manual"]
         self.blocked = counts["blocked"]
         self.settled = self.done + self.manual + self.blocked
-        self.automatable = self.done + self.pending  # what an agent can do
-        self.percent = 100  # done of automatable, rounded half up
-        if self.automatable:
-            self.percent = (200 * self.done + self.automatable) // (2 * self.automatable)
+        self.total = self.done + self.pending + self.blocked  # what an agent was to do
+        self.percent = 100  # done of total, rounded half up, but 100 only when all is done
+        if self.done < self.total:
+            self.percent = min(99, (200 * self.done + self.total) // (2 * self.total))
         self.current = next((task for task in tasks if task.state == "pending"), None)
 
     @property
@@ -224,173 +231,64 @@ class Plan:
         if not self.tasks:
             return "no task"
         return (
-            f"{self.done} of {self.automatable} tasks done ({self.percent} %), "
+            f"{self.done} of {self.total} tasks done ({self.percent} %), "
             f"{self.blocked} blocked, {self.manual} manual"
         )
 
 
-_LINE_END = re.compile(r"\r\n|\r")  # str.splitlines would split on U+2028 and form feeds as well
-_LIST_SIGN = r"[ \t]*(?:[-*+]|\d+[.)])"
-_BULLET = re.compile(_LIST_SIGN + r"[ \t]+(?=\[)")
-_FENCE = re.compile(rf"(?:{_LIST_SIGN}[ \t]+|[ \t]*)(`{{3,}}(?=[^`\n]*$)|~{{3,}})", re.MULTILINE)
-_OPENING = re.compile("```+|~~~+|<!--")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
-_TAG_CLOSE = "</plan-complete>"
-_BOXES = {"": "pending", " ": "pending", "x": "done", "X": "done"}
-_BEGUN = ("wip", "in progress", "doing")
-# What is nearly a task, and what to do about it. A box right before `(`, `[` or `:` is a link.
-_NEARLY = (
-    (re.compile(_LIST_SIGN + r"[ \t]+\[[ xX]?\][^ \t(\[:]"), "put a space after the box"),
-    (re.compile(r"[ \t]*\[[ xX]\][ \t]+\S"), "begin the line with `- `"),
-    (
-        re.compile(_LIST_SIGN + r"[^\S \t]*\[[ xX]?\][ \t]+\S"),
-        "put a space between the list sign and the box",
-    ),
-    (
-        re.compile(_LIST_SIGN + r"[ \t]+\[(?: {2,}| +[xX] *|[xX] +)\][ \t]+\S"),
-        "write the box as `[ ]` or `[x]`",
-    ),
-    (re.compile(_LIST_SIGN + r"[ \t]+\( ?\)[ \t]+\S"), "write the box as `[ ]`"),
-    (
-        re.compile(
-            _LIST_SIGN + r"[ \t]+(?:\\\[[ xX]?\\\]|\[(?:[xX][ \t]+| [ \t]*)[^\[\] \t][^\[\]]*$)"
-        ),
-        "write the box as `[ ]` or `[x]`",
-    ),
-    (re.compile(r"[ \t]*[\u2013\u2014\u2022][ \t]*\[[ xX]?\][ \t]+\S"), "begin the line with `- `"),
-)
+def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
+    """The first five in words, and how many more there are; `name` is the plan's."""
+    said = [f"{name}:{near}" for near in near_misses[:5]]
+    more = len(near_misses) - len(said)
+    return [*said, f"{name} has {more} more such line{'s' * (more > 1)}"] if more else said
+
+
+def missing_tasks(before: Plan, now: Plan) -> list[str]:
+    """The texts of open tasks that a plan has lost since it was read before.
+
+    Rewording, splitting and reordering lose nothing: at most as many are missing as there are
+    fewer tasks now.
+    """
+    left = collections.Counter(task.text for task in now.tasks)
+    missing = []
+    for task in before.tasks:
+        if task.state == "pending":
+            left[task.text] -= 1
+            if left[task.text] < 0:
+                missing.append(task.text)
+    return missing[: max(0, len(before.tasks) - len(now.tasks))]
 
 
 def parse_plan(text: str) -> Plan:
-    """Read a plan; the rules are in the README under "The plan file".
-
-    Code blocks and comments are blanked out first, character by character, so that offsets stay
-    true and the summary can be cut out of the original text.
-    """
+    """Read a plan; the rules are in the README under "The plan file"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    shown = _hide(text)
-    tasks: list[Task] = []
+    lines = text.split("\n")  # str.splitlines would split on U+2028 and form feeds as well
     near_misses: list[NearMiss] = []
+    if _OPENING.search(text):
+        lines, near_misses = _hide(lines)
+    tasks: list[Task] = []
     phase = ""
-    for number, line in enumerate(shown.split("\n"), 1):
-        heading = _HEADING.match(line) if "#" in line else None
-        if heading:
-            phase = heading.group(1).rstrip(" \t").rstrip("#").rstrip(" \t")
-            continue
-        if "[" not in line and "( )" not in line and "()" not in line:
+    for number, line in enumerate(lines, 1):
+        if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
         task = _parse_task(line, phase, number)
         if task:
             tasks.append(task)
             continue
-        advice = next((advice for pattern, advice in _NEARLY if pattern.match(line)), "")
-        if advice:
-            near_misses.append(NearMiss(number, line.strip(), advice))
-    return Plan(tasks, _find_summary(text, shown), near_misses)
+        near = _find_near_miss(line, number)
+        if near:
+            near_misses.append(near)
+        heading = _HEADING.match(line)
+        if heading:
+            phase = heading[1].rstrip().rstrip("#").rstrip()
+    near_misses.sort(key=lambda near: near.line)
+    return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
 
 
-def _hide(text: str) -> str:
-    """Replace what stands in fenced code and in HTML comments by spaces."""
-    shown: list[str] = []
-    done = 0  # up to here the text has been copied to `shown`
-    at = 0  # from here on the next opening is looked for
-    line = 0  # where the line begins in which that opening stands
-    last_close = text.rfind("-->")
-    while True:
-        opening = _OPENING.search(text, at)
-        if not opening:
-            return "".join([*shown, text[done:]])
-        line = text.rfind("\n", at, opening.start()) + 1 or line
-        start, at = opening.span()
-        if opening.group() != "<!--":
-            fence = _FENCE.match(text, line)
-            if not fence or fence.start(1) != start:
-                continue  # it does not begin its line: no fence
-            mark = fence.group(1)
-            close = re.compile(rf"\n[ \t]*{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE)
-            end_fence = close.search(text, at)
-            start = line
-            end = end_fence.end() if end_fence else len(text)
-        elif text.count("`", line, start) % 2:
-            continue  # in inline code it is text
-        elif last_close >= at:
-            end = text.find("-->", at) + 3
-        elif text[line:start].strip():
-            continue  # what nothing closes is text too, unless it begins its line
-        else:
-            end = len(text)
-        shown.append(text[done:start])
-        shown.append(re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end]))
-        line = text.rfind("\n", line, end) + 1 or line
-        done = at = end
-
-
-@functools.lru_cache(4096)  # an agent changes a line of a plan, and leaves hundreds as they are
-def _parse_task(line: str, phase: str, number: int) -> Task | None:
-    """A task line is a list sign, white space, a box, white space, and a text."""
-    bullet = _BULLET.match(line)
-    if not bullet:
-        return None
-    box, rest = _take_box(line[bullet.end() :])
-    state, reason, begun = _read_box(box)
-    # Marks may follow the box, as in `- [ ] **[MANUAL]** call Bob`. The first one counts, unless
-    # the box says that the task is done.
-    while state and rest.startswith(("[", "**[")):
-        closing = "**" if rest.startswith("**") else ""
-        mark, after = _take_box(rest[len(closing) :], closing)
-        found, why, _ = _read_box(mark)
-        if found not in ("manual", "blocked"):
-            break
-        if state == "pending":
-            state = found
-            reason = why
-            begun = False
-        rest = after
-    if not state or not rest:
-        return None
-    return Task(state, rest, reason, phase, number, begun)
-
-
-_NO_BOX = "a"  # a letter in a box is no mark: _read_box does not know it
-
-
-def _take_box(text: str, closing: str = "") -> tuple[str, str]:
-    """Split `[inside] rest` at the bracket that closes it; brackets nest.
-
-    `closing` must stand behind the bracket, and white space (or nothing) behind that: what is
-    followed by anything else is a link. Returns (_NO_BOX, text) when no box stands there.
-    """
-    depth = 0
-    at = -1
-    for char in text:
-        at += 1
-        depth += (char == "[") - (char == "]")
-        if depth == 0:
-            break
-    rest = text[at + 1 :]
-    is_closed = text.startswith("[") and depth == 0 and rest.startswith(closing)
-    rest = rest.removeprefix(closing)
-    if is_closed and rest[:1] in ("", " ", "\t"):
-        return text[1:at], rest.strip()
-    return _NO_BOX, text
-
-
-def _read_box(box: str) -> tuple[str, str, bool]:
-    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
-
-    `BLOCKED: no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
-    """
-    if box in _BOXES:
-        return _BOXES[box], "", False
-    word, _colon, reason = box.partition(":")
-    word = word.strip().lower()
-    if word in ("manual", "blocked"):
-        return word, reason.strip(), False
-    is_sign = len(box) == 1 and not box.isalnum()
-    if is_sign or box.strip().lower() in _BEGUN:
-        return "pending", "", True
-    return "", "", False
+_LINE_END = re.compile(r"\r\n|\r")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
 
 
 def _find_summary(text: str, shown: str) -> str | None:
@@ -400,10 +298,352 @@ def _find_summary(text: str, shown: str) -> str | None:
     taken from the original, so that code in it is kept.
     """
     last_close = shown.rfind(_TAG_CLOSE)
+    if last_close < 0:
+        return None
     opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
     if not opens:
         return None
     return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
+
+
+# Code and comments.
+
+_LIST_SIGN = r"(?:[-*+]|\d+[.)])"
+_OPENING = re.compile("```|~~~|<!--")
+_FENCE = re.compile(rf"\s*(?:{_LIST_SIGN}\s+)?(`{{3,}}(?=[^`]*$)|~{{3,}})")
+_FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
+_COMMENT = re.compile(r"<!--.*?-->")
+_TICKS = re.compile("(`+)")
+
+
+def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
+    """Replace fenced code and HTML comments by spaces, and name those that are never closed.
+
+    What nothing closes is text. Whether something will is known beforehand, so that no line is read
+    twice: `fence_ends["`"][n - 1]` is the last line that closes a fence of n signs.
+    """
+    fence_ends: dict[str, list[int]] = {"`": [], "~": []}
+    comment_end = -1
+    for number in range(len(lines) - 1, -1, -1):
+        end = _FENCE_END.match(lines[number])
+        if end:
+            known = fence_ends[end[1][0]]
+            known += [number] * (len(end[1]) - len(known))
+        if comment_end < 0 and "-->" in lines[number]:
+            comment_end = number
+    shown: list[str] = []
+    faults: list[NearMiss] = []
+    fence = ""  # in which the line stands
+    in_comment = False
+    for number, line in enumerate(lines):
+        begin = 0  # of what is no comment that began on a line above
+        if fence or (in_comment and "-->" not in line):
+            end = _FENCE_END.match(line) if fence else None
+            if end and end[1].startswith(fence):
+                fence = ""
+            shown.append(" " * len(line))
+            continue
+        if in_comment:
+            begin = line.find("-->") + 3
+            in_comment = False
+        opening = _FENCE.match(line) if not begin else None
+        if opening:
+            known = fence_ends[opening[1][0]]
+            if len(opening[1]) <= len(known) and known[len(opening[1]) - 1] > number:
+                fence = opening[1]
+                shown.append(" " * len(line))
+                continue
+            faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
+        if not begin and "<!--" not in line:
+            shown.append(line)
+            continue
+        rest, opens = _hide_comments(line, begin)
+        if opens >= 0 and number < comment_end:
+            in_comment = True
+            rest = rest[:opens] + " " * (len(rest) - opens)
+        elif opens >= 0:
+            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
+        shown.append(rest)
+    return shown, faults
+
+
+def _hide_comments(line: str, begin: int) -> tuple[str, int]:
+    """The line from there on less the comments that it closes, and where it opens one more."""
+    line = " " * begin + line[begin:]
+    clear = _without_code(line)
+    parts = []
+    at = 0
+    for comment in _COMMENT.finditer(clear, 0, clear.rfind("-->") + 3):
+        parts += [line[at : comment.start()], " " * len(comment[0])]
+        at = comment.end()
+    return "".join([*parts, line[at:]]), clear.find("<!--", at)
+
+
+def _without_code(line: str) -> str:
+    """The line with a letter in place of each sign of inline code: what stands in it is talk."""
+    if "`" not in line:
+        return line
+    parts = _TICKS.split(line)
+    ahead = collections.Counter(parts[1::2])
+    opening = ""
+    for index, part in enumerate(parts):
+        was_in_code = bool(opening)
+        if index % 2:
+            ahead[part] -= 1
+            if opening:
+                opening = "" if part == opening else opening
+            elif ahead[part]:
+                opening = part
+        if was_in_code or opening:
+            parts[index] = "c" * len(part)
+    return "".join(parts)
+
+
+# Boxes and marks.
+
+_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+(?=[*_`]*\[)")
+_PLAIN_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+\[([ xX]?)\]\s+([^\s\[\]][^\[\]]*)$")
+_BOX_OPENING = re.compile(r"([*_`]*)\[")
+_MARK_OPENING = re.compile(r"([*_]*)\[")  # a mark in code is talk: "parse `[BLOCKED]`"
+_BEHIND_BOX = re.compile(r"([*_`]*[:：]?[*_`]*)(?:\s+|$)")  # anything else makes it a link
+_BRACKET = re.compile(r"[\[\]]")
+_PLAIN = {"": "pending", " ": "pending", "x": "done", "X": "done"}
+_DONE_SIGNS = frozenset("✓✔✅☑🗸")
+_PART = re.compile(r"\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
+# What stands behind the first three kinds must not go on with a letter; behind the others it is
+# the reason. A picture may stand in front: `[✅ DONE]`.
+_WORD = re.compile(
+    r"(?:[✓✔✅☑🗸⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
+    r"(?P<done>done|completed?|finished)"
+    r"|(?P<pending>to[-_ ]?do|pending|open)"
+    r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review)"
+    r")(?:(?=\s+by\s)|(?!(?:[-_]|\s*)[^\W\d_]))|(?:"
+    r"(?P<manual>manual|human)"
+    r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won'?t[-_ ]?fix"
+    r"|on[-_ ]?hold|obsolete)"
+    r")(?![^\W_]))",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"\s*(?:[:：,，;—–_]|-+|[(（](?=[^()（）]*[)）]$))?\s*")
+_END_MARK = re.compile(r"\s*(?:blocked|manual)(?![^\W_])", re.IGNORECASE)
+
+
+def _parse_task(line: str, phase: str, number: int) -> Task | None:
+    """A task line is a list sign, white space, a box, marks beside it, and a text."""
+    plain = _PLAIN_TASK.match(line)
+    if plain:  # as most are, in half the time
+        return Task(_PLAIN[plain[1]], plain[2].strip(), "", phase, number)
+    sign = _TASK.match(line)
+    box = _take_box(line, sign.end(), _BOX_OPENING) if sign else None
+    if not box:
+        return None
+    inside, wrapping, at = box
+    state, reason, begun = _read_box(inside)
+    if not state:
+        return None
+    marks = []  # the first one counts, unless the box says that the task is done
+    mark = _take_box(line, at, _MARK_OPENING)
+    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
+        marks.append(_read_box(mark[0]))
+        wrapping += mark[1]
+        at = mark[2]
+        mark = _take_box(line, at, _MARK_OPENING)
+    text, inside = _take_end_mark(line[at:].strip())
+    if inside:
+        marks.append(_read_box(inside))
+    if wrapping and text.count(wrapping[::-1]) % 2:
+        text = wrapping + text  # `**[ ] Export:** as CSV`
+    if not text:
+        return None
+    if marks and state == "pending":
+        state, reason, begun = marks[0]
+    return Task(state, text, reason, phase, number, begun)
+
+
+def _take_box(line: str, at: int, opening: re.Pattern[str]) -> tuple[str, str, int] | None:
+    """A box that begins there: what is in it, what wraps more than it, and where the text begins.
+
+    Brackets nest. None when no box stands there, or when it is a link.
+    """
+    start = opening.match(line, at)
+    if not start:
+        return None
+    end = line.find("]", start.end())
+    if line.find("[", start.end(), end) >= 0:
+        end = -1
+        depth = 1
+        for bracket in _BRACKET.finditer(line, start.end()):
+            depth += 1 if bracket[0] == "[" else -1
+            if not depth:
+                end = bracket.start()
+                break
+    behind = _BEHIND_BOX.match(line, end + 1) if end >= 0 else None
+    if not behind:
+        return None
+    wrapping = "" if start[1][::-1] in behind[1] else start[1]
+    return line[start.end() : end], wrapping, behind.end()
+
+
+def _take_end_mark(text: str) -> tuple[str, str]:
+    """Split a mark off a text's end: the text without it, and what stands in the mark, or ""."""
+    bare = text.rstrip("*_")
+    if not bare.endswith("]"):
+        return text, ""
+    depth = 0
+    start = len(bare)
+    while start and (depth or start == len(bare)):
+        start -= 1
+        depth += (bare[start] == "]") - (bare[start] == "[")
+    before = bare[:start].rstrip("*_")
+    if depth or not _END_MARK.match(bare, start + 1) or before[-1:].strip():
+        return text, ""
+    closing = text[len(bare) :] if len(before) == start else ""  # of what began before the mark
+    return before.rstrip() + closing, bare[start + 1 : -1]
+
+
+def _read_box(inside: str) -> tuple[str, str, bool]:
+    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
+
+    `BLOCKED - no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
+    """
+    if inside in _PLAIN:
+        return _PLAIN[inside], "", False
+    box = inside.replace("\ufe0f", "").strip()
+    if box in _PLAIN or _DONE_SIGNS.issuperset(box):
+        return _PLAIN.get(box, "done"), "", False
+    if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
+        return "pending", "", _DONE_SIGNS.isdisjoint(box)
+    word = _WORD.match(box)
+    state = word.lastgroup if word else None
+    if not word or not state:
+        return "", "", False
+    if state == "begun":
+        return "pending", "", True
+    if state not in ("manual", "blocked"):
+        return state, "", False
+    reason_start = _REASON.match(box, word.end())
+    assert reason_start
+    reason = box[reason_start.end() :]
+    if "(" in reason_start[0] or "（" in reason_start[0]:
+        reason = reason[:-1].strip()
+    if state == "blocked" and not reason and word[state].lower() != state:
+        reason = re.sub("[-_ ]", " ", word[state].lower())
+    return state, reason, False
+
+
+# Near misses: the box is found, and what is missing around it is said.
+
+_OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
+_DONE_BOXES = "☑☒🗹🗷🗵"
+_BOX = re.compile(
+    r"\[(?P<square>[^\[\]]*)\]|\\\[(?P<escaped>[^\[\]\\]*)\\\]|［(?P<wide>[^［］]*)］"
+    rf"|(?P<sign>[{_OPEN_BOXES}{_DONE_BOXES}])\ufe0f?|[(（{{<【](?P<other>\s*)[)）}}>】]"
+    r"|\[(?P<unclosed>[^\[\]]+)$"
+)
+_WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
+_LEAD = re.compile(  # what stands before the box, where it is not words
+    r"\s*(?:\*\*|_+|~~)?(?:(?P<heading>#{1,6}(?!\w))|(?P<quotation>>[>\s]*(?:[-*+]|\d+[.)])?)"
+    rf"|(?P<table>\|)|(?P<list>{_LIST_SIGN}(?!\w))"
+    r"|(?P<number>[(（#]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w))"
+    rf"|(?P<bullet>(?![{_OPEN_BOXES}{_DONE_BOXES}])"
+    r"[^\w\s\[\]\\()（）［］【】{}<>|!\"'`*]{1,2}(?!\w)))?[\s*_~]*"
+)
+_ADVICE = {
+    None: "begin the line with `- `",
+    "heading": "a heading is no task: begin the line with `- `",
+    "quotation": "a quotation holds no tasks: begin the line with `- `",
+    "table": "a table holds no tasks: give it a line that begins with `- `",
+    "number": "begin the line with `- ` in place of the number",
+    "bullet": "begin the line with `- ` in place of that sign",
+}
+_REFERENCE = re.compile(r":(?:\S|\s*\S*\s*$)")
+_NO_MORE = re.compile(r"[\s*_|]*$")
+
+
+def _find_near_miss(line: str, number: int) -> NearMiss | None:
+    """The first box of a line that is no task, and all that is missing around it."""
+    if not any(_state_of(box, "list") for box in _BOX.finditer(line)):
+        return None
+    clear = _without_code(line)
+    lead = _LEAD.match(clear)
+    assert lead
+    kind = lead.lastgroup
+    for box in _BOX.finditer(clear):
+        state = _state_of(box, kind)
+        if not state or _is_link(clear, box):
+            continue
+        advice = []
+        if box.start() == lead.end():
+            if kind != "list":
+                advice.append(_ADVICE[kind])
+            elif not clear[lead.end("list")].isspace():
+                advice.append("put a space between the list sign and the box")
+            if box.lastgroup != "square":
+                advice.append("write the box as `[ ]` or `[x]`")
+            if not _BEHIND_BOX.match(clear, box.end()) and kind != "table":
+                advice.append("put a space after the box")
+            if not advice and _NO_MORE.match(clear, box.end()):
+                advice.append("write the task behind the box")
+        elif not _is_behind_words(clear, box, kind, state):
+            continue
+        elif kind != "list":
+            advice.append(_ADVICE[kind])
+        advice = advice or ["put the box right behind the list sign"]
+        return NearMiss(number, line.strip(), ", ".join(advice), state == "pending")
+    return None
+
+
+def _state_of(box: re.Match[str], kind: str | None) -> str:
+    """What a box of any form says, as `_read_box` does; "" where it is none."""
+    form = box.lastgroup or ""
+    inside = box[form]
+    if form == "sign":
+        return "pending" if inside in _OPEN_BOXES else "done"
+    if form == "other":
+        return "pending" if inside or kind == "list" else ""
+    if form != "unclosed":
+        return _read_box(inside)[0]
+    if kind != "list" or not inside.strip() or inside.strip() in _PLAIN:
+        return ""
+    before, space, _text = inside.partition(" ")
+    return _PLAIN[before] if space and before in _PLAIN else _read_box(inside)[0]
+
+
+def _is_link(clear: str, box: re.Match[str]) -> bool:
+    """Whether a link, or the definition of one, goes on behind the bracket."""
+    behind = clear[box.end() : box.end() + 1]
+    if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
+        mark = _BOX.match(clear, box.end())
+        return not mark or not _state_of(mark, None)
+    if behind == ":":
+        is_blank = not box[box.lastgroup or 0].strip()
+        return not is_blank and bool(_REFERENCE.match(clear, box.end()))
+    return behind in ("(", "]")
+
+
+def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: str) -> bool:
+    """Whether a box that does not begin its line means one: in prose it does not."""
+    form = box.lastgroup or ""
+    inside = box[form]
+    start = box.start()
+    if not clear[start - 1].isspace() and clear[start - 1] not in "*_|:：":
+        return False  # `a[ ]` is code
+    if form == "other" and not inside:
+        return False  # as `{}` is
+    is_blank = form == "sign" or inside.isspace()
+    is_tick = state == "done" and len(inside.strip()) == 1
+    if _NO_MORE.match(clear, box.end()):
+        if kind == "list":
+            is_mark = is_blank or len(inside) < 2 or inside[0].isalpha()  # and no `[1/3]`
+            return is_mark and state in ("pending", "done")
+        return form != "other" and (is_blank or is_tick)
+    if form == "other" or clear[box.end()] not in " \t*_|:：":
+        return False
+    before = clear[max(0, start - 9) : start].rstrip(" \t*_")[-1:]
+    if before == "|":
+        return is_blank or is_tick
+    return kind is not None and (is_blank or (is_tick and before in ":："))
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
@@ -453,9 +693,19 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
     """What the next session is told; `path` is the plan's, `told` as in `render_prompt`."""
-    place = f"{min(plan.done + 1, plan.automatable)}/{plan.automatable}"
+    place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
     title = f"ocloop {place}: {plan.goal}"[:100]
     return Prompt(render_prompt(body, path, plan.goal, iteration, told), title)
+
+
+def told_of_near_misses(plan: Plan) -> str:
+    """What the agent is told that is to wrap up a plan in which something looks undone."""
+    if plan.current or not plan.open_near_misses:
+        return ""
+    lines = "\n".join(
+        f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]
+    )
+    return LOOK_LIKE_TASKS.format(lines=lines)
 
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
@@ -471,8 +721,22 @@ exit status {status}
 NOTHING_SETTLED = """\
 The last {count} sessions settled nothing in the plan; what they worked on:
 {goals}
-Do not try the same thing once more. If the next task cannot be finished in this session, undo what
-is half done, mark the task [BLOCKED: the reason in a few words] in the plan, and end your turn."""
+{seen}
+Look first whether the next task is done already: what is there may be good, and stays. If it is
+done, mark it in the plan. Else finish what is missing, in another way than before, and mark it. If
+it cannot be finished in this session, change its box to [BLOCKED: the reason in a few words],
+write below it how far it got, and end your turn."""
+CUT_OFF = "its answer was cut off at the model's output limit"
+CUT_SHORT = f"""\
+The last session did not come to its end: {CUT_OFF}. It worked on:
+- {{goal}}
+What it has done by then is there: look at it and go on from it. Write long files in several parts,
+each with a tool call of its own, and keep each answer short."""
+LOOK_LIKE_TASKS = """\
+Nothing is pending in the plan, but these lines look like open tasks:
+{lines}
+Make a task (`- [ ] ...`) of each one that still has to be done, mend the others so that they do not
+look so, and do the first task."""
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
@@ -597,7 +861,8 @@ class Polled(NamedTuple):
         answered     it ended well
         failed       it ended with `fault`
         refused      it ended because something was rejected
-        cut          it was broken off: where `fault` says so, by somebody who interrupted it
+        cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
+                     by the model's output limit
         unfinished   it has begun and not ended: it works, or its server died
         undelivered  the session does not know the prompt, or nothing came of it
         nothing-ran  the session says that it is through, and there is no answer
@@ -824,6 +1089,7 @@ class Reply:
         self.request = request  # the name of a method of Outside
         self.args = args
         self.done = False
+        self.is_unheard = False  # nobody waits for it any more
         self.at: float | None = None  # when it was answered, on the run's own clock
         self.result: Any = None
         self.error: Exception | None = None
@@ -914,6 +1180,7 @@ class Journal:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         self.count += 1
+        kind, text, record = all_printable((kind, text, record))
         entry = Entry(
             self.count, self.wall, kind, text, tone, depth, self.iteration, session, record
         )
@@ -935,6 +1202,7 @@ class RunClock:
     """
 
     def __init__(self, wall: float) -> None:
+        self.began = wall  # for people
         self.wall = wall
         self.now = wall
         self.started: float | None = None  # moved on by the time at rest: it counts work alone
@@ -1052,8 +1320,13 @@ def outcome_of(fault: Fault | None) -> Outcome:
     """What becomes of a session whose answer ended with this fault; None: nobody says why."""
     if fault is None:
         fault = Fault("unknown", "it failed, and OpenCode does not say why")
-    kind = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
-    return Outcome(kind, fault.message, fault)
+    kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
+    return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
+
+
+def is_cut_off(fault: Fault | None) -> bool:
+    """By the model's own limit: what it wrote until then is there, and nobody interrupted it."""
+    return fault is not None and fault.kind == "length"
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
@@ -1108,12 +1381,12 @@ class Judge:
 
         `silent` is the time since the last sign of life, `attempt` the one that is looked at.
         """
-        is_finished = polled.verdict in ("answered", "failed")
+        is_finished = polled.verdict in ("answered", "failed") or is_cut_off(polled.fault)
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
         if polled.activity != "idle" and not (is_finished and silent > LOOK_CLOSER):
             return None
         verdict, fault = self.read(polled)
-        patience = self.PATIENCE[verdict]
+        patience = 0.0 if is_cut_off(fault) else self.PATIENCE[verdict]
         if verdict == "failed" and polled.fault is None and silent <= LOOK_CLOSER:
             patience = ODD_END_STAYS  # the message's own error comes a little later
         if verdict == "unfinished" and attempt:
@@ -1128,7 +1401,7 @@ class Judge:
         verdict = polled.verdict
         if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost:
+        elif verdict == "cut" and self.server_was_lost and not is_cut_off(polled.fault):
             verdict = "unfinished"  # no person did it: the prompt is sent again
         fault = polled.fault
         if verdict == "failed" and fault is None:
@@ -1385,7 +1658,7 @@ class Asks:
         ask = waiting.ask
         self.reply(waiting, "reject", f"refused: {why}", message)
         self.ends_turn = message
-        self.refused[ask.title or "question"] += 1
+        self.refused[ask.title or ask.kind] += 1
         times = sum(self.refused.values())
         if times >= REFUSALS:
             self.circle = (
@@ -1699,6 +1972,8 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 RAISED_BY_R = ("max_iterations", "max_cost", "max_time")  # limits; by as much again
 
 PLAN_COMPLETE = "the plan is complete"
+ALLOW = "allow them in opencode.json, or use --auto"
+A_PERSON_QUIT = "a person quit"
 NO_SESSION = "there is no session right now that could be shown"
 WRONG_PASSWORD = (
     "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
@@ -1708,8 +1983,8 @@ WRONG_PASSWORD = (
 class Result(NamedTuple):
     """One iteration, as it stands in the books.
 
-    `word` is what it is called in front of people: done, nothing settled, check failed, refused,
-    cut, failed, stalled, rate-limited, outage or aborted.
+    `word` is what it is called in front of people: done, blocked, nothing settled, check failed,
+    refused, cut, failed, stalled, rate-limited, outage or aborted.
     """
 
     number: int
@@ -1724,6 +1999,7 @@ class Result(NamedTuple):
     check: str  # passed, failed, interrupted, or "" when none ran
     progress: bool
     phase: str = ""  # of the task
+    refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
 
     @property
     def worked(self) -> bool:
@@ -1769,19 +2045,63 @@ def problem_of_model(setup: Setup, model: str) -> str:
     )
 
 
-def how_complete(plan: Plan) -> str:
-    """In which way a plan that counts as complete is so, for a person."""
-    if plan.summary is None:
-        return "nothing is left to do; the agent wrote no summary"
-    if plan.pending:
-        tasks = "task" if plan.pending == 1 else "tasks"
-        return f"the plan was marked complete with {plan.pending} {tasks} still pending"
-    return PLAN_COMPLETE
+def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
+    """The exit status of a run that its agents have ended, and the reason for a person.
+
+    `gone` are open tasks that went out of the plan. Where no agent has said that it is complete,
+    they and what looks like an open task are work that is left.
+    """
+    if plan.pending or plan.blocked:
+        left = " and ".join(
+            tasks_of(number, word)
+            for number, word in ((plan.pending, "pending"), (plan.blocked, "blocked"))
+            if number
+        )
+        return 3, f"complete but for {left}"
+    if plan.summary is not None:
+        return 0, PLAN_COMPLETE
+    near = [f'"{near.text}"' for near in plan.open_near_misses]
+    if near:
+        noun = "lines look like open tasks" if len(near) > 1 else "line looks like an open task"
+        return 3, f"nothing is pending, but {len(near)} {noun}: {first_of(near)}"
+    if gone:
+        return 3, f"nothing is pending, but {said_gone(gone)}"
+    return 0, "nothing is left to do; the agent wrote no summary"
+
+
+def tasks_of(number: int, word: str = "") -> str:
+    """1 blocked task, 2 pending tasks."""
+    return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    shown = ", ".join(name[:60] for name in names[:5])
+    return shown + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def said_gone(gone: Sequence[str]) -> str:
+    verb = "are" if len(gone) > 1 else "is"
+    return f"{tasks_of(len(gone), 'open')} {verb} gone from the plan: {first_of(gone)}"
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     close = difflib.get_close_matches(name, list(known), 3, 0.4)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+def refused_by(results: Iterable[Result]) -> tuple[tuple[str, int], ...]:
+    """What agents asked for in vain, and how often, the most frequent first."""
+    refused: collections.Counter[str] = collections.Counter()
+    for result in results:
+        refused.update(dict(result.refused))
+    return tuple(refused.most_common())
+
+
+def said_refused(refused: Iterable[tuple[str, int]]) -> str:
+    """refused: bash ×6, edit ×3; "" when nothing was."""
+    said = ", ".join(f"{title} ×{times}" for title, times in refused)
+    return f"refused: {said}" if said else ""
 
 
 class Books:
@@ -1793,6 +2113,8 @@ class Books:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.mark = 0
+        self.plan = Plan()  # that was noted last
+        self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.tasks: set[str] = set()  # of the plan that was noted last
         self.most_settled = 0  # tasks, so far
         self.least_pending: int | None = None  # the same; None: no plan was noted yet
@@ -1811,6 +2133,9 @@ class Books:
         tasks, none of which was in the one before, is another one, and counts from where it begins.
         """
         tasks = {task.text for task in plan.tasks}
+        gone = dict.fromkeys((*self.gone, *missing_tasks(self.plan, plan)))
+        self.gone = [text for text in gone if text not in tasks]  # some come back
+        self.plan = plan
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
         self.tasks = tasks or self.tasks
         has_more = plan.settled > self.most_settled
@@ -1864,7 +2189,16 @@ class Books:
             return ""
         goals = collections.Counter(result.goal for result in unsettled)
         lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines)
+        refused = said_refused(refused_by(unsettled))
+        seen = f"What they asked for was {refused}: do without it." if refused else ""
+        seen = seen or "They ended in good order, and marked nothing."
+        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines, seen=seen)
+
+    def cut_short(self) -> str:
+        """What the next agent is told when the last one's answer had no room."""
+        last = self.results[-1] if self.results[self.mark :] else None
+        has_part = last is not None and last.problem == CUT_OFF and not last.progress
+        return CUT_SHORT.format(goal=last.goal) if last and has_part else ""
 
     @property
     def check_failures(self) -> int:
@@ -2053,6 +2387,7 @@ class Used(NamedTuple):
     elapsed: float
     unsettled: int  # iterations in a row that settled nothing
     check_failures: int  # in a row
+    refused: tuple[tuple[str, int], ...] = ()  # in the iterations that settled nothing
 
 
 class Limits:
@@ -2080,9 +2415,13 @@ class Limits:
     def stuck(self, used: Used) -> tuple[str, str] | None:
         most = self.options.stuck
         if most and used.unsettled > most:  # the last one was told of it: NOTHING_SETTLED
+            advice = (
+                "look at the plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
+            )
+            if used.refused:
+                advice = f"{said_refused(used.refused)}: {ALLOW}"
             return "stuck", (
-                f"{used.unsettled} iterations in a row settled no task (--stuck): look at the "
-                "plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
+                f"{used.unsettled} iterations in a row settled no task (--stuck): {advice}"
             )
         if most and used.check_failures >= most:
             return "stuck", (
@@ -2364,6 +2703,8 @@ class Waits:
             self.mind()
             if self.interrupt and not isinstance(self.interrupt, self.shielded):
                 interrupt, self.interrupt = self.interrupt, None
+                if reply:
+                    reply.is_unheard = True
                 raise interrupt
             self.hear(await next_event(until))
         return reply.value if reply and reply.done else None
@@ -2488,6 +2829,7 @@ class ServerState:
         self.is_down = True
         self.problem = ""
         self.launch += 1
+        self.measure_at = NEVER
         self.replace = False
         self.is_bursting = False
         self.is_fresh = True
@@ -2529,7 +2871,7 @@ class Files:
             self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
             self.trouble = ""
         if self.was_read and plan.done > self.plan.done:
-            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
+            self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
         self.was_read = True
         self.plan = plan
         self.plan_text = read.plan or ""
@@ -2547,27 +2889,39 @@ class Iteration(NamedTuple):
     """One session, the plan read after it, and the check."""
 
     number: int
-    task: Task | None  # None: nothing was left but the summary
+    plan: Plan  # before it
     talk: Talk
 
+    @property
+    def task(self) -> Task | None:
+        """The one that it began with; None: nothing was left but the summary."""
+        return self.plan.current
+
     def result(
-        self, now: float, outcome: Outcome | None = None, check: str = "", progress: bool = False
+        self,
+        now: float,
+        outcome: Outcome | None = None,
+        plan: Plan | None = None,
+        check: str = "",
+        progress: bool = False,
     ) -> Result:
-        """How it stands; None: it is under way."""
+        """How it stands, with the plan after it; None: it is under way."""
         outcome = outcome or Outcome("")
+        was_blocked = plan is not None and has_blocked(self.task, self.plan, plan)
         return Result(
             number=self.number,
             task=self.task.text if self.task else "",
             phase=self.task.phase if self.task else "",
             goal=self.task.text if self.task else "wrap up",
             outcome=outcome.kind,
-            word=word_for(outcome, check, progress),
+            word=word_for(outcome, check, progress, was_blocked),
             problem=outcome.problem,
             seconds=now - self.talk.started,
             spend=self.talk.purse.total,
             model=self.talk.purse.model,
             check=check,
             progress=progress,
+            refused=tuple(self.talk.asks.refused.most_common()),
         )
 
 
@@ -2687,7 +3041,7 @@ class Run(Waits):
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
         if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
-            return End("complete", 3 if plan.pending else 0, how_complete(plan))
+            return End("complete", *how_complete(plan, self.books.gone))
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
             return End("paused", 3, limit[1], limit[0])
@@ -2749,7 +3103,7 @@ class Run(Waits):
         self.number += 1
         self.journal.iteration = self.number
         talk = self.new_talk()
-        iteration = self.iteration = Iteration(self.number, plan.current, talk)
+        iteration = self.iteration = Iteration(self.number, plan, talk)
         self.journal.note("task", plan.goal, "head")
         try:
             outcome = await self.lead(talk)
@@ -2872,7 +3226,9 @@ class Run(Waits):
             if verdict not in ENDS:
                 return None
             outcome = ENDS[verdict] or outcome_of(fault)
-            if verdict == "cut":
+            if is_cut_off(fault):
+                outcome = outcome_of(fault)
+            elif verdict == "cut":
                 outcome = outcome._replace(fault=fault)
             if polled.activity != "idle":
                 # It has answered long ago, and says that it works. Whatever it is that works there,
@@ -2981,7 +3337,7 @@ class Run(Waits):
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books."""
         has_progress = self.books.note_plan(plan) or plan.summary is not None
-        result = iteration.result(self.now, outcome, check, has_progress)
+        result = iteration.result(self.now, outcome, plan, check, has_progress)
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
         self.line.last_seen = result.model or self.line.last_seen
@@ -3002,13 +3358,16 @@ class Run(Waits):
             count = len(self.books.unsettled)
             said = f"{count} iterations settled nothing: the next prompt says so"
             self.journal.note("warn", said, "warn")
-        return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
+        near = told_of_near_misses(self.plan)
+        all_told = (self.gate.complaint, self.books.cut_short(), unsettled, near)
+        return "\n\n".join(told for told in all_told if told)
 
     # What comes after it.
 
     async def follow(self, result: Result, outcome: Outcome) -> End | None:
         """Do what an outcome means for the run."""
-        if outcome.kind == "cut" and outcome.fault and self.attended:
+        fault = outcome.fault
+        if outcome.kind == "cut" and fault and not is_cut_off(fault) and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on", is_final=False)
         if self.files.plan.summary is not None and not self.gate.is_shut:
@@ -3177,7 +3536,6 @@ class Run(Waits):
         server.url, server.version, server.generation = started
         server.is_down = False
         server.up_since = self.now
-        server.measure_at = self.now
         version = server.version or "(version unknown)"
         self.journal.note("server", f"OpenCode {version} on {server.url}", "dim")
         try:
@@ -3192,6 +3550,8 @@ class Run(Waits):
                 "hang while it is loaded: try `OPENCODE_PURE=1`"
             ) from None
         server.has_worked = True
+        server.measure_at = self.now
+        await self.measure_server()  # how large is one that has not worked yet?
 
     async def read_setup(self) -> Setup:
         """Models, agents and configuration, once they are complete, as far as that shows."""
@@ -3220,7 +3580,7 @@ class Run(Waits):
         return bool(setup.agents) or waited >= AGENTS_WITHIN
 
     async def measure_server(self) -> None:
-        """Look how large it is, if that is due: an iteration may be over before it was minded."""
+        """Look how large it is, if that is due, and wait for the answer."""
         self.mind_server()
         await self.wait(self.now + 10.0, sooner=lambda: self.server.measuring is None)
 
@@ -3275,6 +3635,8 @@ class Run(Waits):
         elif reply.request == "reply":
             if self.talk and self.talk.asks.take_answer(reply):
                 self.talk.look_within(self.now, 1.0)
+        elif reply.error and reply.is_unheard and reply.request == "start_server":
+            self.journal.note("server", str(reply.error), "bad")
         elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
         elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
@@ -3484,6 +3846,7 @@ class Run(Waits):
             elapsed=self.clock.elapsed,
             unsettled=len(self.books.unsettled),
             check_failures=self.books.check_failures,
+            refused=refused_by(self.books.unsettled),
         )
 
     @property
@@ -3506,7 +3869,7 @@ class Run(Waits):
         """Tell everybody why it ends, or rests."""
         self.status = end.status
         self.confirming_quit = False
-        event = {"complete": "complete", "error": "failed"}.get(end.phase, "stopped")
+        event = {0: "complete", 1: "failed"}.get(end.status, "stopped")
         note_end(self, event, end.status, end.reason)
         if is_news:
             self.notify(event, end.reason)
@@ -3555,22 +3918,55 @@ USES = (
 # Words and records for people, logs and other programs, computed from the state of the run.
 
 
-def word_for(outcome: Outcome, check: str, has_progress: bool) -> str:
+def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool = False) -> str:
     """What an iteration is called in front of people: the truth, also where an agent ended well."""
     if check == "failed":
         return "check failed"
     if outcome.kind in WORKED and has_progress:
-        return "done"
+        return "blocked" if has_blocked else "done"
     if outcome.kind == "done":
         return "nothing settled"
     return outcome.kind
 
 
+def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
+    """Whether an agent marked the task that it began with as blocked, or others and did none."""
+    if task and any(
+        (one.phase, one.text, one.state) == (task.phase, task.text, "blocked")
+        for one in after.tasks
+    ):
+        return True
+    return after.blocked > before.blocked and after.done <= before.done
+
+
+def counts_of(plan: Plan) -> dict[str, object]:
+    """For JSON: done of total, which is what an agent was to do; manual stands beside it."""
+    return {
+        "done": plan.done,
+        "total": plan.total,
+        "pending": plan.pending,
+        "blocked": plan.blocked,
+        "manual": plan.manual,
+    }
+
+
+def progress_of(plan: Plan) -> list[str]:
+    """For people: done/total, and what stands beside it where there is any."""
+    said = [f"{plan.done}/{plan.total}"]
+    if plan.blocked:
+        said.append(f"{plan.blocked} blocked")
+    if plan.manual:
+        said.append(f"{plan.manual} manual")
+    return said
+
+
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
+    refused = said_refused(result.refused)
     said = (
         f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{plan.done}/{plan.automatable} · {short_number(spend.tokens)} tokens · "
+        f"{refused + ' · ' if refused else ''}"
+        f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
         f"{dollars_of(spend.cost)} · {result.goal}"
     )
     record: dict[str, object] = {
@@ -3583,10 +3979,8 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "model": result.model,
         "check": result.check,
         "progress": result.progress,
-        "done": plan.done,
-        "total": plan.automatable,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
+        "refused": dict(result.refused),
+        **counts_of(plan),
     }
     journal.note("iter", said, "head", session, record=record)
 
@@ -3599,17 +3993,18 @@ def note_end(run: Run, event: str, status: int, reason: str) -> None:
         "status": status,
         "reason": reason,
         "summary": plan.summary,
-        "done": plan.done,
-        "total": plan.automatable,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
+        **counts_of(plan),
+        "gone": run.books.gone,
+        "refused": dict(refused_by(run.books.results)),
         "iterations": run.number,
         "seconds": round(run.clock.elapsed, 1),
         **run.total.record(),
     }
     tone = {0: "good", 1: "bad"}.get(status, "warn")
     run.journal.note("end", reason, tone, record=record)
-    for line in summary_of(run):
+    check = {"command": run.options.check, "verdict": run.gate.last}
+    steps = next_steps(plan, {**record, "check": check})
+    for line in (*summary_of(run), *(f"to do: {step}" for step in steps)):
         run.journal.note("end", line)
 
 
@@ -3624,12 +4019,45 @@ def summary_of(run: Run) -> list[str]:
             f"{plan}; {iterations} in {duration(run.clock.elapsed)}; "
             f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
         )
+    if run.books.gone:
+        lines.append(said_gone(run.books.gone))
     lines += summary_of_models(run.books)
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
         for task in tasks[:20]:
             lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
     return lines
+
+
+def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
+    """What a person can do now, in the order in which it helps. `record` is what the state file
+    says of the run; empty: there was none."""
+    if is_running:
+        asked = [as_text(title) for title in as_list(record.get("waits_for"))]
+        return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
+    steps = []
+    tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
+    refused = list(as_dict(record.get("refused")))
+    if refused:
+        steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
+    check = as_dict(record.get("check"))
+    if check.get("verdict") == "failed":
+        steps.append(f"mend the check: `{as_text(check.get('command'))}`")
+    gone = [as_text(text) for text in as_list(record.get("gone"))]
+    if gone:
+        steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
+    if plan.open_near_misses and not plan.pending:
+        lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
+        steps.append(f"make tasks of what looks like one: {lines}")
+    if plan.blocked:
+        steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
+    elif record and plan.pending:
+        steps.append(f"{tag}run again to go on")
+    elif record and record.get("status") != 0 and plan.summary is None:
+        steps.append("run again to go on")
+    if plan.manual:
+        steps.append(f"do by hand what is manual: {tasks_of(plan.manual)}")
+    return steps
 
 
 def summary_of_models(books: Books) -> list[str]:
@@ -3650,11 +4078,15 @@ def summary_of_models(books: Books) -> list[str]:
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
     plan = run.plan
-    project = os.path.basename(run.options.directory) or run.options.directory
+    project = one_line(os.path.basename(run.options.directory) or run.options.directory)
     said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
-    facts = [f"{plan.done}/{plan.automatable}"]
-    if plan.blocked:
-        facts.append(f"{plan.blocked} blocked")
+    facts = progress_of(plan)
+    gone = run.books.gone
+    if gone and said_gone(gone) not in reason:
+        facts.append(f"{tasks_of(len(gone), 'open')} gone from the plan")
+    refused = said_refused(refused_by(run.books.results))
+    if refused and "refused: " not in reason:
+        facts.append(refused)
     facts += [dollars_of(run.total.cost), duration(run.clock.elapsed)]
     return f"ocloop {project}: {said}, {', '.join(facts)}"
 
@@ -3664,13 +4096,15 @@ def facts_of(run: Run) -> dict[str, str]:
     plan = run.plan
     task = run.iteration.task if run.iteration else plan.current
     return {
-        "OCLOOP_PROJECT": os.path.basename(run.options.directory),
+        "OCLOOP_PROJECT": one_line(os.path.basename(run.options.directory)),
         "OCLOOP_PLAN": run.options.plan,
-        "OCLOOP_TASK": task.text if task else "",
+        "OCLOOP_TASK": one_line(task.text) if task else "",
         "OCLOOP_ITERATION": str(run.number),
         "OCLOOP_DONE": str(plan.done),
-        "OCLOOP_TOTAL": str(plan.automatable),
+        "OCLOOP_TOTAL": str(plan.total),
+        "OCLOOP_PENDING": str(plan.pending),
         "OCLOOP_BLOCKED": str(plan.blocked),
+        "OCLOOP_MANUAL": str(plan.manual),
         "OCLOOP_COST": f"{run.total.cost:.4f}",
         "OCLOOP_SECONDS": str(int(run.clock.elapsed)),
     }
@@ -3719,6 +4153,8 @@ TASK_SIGNS = {
     "begun":   ("◐", "warn"),
     "blocked": ("✖", "bad"),
     "manual":  ("☐", "warn"),
+    "gone":    ("-", "warn"),
+    "check failed": ("×", "bad"),
     "current": ("▸", "accent bold"),
 }
 # What the last check said -> sign, style.
@@ -3733,22 +4169,37 @@ SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
 # fmt: on
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+# Control characters, what turns the direction of a line, and what shows nothing: zero-width
+# characters and tags can hide words, and make one look like another.
 _UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]"
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#",
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#%",
 )
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
-    """The text without colours, and a sign for each control character: it could rewrite the screen.
+    """The text without colours, and a sign for each character that could rewrite the screen or that
+    nobody would see.
 
     Models and tools write what they like; so do other programs whose output is shown.
     """
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
+
+
+def all_printable(value: Any) -> Any:
+    """The same with all its texts made printable, line by line."""
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, (list, tuple)):
+        return [all_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: all_printable(item) for name, item in value.items()}
+    return value
 
 
 def ascii_only(text: str) -> str:
@@ -3823,6 +4274,7 @@ class TaskView(NamedTuple):
     seconds: float = 0.0
     spend: Spend = Spend()
     model: str = ""
+    outcome: str = ""  # the word of the last iteration that worked on it
 
 
 class Picture(NamedTuple):
@@ -3975,17 +4427,24 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
     """All tasks of the plan, with what this run spent on them.
 
     Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
-    task of its own. The iteration under way counts for its task.
+    task of its own. The iteration under way counts for its task. What was worked on and is no
+    longer in the plan comes last, as "gone".
     """
+    # A check looks at the whole project: one that passes is the end of all failures before it.
+    passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
     for result in (*results, *([under_way] if under_way else [])):
         name = (result.phase, result.task)
-        known = spent.get(name) or TaskView(Task("", result.task))
+        known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
+        word = result.word or known.outcome
+        if word == "check failed" and result.number < passed:
+            word = word_for(Outcome(result.outcome), "passed", result.progress)
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
             spend=known.spend.plus(result.spend),
             model=result.model,
+            outcome=word,
         )
     current = ("", "")
     if under_way and under_way.task:
@@ -4000,7 +4459,7 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
         if is_current:
             current = ("", "")
         views.append(known._replace(task=task, is_current=is_current))
-    return views
+    return [*views, *(known for (_phase, text), known in spent.items() if text)]
 
 
 def ask_panel(run: Run, now: float) -> tuple[str, ...]:
@@ -4130,8 +4589,16 @@ def header(picture: Picture, width: int) -> list[Row]:
     ]
 
 
-def state_row(picture: Picture, width: int) -> Row:
+def sign_of(picture: Picture) -> tuple[str, str]:
+    """Sign and style of its state: an end with work left looks like no good one."""
     sign, style, _meaning = STATES[picture.state]
+    if picture.state == "complete" and how_complete(picture.plan)[0]:
+        return "◐", "warn"
+    return sign, style
+
+
+def state_row(picture: Picture, width: int) -> Row:
+    sign, style = sign_of(picture)
     word = f"{sign} {picture.state}"
     if picture.ask:
         word = "? asked" if width < 40 else "? waits for you"
@@ -4151,9 +4618,9 @@ def state_row(picture: Picture, width: int) -> Row:
 
 def progress_row(picture: Picture, width: int) -> Row:
     plan = picture.plan
-    if not plan.tasks and not plan.automatable:
+    if not plan.tasks and not plan.total:
         return [("dim", " no task")]  # it has not been read yet, perhaps
-    counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
+    counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
     rest: Row = []
     if width >= 50 and plan.blocked:
         rest.append(("bad", f"  {plan.blocked} blocked"))
@@ -4166,18 +4633,23 @@ def progress_row(picture: Picture, width: int) -> Row:
     if size < 4:  # no bar: the words say more
         has_room = len(counts) + row_width(rest) <= width
         return [("bold", counts), *(rest if has_room else [])]
-    parts = size * 8
-    if plan.automatable:
-        parts = parts * plan.done // plan.automatable
-    full, eighths = divmod(parts, 8)
-    bar = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
-    return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), *rest]
+    return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+
+
+def progress_bar(plan: Plan, size: int) -> Row:
+    """What is done, what is blocked, and what is left, in so many cells."""
+    full, eighths = divmod(size * 8 * plan.done // plan.total if plan.total else size * 8, 8)
+    done = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
+    blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
+    done = done[: size - blocked]  # one of many is seen, too
+    left = size - len(done) - blocked
+    return [("bar", done), ("bad", "▒" * blocked), ("dim", "·" * left)]
 
 
 def task_row(picture: Picture, width: int) -> Row:
     """What it works on; at rest, why it rests."""
     if picture.reason:
-        _sign, style, _meaning = STATES[picture.state]
+        _sign, style = sign_of(picture)
         return [(style, ellipsis(" " + one_line(picture.reason), width))]
     if picture.task is None:
         return [("dim", " no pending task")]
@@ -4298,8 +4770,9 @@ def plan_rows(
     if moves and picture.results:
         rows.append(task_heads(width))
     for item in tasks:
-        if item.task.phase != phase:
-            phase = item.task.phase
+        its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
+        if its_phase != phase:
+            phase = its_phase
             if rows:
                 rows.append([])
             rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
@@ -4325,9 +4798,12 @@ def task_heads(width: int) -> Row:
 
 
 def task_rows(item: TaskView, width: int) -> list[Row]:
-    """A task in a row; where it is blocked or manual, the reason in the next one."""
+    """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
     task = item.task
     kind = "begun" if task.begun else task.state
+    reason = task.reason
+    if task.state == "done" and item.outcome == "check failed":
+        kind = reason = item.outcome
     if item.is_current:
         kind = "current"
     sign, style = TASK_SIGNS[kind]
@@ -4337,9 +4813,9 @@ def task_rows(item: TaskView, width: int) -> list[Row]:
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
     filler = " " * max(0, room - text_width(text))
     row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    if not task.reason:
+    if not reason:
         return [row]
-    return [row, [("dim", f"     {ellipsis(one_line(task.reason), width - 6)}")]]
+    return [row, [("dim", f"     {ellipsis(one_line(reason), width - 6)}")]]
 
 
 def task_spending(item: TaskView, width: int) -> str:
@@ -4428,6 +4904,7 @@ class EventStream:
     """Feed it bytes, cut anywhere; get the data of the events that became complete.
 
     The names of events are dropped: OpenCode gives them none, what an event is stands in its data.
+    One that is larger than anything real raises ValueError.
     """
 
     def __init__(self) -> None:
@@ -4435,6 +4912,7 @@ class EventStream:
         self._has_begun = False
         self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
+        self._sizes = [0, 0]  # of the two, in bytes
 
     def feed(self, chunk: bytes) -> list[bytes]:
         if chunk:
@@ -4446,9 +4924,12 @@ class EventStream:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n" not in chunk:
             self._rest.append(chunk)
+            self._sizes[0] += len(chunk)
+            self._check_size()
             return []
         lines = b"".join((*self._rest, chunk)).split(b"\n")
         self._rest = [lines.pop()]
+        self._sizes[0] = len(self._rest[0])
         if not self._has_begun:
             self._has_begun = True
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
@@ -4457,10 +4938,17 @@ class EventStream:
             name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
+                self._sizes[1] += len(line)
             elif not line and self._data:
                 events.append(b"\n".join(self._data))
                 self._data.clear()
+                self._sizes[1] = 0
+        self._check_size()
         return events
+
+    def _check_size(self) -> None:
+        if sum(self._sizes) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
@@ -4472,6 +4960,11 @@ SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
 SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
+FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
+CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
+
+LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
+EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
@@ -4490,7 +4983,15 @@ def dicts(value: Any) -> list[Json]:
 
 
 def as_text(value: Any) -> str:
-    return "" if value is None else str(value)
+    with suppress(RecursionError):
+        return "" if value is None else str(value)
+    return ""
+
+
+def as_id(value: Any) -> str:
+    """An id that may be part of a path and a word of a command; "" for what is none."""
+    text = as_text(value)
+    return text if re.fullmatch(r"\w[\w-]*", text, re.ASCII) else ""
 
 
 def as_float(value: Any) -> float:
@@ -4549,8 +5050,11 @@ def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
 
 
 def call_id(tool: str, given: Any) -> int:
-    """The same number for the same tool with the same input; never 0."""
-    text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
+    """The same number for the same tool with the same input; 0 for one that is nested too deep."""
+    try:
+        text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
+    except RecursionError:
+        return 0
     return zlib.crc32(text.encode()) + 1
 
 
@@ -4565,8 +5069,8 @@ def detail_of_ask(wanted: Any, metadata: Json) -> str:
 
 def permission_ask(asked: Json, title: str, detail: str) -> Ask:
     return Ask(
-        id=as_text(asked.get("id")),
-        session=as_text(asked.get("sessionID")),
+        id=as_id(asked.get("id")),
+        session=as_id(asked.get("sessionID")),
         kind="permission",
         title=title,
         detail=detail,
@@ -4592,9 +5096,10 @@ def list_asks(
 
 
 def id_of(made: Json) -> str:
-    if not made.get("id"):
-        raise RequestError(502, "the server made a session without an id")
-    return as_text(made["id"])
+    id = as_id(made.get("id"))
+    if not id:
+        raise RequestError(502, "the server made a session without an id that can be used")
+    return id
 
 
 def has_price(cost: Json) -> bool:
@@ -4619,9 +5124,6 @@ def announced_in(headers: Any) -> float:
     """Seconds that a provider's answer tells to wait, 0 when it does not."""
     lower = {as_text(name).lower(): value for name, value in as_dict(headers).items()}
     return seconds_until(lower.get("retry-after"))
-
-
-CUT_BY_LENGTH = Fault("length", "its answer was cut off at the model's output limit")
 
 
 def seconds_until(value: Any) -> float:
@@ -4667,6 +5169,36 @@ def without_input(message: str) -> str:
     return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
 
 
+class Receiver(io.RawIOBase):
+    """What a connection receives until that moment, however slowly it trickles in: all of a socket
+    that an HTTPResponse needs."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self.connection = connection
+        self.until = until
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.until < math.inf:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise socket.timeout("timed out")
+            self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        super().close()
+        self.connection.close()
+
+
 class Client:
     """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
@@ -4682,24 +5214,12 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
-        # Made by hand: `build_opener` would ask for proxies, and load TLS with its certificates.
-        self.opener = urllib.request.OpenerDirector()
-        handlers: list[type[urllib.request.BaseHandler]] = [
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPDefaultErrorHandler,
-            urllib.request.HTTPRedirectHandler,
-            urllib.request.HTTPErrorProcessor,
-        ]
-        if self.url.startswith("https:"):
-            handlers.append(urllib.request.HTTPSHandler)
-        for handler in handlers:
-            self.opener.add_handler(handler())
-        self.headers = {"Content-Type": "application/json"}
+        self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    # What a request that is not answered raises: urllib lets errors of http.client through.
+    # What a request that is not answered raises.
     ERRORS: ClassVar[tuple[type[Exception], ...]] = (
         OSError,
         ValueError,
@@ -4716,7 +5236,8 @@ class Client:
     ) -> Any:
         """Send a request and return the response; RequestError when it is not a 2xx one.
 
-        `timeout`, in seconds, is for each single wait.
+        `timeout`, in seconds, is for all of it, to the last byte of the answer; where that is an
+        event stream, for each single wait.
         """
         data = None
         if body is not None:
@@ -4724,32 +5245,59 @@ class Client:
         headers = {**self.headers, "Accept": accept}
         if self.is_gone():
             raise RequestError(0, "the server has ended")
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        until = math.inf if accept == EVENTS else time.monotonic() + timeout
         try:
-            return self.opener.open(request, timeout=timeout)
-        except urllib.error.HTTPError as error:
-            raise self._refused(error, method, path) from None
+            answer = self._answer(method, path, data, headers, timeout, until)
         except self.ERRORS as error:
             raise self._unanswered(error) from None
+        if not 200 <= answer.status < 300:
+            raise self._refused(answer, method, path)
+        return answer
 
-    def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> RequestError:
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        headers: dict[str, str],
+        timeout: float,
+        until: float,
+    ) -> http.client.HTTPResponse:
+        """The head of the answer, whatever it is. No redirect is followed: it could lead to another
+        host, which would be told the login."""
+        where = urlsplit(self.url)
+        is_safe = where.scheme == "https"
+        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
+        connection = kind(where.hostname or "", where.port, timeout=timeout)
+        try:
+            connection.request(method, where.path + path, data, headers)
+            assert connection.sock
+            receiver: Any = Receiver(connection.sock, until)
+            answer = http.client.HTTPResponse(receiver, method=method)
+            answer.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return answer
+
+    def _refused(self, answer: http.client.HTTPResponse, method: str, path: str) -> RequestError:
         said: Json = {}
-        with suppress(RecursionError, *self.ERRORS), error:
-            said = as_dict(json.loads(error.read(1 << 16)))
+        with suppress(RecursionError, *self.ERRORS), answer:
+            said = as_dict(json.loads(answer.read(1 << 16)))
+        if answer.status < 400:  # as from a host elsewhere, which is asked what is not known here
+            return RequestError(404, f"{method} {path} was answered with a redirect", "NotJSON")
         details = as_dict(said.get("data"))
         issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
         words = (details.get("path"), details.get("message"), said.get("message"), issues)
         message = without_input(" ".join(as_text(word) for word in words if word))
-        message = message or f"{method} {path} was answered with {error.code}"
+        message = message or f"{method} {path} was answered with {answer.status}"
         name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(error.code, message, name)
+        return RequestError(answer.status, message, name)
 
     def _unanswered(self, error: Exception) -> RequestError:
-        reason = getattr(error, "reason", error)
-        message = str(reason) or type(error).__name__
         # socket.timeout is a TimeoutError only since Python 3.10.
-        is_timeout = isinstance(reason, (TimeoutError, socket.timeout))
-        return RequestError(0, message, is_timeout=is_timeout)
+        is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+        return RequestError(0, str(error) or type(error).__name__, is_timeout=is_timeout)
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
@@ -4757,7 +5305,7 @@ class Client:
         """Send a request and return the decoded JSON, or None for an empty answer."""
         try:
             with self.open(method, path, body, timeout) as response:
-                raw = response.read()
+                raw = b"".join(self._pieces(response))
         except self.ERRORS as error:
             raise self._unanswered(error) from None
         try:
@@ -4765,6 +5313,16 @@ class Client:
         except (ValueError, RecursionError):  # servers answer an unknown route with a page
             message = f"{method} {path} was not answered with JSON"
             raise RequestError(502, message, "NotJSON") from None
+
+    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        left = LARGEST
+        while piece := response.read1(1 << 18):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+            yield piece
+        if response.length:  # what was announced did not come
+            raise http.client.IncompleteRead(b"", response.length)
 
     def ask_if_possible(self, path: str) -> Any:
         """GET what is good to know; None when the server fails at it."""
@@ -4895,7 +5453,7 @@ class OpenCode1:
         spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
         children: list[str] = []
         for child in dicts(self.client.ask_if_possible(self.path(f"/session/{session}/children"))):
-            id = as_text(child.get("id"))
+            id = as_id(child.get("id"))
             if not id or id in known:
                 continue
             known.add(id)
@@ -4930,8 +5488,8 @@ class OpenCode1:
             for question in dicts(asked.get("questions"))
         )
         detail = " / ".join(question.text for question in questions)
-        session = as_text(asked.get("sessionID"))
-        return Ask(as_text(asked.get("id")), session, "question", "", detail, questions)
+        session = as_id(asked.get("sessionID"))
+        return Ask(as_id(asked.get("id")), session, "question", "", detail, questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask. `decision` is once, always or reject; a question takes a label for each
@@ -4999,9 +5557,9 @@ class OpenCode1:
             return [self.decode_part(session, part)]
         if type == "message.part.delta":
             return [Delta(session, as_text(p.get("partID")), as_text(p.get("delta")))]
-        if type == "permission.asked" and p.get("id"):
+        if type == "permission.asked" and as_id(p.get("id")):
             return [Asked(session, self.permission(p))]
-        if type == "question.asked" and p.get("id"):
+        if type == "question.asked" and as_id(p.get("id")):
             return [Asked(session, self.question(p))]
         if type in ("permission.replied", "question.replied", "question.rejected"):
             return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
@@ -5094,6 +5652,7 @@ def retry_of(session: str, status: Json) -> Activity:
 # OpenCode 1's own names of errors.
 ERROR_KINDS = {
     "MessageAbortedError": "aborted",
+    "MessageOutputLengthError": "length",
     "ContextOverflowError": "overflow",
     "ProviderAuthError": "auth",
     "ProviderModelNotFoundError": "no-model",
@@ -5123,6 +5682,8 @@ def fault_of(error: Any) -> Fault | None:
     if name == "APIError":
         may_pass = not code and data.get("isRetryable") is True  # it never got an answer
         kind = kind_of_code(code, may_pass)
+    if kind == "length":
+        message = CUT_OFF  # it has no words of its own
     return Fault(kind, message, code, announced_in(data.get("responseHeaders")))
 
 
@@ -5158,10 +5719,10 @@ def judge_messages(
     if fault:
         if fault.message.startswith("The user rejected permission to use this"):
             return "refused", None  # a doom_loop: it ends the turn, words or not
-        return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
     finish = as_text(last.get("finish"))
     if finish == "length":
-        return "cut", CUT_BY_LENGTH
+        return "cut", Fault("length", CUT_OFF)
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -5394,7 +5955,7 @@ class OpenCode2:
         for parent in found:  # it grows meanwhile
             path = f"/api/session?parentID={quote(parent, safe='')}"
             for child in dicts(self.data_if_possible(path)):
-                id = as_text(child.get("id"))
+                id = as_id(child.get("id"))
                 if child.get("parentID") != parent or not id or id in found:
                     continue  # early versions list all there are
                 found.append(id)
@@ -5468,8 +6029,8 @@ class OpenCode2:
         caused it, and unanswered it blocks the tool for ever: it is ours. On somebody else's
         server it is left to them.
         """
-        id = as_text(form.get("id"))
-        session = as_text(form.get("sessionID"))
+        id = as_id(form.get("id"))
+        session = as_id(form.get("sessionID"))
         if id:
             self.forms[id] = form
         if session == ELSEWHERE and not self.options.server:
@@ -5664,7 +6225,7 @@ class OpenCode2:
         )
 
     def decode_asked(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Asked(session, permission_of(data)) if data.get("id") else Alive(session)]
+        return [Asked(session, permission_of(data)) if as_id(data.get("id")) else Alive(session)]
 
     def decode_answered(self, session: str, data: Json) -> list[SessionEvent | Edited]:
         id = as_text(data.get("requestID") or data.get("id"))
@@ -5883,7 +6444,7 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     if fault and fault.kind != "aborted":
         return "failed", fault
     if finish == "length" and not fault:
-        return "cut", CUT_BY_LENGTH
+        return "cut", Fault("length", CUT_OFF)
     if finish == "stop" and not fault:
         return "answered", None
     if finish == "content-filter":
@@ -5983,6 +6544,7 @@ class StreamReader:
         self.verbose = verbose
         self.stopped = False
         self.socket: socket.socket | None = None  # of the connection
+        self.has_warned = False  # that an event cannot be read
         self.window_ends = 0.0
         self.budget = 0
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
@@ -6004,8 +6566,7 @@ class StreamReader:
             time.sleep(STREAM_WAITS.after(failures))
 
     def _connect(self, client: Client, path: str) -> None:
-        accept = "text/event-stream"
-        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=accept) as response:
+        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=EVENTS) as response:
             self.socket = socket.socket(fileno=os.dup(response.fileno()))
             with self.socket:
                 self.post(StreamOpened())
@@ -6029,8 +6590,22 @@ class StreamReader:
                 self.window_ends = now + LIVE_WINDOW
                 self.budget = LIVE_DELTAS if self.live else 0
                 self.alive.clear()
-            for data in stream.feed(chunk):
-                self._take(data)
+            try:
+                events = stream.feed(chunk)
+            except ValueError as error:
+                self._warn(error)
+                return  # and connect anew
+            for data in events:
+                try:
+                    self._take(data)
+                except Exception as error:  # what a model says decides of which kind it is
+                    self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            problem = f"{type(error).__name__}: {error}"[:200]
+            self.post(Noted("warn", f"an event cannot be read ({problem}): going on without it"))
 
     def _take(self, data: bytes) -> None:
         if self.dialect.deltas.search(data, 0, 200):
@@ -6110,7 +6685,7 @@ def marked_pids(mark: str) -> list[int]:
     found = []
     for pid in proc_pids():
         with suppress(OSError), open(f"{PROC}/{pid}/environ", "rb") as file:
-            if f"{wanted}\0".encode() in file.read():
+            if f"\0{wanted}\0".encode() in b"\0" + file.read():
                 found.append(pid)
     return found
 
@@ -6228,17 +6803,20 @@ def spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
 # "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
-# arguments: the mark, where /proc is, and the command that lists processes where there is none.
+# arguments: the mark, where /proc is, and the command that lists processes where there is none. The
+# mark is looked for as a whole entry of an environment; that of a check is longer.
 GUARD = """\
 trap '' HUP INT TERM
+entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
     if [ -r "$2/self/environ" ]; then
         for file in $(grep -lasF "OCLOOP_RUN=$1" "$2"/[0-9]*/environ 2>/dev/null); do
+            tr '\\n\\0' '\\1\\n' 2>/dev/null <"$file" | grep -aqE "^$entry\\$" || continue
             file=${file%/environ}
             echo "${file##*/}"
         done
     else
-        $3 2>/dev/null | grep -F "OCLOOP_RUN=$1" | while read -r pid rest; do echo "$pid"; done
+        $3 2>/dev/null | grep -E "(^| )$entry( |\\$)" | while read -r pid rest; do echo "$pid"; done
     fi
 }
 group=0
@@ -6496,22 +7074,19 @@ class Server:
                 dialect = self.dialect
                 self.process = None
                 self.dialect = None
-            # An answer that trickles in without an end must not hold up the end of the process.
-            late = threading.Timer(4.0, end_group, (process, 0.0, self.mark))
-            late.daemon = True
-            if process:
-                late.start()
             if dialect:
-                self._say_farewell(dialect, session, is_ours=process is not None)
+                args = (dialect, session, process is not None)
+                farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
+                farewell.start()
+                farewell.join(FAREWELL_WITHIN)
             if self.reader:
                 self.reader.stop()
-            late.cancel()
             if process:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
 
     def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
-        with suppress(RequestError):
+        with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
             if is_ours:
@@ -6529,14 +7104,17 @@ class Server:
             time.sleep(0.1)
 
     def close(self, session: str = "") -> None:
-        """Stop for good."""
+        """Stop for good. What cannot be ended in time is left to the guard."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        self.stop(session)
-        self.guard.dismiss()
+        stopping = threading.Thread(target=self.stop, args=(session,), daemon=True)
+        stopping.start()
+        stopping.join(CLOSED_WITHIN)
+        if not stopping.is_alive():
+            self.guard.dismiss()
 
     def memory(self) -> int:
         """Resident MiB of the server's process group; 0 when it cannot be told."""
@@ -6742,6 +7320,12 @@ class OutputTail:
 # `window.getch` do; `doupdate`, `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop
 # every thread of the process, signal handlers too. So the screen is drawn with `refresh`, what is
 # short is written with os.write, and `endwin` is called only when the terminal takes output.
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print lines: whoever wrote them, they cannot rewrite the terminal. Nothing else prints but
+    the LineScreen, whose lines have colours of its own."""
+    print(all_printable(text), file=file, flush=True)
 
 
 class LineScreen:
@@ -6968,7 +7552,7 @@ class CursesScreen:
                 x += text_width(text)
         window.refresh()
         self.ask_shown = picture.ask_shown
-        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.automatable}")
+        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.total}")
 
     def _title(self, text: str) -> None:
         """Set the terminal's title, where it has one; "" gives the old one back."""
@@ -7071,14 +7655,30 @@ def curses_problem() -> str:
 # up neither the run nor its end.
 
 
+def read_whole(number: int) -> str:
+    """The text of an open file, which is closed. OSError when it is none, or larger than any."""
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(0, "it is not a file")
+        pieces = []
+        left = LARGEST
+        while piece := os.read(number, 1 << 20):  # of the system's own files some wait for more
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
+        raw = b"".join(pieces)
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
+    finally:
+        os.close(number)
+
+
 def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem. A pipe would never end: it must be
     a file."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "it is not a file")
-        with open(path, "rb") as file:
-            return file.read().decode("utf-8", "replace"), ""
+        return read_whole(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)), ""
     except OSError as error:
         return None, (
             f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
@@ -7131,7 +7731,7 @@ class Log:
         """A disk that is full or a path that cannot be written is said once, and tried on."""
 
         def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a reader: an error
+            return os.open(path, flags | os.O_NONBLOCK, 0o600)  # a pipe without a reader: an error
 
         try:
             with open(self.path, "ab", buffering=0, opener=opener) as file:
@@ -7185,27 +7785,56 @@ def local_time(form: str, seconds: float) -> str:
 
 
 class RunFile:
-    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder."""
+    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
+
+    The folder is held open, and looked at again before each use: whoever cleans it away may put
+    another one in its place. Where there is none, the plan's own folder is locked, and nothing
+    written.
+    """
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
-        project = os.path.basename(os.path.dirname(real))
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", project)[:40]
+        self.home = os.path.dirname(real)
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(self.home))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
-        self.folder, self.problem = private_folder()
+        self.folder, self.number, self.problem = private_folder()
         self.lock: int | None = None  # the file descriptor that holds it
-        self.path = os.path.join(self.folder, f"{name}.json")
-        self.lock_path = os.path.join(self.folder, f"{name}.lock")
+        self.name, self.lock_name = f"{name}.json", f"{name}.lock"
+        self.path = os.path.join(self.folder, self.name)
+
+    def look_again(self) -> None:
+        """Make sure of the folder. OSError when it cannot be had any more."""
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(self.folder), os.fstat(self.number)):
+                check_private(self.number)
+                return
+        number = open_private(self.folder)
+        os.close(self.number)
+        self.number = number
+
+    def open(self, name: str, flags: int) -> int:
+        """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        number = os.open(name, flags, 0o600, dir_fd=self.number)
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            os.close(number)
+            raise PermissionError(errno.EPERM, "it is not a file of ours")
+        return number
+
+    def open_lock(self, flags: int) -> int:
+        if not self.folder:
+            return os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.look_again()
+        return self.open(self.lock_name, flags)
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        if not self.folder:
-            return 0
         try:
-            number = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            number = self.open_lock(os.O_RDWR | os.O_CREAT)
         except OSError as error:
             self.problem = (
-                f"{self.lock_path} cannot be opened ({error.strerror}): "
+                f"the lock in {self.folder or self.home} cannot be opened ({error.strerror}): "
                 "no lock against a second loop"
             )
             return 0
@@ -7225,19 +7854,23 @@ class RunFile:
             os.close(number)
             return self.running() or self.acquire()  # its owner may have ended just now
         self.lock = number
-        with suppress(OSError):  # a full disk: the lock is what counts
-            os.ftruncate(number, 0)
-            os.pwrite(number, b"%d\n" % os.getpid(), 0)
+        if self.folder:
+            with suppress(OSError):  # a full disk: the lock is what counts
+                os.ftruncate(number, 0)
+                os.pwrite(number, b"%d\n" % os.getpid(), 0)
         return 0
 
     def running(self) -> int:
         """The pid of the loop that works on the plan now (-1: it does not say), 0: none does."""
-        with suppress(OSError), open(self.lock_path) as file:
+        with suppress(OSError):
+            number = self.open_lock(os.O_RDONLY)
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = file.read().strip()
+                said = os.read(number, 100).strip() if self.folder else b""
                 return int(said) if said.isdigit() else -1
+            finally:
+                os.close(number)
         return 0
 
     def keep_lock(self) -> None:
@@ -7245,9 +7878,9 @@ class RunFile:
         if self.lock is None:
             return
         with suppress(OSError):
-            if os.path.samestat(os.stat(self.lock_path), os.fstat(self.lock)):
+            named = os.stat(self.lock_name, dir_fd=self.number, follow_symlinks=False)
+            if os.path.samestat(named, os.fstat(self.lock)):
                 return
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.close(self.lock)
         self.lock = None
         self.acquire()
@@ -7256,50 +7889,140 @@ class RunFile:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
+        self.look_again()
         self.keep_lock()
-        draft = f"{self.path}.{os.getpid()}"
-        number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft = f"{self.name}.{os.getpid()}"
+        with suppress(FileNotFoundError):  # of one that was killed, with our number
+            os.unlink(draft, dir_fd=self.number)
+        number = self.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(record, file)
-            os.replace(draft, self.path)
+            os.replace(draft, self.name, src_dir_fd=self.number, dst_dir_fd=self.number)
         except OSError:  # a full disk
             with suppress(OSError):
-                os.unlink(draft)
+                os.unlink(draft, dir_fd=self.number)
             raise
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
+        if not self.folder:
+            return {}
         try:
-            with open(self.path, encoding="utf-8") as file:
-                return as_dict(json.load(file))
+            self.look_again()
+            record = as_dict(json.loads(read_whole(self.open(self.name, os.O_RDONLY))))
+            json.dumps(record)  # what is nested too deep for that is not ours
+            return record
         except (OSError, ValueError, RecursionError):
             return {}
 
 
-def private_folder() -> tuple[str, str]:
-    """Where state is kept, and a warning when it is not where it should be."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    wanted = os.path.join(home, "ocloop")
+def check_private(number: int) -> None:
+    """PermissionError for a folder that somebody else can write into."""
+    found = os.fstat(number)
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
+
+
+def open_private(folder: str) -> int:
+    """The descriptor of a folder of our own, which is made where it is missing."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_private(number)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written")
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def belongs_to_others(path: str) -> bool:
+    """Whether a folder, or the link in its place, is somebody else's: there they decide where it
+    leads. `sudo` may leave us the home of another."""
+    with suppress(OSError):
+        return os.lstat(path).st_uid != os.getuid()
+    return False
+
+
+def private_folder() -> tuple[str, int, str]:
+    """Where state is kept, its descriptor, and a warning when it is not where it should be."""
+    home = os.path.expanduser("~")
+    steps = [os.path.join(home, step) for step in ("", ".local", ".local/state")]
+    if os.environ.get("XDG_STATE_HOME"):
+        steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
+    wanted = os.path.join(steps[-1], "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
     for folder in (wanted, fallback):
         with suppress(OSError):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            found = os.lstat(folder)
-            is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
-            if is_private and os.access(folder, os.W_OK | os.X_OK):
-                return folder, (
-                    "" if folder == wanted else f"{wanted} cannot be written: using {folder}"
-                )
-    problem = f"neither {wanted} nor {fallback} can be written: no lock, no `status`"
-    return "", problem
+            if folder == fallback or not any(map(belongs_to_others, steps)):
+                problem = "" if folder == wanted else f"{wanted} cannot be used: using {folder}"
+                return folder, open_private(folder), problem
+    return (
+        "",
+        -1,
+        (
+            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any "
+            "plan in this folder"
+        ),
+    )
+
+
+GIT_WITHIN = 5.0  # seconds: what git says is worth no more
+
+
+def git(directory: str, *arguments: str) -> str | None:
+    """What git says of a project; None where it has nothing to say, or takes too long."""
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        found = subprocess.run(
+            ["git", "-C", directory, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_WITHIN,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
+        )
+        if found.returncode == 0:
+            return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+    return None
+
+
+def changes_since(directory: str, commit: str) -> Json | None:
+    """How many files and lines differ from that commit, whether or not they are committed."""
+    if not commit:
+        return None
+    how = ("--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
+    differ = git(directory, "diff", *how, commit, "--", ".")
+    others = git(directory, "ls-files", "--others", "--exclude-standard", "-z")
+    if differ is None or others is None:
+        return None
+    counts = [line.split("\t") for line in differ.split("\n") if line]
+    names = [name for name in others.split("\0") if name]
+    added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
+    removed = sum(int(count[1]) for count in counts if count[1].isdigit())
+    for name in names[:1000]:
+        path = os.path.join(directory, name)
+        with suppress(OSError):
+            if os.path.isfile(path) and os.path.getsize(path) < 1 << 20:
+                with open(path, "rb") as file:
+                    added += file.read().count(b"\n")
+    return {
+        "commit": commit,
+        "files": len(counts) + len(names),
+        "untracked": len(names),
+        "added": added,
+        "removed": removed,
+    }
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
-def record_of(run: Run, server: Server, status: int | None) -> Json:
-    """What the state file says of a run; `status` is its exit status once it has ended."""
+def record_of(run: Run, server: Server, status: int | None, commit: str = "") -> Json:
+    """What the state file says of a run; `status` is its exit status once it has ended, `commit`
+    the one at which it began."""
     talk = run.talk
     plan = run.plan
     tasks = view_tasks(plan, run.books.results, view_under_way(run, run.now))
@@ -7314,12 +8037,15 @@ def record_of(run: Run, server: Server, status: int | None) -> Json:
         "session": talk.id if talk else "",
         "model": run.model,
         "elapsed": round(run.clock.elapsed),
+        "started": run.clock.began,
         "updated": run.clock.wall,
+        "log": run.options.log,
+        "commit": commit,
         **run.total.record(),
         "limits": {name: most for name, most in run.limits.most.items() if most},
         "server": run.server.url,
         "generation": run.server.generation,
-        "version": run.server.version,
+        "opencode_version": run.server.version,
         "waits_for": [],
         "retry": "",
         "waiting_until": None,
@@ -7331,6 +8057,8 @@ def record_of(run: Run, server: Server, status: int | None) -> Json:
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "summary": plan.summary,
+        "gone": run.books.gone,
+        "refused": dict(refused_by(run.books.results)),
     }
     if talk:
         asks = talk.asks.open.values()
@@ -7340,10 +8068,18 @@ def record_of(run: Run, server: Server, status: int | None) -> Json:
             record["retry"] = f"{talk.retry.message} (at {at})"
     if run.wait_until is not None:
         record["waiting_until"] = run.clock.wall + run.wait_until - run.now
+    record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is not None:
-        return dict(record, status=status, ended=run.clock.wall)
+        # It may have been looked at for hours before somebody pressed Q.
+        ends = (entry.time for entry in reversed(run.journal.entries) if is_end(entry))
+        ended = next(ends, run.clock.wall)
+        return dict(record, state="ended", status=status, ended=ended)
     secrets = (server.username, server.password, list(run.options.opencode))
     return {**record, **dict(zip(SECRETS, secrets))}
+
+
+def is_end(entry: Entry) -> bool:
+    return entry.record is not None and entry.record.get("record") == "run"
 
 
 def task_record(item: TaskView) -> Json:
@@ -7356,6 +8092,7 @@ def task_record(item: TaskView) -> Json:
         "iterations": item.iterations,
         "seconds": round(item.seconds),
         "model": item.model,
+        "outcome": item.outcome,
         **item.spend.record(),
     }
 
@@ -7369,6 +8106,7 @@ def result_record(result: Result) -> Json:
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
+        "refused": dict(result.refused),
         **result.spend.record(),
     }
 
@@ -7429,7 +8167,7 @@ what you do not write down is forgotten when the session ends.
 4. Verify it: run the tests, the build, or whatever shows that it works. Mend what does not.
 5. Mark it in {{PLAN_FILE}}: change its `[ ]` to `[x]`. If it cannot be done (a permission, a
    service or a decision is missing), change its box to `[BLOCKED: the reason in a few words]`
-   instead, and undo what is half done.
+   instead, and write below it how far it got: the next session knows no more than what it finds.
 6. When no `[ ]` is left anywhere in the plan, append to its end, on a line of its own:
    `<plan-complete>what was done, what is blocked and why, what a person has to do</plan-complete>`
    Write that tag in no other case.
@@ -7441,8 +8179,9 @@ Then end your turn.
 
 EXIT_STATUSES = """\
 exit statuses:
-  0 the plan is complete        1 it failed        2 usage
-  3 it stopped with work left (a limit, stuck, or marked complete too early)
+  0 the plan is complete, all of it        1 it failed        2 usage
+  3 it stopped with work left (a limit, stuck, blocked, or marked complete too
+    early)
   130 a person or a signal stopped it
 """
 
@@ -7480,7 +8219,8 @@ and after the run has ended until the next one begins. `kill PID` ends a run in
 good order.
 
 exit statuses:
-  0 the plan is complete   1 there is no plan   2 usage   3 work is left
+  0 the plan is complete   1 there is no plan   2 usage
+  3 work is left: something is pending or blocked, or it is not marked complete
 """
 ATTACH_HELP = """\
 Leave the interface with ctrl-c: the loop goes on. A session that is over stays
@@ -7763,7 +8503,7 @@ def preflight(options: Options) -> Preflight:
     elif not plan.tasks and plan.summary is None:
         problems.append(NO_TASK.format(options.plan))
         name = os.path.basename(options.plan)
-        problems += [f"{name}:{near}" for near in plan.near_misses[:5]]
+        problems += name_near_misses(name, plan.near_misses)
     elif not body:
         problems.append(NO_PROMPT.format(options.prompt))
     if options.debug:
@@ -7779,10 +8519,8 @@ def preflight(options: Options) -> Preflight:
 
 
 def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str) -> tuple[str, ...]:
-    warnings = []
     name = os.path.basename(options.plan)
-    for near in plan.near_misses[:5]:
-        warnings.append(f"{name}:{near}")
+    warnings = name_near_misses(name, plan.near_misses)
     starter = parse_plan(STARTER_PLAN).current
     if starter and any(task.text == starter.text for task in plan.tasks):
         warnings.append(f"{name} is still the starter: write your own tasks into it")
@@ -7879,8 +8617,8 @@ def run(given: argparse.Namespace) -> int:
         raise Problem("\n        ".join(found.problems))
     plan = found.plan
     if plan.summary is not None:
-        print(f"ocloop: {complete_already(options.plan, plan)}")
-        return 3 if plan.pending else 0
+        say(f"ocloop: {complete_already(options.plan, plan)}")
+        return how_complete(plan)[0]
     held = run_file.acquire()
     if held:
         raise Problem(
@@ -7922,6 +8660,7 @@ class Driver:
         self.drawn_at = 0.0
         self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
+        self.commit = ""  # at which the project stands when it begins, where there is git
         self.has_warned = False  # that the state file cannot be written
         # What the state file says, in short: what matters at once, and what may wait a moment.
         self.recorded: tuple[object, object] = ((), ())
@@ -7935,6 +8674,7 @@ class Driver:
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
+            threading.Thread(target=self._note_commit, daemon=True).start()
             self._make(self.run.handle(None, time.time()))
             self.screen = choose_screen(self.options, self.inbox.put)
             self.log.add(self.run.journal.newest(self.run.journal.count))
@@ -7947,6 +8687,9 @@ class Driver:
         finally:
             self._leave()
         return self.status
+
+    def _note_commit(self) -> None:
+        self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, whatever state the machines are in."""
@@ -8031,7 +8774,7 @@ class Driver:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        record = record_of(self.run, self.server, status)
+        record = record_of(self.run, self.server, status, self.commit)
         self.writer.put(lambda: self._write(record))
 
     def _write(self, record: Json) -> None:
@@ -8088,9 +8831,10 @@ class Driver:
             os._exit(status)
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
-                print(f"ocloop: {printable(run.shown_reason)}")
-                for line in summary_of(run):
-                    print(f"  {printable(line)}")
+                record = record_of(run, self.server, status)
+                steps = [f"to do: {step}" for step in next_steps(run.plan, record)]
+                lines = [f"ocloop: {run.shown_reason}", *summary_of(run), *steps]
+                say("\n  ".join(lines))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -8113,7 +8857,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     models = options.models or models_of(fields)
     complete = ""
     if plan.summary is not None:
-        complete = ", marked complete: remove its <plan-complete> tag to work on it again"
+        complete = ", marked complete: take out its <plan-complete> tag to work on it again"
     limits = {
         "max iterations": options.max_iterations,
         "max cost": budget_of(options.max_cost) if options.max_cost else 0,
@@ -8146,15 +8890,16 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     elif not problems:
         unknown = "the server, its models and its agents" if options.server else "model and agent"
         lines.append(f"no problem was found; when it runs, {unknown} are checked, too")
-    print("\n".join(map(printable, lines)))
+    say("\n".join(lines))
     if problems:
         return 1
-    return 3 if complete and plan.pending else 0
+    return how_complete(plan)[0] if complete else 0
 
 
 def complete_already(path: str, plan: Plan) -> str:
-    left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
-    return f"{path} is complete already{left}: remove its <plan-complete> tag to work on it again"
+    _status, how = how_complete(plan)
+    how = how.removeprefix("the plan is ").replace("complete", "complete already")
+    return f"{path} is {how}: take out its <plan-complete> tag to work on it again"
 
 
 def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
@@ -8191,22 +8936,22 @@ def bootstrap(given: argparse.Namespace) -> int:
             path = os.path.join(folder, name)
             if os.path.lexists(path) and not given.force:
                 has_skipped = True
-                print(f"skipped  {path}: it exists already")
+                say(f"skipped  {path}: it exists already")
                 continue
             if os.path.lexists(path):
                 copy = spare_name(path)
                 os.replace(path, copy)
-                print(f"kept     {copy}: what {name} was")
+                say(f"kept     {copy}: what {name} was")
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
-            print(f"wrote    {path}")
+            say(f"wrote    {path}")
     except OSError as error:
         raise Problem(
             f"cannot write into {folder} ({error.strerror}): choose another directory"
         ) from None
     if has_skipped:
-        print("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
-    print(
+        say("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
+    say(
         "\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:"
         f"\n  python3 {os.path.abspath(sys.argv[0])} run"
     )
@@ -8233,12 +8978,22 @@ def status(given: argparse.Namespace) -> int:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    is_complete = plan.summary is not None and not plan.pending
+    if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
+        record = {}  # it is the last run's: this one has not written any yet
+    record["tasks"] = [
+        dict(task, state=state_in(plan, task)) for task in dicts(record.get("tasks"))
+    ]
+    changes = changes_since(as_text(record.get("directory")), as_text(record.get("commit")))
     if given.json:
-        print(json.dumps(status_record(path, plan, pid, record)))
+        say(json.dumps(status_record(path, plan, pid, record, changes)))
     else:
-        print("\n".join(map(printable, status_lines(path, plan, pid, record))))
-    return 0 if is_complete else 3
+        say("\n".join(status_lines(path, plan, pid, record, changes)))
+    return 0 if is_complete(plan) else 3
+
+
+def is_complete(plan: Plan) -> bool:
+    """Marked so, and with nothing left."""
+    return plan.summary is not None and not plan.pending and not plan.blocked
 
 
 def known_pid(pid: int) -> int | None:
@@ -8250,41 +9005,59 @@ def process_of(pid: int) -> str:
     return f"process {pid}" if pid > 0 else "its process is not known"
 
 
-def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
-    return {
-        "plan": path,
-        "done": plan.done,
-        "total": plan.automatable,
+def state_in(plan: Plan, task: Json) -> str:
+    """How a recorded task stands in the plan now."""
+    name = (task.get("phase"), task.get("text"))
+    return next((one.state for one in plan.tasks if (one.phase, one.text) == name), "gone")
+
+
+def state_of(pid: int, record: Json) -> str:
+    if pid:
+        return as_text(record.get("state")) or "starting"
+    return "ended" if record.get("ended") else "killed"
+
+
+def status_record(
+    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
+) -> Json:
+    run = {**record, "pid": known_pid(pid), "state": state_of(pid, record)}
+    said = {
+        **counts_of(plan),
         "percent": plan.percent,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
-        "complete": plan.summary is not None and not plan.pending,
+        "complete": is_complete(plan),
         "summary": plan.summary,
         "running": bool(pid),
         "pid": known_pid(pid),
         "near_misses": [str(near) for near in plan.near_misses],
-        "run": {**record, "pid": known_pid(pid)} if record else None,
+        "changes": changes,
+        "next_steps": next_steps(plan, record, bool(pid)),
+        "run": run if record.get("state") or pid else None,
     }
+    return {"plan": path, **all_printable(said)}
 
 
-def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
+def status_lines(
+    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
+) -> list[str]:
     """What a person wants to know in the morning, in lines."""
     mark = ""
     if plan.summary is not None:
-        mark = f", marked complete with {plan.pending} pending" if plan.pending else ", complete"
+        mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
     elif not plan.pending:
         mark = ", not marked complete yet"
     lines = [f"plan      {path}", f"progress  {plan}{mark}"]
     if plan.current:
         lines.append(f"next      {plan.current.text}")
     lines += run_lines(pid, record)
+    if changes:
+        lines.append(f"changes   {said_changes(changes, as_float(record.get('started')))}")
     if plan.summary:
         lines += [f"summary   {line}" for line in plan.summary.split("\n")]
     for state in ("blocked", "manual"):
         for task in [task for task in plan.tasks if task.state == state]:
             lines.append(f"{state:<9} {task.text}" + (f" ({task.reason})" if task.reason else ""))
-    for near in plan.near_misses:
-        lines.append(f"warning   {os.path.basename(path)}:{near}")
+    for near in name_near_misses(os.path.basename(path), plan.near_misses):
+        lines.append(f"warning   {near}")
     check = as_dict(record.get("check"))
     if check.get("verdict") == "failed":
         said = as_text(check.get("told")).rstrip().split("\n")[-8:]
@@ -8292,12 +9065,27 @@ def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
             f"check     {line}"
             for line in ("it failed; what the next session is told of it:", *said)
         ]
-    return lines + task_lines(record)
+    gone = [as_text(text) for text in as_list(record.get("gone"))]
+    lines += [f"gone      {text}" for text in gone]
+    lines += task_lines(record)
+    steps = next_steps(plan, record, bool(pid))
+    return lines + ([""] if steps else []) + [f"to do     {step}" for step in steps]
+
+
+def said_changes(changes: Json, since: float) -> str:
+    files = as_int(changes.get("files"))
+    said = f"{files} file{'' if files == 1 else 's'}"
+    if changes.get("untracked"):
+        said += f" ({changes['untracked']} untracked)"
+    return (
+        f"{said}, +{changes.get('added')} −{changes.get('removed')} since {clock(since)} "
+        f"(git diff {as_text(changes.get('commit'))[:7]})"
+    )
 
 
 def run_lines(pid: int, record: Json) -> list[str]:
-    if not record:
-        return ["run       none so far" + (f" ({process_of(pid)}, starting)" if pid else "")]
+    if not record.get("state"):
+        return [f"run       starting, {process_of(pid)}" if pid else "run       none so far"]
     state = as_text(record.get("state"))
     reason = " ".join(as_text(record.get("reason")).split())
     ended = record.get("ended")
@@ -8320,6 +9108,10 @@ def run_lines(pid: int, record: Json) -> list[str]:
         last = iso_time(as_float(ended or record.get("updated")))
         how = "ended" if ended else "was killed after"
         lines.append(f"run       {how} {last}: {reason or state}")
+    if record.get("started"):
+        lines.append(f"started   {iso_time(as_float(record['started']))}")
+    if record.get("log"):
+        lines.append(f"log       {record['log']}")
     if record.get("model"):
         lines.append(f"model     {record['model']}")
     tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
@@ -8333,6 +9125,11 @@ def run_lines(pid: int, record: Json) -> list[str]:
     if counts:
         said = ", ".join(f"{number} {word}" for word, number in counts.most_common())
         lines.append(f"outcomes  {said}")
+    refused = said_refused(
+        (title, as_int(times)) for title, times in as_dict(record.get("refused")).items()
+    )
+    if refused:
+        lines.append(refused.replace(": ", "   ", 1))
     return lines
 
 
@@ -8352,10 +9149,13 @@ def task_lines(record: Json) -> list[str]:
     worked = [task for task in dicts(record.get("tasks")) if as_int(task.get("iterations"))]
     if not worked:
         return []
-    lines = ["", "state      time     cost  tries  task"]
+    lines = ["", "state          time     cost  tries  task"]
     for task in worked:
+        state = as_text(task.get("state"))
+        if state == "done" and task.get("outcome") == "check failed":
+            state = "check failed"
         lines.append(
-            f"{as_text(task.get('state')):<8} {duration(as_float(task.get('seconds'))):>6} "
+            f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
             f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
             f"{as_text(task.get('text'))}"
         )
@@ -8378,7 +9178,7 @@ def attach(given: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
     has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not record.get("session") or not record.get("server") or not has_secrets:
+    if not as_id(record.get("session")) or not record.get("server") or not has_secrets:
         state = as_text(record.get("state")) or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     if not as_list(record.get("opencode")):
@@ -8411,7 +9211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = parse_arguments(argv)
         return commands[given.command](given)
     except Problem as problem:
-        print(f"ocloop: {problem}", file=sys.stderr)
+        say(f"ocloop: {problem}", sys.stderr)
         return problem.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
