@@ -4,55 +4,43 @@
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
     python3 ocloop.py run           work the plan until the agent writes <plan-complete>
 
-One file, the standard library alone, Python 3.9 or newer. Two ideas carry it: pure machines, and
-one inbox.
+One file, the standard library alone, Python 3.9 or newer. It is told from top to bottom: the plan,
+what OpenCode says, the rules, the run, what is shown; below that everything that touches the world.
 
     event stream ---+
     server process -+
-    answers --------+--> inbox --> Loop.handle ----> commands --> worker --> opencode serve
+    answers --------+--> inbox --> Run.handle ----> requests --> threads --> opencode serve
     signals --------+             (main thread)
-    keys, ticks ----+                 |
+    keys, time -----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by eight machines, each
-with a table (state x event -> handler) that is the program. One leads the others:
-
-    Loop                  the run: where it stands, and what a person says to it
-      Supervisor          the server: started, started again, measured
-      Series              the iterations, one after another: what comes after what
-        Files             plan and prompt: read, waited for
-        Iteration         a session, the plan after it, the check
-          Session         one session of OpenCode's, "creating" to "over"
-            Asks          what it and its subagents ask, until it is answered
-            Recall        its end before its time, made sure of
-
-None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
-what whoever leads them has to know they tell as *news*. Whoever wants to understand ocloop reads
-`class Loop`, then `Series`, `Iteration` and `Session`, each one level further down, and can stop
-anywhere. Above them stand the words in which they are written, below them everything that touches
-the world.
+Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
+waits in one place: `Run.work` iterates, `iterate` is one session, the plan after it and the check,
+`lead` is a session from its creation to its end, `watch` looks at it until an end is believed, and
+`recall` stops what must not work on. It touches no clock, file, socket or screen: what is to be done
+it asks for as *requests*, which `Outside` carries out, each on a thread of its own. Whoever wants to
+understand ocloop reads the section "run" from its top, and looks up what it needs above it.
 
 Glossary:
 
     server      the `opencode serve` process, ours or the one that --server names
-    session     OpenCode's session; `Session` is the machine that leads one, "creating" to "over"
+    session     OpenCode's session; a `Talk` is what the run knows of the one at work
     iteration   one session, the plan read after it, and the check: what makes one `Result`
-    news        what a machine tells the one that leads it: an event for its table
     task        one checkbox of the plan; it is settled when it is done, blocked or manual
     outcome     what became of an iteration
-    state       where a machine stands;  activity  what OpenCode says that a session is doing
+    phase       where the run stands, for people;  activity  what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
     generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
-    ask         a permission or a question that waits for somebody
+    ask         a permission or a question of an agent's;  request  what the run wants done outside
     check       the command of --check
-    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck …
-    code        of HTTP (the machines do not know it);  status  exit status of a process
+    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck ...
+    code        of HTTP;  status  exit status of a process
 
-A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
+A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
 
-Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit,
-stuck, tasks that are blocked, or marked complete too early); 130 a person or a signal stopped it.
+Exit statuses: 0 the plan is complete, all of it; 1 it failed; 2 usage; 3 it stopped with work left
+(a limit, stuck, something blocked, marked complete too early); 130 a person or a signal stopped it.
 """
 
 from __future__ import annotations
