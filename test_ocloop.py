@@ -26,9 +26,11 @@ import http.server
 import io
 import json
 import os
+import pickle
 import queue
 import random
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -13380,5 +13382,102 @@ def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
     until(lambda: not marked(child.mark), "its end", 5)
 
 
+# ── side by side ──────────────────────────────────────────────────────────────────────────────────
+# Half of a test's time is waiting, so that several processes get through them sooner. Those from the
+# outside come first: they take the longest.
+
+
+class SideBySide:
+    """A plugin of pytest's: forks workers, each of which takes the next test that is left."""
+
+    WORKERS = 8
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed or session.config.option.collectonly or len(session.items) < 2:
+            return None  # pytest itself knows what to do
+        tmp_path_factory(session).getbasetemp()  # one for all of them
+        left, write_left = os.pipe()
+        for number in reversed(range(len(session.items))):
+            os.write(write_left, b"%7d" % number)
+        os.close(write_left)
+        pipes = dict(self.fork(session, left) for _ in range(self.WORKERS))
+        running: dict[int, str] = {}  # by pipe: the test at work
+        while pipes:
+            for pipe in select.select(list(pipes), [], [])[0]:
+                try:
+                    name, said = pickle.load(pipes[pipe])
+                except EOFError:
+                    pipes.pop(pipe).close()
+                    if pipe in running:
+                        self.tell(session, self.lost(running[pipe]))
+                    continue
+                if said is None:
+                    running[pipe] = name
+                    continue
+                self.tell(session, said)
+                if said["when"] == "teardown":
+                    del running[pipe]
+        return True
+
+    def fork(self, session: pytest.Session, left: int) -> tuple[int, io.BufferedReader]:
+        """Start a worker; what it says is read from the pipe that is returned."""
+        read, write = os.pipe()
+        if os.fork():
+            os.close(write)
+            return read, os.fdopen(read, "rb")
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with os.fdopen(write, "wb") as pipe:
+                self.work(session, left, pipe)
+        finally:
+            os._exit(0)
+
+    def work(self, session: pytest.Session, left: int, pipe: io.BufferedWriter) -> None:
+        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        session.config.pluginmanager.unregister(reporter)
+        hook = session.config.hook
+
+        def say(name: str, said: Json | None) -> None:
+            pickle.dump((name, said), pipe)
+            pipe.flush()
+
+        class Reporter:
+            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+                said = hook.pytest_report_to_serializable(config=session.config, report=report)
+                say(report.nodeid, said)
+
+        session.config.pluginmanager.register(Reporter())
+        following = os.read(left, 7)
+        while following:
+            item = session.items[int(following)]
+            following = os.read(left, 7)
+            nextitem = session.items[int(following)] if following else None
+            say(item.nodeid, None)
+            hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+
+    def lost(self, name: str) -> Json:
+        report = pytest.TestReport(
+            name, (name, None, name), {}, "failed", "its process ended before it did", "call"
+        )
+        return report._to_json()
+
+    def tell(self, session: pytest.Session, said: Json) -> None:
+        hook = session.config.hook
+        if "$report_type" in said:
+            report = hook.pytest_report_from_serializable(config=session.config, data=said)
+        else:
+            report = pytest.TestReport._from_json(said)
+        hook.pytest_runtest_logreport(report=report)
+
+
+def tmp_path_factory(session: pytest.Session) -> pytest.TempPathFactory:
+    factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    return factory
+
+
 if __name__ == "__main__":
-    write_golden_screens()
+    if sys.argv[1:] == ["--screens"]:
+        write_golden_screens()
+    else:
+        arguments = [__file__, "-q", "-p", "no:cacheprovider", *sys.argv[1:]]
+        sys.exit(pytest.main(arguments, plugins=[SideBySide()]))
