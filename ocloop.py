@@ -77,6 +77,7 @@ import http.client
 import io
 import json
 import locale
+import math
 import os
 import queue
 import re
@@ -5445,10 +5446,20 @@ class RequestError(Exception):
 
 
 class Client:
-    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule."""
+    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
-    def __init__(self, url: str, username: str, password: str) -> None:
+    `is_gone` tells that the server's process has ended: its port may be somebody else's by now.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        username: str,
+        password: str,
+        is_gone: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.url = url.rstrip("/")
+        self.is_gone = is_gone
         # Made by hand: `build_opener` would ask for proxies, and load TLS with its certificates.
         self.opener = urllib.request.OpenerDirector()
         handlers: list[type[urllib.request.BaseHandler]] = [
@@ -5490,6 +5501,8 @@ class Client:
         if body is not None:
             data = json.dumps(body).encode("utf-8", "backslashreplace")
         headers = {**self.headers, "Accept": accept}
+        if self.is_gone():
+            raise RequestError(0, "the server has ended")
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             return self.opener.open(request, timeout=timeout)
@@ -7213,20 +7226,59 @@ def group_memory(group: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
+def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
+    """A child's exit status once it has ended; `waits` for that.
+
+    It is looked at without reaping, where that can be done: until then its number, which is that of
+    its group too, is given to nobody else.
+    """
+    if process.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+        with suppress(ChildProcessError):  # another thread has reaped it just now
+            how = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
+            found = os.waitid(os.P_PID, process.pid, how)
+            if found is None:
+                return None
+            return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return process.wait() if waits else process.poll()
+
+
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Its exit status, not reaped; None when it runs for longer than that."""
+    until = time.monotonic() + seconds
+    pause = 0.001
+    while exit_status(process) is None and time.monotonic() < until:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return exit_status(process)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a child's process group; ProcessLookupError when nothing of it is left.
+
+    While anything is, no new process is given its number: whoever has it after the child was reaped
+    is somebody else.
+    """
+    if process.returncode is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, 0)
+            raise PermissionError
+    os.killpg(process.pid, number)
+
+
 def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
     """End a child's process group, and what left it.
 
     SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
-    whatever carries the mark: tools that went into groups of their own.
+    whatever carries the mark: tools that went into groups of their own. Only here is it reaped.
     """
     strays = descendants(process.pid)
-    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
-        until = time.monotonic() + seconds
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+    with suppress(ProcessLookupError, PermissionError):
+        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
+            signal_group(process, number)
+            until = time.monotonic() + seconds
             while time.monotonic() < until:
                 process.poll()
-                os.killpg(process.pid, 0)  # raises when nothing of it is left
+                signal_group(process, 0)
                 time.sleep(0.01)
     process.poll()
     for pid in {*strays, *marked_pids(mark)}:
@@ -7354,7 +7406,7 @@ class Server:
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.mark = os.urandom(12).hex()
         self.username = DEFAULT_USER
-        self.password = os.urandom(24).hex()
+        self.password = ""  # each start has one of its own
         if options.server:
             given = self.environment
             self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
@@ -7400,6 +7452,7 @@ class Server:
                 "or leave --port out for a free one"
             )
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
+        self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         login = {
             **OpenCode1.environment(self.username, self.password),
             **OpenCode2.environment(self.username, self.password),
@@ -7440,10 +7493,8 @@ class Server:
             ) from None
         if url:
             return url
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(2)
         raise Problem(
-            f"OpenCode ended with exit status {process.returncode} while starting: "
+            f"OpenCode ended with exit status {wait_for_end(process, 2.0)} while starting: "
             f"run `{command}` yourself to see why",
             again=True,  # another one that starts may have locked the database
         )
@@ -7467,19 +7518,24 @@ class Server:
             self.last_lines.append(line[:300])
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        process.wait()
+        exit_status(process, waits=True)
         if self.process is process:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, self.last_words(process)))
 
     def last_words(self, process: subprocess.Popen[bytes]) -> str:
         lines = "".join(f"\n  {line}" for line in self.last_lines)
-        return f"the server ended by itself with exit status {process.returncode}{lines}"
+        return f"the server ended by itself with exit status {exit_status(process)}{lines}"
 
     def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
-        client = Client(url, self.username, self.password)
+        process = self.process
+
+        def is_gone() -> bool:
+            return process is not None and exit_status(process) is not None
+
+        client = Client(url, self.username, self.password, is_gone)
         has_said = False
         while True:
             try:
@@ -7487,8 +7543,10 @@ class Server:
             except RequestError as error:
                 if error.code in (401, 403) and self.username != DEFAULT_USER:
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
-                    client = Client(url, self.username, self.password)
+                    client = Client(url, self.username, self.password, is_gone)
                     continue
+                if process and is_gone():
+                    raise Problem(self.last_words(process), again=True) from None
                 self._give_up(url, error, until)
                 is_booting = error.code == 503
                 if self.options.server and not has_said:
@@ -7641,11 +7699,10 @@ class Worker:
         process = self.server.process
         if process is None:
             return ""
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
-            time.sleep(0.1)
-            return self.server.last_words(process)
-        return ""
+        if wait_for_end(process, 0.5) is None:
+            return ""
+        time.sleep(0.1)
+        return self.server.last_words(process)
 
     @property
     def dialect(self) -> Dialect:
@@ -7735,11 +7792,10 @@ class Worker:
         except (OSError, ValueError) as error:
             return CheckFinished(command, 126, f"the check cannot be started: {error}")
         tail = OutputTail(process)
-        status = 124
         late = ""
-        try:
-            status = process.wait(self.options.check_timeout or None)
-        except subprocess.TimeoutExpired:
+        status = wait_for_end(process, self.options.check_timeout or math.inf)
+        if status is None:
+            status = 124
             late = f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
         with self.server.lock:

@@ -6912,8 +6912,45 @@ def test_the_password_of_a_server_that_is_not_ours_comes_from_the_environment(
     monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
     given = ocloop.Server(Options(server="http://x"), print)
     assert (given.username, given.password) == ("opencode", "one")
-    ours = [ocloop.Server(Options(), print).password for _ in range(2)]
-    assert ours[0] != ours[1] and min(map(len, ours)) >= 32 and "one" not in ours
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
+) -> None:
+    """Not the login, not a farewell, not the event stream; and the next start has its own login."""
+    monkeypatch.setenv("FAKE_OPENCODE", json.dumps({"generation": generation}))
+    opencode = tuple(shlex.split(fake_command()))
+    options = project_options(tmp_path, opencode=opencode, port=free_port())
+    posted: queue.Queue[Event] = queue.Queue()
+    server = ocloop.Server(options, posted.put)
+    heard: list[bytes] = []
+    try:
+        server.start(StartServer(1))
+        assert posted.get(timeout=GENEROUS) == StreamOpened()
+        first = server.password
+        assert len(first) >= 32 and server.process and server.dialect
+        os.kill(server.process.pid, signal.SIGKILL)
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            assert comes_true(lambda: ocloop.port_is_free(options.port))
+            taken.bind(("127.0.0.1", options.port))
+            taken.listen()
+            taken.settimeout(2.0)  # the stream would have been connected anew by then
+            with pytest.raises(RequestError) as error:
+                server.dialect.create(Prompt("text", "title"))
+            assert error.value.code == 0 and "has ended" in str(error.value)
+            with suppress(socket.timeout):
+                heard.append(taken.accept()[0].recv(65536))
+            server.stop("ses_1")
+            taken.settimeout(0.2)
+            with suppress(socket.timeout):
+                heard.append(taken.accept()[0].recv(65536))
+        assert heard == []
+        server.start(StartServer(2))
+        assert len(server.password) >= 32 and server.password != first
+    finally:
+        server.close()
 
 
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
@@ -7899,6 +7936,30 @@ def test_a_group_that_ends_by_itself_is_not_waited_for(
     ocloop.end_group(child, 30.0, "nobody has this one")
     assert child.poll() == -signal.SIGTERM and time.monotonic() - before < 5
     ocloop.end_group(child, 30.0, "nobody has this one")
+
+
+@pytest.mark.parametrize("looks", ["waitid", "poll"])
+def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
+    looks: str, monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """Looking at how it ended does not reap it; and who has its number afterwards is not killed."""
+    if looks == "poll":
+        monkeypatch.delattr(os, "waitid")
+    for command, status in (("exit 3", 3), ("kill -9 $$", -9)):
+        child = started(command)
+        assert ocloop.exit_status(child, waits=True) == status == ocloop.exit_status(child)
+        if looks == "waitid":
+            assert child.returncode is None, "its number is its own as long as nobody has reaped it"
+        ocloop.end_group(child, 1.0, "nobody has this one")
+        assert child.returncode == status
+    other = started("sleep 60")
+    child = started("exit 0")
+    child.wait()
+    own, child.pid = child.pid, other.pid
+    ocloop.end_group(child, 1.0, "nobody has this one")
+    child.pid = own
+    assert other.poll() is None
+    assert ocloop.wait_for_end(other, 0.05) is None
 
 
 @pytest.mark.skipif(not ocloop.has_proc(), reason="there is no /proc here")
