@@ -71,6 +71,7 @@ import argparse
 import base64
 import collections
 import difflib
+import errno
 import fcntl
 import functools
 import http.client
@@ -86,6 +87,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import termios
 import threading
@@ -8330,27 +8332,56 @@ def local_time(form: str, seconds: float) -> str:
 
 
 class RunFile:
-    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder."""
+    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
+
+    The folder is held open, and looked at again before each use: whoever cleans it away may put
+    another one in its place. Where there is none, the plan's own folder is locked, and nothing
+    written.
+    """
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
-        project = os.path.basename(os.path.dirname(real))
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", project)[:40]
+        self.home = os.path.dirname(real)
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(self.home))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
-        self.folder, self.problem = private_folder()
+        self.folder, self.number, self.problem = private_folder()
         self.lock: int | None = None  # the file descriptor that holds it
-        self.path = os.path.join(self.folder, f"{name}.json")
-        self.lock_path = os.path.join(self.folder, f"{name}.lock")
+        self.name, self.lock_name = f"{name}.json", f"{name}.lock"
+        self.path = os.path.join(self.folder, self.name)
+
+    def look_again(self) -> None:
+        """Make sure of the folder. OSError when it cannot be had any more."""
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(self.folder), os.fstat(self.number)):
+                check_private(self.number)
+                return
+        number = open_private(self.folder)
+        os.close(self.number)
+        self.number = number
+
+    def open(self, name: str, flags: int) -> int:
+        """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        number = os.open(name, flags, 0o600, dir_fd=self.number)
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            os.close(number)
+            raise PermissionError(errno.EPERM, "it is not a file of ours")
+        return number
+
+    def open_lock(self, flags: int) -> int:
+        if not self.folder:
+            return os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.look_again()
+        return self.open(self.lock_name, flags)
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        if not self.folder:
-            return 0
         try:
-            number = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            number = self.open_lock(os.O_RDWR | os.O_CREAT)
         except OSError as error:
             self.problem = (
-                f"{self.lock_path} cannot be opened ({error.strerror}): "
+                f"the lock in {self.folder or self.home} cannot be opened ({error.strerror}): "
                 "no lock against a second loop"
             )
             return 0
@@ -8370,19 +8401,23 @@ class RunFile:
             os.close(number)
             return self.running() or self.acquire()  # its owner may have ended just now
         self.lock = number
-        with suppress(OSError):  # a full disk: the lock is what counts
-            os.ftruncate(number, 0)
-            os.pwrite(number, b"%d\n" % os.getpid(), 0)
+        if self.folder:
+            with suppress(OSError):  # a full disk: the lock is what counts
+                os.ftruncate(number, 0)
+                os.pwrite(number, b"%d\n" % os.getpid(), 0)
         return 0
 
     def running(self) -> int:
         """The pid of the loop that works on the plan now (-1: it does not say), 0: none does."""
-        with suppress(OSError), open(self.lock_path) as file:
+        with suppress(OSError):
+            number = self.open_lock(os.O_RDONLY)
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = file.read().strip()
+                said = os.read(number, 100).strip() if self.folder else b""
                 return int(said) if said.isdigit() else -1
+            finally:
+                os.close(number)
         return 0
 
     def keep_lock(self) -> None:
@@ -8390,9 +8425,9 @@ class RunFile:
         if self.lock is None:
             return
         with suppress(OSError):
-            if os.path.samestat(os.stat(self.lock_path), os.fstat(self.lock)):
+            named = os.stat(self.lock_name, dir_fd=self.number, follow_symlinks=False)
+            if os.path.samestat(named, os.fstat(self.lock)):
                 return
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.close(self.lock)
         self.lock = None
         self.acquire()
@@ -8401,43 +8436,83 @@ class RunFile:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
+        self.look_again()
         self.keep_lock()
-        draft = f"{self.path}.{os.getpid()}"
-        number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft = f"{self.name}.{os.getpid()}"
+        with suppress(FileNotFoundError):  # of one that was killed, with our number
+            os.unlink(draft, dir_fd=self.number)
+        number = self.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(record, file)
-            os.replace(draft, self.path)
+            os.replace(draft, self.name, src_dir_fd=self.number, dst_dir_fd=self.number)
         except OSError:  # a full disk
             with suppress(OSError):
-                os.unlink(draft)
+                os.unlink(draft, dir_fd=self.number)
             raise
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
+        if not self.folder:
+            return {}
         try:
-            with open(self.path, encoding="utf-8") as file:
+            self.look_again()
+            with os.fdopen(self.open(self.name, os.O_RDONLY), encoding="utf-8") as file:
                 return as_dict(json.load(file))
         except (OSError, ValueError, RecursionError):
             return {}
 
 
-def private_folder() -> tuple[str, str]:
-    """Where state is kept, and a warning when it is not where it should be."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    wanted = os.path.join(home, "ocloop")
+def check_private(number: int) -> None:
+    """PermissionError for a folder that somebody else can write into."""
+    found = os.fstat(number)
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
+
+
+def open_private(folder: str) -> int:
+    """The descriptor of a folder of our own, which is made where it is missing."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_private(number)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written")
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def belongs_to_others(path: str) -> bool:
+    """Whether a folder, or the link in its place, is somebody else's: there they decide where it
+    leads. `sudo` may leave us the home of another."""
+    with suppress(OSError):
+        return os.lstat(path).st_uid != os.getuid()
+    return False
+
+
+def private_folder() -> tuple[str, int, str]:
+    """Where state is kept, its descriptor, and a warning when it is not where it should be."""
+    home = os.path.expanduser("~")
+    steps = [os.path.join(home, step) for step in ("", ".local", ".local/state")]
+    if os.environ.get("XDG_STATE_HOME"):
+        steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
+    wanted = os.path.join(steps[-1], "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
     for folder in (wanted, fallback):
         with suppress(OSError):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            found = os.lstat(folder)
-            is_private = found.st_uid == os.getuid() and not found.st_mode & 0o022
-            if is_private and os.access(folder, os.W_OK | os.X_OK):
-                return folder, (
-                    "" if folder == wanted else f"{wanted} cannot be written: using {folder}"
-                )
-    problem = f"neither {wanted} nor {fallback} can be written: no lock, no `status`"
-    return "", problem
+            if folder == fallback or not any(map(belongs_to_others, steps)):
+                problem = "" if folder == wanted else f"{wanted} cannot be used: using {folder}"
+                return folder, open_private(folder), problem
+    return (
+        "",
+        -1,
+        (
+            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any plan "
+            "in this folder"
+        ),
+    )
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown

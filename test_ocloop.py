@@ -8232,6 +8232,10 @@ def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def lock_of(run_file: RunFile) -> str:
+    return os.path.join(run_file.folder, run_file.lock_name)
+
+
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
     assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
@@ -8274,12 +8278,95 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     state_home.write_text("a file is in the way")
     run_file = RunFile("/project/PLAN.md")
     assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
-    assert "cannot be written: using" in run_file.problem
+    assert "cannot be used: using" in run_file.problem
     os.chmod(run_file.folder, 0o777)  # anybody could put a state file there
     run_file = RunFile("/project/PLAN.md")
-    assert run_file.folder == "" and "no lock, no `status`" in run_file.problem
+    assert run_file.folder == "" and "no `status`" in run_file.problem
     run_file.write({"state": "running"})
     assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
+
+
+@pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
+def test_a_folder_that_somebody_made_anew_is_not_written_into(
+    tmp_path: Path, state_home: Path, trap: str
+) -> None:
+    """A cleaner removes the state folder in mid-run, and another user puts theirs in its place."""
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    assert run_file.acquire() == 0
+    run_file.write({"password": "first"})
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    folder = Path(run_file.folder)
+    if trap != "open to all":
+        shutil.rmtree(folder)
+    draft = folder / f"{run_file.name}.{os.getpid()}"
+    if trap == "link to a folder":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    elif trap == "open to all":
+        folder.chmod(0o777)
+    else:
+        folder.mkdir(mode=0o700)
+    if trap == "symlink":
+        draft.symlink_to(precious)
+    elif trap == "hard link":
+        os.link(precious, draft)
+    if trap in ("link to a folder", "open to all"):
+        with pytest.raises(OSError):
+            run_file.write({"password": "second"})
+        assert run_file.read() == {} and run_file.running() == 0
+    else:
+        run_file.write({"password": "second"})
+        assert run_file.read() == {"password": "second"}
+        assert RunFile(str(tmp_path / "PLAN.md")).running() == os.getpid(), "it is locked, too"
+    assert precious.read_text() == "mine"
+    if trap not in ("symlink", "hard link"):
+        assert "second" not in "".join(path.read_text() for path in folder.iterdir())
+
+
+def test_a_state_file_behind_a_link_is_not_read(tmp_path: Path, state_home: Path) -> None:
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
+    Path(run_file.path).symlink_to(tmp_path / "theirs")
+    assert run_file.read() == {}
+
+
+@pytest.mark.parametrize("step", ["", ".local", ".local/state"])
+def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As root, with the HOME of another: they could lead us where they like."""
+    monkeypatch.delenv("XDG_STATE_HOME")
+    home = tmp_path / "home"
+    (home / ".local" / "state").mkdir(parents=True)
+    theirs = os.path.join(home, step)
+    look = os.lstat
+
+    def lstat(path: str, **how: Any) -> os.stat_result:
+        found = look(path, **how)
+        return os.stat_result((*found[:4], 4242, *found[5:])) if path == theirs else found
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
+    assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
+
+
+def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
+    tmp_path: Path, state_home: Path
+) -> None:
+    """Somebody else has made the one in the temporary folder, so that two loops could meet."""
+    state_home.write_text("a file is in the way")
+    (tmp_path / f"ocloop-{os.getuid()}").mkdir()
+    (tmp_path / f"ocloop-{os.getuid()}").chmod(0o777)
+    (tmp_path / "project").mkdir()
+    first, second = (RunFile(str(tmp_path / "project" / "PLAN.md")) for _ in range(2))
+    assert "no second loop on any plan in this folder" in first.problem
+    assert first.running() == 0 == first.acquire()
+    first.write({"state": "running"})
+    assert second.acquire() == -1 == second.running() and second.read() == {}
+    assert os.listdir(tmp_path / "project") == []
+    assert RunFile(str(tmp_path / "PLAN.md")).acquire() == 0, "of another folder"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"])
@@ -8306,7 +8393,7 @@ def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_file = RunFile(str(tmp_path / "P"))
-    held = os.open(run_file.lock_path, os.O_RDWR | os.O_CREAT)
+    held = os.open(lock_of(run_file), os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     whose = RunFile.running
 
@@ -8324,7 +8411,7 @@ def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(
 
 def test_a_lock_of_somebody_who_does_not_say_who_it_is(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "P"))
-    with open(run_file.lock_path, "w") as file:
+    with open(lock_of(run_file), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert run_file.running() == -1 == run_file.acquire()
 
@@ -8917,8 +9004,8 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
     story = Story()
-    live = record_of(story)
-    assert set(ocloop.SECRETS) <= set(live) and len(live["password"]) >= 32
+    live = {**record_of(story), "password": "correct horse battery staple"}
+    assert set(ocloop.SECRETS) <= set(record_of(story))
     assert not set(ocloop.SECRETS) & set(record_of(story, 0))
     RunFile(str(plan)).write(live)
     assert ocloop.main(["status", "--plan", str(plan), "--json"]) == 3
@@ -13513,7 +13600,7 @@ def test_places_that_cannot_be_written(world: World) -> None:
 
     nowhere = {"HOME": str(blocked), "XDG_STATE_HOME": ""}
     child = world.fake(env=nowhere).finish(0)
-    assert "cannot be written: using" in child.output
+    assert "cannot be used: using" in child.output
     assert child.boxes() == "xx"
 
     child = world.fake(env={**nowhere, "TMPDIR": str(blocked)}).finish(0)
