@@ -93,13 +93,11 @@ import termios
 import threading
 import time
 import unicodedata
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Union, get_args
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 try:
     import curses
@@ -5239,6 +5237,7 @@ class EventStream:
     """Feed it bytes, cut anywhere; get the data of the events that became complete.
 
     The names of events are dropped: OpenCode gives them none, what an event is stands in its data.
+    One that is larger than anything real raises ValueError.
     """
 
     def __init__(self) -> None:
@@ -5246,6 +5245,7 @@ class EventStream:
         self._has_begun = False
         self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
+        self._sizes = [0, 0]  # of the two, in bytes
 
     def feed(self, chunk: bytes) -> list[bytes]:
         if chunk:
@@ -5257,9 +5257,12 @@ class EventStream:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n" not in chunk:
             self._rest.append(chunk)
+            self._sizes[0] += len(chunk)
+            self._check_size()
             return []
         lines = b"".join((*self._rest, chunk)).split(b"\n")
         self._rest = [lines.pop()]
+        self._sizes[0] = len(self._rest[0])
         if not self._has_begun:
             self._has_begun = True
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
@@ -5268,10 +5271,17 @@ class EventStream:
             name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
+                self._sizes[1] += len(line)
             elif not line and self._data:
                 events.append(b"\n".join(self._data))
                 self._data.clear()
+                self._sizes[1] = 0
+        self._check_size()
         return events
+
+    def _check_size(self) -> None:
+        if sum(self._sizes) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
@@ -5285,6 +5295,9 @@ SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 ABORTED_WITHIN = 5.0  # OpenCode 1 answers an abort when it is over, or a moment before
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
+
+LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
+EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
@@ -5303,7 +5316,9 @@ def dicts(value: Any) -> list[Json]:
 
 
 def as_text(value: Any) -> str:
-    return "" if value is None else str(value)
+    with suppress(RecursionError):
+        return "" if value is None else str(value)
+    return ""
 
 
 def as_float(value: Any) -> float:
@@ -5362,8 +5377,11 @@ def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
 
 
 def call_id(tool: str, given: Any) -> int:
-    """The same number for the same tool with the same input; never 0."""
-    text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
+    """The same number for the same tool with the same input; 0 for one that is nested too deep."""
+    try:
+        text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
+    except RecursionError:
+        return 0
     return zlib.crc32(text.encode()) + 1
 
 
@@ -5447,6 +5465,36 @@ class RequestError(Exception):
         self.is_timeout = is_timeout
 
 
+class Receiver(io.RawIOBase):
+    """What a connection receives until that moment, however slowly it trickles in: all of a socket
+    that an HTTPResponse needs."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self.connection = connection
+        self.until = until
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.until < math.inf:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise socket.timeout("timed out")
+            self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        super().close()
+        self.connection.close()
+
+
 class Client:
     """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
@@ -5462,25 +5510,13 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
-        # Made by hand: `build_opener` would ask for proxies, and load TLS with its certificates.
-        self.opener = urllib.request.OpenerDirector()
-        handlers: list[type[urllib.request.BaseHandler]] = [
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPDefaultErrorHandler,
-            urllib.request.HTTPRedirectHandler,
-            urllib.request.HTTPErrorProcessor,
-        ]
-        if self.url.startswith("https:"):
-            handlers.append(urllib.request.HTTPSHandler)
-        for handler in handlers:
-            self.opener.add_handler(handler())
-        self.headers = {"Content-Type": "application/json"}
+        self.headers = {"Content-Type": "application/json", "Connection": "close"}
         self.known: set[str] = set()  # routes that it has answered
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    # What a request that is not answered raises: urllib lets errors of http.client through.
+    # What a request that is not answered raises.
     ERRORS: ClassVar[tuple[type[Exception], ...]] = (
         OSError,
         ValueError,
@@ -5497,7 +5533,8 @@ class Client:
     ) -> Any:
         """Send a request and return the response; RequestError when it is not a 2xx one.
 
-        `timeout`, in seconds, is for each single wait.
+        `timeout`, in seconds, is for all of it, to the last byte of the answer; where that is an
+        event stream, for each single wait.
         """
         data = None
         if body is not None:
@@ -5505,32 +5542,59 @@ class Client:
         headers = {**self.headers, "Accept": accept}
         if self.is_gone():
             raise RequestError(0, "the server has ended")
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        until = math.inf if accept == EVENTS else time.monotonic() + timeout
         try:
-            return self.opener.open(request, timeout=timeout)
-        except urllib.error.HTTPError as error:
-            raise self._refused(error, method, path) from None
+            answer = self._answer(method, path, data, headers, timeout, until)
         except self.ERRORS as error:
             raise self._unanswered(error) from None
+        if not 200 <= answer.status < 300:
+            raise self._refused(answer, method, path)
+        return answer
 
-    def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> RequestError:
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        headers: dict[str, str],
+        timeout: float,
+        until: float,
+    ) -> http.client.HTTPResponse:
+        """The head of the answer, whatever it is. No redirect is followed: it could lead to another
+        host, which would be told the login."""
+        where = urlsplit(self.url)
+        is_safe = where.scheme == "https"
+        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
+        connection = kind(where.hostname or "", where.port, timeout=timeout)
+        try:
+            connection.request(method, where.path + path, data, headers)
+            assert connection.sock
+            receiver: Any = Receiver(connection.sock, until)
+            answer = http.client.HTTPResponse(receiver, method=method)
+            answer.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return answer
+
+    def _refused(self, answer: http.client.HTTPResponse, method: str, path: str) -> RequestError:
         said: Json = {}
-        with suppress(RecursionError, *self.ERRORS), error:
-            said = as_dict(json.loads(error.read(1 << 16)))
+        with suppress(RecursionError, *self.ERRORS), answer:
+            said = as_dict(json.loads(answer.read(1 << 16)))
+        if answer.status < 400:  # as from a host elsewhere, which is asked what is not known here
+            return RequestError(404, f"{method} {path} was answered with a redirect", "NotJSON")
         details = as_dict(said.get("data"))
         issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
         words = (details.get("path"), details.get("message"), said.get("message"), issues)
         message = without_input(" ".join(as_text(word) for word in words if word))
-        message = message or f"{method} {path} was answered with {error.code}"
+        message = message or f"{method} {path} was answered with {answer.status}"
         name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(error.code, message, name, said)
+        return RequestError(answer.status, message, name, said)
 
     def _unanswered(self, error: Exception) -> RequestError:
-        reason = getattr(error, "reason", error)
-        message = str(reason) or type(error).__name__
         # socket.timeout is a TimeoutError only since Python 3.10.
-        is_timeout = isinstance(reason, (TimeoutError, socket.timeout))
-        return RequestError(0, message, is_timeout=is_timeout)
+        is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+        return RequestError(0, str(error) or type(error).__name__, is_timeout=is_timeout)
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
@@ -5538,7 +5602,7 @@ class Client:
         """Send a request and return the decoded JSON, or None for an empty answer."""
         try:
             with self.open(method, path, body, timeout) as response:
-                raw = response.read()
+                raw = b"".join(self._pieces(response))
         except self.ERRORS as error:
             raise self._unanswered(error) from None
         try:
@@ -5546,6 +5610,16 @@ class Client:
         except (ValueError, RecursionError):  # servers answer an unknown route with a page
             message = f"{method} {path} was not answered with JSON"
             raise RequestError(404, message, "NotJSON") from None
+
+    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        left = LARGEST
+        while piece := response.read1(1 << 18):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+            yield piece
+        if response.length:  # what was announced did not come
+            raise http.client.IncompleteRead(b"", response.length)
 
     def ask(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """GET what a server need not know; None: it cannot tell.
@@ -7066,6 +7140,7 @@ class StreamReader:
         self.verbose = verbose
         self.stopped = False
         self.socket: socket.socket | None = None  # of the connection
+        self.has_warned = False  # that an event cannot be read
         self.window_ends = 0.0
         self.budget = 0
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
@@ -7087,8 +7162,7 @@ class StreamReader:
             time.sleep(STREAM_WAITS.after(failures))
 
     def _connect(self, client: Client, path: str) -> None:
-        accept = "text/event-stream"
-        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=accept) as response:
+        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=EVENTS) as response:
             self.socket = socket.socket(fileno=os.dup(response.fileno()))
             with self.socket:
                 self.post(StreamOpened())
@@ -7112,8 +7186,22 @@ class StreamReader:
                 self.window_ends = now + LIVE_WINDOW
                 self.budget = LIVE_DELTAS if self.live else 0
                 self.alive.clear()
-            for data in stream.feed(chunk):
-                self._take(data)
+            try:
+                events = stream.feed(chunk)
+            except ValueError as error:
+                self._warn(error)
+                return  # and connect anew
+            for data in events:
+                try:
+                    self._take(data)
+                except Exception as error:  # what a model says decides of which kind it is
+                    self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            problem = f"{type(error).__name__}: {error}"[:200]
+            self.post(Noted("warn", f"an event cannot be read ({problem}): going on without it"))
 
     def _take(self, data: bytes) -> None:
         if self.dialect.deltas.search(data, 0, 200):
@@ -7579,22 +7667,19 @@ class Server:
                 dialect = self.dialect
                 self.process = None
                 self.dialect = None
-            # An answer that trickles in without an end must not hold up the end of the process.
-            late = threading.Timer(4.0, end_group, (process, 0.0, self.mark))
-            late.daemon = True
-            if process:
-                late.start()
             if dialect:
-                self._say_farewell(dialect, session, is_ours=process is not None)
+                args = (dialect, session, process is not None)
+                farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
+                farewell.start()
+                farewell.join(4.0 if process else 8.0)  # whatever holds it up
             if self.reader:
                 self.reader.stop()
-            late.cancel()
             if process:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
 
     def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
-        with suppress(RequestError):
+        with suppress(RequestError, RecursionError):
             if session:
                 dialect.stop_session(session)
             if is_ours:
@@ -7688,6 +7773,10 @@ class Worker:
             return self.failure(command, error)
         except Problem as problem:
             return Failed(command, str(problem), again=problem.again)
+        except (RecursionError, MemoryError) as error:  # nested deep, or large beyond measure
+            return Failed(
+                command, f"what it says cannot be read ({type(error).__name__})", "silent"
+            )
 
     def failure(self, command: Command, error: RequestError) -> Failed:
         problem = str(error)
@@ -8218,14 +8307,28 @@ def curses_problem() -> str:
 # up neither the run nor its end.
 
 
+def read_whole(number: int) -> str:
+    """The text of an open file, which is closed. OSError when it is none, or larger than any."""
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(0, "it is not a file")
+        pieces = []
+        left = LARGEST
+        while piece := os.read(number, 1 << 20):  # of the system's own files some wait for more
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
+        return b"".join(pieces).decode("utf-8", "replace")
+    finally:
+        os.close(number)
+
+
 def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem. A pipe would never end: it must be
     a file."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "it is not a file")
-        with open(path, "rb") as file:
-            return file.read().decode("utf-8", "replace"), ""
+        return read_whole(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)), ""
     except OSError as error:
         return None, (
             f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
@@ -8457,8 +8560,9 @@ class RunFile:
             return {}
         try:
             self.look_again()
-            with os.fdopen(self.open(self.name, os.O_RDONLY), encoding="utf-8") as file:
-                return as_dict(json.load(file))
+            record = as_dict(json.loads(read_whole(self.open(self.name, os.O_RDONLY))))
+            json.dumps(record)  # what is nested too deep for that is not ours
+            return record
         except (OSError, ValueError, RecursionError):
             return {}
 
@@ -8509,8 +8613,8 @@ def private_folder() -> tuple[str, int, str]:
         "",
         -1,
         (
-            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any plan "
-            "in this folder"
+            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any "
+            "plan in this folder"
         ),
     )
 

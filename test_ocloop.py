@@ -6382,6 +6382,67 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     assert read([stream]) == [Activity("ses_1", "idle")]
 
 
+def test_arguments_that_are_nested_deep_end_nothing() -> None:
+    """A model chooses them; json.dumps gives up sooner than json.loads."""
+    deep: list[Any] = []
+    for _ in range(50_000):
+        deep = [deep]
+    part = {"state": {"status": "completed", "input": {"x": deep}, "error": deep}}
+    said = a_dialect().tool_part("ses_1", "msg_1", "prt_1", {**part, "tool": deep})
+    assert said.call == 0 and said.state == "done"
+    assert a_dialect().tool_part("ses_1", "msg_1", "prt_1", {"state": {"status": "error"}}).call
+    worker = ocloop.Worker(ocloop.Server(Options(), print))
+    answers = (RecursionError("too deep"), MemoryError())
+
+    def poll(*_: Any) -> Any:
+        raise errors.pop()
+
+    errors = list(answers)
+    worker.HOW = {Poll: poll}  # type: ignore[misc]
+    for _ in answers:
+        answer = worker.answer(Poll("ses_1", Prompt("text"), 1))
+        assert isinstance(answer, Failed) and answer.why == "silent"
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
+def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = OpenCode1.decode
+
+    def fails(self: OpenCode1, event: Json) -> Any:
+        if event["type"] == "session.error":
+            raise error("too deep")
+        return decode(self, event)
+
+    monkeypatch.setattr(OpenCode1, "decode", fails)
+    bad = frame("session.error", sessionID="ses_1")
+    (said, after) = read([bad + bad + frame("session.idle", sessionID="ses_1")])
+    assert isinstance(said, Noted) and "cannot be read" in said.text and error.__name__ in said.text
+    assert after == Activity("ses_1", "idle")
+
+
+@pytest.mark.parametrize("data", [b"data: " + b"x" * 70_000, b"data: xxxxxxxxxxxxx\n" * 4000])
+def test_an_event_without_an_end_is_said_and_the_stream_opened_anew(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ocloop, "LARGEST", 1 << 20)
+    taken: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(100):
+            taken.append(number)
+            yield data
+
+    (said,) = read(chunks())
+    assert isinstance(said, Noted) and "larger than 1 MiB" in said.text and len(taken) < 50
+    assert ocloop.LARGEST > 40_000
+    idle = frame("session.idle", sessionID="ses_1")
+    big = b'data: {"type": "%s"}\n\n' % (b"x" * 900_000)
+    stream = [big[at : at + 65536] for at in range(0, len(big), 65536)] * 3
+    assert read([*stream, idle]) == [Activity("ses_1", "idle")], "each has room of its own"
+
+
 def test_bytes_that_are_not_utf8_are_replaced() -> None:
     stream = delta_of("ses_1", "x").replace(b'"x"', b'"\xff"')
     assert read([stream]) == [Delta("ses_1", "prt_1", "\ufffd")]
@@ -6749,6 +6810,78 @@ def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
         with pytest.raises(RequestError) as error:
             client.request("GET", "/")
         assert error.value.code == 0 and str(error.value)
+
+
+@contextmanager
+def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers each request with these pieces, whatever it is; its URL, and what it
+    hears."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with suppress(OSError), connection:
+                        heard.append(connection.recv(65536))
+                        for piece in said:
+                            connection.sendall(piece)
+                            time.sleep(pause)
+
+        threading.Thread(target=talk, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
+    """It would carry the login to another host."""
+    head = f"HTTP/1.1 {code} Found\r\nLocation: {wire.url}/a\r\nContent-Length: 0\r\n\r\n"
+    with talker(head.encode()) as (url, heard):
+        client = Client(url, "opencode", "secret")
+        for method in ("GET", "POST"):
+            with pytest.raises(RequestError) as error:
+                client.request(method, "/a", {} if method == "POST" else None)
+            assert (error.value.code, error.value.name) == (404, "NotJSON")
+        with pytest.raises(Problem, match="is not OpenCode"):
+            ocloop.detect(client)
+    assert len(heard) > 2 and wire.heard == []
+
+
+TRICKLES: dict[str, tuple[bytes, ...]] = {
+    "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
+    "line of the head": (OK, b"X: ", *[b"a"] * 90),
+    "body": (OK + b"Content-Length: 200\r\n\r\n", *[b" "] * 90),
+    "body without a length": (OK + b"\r\n", *[b" "] * 90),
+    "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
+    "refusal": (b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n", *[b" "] * 90),
+}
+
+
+@pytest.mark.parametrize("said", TRICKLES.values(), ids=list(TRICKLES))
+def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
+    with talker(*said, pause=0.1) as (url, _):
+        before = time.monotonic()
+        with pytest.raises(RequestError) as error:
+            Client(url, "", "").request("GET", "/", timeout=0.5)
+        assert time.monotonic() - before < 4
+        assert error.value.code == 500 or error.value.is_timeout
+
+
+@pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
+def test_an_answer_without_an_end_is_an_error_like_any_other(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ocloop.LARGEST == 64 << 20
+    monkeypatch.setattr(ocloop, "LARGEST", 1 << 20)
+    with talker(OK + head + b"\r\n", *[b" " * 65536] * 60) as (url, _):
+        with pytest.raises(RequestError, match="larger than 1 MiB"):
+            Client(url, "", "").request("GET", "/")
+    with talker(OK + b"\r\n[", b" " * 1000_000, b"]") as (url, _):
+        assert Client(url, "", "").request("GET", "/") == []
 
 
 @pytest.mark.parametrize("said", [PAGE, (404, {}), (405, {}), (501, {}), 404])
@@ -8060,6 +8193,36 @@ def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
         assert text is None
         assert problem.startswith(f"the plan {tmp_path / name} cannot be read (")
         assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
+
+
+def test_a_file_without_an_end_is_not_read_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent may have made its plan of 4 GiB of nothing."""
+    with open(tmp_path / "PLAN.md", "w") as file:
+        file.truncate(4 << 30)
+    text, problem = ocloop.read_text(str(tmp_path / "PLAN.md"), "plan")
+    assert text is None and "it is larger than 64 MiB" in problem
+
+
+def test_a_file_that_waits_for_more_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system has some that look like files and are read like a pipe, as /proc/kmsg."""
+    reader, writer = os.pipe()
+    flags: list[int] = []
+
+    def opened(path: str, how: int, *_: Any) -> int:
+        flags.append(how)
+        os.set_blocking(reader, not how & os.O_NONBLOCK)
+        return reader
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr("stat.S_ISREG", lambda mode: True)
+    threading.Timer(GENEROUS, lambda: os.close(writer)).start()
+    before = time.monotonic()
+    assert ocloop.read_text("/proc/kmsg", "plan")[0] is None
+    assert flags[0] & os.O_NONBLOCK and time.monotonic() - before < GENEROUS / 2
 
 
 def test_what_is_written_is_written_in_order_and_waited_for() -> None:
