@@ -1283,6 +1283,7 @@ class Journal:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         self.count += 1
+        kind, text, record = all_printable((kind, text, record))
         entry = Entry(
             self.count, self.wall, kind, text, tone, depth, self.iteration, session, record
         )
@@ -4437,7 +4438,7 @@ def summary_of_models(books: Books) -> list[str]:
 def message_of(series: Series, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
     plan = series.plan
-    project = os.path.basename(series.options.directory) or series.options.directory
+    project = one_line(os.path.basename(series.options.directory) or series.options.directory)
     said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
     facts = [f"{plan.done}/{plan.automatable}"]
     if plan.blocked:
@@ -4451,9 +4452,9 @@ def facts_of(series: Series) -> dict[str, str]:
     plan = series.plan
     task = series.under_way.task if series.under_way else plan.current
     return {
-        "OCLOOP_PROJECT": os.path.basename(series.options.directory),
+        "OCLOOP_PROJECT": one_line(os.path.basename(series.options.directory)),
         "OCLOOP_PLAN": series.options.plan,
-        "OCLOOP_TASK": task.text if task else "",
+        "OCLOOP_TASK": one_line(task.text) if task else "",
         "OCLOOP_ITERATION": str(series.number),
         "OCLOOP_DONE": str(plan.done),
         "OCLOOP_TOTAL": str(plan.automatable),
@@ -4520,8 +4521,11 @@ SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
 # fmt: on
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+# Control characters, what turns the direction of a line, and what shows nothing: zero-width
+# characters and tags can hide words, and make one look like another.
 _UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]"
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
     "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█",
@@ -4531,11 +4535,23 @@ SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
-    """The text without colours, and a sign for each control character: it could rewrite the screen.
+    """The text without colours, and a sign for each character that could rewrite the screen or that
+    nobody would see.
 
     Models and tools write what they like; so do other programs whose output is shown.
     """
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
+
+
+def all_printable(value: Any) -> Any:
+    """The same with all its texts made printable, line by line."""
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, (list, tuple)):
+        return [all_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: all_printable(item) for name, item in value.items()}
+    return value
 
 
 def ascii_only(text: str) -> str:
@@ -7982,6 +7998,12 @@ class OutputTail:
 # short is written with os.write, and `endwin` is called only when the terminal takes output.
 
 
+def say(text: str, file: Any = None) -> None:
+    """Print lines: whoever wrote them, they cannot rewrite the terminal. Nothing else prints but
+    the LineScreen, whose lines have colours of its own."""
+    print(all_printable(text), file=file, flush=True)
+
+
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
@@ -8381,7 +8403,7 @@ class Log:
         """A disk that is full or a path that cannot be written is said once, and tried on."""
 
         def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a reader: an error
+            return os.open(path, flags | os.O_NONBLOCK, 0o600)  # a pipe without a reader: an error
 
         try:
             with open(self.path, "ab", buffering=0, opener=opener) as file:
@@ -8620,6 +8642,7 @@ def private_folder() -> tuple[str, int, str]:
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
 def record_of(loop: Loop, server: Server, status: int | None) -> Json:
@@ -8665,6 +8688,7 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
             record["retry"] = f"{session.retry.message} (at {at})"
     if series.wait_until is not None:
         record["waiting_until"] = loop.clock.wall + series.wait_until - loop.now
+    record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is not None:
         return dict(record, status=status, ended=loop.clock.wall)
     secrets = (server.username, server.password, list(loop.options.opencode))
@@ -9204,7 +9228,7 @@ def run(given: argparse.Namespace) -> int:
         raise Problem("\n        ".join(found.problems))
     plan = found.plan
     if plan.summary is not None:
-        print(f"ocloop: {complete_already(options.plan, plan)}")
+        say(f"ocloop: {complete_already(options.plan, plan)}")
         return 3 if plan.pending else 0
     held = run_file.acquire()
     if held:
@@ -9414,9 +9438,7 @@ class Run:
             os._exit(status)
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
-                print(f"ocloop: {printable(loop.reason)}")
-                for line in summary_of(loop.series):
-                    print(f"  {printable(line)}")
+                say("\n  ".join([f"ocloop: {loop.reason}", *summary_of(loop.series)]))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -9472,7 +9494,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     elif not problems:
         unknown = "the server, its models and its agents" if options.server else "model and agent"
         lines.append(f"no problem was found; when it runs, {unknown} are checked, too")
-    print("\n".join(map(printable, lines)))
+    say("\n".join(lines))
     if problems:
         return 1
     return 3 if complete and plan.pending else 0
@@ -9517,22 +9539,22 @@ def bootstrap(given: argparse.Namespace) -> int:
             path = os.path.join(folder, name)
             if os.path.lexists(path) and not given.force:
                 has_skipped = True
-                print(f"skipped  {path}: it exists already")
+                say(f"skipped  {path}: it exists already")
                 continue
             if os.path.lexists(path):
                 copy = spare_name(path)
                 os.replace(path, copy)
-                print(f"kept     {copy}: what {name} was")
+                say(f"kept     {copy}: what {name} was")
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
-            print(f"wrote    {path}")
+            say(f"wrote    {path}")
     except OSError as error:
         raise Problem(
             f"cannot write into {folder} ({error.strerror}): choose another directory"
         ) from None
     if has_skipped:
-        print("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
-    print(
+        say("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
+    say(
         "\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:"
         f"\n  python3 {os.path.abspath(sys.argv[0])} run"
     )
@@ -9561,9 +9583,9 @@ def status(given: argparse.Namespace) -> int:
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     is_complete = plan.summary is not None and not plan.pending
     if given.json:
-        print(json.dumps(status_record(path, plan, pid, record)))
+        say(json.dumps(status_record(path, plan, pid, record)))
     else:
-        print("\n".join(map(printable, status_lines(path, plan, pid, record))))
+        say("\n".join(status_lines(path, plan, pid, record)))
     return 0 if is_complete else 3
 
 
@@ -9577,8 +9599,7 @@ def process_of(pid: int) -> str:
 
 
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
-    return {
-        "plan": path,
+    said = {
         "done": plan.done,
         "total": plan.automatable,
         "percent": plan.percent,
@@ -9591,6 +9612,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "near_misses": [str(near) for near in plan.near_misses],
         "run": {**record, "pid": known_pid(pid)} if record else None,
     }
+    return {"plan": path, **all_printable(said)}
 
 
 def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
@@ -9737,7 +9759,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = parse_arguments(argv)
         return commands[given.command](given)
     except Problem as problem:
-        print(f"ocloop: {problem}", file=sys.stderr)
+        say(f"ocloop: {problem}", sys.stderr)
         return problem.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

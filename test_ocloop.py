@@ -8310,6 +8310,62 @@ def test_a_jsonl_log_has_a_record_for_each_entry(
     }
 
 
+HOSTILE = "a\x1b]52;c;eA==\x07b\u200bc\u200dd\U000e0041e\u202ef\ufeffg\u2060h\x9bi"
+HARMLESS = "a\ufffd]52;c;eA==\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg\ufffdh\ufffdi"
+
+
+def test_what_enters_the_journal_the_record_and_the_facts_is_printable(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever shows them need not think of it: `jq`, a shell, another program."""
+    journal = ocloop.Journal(NOON)
+    journal.note(HOSTILE, f"{HOSTILE}\n{HOSTILE}", record={"task": HOSTILE, "list": [HOSTILE]})
+    (entry,) = journal.newest(1)
+    assert (entry.kind, entry.text) == (HARMLESS, f"{HARMLESS}\n{HARMLESS}")
+    assert entry.record == {"task": HARMLESS, "list": [HARMLESS]}
+
+    plan = f"- [ ] {HOSTILE}\n- [BLOCKED: {HOSTILE}] {HOSTILE}\n- [ ]{HOSTILE}\n"
+    story = Story(plan, directory=f"/{HOSTILE}", check=HOSTILE)
+    loop = story.loop
+    facts = ocloop.facts_of(loop.series)
+    assert facts["OCLOOP_TASK"] == HARMLESS == facts["OCLOOP_PROJECT"]
+    assert HARMLESS in ocloop.message_of(loop.series, "failed", HOSTILE)
+    assert HOSTILE not in ocloop.message_of(loop.series, "failed", HOSTILE)
+    record = ocloop.record_of(loop, ocloop.Server(loop.options, print), 1)
+    assert record["directory"] == loop.options.directory, "it has to be found"
+    said = {name: fact for name, fact in record.items() if name not in ocloop.EXACT}
+    assert HARMLESS in json.dumps(said, ensure_ascii=False)
+    old = {"reason": HOSTILE, "tasks": [{"text": HOSTILE}]}  # of a version that wrote it as it was
+    said["status"] = ocloop.status_record("PLAN.md", parse_plan(plan), 0, old)
+    for text in (json.dumps(said, ensure_ascii=False), str(list(facts.values()))):
+        assert not set(HOSTILE) & set(text) - set(HARMLESS), text
+
+
+@pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
+def test_nothing_that_is_printed_can_rewrite_the_terminal(
+    command: str, tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / HOSTILE.replace("/", "")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "PLAN.md").write_text(f"[ ] {HOSTILE}\n" + "- [ ] a\n" * (command == "status"))
+    (folder / ".loop-prompt.md").write_text(HOSTILE)
+    ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
+    said = "".join(capsys.readouterr())
+    assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
+
+
+def test_a_log_that_ocloop_makes_is_private(
+    written: Callable[..., tuple[str, list[Event]]], tmp_path: Path
+) -> None:
+    written("x.log", an_entry())
+    assert (tmp_path / "x.log").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "y.log").touch(0o644)
+    written("y.log", an_entry())
+    assert (tmp_path / "y.log").stat().st_mode & 0o777 == 0o644, "it is not ours to change"
+
+
 def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
     writer = ocloop.Writer()
     posted: list[Event] = []
