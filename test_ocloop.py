@@ -12900,6 +12900,35 @@ def test_a_server_that_is_not_there_yet(world: World) -> None:
     child.finish(130)
 
 
+def test_many_plans_with_odd_names_and_options(world: World) -> None:
+    """A plan's name stays a name, whatever the options are; what git cannot name is said."""
+    top = world.folder / "repo"
+    (top / "plans").mkdir(parents=True)
+    odd = ("one", "-r", "$(touch${IFS}owned)", "gr\u00f6\u00dfe")
+    bad = ("two words", "a..b", "c\x1b[2Jd", "e\nf", "~")
+    for name in (*odd, *bad):
+        (top / "plans" / f"{name}.md").write_text("- [x] a\n<plan-complete>b</plan-complete>\n")
+    (top / ".loop-prompt.md").write_text("a")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(top)]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
+        subprocess.run([*git, *words], check=True, env=world.env)
+    argv = ["sh", str(EXAMPLES / "many.sh"), "plans", "--check", "echo {} >>checked"]
+    seen = "import os, sys; open(os.environ['SEEN'], 'a').write(repr(sys.argv[1:]) + '\\n')"
+    (world.folder / "seen.py").write_text(seen)
+    env = {"SEEN": str(world.folder / "seen"), "OCLOOP": str(world.folder / "seen.py")}
+    child = world.execute(top, argv, **env)
+    child.finish(1)
+    runs = [line for line in (world.folder / "seen").read_text().splitlines() if "'run'" in line]
+    expected = [
+        repr(["run", "--plain", "--plan", f"./plans/{name}.md", "--check", "echo {} >>checked"])
+        for name in odd
+    ]
+    assert sorted(runs) == sorted(expected), child.output
+    for said in ("two words", "a..b", "c?[2Jd", "e?f", "~"):
+        assert f"git takes no branch ocloop/{said}: rename that plan" in child.output
+    assert "\x1b" not in child.output and not list(world.folder.rglob("owned"))
+
+
 # ── how a run is ended ────────────────────────────────────────────────────────────────────────────
 
 

@@ -14,11 +14,21 @@ here=$(cd "$(dirname "$0")" && pwd)
 OCLOOP=${OCLOOP:-$here/../ocloop.py}
 export OCLOOP
 
+name_of() {     # PLAN: sets name
+    name=${1##*/}
+    name=${name%.md}
+}
+
+shown() {       # TEXT: as much of it as no terminal obeys
+    printf '%s' "$1" | LC_ALL=C tr -c '[:print:]' '?'
+}
+
 run_one() {     # PLAN [options …]: work one plan in its worktree, and keep its exit status
     plan=$1
     shift
-    name=$(basename "$plan" .md)
+    name_of "$plan"
     tree=$MANY/$name
+    rm -f "$MANY/$name.status"
     if [ ! -d "$tree" ]; then
         if git rev-parse -q --verify "refs/heads/ocloop/$name" >/dev/null; then
             git worktree add -q "$tree" "ocloop/$name"
@@ -41,15 +51,16 @@ run_one() {     # PLAN [options …]: work one plan in its worktree, and keep it
     (cd "$tree" && exec python3 "$OCLOOP" run --plain --plan "$plan" "$@") \
         >"$MANY/$name.log" 2>&1 || status=$?
     echo "$status" >"$MANY/$name.status"
-    echo "$name: exit status $status"
+    echo "$(shown "$name"): exit status $status"
 }
 
 row() {         # PLAN: its line of the table, from `status --json` and the exit status
-    name=$(basename "$1" .md)
+    name_of "$1"
     status=$(cat "$MANY/$name.status" 2>/dev/null || echo "?")
     (cd "$MANY/$name" && python3 "$OCLOOP" status --json --plan "$1") 2>/dev/null | python3 -c '
 import json, sys
 name, status = sys.argv[1:]
+name = "".join(sign if sign.isprintable() else "?" for sign in name)
 said = json.load(sys.stdin)
 run = said["run"] or {}
 print("%-20s %6s %5d/%-5d %7d  $%.4f  %s" % (
@@ -59,7 +70,7 @@ print("%-20s %6s %5d/%-5d %7d  $%.4f  %s" % (
 }
 
 keep() {        # PLAN: commit what is complete and remove its worktree
-    name=$(basename "$1" .md)
+    name_of "$1"
     [ "$(cat "$MANY/$name.status" 2>/dev/null)" = 0 ] || return 0
     git -C "$MANY/$name" add -A
     git -C "$MANY/$name" diff --cached --quiet || git -C "$MANY/$name" commit -qm "ocloop: $name"
@@ -68,6 +79,12 @@ keep() {        # PLAN: commit what is complete and remove its worktree
 
 if [ "${1:-}" = --one ]; then
     shift
+    left=$#     # the plan is the last word, after the options: it is to be the first
+    while [ "$left" -gt 1 ]; do
+        set -- "$@" "$1"
+        shift
+        left=$((left - 1))
+    done
     run_one "$@"
     exit 0
 fi
@@ -93,22 +110,34 @@ if ! git rev-parse -q --verify HEAD >/dev/null; then
     exit 1
 fi
 
+fits() {        # PLAN: whether it is there, and git takes its name for a branch
+    name_of "$1"
+    [ -e "$1" ] && git check-ref-format "refs/heads/ocloop/$name"
+}
+
 list() {        # the plans, relative to the repository, each ended by a NUL
-    for plan in "${folder:+$folder/}"*.md; do
-        [ -e "$plan" ] && printf '%s\0' "$plan"
+    for plan in "./${folder:+$folder/}"*.md; do
+        ! fits "$plan" || printf '%s\0' "$plan"
     done
 }
 
-if [ -z "$(list | tr -d '\0')" ]; then
+failed=0
+for plan in "./${folder:+$folder/}"*.md; do
+    if [ -e "$plan" ] && ! fits "$plan"; then
+        echo "many.sh: git takes no branch ocloop/$(shown "$name"): rename that plan" >&2
+        failed=1
+    fi
+done
+if [ $failed = 0 ] && [ -z "$(list | tr -d '\0')" ]; then
     echo "many.sh: there is no plan (*.md) in $plans" >&2
     exit 1
 fi
-list | xargs -0 -P "$jobs" -I '{}' "$0" --one '{}' "$@"
+list | xargs -0 -n 1 -P "$jobs" sh "$here/many.sh" --one "$@" || failed=1
 printf '\n%-20s %6s %11s %7s  %s\n' plan status tasks blocked "cost     reason"
-failed=0
-for plan in "${folder:+$folder/}"*.md; do
+for plan in "./${folder:+$folder/}"*.md; do
+    fits "$plan" || continue
     row "$plan"
-    [ "$(cat "$MANY/$(basename "$plan" .md).status" 2>/dev/null)" = 0 ] || failed=1
+    [ "$(cat "$MANY/$name.status" 2>/dev/null)" = 0 ] || failed=1
     keep "$plan"
 done
 [ $failed = 0 ] || echo "what is not complete is kept in $MANY"
