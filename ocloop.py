@@ -7297,7 +7297,7 @@ def marked_pids(mark: str) -> list[int]:
     found = []
     for pid in proc_pids():
         with suppress(OSError), open(f"{PROC}/{pid}/environ", "rb") as file:
-            if f"{wanted}\0".encode() in file.read():
+            if f"\0{wanted}\0".encode() in b"\0" + file.read():
                 found.append(pid)
     return found
 
@@ -7415,17 +7415,20 @@ def spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
 # "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
-# arguments: the mark, where /proc is, and the command that lists processes where there is none.
+# arguments: the mark, where /proc is, and the command that lists processes where there is none. The
+# mark is looked for as a whole entry of an environment; that of a check is longer.
 GUARD = """\
 trap '' HUP INT TERM
+entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
     if [ -r "$2/self/environ" ]; then
         for file in $(grep -lasF "OCLOOP_RUN=$1" "$2"/[0-9]*/environ 2>/dev/null); do
+            tr '\\n\\0' '\\1\\n' 2>/dev/null <"$file" | grep -aqE "^$entry\\$" || continue
             file=${file%/environ}
             echo "${file##*/}"
         done
     else
-        $3 2>/dev/null | grep -F "OCLOOP_RUN=$1" | while read -r pid rest; do echo "$pid"; done
+        $3 2>/dev/null | grep -E "(^| )$entry( |\\$)" | while read -r pid rest; do echo "$pid"; done
     fi
 }
 group=0

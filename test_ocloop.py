@@ -13079,8 +13079,16 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     """README, platforms: the guard runs in any POSIX shell: dash, bash, BusyBox."""
     mark = "guarded"
     leader = bare.helper(["sleep", "1000"])
-    stray = bare.helper(["sleep", "1000"], OCLOOP_RUN=mark)
-    other = bare.helper(["sleep", "1000"], OCLOOP_RUN="somebody else's")
+    strays = [
+        bare.helper(["sleep", "1000"], OCLOOP_RUN=mark + part) for part in ("", ".check", ".attach")
+    ]
+    theirs = [{"OCLOOP_RUN": value} for value in ("somebody else's", f"{mark}2", f"{mark}.x")]
+    theirs += [{"X_OCLOOP_RUN": mark}]
+    if proc == "/proc":  # `ps` does not tell where an entry ends
+        theirs += [{"X": f"a\nOCLOOP_RUN={mark}\nb"}, {"X": f"a OCLOOP_RUN={mark} b"}]
+    others = [bare.helper(["sleep", "1000"], **given) for given in theirs]
+    if proc == "/proc":
+        assert sorted(ocloop.marked_pids(mark)) == [strays[0].pid]
     argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", mark, proc, " ".join(ocloop.PS)]
     guard = subprocess.Popen(argv, stdin=subprocess.PIPE, env=bare.env, start_new_session=True)
     assert guard.stdin
@@ -13088,8 +13096,10 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     guard.stdin.close()
     assert guard.wait(LONG) == 0
     assert leader.wait(5) != 0
-    assert stray.wait(5) != 0
-    assert other.poll() is None, "what is not ours is left alone"
+    for stray in strays:
+        assert stray.wait(5) != 0
+    for other, given in zip(others, theirs):
+        assert other.poll() is None, f"what is not ours is left alone: {given}"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
