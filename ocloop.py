@@ -5337,6 +5337,12 @@ def as_text(value: Any) -> str:
     return ""
 
 
+def as_id(value: Any) -> str:
+    """An id that may be part of a path and a word of a command; "" for what is none."""
+    text = as_text(value)
+    return text if re.fullmatch(r"\w[\w-]*", text, re.ASCII) else ""
+
+
 def as_float(value: Any) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < 1e18 else 0.0
@@ -5412,8 +5418,8 @@ def detail_of_ask(wanted: Any, metadata: Json) -> str:
 
 def permission_request(asked: Json, title: str, detail: str) -> Request:
     return Request(
-        id=as_text(asked.get("id")),
-        session=as_text(asked.get("sessionID")),
+        id=as_id(asked.get("id")),
+        session=as_id(asked.get("sessionID")),
         kind="permission",
         title=title,
         detail=detail,
@@ -5790,8 +5796,8 @@ class OpenCode1:
         """Make a session; returns its id and the directory in which it thinks that it works."""
         body = {"title": prompt.title}
         made = as_dict(self.client.request("POST", self.path("/session"), body, SLOW_TIMEOUT))
-        if not made.get("id"):
-            raise RequestError(502, "the server made a session without an id")
+        if not as_id(made.get("id")):
+            raise RequestError(502, "the server made a session without an id that can be used")
         return as_text(made["id"]), as_text(made.get("directory"))
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
@@ -5846,7 +5852,7 @@ class OpenCode1:
         spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
         children: list[str] = []
         for child in dicts(self.client.ask_if_possible(self.path(f"/session/{session}/children"))):
-            id = as_text(child.get("id"))
+            id = as_id(child.get("id"))
             if not id or id in known:
                 continue
             known.add(id)
@@ -5894,8 +5900,8 @@ class OpenCode1:
             for question in dicts(asked.get("questions"))
         )
         detail = " / ".join(question.text for question in questions)
-        session = as_text(asked.get("sessionID"))
-        return Request(as_text(asked.get("id")), session, "question", "", detail, questions)
+        session = as_id(asked.get("sessionID"))
+        return Request(as_id(asked.get("id")), session, "question", "", detail, questions)
 
     def reply(self, command: Reply) -> None:
         request = command.request
@@ -5974,9 +5980,9 @@ class OpenCode1:
         if type == "message.part.delta":
             return [Delta(session, as_text(p.get("partID")), as_text(p.get("delta")))]
         if type in ("permission.asked", "permission.updated"):
-            return [Asked(session, self.permission(p))] if p.get("id") else []
+            return [Asked(session, self.permission(p))] if as_id(p.get("id")) else []
         if type == "question.asked":
-            return [Asked(session, self.question(p))] if p.get("id") else []
+            return [Asked(session, self.question(p))] if as_id(p.get("id")) else []
         if type in ("permission.replied", "question.replied", "question.rejected"):
             return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
         return [Alive(session)]
@@ -6347,8 +6353,8 @@ class Memory2:
         caused it, and unanswered it blocks the tool for ever: it is ours. On somebody else's
         server it is left to them.
         """
-        id = as_text(form.get("id"))
-        session = as_text(form.get("sessionID"))
+        id = as_id(form.get("id"))
+        session = as_id(form.get("sessionID"))
         if id:
             self.forms[id] = form
         if session == ELSEWHERE and self.is_ours:
@@ -6508,7 +6514,7 @@ class Decoder2:
         )
 
     def decode_asked(self, session: str, data: Json) -> list[StreamEvent]:
-        return [Asked(session, permission_of(data)) if data.get("id") else Alive(session)]
+        return [Asked(session, permission_of(data)) if as_id(data.get("id")) else Alive(session)]
 
     def decode_answered(self, session: str, data: Json) -> list[StreamEvent]:
         id = as_text(data.get("requestID") or data.get("id"))
@@ -6605,8 +6611,8 @@ class OpenCode2:
             body["permissions"] = [NO_QUESTIONS]
         answer = self.client.request("POST", "/api/session", body, SLOW_TIMEOUT)
         made = as_dict(as_dict(answer).get("data"))
-        if not made.get("id"):
-            raise RequestError(502, "the server made a session without an id")
+        if not as_id(made.get("id")):
+            raise RequestError(502, "the server made a session without an id that can be used")
         directory = as_text(as_dict(made.get("location")).get("directory"))
         return as_text(made["id"]), directory
 
@@ -6693,7 +6699,7 @@ class OpenCode2:
         for parent in found:  # it grows meanwhile
             answer = self.client.ask_if_possible(f"/api/session?parentID={quote(parent, safe='')}")
             for child in dicts(as_dict(answer).get("data")):
-                id = as_text(child.get("id"))
+                id = as_id(child.get("id"))
                 if child.get("parentID") != parent or not id or id in found:
                     continue  # early versions list all there are
                 found.append(id)
@@ -9729,7 +9735,7 @@ def attach(given: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
     has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not record.get("session") or not record.get("server") or not has_secrets:
+    if not as_id(record.get("session")) or not record.get("server") or not has_secrets:
         state = as_text(record.get("state")) or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     if not as_list(record.get("opencode")):

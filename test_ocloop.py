@@ -6836,6 +6836,36 @@ def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
+ODD_IDS = ("--port=1", "-s", "../x", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\u00e9", "", None)
+
+
+@pytest.mark.parametrize("id", ODD_IDS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any) -> None:
+    """A server chooses them, and they become a part of paths and a word of a command."""
+    made = {"id": id, "parentID": "ses_1", "directory": "/project"}
+    wire.says = {
+        "POST /session": made, "POST /api/session": {"data": made},
+        "GET /session/ses_1/children": [made], "GET /api/session": {"data": [made]},
+        "GET /permission": [{"id": id, "sessionID": "ses_1"}],
+        "GET /question": [{"id": id, "sessionID": "ses_1"}],
+    }  # fmt: skip
+    options = Options(directory="/project")
+    dialect: OpenCode1 | OpenCode2 = OpenCode2(wire.client(), options)
+    if generation == 1:
+        dialect = OpenCode1(wire.client(), options)
+    with pytest.raises(RequestError, match="without an id"):
+        dialect.create(Prompt("text"))
+    if isinstance(dialect, OpenCode2):
+        assert dialect.family("ses_1", {})[0] == ()
+    else:
+        assert dialect.family("ses_1", {"ses_1"})[0] == () == dialect.requests()[0]
+        asked = {"id": id, "sessionID": "ses_1"}
+        assert dialect.decode({"type": "permission.asked", "properties": asked}) == []
+    paths = [path for _, path, _ in wire.heard]
+    assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
     """It would carry the login to another host."""
