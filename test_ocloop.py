@@ -6907,9 +6907,9 @@ def test_an_answer_without_an_end_is_an_error_like_any_other(
 ) -> None:
     assert ocloop.LARGEST == 64 << 20
     monkeypatch.setattr(ocloop, "LARGEST", 1 << 20)
-    with talker(OK + head + b"\r\n", *[b" " * 65536] * 60) as (url, _):
-        with pytest.raises(RequestError, match="larger than 1 MiB"):
-            Client(url, "", "").request("GET", "/")
+    endless = talker(OK + head + b"\r\n", *[b" " * 65536] * 60)
+    with endless as (url, _), pytest.raises(RequestError, match="larger than 1 MiB"):
+        Client(url, "", "").request("GET", "/")
     with talker(OK + b"\r\n[", b" " * 1000_000, b"]") as (url, _):
         assert Client(url, "", "").request("GET", "/") == []
 
