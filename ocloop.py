@@ -5309,6 +5309,8 @@ SETUP_TIMEOUT = 120.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
 SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
+FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
+CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
 ABORTED_WITHIN = 5.0  # OpenCode 1 answers an abort when it is over, or a moment before
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 
@@ -7696,7 +7698,7 @@ class Server:
                 args = (dialect, session, process is not None)
                 farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
                 farewell.start()
-                farewell.join(4.0 if process else 8.0)  # whatever holds it up
+                farewell.join(FAREWELL_WITHIN)
             if self.reader:
                 self.reader.stop()
             if process:
@@ -7714,14 +7716,17 @@ class Server:
                 dialect.stop_session(session)
 
     def close(self, session: str = "") -> None:
-        """Stop for good."""
+        """Stop for good. What cannot be ended in time is left to the guard."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        self.stop(session)
-        self.guard.dismiss()
+        stopping = threading.Thread(target=self.stop, args=(session,), daemon=True)
+        stopping.start()
+        stopping.join(CLOSED_WITHIN)
+        if not stopping.is_alive():
+            self.guard.dismiss()
 
     def memory(self) -> int:
         """Resident MiB of the server's process group; 0 when it cannot be told."""

@@ -8194,6 +8194,33 @@ def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
         first.stdin.close()
 
 
+@pytest.mark.parametrize("where", ["farewell", "start"])
+def test_leaving_waits_for_nothing_without_an_end(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is looked up for ever, say: no deadline of a request covers that."""
+    monkeypatch.setattr(ocloop, "FAREWELL_WITHIN", 0.3)
+    monkeypatch.setattr(ocloop, "CLOSED_WITHIN", 2.0 if where == "farewell" else 0.3)
+    server = ocloop.Server(Options(server="http://127.0.0.1:9"), print)
+    dialect = a_dialect()
+    end = threading.Event()
+    monkeypatch.setattr(dialect, "stop_session", lambda session: end.wait(GENEROUS))
+    server.dialect = dialect
+    server.guard.watch(0)
+    guard = server.guard.process
+    holder = threading.Thread(target=lambda: server.turn.acquire() and end.wait(GENEROUS))
+    if where == "start":
+        holder.start()
+    before = time.monotonic()
+    server.close("ses_1")
+    assert time.monotonic() - before < GENEROUS / 2
+    assert guard and guard.stdin
+    assert (guard.poll() is None) == (where == "start"), "it is needed where something may be left"
+    end.set()
+    guard.stdin.close()
+    guard.wait(GENEROUS)
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_port_that_is_taken_is_known(taken: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
