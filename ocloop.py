@@ -73,7 +73,6 @@ import codecs
 import collections
 import difflib
 import fcntl
-import functools
 import http.client
 import io
 import json
@@ -350,20 +349,21 @@ def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
                 shown.append(" " * len(line))
                 continue
             faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
-        if begin or "<!--" in line:
-            line, clear = _hide_comments(line, begin)
-            start = clear.find("<!--")
-            if start >= 0 and number < comment_end:
-                in_comment = True
-                line = line[:start] + " " * (len(line) - start)
-            elif start >= 0:
-                faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
-        shown.append(line)
+        if not begin and "<!--" not in line:
+            shown.append(line)
+            continue
+        rest, opens = _hide_comments(line, begin)
+        if opens >= 0 and number < comment_end:
+            in_comment = True
+            rest = rest[:opens] + " " * (len(rest) - opens)
+        elif opens >= 0:
+            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
+        shown.append(rest)
     return shown, faults
 
 
-def _hide_comments(line: str, begin: int) -> tuple[str, str]:
-    """The line less its first signs and the comments that it closes; and less its code, too."""
+def _hide_comments(line: str, begin: int) -> tuple[str, int]:
+    """The line from there on less the comments that it closes, and where it opens one more."""
     line = " " * begin + line[begin:]
     clear = _without_code(line)
     parts = []
@@ -371,8 +371,7 @@ def _hide_comments(line: str, begin: int) -> tuple[str, str]:
     for comment in _COMMENT.finditer(clear, 0, clear.rfind("-->") + 3):
         parts += [line[at : comment.start()], " " * len(comment[0])]
         at = comment.end()
-    line = "".join([*parts, line[at:]])
-    return line, " " * at + clear[at:]
+    return "".join([*parts, line[at:]]), clear.find("<!--", at)
 
 
 def _without_code(line: str) -> str:
