@@ -623,7 +623,8 @@ def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: st
     is_tick = state == "done" and len(inside.strip()) == 1
     if _LINE_END.match(clear, box.end()):
         if kind == "list":
-            return state in ("pending", "done") and inside not in ("...", "…")
+            is_mark = is_blank or len(inside) < 2 or inside[0].isalpha()  # and no `[1/3]`
+            return is_mark and state in ("pending", "done")
         return form != "other" and (is_blank or is_tick)
     if form == "other" or clear[box.end()] not in " \t*_|:：":
         return False

@@ -5817,6 +5817,78 @@ def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: li
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
 
 
+# ── plan: as people write them ────────────────────────────────────────────────────────────────────
+# Each counted by hand: done, pending, manual, blocked, and lines with an open box that is no task.
+
+PLANS = {
+    "GitHub": (
+        "# Release\n\n- [x] #739\n- [ ] https://github.com/o/r/issues/740\n"
+        "- [ ] Add delight :tada:\n  - [x] ~~first~~\n  * [X] second\n\n"
+        "> [!NOTE]\n> Read [the docs](u).\n",
+        (3, 2, 0, 0, 0),
+    ),
+    "Obsidian": (
+        "---\ntags: []\n---\n- [x] done \u2705 2026-01-29\n- [/] half\n- [>] sent on\n- [-] dropped\n"
+        "- [!] important\n- [?] unclear [[Note]]\n- [ ] due \U0001f4c5 2026-02-01 #tag\n",
+        (1, 6, 0, 0, 0),
+    ),
+    "org": (
+        "* Phase one [1/3]\n** Part\n- [X] one\n- [-] two [50%]\n  + [ ] three\n  1. [ ] four\n"
+        "* TODO no box\n# a comment\n",
+        (1, 3, 0, 0, 0),
+    ),
+    "agent's phases": (
+        "# Plan: shop\n\n## Phase 1: data [DONE]\n\n- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n"
+        "- [\u2705 DONE] 1.2 Seeds\n\n## Phase 2: pages [IN PROGRESS]\n\n- [IN PROGRESS - agent 1] Search\n"
+        "- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests (optional)\n- [FAILED - tests do not pass] Import\n"
+        "- [ ] Deploy [BLOCKED: no key]\n- [ ] **[MANUAL]** Call the bank\n\n### Notes\n"
+        "Ran `npm test` [ok].\n```sh\necho '- [ ] no'\n",
+        (2, 3, 1, 2, 0),
+    ),
+    "numbers": (
+        "1. [x] one\n2. [ ] two\n   1) [ ] two and a half\n3 [ ] three\n4.1 [ ] four\n(5) [x] five\n"
+        "a) [ ] six\n1. **[ ] seven** and more\n",
+        (1, 3, 0, 0, 3),
+    ),
+    "tabs": (
+        "- [ ] a\n\t- [x] b\n\t\t* [ ]\tc\n\t\t\t+\t[x]\td\n\t\t\t\t- [MANUAL: phone] e\n\t-[ ] f\n",
+        (2, 2, 1, 0, 1),
+    ),
+    "table": (
+        "| Task | State |\n| --- | :-: |\n| one | [x] |\n| two | [ ] |\n| [ ] three | |\n"
+        "| use `[ ]` | |\n\n- [ ] Work through the table\n",
+        (0, 1, 0, 0, 2),
+    ),
+    "pictures": (
+        "- [\u2705] a\n- [\u2714\ufe0f] b\n- [\u23f3] c\n- [\u26a0\ufe0f] d\n- [\u274c] e\n- \u2b1c f\n\u2610 g\n"
+        "- \u2611 h\n- \U0001f6a7 no box\n- [\U0001f6ab BLOCKED: no key] i\n",
+        (2, 3, 0, 1, 2),
+    ),
+    "Chinese and Japanese": (
+        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n- [ ]\u3000\u30bf\u30b9\u30af\u3002\n- [BLOCKED\uff1a\u6ca1\u6709\u5bc6\u94a5] \u90e8\u7f72\n"
+        "- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb\n- [ ]\u6ca1\u6709\u7a7a\u683c\n\uff3b\u3000\uff3d \u5168\u89d2\n- \u4efb\u52a1\uff1a[ ] \u5b57\n\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n",
+        (1, 1, 1, 1, 4),
+    ),
+    "Windows": (
+        "\ufeff# Plan\r\n\r\n- [x] a\r\n- [ ] b\r\n```\r\n- [ ] no\r\n```\r\n[ ] c\r\n* [Blocked] d\r\n",
+        (1, 1, 0, 1, 1),
+    ),
+    "a letter": (
+        "Dear agent, see [x] in the notes, or a[ ] in the code.\n\n\u2022 [ ] first this\n\u2013 [x] that\n"
+        "[ ] then this\nTask 3 [ ]\n**[ ] at last**\n- [ ] and once more\n- [todo] the end\n",
+        (0, 2, 0, 0, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("style", PLANS)
+def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
+    text, expected = PLANS[style]
+    plan = parse_plan(text)
+    found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
+    assert found == expected, (plan.tasks, plan.near_misses)
+
+
 # ── plan: completion ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -5876,15 +5948,15 @@ LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and mo
     ("- [ ] " + "[MANUAL] " * 10_000 + "x", 1),
     ("`" * 100_000 + "x`\n- [ ] after many backticks", 1),
     ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
-    ("[" * 10_000_000, 0),
-    ("`" * 10_000_000, 0),
-    ("<!--" * 2_500_000, 0),
-    ("- [ ] [" * 1_400_000, 1),
-    ("- [ ] " + "[" * 10_000_000, 1),
-    ("- [ ] " + "[MANUAL] " * 400_000 + "x", 1),
+    ("[" * 2_000_000, 0),
+    ("`" * 2_000_000, 0),
+    ("<!--" * 500_000, 0),
+    ("- [ ] [" * 300_000, 1),
+    ("- [ ] " + "[" * 2_000_000, 1),
+    ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
     ("- [ ] T " + "]" * 5_000_000, 1),
-    ("`a" * 1_000_000 + "[ ]", 0),
-    ("<!--\n" * 300_000, 0),
+    ("`a" * 300_000 + "[ ]", 0),
+    ("<!--\n" * 100_000, 0),
     ("a --> b <!-- c\n" * 300_000, 0),
     ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
     ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0),
@@ -5914,7 +5986,7 @@ WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[B
 
 def means_the_same_anew(text: str) -> bool:
     """Whether a task's text means the same when it is written anew."""
-    return not re.search(r"<|-->|`|^\*\*\[|^\[", text)
+    return not re.search(r"<|-->|`|^\**\[|\]\**$", text)
 
 
 def test_any_text_is_a_plan() -> None:
@@ -5932,7 +6004,7 @@ def test_any_text_is_a_plan() -> None:
             assert task.text and "\n" not in task.text and task.text == task.text.strip()
         assert (plan.current is None) == (plan.pending == 0)
         lines = {task.line for task in plan.tasks}
-        assert lines.isdisjoint(near.line for near in plan.near_misses)
+        assert lines.isdisjoint(near.line for near in plan.near_misses if near.text)
         again = parse_plan(text)
         assert (again.tasks, again.summary) == (plan.tasks, plan.summary)
         crlf = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
@@ -8991,7 +9063,7 @@ def test_status_tells_of_a_run_at_work() -> None:
     text = status_text(story)
     for words in (
         "plan      /project/PLAN.md",
-        "progress  1 of 2 tasks done (50 %), 1 blocked, 0 manual",
+        "progress  1 of 3 tasks done (33 %), 1 blocked, 0 manual",
         "next      two",
         "run       running, process 4711 (`kill 4711` ends it in good order)",
         "iteration 2: two",
