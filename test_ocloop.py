@@ -5525,8 +5525,8 @@ def test_a_line_is_a_task_or_not(line: str, state: str, text: str, reason: str) 
 
 
 BEGUN = (
-    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f", "50%", "12.5 %",
-    "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS", "in progress - agent 1",
+    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f", "50%",
+    "12.5 %",     "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS", "in progress - agent 1",
     "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b", "partial", "review",
     "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
@@ -5549,42 +5549,42 @@ def test_a_tick_is_done(mark: str) -> None:
     assert parse_plan(f"- [{mark}] T").done == 1
 
 
-SIGN = "begin the line with `- `"
-FORM = "write the box as `[ ]` or `[x]`"
-SPACE = "put a space after the box"
-BEFORE = "put a space between the list sign and the box"
-ORDER = "put the box right behind the list sign"
-TEXT = "write the task behind the box"
-HEADING = "a heading is no task: begin the line with `- `"
-QUOTATION = "a quotation holds no tasks: begin the line with `- `"
-TABLE = "a table holds no tasks: give it a line that begins with `- `"
-NUMBER = "begin the line with `- ` in place of the number"
-BULLET = "begin the line with `- ` in place of that sign"
+SAY_SIGN = "begin the line with `- `"
+SAY_FORM = "write the box as `[ ]` or `[x]`"
+SAY_SPACE = "put a space after the box"
+SAY_BEFORE = "put a space between the list sign and the box"
+SAY_ORDER = "put the box right behind the list sign"
+SAY_TEXT = "write the task behind the box"
+SAY_HEADING = "a heading is no task: begin the line with `- `"
+SAY_QUOTATION = "a quotation holds no tasks: begin the line with `- `"
+SAY_TABLE = "a table holds no tasks: give it a line that begins with `- `"
+SAY_NUMBER = "begin the line with `- ` in place of the number"
+SAY_BULLET = "begin the line with `- ` in place of that sign"
 
 # fmt: off
 NEAR_MISSES = [  # with an open box, but for those that say x
-    ("[ ] T", SIGN), ("  [x] T", SIGN), ("[~] T", SIGN), ("[wip] T", SIGN), ("**[ ] T**", SIGN),
-    ("[TODO]: write it", SIGN),
-    ("- [ ]T", SPACE), ("- [x]T", SPACE), ("- []T", SPACE), ("1. [X]T", SPACE), ("- [ ]:T", SPACE),
-    ("- [ ][MANUAL] T", SPACE), ("- **[ ]**T", SPACE), ("- [ ]\u4efb\u52a1", SPACE),
-    ("-[ ] T", BEFORE), ("*[x] T", BEFORE), ("1.[ ] T", BEFORE), ("-[ ]T", f"{BEFORE}, {SPACE}"),
-    ("### [ ] T", HEADING), ("## Phase 1 [ ]", HEADING), ("## Phase 1: [x]", HEADING),
-    ("> [ ] T", QUOTATION), ("> - [ ] T", QUOTATION), (">> * [x] T", QUOTATION),
-    ("| T | [ ] |", TABLE), ("| [x] T | a |", TABLE), ("|1|[ ]|T|", TABLE), ("T | [ ] | a", SIGN),
-    ("1.1 [ ] T", NUMBER), ("1.1. [x] T", NUMBER), ("a) [ ] T", NUMBER), ("(1) [ ] T", NUMBER),
-    ("iv. [ ] T", NUMBER), ("#7 [ ] T", NUMBER), ("\u2460 [ ] T", NUMBER),
-    ("\u4e00\u3001[ ] T", NUMBER), ("1\uff0e[ ] T", NUMBER),
-    ("- Task 1: [ ] T", ORDER), ("- Task 1: [x] T", ORDER), ("- T [ ]", ORDER), ("- T []", ORDER),
-    ("- T [x]", ORDER), ("- T [TODO]", ORDER), ("- 1.1 [ ] T", ORDER), ("- - [ ] T", ORDER),
-    ("- ~~[ ] T~~", ORDER), ("T [ ]", SIGN), ("**T** [x]", SIGN), ("1. **T**: [ ] a", ORDER),
-    ("- ( ) T", FORM), ("- () T", FORM), (r"- \[ \] T", FORM), (r"- \[x\] T", FORM),
-    ("- \uff3b \uff3d T", FORM), ("\uff3b \uff3d T", f"{SIGN}, {FORM}"), ("- { } T", FORM),
-    ("- [ T", FORM), ("- [x T", FORM),
-    ("\u2610 T", f"{SIGN}, {FORM}"), ("- \u2b1c T", FORM), ("- \u2b1c\ufe0f T", FORM),
-    ("- \u2611 x", FORM), ("- T \u2610", ORDER), ("1) \u25a1T", f"{FORM}, {SPACE}"),
-    ("\u2022 [ ] T", BULLET), ("\u2013 [x] T", BULLET), ("\u2023[ ] T", BULLET),
-    ("\U0001f4cc [ ] T", BULLET),
-    ("- [ ]", TEXT), ("- [ ]   ", TEXT), ("- [x]", TEXT), ("- [ ] [MANUAL]", ORDER),
+    ("[ ] T", SAY_SIGN), ("  [x] T", SAY_SIGN), ("[~] T", SAY_SIGN), ("[wip] T", SAY_SIGN), ("**[ ] T**", SAY_SIGN),
+    ("[TODO]: write it", SAY_SIGN),
+    ("- [ ]T", SAY_SPACE), ("- [x]T", SAY_SPACE), ("- []T", SAY_SPACE), ("1. [X]T", SAY_SPACE), ("- [ ]:T", SAY_SPACE),
+    ("- [ ][MANUAL] T", SAY_SPACE), ("- **[ ]**T", SAY_SPACE), ("- [ ]\u4efb\u52a1", SAY_SPACE),
+    ("-[ ] T", SAY_BEFORE), ("*[x] T", SAY_BEFORE), ("1.[ ] T", SAY_BEFORE), ("-[ ]T", f"{SAY_BEFORE}, {SAY_SPACE}"),
+    ("### [ ] T", SAY_HEADING), ("## Phase 1 [ ]", SAY_HEADING), ("## Phase 1: [x]", SAY_HEADING),
+    ("> [ ] T", SAY_QUOTATION), ("> - [ ] T", SAY_QUOTATION), (">> * [x] T", SAY_QUOTATION),
+    ("| T | [ ] |", SAY_TABLE), ("| [x] T | a |", SAY_TABLE), ("|1|[ ]|T|", SAY_TABLE), ("T | [ ] | a", SAY_SIGN),
+    ("1.1 [ ] T", SAY_NUMBER), ("1.1. [x] T", SAY_NUMBER), ("a) [ ] T", SAY_NUMBER), ("(1) [ ] T", SAY_NUMBER),
+    ("iv. [ ] T", SAY_NUMBER), ("#7 [ ] T", SAY_NUMBER), ("\u2460 [ ] T", SAY_NUMBER),
+    ("\u4e00\u3001[ ] T", SAY_NUMBER), ("1\uff0e[ ] T", SAY_NUMBER),
+    ("- Task 1: [ ] T", SAY_ORDER), ("- Task 1: [x] T", SAY_ORDER), ("- T [ ]", SAY_ORDER), ("- T []", SAY_ORDER),
+    ("- T [x]", SAY_ORDER), ("- T [TODO]", SAY_ORDER), ("- 1.1 [ ] T", SAY_ORDER), ("- - [ ] T", SAY_ORDER),
+    ("- ~~[ ] T~~", SAY_ORDER), ("T [ ]", SAY_SIGN), ("**T** [x]", SAY_SIGN), ("1. **T**: [ ] a", SAY_ORDER),
+    ("- ( ) T", SAY_FORM), ("- () T", SAY_FORM), (r"- \[ \] T", SAY_FORM), (r"- \[x\] T", SAY_FORM),
+    ("- \uff3b \uff3d T", SAY_FORM), ("\uff3b \uff3d T", f"{SAY_SIGN}, {SAY_FORM}"), ("- { } T", SAY_FORM),
+    ("- [ T", SAY_FORM), ("- [x T", SAY_FORM),
+    ("\u2610 T", f"{SAY_SIGN}, {SAY_FORM}"), ("- \u2b1c T", SAY_FORM), ("- \u2b1c\ufe0f T", SAY_FORM),
+    ("- \u2611 x", SAY_FORM), ("- T \u2610", SAY_ORDER), ("1) \u25a1T", f"{SAY_FORM}, {SAY_SPACE}"),
+    ("\u2022 [ ] T", SAY_BULLET), ("\u2013 [x] T", SAY_BULLET), ("\u2023[ ] T", SAY_BULLET),
+    ("\U0001f4cc [ ] T", SAY_BULLET),
+    ("- [ ]", SAY_TEXT), ("- [ ]   ", SAY_TEXT), ("- [x]", SAY_TEXT), ("- [ ] [MANUAL]", SAY_ORDER),
 ]
 # fmt: on
 
@@ -5663,7 +5663,7 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
         return ocloop.name_near_misses("P.md", parse_plan("[ ] T\n" * count).near_misses)
 
     assert said(0) == []
-    assert said(5)[4] == f'P.md:5 is nearly a task: "[ ] T": {SIGN}'
+    assert said(5)[4] == f'P.md:5 is nearly a task: "[ ] T": {SAY_SIGN}'
     assert said(6)[5:] == ["P.md has 1 more such line"]
     assert said(40)[5:] == ["P.md has 35 more such lines"]
 
@@ -5736,10 +5736,10 @@ def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
     plan = parse_plan("```\na\n```\n[ ] T\n````sh\n```\nb\n```\n\nc <!-- d\n[ ] T\n~~~\n")
     assert [str(near) for near in plan.near_misses] == [
-        f'4 is nearly a task: "[ ] T": {SIGN}',
+        f'4 is nearly a task: "[ ] T": {SAY_SIGN}',
         "5 opens a code block that is never closed",
         "10 opens a comment that is never closed",
-        f'11 is nearly a task: "[ ] T": {SIGN}',
+        f'11 is nearly a task: "[ ] T": {SAY_SIGN}',
         "12 opens a code block that is never closed",
     ]
     assert [near.line for near in plan.open_near_misses] == [4, 11], "a fault is no open task"
@@ -5820,7 +5820,7 @@ def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: li
 # ── plan: as people write them ────────────────────────────────────────────────────────────────────
 # Each counted by hand: done, pending, manual, blocked, and lines with an open box that is no task.
 
-PLANS = {
+PLANS: dict[str, tuple[str, tuple[int, ...]]] = {
     "GitHub": (
         "# Release\n\n- [x] #739\n- [ ] https://github.com/o/r/issues/740\n"
         "- [ ] Add delight :tada:\n  - [x] ~~first~~\n  * [X] second\n\n"
@@ -5828,7 +5828,8 @@ PLANS = {
         (3, 2, 0, 0, 0),
     ),
     "Obsidian": (
-        "---\ntags: []\n---\n- [x] done \u2705 2026-01-29\n- [/] half\n- [>] sent on\n- [-] dropped\n"
+        "---\ntags: []\n---\n- [x] done \u2705 2026-01-29\n- [/] half\n- [>] sent on\n"
+        "- [-] dropped\n"
         "- [!] important\n- [?] unclear [[Note]]\n- [ ] due \U0001f4c5 2026-02-01 #tag\n",
         (1, 6, 0, 0, 0),
     ),
@@ -5838,20 +5839,25 @@ PLANS = {
         (1, 3, 0, 0, 0),
     ),
     "agent's phases": (
-        "# Plan: shop\n\n## Phase 1: data [DONE]\n\n- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n"
-        "- [\u2705 DONE] 1.2 Seeds\n\n## Phase 2: pages [IN PROGRESS]\n\n- [IN PROGRESS - agent 1] Search\n"
-        "- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests (optional)\n- [FAILED - tests do not pass] Import\n"
+        "# Plan: shop\n\n## Phase 1: data [DONE]\n\n"
+        "- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n"
+        "- [\u2705 DONE] 1.2 Seeds\n\n## Phase 2: pages [IN PROGRESS]\n\n"
+        "- [IN PROGRESS - agent 1] Search\n"
+        "- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests (optional)\n"
+        "- [FAILED - tests do not pass] Import\n"
         "- [ ] Deploy [BLOCKED: no key]\n- [ ] **[MANUAL]** Call the bank\n\n### Notes\n"
         "Ran `npm test` [ok].\n```sh\necho '- [ ] no'\n",
         (2, 3, 1, 2, 0),
     ),
     "numbers": (
-        "1. [x] one\n2. [ ] two\n   1) [ ] two and a half\n3 [ ] three\n4.1 [ ] four\n(5) [x] five\n"
+        "1. [x] one\n2. [ ] two\n   1) [ ] two and a half\n3 [ ] three\n4.1 [ ] four\n"
+        "(5) [x] five\n"
         "a) [ ] six\n1. **[ ] seven** and more\n",
         (1, 3, 0, 0, 3),
     ),
     "tabs": (
-        "- [ ] a\n\t- [x] b\n\t\t* [ ]\tc\n\t\t\t+\t[x]\td\n\t\t\t\t- [MANUAL: phone] e\n\t-[ ] f\n",
+        "- [ ] a\n\t- [x] b\n\t\t* [ ]\tc\n\t\t\t+\t[x]\td\n\t\t\t\t- [MANUAL: phone] e\n"
+        "\t-[ ] f\n",
         (2, 2, 1, 0, 1),
     ),
     "table": (
@@ -5860,21 +5866,28 @@ PLANS = {
         (0, 1, 0, 0, 2),
     ),
     "pictures": (
-        "- [\u2705] a\n- [\u2714\ufe0f] b\n- [\u23f3] c\n- [\u26a0\ufe0f] d\n- [\u274c] e\n- \u2b1c f\n\u2610 g\n"
+        "- [\u2705] a\n- [\u2714\ufe0f] b\n- [\u23f3] c\n- [\u26a0\ufe0f] d\n- [\u274c] e\n"
+        "- \u2b1c f\n\u2610 g\n"
         "- \u2611 h\n- \U0001f6a7 no box\n- [\U0001f6ab BLOCKED: no key] i\n",
         (2, 3, 0, 1, 2),
     ),
     "Chinese and Japanese": (
-        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n- [ ]\u3000\u30bf\u30b9\u30af\u3002\n- [BLOCKED\uff1a\u6ca1\u6709\u5bc6\u94a5] \u90e8\u7f72\n"
-        "- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb\n- [ ]\u6ca1\u6709\u7a7a\u683c\n\uff3b\u3000\uff3d \u5168\u89d2\n- \u4efb\u52a1\uff1a[ ] \u5b57\n\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n",
+        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n"
+        "- [ ]\u3000\u30bf\u30b9\u30af\u3002\n"
+        "- [BLOCKED\uff1a\u6ca1\u6709\u5bc6\u94a5] \u90e8\u7f72\n"
+        "- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb\n- [ ]\u6ca1\u6709\u7a7a\u683c\n"
+        "\uff3b\u3000\uff3d \u5168\u89d2\n- \u4efb\u52a1\uff1a[ ] \u5b57\n"
+        "\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n",
         (1, 1, 1, 1, 4),
     ),
     "Windows": (
-        "\ufeff# Plan\r\n\r\n- [x] a\r\n- [ ] b\r\n```\r\n- [ ] no\r\n```\r\n[ ] c\r\n* [Blocked] d\r\n",
+        "\ufeff# Plan\r\n\r\n- [x] a\r\n- [ ] b\r\n```\r\n- [ ] no\r\n```\r\n[ ] c\r\n"
+        "* [Blocked] d\r\n",
         (1, 1, 0, 1, 1),
     ),
     "a letter": (
-        "Dear agent, see [x] in the notes, or a[ ] in the code.\n\n\u2022 [ ] first this\n\u2013 [x] that\n"
+        "Dear agent, see [x] in the notes, or a[ ] in the code.\n\n\u2022 [ ] first this\n"
+        "\u2013 [x] that\n"
         "[ ] then this\nTask 3 [ ]\n**[ ] at last**\n- [ ] and once more\n- [todo] the end\n",
         (0, 2, 0, 0, 4),
     ),
@@ -13597,7 +13610,7 @@ def test_status(world: World) -> None:
     """
     project = world.project("- [x] Zero\n- [ ] Task 1\n- [BLOCKED: no key] Two\n")
     said = world.say(project, "status", status=3)
-    for part in ("1 of 2 tasks done", "1 blocked", "Task 1", "none so far"):
+    for part in ("1 of 3 tasks done", "1 blocked", "Task 1", "none so far"):
         assert part in said
 
     child = world.fake(answers=["sleep:3", "work"], project=project)
