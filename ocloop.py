@@ -257,7 +257,7 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
 
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan file"."""
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     lines = text.split("\n")  # str.splitlines would split on U+2028 and form feeds as well
     near_misses: list[NearMiss] = []
     if _OPENING.search(text):
@@ -281,6 +281,7 @@ def parse_plan(text: str) -> Plan:
     return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
 
 
+_LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
@@ -549,7 +550,7 @@ _ADVICE = {
     "bullet": "begin the line with `- ` in place of that sign",
 }
 _REFERENCE = re.compile(r":(?:\S|\s*\S*\s*$)")
-_LINE_END = re.compile(r"[\s*_|]*$")
+_NO_MORE = re.compile(r"[\s*_|]*$")
 
 
 def _find_near_miss(line: str, number: int) -> NearMiss | None:
@@ -573,7 +574,7 @@ def _find_near_miss(line: str, number: int) -> NearMiss | None:
                 advice.append("write the box as `[ ]` or `[x]`")
             if not _BEHIND_BOX.match(clear, box.end()) and kind != "table":
                 advice.append("put a space after the box")
-            if not advice and _LINE_END.match(clear, box.end()):
+            if not advice and _NO_MORE.match(clear, box.end()):
                 advice.append("write the task behind the box")
         elif not _is_behind_words(clear, box, kind, state):
             continue
@@ -621,7 +622,7 @@ def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: st
         return False  # as `{}` is
     is_blank = form == "sign" or inside.isspace()
     is_tick = state == "done" and len(inside.strip()) == 1
-    if _LINE_END.match(clear, box.end()):
+    if _NO_MORE.match(clear, box.end()):
         if kind == "list":
             is_mark = is_blank or len(inside) < 2 or inside[0].isalpha()  # and no `[1/3]`
             return is_mark and state in ("pending", "done")

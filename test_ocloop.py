@@ -5525,8 +5525,9 @@ def test_a_line_is_a_task_or_not(line: str, state: str, text: str, reason: str) 
 
 
 BEGUN = (
-    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f", "50%",
-    "12.5 %",     "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS", "in progress - agent 1",
+    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f",
+    "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS",
+    "in progress - agent 1",
     "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b", "partial", "review",
     "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
@@ -5563,24 +5564,34 @@ SAY_BULLET = "begin the line with `- ` in place of that sign"
 
 # fmt: off
 NEAR_MISSES = [  # with an open box, but for those that say x
-    ("[ ] T", SAY_SIGN), ("  [x] T", SAY_SIGN), ("[~] T", SAY_SIGN), ("[wip] T", SAY_SIGN), ("**[ ] T**", SAY_SIGN),
+    ("[ ] T", SAY_SIGN), ("  [x] T", SAY_SIGN), ("[~] T", SAY_SIGN), ("[wip] T", SAY_SIGN),
+    ("**[ ] T**", SAY_SIGN),
     ("[TODO]: write it", SAY_SIGN),
-    ("- [ ]T", SAY_SPACE), ("- [x]T", SAY_SPACE), ("- []T", SAY_SPACE), ("1. [X]T", SAY_SPACE), ("- [ ]:T", SAY_SPACE),
+    ("- [ ]T", SAY_SPACE), ("- [x]T", SAY_SPACE), ("- []T", SAY_SPACE), ("1. [X]T", SAY_SPACE),
+    ("- [ ]:T", SAY_SPACE),
     ("- [ ][MANUAL] T", SAY_SPACE), ("- **[ ]**T", SAY_SPACE), ("- [ ]\u4efb\u52a1", SAY_SPACE),
-    ("-[ ] T", SAY_BEFORE), ("*[x] T", SAY_BEFORE), ("1.[ ] T", SAY_BEFORE), ("-[ ]T", f"{SAY_BEFORE}, {SAY_SPACE}"),
+    ("-[ ] T", SAY_BEFORE), ("*[x] T", SAY_BEFORE), ("1.[ ] T", SAY_BEFORE),
+    ("-[ ]T", f"{SAY_BEFORE}, {SAY_SPACE}"),
     ("### [ ] T", SAY_HEADING), ("## Phase 1 [ ]", SAY_HEADING), ("## Phase 1: [x]", SAY_HEADING),
     ("> [ ] T", SAY_QUOTATION), ("> - [ ] T", SAY_QUOTATION), (">> * [x] T", SAY_QUOTATION),
-    ("| T | [ ] |", SAY_TABLE), ("| [x] T | a |", SAY_TABLE), ("|1|[ ]|T|", SAY_TABLE), ("T | [ ] | a", SAY_SIGN),
-    ("1.1 [ ] T", SAY_NUMBER), ("1.1. [x] T", SAY_NUMBER), ("a) [ ] T", SAY_NUMBER), ("(1) [ ] T", SAY_NUMBER),
+    ("| T | [ ] |", SAY_TABLE), ("| [x] T | a |", SAY_TABLE), ("|1|[ ]|T|", SAY_TABLE),
+    ("T | [ ] | a", SAY_SIGN),
+    ("1.1 [ ] T", SAY_NUMBER), ("1.1. [x] T", SAY_NUMBER), ("a) [ ] T", SAY_NUMBER),
+    ("(1) [ ] T", SAY_NUMBER),
     ("iv. [ ] T", SAY_NUMBER), ("#7 [ ] T", SAY_NUMBER), ("\u2460 [ ] T", SAY_NUMBER),
     ("\u4e00\u3001[ ] T", SAY_NUMBER), ("1\uff0e[ ] T", SAY_NUMBER),
-    ("- Task 1: [ ] T", SAY_ORDER), ("- Task 1: [x] T", SAY_ORDER), ("- T [ ]", SAY_ORDER), ("- T []", SAY_ORDER),
-    ("- T [x]", SAY_ORDER), ("- T [TODO]", SAY_ORDER), ("- 1.1 [ ] T", SAY_ORDER), ("- - [ ] T", SAY_ORDER),
-    ("- ~~[ ] T~~", SAY_ORDER), ("T [ ]", SAY_SIGN), ("**T** [x]", SAY_SIGN), ("1. **T**: [ ] a", SAY_ORDER),
+    ("- Task 1: [ ] T", SAY_ORDER), ("- Task 1: [x] T", SAY_ORDER), ("- T [ ]", SAY_ORDER),
+    ("- T []", SAY_ORDER),
+    ("- T [x]", SAY_ORDER), ("- T [TODO]", SAY_ORDER), ("- 1.1 [ ] T", SAY_ORDER),
+    ("- - [ ] T", SAY_ORDER),
+    ("- ~~[ ] T~~", SAY_ORDER), ("T [ ]", SAY_SIGN), ("**T** [x]", SAY_SIGN),
+    ("1. **T**: [ ] a", SAY_ORDER),
     ("- ( ) T", SAY_FORM), ("- () T", SAY_FORM), (r"- \[ \] T", SAY_FORM), (r"- \[x\] T", SAY_FORM),
-    ("- \uff3b \uff3d T", SAY_FORM), ("\uff3b \uff3d T", f"{SAY_SIGN}, {SAY_FORM}"), ("- { } T", SAY_FORM),
+    ("- \uff3b \uff3d T", SAY_FORM), ("\uff3b \uff3d T", f"{SAY_SIGN}, {SAY_FORM}"),
+    ("- { } T", SAY_FORM),
     ("- [ T", SAY_FORM), ("- [x T", SAY_FORM),
-    ("\u2610 T", f"{SAY_SIGN}, {SAY_FORM}"), ("- \u2b1c T", SAY_FORM), ("- \u2b1c\ufe0f T", SAY_FORM),
+    ("\u2610 T", f"{SAY_SIGN}, {SAY_FORM}"), ("- \u2b1c T", SAY_FORM),
+    ("- \u2b1c\ufe0f T", SAY_FORM),
     ("- \u2611 x", SAY_FORM), ("- T \u2610", SAY_ORDER), ("1) \u25a1T", f"{SAY_FORM}, {SAY_SPACE}"),
     ("\u2022 [ ] T", SAY_BULLET), ("\u2013 [x] T", SAY_BULLET), ("\u2023[ ] T", SAY_BULLET),
     ("\U0001f4cc [ ] T", SAY_BULLET),
@@ -5820,7 +5831,7 @@ def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: li
 # ── plan: as people write them ────────────────────────────────────────────────────────────────────
 # Each counted by hand: done, pending, manual, blocked, and lines with an open box that is no task.
 
-PLANS: dict[str, tuple[str, tuple[int, ...]]] = {
+STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
     "GitHub": (
         "# Release\n\n- [x] #739\n- [ ] https://github.com/o/r/issues/740\n"
         "- [ ] Add delight :tada:\n  - [x] ~~first~~\n  * [X] second\n\n"
@@ -5894,9 +5905,9 @@ PLANS: dict[str, tuple[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("style", PLANS)
+@pytest.mark.parametrize("style", STYLES)
 def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
-    text, expected = PLANS[style]
+    text, expected = STYLES[style]
     plan = parse_plan(text)
     found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
     assert found == expected, (plan.tasks, plan.near_misses)
