@@ -3457,7 +3457,7 @@ def test_a_run_ends_with_records() -> None:
     records = [entry.record for entry in story.loop.journal.entries if entry.record]
     assert [record["record"] for record in records] == ["iteration", "run"]
     expected: list[dict[str, object]] = [
-        {"outcome": "done", "progress": True, "done": 1, "total": 1, "task": "a"},
+        {"outcome": "done", "progress": True, "done": 1, "total": 2, "task": "a"},
         {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1},
     ]
     for number, facts in enumerate(expected):
@@ -9438,9 +9438,9 @@ def test_every_scene_says_where_it_stands(name: str) -> None:
 
 # fmt: off
 AT_80X24 = {
-    "ready": ("S begins with: Write the parser", "S start", "1/4", "1 blocked", "1 manual"),
+    "ready": ("S begins with: Write the parser", "S start", "1/5", "1 blocked", "1 manual"),
     "running": (
-        "iteration 2 42s", "run 2m", "of 8h00m", "2/4", "50%", "1 blocked", "1 manual",
+        "iteration 2 42s", "run 2m", "of 8h00m", "2/5", "40%", "1 blocked", "1 manual",
         "Test the parser on every", "a/b", "context", "$0.17 of $20", "make test",
         "exit status 2", "python -m pytest -q", "look around", "Q quit", "Space pause", "P plan",
         "1 done in", "The parser is written:"),
@@ -9455,7 +9455,7 @@ AT_80X24 = {
     "files trouble": ("stops in 4", "cannot be read"),
     "complete": (
         "The parser works.", "Deploying needs a key.", "Deploy it (no key yet)", "Tell Bob",
-        "4 of 4", "since 08:02", "the plan is complete"),
+        "4 of 5", "since 08:02", "the plan is complete"),
     "error": ("cannot be read", "R retry", "✖ error"),
     "permission": ("bash", "rm -r x", "Y once", "A always", "N no", "+1 more", "refused in"),
     "question": ("In which language?", "1 English - As the plan says", "2 Local", "N none"),
@@ -13632,7 +13632,7 @@ def test_status(world: World) -> None:
     for part in ("running", f"process {child.pid}", session, iteration, "http://127.0.0.1:"):
         assert part in said
     state = json.loads(world.say(project, "status", "--json", status=3))
-    assert (state["done"], state["total"], state["blocked"], state["running"]) == (1, 2, 1, True)
+    assert (state["done"], state["total"], state["blocked"], state["running"]) == (1, 3, 1, True)
     assert state["run"]["session"] == session
     assert state["run"]["state"] == "running"
 
