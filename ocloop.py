@@ -398,6 +398,7 @@ def _without_code(line: str) -> str:
 # Boxes and marks.
 
 _TASK = re.compile(rf"\s*{_LIST_SIGN}\s+(?=[*_`]*\[)")
+_PLAIN_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+\[([ xX]?)\]\s+([^\s\[\]][^\[\]]*)$")
 _BOX_OPENING = re.compile(r"([*_`]*)\[")
 _MARK_OPENING = re.compile(r"([*_]*)\[")  # a mark in code is talk: "parse `[BLOCKED]`"
 _BEHIND_BOX = re.compile(r"([*_`]*[:：]?[*_`]*)(?:\s+|$)")  # anything else makes it a link
@@ -425,6 +426,9 @@ _END_MARK = re.compile(r"\s*(?:blocked|manual)(?![^\W_])", re.IGNORECASE)
 
 def _parse_task(line: str, phase: str, number: int) -> Task | None:
     """A task line is a list sign, white space, a box, marks beside it, and a text."""
+    plain = _PLAIN_TASK.match(line)
+    if plain:  # as most are, in half the time
+        return Task(_PLAIN[plain[1]], plain[2].strip(), "", phase, number)
     sign = _TASK.match(line)
     box = _take_box(line, sign.end(), _BOX_OPENING) if sign else None
     if not box:
@@ -554,7 +558,7 @@ _NO_MORE = re.compile(r"[\s*_|]*$")
 
 
 def _find_near_miss(line: str, number: int) -> NearMiss | None:
-    if not _BOX.search(line):
+    if not any(_state_of(box, "list") for box in _BOX.finditer(line)):
         return None
     clear = _without_code(line)
     lead = _LEAD.match(clear)
