@@ -558,6 +558,7 @@ _NO_MORE = re.compile(r"[\s*_|]*$")
 
 
 def _find_near_miss(line: str, number: int) -> NearMiss | None:
+    """The first box of a line that is no task, and all that is missing around it."""
     if not any(_state_of(box, "list") for box in _BOX.finditer(line)):
         return None
     clear = _without_code(line)
@@ -590,6 +591,7 @@ def _find_near_miss(line: str, number: int) -> NearMiss | None:
 
 
 def _state_of(box: re.Match[str], kind: str | None) -> str:
+    """What a box of any form says, as `_read_box` does; "" where it is none."""
     form = box.lastgroup or ""
     inside = box[form]
     if form == "sign":
@@ -605,6 +607,7 @@ def _state_of(box: re.Match[str], kind: str | None) -> str:
 
 
 def _is_link(clear: str, box: re.Match[str]) -> bool:
+    """Whether a link, or the definition of one, goes on behind the bracket."""
     behind = clear[box.end() : box.end() + 1]
     if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
         mark = _BOX.match(clear, box.end())

@@ -5612,6 +5612,16 @@ def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(
     assert str(plan.near_misses[0]) == f'4 is nearly a task: "{line.strip()}": {advice}'
 
 
+def test_an_open_box_that_begins_a_line_never_vanishes() -> None:
+    signs = ("", "- ", "-", "* ", "**", "1. ", "1.1 ", "> ", "### ", "| ", "\u2022 ", "(1) ", "a) ")
+    rests = ("T", "T [x]", "T `a`", "[MANUAL] T", "[BLOCKED: a] T", "T [b](c)", "a:b")
+    for sign in signs:
+        for space in (" ", "", "**", " **", ": ", "* ", "\u3000"):
+            for rest in rests:
+                plan = parse_plan(f"{sign}[ ]{space}{rest}")
+                assert len(plan.tasks) + len(plan.near_misses) == 1, (sign, space, rest)
+
+
 def test_what_is_blocked_and_no_task_is_named_but_not_open() -> None:
     plan = parse_plan("[BLOCKED: no key] Pay\n- [BLOCKED: no key Pay\n### [MANUAL] Call\n")
     assert [near.line for near in plan.near_misses] == [1, 2, 3]
@@ -6002,7 +6012,8 @@ PIECES = (
     "] ", "[", "]", "**", "- [~] ", "- [wip] ", "- [ ]x", "( ) ", "-", "```", "~~~~", "`", "<!--",
     "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n", "\n", "\r\n", "\r",
     "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
-    "blocked",
+    "blocked", "[ ] ", "[DONE]", "\\[ \\] ", "\uff3b ", "\uff3d", "\u2610 ", "| ", "> ", "1.1 ", "(1) ",
+    "\u2022 ", "_", "~~", "by", "\ufe0f", "\u2713", "\u3000",
 )
 # fmt: on
 WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
