@@ -69,11 +69,11 @@ if sys.platform == "win32":
 
 import argparse
 import base64
+import codecs
 import collections
 import difflib
 import errno
 import fcntl
-import functools
 import http.client
 import io
 import json
@@ -162,9 +162,9 @@ class Options(NamedTuple):
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 # The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
-# Plan, nothing raises. The loop never writes it. What is open must never count as done, since the
-# run would end with work undone: a box with a mark that says "begun" is open, and what is nearly a
-# task, but none, is named in a warning.
+# Plan, nothing raises, and the time it takes grows as the text does. The loop never writes it.
+# Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a near
+# miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
 
 
 class Task(NamedTuple):
@@ -179,14 +179,19 @@ class Task(NamedTuple):
 
 
 class NearMiss(NamedTuple):
-    """A line that somebody probably meant to be a task, and what keeps it from being one."""
+    """A line that somebody probably meant to be a task, and what keeps it from being one.
+
+    Without a text it is a code block or a comment that is never closed.
+    """
 
     line: int
     text: str
     advice: str
+    is_open: bool = False  # its box is
 
     def __str__(self) -> str:
-        return f'{self.line} is nearly a task: "{self.text[:60]}": {self.advice}'
+        said = f'is nearly a task: "{self.text[:60]}": ' if self.text else ""
+        return f"{self.line} {said}{self.advice}"
 
 
 class Plan:
@@ -201,16 +206,17 @@ class Plan:
         self.tasks = tuple(tasks)
         self.summary = summary
         self.near_misses = tuple(near_misses)
+        self.open_near_misses = tuple(near for near in near_misses if near.is_open)
         counts = collections.Counter(task.state for task in tasks)
         self.done = counts["done"]
         self.pending = counts["pending"]
         self.manual = counts["manual"]
         self.blocked = counts["blocked"]
         self.settled = self.done + self.manual + self.blocked
-        self.automatable = self.done + self.pending  # what an agent can do
-        self.percent = 100  # done of automatable, rounded half up
-        if self.automatable:
-            self.percent = (200 * self.done + self.automatable) // (2 * self.automatable)
+        self.total = self.done + self.pending + self.blocked  # what an agent was to do
+        self.percent = 100  # done of total, rounded half up
+        if self.total:
+            self.percent = (200 * self.done + self.total) // (2 * self.total)
         self.current = next((task for task in tasks if task.state == "pending"), None)
 
     @property
@@ -222,173 +228,64 @@ class Plan:
         if not self.tasks:
             return "no task"
         return (
-            f"{self.done} of {self.automatable} tasks done ({self.percent} %), "
+            f"{self.done} of {self.total} tasks done ({self.percent} %), "
             f"{self.blocked} blocked, {self.manual} manual"
         )
 
 
-_LINE_END = re.compile(r"\r\n|\r")  # str.splitlines would split on U+2028 and form feeds as well
-_LIST_SIGN = r"[ \t]*(?:[-*+]|\d+[.)])"
-_BULLET = re.compile(_LIST_SIGN + r"[ \t]+(?=\[)")
-_FENCE = re.compile(rf"(?:{_LIST_SIGN}[ \t]+|[ \t]*)(`{{3,}}(?=[^`\n]*$)|~{{3,}})", re.MULTILINE)
-_OPENING = re.compile("```+|~~~+|<!--")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
-_TAG_CLOSE = "</plan-complete>"
-_BOXES = {"": "pending", " ": "pending", "x": "done", "X": "done"}
-_BEGUN = ("wip", "in progress", "doing")
-# What is nearly a task, and what to do about it. A box right before `(`, `[` or `:` is a link.
-_NEARLY = (
-    (re.compile(_LIST_SIGN + r"[ \t]+\[[ xX]?\][^ \t(\[:]"), "put a space after the box"),
-    (re.compile(r"[ \t]*\[[ xX]\][ \t]+\S"), "begin the line with `- `"),
-    (
-        re.compile(_LIST_SIGN + r"[^\S \t]*\[[ xX]?\][ \t]+\S"),
-        "put a space between the list sign and the box",
-    ),
-    (
-        re.compile(_LIST_SIGN + r"[ \t]+\[(?: {2,}| +[xX] *|[xX] +)\][ \t]+\S"),
-        "write the box as `[ ]` or `[x]`",
-    ),
-    (re.compile(_LIST_SIGN + r"[ \t]+\( ?\)[ \t]+\S"), "write the box as `[ ]`"),
-    (
-        re.compile(
-            _LIST_SIGN + r"[ \t]+(?:\\\[[ xX]?\\\]|\[(?:[xX][ \t]+| [ \t]*)[^\[\] \t][^\[\]]*$)"
-        ),
-        "write the box as `[ ]` or `[x]`",
-    ),
-    (re.compile(r"[ \t]*[\u2013\u2014\u2022][ \t]*\[[ xX]?\][ \t]+\S"), "begin the line with `- `"),
-)
+def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
+    """The first five in words, and how many more there are; `name` is the plan's."""
+    said = [f"{name}:{near}" for near in near_misses[:5]]
+    more = len(near_misses) - len(said)
+    return [*said, f"{name} has {more} more such line{'s' * (more > 1)}"] if more else said
+
+
+def missing_tasks(before: Plan, now: Plan) -> list[str]:
+    """The texts of open tasks that a plan has lost since it was read before.
+
+    Rewording, splitting and reordering lose nothing: at most as many are missing as there are
+    fewer tasks now.
+    """
+    left = collections.Counter(task.text for task in now.tasks)
+    missing = []
+    for task in before.tasks:
+        if task.state == "pending":
+            left[task.text] -= 1
+            if left[task.text] < 0:
+                missing.append(task.text)
+    return missing[: max(0, len(before.tasks) - len(now.tasks))]
 
 
 def parse_plan(text: str) -> Plan:
-    """Read a plan; the rules are in the README under "The plan file".
-
-    Code blocks and comments are blanked out first, character by character, so that offsets stay
-    true and the summary can be cut out of the original text.
-    """
+    """Read a plan; the rules are in the README under "The plan file"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    shown = _hide(text)
-    tasks: list[Task] = []
+    lines = text.split("\n")  # str.splitlines would split on U+2028 and form feeds as well
     near_misses: list[NearMiss] = []
+    if _OPENING.search(text):
+        lines, near_misses = _hide(lines)
+    tasks: list[Task] = []
     phase = ""
-    for number, line in enumerate(shown.split("\n"), 1):
-        heading = _HEADING.match(line) if "#" in line else None
-        if heading:
-            phase = heading.group(1).rstrip(" \t").rstrip("#").rstrip(" \t")
-            continue
-        if "[" not in line and "( )" not in line and "()" not in line:
+    for number, line in enumerate(lines, 1):
+        if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
         task = _parse_task(line, phase, number)
         if task:
             tasks.append(task)
             continue
-        advice = next((advice for pattern, advice in _NEARLY if pattern.match(line)), "")
-        if advice:
-            near_misses.append(NearMiss(number, line.strip(), advice))
-    return Plan(tasks, _find_summary(text, shown), near_misses)
+        near = _find_near_miss(line, number)
+        if near:
+            near_misses.append(near)
+        heading = _HEADING.match(line)
+        if heading:
+            phase = heading[1].rstrip().rstrip("#").rstrip()
+    near_misses.sort(key=lambda near: near.line)
+    return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
 
 
-def _hide(text: str) -> str:
-    """Replace what stands in fenced code and in HTML comments by spaces."""
-    shown: list[str] = []
-    done = 0  # up to here the text has been copied to `shown`
-    at = 0  # from here on the next opening is looked for
-    line = 0  # where the line begins in which that opening stands
-    last_close = text.rfind("-->")
-    while True:
-        opening = _OPENING.search(text, at)
-        if not opening:
-            return "".join([*shown, text[done:]])
-        line = text.rfind("\n", at, opening.start()) + 1 or line
-        start, at = opening.span()
-        if opening.group() != "<!--":
-            fence = _FENCE.match(text, line)
-            if not fence or fence.start(1) != start:
-                continue  # it does not begin its line: no fence
-            mark = fence.group(1)
-            close = re.compile(rf"\n[ \t]*{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE)
-            end_fence = close.search(text, at)
-            start = line
-            end = end_fence.end() if end_fence else len(text)
-        elif text.count("`", line, start) % 2:
-            continue  # in inline code it is text
-        elif last_close >= at:
-            end = text.find("-->", at) + 3
-        elif text[line:start].strip():
-            continue  # what nothing closes is text too, unless it begins its line
-        else:
-            end = len(text)
-        shown.append(text[done:start])
-        shown.append(re.sub(r"[^\n]+", lambda match: " " * len(match[0]), text[start:end]))
-        line = text.rfind("\n", line, end) + 1 or line
-        done = at = end
-
-
-@functools.lru_cache(4096)  # an agent changes a line of a plan, and leaves hundreds as they are
-def _parse_task(line: str, phase: str, number: int) -> Task | None:
-    """A task line is a list sign, white space, a box, white space, and a text."""
-    bullet = _BULLET.match(line)
-    if not bullet:
-        return None
-    box, rest = _take_box(line[bullet.end() :])
-    state, reason, begun = _read_box(box)
-    # Marks may follow the box, as in `- [ ] **[MANUAL]** call Bob`. The first one counts, unless
-    # the box says that the task is done.
-    while state and rest.startswith(("[", "**[")):
-        closing = "**" if rest.startswith("**") else ""
-        mark, after = _take_box(rest[len(closing) :], closing)
-        found, why, _ = _read_box(mark)
-        if found not in ("manual", "blocked"):
-            break
-        if state == "pending":
-            state = found
-            reason = why
-            begun = False
-        rest = after
-    if not state or not rest:
-        return None
-    return Task(state, rest, reason, phase, number, begun)
-
-
-_NO_BOX = "a"  # a letter in a box is no mark: _read_box does not know it
-
-
-def _take_box(text: str, closing: str = "") -> tuple[str, str]:
-    """Split `[inside] rest` at the bracket that closes it; brackets nest.
-
-    `closing` must stand behind the bracket, and white space (or nothing) behind that: what is
-    followed by anything else is a link. Returns (_NO_BOX, text) when no box stands there.
-    """
-    depth = 0
-    at = -1
-    for char in text:
-        at += 1
-        depth += (char == "[") - (char == "]")
-        if depth == 0:
-            break
-    rest = text[at + 1 :]
-    is_closed = text.startswith("[") and depth == 0 and rest.startswith(closing)
-    rest = rest.removeprefix(closing)
-    if is_closed and rest[:1] in ("", " ", "\t"):
-        return text[1:at], rest.strip()
-    return _NO_BOX, text
-
-
-def _read_box(box: str) -> tuple[str, str, bool]:
-    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
-
-    `BLOCKED: no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
-    """
-    if box in _BOXES:
-        return _BOXES[box], "", False
-    word, _colon, reason = box.partition(":")
-    word = word.strip().lower()
-    if word in ("manual", "blocked"):
-        return word, reason.strip(), False
-    is_sign = len(box) == 1 and not box.isalnum()
-    if is_sign or box.strip().lower() in _BEGUN:
-        return "pending", "", True
-    return "", "", False
+_LINE_END = re.compile(r"\r\n|\r")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
 
 
 def _find_summary(text: str, shown: str) -> str | None:
@@ -398,10 +295,352 @@ def _find_summary(text: str, shown: str) -> str | None:
     taken from the original, so that code in it is kept.
     """
     last_close = shown.rfind(_TAG_CLOSE)
+    if last_close < 0:
+        return None
     opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
     if not opens:
         return None
     return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
+
+
+# Code and comments.
+
+_LIST_SIGN = r"(?:[-*+]|\d+[.)])"
+_OPENING = re.compile("```|~~~|<!--")
+_FENCE = re.compile(rf"\s*(?:{_LIST_SIGN}\s+)?(`{{3,}}(?=[^`]*$)|~{{3,}})")
+_FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
+_COMMENT = re.compile(r"<!--.*?-->")
+_TICKS = re.compile("(`+)")
+
+
+def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
+    """Replace fenced code and HTML comments by spaces, and name those that are never closed.
+
+    What nothing closes is text. Whether something will is known beforehand, so that no line is read
+    twice: `fence_ends["`"][n - 1]` is the last line that closes a fence of n signs.
+    """
+    fence_ends: dict[str, list[int]] = {"`": [], "~": []}
+    comment_end = -1
+    for number in range(len(lines) - 1, -1, -1):
+        end = _FENCE_END.match(lines[number])
+        if end:
+            known = fence_ends[end[1][0]]
+            known += [number] * (len(end[1]) - len(known))
+        if comment_end < 0 and "-->" in lines[number]:
+            comment_end = number
+    shown: list[str] = []
+    faults: list[NearMiss] = []
+    fence = ""  # in which the line stands
+    in_comment = False
+    for number, line in enumerate(lines):
+        begin = 0  # of what is no comment that began on a line above
+        if fence or (in_comment and "-->" not in line):
+            end = _FENCE_END.match(line) if fence else None
+            if end and end[1].startswith(fence):
+                fence = ""
+            shown.append(" " * len(line))
+            continue
+        if in_comment:
+            begin = line.find("-->") + 3
+            in_comment = False
+        opening = _FENCE.match(line) if not begin else None
+        if opening:
+            known = fence_ends[opening[1][0]]
+            if len(opening[1]) <= len(known) and known[len(opening[1]) - 1] > number:
+                fence = opening[1]
+                shown.append(" " * len(line))
+                continue
+            faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
+        if not begin and "<!--" not in line:
+            shown.append(line)
+            continue
+        rest, opens = _hide_comments(line, begin)
+        if opens >= 0 and number < comment_end:
+            in_comment = True
+            rest = rest[:opens] + " " * (len(rest) - opens)
+        elif opens >= 0:
+            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
+        shown.append(rest)
+    return shown, faults
+
+
+def _hide_comments(line: str, begin: int) -> tuple[str, int]:
+    """The line from there on less the comments that it closes, and where it opens one more."""
+    line = " " * begin + line[begin:]
+    clear = _without_code(line)
+    parts = []
+    at = 0
+    for comment in _COMMENT.finditer(clear, 0, clear.rfind("-->") + 3):
+        parts += [line[at : comment.start()], " " * len(comment[0])]
+        at = comment.end()
+    return "".join([*parts, line[at:]]), clear.find("<!--", at)
+
+
+def _without_code(line: str) -> str:
+    """The line with a letter in place of each sign of inline code: what stands in it is talk."""
+    if "`" not in line:
+        return line
+    parts = _TICKS.split(line)
+    ahead = collections.Counter(parts[1::2])
+    opening = ""
+    for index, part in enumerate(parts):
+        was_in_code = bool(opening)
+        if index % 2:
+            ahead[part] -= 1
+            if opening:
+                opening = "" if part == opening else opening
+            elif ahead[part]:
+                opening = part
+        if was_in_code or opening:
+            parts[index] = "c" * len(part)
+    return "".join(parts)
+
+
+# Boxes and marks.
+
+_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+(?=[*_`]*\[)")
+_PLAIN_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+\[([ xX]?)\]\s+([^\s\[\]][^\[\]]*)$")
+_BOX_OPENING = re.compile(r"([*_`]*)\[")
+_MARK_OPENING = re.compile(r"([*_]*)\[")  # a mark in code is talk: "parse `[BLOCKED]`"
+_BEHIND_BOX = re.compile(r"([*_`]*[:：]?[*_`]*)(?:\s+|$)")  # anything else makes it a link
+_BRACKET = re.compile(r"[\[\]]")
+_PLAIN = {"": "pending", " ": "pending", "x": "done", "X": "done"}
+_DONE_SIGNS = frozenset("✓✔✅☑🗸")
+_PART = re.compile(r"\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
+# What stands behind the first three kinds must not go on with a letter; behind the others it is
+# the reason. A picture may stand in front: `[✅ DONE]`.
+_WORD = re.compile(
+    r"(?:[✓✔✅☑🗸⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
+    r"(?P<done>done|completed?|finished)"
+    r"|(?P<pending>to[-_ ]?do|pending|open)"
+    r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review)"
+    r")(?:(?=\s+by\s)|(?!(?:[-_]|\s*)[^\W\d_]))|(?:"
+    r"(?P<manual>manual|human)"
+    r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won'?t[-_ ]?fix"
+    r"|on[-_ ]?hold|obsolete)"
+    r")(?![^\W_]))",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"\s*(?:[:：,，;—–_]|-+|[(（](?=[^()（）]*[)）]$))?\s*")
+_END_MARK = re.compile(r"\s*(?:blocked|manual)(?![^\W_])", re.IGNORECASE)
+
+
+def _parse_task(line: str, phase: str, number: int) -> Task | None:
+    """A task line is a list sign, white space, a box, marks beside it, and a text."""
+    plain = _PLAIN_TASK.match(line)
+    if plain:  # as most are, in half the time
+        return Task(_PLAIN[plain[1]], plain[2].strip(), "", phase, number)
+    sign = _TASK.match(line)
+    box = _take_box(line, sign.end(), _BOX_OPENING) if sign else None
+    if not box:
+        return None
+    inside, wrapping, at = box
+    state, reason, begun = _read_box(inside)
+    if not state:
+        return None
+    marks = []  # the first one counts, unless the box says that the task is done
+    mark = _take_box(line, at, _MARK_OPENING)
+    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
+        marks.append(_read_box(mark[0]))
+        wrapping += mark[1]
+        at = mark[2]
+        mark = _take_box(line, at, _MARK_OPENING)
+    text, inside = _take_end_mark(line[at:].strip())
+    if inside:
+        marks.append(_read_box(inside))
+    if wrapping and text.count(wrapping[::-1]) % 2:
+        text = wrapping + text  # `**[ ] Export:** as CSV`
+    if not text:
+        return None
+    if marks and state == "pending":
+        state, reason, begun = marks[0]
+    return Task(state, text, reason, phase, number, begun)
+
+
+def _take_box(line: str, at: int, opening: re.Pattern[str]) -> tuple[str, str, int] | None:
+    """A box that begins there: what is in it, what wraps more than it, and where the text begins.
+
+    Brackets nest. None when no box stands there, or when it is a link.
+    """
+    start = opening.match(line, at)
+    if not start:
+        return None
+    end = line.find("]", start.end())
+    if line.find("[", start.end(), end) >= 0:
+        end = -1
+        depth = 1
+        for bracket in _BRACKET.finditer(line, start.end()):
+            depth += 1 if bracket[0] == "[" else -1
+            if not depth:
+                end = bracket.start()
+                break
+    behind = _BEHIND_BOX.match(line, end + 1) if end >= 0 else None
+    if not behind:
+        return None
+    wrapping = "" if start[1][::-1] in behind[1] else start[1]
+    return line[start.end() : end], wrapping, behind.end()
+
+
+def _take_end_mark(text: str) -> tuple[str, str]:
+    """Split a mark off a text's end: the text without it, and what stands in the mark, or ""."""
+    bare = text.rstrip("*_")
+    if not bare.endswith("]"):
+        return text, ""
+    depth = 0
+    start = len(bare)
+    while start and (depth or start == len(bare)):
+        start -= 1
+        depth += (bare[start] == "]") - (bare[start] == "[")
+    before = bare[:start].rstrip("*_")
+    if depth or not _END_MARK.match(bare, start + 1) or before[-1:].strip():
+        return text, ""
+    closing = text[len(bare) :] if len(before) == start else ""  # of what began before the mark
+    return before.rstrip() + closing, bare[start + 1 : -1]
+
+
+def _read_box(inside: str) -> tuple[str, str, bool]:
+    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
+
+    `BLOCKED - no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
+    """
+    if inside in _PLAIN:
+        return _PLAIN[inside], "", False
+    box = inside.replace("\ufe0f", "").strip()
+    if box in _PLAIN or _DONE_SIGNS.issuperset(box):
+        return _PLAIN.get(box, "done"), "", False
+    if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
+        return "pending", "", _DONE_SIGNS.isdisjoint(box)
+    word = _WORD.match(box)
+    state = word.lastgroup if word else None
+    if not word or not state:
+        return "", "", False
+    if state == "begun":
+        return "pending", "", True
+    if state not in ("manual", "blocked"):
+        return state, "", False
+    reason_start = _REASON.match(box, word.end())
+    assert reason_start
+    reason = box[reason_start.end() :]
+    if "(" in reason_start[0] or "（" in reason_start[0]:
+        reason = reason[:-1].strip()
+    if state == "blocked" and not reason and word[state].lower() != state:
+        reason = re.sub("[-_ ]", " ", word[state].lower())
+    return state, reason, False
+
+
+# Near misses: the box is found, and what is missing around it is said.
+
+_OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
+_DONE_BOXES = "☑☒🗹🗷🗵"
+_BOX = re.compile(
+    r"\[(?P<square>[^\[\]]*)\]|\\\[(?P<escaped>[^\[\]\\]*)\\\]|［(?P<wide>[^［］]*)］"
+    rf"|(?P<sign>[{_OPEN_BOXES}{_DONE_BOXES}])\ufe0f?|[(（{{<【](?P<other>\s*)[)）}}>】]"
+    r"|\[(?P<unclosed>[^\[\]]+)$"
+)
+_WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
+_LEAD = re.compile(  # what stands before the box, where it is not words
+    r"\s*(?:\*\*|_+|~~)?(?:(?P<heading>#{1,6}(?!\w))|(?P<quotation>>[>\s]*(?:[-*+]|\d+[.)])?)"
+    rf"|(?P<table>\|)|(?P<list>{_LIST_SIGN}(?!\w))"
+    r"|(?P<number>[(（#]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w))"
+    rf"|(?P<bullet>(?![{_OPEN_BOXES}{_DONE_BOXES}])"
+    r"[^\w\s\[\]\\()（）［］【】{}<>|!\"'`*]{1,2}(?!\w)))?[\s*_~]*"
+)
+_ADVICE = {
+    None: "begin the line with `- `",
+    "heading": "a heading is no task: begin the line with `- `",
+    "quotation": "a quotation holds no tasks: begin the line with `- `",
+    "table": "a table holds no tasks: give it a line that begins with `- `",
+    "number": "begin the line with `- ` in place of the number",
+    "bullet": "begin the line with `- ` in place of that sign",
+}
+_REFERENCE = re.compile(r":(?:\S|\s*\S*\s*$)")
+_NO_MORE = re.compile(r"[\s*_|]*$")
+
+
+def _find_near_miss(line: str, number: int) -> NearMiss | None:
+    """The first box of a line that is no task, and all that is missing around it."""
+    if not any(_state_of(box, "list") for box in _BOX.finditer(line)):
+        return None
+    clear = _without_code(line)
+    lead = _LEAD.match(clear)
+    assert lead
+    kind = lead.lastgroup
+    for box in _BOX.finditer(clear):
+        state = _state_of(box, kind)
+        if not state or _is_link(clear, box):
+            continue
+        advice = []
+        if box.start() == lead.end():
+            if kind != "list":
+                advice.append(_ADVICE[kind])
+            elif not clear[lead.end("list")].isspace():
+                advice.append("put a space between the list sign and the box")
+            if box.lastgroup != "square":
+                advice.append("write the box as `[ ]` or `[x]`")
+            if not _BEHIND_BOX.match(clear, box.end()) and kind != "table":
+                advice.append("put a space after the box")
+            if not advice and _NO_MORE.match(clear, box.end()):
+                advice.append("write the task behind the box")
+        elif not _is_behind_words(clear, box, kind, state):
+            continue
+        elif kind != "list":
+            advice.append(_ADVICE[kind])
+        advice = advice or ["put the box right behind the list sign"]
+        return NearMiss(number, line.strip(), ", ".join(advice), state == "pending")
+    return None
+
+
+def _state_of(box: re.Match[str], kind: str | None) -> str:
+    """What a box of any form says, as `_read_box` does; "" where it is none."""
+    form = box.lastgroup or ""
+    inside = box[form]
+    if form == "sign":
+        return "pending" if inside in _OPEN_BOXES else "done"
+    if form == "other":
+        return "pending" if inside or kind == "list" else ""
+    if form != "unclosed":
+        return _read_box(inside)[0]
+    if kind != "list" or not inside.strip() or inside.strip() in _PLAIN:
+        return ""
+    before, space, _text = inside.partition(" ")
+    return _PLAIN[before] if space and before in _PLAIN else _read_box(inside)[0]
+
+
+def _is_link(clear: str, box: re.Match[str]) -> bool:
+    """Whether a link, or the definition of one, goes on behind the bracket."""
+    behind = clear[box.end() : box.end() + 1]
+    if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
+        mark = _BOX.match(clear, box.end())
+        return not mark or not _state_of(mark, None)
+    if behind == ":":
+        is_blank = not box[box.lastgroup or 0].strip()
+        return not is_blank and bool(_REFERENCE.match(clear, box.end()))
+    return behind in ("(", "]")
+
+
+def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: str) -> bool:
+    """Whether a box that does not begin its line means one: in prose it does not."""
+    form = box.lastgroup or ""
+    inside = box[form]
+    start = box.start()
+    if not clear[start - 1].isspace() and clear[start - 1] not in "*_|:：":
+        return False  # `a[ ]` is code
+    if form == "other" and not inside:
+        return False  # as `{}` is
+    is_blank = form == "sign" or inside.isspace()
+    is_tick = state == "done" and len(inside.strip()) == 1
+    if _NO_MORE.match(clear, box.end()):
+        if kind == "list":
+            is_mark = is_blank or len(inside) < 2 or inside[0].isalpha()  # and no `[1/3]`
+            return is_mark and state in ("pending", "done")
+        return form != "other" and (is_blank or is_tick)
+    if form == "other" or clear[box.end()] not in " \t*_|:：":
+        return False
+    before = clear[max(0, start - 9) : start].rstrip(" \t*_")[-1:]
+    if before == "|":
+        return is_blank or is_tick
+    return kind is not None and (is_blank or (is_tick and before in ":："))
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
@@ -451,7 +690,7 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
     """What the next session is told; `path` is the plan's, `told` as in `render_prompt`."""
-    place = f"{min(plan.done + 1, plan.automatable)}/{plan.automatable}"
+    place = f"{min(plan.done + 1, plan.total)}/{plan.total}"
     title = f"ocloop {place}: {plan.goal}"[:100]
     return Prompt(render_prompt(body, path, plan.goal, iteration, told), title)
 
@@ -3266,7 +3505,7 @@ class Files(Machine):
             self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
             self.trouble = ""
         if self.was_read and plan.done > self.plan.done:
-            self.journal.note("plan", f"{plan.done} of {plan.automatable} done", "good")
+            self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
         self.was_read = True
         self.plan = plan
         self.plan_text = event.plan or ""
@@ -4358,7 +4597,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
     spend = result.spend
     said = (
         f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{plan.done}/{plan.automatable} · {short_number(spend.tokens)} tokens · "
+        f"{plan.done}/{plan.total} · {short_number(spend.tokens)} tokens · "
         f"{dollars_of(spend.cost)} · {result.goal}"
     )
     record: dict[str, object] = {
@@ -4372,7 +4611,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "check": result.check,
         "progress": result.progress,
         "done": plan.done,
-        "total": plan.automatable,
+        "total": plan.total,
         "blocked": plan.blocked,
         "manual": plan.manual,
     }
@@ -4388,7 +4627,7 @@ def note_end(series: Series, event: str, status: int, reason: str) -> None:
         "reason": reason,
         "summary": plan.summary,
         "done": plan.done,
-        "total": plan.automatable,
+        "total": plan.total,
         "blocked": plan.blocked,
         "manual": plan.manual,
         "iterations": series.number,
@@ -4440,7 +4679,7 @@ def message_of(series: Series, event: str, reason: str) -> str:
     plan = series.plan
     project = one_line(os.path.basename(series.options.directory) or series.options.directory)
     said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
-    facts = [f"{plan.done}/{plan.automatable}"]
+    facts = [f"{plan.done}/{plan.total}"]
     if plan.blocked:
         facts.append(f"{plan.blocked} blocked")
     facts += [dollars_of(series.total.cost), duration(series.clock.elapsed)]
@@ -4457,7 +4696,7 @@ def facts_of(series: Series) -> dict[str, str]:
         "OCLOOP_TASK": one_line(task.text) if task else "",
         "OCLOOP_ITERATION": str(series.number),
         "OCLOOP_DONE": str(plan.done),
-        "OCLOOP_TOTAL": str(plan.automatable),
+        "OCLOOP_TOTAL": str(plan.total),
         "OCLOOP_BLOCKED": str(plan.blocked),
         "OCLOOP_COST": f"{series.total.cost:.4f}",
         "OCLOOP_SECONDS": str(int(series.clock.elapsed)),
@@ -4976,9 +5215,9 @@ def state_row(picture: Picture, width: int) -> Row:
 
 def progress_row(picture: Picture, width: int) -> Row:
     plan = picture.plan
-    if not plan.tasks and not plan.automatable:
+    if not plan.tasks and not plan.total:
         return [("dim", " no task")]  # it has not been read yet, perhaps
-    counts = f" {plan.done:>{len(str(plan.automatable))}}/{plan.automatable} {plan.percent:3}%"
+    counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
     rest: Row = []
     if width >= 50 and plan.blocked:
         rest.append(("bad", f"  {plan.blocked} blocked"))
@@ -4992,8 +5231,8 @@ def progress_row(picture: Picture, width: int) -> Row:
         has_room = len(counts) + row_width(rest) <= width
         return [("bold", counts), *(rest if has_room else [])]
     parts = size * 8
-    if plan.automatable:
-        parts = parts * plan.done // plan.automatable
+    if plan.total:
+        parts = parts * plan.done // plan.total
     full, eighths = divmod(parts, 8)
     bar = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
     return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), *rest]
@@ -8242,7 +8481,7 @@ class CursesScreen:
                 x += text_width(text)
         window.refresh()
         self.ask_shown = picture.ask_shown
-        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.automatable}")
+        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.total}")
 
     def _title(self, text: str) -> None:
         """Set the terminal's title, where it has one; "" gives the old one back."""
@@ -8355,7 +8594,9 @@ def read_whole(number: int) -> str:
             left -= len(piece)
             if left < 0:
                 raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
-        return b"".join(pieces).decode("utf-8", "replace")
+        raw = b"".join(pieces)
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
     finally:
         os.close(number)
 
@@ -9126,7 +9367,7 @@ def preflight(options: Options) -> Preflight:
     elif not plan.tasks and plan.summary is None:
         problems.append(NO_TASK.format(options.plan))
         name = os.path.basename(options.plan)
-        problems += [f"{name}:{near}" for near in plan.near_misses[:5]]
+        problems += name_near_misses(name, plan.near_misses)
     elif not body:
         problems.append(NO_PROMPT.format(options.prompt))
     if options.debug:
@@ -9142,10 +9383,8 @@ def preflight(options: Options) -> Preflight:
 
 
 def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str) -> tuple[str, ...]:
-    warnings = []
     name = os.path.basename(options.plan)
-    for near in plan.near_misses[:5]:
-        warnings.append(f"{name}:{near}")
+    warnings = name_near_misses(name, plan.near_misses)
     starter = parse_plan(STARTER_PLAN).current
     if starter and any(task.text == starter.text for task in plan.tasks):
         warnings.append(f"{name} is still the starter: write your own tasks into it")
@@ -9615,7 +9854,7 @@ def process_of(pid: int) -> str:
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     said = {
         "done": plan.done,
-        "total": plan.automatable,
+        "total": plan.total,
         "percent": plan.percent,
         "blocked": plan.blocked,
         "manual": plan.manual,
@@ -9645,8 +9884,8 @@ def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
     for state in ("blocked", "manual"):
         for task in [task for task in plan.tasks if task.state == state]:
             lines.append(f"{state:<9} {task.text}" + (f" ({task.reason})" if task.reason else ""))
-    for near in plan.near_misses:
-        lines.append(f"warning   {os.path.basename(path)}:{near}")
+    for near in name_near_misses(os.path.basename(path), plan.near_misses):
+        lines.append(f"warning   {near}")
     check = as_dict(record.get("check"))
     if check.get("verdict") == "failed":
         said = as_text(check.get("told")).rstrip().split("\n")[-8:]
