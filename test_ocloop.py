@@ -14020,6 +14020,24 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     assert "blocked: Write the capital of Belgium" in child.output
 
 
+def test_real_morning(bare: World, server: RealServer) -> None:
+    """README: what is cut off, refused and blocked is called so, and so is the end."""
+    with ScriptedModel("length,outside,block") as model:
+        child = bare.real(model=model, server=server, tasks=2).finish(3)
+        said = json.dumps(model.requests)
+    assert child.boxes() == "bx"
+    assert child.outcomes() == ["cut", "blocked", "done"]
+    assert "its answer was cut off at the model's output limit" in child.output
+    assert "The last session did not come to its end" in said and "undo" not in said
+    (_, blocked, _) = child.records(record="iteration")
+    assert blocked["refused"] == {"external_directory": 1}
+    assert "refused: external_directory" in child.output
+    assert "complete but for 1 blocked task" in child.output
+    status = bare.say(child.project, "status", status=3)
+    assert "to do     allow external_directory in opencode.json, or use --auto" in status
+    assert "to do     unblock: " in status
+
+
 def test_real_auto(bare: World, server: RealServer) -> None:
     """README: --auto approves what is not denied, in a subagent's session too."""
     with ScriptedModel("outside,subagent-outside") as model:
