@@ -797,7 +797,8 @@ class Polled(NamedTuple):
         answered     it ended well
         failed       it ended with `fault`
         refused      it ended because something was rejected
-        cut          it was broken off: where `fault` says so, by somebody who interrupted it
+        cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
+                     by the model's output limit
         unfinished   it has begun and not ended: it works, or its server died
         undelivered  the session does not know the prompt, or nothing came of it
         nothing-ran  the session says that it is through, and there is no answer
@@ -6195,6 +6196,7 @@ def retry_of(session: str, status: Json) -> Activity:
 # OpenCode 1's own names of errors.
 ERROR_KINDS = {
     "MessageAbortedError": "aborted",
+    "MessageOutputLengthError": "length",
     "ContextOverflowError": "overflow",
     "ProviderAuthError": "auth",
     "ProviderModelNotFoundError": "no-model",
@@ -6225,6 +6227,8 @@ def fault_of(error: Any) -> Fault | None:
     if name == "APIError":
         may_pass = not code and data.get("isRetryable") is True  # it never got an answer
         kind = kind_of_code(code, may_pass)
+    if kind == "length":
+        message = CUT_OFF  # it has no words of its own
     return Fault(kind, message, code, seconds_until(headers.get("retry-after")))
 
 
@@ -6260,7 +6264,7 @@ def judge_messages(
     if fault:
         if fault.message.startswith("The user rejected permission to use this"):
             return "refused", None  # a doom_loop: it ends the turn, words or not
-        return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
     finish = as_text(last.get("finish"))
     if finish == "length":
         return "cut", Fault("length", CUT_OFF)

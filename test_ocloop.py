@@ -7568,6 +7568,7 @@ GO_ON = user(
     "msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"}
 )
 TYPED = user("msg_2")
+TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 
 
 # fmt: off
@@ -7576,6 +7577,7 @@ TYPED = user("msg_2")
     ([user("msg_1")], "undelivered"),
     ([user("msg_1"), assistant("msg_1", "tool-calls"), assistant("msg_1", "stop")], "answered"),
     ([user("msg_1"), assistant("msg_1", "length")], "cut"),
+    ([user("msg_1"), assistant("msg_1", error=TOO_LONG)], "cut"),
     ([user("msg_1"), assistant("msg_1", "stop"), assistant("msg_1", "tool-calls", completed=False)],
      "unfinished"),
     ([user("msg_1"), assistant("msg_1", completed=False)], "unfinished"),
@@ -7605,7 +7607,7 @@ def test_how_the_answer_to_our_own_prompt_stands(messages: list[Json], verdict: 
     expected = {"failed": Fault("auth", "no key", 401)}.get(verdict)
     if messages[-1:] == [assistant("msg_1", error=ABORTED)]:
         expected = Fault("aborted", "Aborted")  # by somebody
-    if messages[-1:] == [assistant("msg_1", "length")]:
+    if messages[-1:] in ([assistant("msg_1", "length")], [assistant("msg_1", error=TOO_LONG)]):
         expected = Fault("length", ocloop.CUT_OFF)  # and by nobody
     assert fault == expected
 
@@ -9170,6 +9172,18 @@ def test_status_names_what_went_out_of_the_plan_after_the_run(
     plan.write_text("- [ ] two\n")
     assert ocloop.main(["status", "--plan", str(plan)]) == 3
     assert re.search(r"^gone .* 1  one$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_a_run_remembers_where_the_project_stood(tmp_path: Path, state_home: Path) -> None:
+    in_git(tmp_path, "init", "-q")
+    in_git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
+    run = ocloop.Run(project_options(tmp_path), RunFile(str(tmp_path / "PLAN.md")), ())
+    run._note_commit()
+    run._record(None)
+    run.writer.close(5)
+    commit = ocloop.git(str(tmp_path), "rev-parse", "HEAD")
+    assert commit and run.run_file.read()["commit"] == commit
 
 
 def in_git(folder: Path, *words: str) -> None:
@@ -12668,8 +12682,8 @@ def test_the_next_model_in_line(world: World) -> None:
 
 
 def test_how_a_plan_ends(world: World) -> None:
-    """README: a tag with tasks pending or blocked is exit status 3; when the tag is missing there is one
-    more iteration to write it; progress counts all that an agent was to do.
+    """README: a tag with tasks pending or blocked is exit status 3; when the tag is missing there
+    is one more iteration to write it; progress counts all that an agent was to do.
     """
     by_others = "- [MANUAL] Call Bob\n- [BLOCKED: no key] Deploy\n"
     early = world.fake(answers=["complete-early"], tasks=3)
