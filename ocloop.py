@@ -52,7 +52,7 @@ Glossary:
 A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
 
 Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit,
-stuck, or marked complete too early); 130 a person or a signal stopped it.
+stuck, tasks that are blocked, or marked complete too early); 130 a person or a signal stopped it.
 """
 
 from __future__ import annotations
@@ -214,9 +214,9 @@ class Plan:
         self.blocked = counts["blocked"]
         self.settled = self.done + self.manual + self.blocked
         self.total = self.done + self.pending + self.blocked  # what an agent was to do
-        self.percent = 100  # done of total, rounded half up
-        if self.total:
-            self.percent = (200 * self.done + self.total) // (2 * self.total)
+        self.percent = 100  # done of total, rounded half up, but 100 only when all is done
+        if self.done < self.total:
+            self.percent = min(99, (200 * self.done + self.total) // (2 * self.total))
         self.current = next((task for task in tasks if task.state == "pending"), None)
 
     @property
@@ -690,9 +690,19 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
     """What the next session is told; `path` is the plan's, `told` as in `render_prompt`."""
-    place = f"{min(plan.done + 1, plan.total)}/{plan.total}"
+    place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
     title = f"ocloop {place}: {plan.goal}"[:100]
     return Prompt(render_prompt(body, path, plan.goal, iteration, told), title)
+
+
+def told_of_near_misses(plan: Plan) -> str:
+    """What the agent is told that is to wrap up a plan in which something looks undone."""
+    if plan.current or not plan.open_near_misses:
+        return ""
+    lines = "\n".join(
+        f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]
+    )
+    return LOOK_LIKE_TASKS.format(lines=lines)
 
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
@@ -708,8 +718,22 @@ exit status {status}
 NOTHING_SETTLED = """\
 The last {count} sessions settled nothing in the plan; what they worked on:
 {goals}
-Do not try the same thing once more. If the next task cannot be finished in this session, undo what
-is half done, mark the task [BLOCKED: the reason in a few words] in the plan, and end your turn."""
+{seen}
+Look first whether the next task is done already: what is there may be good, and stays. If it is
+done, mark it in the plan. Else finish what is missing, in another way than before, and mark it. If
+it cannot be finished in this session, change its box to [BLOCKED: the reason in a few words],
+write below it how far it got, and end your turn."""
+CUT_OFF = "its answer was cut off at the model's output limit"
+CUT_SHORT = f"""\
+The last session did not come to its end: {CUT_OFF}. It worked on:
+- {{goal}}
+What it has done by then is there: look at it and go on from it. Write long files in several parts,
+each with a tool call of its own, and keep each answer short."""
+LOOK_LIKE_TASKS = """\
+Nothing is pending in the plan, but these lines look like open tasks:
+{lines}
+Make a task (`- [ ] ...`) of each one that still has to be done, mend the others so that they do not
+look so, and do the first task."""
 
 
 # ── vocabulary ────────────────────────────────────────────────────────────────────────────────────
@@ -1002,7 +1026,8 @@ class Polled(NamedTuple):
         answered     it ended well
         failed       it ended with `fault`
         refused      it ended because something was rejected
-        cut          it was broken off: where `fault` says so, by somebody who interrupted it
+        cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
+                     by the model's output limit
         unfinished   it has begun and not ended: it works, or its server died
         undelivered  the session does not know the prompt, or nothing came of it
         nothing-ran  the session says that it is through, and there is no answer
@@ -1376,6 +1401,7 @@ FAULTS = {
     "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
     "provider": "",  # any other error of the provider's
     "aborted": "",
+    "length": "",  # the answer was cut off at the model's output limit
     "unknown": "",
 }
 
@@ -1544,6 +1570,7 @@ class RunClock:
     """
 
     def __init__(self, wall: float) -> None:
+        self.began = wall  # for people
         self.wall = wall
         self.now = wall
         self.started: Deadline = None  # moved on by the time at rest, so that it counts work alone
@@ -1735,8 +1762,13 @@ def outcome_of(fault: Fault | None) -> Outcome:
     """What becomes of an iteration whose answer ended with this fault; None: nobody says why."""
     if fault is None:
         fault = Fault("unknown", "it failed, and OpenCode does not say why")
-    kind = {"rate-limit": "rate-limited", "outage": "outage"}.get(fault.kind, "failed")
-    return Outcome(kind, fault.message, fault)
+    kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
+    return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
+
+
+def is_cut_off(fault: Fault | None) -> bool:
+    """By the model's own limit: what it wrote until then is there, and nobody interrupted it."""
+    return fault is not None and fault.kind == "length"
 
 
 class Ask(NamedTuple):
@@ -1791,7 +1823,7 @@ class Asks(Machine):
         self.attended = attended  # somebody can answer
         self.open: dict[str, Ask] = {}  # by the request's id, in the order in which they came
         self.replied: set[str] = set()  # ids of requests
-        self.refusals = 0
+        self.refused: collections.Counter[str] = collections.Counter()  # how often, by title
         self.lost_replies = 0  # in a row
 
     def follow(self, state: str) -> None:
@@ -1863,10 +1895,11 @@ class Asks(Machine):
 
     def count_refusal(self, request: Request) -> None:
         """An agent that does not take no for an answer is stopped."""
-        self.refusals += 1
-        if self.refusals >= REFUSALS:
+        self.refused[request.title or request.kind] += 1
+        refusals = sum(self.refused.values())
+        if refusals >= REFUSALS:
             problem = (
-                f"it asked {self.refusals} times for what was refused, the last time for "
+                f"it asked {refusals} times for what was refused, the last time for "
                 f"{request.title or 'an answer'} ({request.detail}): allow it in opencode.json, "
                 "use --auto, or say in the prompt how to do without"
             )
@@ -2027,7 +2060,7 @@ class Judge:
         if not self.seems_over(polled, silent):
             return None
         verdict, fault = self.read(polled)
-        patience = self.PATIENCE[verdict]
+        patience = 0.0 if is_cut_off(fault) else self.PATIENCE[verdict]
         if verdict == "failed" and polled.fault is None and silent <= LOOK_CLOSER:
             patience = ODD_END_STAYS  # the message's own error comes a little later
         if verdict == "unfinished" and attempt:
@@ -2044,7 +2077,7 @@ class Judge:
             verdict = "failed" if self.fault else "answered"
         elif verdict == "undelivered" and self.fault:
             verdict = "failed"
-        elif verdict == "cut" and self.server_was_lost:
+        elif verdict == "cut" and self.server_was_lost and not is_cut_off(polled.fault):
             verdict = "unfinished"  # no person did it: the prompt is sent again
         fault = polled.fault
         if verdict == "failed" and fault is None:
@@ -2053,7 +2086,7 @@ class Judge:
 
     def seems_over(self, polled: Polled, silent: float) -> bool:
         """Whether the session seems to be at rest; whether that is an end is another question."""
-        is_finished = polled.verdict in ("answered", "failed")
+        is_finished = polled.verdict in ("answered", "failed") or is_cut_off(polled.fault)
         if is_finished and silent > LOOK_CLOSER:
             return True  # also where a server says "busy" for ever
         if polled.activity == "idle":
@@ -2465,6 +2498,8 @@ class Session(Machine):
             self.end(outcome.kind, outcome.problem, outcome.fault)
         elif verdict == "refused":
             self.end("refused", "something it asked for was refused")
+        elif verdict == "cut" and is_cut_off(fault):
+            self.end("cut", CUT_OFF, fault)
         elif verdict == "cut":
             self.end("cut", "its answer was broken off by somebody or something else", fault)
         elif self.attempt + 1 >= ATTEMPTS:
@@ -2479,7 +2514,7 @@ class Session(Machine):
     def end_at_work(self, verdict: str, fault: Fault | None) -> None:
         """The answer has ended long ago, and the session says that it works. Whatever it is that
         works there, it must not work on beside the next session."""
-        outcome = outcome_of(fault) if verdict == "failed" else Outcome("done")
+        outcome = Outcome("done") if verdict == "answered" else outcome_of(fault)
         self.end_early(Abort(outcome.kind, outcome.problem, outcome.fault), at_once=True)
 
     def end(
@@ -2808,6 +2843,8 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 RAISED_BY_R = ("max_iterations", "max_cost", "max_time")  # limits; by as much again
 
 PLAN_COMPLETE = "the plan is complete"
+ALLOW = "allow them in opencode.json, or use --auto"
+A_PERSON_QUIT = "a person quit"
 NO_SESSION = "there is no session right now that could be shown"
 WRONG_PASSWORD = (
     "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
@@ -2817,8 +2854,8 @@ WRONG_PASSWORD = (
 class Result(NamedTuple):
     """One iteration, as it stands in the books.
 
-    `word` is what it is called in front of people: done, nothing settled, check failed, refused,
-    cut, failed, stalled, rate-limited, outage or aborted.
+    `word` is what it is called in front of people: done, blocked, nothing settled, check failed,
+    refused, cut, failed, stalled, rate-limited, outage or aborted.
     """
 
     number: int
@@ -2833,6 +2870,7 @@ class Result(NamedTuple):
     check: str  # passed, failed, interrupted, or "" when none ran
     progress: bool
     phase: str = ""  # of the task
+    refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
 
     @property
     def worked(self) -> bool:
@@ -2869,19 +2907,63 @@ def problem_of_model(setup: Setup, model: str) -> str:
     return f"there is no model {model}: " + meant(model, setup.models or {}, setup.models_command)
 
 
-def how_complete(plan: Plan) -> str:
-    """In which way a plan that counts as complete is so, for a person."""
-    if plan.summary is None:
-        return "nothing is left to do; the agent wrote no summary"
-    if plan.pending:
-        tasks = "task" if plan.pending == 1 else "tasks"
-        return f"the plan was marked complete with {plan.pending} {tasks} still pending"
-    return PLAN_COMPLETE
+def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
+    """The exit status of a run that its agents have ended, and the reason for a person.
+
+    `gone` are open tasks that went out of the plan. Where no agent has said that it is complete,
+    they and what looks like an open task are work that is left.
+    """
+    if plan.pending or plan.blocked:
+        left = " and ".join(
+            tasks_of(number, word)
+            for number, word in ((plan.pending, "pending"), (plan.blocked, "blocked"))
+            if number
+        )
+        return 3, f"complete but for {left}"
+    if plan.summary is not None:
+        return 0, PLAN_COMPLETE
+    near = [f'"{near.text}"' for near in plan.open_near_misses]
+    if near:
+        noun = "lines look like open tasks" if len(near) > 1 else "line looks like an open task"
+        return 3, f"nothing is pending, but {len(near)} {noun}: {first_of(near)}"
+    if gone:
+        return 3, f"nothing is pending, but {said_gone(gone)}"
+    return 0, "nothing is left to do; the agent wrote no summary"
+
+
+def tasks_of(number: int, word: str = "") -> str:
+    """1 blocked task, 2 pending tasks."""
+    return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    shown = ", ".join(name[:60] for name in names[:5])
+    return shown + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def said_gone(gone: Sequence[str]) -> str:
+    verb = "are" if len(gone) > 1 else "is"
+    return f"{tasks_of(len(gone), 'open')} {verb} gone from the plan: {first_of(gone)}"
 
 
 def meant(name: str, known: Iterable[str], command: str) -> str:
     close = difflib.get_close_matches(name, list(known), 3, 0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"`{command}` lists them"
+
+
+def refused_by(results: Iterable[Result]) -> tuple[tuple[str, int], ...]:
+    """What agents asked for in vain, and how often, the most frequent first."""
+    refused: collections.Counter[str] = collections.Counter()
+    for result in results:
+        refused.update(dict(result.refused))
+    return tuple(refused.most_common())
+
+
+def said_refused(refused: Iterable[tuple[str, int]]) -> str:
+    """refused: bash ×6, edit ×3; "" when nothing was."""
+    said = ", ".join(f"{title} ×{times}" for title, times in refused)
+    return f"refused: {said}" if said else ""
 
 
 class Books:
@@ -2893,6 +2975,8 @@ class Books:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.mark = 0
+        self.plan = Plan()  # that was noted last
+        self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.tasks: set[str] = set()  # of the plan that was noted last
         self.most_settled = 0  # tasks, so far
         self.least_pending: int | None = None  # the same; None: no plan was noted yet
@@ -2911,6 +2995,9 @@ class Books:
         tasks, none of which was in the one before, is another one, and counts from where it begins.
         """
         tasks = {task.text for task in plan.tasks}
+        gone = dict.fromkeys((*self.gone, *missing_tasks(self.plan, plan)))
+        self.gone = [text for text in gone if text not in tasks]  # some come back
+        self.plan = plan
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
         self.tasks = tasks or self.tasks
         has_more = plan.settled > self.most_settled
@@ -2964,7 +3051,16 @@ class Books:
             return ""
         goals = collections.Counter(result.goal for result in unsettled)
         lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines)
+        refused = said_refused(refused_by(unsettled))
+        seen = f"What they asked for was {refused}: do without it." if refused else ""
+        seen = seen or "They ended in good order, and marked nothing."
+        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines, seen=seen)
+
+    def cut_short(self) -> str:
+        """What the next agent is told when the last one's answer had no room."""
+        last = self.results[-1] if self.results[self.mark :] else None
+        has_part = last is not None and last.problem == CUT_OFF and not last.progress
+        return CUT_SHORT.format(goal=last.goal) if last and has_part else ""
 
     @property
     def check_failures(self) -> int:
@@ -3146,6 +3242,7 @@ class Used(NamedTuple):
     elapsed: float
     unsettled: int  # iterations in a row that settled nothing
     check_failures: int  # in a row
+    refused: tuple[tuple[str, int], ...] = ()  # in the iterations that settled nothing
 
 
 class Limits:
@@ -3173,9 +3270,13 @@ class Limits:
     def stuck(self, used: Used) -> tuple[str, str] | None:
         most = self.options.stuck
         if most and used.unsettled > most:  # the last one was told of it: NOTHING_SETTLED
+            advice = (
+                "look at the plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
+            )
+            if used.refused:
+                advice = f"{said_refused(used.refused)}: {ALLOW}"
             return "stuck", (
-                f"{used.unsettled} iterations in a row settled no task (--stuck): look at the "
-                "plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
+                f"{used.unsettled} iterations in a row settled no task (--stuck): {advice}"
             )
         if most and used.check_failures >= most:
             return "stuck", (
@@ -3621,6 +3722,7 @@ class Iteration(Machine):
         self.task = files.plan.current  # None: nothing was left but the summary
         self.session = session
         self.files = files
+        self.before = files.plan
         self.plan = files.plan  # as the session left it; a check may hide it (`git stash`)
         self.gate = gate
         self.facts = facts
@@ -3682,13 +3784,19 @@ class Iteration(Machine):
             phase=self.task.phase if self.task else "",
             goal=self.task.text if self.task else "wrap up",
             outcome=self.outcome.kind,
-            word=word_for(self.outcome, check, has_progress),
+            word=word_for(
+                self.outcome,
+                check,
+                has_progress,
+                has_blocked(self.task, self.before, self.plan),
+            ),
             problem=self.outcome.problem,
             seconds=self.now - self.session.started,
             spend=self.session.purse.total,
             model=self.session.purse.model,
             check=check,
             progress=has_progress,
+            refused=tuple(self.session.asks.refused.most_common()),
         )
 
     # Keys.
@@ -3875,6 +3983,7 @@ class Series(Machine):
             elapsed=self.clock.elapsed,
             unsettled=len(books.unsettled),
             check_failures=books.check_failures,
+            refused=refused_by(books.unsettled),
         )
 
     @property
@@ -3964,7 +4073,9 @@ class Series(Machine):
             count = len(self.books.unsettled)
             said = f"{count} iterations settled nothing: the next prompt says so"
             self.journal.note("warn", said, "warn")
-        return "\n\n".join(told for told in (self.gate.complaint, unsettled) if told)
+        near = told_of_near_misses(self.plan)
+        all_told = (self.gate.complaint, self.books.cut_short(), unsettled, near)
+        return "\n\n".join(told for told in all_told if told)
 
     # While one is under way.
 
@@ -4019,7 +4130,8 @@ class Series(Machine):
             self.books.waited = 0.0
             self.line.note_success()
         is_complete = plan.summary is not None and not self.gate.is_shut
-        if outcome.kind == "cut" and outcome.fault and self.attended:
+        is_interrupted = outcome.kind == "cut" and outcome.fault and not is_cut_off(outcome.fault)
+        if is_interrupted and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             self.rest(PauseDue("its answer was broken off: Space goes on"))
         elif is_complete:
@@ -4326,8 +4438,7 @@ class Loop(Machine):
     # How it rests or ends.
 
     def on_plan_complete(self, event: PlanComplete) -> None:
-        plan = self.series.plan
-        self.end("complete", 3 if plan.pending else 0, how_complete(plan))
+        self.end("complete", *how_complete(self.series.plan, self.series.books.gone))
 
     def on_failed(self, event: ServerFailed | RunFailed) -> None:
         self.fail(event.problem)
@@ -4357,9 +4468,10 @@ class Loop(Machine):
         self.clock.rest()
         self.series.give_up()
         self.enter(state, reason)
-        event = {"complete": "complete", "error": "failed"}.get(state, "stopped")
+        event = {0: "complete", 1: "failed"}.get(status, "stopped")
         note_end(self.series, event, status, reason)
-        self.notify(event, reason)
+        if reason != A_PERSON_QUIT:  # who pressed Q in front of the screen knows it
+            self.notify(event, reason)
         if state == "stopping" or not self.series.attended:
             self.exit()
         elif state != "paused":  # nobody knows when somebody comes: the server does not wait
@@ -4387,7 +4499,7 @@ class Loop(Machine):
         if self.confirming_quit:
             self.confirming_quit = False
             if key == "q":
-                self.quit("a person quit")
+                self.quit(A_PERSON_QUIT)
         elif self.session and self.session.asks.takes_key(event):
             self.tell_series(event)
         elif self.overlay == "help" or (self.overlay and key in ("p", "q", "escape")):
@@ -4440,7 +4552,7 @@ class Loop(Machine):
             self.quit_now()
 
     def quit_now(self) -> None:
-        self.quit("a person quit")
+        self.quit(A_PERSON_QUIT)
 
     def quit(self, reason: str) -> None:
         has_ended = self.state in ENDS or bool(self.limit)
@@ -4582,22 +4694,55 @@ class Loop(Machine):
 # Words and records for people, logs and other programs, computed from the state of the series.
 
 
-def word_for(outcome: Outcome, check: str, has_progress: bool) -> str:
+def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool = False) -> str:
     """What an iteration is called in front of people: the truth, also where an agent ended well."""
     if check == "failed":
         return "check failed"
     if outcome.kind in WORKED and has_progress:
-        return "done"
+        return "blocked" if has_blocked else "done"
     if outcome.kind == "done":
         return "nothing settled"
     return outcome.kind
 
 
+def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
+    """Whether an agent marked the task that it began with as blocked, or others and did none."""
+    if task and any(
+        (one.phase, one.text, one.state) == (task.phase, task.text, "blocked")
+        for one in after.tasks
+    ):
+        return True
+    return after.blocked > before.blocked and after.done <= before.done
+
+
+def counts_of(plan: Plan) -> dict[str, object]:
+    """For JSON: done of total, which is what an agent was to do; manual stands beside it."""
+    return {
+        "done": plan.done,
+        "total": plan.total,
+        "pending": plan.pending,
+        "blocked": plan.blocked,
+        "manual": plan.manual,
+    }
+
+
+def progress_of(plan: Plan) -> list[str]:
+    """For people: done/total, and what stands beside it where there is any."""
+    said = [f"{plan.done}/{plan.total}"]
+    if plan.blocked:
+        said.append(f"{plan.blocked} blocked")
+    if plan.manual:
+        said.append(f"{plan.manual} manual")
+    return said
+
+
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
+    refused = said_refused(result.refused)
     said = (
         f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{plan.done}/{plan.total} · {short_number(spend.tokens)} tokens · "
+        f"{refused + ' · ' if refused else ''}"
+        f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
         f"{dollars_of(spend.cost)} · {result.goal}"
     )
     record: dict[str, object] = {
@@ -4610,10 +4755,8 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "model": result.model,
         "check": result.check,
         "progress": result.progress,
-        "done": plan.done,
-        "total": plan.total,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
+        "refused": dict(result.refused),
+        **counts_of(plan),
     }
     journal.note("iter", said, "head", session, record=record)
 
@@ -4626,17 +4769,18 @@ def note_end(series: Series, event: str, status: int, reason: str) -> None:
         "status": status,
         "reason": reason,
         "summary": plan.summary,
-        "done": plan.done,
-        "total": plan.total,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
+        **counts_of(plan),
+        "gone": series.books.gone,
+        "refused": dict(refused_by(series.books.results)),
         "iterations": series.number,
         "seconds": round(series.clock.elapsed, 1),
         **series.total.record(),
     }
     tone = {0: "good", 1: "bad"}.get(status, "warn")
     series.journal.note("end", reason, tone, record=record)
-    for line in summary_of(series):
+    check = {"command": series.options.check, "verdict": series.gate.last}
+    steps = next_steps(plan, {**record, "check": check})
+    for line in (*summary_of(series), *(f"to do: {step}" for step in steps)):
         series.journal.note("end", line)
 
 
@@ -4651,12 +4795,45 @@ def summary_of(series: Series) -> list[str]:
             f"{plan}; {iterations} in {duration(series.clock.elapsed)}; "
             f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
         )
+    if series.books.gone:
+        lines.append(said_gone(series.books.gone))
     lines += summary_of_models(series.books)
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
         for task in tasks[:20]:
             lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
     return lines
+
+
+def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
+    """What a person can do now, in the order in which it helps. `record` is what the state file
+    says of the run; empty: there was none."""
+    if is_running:
+        asked = [as_text(title) for title in as_list(record.get("waits_for"))]
+        return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
+    steps = []
+    tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
+    refused = list(as_dict(record.get("refused")))
+    if refused:
+        steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
+    check = as_dict(record.get("check"))
+    if check.get("verdict") == "failed":
+        steps.append(f"mend the check: `{as_text(check.get('command'))}`")
+    gone = [as_text(text) for text in as_list(record.get("gone"))]
+    if gone:
+        steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
+    if plan.open_near_misses and not plan.pending:
+        lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
+        steps.append(f"make tasks of what looks like one: {lines}")
+    if plan.blocked:
+        steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
+    elif record and plan.pending:
+        steps.append(f"{tag}run again to go on")
+    elif record and record.get("status") != 0 and plan.summary is None:
+        steps.append("run again to go on")
+    if plan.manual:
+        steps.append(f"do by hand what is manual: {tasks_of(plan.manual)}")
+    return steps
 
 
 def summary_of_models(books: Books) -> list[str]:
@@ -4679,9 +4856,13 @@ def message_of(series: Series, event: str, reason: str) -> str:
     plan = series.plan
     project = one_line(os.path.basename(series.options.directory) or series.options.directory)
     said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
-    facts = [f"{plan.done}/{plan.total}"]
-    if plan.blocked:
-        facts.append(f"{plan.blocked} blocked")
+    facts = progress_of(plan)
+    gone = series.books.gone
+    if gone and said_gone(gone) not in reason:
+        facts.append(f"{tasks_of(len(gone), 'open')} gone from the plan")
+    refused = said_refused(refused_by(series.books.results))
+    if refused and "refused: " not in reason:
+        facts.append(refused)
     facts += [dollars_of(series.total.cost), duration(series.clock.elapsed)]
     return f"ocloop {project}: {said}, {', '.join(facts)}"
 
@@ -4697,7 +4878,9 @@ def facts_of(series: Series) -> dict[str, str]:
         "OCLOOP_ITERATION": str(series.number),
         "OCLOOP_DONE": str(plan.done),
         "OCLOOP_TOTAL": str(plan.total),
+        "OCLOOP_PENDING": str(plan.pending),
         "OCLOOP_BLOCKED": str(plan.blocked),
+        "OCLOOP_MANUAL": str(plan.manual),
         "OCLOOP_COST": f"{series.total.cost:.4f}",
         "OCLOOP_SECONDS": str(int(series.clock.elapsed)),
     }
@@ -4746,6 +4929,8 @@ TASK_SIGNS = {
     "begun":   ("◐", "warn"),
     "blocked": ("✖", "bad"),
     "manual":  ("☐", "warn"),
+    "gone":    ("-", "warn"),
+    "check failed": ("×", "bad"),
     "current": ("▸", "accent bold"),
 }
 # What the last check said -> sign, style.
@@ -4767,8 +4952,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#",
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#%",
 )
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
@@ -4865,6 +5050,7 @@ class TaskView(NamedTuple):
     seconds: float = 0.0
     spend: Spend = Spend()
     model: str = ""
+    outcome: str = ""  # the word of the last iteration that worked on it
 
 
 class Picture(NamedTuple):
@@ -5022,17 +5208,24 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
     """All tasks of the plan, with what this run spent on them.
 
     Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
-    task of its own. The iteration under way counts for its task.
+    task of its own. The iteration under way counts for its task. What was worked on and is no
+    longer in the plan comes last, as "gone".
     """
+    # A check looks at the whole project: one that passes is the end of all failures before it.
+    passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
     for result in (*results, *([under_way] if under_way else [])):
         name = (result.phase, result.task)
-        known = spent.get(name) or TaskView(Task("", result.task))
+        known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
+        word = result.word or known.outcome
+        if word == "check failed" and result.number < passed:
+            word = word_for(Outcome(result.outcome), "passed", result.progress)
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
             spend=known.spend.plus(result.spend),
             model=result.model,
+            outcome=word,
         )
     current = ("", "")
     if under_way and under_way.task:
@@ -5047,7 +5240,7 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
         if is_current:
             current = ("", "")
         views.append(known._replace(task=task, is_current=is_current))
-    return views
+    return [*views, *(known for (_phase, text), known in spent.items() if text)]
 
 
 def ask_panel(loop: Loop, now: float) -> tuple[str, ...]:
@@ -5194,8 +5387,16 @@ def header(picture: Picture, width: int) -> list[Row]:
     ]
 
 
-def state_row(picture: Picture, width: int) -> Row:
+def sign_of(picture: Picture) -> tuple[str, str]:
+    """Sign and style of its state: an end with work left looks like no good one."""
     sign, style, _meaning = STATES[picture.state]
+    if picture.state == "complete" and how_complete(picture.plan)[0]:
+        return "◐", "warn"
+    return sign, style
+
+
+def state_row(picture: Picture, width: int) -> Row:
+    sign, style = sign_of(picture)
     word = f"{sign} {picture.state}"
     if picture.ask:
         word = "? asked" if width < 40 else "? waits for you"
@@ -5230,18 +5431,23 @@ def progress_row(picture: Picture, width: int) -> Row:
     if size < 4:  # no bar: the words say more
         has_room = len(counts) + row_width(rest) <= width
         return [("bold", counts), *(rest if has_room else [])]
-    parts = size * 8
-    if plan.total:
-        parts = parts * plan.done // plan.total
-    full, eighths = divmod(parts, 8)
-    bar = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
-    return [("", " "), ("bar", bar), ("dim", "·" * (size - len(bar))), ("bold", counts), *rest]
+    return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+
+
+def progress_bar(plan: Plan, size: int) -> Row:
+    """What is done, what is blocked, and what is left, in so many cells."""
+    full, eighths = divmod(size * 8 * plan.done // plan.total if plan.total else size * 8, 8)
+    done = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
+    blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
+    done = done[: size - blocked]  # one of many is seen, too
+    left = size - len(done) - blocked
+    return [("bar", done), ("bad", "▒" * blocked), ("dim", "·" * left)]
 
 
 def task_row(picture: Picture, width: int) -> Row:
     """What it works on; at rest, why it rests."""
     if picture.reason:
-        _sign, style, _meaning = STATES[picture.state]
+        _sign, style = sign_of(picture)
         return [(style, ellipsis(" " + one_line(picture.reason), width))]
     if picture.task is None:
         return [("dim", " no pending task")]
@@ -5362,8 +5568,9 @@ def plan_rows(
     if moves and picture.results:
         rows.append(task_heads(width))
     for item in tasks:
-        if item.task.phase != phase:
-            phase = item.task.phase
+        its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
+        if its_phase != phase:
+            phase = its_phase
             if rows:
                 rows.append([])
             rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
@@ -5389,9 +5596,12 @@ def task_heads(width: int) -> Row:
 
 
 def task_rows(item: TaskView, width: int) -> list[Row]:
-    """A task in a row; where it is blocked or manual, the reason in the next one."""
+    """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
     task = item.task
     kind = "begun" if task.begun else task.state
+    reason = task.reason
+    if task.state == "done" and item.outcome == "check failed":
+        kind = reason = item.outcome
     if item.is_current:
         kind = "current"
     sign, style = TASK_SIGNS[kind]
@@ -5401,9 +5611,9 @@ def task_rows(item: TaskView, width: int) -> list[Row]:
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
     filler = " " * max(0, room - text_width(text))
     row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    if not task.reason:
+    if not reason:
         return [row]
-    return [row, [("dim", f"     {ellipsis(one_line(task.reason), width - 6)}")]]
+    return [row, [("dim", f"     {ellipsis(one_line(reason), width - 6)}")]]
 
 
 def task_spending(item: TaskView, width: int) -> str:
@@ -6327,6 +6537,7 @@ def retry_of(session: str, status: Json) -> Activity:
 # OpenCode 1's own names of errors.
 ERROR_KINDS = {
     "MessageAbortedError": "aborted",
+    "MessageOutputLengthError": "length",
     "ContextOverflowError": "overflow",
     "ProviderAuthError": "auth",
     "ProviderModelNotFoundError": "no-model",
@@ -6357,6 +6568,8 @@ def fault_of(error: Any) -> Fault | None:
     if name == "APIError":
         may_pass = not code and data.get("isRetryable") is True  # it never got an answer
         kind = kind_of_code(code, may_pass)
+    if kind == "length":
+        message = CUT_OFF  # it has no words of its own
     return Fault(kind, message, code, seconds_until(headers.get("retry-after")))
 
 
@@ -6392,8 +6605,10 @@ def judge_messages(
     if fault:
         if fault.message.startswith("The user rejected permission to use this"):
             return "refused", None  # a doom_loop: it ends the turn, words or not
-        return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
     finish = as_text(last.get("finish"))
+    if finish == "length":
+        return "cut", Fault("length", CUT_OFF)
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -7286,8 +7501,10 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     fault = fault_of_type(step.get("error"))
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if finish in ("stop", "length") and not fault:
+    if finish == "stop" and not fault:
         return "answered", None
+    if finish == "length" and not fault:
+        return "cut", Fault("length", CUT_OFF)
     if finish == "content-filter":
         return "failed", Fault("provider", "the provider's content filter ended the answer")
     if outcome == "failed" or (finish == "error" and not fault):
@@ -8896,12 +9113,60 @@ def private_folder() -> tuple[str, int, str]:
     )
 
 
+GIT_WITHIN = 5.0  # seconds: what git says is worth no more
+
+
+def git(directory: str, *arguments: str) -> str | None:
+    """What git says of a project; None where it has nothing to say, or takes too long."""
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        found = subprocess.run(
+            ["git", "-C", directory, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_WITHIN,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
+        )
+        if found.returncode == 0:
+            return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+    return None
+
+
+def changes_since(directory: str, commit: str) -> Json | None:
+    """How many files and lines differ from that commit, whether or not they are committed."""
+    if not commit:
+        return None
+    how = ("--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
+    differ = git(directory, "diff", *how, commit, "--", ".")
+    others = git(directory, "ls-files", "--others", "--exclude-standard", "-z")
+    if differ is None or others is None:
+        return None
+    counts = [line.split("\t") for line in differ.split("\n") if line]
+    names = [name for name in others.split("\0") if name]
+    added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
+    removed = sum(int(count[1]) for count in counts if count[1].isdigit())
+    for name in names[:1000]:
+        path = os.path.join(directory, name)
+        with suppress(OSError):
+            if os.path.isfile(path) and os.path.getsize(path) < 1 << 20:
+                with open(path, "rb") as file:
+                    added += file.read().count(b"\n")
+    return {
+        "commit": commit,
+        "files": len(counts) + len(names),
+        "untracked": len(names),
+        "added": added,
+        "removed": removed,
+    }
+
+
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
-def record_of(loop: Loop, server: Server, status: int | None) -> Json:
-    """What the state file says of a run; `status` is its exit status once it has ended."""
+def record_of(loop: Loop, server: Server, status: int | None, commit: str = "") -> Json:
+    """What the state file says of a run; `status` is its exit status once it has ended, `commit`
+    the one at which it began."""
     series = loop.series
     session = loop.session
     plan = series.plan
@@ -8917,12 +9182,15 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "session": session.id if session else "",
         "model": series.model,
         "elapsed": round(loop.clock.elapsed),
+        "started": loop.clock.began,
         "updated": loop.clock.wall,
+        "log": loop.options.log,
+        "commit": commit,
         **series.total.record(),
         "limits": {name: most for name, most in series.limits.most.items() if most},
         "server": loop.server.url,
         "generation": server.dialect.generation if server.dialect else 0,
-        "version": loop.server.version,
+        "opencode_version": loop.server.version,
         "waits_for": [],
         "retry": "",
         "waiting_until": None,
@@ -8934,6 +9202,8 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in series.books.results[-200:]],
         "summary": plan.summary,
+        "gone": series.books.gone,
+        "refused": dict(refused_by(series.books.results)),
     }
     if session:
         asks = session.asks.open.values()
@@ -8945,9 +9215,16 @@ def record_of(loop: Loop, server: Server, status: int | None) -> Json:
         record["waiting_until"] = loop.clock.wall + series.wait_until - loop.now
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is not None:
-        return dict(record, status=status, ended=loop.clock.wall)
+        # It may have been looked at for hours before somebody pressed Q.
+        ends = (entry.time for entry in reversed(loop.journal.entries) if is_end(entry))
+        ended = next(ends, loop.clock.wall)
+        return dict(record, state="ended", status=status, ended=ended)
     secrets = (server.username, server.password, list(loop.options.opencode))
     return {**record, **dict(zip(SECRETS, secrets))}
+
+
+def is_end(entry: Entry) -> bool:
+    return entry.record is not None and entry.record.get("record") == "run"
 
 
 def task_record(item: TaskView) -> Json:
@@ -8960,6 +9237,7 @@ def task_record(item: TaskView) -> Json:
         "iterations": item.iterations,
         "seconds": round(item.seconds),
         "model": item.model,
+        "outcome": item.outcome,
         **item.spend.record(),
     }
 
@@ -8973,6 +9251,7 @@ def result_record(result: Result) -> Json:
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
+        "refused": dict(result.refused),
         **result.spend.record(),
     }
 
@@ -9033,7 +9312,7 @@ what you do not write down is forgotten when the session ends.
 4. Verify it: run the tests, the build, or whatever shows that it works. Mend what does not.
 5. Mark it in {{PLAN_FILE}}: change its `[ ]` to `[x]`. If it cannot be done (a permission, a
    service or a decision is missing), change its box to `[BLOCKED: the reason in a few words]`
-   instead, and undo what is half done.
+   instead, and write below it how far it got: the next session knows no more than what it finds.
 6. When no `[ ]` is left anywhere in the plan, append to its end, on a line of its own:
    `<plan-complete>what was done, what is blocked and why, what a person has to do</plan-complete>`
    Write that tag in no other case.
@@ -9045,8 +9324,9 @@ Then end your turn.
 
 EXIT_STATUSES = """\
 exit statuses:
-  0 the plan is complete        1 it failed        2 usage
-  3 it stopped with work left (a limit, stuck, or marked complete too early)
+  0 the plan is complete, all of it        1 it failed        2 usage
+  3 it stopped with work left (a limit, stuck, blocked, or marked complete too
+    early)
   130 a person or a signal stopped it
 """
 
@@ -9084,7 +9364,8 @@ and after the run has ended until the next one begins. `kill PID` ends a run in
 good order.
 
 exit statuses:
-  0 the plan is complete   1 there is no plan   2 usage   3 work is left
+  0 the plan is complete   1 there is no plan   2 usage
+  3 work is left: something is pending or blocked, or it is not marked complete
 """
 ATTACH_HELP = """\
 Leave the interface with ctrl-c: the loop goes on. A session that is over stays
@@ -9482,7 +9763,7 @@ def run(given: argparse.Namespace) -> int:
     plan = found.plan
     if plan.summary is not None:
         say(f"ocloop: {complete_already(options.plan, plan)}")
-        return 3 if plan.pending else 0
+        return how_complete(plan)[0]
     held = run_file.acquire()
     if held:
         raise Problem(
@@ -9524,6 +9805,7 @@ class Run:
         self.drawn_at = 0.0
         self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
+        self.commit = ""  # at which the project stands when it begins, where there is git
         self.has_warned = False  # that the state file cannot be written
         # What the state file says, in short: what matters at once, and what may wait a moment.
         self.recorded: tuple[object, object] = ((), ())
@@ -9537,6 +9819,7 @@ class Run:
         self._take_signals()
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
+            threading.Thread(target=self._note_commit, daemon=True).start()
             self._carry_out(self.loop.start())
             self.screen = choose_screen(self.options, self.inbox.put)
             self.log.add(self.loop.journal.newest(self.loop.journal.count))
@@ -9548,6 +9831,9 @@ class Run:
         finally:
             self._leave()
         return self.status
+
+    def _note_commit(self) -> None:
+        self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, whatever state the machines are in."""
@@ -9634,7 +9920,7 @@ class Run:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        record = record_of(self.loop, self.server, status)
+        record = record_of(self.loop, self.server, status, self.commit)
         self.writer.put(lambda: self._write(record))
 
     def _write(self, record: Json) -> None:
@@ -9691,7 +9977,10 @@ class Run:
             os._exit(status)
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
-                say("\n  ".join([f"ocloop: {loop.reason}", *summary_of(loop.series)]))
+                record = record_of(loop, self.server, status)
+                steps = [f"to do: {step}" for step in next_steps(loop.series.plan, record)]
+                lines = [f"ocloop: {loop.reason}", *summary_of(loop.series), *steps]
+                say("\n  ".join(lines))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -9714,7 +10003,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     models = options.models or models_of(fields)
     complete = ""
     if plan.summary is not None:
-        complete = ", marked complete: remove its <plan-complete> tag to work on it again"
+        complete = ", marked complete: take out its <plan-complete> tag to work on it again"
     limits = {
         "max iterations": options.max_iterations,
         "max cost": budget_of(options.max_cost) if options.max_cost else 0,
@@ -9750,12 +10039,13 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     say("\n".join(lines))
     if problems:
         return 1
-    return 3 if complete and plan.pending else 0
+    return how_complete(plan)[0] if complete else 0
 
 
 def complete_already(path: str, plan: Plan) -> str:
-    left = f"; {plan.pending} tasks are still pending" if plan.pending else ""
-    return f"{path} is complete already{left}: remove its <plan-complete> tag to work on it again"
+    _status, how = how_complete(plan)
+    how = how.removeprefix("the plan is ").replace("complete", "complete already")
+    return f"{path} is {how}: take out its <plan-complete> tag to work on it again"
 
 
 def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
@@ -9834,12 +10124,22 @@ def status(given: argparse.Namespace) -> int:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    is_complete = plan.summary is not None and not plan.pending
+    if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
+        record = {}  # it is the last run's: this one has not written any yet
+    record["tasks"] = [
+        dict(task, state=state_in(plan, task)) for task in dicts(record.get("tasks"))
+    ]
+    changes = changes_since(as_text(record.get("directory")), as_text(record.get("commit")))
     if given.json:
-        say(json.dumps(status_record(path, plan, pid, record)))
+        say(json.dumps(status_record(path, plan, pid, record, changes)))
     else:
-        say("\n".join(status_lines(path, plan, pid, record)))
-    return 0 if is_complete else 3
+        say("\n".join(status_lines(path, plan, pid, record, changes)))
+    return 0 if is_complete(plan) else 3
+
+
+def is_complete(plan: Plan) -> bool:
+    """Marked so, and with nothing left."""
+    return plan.summary is not None and not plan.pending and not plan.blocked
 
 
 def known_pid(pid: int) -> int | None:
@@ -9851,34 +10151,52 @@ def process_of(pid: int) -> str:
     return f"process {pid}" if pid > 0 else "its process is not known"
 
 
-def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
+def state_in(plan: Plan, task: Json) -> str:
+    """How a recorded task stands in the plan now."""
+    name = (task.get("phase"), task.get("text"))
+    return next((one.state for one in plan.tasks if (one.phase, one.text) == name), "gone")
+
+
+def state_of(pid: int, record: Json) -> str:
+    if pid:
+        return as_text(record.get("state")) or "starting"
+    return "ended" if record.get("ended") else "killed"
+
+
+def status_record(
+    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
+) -> Json:
+    run = {**record, "pid": known_pid(pid), "state": state_of(pid, record)}
     said = {
-        "done": plan.done,
-        "total": plan.total,
+        **counts_of(plan),
         "percent": plan.percent,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
-        "complete": plan.summary is not None and not plan.pending,
+        "complete": is_complete(plan),
         "summary": plan.summary,
         "running": bool(pid),
         "pid": known_pid(pid),
         "near_misses": [str(near) for near in plan.near_misses],
-        "run": {**record, "pid": known_pid(pid)} if record else None,
+        "changes": changes,
+        "next_steps": next_steps(plan, record, bool(pid)),
+        "run": run if record.get("state") or pid else None,
     }
     return {"plan": path, **all_printable(said)}
 
 
-def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
+def status_lines(
+    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
+) -> list[str]:
     """What a person wants to know in the morning, in lines."""
     mark = ""
     if plan.summary is not None:
-        mark = f", marked complete with {plan.pending} pending" if plan.pending else ", complete"
+        mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
     elif not plan.pending:
         mark = ", not marked complete yet"
     lines = [f"plan      {path}", f"progress  {plan}{mark}"]
     if plan.current:
         lines.append(f"next      {plan.current.text}")
     lines += run_lines(pid, record)
+    if changes:
+        lines.append(f"changes   {said_changes(changes, as_float(record.get('started')))}")
     if plan.summary:
         lines += [f"summary   {line}" for line in plan.summary.split("\n")]
     for state in ("blocked", "manual"):
@@ -9893,12 +10211,27 @@ def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
             f"check     {line}"
             for line in ("it failed; what the next session is told of it:", *said)
         ]
-    return lines + task_lines(record)
+    gone = [as_text(text) for text in as_list(record.get("gone"))]
+    lines += [f"gone      {text}" for text in gone]
+    lines += task_lines(record)
+    steps = next_steps(plan, record, bool(pid))
+    return lines + ([""] if steps else []) + [f"to do     {step}" for step in steps]
+
+
+def said_changes(changes: Json, since: float) -> str:
+    files = as_int(changes.get("files"))
+    said = f"{files} file{'' if files == 1 else 's'}"
+    if changes.get("untracked"):
+        said += f" ({changes['untracked']} untracked)"
+    return (
+        f"{said}, +{changes.get('added')} −{changes.get('removed')} since {clock(since)} "
+        f"(git diff {as_text(changes.get('commit'))[:7]})"
+    )
 
 
 def run_lines(pid: int, record: Json) -> list[str]:
-    if not record:
-        return ["run       none so far" + (f" ({process_of(pid)}, starting)" if pid else "")]
+    if not record.get("state"):
+        return [f"run       starting, {process_of(pid)}" if pid else "run       none so far"]
     state = as_text(record.get("state"))
     reason = " ".join(as_text(record.get("reason")).split())
     ended = record.get("ended")
@@ -9921,6 +10254,10 @@ def run_lines(pid: int, record: Json) -> list[str]:
         last = iso_time(as_float(ended or record.get("updated")))
         how = "ended" if ended else "was killed after"
         lines.append(f"run       {how} {last}: {reason or state}")
+    if record.get("started"):
+        lines.append(f"started   {iso_time(as_float(record['started']))}")
+    if record.get("log"):
+        lines.append(f"log       {record['log']}")
     if record.get("model"):
         lines.append(f"model     {record['model']}")
     tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
@@ -9934,6 +10271,11 @@ def run_lines(pid: int, record: Json) -> list[str]:
     if counts:
         said = ", ".join(f"{number} {word}" for word, number in counts.most_common())
         lines.append(f"outcomes  {said}")
+    refused = said_refused(
+        (title, as_int(times)) for title, times in as_dict(record.get("refused")).items()
+    )
+    if refused:
+        lines.append(refused.replace(": ", "   ", 1))
     return lines
 
 
@@ -9953,10 +10295,13 @@ def task_lines(record: Json) -> list[str]:
     worked = [task for task in dicts(record.get("tasks")) if as_int(task.get("iterations"))]
     if not worked:
         return []
-    lines = ["", "state      time     cost  tries  task"]
+    lines = ["", "state          time     cost  tries  task"]
     for task in worked:
+        state = as_text(task.get("state"))
+        if state == "done" and task.get("outcome") == "check failed":
+            state = "check failed"
         lines.append(
-            f"{as_text(task.get('state')):<8} {duration(as_float(task.get('seconds'))):>6} "
+            f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
             f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
             f"{as_text(task.get('text'))}"
         )

@@ -23,6 +23,7 @@ Faults, each for one request that offers tools (title and summary requests take 
     cut                 the connection is reset after some words
     hang                nothing is sent until the client gives up or this server closes
     unknown             the stream ends in good order but without a finish_reason
+    length              likewise with the finish_reason of the model's output limit
     nothing             a text and a stop, with no work done
     bash:COMMAND        one bash call, then on as usual
     outside             reads a file outside of the directory: permission `external_directory`
@@ -371,7 +372,7 @@ def first_missing(
 # ---- Faults --------------------------------------------------------------------------------------
 
 FAULTS_ONCE_READ = {"block": "BLOCKED: no key", "manual": "MANUAL", "complete-early": ""}
-FAULTS_OF_TRANSPORT = ("full", "overflow", "cut", "hang", "unknown")
+FAULTS_OF_TRANSPORT = ("full", "overflow", "cut", "hang", "unknown", "length")
 FAULTS_WITH_CALLS = (
     "outside",
     "ask",
@@ -651,7 +652,7 @@ class _Handler(BaseHTTPRequestHandler):
         # first.
         said = (
             answer
-            if fault not in ("cut", "unknown")
+            if fault not in ("cut", "unknown", "length")
             else Answer("Let me look at this for a moment, and")
         )
         for pause, delta in self._deltas(fault, said):
@@ -665,7 +666,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             raise ConnectionAbortedError("cut, as asked for")
         if fault != "unknown":
-            reason = "tool_calls" if said.calls else "stop"
+            reason = "tool_calls" if said.calls else "length" if fault == "length" else "stop"
             self._event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         self._event({**head, "choices": [], "usage": usage(request, said, fault == "full")})
         self._chunk(b"data: [DONE]\n\n")
