@@ -64,7 +64,6 @@ import errno
 import fcntl
 import functools
 import http.client
-import inspect
 import io
 import json
 import locale
@@ -2116,12 +2115,14 @@ class Books:
     def note_plan(self, plan: Plan) -> bool:
         """Take in a plan; whether it is progress.
 
-        Progress is more settled, or less pending, than ever before in this run. To un-check a task
-        and to check it again, or to reword it, is none: agents did so all night. A plan of several
-        tasks, none of which was in the one before, is another one, and counts from where it begins.
+        Progress is more settled, or less pending, than ever before in this run, and nothing gone.
+        To un-check a task and to check it again, or to reword it, is none: agents did so all night.
+        A plan of several tasks, none of which was in the one before, is another one, and counts
+        from where it begins.
         """
         tasks = {task.text for task in plan.tasks}
-        gone = dict.fromkeys((*self.gone, *missing_tasks(self.plan, plan)))
+        lost = missing_tasks(self.plan, plan)
+        gone = dict.fromkeys((*self.gone, *lost))
         self.gone = [text for text in gone if text not in tasks]  # some come back
         self.plan = plan
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
@@ -2132,7 +2133,7 @@ class Books:
             self.most_settled = plan.settled
         if has_less or is_another or self.least_pending is None:
             self.least_pending = plan.pending
-        return has_more or has_less
+        return has_more or (has_less and not lost)
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
@@ -2655,7 +2656,7 @@ class Waits:
     def handle(self, event: Any, wall: float) -> list[Reply]:
         """One event has happened (None: only time has passed); returns the requests to be made.
 
-        `wall` is in seconds since 1970. The first call begins the run.
+        `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
         self.journal.wall = wall
         was_away = not self.clock.move_to(wall)
@@ -2663,15 +2664,11 @@ class Waits:
         for one in events:
             if self.exit_status is None:
                 try:
-                    self.story.send(one if self.has_begun else None)
+                    self.story.send(one)
                 except StopIteration as end:
                     self.exit_status = end.value
         requests, self.requests = self.requests, []
         return requests
-
-    @property
-    def has_begun(self) -> bool:
-        return inspect.getcoroutinestate(self.story) != inspect.CORO_CREATED
 
     @property
     def now(self) -> float:
@@ -2806,7 +2803,7 @@ class ServerState:
         self.measuring: Reply | None = None
         self.measure_at = 0.0
         self.replace = (
-            False  # something may be at work there, or it grew: before the next iteration
+            False  # before the next iteration: it grew, or something may be at work there
         )
         self.is_bursting = False  # it grew to twice what it may: in the midst of this one
         self.is_fresh = True  # nothing has worked there yet
@@ -3323,8 +3320,16 @@ class Run(Waits):
         self.take_check(checked)
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
-        """Write an iteration into the books."""
+        """Write an iteration into the books; what nobody may overlook is said."""
+        known_gone = set(self.books.gone)
         has_progress = self.books.note_plan(plan) or plan.summary is not None
+        gone = [text for text in self.books.gone if text not in known_gone]
+        if gone:
+            self.journal.note("warn", said_gone(gone), "warn")
+        known = {near.text for near in iteration.plan.near_misses}
+        near_misses = [near for near in plan.near_misses if near.text not in known]
+        for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
+            self.journal.note("warn", said, "warn")
         result = iteration.result(self.now, outcome, plan, check, has_progress)
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
