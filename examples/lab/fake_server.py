@@ -750,6 +750,8 @@ class Server:
         self.log = open_append(behaviour.get("log"))
         self.store = open_append(behaviour.get("store"))
         self.authorization = b""
+        self.memory = 0  # MiB to take when work begins
+        self.ballast = b""
         self.sessions: dict[str, Json] = {}
         self.messages: dict[str, list[Json]] = {}
         self.status: dict[str, Json] = {}
@@ -767,6 +769,11 @@ class Server:
         self.began = time.monotonic()
         if behaviour.get("store"):
             self.load(behaviour["store"])
+
+    def grow(self) -> None:
+        """Work begins: take the memory that was ordered."""
+        if not self.ballast:
+            self.ballast = b"x" * (self.memory << 20)
 
     def event(self, kind: str, data: Json) -> Json:
         """An event in the server's envelope."""
