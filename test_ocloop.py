@@ -14353,7 +14353,7 @@ def test_closed_streams_and_odd_encodings(world: World) -> None:
         child = world.execute(world.project(1), argv, **world.setting()).finish(0)
         assert child.boxes() == "x"
     plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
-    said = world.say(world.project(plan), "status", PYTHONIOENCODING="latin-1")
+    said = world.say(world.project(plan), "status", status=3, PYTHONIOENCODING="latin-1")
     assert "complete" in said
 
 
