@@ -4057,6 +4057,16 @@ def test_an_answer_that_was_cut_off_is_over_where_a_server_says_busy_for_ever() 
     assert "iter: 1 cut in" in story.text
 
 
+def test_an_answer_that_was_cut_off_is_over_on_a_new_server_too() -> None:
+    story = Story("- [ ] a\n", attended=False)
+    story.busy()
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(3)
+    story.ends("cut", Fault("length", ocloop.CUT_OFF))
+    story.let_pass(2)
+    assert "iter: 1 cut in" in story.text and len(story.all(SendPrompt)) == 1
+
+
 def test_who_pressed_q_in_front_of_the_screen_is_not_told_of_it() -> None:
     story = Story(notify="mail")
     story.busy()
@@ -8474,6 +8484,7 @@ def test_status_tells_the_last_lines_of_a_check_that_fails() -> None:
     story.check = 2
     story.works()
     text = status_text(story)
+    assert re.search(r"^check failed .* 1  one$", text, re.MULTILINE), "and not done"
     assert "check     it failed; what the next session is told of it:" in text
     assert "output of the check" in text
     assert "1 check failed" in text
@@ -8511,7 +8522,8 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
 @pytest.mark.parametrize(
     "text, status",
     [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
-     ("- [ ] a\n<plan-complete>b</plan-complete>", 3)],
+     ("- [ ] a\n<plan-complete>b</plan-complete>", 3),
+     ("- [x] a\n- [BLOCKED: x] c\n<plan-complete>b</plan-complete>", 3)],
 )  # fmt: skip
 def test_the_exit_status_of_status_says_whether_work_is_left(
     tmp_path: Path, state_home: Path, text: str, status: int
@@ -8524,7 +8536,7 @@ def test_the_exit_status_of_status_says_whether_work_is_left(
 RECORD_NAMES = (
     "pid", "plan", "directory", "state", "reason", "iteration", "task", "session", "model",
     "elapsed", "updated", "ended", "status", "cost", "tokens", "input", "limits", "max_cost",
-    "max_time", "max_iterations", "server", "generation", "version", "waits_for", "retry",
+    "max_time", "max_iterations", "server", "generation", "opencode_version", "waits_for", "retry",
     "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
     "summary", "text", "seconds", "iterations", "username", "password", "opencode",
 )  # fmt: skip
