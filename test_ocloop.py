@@ -3,17 +3,17 @@
     1  The machines, from Loop down: told as stories, fuzzed, and put into hostile worlds
     2  What surrounds the machines: plan, prompt, values, OpenCode 1's wire, view, files, parser
     3  The dialect of OpenCode 2, against recorded answers and against the stand-in
-    4  What small changes of the program showed to be untested (examples/mutate.py)
+    4  What small changes of the program showed to be untested
     5  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
 Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 5 every test has a
-home, a project and an environment of its own (examples/harness.py), and when an ocloop has ended,
-nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
+home, a project and an environment of its own (examples/lab/harness.py), and when an ocloop has
+ended, nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
 
 `pytest -k real` runs what needs the real OpenCode, `pytest -k "not real"` all else, `-k v1` and
 `-k v2` what runs on the stand-in of that generation. The real one is taken from
 OCLOOP_TEST_OPENCODE, else from PATH, else from ~/.opencode/bin, else installed with npm into a
-cache. `python3 test_ocloop.py` writes the golden screens in examples/screens.txt anew.
+cache. `python3 test_ocloop.py` writes the golden screens in examples/lab/screens.txt anew.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ from urllib.parse import unquote
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "examples" / "lab"))
 
 from harness import (
     EXAMPLES,
     FAKE,
     GENERATIONS,
+    LAB,
     LONG,
     OCLOOP,
     ROOT,
@@ -5619,7 +5620,7 @@ def test_every_end_says_what_to_do_next() -> None:
 #
 # Nothing here needs OpenCode; most of it knows no processes, no network and no sleeping. What
 # speaks HTTP does so with a server of the test's own on 127.0.0.1. `python3` on this file prints
-# the golden screens of examples/screens.txt anew, in place.
+# the golden screens of examples/lab/screens.txt anew, in place.
 # ==================================================================================================
 
 GENEROUS = 20.0  # seconds; what is quadratic would take minutes
@@ -10067,7 +10068,7 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 
 
 # ── view and layout: scenes ───────────────────────────────────────────────────────────────────────
-# What a screen of a given size shows, as text. The golden ones are in examples/screens.txt.
+# What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
 def drawn(
@@ -10222,7 +10223,7 @@ SCENES = {
     "plan": "running",
     "quit": "running",
 }
-SCREENS = EXAMPLES / "screens.txt"
+SCREENS = LAB / "screens.txt"
 SIZES = ((80, 24), (40, 12))
 MORE_SIZES = {
     "running": ((120, 40), (20, 5)),
@@ -10252,7 +10253,7 @@ def write_golden_screens() -> None:
 
 
 def test_the_screen_is_as_it_was_looked_at() -> None:
-    """A change of it is to be looked at in examples/screens.txt, which this file can write."""
+    """A change of it is to be looked at in examples/lab/screens.txt, which this file can write."""
     golden = read_screens(SCREENS)
     found = screens()
     for title, rows in found.items():
@@ -12863,7 +12864,7 @@ def test_only_a_synthetic_message_in_the_inbox_wakes_a_session() -> None:
 #
 # The second half of the tests: ocloop from the outside, on the fake OpenCode and on the real one.
 #
-# Every test has a home, a project and an environment of its own (examples/harness.py), and only
+# Every test has a home, a project and an environment of its own (examples/lab/harness.py), and only
 # 127.0.0.1 is contacted. When an ocloop has ended, nothing may be left that carries its mark.
 #
 # What runs on the fake runs on both generations of OpenCode's interface: `pytest -k v1`, `-k v2`.
@@ -14952,7 +14953,7 @@ def test_real_server_killed(bare: World, opencode: str) -> None:
     [("1.0.185", ("plain", "permission", "429", "killed")), ("1.18.33", ("plain",))],
 )
 def test_real_old_and_new_versions(version: str, cases: tuple[str, ...]) -> None:
-    """README, platforms: 1.0.152 and newer; `examples/versions.py` tries more of them."""
+    """README, platforms: 1.0.152 and newer; `examples/lab/versions.py` tries more of them."""
     assert try_version(version, cases) == dict.fromkeys(cases, "well")
 
 

@@ -45,15 +45,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from scripted_model import opencode_config
 
 if TYPE_CHECKING:
     from scripted_model import ScriptedModel
 
-EXAMPLES = Path(__file__).resolve().parent
+LAB = Path(__file__).resolve().parent
+EXAMPLES = LAB.parent
 ROOT = EXAMPLES.parent
 OCLOOP = ROOT / "ocloop.py"  # the program in question
-FAKE = EXAMPLES / "fake_opencode.py"
+FAKE = LAB / "fake_opencode.py"
 PACKAGE = "opencode-ai"
 VERSION = "1.18.33"  # of the real OpenCode that is fetched where there is none
 LONG = 60.0  # seconds that a step may take on a slow machine before it counts as never coming
