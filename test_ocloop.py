@@ -26,6 +26,7 @@ import http.server
 import inspect
 import io
 import json
+import multiprocessing
 import os
 import queue
 import random
@@ -36,6 +37,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
@@ -44,6 +46,8 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from urllib.parse import unquote
@@ -15051,5 +15055,162 @@ def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
     until(lambda: not marked(child.mark), "its end", 5)
 
 
+# ==================================================================================================
+# Side by side: `python3 test_ocloop.py`
+#
+# Half of a test's time is waiting, so a few processes for each core work through the tests. They
+# are forked once pytest has collected, and take the tests' numbers out of one pipe: first those
+# that take longest. What became of a test goes back to the first process, which alone says it.
+# ==================================================================================================
+
+WORKERS = 4 * (os.cpu_count() or 1)
+SAY_EVERY = 10.0  # seconds between two lines that say how far it is
+
+
+def costs(item: pytest.Item) -> int:
+    """Where in the order a test belongs: first the real OpenCode, then a program, then the rest."""
+    fixtures = getattr(item, "fixturenames", ())
+    order = ("server", "opencode", "world", "bare")
+    return min([order.index(name) for name in fixtures if name in order], default=len(order))
+
+
+class SideBySide:
+    """A plugin of pytest that takes the place of its loop over the tests, and of its terminal."""
+
+    def __init__(self) -> None:
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.at_once: list[pytest.TestReport] = []  # in a worker: of the test that it is at
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.pluginmanager.unregister(name="terminalreporter")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be loaded is told as a test that failed."""
+        if report.failed:
+            self.counts["failed"] += 1
+            print(f"FAILED {report.nodeid}\n{report.longreprtext}", flush=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.at_once.append(report)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Let workers run what was collected, and tell what became of it."""
+        session.items.sort(key=costs)
+        waiting, filled = os.pipe()
+        os.write(filled, b"".join(at.to_bytes(4, "big") for at in range(len(session.items))))
+        os.close(filled)
+        fork = multiprocessing.get_context("fork")
+        left = dict(enumerate(session.items))
+        channels = []
+        workers = []
+        with tempfile.TemporaryDirectory(prefix="ocloop-test-") as folder:
+            try:
+                for number in range(min(WORKERS, len(left))):
+                    channel, its_end = fork.Pipe(duplex=False)
+                    args = (session, waiting, its_end, os.path.join(folder, str(number)))
+                    worker = fork.Process(target=self.work, args=args)
+                    worker.start()
+                    its_end.close()
+                    workers.append(worker)
+                    channels.append(channel)
+                for at, reports in self.told(channels, left):
+                    del left[at]
+                    self.tell(session, reports)
+            finally:
+                os.set_blocking(waiting, False)
+                with suppress(BlockingIOError):
+                    os.read(waiting, 1 << 16)  # a worker that is still there finds no other test
+                for worker in workers:
+                    worker.join()
+        for item in left.values():
+            self.counts["failed"] += 1
+            session.testsfailed += 1
+            print(f"FAILED {item.nodeid}\nIts worker ended before it did.", flush=True)
+        return True
+
+    def work(
+        self, session: pytest.Session, waiting: int, channel: Connection, folder: str
+    ) -> None:
+        """In a worker: run tests until none waits. What they write elsewhere than here is lost."""
+        os.mkdir(folder)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # the fixture tmp_path makes its folders there
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        hook = session.config.hook
+        numbers = iter(lambda: os.read(waiting, 4), b"")
+        mine = (int.from_bytes(number, "big") for number in numbers)
+        at = next(mine, None)
+        try:
+            while at is not None:
+                following = next(mine, None)
+                after = None if following is None else session.items[following]
+                self.at_once = []
+                hook.pytest_runtest_protocol(item=session.items[at], nextitem=after)
+                packed = [
+                    hook.pytest_report_to_serializable(config=session.config, report=report)
+                    for report in self.at_once
+                ]
+                channel.send((at, packed))
+                at = following
+        finally:
+            session._setupstate.teardown_exact(None)  # after ctrl-C: what the test has started
+
+    def told(
+        self, channels: list[Connection], left: dict[int, pytest.Item]
+    ) -> Iterator[tuple[int, list[Json]]]:
+        """What the workers tell, until the last one has ended; now and then how far they are."""
+        began = said = time.monotonic()
+        total = len(left)
+        while channels:
+            for channel in connection.wait(channels, SAY_EVERY):
+                assert isinstance(channel, Connection)
+                try:
+                    yield channel.recv()
+                except EOFError:
+                    channels.remove(channel)
+            now = time.monotonic()
+            if now - said > SAY_EVERY:
+                said = now
+                done = f"{total - len(left)} of {total} tests, {self.counts['failed']} failed"
+                last = ", ".join(item.name for item in left.values()) if len(left) < 9 else ""
+                print(f"{now - began:4.0f} s: {done}{last and '; at work: '}{last}", flush=True)
+
+    def tell(self, session: pytest.Session, packed: list[Json]) -> None:
+        """Count a test, and say why it failed or was skipped."""
+        config = session.config
+        result = "passed"
+        for one in packed:
+            report = config.hook.pytest_report_from_serializable(config=config, data=one)
+            config.hook.pytest_runtest_logreport(report=report)
+            if report.failed:
+                result = "failed"
+                print(f"FAILED {report.nodeid} ({report.when})\n{report.longreprtext}")
+                for title, text in report.sections:
+                    print(f"--- {title}\n{text}")
+            elif report.skipped and result == "passed":
+                result = "skipped"
+                print(f"skipped {report.nodeid}: {report.longrepr[2]}")
+        self.counts[result] += 1
+        sys.stdout.flush()
+        if session.shouldfail:  # -x
+            raise session.Failed(session.shouldfail)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests side by side, or write the golden screens."""
+    if arguments == ["--screens"]:
+        write_golden_screens()
+        return 0
+    side_by_side = SideBySide()
+    argv = ["--capture=sys", __file__, *arguments]  # workers would share what `fd` captures into
+    status = pytest.main(argv, plugins=[side_by_side])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        print("there is no such test")
+    print(", ".join(f"{count} {result}" for result, count in side_by_side.counts.items()))
+    return int(status != pytest.ExitCode.OK)
+
+
 if __name__ == "__main__":
-    write_golden_screens()
+    sys.exit(main(sys.argv[1:]))
