@@ -46,6 +46,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15059,19 +15060,24 @@ def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
 # Side by side: `python3 test_ocloop.py`
 #
 # Half of a test's time is waiting, so a few processes for each core work through the tests. They
-# are forked once pytest has collected, and take the tests' numbers out of one pipe: first those
-# that take longest. What became of a test goes back to the first process, which alone says it.
+# are forked once pytest has collected, and take the tests' numbers out of a pipe: first those that
+# take longest. What became of a test goes back to the first process, which alone says it.
+#
+# The real OpenCode needs a core for itself, so its tests have a pipe of their own, from which only
+# as many processes take as there are cores.
 # ==================================================================================================
 
-WORKERS = 4 * (os.cpu_count() or 1)
+CORES = os.cpu_count() or 1
+WORKERS = 4 * CORES
 SAY_EVERY = 10.0  # seconds between two lines that say how far it is
 
 
-def costs(item: pytest.Item) -> int:
-    """Where in the order a test belongs: first the real OpenCode, then a program, then the rest."""
-    fixtures = getattr(item, "fixturenames", ())
-    order = ("server", "opencode", "world", "bare")
-    return min([order.index(name) for name in fixtures if name in order], default=len(order))
+def line_up(numbers: Iterable[int]) -> int:
+    """A pipe from which each of these numbers can be read once, by any process."""
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(number.to_bytes(4, "big") for number in numbers))
+    os.close(writer)
+    return reader
 
 
 class SideBySide:
@@ -15096,10 +15102,9 @@ class SideBySide:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Let workers run what was collected, and tell what became of it."""
-        session.items.sort(key=costs)
-        waiting, filled = os.pipe()
-        os.write(filled, b"".join(at.to_bytes(4, "big") for at in range(len(session.items))))
-        os.close(filled)
+        real = [at for at, item in enumerate(session.items) if "test_real" in item.name]
+        others = sorted(set(range(len(session.items))) - set(real), reverse=True)
+        queues = [line_up(real), line_up(others)]  # the file's last part takes longest
         fork = multiprocessing.get_context("fork")
         left = dict(enumerate(session.items))
         channels = []
@@ -15108,7 +15113,8 @@ class SideBySide:
             try:
                 for number in range(min(WORKERS, len(left))):
                     channel, its_end = fork.Pipe(duplex=False)
-                    args = (session, waiting, its_end, os.path.join(folder, str(number)))
+                    mine = queues[number >= CORES :]
+                    args = (session, mine, its_end, os.path.join(folder, str(number)))
                     worker = fork.Process(target=self.work, args=args)
                     worker.start()
                     its_end.close()
@@ -15118,9 +15124,10 @@ class SideBySide:
                     del left[at]
                     self.tell(session, reports)
             finally:
-                os.set_blocking(waiting, False)
-                with suppress(BlockingIOError):
-                    os.read(waiting, 1 << 16)  # a worker that is still there finds no other test
+                for queue in queues:
+                    os.read(queue, 1 << 16)  # a worker that is still there finds no other test
+                for channel in channels:
+                    channel.close()
                 for worker in workers:
                     worker.join()
         for item in left.values():
@@ -15130,16 +15137,16 @@ class SideBySide:
         return True
 
     def work(
-        self, session: pytest.Session, waiting: int, channel: Connection, folder: str
+        self, session: pytest.Session, queues: list[int], channel: Connection, folder: str
     ) -> None:
-        """In a worker: run tests until none waits. What they write elsewhere than here is lost."""
+        """In a worker: run tests until none is left."""
         os.mkdir(folder)
         os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # the fixture tmp_path makes its folders there
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         hook = session.config.hook
-        numbers = iter(lambda: os.read(waiting, 4), b"")
+        numbers = (number for queue in queues for number in iter(partial(os.read, queue, 4), b""))
         mine = (int.from_bytes(number, "big") for number in numbers)
         at = next(mine, None)
         try:
@@ -15206,8 +15213,8 @@ def main(arguments: list[str]) -> int:
     side_by_side = SideBySide()
     argv = ["--capture=sys", __file__, *arguments]  # workers would share what `fd` captures into
     status = pytest.main(argv, plugins=[side_by_side])
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("there is no such test")
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        print({5: "there is no such test"}.get(int(status), "it did not come to its end"))
     print(", ".join(f"{count} {result}" for result, count in side_by_side.counts.items()))
     return int(status != pytest.ExitCode.OK)
 
