@@ -14882,9 +14882,10 @@ def test_real_ends(bare: World, server: RealServer) -> None:
         ("complete-early", [], "complete but for 2 pending tasks", 3, 2, ["done"]),
         ("ok,delete-plan", [], "PLAN.md cannot be read", 1, 1, []),
     ]
+    patch = PATCHES["files may be away for three seconds"]
     models = [ScriptedModel(case[0]).start() for case in cases]
     runs = [
-        bare.real(*case[1], model=model, server=server, tasks=case[4])
+        bare.real(*case[1], model=model, server=server, tasks=case[4], patch=patch)
         for case, model in zip(cases, models)
     ]
     for case, run, model in zip(cases, runs, models):
@@ -14981,7 +14982,7 @@ def test_real_many_at_once(bare: World, opencode: str) -> None:
         argv = ["sh", str(EXAMPLES / "many.sh"), "-j", "2", "plans", "--opencode", opencode]
         named = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}
         named.update({"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@localhost"})
-        child = bare.execute(top, argv, **named).finish(1, timeout=150)
+        child = bare.execute(top, argv, **named).finish(1, timeout=300)
     for name in ("one", "two", "three"):
         assert re.search(rf"{name} +0 +1/1", child.output), child.output
         shown = [*git, "show", f"ocloop/{name}:plans/{name}.md"]
@@ -15002,7 +15003,7 @@ def test_real_stopped_in_a_tool(bare: World, opencode: str) -> None:
         term = bare.real_terminal("--run", **how)
         interrupted, terminated, killed = [bare.real("--run", **how) for _ in range(3)]
         for run in (term, interrupted, terminated, killed):
-            run.wait_process("sleep 1000")
+            run.wait_process("sleep 1000", timeout=150)  # four servers start at once
         term.quit()
         interrupted.signal(signal.SIGINT)
         terminated.signal(signal.SIGTERM)
