@@ -12885,6 +12885,7 @@ ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
     "the system has no /proc": "ocloop.PROC = '/nowhere'",
     "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
     "files may be away for three seconds": "ocloop.FILES_WITHIN = 3.0",
+    "the server is looked at every second": "ocloop.MEASURE_EVERY = 1.0",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
     "a bug in the machine": """
 def boom(self, event):
@@ -13883,7 +13884,8 @@ def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
     """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
-    child = world.fake(answers=["sleep:0.3"] * 30 + ["spawn:hang"], tasks=40)
+    patch = PATCHES["the server is looked at every second"]
+    child = world.fake(answers=["sleep:0.3"] * 5 + ["spawn:hang"], tasks=10, patch=patch)
     guard = r".*ocloop-guard"
     first = child.wait_process(guard)
     child.wait_event("busy")
