@@ -13594,14 +13594,14 @@ def test_ports(world: World) -> None:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
         def take() -> bool:
-            """Another run may have it for a moment."""
+            """Another test may have it for a while."""
             with suppress(OSError):
                 taken.bind(("127.0.0.1", 4096))
                 taken.listen()
                 return True
             return False
 
-        until(take, "port 4096")
+        until(take, "port 4096", 180)
         child = world.fake(default_port=True).finish(0)
         assert child.events("listening")[0]["port"] != 4096
         assert child.boxes() == "xx"
@@ -15096,9 +15096,9 @@ class SideBySide:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Let workers run what was collected, and tell what became of it."""
-        real = [at for at, item in enumerate(session.items) if "test_real" in item.name]
-        others = sorted(set(range(len(session.items))) - set(real), reverse=True)
-        queues = [line_up(real), line_up(others)]  # the file's last part takes longest
+        order = range(len(session.items))[::-1]  # the file's last part takes longest
+        real = [at for at in order if "test_real" in session.items[at].name]
+        queues = [line_up(real), line_up(at for at in order if at not in real)]
         fork = multiprocessing.get_context("fork")
         left = dict(enumerate(session.items))
         channels = []

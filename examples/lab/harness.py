@@ -1050,7 +1050,7 @@ class World:
         folder = project or quiz(self, tasks)
         if not (folder / "opencode.json").exists():
             (folder / "opencode.json").write_text(json.dumps(opencode_config(model.url)), "utf-8")
-        where = ["--opencode", shlex.quote(opencode)]
+        where = ["--opencode", shlex.quote(opencode), "--port", str(free_port())]
         if server:
             where = ["--server", server.url]
             env["OPENCODE_SERVER_PASSWORD"] = server.password
