@@ -13985,18 +13985,18 @@ def test_a_terminal_that_nobody_reads(world: World) -> None:
     a run goes to its end, a limit is kept, and SIGTERM ends it.
     """
     answers = ["flood:2000", "ask", "bigline:100000", "sleep:0.2"]
-    whole = world.fake_terminal("--run", "--auto", answers=answers, tasks=30, reading=False)
+    whole = world.fake_terminal("--run", "--auto", answers=answers, tasks=16, reading=False)
     limited = world.fake_terminal(
-        "--run", "--max-iterations", "12", "--auto", answers=answers, tasks=30, reading=False
+        "--run", "--max-iterations", "12", "--auto", answers=answers, tasks=16, reading=False
     )
-    lines = world.fake_terminal("--plain", "--verbose", answers=answers, tasks=30, reading=False)
+    lines = world.fake_terminal("--plain", "--verbose", answers=answers, tasks=16, reading=False)
     ended = world.fake_terminal(
-        "--run", "--auto", answers=[*answers, "spawn:hang"], tasks=30, reading=False
+        "--run", "--auto", answers=[*answers, "spawn:hang"], tasks=16, reading=False
     )
-    whole.until(lambda: whole.boxes() == "x" * 30, "the end of the plan")
+    whole.until(lambda: whole.boxes() == "x" * 16, "the end of the plan")
     limited.wait_said("--max-iterations")
     lines.finish(0)
-    assert lines.boxes() == "x" * 30
+    assert lines.boxes() == "x" * 16
     ended.wait_event("spawned")
     for run in (whole, limited, ended):
         run.signal(signal.SIGTERM)
@@ -15050,6 +15050,26 @@ def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
     until(lambda: not marked(child.mark), "its end", 5)
 
 
+def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
+    """Also one that takes its process down has failed, and what failed or was skipped is named."""
+    (bare.folder / "test_few.py").write_text(
+        "import os, pytest\n"
+        "def test_gone(): os._exit(0)\n"
+        "def test_well(): pass\n"
+        "def test_wrong(): assert 1 == 2\n"
+        "def test_not_here(): pytest.skip('there is no such thing')\n"
+    )
+    code = "import sys, test_ocloop; sys.exit(test_ocloop.main(sys.argv[1:], 'test_few.py'))"
+    argv = [sys.executable, "-c", code, "-p", "no:cacheprovider"]
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    child = bare.execute(bare.folder, argv, PYTHONPATH=path).finish(1)
+    assert child.output.splitlines()[-1] == "1 passed, 2 failed, 1 skipped"
+    for part in ("::test_gone\nIts worker", "assert 1 == 2", "::test_not_here: Skipped: there"):
+        assert part in child.output
+    nothing = bare.execute(bare.folder, [*argv, "-k", "nobody"], PYTHONPATH=path).finish(1)
+    assert "there is no such test\n0 passed, 0 failed, 0 skipped" in nothing.output
+
+
 # ==================================================================================================
 # Side by side: `python3 test_ocloop.py`
 #
@@ -15199,14 +15219,14 @@ class SideBySide:
             raise session.Failed(session.shouldfail)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the tests side by side, or write the golden screens."""
+def main(arguments: list[str], file: str = __file__) -> int:
+    """Run the tests of this file side by side, or write the golden screens."""
     if arguments == ["--screens"]:
         write_golden_screens()
         return 0
     side_by_side = SideBySide()
     # pytest says nothing, and captures into no file, which the workers would share.
-    argv = ["-qq", "--no-summary", "--capture=sys", __file__, *arguments]
+    argv = ["-qq", "--no-summary", "--capture=sys", file, *arguments]
     status = pytest.main(argv, plugins=[side_by_side])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("there is no such test")
