@@ -3268,10 +3268,14 @@ class Run(Waits):
         with self.shield(Interrupt), suppress(RequestError):
             stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
             await self.wait(until, stopping, lambda: self.server.is_down)
-            looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
-            polled = await self.wait(until, looking, lambda: self.server.is_down)
-            if polled:
-                talk.take_in(polled, self.now)
+            activity = ""
+            while activity != "idle" and self.now < until and not self.server.is_down:
+                looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
+                polled = await self.wait(until, looking, lambda: self.server.is_down)
+                if polled:
+                    activity = polled.activity
+                    talk.take_in(polled, self.now)
+                    await self.wait(min(until, self.now + LOOK_TWICE))
 
     async def comes_to_rest(self, talk: Talk) -> bool:
         """Interrupt a session until it rests, for so long; whether it does."""
@@ -5619,7 +5623,9 @@ class OpenCode1(OpenCode):
         if message in self.prompts or kind not in ("tool", "text", "reasoning"):
             return Alive(session)
         if kind == "tool":
-            return self.tool_part(session, message, part)
+            said = self.tool_part(session, message, part)
+            # What a subagent works for is told a moment after its tool.
+            return said if said.argument or not said.opens else Alive(session)
         return Part(
             session,
             message,
@@ -6863,10 +6869,11 @@ class Server:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            self._keep(line)
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
                 found.put(match.group(1))
+            else:
+                self._keep(line)
         found.put("")
 
     def _keep(self, line: str) -> None:
