@@ -5001,37 +5001,27 @@ def spend_of(told: Json) -> Spend:
     )
 
 
-# The argument of a tool that says what it does, by the tool's name in either generation.
-MAIN_ARGUMENTS = {
-    "bash": "command",
-    "shell": "command",
-    "grep": "pattern",
-    "glob": "pattern",
-    "webfetch": "url",
-    "websearch": "query",
-    "task": "description",
-    "subagent": "description",
-    "skill": "name",
-}
+# The arguments that say what a tool does, the best first, whatever the tool.
+MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    path = as_text(given.get("filePath") or given.get("path"))
-    path = path.removeprefix(directory.rstrip("/") + "/")
-    text = as_text(given.get(MAIN_ARGUMENTS.get(tool, "")))
-    if tool in ("grep", "glob") and path:
-        text += f" in {path}"
+    below = directory.rstrip("/") + "/"
+    texts = [as_text(given.get(name)) for name in MAIN_ARGUMENTS]
+    texts += [title, *(value for value in given.values() if isinstance(value, str))]
+    text = next(filter(None, texts), "").removeprefix(below)
+    if tool in ("grep", "glob") and given.get("path"):
+        text += f" in {as_text(given['path']).removeprefix(below)}"
     elif tool == "todowrite":
         todos = dicts(given.get("todos"))
         done = sum(todo.get("status") == "completed" for todo in todos)
-        doing = [todo for todo in todos if todo.get("status") == "in_progress"]
-        text = f"{done}/{len(todos)} " + as_text(doing[0].get("content") if doing else "")
-    elif not text:
-        first = next((value for value in given.values() if isinstance(value, str)), "")
-        text = path or title or first
+        doing = [
+            as_text(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"
+        ]
+        text = " ".join([f"{done}/{len(todos)}", *doing[:1]])
     return " ".join(text.split())[:LONGEST_ARGUMENT]
 
 
@@ -5076,6 +5066,21 @@ def permission_of(asked: Json, title: Any, wanted: Any) -> Ask:
     )
 
 
+def label_of(option: Json) -> str:
+    return as_text(option.get("label") or option.get("value"))
+
+
+def options_of(question: Json) -> tuple[tuple[str, str], ...]:
+    """Labels and descriptions of what a question lets one choose from."""
+    options = dicts(question.get("options"))
+    return tuple((label_of(option), as_text(option.get("description"))) for option in options)
+
+
+def question_of(asked: Json, session: str, questions: Sequence[Question]) -> Ask:
+    detail = " / ".join(question.text for question in questions) or as_text(asked.get("title"))
+    return Ask(as_id(asked.get("id")), session, "question", "", detail, tuple(questions))
+
+
 def retry_of(session: str, attempt: int, at: Any, message: Any) -> Activity:
     """OpenCode tries again at that time, in ms since 1970; `attempt` is the one that failed."""
     wait = min(as_float(at) / 1000 - time.time(), LONGEST_TIME)
@@ -5083,20 +5088,15 @@ def retry_of(session: str, attempt: int, at: Any, message: Any) -> Activity:
 
 
 def announced_in(headers: Any) -> float:
-    """Seconds that a provider's answer tells to wait, 0 when it does not."""
-    lower = {as_text(name).lower(): value for name, value in as_dict(headers).items()}
-    return seconds_until(lower.get("retry-after"))
-
-
-def seconds_until(value: Any) -> float:
-    """The value of a `retry-after` header, in seconds: a number, or a date."""
-    text = as_text(value).strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return min(float(text), LONGEST_TIME)
+    """Seconds that a provider's answer tells to wait, as a number or as a date; 0: it does not."""
+    lower = {as_text(name).lower(): as_text(value) for name, value in as_dict(headers).items()}
+    told = lower.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", told):
+        return min(float(told), LONGEST_TIME)
     from email.utils import parsedate_to_datetime  # a rare case, and not worth every start
 
     with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
     return 0.0
 
 
@@ -5152,11 +5152,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str,
-        username: str,
-        password: str,
-        is_gone: Callable[[], bool] = lambda: False,
+        self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
@@ -5166,11 +5162,7 @@ class Client:
             self.headers["Authorization"] = f"Basic {token}"
 
     # What a request that is not answered raises.
-    ERRORS: ClassVar[tuple[type[Exception], ...]] = (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    )
+    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def open(
         self,
@@ -5180,8 +5172,8 @@ class Client:
         timeout: float = REQUEST_TIMEOUT,
         accept: str = "application/json",
     ) -> http.client.HTTPResponse:
-        """Send a request; the answer, of which nothing is read but its head. RequestError when it
-        is not a 2xx one. `timeout`, in seconds, is for each single wait.
+        """Send a request; the answer, whatever it is, of which nothing is read but its head.
+        `timeout`, in seconds, is for each single wait.
 
         No redirect is followed: it could lead to another host, which would be told the login.
         """
@@ -5195,58 +5187,46 @@ class Client:
         try:
             headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            answer = connection.getresponse()
-        except self.ERRORS as error:
+            return connection.getresponse()
+        except self.ERRORS:
             connection.close()
-            raise unanswered(error) from None
-        if not 200 <= answer.status < 300:
-            raise self._refused(answer, method, path, timeout)
-        return answer
+            raise
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
-        """Send a request and return the decoded JSON, or None for an empty answer."""
-        try:
-            raw = self._read(self.open(method, path, body, timeout), timeout)
-        except self.ERRORS as error:
-            raise unanswered(error) from None
-        try:
-            return json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):  # servers answer an unknown route with a page
-            message = f"{method} {path} was not answered with JSON"
-            raise RequestError(502, message, "NotJSON") from None
-
-    def _read(self, answer: http.client.HTTPResponse, timeout: float) -> bytes:
-        """All of an answer, which may not trickle in for longer than that."""
+        """Send a request and return the decoded JSON, or None for an empty answer; RequestError
+        for one that is not 2xx, or that trickles in for longer than `timeout`."""
         until = time.monotonic() + timeout
         raw = bytearray()
-        with answer:
-            while piece := answer.read1(1 << 18):
-                raw += piece
-                if len(raw) > LARGEST:
-                    raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-                if time.monotonic() > until:
-                    raise socket.timeout("timed out")
-            if answer.length:  # what was announced did not come
-                raise http.client.IncompleteRead(b"", answer.length)
-        return bytes(raw)
-
-    def _refused(
-        self, answer: http.client.HTTPResponse, method: str, path: str, timeout: float
-    ) -> RequestError:
-        said: Json = {}
-        with suppress(RecursionError, *self.ERRORS):
-            said = as_dict(json.loads(self._read(answer, timeout)))
-        if answer.status < 400:  # as from a host elsewhere, which is asked what is not known here
-            return RequestError(404, f"{method} {path} was answered with a redirect", "NotJSON")
-        details = as_dict(said.get("data"))
-        issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
-        words = (details.get("path"), details.get("message"), said.get("message"), issues)
-        message = without_input(" ".join(as_text(word) for word in words if word))
-        message = message or f"{method} {path} was answered with {answer.status}"
-        name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(answer.status, message, name)
+        try:
+            with self.open(method, path, body, timeout) as answer:
+                while piece := answer.read1(1 << 18):
+                    raw += piece
+                    if len(raw) > LARGEST:
+                        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise socket.timeout("timed out")
+                if answer.length:  # what was announced did not come
+                    raise http.client.IncompleteRead(b"", answer.length)
+        except self.ERRORS as error:
+            # socket.timeout is a TimeoutError only since Python 3.10.
+            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            message = str(error) or type(error).__name__
+            raise RequestError(0, message, is_timeout=is_timeout) from None
+        said: Any = None
+        is_json = not raw.strip()
+        with suppress(ValueError, RecursionError):
+            said = json.loads(raw)
+            is_json = True
+        route = f"{method} {path}"
+        if answer.status >= 400:
+            raise refusal(answer.status, as_dict(said), route)
+        if answer.status >= 300:  # as from a host elsewhere, which is asked what is not known here
+            raise RequestError(404, f"{route} was answered with a redirect", "NotJSON")
+        if not is_json:  # servers answer an unknown route with a page
+            raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
+        return said
 
     def ask_if_possible(self, path: str) -> Any:
         """GET what is good to know; None when the server fails at it."""
@@ -5258,10 +5238,14 @@ class Client:
             return None
 
 
-def unanswered(error: Exception) -> RequestError:
-    # socket.timeout is a TimeoutError only since Python 3.10.
-    is_timeout = isinstance(error, (TimeoutError, socket.timeout))
-    return RequestError(0, str(error) or type(error).__name__, is_timeout=is_timeout)
+def refusal(code: int, said: Json, route: str) -> RequestError:
+    """An answer that is not 2xx, in the server's own words."""
+    details = as_dict(said.get("data"))
+    issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
+    words = (details.get("path"), details.get("message"), said.get("message"), issues)
+    message = without_input(" ".join(as_text(word) for word in words if word))
+    name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
+    return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
 class OpenCode:
@@ -5508,19 +5492,11 @@ class OpenCode1(OpenCode):
         return permission_of(asked, asked.get("permission"), asked.get("patterns"))
 
     def question(self, asked: Json) -> Ask:
-        questions = tuple(
-            Question(
-                as_text(question.get("question")),
-                tuple(
-                    (as_text(option.get("label")), as_text(option.get("description")))
-                    for option in dicts(question.get("options"))
-                ),
-            )
+        questions = [
+            Question(as_text(question.get("question")), options_of(question))
             for question in dicts(asked.get("questions"))
-        )
-        detail = " / ".join(question.text for question in questions)
-        session = as_id(asked.get("sessionID"))
-        return Ask(as_id(asked.get("id")), session, "question", "", detail, questions)
+        ]
+        return question_of(asked, as_id(asked.get("sessionID")), questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask. `decision` is once, always or reject; a question takes a label for each
@@ -5993,16 +5969,14 @@ class OpenCode2(OpenCode):
             self.forms[id] = form
         if session == ELSEWHERE and not self.options.server:
             session = self.session
-        questions = tuple(
+        questions = [
             Question(
                 as_text(field.get("description") or field.get("title") or field.get("key")),
-                tuple((label, description) for label, description, _ in choices_of(field)),
+                options_of(field) or tuple((word, "") for word in yes_or_no(field)),
             )
             for field in fields_of(form)
-        )
-        detail = " / ".join(question.text for question in questions)
-        detail = detail or as_text(form.get("title"))
-        return Ask(id, session, "question", "", detail, questions)
+        ]
+        return question_of(form, session, questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         if ask.kind == "question":
@@ -6208,16 +6182,8 @@ def fields_of(form: Json) -> list[Json]:
     return [field for field in dicts(form.get("fields")) if not field.get("hidden")]
 
 
-def choices_of(field: Json) -> list[tuple[str, str, Any]]:
-    """Label, description and value of what a field lets one choose from."""
-    if field.get("type") == "boolean":
-        return [("yes", "", True), ("no", "", False)]
-    found = []
-    for option in dicts(field.get("options")):
-        value = option.get("value", option.get("label"))
-        label = as_text(option.get("label") or value)
-        found.append((label, as_text(option.get("description")), value))
-    return found
+def yes_or_no(field: Json) -> dict[str, bool]:
+    return {"yes": True, "no": False} if field.get("type") == "boolean" else {}
 
 
 def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
@@ -6231,7 +6197,13 @@ def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
     for number, field in enumerate(fields_of(form)):
         value: Any = message
         if number < len(labels):
-            values = {label: value for label, _, value in choices_of(field)}
+            values = {
+                **yes_or_no(field),
+                **{
+                    label_of(one): one.get("value", label_of(one))
+                    for one in dicts(field.get("options"))
+                },
+            }
             value = values.get(labels[number], labels[number])
         elif not (takes_words and message and field.get("custom")):
             continue
@@ -6399,11 +6371,7 @@ class StreamReader:
     """
 
     def __init__(
-        self,
-        dialect: Dialect,
-        post: Callable[[Any], None],
-        live: bool,
-        verbose: bool,
+        self, dialect: Dialect, post: Callable[[Any], None], live: bool, verbose: bool
     ) -> None:
         self.dialect = dialect
         self.post = post
@@ -6427,19 +6395,18 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client, path)
+                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, "text/event-stream"))
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
             time.sleep(STREAM_WAITS.after(failures))
 
-    def _connect(self, client: Client, path: str) -> None:
-        with client.open(
-            "GET", path, timeout=STREAM_TIMEOUT, accept="text/event-stream"
-        ) as response:
-            self.socket = socket.socket(fileno=os.dup(response.fileno()))
-            with self.socket:
-                self.post(StreamOpened())
-                self.read(iter(lambda: response.read1(1 << 18), b""))
+    def _connect(self, response: http.client.HTTPResponse) -> None:
+        with response:
+            if response.status == 200:
+                self.socket = socket.socket(fileno=os.dup(response.fileno()))
+                with self.socket:
+                    self.post(StreamOpened())
+                    self.read(iter(lambda: response.read1(1 << 18), b""))
 
     def stop(self) -> None:
         """Hang up, whatever the reading thread does: OpenCode 2 would not end for 20 s while
