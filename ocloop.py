@@ -5281,19 +5281,12 @@ class OpenCode:
     def setup(self) -> Setup:
         """What the server knows. Lists that are late grow: the run asks again until it believes
         them."""
-        self.read_configuration()
-        models = self.models()
-        agents = self.agents()
+        models, agents = self.read_setup()
         self.agent_models = {
-            as_text(agent.get("id") or agent.get("name")): name_of_model(agent.get("model"))
-            for agent in agents or ()
+            name: name_of_model(agent.get("model")) for name, agent in (agents or {}).items()
         }
         # Hidden ones do OpenCode's own chores.
-        names = [
-            as_text(agent.get("id") or agent.get("name"))
-            for agent in agents or ()
-            if not agent.get("hidden")
-        ]
+        names = [name for name, agent in (agents or {}).items() if not agent.get("hidden")]
         contexts: dict[str, int] = {}
         variants: dict[str, tuple[str, ...]] = {}
         free = set()
@@ -5303,11 +5296,9 @@ class OpenCode:
             variants[name] = tuple(as_dict(listed)) or tuple(
                 as_text(variant.get("id")) for variant in dicts(listed)
             )
-            cost = model.get("cost")
-            tiers = dicts(cost) or [as_dict(cost)]
-            if not any(
-                as_float(tier.get("input")) + as_float(tier.get("output")) for tier in tiers
-            ):
+            tiers = dicts(model.get("cost")) or [as_dict(model.get("cost"))]
+            prices = [tier.get(way) for tier in tiers for way in ("input", "output")]
+            if not any(map(as_float, prices)):
                 free.add(name)
         return Setup(
             model=self.model_for(self.options.agent),
@@ -5362,9 +5353,8 @@ class OpenCode:
 
     # What each of them has in words of its own.
 
-    read_configuration: Callable[[], None]
-    models: Callable[[], dict[str, Json] | None]  # by name; None: it cannot be told
-    agents: Callable[[], list[Json] | None]
+    # Models and agents by name, None where it cannot be told; it notes model and agent meant.
+    read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
     children: Callable[[str], list[Json]]
     active: Callable[[float], Json]  # who is at work, by session
     permissions: Callable[[], list[Ask]]
@@ -5410,24 +5400,22 @@ class OpenCode1(OpenCode):
     def get_if_possible(self, path: str) -> Any:
         return self.client.ask_if_possible(self.path(path))
 
-    def read_configuration(self) -> None:
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
         self.model = as_text(config.get("model"))
         self.agent = as_text(config.get("default_agent"))
-
-    def models(self) -> dict[str, Json] | None:
         providers = as_dict(self.get("/config/providers", SETUP_TIMEOUT)).get("providers")
-        if not isinstance(providers, list):
-            return None
-        return {
+        agents = self.get("/agent", SETUP_TIMEOUT)
+        models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(providers)
             for name, model in as_dict(provider.get("models")).items()
         }
-
-    def agents(self) -> list[Json] | None:
-        agents = self.get("/agent", SETUP_TIMEOUT)
-        return dicts(agents) if isinstance(agents, list) else None
+        by_name = {as_text(agent.get("name")): agent for agent in dicts(agents)}
+        return (
+            models if isinstance(providers, list) else None,
+            by_name if isinstance(agents, list) else None,
+        )
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
         """Make a session; returns its id and the directory in which it thinks that it works."""
@@ -5544,8 +5532,11 @@ class OpenCode1(OpenCode):
             return [Child(session, as_text(info.get("parentID")))]
         if type == "session.idle":
             return [Activity(session, "idle")]
-        if type == "session.status":
-            return [self.decode_status(session, as_dict(p.get("status")))]
+        status = as_dict(p.get("status"))
+        if type == "session.status" and status.get("type") == "retry":
+            return [retry_of_status(session, status)]
+        if type == "session.status" and status.get("type") in ("busy", "idle"):
+            return [Activity(session, "working" if status["type"] == "busy" else "idle")]
         if type == "session.error":
             fault = fault_of(p.get("error"))
             return [Broke(session, fault) if fault else Alive(session)]
@@ -5564,13 +5555,6 @@ class OpenCode1(OpenCode):
         if type in ("permission.replied", "question.replied", "question.rejected"):
             return [Answered(session, as_text(p.get("requestID")))]
         return [Alive(session)]
-
-    def decode_status(self, session: str, status: Json) -> SessionEvent:
-        kind = as_text(status.get("type"))
-        if kind == "retry":
-            return retry_of_status(session, status)
-        activity = {"busy": "working", "idle": "idle"}.get(kind)
-        return Activity(session, activity) if activity else Alive(session)
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
         message = as_text(info.get("id"))
@@ -5730,10 +5714,10 @@ def judge_messages(
 def is_of_compaction(message: Json) -> bool:
     """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
     parts = dicts(message.get("parts"))
-    texts = [part for part in parts if part.get("type") == "text"]
-    if any(part.get("type") == "compaction" for part in parts):
-        return True
-    return bool(texts) and all(part.get("synthetic") for part in texts)
+    texts = [part for part in parts if part.get("type") in ("text", "compaction")]
+    return bool(texts) and all(
+        part.get("synthetic") or part.get("type") == "compaction" for part in texts
+    )
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
@@ -5791,22 +5775,19 @@ class OpenCode2(OpenCode):
     def data_if_possible(self, path: str) -> Any:
         return as_dict(self.client.ask_if_possible(path)).get("data")
 
-    # What it knows before any session.
-
-    def read_configuration(self) -> None:
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
         documents = dicts(self.data(self.path("/api/config"), SETUP_TIMEOUT))
         for document in documents:  # the lowest first: the last word counts
             info = as_dict(document.get("info"))
             self.model = name_of_model(info.get("model")) or self.model
             self.agent = as_text(info.get("default_agent")) or self.agent
-
-    def models(self) -> dict[str, Json] | None:
-        listed = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
-        found = {without_variant(name_of_model(model)): model for model in listed}
-        return found or None  # a list that stays empty is no finding
-
-    def agents(self) -> list[Json] | None:
-        return dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT)) or None
+        models = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
+        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
+        # A list that stays empty is no finding.
+        return (
+            {without_variant(name_of_model(model)): model for model in models} or None,
+            {as_text(agent.get("id")): agent for agent in agents} or None,
+        )
 
     # Sessions and prompts.
 
@@ -5859,18 +5840,17 @@ class OpenCode2(OpenCode):
         polled = Polled("working", "", None, spent, children, asks, unlisted)
         is_at_work = session in working
         # A subagent in the background may work on while its parent rests: then there is no verdict.
-        if not working and not self.is_asked(asks):
-            if self.resting != session:  # one look alone may fall between two runs
-                self.resting = session
-                return polled._replace(activity="idle", is_unsure=True)
-            polled = polled._replace(activity="idle")
-        else:
+        if working or self.is_asked(asks):
             self.resting = ""
             retry = self.retry(session) if is_at_work else None
+            polled = polled._replace(retry=retry, is_alive=self.prints())
             if retry:
-                polled = polled._replace(activity="retrying", retry=retry)
-            else:
-                polled = polled._replace(is_alive=self.prints())
+                polled = polled._replace(activity="retrying")
+        elif self.resting != session:  # one look alone may fall between two runs
+            self.resting = session
+            return polled._replace(activity="idle", is_unsure=True)
+        else:
+            polled = polled._replace(activity="idle")
         if polled.activity == "idle" or (closer and is_at_work):
             verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
             polled = polled._replace(verdict=verdict, fault=fault)
@@ -6109,7 +6089,14 @@ class OpenCode2(OpenCode):
             return Alive(session)  # of a server that is gone: nobody knows what it was
         elif type in ("success", "failed"):
             del self.calls[key]
-            return self.tool_over(key, call, "done" if type == "success" else "failed", data, now)
+            part = self.tool_part(key, call, "done" if type == "success" else "failed")
+            changes = dicts(as_dict(data.get("metadata")).get("files"))
+            return part._replace(
+                argument=part.argument + change_of(changes),
+                text=as_text(as_dict(data.get("error")).get("message")),
+                call=call_id(call.tool, call.given),
+                seconds=max(0.0, now - call.since),
+            )
         else:
             shell = as_text(as_dict(data.get("metadata")).get("shellID"))
             self.calls[key] = call._replace(shell=shell or call.shell)
@@ -6118,17 +6105,6 @@ class OpenCode2(OpenCode):
         if call.tool in SUBAGENT_TOOLS and not call.given:
             return Alive(session)  # it is shown once, when it is known what for
         return self.tool_part(key, call, "running")
-
-    def tool_over(
-        self, key: tuple[str, str], call: ToolCall, state: str, data: Json, now: float
-    ) -> Part:
-        part = self.tool_part(key, call, state)
-        return part._replace(
-            argument=part.argument + change_of(dicts(as_dict(data.get("metadata")).get("files"))),
-            text=as_text(as_dict(data.get("error")).get("message")),
-            call=call_id(call.tool, call.given),
-            seconds=max(0.0, now - call.since),
-        )
 
     def tool_part(self, key: tuple[str, str], call: ToolCall, state: str) -> Part:
         message, id = key
@@ -6259,7 +6235,8 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     has_more = False  # something was delivered after it
     for message in messages:
         type = message.get("type")
-        if type == "user" and (idle or has_finished(step)):
+        has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
+        if type == "user" and (idle or has_finished):
             if is_at_work:
                 return "unfinished", None
             break
@@ -6298,11 +6275,6 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "refused", None
     was_interrupted = outcome == "interrupted" or fault is not None  # of kind `aborted`
     return "cut", INTERRUPTED if was_interrupted else None
-
-
-def has_finished(step: Json) -> bool:
-    """Whether a step was its answer's last one: after tool calls another one follows."""
-    return bool(step) and step.get("finish") != "tool-calls"
 
 
 def was_refused(part: Json) -> bool:
