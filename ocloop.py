@@ -62,7 +62,6 @@ import collections
 import difflib
 import errno
 import fcntl
-import functools
 import http.client
 import io
 import json
@@ -3254,10 +3253,14 @@ class Run(Waits):
         with self.shield(Interrupt), suppress(RequestError):
             stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
             await self.wait(until, stopping, lambda: self.server.is_down)
-            looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
-            polled = await self.wait(until, looking, lambda: self.server.is_down)
-            if polled:
-                talk.take_in(polled, self.now)
+            activity = ""
+            while activity != "idle" and self.now < until and not self.server.is_down:
+                looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
+                polled = await self.wait(until, looking, lambda: self.server.is_down)
+                if polled:
+                    activity = polled.activity
+                    talk.take_in(polled, self.now)
+                    await self.wait(min(until, self.now + LOOK_TWICE))
 
     async def comes_to_rest(self, talk: Talk) -> bool:
         """Interrupt a session until it rests, for so long; whether it does."""
@@ -3715,11 +3718,11 @@ class Run(Waits):
         most = self.options.server_memory
         if not most or memory <= most or server.replace:
             return
-        if server.is_fresh:
-            if not self.has_told_of_size:
-                said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
-                self.journal.note("server", said, "warn")
+        if server.is_fresh and not self.has_told_of_size:
+            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
+            self.journal.note("server", said, "warn")
             self.has_told_of_size = True
+        if self.has_told_of_size:
             return
         if memory <= 2 * most:
             server.replace = True
@@ -4889,8 +4892,8 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
 
 
 # ── server-sent events ────────────────────────────────────────────────────────────────────────────
-# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the
-# data means is not known here.
+# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"), less what
+# OpenCode never sends: a mark at the beginning, and lines that end in CR alone.
 
 
 class EventStream:
@@ -4902,51 +4905,34 @@ class EventStream:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # a line that has no end yet, in pieces
-        self._has_begun = False
-        self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
-        self._sizes = [0, 0]  # of the two, in bytes
+        self._size = 0  # bytes since the last empty line
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        if chunk:
-            if self._after_cr:
-                self._after_cr = chunk.endswith(b"\r")
-                chunk = chunk.removeprefix(b"\n")
-            else:
-                self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b"\n" not in chunk:
-            self._rest.append(chunk)
-            self._sizes[0] += len(chunk)
-            self._check_size()
-            return []
-        lines = b"".join((*self._rest, chunk)).split(b"\n")
-        self._rest = [lines.pop()]
-        self._sizes[0] = len(self._rest[0])
-        if not self._has_begun:
-            self._has_begun = True
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        self._size += len(chunk)
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._rest, lines[0]))
+            self._rest.clear()
+        self._rest.append(rest)
         events: list[bytes] = []
         for line in lines:
-            name, _, value = line.partition(b":")
+            name, _, value = line.removesuffix(b"\r").partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
-                self._sizes[1] += len(line)
-            elif not line and self._data:
-                events.append(b"\n".join(self._data))
-                self._data.clear()
-                self._sizes[1] = 0
-        self._check_size()
-        return events
-
-    def _check_size(self) -> None:
-        if sum(self._sizes) > LARGEST:
+            elif line in (b"", b"\r"):
+                self._size = len(rest)
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data.clear()
+        if self._size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        return events
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# The HTTP client, and the readers of JSON. A server may be older, newer or broken: anything may be
-# missing or of another type, and nothing here raises for that.
+# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be older,
+# newer or broken: anything may be missing or of another type, and nothing here raises for that.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
@@ -4957,7 +4943,6 @@ FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever hold
 CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
-EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
@@ -4996,49 +4981,40 @@ def as_int(value: Any) -> int:
     return int(as_float(value))
 
 
-def spend_of(cost: Any, tokens: Any) -> Spend:
-    """Both generations count alike: what was read from the cache is not in `input`."""
-    tokens = as_dict(tokens)
+def spend_of(told: Json) -> Spend:
+    """What a session, a message or a step has used. Both generations count alike: what was read
+    from the cache is not in `input`."""
+    tokens = as_dict(told.get("tokens"))
     cache = as_dict(tokens.get("cache"))
     return Spend(
-        as_float(cost),
+        as_float(told.get("cost")),
         as_int(tokens.get("input")),
         as_int(tokens.get("output")) + as_int(tokens.get("reasoning")),
         as_int(cache.get("read")) + as_int(cache.get("write")),
     )
 
 
-# The argument of a tool that says what it does, by the tool's name in either generation.
-MAIN_ARGUMENTS = {
-    "bash": "command",
-    "shell": "command",
-    "grep": "pattern",
-    "glob": "pattern",
-    "webfetch": "url",
-    "websearch": "query",
-    "task": "description",
-    "subagent": "description",
-    "skill": "name",
-}
+# The arguments that say what a tool does, the best first, whatever the tool.
+MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    path = as_text(given.get("filePath") or given.get("path"))
-    path = path.removeprefix(directory.rstrip("/") + "/")
-    text = as_text(given.get(MAIN_ARGUMENTS.get(tool, "")))
-    if tool in ("grep", "glob") and path:
-        text += f" in {path}"
+    below = directory.rstrip("/") + "/"
+    texts = [as_text(given.get(name)) for name in MAIN_ARGUMENTS]
+    texts += [title, *(value for value in given.values() if isinstance(value, str))]
+    text = next(filter(None, texts), "").removeprefix(below)
+    if tool in ("grep", "glob") and given.get("path"):
+        text += f" in {as_text(given['path']).removeprefix(below)}"
     elif tool == "todowrite":
         todos = dicts(given.get("todos"))
         done = sum(todo.get("status") == "completed" for todo in todos)
-        doing = [todo for todo in todos if todo.get("status") == "in_progress"]
-        text = f"{done}/{len(todos)} " + as_text(doing[0].get("content") if doing else "")
-    elif not text:
-        first = next((value for value in given.values() if isinstance(value, str)), "")
-        text = path or title or first
+        doing = [
+            as_text(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"
+        ]
+        text = " ".join([f"{done}/{len(todos)}", *doing[:1]])
     return " ".join(text.split())[:LONGEST_ARGUMENT]
 
 
@@ -5051,59 +5027,6 @@ def call_id(tool: str, given: Any) -> int:
     return zlib.crc32(text.encode()) + 1
 
 
-def detail_of_ask(wanted: Any, metadata: Json) -> str:
-    """What exactly a permission is for: the command, file or address, and the patterns."""
-    patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
-    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
-    if exact and patterns in exact:
-        return exact
-    return ", ".join(text for text in (patterns, exact) if text)
-
-
-def permission_ask(asked: Json, title: str, detail: str) -> Ask:
-    return Ask(
-        id=as_id(asked.get("id")),
-        session=as_id(asked.get("sessionID")),
-        kind="permission",
-        title=title,
-        detail=detail,
-        is_circle=title == "doom_loop",
-    )
-
-
-def list_asks(
-    *kinds: tuple[str, Callable[[], Any], Callable[[Json], Ask]],
-) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-    """What is asked now, and the kinds of it that the server failed to list. Each kind comes with
-    what fetches a list of it, and what reads one."""
-    found: list[Ask] = []
-    unlisted: list[str] = []
-    for kind, fetch, read in kinds:
-        try:
-            found += [read(asked) for asked in dicts(fetch())]
-        except RequestError as error:
-            if error.code == 0:
-                raise
-            unlisted.append(kind)
-    return tuple(ask for ask in found if ask.id), tuple(unlisted)
-
-
-def id_of(made: Json) -> str:
-    id = as_id(made.get("id"))
-    if not id:
-        raise RequestError(502, "the server made a session without an id that can be used")
-    return id
-
-
-def has_price(cost: Json) -> bool:
-    return bool(as_float(cost.get("input")) or as_float(cost.get("output")))
-
-
-def how_ended(finish: Any) -> str:
-    """A message's `finish` in the words of `Spent`."""
-    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
-
-
 def change_of(changes: Sequence[Json]) -> str:
     """What an edit has changed: `  +3 -1` for each file."""
     return "".join(
@@ -5113,35 +5036,61 @@ def change_of(changes: Sequence[Json]) -> str:
     )
 
 
+def how_ended(finish: Any) -> str:
+    """A message's `finish` in the words of `Spent`."""
+    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
+
+
+def permission_of(asked: Json, title: Any, wanted: Any) -> Ask:
+    """A permission that is asked for: what kind of thing, and what exactly, which is the command,
+    file or address, and the patterns."""
+    metadata = as_dict(asked.get("metadata"))
+    patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
+    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
+    is_said = exact and patterns in exact
+    detail = exact if is_said else ", ".join(text for text in (patterns, exact) if text)
+    return Ask(
+        id=as_id(asked.get("id")),
+        session=as_id(asked.get("sessionID")),
+        kind="permission",
+        title=as_text(title or "something"),
+        detail=detail + change_of(dicts(metadata.get("files"))),
+        is_circle=title == "doom_loop",
+    )
+
+
+def label_of(option: Json) -> str:
+    return as_text(option.get("label") or option.get("value"))
+
+
+def options_of(question: Json) -> tuple[tuple[str, str], ...]:
+    """Labels and descriptions of what a question lets one choose from."""
+    options = dicts(question.get("options"))
+    return tuple((label_of(option), as_text(option.get("description"))) for option in options)
+
+
+def question_of(asked: Json, session: str, questions: Sequence[Question]) -> Ask:
+    detail = " / ".join(question.text for question in questions) or as_text(asked.get("title"))
+    return Ask(as_id(asked.get("id")), session, "question", "", detail, tuple(questions))
+
+
+def retry_of(session: str, attempt: int, at: Any, message: Any) -> Activity:
+    """OpenCode tries again at that time, in ms since 1970; `attempt` is the one that failed."""
+    wait = min(as_float(at) / 1000 - time.time(), LONGEST_TIME)
+    return Activity(session, "retrying", attempt, wait, as_text(message or "the provider failed"))
+
+
 def announced_in(headers: Any) -> float:
-    """Seconds that a provider's answer tells to wait, 0 when it does not."""
-    lower = {as_text(name).lower(): value for name, value in as_dict(headers).items()}
-    return seconds_until(lower.get("retry-after"))
-
-
-def seconds_until(value: Any) -> float:
-    """The value of a `retry-after` header, in seconds: a number, or a date."""
-    text = as_text(value).strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return min(float(text), LONGEST_TIME)
+    """Seconds that a provider's answer tells to wait, as a number or as a date; 0: it does not."""
+    lower = {as_text(name).lower(): as_text(value) for name, value in as_dict(headers).items()}
+    told = lower.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", told):
+        return min(float(told), LONGEST_TIME)
     from email.utils import parsedate_to_datetime  # a rare case, and not worth every start
 
     with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
     return 0.0
-
-
-def kind_of_code(code: int, may_pass: bool = False) -> str:
-    """The kind of fault that a provider's HTTP code tells."""
-    if code in (429, 529):
-        return "rate-limit"
-    if code in (401, 403):
-        return "auth"
-    if code == 402:
-        return "balance"
-    if code == 404:
-        return "no-model"
-    return "outage" if code >= 500 or may_pass else "provider"
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -5150,6 +5099,33 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
     rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**6:06}"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
+
+
+def name_of_model(described: Any) -> str:
+    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
+
+    A configuration has it as a string or as an object, all others as an object.
+    """
+    if isinstance(described, str):
+        return described
+    model = as_dict(described)
+    provider = as_text(model.get("providerID"))
+    id = as_text(model.get("id") or model.get("modelID") or model.get("model"))
+    variant = as_text(model.get("variant"))
+    if not provider or not id:
+        return ""
+    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
+
+
+def without_variant(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def parts_of_model(name: str) -> tuple[str, str, str]:
+    """The inverse of `name_of_model`: provider, model and variant."""
+    provider, _, rest = name.partition("/")
+    model, _, variant = rest.partition("#")
+    return provider, model, variant
 
 
 def without_input(message: str) -> str:
@@ -5162,36 +5138,6 @@ def without_input(message: str) -> str:
     return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
 
 
-class Receiver(io.RawIOBase):
-    """What a connection receives until that moment, however slowly it trickles in: all of a socket
-    that an HTTPResponse needs."""
-
-    def __init__(self, connection: socket.socket, until: float) -> None:
-        self.connection = connection
-        self.until = until
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.until < math.inf:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise socket.timeout("timed out")
-            self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
-
-    def fileno(self) -> int:
-        return self.connection.fileno()
-
-    def close(self) -> None:
-        super().close()
-        self.connection.close()
-
-
 class Client:
     """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
@@ -5199,11 +5145,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str,
-        username: str,
-        password: str,
-        is_gone: Callable[[], bool] = lambda: False,
+        self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
@@ -5213,11 +5155,7 @@ class Client:
             self.headers["Authorization"] = f"Basic {token}"
 
     # What a request that is not answered raises.
-    ERRORS: ClassVar[tuple[type[Exception], ...]] = (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    )
+    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def open(
         self,
@@ -5226,96 +5164,62 @@ class Client:
         body: Any = None,
         timeout: float = REQUEST_TIMEOUT,
         accept: str = "application/json",
-    ) -> Any:
-        """Send a request and return the response; RequestError when it is not a 2xx one.
+    ) -> http.client.HTTPResponse:
+        """Send a request; the answer, whatever it is, of which nothing is read but its head.
+        `timeout`, in seconds, is for each single wait.
 
-        `timeout`, in seconds, is for all of it, to the last byte of the answer; where that is an
-        event stream, for each single wait.
+        No redirect is followed: it could lead to another host, which would be told the login.
         """
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode("utf-8", "backslashreplace")
-        headers = {**self.headers, "Accept": accept}
         if self.is_gone():
             raise RequestError(0, "the server has ended")
-        until = math.inf if accept == EVENTS else time.monotonic() + timeout
-        try:
-            answer = self._answer(method, path, data, headers, timeout, until)
-        except self.ERRORS as error:
-            raise self._unanswered(error) from None
-        if not 200 <= answer.status < 300:
-            raise self._refused(answer, method, path)
-        return answer
-
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        data: bytes | None,
-        headers: dict[str, str],
-        timeout: float,
-        until: float,
-    ) -> http.client.HTTPResponse:
-        """The head of the answer, whatever it is. No redirect is followed: it could lead to another
-        host, which would be told the login."""
+        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
+            headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            assert connection.sock
-            receiver: Any = Receiver(connection.sock, until)
-            answer = http.client.HTTPResponse(receiver, method=method)
-            answer.begin()
-        except BaseException:
+            return connection.getresponse()
+        except self.ERRORS:
             connection.close()
             raise
-        return answer
-
-    def _refused(self, answer: http.client.HTTPResponse, method: str, path: str) -> RequestError:
-        said: Json = {}
-        with suppress(RecursionError, *self.ERRORS), answer:
-            said = as_dict(json.loads(answer.read(1 << 16)))
-        if answer.status < 400:  # as from a host elsewhere, which is asked what is not known here
-            return RequestError(404, f"{method} {path} was answered with a redirect", "NotJSON")
-        details = as_dict(said.get("data"))
-        issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
-        words = (details.get("path"), details.get("message"), said.get("message"), issues)
-        message = without_input(" ".join(as_text(word) for word in words if word))
-        message = message or f"{method} {path} was answered with {answer.status}"
-        name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(answer.status, message, name)
-
-    def _unanswered(self, error: Exception) -> RequestError:
-        # socket.timeout is a TimeoutError only since Python 3.10.
-        is_timeout = isinstance(error, (TimeoutError, socket.timeout))
-        return RequestError(0, str(error) or type(error).__name__, is_timeout=is_timeout)
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
-        """Send a request and return the decoded JSON, or None for an empty answer."""
+        """Send a request and return the decoded JSON, or None for an empty answer; RequestError
+        for one that is not 2xx, or that trickles in for longer than `timeout`."""
+        until = time.monotonic() + timeout
+        raw = bytearray()
         try:
-            with self.open(method, path, body, timeout) as response:
-                raw = b"".join(self._pieces(response))
+            with self.open(method, path, body, timeout) as answer:
+                while piece := answer.read1(1 << 18):
+                    raw += piece
+                    if len(raw) > LARGEST:
+                        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise socket.timeout("timed out")
+                if answer.length:  # what was announced did not come
+                    raise http.client.IncompleteRead(b"", answer.length)
         except self.ERRORS as error:
-            raise self._unanswered(error) from None
-        try:
-            return json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):  # servers answer an unknown route with a page
-            message = f"{method} {path} was not answered with JSON"
-            raise RequestError(502, message, "NotJSON") from None
-
-    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        left = LARGEST
-        while piece := response.read1(1 << 18):
-            left -= len(piece)
-            if left < 0:
-                raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-            yield piece
-        if response.length:  # what was announced did not come
-            raise http.client.IncompleteRead(b"", response.length)
+            # socket.timeout is a TimeoutError only since Python 3.10.
+            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            message = str(error) or type(error).__name__
+            raise RequestError(0, message, is_timeout=is_timeout) from None
+        said: Any = None
+        is_json = not raw.strip()
+        with suppress(ValueError, RecursionError):
+            said = json.loads(raw)
+            is_json = True
+        route = f"{method} {path}"
+        if answer.status >= 400:
+            raise refusal(answer.status, as_dict(said), route)
+        if answer.status >= 300:  # as from a host elsewhere, which is asked what is not known here
+            raise RequestError(404, f"{route} was answered with a redirect", "NotJSON")
+        if not is_json:  # servers answer an unknown route with a page
+            raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
+        return said
 
     def ask_if_possible(self, path: str) -> Any:
         """GET what is good to know; None when the server fails at it."""
@@ -5327,32 +5231,151 @@ class Client:
             return None
 
 
-# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
-# One class for each generation of OpenCode, with the same methods: a third one would be written
-# here, and found by `detect`; nothing else would change. Whatever cannot be had raises
-# RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
-#
-# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
-# absence, messages that name the prompt they answer.
+def refusal(code: int, said: Json, route: str) -> RequestError:
+    """An answer that is not 2xx, in the server's own words."""
+    details = as_dict(said.get("data"))
+    issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
+    words = (details.get("path"), details.get("message"), said.get("message"), issues)
+    message = without_input(" ".join(as_text(word) for word in words if word))
+    name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
+    return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-class OpenCode1:
-    """OpenCode 1.x in neutral words. Nothing else knows its wire."""
+class OpenCode:
+    """OpenCode in neutral words: what its generations have in common.
 
-    generation = 1
-    oldest = (1, 2, 0)
-    events_path = "/event"
-    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')  # an event that is a piece of a text
+    Each has a class with the same methods, and nothing else knows its wire: a third one would be
+    written beside them, and found by `detect`; nothing else would change. Whatever cannot be had
+    raises RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at
+    again.
+    """
+
+    generation: ClassVar[int]
+    oldest: ClassVar[tuple[int, int, int]]
+    place: ClassVar[str]  # what the directory is called in a query
+    events_path: ClassVar[str]
+    deltas: ClassVar[re.Pattern[bytes]]  # an event that is a piece of a text
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
+        self.options = options
         self.directory = options.directory
-        self.query = "directory=" + quote(os.fsencode(options.directory), safe="")
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+        self.query = self.place + quote(os.fsencode(options.directory), safe="")
+        # The configuration.
+        self.model = ""  # providerID/modelID, perhaps with #variant
+        self.agent = ""  # the one that works when none is named
+        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
+        self.relatives: tuple[str, ...] = ()  # a session and its subagents, at the last look
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    def setup(self) -> Setup:
+        """What the server knows. Lists that are late grow: the run asks again until it believes
+        them."""
+        models, agents = self.read_setup()
+        self.agent_models = {
+            name: name_of_model(agent.get("model")) for name, agent in (agents or {}).items()
+        }
+        # Hidden ones do OpenCode's own chores.
+        names = [name for name, agent in (agents or {}).items() if not agent.get("hidden")]
+        contexts: dict[str, int] = {}
+        variants: dict[str, tuple[str, ...]] = {}
+        free = set()
+        for name, model in (models or {}).items():
+            contexts[name] = as_int(as_dict(model.get("limit")).get("context"))
+            listed = model.get("variants")
+            variants[name] = tuple(as_dict(listed)) or tuple(
+                as_text(variant.get("id")) for variant in dicts(listed)
+            )
+            tiers = dicts(model.get("cost")) or [as_dict(model.get("cost"))]
+            prices = [tier.get(way) for tier in tiers for way in ("input", "output")]
+            if not any(map(as_float, prices)):
+                free.add(name)
+        return Setup(
+            model=self.model_for(self.options.agent),
+            models=None if models is None else contexts,
+            agents=None if agents is None else tuple(names),
+            free=frozenset(free),
+            providers=frozenset(name.partition("/")[0] for name in contexts),
+            variants=variants,
+            grows=self.generation > 1,
+        )
+
+    def model_for(self, agent: str) -> str:
+        """The model that a configuration means for this agent."""
+        return self.agent_models.get(agent or self.agent or "build") or self.model
+
+    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        OpenCode 2 lists the newest 50 of a parent. That is enough: older ones are known by then,
+        and the larger sum counts.
+        """
+        spent = spend_of(own) if "cost" in own else None
+        found = [session]
+        for parent in found:  # it grows meanwhile
+            for child in self.children(parent):
+                id = as_id(child.get("id"))
+                if child.get("parentID") != parent or not id or id in found:
+                    continue  # early versions of OpenCode 2 list all there are
+                found.append(id)
+                spent = spent.plus(spend_of(child)) if spent is not None else None
+        self.relatives = tuple(found)
+        return self.relatives[1:], spent
+
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
+        """Who of the family is at work."""
+        active = self.active(timeout)
+        return [id for id in dict.fromkeys((session, *self.relatives)) if id in active]
+
+    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and the kinds of it that the server
+        failed to list."""
+        found: list[Ask] = []
+        unlisted: list[str] = []
+        for kind, listed in (("permission", self.permissions), ("question", self.questions)):
+            try:
+                found += listed()
+            except RequestError as error:
+                if error.code == 0:
+                    raise
+                unlisted.append(kind)
+        return tuple(ask for ask in found if ask.id), tuple(unlisted)
+
+    # What each of them has in words of its own.
+
+    # Models and agents by name, None where it cannot be told; it notes model and agent meant.
+    read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
+    children: Callable[[str], list[Json]]
+    active: Callable[[float], Json]  # who is at work, by session
+    permissions: Callable[[], list[Ask]]
+    questions: Callable[[], list[Ask]]
+
+
+def id_of(made: Json) -> str:
+    id = as_id(made.get("id"))
+    if not id:
+        raise RequestError(502, "the server made a session without an id that can be used")
+    return id
+
+
+# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
+# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
+# absence, messages that name the prompt they answer.
+
+
+class OpenCode1(OpenCode):
+    generation = 1
+    oldest = (1, 2, 0)
+    place = "directory="
+    events_path = "/event"
+    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
+
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     @staticmethod
     def environment(username: str, password: str) -> dict[str, str]:
@@ -5364,31 +5387,27 @@ class OpenCode1:
         """What joins a session in OpenCode's own interface."""
         return [*opencode, "attach", url, "--session", session, "--dir", directory]
 
-    def setup(self) -> Setup:
-        """Models, agents and configuration, as far as the server tells."""
-        config = as_dict(self.client.request("GET", self.path("/config"), timeout=SETUP_TIMEOUT))
-        listed = self.client.request("GET", self.path("/config/providers"), timeout=SETUP_TIMEOUT)
-        agents = self.client.request("GET", self.path("/agent"), timeout=SETUP_TIMEOUT)
-        providers = as_dict(listed).get("providers")
-        models: dict[str, int] = {}
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for provider in dicts(providers):
-            for name, described in as_dict(provider.get("models")).items():
-                model = as_dict(described)
-                full_name = f"{provider.get('id')}/{name}"
-                models[full_name] = as_int(as_dict(model.get("limit")).get("context"))
-                variants[full_name] = tuple(as_dict(model.get("variants")))
-                if not has_price(as_dict(model.get("cost"))):
-                    free.add(full_name)
-        names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
-        return Setup(
-            model=as_text(config.get("model")),
-            models=models if isinstance(providers, list) else None,
-            agents=names if isinstance(agents, list) else None,
-            free=frozenset(free),
-            providers=frozenset(as_text(provider.get("id")) for provider in dicts(providers)),
-            variants=variants,
+    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        return self.client.request("GET", self.path(path), timeout=timeout)
+
+    def get_if_possible(self, path: str) -> Any:
+        return self.client.ask_if_possible(self.path(path))
+
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+        config = as_dict(self.get("/config", SETUP_TIMEOUT))
+        self.model = as_text(config.get("model"))
+        self.agent = as_text(config.get("default_agent"))
+        providers = as_dict(self.get("/config/providers", SETUP_TIMEOUT)).get("providers")
+        agents = self.get("/agent", SETUP_TIMEOUT)
+        models = {
+            f"{provider.get('id')}/{name}": as_dict(model)
+            for provider in dicts(providers)
+            for name, model in as_dict(provider.get("models")).items()
+        }
+        by_name = {as_text(agent.get("name")): agent for agent in dicts(agents)}
+        return (
+            models if isinstance(providers, list) else None,
+            by_name if isinstance(agents, list) else None,
         )
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
@@ -5403,86 +5422,62 @@ class OpenCode1:
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
-            name, _, variant = prompt.model.partition("#")
-            provider, _, model = name.partition("/")
+            provider, model, variant = parts_of_model(prompt.model)
             body["model"] = {"providerID": provider, "modelID": model}
             if variant:
                 body["variant"] = variant
         if prompt.agent:
             body["agent"] = prompt.agent
-        self.client.request(
-            "POST", self.path(f"/session/{session}/prompt_async"), body, SLOW_TIMEOUT
-        )
+        path = self.path(f"/session/{session}/prompt_async")
+        self.client.request("POST", path, body, SLOW_TIMEOUT)
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        children, spent = self.family(session, {session})
-        statuses = as_dict(self.client.request("GET", self.path("/session/status")))
+        children, spent = self.family(session, as_dict(self.get_if_possible(f"/session/{session}")))
+        statuses = self.active(REQUEST_TIMEOUT)
         status = as_dict(statuses.get(session))
-        kind = as_text(status.get("type") or "idle")  # who is not listed is idle
-        activity = {"idle": "idle", "retry": "retrying"}.get(kind, "working")
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = activity != "idle"
-        if not is_at_work and any(child in statuses for child in children):
-            activity = "working"
-        verdict = ""
-        fault = None
-        if activity == "idle" or (closer and is_at_work):
-            messages = self.client.request("GET", self.path(f"/session/{session}/message?limit=20"))
-            verdict, fault = judge_messages(dicts(messages), prompt.message_id, is_at_work)
-        retry = retry_of(session, status) if activity == "retrying" else None
-        polled = Polled(activity, verdict, fault, spent, children, retry=retry)
-        if activity == "idle":
+        polled = Polled("idle", spent=spent, children=children)
+        if status.get("type") == "retry":
+            polled = polled._replace(activity="retrying", retry=retry_of_status(session, status))
+        elif status or any(child in statuses for child in children):
+            # A subagent in the background works on while its parent rests: there is no verdict.
+            polled = polled._replace(activity="working")
+        if polled.activity == "idle" or (closer and status):
+            messages = dicts(self.get(f"/session/{session}/message?limit=20"))
+            verdict, fault = judge_messages(messages, prompt.message_id, bool(status))
+            polled = polled._replace(verdict=verdict, fault=fault)
+        if polled.activity == "idle":
             return polled
         asks, unlisted = self.asks()
         return polled._replace(asks=asks, unlisted=unlisted)
 
-    def family(self, session: str, known: set[str]) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+    def children(self, parent: str) -> list[Json]:
+        return dicts(self.get_if_possible(f"/session/{parent}/children"))
 
-        `known` are those that have been counted: a server may list a session as its own child.
-        """
-        own = as_dict(self.client.ask_if_possible(self.path(f"/session/{session}")))
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        children: list[str] = []
-        for child in dicts(self.client.ask_if_possible(self.path(f"/session/{session}/children"))):
-            id = as_id(child.get("id"))
-            if not id or id in known:
-                continue
-            known.add(id)
-            below, used = self.family(id, known)
-            children += [id, *below]
-            if spent is not None and used is not None:
-                spent = spent.plus(used)
-        return tuple(children), spent
+    def active(self, timeout: float) -> Json:
+        """Who is not listed is idle."""
+        statuses = as_dict(self.get("/session/status", timeout))
+        return {
+            id: status
+            for id, status in statuses.items()
+            if as_dict(status).get("type", "idle") != "idle"
+        }
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and what it failed to list."""
-        get = self.client.request
-        return list_asks(
-            ("permission", lambda: get("GET", self.path("/permission")), self.permission),
-            ("question", lambda: get("GET", self.path("/question")), self.question),
-        )
+    def permissions(self) -> list[Ask]:
+        return [self.permission(asked) for asked in dicts(self.get("/permission"))]
+
+    def questions(self) -> list[Ask]:
+        return [self.question(asked) for asked in dicts(self.get("/question"))]
 
     def permission(self, asked: Json) -> Ask:
-        title = as_text(asked.get("permission") or asked.get("type") or "something")
-        wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
-        return permission_ask(asked, title, detail_of_ask(wanted, as_dict(asked.get("metadata"))))
+        return permission_of(asked, asked.get("permission"), asked.get("patterns"))
 
     def question(self, asked: Json) -> Ask:
-        questions = tuple(
-            Question(
-                as_text(question.get("question")),
-                tuple(
-                    (as_text(option.get("label")), as_text(option.get("description")))
-                    for option in dicts(question.get("options"))
-                ),
-            )
+        questions = [
+            Question(as_text(question.get("question")), options_of(question))
             for question in dicts(asked.get("questions"))
-        )
-        detail = " / ".join(question.text for question in questions)
-        session = as_id(asked.get("sessionID"))
-        return Ask(as_id(asked.get("id")), session, "question", "", detail, questions)
+        ]
+        return question_of(asked, as_id(asked.get("sessionID")), questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask. `decision` is once, always or reject; a question takes a label for each
@@ -5503,13 +5498,6 @@ class OpenCode1:
         rests, or a moment before."""
         for id in dict.fromkeys((session, *self.at_work(session, timeout))):
             self.client.request("POST", self.path(f"/session/{id}/abort"), {}, timeout)
-
-    def at_work(self, session: str, timeout: float) -> list[str]:
-        """Who of the family is at work."""
-        path = self.path("/session/status")
-        statuses = as_dict(self.client.request("GET", path, timeout=timeout))
-        family = [session, *self.family(session, {session})[0]] if statuses else []
-        return [id for id in family if as_dict(statuses.get(id)).get("type", "idle") != "idle"]
 
     def dispose(self) -> None:
         """End the tools that the server has started: they survive it, otherwise."""
@@ -5537,8 +5525,11 @@ class OpenCode1:
             return [Child(session, as_text(info.get("parentID")))]
         if type == "session.idle":
             return [Activity(session, "idle")]
-        if type == "session.status":
-            return [self.decode_status(session, as_dict(p.get("status")))]
+        status = as_dict(p.get("status"))
+        if type == "session.status" and status.get("type") == "retry":
+            return [retry_of_status(session, status)]
+        if type == "session.status" and status.get("type") in ("busy", "idle"):
+            return [Activity(session, "working" if status["type"] == "busy" else "idle")]
         if type == "session.error":
             fault = fault_of(p.get("error"))
             return [Broke(session, fault) if fault else Alive(session)]
@@ -5555,26 +5546,16 @@ class OpenCode1:
         if type == "question.asked" and as_id(p.get("id")):
             return [Asked(session, self.question(p))]
         if type in ("permission.replied", "question.replied", "question.rejected"):
-            return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
+            return [Answered(session, as_text(p.get("requestID")))]
         return [Alive(session)]
-
-    def decode_status(self, session: str, status: Json) -> SessionEvent:
-        kind = as_text(status.get("type"))
-        if kind == "retry":
-            return retry_of(session, status)
-        activity = {"busy": "working", "idle": "idle"}.get(kind)
-        return Activity(session, activity) if activity else Alive(session)
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
         message = as_text(info.get("id"))
         if info.get("role") == "user":
             self.prompts.add(message)
             return Alive(session)
-        spend = spend_of(info.get("cost"), info.get("tokens"))
+        spend = spend_of(info)
         is_complete = bool(as_dict(info.get("time")).get("completed"))
-        model = ""
-        if info.get("providerID") and info.get("modelID"):
-            model = f"{info['providerID']}/{info['modelID']}"
         # A compaction's summary is no answer.
         has_ended = is_complete and info.get("summary") is not True
         return Spent(
@@ -5582,8 +5563,8 @@ class OpenCode1:
             message,
             spend,
             context=spend.tokens,
-            model=model,
-            agent=as_text(info.get("agent") or info.get("mode")),
+            model=name_of_model({"providerID": info.get("providerID"), "id": info.get("modelID")}),
+            agent=as_text(info.get("agent")),
             parent=as_text(info.get("parentID")),
             ended=how_ended(info.get("finish")) if has_ended else "",
             complete=is_complete,
@@ -5591,55 +5572,49 @@ class OpenCode1:
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part.get("messageID"))
-        key = as_text(part.get("id"))
         kind = as_text(part.get("type"))
         if message in self.prompts or kind not in ("tool", "text", "reasoning"):
             return Alive(session)
         if kind == "tool":
-            return self.tool_part(session, message, key, part)
-        has_ended = bool(as_dict(part.get("time")).get("end"))
+            said = self.tool_part(session, message, part)
+            # What a subagent works for is told a moment after its tool.
+            return said if said.argument or not said.opens else Alive(session)
         return Part(
             session,
             message,
-            key,
+            as_text(part.get("id")),
             "text" if kind == "text" else "thinking",
-            "done" if has_ended else "running",
+            "done" if as_dict(part.get("time")).get("end") else "running",
             text=as_text(part.get("text")),
             synthetic=bool(part.get("synthetic")),
         )
 
-    def tool_part(self, session: str, message: str, key: str, part: Json) -> Part:
+    def tool_part(self, session: str, message: str, part: Json) -> Part:
         tool = as_text(part.get("tool") or "tool")
         told = as_dict(part.get("state"))
         given = as_dict(told.get("input"))
         argument = argument_of(tool, given, self.directory, as_text(told.get("title")))
         argument += change_of([as_dict(as_dict(told.get("metadata")).get("filediff"))])
         times = as_dict(told.get("time"))
-        status = as_text(told.get("status"))
-        has_ended = status in ("completed", "error")
+        state = {"completed": "done", "error": "failed"}.get(as_text(told.get("status")), "running")
         return Part(
             session,
             message,
-            key,
+            as_text(part.get("id")),
             "tool",
-            {"completed": "done", "error": "failed"}.get(status, "running"),
-            text=as_text(told.get("error")) if status == "error" else "",
+            state,
+            text=as_text(told.get("error")) if state == "failed" else "",
             tool=tool,
             argument=argument,
-            call=call_id(tool, given) if has_ended else 0,
+            call=call_id(tool, given) if state != "running" else 0,
             seconds=(as_int(times.get("end")) - as_int(times.get("start"))) / 1000,
             opens=tool in SUBAGENT_TOOLS,
         )
 
 
-def retry_of(session: str, status: Json) -> Activity:
-    return Activity(
-        session,
-        "retrying",
-        as_int(status.get("attempt")),
-        min(as_float(status.get("next")) / 1000 - time.time(), LONGEST_TIME),
-        as_text(status.get("message") or "the provider failed"),
-    )
+def retry_of_status(session: str, status: Json) -> Activity:
+    attempt = as_int(status.get("attempt"))
+    return retry_of(session, attempt, status.get("next"), status.get("message"))
 
 
 # OpenCode 1's own names of errors.
@@ -5651,6 +5626,15 @@ ERROR_KINDS = {
     "ProviderModelNotFoundError": "no-model",
     "ProviderInitError": "no-model",
     "AgentNotFoundError": "no-agent",
+}
+# Faults by the HTTP code of the provider.
+CODE_KINDS = {
+    401: "auth",
+    402: "balance",
+    403: "auth",
+    404: "no-model",
+    429: "rate-limit",
+    529: "rate-limit",
 }
 
 
@@ -5673,8 +5657,9 @@ def fault_of(error: Any) -> Fault | None:
     code = as_int(data.get("statusCode"))
     kind = ERROR_KINDS.get(name, "unknown")
     if name == "APIError":
-        may_pass = not code and data.get("isRetryable") is True  # it never got an answer
-        kind = kind_of_code(code, may_pass)
+        has_no_answer = not code and data.get("isRetryable") is True
+        is_outage = code >= 500 or has_no_answer
+        kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
     if kind == "length":
         message = CUT_OFF  # it has no words of its own
     return Fault(kind, message, code, announced_in(data.get("responseHeaders")))
@@ -5689,18 +5674,18 @@ def judge_messages(
     a person typed into the session is not ours, what a compaction put there is. While the session
     is at work on such a prompt of a person's, ours is not over.
     """
-    foreign = set()
-    for message in messages:
-        info = as_dict(message.get("info"))
-        id = as_text(info.get("id"))
-        if info.get("role") == "user" and id != own and not is_of_compaction(message):
-            foreign.add(id)
-    newest = as_dict(messages[-1].get("info")) if messages else {}
+    infos = [as_dict(message.get("info")) for message in messages]
+    foreign = {
+        as_text(info.get("id"))
+        for info, message in zip(infos, messages)
+        if info.get("role") == "user" and info.get("id") != own and not is_of_compaction(message)
+    }
+    newest = infos[-1] if infos else {}
     if is_at_work and {as_text(newest.get("id")), as_text(newest.get("parentID"))} & foreign:
         return "unfinished", None
     answers = [
         info
-        for info in (as_dict(message.get("info")) for message in messages)
+        for info in infos
         if info.get("role") == "assistant" and as_text(info.get("parentID")) not in foreign
     ]
     if not answers:
@@ -5722,10 +5707,10 @@ def judge_messages(
 def is_of_compaction(message: Json) -> bool:
     """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
     parts = dicts(message.get("parts"))
-    texts = [part for part in parts if part.get("type") == "text"]
-    if any(part.get("type") == "compaction" for part in parts):
-        return True
-    return bool(texts) and all(part.get("synthetic") for part in texts)
+    texts = [part for part in parts if part.get("type") in ("text", "compaction")]
+    return bool(texts) and all(
+        part.get("synthetic") or part.get("type") == "compaction" for part in texts
+    )
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
@@ -5735,7 +5720,6 @@ def is_of_compaction(message: Json) -> bool:
 # prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
 # listed (any more) the messages alone tell how it ended.
 
-SHELL_TOOLS = ("shell", "bash")
 PAGE = 50  # messages asked for at once
 MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
 NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
@@ -5745,82 +5729,36 @@ ELSEWHERE = "global"  # stands for the session in forms that an MCP server asks 
 class ToolCall(NamedTuple):
     """A tool at work: its name and its input come with different events."""
 
+    session: str
     tool: str
-    given: Json
     since: float  # by the server's clock, in seconds
+    given: Json
+    shell: str = ""  # the id of the one that it lets run
 
 
-class OpenCode2:
-    """OpenCode 2.x in neutral words. Nothing else knows its wire."""
-
+class OpenCode2(OpenCode):
     generation = 2
     oldest = (2, 0, 4)
+    place = "location%5Bdirectory%5D="
     events_path = "/api/event"
     deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
-        self.client = client
-        self.options = options
-        self.directory = options.directory
-        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
-        # The configuration: the server does not apply it to sessions by itself.
-        self.model = ""  # providerID/modelID, perhaps with #variant
-        self.agent = ""  # the one that works when none is named
-        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # Of sessions, because the server tells it only once or in parts.
+        super().__init__(client, options)
         self.session = ""  # the last one that was given a prompt
         self.resting = ""  # the session that was seen at rest once
-        self.parents: dict[str, str] = {}  # subagent's session -> its parent
         self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
         self.calls: dict[tuple[str, str], ToolCall] = {}  # by message and tool id
-        self.shells: dict[str, tuple[str, int]] = {}  # id -> session, bytes that it has printed
-        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
-
-    def path(self, path: str) -> str:
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+        self.printed: dict[str, int] = {}  # bytes, by shell
 
     @staticmethod
     def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login; the user is always `opencode`."""
+        """The user is always `opencode`."""
         return {"OPENCODE_PASSWORD": password}
 
     @staticmethod
     def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
         return [*opencode, directory, "--server", url, "--session", session]
-
-    # What it knows before any session.
-
-    def setup(self) -> Setup:
-        """Lists that are late grow: the run asks again until it believes them."""
-        documents = as_list(self.data(self.path("/api/config"), SETUP_TIMEOUT))
-        for document in dicts(documents):  # the lowest first: the last word counts
-            info = as_dict(document.get("info"))
-            self.model = name_of_model(info.get("model")) or self.model
-            self.agent = as_text(info.get("default_agent")) or self.agent
-        models: dict[str, int] = {}
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for model in dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT)):
-            name = without_variant(name_of_model(model))
-            models[name] = as_int(as_dict(model.get("limit")).get("context"))
-            variants[name] = tuple(as_text(one.get("id")) for one in dicts(model.get("variants")))
-            if not any(has_price(tier) for tier in dicts(model.get("cost"))):
-                free.add(name)
-        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
-        self.agent_models = {
-            as_text(agent.get("id")): name_of_model(agent.get("model")) for agent in agents
-        }
-        # Hidden ones do OpenCode's own chores.
-        names = tuple(as_text(agent.get("id")) for agent in agents if not agent.get("hidden"))
-        return Setup(
-            model=self.model_for(self.options.agent),
-            models=models or None,  # a list that stays empty is no finding
-            agents=names or None,
-            free=frozenset(free),
-            providers=frozenset(name.partition("/")[0] for name in models),
-            variants=variants,
-            grows=True,
-        )
 
     def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """What an answer wraps in `data`; some versions wrap nothing."""
@@ -5830,18 +5768,31 @@ class OpenCode2:
     def data_if_possible(self, path: str) -> Any:
         return as_dict(self.client.ask_if_possible(path)).get("data")
 
-    def model_for(self, agent: str) -> str:
-        """The model that a configuration means for this agent: the server does not apply it."""
-        return self.agent_models.get(agent or self.agent or "build") or self.model
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+        documents = dicts(self.data(self.path("/api/config"), SETUP_TIMEOUT))
+        for document in documents:  # the lowest first: the last word counts
+            info = as_dict(document.get("info"))
+            self.model = name_of_model(info.get("model")) or self.model
+            self.agent = as_text(info.get("default_agent")) or self.agent
+        models = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
+        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
+        # A list that stays empty is no finding.
+        return (
+            {without_variant(name_of_model(model)): model for model in models} or None,
+            {as_text(agent.get("id")): agent for agent in agents} or None,
+        )
 
     # Sessions and prompts.
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session. Its id is the server's: OpenCode's free models refuse others."""
+        """Make a session. Its id is the server's: OpenCode's free models refuse others. Model and
+        agent of the configuration are not applied by the server."""
         body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
-            body["model"] = model_of_name(model)
+            provider, id, variant = parts_of_model(model)
+            more = {"variant": variant} if variant else {}
+            body["model"] = {"id": id, "providerID": provider, **more}
         if prompt.agent:
             body["agent"] = prompt.agent
         if not self.options.attended:
@@ -5875,87 +5826,47 @@ class OpenCode2:
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         self.session = session
-        known = self.relatives(session)
-        working = self.at_work(session)
-        # What it has cost is read when it is known to rest: the last step must be in it.
-        own = self.record(session)
+        own = as_dict(self.data_if_possible(f"/api/session/{session}"))
         children, spent = self.family(session, own)
-        if self.relatives(session) != known:  # the stream has not told of these subagents
-            working = self.at_work(session)
+        working = self.at_work(session)
         asks, unlisted = self.asks()
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = session in working
         polled = Polled("working", "", None, spent, children, asks, unlisted)
-        if working or self.is_asked(session, asks):
+        is_at_work = session in working
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        if working or self.is_asked(asks):
             self.resting = ""
             retry = self.retry(session) if is_at_work else None
-            if closer and is_at_work:
-                verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
-                polled = polled._replace(verdict=verdict, fault=fault)
+            polled = polled._replace(retry=retry, is_alive=self.prints())
             if retry:
-                return polled._replace(activity="retrying", retry=retry)
-            return polled._replace(is_alive=self.prints(session))
-        if self.resting != session:  # one look alone may fall between two runs
+                polled = polled._replace(activity="retrying")
+        elif self.resting != session:  # one look alone may fall between two runs
             self.resting = session
             return polled._replace(activity="idle", is_unsure=True)
-        verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
-        return polled._replace(activity="idle", verdict=verdict, fault=fault)
+        else:
+            polled = polled._replace(activity="idle")
+        if polled.activity == "idle" or (closer and is_at_work):
+            verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
+            polled = polled._replace(verdict=verdict, fault=fault)
+        return polled
 
-    def prints(self, session: str) -> bool:
+    def prints(self) -> bool:
         """Whether a shell of the family's has printed something: the stream does not tell."""
         has_grown = False
-        family = self.relatives(session)
-        for shell, (owner, known) in list(self.shells.items()):
-            if owner in family:
-                path = f"/api/shell/{quote(shell, safe='')}/output?cursor={known}"
+        for call in list(self.calls.values()):
+            if call.shell and call.session in self.relatives:
+                known = self.printed.get(call.shell, 0)
+                path = f"/api/shell/{quote(call.shell, safe='')}/output?cursor={known}"
                 answer = as_dict(self.client.ask_if_possible(self.path(path)))
                 size = as_int(as_dict(answer.get("data") or answer).get("size"))
                 has_grown = has_grown or size > known
-                self.shells[shell] = (owner, size)
+                self.printed[call.shell] = size
         return has_grown
 
-    def relatives(self, session: str) -> list[str]:
-        """The session and all subagents below it that are known."""
-        found = [session]
-        for child, parent in list(self.parents.items()):  # a parent is always known before
-            if parent in found:
-                found.append(child)
-        return found
+    def active(self, timeout: float) -> Json:
+        return as_dict(self.data("/api/session/active", timeout))
 
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
-        """Who of the family is active."""
-        active = as_dict(self.data("/api/session/active", timeout))
-        return [id for id in self.relatives(session) if id in active]
-
-    def record(self, session: str) -> Json:
-        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
-        session that is gone: nothing is to be expected of it any more."""
-        try:
-            return as_dict(self.data(f"/api/session/{session}"))
-        except RequestError as error:
-            if error.code == 0 or error.name == "SessionNotFoundError":
-                raise
-            return {}
-
-    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
-
-        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
-        and the larger sum counts.
-        """
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        found = [session]
-        for parent in found:  # it grows meanwhile
-            path = f"/api/session?parentID={quote(parent, safe='')}"
-            for child in dicts(self.data_if_possible(path)):
-                id = as_id(child.get("id"))
-                if child.get("parentID") != parent or not id or id in found:
-                    continue  # early versions list all there are
-                found.append(id)
-                self.parents[id] = parent
-                if spent is not None:
-                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
-        return tuple(found[1:]), spent
+    def children(self, parent: str) -> list[Json]:
+        return dicts(self.data_if_possible(f"/api/session?parentID={quote(parent, safe='')}"))
 
     def retry(self, session: str) -> Activity | None:
         """The retry that the newest step waits for: the server counts that as work."""
@@ -6001,19 +5912,22 @@ class OpenCode2:
 
     # What is asked.
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        return list_asks(
-            ("permission", lambda: self.data(self.path("/api/permission/request")), permission_of),
-            ("question", lambda: self.data(self.path("/api/form")), self.question),
-        )
+    def permissions(self) -> list[Ask]:
+        return list(map(self.permission, dicts(self.data(self.path("/api/permission/request")))))
 
-    def is_asked(self, session: str, asks: tuple[Ask, ...]) -> bool:
+    def questions(self) -> list[Ask]:
+        return list(map(self.question, dicts(self.data(self.path("/api/form")))))
+
+    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
         """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
-        family = self.relatives(session)
         return any(
-            ask.session in family and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
+            ask.session in self.relatives
+            and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
             for ask in asks
         )
+
+    def permission(self, asked: Json) -> Ask:
+        return permission_of(asked, asked.get("action"), asked.get("resources"))
 
     def question(self, form: Json) -> Ask:
         """A form of questions, one for each field.
@@ -6028,16 +5942,14 @@ class OpenCode2:
             self.forms[id] = form
         if session == ELSEWHERE and not self.options.server:
             session = self.session
-        questions = tuple(
+        questions = [
             Question(
                 as_text(field.get("description") or field.get("title") or field.get("key")),
-                tuple((label, description) for label, description, _ in choices_of(field)),
+                options_of(field) or tuple((word, "") for word in yes_or_no(field)),
             )
             for field in fields_of(form)
-        )
-        detail = " / ".join(question.text for question in questions)
-        detail = detail or as_text(form.get("title"))
-        return Ask(id, session, "question", "", detail, questions)
+        ]
+        return question_of(form, session, questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         if ask.kind == "question":
@@ -6075,8 +5987,7 @@ class OpenCode2:
     ) -> None:
         """Interrupt the family. It is answered before it has had its effect, and leaves in the
         inbox what was not delivered, where it would join whatever comes next."""
-        ids = [session, *(id for id in self.at_work(session, timeout) if id != session)]
-        for id in ids:
+        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
             self.client.request("POST", f"/api/session/{id}/interrupt", {}, timeout)
         self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
 
@@ -6089,7 +6000,6 @@ class OpenCode2:
         """One event of the stream, in neutral words. It is fed them in their order."""
         type = as_text(event.get("type"))
         data = as_dict(event.get("data"))
-        self.clock = as_float(event.get("created")) / 1000
         if type == "filesystem.changed":
             place = as_text(as_dict(event.get("location")).get("directory"))
             return [Edited(os.path.join(place, as_text(data.get("file"))))]
@@ -6099,115 +6009,100 @@ class OpenCode2:
         session = as_text(data.get("sessionID"))
         if not session:
             return []
-        decoder = self.DECODERS.get(type)
-        # Every other event of a session is a sign of life and no more.
-        return decoder(self, session, data) if decoder else [Alive(session)]
-
-    def decode_created(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        parent = as_text(data.get("parentID"))
-        if not parent:
-            return [Alive(session)]
-        self.parents[session] = parent
-        return [Child(session, parent)]
-
-    def decode_enqueued(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """What nobody typed wakes the session: something in its background has ended."""
-        item = as_dict(data.get("item"))
-        return [Woke(session) if item.get("type") == "synthetic" else Alive(session)]
-
-    def decode_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Activity(session, "working")]
-
-    def decode_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        fault = fault_of_type(data.get("error"))
-        idle = Activity(session, "idle")
-        return [Broke(session, fault), idle] if fault else [idle]
-
-    def decode_step_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """It comes again after a retry, for the same message."""
-        model = without_variant(name_of_model(data.get("model")))
-        agent = as_text(data.get("agent"))
-        message = as_text(data.get("assistantMessageID"))
-        return [
-            Activity(session, "working"),
-            Spent(session, message, Spend(), model=model, agent=agent),
-        ]
-
-    def decode_step_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """A step has ended: it alone tells what it has cost. The sums that `usage.updated` tells
-        would count it again."""
-        spend = spend_of(data.get("cost"), data.get("tokens"))
-        context = spend.input + spend.cached
-        message = as_text(data.get("assistantMessageID"))
-        for key in [key for key in self.calls if key[0] == message]:
-            del self.calls[key]  # broken off: no word of their end will come
-        finish = data.get("finish")
-        ended = how_ended(finish) if finish else ""
-        said: list[SessionEvent | Edited] = [
-            Spent(session, message, spend, context=context, ended=ended, complete=True)
-        ]
-        fault = fault_of_type(data.get("error"))
-        return [*said, Broke(session, fault)] if fault else said
-
-    def decode_retry(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [retry_of_step(session, data)]
-
-    def decode_compacted(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Compacted(session)]
-
-    def decode_delta(self, session: str, data: Json, kind: str) -> list[SessionEvent | Edited]:
-        return [Delta(session, key_of_written(kind, data), as_text(data.get("delta")))]
-
-    def decode_written(
-        self, session: str, data: Json, kind: str, state: str
-    ) -> list[SessionEvent | Edited]:
-        """A text or a thought of a step."""
-        message = as_text(data.get("assistantMessageID"))
-        key = key_of_written(kind, data)
-        return [Part(session, message, key, kind, state, text=as_text(data.get("text")))]
-
-    def decode_tool_named(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """The first word of a tool, and the only one that tells its name."""
-        tool = as_text(data.get("name") or "tool")
-        call = ToolCall(tool, {}, self.clock)
-        self.calls[key_of_call(data)] = call
-        if tool in SUBAGENT_TOOLS:  # it is shown once, when it is known what for
-            return [Alive(session)]
-        return [self.tool_part(session, data, call, "running")]
-
-    def decode_tool_called(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        known = self.calls.get(key_of_call(data))
-        call = ToolCall(known.tool if known else "tool", as_dict(data.get("input")), self.clock)
-        self.calls[key_of_call(data)] = call
-        return [self.tool_part(session, data, call, "running")]
-
-    def decode_tool_progress(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        shell = as_text(as_dict(data.get("metadata")).get("shellID"))
-        if shell:
-            self.shells.setdefault(shell, (session, 0))
+        if type == "session.created" and data.get("parentID"):
+            return [Child(session, as_text(data["parentID"]))]
+        if (
+            type == "session.inbox.enqueued"
+            and as_dict(data.get("item")).get("type") == "synthetic"
+        ):
+            return [Woke(session)]  # nobody typed it: something in its background has ended
+        if type == "session.execution.started":
+            return [Activity(session, "working")]
+        if type in EXECUTION_OVER:
+            return [*broke(session, data), Activity(session, "idle")]
+        if type.startswith("session.step."):
+            return self.decode_step(session, type.removeprefix("session.step."), data)
+        if type == "session.retry.scheduled":
+            return [retry_of_step(session, data)]
+        if type == "session.compaction.ended":
+            return [Compacted(session)]
+        if type.startswith(("session.text.", "session.reasoning.")):
+            return [self.decode_written(session, type, data)]
+        if type.startswith("session.tool."):
+            now = as_float(event.get("created")) / 1000
+            return [self.decode_tool(session, type.removeprefix("session.tool."), data, now)]
+        if type == "permission.asked" and as_id(data.get("id")):
+            return [Asked(session, self.permission(data))]
+        if type in ("permission.replied", "form.replied", "form.cancelled"):
+            id = as_text(data.get("requestID") or data.get("id"))
+            self.forms.pop(id, None)
+            return [Answered(session, id)]
         return [Alive(session)]
 
-    def decode_tool_over(self, session: str, data: Json, state: str) -> list[SessionEvent | Edited]:
-        call = self.calls.pop(key_of_call(data), None)
-        if call is None:
-            return [Alive(session)]  # of a server that is gone: nobody knows what it was
-        if not any(known.tool in SHELL_TOOLS for known in self.calls.values()):
-            self.shells.clear()
-        part = self.tool_part(session, data, call, state)
-        changes = dicts(as_dict(data.get("metadata")).get("files"))
-        return [
-            part._replace(
+    def decode_step(self, session: str, type: str, data: Json) -> list[SessionEvent | Edited]:
+        """A step's end alone tells what it has cost: the sums that `usage.updated` tells would
+        count it again. Its beginning comes again after a retry, for the same message."""
+        message = as_text(data.get("assistantMessageID"))
+        if type == "started":
+            model = without_variant(name_of_model(data.get("model")))
+            agent = as_text(data.get("agent"))
+            spent = Spent(session, message, Spend(), model=model, agent=agent)
+            return [Activity(session, "working"), spent]
+        if type not in ("ended", "failed"):
+            return [Alive(session)]
+        for key in [key for key in self.calls if key[0] == message]:
+            del self.calls[key]  # broken off: no word of their end will come
+        spend = spend_of(data)
+        context = spend.input + spend.cached
+        ended = how_ended(data.get("finish"))
+        spent = Spent(session, message, spend, context=context, ended=ended, complete=True)
+        return [spent, *broke(session, data)]
+
+    def decode_written(self, session: str, type: str, data: Json) -> SessionEvent:
+        """A text or a thought of a step. There are no ids: both are counted, each on its own."""
+        message = as_text(data.get("assistantMessageID"))
+        kind = "text" if type.startswith("session.text.") else "thinking"
+        key = f"{message} {kind} {as_int(data.get('ordinal'))}"
+        if type.endswith(".delta"):
+            return Delta(session, key, as_text(data.get("delta")))
+        state = "done" if type.endswith(".ended") else "running"
+        return Part(session, message, key, kind, state, text=as_text(data.get("text")))
+
+    def decode_tool(self, session: str, type: str, data: Json, now: float) -> SessionEvent:
+        """Its name comes first, then its input, then its end. Its id tells it from all others only
+        within its message."""
+        key = (as_text(data.get("assistantMessageID")), as_text(data.get("id")))
+        call = self.calls.get(key)
+        if type == "input.started":
+            call = ToolCall(session, as_text(data.get("name") or "tool"), now, {})
+        elif type == "called":
+            tool = call.tool if call else "tool"
+            call = ToolCall(session, tool, now, as_dict(data.get("input")))
+        elif call is None:
+            return Alive(session)  # of a server that is gone: nobody knows what it was
+        elif type in ("success", "failed"):
+            del self.calls[key]
+            part = self.tool_part(key, call, "done" if type == "success" else "failed")
+            changes = dicts(as_dict(data.get("metadata")).get("files"))
+            return part._replace(
                 argument=part.argument + change_of(changes),
                 text=as_text(as_dict(data.get("error")).get("message")),
                 call=call_id(call.tool, call.given),
-                seconds=max(0.0, self.clock - call.since),
+                seconds=max(0.0, now - call.since),
             )
-        ]
+        else:
+            shell = as_text(as_dict(data.get("metadata")).get("shellID"))
+            self.calls[key] = call._replace(shell=shell or call.shell)
+            return Alive(session)
+        self.calls[key] = call
+        if call.tool in SUBAGENT_TOOLS and not call.given:
+            return Alive(session)  # it is shown once, when it is known what for
+        return self.tool_part(key, call, "running")
 
-    def tool_part(self, session: str, data: Json, call: ToolCall, state: str) -> Part:
-        message, id = key_of_call(data)
+    def tool_part(self, key: tuple[str, str], call: ToolCall, state: str) -> Part:
+        message, id = key
         return Part(
-            session,
+            call.session,
             message,
             f"{message} tool {id}",
             "tool",
@@ -6217,52 +6112,19 @@ class OpenCode2:
             opens=call.tool in SUBAGENT_TOOLS,
         )
 
-    def decode_asked(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Asked(session, permission_of(data)) if as_id(data.get("id")) else Alive(session)]
 
-    def decode_answered(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        id = as_text(data.get("requestID") or data.get("id"))
-        self.forms.pop(id, None)
-        return [Answered(session, id)]
-
-    DECODERS: ClassVar[dict[str, Callable[[OpenCode2, str, Json], list[SessionEvent | Edited]]]] = {
-        "session.created": decode_created,
-        "session.inbox.enqueued": decode_enqueued,
-        "session.execution.started": decode_started,
-        "session.execution.succeeded": decode_over,
-        "session.execution.failed": decode_over,
-        "session.execution.interrupted": decode_over,
-        "session.execution.settled": decode_over,
-        "session.step.started": decode_step_started,
-        "session.step.ended": decode_step_over,
-        "session.step.failed": decode_step_over,
-        "session.retry.scheduled": decode_retry,
-        "session.compaction.ended": decode_compacted,
-        "session.text.started": functools.partial(decode_written, kind="text", state="running"),
-        "session.text.delta": functools.partial(decode_delta, kind="text"),
-        "session.text.ended": functools.partial(decode_written, kind="text", state="done"),
-        "session.reasoning.started": functools.partial(
-            decode_written, kind="thinking", state="running"
-        ),
-        "session.reasoning.delta": functools.partial(decode_delta, kind="thinking"),
-        "session.reasoning.ended": functools.partial(decode_written, kind="thinking", state="done"),
-        "session.tool.input.started": decode_tool_named,
-        "session.tool.called": decode_tool_called,
-        "session.tool.progress": decode_tool_progress,
-        "session.tool.success": functools.partial(decode_tool_over, state="done"),
-        "session.tool.failed": functools.partial(decode_tool_over, state="failed"),
-        "permission.asked": decode_asked,
-        "permission.replied": decode_answered,
-        "form.replied": decode_answered,
-        "form.cancelled": decode_answered,
-    }
+EXECUTION_OVER = (
+    "session.execution.succeeded",
+    "session.execution.failed",
+    "session.execution.interrupted",
+    "session.execution.settled",
+)
 
 
-def permission_of(asked: Json) -> Ask:
-    title = as_text(asked.get("action") or "something")
-    metadata = as_dict(asked.get("metadata"))
-    detail = detail_of_ask(asked.get("resources"), metadata)
-    return permission_ask(asked, title, detail + change_of(dicts(metadata.get("files"))))
+def broke(session: str, data: Json) -> list[SessionEvent | Edited]:
+    """What has gone wrong, if anything has."""
+    fault = fault_of_type(data.get("error"))
+    return [Broke(session, fault)] if fault else []
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -6277,54 +6139,11 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
     return (first, *(f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)))
 
 
-def name_of_model(described: Any) -> str:
-    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
-
-    The configuration has it as a string or as an object, all others as an object.
-    """
-    if isinstance(described, str):
-        return described
-    model = as_dict(described)
-    provider = as_text(model.get("providerID"))
-    id = as_text(model.get("id") or model.get("model"))
-    variant = as_text(model.get("variant"))
-    if not provider or not id:
-        return ""
-    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
-
-
-def without_variant(name: str) -> str:
-    return name.partition("#")[0]
-
-
-def model_of_name(name: str) -> Json:
-    """The inverse of `name_of_model`."""
-    provider, _, rest = name.partition("/")
-    id, _, variant = rest.partition("#")
-    model = {"id": id, "providerID": provider}
-    return {**model, "variant": variant} if variant else model
-
-
-def key_of_written(kind: str, data: Json) -> str:
-    """The key of a text or a thought. There are no ids: both are counted, each on its own."""
-    return f"{as_text(data.get('assistantMessageID'))} {kind} {as_int(data.get('ordinal'))}"
-
-
-def key_of_call(data: Json) -> tuple[str, str]:
-    """What tells a tool's call from all others: its id does so only within its message."""
-    return as_text(data.get("assistantMessageID")), as_text(data.get("id"))
-
-
 def retry_of_step(session: str, retry: Json) -> Activity:
     """OpenCode 2 counts the attempt that is to come, the run the one that failed."""
+    failed = max(1, as_int(retry.get("attempt")) - 1)
     error = as_dict(retry.get("error"))
-    return Activity(
-        session,
-        "retrying",
-        max(1, as_int(retry.get("attempt")) - 1),
-        min(as_float(retry.get("at")) / 1000 - time.time(), LONGEST_TIME),
-        as_text(error.get("message") or "the provider failed"),
-    )
+    return retry_of(session, failed, retry.get("at"), error.get("message"))
 
 
 def fields_of(form: Json) -> list[Json]:
@@ -6332,16 +6151,8 @@ def fields_of(form: Json) -> list[Json]:
     return [field for field in dicts(form.get("fields")) if not field.get("hidden")]
 
 
-def choices_of(field: Json) -> list[tuple[str, str, Any]]:
-    """Label, description and value of what a field lets one choose from."""
-    if field.get("type") == "boolean":
-        return [("yes", "", True), ("no", "", False)]
-    found = []
-    for option in dicts(field.get("options")):
-        value = option.get("value", option.get("label"))
-        label = as_text(option.get("label") or value)
-        found.append((label, as_text(option.get("description")), value))
-    return found
+def yes_or_no(field: Json) -> dict[str, bool]:
+    return {"yes": True, "no": False} if field.get("type") == "boolean" else {}
 
 
 def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
@@ -6355,7 +6166,13 @@ def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
     for number, field in enumerate(fields_of(form)):
         value: Any = message
         if number < len(labels):
-            values = {label: value for label, _, value in choices_of(field)}
+            values = {
+                **yes_or_no(field),
+                **{
+                    label_of(one): one.get("value", label_of(one))
+                    for one in dicts(field.get("options"))
+                },
+            }
             value = values.get(labels[number], labels[number])
         elif not (takes_words and message and field.get("custom")):
             continue
@@ -6378,7 +6195,7 @@ FAULT_KINDS = {
 }
 INTERRUPTED = Fault("aborted", "it was interrupted")
 # What it says itself, without a type of its own, before a provider is asked.
-_NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
+NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of_type(error: Any) -> Fault | None:
@@ -6389,7 +6206,7 @@ def fault_of_type(error: Any) -> Fault | None:
         return None
     message = as_text(error.get("message") or type)
     kind = FAULT_KINDS.get(type) or ("provider" if type.startswith("provider.") else "unknown")
-    missing = _NOT_THERE.match(message)
+    missing = NOT_THERE.match(message)
     if kind == "unknown" and missing:
         kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
     code = as_int(error.get("status"))
@@ -6411,7 +6228,8 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     has_more = False  # something was delivered after it
     for message in messages:
         type = message.get("type")
-        if type == "user" and (idle or has_finished(step)):
+        has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
+        if type == "user" and (idle or has_finished):
             if is_at_work:
                 return "unfinished", None
             break
@@ -6446,16 +6264,10 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "failed", fault_of_type(idle.get("error"))
     # A bare refusal looks like an interruption, but for what the tool says, and ends without a
     # word; what is left is a step whose tools' results nobody has asked for.
-    is_refused = outcome != "interrupted" and any(map(was_refused, dicts(step.get("content"))))
-    if is_refused:
+    if outcome != "interrupted" and any(map(was_refused, dicts(step.get("content")))):
         return "refused", None
     was_interrupted = outcome == "interrupted" or fault is not None  # of kind `aborted`
     return "cut", INTERRUPTED if was_interrupted else None
-
-
-def has_finished(step: Json) -> bool:
-    """Whether a step was its answer's last one: after tool calls another one follows."""
-    return bool(step) and step.get("finish") != "tool-calls"
 
 
 def was_refused(part: Json) -> bool:
@@ -6469,7 +6281,6 @@ def was_refused(part: Json) -> bool:
 
 OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
 TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
-
 
 Dialect = Union[OpenCode1, OpenCode2]
 
@@ -6525,11 +6336,7 @@ class StreamReader:
     """
 
     def __init__(
-        self,
-        dialect: Dialect,
-        post: Callable[[Any], None],
-        live: bool,
-        verbose: bool,
+        self, dialect: Dialect, post: Callable[[Any], None], live: bool, verbose: bool
     ) -> None:
         self.dialect = dialect
         self.post = post
@@ -6553,17 +6360,18 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client, path)
+                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, "text/event-stream"))
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
             time.sleep(STREAM_WAITS.after(failures))
 
-    def _connect(self, client: Client, path: str) -> None:
-        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=EVENTS) as response:
-            self.socket = socket.socket(fileno=os.dup(response.fileno()))
-            with self.socket:
-                self.post(StreamOpened())
-                self.read(iter(lambda: response.read1(1 << 18), b""))
+    def _connect(self, response: http.client.HTTPResponse) -> None:
+        with response:
+            if response.status == 200:
+                self.socket = socket.socket(fileno=os.dup(response.fileno()))
+                with self.socket:
+                    self.post(StreamOpened())
+                    self.read(iter(lambda: response.read1(1 << 18), b""))
 
     def stop(self) -> None:
         """Hang up, whatever the reading thread does: OpenCode 2 would not end for 20 s while
@@ -6993,10 +6801,11 @@ class Server:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            self._keep(line)
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
                 found.put(match.group(1))
+            else:
+                self._keep(line)
         found.put("")
 
     def _keep(self, line: str) -> None:
