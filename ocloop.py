@@ -3253,14 +3253,15 @@ class Run(Waits):
         with self.shield(Interrupt), suppress(RequestError):
             stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
             await self.wait(until, stopping, lambda: self.server.is_down)
-            activity = ""
-            while activity != "idle" and self.now < until and not self.server.is_down:
+            while True:
                 looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
                 polled = await self.wait(until, looking, lambda: self.server.is_down)
-                if polled:
-                    activity = polled.activity
-                    talk.take_in(polled, self.now)
-                    await self.wait(min(until, self.now + LOOK_TWICE))
+                if polled is None:
+                    return
+                talk.take_in(polled, self.now)
+                if polled.activity == "idle" or self.now >= until:
+                    return
+                await self.wait(min(until, self.now + LOOK_TWICE))
 
     async def comes_to_rest(self, talk: Talk) -> bool:
         """Interrupt a session until it rests, for so long; whether it does."""
