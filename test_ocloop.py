@@ -12879,7 +12879,7 @@ ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
     "the system has no /proc": "ocloop.PROC = '/nowhere'",
     "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
     "files may be away for three seconds": "ocloop.FILES_WITHIN = 3.0",
-    "the server is looked at every second": "ocloop.MEASURE_EVERY = 1.0",
+    "the server is measured all the time": "ocloop.MEASURE_EVERY = 0.05",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
     "a bug in the machine": """
 def boom(self, event):
@@ -13878,7 +13878,7 @@ def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
     """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
-    patch = PATCHES["the server is looked at every second"]
+    patch = PATCHES["the server is measured all the time"]
     child = world.fake(answers=["sleep:0.3"] * 5 + ["spawn:hang"], tasks=10, patch=patch)
     guard = r".*ocloop-guard"
     first = child.wait_process(guard)
@@ -15114,8 +15114,10 @@ class SideBySide:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.at_once.append(report)
 
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Let workers run what was collected, and tell what became of it."""
+        if session.config.option.collectonly:
+            return None  # pytest itself knows what to do
         order = range(len(session.items))[::-1]  # the file's last part takes longest
         real = [at for at in order if "test_real" in session.items[at].name]
         queues = [line_up(real), line_up(at for at in order if at not in real)]
