@@ -14872,8 +14872,8 @@ def test_real_ends(bare: World, server: RealServer) -> None:
     """
     stalled = ["stalled", "done"]
     cases: list[tuple[str, list[str], str, int, int, list[str]]] = [
-        ("hang", ["--iteration-timeout", "15s"], "took longer than 15s", 0, 1, stalled),
-        ("ok,hang", ["--stall-timeout", "15s"], "nothing happened for 15s", 0, 1, stalled),
+        ("hang", ["--iteration-timeout", "30s"], "took longer than 30s", 0, 1, stalled),
+        ("ok,hang", ["--stall-timeout", "30s"], "nothing happened for 30s", 0, 1, stalled),
         ("nothing*", ["--stuck", "2"], "3 iterations in a row", 3, 1, ["nothing settled"] * 3),
         ("complete-early", [], "complete but for 2 pending tasks", 3, 2, ["done"]),
         ("ok,delete-plan", [], "PLAN.md cannot be read", 1, 1, []),
