@@ -38,7 +38,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unicodedata
@@ -84,6 +83,7 @@ from harness import (
     quiz,
     read_screens,
     sealed,
+    temporary_folder,
     until,
     write_screens,
 )
@@ -15125,12 +15125,12 @@ class SideBySide:
         left = dict(enumerate(session.items))
         channels = []
         workers = []
-        with tempfile.TemporaryDirectory(prefix="ocloop-test-") as folder:
+        with temporary_folder("ocloop-test-") as folder:
             try:
                 for number in range(min(WORKERS, len(left))):
                     channel, its_end = fork.Pipe(duplex=False)
                     mine = queues[number >= CORES :]
-                    args = (session, mine, its_end, os.path.join(folder, str(number)))
+                    args = (session, mine, its_end, folder / str(number))
                     worker = fork.Process(target=self.work, args=args)
                     worker.start()
                     its_end.close()
@@ -15153,11 +15153,11 @@ class SideBySide:
         return True
 
     def work(
-        self, session: pytest.Session, queues: list[int], channel: Connection, folder: str
+        self, session: pytest.Session, queues: list[int], channel: Connection, folder: Path
     ) -> None:
         """In a worker: run tests until none is left."""
-        os.mkdir(folder)
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # the fixture tmp_path makes its folders there
+        folder.mkdir()
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # where tmp_path makes its folders
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
