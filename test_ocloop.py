@@ -11211,6 +11211,7 @@ ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
     "the system has no /proc": "ocloop.PROC = '/nowhere'",
     "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
+    "what was unpacked is mapped within a second": "ocloop.MAPPED_WITHIN = 1.0",
     "a bug in the machine": """
 def boom(self, event):
     raise RuntimeError("a bug, as ordered")
@@ -12100,6 +12101,36 @@ def test_kill_9(world: World) -> None:
     assert "was killed" in world.say(child.project, "status", status=3)
     assert world.fake(project=child.project).finish(0).boxes() == "xx"
     assert "ended" in world.say(child.project, "status")
+
+
+def libraries_of(world: World) -> list[str]:
+    """What lies where OpenCode unpacks its libraries, less what this test has put there."""
+    folders = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
+    return [path.name for folder in folders for path in folder.iterdir() if path.name != "keep.so"]
+
+
+def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
+    """README: its libraries are removed as the night goes on, and at every end, also that by
+    `kill -9`, of ocloop alone and with its guard; nothing else is."""
+    patch = PATCHES["what was unpacked is mapped within a second"]
+    child = world.fake(answers=["sleep:2", "hang"], patch=patch)
+    child.until(lambda: bool(libraries_of(world)), "a library")
+    child.until(lambda: child.boxes() == "x ", "the first task")
+    child.until(lambda: not libraries_of(world), "that it is removed while the run goes on")
+    (folder,) = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
+    kept = [folder / "keep.so", world.folder / "tmp" / ".0123456789abcdef-00000000.so"]
+    library = folder / kept[1].name
+    for path in (*kept, library):
+        path.write_text("", "utf-8")
+    child.signal(signal.SIGKILL)
+    child.finish(-signal.SIGKILL, patience=4.0)
+    until(lambda: not library.exists(), "that the guard removes it")
+    library.write_text("", "utf-8")
+    child = world.fake(project=child.project).finish(0)
+    assert libraries_of(world) == []
+    assert all(path.exists() for path in kept)
+    own = world.fake(project=world.project(), env={"BUN_TMPDIR": str(world.folder)}).finish(0)
+    assert len(list(own.project.parent.glob(".*-00000000.so"))) == 1, "a person's own place is kept"
 
 
 def test_a_state_folder_that_is_cleaned_away_is_made_anew(world: World) -> None:
@@ -13085,7 +13116,7 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     overflow later.
     """
     first = "subagent,todo,outside,ask,ok*5,block,ok,429*2,ok,500,ok,cut"
-    faults = f"{first},ok*3,unknown*4,ok*5,overflow"
+    faults = f"{first},ok*3,unknown!,ok*5,overflow"
     with ScriptedModel(faults) as model:
         child = bare.real(model=model, server=server, tasks=6).finish(3, timeout=150)
         given = model.given
@@ -13109,10 +13140,7 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     outcomes = child.outcomes()
     assert outcomes.count("failed") == 1
     assert outcomes.count("blocked") == 1
-    # The one that is stopped for answering without an end may have settled its task by the time:
-    # this model answers at once, and an interrupt takes its way.
-    settled = [record for record in child.records(record="iteration") if record["progress"]]
-    assert len(settled) == 6 and outcomes.count("done") in (4, 5)
+    assert outcomes.count("done") == 5
     kinds = {record["kind"] for record in child.records()}
     tools = {"task", "todowrite", "bash", "read", "write", "edit"}
     assert {*tools, "ask", "retry", "text", "iter", "end"} <= kinds

@@ -30,10 +30,10 @@ Faults, each for one request that offers tools (title and summary requests take 
     ask                 one call of the `question` tool
     subagent            one call of the `task` tool; the subagent runs a command
     subagent-outside    likewise, and the subagent asks for the permission of `outside`
-    todo                one call of the `todowrite` tool
     subagent-turns:N    likewise, and the subagent makes N calls by turns, without an end
     background:SECONDS  a subagent that works in the background for so long
-    turns:N             N calls by turns, one in each answer, so often as it is given
+    turns:N             the next one of N calls that are made by turns
+    todo                one call of the `todowrite` tool
     doom                three identical calls at once: permission `doom_loop`
     block, manual       the task is marked `[BLOCKED: no key]` or `[MANUAL]` instead of being done
     complete-early      the completion tag is appended while tasks are pending
@@ -41,9 +41,9 @@ Faults, each for one request that offers tools (title and summary requests take 
     flood:N             a text in N small pieces without a pause, then on as usual
     delete-plan         removes the plan file
 
-`NAME*3` stands for three times, `NAME*` for ever. A bash command is taken as it stands, so it
-cannot be repeated this way and, in the comma-separated form, cannot contain a comma. `block`,
-`manual` and `complete-early` wait until the plan was read.
+`NAME*3` stands for three times, `NAME*` for ever, `NAME!` for all that the session still asks. A
+bash command is taken as it stands, so it cannot be repeated this way and, in the comma-separated
+form, cannot contain a comma. `block`, `manual` and `complete-early` wait until the plan was read.
 """
 
 from __future__ import annotations
@@ -417,7 +417,7 @@ def parse_faults(faults: str | Sequence[str]) -> Iterator[str]:
     for given in names:
         found = re.fullmatch(r"([^:]+(?::[\d.]+)?)\*(\d*)", given)
         name, times = (found.group(1), found.group(2)) if found else (given, "1")
-        if not FAULT.fullmatch(name):
+        if not FAULT.fullmatch(name.removesuffix("!")):
             raise ValueError(f"there is no fault {name!r}")
         parts.append(itertools.repeat(name, int(times)) if times else itertools.repeat(name))
     return itertools.chain(*parts, itertools.repeat("ok"))
@@ -498,6 +498,7 @@ class ScriptedModel:
         self.closing = threading.Event()
         self._faults = parse_faults(faults)
         self._held: str | None = None
+        self._lasting = ""  # what the session under way is given, whatever it asks
         self._lock = threading.Lock()
         self._requests: deque[JSON] = deque(maxlen=keep)
         self._given: deque[str] = deque(maxlen=keep)
@@ -563,7 +564,11 @@ class ScriptedModel:
         if any(re.search(prompt, talk.prompt) for prompt in of_subagent):
             return "ok", self._record("ok", usual_answer(talk), talk)
         with self._lock:
-            fault = self._held or next(self._faults)
+            if all(message["role"] != "assistant" for message in request["messages"]):
+                self._lasting = ""  # another session
+            fault = self._lasting or self._held or next(self._faults)
+            if fault.endswith("!") and not fault.startswith("bash:"):
+                fault = self._lasting = fault[:-1]
             read = plan_read(talk)
             self._held = (
                 fault if fault in FAULTS_ONCE_READ and (read is None or not read.result) else None

@@ -251,6 +251,15 @@ def set_password(server: Server, generation: int) -> str:
     return "" if password else f"server password {own}\n"
 
 
+def leave_library() -> None:
+    """Unpack a library, as a program of Bun's does at each start, and leave it behind."""
+    folder = os.environ.get("BUN_TMPDIR") or os.environ.get("TMPDIR")
+    if folder:
+        name = f".{os.urandom(8).hex()}-00000000.so"
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(b"\x7fELF")
+
+
 def serve(hostname: str, port: int | None) -> None:
     """`opencode serve`."""
     began = time.time() - time.process_time()
@@ -258,6 +267,7 @@ def serve(hostname: str, port: int | None) -> None:
     generation = int(behaviour.get("generation", 1))
     place = nth_start(behaviour)
     start = nth(behaviour.get("starts") or behaviour.get("start"), place) or ""
+    leave_library()
     taken = bytearray(b"x") * (int(nth(behaviour.get("memory"), place) or 0) << 20)
     server = make_server(behaviour)
     set_signals(server, behaviour)
