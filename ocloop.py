@@ -3511,7 +3511,8 @@ class Run(Waits):
                     ": another program may hold OpenCode's data base "
                     "(~/.local/share/opencode/opencode.db): end that, then run again"
                 )
-            raise Failed(f"the server failed {times}, the last time: {server.problem}{advice}")
+            last = server.problem.rstrip(".")
+            raise Failed(f"the server failed {times}, the last time: {last}{advice}")
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -3708,24 +3709,20 @@ class Run(Waits):
         server = self.server
         server.memory = memory
         most = self.options.server_memory
-        if not most or memory <= most or server.replace:
+        if not most or memory <= most or self.has_told_of_size:
             return
+        said = f"grew to {memory} MiB (limit {most}): replacing it"
         if server.is_fresh:
-            if not self.has_told_of_size:
-                said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
-                self.journal.note("server", said, "warn")
             self.has_told_of_size = True
-            return
-        if memory <= 2 * most:
-            server.replace = True
-            self.journal.note(
-                "server", f"grew to {memory} MiB (limit {most}): replacing it", "warn"
-            )
-        elif self.talk and not server.is_bursting:
+            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
+        elif self.talk and memory > 2 * most and not server.is_bursting:
+            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
             server.is_bursting = True
             self.talk.look_within(self.now)
-            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
-            self.journal.note("server", said, "warn")
+        elif server.replace:
+            return
+        server.replace = not server.is_fresh  # before the next iteration at the latest
+        self.journal.note("server", said, "warn")
 
     # People.
 
@@ -6639,7 +6636,7 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
-    words: str = ""  # its command line and environment, where `ps` shows them
+    words: str  # its command line and environment, where `ps` shows them
 
 
 def has_proc() -> bool:
@@ -6648,46 +6645,41 @@ def has_proc() -> bool:
 
 def list_processes() -> list[Process]:
     """All processes; none where there is no `ps` either, or it takes other options."""
-    found = []
+    rows: list[tuple[Any, ...]] = []
     if has_proc():
         page = os.sysconf("SC_PAGE_SIZE") >> 10
         for pid in filter(str.isdigit, os.listdir(PROC)):
             with suppress(OSError, IndexError), open(f"{PROC}/{pid}/stat", "rb") as file:
                 said = file.read().rpartition(b")")[2].split()
-                process = Process(int(pid), int(said[1]), int(said[2]), int(said[21]) * page)
-                found.append(process)
-        return found
-    with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(
-            PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
-        ).stdout.decode("utf-8", "replace")
-        for row in re.finditer(r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)", told, re.MULTILINE):
-            one, parent, group, memory = map(int, row.groups()[:4])
-            found.append(Process(one, parent, group, memory, row.group(5)))
-    return found
+                rows.append((pid, said[1], said[2], int(said[21]) * page, ""))
+    else:
+        with suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(
+                PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
+            ).stdout.decode("utf-8", "replace")
+            rows = re.findall(r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)", told, re.MULTILINE)
+    return [
+        Process(int(pid), int(parent), int(group), int(memory), words)
+        for pid, parent, group, memory, words in rows
+    ]
 
 
 def marked_pids(mark: str) -> list[int]:
     """The processes that carry the mark in their environment."""
-    wanted = f"{MARK}={mark}"
-    return [process.pid for process in list_processes() if wanted in environment_of(process)]
-
-
-def environment_of(process: Process) -> list[str]:
-    """The entries of its environment, as far as the system shows them."""
-    if process.words:
-        return process.words.split()
-    with suppress(OSError), open(f"{PROC}/{process.pid}/environ", "rb") as file:
-        return file.read().decode("utf-8", "replace").split("\0")
-    return []
+    found = []
+    for process in list_processes():
+        entries = process.words.split()
+        if not entries:
+            with suppress(OSError), open(f"{PROC}/{process.pid}/environ", "rb") as file:
+                entries = file.read().decode("utf-8", "replace").split("\0")
+        if f"{MARK}={mark}" in entries:
+            found.append(process.pid)
+    return found
 
 
 def descendants(pid: int) -> list[int]:
-    """All that a process has started and that still runs below it, where /proc cannot tell.
-
-    What leaves the group is found by its mark afterwards, where marks can be seen; elsewhere this
-    is the last moment to know of it.
-    """
+    """All that a process has started and that still runs below it, where there is no /proc: what
+    leaves the group is found by its mark afterwards, but not wherever `ps` shows no marks."""
     processes = [] if has_proc() else list_processes()
     found = [pid]
     for one in found:  # it grows meanwhile
@@ -6835,16 +6827,16 @@ class Guard:
         """From now on this process group is to be ended, too; 0: none."""
         with self.lock:
             self.group = group
-            self._tell(str(group))
+            self._tell(group)
 
     def look_after(self) -> None:
         """Somebody may have killed it: have another one."""
         with self.lock:
             if self.process and self.process.poll() is not None:
                 self.process = None
-                self._tell(str(self.group))
+                self._tell(self.group)
 
-    def _tell(self, word: str) -> None:
+    def _tell(self, word: object) -> None:
         with suppress(OSError):
             if self.process is None:
                 self.process = spawn(
@@ -6856,17 +6848,14 @@ class Guard:
                     env=self.environment,
                 )
             assert self.process.stdin
-            self.process.stdin.write(word.encode() + b"\n")
+            self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
-        with self.lock:
+        with self.lock, suppress(OSError, subprocess.TimeoutExpired):
             if self.process:
                 self._tell("over")
-                with suppress(OSError, subprocess.TimeoutExpired):
-                    assert self.process.stdin
-                    self.process.stdin.close()
-                    self.process.wait(2)
+                self.process.communicate(timeout=2)
 
 
 # ── opencode: the server's process ────────────────────────────────────────────────────────────────
@@ -6891,11 +6880,9 @@ class Server:
         self.username = DEFAULT_USER
         self.password = ""  # each start has one of its own
         if options.server:
-            given = self.environment
-            self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
-            self.password = (
-                given.get("OPENCODE_PASSWORD") or given.get("OPENCODE_SERVER_PASSWORD") or ""
-            )
+            known = self.environment.get
+            self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
+            self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
         self.dialect: Dialect | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
@@ -6908,16 +6895,16 @@ class Server:
 
     def start(self, launch: int) -> Started:
         """Start it, after stopping what still runs of it. Raises Problem."""
+        options = self.options
         with self.turn:
             self.stop()
             try:
-                url = self.options.server or self._launch()
+                url = options.server or self._launch()
                 client, dialect_type, version = self._meet(url)
             except Problem as problem:
                 self.stop()
                 said = f"{problem}{self._last_words()}"
                 raise Problem(said, problem.status, problem.again) from None
-            options = self.options
             self.dialect = dialect_type(client, options)
             self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             self.reader.start()
@@ -6930,10 +6917,8 @@ class Server:
         """Start the process; returns its URL once it listens."""
         port = self.options.port
         if port and not port_is_free(port):
-            raise Problem(
-                f"port {port} is taken: choose another one with --port, "
-                "or leave --port out for a free one"
-            )
+            advice = "choose another one with --port, or leave --port out for a free one"
+            raise Problem(f"port {port} is taken: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         environment = {
@@ -6973,9 +6958,8 @@ class Server:
             if url:
                 return url
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
-        # Another one that starts may have locked the database.
-        command = " ".join(argv)
-        raise Problem(f"OpenCode {how}: run `{command}` yourself to see why", again=True)
+        problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
+        raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
@@ -6999,10 +6983,9 @@ class Server:
         return "".join(f"\n  {line}" for line in self.last_lines)
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        status = exit_status(process, waits=True)
+        problem = ENDED_BY_ITSELF.format(exit_status(process, waits=True))
         if self.process is process:
             time.sleep(0.1)  # for its last lines
-            problem = ENDED_BY_ITSELF.format(status)
             self.post(ServerDied(launch, problem + self._last_words()))
 
     def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
@@ -7041,10 +7024,8 @@ class Server:
                 time.sleep(0.25 if is_booting else 1.0)
 
     def stop(self, session: str = "") -> None:
-        """Interrupt the session, and stop what we started.
-
-        The tools first, then the group, then what has left the group.
-        """
+        """Interrupt the session, and stop what we started: the tools, then the group, then what has
+        left the group."""
         with self.turn:
             with self.lock:
                 process = self.process
@@ -7175,14 +7156,11 @@ class Outside:
     def _shell(
         self, command: str, facts: dict[str, str], cwd: str, stdout: int, **mark: str
     ) -> subprocess.Popen[bytes]:
-        """Start a shell command.
-
-        Facts from plan and model may be longer and stranger than an environment can hold.
-        """
+        """Start a shell command. Facts from plan and model may be longer and stranger than an
+        environment can hold."""
         environment: dict[str, Any] = {**self.server.environment, **mark}
         for name, value in facts.items():
-            clean = value.replace("\0", "").encode("utf-8", "replace")
-            environment[name] = clean[:4000]
+            environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(
             ["/bin/sh", "-c", command],
             cwd=cwd,

@@ -35,6 +35,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11208,6 +11209,7 @@ PATCHES = {
     "waits are of a second": """
 ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
 """,
+    "memory is looked at every second": "ocloop.MEASURE_EVERY = 1.0",
     "the system has no /proc": "ocloop.PROC = '/nowhere'",
     "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
@@ -11679,6 +11681,16 @@ def test_iterations_that_settle_nothing(world: World, answer: str) -> None:
     assert "BLOCKED" in child.prompts()[5]
 
 
+def test_the_last_try_is_the_next_models(world: World) -> None:
+    """README: --stuck: where there is another model in line, the last try is its."""
+    line = ("-m", "fake/model", "-m", "fake/other")
+    models = ["fake/model", "fake/other"]
+    child = world.fake(*line, "--stuck", "2", answers=["nothing"], models=models).finish(3)
+    asked = [note["model"] for note in child.prompt_notes()]
+    assert asked == ["fake/model", "fake/model", "fake/other"]
+    assert "settled nothing" in child.prompts()[2]
+
+
 def test_a_run_goes_on_with_what_is_begun(world: World) -> None:
     """README: a begun mark is open: a run does not end as complete with work undone."""
     child = world.fake(answers=["begin", "work"], tasks=1).finish(0)
@@ -11908,11 +11920,25 @@ def test_a_server_that_does_not_start(world: World) -> None:
 
 
 def test_a_server_that_grew(world: World) -> None:
-    """README: --server-memory: the server is replaced between iterations when it grew larger."""
-    child = world.fake("--server-memory", "150", memory=[200, 0], tasks=3).finish(0)
-    assert len(child.events("exec")) == 2
-    assert child.said(r"grew to \d+ MiB")
-    assert child.boxes() == "xxx"
+    """README: --server-memory: the server is replaced between iterations when it grew larger, and
+    at twice that in the midst of one, however slowly it got there. Where one that has not worked
+    yet is larger, it has no effect."""
+    patch = PATCHES["memory is looked at every second"]
+    how: Json = {"patch": patch, "store": str(world.folder / "store")}
+    limit = ("--server-memory", "150")
+    swells = world.fake(*limit, answers=["swell:40", "work"], tasks=2, **how)
+    grown = world.fake(*limit, answers=["grow:150", "work"], patch=patch)
+    large = world.fake("--server-memory", "60", memory=[200], answers=["sleep:5"], patch=patch)
+    for child, starts, said in (
+        (swells, 2, r"grew to \d+ MiB, twice its limit of 150: replacing it in the midst"),
+        (grown, 2, r"grew to \d+ MiB \(limit 150\): replacing it"),
+        (large, 1, r"takes \d+ MiB before any work: --server-memory 60 has no effect"),
+    ):
+        child.finish(0, timeout=120)
+        assert child.said(said)
+        assert len(child.events("exec")) == starts and set(child.outcomes()) == {"done"}
+    assert swells.said(r"grew to \d+ MiB \(limit 150\)"), "at first it would have been in time"
+    assert len(swells.titles()) == 2, "the iteration goes on in its session"
 
 
 def test_ports(world: World) -> None:
@@ -12167,7 +12193,8 @@ def test_without_proc_nothing_is_left_behind(world: World) -> None:
     killed = world.fake(answers=["spawn:hang"], patch=patch)
     ended = world.fake(answers=["spawn:hang"], patch=patch)
     checked = world.fake("--check", check, "--check-timeout", "1s", patch=patch)
-    grown = world.fake("--server-memory", "150", memory=[200, 0], tasks=3, patch=patch)
+    growing = ["grow:150", "work"]
+    grown = world.fake("--server-memory", "150", answers=growing, tasks=3, patch=patch)
     for run in (killed, ended):
         run.wait_event("spawned")
     killed.signal(signal.SIGKILL)
@@ -12209,7 +12236,10 @@ SHELLS = {
 @pytest.mark.parametrize("proc", ["/proc", "/nowhere"])
 def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) -> None:
     """README, platforms: the guard runs in any POSIX shell: dash, bash, BusyBox."""
-    mark = "guarded"
+    mark = os.urandom(8).hex()
+    files = [bare.folder / name for name in (".0a-0000000f.so", ".0a-0000000f.so.txt", "a.so")]
+    for path in files:
+        path.write_text("", "utf-8")
     leader = bare.helper(["sleep", "1000"])
     strays = [
         bare.helper(["sleep", "1000"], OCLOOP_RUN=mark + part) for part in ("", ".check", ".attach")
@@ -12218,10 +12248,11 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     theirs += [{"X_OCLOOP_RUN": mark}]
     if proc == "/proc":  # `ps` does not tell where an entry ends
         theirs += [{"X": f"a\nOCLOOP_RUN={mark}\nb"}, {"X": f"a OCLOOP_RUN={mark} b"}]
-    others = [bare.helper(["sleep", "1000"], **given) for given in theirs]
+    others = [bare.helper(["sleep", "1000"], **environment) for environment in theirs]
     if proc == "/proc":
         assert sorted(ocloop.marked_pids(mark)) == [strays[0].pid]
-    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", mark, proc, " ".join(ocloop.PS)]
+    given = (mark, proc, " ".join(ocloop.PS), str(bare.folder), ocloop.LIBRARY)
+    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", *given]
     guard = subprocess.Popen(argv, stdin=subprocess.PIPE, env=bare.env, start_new_session=True)
     assert guard.stdin
     guard.stdin.write(f"0\n{leader.pid}\n".encode())
@@ -12230,8 +12261,9 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     assert leader.wait(5) != 0
     for stray in strays:
         assert stray.wait(5) != 0
-    for other, given in zip(others, theirs):
-        assert other.poll() is None, f"what is not ours is left alone: {given}"
+    for other, environment in zip(others, theirs):
+        assert other.poll() is None, f"what is not ours is left alone: {environment}"
+    assert [path.exists() for path in files] == [False, True, True]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -12447,6 +12479,24 @@ def test_complete_on_the_screen(world: World) -> None:
     term.send("q")
     term.finish(0)
     assert "Everything that could be done is done." in term.shown()
+
+
+def test_tasks_that_are_added_to_a_complete_plan(world: World) -> None:
+    """README: S, Space and R go on from the end, once there is something to do and no tag."""
+    term = world.fake_terminal("--run", tasks=1)
+    term.wait_for("✔ complete")
+    plan = term.project / "PLAN.md"
+    for number, key in enumerate("s r"):
+        term.send(key)
+        term.wait_for("add tasks, and take its")
+        text = re.sub("<plan-complete>.*</plan-complete>", "", plan.read_text("utf-8"))
+        plan.write_text(f"{text}\n- [ ] One more {number}\n", "utf-8")
+        term.send(key)
+        term.wait_for(f"One more {number}")
+        term.wait_for("✔ complete")
+    term.send("q")
+    term.finish(0)
+    assert term.boxes() == "xxxx" and len(term.events("listening")) == 4
 
 
 def test_retry_after_an_error(world: World) -> None:
@@ -12818,6 +12868,18 @@ def test_a_check_keeps_the_plan_from_being_complete(world: World) -> None:
     assert len(prompts[1]) < 5000
     never.finish(3)
     assert "the check failed 2 times in a row (--stuck)" in never.output
+
+
+def test_a_check_that_is_broken_from_the_beginning(world: World) -> None:
+    """README: --check runs once before the first prompt: one that cannot be run is refused, any
+    other failure is told to the first session."""
+    missing = world.fake("--check", "true && no-such-command")
+    broken = world.fake("--check", "echo no such target; test $OCLOOP_ITERATION = 1", tasks=1)
+    missing.finish(1)
+    assert "cannot be run" in missing.output and "no-such-command" in missing.output
+    assert missing.prompts() == []
+    broken.finish(0)
+    assert "no such target" in broken.prompts()[0] and broken.checks() == ["passed"]
 
 
 def test_a_check_that_does_not_end(world: World) -> None:
@@ -13250,6 +13312,62 @@ def test_real_ends(bare: World, server: RealServer) -> None:
         assert expected in run.output, fault
         assert run.outcomes() == outcomes, fault
         model.close()
+
+
+def small(config: Json) -> None:
+    """A model, as a person may have configured it, whose context is full as it begins."""
+    for model in config["provider"]["scripted"]["models"].values():
+        model["limit"] = {"context": 33_000, "output": 32_000}
+
+
+def test_real_circles(bare: World, server: RealServer) -> None:
+    """README: the model goes in circles: also with a context that is compacted again and again, with
+    calls by turns, and in a subagent's session. Each has its end soon, side by side."""
+    cases = [
+        ("nothing*", "the model's context limit is too small for this task", 30),
+        ("turns:2*", "20 times in a row 2 calls by turns, the last one bash echo turn", 120),
+        ("subagent-turns:1*", "20 times in a row bash echo turn 0", 80),
+    ]
+    models = [ScriptedModel(case[0]).start() for case in cases]
+    runs = []
+    for (fault, *_), model in zip(cases, models):
+        project = quiz(bare, 1)
+        config = opencode_config(model.url)
+        if fault == "nothing*":
+            small(config)
+        (project / "opencode.json").write_text(json.dumps(config), "utf-8")
+        runs.append(bare.real("--retries", "1", model=model, server=server, project=project))
+    for (fault, expected, most), run, model in zip(cases, runs, models):
+        run.finish(1, timeout=300)
+        assert run.said(expected), fault
+        assert run.outcomes() == ["failed", "failed"], fault
+        assert len(model.requests) <= most, fault
+        model.close()
+
+
+def test_real_subagent_in_the_background(bare: World, opencode1: str) -> None:
+    """README: an iteration is over when the whole family rests, also a subagent that the agent
+    does not wait for."""
+    with ScriptedModel("background:12") as model:
+        env = {"OPENCODE_EXPERIMENTAL_BACKGROUND_SUBAGENTS": "1"}
+        child = bare.real(model=model, opencode=opencode1, tasks=1, **env).finish(0, timeout=120)
+    (iteration,) = child.records(record="iteration")
+    assert iteration["seconds"] >= 12
+    assert [record["text"] for record in child.records(kind="text")].count("It has ended.") == 1
+
+
+def test_real_data_base_that_somebody_holds(bare: World, opencode1: str) -> None:
+    """README: OpenCode's data base is locked at the start: it is tried again for two minutes."""
+    with ScriptedModel() as model:
+        bare.real(model=model, opencode=opencode1, tasks=1).finish(0, timeout=120)
+        (path,) = Path(bare.env["XDG_DATA_HOME"], "opencode").glob("*.db")
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        child = bare.real(model=model, opencode=opencode1, tasks=1)
+        time.sleep(40)
+        assert child.outcomes() == [] and child.process.poll() is None
+        holder.close()
+        child.finish(0, timeout=120)
 
 
 def test_real_retry_that_is_parked(bare: World, server: RealServer) -> None:

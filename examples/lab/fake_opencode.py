@@ -98,6 +98,8 @@ answers, which mean the same on both generations unless it is said:
     die           half an answer and half an event, then exit status 1 with a line on stderr
     freeze        busy, then no answer on any route ever, no event, no heartbeat; connections
                   are still accepted
+    grow:MIB      take so much memory more, then work
+    swell:MIB     take so much more each second, until it is aborted
     loop-tool     the same tool call again and again, until it is aborted
     ask           asks for a permission; a bare `reject` ends the turn, anything else goes on
                   with work

@@ -571,6 +571,15 @@ class Turn:
         self.server.frozen = True
         self.forever()
 
+    def answer_grow(self, argument: str) -> None:
+        self.server.taken.append(bytearray(b"x") * (int(argument) << 20))
+        self.work()
+
+    def answer_swell(self, argument: str) -> None:
+        while True:
+            self.server.taken.append(bytearray(b"x") * (int(argument) << 20))
+            self.wait(1.0)
+
     def answer_loop_tool(self, argument: str) -> None:
         while True:
             tool = self.tool(self.shell, {"command": "make test", "description": "Test"})
@@ -764,6 +773,7 @@ class Server:
         self.last_id = 0
         self.plan = ""
         self.frozen = False
+        self.taken: list[bytearray] = []  # memory, as ordered
         self.began = time.monotonic()
         if behaviour.get("store"):
             self.load(behaviour["store"])
