@@ -572,12 +572,12 @@ class Turn:
         self.forever()
 
     def answer_grow(self, argument: str) -> None:
-        self.server.taken.append(bytearray(b"x") * (int(argument) << 20))
+        self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
         self.work()
 
     def answer_swell(self, argument: str) -> None:
         while True:
-            self.server.taken.append(bytearray(b"x") * (int(argument) << 20))
+            self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
             self.wait(1.0)
 
     def answer_loop_tool(self, argument: str) -> None:
@@ -773,7 +773,7 @@ class Server:
         self.last_id = 0
         self.plan = ""
         self.frozen = False
-        self.taken: list[bytearray] = []  # memory, as ordered
+        self.memory: list[bytearray] = []  # memory, as ordered
         self.began = time.monotonic()
         if behaviour.get("store"):
             self.load(behaviour["store"])
