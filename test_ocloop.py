@@ -13323,8 +13323,8 @@ def small(config: Json) -> None:
 
 
 def test_real_circles(bare: World, server: RealServer) -> None:
-    """README: the model goes in circles: also with a context that is compacted again and again, with
-    calls by turns, and in a subagent's session. Each has its end soon, side by side."""
+    """README: the model goes in circles: a context that is compacted again and again, calls by
+    turns, and in a subagent's session. Each has its end soon, side by side."""
     cases = [
         ("nothing*", "the model's context limit is too small for this task", 30),
         ("turns:2*", "20 times in a row 2 calls by turns, the last one bash echo turn", 120),
