@@ -3520,7 +3520,8 @@ class Run(Waits):
                     ": another program may hold OpenCode's data base "
                     "(~/.local/share/opencode/opencode.db): end that, then run again"
                 )
-            raise Failed(f"the server failed {times}, the last time: {server.problem}{advice}")
+            last = server.problem.rstrip(".")
+            raise Failed(f"the server failed {times}, the last time: {last}{advice}")
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -3717,24 +3718,20 @@ class Run(Waits):
         server = self.server
         server.memory = memory
         most = self.options.server_memory
-        if not most or memory <= most or server.replace:
+        if not most or memory <= most or self.has_told_of_size:
             return
-        if server.is_fresh and not self.has_told_of_size:
-            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
-            self.journal.note("server", said, "warn")
+        said = f"grew to {memory} MiB (limit {most}): replacing it"
+        if server.is_fresh:
             self.has_told_of_size = True
-        if self.has_told_of_size:
-            return
-        if memory <= 2 * most:
-            server.replace = True
-            self.journal.note(
-                "server", f"grew to {memory} MiB (limit {most}): replacing it", "warn"
-            )
-        elif self.talk and not server.is_bursting:
+            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
+        elif self.talk and memory > 2 * most and not server.is_bursting:
+            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
             server.is_bursting = True
             self.talk.look_within(self.now)
-            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
-            self.journal.note("server", said, "warn")
+        elif server.replace:
+            return
+        server.replace = not server.is_fresh  # before the next iteration at the latest
+        self.journal.note("server", said, "warn")
 
     # People.
 
@@ -4942,8 +4939,11 @@ SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
 CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
+MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
+LONGEST_TAIL = 4096  # bytes, of what a check prints
+EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
@@ -6451,75 +6451,60 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
-    words: str  # its command line and environment, as far as the system shows them
+    words: str  # its command line and environment, where `ps` shows them
 
 
 def has_proc() -> bool:
     return os.path.isdir(f"{PROC}/self")
 
 
-def proc_pids() -> list[int]:
-    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
-
-
 def list_processes() -> list[Process]:
-    """All processes, by `ps`; none where there is no such program, or it takes other options."""
-    with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
-            PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
-        ).stdout.decode("utf-8", "replace")
-        found = []
-        for line in said.split("\n"):
-            match = re.match(r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s(.*)", line)
-            if match:
-                pid, parent, group, memory = map(int, match.groups()[:4])
-                found.append(Process(pid, parent, group, memory, match.group(5)))
-        return found
-    return []
+    """All processes; none where there is no `ps` either, or it takes other options."""
+    rows: list[tuple[Any, ...]] = []
+    if has_proc():
+        page = os.sysconf("SC_PAGE_SIZE") >> 10
+        for pid in filter(str.isdigit, os.listdir(PROC)):
+            with suppress(OSError, IndexError), open(f"{PROC}/{pid}/stat", "rb") as file:
+                said = file.read().rpartition(b")")[2].split()
+                rows.append((pid, said[1], said[2], int(said[21]) * page, ""))
+    else:
+        with suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(
+                PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
+            ).stdout.decode("utf-8", "replace")
+            rows = re.findall(r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)", told, re.MULTILINE)
+    return [
+        Process(int(pid), int(parent), int(group), int(memory), words)
+        for pid, parent, group, memory, words in rows
+    ]
 
 
 def marked_pids(mark: str) -> list[int]:
     """The processes that carry the mark in their environment."""
-    wanted = f"{MARK}={mark}"
-    if not has_proc():
-        words = re.compile(rf"(?:^|\s){re.escape(wanted)}(?:\s|$)")
-        return [process.pid for process in list_processes() if words.search(process.words)]
     found = []
-    for pid in proc_pids():
-        with suppress(OSError), open(f"{PROC}/{pid}/environ", "rb") as file:
-            if f"\0{wanted}\0".encode() in b"\0" + file.read():
-                found.append(pid)
+    for process in list_processes():
+        entries = process.words.split()
+        if not entries:
+            with suppress(OSError), open(f"{PROC}/{process.pid}/environ", "rb") as file:
+                entries = file.read().decode("utf-8", "replace").split("\0")
+        if f"{MARK}={mark}" in entries:
+            found.append(process.pid)
     return found
 
 
 def descendants(pid: int) -> list[int]:
-    """All that a process has started and that still runs below it, where /proc cannot tell.
-
-    What leaves the group is found by its mark afterwards, where marks can be seen; elsewhere this
-    is the last moment to know of it.
-    """
-    if has_proc():
-        return []
-    children: dict[int, list[int]] = {}
-    for process in list_processes():
-        children.setdefault(process.parent, []).append(process.pid)
-    found = list(children.get(pid, []))
+    """All that a process has started and that still runs below it, where there is no /proc: what
+    leaves the group is found by its mark afterwards, but not wherever `ps` shows no marks."""
+    processes = [] if has_proc() else list_processes()
+    found = [pid]
     for one in found:  # it grows meanwhile
-        found += children.get(one, [])
-    return found
+        found += [process.pid for process in processes if process.parent == one]
+    return found[1:]
 
 
 def group_memory(group: int) -> int:
     """Resident MiB of a process group; 0 when it cannot be told."""
-    if not has_proc():
-        return sum(one.memory for one in list_processes() if one.group == group) >> 10
-    pages = 0
-    for pid in proc_pids():
-        with suppress(OSError, IndexError, ValueError):
-            if os.getpgid(pid) == group:
-                with open(f"{PROC}/{pid}/statm") as file:
-                    pages += int(file.read().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
 def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
@@ -6582,31 +6567,38 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
             os.kill(pid, signal.SIGKILL)
 
 
-class UsualSignals:
-    """While a program is started, this thread has the signals that the screen's thread is to have.
+def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a program; in a session of its own ctrl-c and ctrl-z in our terminal are not its.
 
-    A child inherits its starter's mask, and a server or a check with SIGWINCH and SIGTSTP blocked
-    would behave differently from one that a person starts.
+    A child inherits its starter's mask. One with SIGWINCH and SIGTSTP blocked, which only the
+    screen's thread is to have, would behave differently from one that a person starts.
     """
-
-    def __enter__(self) -> None:
-        signals = (signal.SIGWINCH, signal.SIGTSTP)
-        self.mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+    try:
+        return subprocess.Popen(argv, start_new_session=own_session, **how)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own: ctrl-c and ctrl-z in our terminal are not its."""
-    with UsualSignals():
-        return subprocess.Popen(argv, start_new_session=True, **how)
+# What OpenCode, as a program of Bun's, unpacks for itself at each start, maps, and leaves behind.
+LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib)"
+
+
+def remove_libraries(folder: str, before: float = math.inf) -> None:
+    """Remove the libraries in that folder that were written before then, and nothing else."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if re.fullmatch(LIBRARY, entry.name):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
 
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
 # "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
-# arguments: the mark, where /proc is, and the command that lists processes where there is none. The
-# mark is looked for as a whole entry of an environment; that of a check is longer.
+# arguments: the mark, where /proc is, the command that lists processes where there is none, the
+# folder with OpenCode's libraries and what they are called. The mark is looked for as a whole entry
+# of an environment; that of a check is longer.
 GUARD = """\
 trap '' HUP INT TERM
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
@@ -6631,6 +6623,7 @@ for signal in TERM KILL; do
     for pid in $(marked "$1" "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
+[ -d "$4" ] && ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 exit 0
 """
 
@@ -6638,84 +6631,77 @@ exit 0
 class Guard:
     """Ends what we started when we are killed without being able to do it ourselves."""
 
-    def __init__(self, mark: str, environment: dict[str, str]) -> None:
-        self.mark = mark
+    def __init__(self, mark: str, environment: dict[str, str], libraries: str = "") -> None:
+        self.arguments = (mark, PROC, " ".join(PS), libraries, LIBRARY)
         self.environment = {name: value for name, value in environment.items() if name != MARK}
         self.process: subprocess.Popen[bytes] | None = None
-        self.word = "0"
+        self.group = 0
         self.lock = threading.Lock()
 
     def watch(self, group: int) -> None:
         """From now on this process group is to be ended, too; 0: none."""
         with self.lock:
-            self.word = str(group)
-            self._tell(self.word)
+            self.group = group
+            self._tell(group)
 
     def look_after(self) -> None:
         """Somebody may have killed it: have another one."""
         with self.lock:
             if self.process and self.process.poll() is not None:
                 self.process = None
-                self._tell(self.word)
+                self._tell(self.group)
 
-    def _tell(self, word: str) -> None:
+    def _tell(self, word: object) -> None:
         with suppress(OSError):
             if self.process is None:
-                self.process = self._start()
+                self.process = spawn(
+                    ["/bin/sh", "-c", GUARD, "ocloop-guard", *self.arguments],
+                    cwd="/",
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=self.environment,
+                )
             assert self.process.stdin
-            self.process.stdin.write(word.encode() + b"\n")
+            self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return spawn(
-            ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)],
-            cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=self.environment,
-        )
-
     def dismiss(self) -> None:
-        with self.lock:
-            if self.process is None:
-                return
-            self._tell("over")
-            with suppress(OSError, subprocess.TimeoutExpired):
-                assert self.process.stdin
-                self.process.stdin.close()
-                self.process.wait(2)
+        with self.lock, suppress(OSError, subprocess.TimeoutExpired):
+            if self.process:
+                self._tell("over")
+                self.process.communicate(timeout=2)
 
 
 # ── opencode: the server's process ────────────────────────────────────────────────────────────────
 
-
 DEFAULT_USER = "opencode"
+ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 
 class Server:
     """The `opencode serve` process and everything it starts, or somebody else's server (--server).
 
-    One command at a time starts or stops it, until it is closed.
+    One command at a time starts or stops it, until it is closed. `libraries` is the folder into
+    which it unpacks its own; "": there is none.
     """
 
-    def __init__(self, options: Options, post: Callable[[Any], None]) -> None:
+    def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
         self.post = post
+        self.libraries = libraries
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.mark = os.urandom(12).hex()
         self.username = DEFAULT_USER
         self.password = ""  # each start has one of its own
         if options.server:
-            given = self.environment
-            self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
-            self.password = (
-                given.get("OPENCODE_PASSWORD") or given.get("OPENCODE_SERVER_PASSWORD") or ""
-            )
+            known = self.environment.get
+            self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
+            self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
         self.dialect: Dialect | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
-        self.guard = Guard(self.mark, self.environment)
+        self.guard = Guard(self.mark, self.environment, libraries)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
         self.is_showing_input = False  # it prints a configuration, which may hold keys
         self.turn = threading.RLock()  # held while it is started or stopped
@@ -6724,16 +6710,16 @@ class Server:
 
     def start(self, launch: int) -> Started:
         """Start it, after stopping what still runs of it. Raises Problem."""
+        options = self.options
         with self.turn:
             self.stop()
             try:
-                url = self.options.server or self._launch()
+                url = options.server or self._launch()
                 client, dialect_type, version = self._meet(url)
             except Problem as problem:
                 self.stop()
-                lines = "".join(f"\n  {line}" for line in self.last_lines)
-                raise Problem(f"{problem}{lines}", problem.status, problem.again) from None
-            options = self.options
+                said = f"{problem}{self._last_words()}"
+                raise Problem(said, problem.status, problem.again) from None
             self.dialect = dialect_type(client, options)
             self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             self.reader.start()
@@ -6746,57 +6732,49 @@ class Server:
         """Start the process; returns its URL once it listens."""
         port = self.options.port
         if port and not port_is_free(port):
-            raise Problem(
-                f"port {port} is taken: choose another one with --port, "
-                "or leave --port out for a free one"
-            )
+            advice = "choose another one with --port, or leave --port out for a free one"
+            raise Problem(f"port {port} is taken: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
-        login = {
+        environment = {
+            **self.environment,
             **OpenCode1.environment(self.username, self.password),
             **OpenCode2.environment(self.username, self.password),
+            MARK: self.mark,
         }
+        if self.libraries:
+            with suppress(OSError):  # somebody may have cleaned the folder away
+                os.makedirs(self.libraries, mode=0o700, exist_ok=True)
+                environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
+        self.last_lines.clear()
         try:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
                 self.guard.watch(0)  # it is there before there is something to guard
-                process = spawn(
+                self.process = process = spawn(
                     argv,
                     cwd=self.options.directory,
-                    env={**self.environment, **login, MARK: self.mark},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                 )
-                self.process = process
                 self.guard.watch(process.pid)
         except OSError as error:
             # It may be missing for some seconds only: an upgrade replaces it.
-            raise Problem(
-                f"cannot start {argv[0]}: {error.strerror or error}", again=True
-            ) from None
-        return self._wait_for_url(process, " ".join(argv))
-
-    def _wait_for_url(self, process: subprocess.Popen[bytes], command: str) -> str:
+            problem = f"cannot start {argv[0]}: {error.strerror or error}"
+            raise Problem(problem, again=True) from None
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.last_lines.clear()
         threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
-        try:
+        how = f"did not start within {START_TIMEOUT:.0f} s"
+        with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
-        except queue.Empty:
-            raise Problem(
-                f"OpenCode did not start within {START_TIMEOUT:.0f} s: "
-                f"run `{command}` yourself and look at what it says",
-                again=True,
-            ) from None
-        if url:
-            return url
-        raise Problem(
-            f"OpenCode ended with exit status {wait_for_end(process, 2.0)} while starting: "
-            f"run `{command}` yourself to see why",
-            again=True,  # another one that starts may have locked the database
-        )
+            if url:
+                return url
+            how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
+        problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
+        raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
@@ -6817,60 +6795,53 @@ class Server:
         if not is_quoted and "password" not in line:  # 2.x may print the one it made
             self.last_lines.append(line[:300])
 
+    def _last_words(self) -> str:
+        return "".join(f"\n  {line}" for line in self.last_lines)
+
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        exit_status(process, waits=True)
+        problem = ENDED_BY_ITSELF.format(exit_status(process, waits=True))
         if self.process is process:
             time.sleep(0.1)  # for its last lines
-            self.post(ServerDied(launch, self.last_words(process)))
-
-    def last_words(self, process: subprocess.Popen[bytes]) -> str:
-        lines = "".join(f"\n  {line}" for line in self.last_lines)
-        return f"the server ended by itself with exit status {exit_status(process)}{lines}"
+            self.post(ServerDied(launch, problem + self._last_words()))
 
     def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
+        has_said = not self.options.server
 
         def is_gone() -> bool:
             return process is not None and exit_status(process) is not None
 
-        client = Client(url, self.username, self.password, is_gone)
-        has_said = False
         while True:
+            client = Client(url, self.username, self.password, is_gone)
             try:
                 return client, *detect(client)
             except RequestError as error:
-                if error.code in (401, 403) and self.username != DEFAULT_USER:
+                is_locked = error.code in (401, 403)
+                is_booting = error.code == 503 and error.name != "service_failed"
+                if is_locked and self.username != DEFAULT_USER:
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
-                    client = Client(url, self.username, self.password, is_gone)
                     continue
                 if process and is_gone():
-                    raise Problem(self.last_words(process), again=True) from None
-                self._give_up(url, error, until)
-                is_booting = error.code == 503
-                if self.options.server and not has_said:
+                    problem = ENDED_BY_ITSELF.format(exit_status(process))
+                    raise Problem(problem, again=True) from None
+                if is_locked:
+                    raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                is_final = error.code != 0 and not is_booting
+                if is_final or self.closing or time.monotonic() > until:
+                    advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
+                    if self.options.server:
+                        advice = "start it, or leave --server out"
+                    raise Problem(f"{url} does not answer ({error}): {advice}") from None
+                if not has_said:
                     has_said = True
                     self.post(Noted("server", f"waiting for {url}: {error}"))
                 time.sleep(0.25 if is_booting else 1.0)
 
-    def _give_up(self, url: str, error: RequestError, until: float) -> None:
-        """Raise the Problem where waiting any longer cannot help."""
-        if error.code in (401, 403):
-            raise Problem(f"{url}: {WRONG_PASSWORD}") from None
-        is_booting = error.code == 503 and error.name != "service_failed"
-        is_final = error.code != 0 and not is_booting
-        if is_final or self.closing or time.monotonic() > until:
-            advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
-            if self.options.server:
-                advice = "start it, or leave --server out"
-            raise Problem(f"{url} does not answer ({error}): {advice}") from None
-
     def stop(self, session: str = "") -> None:
-        """Interrupt the session, and stop what we started.
-
-        The tools first, then the group, then what has left the group.
-        """
+        """Interrupt the session, and stop what we started: the tools, then the group, then what has
+        left the group."""
         with self.turn:
             with self.lock:
                 process = self.process
@@ -6887,8 +6858,10 @@ class Server:
             if process:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
+            remove_libraries(self.libraries)
 
     def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
+        """One that is gone hears none of it: the client sees to that."""
         with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
@@ -6919,8 +6892,11 @@ class Server:
         if not stopping.is_alive():
             self.guard.dismiss()
 
-    def memory(self) -> int:
-        """Resident MiB of the server's process group; 0 when it cannot be told."""
+    def look_after(self) -> int:
+        """See to what must not grow as the night goes on; returns MiB resident of its process
+        group, 0 when they cannot be told."""
+        self.guard.look_after()
+        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
         process = self.process
         return group_memory(process.pid) if process else 0
 
@@ -6940,7 +6916,8 @@ def port_is_free(port: int) -> bool:
 
 
 class Outside:
-    """The world as a run knows it: a request is the name of a method, and its arguments.
+    """The world as a run knows it: a request is the name of a method, and its arguments. What is
+    not known here (setup, send, poll, interrupt, reply) the server's dialect knows.
 
     What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
     """
@@ -6949,6 +6926,9 @@ class Outside:
         self.server = server
         self.options = server.options
         self.post = server.post
+        self.start_server = server.start
+        self.stop_server = server.stop
+        self.measure_server = server.look_after
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None
         self.is_check_stopped = False
@@ -6962,7 +6942,8 @@ class Outside:
 
     def _make(self, reply: Reply) -> None:
         try:
-            result = getattr(self, reply.request)(*reply.args)
+            place = self if hasattr(self, reply.request) else self.dialect
+            result = getattr(place, reply.request)(*reply.args)
         except (RequestError, Problem) as error:
             self.post(Answer(reply, error=error))
         else:
@@ -6975,20 +6956,6 @@ class Outside:
             raise RequestError(0, "the server is not running")
         return dialect
 
-    def start_server(self, launch: int) -> Started:
-        return self.server.start(launch)
-
-    def stop_server(self, session: str) -> None:
-        self.server.stop(session)
-
-    def measure_server(self) -> int:
-        """MiB resident, 0 when it cannot be told."""
-        self.server.guard.look_after()
-        return self.server.memory()
-
-    def setup(self) -> Setup:
-        return self.dialect.setup()
-
     def read_files(self) -> FilesRead:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
@@ -6996,36 +6963,20 @@ class Outside:
 
     def create(self, prompt: Prompt) -> Created:
         session, directory = self.dialect.create(prompt)
-        is_here = not directory or is_same_path(directory, self.options.directory)
+        here = self.options.directory
+        is_here = directory in ("", here) or os.path.realpath(directory) == os.path.realpath(here)
         return Created(session, "" if is_here else directory)
-
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        self.dialect.send(session, prompt, attempt)
-
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
-        return self.dialect.poll(session, prompt, attempt, closer)
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        self.dialect.interrupt(session, prompt, attempt)
-
-    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        self.dialect.reply(ask, decision, answers, message)
 
     # Shell commands of a person's: --check and --notify.
 
-    def shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int, mark: str
+    def _shell(
+        self, command: str, facts: dict[str, str], cwd: str, stdout: int, **mark: str
     ) -> subprocess.Popen[bytes]:
-        """Start a shell command.
-
-        Facts from plan and model may be longer and stranger than an environment can hold.
-        """
-        environment: dict[str, Any] = dict(self.server.environment)
-        if mark:
-            environment[MARK] = mark
+        """Start a shell command. Facts from plan and model may be longer and stranger than an
+        environment can hold."""
+        environment: dict[str, Any] = {**self.server.environment, **mark}
         for name, value in facts.items():
-            clean = value.replace("\0", "").encode("utf-8", "replace")
-            environment[name] = clean[:4000]
+            environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(
             ["/bin/sh", "-c", command],
             cwd=cwd,
@@ -7036,32 +6987,42 @@ class Outside:
         )
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
+        options = self.options
+        server = self.server
+        mark = {MARK: self.check_mark}
         try:
-            with self.server.lock:
-                self.is_check_stopped = self.server.closing
-                if self.is_check_stopped:
+            with server.lock:
+                self.is_check_stopped = server.closing
+                if server.closing:
                     return CheckResult(126, "", interrupted=True)
-                self.server.guard.watch(self.server.process.pid if self.server.process else 0)
-                process = self.shell(
-                    self.options.check,
-                    facts,
-                    self.options.directory,
-                    subprocess.PIPE,
-                    self.check_mark,
+                server.guard.watch(server.process.pid if server.process else 0)
+                process = self.check = self._shell(
+                    options.check, facts, options.directory, subprocess.PIPE, **mark
                 )
-                self.check = process
         except (OSError, ValueError) as error:
             return CheckResult(126, f"the check cannot be started: {error}")
-        tail = OutputTail(process)
+        tail = bytearray()
+
+        def read() -> None:
+            """All of it, since a full pipe would stop it; the last of it is kept."""
+            output: Any = process.stdout
+            for piece in iter(lambda: output.read1(1 << 16), b""):
+                tail.extend(piece)
+                del tail[:-LONGEST_TAIL]
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
         late = ""
-        status = wait_for_end(process, self.options.check_timeout or math.inf)
+        status = wait_for_end(process, options.check_timeout or math.inf)
         if status is None:
             status = 124
-            late = f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
+            late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
-        with self.server.lock:
+        with server.lock:
             self.check = None
-        return CheckResult(status, tail.text() + late, self.is_check_stopped)
+        reading.join(1)  # what it left behind may still write
+        said = bytes(tail).decode("utf-8", "replace").strip()
+        return CheckResult(status, said + late, self.is_check_stopped)
 
     def stop_check(self) -> None:
         with self.server.lock:
@@ -7075,7 +7036,7 @@ class Outside:
         directory = self.options.directory
         cwd = directory if os.path.isdir(directory) else "/"
         try:
-            process = self.shell(self.options.notify, facts, cwd, subprocess.DEVNULL, mark="")
+            process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
         except (OSError, ValueError) as error:
             raise Problem(f"--notify cannot be started: {error}") from None
 
@@ -7085,34 +7046,6 @@ class Outside:
                 self.post(Noted("warn", f"--notify ended with exit status {status}"))
 
         threading.Thread(target=wait, daemon=True).start()
-
-
-def is_same_path(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
-
-
-class OutputTail:
-    """The last of what a program prints; all of it is read, since a full pipe would stop it."""
-
-    LENGTH = 4096  # bytes
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.kept = bytearray()
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        number = self.process.stdout.fileno()
-        for piece in iter(lambda: os.read(number, 1 << 16), b""):
-            self.kept.extend(piece)
-            del self.kept[: -self.LENGTH]
-
-    def text(self) -> str:
-        """What there is once the program has ended; what it left behind may still write."""
-        self.thread.join(1)
-        return bytes(self.kept).decode("utf-8", "replace").strip()
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -7382,8 +7315,7 @@ class CursesScreen:
             os.write(1, said.encode() + b"\r\n")
         answer = Answer(reply)
         try:
-            with UsualSignals():
-                self.child = subprocess.Popen(argv, env=env)
+            self.child = spawn(argv, own_session=False, env=env)
             status = self.child.wait()
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
@@ -7604,6 +7536,7 @@ class RunFile:
         self.lock: int | None = None  # the file descriptor that holds it
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
+        self.libraries = os.path.join(self.folder, f"{name}.libraries")
 
     def look_again(self) -> None:
         """Make sure of the folder. OSError when it cannot be had any more."""
@@ -7687,6 +7620,15 @@ class RunFile:
         os.close(self.lock)
         self.lock = None
         self.acquire()
+
+    def make_libraries(self) -> str:
+        """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
+        is there cannot be run."""
+        with suppress(OSError):
+            if self.folder and not os.statvfs(self.folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+                os.close(open_private(self.libraries))
+                return self.libraries
+        return ""
 
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
@@ -8452,7 +8394,7 @@ class Driver:
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
-        self.server = Server(options, post)
+        self.server = Server(options, post, "" if options.server else run_file.make_libraries())
         self.outside = Outside(self.server)
         self.writer = Writer()
         self.log = Log(options.log, self.writer, post)
@@ -8553,6 +8495,8 @@ class Driver:
                 assert self.screen
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
+                if self.server.libraries:
+                    environment.setdefault("BUN_TMPDIR", self.server.libraries)
                 self.screen.hand_over(reply, argv, environment)
             else:
                 self.outside.make(reply)
