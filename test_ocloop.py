@@ -12849,7 +12849,7 @@ def test_status(world: World) -> None:
     for part in ("1 of 3 tasks done", "1 blocked", "Task 1", "none so far"):
         assert part in said
 
-    child = world.fake(answers=["sleep:3", "work"], project=project)
+    child = world.fake(answers=["sleep:12", "work"], project=project)
     session = child.wait_event("busy")["session"]
     child.wait_session()
     said = world.say(world.folder, "status", "--plan", str(project / "PLAN.md"), status=3)
