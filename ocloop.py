@@ -2507,10 +2507,11 @@ class Briefing:
     def warnings(self) -> list[str]:
         """What a person should know of model and configuration before the first prompt; each is
         said once."""
+        models, _agent, _body = self.read()
         setup = self.setup
         model = self.first_model()
         said = []
-        if model == setup.chosen != setup.model and model in setup.free:
+        if not models and not setup.model and model in setup.free:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f"{model.partition('/')[0]}; name another one with -m, or log in with "
@@ -8255,7 +8256,7 @@ def model_name(text: str) -> str:
 def port_number(text: str) -> int:
     advice = "port: write a number up to 65535"
     if int(matched("[0-9]+", text, advice)) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no {advice}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
     return int(text)
 
 
@@ -8915,7 +8916,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         ("check", options.check),
         ("notify", options.notify),
         ("log", options.log),
-        *(("warning", warning) for warning in found.warnings),
+        *(("warn", warning) for warning in found.warnings),
         *(("problem", problem) for problem in problems),
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
