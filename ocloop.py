@@ -1,4 +1,8 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = []
+# ///
 """ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
 
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
@@ -17,9 +21,9 @@ what OpenCode says, the rules, the run, what is shown; below that everything tha
 Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
 waits in one place: `Run.work` iterates, `iterate` is one session, the plan after it and the check,
 `lead` is a session from its creation to its end, `watch` looks at it until an end is believed, and
-`recall` stops what must not work on. It touches no clock, file, socket or screen: what is to be done
-it asks for as *requests*, which `Outside` carries out, each on a thread of its own. Whoever wants to
-understand ocloop reads the section "run" from its top, and looks up what it needs above it.
+`recall` stops what must not work on. It touches no clock, file, socket or screen: what is to be
+done it asks for as *requests*, which `Outside` carries out, each on a thread of its own. Whoever
+wants to understand ocloop reads the section "run" from its top, and looks up what it needs above.
 
 Glossary:
 
@@ -43,7 +47,7 @@ Exit statuses: 0 the plan is complete, all of it; 1 it failed; 2 usage; 3 it sto
 (a limit, stuck, something blocked, marked complete too early); 130 a person or a signal stopped it.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # an error here: run it with Python 3.9 or newer
 
 import sys
 
@@ -93,7 +97,7 @@ try:
 except ImportError:  # some minimal Pythons come without it: plain lines then
     curses = None  # type: ignore[assignment]
 
-__version__ = "2.0.0"
+__version__ = "3.0.0"
 
 
 class Problem(Exception):
@@ -638,6 +642,7 @@ def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: st
 # {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
+PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
 # A line of it: nothing, a comment, a key, or what belongs to the key above.
 _FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
 
@@ -672,8 +677,8 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
     """
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
-    values = {"PLAN_FILE": plan, "TASK": task, "ITERATION": str(iteration), "CHECK": told}
-    names = "|".join(values)
+    values = dict(zip(PLACES, (plan, task, str(iteration), told)))
+    names = "|".join(PLACES)
     return re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
 
 
@@ -836,6 +841,8 @@ class Setup(NamedTuple):
     free: frozenset[str] = frozenset()  # models without a price
     providers: frozenset[str] = frozenset()  # those that the server knows with a login
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
+    chosen: str = ""  # the model that OpenCode would take where nobody names one
+    asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
     grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
@@ -2476,7 +2483,7 @@ class Briefing:
         self.line = line
         self.seed = seed
         self.setup = Setup()  # what the server knows
-        self.warned: set[str] = set()  # of these models
+        self.warned: set[str] = set()  # of this
 
     def read(self) -> tuple[tuple[str, ...], str, str]:
         """The models in line, the agent, and the prompt's body, as they are now."""
@@ -2494,19 +2501,34 @@ class Briefing:
     def first_model(self) -> str:
         """The model that is first in line, as far as it is known."""
         models, _agent, _body = self.read()
-        return (*models, self.setup.model)[0]
+        return (*models, self.setup.model or self.setup.chosen)[0]
 
-    def warning(self) -> str:
-        """What a person should know of the model that is first in line; once for each."""
+    def warnings(self) -> list[str]:
+        """What a person should know of model and configuration before the first prompt; each is
+        said once."""
+        models, _agent, _body = self.read()
+        setup = self.setup
         model = self.first_model()
-        is_free = model in self.setup.free and model not in self.warned
-        if not is_free or not self.options.max_cost:
-            return ""
-        self.warned.add(model)
-        return (
-            f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
-            "use --max-iterations or --max-time"
-        )
+        said = []
+        if not models and not setup.model and model in setup.free:
+            said.append(
+                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+                f"{model.partition('/')[0]}; name another one with -m, or log in with "
+                "`opencode auth login`"
+            )
+        if model in setup.free and self.options.max_cost:
+            said.append(
+                f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
+                "use --max-iterations or --max-time"
+            )
+        if setup.asks and not self.options.auto:
+            said.append(
+                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
+                "night means refused: allow it in opencode.json, or use --auto"
+            )
+        fresh = [warning for warning in said if warning not in self.warned]
+        self.warned.update(fresh)
+        return fresh
 
     def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
         """The order for this iteration; `told` is what the loop has to add. The last try at a task
@@ -2972,6 +2994,16 @@ class Run(Waits):
 
     async def open(self) -> End:
         """The server, its setup, a person's S; then the work."""
+        await self.get_ready()
+        while not self.wanted:
+            with self.showing("ready"):
+                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
+            if self.server.is_down:
+                await self.get_server()
+        return await self.work()
+
+    async def get_ready(self) -> None:
+        """The server, its setup, and what a person has to know of them. Raises Failed."""
         where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
         self.journal.note("server", where, "dim")
         await self.get_server()
@@ -2979,12 +3011,6 @@ class Run(Waits):
         if problem:
             raise Failed(problem)
         self.warn()
-        while not self.wanted:
-            with self.showing("ready"):
-                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
-            if self.server.is_down:
-                await self.get_server()
-        return await self.work()
 
     async def work(self) -> End:
         """One iteration after another, until there is a reason to rest."""
@@ -3851,8 +3877,7 @@ class Run(Waits):
         return self.line.current or self.line.last_seen or self.briefing.first_model()
 
     def warn(self) -> None:
-        warning = self.briefing.warning()
-        if warning:
+        for warning in self.briefing.warnings():
             self.journal.note("warn", warning, "warn")
 
     def tell_that_a_person_is_needed(self, said: str) -> None:
@@ -3965,18 +3990,25 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
     )
     record: dict[str, object] = {
         "record": "iteration",
+        **result_record(result),
+        "progress": result.progress,
+        **counts_of(plan),
+    }
+    journal.note("iter", said, "head", session, record=record)
+
+
+def result_record(result: Result) -> Json:
+    return {
+        "iteration": result.number,
         "task": result.goal,
         "outcome": result.word,
         "problem": result.problem,
         "seconds": round(result.seconds, 1),
-        **spend.record(),
         "model": result.model,
         "check": result.check,
-        "progress": result.progress,
         "refused": dict(result.refused),
-        **counts_of(plan),
+        **result.spend.record(),
     }
-    journal.note("iter", said, "head", session, record=record)
 
 
 def note_end(run: Run, event: str, status: int, reason: str) -> None:
@@ -4017,10 +4049,14 @@ def summary_of(run: Run) -> list[str]:
         lines.append(said_gone(run.books.gone))
     lines += summary_of_models(run.books)
     for state in ("blocked", "manual"):
-        tasks = [task for task in plan.tasks if task.state == state]
-        for task in tasks[:20]:
-            lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
+        lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
     return lines
+
+
+def tasks_in(plan: Plan, state: str) -> list[str]:
+    """The tasks that are blocked, or manual, with the reason in brackets."""
+    tasks = [task for task in plan.tasks if task.state == state]
+    return [task.text + (f" ({task.reason})" if task.reason else "") for task in tasks]
 
 
 def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
@@ -5195,7 +5231,7 @@ class Client:
         raw = bytearray()
         try:
             with self.open(method, path, body, timeout) as answer:
-                while piece := answer.read1(1 << 18):
+                for piece in iter(lambda: answer.read1(1 << 18), b""):
                     raw += piece
                     if len(raw) > LARGEST:
                         raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
@@ -5242,6 +5278,19 @@ def refusal(code: int, said: Json, route: str) -> RequestError:
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
+def asked_before(config: Json) -> dict[str, bool]:
+    """Whether a configuration wants a person to be asked: by permission, as 1.x has it, or by the
+    action of a rule, as 2.x has it."""
+    rules = config.get("permission")
+    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
+    for name, rule in as_dict(rules).items():
+        found[name] = "ask" in (rule, *as_dict(rule).values())
+    for rule in dicts(config.get("permissions")):
+        action = as_text(rule.get("action"))
+        found[action] = found.get(action, False) or rule.get("effect") == "ask"
+    return found
+
+
 class OpenCode:
     """OpenCode in neutral words: what its generations have in common.
 
@@ -5266,6 +5315,8 @@ class OpenCode:
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
+        self.chosen = ""  # the model that OpenCode takes where nothing names one
+        self.asked: dict[str, bool] = {}  # by kind of permission: whether a person is asked
         self.relatives: tuple[str, ...] = ()  # a session and its subagents, at the last look
 
     def path(self, path: str) -> str:
@@ -5301,6 +5352,8 @@ class OpenCode:
             free=frozenset(free),
             providers=frozenset(name.partition("/")[0] for name in contexts),
             variants=variants,
+            chosen=self.chosen,
+            asks=tuple(name for name, is_asked in self.asked.items() if is_asked),
             grows=self.generation > 1,
         )
 
@@ -5398,7 +5451,13 @@ class OpenCode1(OpenCode):
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
         self.model = as_text(config.get("model"))
         self.agent = as_text(config.get("default_agent"))
-        providers = as_dict(self.get("/config/providers", SETUP_TIMEOUT)).get("providers")
+        self.asked = asked_before(config)
+        listed = as_dict(self.get("/config/providers", SETUP_TIMEOUT))
+        providers = listed.get("providers")
+        defaults = [
+            f"{provider}/{model}" for provider, model in as_dict(listed.get("default")).items()
+        ]
+        self.chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
         agents = self.get("/agent", SETUP_TIMEOUT)
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
@@ -5773,10 +5832,13 @@ class OpenCode2(OpenCode):
         documents = dicts(self.data(self.path("/api/config"), SETUP_TIMEOUT))
         for document in documents:  # the lowest first: the last word counts
             info = as_dict(document.get("info"))
+            self.asked.update(asked_before(info))
             self.model = name_of_model(info.get("model")) or self.model
             self.agent = as_text(info.get("default_agent")) or self.agent
         models = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
         agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
+        default = as_dict(self.client.ask_if_possible(self.path("/api/model/default")))
+        self.chosen = name_of_model(default.get("data"))
         # A list that stays empty is no finding.
         return (
             {without_variant(name_of_model(model)): model for model in models} or None,
@@ -6816,7 +6878,7 @@ class Server:
         while True:
             client = Client(url, self.username, self.password, is_gone)
             try:
-                return client, *detect(client)
+                return (client, *detect(client))
             except RequestError as error:
                 is_locked = error.code in (401, 403)
                 is_booting = error.code == 503 and error.name != "service_failed"
@@ -7385,9 +7447,8 @@ def curses_problem() -> str:
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 # What a run reads, and what it leaves for others: its log, and per plan a lock that dies with its
-# owner and a state file that `status` and `attach` read. All of it is private to the user. Reading
-# is done in a lane of the worker's, writing on one thread, so that a file system that hangs holds
-# up neither the run nor its end.
+# owner and a state file that `status` and `attach` read. All of it is private to the user. Writing
+# is done on one thread, so that a file system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int) -> str:
@@ -7397,7 +7458,8 @@ def read_whole(number: int) -> str:
             raise OSError(0, "it is not a file")
         pieces = []
         left = LARGEST
-        while piece := os.read(number, 1 << 20):  # of the system's own files some wait for more
+        # Of the system's own files some wait for more.
+        for piece in iter(lambda: os.read(number, 1 << 20), b""):
             pieces.append(piece)
             left -= len(piece)
             if left < 0:
@@ -7454,47 +7516,37 @@ class Log:
         self.path = path
         self.writer = writer
         self.post = post
-        self.is_json = path.endswith(".jsonl")
         self.has_warned = False
 
     def add(self, entries: Sequence[Entry]) -> None:
         if self.path and entries:
-            lines = [self.line(entry) for entry in entries]
-            self.writer.put(lambda: self._append(lines))
+            lines = "".join(f"{self.line(entry)}\n" for entry in entries)
+            self.writer.put(lambda: self._append(lines.encode("utf-8", "backslashreplace")))
 
-    def _append(self, lines: Sequence[str]) -> None:
-        """A disk that is full or a path that cannot be written is said once, and tried on."""
-
-        def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NONBLOCK, 0o600)  # a pipe without a reader: an error
-
+    def _append(self, left: bytes) -> None:
+        """All of it or nothing, since half a line would make the file unreadable for others. That
+        it cannot be written is said once, and tried on."""
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            with open(self.path, "ab", buffering=0, opener=opener) as file:
-                self._write_whole(file.fileno(), "".join(line + "\n" for line in lines))
+            number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
+            with os.fdopen(number, "ab", buffering=0):
+                before = os.fstat(number).st_size
+                try:
+                    while left:
+                        left = left[os.write(number, left) :]
+                except OSError:
+                    with suppress(OSError):
+                        os.ftruncate(number, before)  # not of a pipe
+                    raise
             self.has_warned = False
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
-                problem = (
-                    f"cannot write the log {self.path}: {error.strerror}; going on without: "
-                    "name another path with --log"
-                )
-                self.post(Noted("warn", problem))
-
-    def _write_whole(self, number: int, text: str) -> None:
-        """All of it, or nothing: half a line would make the file unreadable for others."""
-        before = os.fstat(number).st_size
-        left = text.encode("utf-8", "backslashreplace")
-        try:
-            while left:
-                left = left[os.write(number, left) :]
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(number, before)  # not of a pipe
-            raise
+                problem = f"cannot write the log {self.path}: {error.strerror}; going on without"
+                self.post(Noted("warn", f"{problem}: name another path with --log"))
 
     def line(self, entry: Entry) -> str:
-        if not self.is_json:
+        if not self.path.endswith(".jsonl"):
             text = entry.text.replace("\n", " / ")
             return printable(f"{iso_time(entry.time)} {entry.kind:<8} {text}")
         record = {
@@ -7522,9 +7574,8 @@ def local_time(form: str, seconds: float) -> str:
 class RunFile:
     """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
 
-    The folder is held open, and looked at again before each use: whoever cleans it away may put
-    another one in its place. Where there is none, the plan's own folder is locked, and nothing
-    written.
+    The folder is made sure of before each use: whoever cleans it away may put another one in its
+    place. Where there is none, the plan's own folder is locked, and nothing written.
     """
 
     def __init__(self, plan: str) -> None:
@@ -7532,62 +7583,35 @@ class RunFile:
         self.home = os.path.dirname(real)
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(self.home))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
-        self.folder, self.number, self.problem = private_folder()
+        self.folder, self.problem = private_folder()
         self.lock: int | None = None  # the file descriptor that holds it
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
         self.libraries = os.path.join(self.folder, f"{name}.libraries")
 
-    def look_again(self) -> None:
-        """Make sure of the folder. OSError when it cannot be had any more."""
-        with suppress(OSError):
-            if os.path.samestat(os.lstat(self.folder), os.fstat(self.number)):
-                check_private(self.number)
-                return
-        number = open_private(self.folder)
-        os.close(self.number)
-        self.number = number
-
-    def open(self, name: str, flags: int) -> int:
-        """A file of the folder's, never by way of a link, nor one that is somebody else's."""
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        number = os.open(name, flags, 0o600, dir_fd=self.number)
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
-            os.close(number)
-            raise PermissionError(errno.EPERM, "it is not a file of ours")
-        return number
-
     def open_lock(self, flags: int) -> int:
         if not self.folder:
             return os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.look_again()
-        return self.open(self.lock_name, flags)
+        with private(self.folder) as folder:
+            return open_ours(self.lock_name, flags, folder)
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        try:
-            number = self.open_lock(os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            self.problem = (
-                f"the lock in {self.folder or self.home} cannot be opened ({error.strerror}): "
-                "no lock against a second loop"
-            )
-            return 0
         for _attempt in range(5):
             try:
+                number = self.open_lock(os.O_RDWR | os.O_CREAT)
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                os.close(number)
                 time.sleep(0.1)  # `status` holds it for a moment
-            except OSError as error:  # a file system that knows no locks
+            except OSError as error:  # some file systems know no locks
                 self.problem = (
-                    f"no lock on this file system ({error}): "
-                    "make sure that no second loop works on this plan"
+                    f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
+                    "sure that no second loop works on this plan"
                 )
-                break
+                return 0
         else:
-            os.close(number)
             return self.running() or self.acquire()  # its owner may have ended just now
         self.lock = number
         if self.folder:
@@ -7609,77 +7633,94 @@ class RunFile:
                 os.close(number)
         return 0
 
-    def keep_lock(self) -> None:
+    def keep_lock(self, folder: int) -> None:
         """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""
-        if self.lock is None:
-            return
         with suppress(OSError):
-            named = os.stat(self.lock_name, dir_fd=self.number, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(self.lock)):
+            named = os.stat(self.lock_name, dir_fd=folder, follow_symlinks=False)
+            if self.lock is None or os.path.samestat(named, os.fstat(self.lock)):
                 return
-        os.close(self.lock)
-        self.lock = None
-        self.acquire()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+            self.acquire()
 
     def make_libraries(self) -> str:
         """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
         is there cannot be run."""
         with suppress(OSError):
             if self.folder and not os.statvfs(self.folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-                os.close(open_private(self.libraries))
-                return self.libraries
+                with private(self.libraries):
+                    return self.libraries
         return ""
 
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
-        self.look_again()
-        self.keep_lock()
-        draft = f"{self.name}.{os.getpid()}"
-        with suppress(FileNotFoundError):  # of one that was killed, with our number
-            os.unlink(draft, dir_fd=self.number)
-        number = self.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-                json.dump(record, file)
-            os.replace(draft, self.name, src_dir_fd=self.number, dst_dir_fd=self.number)
-        except OSError:  # a full disk
-            with suppress(OSError):
-                os.unlink(draft, dir_fd=self.number)
-            raise
+        with private(self.folder) as folder:
+            self.keep_lock(folder)
+            draft = f"{self.name}.{os.getpid()}"
+            with suppress(FileNotFoundError):  # of one that was killed, with our number
+                os.unlink(draft, dir_fd=folder)
+            number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
+            try:
+                with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                    json.dump(record, file)
+                os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:  # a full disk
+                with suppress(OSError):
+                    os.unlink(draft, dir_fd=folder)
+                raise
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
-        if not self.folder:
-            return {}
-        try:
-            self.look_again()
-            record = as_dict(json.loads(read_whole(self.open(self.name, os.O_RDONLY))))
-            json.dumps(record)  # what is nested too deep for that is not ours
-            return record
-        except (OSError, ValueError, RecursionError):
-            return {}
+        return read_record(self.folder, self.name) if self.folder else {}
 
 
-def check_private(number: int) -> None:
-    """PermissionError for a folder that somebody else can write into."""
-    found = os.fstat(number)
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
+def read_record(folder: str, name: str) -> Json:
+    try:
+        with private(folder) as number:
+            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
+        json.dumps(record)  # what is nested too deep for that is not ours
+        return record
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
-def open_private(folder: str) -> int:
-    """The descriptor of a folder of our own, which is made where it is missing."""
+def plans_of_all() -> list[str]:
+    """The plans on this machine that a run of this user's works on, or worked on; newest first."""
+    folder, _problem = private_folder()
+    names = os.listdir(folder) if folder else []
+    records = [read_record(folder, name) for name in names if name.endswith(".json")]
+    records.sort(key=lambda record: as_float(record.get("updated")), reverse=True)
+    return [plan for plan in (as_text(record.get("plan")) for record in records) if plan]
+
+
+@contextmanager
+def private(folder: str) -> Iterator[int]:
+    """The descriptor of a folder of our own, which is made where it is missing. OSError where it
+    is a link, or somebody else may write into it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        check_private(number)
+        found = os.fstat(number)
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it cannot be written")
-    except OSError:
+        yield number
+    finally:
         os.close(number)
-        raise
+
+
+def open_ours(name: str, flags: int, folder: int) -> int:
+    """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    number = os.open(name, flags, 0o600, dir_fd=folder)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        os.close(number)
+        raise PermissionError(errno.EPERM, "it is not a file of ours")
     return number
 
 
@@ -7691,27 +7732,22 @@ def belongs_to_others(path: str) -> bool:
     return False
 
 
-def private_folder() -> tuple[str, int, str]:
-    """Where state is kept, its descriptor, and a warning when it is not where it should be."""
+def private_folder() -> tuple[str, str]:
+    """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
     home = os.path.expanduser("~")
     steps = [os.path.join(home, step) for step in ("", ".local", ".local/state")]
     if os.environ.get("XDG_STATE_HOME"):
         steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
     wanted = os.path.join(steps[-1], "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
-    for folder in (wanted, fallback):
-        with suppress(OSError):
-            if folder == fallback or not any(map(belongs_to_others, steps)):
-                problem = "" if folder == wanted else f"{wanted} cannot be used: using {folder}"
-                return folder, open_private(folder), problem
-    return (
-        "",
-        -1,
-        (
-            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any "
-            "plan in this folder"
-        ),
-    )
+    places = [(fallback, f"{wanted} cannot be used: using {fallback}")]
+    if not any(map(belongs_to_others, steps)):
+        places.insert(0, (wanted, ""))
+    for folder, problem in places:
+        with suppress(OSError), private(folder):
+            return folder, problem
+    problem = f"neither {wanted} nor {fallback} can be used: no `status`"
+    return "", f"{problem}, and no second loop on any plan in this folder"
 
 
 GIT_WITHIN = 5.0  # seconds: what git says is worth no more
@@ -7725,20 +7761,17 @@ def git(directory: str, *arguments: str) -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_WITHIN,
-            check=False,
+            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
-        if found.returncode == 0:
-            return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+        return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
     return None
 
 
 def changes_since(directory: str, commit: str) -> Json | None:
     """How many files and lines differ from that commit, whether or not they are committed."""
-    if not commit:
-        return None
     how = ("--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
-    differ = git(directory, "diff", *how, commit, "--", ".")
+    differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z")
     if differ is None or others is None:
         return None
@@ -7747,18 +7780,12 @@ def changes_since(directory: str, commit: str) -> Json | None:
     added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
     removed = sum(int(count[1]) for count in counts if count[1].isdigit())
     for name in names[:1000]:
-        path = os.path.join(directory, name)
-        with suppress(OSError):
-            if os.path.isfile(path) and os.path.getsize(path) < 1 << 20:
-                with open(path, "rb") as file:
-                    added += file.read().count(b"\n")
-    return {
-        "commit": commit,
-        "files": len(counts) + len(names),
-        "untracked": len(names),
-        "added": added,
-        "removed": removed,
-    }
+        text, _problem = read_text(os.path.join(directory, name), "file")
+        added += (text or "").count("\n")
+    untracked = len(names)
+    files = len(counts) + untracked
+    sums = {"files": files, "untracked": untracked, "added": added, "removed": removed}
+    return {"commit": commit, **sums}
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
@@ -7769,8 +7796,10 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    plan = run.plan
-    tasks = view_tasks(plan, run.books.results, view_under_way(run, run.now))
+    retry = talk.retry if talk else None
+    asks = talk.asks.open.values() if talk else ()
+    tasks = view_tasks(run.plan, run.books.results, view_under_way(run, run.now))
+    began = run.clock.wall - run.now  # when the run's own clock stood at 0
     record: Json = {
         "pid": os.getpid(),
         "plan": run.options.plan,
@@ -7791,9 +7820,9 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "server": run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
-        "waits_for": [],
-        "retry": "",
-        "waiting_until": None,
+        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
+        "retry": f"{retry.message} (at {clock(began + retry.at)})" if retry else "",
+        "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "check": {
             "command": run.options.check,
             "verdict": run.gate.last,
@@ -7801,30 +7830,18 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         },
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "summary": plan.summary,
+        "summary": run.plan.summary,
         "gone": run.books.gone,
         "refused": dict(refused_by(run.books.results)),
     }
-    if talk:
-        asks = talk.asks.open.values()
-        record["waits_for"] = [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks]
-        if talk.retry:
-            at = local_time("%H:%M", run.clock.wall + talk.retry.at - run.now)
-            record["retry"] = f"{talk.retry.message} (at {at})"
-    if run.wait_until is not None:
-        record["waiting_until"] = run.clock.wall + run.wait_until - run.now
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
-    if status is not None:
-        # It may have been looked at for hours before somebody pressed Q.
-        ends = (entry.time for entry in reversed(run.journal.entries) if is_end(entry))
-        ended = next(ends, run.clock.wall)
-        return dict(record, state="ended", status=status, ended=ended)
-    secrets = (server.username, server.password, list(run.options.opencode))
-    return {**record, **dict(zip(SECRETS, secrets))}
-
-
-def is_end(entry: Entry) -> bool:
-    return entry.record is not None and entry.record.get("record") == "run"
+    if status is None:
+        secrets = (server.username, server.password, list(run.options.opencode))
+        return {**record, **dict(zip(SECRETS, secrets))}
+    # It may have been looked at for hours before somebody pressed Q.
+    entries = reversed(run.journal.entries)
+    ends = (one.time for one in entries if (one.record or {}).get("record") == "run")
+    return {**record, "state": "ended", "status": status, "ended": next(ends, run.clock.wall)}
 
 
 def task_record(item: TaskView) -> Json:
@@ -7842,38 +7859,19 @@ def task_record(item: TaskView) -> Json:
     }
 
 
-def result_record(result: Result) -> Json:
-    return {
-        "iteration": result.number,
-        "task": result.goal,
-        "outcome": result.word,
-        "problem": result.problem,
-        "seconds": round(result.seconds, 1),
-        "model": result.model,
-        "check": result.check,
-        "refused": dict(result.refused),
-        **result.spend.record(),
-    }
-
-
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
     dialect: type[Dialect] = OpenCode1
     if record.get("generation") == OpenCode2.generation:
         dialect = OpenCode2
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
-    argv = dialect.attach_argv(
-        opencode,
-        as_text(record.get("server")),
-        as_text(record.get("session")),
-        as_text(record.get("directory")),
-    )
-    login = dialect.environment(as_text(record.get("username")), as_text(record.get("password")))
-    environment = {**os.environ, **login}
+    where = [as_text(record.get(name)) for name in ("server", "session", "directory")]
+    login = [as_text(record.get(name)) for name in ("username", "password")]
+    environment = {**os.environ, **dialect.environment(*login)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
-        known = environment.get(name, "")
-        environment[name] = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
-    return argv, environment
+        known = (environment.get(name), "127.0.0.1", "localhost")
+        environment[name] = ",".join(filter(None, known))
+    return dialect.attach_argv(opencode, *where), environment
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
@@ -7988,31 +7986,34 @@ def seconds(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in pairs))
 
 
+def matched(pattern: str, text: str, advice: str) -> str:
+    """The text, where it looks like that; argparse's error for anything else."""
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
+    return text
+
+
 def count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number; 0 means off")
-    return int(text)
+    return int(matched("[0-9]+", text, "count: write a whole number; 0 means off"))
 
 
 def dollars(text: str) -> float:
-    if not re.fullmatch(r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no amount: write US dollars such as 20 or 0.50"
-        )
-    return float(text.lstrip("$"))
+    amount = r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)"
+    return float(matched(amount, text, "amount: write US dollars such as 20 or 0.50").lstrip("$"))
 
 
 def model_name(text: str) -> str:
-    if not all(re.fullmatch(r"[^/\s]+/\S+", name) for name in text.split(",")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no model: write providerID/modelID; `opencode models` lists them"
+    for name in text.split(","):
+        matched(
+            r"[^/\s]+/\S+", name, "model: write providerID/modelID; `opencode models` lists them"
         )
     return text
 
 
 def port_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number up to 65535")
+    advice = "port: write a number up to 65535"
+    if int(matched("[0-9]+", text, advice)) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
     return int(text)
 
 
@@ -8024,8 +8025,8 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "PORT": port_number,
     "PROVIDER/MODEL": model_name,
 }
-# A line without a description begins a group. The defaults in brackets are those of Options; a test
-# holds the two together.
+# The options of each command. A line without a description begins a group. The defaults in brackets
+# are those of Options; a test holds the two together.
 RUN_OPTIONS = """\
 what is worked
 --plan PATH                   the plan file (PLAN.md)
@@ -8034,11 +8035,11 @@ what is worked
 -a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
 -r --run                      start at once, without waiting for S
 -d --debug                    skip the validation of the plan file
---dry-run                     check everything, show the first prompt, start nothing
+--dry-run                     check everything, also with the server, and work nothing
 when it stops
 --max-iterations N            after N iterations
---max-cost USD                when this much was spent
---max-time DURATION           when this much time has passed
+--max-cost USD                when this much was spent; in the midst of an iteration at twice that
+--max-time DURATION           when this much time has passed; the same at twice that
 --max-wait DURATION           after waiting so long, in a row, for a provider (24h)
 --stuck N                     after N iterations in a row that settle no task, or fail the check (5)
 --retries N                   after N failed iterations in a row (5; 0: never)
@@ -8062,6 +8063,30 @@ the server
 """
 
 
+STATUS_OPTIONS = """\
+--plan PATH                   the plan file (PLAN.md)
+--all                         a line for each loop on this machine that runs, or ran last
+--json                        print it as JSON
+"""
+ATTACH_OPTIONS = """\
+--plan PATH                   the plan file (PLAN.md)
+"""
+BOOTSTRAP_OPTIONS = """\
+-f --force                    replace what exists, and keep a copy of it
+"""
+COMMANDS = (
+    ("run", "work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
+    ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, BOOTSTRAP_HELP),
+    ("status", "how far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
+    (
+        "attach",
+        "join the running loop's session in OpenCode's own interface",
+        ATTACH_OPTIONS,
+        ATTACH_HELP,
+    ),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Says of a mistake what was probably meant, and whose --help has more."""
 
@@ -8071,18 +8096,36 @@ class Parser(argparse.ArgumentParser):
             message = f"there is no command {choice.group(1)}{self.suggestion(choice.group(1))}"
         raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
 
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
     def suggestion(self, word: str) -> str:
         """`: did you mean …?`, from all that this parser knows."""
-        known = [option for action in self._actions for option in action.option_strings]
+        known = self.options()
         for action in self._actions:
             known += list(action.choices or ())
         likeness = 0.75 if word.startswith("-") else 0.6  # `--budget` is not meant to be `--debug`
         close = difflib.get_close_matches(word, known, 1, likeness)
         return f": did you mean {close[0]}?" if close else ""
 
+    def add_options(self, described: str) -> None:
+        group: argparse._ActionsContainer = self
+        for line in described.splitlines():
+            option, _, what = line.partition("  ")
+            *flags, last = option.split()
+            more: dict[str, Any] = {"metavar": last, "type": VALUES.get(last, str)}
+            if not what:
+                group = self.add_argument_group(line)
+                continue
+            if last.startswith("-"):
+                flags.append(last)
+                more = {"action": "store_true"}
+            elif "--model" in flags:
+                more.update(dest="models", action="append")
+            group.add_argument(*flags, help=what.strip(), **more)
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the commands by their names."""
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="ocloop.py",
@@ -8091,17 +8134,11 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
         "per task, until the plan is complete.",
     )
-    parser.add_argument("--version", action="version", version=f"ocloop {__version__}")
+    parser.add_argument("--version", action="store_true", help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    described = (
-        ("run", "work the plan in this directory until it is complete", RUN_HELP),
-        ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_HELP),
-        ("status", "how far a plan is, and how a run on it is doing", STATUS_HELP),
-        ("attach", "join the running loop's session in OpenCode's own interface", ATTACH_HELP),
-    )
     commands: dict[str, Parser] = {}
-    for name, what, epilog in described:
-        commands[name] = subparsers.add_parser(
+    for name, what, options, epilog in COMMANDS:
+        commands[name] = command = subparsers.add_parser(
             name,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
@@ -8109,42 +8146,16 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
             formatter_class=formatter,
             allow_abbrev=False,
         )
-    add_run_options(commands["run"])
+        command.add_options(options)
     commands["bootstrap"].add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
-    commands["bootstrap"].add_argument(
-        "-f", "--force", action="store_true", help="replace what exists, and keep a copy of it"
-    )
-    commands["status"].add_argument("--json", action="store_true", help="print it as JSON")
-    for name in ("status", "attach"):
-        commands[name].add_argument(
-            "--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)"
-        )
-    return parser, commands
 
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    group: argparse._ArgumentGroup | None = None
-    for line in RUN_OPTIONS.splitlines():
-        option, _, what = line.partition("  ")
-        *flags, last = option.split()
-        what = what.strip()
-        if not what:
-            group = parser.add_argument_group(line)
-            continue
-        assert group
-        if last.startswith("-"):
-            group.add_argument(*flags, last, action="store_true", help=what)
-        elif "--model" in flags:
-            group.add_argument(
-                *flags, dest="models", metavar=last, type=model_name, action="append", help=what
-            )
-        else:
-            group.add_argument(*flags, metavar=last, type=VALUES.get(last, str), help=what)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser, commands = make_parser()
-    given, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0].partition("=")[0] if words else ""
+    if first == "--version":
+        return argparse.Namespace(command=first)
+    if first not in parser.options() and first in commands["run"].options():
+        parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
+    given, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[given.command]
         word = unknown[0].partition("=")[0]
@@ -8152,6 +8163,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.error(f"{word} is no option: name a plan with --plan {word}")
         command.error(f"there is no option {word}{command.suggestion(word)}")
     return given
+
+
+def version(given: argparse.Namespace) -> int:
+    """Which file this is, too: a copy that somebody edited has another sum."""
+    import hashlib  # for this alone: a start is quick
+
+    with open(__file__, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    say(f"ocloop {__version__} (SHA-256 {digest[:12]})")
+    return 0
 
 
 def make_options(given: argparse.Namespace) -> Options:
@@ -8183,9 +8204,9 @@ def make_options(given: argparse.Namespace) -> Options:
 
 def absolute(path: str) -> str:
     path = os.path.expanduser(path)
-    return (
-        path if os.path.isabs(path) else os.path.normpath(os.path.join(current_directory(), path))
-    )
+    if os.path.isabs(path):
+        return path
+    return os.path.normpath(os.path.join(current_directory(), path))
 
 
 def current_directory() -> str:
@@ -8217,13 +8238,14 @@ def find_opencode(asked: str) -> tuple[str, ...]:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if found is None:
         raise Problem(
-            f"{argv[0]} is not there: install OpenCode (see opencode.ai, or `npm install -g "
-            'opencode-ai` for 1.x), or let npx fetch it with --opencode "npx -y opencode-ai"'
+            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai` for 1.x, "
+            "`npm install -g @opencode/cli` for 2.x), or let npx fetch it with "
+            '--opencode "npx -y opencode-ai"'
         )
     return (os.path.abspath(found), *argv[1:])
 
 
-# What can be checked in the evening, without a server.
+# What can be checked in the evening.
 
 
 class Preflight(NamedTuple):
@@ -8233,7 +8255,7 @@ class Preflight(NamedTuple):
     prompt: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    model: str  # of OpenCode's configuration in this project, "" when none is found
+    tasks: tuple[str, ...]  # the first ones, in lines, as they were read
 
 
 def preflight(options: Options) -> Preflight:
@@ -8242,41 +8264,46 @@ def preflight(options: Options) -> Preflight:
     prompt, prompt_problem = read_text(options.prompt, "prompt")
     plan = parse_plan(text or "")
     fields, body = split_front_matter(prompt or "")
-    problems: list[str] = []
-    if plan_problem or prompt_problem:
-        problems += filter(None, (plan_problem, prompt_problem))
-    elif not plan.tasks and plan.summary is None:
-        problems.append(NO_TASK.format(options.plan))
-        name = os.path.basename(options.plan)
-        problems += name_near_misses(name, plan.near_misses)
-    elif not body:
+    name = os.path.basename(options.plan)
+    near_misses = name_near_misses(name, plan.near_misses)
+    problems = [problem for problem in (plan_problem, prompt_problem) if problem]
+    warnings = [*near_misses, *warnings_of(options, fields, body)]
+    if not problems and not plan.tasks and plan.summary is None:
+        problems = [NO_TASK.format(options.plan), *near_misses]
+    elif not problems and not body:
         problems.append(NO_PROMPT.format(options.prompt))
+    starter = parse_plan(STARTER_PLAN).tasks[0].text
+    if any(task.text == starter for task in plan.tasks):
+        said = f"{name} is still the starter: write your own tasks into it"
+        (warnings if options.attended else problems).append(said)
     if options.debug:
         problems = []
+    try:
+        model_name(",".join(models_of(fields)) or "any/model")
+    except argparse.ArgumentTypeError as error:
+        problems.append(f"{options.prompt}: {error}")
     problems += check_log(options)
     problems += check_commands(options)
-    model, config_problem = configured_model(options.directory)
-    if config_problem and not options.server:
-        problems.append(config_problem)
-    return Preflight(
-        plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, body), model
-    )
+    tasks = tasks_as_read(plan, text or "")
+    return Preflight(plan, prompt or "", tuple(problems), tuple(warnings), tuple(tasks))
 
 
-def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str) -> tuple[str, ...]:
-    name = os.path.basename(options.plan)
-    warnings = name_near_misses(name, plan.near_misses)
-    starter = parse_plan(STARTER_PLAN).current
-    if starter and any(task.text == starter.text for task in plan.tasks):
-        warnings.append(f"{name} is still the starter: write your own tasks into it")
+def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
+    """What is odd, and may be meant."""
+    warnings = []
     if body and "{{PLAN_FILE}}" not in body:
         warnings.append(NO_PLACE.format(options.prompt))
-    unknown = [key for key in fields if key not in FRONT_MATTER]
-    if unknown:
-        warnings.append(
-            f"{options.prompt}: its front matter says {', '.join(unknown)}, which means nothing "
-            f"here: {', '.join(FRONT_MATTER)} do"
-        )
+    there = (
+        (FRONT_MATTER, fields, "its front matter says"),
+        (PLACES, re.findall(r"\{\{(\w+)\}\}", body), "it has the places"),
+    )
+    for known, used, where in there:
+        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        if unknown:
+            warnings.append(
+                f"{options.prompt}: {where} {unknown}, which means nothing here: "
+                f"{', '.join(known)} do"
+            )
     if "\\" in options.directory:
         warnings.append(
             "there is a backslash in the path of the project: OpenCode 1 cannot work there"
@@ -8286,7 +8313,26 @@ def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str)
         warnings.append(
             f"the project is {options.directory}, all of it: change into the project's own folder"
         )
-    return tuple(warnings)
+    return warnings
+
+
+def tasks_as_read(plan: Plan, text: str) -> list[str]:
+    """How the plan was understood, in its first twenty tasks: phase, nesting, sign."""
+    rows = re.split("\r\n|\r|\n", text)
+    lines: list[str] = []
+    phase = ""
+    for task in plan.tasks[:20]:
+        if task.phase != phase:
+            phase = task.phase
+            lines.append(f"# {phase}")
+        nesting = re.match(r"\s*", rows[task.line - 1])
+        sign = {"pending": " ", "done": "x"}.get(task.state, task.state.upper())
+        lines.append(
+            f"{nesting.group() if nesting else ''}[{'~' if task.begun else sign}] {task.text}"
+        )
+    if len(plan.tasks) > 20:
+        lines.append(f"… and {len(plan.tasks) - 20} more")
+    return lines
 
 
 def check_log(options: Options) -> list[str]:
@@ -8321,46 +8367,28 @@ def check_commands(options: Options) -> list[str]:
     return problems
 
 
-def configured_model(directory: str) -> tuple[str, str]:
-    """The model of the project's opencode.json, and what is wrong with that file."""
-    for name in ("opencode.json", "opencode.jsonc"):
-        path = os.path.join(directory, name)
-        if not os.path.isfile(path):
-            continue
-        text, problem = read_text(path, "configuration")
-        if problem:
-            continue  # OpenCode itself will say more
-        try:
-            config = as_dict(json.loads(without_comments(text or "")))
-        except (ValueError, RecursionError) as error:
-            return "", f"{path} is broken ({error}): mend it"
-        model = config.get("model")
-        return (model if isinstance(model, str) else ""), ""
-    return "", ""
-
-
-def without_comments(text: str) -> str:
-    """JSON with comments and trailing commas, as OpenCode takes it, made plain."""
-    token = r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/'
-
-    def keep(match: re.Match[str]) -> str:
-        return match.group() if match.group().startswith('"') else " "
-
-    text = re.sub(token, keep, text.removeprefix("\ufeff"), flags=re.DOTALL)
-    comma = r'("(?:[^"\\]|\\.)*")|,(\s*[}\]])'
-    return re.sub(comma, lambda match: match.group(1) or match.group(2), text)
+def why_no_screen(options: Options) -> str:
+    """Why there are plain lines and no screen; "" where there is one."""
+    if options.plain:
+        return "of --plain"
+    with suppress(OSError):
+        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
+            return "it runs in the background of this shell"
+    return curses_problem()
 
 
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
+    why_plain = why_no_screen(options)
+    options = options._replace(attended=not why_plain)
     found = preflight(options)
+    plan = found.plan
     run_file = RunFile(options.plan)
     if given.dry_run:
         return dry_run(options, found, run_file)
     if found.problems:
         raise Problem("\n        ".join(found.problems))
-    plan = found.plan
     if plan.summary is not None:
         say(f"ocloop: {complete_already(options.plan, plan)}")
         return how_complete(plan)[0]
@@ -8370,10 +8398,8 @@ def run(given: argparse.Namespace) -> int:
             f"another loop works on this plan ({process_of(held)}): `status` shows it, "
             "`attach` joins it"
         )
-    why_plain = "" if options.plain else curses_problem()
-    options = options._replace(attended=not (options.plain or why_plain))
     warnings = [run_file.problem, *found.warnings]
-    if why_plain and sys.stdout.isatty():
+    if why_plain and not options.plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     if options.attended:
         # These two are for the screen's thread alone. Threads inherit what is blocked, so it is
@@ -8538,19 +8564,19 @@ class Driver:
         run = self.run
         status = 1 if self.status is None else self.status
         session = run.talk.id if run.talk else run.left_session
-        steps: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("show how it ended", self._show),
-            ("end the check", self.outside.stop_check),
-            ("end session, server and tools", lambda: self.server.close(session)),
-            ("end a check that was about to start", self.outside.stop_check),
-            ("give the terminal back", self._close_screen),
-            ("write down how it ended", lambda: self._record(status)),
-            ("wait for what is being written", lambda: self.writer.close(3.0)),
-            ("let a second signal cut short what is left", lambda: self._end_at_once_on(status)),
-            ("say what came of it", lambda: self._say_goodbye(status)),
+        steps: tuple[Callable[[], None], ...] = (
+            self._show,
+            self.outside.stop_check,
+            lambda: self.server.close(session),
+            self.outside.stop_check,  # one that was about to start
+            self._close_screen,
+            lambda: self._record(status),
+            lambda: self.writer.close(3.0),
+            lambda: self._end_at_once_on(status),
+            lambda: self._say_goodbye(status),
         )
         failure: BaseException | None = None
-        for _name, step in steps:
+        for step in steps:
             try:
                 step()
             except BaseException as error:  # the steps that follow are needed all the same
@@ -8563,6 +8589,7 @@ class Driver:
             self.screen.close()
 
     def _end_at_once_on(self, status: int) -> None:
+        """A second signal cuts short what is left."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, lambda *_: os._exit(status))
 
@@ -8587,24 +8614,48 @@ class Driver:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+class Rehearsal(Run):
+    """`--dry-run`: a run up to where it would wait for S, and no further."""
+
+    async def main(self) -> int:
+        try:
+            await self.get_ready()
+        except Failed as failed:
+            self.journal.note("problem", str(failed))
+            return 1
+        return 0
+
+    def play(self, known: Sequence[str]) -> int:
+        """Do so with the real server, which is stopped in the end; say what comes of it, less what
+        is known."""
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        server = Server(self.options, inbox.put)
+        outside = Outside(server)
+        event = None
+        try:
+            while self.exit_status is None:
+                before = self.journal.count
+                for reply in self.handle(event, time.time()):
+                    outside.make(reply)
+                for entry in self.journal.newest(self.journal.count - before):
+                    if entry.text not in known:
+                        say(f"{entry.kind:<9} {entry.text}")
+                event = None
+                with suppress(queue.Empty):
+                    event = inbox.get(timeout=Driver.TICK)
+        finally:
+            server.close()
+        return self.exit_status
+
+
 def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
-    """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    problems = list(found.problems)
+    """Check all that `run` would check, with the real server, and print it; returns 0 or 1."""
     plan = found.plan
-    server = options.server
-    if not server:
-        server, problem = opencode_version(options.opencode)
-        problems += [problem] if problem else []
-        if options.port and not port_is_free(options.port):
-            problems.append(f"port {options.port} is taken: choose another one with --port")
+    problems = list(found.problems)
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
-    fields, body = split_front_matter(found.prompt)
-    models = options.models or models_of(fields)
-    complete = ""
-    if plan.summary is not None:
-        complete = ", marked complete: take out its <plan-complete> tag to work on it again"
+    fields, _body = split_front_matter(found.prompt)
     limits = {
         "max iterations": options.max_iterations,
         "max cost": budget_of(options.max_cost) if options.max_cost else 0,
@@ -8614,63 +8665,40 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         "retries": options.retries,
     }
     facts = [
-        ("server" if options.server else "opencode", server),
+        ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
-        ("plan", f"{options.plan}: {plan}{complete}" if plan.tasks else options.plan),
-        ("next task", plan.goal if plan.tasks else ""),
-        ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
-        ("log", options.log),
-        ("model", ", then ".join(models) or found.model or "OpenCode's own"),
+        ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
+        *(("", line) for line in found.tasks),
+        ("prompt", options.prompt),
         ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
+        ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
         ("check", options.check),
         ("notify", options.notify),
-        ("prompt", options.prompt),
-        *(("warning", warning) for warning in found.warnings),
+        ("log", options.log),
+        *(("warn", warning) for warning in found.warnings),
+        *(("problem", problem) for problem in problems),
     ]
-    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    if body:
-        prompt = render_prompt(body, options.plan, plan.goal, 1, "")
-        lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
-    lines += [f"problem   {problem}" for problem in problems]
-    if not problems and complete:
-        lines.append(complete_already(options.plan, plan))
-    elif not problems:
-        unknown = "the server, its models and its agents" if options.server else "model and agent"
-        lines.append(f"no problem was found; when it runs, {unknown} are checked, too")
-    say("\n".join(lines))
-    if problems:
-        return 1
-    return how_complete(plan)[0] if complete else 0
+    say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
+    if plan.summary is not None and not problems:
+        say(complete_already(options.plan, plan))
+        return how_complete(plan)[0]
+    rehearsal = Rehearsal(options, time.time())
+    failed = rehearsal.play((*found.problems, *found.warnings))
+    if not failed:
+        models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
+        say(f"model     {', then '.join(models)}")
+    asked = (
+        "the server was asked" if options.server else "the server was started, asked and stopped"
+    )
+    said = "there are problems" if failed or problems else "no problem was found"
+    say(f"{said}; {asked}, and no prompt was sent")
+    return 1 if failed or problems else 0
 
 
 def complete_already(path: str, plan: Plan) -> str:
     _status, how = how_complete(plan)
     how = how.removeprefix("the plan is ").replace("complete", "complete already")
     return f"{path} is {how}: take out its <plan-complete> tag to work on it again"
-
-
-def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
-    """What `opencode --version` says, and what is wrong with it. It never takes long."""
-    command = " ".join(opencode)
-    try:
-        found = subprocess.run(
-            [*opencode, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60.0,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"? ({command})", f"`{command} --version` did not end within a minute"
-    except OSError as error:
-        return f"? ({command})", f"cannot start {command}: {error.strerror}"
-    problem = ""
-    if found.returncode:
-        said = found.stderr.strip()[-200:]
-        problem = f"`{command} --version` ended with exit status {found.returncode}: {said}"
-    return f"{found.stdout.strip() or '?'} ({command})", problem
 
 
 def bootstrap(given: argparse.Namespace) -> int:
@@ -8715,27 +8743,57 @@ def spare_name(path: str) -> str:
     return copy
 
 
-def status(given: argparse.Namespace) -> int:
-    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
-    path = absolute(given.plan)
+def look_at(path: str) -> tuple[Plan | None, str, int, Json]:
+    """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
     text, problem = read_text(path, "plan")
-    if problem:
-        raise Problem(problem)
-    plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
         record = {}  # it is the last run's: this one has not written any yet
+    plan = None if problem else parse_plan(text or "")
     record["tasks"] = [
-        dict(task, state=state_in(plan, task)) for task in dicts(record.get("tasks"))
+        dict(task, state=state_in(plan or Plan(), task)) for task in dicts(record.get("tasks"))
     ]
+    return plan, problem, pid, record
+
+
+def status(given: argparse.Namespace) -> int:
+    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
+    if given.all:
+        return status_of_all(given.json)
+    path = absolute(given.plan or Options().plan)
+    plan, problem, pid, record = look_at(path)
+    if plan is None:
+        raise Problem(problem)
     changes = changes_since(as_text(record.get("directory")), as_text(record.get("commit")))
     if given.json:
         say(json.dumps(status_record(path, plan, pid, record, changes)))
     else:
         say("\n".join(status_lines(path, plan, pid, record, changes)))
     return 0 if is_complete(plan) else 3
+
+
+def status_of_all(as_json: bool) -> int:
+    """A line for each loop on this machine that runs, or ran last; the newest comes first."""
+    seen = [(path, *look_at(path)) for path in plans_of_all()]
+    if as_json:
+        records = [
+            status_record(path, plan or Plan(), pid, record) for path, plan, _, pid, record in seen
+        ]
+        say(json.dumps(records))
+        return 0
+    for path, plan, _problem, pid, record in seen:
+        state = state_of(pid, record)
+        how = f"{state} {record.get('status', '')}" if state == "ended" else state
+        far = " · ".join(progress_of(plan)) if plan else "no plan any more"
+        reason = " ".join(as_text(record.get("reason")).split())[:60]
+        spent = dollars_of(as_float(record.get("cost")))
+        took = duration(as_float(record.get("elapsed")))
+        say(f"{how:<9} {far:<20} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+    if not seen:
+        say("no loop has run on this machine")
+    return 0
 
 
 def is_complete(plan: Plan) -> bool:
@@ -8792,31 +8850,27 @@ def status_lines(
         mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
     elif not plan.pending:
         mark = ", not marked complete yet"
-    lines = [f"plan      {path}", f"progress  {plan}{mark}"]
-    if plan.current:
-        lines.append(f"next      {plan.current.text}")
-    lines += run_lines(pid, record)
-    if changes:
-        lines.append(f"changes   {said_changes(changes, as_float(record.get('started')))}")
-    if plan.summary:
-        lines += [f"summary   {line}" for line in plan.summary.split("\n")]
-    for state in ("blocked", "manual"):
-        for task in [task for task in plan.tasks if task.state == state]:
-            lines.append(f"{state:<9} {task.text}" + (f" ({task.reason})" if task.reason else ""))
-    for near in name_near_misses(os.path.basename(path), plan.near_misses):
-        lines.append(f"warning   {near}")
     check = as_dict(record.get("check"))
+    told = []
     if check.get("verdict") == "failed":
         said = as_text(check.get("told")).rstrip().split("\n")[-8:]
-        lines += [
-            f"check     {line}"
-            for line in ("it failed; what the next session is told of it:", *said)
-        ]
-    gone = [as_text(text) for text in as_list(record.get("gone"))]
-    lines += [f"gone      {text}" for text in gone]
-    lines += task_lines(record)
-    steps = next_steps(plan, record, bool(pid))
-    return lines + ([""] if steps else []) + [f"to do     {step}" for step in steps]
+        told = ["it failed; what the next session is told of it:", *said]
+    near_misses = name_near_misses(os.path.basename(path), plan.near_misses)
+    facts = [
+        ("plan", path),
+        ("progress", f"{plan}{mark}"),
+        ("next", plan.current.text if plan.current else ""),
+        *run_facts(pid, record),
+        ("changes", said_changes(changes, as_float(record.get("started"))) if changes else ""),
+        *(("summary", line) for line in (plan.summary or "").split("\n")),
+        *((state, said) for state in ("blocked", "manual") for said in tasks_in(plan, state)),
+        *(("warning", near) for near in near_misses),
+        *(("check", line) for line in told),
+        *(("gone", as_text(text)) for text in as_list(record.get("gone"))),
+    ]
+    steps = [f"to do     {step}" for step in next_steps(plan, record, bool(pid))]
+    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
+    return [*lines, *task_lines(record), *([""] if steps else []), *steps]
 
 
 def said_changes(changes: Json, since: float) -> str:
@@ -8830,54 +8884,47 @@ def said_changes(changes: Json, since: float) -> str:
     )
 
 
-def run_lines(pid: int, record: Json) -> list[str]:
-    if not record.get("state"):
-        return [f"run       starting, {process_of(pid)}" if pid else "run       none so far"]
+def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
+    """What is recorded of a run, by name; what is empty is not shown."""
     state = as_text(record.get("state"))
+    if not state:
+        return [("run", f"starting, {process_of(pid)}" if pid else "none so far")]
     reason = " ".join(as_text(record.get("reason")).split())
-    ended = record.get("ended")
-    lines = []
-    if pid:
-        said = f"{state}: {reason}" if reason else state
-        for title in as_list(record.get("waits_for")):
-            said += f", waits for you: {title}"
-        if record.get("retry"):
-            said += f", OpenCode tries again: {record['retry']}"
-        if record.get("waiting_until"):
-            said += f", again at {clock(record['waiting_until'])}"
-        how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
-        lines.append(f"run       {said}, {process_of(pid)}{how}")
-        if record.get("task"):
-            lines.append(f"iteration {record.get('iteration')}: {record['task']}")
-        if record.get("session"):
-            lines.append(f"session   {record['session']} on {as_text(record.get('server'))}")
-    else:
-        last = iso_time(as_float(ended or record.get("updated")))
-        how = "ended" if ended else "was killed after"
-        lines.append(f"run       {how} {last}: {reason or state}")
-    if record.get("started"):
-        lines.append(f"started   {iso_time(as_float(record['started']))}")
-    if record.get("log"):
-        lines.append(f"log       {record['log']}")
-    if record.get("model"):
-        lines.append(f"model     {record['model']}")
+    doing = [f"{state}: {reason}" if reason else state]
+    doing += [f"waits for you: {title}" for title in as_list(record.get("waits_for"))]
+    if record.get("retry"):
+        doing.append(f"OpenCode tries again: {record['retry']}")
+    if record.get("waiting_until"):
+        doing.append(f"again at {clock(record['waiting_until'])}")
+    how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
+    said = f"{', '.join(doing)}, {process_of(pid)}{how}"
+    task, session = record.get("task"), record.get("session")
+    if not pid:
+        how = "ended" if record.get("ended") else "was killed after"
+        last = iso_time(as_float(record.get("ended") or record.get("updated")))
+        said = f"{how} {last}: {reason or state}"
+        task = session = None
+    started = as_float(record.get("started"))
     tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
-    lines.append(
-        f"spent     {duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
-        f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}"
-    )
-    counts = collections.Counter(
+    outcomes = collections.Counter(
         as_text(result.get("outcome")) for result in dicts(record.get("outcomes"))
     )
-    if counts:
-        said = ", ".join(f"{number} {word}" for word, number in counts.most_common())
-        lines.append(f"outcomes  {said}")
-    refused = said_refused(
-        (title, as_int(times)) for title, times in as_dict(record.get("refused")).items()
-    )
-    if refused:
-        lines.append(refused.replace(": ", "   ", 1))
-    return lines
+    refused = as_dict(record.get("refused")).items()
+    return [
+        ("run", said),
+        ("iteration", f"{record.get('iteration')}: {task}" if task else ""),
+        ("session", f"{session} on {as_text(record.get('server'))}" if session else ""),
+        ("started", iso_time(started) if started else ""),
+        ("log", as_text(record.get("log"))),
+        ("model", as_text(record.get("model"))),
+        (
+            "spent",
+            f"{duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
+            f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}",
+        ),
+        ("outcomes", ", ".join(f"{number} {word}" for word, number in outcomes.most_common())),
+        ("refused", ", ".join(f"{title} ×{as_int(times)}" for title, times in refused)),
+    ]
 
 
 def spent_of(limits: Json) -> str:
@@ -8915,7 +8962,7 @@ def clock(value: Any) -> str:
 
 def attach(given: argparse.Namespace) -> int:
     """Become OpenCode's own interface on the running loop's session."""
-    path = absolute(given.plan)
+    path = absolute(given.plan or Options().plan)
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
@@ -8953,7 +9000,13 @@ def mend_streams() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     mend_streams()
-    commands = {"run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
+    commands = {
+        "run": run,
+        "bootstrap": bootstrap,
+        "status": status,
+        "attach": attach,
+        "--version": version,
+    }
     try:
         given = parse_arguments(argv)
         return commands[given.command](given)

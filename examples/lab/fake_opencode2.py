@@ -660,7 +660,7 @@ class Server2(Server):
                 later(self.catalogue, lambda: self.loaded(directory))
         empty = now - self.touched < self.catalogue
         if rest == "model/default":
-            return None if empty else self.model_entry(self.model)
+            return None if empty else self.model_entry(self.model or self.models[0])
         if empty:
             return []
         if rest == "model":
