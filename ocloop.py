@@ -166,6 +166,7 @@ class Task(NamedTuple):
     phase: str = ""  # the heading above it
     line: int = 0
     begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
+    depth: int = 0  # tasks in which it is nested
 
 
 class NearMiss(NamedTuple):
@@ -246,6 +247,13 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return missing[: max(0, len(before.tasks) - len(now.tasks))]
 
 
+_LINE_END = re.compile(r"\r\n|\r")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
+MOST_NEAR_MISSES = 1_000
+
+
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan file"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
@@ -255,27 +263,31 @@ def parse_plan(text: str) -> Plan:
         lines, near_misses = _hide(lines)
     tasks: list[Task] = []
     phase = ""
+    above: list[int] = []  # the indentations of the tasks in which the next one may be nested
+    left = MOST_NEAR_MISSES
     for number, line in enumerate(lines, 1):
         if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
         task = _parse_task(line, phase, number)
         if task:
-            tasks.append(task)
+            indentation = len(line) - len(line.lstrip())
+            while above and above[-1] >= indentation:
+                above.pop()
+            tasks.append(task._replace(depth=len(above)) if above else task)
+            above.append(indentation)
             continue
-        near = _find_near_miss(line, number)
+        near = _find_near_miss(line, number) if left else None
         if near:
+            left -= 1
+            if not left:  # what is not looked at may be open
+                near = near._replace(advice="these are too many: more may follow", is_open=True)
             near_misses.append(near)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
+            above.clear()
     near_misses.sort(key=lambda near: near.line)
     return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
-
-
-_LINE_END = re.compile(r"\r\n|\r")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
-_TAG_CLOSE = "</plan-complete>"
 
 
 def _find_summary(text: str, shown: str) -> str | None:
@@ -284,13 +296,10 @@ def _find_summary(text: str, shown: str) -> str | None:
     `text` and `shown` have the same offsets: the tag is looked for in what is shown, the summary is
     taken from the original, so that code in it is kept.
     """
-    last_close = shown.rfind(_TAG_CLOSE)
-    if last_close < 0:
-        return None
-    opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
-    if not opens:
-        return None
-    return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
+    begin = -1
+    for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE))):
+        begin = tag.end()
+    return None if begin < 0 else text[begin : shown.find(_TAG_CLOSE, begin)].strip()
 
 
 # Code and comments.
@@ -320,37 +329,35 @@ def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
             comment_end = number
     shown: list[str] = []
     faults: list[NearMiss] = []
-    fence = ""  # in which the line stands
-    in_comment = False
+    closing = ""  # what ends what hides the line: a fence, or "-->"
     for number, line in enumerate(lines):
-        begin = 0  # of what is no comment that began on a line above
-        if fence or (in_comment and "-->" not in line):
-            end = _FENCE_END.match(line) if fence else None
-            if end and end[1].startswith(fence):
-                fence = ""
-            shown.append(" " * len(line))
+        shown.append(" " * len(line))
+        begin = 0  # of what a comment leaves of the line
+        if closing == "-->":
+            begin = line.find(closing) + len(closing)
+            if begin < len(closing):
+                continue
+        elif closing:
+            end = _FENCE_END.match(line)
+            if end and end[1].startswith(closing):
+                closing = ""
             continue
-        if in_comment:
-            begin = line.find("-->") + 3
-            in_comment = False
-        opening = _FENCE.match(line) if not begin else None
-        if opening:
-            known = fence_ends[opening[1][0]]
-            if len(opening[1]) <= len(known) and known[len(opening[1]) - 1] > number:
-                fence = opening[1]
-                shown.append(" " * len(line))
+        closing = ""
+        fence = None if begin else _FENCE.match(line)
+        if fence:
+            known = fence_ends[fence[1][0]]
+            if len(fence[1]) <= len(known) and known[len(fence[1]) - 1] > number:
+                closing = fence[1]
                 continue
             faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
-        if not begin and "<!--" not in line:
-            shown.append(line)
-            continue
-        rest, opens = _hide_comments(line, begin)
-        if opens >= 0 and number < comment_end:
-            in_comment = True
-            rest = rest[:opens] + " " * (len(rest) - opens)
-        elif opens >= 0:
-            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
-        shown.append(rest)
+        shown[-1] = line
+        if begin or "<!--" in line:
+            shown[-1], opens = _hide_comments(line, begin)
+            if opens >= 0 and number < comment_end:
+                closing = "-->"
+                shown[-1] = shown[-1][:opens] + " " * (len(line) - opens)
+            elif opens >= 0:
+                faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
     return shown, faults
 
 
@@ -368,20 +375,18 @@ def _hide_comments(line: str, begin: int) -> tuple[str, int]:
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    if "`" not in line:
-        return line
     parts = _TICKS.split(line)
     ahead = collections.Counter(parts[1::2])
     opening = ""
     for index, part in enumerate(parts):
-        was_in_code = bool(opening)
+        is_code = bool(opening)
         if index % 2:
             ahead[part] -= 1
-            if opening:
-                opening = "" if part == opening else opening
-            elif ahead[part]:
+            if part == opening:
+                opening = ""
+            elif ahead[part] and not opening:
                 opening = part
-        if was_in_code or opening:
+        if is_code or opening:
             parts[index] = "c" * len(part)
     return "".join(parts)
 
@@ -429,12 +434,13 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
     if not state:
         return None
     marks = []  # the first one counts, unless the box says that the task is done
-    mark = _take_box(line, at, _MARK_OPENING)
-    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
-        marks.append(_read_box(mark[0]))
+    while mark := _take_box(line, at, _MARK_OPENING):
+        said = _read_box(mark[0])
+        if said[0] not in ("manual", "blocked"):
+            break
+        marks.append(said)
         wrapping += mark[1]
         at = mark[2]
-        mark = _take_box(line, at, _MARK_OPENING)
     text, inside = _take_end_mark(line[at:].strip())
     if inside:
         marks.append(_read_box(inside))
