@@ -1517,6 +1517,7 @@ class Transcript:
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
         self.told: dict[str, str] = {}  # by key: texts as far as they were known before their end
+        self.held: list[tuple[str, str, str, str, int]] = []  # tools: what announced them comes yet
 
     def error(self, message: str, session: str, depth: int = 0) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
@@ -1533,6 +1534,7 @@ class Transcript:
         if part.state == "running":
             known = self.live.get(part.key)
             if known is None and part.opens:
+                self.end_texts(part.message, part.session)
                 self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
             since = known.since if known else now
             shown = text[-Journal.LONGEST_TEXT :]
@@ -1547,8 +1549,15 @@ class Transcript:
                 tone = "bad"
         self.journaled.add(part.key)
         self.live.pop(part.key, None)
-        if self.told.pop(part.key, "") != text.strip():
-            self._note(kind, text, tone, part.session, depth)
+        entry = (kind, text, tone, part.session, depth)
+        if part.kind == "tool" and any(
+            live.kind == "text" and live.message == part.message for live in self.live.values()
+        ):
+            self.held.append(entry)
+        elif self.told.pop(part.key, "") != text.strip():
+            self._note(*entry)
+        if part.kind == "text":
+            self.release()
         return True
 
     def grow(self, delta: Delta) -> None:
@@ -1557,20 +1566,33 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_texts(self, message: str, session: str) -> None:
+    def end_texts(self, message: str, session: str, is_over: bool = False) -> None:
         """Texts of this message that nobody said to have ended have ended by now, as it seems.
 
         Their end may come later all the same. Where it tells more (pieces of a text are left out
-        when they are many, or when nobody looks), all of the text is told then.
+        when they are many, or when nobody looks), all of the text is told then. For one of which
+        nothing is known yet what follows waits, until the message `is_over`.
         """
         for key, live in list(self.live.items()):
-            if live.message != message or live.kind != "text":
+            text = live.text.strip()
+            if live.message != message or live.kind != "text" or not (text or is_over):
                 continue
             del self.live[key]
-            text = live.text.strip()
             if text != self.told.get(key, ""):
                 self.told[key] = text
                 self._note("text", text, "", session, live.depth)
+        if is_over:
+            self.release()
+
+    def release(self) -> None:
+        for entry in self.held:
+            self._note(*entry)
+        self.held.clear()
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        self.release()
+        self.live.clear()
 
     def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
         if text.strip():
@@ -1888,7 +1910,7 @@ class Talk:
         if event.ended:
             self.told_attempt = 0
         if event.complete:
-            self.transcript.end_texts(event.message, event.session)
+            self.transcript.end_texts(event.message, event.session, is_over=True)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
     def hear_fault(self, event: Broke, now: float) -> None:
@@ -1948,7 +1970,7 @@ class Talk:
         """It is gone. Whoever looks at the session next finds that out, and has it started."""
         self.look_at = 0.0
         self.asks.forget()
-        self.transcript.live.clear()
+        self.transcript.close()
         self.retry = None
 
     def find_server(self, now: float) -> None:
@@ -3148,7 +3170,7 @@ class Run(Waits):
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             self.drop_abort()
-            talk.transcript.live.clear()
+            talk.transcript.close()
             talk.asks.close()
         if outcome.kind == "aborted":
             talk.note("note", outcome.problem, "warn")
