@@ -765,6 +765,7 @@ class Ask(NamedTuple):
     detail: str = ""  # what exactly
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the agent makes identical calls
+    always: str = ""  # what "always" allows, and for how long
 
 
 class Spend(NamedTuple):
@@ -3770,11 +3771,12 @@ class Run(Waits):
                 self.note(Quit("a person quit", by_person=True))
         elif self.talk and self.talk.asks.takes_key(key):
             pass
-        elif self.overlay == "help" or (self.overlay and key.name in ("p", "q", "escape")):
+        elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
         else:
-            for use in USES:
-                if use.key == key.name and use.when(self):
+            uses = [use for known in KEYS if known.name.lower() == key.name for use in known.uses]
+            for use in uses:
+                if use.when(self):
                     use.do(self)
                     return
 
@@ -3817,8 +3819,11 @@ class Run(Waits):
         else:
             self.journal.note("note", NO_SESSION, "dim")
 
-    def toggle_plan(self) -> None:
+    def show_plan(self) -> None:
         self.overlay = "plan"
+
+    def leave_overlay(self) -> None:
+        self.overlay = ""
 
     def show_help(self) -> None:
         self.overlay = "help"
@@ -3905,32 +3910,50 @@ class Run(Waits):
 class Use(NamedTuple):
     """What a key is good for, and when; `label` is the footer's word, "": it is not told there."""
 
-    key: str  # as in Key
     label: str
     when: Callable[[Run], bool]
     do: Callable[[Run], None]
 
 
-# The keys. Of a key's uses the first one counts that is possible.
+class KeyHelp(NamedTuple):
+    """A key, what the help says of it, and its uses, of which the first possible one counts."""
+
+    name: str
+    help: str
+    uses: tuple[Use, ...] = ()  # none: the screen takes it, or what is asked does
+
+
 # fmt: off
-USES = (
-    Use("s", "start", lambda run: run.waits_for_start, Run.want),
-    Use("s", "go on", lambda run: run.phase == "complete", Run.go_on),
-    Use("space", "", lambda run: run.waits_for_start, Run.want),
-    Use("space", "go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
-    Use("space", "pause", lambda run: run.is_at_work, Run.toggle_pause),
-    Use("space", "go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-    Use("space", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("r", "raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-    Use("r", "retry", lambda run: bool(run.limit), Run.go_on),
-    Use("r", "retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
-    Use("r", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
-    Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
-    Use("t", "", lambda run: True, Run.hand_over),
-    Use("p", "plan", lambda run: run.overlay != "plan", Run.toggle_plan),
-    Use("?", "help", lambda run: True, Run.show_help),
-    Use("q", "quit", lambda run: True, Run.quit),
+KEYS = (
+    KeyHelp("S", "start", (
+        Use("start", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.phase == "complete", Run.go_on))),
+    KeyHelp("Space", "pause after this iteration, or go on", (
+        Use("", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
+        Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
+        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("R", "retry after an error; go on at a limit", (
+        Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
+        Use("retry", lambda run: bool(run.limit), Run.go_on),
+        Use("retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("X", "abort this iteration, or its check", (
+        Use("abort", lambda run: bool(run.talk or run.check_since), Run.abort),)),
+    KeyHelp("T", "this session in OpenCode's own interface, and back", (
+        Use("session", lambda run: bool(run.talk), Run.hand_over),
+        Use("", lambda run: True, Run.hand_over))),
+    KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
+        Use("activity", lambda run: run.overlay == "plan", Run.leave_overlay),
+        Use("plan", lambda run: True, Run.show_plan))),
+    KeyHelp("?", "this help", (
+        Use("help", lambda run: True, Run.show_help),)),
+    KeyHelp("Q", "quit (asks once while an iteration runs)", (
+        Use("quit", lambda run: True, Run.quit),)),
+    KeyHelp("Y A N", "permission: once; always, for what it shows, in this project; no"),
+    KeyHelp("1-9 N", "question: an answer, or none"),
+    KeyHelp("arrows PgUp PgDn Home End", "scroll"),
 )
 # fmt: on
 
@@ -3988,7 +4011,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         f"{result.number} {result.word} in {duration(result.seconds)} · "
         f"{refused + ' · ' if refused else ''}"
         f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
-        f"{dollars_of(spend.cost)} · {result.goal}"
+        f"{dollars_of(spend.cost)} · {title_of(result.goal)}"
     )
     record: dict[str, object] = {
         "record": "iteration",
@@ -4046,7 +4069,9 @@ def summary_of(run: Run) -> list[str]:
     for state in ("blocked", "manual"):
         tasks = [task for task in plan.tasks if task.state == state]
         for task in tasks[:20]:
-            lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
+            lines.append(
+                f"{state}: {title_of(task.text)}" + (f" ({task.reason})" if task.reason else "")
+            )
     return lines
 
 
@@ -4154,19 +4179,6 @@ STATES = {
     "complete": ("✔", "good", "the plan is done"),
     "error":    ("✖", "bad", "R starts again"),
 }
-HELP_ON_KEYS = (
-    ("S", "start"),
-    ("Space", "pause after this iteration, or go on"),
-    ("R", "retry after an error; go on at a limit"),
-    ("X", "abort this iteration, or its check"),
-    ("T", "this session in OpenCode's own interface, and back"),
-    ("P", "the plan: what was done, what it cost"),
-    ("arrows PgUp PgDn End", "scroll"),
-    ("Y A N", "permission: once, always, no"),
-    ("1-9 N", "question: an answer, or none"),
-    ("?", "this help"),
-    ("Q", "quit (asks once while an iteration runs)"),
-)
 # A task's state -> sign, style.
 TASK_SIGNS = {
     "done":    ("✔", "good"),
@@ -4269,6 +4281,14 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
+
+
+def title_of(text: str) -> str:
+    """A task's text as people read it: one line, without the signs of emphasis."""
+    return one_line(_EMPHASIS.sub(r"\1", text))
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
@@ -4296,6 +4316,15 @@ class TaskView(NamedTuple):
     spend: Spend = Spend()
     model: str = ""
     outcome: str = ""  # the word of the last iteration that worked on it
+
+    @property
+    def failed_its_check(self) -> bool:
+        return self.task.state == "done" and self.outcome == "check failed"
+
+    @property
+    def reason(self) -> str:
+        """Why it is as it is, for a row of its own."""
+        return self.outcome if self.failed_its_check else self.task.reason
 
 
 class Picture(NamedTuple):
@@ -4379,7 +4408,7 @@ def view_reason(run: Run, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
     files = run.files
     if run.phase == "ready":
-        return f"S begins with: {run.plan.goal}"
+        return f"S begins with: {title_of(run.plan.goal)}"
     if run.wait_until is not None:
         left = run.wait_until - now
         at = local_time("%H:%M", run.clock.wall + left)
@@ -4495,8 +4524,8 @@ def ask_panel(run: Run, now: float) -> tuple[str, ...]:
         left = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
     more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
     if ask.kind == "permission":
-        keys = "Y once   A always   N no"
-        return (f"May it? {ask.title}{left}{more}", ask.detail, keys)
+        always = (f"A allows {ask.always}",) if ask.always else ()
+        return (f"May it? {ask.title}{left}{more}", ask.detail, *always, "Y once   A always   N no")
     has_more = len(waiting.answers) < len(ask.questions)
     question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
     lines = [f"It asks{left}{more}", question.text]
@@ -4506,14 +4535,15 @@ def ask_panel(run: Run, now: float) -> tuple[str, ...]:
 
 
 def hints(run: Run) -> tuple[tuple[str, str], ...]:
-    """The keys that do something now: of each the first use that is possible."""
+    """The keys that do something now, each with what it does."""
     if run.phase == "stopping":
         return ()
-    keys: dict[str, str] = {}
-    for use in USES:
-        if use.key not in keys and use.when(run):
-            keys[use.key] = use.label
-    return tuple((key.capitalize(), label) for key, label in keys.items() if label)
+    if run.overlay == "help":
+        return (("any key", "back"), ("Q", "quit"))
+    labels = (
+        (key.name, next((use.label for use in key.uses if use.when(run)), "")) for key in KEYS
+    )
+    return tuple((name, label) for name, label in labels if label)
 
 
 class Scroll:
@@ -4545,8 +4575,8 @@ def layout(
         most = height - (4 if height >= 12 else 2)
         panel = [rule, *ask_rows(picture, width, max(3, most))]
     top = header(picture, width)[: max(0, height - len(panel))]
-    if picture.overlay == "help" and height < 24:
-        top = top[:1]  # it needs the room
+    if picture.overlay == "help" and height < 30:
+        top = top[: 1 if height < 24 else 2]  # it needs the room
     bottom = panel or [footer(picture, width)]
     if not top:
         bottom = panel[1:]
@@ -4674,7 +4704,7 @@ def task_row(picture: Picture, width: int) -> Row:
         return [(style, ellipsis(" " + one_line(picture.reason), width))]
     if picture.task is None:
         return [("dim", " no pending task")]
-    task = ellipsis(one_line(picture.task.text), width - 4)
+    task = ellipsis(title_of(picture.task.text), width - 4)
     phase = one_line(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
@@ -4745,24 +4775,31 @@ def footer(picture: Picture, width: int) -> Row:
 
 
 def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    cells_of_key = 22 if width >= 72 else 8
+    cells = 12 if width >= 72 else 6
     rows: list[Row] = []
-    for key, text in HELP_ON_KEYS:
-        name = key if len(key) <= cells_of_key else key.split()[0]
-        said = ellipsis(text, width - cells_of_key - 2)
-        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {said}")])
-    cells: list[Row] = [
+    for key in KEYS:
+        for number, line in enumerate(wrap(key.help, max(1, width - cells - 3))):
+            name = "" if number else key.name
+            if len(name) > cells:
+                name = name.split()[0]
+            rows.append([("accent bold", f" {name:<{cells}}"), ("", f" {line}")])
+    states: list[Row] = [
         [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
         for state, (sign, style, meaning) in STATES.items()
     ]
     columns = 2 if width >= 72 else 1
-    for number in range(0, len(cells), columns):
-        rows.append([span for cell in cells[number : number + columns] for span in cell])
-    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
+    for number in range(0, len(states), columns):
+        rows.append([span for cell in states[number : number + columns] for span in cell])
+    tasks = ", ".join(f"{sign} {state}" for state, (sign, _style) in TASK_SIGNS.items())
+    for legend in (
+        f"tasks: {tasks}; ×2 in two iterations",
+        "tokens: ↑ in, ↓ out, ⟳ from the cache; bar: █ done, ▒ blocked; ≈ about",
+    ):
+        rows += [[("dim", f" {line}")] for line in wrap(legend, max(1, width - 2))]
     return scrolled(rows, height, 0, scroll)
 
 
-def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) -> list[Row]:
+def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
     """So many rows from the first one on, or from where it was scrolled to."""
     if scroll:
         wanted = first + scroll.overlay + scroll.moved
@@ -4770,10 +4807,10 @@ def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) ->
         scroll.overlay = wanted - first
         scroll.moved = 0
         first = wanted
-    shown = rows[first : first + height]
+    shown = list(rows[first : first + height])
     below = len(rows) - first - height
     if below > 0 and height >= 4:
-        shown[-1] = [("dim", f" ↓ {below + 1} more")]
+        shown[-1] = [("dim", f" ↓ {below + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
@@ -4785,7 +4822,9 @@ def plan_rows(
     Where the plan has the screen for itself, it `moves`: the arrows scroll it.
     """
     tasks = view_tasks(picture.plan, picture.results, picture.under_way)
-    rows: list[Row] = []
+    rows: list[
+        Row | tuple[TaskView, int]
+    ] = []  # of a task, how many rows: only what is seen is made
     phase = ""
     focus = 0
     if moves and picture.results:
@@ -4796,14 +4835,15 @@ def plan_rows(
             phase = its_phase
             if rows:
                 rows.append([])
-            rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
+            rows.append([("dim bold", f" {ellipsis(title_of(phase), width - 2)}")])
         if item.is_current:
             focus = len(rows)
-        rows += task_rows(item, width)
+        rows += [(item, number) for number in range(2 if item.reason else 1)]
     if not any(item.is_current for item in tasks):
         focus = len(rows) - 1 if picture.plan.done else 0
     first = max(0, min(focus - height // 2, len(rows) - height))
-    return scrolled(rows, height, first, scroll if moves else None)
+    shown = scrolled(rows, height, first, scroll if moves else None)
+    return [task_rows(row[0], width)[row[1]] if isinstance(row, tuple) else row for row in shown]
 
 
 def task_heads(width: int) -> Row:
@@ -4822,21 +4862,20 @@ def task_rows(item: TaskView, width: int) -> list[Row]:
     """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
     task = item.task
     kind = "begun" if task.begun else task.state
-    reason = task.reason
-    if task.state == "done" and item.outcome == "check failed":
-        kind = reason = item.outcome
+    if item.failed_its_check:
+        kind = "check failed"
     if item.is_current:
         kind = "current"
     sign, style = TASK_SIGNS[kind]
+    indent = "  " * min(task.depth, 4, max(0, width // 10 - 1))
     spent = task_spending(item, width)
-    room = width - 4 - text_width(spent) - (1 if spent else 0)
-    text = ellipsis(one_line(task.text), max(1, room))
+    room = width - 4 - len(indent) - text_width(spent) - (1 if spent else 0)
+    text = ellipsis(title_of(task.text), max(1, room))
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
     filler = " " * max(0, room - text_width(text))
-    row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    if not reason:
-        return [row]
-    return [row, [("dim", f"     {ellipsis(one_line(reason), width - 6)}")]]
+    row: Row = [(style, f"{indent} {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
+    reason = ellipsis(one_line(item.reason), width - 6 - len(indent))
+    return [row, [("dim", f"{indent}     {reason}")]]
 
 
 def task_spending(item: TaskView, width: int) -> str:
@@ -5088,7 +5127,9 @@ def detail_of_ask(wanted: Any, metadata: Json) -> str:
     return ", ".join(text for text in (patterns, exact) if text)
 
 
-def permission_ask(asked: Json, title: str, detail: str) -> Ask:
+def permission_ask(asked: Json, title: str, detail: str, allows: Any, lasts: str) -> Ask:
+    """`allows` are the patterns that the answer "always" approves, for as long as it `lasts`."""
+    patterns = ", ".join(map(str, allows)) if isinstance(allows, list) else ""
     return Ask(
         id=as_id(asked.get("id")),
         session=as_id(asked.get("sessionID")),
@@ -5096,6 +5137,7 @@ def permission_ask(asked: Json, title: str, detail: str) -> Ask:
         title=title,
         detail=detail,
         is_circle=title == "doom_loop",
+        always=f"{patterns}, {lasts}" if patterns else "",
     )
 
 
@@ -5495,7 +5537,8 @@ class OpenCode1:
     def permission(self, asked: Json) -> Ask:
         title = as_text(asked.get("permission") or asked.get("type") or "something")
         wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
-        return permission_ask(asked, title, detail_of_ask(wanted, as_dict(asked.get("metadata"))))
+        detail = detail_of_ask(wanted, as_dict(asked.get("metadata")))
+        return permission_ask(asked, title, detail, asked.get("always"), "until the server ends")
 
     def question(self, asked: Json) -> Ask:
         questions = tuple(
@@ -6290,7 +6333,8 @@ def permission_of(asked: Json) -> Ask:
     title = as_text(asked.get("action") or "something")
     metadata = as_dict(asked.get("metadata"))
     detail = detail_of_ask(asked.get("resources"), metadata)
-    return permission_ask(asked, title, detail + change_of(dicts(metadata.get("files"))))
+    detail += change_of(dicts(metadata.get("files")))
+    return permission_ask(asked, title, detail, asked.get("save"), "in this project from now on")
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -8220,7 +8264,7 @@ examples:
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in HELP_ON_KEYS)}
+{"".join(f"  {key.name:<25} {key.help}{chr(10)}" for key in KEYS)}
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
