@@ -3118,7 +3118,7 @@ class Run(Waits):
         self.journal.iteration = self.number
         talk = self.new_talk()
         iteration = self.iteration = Iteration(self.number, plan, talk)
-        self.journal.note("task", plan.goal, "head")
+        self.journal.note("task", title_of(plan.goal), "head")
         try:
             outcome = await self.lead(talk)
             await self.measure_server()  # it is replaced before the next one, if it grew
@@ -3951,9 +3951,9 @@ KEYS = (
         Use("help", lambda run: True, Run.show_help),)),
     KeyHelp("Q", "quit (asks once while an iteration runs)", (
         Use("quit", lambda run: True, Run.quit),)),
-    KeyHelp("Y A N", "permission: once; always, for what it shows, in this project; no"),
+    KeyHelp("Y A N", "permission: once, always (it says for what), no"),
     KeyHelp("1-9 N", "question: an answer, or none"),
-    KeyHelp("arrows PgUp PgDn Home End", "scroll"),
+    KeyHelp("arrows", "scroll; so do PgUp, PgDn, Home and End"),
 )
 # fmt: on
 
@@ -4181,14 +4181,14 @@ STATES = {
 }
 # A task's state -> sign, style.
 TASK_SIGNS = {
+    "current": ("▸", "accent bold"),
     "done":    ("✔", "good"),
     "pending": ("○", ""),
     "begun":   ("◐", "warn"),
     "blocked": ("✖", "bad"),
     "manual":  ("☐", "warn"),
-    "gone":    ("-", "warn"),
     "check failed": ("×", "bad"),
-    "current": ("▸", "accent bold"),
+    "gone":    ("-", "warn"),
 }
 # What the last check said -> sign, style.
 CHECK_SIGNS = {
@@ -4439,8 +4439,9 @@ def view_facts(run: Run, now: float) -> tuple[str, ...]:
     most = run.limits.most["max_time"]
     facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = run.books.average
-    is_guess = run.talk is None or run.talk.retry is None  # else it is too bright
-    if average >= 1 and run.plan.pending and run.rests_at is None and is_guess:
+    is_steady = run.talk is None or run.talk.retry is None  # else it is too bright
+    can_tell = run.rests_at is None and run.phase != "stopping" and is_steady
+    if average >= 1 and run.plan.pending and can_tell:
         facts.append(f"≈{duration(average * run.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
@@ -4775,14 +4776,12 @@ def footer(picture: Picture, width: int) -> Row:
 
 
 def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    cells = 12 if width >= 72 else 6
     rows: list[Row] = []
     for key in KEYS:
-        for number, line in enumerate(wrap(key.help, max(1, width - cells - 3))):
-            name = "" if number else key.name
-            if len(name) > cells:
-                name = name.split()[0]
-            rows.append([("accent bold", f" {name:<{cells}}"), ("", f" {line}")])
+        name = key.name
+        for line in wrap(key.help, max(1, width - 9)):
+            rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
+            name = ""
     states: list[Row] = [
         [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
         for state, (sign, style, meaning) in STATES.items()
@@ -4790,12 +4789,9 @@ def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
     columns = 2 if width >= 72 else 1
     for number in range(0, len(states), columns):
         rows.append([span for cell in states[number : number + columns] for span in cell])
-    tasks = ", ".join(f"{sign} {state}" for state, (sign, _style) in TASK_SIGNS.items())
-    for legend in (
-        f"tasks: {tasks}; ×2 in two iterations",
-        "tokens: ↑ in, ↓ out, ⟳ from the cache; bar: █ done, ▒ blocked; ≈ about",
-    ):
-        rows += [[("dim", f" {line}")] for line in wrap(legend, max(1, width - 2))]
+    signs = ", ".join(f"{sign} {state}" for state, (sign, _style) in TASK_SIGNS.items())
+    others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
+    rows += [[("dim", f" {line}")] for line in wrap(f"{signs}; {others}", max(1, width - 2))]
     return scrolled(rows, height, 0, scroll)
 
 
@@ -8264,7 +8260,7 @@ examples:
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key.name:<25} {key.help}{chr(10)}" for key in KEYS)}
+{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
