@@ -3661,8 +3661,10 @@ class Run(Waits):
             self.journal.note("server", str(reply.error), "bad")
         elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
-        elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
-            said = "back: that session is over, OpenCode's interface does not follow to the next"
+        elif reply.request == "hand_over":
+            said = "back, and the loop goes on"
+            if not self.talk or self.talk.id != reply.args[0]:
+                said = "back: that session is over"
             self.journal.note("note", said, "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
@@ -3975,23 +3977,16 @@ def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool
 
 def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
     """Whether an agent marked the task that it began with as blocked, or others and did none."""
-    if task and any(
-        (one.phase, one.text, one.state) == (task.phase, task.text, "blocked")
-        for one in after.tasks
-    ):
+    blocked = [(one.phase, one.text) for one in after.tasks if one.state == "blocked"]
+    if task and (task.phase, task.text) in blocked:
         return True
     return after.blocked > before.blocked and after.done <= before.done
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
     """For JSON: done of total, which is what an agent was to do; manual stands beside it."""
-    return {
-        "done": plan.done,
-        "total": plan.total,
-        "pending": plan.pending,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
-    }
+    names = ("done", "total", "pending", "blocked", "manual")
+    return {name: getattr(plan, name) for name in names}
 
 
 def progress_of(plan: Plan) -> list[str]:
@@ -4006,13 +4001,14 @@ def progress_of(plan: Plan) -> list[str]:
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
-    refused = said_refused(result.refused)
-    said = (
-        f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{refused + ' · ' if refused else ''}"
-        f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
-        f"{dollars_of(spend.cost)} · {title_of(result.goal)}"
-    )
+    facts = [
+        f"{result.number} {result.word} in {duration(result.seconds)}",
+        said_refused(result.refused),
+        *progress_of(plan),
+        f"{short_number(spend.tokens)} tokens",
+        dollars_of(spend.cost),
+        title_of(result.goal),
+    ]
     record: dict[str, object] = {
         "record": "iteration",
         "task": result.goal,
@@ -4026,7 +4022,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "refused": dict(result.refused),
         **counts_of(plan),
     }
-    journal.note("iter", said, "head", session, record=record)
+    journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
 
 
 def note_end(run: Run, event: str, status: int, reason: str) -> None:
@@ -4139,21 +4135,17 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.plan
-    task = run.iteration.task if run.iteration else plan.current
-    return {
-        "OCLOOP_PROJECT": one_line(os.path.basename(run.options.directory)),
-        "OCLOOP_PLAN": run.options.plan,
-        "OCLOOP_TASK": one_line(task.text) if task else "",
-        "OCLOOP_ITERATION": str(run.number),
-        "OCLOOP_DONE": str(plan.done),
-        "OCLOOP_TOTAL": str(plan.total),
-        "OCLOOP_PENDING": str(plan.pending),
-        "OCLOOP_BLOCKED": str(plan.blocked),
-        "OCLOOP_MANUAL": str(plan.manual),
-        "OCLOOP_COST": f"{run.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(run.clock.elapsed)),
+    task = run.iteration.task if run.iteration else run.plan.current
+    facts = {
+        "project": one_line(os.path.basename(run.options.directory)),
+        "plan": run.options.plan,
+        "task": one_line(task.text) if task else "",
+        "iteration": run.number,
+        **counts_of(run.plan),
+        "cost": f"{run.total.cost:.4f}",
+        "seconds": int(run.clock.elapsed),
     }
+    return {f"OCLOOP_{name.upper()}": str(fact) for name, fact in facts.items()}
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
@@ -4209,8 +4201,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#%",
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
 )
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
@@ -4358,18 +4350,17 @@ class Picture(NamedTuple):
 def view(run: Run, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
     talk = run.iteration.talk if run.iteration else None
-    asks = talk.asks.open if talk else {}
-    plan = run.plan
+    is_retrying = run.talk is not None and run.talk.retry is not None
     model = run.model
     size = (run.briefing.setup.models or {}).get(model.partition("#")[0], 0)
     context = talk.purse.context if talk else 0
     return Picture(
-        state=view_state(run),
+        state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
         state_note=state_note(run, now),
         reason=view_reason(run, now),
         facts=view_facts(run, now),
-        plan=plan,
-        task=run.iteration.task if run.iteration else plan.current,
+        plan=run.plan,
+        task=run.iteration.task if run.iteration else run.plan.current,
         check="running" if run.check_since is not None else run.gate.last,
         model=model,
         agent=talk.purse.agent if talk else run.options.agent,
@@ -4378,7 +4369,7 @@ def view(run: Run, now: float) -> Picture:
         context=min(100, 100 * context // size) if talk and size else -1,
         live=view_live(run, now),
         ask=ask_panel(run, now),
-        ask_id=next(iter(asks), ""),
+        ask_id=next(iter(talk.asks.open), "") if talk else "",
         ask_shown=talk.asks.shown if talk else "",
         keys=hints(run),
         confirming_quit=run.confirming_quit,
@@ -4388,11 +4379,6 @@ def view(run: Run, now: float) -> Picture:
         newest=run.journal.count,
         journal=tuple(run.journal.entries),
     )
-
-
-def view_state(run: Run) -> str:
-    is_retrying = run.talk is not None and run.talk.retry is not None
-    return "retrying" if is_retrying and run.shown_state == "running" else run.shown_state
 
 
 def state_note(run: Run, now: float) -> str:
@@ -4426,22 +4412,18 @@ def view_facts(run: Run, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
     if not run.number:
         return ()
-    facts = []
     most = run.limits.most["max_iterations"]
     over = run.number - bool(run.iteration)
-    of = f" of {most:.0f}" if most and run.books.counted == over else ""
+    number = f"{run.number} of {most:.0f}" if most and run.books.counted == over else run.number
+    facts = [f"{number} iteration" if run.number == 1 else f"{number} iterations"]
     if run.iteration:
-        since = run.iteration.talk.started
-        facts.append(f"iteration {run.number}{of} {duration(now - since)}")
-    else:
-        noun = "iteration" if run.number == 1 else "iterations"
-        facts.append(f"{run.number}{of} {noun}")
+        facts = [f"iteration {number} {duration(now - run.iteration.talk.started)}"]
     most = run.limits.most["max_time"]
     facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = run.books.average
-    is_steady = run.talk is None or run.talk.retry is None  # else it is too bright
-    can_tell = run.rests_at is None and run.phase != "stopping" and is_steady
-    if average >= 1 and run.plan.pending and can_tell:
+    is_steady = run.talk is None or run.talk.retry is None  # else a guess would be too bright
+    has_more = run.plan.pending and run.rests_at is None and run.phase != "stopping"
+    if average >= 1 and has_more and is_steady:
         facts.append(f"≈{duration(average * run.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
@@ -4515,21 +4497,23 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
 
 def ask_panel(run: Run, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    asks = list(run.talk.asks.open.values()) if run.talk else []
-    if not asks:
+    waiting = run.talk.asks.first if run.talk else None
+    if not run.talk or not waiting:
         return ()
-    waiting = asks[0]
     ask = waiting.ask
-    left = ""
+    others = len(run.talk.asks.open) - 1
+    notes = ""
     if waiting.deadline != NEVER:
-        left = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
-    more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
+        notes = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
+    if others:
+        notes += f"  (+{others} more)"
     if ask.kind == "permission":
         always = (f"A allows {ask.always}",) if ask.always else ()
-        return (f"May it? {ask.title}{left}{more}", ask.detail, *always, "Y once   A always   N no")
+        title = f"May it? {ask.title}{notes}"
+        return (title, ask.detail, *always, "Y once   A always   N no")
     has_more = len(waiting.answers) < len(ask.questions)
     question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
-    lines = [f"It asks{left}{more}", question.text]
+    lines = [f"It asks{notes}", question.text]
     for number, (label, description) in enumerate(question.options[:9], 1):
         lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
     return (*lines, "N none of these")
@@ -4564,10 +4548,8 @@ class Scroll:
 def layout(
     picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
 ) -> list[Row]:
-    """Rows for a screen of that size.
-
-    When it gets small, the activity goes first, then the keys, then the rows of the header.
-    """
+    """Rows for a screen of that size. When it gets small, the activity goes first, then the keys,
+    then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
     rule: Row = [("dim", "─" * width)]
@@ -4575,7 +4557,12 @@ def layout(
     if picture.ask and not picture.confirming_quit:
         most = height - (4 if height >= 12 else 2)
         panel = [rule, *ask_rows(picture, width, max(3, most))]
-    top = header(picture, width)[: max(0, height - len(panel))]
+    top = [
+        state_row(picture, width),
+        progress_row(picture, width),
+        task_row(picture, width),
+        spend_row(picture, width),
+    ][: max(0, height - len(panel))]
     if picture.overlay == "help" and height < 30:
         top = top[: 1 if height < 24 else 2]  # it needs the room
     bottom = panel or [footer(picture, width)]
@@ -4600,8 +4587,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return help_rows(width, height, scroll)
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll, moves=True)
-    has_room = width >= SIDE_BY_SIDE and height >= 4 and bool(picture.plan.tasks)
-    if not has_room:
+    if width < SIDE_BY_SIDE or height < 4 or not picture.plan.tasks:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
@@ -4609,15 +4595,13 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return rows
     right = min(70, width * 9 // 20)
     left = width - right - 2
+    blank: list[Row] = [[]] * height
+    rows = [fit(row, left, True) for row in activity(picture, left, height, scroll)]
     beside = plan_rows(picture, right, height, scroll, moves=False)
-    rows = activity(picture, left, height, scroll)
-    joined: list[Row] = []
-    for number in range(height):
-        row = fit(rows[number], left, True) if number < len(rows) else []
-        other = beside[number] if number < len(beside) else []
-        filler = " " * (left - row_width(row))
-        joined.append([*row, ("", filler), ("dim", "│ "), *other])
-    return joined
+    return [
+        [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
+        for row, other in zip((rows + blank)[:height], (beside + blank)[:height])
+    ]
 
 
 def fit(row: Row, width: int, utf8: bool) -> Row:
@@ -4629,16 +4613,6 @@ def fit(row: Row, width: int, utf8: bool) -> Row:
         if clipped:
             out.append((style, clipped if utf8 else ascii_only(clipped)))
     return out
-
-
-def header(picture: Picture, width: int) -> list[Row]:
-    """State, progress, task, model: four rows, the first ones matter most."""
-    return [
-        state_row(picture, width),
-        progress_row(picture, width),
-        task_row(picture, width),
-        spend_row(picture, width),
-    ]
 
 
 def sign_of(picture: Picture) -> tuple[str, str]:
@@ -4789,7 +4763,7 @@ def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
     columns = 2 if width >= 72 else 1
     for number in range(0, len(states), columns):
         rows.append([span for cell in states[number : number + columns] for span in cell])
-    signs = ", ".join(f"{sign} {state}" for state, (sign, _style) in TASK_SIGNS.items())
+    signs = ", ".join(f"{sign}\xa0{state}" for state, (sign, _style) in TASK_SIGNS.items())
     others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
     rows += [[("dim", f" {line}")] for line in wrap(f"{signs}; {others}", max(1, width - 2))]
     return scrolled(rows, height, 0, scroll)
@@ -4844,14 +4818,8 @@ def plan_rows(
 
 def task_heads(width: int) -> Row:
     """What the columns of `task_spending` count."""
-    said = "  time"
-    if width >= 44:
-        said += "    cost"
-    if width >= 60:
-        said += "  tok ×n"
-    if width >= 90:
-        said += f" {'model':<20}"
-    return [("dim", said.rjust(width - 1))]
+    heads = [(0, "  time"), (44, "    cost"), (60, "  tok ×n"), (90, f" {'model':<20}")]
+    return [("dim", "".join(head for least, head in heads if width >= least).rjust(width - 1))]
 
 
 def task_rows(item: TaskView, width: int) -> list[Row]:
@@ -7638,18 +7606,18 @@ class CursesScreen:
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
         with suppress(OSError):
             os.write(1, said.encode() + b"\r\n")
-        answer = Answer(reply)
+        error: Problem | None = None
         try:
-            with UsualSignals():
-                self.child = subprocess.Popen(argv, env=env)
+            with UsualSignals():  # it leaves with a stack of its own: nobody wants to see that
+                self.child = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
-                problem = f"OpenCode's interface ended with exit status {status}"
-                answer = Answer(reply, error=Problem(problem))
-        except OSError as error:
-            answer = Answer(reply, error=Problem(f"cannot start {argv[0]}: {error}"))
-        self.post(answer)
+                said = f"OpenCode's interface ended with exit status {status}"
+                error = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
+        except OSError as problem:
+            error = Problem(f"cannot start {argv[0]}: {problem}")
+        self.post(Answer(reply, error=error))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
