@@ -4846,15 +4846,14 @@ def task_spending(item: TaskView, width: int) -> str:
     """What a task took, as far as there is room: time, dollars, tokens, iterations, model."""
     if not item.iterations:
         return ""
+    times = f" ×{item.iterations}" if item.iterations > 1 else ""
     said = f"{duration(item.seconds):>6}"
     if width >= 44:
         said += f" {dollars_of(item.spend.cost):>7}"
     if width >= 60:
         said += f" {short_number(item.spend.tokens):>4}"
-    if item.iterations > 1:
-        said += f" ×{item.iterations}"
-    elif width >= 60:
-        said += "   "
+        times = times or "   "
+    said += times
     if width >= 90 and item.model:
         said += f" {clip(printable(item.model.rpartition('/')[2]), 20):<20}"
     return said
@@ -4889,23 +4888,21 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The part of the journal that is looked at, oldest row first.
-
-    At the tail, what runs now follows it.
-    """
-    is_scrolled = scroll is not None and bool(scroll.entry or scroll.moved)
+    """The part of the journal that is looked at, oldest row first; at the tail, what runs now
+    follows it. Of the journal no more is laid out than is looked at, and what is newer."""
+    scroll = scroll or Scroll()
+    place = (scroll.entry or NEVER, scroll.row)
     found: list[tuple[tuple[int, int], Row]] = []  # newest first; the entry's number, and the row's
+    left = height - min(0, scroll.moved)  # rows that may be shown, at the place and above it
     for entry in reversed(picture.journal):
-        if len(found) >= height and not is_scrolled:  # whoever scrolls may wait for it
+        if left <= 0:
             break
         rows = [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))]
         found += reversed(rows)
-    if scroll is not None and is_scrolled:
-        below = 0
-        if scroll.entry:
-            below = sum(place > (scroll.entry, scroll.row) for place, _ in found)
-        most = len(found) - max(1, height - 1)
-        below = max(0, min(below - scroll.moved, most))
+        left -= sum(number <= place for number, _ in rows)
+    if scroll.entry or scroll.moved:
+        below = sum(number > place for number, _ in found) - scroll.moved
+        below = max(0, min(below, len(found) - max(1, height - 1)))
         scroll.moved = 0
         scroll.entry, scroll.row = found[below][0] if below else (0, 0)
         if below:
@@ -7360,10 +7357,11 @@ def say(text: str, file: Any = None) -> None:
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
+    COLOURS: ClassVar = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+    is_given_away = False
+
     def __init__(self, colour: bool, utf8: bool) -> None:
-        self.colours: dict[str, str] = {}
-        if colour:
-            self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+        self.colours = self.COLOURS if colour else {}
         self.utf8 = utf8
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -7376,27 +7374,20 @@ class LineScreen:
     def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
-    @property
-    def is_given_away(self) -> bool:
-        return False
-
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
 
     def _run(self) -> None:
         for entry in iter(self.queue.get, None):
-            line = self._line(entry)
+            colour = self.colours.get(entry.tone, "")
+            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
+            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            kind = f"{printable(entry.kind)[:8]:<8}"
+            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
+            line = f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
             with suppress(OSError, ValueError):  # nobody may be reading any more
                 print(line if self.utf8 else ascii_only(line), flush=True)
-
-    def _line(self, entry: Entry) -> str:
-        colour = self.colours.get(entry.tone, "")
-        start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
-        stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-        kind = f"{printable(entry.kind)[:8]:<8}"
-        text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
-        return f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
 
 
 class CursesScreen:
@@ -7462,7 +7453,15 @@ class CursesScreen:
                 return
         window = curses.initscr()
         try:
-            self._use(window)
+            curses.noecho()
+            curses.cbreak()
+            window.keypad(True)
+            window.timeout(int(self.FRAME * 1000))
+            if takes_output():  # curs_set writes, and does not let go of Python's lock
+                with suppress(curses.error):
+                    curses.curs_set(0)
+            self._make_styles()
+            self._loop(window)
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             if self.handed:
                 self.post(Answer(self.handed[0], error=Problem("the terminal is gone")))
@@ -7471,17 +7470,6 @@ class CursesScreen:
         finally:
             self._leave(window)
 
-    def _use(self, window: Any) -> None:
-        curses.noecho()
-        curses.cbreak()
-        window.keypad(True)
-        window.timeout(int(self.FRAME * 1000))
-        if takes_output():  # curs_set writes, and does not let go of Python's lock
-            with suppress(curses.error):
-                curses.curs_set(0)
-        self._make_styles()
-        self._loop(window)
-
     def _leave(self, window: Any) -> None:
         if not takes_output():
             restart_output()  # it may have been ctrl-S: whoever pressed it wants the shell back now
@@ -7489,8 +7477,7 @@ class CursesScreen:
             set_termios(0, self.modes)
             return
         self._title("")
-        undo = (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin)
-        for step in undo:
+        for step in (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin):
             with suppress(curses.error):
                 step()
 
@@ -7498,17 +7485,17 @@ class CursesScreen:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
         if not self.colour:
             return
-        colours = (
-            ("good", curses.COLOR_GREEN),
-            ("bar", curses.COLOR_GREEN),
-            ("bad", curses.COLOR_RED),
-            ("warn", curses.COLOR_YELLOW),
-            ("accent", curses.COLOR_CYAN),
-        )
+        colours = {
+            "good": curses.COLOR_GREEN,
+            "bar": curses.COLOR_GREEN,
+            "bad": curses.COLOR_RED,
+            "warn": curses.COLOR_YELLOW,
+            "accent": curses.COLOR_CYAN,
+        }
         with suppress(curses.error):
             curses.start_color()
             curses.use_default_colors()
-            for name, colour in colours:
+            for name, colour in colours.items():
                 curses.init_pair(colour, colour, -1)
                 self.styles[name] = curses.color_pair(colour)
 
@@ -7518,14 +7505,13 @@ class CursesScreen:
         quick = 0
         rung = ""  # the ask for which the bell was rung
         while not self.closing:
-            picture = self.picture
-            now = time.monotonic()
             if self.handed:
                 self._give_terminal(window, *self.handed)
                 self.handed = None
                 drawn = None
-            is_new = picture is not None and picture is not drawn
-            if picture is not None and is_new and now - drawn_at >= self.FRAME * 0.9:
+            picture = self.picture
+            now = time.monotonic()
+            if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
                 if picture.ask_id and picture.ask_id != rung:
                     with suppress(OSError):
@@ -7534,16 +7520,15 @@ class CursesScreen:
                 drawn = picture
                 drawn_at = now
             key = window.getch()
-            if key == -1:
-                at_once = time.monotonic() - now < self.FRAME / 4
-                quick = quick + 1 if at_once else 0
-                if quick > self.HUNG_UP_AFTER:
-                    self.post(ScreenLost("the terminal hung up"))
-                    return
+            if key != -1:
+                quick = 0
+                drawn = None
+                self._take_key(window, key)
                 continue
-            quick = 0
-            drawn = None
-            self._take_key(window, key)
+            quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
+            if quick > self.HUNG_UP_AFTER:
+                self.post(ScreenLost("the terminal hung up"))
+                return
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
@@ -7573,9 +7558,7 @@ class CursesScreen:
         for y, row in enumerate(rows):
             x = 0
             for style, text in row:
-                attributes = 0
-                for name in style.split():
-                    attributes |= self.styles.get(name, 0)
+                attributes = sum(self.styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
@@ -7606,7 +7589,7 @@ class CursesScreen:
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
         with suppress(OSError):
             os.write(1, said.encode() + b"\r\n")
-        error: Problem | None = None
+        failure: Problem | None = None
         try:
             with UsualSignals():  # it leaves with a stack of its own: nobody wants to see that
                 self.child = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
@@ -7614,10 +7597,10 @@ class CursesScreen:
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
                 said = f"OpenCode's interface ended with exit status {status}"
-                error = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
-        except OSError as problem:
-            error = Problem(f"cannot start {argv[0]}: {problem}")
-        self.post(Answer(reply, error=error))
+                failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
+        except OSError as error:
+            failure = Problem(f"cannot start {argv[0]}: {error}")
+        self.post(Answer(reply, error=failure))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
