@@ -169,6 +169,7 @@ class Task(NamedTuple):
     phase: str = ""  # the heading above it
     line: int = 0
     begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
+    depth: int = 0  # tasks in which it is nested
 
 
 class NearMiss(NamedTuple):
@@ -249,6 +250,13 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return missing[: max(0, len(before.tasks) - len(now.tasks))]
 
 
+_LINE_END = re.compile(r"\r\n|\r")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
+MOST_NEAR_MISSES = 1_000
+
+
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan file"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
@@ -258,27 +266,31 @@ def parse_plan(text: str) -> Plan:
         lines, near_misses = _hide(lines)
     tasks: list[Task] = []
     phase = ""
+    above: list[int] = []  # the indentations of the tasks in which the next one may be nested
+    left = MOST_NEAR_MISSES
     for number, line in enumerate(lines, 1):
         if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
         task = _parse_task(line, phase, number)
         if task:
-            tasks.append(task)
+            indentation = len(line) - len(line.lstrip())
+            while above and above[-1] >= indentation:
+                above.pop()
+            tasks.append(task._replace(depth=len(above)) if above else task)
+            above.append(indentation)
             continue
-        near = _find_near_miss(line, number)
+        near = _find_near_miss(line, number) if left else None
         if near:
+            left -= 1
+            if not left:  # what is not looked at may be open
+                near = near._replace(advice="these are too many: more may follow", is_open=True)
             near_misses.append(near)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
+            above.clear()
     near_misses.sort(key=lambda near: near.line)
     return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
-
-
-_LINE_END = re.compile(r"\r\n|\r")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
-_TAG_CLOSE = "</plan-complete>"
 
 
 def _find_summary(text: str, shown: str) -> str | None:
@@ -287,13 +299,10 @@ def _find_summary(text: str, shown: str) -> str | None:
     `text` and `shown` have the same offsets: the tag is looked for in what is shown, the summary is
     taken from the original, so that code in it is kept.
     """
-    last_close = shown.rfind(_TAG_CLOSE)
-    if last_close < 0:
-        return None
-    opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
-    if not opens:
-        return None
-    return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
+    begin = -1
+    for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE))):
+        begin = tag.end()
+    return None if begin < 0 else text[begin : shown.find(_TAG_CLOSE, begin)].strip()
 
 
 # Code and comments.
@@ -323,37 +332,35 @@ def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
             comment_end = number
     shown: list[str] = []
     faults: list[NearMiss] = []
-    fence = ""  # in which the line stands
-    in_comment = False
+    closing = ""  # what ends what hides the line: a fence, or "-->"
     for number, line in enumerate(lines):
-        begin = 0  # of what is no comment that began on a line above
-        if fence or (in_comment and "-->" not in line):
-            end = _FENCE_END.match(line) if fence else None
-            if end and end[1].startswith(fence):
-                fence = ""
-            shown.append(" " * len(line))
+        shown.append(" " * len(line))
+        begin = 0  # of what a comment leaves of the line
+        if closing == "-->":
+            begin = line.find(closing) + len(closing)
+            if begin < len(closing):
+                continue
+        elif closing:
+            end = _FENCE_END.match(line)
+            if end and end[1].startswith(closing):
+                closing = ""
             continue
-        if in_comment:
-            begin = line.find("-->") + 3
-            in_comment = False
-        opening = _FENCE.match(line) if not begin else None
-        if opening:
-            known = fence_ends[opening[1][0]]
-            if len(opening[1]) <= len(known) and known[len(opening[1]) - 1] > number:
-                fence = opening[1]
-                shown.append(" " * len(line))
+        closing = ""
+        fence = None if begin else _FENCE.match(line)
+        if fence:
+            known = fence_ends[fence[1][0]]
+            if len(fence[1]) <= len(known) and known[len(fence[1]) - 1] > number:
+                closing = fence[1]
                 continue
             faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
-        if not begin and "<!--" not in line:
-            shown.append(line)
-            continue
-        rest, opens = _hide_comments(line, begin)
-        if opens >= 0 and number < comment_end:
-            in_comment = True
-            rest = rest[:opens] + " " * (len(rest) - opens)
-        elif opens >= 0:
-            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
-        shown.append(rest)
+        shown[-1] = line
+        if begin or "<!--" in line:
+            shown[-1], opens = _hide_comments(line, begin)
+            if opens >= 0 and number < comment_end:
+                closing = "-->"
+                shown[-1] = shown[-1][:opens] + " " * (len(line) - opens)
+            elif opens >= 0:
+                faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
     return shown, faults
 
 
@@ -371,20 +378,18 @@ def _hide_comments(line: str, begin: int) -> tuple[str, int]:
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    if "`" not in line:
-        return line
     parts = _TICKS.split(line)
     ahead = collections.Counter(parts[1::2])
     opening = ""
     for index, part in enumerate(parts):
-        was_in_code = bool(opening)
+        is_code = bool(opening)
         if index % 2:
             ahead[part] -= 1
-            if opening:
-                opening = "" if part == opening else opening
-            elif ahead[part]:
+            if part == opening:
+                opening = ""
+            elif ahead[part] and not opening:
                 opening = part
-        if was_in_code or opening:
+        if is_code or opening:
             parts[index] = "c" * len(part)
     return "".join(parts)
 
@@ -432,12 +437,13 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
     if not state:
         return None
     marks = []  # the first one counts, unless the box says that the task is done
-    mark = _take_box(line, at, _MARK_OPENING)
-    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
-        marks.append(_read_box(mark[0]))
+    while mark := _take_box(line, at, _MARK_OPENING):
+        said = _read_box(mark[0])
+        if said[0] not in ("manual", "blocked"):
+            break
+        marks.append(said)
         wrapping += mark[1]
         at = mark[2]
-        mark = _take_box(line, at, _MARK_OPENING)
     text, inside = _take_end_mark(line[at:].strip())
     if inside:
         marks.append(_read_box(inside))
@@ -763,6 +769,7 @@ class Ask(NamedTuple):
     detail: str = ""  # what exactly
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the agent makes identical calls
+    always: str = ""  # what "always" allows, and for how long
 
 
 class Spend(NamedTuple):
@@ -1517,6 +1524,7 @@ class Transcript:
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
         self.told: dict[str, str] = {}  # by key: texts as far as they were known before their end
+        self.held: list[tuple[str, str, str, str, int]] = []  # tools: what announced them comes yet
 
     def error(self, message: str, session: str, depth: int = 0) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
@@ -1533,6 +1541,7 @@ class Transcript:
         if part.state == "running":
             known = self.live.get(part.key)
             if known is None and part.opens:
+                self.end_texts(part.message, part.session)
                 self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
             since = known.since if known else now
             shown = text[-Journal.LONGEST_TEXT :]
@@ -1547,8 +1556,15 @@ class Transcript:
                 tone = "bad"
         self.journaled.add(part.key)
         self.live.pop(part.key, None)
-        if self.told.pop(part.key, "") != text.strip():
-            self._note(kind, text, tone, part.session, depth)
+        entry = (kind, text, tone, part.session, depth)
+        if part.kind == "tool" and any(
+            live.kind == "text" and live.message == part.message for live in self.live.values()
+        ):
+            self.held.append(entry)
+        elif self.told.pop(part.key, "") != text.strip():
+            self._note(*entry)
+        if part.kind == "text":
+            self.release()
         return True
 
     def grow(self, delta: Delta) -> None:
@@ -1557,20 +1573,33 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_texts(self, message: str, session: str) -> None:
+    def end_texts(self, message: str, session: str, is_over: bool = False) -> None:
         """Texts of this message that nobody said to have ended have ended by now, as it seems.
 
         Their end may come later all the same. Where it tells more (pieces of a text are left out
-        when they are many, or when nobody looks), all of the text is told then.
+        when they are many, or when nobody looks), all of the text is told then. For one of which
+        nothing is known yet what follows waits, until the message `is_over`.
         """
         for key, live in list(self.live.items()):
-            if live.message != message or live.kind != "text":
+            text = live.text.strip()
+            if live.message != message or live.kind != "text" or not (text or is_over):
                 continue
             del self.live[key]
-            text = live.text.strip()
             if text != self.told.get(key, ""):
                 self.told[key] = text
                 self._note("text", text, "", session, live.depth)
+        if is_over:
+            self.release()
+
+    def release(self) -> None:
+        for entry in self.held:
+            self._note(*entry)
+        self.held.clear()
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        self.release()
+        self.live.clear()
 
     def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
         if text.strip():
@@ -1888,7 +1917,7 @@ class Talk:
         if event.ended:
             self.told_attempt = 0
         if event.complete:
-            self.transcript.end_texts(event.message, event.session)
+            self.transcript.end_texts(event.message, event.session, is_over=True)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
     def hear_fault(self, event: Broke, now: float) -> None:
@@ -1948,7 +1977,7 @@ class Talk:
         """It is gone. Whoever looks at the session next finds that out, and has it started."""
         self.look_at = 0.0
         self.asks.forget()
-        self.transcript.live.clear()
+        self.transcript.close()
         self.retry = None
 
     def find_server(self, now: float) -> None:
@@ -3114,7 +3143,7 @@ class Run(Waits):
         self.journal.iteration = self.number
         talk = self.new_talk()
         iteration = self.iteration = Iteration(self.number, plan, talk)
-        self.journal.note("task", plan.goal, "head")
+        self.journal.note("task", title_of(plan.goal), "head")
         try:
             outcome = await self.lead(talk)
             await self.measure_server()  # it is replaced before the next one, if it grew
@@ -3167,7 +3196,7 @@ class Run(Waits):
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             self.drop_abort()
-            talk.transcript.live.clear()
+            talk.transcript.close()
             talk.asks.close()
         if outcome.kind == "aborted":
             talk.note("note", outcome.problem, "warn")
@@ -3663,8 +3692,10 @@ class Run(Waits):
             self.journal.note("server", str(reply.error), "bad")
         elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
-        elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
-            said = "back: that session is over, OpenCode's interface does not follow to the next"
+        elif reply.request == "hand_over":
+            said = "back, and the loop goes on"
+            if not self.talk or self.talk.id != reply.args[0]:
+                said = "back: that session is over"
             self.journal.note("note", said, "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
@@ -3769,11 +3800,12 @@ class Run(Waits):
                 self.note(Quit("a person quit", by_person=True))
         elif self.talk and self.talk.asks.takes_key(key):
             pass
-        elif self.overlay == "help" or (self.overlay and key.name in ("p", "q", "escape")):
+        elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
         else:
-            for use in USES:
-                if use.key == key.name and use.when(self):
+            uses = [use for known in KEYS if known.name.lower() == key.name for use in known.uses]
+            for use in uses:
+                if use.when(self):
                     use.do(self)
                     return
 
@@ -3816,8 +3848,11 @@ class Run(Waits):
         else:
             self.journal.note("note", NO_SESSION, "dim")
 
-    def toggle_plan(self) -> None:
+    def show_plan(self) -> None:
         self.overlay = "plan"
+
+    def leave_overlay(self) -> None:
+        self.overlay = ""
 
     def show_help(self) -> None:
         self.overlay = "help"
@@ -3903,32 +3938,50 @@ class Run(Waits):
 class Use(NamedTuple):
     """What a key is good for, and when; `label` is the footer's word, "": it is not told there."""
 
-    key: str  # as in Key
     label: str
     when: Callable[[Run], bool]
     do: Callable[[Run], None]
 
 
-# The keys. Of a key's uses the first one counts that is possible.
+class KeyHelp(NamedTuple):
+    """A key, what the help says of it, and its uses, of which the first possible one counts."""
+
+    name: str
+    help: str
+    uses: tuple[Use, ...] = ()  # none: the screen takes it, or what is asked does
+
+
 # fmt: off
-USES = (
-    Use("s", "start", lambda run: run.waits_for_start, Run.want),
-    Use("s", "go on", lambda run: run.phase == "complete", Run.go_on),
-    Use("space", "", lambda run: run.waits_for_start, Run.want),
-    Use("space", "go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
-    Use("space", "pause", lambda run: run.is_at_work, Run.toggle_pause),
-    Use("space", "go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-    Use("space", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("r", "raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-    Use("r", "retry", lambda run: bool(run.limit), Run.go_on),
-    Use("r", "retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
-    Use("r", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
-    Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
-    Use("t", "", lambda run: True, Run.hand_over),
-    Use("p", "plan", lambda run: run.overlay != "plan", Run.toggle_plan),
-    Use("?", "help", lambda run: True, Run.show_help),
-    Use("q", "quit", lambda run: True, Run.quit),
+KEYS = (
+    KeyHelp("S", "start", (
+        Use("start", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.phase == "complete", Run.go_on))),
+    KeyHelp("Space", "pause after this iteration, or go on", (
+        Use("", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
+        Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
+        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("R", "retry after an error; go on at a limit", (
+        Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
+        Use("retry", lambda run: bool(run.limit), Run.go_on),
+        Use("retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("X", "abort this iteration, or its check", (
+        Use("abort", lambda run: bool(run.talk or run.check_since), Run.abort),)),
+    KeyHelp("T", "this session in OpenCode's own interface, and back", (
+        Use("session", lambda run: bool(run.talk), Run.hand_over),
+        Use("", lambda run: True, Run.hand_over))),
+    KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
+        Use("activity", lambda run: run.overlay == "plan", Run.leave_overlay),
+        Use("plan", lambda run: True, Run.show_plan))),
+    KeyHelp("?", "this help", (
+        Use("help", lambda run: True, Run.show_help),)),
+    KeyHelp("Q", "quit (asks once while an iteration runs)", (
+        Use("quit", lambda run: True, Run.quit),)),
+    KeyHelp("Y A N", "permission: once, always (it says for what), no"),
+    KeyHelp("1-9 N", "question: an answer, or none"),
+    KeyHelp("arrows", "scroll; so do PgUp, PgDn, Home and End"),
 )
 # fmt: on
 
@@ -3950,23 +4003,16 @@ def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool
 
 def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
     """Whether an agent marked the task that it began with as blocked, or others and did none."""
-    if task and any(
-        (one.phase, one.text, one.state) == (task.phase, task.text, "blocked")
-        for one in after.tasks
-    ):
+    blocked = [(one.phase, one.text) for one in after.tasks if one.state == "blocked"]
+    if task and (task.phase, task.text) in blocked:
         return True
     return after.blocked > before.blocked and after.done <= before.done
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
     """For JSON: done of total, which is what an agent was to do; manual stands beside it."""
-    return {
-        "done": plan.done,
-        "total": plan.total,
-        "pending": plan.pending,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
-    }
+    names = ("done", "total", "pending", "blocked", "manual")
+    return {name: getattr(plan, name) for name in names}
 
 
 def progress_of(plan: Plan) -> list[str]:
@@ -3981,20 +4027,21 @@ def progress_of(plan: Plan) -> list[str]:
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
-    refused = said_refused(result.refused)
-    said = (
-        f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{refused + ' · ' if refused else ''}"
-        f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
-        f"{dollars_of(spend.cost)} · {result.goal}"
-    )
+    facts = [
+        f"{result.number} {result.word} in {duration(result.seconds)}",
+        said_refused(result.refused),
+        *progress_of(plan),
+        f"{short_number(spend.tokens)} tokens",
+        dollars_of(spend.cost),
+        title_of(result.goal),
+    ]
     record: dict[str, object] = {
         "record": "iteration",
         **result_record(result),
         "progress": result.progress,
         **counts_of(plan),
     }
-    journal.note("iter", said, "head", session, record=record)
+    journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
 
 
 def result_record(result: Result) -> Json:
@@ -4123,21 +4170,17 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.plan
-    task = run.iteration.task if run.iteration else plan.current
-    return {
-        "OCLOOP_PROJECT": one_line(os.path.basename(run.options.directory)),
-        "OCLOOP_PLAN": run.options.plan,
-        "OCLOOP_TASK": one_line(task.text) if task else "",
-        "OCLOOP_ITERATION": str(run.number),
-        "OCLOOP_DONE": str(plan.done),
-        "OCLOOP_TOTAL": str(plan.total),
-        "OCLOOP_PENDING": str(plan.pending),
-        "OCLOOP_BLOCKED": str(plan.blocked),
-        "OCLOOP_MANUAL": str(plan.manual),
-        "OCLOOP_COST": f"{run.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(run.clock.elapsed)),
+    task = run.iteration.task if run.iteration else run.plan.current
+    facts = {
+        "project": one_line(os.path.basename(run.options.directory)),
+        "plan": run.options.plan,
+        "task": one_line(task.text) if task else "",
+        "iteration": run.number,
+        **counts_of(run.plan),
+        "cost": f"{run.total.cost:.4f}",
+        "seconds": int(run.clock.elapsed),
     }
+    return {f"OCLOOP_{name.upper()}": str(fact) for name, fact in facts.items()}
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
@@ -4163,29 +4206,16 @@ STATES = {
     "complete": ("✔", "good", "the plan is done"),
     "error":    ("✖", "bad", "R starts again"),
 }
-HELP_ON_KEYS = (
-    ("S", "start"),
-    ("Space", "pause after this iteration, or go on"),
-    ("R", "retry after an error; go on at a limit"),
-    ("X", "abort this iteration, or its check"),
-    ("T", "this session in OpenCode's own interface, and back"),
-    ("P", "the plan: what was done, what it cost"),
-    ("arrows PgUp PgDn End", "scroll"),
-    ("Y A N", "permission: once, always, no"),
-    ("1-9 N", "question: an answer, or none"),
-    ("?", "this help"),
-    ("Q", "quit (asks once while an iteration runs)"),
-)
 # A task's state -> sign, style.
 TASK_SIGNS = {
+    "current": ("▸", "accent bold"),
     "done":    ("✔", "good"),
     "pending": ("○", ""),
     "begun":   ("◐", "warn"),
     "blocked": ("✖", "bad"),
     "manual":  ("☐", "warn"),
-    "gone":    ("-", "warn"),
     "check failed": ("×", "bad"),
-    "current": ("▸", "accent bold"),
+    "gone":    ("-", "warn"),
 }
 # What the last check said -> sign, style.
 CHECK_SIGNS = {
@@ -4206,8 +4236,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#%",
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
 )
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
@@ -4278,6 +4308,14 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
+
+
+def title_of(text: str) -> str:
+    """A task's text as people read it: one line, without the signs of emphasis."""
+    return one_line(_EMPHASIS.sub(r"\1", text))
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
@@ -4305,6 +4343,15 @@ class TaskView(NamedTuple):
     spend: Spend = Spend()
     model: str = ""
     outcome: str = ""  # the word of the last iteration that worked on it
+
+    @property
+    def failed_its_check(self) -> bool:
+        return self.task.state == "done" and self.outcome == "check failed"
+
+    @property
+    def reason(self) -> str:
+        """Why it is as it is, for a row of its own."""
+        return self.outcome if self.failed_its_check else self.task.reason
 
 
 class Picture(NamedTuple):
@@ -4338,18 +4385,17 @@ class Picture(NamedTuple):
 def view(run: Run, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
     talk = run.iteration.talk if run.iteration else None
-    asks = talk.asks.open if talk else {}
-    plan = run.plan
+    is_retrying = run.talk is not None and run.talk.retry is not None
     model = run.model
     size = (run.briefing.setup.models or {}).get(model.partition("#")[0], 0)
     context = talk.purse.context if talk else 0
     return Picture(
-        state=view_state(run),
+        state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
         state_note=state_note(run, now),
         reason=view_reason(run, now),
         facts=view_facts(run, now),
-        plan=plan,
-        task=run.iteration.task if run.iteration else plan.current,
+        plan=run.plan,
+        task=run.iteration.task if run.iteration else run.plan.current,
         check="running" if run.check_since is not None else run.gate.last,
         model=model,
         agent=talk.purse.agent if talk else run.options.agent,
@@ -4358,7 +4404,7 @@ def view(run: Run, now: float) -> Picture:
         context=min(100, 100 * context // size) if talk and size else -1,
         live=view_live(run, now),
         ask=ask_panel(run, now),
-        ask_id=next(iter(asks), ""),
+        ask_id=next(iter(talk.asks.open), "") if talk else "",
         ask_shown=talk.asks.shown if talk else "",
         keys=hints(run),
         confirming_quit=run.confirming_quit,
@@ -4368,11 +4414,6 @@ def view(run: Run, now: float) -> Picture:
         newest=run.journal.count,
         journal=tuple(run.journal.entries),
     )
-
-
-def view_state(run: Run) -> str:
-    is_retrying = run.talk is not None and run.talk.retry is not None
-    return "retrying" if is_retrying and run.shown_state == "running" else run.shown_state
 
 
 def state_note(run: Run, now: float) -> str:
@@ -4388,7 +4429,7 @@ def view_reason(run: Run, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
     files = run.files
     if run.phase == "ready":
-        return f"S begins with: {run.plan.goal}"
+        return f"S begins with: {title_of(run.plan.goal)}"
     if run.wait_until is not None:
         left = run.wait_until - now
         at = local_time("%H:%M", run.clock.wall + left)
@@ -4406,21 +4447,18 @@ def view_facts(run: Run, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
     if not run.number:
         return ()
-    facts = []
     most = run.limits.most["max_iterations"]
     over = run.number - bool(run.iteration)
-    of = f" of {most:.0f}" if most and run.books.counted == over else ""
+    number = f"{run.number} of {most:.0f}" if most and run.books.counted == over else run.number
+    facts = [f"{number} iteration" if run.number == 1 else f"{number} iterations"]
     if run.iteration:
-        since = run.iteration.talk.started
-        facts.append(f"iteration {run.number}{of} {duration(now - since)}")
-    else:
-        noun = "iteration" if run.number == 1 else "iterations"
-        facts.append(f"{run.number}{of} {noun}")
+        facts = [f"iteration {number} {duration(now - run.iteration.talk.started)}"]
     most = run.limits.most["max_time"]
     facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = run.books.average
-    is_guess = run.talk is None or run.talk.retry is None  # else it is too bright
-    if average >= 1 and run.plan.pending and run.rests_at is None and is_guess:
+    is_steady = run.talk is None or run.talk.retry is None  # else a guess would be too bright
+    has_more = run.plan.pending and run.rests_at is None and run.phase != "stopping"
+    if average >= 1 and has_more and is_steady:
         facts.append(f"≈{duration(average * run.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
@@ -4494,35 +4532,38 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
 
 def ask_panel(run: Run, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    asks = list(run.talk.asks.open.values()) if run.talk else []
-    if not asks:
+    waiting = run.talk.asks.first if run.talk else None
+    if not run.talk or not waiting:
         return ()
-    waiting = asks[0]
     ask = waiting.ask
-    left = ""
+    others = len(run.talk.asks.open) - 1
+    notes = ""
     if waiting.deadline != NEVER:
-        left = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
-    more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
+        notes = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
+    if others:
+        notes += f"  (+{others} more)"
     if ask.kind == "permission":
-        keys = "Y once   A always   N no"
-        return (f"May it? {ask.title}{left}{more}", ask.detail, keys)
+        always = (f"A allows {ask.always}",) if ask.always else ()
+        title = f"May it? {ask.title}{notes}"
+        return (title, ask.detail, *always, "Y once   A always   N no")
     has_more = len(waiting.answers) < len(ask.questions)
     question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
-    lines = [f"It asks{left}{more}", question.text]
+    lines = [f"It asks{notes}", question.text]
     for number, (label, description) in enumerate(question.options[:9], 1):
         lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
     return (*lines, "N none of these")
 
 
 def hints(run: Run) -> tuple[tuple[str, str], ...]:
-    """The keys that do something now: of each the first use that is possible."""
+    """The keys that do something now, each with what it does."""
     if run.phase == "stopping":
         return ()
-    keys: dict[str, str] = {}
-    for use in USES:
-        if use.key not in keys and use.when(run):
-            keys[use.key] = use.label
-    return tuple((key.capitalize(), label) for key, label in keys.items() if label)
+    if run.overlay == "help":
+        return (("any key", "back"), ("Q", "quit"))
+    labels = (
+        (key.name, next((use.label for use in key.uses if use.when(run)), "")) for key in KEYS
+    )
+    return tuple((name, label) for name, label in labels if label)
 
 
 class Scroll:
@@ -4542,10 +4583,8 @@ class Scroll:
 def layout(
     picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
 ) -> list[Row]:
-    """Rows for a screen of that size.
-
-    When it gets small, the activity goes first, then the keys, then the rows of the header.
-    """
+    """Rows for a screen of that size. When it gets small, the activity goes first, then the keys,
+    then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
     rule: Row = [("dim", "─" * width)]
@@ -4553,9 +4592,14 @@ def layout(
     if picture.ask and not picture.confirming_quit:
         most = height - (4 if height >= 12 else 2)
         panel = [rule, *ask_rows(picture, width, max(3, most))]
-    top = header(picture, width)[: max(0, height - len(panel))]
-    if picture.overlay == "help" and height < 24:
-        top = top[:1]  # it needs the room
+    top = [
+        state_row(picture, width),
+        progress_row(picture, width),
+        task_row(picture, width),
+        spend_row(picture, width),
+    ][: max(0, height - len(panel))]
+    if picture.overlay == "help" and height < 30:
+        top = top[: 1 if height < 24 else 2]  # it needs the room
     bottom = panel or [footer(picture, width)]
     if not top:
         bottom = panel[1:]
@@ -4578,8 +4622,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return help_rows(width, height, scroll)
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll, moves=True)
-    has_room = width >= SIDE_BY_SIDE and height >= 4 and bool(picture.plan.tasks)
-    if not has_room:
+    if width < SIDE_BY_SIDE or height < 4 or not picture.plan.tasks:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
@@ -4587,15 +4630,13 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return rows
     right = min(70, width * 9 // 20)
     left = width - right - 2
+    blank: list[Row] = [[]] * height
+    rows = [fit(row, left, True) for row in activity(picture, left, height, scroll)]
     beside = plan_rows(picture, right, height, scroll, moves=False)
-    rows = activity(picture, left, height, scroll)
-    joined: list[Row] = []
-    for number in range(height):
-        row = fit(rows[number], left, True) if number < len(rows) else []
-        other = beside[number] if number < len(beside) else []
-        filler = " " * (left - row_width(row))
-        joined.append([*row, ("", filler), ("dim", "│ "), *other])
-    return joined
+    return [
+        [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
+        for row, other in zip((rows + blank)[:height], (beside + blank)[:height])
+    ]
 
 
 def fit(row: Row, width: int, utf8: bool) -> Row:
@@ -4607,16 +4648,6 @@ def fit(row: Row, width: int, utf8: bool) -> Row:
         if clipped:
             out.append((style, clipped if utf8 else ascii_only(clipped)))
     return out
-
-
-def header(picture: Picture, width: int) -> list[Row]:
-    """State, progress, task, model: four rows, the first ones matter most."""
-    return [
-        state_row(picture, width),
-        progress_row(picture, width),
-        task_row(picture, width),
-        spend_row(picture, width),
-    ]
 
 
 def sign_of(picture: Picture) -> tuple[str, str]:
@@ -4683,7 +4714,7 @@ def task_row(picture: Picture, width: int) -> Row:
         return [(style, ellipsis(" " + one_line(picture.reason), width))]
     if picture.task is None:
         return [("dim", " no pending task")]
-    task = ellipsis(one_line(picture.task.text), width - 4)
+    task = ellipsis(title_of(picture.task.text), width - 4)
     phase = one_line(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
@@ -4754,24 +4785,26 @@ def footer(picture: Picture, width: int) -> Row:
 
 
 def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    cells_of_key = 22 if width >= 72 else 8
     rows: list[Row] = []
-    for key, text in HELP_ON_KEYS:
-        name = key if len(key) <= cells_of_key else key.split()[0]
-        said = ellipsis(text, width - cells_of_key - 2)
-        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {said}")])
-    cells: list[Row] = [
+    for key in KEYS:
+        name = key.name
+        for line in wrap(key.help, max(1, width - 9)):
+            rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
+            name = ""
+    states: list[Row] = [
         [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
         for state, (sign, style, meaning) in STATES.items()
     ]
     columns = 2 if width >= 72 else 1
-    for number in range(0, len(cells), columns):
-        rows.append([span for cell in cells[number : number + columns] for span in cell])
-    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
+    for number in range(0, len(states), columns):
+        rows.append([span for cell in states[number : number + columns] for span in cell])
+    signs = ", ".join(f"{sign}\xa0{state}" for state, (sign, _style) in TASK_SIGNS.items())
+    others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
+    rows += [[("dim", f" {line}")] for line in wrap(f"{signs}; {others}", max(1, width - 2))]
     return scrolled(rows, height, 0, scroll)
 
 
-def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) -> list[Row]:
+def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
     """So many rows from the first one on, or from where it was scrolled to."""
     if scroll:
         wanted = first + scroll.overlay + scroll.moved
@@ -4779,10 +4812,10 @@ def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) ->
         scroll.overlay = wanted - first
         scroll.moved = 0
         first = wanted
-    shown = rows[first : first + height]
+    shown = list(rows[first : first + height])
     below = len(rows) - first - height
     if below > 0 and height >= 4:
-        shown[-1] = [("dim", f" ↓ {below + 1} more")]
+        shown[-1] = [("dim", f" ↓ {below + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
@@ -4794,7 +4827,9 @@ def plan_rows(
     Where the plan has the screen for itself, it `moves`: the arrows scroll it.
     """
     tasks = view_tasks(picture.plan, picture.results, picture.under_way)
-    rows: list[Row] = []
+    rows: list[
+        Row | tuple[TaskView, int]
+    ] = []  # of a task, how many rows: only what is seen is made
     phase = ""
     focus = 0
     if moves and picture.results:
@@ -4805,62 +4840,55 @@ def plan_rows(
             phase = its_phase
             if rows:
                 rows.append([])
-            rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
+            rows.append([("dim bold", f" {ellipsis(title_of(phase), width - 2)}")])
         if item.is_current:
             focus = len(rows)
-        rows += task_rows(item, width)
+        rows += [(item, number) for number in range(2 if item.reason else 1)]
     if not any(item.is_current for item in tasks):
         focus = len(rows) - 1 if picture.plan.done else 0
     first = max(0, min(focus - height // 2, len(rows) - height))
-    return scrolled(rows, height, first, scroll if moves else None)
+    shown = scrolled(rows, height, first, scroll if moves else None)
+    return [task_rows(row[0], width)[row[1]] if isinstance(row, tuple) else row for row in shown]
 
 
 def task_heads(width: int) -> Row:
     """What the columns of `task_spending` count."""
-    said = "  time"
-    if width >= 44:
-        said += "    cost"
-    if width >= 60:
-        said += "  tok ×n"
-    if width >= 90:
-        said += f" {'model':<20}"
-    return [("dim", said.rjust(width - 1))]
+    heads = [(0, "  time"), (44, "    cost"), (60, "  tok ×n"), (90, f" {'model':<20}")]
+    return [("dim", "".join(head for least, head in heads if width >= least).rjust(width - 1))]
 
 
 def task_rows(item: TaskView, width: int) -> list[Row]:
     """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
     task = item.task
     kind = "begun" if task.begun else task.state
-    reason = task.reason
-    if task.state == "done" and item.outcome == "check failed":
-        kind = reason = item.outcome
+    if item.failed_its_check:
+        kind = "check failed"
     if item.is_current:
         kind = "current"
     sign, style = TASK_SIGNS[kind]
+    indent = "  " * min(task.depth, 4, max(0, width // 10 - 1))
     spent = task_spending(item, width)
-    room = width - 4 - text_width(spent) - (1 if spent else 0)
-    text = ellipsis(one_line(task.text), max(1, room))
+    room = width - 4 - len(indent) - text_width(spent) - (1 if spent else 0)
+    text = ellipsis(title_of(task.text), max(1, room))
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
     filler = " " * max(0, room - text_width(text))
-    row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    if not reason:
-        return [row]
-    return [row, [("dim", f"     {ellipsis(one_line(reason), width - 6)}")]]
+    row: Row = [(style, f"{indent} {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
+    reason = ellipsis(one_line(item.reason), width - 6 - len(indent))
+    return [row, [("dim", f"{indent}     {reason}")]]
 
 
 def task_spending(item: TaskView, width: int) -> str:
     """What a task took, as far as there is room: time, dollars, tokens, iterations, model."""
     if not item.iterations:
         return ""
+    times = f" ×{item.iterations}" if item.iterations > 1 else ""
     said = f"{duration(item.seconds):>6}"
     if width >= 44:
         said += f" {dollars_of(item.spend.cost):>7}"
     if width >= 60:
         said += f" {short_number(item.spend.tokens):>4}"
-    if item.iterations > 1:
-        said += f" ×{item.iterations}"
-    elif width >= 60:
-        said += "   "
+        times = times or "   "
+    said += times
     if width >= 90 and item.model:
         said += f" {clip(printable(item.model.rpartition('/')[2]), 20):<20}"
     return said
@@ -4895,23 +4923,21 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The part of the journal that is looked at, oldest row first.
-
-    At the tail, what runs now follows it.
-    """
-    is_scrolled = scroll is not None and bool(scroll.entry or scroll.moved)
+    """The part of the journal that is looked at, oldest row first; at the tail, what runs now
+    follows it. Of the journal no more is laid out than is looked at, and what is newer."""
+    scroll = scroll or Scroll()
+    place = (scroll.entry or NEVER, scroll.row)
     found: list[tuple[tuple[int, int], Row]] = []  # newest first; the entry's number, and the row's
+    left = height - min(0, scroll.moved)  # rows that may be shown, at the place and above it
     for entry in reversed(picture.journal):
-        if len(found) >= height and not is_scrolled:  # whoever scrolls may wait for it
+        if left <= 0:
             break
         rows = [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))]
         found += reversed(rows)
-    if scroll is not None and is_scrolled:
-        below = 0
-        if scroll.entry:
-            below = sum(place > (scroll.entry, scroll.row) for place, _ in found)
-        most = len(found) - max(1, height - 1)
-        below = max(0, min(below - scroll.moved, most))
+        left -= sum(number <= place for number, _ in rows)
+    if scroll.entry or scroll.moved:
+        below = sum(number > place for number, _ in found) - scroll.moved
+        below = max(0, min(below, len(found) - max(1, height - 1)))
         scroll.moved = 0
         scroll.entry, scroll.row = found[below][0] if below else (0, 0)
         if below:
@@ -5078,9 +5104,10 @@ def how_ended(finish: Any) -> str:
     return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
 
 
-def permission_of(asked: Json, title: Any, wanted: Any) -> Ask:
+def permission_of(asked: Json, title: Any, wanted: Any, allows: Any, lasts: str) -> Ask:
     """A permission that is asked for: what kind of thing, and what exactly, which is the command,
-    file or address, and the patterns."""
+    file or address, and the patterns. `allows` are the patterns that the answer "always" approves,
+    for as long as it `lasts`."""
     metadata = as_dict(asked.get("metadata"))
     patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
     exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
@@ -5093,6 +5120,7 @@ def permission_of(asked: Json, title: Any, wanted: Any) -> Ask:
         title=as_text(title or "something"),
         detail=detail + change_of(dicts(metadata.get("files"))),
         is_circle=title == "doom_loop",
+        always=f"{', '.join(map(str, allows))}, {lasts}" if as_list(allows) else "",
     )
 
 
@@ -5530,7 +5558,9 @@ class OpenCode1(OpenCode):
         return [self.question(asked) for asked in dicts(self.get("/question"))]
 
     def permission(self, asked: Json) -> Ask:
-        return permission_of(asked, asked.get("permission"), asked.get("patterns"))
+        wanted = asked.get("patterns")
+        lasts = "until the server ends"
+        return permission_of(asked, asked.get("permission"), wanted, asked.get("always"), lasts)
 
     def question(self, asked: Json) -> Ask:
         questions = [
@@ -5990,7 +6020,9 @@ class OpenCode2(OpenCode):
         )
 
     def permission(self, asked: Json) -> Ask:
-        return permission_of(asked, asked.get("action"), asked.get("resources"))
+        wanted = asked.get("resources")
+        lasts = "in this project from now on"
+        return permission_of(asked, asked.get("action"), wanted, asked.get("save"), lasts)
 
     def question(self, form: Json) -> Ask:
         """A form of questions, one for each field.
@@ -7129,10 +7161,11 @@ def say(text: str, file: Any = None) -> None:
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
+    COLOURS: ClassVar = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+    is_given_away = False
+
     def __init__(self, colour: bool, utf8: bool) -> None:
-        self.colours: dict[str, str] = {}
-        if colour:
-            self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+        self.colours = self.COLOURS if colour else {}
         self.utf8 = utf8
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -7145,27 +7178,20 @@ class LineScreen:
     def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
-    @property
-    def is_given_away(self) -> bool:
-        return False
-
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
 
     def _run(self) -> None:
         for entry in iter(self.queue.get, None):
-            line = self._line(entry)
+            colour = self.colours.get(entry.tone, "")
+            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
+            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            kind = f"{printable(entry.kind)[:8]:<8}"
+            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
+            line = f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
             with suppress(OSError, ValueError):  # nobody may be reading any more
                 print(line if self.utf8 else ascii_only(line), flush=True)
-
-    def _line(self, entry: Entry) -> str:
-        colour = self.colours.get(entry.tone, "")
-        start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
-        stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-        kind = f"{printable(entry.kind)[:8]:<8}"
-        text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
-        return f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
 
 
 class CursesScreen:
@@ -7231,7 +7257,15 @@ class CursesScreen:
                 return
         window = curses.initscr()
         try:
-            self._use(window)
+            curses.noecho()
+            curses.cbreak()
+            window.keypad(True)
+            window.timeout(int(self.FRAME * 1000))
+            if takes_output():  # curs_set writes, and does not let go of Python's lock
+                with suppress(curses.error):
+                    curses.curs_set(0)
+            self._make_styles()
+            self._loop(window)
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             if self.handed:
                 self.post(Answer(self.handed[0], error=Problem("the terminal is gone")))
@@ -7240,17 +7274,6 @@ class CursesScreen:
         finally:
             self._leave(window)
 
-    def _use(self, window: Any) -> None:
-        curses.noecho()
-        curses.cbreak()
-        window.keypad(True)
-        window.timeout(int(self.FRAME * 1000))
-        if takes_output():  # curs_set writes, and does not let go of Python's lock
-            with suppress(curses.error):
-                curses.curs_set(0)
-        self._make_styles()
-        self._loop(window)
-
     def _leave(self, window: Any) -> None:
         if not takes_output():
             restart_output()  # it may have been ctrl-S: whoever pressed it wants the shell back now
@@ -7258,8 +7281,7 @@ class CursesScreen:
             set_termios(0, self.modes)
             return
         self._title("")
-        undo = (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin)
-        for step in undo:
+        for step in (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin):
             with suppress(curses.error):
                 step()
 
@@ -7267,17 +7289,17 @@ class CursesScreen:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
         if not self.colour:
             return
-        colours = (
-            ("good", curses.COLOR_GREEN),
-            ("bar", curses.COLOR_GREEN),
-            ("bad", curses.COLOR_RED),
-            ("warn", curses.COLOR_YELLOW),
-            ("accent", curses.COLOR_CYAN),
-        )
+        colours = {
+            "good": curses.COLOR_GREEN,
+            "bar": curses.COLOR_GREEN,
+            "bad": curses.COLOR_RED,
+            "warn": curses.COLOR_YELLOW,
+            "accent": curses.COLOR_CYAN,
+        }
         with suppress(curses.error):
             curses.start_color()
             curses.use_default_colors()
-            for name, colour in colours:
+            for name, colour in colours.items():
                 curses.init_pair(colour, colour, -1)
                 self.styles[name] = curses.color_pair(colour)
 
@@ -7287,14 +7309,13 @@ class CursesScreen:
         quick = 0
         rung = ""  # the ask for which the bell was rung
         while not self.closing:
-            picture = self.picture
-            now = time.monotonic()
             if self.handed:
                 self._give_terminal(window, *self.handed)
                 self.handed = None
                 drawn = None
-            is_new = picture is not None and picture is not drawn
-            if picture is not None and is_new and now - drawn_at >= self.FRAME * 0.9:
+            picture = self.picture
+            now = time.monotonic()
+            if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
                 if picture.ask_id and picture.ask_id != rung:
                     with suppress(OSError):
@@ -7303,16 +7324,15 @@ class CursesScreen:
                 drawn = picture
                 drawn_at = now
             key = window.getch()
-            if key == -1:
-                at_once = time.monotonic() - now < self.FRAME / 4
-                quick = quick + 1 if at_once else 0
-                if quick > self.HUNG_UP_AFTER:
-                    self.post(ScreenLost("the terminal hung up"))
-                    return
+            if key != -1:
+                quick = 0
+                drawn = None
+                self._take_key(window, key)
                 continue
-            quick = 0
-            drawn = None
-            self._take_key(window, key)
+            quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
+            if quick > self.HUNG_UP_AFTER:
+                self.post(ScreenLost("the terminal hung up"))
+                return
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
@@ -7342,9 +7362,7 @@ class CursesScreen:
         for y, row in enumerate(rows):
             x = 0
             for style, text in row:
-                attributes = 0
-                for name in style.split():
-                    attributes |= self.styles.get(name, 0)
+                attributes = sum(self.styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
@@ -7375,17 +7393,18 @@ class CursesScreen:
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
         with suppress(OSError):
             os.write(1, said.encode() + b"\r\n")
-        answer = Answer(reply)
+        failure: Problem | None = None
         try:
-            self.child = spawn(argv, own_session=False, env=env)
+            # It leaves with a stack of its own: nobody wants to see that.
+            self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
-                problem = f"OpenCode's interface ended with exit status {status}"
-                answer = Answer(reply, error=Problem(problem))
+                said = f"OpenCode's interface ended with exit status {status}"
+                failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
         except OSError as error:
-            answer = Answer(reply, error=Problem(f"cannot start {argv[0]}: {error}"))
-        self.post(answer)
+            failure = Problem(f"cannot start {argv[0]}: {error}")
+        self.post(Answer(reply, error=failure))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
@@ -7942,7 +7961,7 @@ examples:
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in HELP_ON_KEYS)}
+{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
