@@ -185,6 +185,7 @@ NINE = "- [ ] a\n" * 9
 DONE = "- [x] one\n<plan-complete>done</plan-complete>"
 GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
 NO_ANSWER = "timed out"
+BROKEN = "ConfigInvalidError"
 RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
 
 
@@ -192,7 +193,8 @@ class No(NamedTuple):
     """An answer: it was not carried out."""
 
     problem: str
-    why: str = "silent"
+    code: int = 0  # HTTP's; 0: there was no answer
+    name: str = ""  # of the error
     again: bool = True  # trying again can help
 
 
@@ -214,13 +216,6 @@ class Core:
         "run_check": ("facts",),
         "notify": ("event", "message", "facts"),
         "hand_over": ("session",),
-    }
-    CODES: ClassVar[dict[str, tuple[int, str]]] = {
-        "silent": (0, ""),
-        "locked": (401, ""),
-        "configuration": (400, "ConfigInvalidError"),
-        "gone": (404, ""),
-        "rejected": (400, ""),
     }
 
     def __init__(self, options: Options, now: float, seed: str) -> None:
@@ -256,8 +251,7 @@ class Core:
     def answer_event(self, request: Any, value: Any) -> Event:
         reply = request.reply
         if isinstance(value, No):
-            code, name = self.CODES[value.why]
-            error: Exception = RequestError(code, value.problem, name)
+            error: Exception = RequestError(value.code, value.problem, value.name)
             if request.name == "start_server":
                 error = Problem(value.problem, again=value.again)
             return Answer(reply, error=error)
@@ -628,15 +622,9 @@ def answers(value: Any) -> Way:
     return lambda request: value
 
 
-def why(code: int, kind: str = "") -> str:
-    """What is said of an answer with this code of HTTP."""
-    name = "ConfigInvalidError" if kind == "configuration" else ""
-    return ocloop.RequestError(code, "no", name).why
-
-
-def fails_with(code: int, problem: str = NO_ANSWER, kind: str = "", again: bool = True) -> Way:
+def fails_with(code: int, problem: str = NO_ANSWER, name: str = "", again: bool = True) -> Way:
     """An answer: the request was not carried out."""
-    return answers(No(problem, why(code, kind), again))
+    return answers(No(problem, code, name, again))
 
 
 def fails_first(times: int, way: Way, then: Way) -> Way:
@@ -1228,7 +1216,7 @@ def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
 def test_a_configuration_that_breaks_and_a_wrong_password_end_the_run(name: str) -> None:
     broken = "OpenCode's configuration is broken: mend it: no"
-    for code, kind, words in ((400, "configuration", broken), (401, "", "SERVER_PASSWORD")):
+    for code, kind, words in ((400, BROKEN, broken), (401, "", "SERVER_PASSWORD")):
         story = Story(start=False, attended=False)
         story.world[name] = fails_with(code, "no", kind)
         story.begin()
@@ -1270,7 +1258,7 @@ def test_late_news_of_an_older_session_is_ignored() -> None:
     before = story.picture()
     for request in older:
         twice = ("ses_late", "") if story.name(request) == "create" else ...
-        for value in (twice, No("late", "gone"), No("late", "configuration", again=False)):
+        for value in (twice, No("late", 404), No("late", 400, BROKEN, again=False)):
             story.answer(request, value)
     story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
     story.tell(Broke("ses_1", Fault("auth", "no")))
@@ -1346,6 +1334,21 @@ def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
     assert "20 times in a row bash make" in story.text
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("session", ["ses_1", "ses_child"])
+def test_calls_by_turns_and_those_of_a_subagent_are_circles(length: int, session: str) -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.busy()
+    for number in range(20 * length):
+        assert story.all("interrupt") == [], number
+        calls(story, 1, 100 + number % length, session)
+        if session == "ses_child":
+            calls(story, 1, 10_000 + number)  # what others do in between is nothing to it
+    assert story.count("interrupt") == 1 and "20 times in a row" in story.text
+    assert (f"{length} calls by turns" in story.text) == (length > 1)
+
+
 def test_other_calls_in_between_are_no_circle() -> None:
     story = Story()
     for number in range(30):
@@ -1379,10 +1382,11 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto:
         ("own.1 own.1 other.2 own.3 other.4", "own.5"),
         ("nowhere.1 nowhere.2 calls.3 nowhere.4 nowhere.4 nowhere.5", "nowhere.6"),
         ("compacted calls.1 compacted answered.2", "compacted"),
+        ("compacted compacted call.7 compacted call.7 compacted", "compacted"),
         ("nowhere.1.a compacted.a nowhere.2.b compacted.b compacted.a", "compacted.a"),
         ("nowhere.1 calls.2.a nowhere.3 calls.4.a", "nowhere.5"),
     ],
-    ids=["answers", "unfinished answers", "compactions", "subagents, each", "and their parent"],
+    ids=["answers", "unfinished answers", "compactions", "new calls", "subagents, each", "and their parent"],
 )
 def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) -> None:
     """A word each for what happens: what, the number of the message, the subagent's name."""
@@ -1393,7 +1397,9 @@ def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) ->
         assert story.all("interrupt") == [], word
         what, *more = word.split(".")
         session = f"ses_{more.pop()}" if more and more[-1].isalpha() else "ses_1"
-        if what == "compacted":
+        if what == "call":
+            calls(story, 1, int(more[0]))
+        elif what == "compacted":
             story.tell(Compacted(session))
         elif what in ("own", "other"):
             parent = story.prompted.message_id if what == "own" else "msg_other"
@@ -1508,6 +1514,31 @@ def test_auto_approves_permissions_but_no_circles_and_answers_no_questions(atten
     assert story.last("reply").message
     story.question("red")
     assert len(story.replied) == (2 if attended else 3)
+
+
+def test_a_turn_that_our_refusal_has_ended_goes_on_in_the_same_session() -> None:
+    """Of two asks of one step the server rejects the second by itself when the first is refused."""
+    story = Story(attended=False)
+    sent = [story.prompted]
+    for times in range(1, 6):
+        story.busy()
+        story.asks(f"per_{times}")
+        story.ends("refused")
+        story.let_pass(2)
+        assert story.count("send") == 1 + times and story.words == []
+        assert story.last("send").session == "ses_1"
+        assert story.prompted.text == f"{ocloop.REFUSAL_ENDED_TURN} {ocloop.NOBODY}"
+        sent.append(story.prompted)
+    assert len({prompt.message_id for prompt in sent}) == 6, "each is a new prompt"
+    story.busy()
+    story.asks("per_6")
+    story.ends("refused")
+    story.let_pass(2)
+    assert story.words == ["refused"] and story.last("send").session == "ses_2"
+    story.busy()
+    story.ends("refused")  # by somebody else, or by its configuration
+    story.let_pass(2)
+    assert story.words == ["refused", "refused"]
 
 
 def test_children_ask_as_well_and_strangers_do_not() -> None:
@@ -1688,6 +1719,20 @@ def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> No
     assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
     story.let_pass(3610, 9)
     assert story.take() == "create send"
+
+
+@pytest.mark.parametrize("models", [(), ("a/b",), ("a/b", "c/d")])
+def test_a_retry_of_two_minutes_is_waited_for_unless_another_model_can_work(
+    models: tuple[str, ...],
+) -> None:
+    story = Story(models=models)
+    story.busy()
+    story.retries(1, 89)
+    assert story.all("interrupt") == []
+    story.retries(2, 120)
+    has_another = len(models) > 1
+    assert story.count("interrupt") == has_another and story.state == "running"
+    assert story.prompted.model == ("c/d" if has_another else "".join(models[:1]))
 
 
 def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
@@ -2054,6 +2099,26 @@ def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
     assert story.state == "paused" and story.exits == [3] and "--stuck" in story.reason
 
 
+@pytest.mark.parametrize("rests", [False, True])
+def test_the_last_try_at_a_stuck_task_is_made_by_the_next_model(rests: bool) -> None:
+    story = in_line(stuck=2)
+    if rests:
+        story.fails("rate-limit", retry_after=9000)
+        assert story.prompted.model == "c/d"
+    first = story.prompted.model
+    story.idles()
+    story.idles()
+    assert "settled nothing" in story.prompted.text
+    assert story.prompted.model == ("c/d" if not rests else first), "one that rests has no try"
+    story.idles()
+    assert story.exits == [3] and "--stuck" in story.reason
+    story = in_line(stuck=2)
+    story.idles()
+    story.idles()
+    story.works(model="c/d")
+    assert story.prompted.model == "a/b", "then the first one in line works again"
+
+
 def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
     story = Story(stuck=2, attended=False)
     story.idles()
@@ -2279,6 +2344,33 @@ def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
     assert story.prompted.text == "Do wrap up" and story.picture().check == "passed"
 
 
+@pytest.mark.parametrize("status", [0, 1, 126, 127])
+def test_the_check_is_tried_once_before_the_first_prompt(status: int) -> None:
+    story = Story("- [ ] a\n- [ ] b\n", start=False, check="make test", attended=False)
+    story.check = status
+    story.begin()
+    if status > 100:
+        assert story.exits == [1] and story.all("create") == []
+        assert "`make test` cannot be run: output of the check: mend --check" in story.reason
+        return
+    assert story.take() == "start_server setup run_check create send"
+    assert ("exit status 1" in story.prompted.text) == bool(status)
+    assert story.picture().check == ("failed" if status else "passed")
+    story.check = 0
+    story.works()
+    assert story.words == ["done"] and story.count("run_check") == 2
+
+
+def test_a_try_of_the_check_that_is_ended_by_x_says_nothing() -> None:
+    story = Story(start=False, check="make test")
+    story.world["run_check"] = None
+    story.begin()
+    story.press("x")
+    assert story.take("-").endswith("stop_check") and story.all("create") == []
+    story.answer(story.last("run_check"), (-15, "", True))
+    assert story.state == "running" and story.prompted.text == "Do one"
+
+
 def test_a_plan_is_not_complete_while_the_check_fails() -> None:
     story = Story("- [ ] one\n", check="make test", attended=False)
     story.check = 1
@@ -2412,6 +2504,33 @@ def test_a_server_that_has_never_worked_and_does_not_start_is_an_error(
     assert story.exits == ([] if attended else [1])
 
 
+def test_a_first_server_that_answers_that_it_cannot_is_tried_for_two_minutes() -> None:
+    """Somebody else holds OpenCode's data base."""
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(500, "database is locked")
+    story.begin()
+    story.let_pass(40)
+    assert story.state == "starting" and story.count("start_server") > 3
+    story.mend()
+    story.let_pass(90)
+    assert story.state == "running" and story.exits == []
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(500, "database is locked")
+    story.begin()
+    story.let_pass(115, 5)
+    assert story.exits == []
+    story.let_pass(250, 5)
+    assert story.exits == [1] and "another program may hold OpenCode's data base" in story.reason
+
+
+@pytest.mark.parametrize("code, words", [(400, "no such thing"), (401, "SERVER_PASSWORD")])
+def test_a_set_up_that_is_rejected_ends_the_run_at_once(code: int, words: str) -> None:
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(code, "no such thing")
+    story.begin()
+    assert story.exits == [1] and words in story.reason and story.count("start_server") == 1
+
+
 def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
     """An upgrade replaces it, or its machine has no network just now."""
     story = Story(attended=False, stall_timeout=0)
@@ -2451,7 +2570,7 @@ def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second
     starts = story.count("start_server")
     assert starts == 2
     story.answer(old, No("connection reset"))
-    story.answer(old, No("broken", "configuration", again=False))
+    story.answer(old, No("broken", 400, BROKEN, again=False))
     story.let_pass(2)
     assert story.count("start_server") == starts and story.state == "starting"
     story.answer(story.last("setup"))
@@ -2479,6 +2598,7 @@ def test_a_server_that_hangs_is_started_again() -> None:
     story.mend()
     story.let_pass(2)
     story.works()
+    story.let_pass(2)
     assert story.words == ["done"]
 
 
@@ -2598,6 +2718,40 @@ def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
     story.let_pass(3)
     story.works()
     assert story.count("start_server") == 2 and story.number == 2
+
+
+def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> None:
+    story = Story(server_memory=1000)
+    story.busy()
+    story.take()
+    story.memory = 2001
+    story.let_pass(11)
+    assert "twice its limit of 1000" in story.text
+    story.let_pass(1)
+    assert story.take() == "interrupt start_server setup"
+    story.memory = 400
+    story.verdict = "cut"  # by our interrupt: nobody else has done it
+    story.let_pass(3)
+    assert story.take() == "send" and story.words == []
+    assert story.last("send").session == "ses_1" and story.last("send").attempt == 1
+    story.activity = "working"
+    story.works()
+    assert story.words == ["done"] and story.count("start_server") == 2
+
+
+def test_a_server_that_is_larger_than_its_limit_when_it_is_new_is_not_replaced() -> None:
+    story = Story(NINE, start=False, server_memory=1000)
+    story.memory = 1500
+    story.begin()
+    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
+    story.memory = 0
+    story.works()
+    story.memory = 1500
+    story.let_pass(11)
+    story.works()
+    story.works()
+    assert story.count("start_server") == 2, "once for the one that had worked"
+    assert story.text.count("has no effect") == 1
 
 
 @pytest.mark.parametrize("way", [fails_with(500), None])
@@ -2856,6 +3010,38 @@ def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
     assert story.wait_out() == pytest.approx(first, abs=1)
 
 
+@pytest.mark.parametrize("key", ["s", "space", "r"])
+def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> None:
+    story = in_state("complete", notify="mail")
+    assert story.last("stop_server") and story.shown["S"] == "go on"
+    for plan in (DONE, f"- [ ] two\n{DONE}", "- [x] one\n", None):
+        story.plan = plan
+        story.press(key)
+        story.let_pass(3)
+        assert story.state == "complete" and story.text.count(ocloop.STILL_COMPLETE), plan
+    assert story.text.count(ocloop.STILL_COMPLETE) == 4 and story.count("send") == 1
+    story.plan = "- [x] one\n- [ ] two\n"
+    story.take()
+    story.press(key)
+    story.let_pass(1)
+    assert story.state == "running" and story.take() == BEGINS
+    assert story.prompted.text == "Do two"
+    story.plan = "- [x] one\n- [x] two\n<plan-complete>So.</plan-complete>"
+    story.ends()
+    assert story.state == "complete" and story.words == ["done", "done"]
+    story.press("q")
+    assert story.exits == [0]
+
+
+def test_a_plan_that_was_complete_and_is_moved_away_stays_complete() -> None:
+    story = Story("- [ ] one\n", attended=False)
+    story.plan = DONE
+    story.tell(Edited("/project/PLAN.md"))
+    story.plan = None
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
+
+
 def test_an_error_with_a_terminal_stays_until_q() -> None:
     story = Story(models=("a/c",))
     assert story.exits == [] and story.last("stop_server")
@@ -2937,8 +3123,8 @@ def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
     story.mend()
     story.take()
     story.world["poll"] = fails_first(code in (0, 500), fails_with(code), story.good["poll"])
-    story.answer(story.last("poll"), No("no", why(code)))
-    story.let_pass(5)
+    story.answer(story.last("poll"), No("no", code))
+    story.let_pass(3)
     assert ("start_server" in story.take()) == is_replaced
     assert story.state == "running" and story.number == 2
 
@@ -3193,6 +3379,25 @@ def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
     story.works(1.0)
     assert story.total.cost == pytest.approx(1.75)
     assert (story.total.input, story.total.output, story.total.cached) == (30, 18, 12)
+
+
+@pytest.mark.parametrize("end", ["Q", "SIGTERM"])
+def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(end: str) -> None:
+    story = Story()
+    story.busy()
+    story.message("calls", 0.5)
+    story.spent = Spend(0.8)
+    story.take("-")
+    story.press("q", "q") if end == "Q" else story.tell(Signalled(end))
+    assert story.take("-") == "interrupt poll exit" and story.total.cost == pytest.approx(0.8)
+    assert not story.picture().confirming_quit
+    story = waiting_for("work")
+    story.busy()
+    story.world["interrupt"] = story.world["poll"] = None
+    story.tell(Signalled("SIGTERM"))
+    assert story.exits == [] and story.state == "running"
+    story.let_pass(2.5)
+    assert story.exits == [130], "nobody waits longer than two seconds"
 
 
 def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
@@ -3517,8 +3722,8 @@ class Simulation(Story):
         return True
 
     def treat(self, name: str, request: Any, way: str) -> None:
-        refused = {"final": No("it is no use", "configuration", again=False)}
-        refused.update({code: No(f"HTTP {code}", why(int(code))) for code in ("400", "404", "500")})
+        refused = {"final": No("it is no use", 400, BROKEN, again=False)}
+        refused.update({code: No(f"HTTP {code}", int(code)) for code in ("400", "404", "500")})
         if way in refused:
             if way == "404":
                 self.agents.pop(getattr(request, "session", ""), None)  # it is gone
