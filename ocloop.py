@@ -8323,10 +8323,6 @@ def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str
                 f"{options.prompt}: {where} {unknown}, which means nothing here: "
                 f"{', '.join(known)} do"
             )
-    if "\\" in options.directory:
-        warnings.append(
-            "there is a backslash in the path of the project: OpenCode 1 cannot work there"
-        )
     homes = (os.path.expanduser("~"), "/")
     if os.path.realpath(options.directory) in map(os.path.realpath, homes):
         warnings.append(
@@ -8434,7 +8430,13 @@ class Driver:
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
     RECORD_AGAIN = 1.0  # seconds between two writings at the least, but for what matters at once
 
-    def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        run_file: RunFile | None,  # None: nothing is left of it
+        warnings: Sequence[str],
+        run: Run | None = None,
+    ) -> None:
         self.options = options
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -8443,7 +8445,7 @@ class Driver:
         self.outside = Outside(self.server)
         self.writer = Writer()
         self.log = Log(options.log, self.writer, post)
-        self.run = Run(options, time.time(), os.urandom(4).hex())
+        self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
         self.ticked_at = 0.0
@@ -8566,16 +8568,18 @@ class Driver:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        record = record_of(self.run, self.server, status, self.commit)
-        self.writer.put(lambda: self._write(record))
+        run_file = self.run_file
+        if run_file:
+            record = record_of(self.run, self.server, status, self.commit)
+            self.writer.put(lambda: self._write(run_file, record))
 
-    def _write(self, record: Json) -> None:
+    def _write(self, run_file: RunFile, record: Json) -> None:
         try:
-            self.run_file.write(record)
+            run_file.write(record)
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
-                problem = f"{self.run_file.path} cannot be written ({error.strerror})"
+                problem = f"{run_file.path} cannot be written ({error.strerror})"
                 self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
@@ -8640,31 +8644,9 @@ class Rehearsal(Run):
         try:
             await self.get_ready()
         except Failed as failed:
-            self.journal.note("problem", str(failed))
+            self.journal.note("problem", str(failed), "bad")
             return 1
         return 0
-
-    def play(self, known: Sequence[str]) -> int:
-        """Do so with the real server, which is stopped in the end; say what comes of it, less what
-        is known."""
-        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        server = Server(self.options, inbox.put)
-        outside = Outside(server)
-        event = None
-        try:
-            while self.exit_status is None:
-                before = self.journal.count
-                for reply in self.handle(event, time.time()):
-                    outside.make(reply)
-                for entry in self.journal.newest(self.journal.count - before):
-                    if entry.text not in known:
-                        say(f"{entry.kind:<9} {entry.text}")
-                event = None
-                with suppress(queue.Empty):
-                    event = inbox.get(timeout=Driver.TICK)
-        finally:
-            server.close()
-        return self.exit_status
 
 
 def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
@@ -8675,14 +8657,6 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
     fields, _body = split_front_matter(found.prompt)
-    limits = {
-        "max iterations": options.max_iterations,
-        "max cost": budget_of(options.max_cost) if options.max_cost else 0,
-        "max time": duration(options.max_time) if options.max_time else 0,
-        "max wait": duration(options.max_wait) if options.max_wait else 0,
-        "stuck": options.stuck,
-        "retries": options.retries,
-    }
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
@@ -8690,19 +8664,19 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         *(("", line) for line in found.tasks),
         ("prompt", options.prompt),
         ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
-        ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
         ("check", options.check),
         ("notify", options.notify),
         ("log", options.log),
-        *(("warn", warning) for warning in found.warnings),
+        *(("warning", warning) for warning in found.warnings),
         *(("problem", problem) for problem in problems),
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
     if plan.summary is not None and not problems:
         say(complete_already(options.plan, plan))
         return how_complete(plan)[0]
-    rehearsal = Rehearsal(options, time.time())
-    failed = rehearsal.play((*found.problems, *found.warnings))
+    silent = options._replace(attended=False, log="", notify="")
+    rehearsal = Rehearsal(silent, time.time())
+    failed = Driver(silent, None, (), rehearsal).work()
     if not failed:
         models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
         say(f"model     {', then '.join(models)}")
