@@ -11905,10 +11905,15 @@ def test_a_server_that_does_not_start(world: World) -> None:
 
 def test_a_server_that_grew(world: World) -> None:
     """README: --server-memory: the server is replaced between iterations when it grew larger."""
-    child = world.fake("--server-memory", "150", memory=[200, 0], tasks=3).finish(0)
+    child = world.fake("--server-memory", "150", memory=[200, 0], tasks=2, answers=["sleep:12"])
+    large = world.fake("--server-memory", "5", tasks=2, answers=["sleep:12"])
+    child.finish(0)
+    large.finish(0)
     assert len(child.events("exec")) == 2
     assert child.said(r"grew to \d+ MiB")
-    assert child.boxes() == "xxx"
+    assert child.boxes() == "xx"
+    assert len(large.events("exec")) == 1, "it would be replaced for ever, and work nothing"
+    assert large.said("before any work: --server-memory 5 has no effect")
 
 
 def test_ports(world: World) -> None:
@@ -12136,7 +12141,9 @@ def test_without_proc_nothing_is_left_behind(world: World) -> None:
     killed = world.fake(answers=["spawn:hang"], patch=patch)
     ended = world.fake(answers=["spawn:hang"], patch=patch)
     checked = world.fake("--check", check, "--check-timeout", "1s", patch=patch)
-    grown = world.fake("--server-memory", "150", memory=[200, 0], tasks=3, patch=patch)
+    grown = world.fake(
+        "--server-memory", "150", memory=[200, 0], tasks=3, answers=["sleep:12"], patch=patch
+    )
     for run in (killed, ended):
         run.wait_event("spawned")
     killed.signal(signal.SIGKILL)

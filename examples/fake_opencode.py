@@ -51,8 +51,8 @@ out:
                   with it
     heartbeat     seconds between heartbeats (1.x: events, 2.x: comments); 10 or 15
     per_chunk     events in one HTTP chunk of a flood; 1, as on the real server's socket
-    memory        MiB to take at the start; a list gives each process its own, counted as
-                  `starts` are
+    memory        MiB to take with the first prompt; a list gives each process its own, counted
+                  as `starts` are
     stubborn      true: SIGTERM, SIGINT and SIGHUP are ignored
     model         the configured model, "fake/model"
     models        the models that exist; [model]
@@ -258,10 +258,10 @@ def serve(hostname: str, port: int | None) -> None:
     generation = int(behaviour.get("generation", 1))
     place = nth_start(behaviour)
     start = nth(behaviour.get("starts") or behaviour.get("start"), place) or ""
-    taken = bytearray(b"x") * (int(nth(behaviour.get("memory"), place) or 0) << 20)
     server = make_server(behaviour)
+    server.memory = int(nth(behaviour.get("memory"), place) or 0)
     set_signals(server, behaviour)
-    server.note("exec", time=began, pid=os.getpid(), memory=len(taken) >> 20)
+    server.note("exec", time=began, pid=os.getpid(), memory=server.memory)
     if start == "exit":
         sys.stderr.write("fake opencode: it cannot start, as ordered\n")
         raise SystemExit(3)
