@@ -12534,7 +12534,7 @@ def answer_elsewhere(world: World, state: Json) -> None:
 def ask_server(state: Json, method: str, path: str, body: Any = None) -> Any:
     """A request to the server of a run, as someone else on this machine would send it."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Ask(state["server"] + path, data, method=method)
+    request = urllib.request.Request(state["server"] + path, data, method=method)
     login = f"{state.get('username') or 'opencode'}:{state['password']}"
     request.add_header("Authorization", "Basic " + b64encode(login.encode()).decode())
     request.add_header("Content-Type", "application/json")
