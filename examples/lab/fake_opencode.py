@@ -51,8 +51,8 @@ out:
                   with it
     heartbeat     seconds between heartbeats (1.x: events, 2.x: comments); 10 or 15
     per_chunk     events in one HTTP chunk of a flood; 1, as on the real server's socket
-    memory        MiB to take at the start; a list gives each process its own, counted as
-                  `starts` are
+    memory        MiB to take with the first prompt; a list gives each process its own, counted
+                  as `starts` are
     stubborn      true: SIGTERM, SIGINT and SIGHUP are ignored
     model         the configured model, "fake/model"
     models        the models that exist; [model]
