@@ -8441,7 +8441,8 @@ class Driver:
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
-        self.server = Server(options, post, "" if options.server else run_file.make_libraries())
+        libraries = run_file.make_libraries() if run_file and not options.server else ""
+        self.server = Server(options, post, libraries)
         self.outside = Outside(self.server)
         self.writer = Writer()
         self.log = Log(options.log, self.writer, post)
