@@ -6558,9 +6558,9 @@ def list_processes() -> list[Process]:
     if has_proc():
         page = os.sysconf("SC_PAGE_SIZE") >> 10
         for pid in filter(str.isdigit, os.listdir(PROC)):
-            with suppress(OSError, IndexError), open(f"{PROC}/{pid}/stat", "rb") as file:
-                said = file.read().rpartition(b")")[2].split()
-                rows.append((pid, said[1], said[2], int(said[21]) * page, ""))
+            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", "rb") as file:
+                _state, parent, group, *more = file.read().rpartition(b")")[2].split()
+                rows.append((pid, int(parent), int(group), int(more[18]) * page, ""))
     else:
         with suppress(OSError, subprocess.SubprocessError):
             told = subprocess.run(
@@ -6824,6 +6824,7 @@ class Server:
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
+        self.last_lines.clear()
         port = self.options.port
         if port and not port_is_free(port):
             advice = "choose another one with --port, or leave --port out for a free one"
@@ -6840,7 +6841,6 @@ class Server:
             with suppress(OSError):  # somebody may have cleaned the folder away
                 os.makedirs(self.libraries, mode=0o700, exist_ok=True)
                 environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
-        self.last_lines.clear()
         try:
             with self.lock:
                 if self.closing:
