@@ -5332,6 +5332,7 @@ class OpenCode:
     oldest: ClassVar[tuple[int, int, int]]
     place: ClassVar[str]  # what the directory is called in a query
     events_path: ClassVar[str]
+    asks_paths: ClassVar[tuple[str, str]]  # of permissions and questions
     deltas: ClassVar[re.Pattern[bytes]]  # an event that is a piece of a text
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5350,6 +5351,11 @@ class OpenCode:
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """What an answer wraps in `data`; OpenCode 1 wraps nothing."""
+        answer = self.client.request("GET", path, timeout=timeout)
+        return answer.get("data") if isinstance(answer, dict) else answer
 
     def setup(self) -> Setup:
         """What the server knows. Lists that are late grow: the run asks again until it believes
@@ -5417,9 +5423,10 @@ class OpenCode:
         failed to list."""
         found: list[Ask] = []
         unlisted: list[str] = []
-        for kind, listed in (("permission", self.permissions), ("question", self.questions)):
+        readers = {"permission": self.permission, "question": self.question}
+        for (kind, read), path in zip(readers.items(), self.asks_paths):
             try:
-                found += listed()
+                found += map(read, dicts(self.data(self.path(path))))
             except RequestError as error:
                 if error.code == 0:
                     raise
@@ -5432,8 +5439,8 @@ class OpenCode:
     read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
     children: Callable[[str], list[Json]]
     active: Callable[[float], Json]  # who is at work, by session
-    permissions: Callable[[], list[Ask]]
-    questions: Callable[[], list[Ask]]
+    permission: Callable[[Json], Ask]
+    question: Callable[[Json], Ask]
 
 
 def id_of(made: Json) -> str:
@@ -5453,6 +5460,7 @@ class OpenCode1(OpenCode):
     oldest = (1, 2, 0)
     place = "directory="
     events_path = "/event"
+    asks_paths = ("/permission", "/question")
     deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5550,12 +5558,6 @@ class OpenCode1(OpenCode):
             for id, status in statuses.items()
             if as_dict(status).get("type", "idle") != "idle"
         }
-
-    def permissions(self) -> list[Ask]:
-        return [self.permission(asked) for asked in dicts(self.get("/permission"))]
-
-    def questions(self) -> list[Ask]:
-        return [self.question(asked) for asked in dicts(self.get("/question"))]
 
     def permission(self, asked: Json) -> Ask:
         wanted = asked.get("patterns")
@@ -5831,6 +5833,7 @@ class OpenCode2(OpenCode):
     oldest = (2, 0, 4)
     place = "location%5Bdirectory%5D="
     events_path = "/api/event"
+    asks_paths = ("/api/permission/request", "/api/form")
     deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5849,11 +5852,6 @@ class OpenCode2(OpenCode):
     @staticmethod
     def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
         return [*opencode, directory, "--server", url, "--session", session]
-
-    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """What an answer wraps in `data`; some versions wrap nothing."""
-        answer = self.client.request("GET", path, timeout=timeout)
-        return answer.get("data") if isinstance(answer, dict) else answer
 
     def data_if_possible(self, path: str) -> Any:
         return as_dict(self.client.ask_if_possible(path)).get("data")
@@ -6004,12 +6002,6 @@ class OpenCode2(OpenCode):
         return "", newer[::-1]
 
     # What is asked.
-
-    def permissions(self) -> list[Ask]:
-        return list(map(self.permission, dicts(self.data(self.path("/api/permission/request")))))
-
-    def questions(self) -> list[Ask]:
-        return list(map(self.question, dicts(self.data(self.path("/api/form")))))
 
     def is_asked(self, asks: tuple[Ask, ...]) -> bool:
         """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
@@ -6519,10 +6511,9 @@ class StreamReader:
 
     def _sign_of_life(self, data: bytes) -> None:
         found = SESSION_ID.search(data)
-        session = found.group(1) if found else b""
-        if session and session not in self.alive:
-            self.alive.add(session)
-            self.post(Alive(session.decode("utf-8", "replace")))
+        if found and found.group(1) and found.group(1) not in self.alive:
+            self.alive.add(found.group(1))
+            self.post(Alive(found.group(1).decode("utf-8", "replace")))
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
