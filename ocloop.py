@@ -8898,6 +8898,7 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         return how_complete(plan)[0]
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
+    rehearsal.files.trouble = "".join(found.problems)  # it was said
     failed = Driver(silent, None, (), rehearsal).work()
     if not failed:
         models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
