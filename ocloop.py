@@ -8495,7 +8495,6 @@ class Preflight(NamedTuple):
     """What was found before anything was started."""
 
     plan: Plan
-    prompt: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     tasks: tuple[str, ...]  # the first ones, in lines, as they were read
@@ -8522,13 +8521,14 @@ def preflight(options: Options) -> Preflight:
     if options.debug:
         problems = []
     try:
-        model_name(",".join(models_of(fields)) or "any/model")
+        for model in models_of(fields):
+            model_name(model)
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
     problems += check_log(options)
     problems += check_commands(options)
     tasks = tasks_as_read(plan, text or "")
-    return Preflight(plan, prompt or "", tuple(problems), tuple(warnings), tuple(tasks))
+    return Preflight(plan, tuple(problems), tuple(warnings), tuple(tasks))
 
 
 def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
@@ -8592,16 +8592,12 @@ def check_commands(options: Options) -> list[str]:
     problems = []
     for name, command in (("check", options.check), ("notify", options.notify)):
         word = (command.split() or [""])[0]
+        look = ["/bin/sh", "-c", 'command -v "$1"', "sh", word]
         if not re.fullmatch(r"[\w./+-]+", word):
             continue  # a shell's own syntax: only the shell can tell
-        found = subprocess.run(
-            ["/bin/sh", "-c", 'command -v "$1"', "sh", word],
-            cwd=options.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-        if found.returncode:
+        if subprocess.call(
+            look, cwd=options.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ):
             problems.append(f"--{name}: there is no command {word}")
     return problems
 
@@ -8609,7 +8605,7 @@ def check_commands(options: Options) -> list[str]:
 def why_no_screen(options: Options) -> str:
     """Why there are plain lines and no screen; "" where there is one."""
     if options.plain:
-        return "of --plain"
+        return "that was asked for"
     with suppress(OSError):
         if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
             return "it runs in the background of this shell"
@@ -8878,14 +8874,12 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
-    fields, _body = split_front_matter(found.prompt)
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
         ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
         *(("", line) for line in found.tasks),
         ("prompt", options.prompt),
-        ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
         ("check", options.check),
         ("notify", options.notify),
         ("log", options.log),
@@ -8901,8 +8895,9 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     rehearsal.files.trouble = "".join(found.problems)  # it was said
     failed = Driver(silent, None, (), rehearsal).work()
     if not failed:
-        models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
-        say(f"model     {', then '.join(models)}")
+        models, agent, _body = rehearsal.briefing.read()
+        say(f"model     {', then '.join(models) or rehearsal.model or 'the server decides'}")
+        say(f"agent     {agent or 'the server decides'}")
     asked = (
         "the server was asked" if options.server else "the server was started, asked and stopped"
     )
