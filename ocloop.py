@@ -89,7 +89,7 @@ import types
 import unicodedata
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
@@ -8801,7 +8801,8 @@ class Driver:
                 self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
-        """End everything, in the order in which it stands here; every step is tried."""
+        """End everything, in the order in which it stands here; whatever a step raises, the others
+        are needed all the same."""
         run = self.run
         status = 1 if self.status is None else self.status
         session = run.talk.id if run.talk else run.left_session
@@ -8816,14 +8817,9 @@ class Driver:
             lambda: self._end_at_once_on(status),
             lambda: self._say_goodbye(status),
         )
-        failure: BaseException | None = None
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:  # the steps that follow are needed all the same
-                failure = failure or error
-        if failure:
-            raise failure
+        with ExitStack() as stack:  # it begins with the last one, and tries each
+            for step in reversed(steps):
+                stack.callback(step)
 
     def _close_screen(self) -> None:
         if self.screen:
@@ -8864,6 +8860,8 @@ class Rehearsal(Run):
         except Failed as failed:
             self.journal.note("problem", str(failed), "bad")
             return 1
+        except Quit:
+            return 130
         return 0
 
 
@@ -8893,17 +8891,18 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
     rehearsal.files.trouble = "".join(found.problems)  # it was said
-    failed = Driver(silent, None, (), rehearsal).work()
-    if not failed:
+    status = Driver(silent, None, (), rehearsal).work()
+    if status == 130:
+        return status
+    if not status:
         models, agent, _body = rehearsal.briefing.read()
         say(f"model     {', then '.join(models) or rehearsal.model or 'the server decides'}")
         say(f"agent     {agent or 'the server decides'}")
-    asked = (
-        "the server was asked" if options.server else "the server was started, asked and stopped"
-    )
-    said = "there are problems" if failed or problems else "no problem was found"
-    say(f"{said}; {asked}, and no prompt was sent")
-    return 1 if failed or problems else 0
+    did = "asked" if options.server else "started, asked and stopped"
+    status = 1 if problems else status
+    said = "there are problems" if status else "no problem was found"
+    say(f"{said}; the server was {did}, and no prompt was sent")
+    return status
 
 
 def complete_already(path: str, plan: Plan) -> str:
@@ -9139,13 +9138,11 @@ def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
 
 
 def spent_of(limits: Json) -> str:
-    said = []
-    if as_float(limits.get("max_cost")):
-        said.append(budget_of(as_float(limits["max_cost"])))
-    if as_float(limits.get("max_time")):
-        said.append(duration(as_float(limits["max_time"])))
-    if as_float(limits.get("max_iterations")):
-        said.append(f"{as_int(limits['max_iterations'])} iterations")
+    names = ("max_cost", "max_time", "max_iterations")
+    budget, longest, most = (as_float(limits.get(name)) for name in names)
+    said = [budget_of(budget)] if budget else []
+    said += [duration(longest)] if longest else []
+    said += [f"{most:.0f} iterations"] if most else []
     return f" (of {', '.join(said)})" if said else ""
 
 
