@@ -7999,15 +7999,14 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        found = subprocess.run(
+        said = subprocess.check_output(
             ["git", "-C", directory, *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             timeout=GIT_WITHIN,
-            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
-        return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+        return said.decode("utf-8", "surrogateescape").strip("\n")
     return None
 
 
@@ -8576,15 +8575,12 @@ def tasks_as_read(plan: Plan, text: str) -> list[str]:
 
 def check_log(options: Options) -> list[str]:
     path = options.log
-    if not path:
+    folder = os.path.join(os.path.dirname(path), ".")
+    can_be_written = os.access(path if os.path.exists(path) else folder, os.W_OK)
+    if not path or (can_be_written and not os.path.isdir(path)):
         return []
-    folder = os.path.dirname(path)
-    can_be_made = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-    can_be_written = os.access(path, os.W_OK) and not os.path.isdir(path)
-    if not (can_be_written if os.path.exists(path) else can_be_made):
-        why = "" if os.path.isdir(folder) else " (its folder is not there)"
-        return [f"the log {path} cannot be written{why}: name another path with --log"]
-    return []
+    why = "" if os.path.isdir(folder) else " (its folder is not there)"
+    return [f"the log {path} cannot be written{why}: name another path with --log"]
 
 
 def check_commands(options: Options) -> list[str]:
