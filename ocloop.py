@@ -7855,8 +7855,8 @@ class RunFile:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                os.close(number)
                 time.sleep(0.1)  # `status` holds it for a moment
+                os.close(number)
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
