@@ -88,7 +88,7 @@ import types
 import unicodedata
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
@@ -7613,8 +7613,8 @@ class RunFile:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                os.close(number)
                 time.sleep(0.1)  # `status` holds it for a moment
+                os.close(number)
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
@@ -7766,15 +7766,14 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        found = subprocess.run(
+        said = subprocess.check_output(
             ["git", "-C", directory, *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             timeout=GIT_WITHIN,
-            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
-        return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+        return said.decode("utf-8", "surrogateescape").strip("\n")
     return None
 
 
@@ -8262,7 +8261,6 @@ class Preflight(NamedTuple):
     """What was found before anything was started."""
 
     plan: Plan
-    prompt: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     tasks: tuple[str, ...]  # the first ones, in lines, as they were read
@@ -8289,13 +8287,14 @@ def preflight(options: Options) -> Preflight:
     if options.debug:
         problems = []
     try:
-        model_name(",".join(models_of(fields)) or "any/model")
+        for model in models_of(fields):
+            model_name(model)
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
     problems += check_log(options)
     problems += check_commands(options)
     tasks = tasks_as_read(plan, text or "")
-    return Preflight(plan, prompt or "", tuple(problems), tuple(warnings), tuple(tasks))
+    return Preflight(plan, tuple(problems), tuple(warnings), tuple(tasks))
 
 
 def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
@@ -8343,15 +8342,12 @@ def tasks_as_read(plan: Plan, text: str) -> list[str]:
 
 def check_log(options: Options) -> list[str]:
     path = options.log
-    if not path:
+    folder = os.path.join(os.path.dirname(path), ".")
+    can_be_written = os.access(path if os.path.exists(path) else folder, os.W_OK)
+    if not path or (can_be_written and not os.path.isdir(path)):
         return []
-    folder = os.path.dirname(path)
-    can_be_made = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-    can_be_written = os.access(path, os.W_OK) and not os.path.isdir(path)
-    if not (can_be_written if os.path.exists(path) else can_be_made):
-        why = "" if os.path.isdir(folder) else " (its folder is not there)"
-        return [f"the log {path} cannot be written{why}: name another path with --log"]
-    return []
+    why = "" if os.path.isdir(folder) else " (its folder is not there)"
+    return [f"the log {path} cannot be written{why}: name another path with --log"]
 
 
 def check_commands(options: Options) -> list[str]:
@@ -8359,16 +8355,12 @@ def check_commands(options: Options) -> list[str]:
     problems = []
     for name, command in (("check", options.check), ("notify", options.notify)):
         word = (command.split() or [""])[0]
+        look = ["/bin/sh", "-c", 'command -v "$1"', "sh", word]
         if not re.fullmatch(r"[\w./+-]+", word):
             continue  # a shell's own syntax: only the shell can tell
-        found = subprocess.run(
-            ["/bin/sh", "-c", 'command -v "$1"', "sh", word],
-            cwd=options.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-        if found.returncode:
+        if subprocess.call(
+            look, cwd=options.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ):
             problems.append(f"--{name}: there is no command {word}")
     return problems
 
@@ -8376,7 +8368,7 @@ def check_commands(options: Options) -> list[str]:
 def why_no_screen(options: Options) -> str:
     """Why there are plain lines and no screen; "" where there is one."""
     if options.plain:
-        return "of --plain"
+        return "that was asked for"
     with suppress(OSError):
         if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
             return "it runs in the background of this shell"
@@ -8575,7 +8567,8 @@ class Driver:
                 self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
-        """End everything, in the order in which it stands here; every step is tried."""
+        """End everything, in the order in which it stands here; whatever a step raises, the others
+        are needed all the same."""
         run = self.run
         status = 1 if self.status is None else self.status
         session = run.talk.id if run.talk else run.left_session
@@ -8590,14 +8583,9 @@ class Driver:
             lambda: self._end_at_once_on(status),
             lambda: self._say_goodbye(status),
         )
-        failure: BaseException | None = None
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:  # the steps that follow are needed all the same
-                failure = failure or error
-        if failure:
-            raise failure
+        with ExitStack() as stack:  # it begins with the last one, and tries each
+            for step in reversed(steps):
+                stack.callback(step)
 
     def _close_screen(self) -> None:
         if self.screen:
@@ -8638,6 +8626,8 @@ class Rehearsal(Run):
         except Failed as failed:
             self.journal.note("problem", str(failed), "bad")
             return 1
+        except Quit:
+            return 130
         return 0
 
 
@@ -8648,14 +8638,12 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
-    fields, _body = split_front_matter(found.prompt)
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
         ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
         *(("", line) for line in found.tasks),
         ("prompt", options.prompt),
-        ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
         ("check", options.check),
         ("notify", options.notify),
         ("log", options.log),
@@ -8668,16 +8656,19 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         return how_complete(plan)[0]
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
-    failed = Driver(silent, None, (), rehearsal).work()
-    if not failed:
-        models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
-        say(f"model     {', then '.join(models)}")
-    asked = (
-        "the server was asked" if options.server else "the server was started, asked and stopped"
-    )
-    said = "there are problems" if failed or problems else "no problem was found"
-    say(f"{said}; {asked}, and no prompt was sent")
-    return 1 if failed or problems else 0
+    rehearsal.files.trouble = "".join(found.problems)  # it was said
+    status = Driver(silent, None, (), rehearsal).work()
+    if status == 130:
+        return status
+    if not status:
+        models, agent, _body = rehearsal.briefing.read()
+        say(f"model     {', then '.join(models) or rehearsal.model or 'the server decides'}")
+        say(f"agent     {agent or 'the server decides'}")
+    did = "asked" if options.server else "started, asked and stopped"
+    status = 1 if problems else status
+    said = "there are problems" if status else "no problem was found"
+    say(f"{said}; the server was {did}, and no prompt was sent")
+    return status
 
 
 def complete_already(path: str, plan: Plan) -> str:
@@ -8913,13 +8904,11 @@ def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
 
 
 def spent_of(limits: Json) -> str:
-    said = []
-    if as_float(limits.get("max_cost")):
-        said.append(budget_of(as_float(limits["max_cost"])))
-    if as_float(limits.get("max_time")):
-        said.append(duration(as_float(limits["max_time"])))
-    if as_float(limits.get("max_iterations")):
-        said.append(f"{as_int(limits['max_iterations'])} iterations")
+    names = ("max_cost", "max_time", "max_iterations")
+    budget, longest, most = (as_float(limits.get(name)) for name in names)
+    said = [budget_of(budget)] if budget else []
+    said += [duration(longest)] if longest else []
+    said += [f"{most:.0f} iterations"] if most else []
     return f" (of {', '.join(said)})" if said else ""
 
 

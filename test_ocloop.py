@@ -11656,6 +11656,14 @@ def test_a_dry_run_says_what_a_run_would_fail_at(
     assert "there are problems; the server was started" in child.output
 
 
+def test_a_dry_run_that_is_stopped_leaves_nothing(world: World) -> None:
+    child = world.fake("--dry-run", start="slow:60")
+    child.wait_event("exec")
+    child.signal(signal.SIGTERM)
+    said = child.finish(130).output
+    assert "problem" not in said and "itself failed" not in said
+
+
 def test_a_dry_run_leaves_a_server_that_is_not_ours(world: World) -> None:
     login = {"OPENCODE_SERVER_PASSWORD": "secret"}
     url = world.fake_server(login=login)
