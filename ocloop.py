@@ -4543,6 +4543,7 @@ class Scroll:
         self.row = 0  # which row of that entry
         self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
         self.overlay = 0  # rows
+        self.of = ""  # the overlay to which they belong
 
 
 def layout(
@@ -4552,6 +4553,9 @@ def layout(
     then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
+    if scroll and scroll.of != picture.overlay:
+        scroll.of = picture.overlay
+        scroll.overlay = 0
     rule: Row = [("dim", "─" * width)]
     panel: list[Row] = []
     if picture.ask and not picture.confirming_quit:
@@ -4680,7 +4684,7 @@ def task_row(picture: Picture, width: int) -> Row:
     if picture.task is None:
         return [("dim", " no pending task")]
     task = ellipsis(title_of(picture.task.text), width - 4)
-    phase = one_line(picture.task.phase)
+    phase = title_of(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
 
@@ -7551,8 +7555,6 @@ class CursesScreen:
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
-        if not picture.overlay:
-            self.scroll.overlay = 0
         window.erase()
         rows = layout(picture, width, height, self.utf8, self.scroll)
         for y, row in enumerate(rows):
