@@ -4308,7 +4308,7 @@ def test_q_means_quit_wherever_one_looks(overlay: str) -> None:
 def test_always_says_for_what_and_how_long(size: tuple[int, int]) -> None:
     asked = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "action": "shell"}
     first = OpenCode1.__new__(OpenCode1).permission({**asked, "always": ["make *", "git *"]})
-    second = ocloop.permission_of({**asked, "save": ["make *", "git *"]})
+    second = OpenCode2.__new__(OpenCode2).permission({**asked, "save": ["make *", "git *"]})
     assert first.always == "make *, git *, until the server ends"
     assert second.always == "make *, git *, in this project from now on"
     story = Story()
