@@ -600,7 +600,7 @@ def _state_of(box: re.Match[str], kind: str | None) -> str:
         return "pending" if inside or kind == "list" else ""
     if form != "unclosed":
         return _read_box(inside)[0]
-    if kind != "list" or not inside.strip() or inside.strip() in _PLAIN:
+    if kind != "list" or inside.strip() in _PLAIN:
         return ""
     before, space, _text = inside.partition(" ")
     return _PLAIN[before] if space and before in _PLAIN else _read_box(inside)[0]
@@ -612,9 +612,8 @@ def _is_link(clear: str, box: re.Match[str]) -> bool:
     if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
         mark = _BOX.match(clear, box.end())
         return not mark or not _state_of(mark, None)
-    if behind == ":":
-        is_blank = not box[box.lastgroup or 0].strip()
-        return not is_blank and bool(_REFERENCE.match(clear, box.end()))
+    if behind == ":" and box[box.lastgroup or 0].strip():
+        return bool(_REFERENCE.match(clear, box.end()))
     return behind in ("(", "]")
 
 
@@ -4474,8 +4473,8 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
         tone = "dim" if live.kind == "think" else ""
         entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
     if talk and talk.retry:
-        retry = talk.retry
-        text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
+        left = duration(talk.retry.at - now)
+        text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
     if run.check_since is not None:
         text = f"{run.options.check}  {duration(now - run.check_since)}"
@@ -4578,6 +4577,7 @@ class Scroll:
         self.row = 0  # which row of that entry
         self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
         self.overlay = 0  # rows
+        self.of = ""  # the overlay to which they belong
 
 
 def layout(
@@ -4587,6 +4587,9 @@ def layout(
     then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
+    if scroll and scroll.of != picture.overlay:
+        scroll.of = picture.overlay
+        scroll.overlay = 0
     rule: Row = [("dim", "─" * width)]
     panel: list[Row] = []
     if picture.ask and not picture.confirming_quit:
@@ -4670,11 +4673,8 @@ def state_row(picture: Picture, width: int) -> Row:
     facts = list(picture.facts)
     while facts and text_width("  ".join(facts)) > room:
         facts.pop()
-    said = "  ".join(facts)
-    if not said and picture.facts:
-        said = picture.facts[0].replace("iteration ", "#")
-    row.append(("", " " + said.rjust(room)))
-    return row
+    shown = facts or [fact.replace("iteration ", "#") for fact in picture.facts[:1]]
+    return [*row, ("", " " + "  ".join(shown).rjust(room))]
 
 
 def progress_row(picture: Picture, width: int) -> Row:
@@ -4683,18 +4683,19 @@ def progress_row(picture: Picture, width: int) -> Row:
         return [("dim", " no task")]  # it has not been read yet, perhaps
     counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
     rest: Row = []
-    if width >= 50 and plan.blocked:
-        rest.append(("bad", f"  {plan.blocked} blocked"))
-    if width >= 50 and plan.manual:
-        rest.append(("warn", f"  {plan.manual} manual"))
-    if width >= 50 and picture.check:
-        sign, style = CHECK_SIGNS[picture.check]
-        rest.append((style, f"  check {sign} {picture.check}"))
+    if width >= 50:
+        if plan.blocked:
+            rest.append(("bad", f"  {plan.blocked} blocked"))
+        if plan.manual:
+            rest.append(("warn", f"  {plan.manual} manual"))
+        if picture.check:
+            sign, style = CHECK_SIGNS[picture.check]
+            rest.append((style, f"  check {sign} {picture.check}"))
     size = min(width - len(counts) - row_width(rest) - 2, 60)
-    if size < 4:  # no bar: the words say more
-        has_room = len(counts) + row_width(rest) <= width
-        return [("bold", counts), *(rest if has_room else [])]
-    return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+    if size >= 4:
+        return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+    has_room = len(counts) + row_width(rest) <= width  # but none for a bar: the words say more
+    return [("bold", counts), *(rest if has_room else [])]
 
 
 def progress_bar(plan: Plan, size: int) -> Row:
@@ -4715,21 +4716,21 @@ def task_row(picture: Picture, width: int) -> Row:
     if picture.task is None:
         return [("dim", " no pending task")]
     task = ellipsis(title_of(picture.task.text), width - 4)
-    phase = one_line(picture.task.phase)
+    phase = title_of(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
 
 
 def spend_row(picture: Picture, width: int) -> Row:
+    """Model and agent, and what was spent, as far as there is room."""
     spend = picture.spend
     tokens = (
         f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} "
         f"⟳{short_number(spend.cached):>4}"
     )
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    cost = f"  {dollars_of(spend.cost)}"
-    if picture.budget:
-        cost += f" of {budget_of(picture.budget)}"
+    budget = f" of {budget_of(picture.budget)}" if picture.budget else ""
+    cost = f"  {dollars_of(spend.cost)}{budget}"
     right = tokens + context + cost
     if text_width(right) + 14 > width:
         right = tokens + cost
@@ -4899,11 +4900,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     if entry.kind == "iter":
         text = clip(ellipsis(f"── {one_line(entry.text)}", width - 1) + " ", width)
         return [[("dim", text + "─" * (width - text_width(text)))]]
-    clock, cells = 0, 0  # the columns of time and kind
-    if width >= 60:
-        clock, cells = 8, 8
-    elif width >= 30:
-        clock, cells = 5, 6
+    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp[:clock]:<{clock}} " if clock else " "
     name = SHORT_KINDS.get(entry.kind, entry.kind)
@@ -4913,8 +4910,8 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     sign = ""
     if entry.kind not in ("think", "text"):
         sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "")
-    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
     rows: list[Row] = []
+    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
     for line in wrap(sign + entry.text, room):
         rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
         left = " " * len(left)
@@ -7346,8 +7343,6 @@ class CursesScreen:
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
-        if not picture.overlay:
-            self.scroll.overlay = 0
         window.erase()
         rows = layout(picture, width, height, self.utf8, self.scroll)
         for y, row in enumerate(rows):

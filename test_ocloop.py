@@ -3201,11 +3201,11 @@ def test_help_is_shown_until_the_next_key() -> None:
     story = Story()
     story.press("?")
     assert story.picture().overlay == "help"
-    story.press("q")
+    story.press("z")
     assert not story.picture().overlay and not story.picture().confirming_quit
 
 
-@pytest.mark.parametrize("key", ["p", "q", "escape"])
+@pytest.mark.parametrize("key", ["p", "escape"])
 def test_the_plan_is_shown_until_it_is_put_away(key: str) -> None:
     story = Story()
     story.press("p")
@@ -4290,6 +4290,140 @@ def test_every_end_says_what_to_do_next() -> None:
     assert ocloop.next_steps(parse_plan("- [ ] a\n"), asked, True) == [
         "answer what it asks (bash rm -r x): `attach` joins it"
     ]
+
+
+# ── what a person sees ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("overlay", ["?", "p"])
+def test_q_means_quit_wherever_one_looks(overlay: str) -> None:
+    story = Story()
+    story.press(overlay, "q")
+    assert story.picture().confirming_quit and ("Q", "quit") in story.picture().keys
+    story.press("q")
+    assert story.exits == [130]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+def test_always_says_for_what_and_how_long(size: tuple[int, int]) -> None:
+    asked = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "action": "shell"}
+    first = OpenCode1.__new__(OpenCode1).permission({**asked, "always": ["make *", "git *"]})
+    second = OpenCode2.__new__(OpenCode2).permission({**asked, "save": ["make *", "git *"]})
+    assert first.always == "make *, git *, until the server ends"
+    assert second.always == "make *, git *, in this project from now on"
+    story = Story()
+    story.tell(Asked(story.id, first._replace(session=story.id)))
+    shown = " ".join(seen(story, *size).split())
+    assert "A allows make *, git *, until the server ends Y once A always N no" in shown
+    assert "A allows" not in seen(scene("permission")), "not every server says so"
+
+
+def test_a_text_of_which_nothing_is_known_yet_stands_before_the_tool_that_followed_it() -> None:
+    """Where nobody looks, no piece of it is told before its end."""
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part("prt_1", "text", text="I will read the plan.")
+    assert [entry.kind for entry in story.entries][-2:] == ["text", "read"]
+    story.part("prt_3", "text", "running", text="")
+    story.part("prt_4", "tool", tool="bash", argument="make")
+    story.works()
+    assert story.text.count("bash: make") == 1, "also where the end of the text never comes"
+
+
+def test_emphasis_is_not_shown_raw() -> None:
+    story = Story("# **One**\n- [ ] **Export:** as `CSV`, 2**3\n- [ ] b\n", run=False, start=False)
+    story.begin()
+    assert "S begins with: Export: as `CSV`, 2**3" in seen(story)
+    story.press("s")
+    for key in ("z", "p"):
+        story.press(key)
+        assert "Export: as" in seen(story) and "**E" not in seen(story) and "**O" not in seen(story)
+    story.works()
+    assert "task: Export:" in story.text and "· Export: as" in story.text
+
+
+def test_nested_tasks_are_indented() -> None:
+    plan = "- [ ] a\n  - [x] b\n      - [ ] c\n  - [ ] d\n- [ ] e\n\t- [ ] f\n# G\n  - [ ] g\n"
+    assert [task.depth for task in parse_plan(plan).tasks] == [0, 1, 2, 1, 0, 1, 0]
+    story = Story(plan)
+    story.press("p")
+    rows = [row.rstrip() for row in seen(story).split("\n")]
+    for row in ("   ✔ b", "     ○ c", "   ○ d", " ○ e"):
+        assert row in rows, row
+
+
+def test_the_help_can_be_read_on_a_small_screen() -> None:
+    story = scene("help")
+    scroll = Scroll()
+    read: list[str] = []
+    for _ in range(40):
+        read += drawn(story.picture(), 40, 12, True, scroll)[2:10]
+        scroll.moved = 1
+    shown = " ".join(" ".join(dict.fromkeys(read)).split())
+    for key in ocloop.KEYS:
+        for word in (key.name, *key.help.split()):
+            assert word in shown, word
+    for sign in ("▸", "○", "☐", "×2", "▒"):
+        assert sign in shown, sign
+    assert "(arrows)" in shown
+
+
+def test_the_place_in_the_help_is_not_that_in_the_plan() -> None:
+    story = scene("help")
+    scroll = Scroll()
+    scroll.moved = 9
+    drawn(story.picture(), 40, 12, True, scroll)
+    assert scroll.overlay == 9
+    story.press("z", "p")
+    drawn(story.picture(), 40, 12, True, scroll)
+    assert scroll.overlay == 0
+
+
+def test_only_what_is_seen_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid_out: list[str] = []
+
+    def counted(name: str) -> None:
+        function = getattr(ocloop, name)
+
+        def call(*args: Any) -> Any:
+            laid_out.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(ocloop, name, call)
+
+    counted("entry_rows")
+    counted("task_rows")
+    story = Story("- [x] done\n" * 3000 + "- [ ] last\n")
+    for number in range(3000):
+        story.tell(Noted("note", f"{number}"))
+    scroll = Scroll()
+    for moved in (0, -5, -1, 0, 3):
+        laid_out.clear()
+        scroll.moved = moved
+        drawn(story.picture(), 160, 40, True, scroll)
+        assert len(laid_out) < 100, moved
+
+
+def test_nothing_is_guessed_once_the_run_stops() -> None:
+    assert "left" in seen(scene("running")) and "left" not in seen(scene("stopping"))
+
+
+def test_who_comes_back_from_opencode_reads_that_the_loop_goes_on() -> None:
+    story = Story()
+    story.busy()
+    story.press("t")
+    assert "back, and the loop goes on" in story.text
+
+
+def test_so_many_near_misses_are_enough() -> None:
+    before = time.perf_counter()
+    plan = parse_plan("- [x]a\n" * 1_400_000 + "- [ ]b\n")
+    assert time.perf_counter() - before < GENEROUS
+    assert len(plan.near_misses) == ocloop.MOST_NEAR_MISSES
+    (last,) = plan.open_near_misses
+    assert last == plan.near_misses[-1] and "more may follow" in last.advice
 
 
 # ==================================================================================================
