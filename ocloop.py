@@ -1134,6 +1134,7 @@ LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
 RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
 FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
 SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
+FIRST_WAITS = Backoff(1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
 STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
 
 NEVER = float("inf")
@@ -2817,9 +2818,8 @@ class ServerState:
         self.memory = 0  # MiB
         self.measuring: Reply | None = None
         self.measure_at = 0.0
-        self.replace = (
-            False  # something may be at work there, or it grew: before the next iteration
-        )
+        # Something may be at work there, or it grew: before the next iteration.
+        self.replace = False
         self.is_bursting = False  # it grew to twice what it may: in the midst of this one
         self.is_fresh = True  # nothing has worked there yet
         self.is_busy = False  # the last one answered, and failed at everything
@@ -3473,6 +3473,7 @@ class Run(Waits):
             with suppress(RequestError, ServerGone):
                 await self.comes_to_rest(talk)
             self.server.let_go()
+            talk.lose_server()
             await self.get_server()
 
     async def stop_server(self) -> None:
@@ -3492,7 +3493,8 @@ class Run(Waits):
             if server.problem:
                 server.failures += 1
                 self.give_server_up(self.now - began)
-                await self.wait(self.now + SERVER_WAITS.after(server.failures - 1))
+                waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
+                await self.wait(self.now + waits.after(server.failures - 1))
             try:
                 await self.start_server()
             except Problem as problem:
@@ -3720,7 +3722,7 @@ class Run(Waits):
         server = self.server
         server.memory = memory
         most = self.options.server_memory
-        if not most or memory <= most or server.replace:
+        if not most or memory <= most or server.is_bursting:
             return
         if server.is_fresh:
             if not self.has_told_of_size:
@@ -3728,16 +3730,15 @@ class Run(Waits):
                 self.journal.note("server", said, "warn")
             self.has_told_of_size = True
             return
-        if memory <= 2 * most:
-            server.replace = True
-            self.journal.note(
-                "server", f"grew to {memory} MiB (limit {most}): replacing it", "warn"
-            )
-        elif self.talk and not server.is_bursting:
+        if self.talk and memory > 2 * most:
             server.is_bursting = True
             self.talk.look_within(self.now)
             said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
             self.journal.note("server", said, "warn")
+        elif not server.replace:
+            said = f"grew to {memory} MiB (limit {most}): replacing it"
+            self.journal.note("server", said, "warn")
+        server.replace = True  # also where the session ends before it can be done in its midst
 
     # People.
 

@@ -2510,7 +2510,7 @@ def test_a_first_server_that_answers_that_it_cannot_is_tried_for_two_minutes() -
     story.begin()
     story.let_pass(115, 5)
     assert story.exits == []
-    story.let_pass(250, 5)
+    story.let_pass(30, 5)
     assert story.exits == [1] and "another program may hold OpenCode's data base" in story.reason
 
 
@@ -2713,11 +2713,14 @@ def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
 def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> None:
     story = Story(server_memory=1000)
     story.busy()
+    story.part("prt_1", "text", "running", text="I begin")
     story.take()
-    story.memory = 2001
+    story.memory = 1500
     story.let_pass(11)
-    assert "twice its limit of 1000" in story.text
-    story.let_pass(1)
+    assert "grew to 1500 MiB" in story.text and story.take() == ""
+    story.memory = 2001
+    story.let_pass(12)
+    assert "twice its limit of 1000" in story.text and not story.picture().live
     assert story.take() == "interrupt start_server setup"
     story.memory = 400
     story.verdict = "cut"  # by our interrupt: nobody else has done it
@@ -2727,6 +2730,26 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     story.activity = "working"
     story.works()
     assert story.words == ["done"] and story.count("start_server") == 2
+
+
+@pytest.mark.parametrize("unanswered", ["measure_server", "poll"])
+def test_a_server_at_twice_its_limit_is_replaced_after_a_session_that_ends_by_itself(
+    unanswered: str,
+) -> None:
+    """It is seen when the session is over, or while the look that shows its end is on its way."""
+    story = Story(server_memory=1000)
+    story.memory = 2001
+    story.busy()
+    story.world[unanswered] = None
+    story.let_pass(12)
+    story.works()
+    story.mend()
+    assert story.words == []
+    story.answer(story.last(unanswered))
+    story.memory = 0
+    story.let_pass(3)
+    assert story.words == ["done"]
+    assert story.count("start_server") == 2 and story.count("send") == 2
 
 
 def test_a_server_that_is_larger_than_its_limit_when_it_is_new_is_not_replaced() -> None:
