@@ -217,12 +217,8 @@ class Core:
         name: str = request.name
         return name
 
-    def start_core(self) -> Sequence[Any]:
-        """The first requests."""
-        return self.hand(None, self.run.clock.wall)
-
     def hand(self, event: Any, now: float) -> Sequence[Any]:
-        """What is requested because of this event."""
+        """What is requested because of this event; None: time has passed."""
         made = []
         for reply in self.run.handle(event, now):
             fields = zip(self.FIELDS.get(reply.request, ()), reply.args)
@@ -232,13 +228,7 @@ class Core:
             made.append(Made(name="exit", status=self.run.exit_status))
         return made
 
-    def hand_time(self, now: float) -> Sequence[Any]:
-        return self.hand(None, now)
-
-    def hand_answer(self, request: Any, value: Any, now: float) -> Sequence[Any]:
-        return self.hand(self.answer_event(request, value), now)
-
-    def answer_event(self, request: Any, value: Any) -> Event:
+    def answer_to(self, request: Any, value: Any) -> Event:
         reply = request.reply
         if isinstance(value, No):
             error: Exception = RequestError(value.code, value.problem, value.name)
@@ -382,7 +372,7 @@ class Story(Core):
             self.begin()
 
     def begin(self) -> None:
-        self.carry_out(self.start_core())
+        self.carry_out(self.hand(None, self.now))
 
     # How the world answers.
 
@@ -429,7 +419,7 @@ class Story(Core):
         """Answer a request by hand; without a value, as a well-behaved world would now."""
         self.now += 0.1
         value = self.good[self.name(request)](request) if value is ... else value
-        self.take_up(self.hand_answer(request, value, self.now))
+        self.take_up(self.hand(self.answer_to(request, value), self.now))
 
     def carry_out(self, requests: Sequence[Any]) -> None:
         self.requests += requests
@@ -455,12 +445,12 @@ class Story(Core):
         until = self.now + seconds
         while self.now < until and not self.exits:
             self.now += min(step, until - self.now)
-            self.take_up(self.hand_time(self.now))
+            self.take_up(self.hand(None, self.now))
 
     def sleep(self, seconds: float) -> None:
         """The machine sleeps, or its clock is set."""
         self.now += seconds
-        self.take_up(self.hand_time(self.now))
+        self.take_up(self.hand(None, self.now))
 
     def wait_out(self) -> float:
         """Let the wait for the next attempt pass; returns how long it was, in seconds."""
@@ -3374,7 +3364,7 @@ class Simulation(Story):
             self.posted.remove(due)
             self.happened += 1
             due[3]()
-        self.take_up(self.hand_time(self.now))
+        self.take_up(self.hand(None, self.now))
 
     def finish(self, agent: Agent) -> None:
         del self.agents[agent.session]
@@ -3399,7 +3389,7 @@ class Simulation(Story):
 def drive(world: Simulation, within: float = WITHIN) -> Simulation:
     """Until the run rests or ends, which it must, without burning meanwhile."""
     began = world.now
-    before = world.counts.total() if hasattr(world.counts, "total") else sum(world.counts.values())
+    before = sum(world.counts.values())
     while not world.rests:
         world.turn()
         assert world.now - began <= within, f"{world.told}: no end after {world.now - began:.0f} s"
@@ -3566,39 +3556,35 @@ def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
 # ── the morning tells the truth ───────────────────────────────────────────────────────────────────
 # What a run says of itself when nobody has looked: what is left, why it stopped, what to do.
 
+SO = "<plan-complete>So.</plan-complete>"
+
 
 def marks(story: Story, before: str, after: str) -> None:
     """The agent edits the plan and ends its turn."""
     assert story.plan and before in story.plan
-    story.busy()
     story.plan = story.plan.replace(before, after, 1)
-    story.message("answered")
-    story.ends()
+    story.idles()
 
 
 @pytest.mark.parametrize(
     "plan, status, reason",
     [
-        ("- [x] a\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
-        ("- [x] a\n- [MANUAL] b\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
+        ("- [x] a\n- [MANUAL] b\n", 0, "the plan is complete"),
+        ("- [x] a\n- [ ]b\n", 0, "the plan is complete"),
+        ("- [x] a\n- [BLOCKED: x] b\n", 3, "complete but for 1 blocked task"),
+        ("- [x] a\n- [~] b\n", 3, "complete but for 1 pending task"),
         (
-            "- [x] a\n- [BLOCKED: x] b\n<plan-complete>So.</plan-complete>",
-            3,
-            "complete but for 1 blocked task",
-        ),
-        (
-            "- [ ] a\n- [ ] c\n- [BLOCKED: x] b\n<plan-complete>So.</plan-complete>",
+            "- [ ] a\n- [ ] c\n- [BLOCKED: x] b\n",
             3,
             "complete but for 2 pending tasks and 1 blocked task",
         ),
-        ("- [x] a\n- [ ]b\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
     ],
 )
 def test_a_plan_that_is_marked_complete_ends_well_when_nothing_is_left(
     plan: str, status: int, reason: str
 ) -> None:
     story = Story("- [ ] a\n- [ ] b\n", attended=False, notify="mail")
-    story.plan = plan
+    story.plan = plan + SO
     story.ends()
     assert story.exits == [status] and f"end: {reason}" in story.text
     assert story.last("notify").event == ("stopped" if status else "complete")
@@ -3633,25 +3619,21 @@ def test_without_a_tag_what_looks_undone_is_undone(left: str, status: int, reaso
 @pytest.mark.parametrize("is_tagged", [True, False])
 def test_an_open_task_that_goes_out_of_the_plan_is_named(is_tagged: bool) -> None:
     story = Story("- [ ] a\n- [ ] lost\n", attended=False, notify="mail")
-    story.plan = "- [x] a\n" + "<plan-complete>So.</plan-complete>" * is_tagged
+    story.plan = "- [x] a\n" + SO * is_tagged
     story.ends()
     if not is_tagged:
         story.idles()
     assert story.exits == [0 if is_tagged else 3]
     gone = "1 open task is gone from the plan: lost"
     assert f"end: {gone}" in story.text
-    if not is_tagged:
-        assert f"end: nothing is pending, but {gone}" in story.text
+    assert (f"end: nothing is pending, but {gone}" in story.text) != is_tagged
     assert "1 open task" in story.last("notify").message
     assert "to do: write back what is gone from the plan, or let it be: lost" in story.text
-
-
-def test_an_open_task_that_comes_back_was_not_lost() -> None:
     story = Story("- [ ] a\n- [ ] b\n- [ ] c\n", attended=False)
     marks(story, "- [ ] a\n- [ ] b\n", "- [x] a\n")
     marks(story, "- [ ] c\n", "- [x] c\n- [x] b\n")
     story.idles()
-    assert story.exits == [0]
+    assert story.exits == [0], "one that comes back was not lost"
 
 
 @pytest.mark.parametrize(
@@ -3672,9 +3654,8 @@ def test_a_task_that_was_marked_as_blocked_is_not_done(before: str, after: str, 
 
 
 def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
-    story = Story(
-        "- [ ] a\n- [BLOCKED: x] b\n- [ ] c\n- [MANUAL] d\n", notify="mail", attended=False
-    )
+    plan = "- [ ] a\n- [BLOCKED: x] b\n- [ ] c\n- [MANUAL] d\n"
+    story = Story(plan, notify="mail", attended=False)
     assert story.last("create").prompt.title == "ocloop 2/3: a"
     story.works()
     assert "· 1/3 · 1 blocked · 1 manual ·" in story.text
@@ -3684,14 +3665,15 @@ def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
 
 
 def test_what_is_blocked_has_a_sign_of_its_own_in_the_bar() -> None:
-    def bar(text: str, size: int) -> str:
-        return "".join(text for _style, text in ocloop.progress_bar(parse_plan(text), size))
-
-    assert bar("- [x] a\n- [BLOCKED] b\n- [ ] c\n- [ ] d\n", 8) == "██▒▒····"
-    assert bar("- [x] a\n- [BLOCKED] b\n", 8) == "████▒▒▒▒"
-    assert bar("- [x] a\n- [x] a\n- [BLOCKED] b\n", 10) == "██████▋▒▒▒"
-    assert bar("- [x] a\n" * 99 + "- [BLOCKED] b\n", 10) == "█████████▒"
-    assert bar("- [x] a\n- [MANUAL] b\n", 8) == "████████"
+    for plan, shown in (
+        ("- [x] a\n- [BLOCKED] b\n- [ ] c\n- [ ] d\n", "██▒▒····"),
+        ("- [x] a\n- [BLOCKED] b\n", "████▒▒▒▒"),
+        ("- [x] a\n- [x] a\n- [BLOCKED] b\n", "█████▎▒▒"),
+        ("- [x] a\n" * 99 + "- [BLOCKED] b\n", "███████▒"),
+        ("- [x] a\n- [MANUAL] b\n", "████████"),
+    ):
+        bar = "".join(text for _style, text in ocloop.progress_bar(parse_plan(plan), 8))
+        assert bar == shown
     assert ocloop.ascii_only("█▒·") == "#%."
 
 
@@ -3717,52 +3699,38 @@ def test_what_was_refused_is_counted_and_named() -> None:
     assert f"end: 3 iterations in a row settled no task (--stuck): {why}" in story.text
     assert why in story.last("notify").message
     assert "end: to do: allow bash, edit in opencode.json, or use --auto" in story.text
-    first, *_others, last = (e.record for e in story.entries if e.record)
+    first, *_others, last = (entry.record for entry in story.entries if entry.record)
     assert first["refused"] == {"bash": 2, "edit": 1}
     assert last["refused"] == {"bash": 6, "edit": 3}
-
-
-def test_a_message_names_what_was_refused_on_the_way() -> None:
     story = Story("- [ ] a\n", attended=False, notify="mail")
     story.asks(title="webfetch")
-    story.plan = "- [x] a\n<plan-complete>So.</plan-complete>"
+    story.plan = f"- [x] a\n{SO}"
     story.ends()
-    assert story.exits == [0] and ", refused: webfetch ×1, " in story.last("notify").message
+    message = story.last("notify").message
+    assert story.exits == [0] and ", refused: webfetch ×1, " in message, "on the way"
 
 
 @pytest.mark.parametrize("attended", [True, False])
-def test_an_answer_that_the_model_s_limit_cut_off_is_tried_again(attended: bool) -> None:
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_an_answer_that_the_model_s_limit_cut_off_is_tried_again(
+    attended: bool, is_busy: bool
+) -> None:
+    """Nobody interrupted it: it is no reason for a pause. A server may say busy for ever."""
     story = Story("- [ ] a\n", attended=attended)
     story.busy()
-    story.ends("cut", Fault("length", ocloop.CUT_OFF))
-    story.let_pass(2)
-    assert story.state == "waiting", "nobody interrupted it: it is no reason for a pause"
-    assert "iter: 1 cut in" in story.text and story.run.books.failures == 1
-    assert "error: its answer was cut off at the model's output limit" in story.text
-    story.wait_out()
-    told = story.prompted.text
-    assert "cut off at the model's output limit. It worked on:\n- a\n" in told
-    assert "undo" not in told
-    story.works()
-    assert "output limit" not in story.prompted.text
-
-
-def test_an_answer_that_was_cut_off_is_over_where_a_server_says_busy_for_ever() -> None:
-    story = Story("- [ ] a\n", attended=False)
     story.verdict = "cut"
     story.fault = Fault("length", ocloop.CUT_OFF)
-    story.let_pass(90)
-    assert "iter: 1 cut in" in story.text
-
-
-def test_who_pressed_q_in_front_of_the_screen_is_not_told_of_it() -> None:
-    story = Story(notify="mail")
-    story.busy()
-    story.press("q", "q")
-    assert story.exits == [130] and story.all("notify") == []
-    story = Story(notify="mail")
-    story.tell(Signalled("SIGTERM"))
-    assert story.last("notify").event == "stopped"
+    if not is_busy:
+        story.idle()
+    story.let_pass(90 if is_busy else 2)
+    assert story.words[0] == "cut" and "iter: 1 cut in" in story.text
+    assert "error: its answer was cut off at the model's output limit" in story.text
+    if not is_busy:
+        story.wait_out()
+        told = story.prompted.text
+        assert "cut off at the model's output limit. It worked on:\n- a\n" in told
+        story.works()
+        assert "output limit" not in story.prompted.text
 
 
 def test_a_task_whose_check_failed_has_no_tick_until_one_passes() -> None:
@@ -3784,33 +3752,52 @@ def test_a_task_whose_check_failed_has_no_tick_until_one_passes() -> None:
 def test_an_end_with_work_left_does_not_look_like_a_good_one() -> None:
     for mark, sign in (("[x]", "✔ complete"), ("[BLOCKED: x]", "◐ complete")):
         story = Story("- [ ] a\n")
-        marks(story, "[ ] a", f"{mark} a\n<plan-complete>So.</plan-complete>")
+        marks(story, "[ ] a", f"{mark} a\n{SO}")
         assert story.state == "complete" and sign in seen(story)
 
 
-def test_every_end_says_what_to_do_next() -> None:
-    def steps(plan: str, **record: Any) -> list[str]:
-        return ocloop.next_steps(parse_plan(plan), {"state": "ended", "status": 3, **record})
+TAKE_OUT = "take out the `<plan-complete>` tag, "
+UNBLOCK = "unblock: change its box back to `[ ]`, "
+CHECK_AND_REFUSED = {
+    "check": {"command": "make test", "verdict": "failed"},
+    "refused": {"bash": 2},
+}
 
-    tag = "<plan-complete>So.</plan-complete>"
-    out = "take out the `<plan-complete>` tag, "
-    assert steps(f"- [x] a\n{tag}", status=0) == []
-    assert steps("- [ ] a\n", status=130) == ["run again to go on"]
-    assert steps(f"- [ ] a\n{tag}") == [f"{out}run again to go on"]
-    unblock = "unblock: change its box back to `[ ]`, "
-    assert steps("- [BLOCKED: x] a\n") == [f"{unblock}run again"]
-    assert steps(f"- [BLOCKED: x] a\n{tag}") == [f"{unblock}{out}run again"]
-    check = {"command": "make test", "verdict": "failed"}
-    assert steps("- [ ] a\n", check=check, refused={"bash": 2}) == [
-        "allow bash in opencode.json, or use --auto",
-        "mend the check: `make test`",
-        "run again to go on",
-    ]
-    assert steps("- [x] a\n- [ ]b\n")[0] == "make tasks of what looks like one: line 2"
-    assert steps("- [x] a\n- [MANUAL] b\n", status=0) == ["do by hand what is manual: 1 task"]
-    assert ocloop.next_steps(parse_plan("- [ ] a\n"), {}) == [], "no run: nothing to go on with"
-    asked = {"waits_for": ["bash rm -r x"]}
-    assert ocloop.next_steps(parse_plan("- [ ] a\n"), asked, True) == [
+
+@pytest.mark.parametrize(
+    "plan, record, steps",
+    [
+        (f"- [x] a\n{SO}", {"status": 0}, []),
+        ("- [ ] a\n", {"status": 130}, ["run again to go on"]),
+        (f"- [ ] a\n{SO}", {}, [f"{TAKE_OUT}run again to go on"]),
+        ("- [BLOCKED: x] a\n", {}, [f"{UNBLOCK}run again"]),
+        (f"- [BLOCKED: x] a\n{SO}", {}, [f"{UNBLOCK}{TAKE_OUT}run again"]),
+        (
+            "- [ ] a\n",
+            CHECK_AND_REFUSED,
+            [
+                "allow bash in opencode.json, or use --auto",
+                "mend the check: `make test`",
+                "run again to go on",
+            ],
+        ),
+        (
+            "- [x] a\n- [ ]b\n",
+            {},
+            ["make tasks of what looks like one: line 2"],
+        ),
+        ("- [x] a\n- [MANUAL] b\n", {"status": 0}, ["do by hand what is manual: 1 task"]),
+    ],
+)
+def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str]) -> None:
+    ended = {"state": "ended", "status": 3, **record}
+    assert ocloop.next_steps(parse_plan(plan), ended)[: len(steps) or 1] == steps
+
+
+def test_a_run_that_asks_says_so_and_no_run_has_no_next_step() -> None:
+    plan = parse_plan("- [ ] a\n")
+    assert ocloop.next_steps(plan, {}) == []
+    assert ocloop.next_steps(plan, {"waits_for": ["bash rm -r x"]}, True) == [
         "answer what it asks (bash rm -r x): `attach` joins it"
     ]
 
