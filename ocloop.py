@@ -1133,6 +1133,7 @@ LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
 RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
 FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
 SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
+FIRST_WAITS = Backoff(1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
 STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
 
 NEVER = float("inf")
@@ -2851,9 +2852,8 @@ class ServerState:
         self.memory = 0  # MiB
         self.measuring: Reply | None = None
         self.measure_at = 0.0
-        self.replace = (
-            False  # before the next iteration: it grew, or something may be at work there
-        )
+        # Something may be at work there, or it grew: before the next iteration.
+        self.replace = False
         self.is_bursting = False  # it grew to twice what it may: in the midst of this one
         self.is_fresh = True  # nothing has worked there yet
         self.is_busy = False  # the last one answered, and failed at everything
@@ -3524,6 +3524,7 @@ class Run(Waits):
             with suppress(RequestError, ServerGone):
                 await self.comes_to_rest(talk)
             self.server.let_go()
+            talk.lose_server()
             await self.get_server()
 
     async def stop_server(self) -> None:
@@ -3543,7 +3544,8 @@ class Run(Waits):
             if server.problem:
                 server.failures += 1
                 self.give_server_up(self.now - began)
-                await self.wait(self.now + SERVER_WAITS.after(server.failures - 1))
+                waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
+                await self.wait(self.now + waits.after(server.failures - 1))
             try:
                 await self.start_server()
             except Problem as problem:
