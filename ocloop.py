@@ -3749,7 +3749,7 @@ class Run(Waits):
                 self.note(Quit("a person quit", by_person=True))
         elif self.talk and self.talk.asks.takes_key(key):
             pass
-        elif self.overlay == "help" or (self.overlay and key.name in ("p", "q", "escape")):
+        elif self.overlay == "help" or (self.overlay and key.name in ("q", "escape")):
             self.overlay = ""
         else:
             for use in USES:
@@ -3797,7 +3797,7 @@ class Run(Waits):
             self.journal.note("note", NO_SESSION, "dim")
 
     def toggle_plan(self) -> None:
-        self.overlay = "plan"
+        self.overlay = "" if self.overlay else "plan"
 
     def show_help(self) -> None:
         self.overlay = "help"
@@ -3907,7 +3907,8 @@ USES = (
     Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
     Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
     Use("t", "", lambda run: True, Run.hand_over),
-    Use("p", "plan", lambda run: run.overlay != "plan", Run.toggle_plan),
+    Use("p", "activity", lambda run: run.overlay == "plan", Run.toggle_plan),
+    Use("p", "plan", lambda run: True, Run.toggle_plan),
     Use("?", "help", lambda run: True, Run.show_help),
     Use("q", "quit", lambda run: True, Run.quit),
 )
@@ -5060,7 +5061,7 @@ def call_id(tool: str, given: Any) -> int:
 
 def detail_of_ask(wanted: Any, metadata: Json) -> str:
     """What exactly a permission is for: the command, file or address, and the patterns."""
-    patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
+    patterns = ", ".join(map(as_text, wanted)) if isinstance(wanted, list) else as_text(wanted)
     exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
     if exact and patterns in exact:
         return exact
@@ -7162,6 +7163,8 @@ class Outside:
             result = getattr(self, reply.request)(*reply.args)
         except (RequestError, Problem) as error:
             self.post(Answer(reply, error=error))
+        except (RecursionError, MemoryError) as error:  # an answer may be of any depth and size
+            self.post(Answer(reply, error=RequestError(0, str(error) or type(error).__name__)))
         else:
             self.post(Answer(reply, result))
 
