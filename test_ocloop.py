@@ -3189,11 +3189,12 @@ class Agent(NamedTuple):
     """The truth about a session that was prompted."""
 
     session: str
+    prompt: str  # its id
     begins: float  # before, an interrupt does nothing
     until: float  # it works so long, unless somebody stops it
     asks: Ask | None = None  # what it waits for, until somebody answers
     fault: Fault | None = None  # how its turn ends, when not well
-    retries: bool = False
+    is_ended_by_refusal: bool = False
     child: str = ""
 
 
@@ -3208,6 +3209,7 @@ class Simulation(Story):
         mute: bool = False,  # nothing is heard on the stream
         does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
         works_for: float = 20.0,
+        grows: float = 0.0,  # the first server, so many MiB a second
         **options: Any,
     ) -> None:
         self.ways = ways or {}
@@ -3216,8 +3218,10 @@ class Simulation(Story):
         self.mute = mute
         self.does = list(does)
         self.works_for = works_for
+        self.grows = grows
         self.agents: dict[str, Agent] = {}
-        self.finished: dict[str, Fault | None] = {}  # sessions whose turn has ended, and how
+        # Prompts whose turn has ended, by their id, and how.
+        self.finished: dict[str, tuple[str, Fault | None]] = {}
         self.prompts: dict[str, Any] = {}  # by the id of the message
         self.costs: dict[str, float] = {}  # what was told of the session under way
         self.counts: collections.Counter[str] = collections.Counter()
@@ -3308,29 +3312,31 @@ class Simulation(Story):
 
     def create(self, request: Any) -> tuple[str, str]:
         self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
-        self.good.update(reply=self.take_reply)
+        self.good.update(reply=self.take_reply, measure_server=self.measure)
         self.sessions += 1
         return self.id, ""
 
     def accept(self, request: Any) -> None:
         session = request.session
-        if session in self.agents or session in self.finished:
+        if session in self.agents or request.prompt.message_id in self.finished:
             return  # the same ids: nothing is run twice
         assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
         does = self.does.pop(0) if self.does else ""
-        agent = Agent(session, self.now + 1.5, self.now + self.works_for)
+        prompt = request.prompt.message_id
+        agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
         self.say(1.5, Activity(session, "working"))
         self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
             self.say(1.9, Child(agent.child, session))
-        if does in ("ask", "question", "subagent"):
+        if does in ("ask", "two asks", "question", "subagent"):
             asks = permission(f"per_{session}", agent.child or session)
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Ask(f"que_{session}", session, "question", "", "?", question)
             self.say(2.0, Asked(asks.session, asks))
-            agent = agent._replace(asks=asks, until=ENDLESS)
+            is_ended = does == "two asks"
+            agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
             fault = Fault("rate-limit", "Too Many Requests", 429)
             agent = agent._replace(fault=fault, until=self.now + 4)
@@ -3342,8 +3348,14 @@ class Simulation(Story):
     def take_reply(self, request: Any) -> None:
         for agent in list(self.agents.values()):
             if agent.asks and agent.asks.id == request.request.id:
-                until = self.now + self.works_for
-                self.agents[agent.session] = agent._replace(asks=None, until=until)
+                is_ended = agent.is_ended_by_refusal and request.decision == "reject"
+                until = self.now + (0.5 if is_ended else self.works_for)
+                self.agents[agent.session] = agent._replace(
+                    asks=None, until=until, is_ended_by_refusal=is_ended
+                )
+
+    def measure(self, request: Any) -> int:
+        return int((self.now - NOON) * self.grows) if self.launches == 0 else 0
 
     def comes_to_rest(self, request: Any) -> None:
         agent = self.agents.get(request.session)
@@ -3358,9 +3370,8 @@ class Simulation(Story):
             seen["verdict"] = "unfinished" if request.closer else ""
             seen["asks"] = (agent.asks,) if agent.asks else ()
             seen["children"] = (agent.child,) if agent.child else ()
-        elif request.session in self.finished:
-            seen["fault"] = self.finished[request.session]
-            seen["verdict"] = "failed" if seen["fault"] else "answered"
+        elif request.prompt.message_id in self.finished:
+            seen["verdict"], seen["fault"] = self.finished[request.prompt.message_id]
         else:
             seen["verdict"] = "undelivered"
         return seen
@@ -3383,10 +3394,13 @@ class Simulation(Story):
 
     def finish(self, agent: Agent) -> None:
         del self.agents[agent.session]
-        self.finished[agent.session] = agent.fault
         if agent.fault:
+            self.finished[agent.prompt] = ("failed", agent.fault)
             self.say(0.1, Broke(agent.session, agent.fault))
+        elif agent.is_ended_by_refusal:
+            self.finished[agent.prompt] = ("refused", None)
         else:
+            self.finished[agent.prompt] = ("answered", None)
             self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
             if "[ ]" not in self.plan and "<plan" not in self.plan:
                 self.plan += "<plan-complete>all of it</plan-complete>\n"
@@ -3423,6 +3437,8 @@ SHORT: dict[str, Json] = {
     "a rate limit": {"does": ("limit",)},
     "a subagent that asks": {"does": ("subagent",), "auto": False},
     "a retry": {"does": ("retry",), "stall_timeout": 0.0},
+    "two asks": {"does": ("two asks",), "auto": False},
+    "a server that grows": {"grows": 110.0, "server_memory": 1000, "works_for": 40.0},
 }
 
 
@@ -3534,7 +3550,10 @@ def test_a_run_comes_to_an_end_from_wherever_it_is_when_the_world_goes_wrong() -
     rng = random.Random(11)
     for number in range(1000):
         world = Simulation(
-            does=rng.choices(("", "ask", "limit", "subagent", "retry"), k=9),
+            does=rng.choices(("", "ask", "two asks", "limit", "subagent", "retry"), k=9),
+            auto=rng.random() < 0.5,
+            grows=rng.choice((0.0, 0.0, 110.0)),
+            server_memory=1000,
             mute=rng.random() < 0.3,
             attended=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
@@ -3558,7 +3577,9 @@ def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
         world = Simulation(
             some_ways(rng, 2 + number % 4),
             mute=rng.random() < 0.5,
-            does=ALL_ASK if rng.random() < 0.5 else (),
+            does=rng.choice((ALL_ASK, ("two asks",) * 99, ())),
+            grows=rng.choice((0.0, 110.0)),
+            server_memory=1000,
             attended=rng.random() < 0.5,
             auto=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
