@@ -182,7 +182,7 @@ NINE = "- [ ] a\n" * 9
 DONE = "- [x] one\n<plan-complete>done</plan-complete>"
 GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
 NO_ANSWER = "timed out"
-BROKEN = "ConfigInvalidError"
+BROKEN_SETUP = "ConfigInvalidError"
 RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
 
 
@@ -1102,7 +1102,7 @@ def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
 def test_a_configuration_that_breaks_and_a_wrong_password_end_the_run(name: str) -> None:
     broken = "OpenCode's configuration is broken: mend it: no"
-    for code, kind, words in ((400, BROKEN, broken), (401, "", "SERVER_PASSWORD")):
+    for code, kind, words in ((400, BROKEN_SETUP, broken), (401, "", "SERVER_PASSWORD")):
         story = Story(start=False, attended=False)
         story.world[name] = fails_with(code, "no", kind)
         story.begin()
@@ -1144,7 +1144,7 @@ def test_late_news_of_an_older_session_is_ignored() -> None:
     before = story.picture()
     for request in older:
         twice = ("ses_late", "") if story.name(request) == "create" else ...
-        for value in (twice, No("late", 404), No("late", 400, BROKEN, again=False)):
+        for value in (twice, No("late", 404), No("late", 400, BROKEN_SETUP, again=False)):
             story.answer(request, value)
     story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
     story.tell(Broke("ses_1", Fault("auth", "no")))
@@ -2287,7 +2287,7 @@ def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second
     story.let_pass(2)
     assert story.count("start_server") == 2
     story.answer(old, No("connection reset"))
-    story.answer(old, No("broken", 400, BROKEN, again=False))
+    story.answer(old, No("broken", 400, BROKEN_SETUP, again=False))
     story.let_pass(2)
     assert story.count("start_server") == 2 and story.state == "starting"
     story.answer(story.last("setup"))
@@ -3264,7 +3264,7 @@ class Simulation(Story):
         return True
 
     def treat(self, name: str, request: Any, way: str) -> None:
-        refused = {"final": No("it is no use", 400, BROKEN, again=False)}
+        refused = {"final": No("it is no use", 400, BROKEN_SETUP, again=False)}
         refused.update({code: No(f"HTTP {code}", int(code)) for code in ("400", "404", "500")})
         if way in refused:
             if way == "404":
@@ -4672,10 +4672,10 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     (["- [ ] a", "- [MANUAL] a"], "+"), (["- [ ] a", "- [ ] a"], "-"),
     (["- [ ] a", "- [~] a", "- [ ] a"], "--"), (["- [ ] a", "- [ ] a (attempt 3 failed)"], "-"),
     (["- [ ] a", "- [x] a", "- [ ] a", "- [x] a", "- [ ] a", "- [x] a"], "+----"),
-    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "+"),
+    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "-"),
     (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
     (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
-    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "+-"),
+    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "--"),
 ])
 # fmt: on
 def test_progress_is_more_settled_or_less_pending_than_ever_before(
@@ -4963,9 +4963,9 @@ def test_values_that_are_nested_deep_end_nothing() -> None:
     for _ in range(50_000):
         deep = [deep]
     part = {"state": {"status": "completed", "input": {"x": deep}, "error": deep}}
-    said = a_dialect().tool_part("ses_1", "msg_1", "prt_1", {**part, "tool": deep})
+    said = a_dialect().tool_part("ses_1", "msg_1", {**part, "tool": deep})
     assert said.call == 0 and said.state == "done"
-    assert a_dialect().tool_part("ses_1", "msg_1", "prt_1", {"state": {"status": "error"}}).call
+    assert a_dialect().tool_part("ses_1", "msg_1", {"state": {"status": "error"}}).call
     asked = {"id": "per_1", "permission": deep, "patterns": [deep], "metadata": {"command": deep}}
     assert a_dialect().permission(asked).id == "per_1"
 
@@ -5109,10 +5109,11 @@ def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments()
 ],
 )  # fmt: skip
 def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
-    assert ocloop.seconds_until(value) == seconds
+    assert ocloop.announced_in({"Retry-After": value}) == seconds
 def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_person() -> None:
-    assert ocloop.seconds_until(formatdate(time.time() + 600)) == pytest.approx(600, abs=30)
-    assert ocloop.duration(ocloop.seconds_until("9" * 400))
+    date = formatdate(time.time() + 600)
+    assert ocloop.announced_in({"retry-after": date}) == pytest.approx(600, abs=30)
+    assert ocloop.duration(ocloop.announced_in({"retry-after": "9" * 400}))
 
 
 # fmt: off
@@ -5124,8 +5125,9 @@ def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_perso
 ])
 # fmt: on
 def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> None:
-    assert ocloop.kind_of_code(code, may_pass) == kind
-    assert kind in ocloop.FAULTS
+    data = {"message": "no", "statusCode": code, "isRetryable": may_pass}
+    fault = ocloop.fault_of({"name": "APIError", "data": data})
+    assert fault and fault.kind == kind and kind in ocloop.FAULTS
 # fmt: off
 @pytest.mark.parametrize("cost, tokens, spend", [
     (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
@@ -5137,7 +5139,7 @@ def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> N
 def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
-    assert ocloop.spend_of(cost, tokens) == spend
+    assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
 def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
     one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
     assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
@@ -7726,7 +7728,7 @@ AT_80X24 = {
         "◐ Write the documentation", "P activity"),
     "quit": ("Q again stops the iteration and quits",),
     "help": (
-        *(key for key, _what in ocloop.HELP_ON_KEYS), *(what for _key, what in ocloop.HELP_ON_KEYS),
+        *(key.name for key in ocloop.KEYS), *(key.help for key in ocloop.KEYS),
         *(meaning for _sign, _style, meaning in ocloop.STATES.values()), "tokens:", "↑ in",
         "↓ out"),
 }
@@ -9188,12 +9190,26 @@ def test_nothing_is_counted_twice_in_2() -> None:
 ODD: tuple[Any, ...] = (None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True)
 
 
+# fmt: off
+TYPES_OF_2 = [
+    *(f"session.{name}" for name in (
+        "created", "inbox.enqueued", "execution.started", "execution.succeeded", "step.started",
+        "execution.failed", "execution.interrupted", "execution.settled", "step.ended",
+        "step.failed", "retry.scheduled", "compaction.ended", "text.started", "text.delta",
+        "text.ended", "reasoning.started", "reasoning.delta", "reasoning.ended",
+        "tool.input.started", "tool.called", "tool.progress", "tool.success", "tool.failed")),
+    "permission.asked", "permission.replied", "form.created", "form.replied", "form.cancelled",
+    "filesystem.changed", "of.tomorrow",
+]
+# fmt: on
+
+
 @pytest.mark.parametrize("odd", ODD)
 def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
     made, _ = dialect_2({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in [*OpenCode2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow"]:
+    for type in TYPES_OF_2:
         made.decode(told(type, odd))
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
