@@ -11507,7 +11507,7 @@ def test_a_dry_run_that_is_stopped_leaves_nothing(world: World) -> None:
 
 
 def test_a_dry_run_leaves_a_server_that_is_not_ours(world: World) -> None:
-    login = {"OPENCODE_SERVER_PASSWORD": "secret"}
+    login: Json = {"OPENCODE_SERVER_PASSWORD": "secret"}
     url = world.fake_server(login=login)
     for _ in range(2):
         said = world.say(world.project(), "run", "--dry-run", "--server", url, **login)
