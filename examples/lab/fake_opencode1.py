@@ -558,7 +558,6 @@ class Server1(Server):
 
     def prompt(self, request: Request, number: str) -> Answer:
         """Take a prompt; whatever is wrong with it, the answer is 204 and the events tell."""
-        self.grow()
         given = request.given
         parts = given.get("parts", [])
         text = "\n".join(part.get("text", "") for part in parts)

@@ -295,9 +295,9 @@ class Turn2(Turn):
         self.complete()
         self.usage_updated()
 
-    def step_failed(self, error: Json, finish: str = "") -> None:
+    def step_failed(self, error: Json, finish: str = "", cost: float = 0) -> None:
         """The step ends with an error; `finish` is what the provider said, if it came so far."""
-        figures = self.usage(finish, 0) if finish else {}
+        figures = self.usage(finish, cost) if finish else {}
         self.begin_step()
         self.message.update(finish="error", error=error, **figures)
         self.message.pop("retry", None)
@@ -335,11 +335,13 @@ class Turn2(Turn):
         for number, ask in list(self.server.asks.items()):
             if ask.turn is self:
                 self.server.asks.pop(number, None)
+        finish = ""
         for tool in self.message.get("content", ()):
             if tool["type"] == "tool" and tool["state"]["status"] == "running":
+                finish = "tool-calls"  # the provider has said its part, and what it costs
                 self.tool_failed(tool, "aborted", "Tool execution interrupted")
         if self.message or not self.answered:
-            self.step_failed(ABORTED)
+            self.step_failed(ABORTED, finish, 0.01)
         self.settle("interrupted", reason="user")
 
     def ask(self, kind: str, tool: Json) -> Reply:
@@ -866,7 +868,6 @@ class Server2(Server):
 
     def prompt(self, request: Request, number: str) -> Answer:
         """Take a prompt. The same id again never runs again once it was delivered."""
-        self.grow()
         given = request.given
         own, text = given.get("id"), given.get("text")
         if not isinstance(text, str):

@@ -571,6 +571,15 @@ class Turn:
         self.server.frozen = True
         self.forever()
 
+    def answer_grow(self, argument: str) -> None:
+        self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
+        self.work()
+
+    def answer_swell(self, argument: str) -> None:
+        while True:
+            self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
+            self.wait(1.0)
+
     def answer_loop_tool(self, argument: str) -> None:
         while True:
             tool = self.tool(self.shell, {"command": "make test", "description": "Test"})
@@ -750,8 +759,6 @@ class Server:
         self.log = open_append(behaviour.get("log"))
         self.store = open_append(behaviour.get("store"))
         self.authorization = b""
-        self.memory = 0  # MiB to take when work begins
-        self.ballast = b""
         self.sessions: dict[str, Json] = {}
         self.messages: dict[str, list[Json]] = {}
         self.status: dict[str, Json] = {}
@@ -766,14 +773,10 @@ class Server:
         self.last_id = 0
         self.plan = ""
         self.frozen = False
+        self.memory: list[bytearray] = []  # memory, as ordered
         self.began = time.monotonic()
         if behaviour.get("store"):
             self.load(behaviour["store"])
-
-    def grow(self) -> None:
-        """Work begins: take the memory that was ordered."""
-        if not self.ballast:
-            self.ballast = b"x" * (self.memory << 20)
 
     def event(self, kind: str, data: Json) -> Json:
         """An event in the server's envelope."""

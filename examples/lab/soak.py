@@ -8,7 +8,7 @@
 The first part looks at the memory of the loop from iteration 50 on: at the end it must be within
 10 %. The second ends a run in a pseudo-terminal with SIGKILL, SIGTERM, SIGINT, a hang-up or Q, at a
 random moment between its start and its end, and looks for processes, a lock or a terminal left
-behind. The server is the fake one of this folder. Exit status 0: all is well.
+behind. The server is the fake one beside this file. Exit status 0: all is well.
 """
 
 from __future__ import annotations

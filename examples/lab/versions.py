@@ -6,7 +6,7 @@
     python3 examples/lab/versions.py --case 429 1.2.27   one case only; may be given again
 
 Each version is fetched with npm (about 200 MB, kept in the cache of the tests), has a home of its
-own and no way to the network, and works with the scripted model of this folder. A table says how it
+own and no way to the network, and works with the scripted model of examples/. A table says how it
 went, and what went wrong is told below it. Exit status 0: all is well.
 
 What it takes, as found by trying: Python, Node.js and npm. In a git repository OpenCode 1.0 calls
