@@ -437,13 +437,12 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
     if not state:
         return None
     marks = []  # the first one counts, unless the box says that the task is done
-    while mark := _take_box(line, at, _MARK_OPENING):
-        said = _read_box(mark[0])
-        if said[0] not in ("manual", "blocked"):
-            break
-        marks.append(said)
+    mark = _take_box(line, at, _MARK_OPENING)
+    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
+        marks.append(_read_box(mark[0]))
         wrapping += mark[1]
         at = mark[2]
+        mark = _take_box(line, at, _MARK_OPENING)
     text, inside = _take_end_mark(line[at:].strip())
     if inside:
         marks.append(_read_box(inside))
@@ -8763,7 +8762,7 @@ def status_of_all(as_json: bool) -> int:
         reason = " ".join(as_text(record.get("reason")).split())[:60]
         spent = dollars_of(as_float(record.get("cost")))
         took = duration(as_float(record.get("elapsed")))
-        say(f"{how:<9} {far:<20} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
     if not seen:
         say("no loop has run on this machine")
     return 0
