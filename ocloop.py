@@ -5107,7 +5107,7 @@ def permission_of(asked: Json, title: Any, wanted: Any, allows: Any, lasts: str)
     file or address, and the patterns. `allows` are the patterns that the answer "always" approves,
     for as long as it `lasts`."""
     metadata = as_dict(asked.get("metadata"))
-    patterns = ", ".join(map(str, wanted)) if isinstance(wanted, list) else as_text(wanted)
+    patterns = ", ".join(map(as_text, wanted)) if isinstance(wanted, list) else as_text(wanted)
     exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
     is_said = exact and patterns in exact
     detail = exact if is_said else ", ".join(text for text in (patterns, exact) if text)
@@ -5118,7 +5118,7 @@ def permission_of(asked: Json, title: Any, wanted: Any, allows: Any, lasts: str)
         title=as_text(title or "something"),
         detail=detail + change_of(dicts(metadata.get("files"))),
         is_circle=title == "doom_loop",
-        always=f"{', '.join(map(str, allows))}, {lasts}" if as_list(allows) else "",
+        always=f"{', '.join(map(as_text, allows))}, {lasts}" if as_list(allows) else "",
     )
 
 
@@ -7029,6 +7029,8 @@ class Outside:
             result = getattr(place, reply.request)(*reply.args)
         except (RequestError, Problem) as error:
             self.post(Answer(reply, error=error))
+        except (RecursionError, MemoryError) as error:  # an answer may be of any depth and size
+            self.post(Answer(reply, error=RequestError(0, str(error) or type(error).__name__)))
         else:
             self.post(Answer(reply, result))
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
-import copy
 import fcntl
 import hashlib
 import http.server
@@ -114,19 +113,15 @@ from ocloop import (
     Edited,
     Entry,
     EventStream,
-    Failed,
     Fault,
     FilesRead,
     Heard,
-    Interrupt,
     Key,
-    layout,
     ModelLine,
     Noted,
     OpenCode1,
     OpenCode2,
     Options,
-    parse_plan,
     Part,
     Picture,
     Plan,
@@ -148,10 +143,12 @@ from ocloop import (
     Spent,
     StreamOpened,
     StreamReader,
-    text_width,
     Used,
-    view,
     Woke,
+    layout,
+    parse_plan,
+    text_width,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -2382,27 +2379,35 @@ def test_a_session_that_is_out_of_control_is_named_at_the_end_of_a_run() -> None
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
-    story = Story(NINE, start=False, server_memory=1000)
-    story.memory = 1500
-    story.begin()
-    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
-    story.memory = 1000
+    story = Story(NINE, server_memory=1000)
     story.let_pass(11)
     story.works()
     story.take()
     story.memory = 1001
     story.let_pass(11)
     assert story.take() == "", "not in the midst of an iteration"
-    story.memory = 1500
+    story.memory = 0
     story.works()
     assert story.take() == BEGINS and story.text.count("grew to 1001 MiB") == 1
-    assert story.text.count("has no effect") == 1, "one that is new is not replaced"
+    story.memory = 1001
     story.let_pass(11)
     story.memory = 0
     story.server_dies()
     story.let_pass(3)
     story.works()
     assert story.count("start_server") == 3, "it grew and died, which renews it once"
+
+
+def test_a_server_that_is_too_large_before_any_work_is_left_alone() -> None:
+    """A limit below that would renew it for ever."""
+    story = Story(NINE, start=False, server_memory=1000)
+    story.memory = 1500
+    story.begin()
+    for _ in range(3):
+        story.let_pass(11)
+        story.works()
+    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
+    assert story.count("start_server") == 1
 
 
 def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> None:
@@ -3184,11 +3189,12 @@ class Agent(NamedTuple):
     """The truth about a session that was prompted."""
 
     session: str
+    prompt: str  # its id
     begins: float  # before, an interrupt does nothing
     until: float  # it works so long, unless somebody stops it
     asks: Ask | None = None  # what it waits for, until somebody answers
     fault: Fault | None = None  # how its turn ends, when not well
-    retries: bool = False
+    is_ended_by_refusal: bool = False
     child: str = ""
 
 
@@ -3203,6 +3209,7 @@ class Simulation(Story):
         mute: bool = False,  # nothing is heard on the stream
         does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
         works_for: float = 20.0,
+        grows: float = 0.0,  # the first server, so many MiB a second
         **options: Any,
     ) -> None:
         self.ways = ways or {}
@@ -3211,8 +3218,10 @@ class Simulation(Story):
         self.mute = mute
         self.does = list(does)
         self.works_for = works_for
+        self.grows = grows
         self.agents: dict[str, Agent] = {}
-        self.finished: dict[str, Fault | None] = {}  # sessions whose turn has ended, and how
+        # Prompts whose turn has ended, by their id, and how.
+        self.finished: dict[str, tuple[str, Fault | None]] = {}
         self.prompts: dict[str, Any] = {}  # by the id of the message
         self.costs: dict[str, float] = {}  # what was told of the session under way
         self.counts: collections.Counter[str] = collections.Counter()
@@ -3303,29 +3312,31 @@ class Simulation(Story):
 
     def create(self, request: Any) -> tuple[str, str]:
         self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
-        self.good.update(reply=self.take_reply)
+        self.good.update(reply=self.take_reply, measure_server=self.measure)
         self.sessions += 1
         return self.id, ""
 
     def accept(self, request: Any) -> None:
         session = request.session
-        if session in self.agents or session in self.finished:
+        if session in self.agents or request.prompt.message_id in self.finished:
             return  # the same ids: nothing is run twice
         assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
         does = self.does.pop(0) if self.does else ""
-        agent = Agent(session, self.now + 1.5, self.now + self.works_for)
+        prompt = request.prompt.message_id
+        agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
         self.say(1.5, Activity(session, "working"))
         self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
             self.say(1.9, Child(agent.child, session))
-        if does in ("ask", "question", "subagent"):
+        if does in ("ask", "two asks", "question", "subagent"):
             asks = permission(f"per_{session}", agent.child or session)
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Ask(f"que_{session}", session, "question", "", "?", question)
             self.say(2.0, Asked(asks.session, asks))
-            agent = agent._replace(asks=asks, until=ENDLESS)
+            is_ended = does == "two asks"
+            agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
             fault = Fault("rate-limit", "Too Many Requests", 429)
             agent = agent._replace(fault=fault, until=self.now + 4)
@@ -3337,8 +3348,14 @@ class Simulation(Story):
     def take_reply(self, request: Any) -> None:
         for agent in list(self.agents.values()):
             if agent.asks and agent.asks.id == request.request.id:
-                until = self.now + self.works_for
-                self.agents[agent.session] = agent._replace(asks=None, until=until)
+                is_ended = agent.is_ended_by_refusal and request.decision == "reject"
+                until = self.now + (0.5 if is_ended else self.works_for)
+                self.agents[agent.session] = agent._replace(
+                    asks=None, until=until, is_ended_by_refusal=is_ended
+                )
+
+    def measure(self, request: Any) -> int:
+        return int((self.now - NOON) * self.grows) if self.launches == 0 else 0
 
     def comes_to_rest(self, request: Any) -> None:
         agent = self.agents.get(request.session)
@@ -3353,9 +3370,8 @@ class Simulation(Story):
             seen["verdict"] = "unfinished" if request.closer else ""
             seen["asks"] = (agent.asks,) if agent.asks else ()
             seen["children"] = (agent.child,) if agent.child else ()
-        elif request.session in self.finished:
-            seen["fault"] = self.finished[request.session]
-            seen["verdict"] = "failed" if seen["fault"] else "answered"
+        elif request.prompt.message_id in self.finished:
+            seen["verdict"], seen["fault"] = self.finished[request.prompt.message_id]
         else:
             seen["verdict"] = "undelivered"
         return seen
@@ -3378,10 +3394,13 @@ class Simulation(Story):
 
     def finish(self, agent: Agent) -> None:
         del self.agents[agent.session]
-        self.finished[agent.session] = agent.fault
         if agent.fault:
+            self.finished[agent.prompt] = ("failed", agent.fault)
             self.say(0.1, Broke(agent.session, agent.fault))
+        elif agent.is_ended_by_refusal:
+            self.finished[agent.prompt] = ("refused", None)
         else:
+            self.finished[agent.prompt] = ("answered", None)
             self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
             if "[ ]" not in self.plan and "<plan" not in self.plan:
                 self.plan += "<plan-complete>all of it</plan-complete>\n"
@@ -3418,6 +3437,8 @@ SHORT: dict[str, Json] = {
     "a rate limit": {"does": ("limit",)},
     "a subagent that asks": {"does": ("subagent",), "auto": False},
     "a retry": {"does": ("retry",), "stall_timeout": 0.0},
+    "two asks": {"does": ("two asks",), "auto": False},
+    "a server that grows": {"grows": 110.0, "server_memory": 1000, "works_for": 40.0},
 }
 
 
@@ -3529,7 +3550,10 @@ def test_a_run_comes_to_an_end_from_wherever_it_is_when_the_world_goes_wrong() -
     rng = random.Random(11)
     for number in range(1000):
         world = Simulation(
-            does=rng.choices(("", "ask", "limit", "subagent", "retry"), k=9),
+            does=rng.choices(("", "ask", "two asks", "limit", "subagent", "retry"), k=9),
+            auto=rng.random() < 0.5,
+            grows=rng.choice((0.0, 0.0, 110.0)),
+            server_memory=1000,
             mute=rng.random() < 0.3,
             attended=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
@@ -3553,7 +3577,9 @@ def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
         world = Simulation(
             some_ways(rng, 2 + number % 4),
             mute=rng.random() < 0.5,
-            does=ALL_ASK if rng.random() < 0.5 else (),
+            does=rng.choice((ALL_ASK, ("two asks",) * 99, ())),
+            grows=rng.choice((0.0, 110.0)),
+            server_memory=1000,
             attended=rng.random() < 0.5,
             auto=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
@@ -3949,11 +3975,9 @@ def test_so_many_near_misses_are_enough() -> None:
 # ==================================================================================================
 # 2  What surrounds the run
 #
-# The tests of what surrounds the run: the values that it is made of, OpenCode's wire,
-# what the system is asked, what a person reads and types.
-#
-# Nothing here needs OpenCode; most of it knows no processes, no network and no sleeping. What
-# speaks HTTP does so with a server of the test's own on 127.0.0.1.
+# The values that it is made of, OpenCode 1's wire, what the system is asked, what a person reads
+# and types. Nothing here needs OpenCode; most of it knows no processes, no network and no sleeping.
+# What speaks HTTP does so with a server of the test's own on 127.0.0.1.
 # ==================================================================================================
 
 GENEROUS = 20.0  # seconds; what is quadratic would take minutes
@@ -3968,166 +3992,171 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-# ── plan: boxes ───────────────────────────────────────────────────────────────────────────────────
-# One line of a plan each, and what it is.
+# ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
-NO_TASK = ""
-
+SAY_SIGN = "begin the line with `- `"
 # fmt: off
-BOXES = [
-    ("- [ ] Build it", "pending", "Build it", ""),
-    ("- [] Build it", "pending", "Build it", ""),
-    ("- [x] Done", "done", "Done", ""),
-    ("- [X] Done", "done", "Done", ""),
-    ("- [MANUAL] Call Bob", "manual", "Call Bob", ""),
-    ("- [manual] Call Bob", "manual", "Call Bob", ""),
-    ("- [ ] [MANUAL] Call Bob", "manual", "Call Bob", ""),
-    ("- [] [MANUAL] Call Bob", "manual", "Call Bob", ""),
-    ("- [ ] [MANUAL: needs a phone] Call Bob", "manual", "Call Bob", "needs a phone"),
-    ("- [MANUAL: needs a phone] Call Bob", "manual", "Call Bob", "needs a phone"),
-    ("- [ ] **[MANUAL]** Call Bob", "manual", "Call Bob", ""),
-    ("- [ ] **[BLOCKED: no key]** Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED] Deploy", "blocked", "Deploy", ""),
-    ("- [ ] [BLOCKED] Deploy", "blocked", "Deploy", ""),
-    ("- [BLOCKED:] Deploy", "blocked", "Deploy", ""),
-    ("- [BLOCKED: no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [ ] [blocked: no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED: see [1]] Deploy", "blocked", "Deploy", "see [1]"),
-    ("- [BLOCKED: a: b] Deploy", "blocked", "Deploy", "a: b"),
-    ("- [x] [MANUAL] Call Bob", "done", "Call Bob", ""),
-    ("- [x] [BLOCKED: no key] Deploy", "done", "Deploy", ""),
-    ("- [ ] [MANUAL] [BLOCKED: x] Task", "manual", "Task", ""),
-    ("- [ ] [1] first", "pending", "[1] first", ""),
-    ("- [ ] see [docs](u)", "pending", "see [docs](u)", ""),
-    ("- [ ] [docs](u) to read", "pending", "[docs](u) to read", ""),
-    ("- [ ] **bold** words", "pending", "**bold** words", ""),
-    ("- [ ]\ttab", "pending", "tab", ""),
-    ("-  [ ]   wide   ", "pending", "wide", ""),
-    ("  - [ ] sub", "pending", "sub", ""),
-    ("\t- [x] sub", "done", "sub", ""),
-    ("        - [ ] deep", "pending", "deep", ""),
-    ("* [ ] star", "pending", "star", ""),
-    ("+ [ ] plus", "pending", "plus", ""),
-    ("1. [ ] one", "pending", "one", ""),
-    ("2) [x] two", "done", "two", ""),
-    ("12. [BLOCKED: later] twelve", "blocked", "twelve", "later"),
-    ("- [~] [BLOCKED: later] T", "blocked", "T", "later"),
-    ("- [  ] T", "pending", "T", ""),
-    ("- [ X ] T", "done", "T", ""),
-    ("- [ ]\xa0T", "pending", "T", ""),
-    ("-\u3000[ ]\u3000T", "pending", "T", ""),
-    # Wrapped boxes.
-    ("- **[ ] Export:** as CSV", "pending", "**Export:** as CSV", ""),
-    ("- **[x] Export as CSV", "done", "Export as CSV", ""),
-    ("- **[ ]** Export **all**", "pending", "Export **all**", ""),
-    ("- **[ ]:** T", "pending", "T", ""),
-    ("- `[ ]` x", "pending", "x", ""),
-    ("- *[ ]* x", "pending", "x", ""),
-    ("- __[x]__ x", "done", "x", ""),
-    ("- [ ]* 1.3 T", "pending", "1.3 T", ""),
-    ("- [ ]: T", "pending", "T", ""),
-    ("- [x]: T", "done", "T", ""),
-    # Words and reasons.
-    ("- [BLOCKED - no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED \u2014 no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED\uff1ano key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED (no key)] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED (a) and (b)] Deploy", "blocked", "Deploy", "(a) and (b)"),
-    ("- [BLOCKED no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [ ] [blocked, no key] Deploy", "blocked", "Deploy", "no key"),
-    ("- [BLOCKED: -1 is returned] Deploy", "blocked", "Deploy", "-1 is returned"),
-    ("- [BLOCKED by 1.2] Deploy", "blocked", "Deploy", "by 1.2"),
-    ("- [BLOCKED]: Deploy", "blocked", "Deploy", ""),
-    ("- [FAILED - tests do not pass] Export", "blocked", "Export", "tests do not pass"),
-    ("- [SKIPPED] Export", "blocked", "Export", "skipped"),
-    ("- [skip] Export", "blocked", "Export", "skip"),
-    ("- [deferred: later] Export", "blocked", "Export", "later"),
-    ("- [Postponed] Export", "blocked", "Export", "postponed"),
-    ("- [cancelled] Export", "blocked", "Export", "cancelled"),
-    ("- [Canceled] Export", "blocked", "Export", "canceled"),
-    ("- [WONTFIX] Export", "blocked", "Export", "wontfix"),
-    ("- [ON-HOLD] Export", "blocked", "Export", "on hold"),
-    ("- [on_hold: Bob is away] Export", "blocked", "Export", "Bob is away"),
-    ("- [obsolete] Export", "blocked", "Export", "obsolete"),
-    ("- [MANUAL TEST] Call", "manual", "Call", "TEST"),
-    ("- [MANUAL - by Bob] Call", "manual", "Call", "by Bob"),
-    ("- [human] Call", "manual", "Call", ""),
-    ("- [human: by phone] Call", "manual", "Call", "by phone"),
-    ("- [done] T", "done", "T", ""),
-    ("- [Complete] T", "done", "T", ""),
-    ("- [COMPLETED - agent 1] T", "done", "T", ""),
-    ("- [finished by agent 1] T", "done", "T", ""),
-    ("- [DONE 2026-01-29] T", "done", "T", ""),
-    ("- [\u2705 DONE] T", "done", "T", ""),
-    ("- [todo] T", "pending", "T", ""),
-    ("- [TO-DO] T", "pending", "T", ""),
-    ("- [Pending] T", "pending", "T", ""),
-    ("- [open: since May] T", "pending", "T", ""),
-    # Marks beside the box.
-    ("- [ ] [BLOCKED - x] T", "blocked", "T", "x"),
-    ("- [ ] [FAILED: x] T", "blocked", "T", "x"),
-    ("- [ ] [BLOCKED: x]: T", "blocked", "T", "x"),
-    ("- [ ] **[MANUAL]: T**", "manual", "**T**", ""),
-    ("- [ ] **[MANUAL]:** T", "manual", "T", ""),
-    ("- [ ] **[BLOCKED: no key] wait", "blocked", "wait", "no key"),
-    ("- [ ] BLOCKED: x, T is text", "pending", "BLOCKED: x, T is text", ""),
-    ("- [ ] Deploy [BLOCKED: no key]", "blocked", "Deploy", "no key"),
-    ("- [ ] Deploy **[BLOCKED: see [1]]**", "blocked", "Deploy", "see [1]"),
-    ("- [ ] **Deploy [Manual]**", "manual", "**Deploy**", ""),
-    ("- [x] Deploy [BLOCKED: no key]", "done", "Deploy", ""),
-    ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "manual", "Deploy", ""),
-    ("- [ ] Retry the jobs marked [failed]", "pending", "Retry the jobs marked [failed]", ""),
-    ("- [ ] Remove the human[manual]", "pending", "Remove the human[manual]", ""),
-    ("- [ ] Read [manual](u)", "pending", "Read [manual](u)", ""),
-    ("- [ ] Read what is marked `[BLOCKED]`", "pending", "Read what is marked `[BLOCKED]`", ""),
-    ("- [ ] `[MANUAL]` is read wrongly", "pending", "`[MANUAL]` is read wrongly", ""),
-    ("- [ ] [DONE] is a label, too", "pending", "[DONE] is a label, too", ""),
-    ("- [x](https://e.org)", NO_TASK, "", ""),
-    ("- [](u)", NO_TASK, "", ""),
-    ("- [ ](u)", NO_TASK, "", ""),
-    ("- [x][ref]", NO_TASK, "", ""),
-    ("- [x]:word", NO_TASK, "", ""),
-    ("- [a][b]", NO_TASK, "", ""),
-    ("- [note]: text", NO_TASK, "", ""),
-    ("- [blocked-list](u)", NO_TASK, "", ""),
-    ("- [BLOCKEDABC] T", NO_TASK, "", ""),
-    ("- [a] T", NO_TASK, "", ""),
-    ("- [1] T", NO_TASK, "", ""),
-    ("- [\u00e9] T", NO_TASK, "", ""),
-    ("- [2026-01-29] T", NO_TASK, "", ""),
-    ("- [P1] T", NO_TASK, "", ""),
-    ("- [Feature] T", NO_TASK, "", ""),
-    ("- [Done deal] T", NO_TASK, "", ""),
-    ("- [skipping] T", NO_TASK, "", ""),
-    ("- [wipe] T", NO_TASK, "", ""),
-    ("- Item", NO_TASK, "", ""),
-    ("Not a task", NO_TASK, "", ""),
-    ("- [x", NO_TASK, "", ""),
-    ("- [[[[", NO_TASK, "", ""),
-    ("- [[ ] a", NO_TASK, "", ""),
-    ("a - [ ] b", NO_TASK, "", ""),
+# A line of a plan, the text of its task and the reason, by the state that it has.
+BOXES: dict[str, list[tuple[str, ...]]] = {
+    "pending": [
+        ("- [ ] Build it", "Build it"), ("- [] Build it", "Build it"),
+        ("- [ ] [1] first", "[1] first"), ("- [ ] see [docs](u)", "see [docs](u)"),
+        ("- [ ] [docs](u) to read", "[docs](u) to read"),
+        ("- [ ] **bold** words", "**bold** words"), ("- [ ]\ttab", "tab"),
+        ("-  [ ]   wide   ", "wide"), ("  - [ ] sub", "sub"), ("        - [ ] deep", "deep"),
+        ("* [ ] star", "star"), ("+ [ ] plus", "plus"), ("1. [ ] one", "one"), ("- [  ] T", "T"),
+        ("- [ ]\xa0T", "T"), ("-\u3000[ ]\u3000T", "T"),
+        ("- **[ ] Export:** as CSV", "**Export:** as CSV"),
+        ("- **[ ]** Export **all**", "Export **all**"), ("- **[ ]:** T", "T"), ("- `[ ]` x", "x"),
+        ("- *[ ]* x", "x"), ("- [ ]* 1.3 T", "1.3 T"), ("- [ ]: T", "T"), ("- [todo] T", "T"),
+        ("- [TO-DO] T", "T"), ("- [Pending] T", "T"), ("- [open: since May] T", "T"),
+        ("- [ ] BLOCKED: x, T is text", "BLOCKED: x, T is text"),
+        ("- [ ] Retry the jobs marked [failed]", "Retry the jobs marked [failed]"),
+        ("- [ ] Remove the human[manual]", "Remove the human[manual]"),
+        ("- [ ] Read [manual](u)", "Read [manual](u)"),
+        ("- [ ] Read what is marked `[BLOCKED]`", "Read what is marked `[BLOCKED]`"),
+        ("- [ ] `[MANUAL]` is read wrongly", "`[MANUAL]` is read wrongly"),
+        ("- [ ] [DONE] is a label, too", "[DONE] is a label, too"),
+    ],
+    "done": [
+        ("- [x] Done", "Done"), ("- [X] Done", "Done"), ("- [x] [MANUAL] Call Bob", "Call Bob"),
+        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"),
+        ("2) [x] two", "two"), ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"),
+        ("- __[x]__ x", "x"), ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
+        ("- [COMPLETED - agent 1] T", "T"), ("- [finished by agent 1] T", "T"),
+        ("- [DONE 2026-01-29] T", "T"), ("- [\u2705 DONE] T", "T"),
+        ("- [x] Deploy [BLOCKED: no key]", "Deploy"), ("- [\u2713] T", "T"), ("- [\u2714] T", "T"),
+        ("- [\u2705] T", "T"), ("- [\u2611] T", "T"), ("- [\U0001f5f8] T", "T"),
+        ("- [ \u2705] T", "T"), ("- [\u2714\ufe0f] T", "T"),
+    ],
+    "manual": [
+        ("- [MANUAL] Call Bob", "Call Bob"), ("- [manual] Call Bob", "Call Bob"),
+        ("- [ ] [MANUAL] Call Bob", "Call Bob"), ("- [] [MANUAL] Call Bob", "Call Bob"),
+        ("- [ ] [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
+        ("- [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
+        ("- [ ] **[MANUAL]** Call Bob", "Call Bob"), ("- [ ] [MANUAL] [BLOCKED: x] Task", "Task"),
+        ("- [MANUAL TEST] Call", "Call", "TEST"), ("- [MANUAL - by Bob] Call", "Call", "by Bob"),
+        ("- [human] Call", "Call"), ("- [human: by phone] Call", "Call", "by phone"),
+        ("- [ ] **[MANUAL]: T**", "**T**"), ("- [ ] **[MANUAL]:** T", "T"),
+        ("- [ ] **Deploy [Manual]**", "**Deploy**"),
+        ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "Deploy"),
+    ],
+    "blocked": [
+        ("- [ ] **[BLOCKED: no key]** Deploy", "Deploy", "no key"),
+        ("- [BLOCKED] Deploy", "Deploy"), ("- [ ] [BLOCKED] Deploy", "Deploy"),
+        ("- [BLOCKED:] Deploy", "Deploy"), ("- [BLOCKED: no key] Deploy", "Deploy", "no key"),
+        ("- [ ] [blocked: no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED: see [1]] Deploy", "Deploy", "see [1]"),
+        ("- [BLOCKED: a: b] Deploy", "Deploy", "a: b"),
+        ("12. [BLOCKED: later] twelve", "twelve", "later"),
+        ("- [~] [BLOCKED: later] T", "T", "later"),
+        ("- [BLOCKED - no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED \u2014 no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED\uff1ano key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED (no key)] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED (a) and (b)] Deploy", "Deploy", "(a) and (b)"),
+        ("- [BLOCKED no key] Deploy", "Deploy", "no key"),
+        ("- [ ] [blocked, no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED: -1 is returned] Deploy", "Deploy", "-1 is returned"),
+        ("- [BLOCKED by 1.2] Deploy", "Deploy", "by 1.2"), ("- [BLOCKED]: Deploy", "Deploy"),
+        ("- [FAILED - tests do not pass] Export", "Export", "tests do not pass"),
+        ("- [SKIPPED] Export", "Export", "skipped"), ("- [skip] Export", "Export", "skip"),
+        ("- [deferred: later] Export", "Export", "later"),
+        ("- [Postponed] Export", "Export", "postponed"),
+        ("- [cancelled] Export", "Export", "cancelled"),
+        ("- [Canceled] Export", "Export", "canceled"), ("- [WONTFIX] Export", "Export", "wontfix"),
+        ("- [ON-HOLD] Export", "Export", "on hold"),
+        ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
+        ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
+        ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
+        ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
+        ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
+        ("- [ ] Deploy **[BLOCKED: see [1]]**", "Deploy", "see [1]"),
+    ],
+}
+NO_TASKS = [
+    "- [x](https://e.org)", "- [](u)", "- [ ](u)", "- [x][ref]", "- [x]:word", "- [a][b]",
+    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T",
+    "- [\xe9] T", "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T",
+    "- [skipping] T", "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a",
+    "a - [ ] b", "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
+    "- see [x] in the docs", "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
+    "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
+    "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
+    "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
+    "- [ [x] T](u)", "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
+    "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
+    "- \u2705 works at night", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
+    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too",
+    "- [ ", "- [",
 ]
+# What is nearly a task, with an open box but for those that say x, by the advice.
+NEAR_MISSES = {
+    "begin the line with `- `": [
+        "[ ] T", "  [x] T", "[~] T", "[wip] T", "**[ ] T**", "[TODO]: write it", "T | [ ] | a",
+        "T [ ]", "**T** [x]",
+    ],
+    "put a space after the box": [
+        "- [ ]T", "- [x]T", "- []T", "1. [X]T", "- [ ]:T", "- [ ][MANUAL] T", "- **[ ]**T",
+        "- [ ]\u4efb\u52a1",
+    ],
+    "put a space between the list sign and the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
+    "put a space between the list sign and the box, put a space after the box": ["-[ ]T"],
+    "a heading is no task: begin the line with `- `": [
+        "### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]",
+    ],
+    "a quotation holds no tasks: begin the line with `- `": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
+    "a table holds no tasks: give it a line that begins with `- `": [
+        "| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|",
+    ],
+    "begin the line with `- ` in place of the number": [
+        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T",
+        "\u2460 [ ] T", "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
+    ],
+    "put the box right behind the list sign": [
+        "- Task 1: [ ] T", "- Task 1: [x] T", "- T [ ]", "- T []", "- T [x]", "- T [TODO]",
+        "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a", "- T \u2610",
+        "- [ ] [MANUAL]",
+    ],
+    "write the box as `[ ]` or `[x]`": [
+        "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
+        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
+    ],
+    "begin the line with `- `, write the box as `[ ]` or `[x]`": ["\uff3b \uff3d T", "\u2610 T"],
+    "write the box as `[ ]` or `[x]`, put a space after the box": ["1) \u25a1T"],
+    "begin the line with `- ` in place of that sign": [
+        "\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T",
+    ],
+    "write the task behind the box": ["- [ ]", "- [ ]   ", "- [x]"],
+}
 # fmt: on
 
 
-@pytest.mark.parametrize("line, state, text, reason", BOXES, ids=ascii)
-def test_a_line_is_a_task_or_not(line: str, state: str, text: str, reason: str) -> None:
-    plan = parse_plan(line)
-    found = [(task.state, task.text, task.reason) for task in plan.tasks]
-    assert found == ([(state, text, reason)] if state else [])
-    assert not any(task.begun for task in plan.tasks)
-    assert plan.near_misses == ()
+@pytest.mark.parametrize("state", BOXES)
+def test_what_is_a_task(state: str) -> None:
+    for line, text, *reason in BOXES[state]:
+        plan = parse_plan(line)
+        found = [(task.state, task.text, task.reason, task.begun) for task in plan.tasks]
+        assert found == [(state, text, "".join(reason), False)], line
+        assert plan.near_misses == (), line
 
 
+@pytest.mark.parametrize("text", NO_TASKS, ids=ascii)
+def test_what_is_no_task_and_no_near_miss(text: str) -> None:
+    plan = parse_plan(text)
+    assert plan.near_misses == () == plan.tasks
+
+
+# fmt: off
 BEGUN = (
     *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f",
     "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS",
-    "in progress - agent 1",
-    "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b", "partial", "review",
-    "in review", "\U0001f6a7 WIP",
+    "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b",
+    "partial", "review", "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
 
 
+# fmt: on
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
 def test_what_is_begun_is_open(mark: str) -> None:
     plan = parse_plan(f"- [{mark}] T\n- [x] done\n")
@@ -4138,73 +4167,15 @@ def test_what_is_begun_is_open(mark: str) -> None:
     assert plan.near_misses == ()
 
 
-@pytest.mark.parametrize(
-    "mark", [*"\u2713\u2714\u2705\u2611", "\U0001f5f8", " \u2705", "\u2714\ufe0f"], ids=ascii
-)
-def test_a_tick_is_done(mark: str) -> None:
-    assert parse_plan(f"- [{mark}] T").done == 1
-
-
-SAY_SIGN = "begin the line with `- `"
-SAY_FORM = "write the box as `[ ]` or `[x]`"
-SAY_SPACE = "put a space after the box"
-SAY_BEFORE = "put a space between the list sign and the box"
-SAY_ORDER = "put the box right behind the list sign"
-SAY_TEXT = "write the task behind the box"
-SAY_HEADING = "a heading is no task: begin the line with `- `"
-SAY_QUOTATION = "a quotation holds no tasks: begin the line with `- `"
-SAY_TABLE = "a table holds no tasks: give it a line that begins with `- `"
-SAY_NUMBER = "begin the line with `- ` in place of the number"
-SAY_BULLET = "begin the line with `- ` in place of that sign"
-
-# fmt: off
-NEAR_MISSES = [  # with an open box, but for those that say x
-    ("[ ] T", SAY_SIGN), ("  [x] T", SAY_SIGN), ("[~] T", SAY_SIGN), ("[wip] T", SAY_SIGN),
-    ("**[ ] T**", SAY_SIGN),
-    ("[TODO]: write it", SAY_SIGN),
-    ("- [ ]T", SAY_SPACE), ("- [x]T", SAY_SPACE), ("- []T", SAY_SPACE), ("1. [X]T", SAY_SPACE),
-    ("- [ ]:T", SAY_SPACE),
-    ("- [ ][MANUAL] T", SAY_SPACE), ("- **[ ]**T", SAY_SPACE), ("- [ ]\u4efb\u52a1", SAY_SPACE),
-    ("-[ ] T", SAY_BEFORE), ("*[x] T", SAY_BEFORE), ("1.[ ] T", SAY_BEFORE),
-    ("-[ ]T", f"{SAY_BEFORE}, {SAY_SPACE}"),
-    ("### [ ] T", SAY_HEADING), ("## Phase 1 [ ]", SAY_HEADING), ("## Phase 1: [x]", SAY_HEADING),
-    ("> [ ] T", SAY_QUOTATION), ("> - [ ] T", SAY_QUOTATION), (">> * [x] T", SAY_QUOTATION),
-    ("| T | [ ] |", SAY_TABLE), ("| [x] T | a |", SAY_TABLE), ("|1|[ ]|T|", SAY_TABLE),
-    ("T | [ ] | a", SAY_SIGN),
-    ("1.1 [ ] T", SAY_NUMBER), ("1.1. [x] T", SAY_NUMBER), ("a) [ ] T", SAY_NUMBER),
-    ("(1) [ ] T", SAY_NUMBER),
-    ("iv. [ ] T", SAY_NUMBER), ("#7 [ ] T", SAY_NUMBER), ("\u2460 [ ] T", SAY_NUMBER),
-    ("\u4e00\u3001[ ] T", SAY_NUMBER), ("1\uff0e[ ] T", SAY_NUMBER),
-    ("- Task 1: [ ] T", SAY_ORDER), ("- Task 1: [x] T", SAY_ORDER), ("- T [ ]", SAY_ORDER),
-    ("- T []", SAY_ORDER),
-    ("- T [x]", SAY_ORDER), ("- T [TODO]", SAY_ORDER), ("- 1.1 [ ] T", SAY_ORDER),
-    ("- - [ ] T", SAY_ORDER),
-    ("- ~~[ ] T~~", SAY_ORDER), ("T [ ]", SAY_SIGN), ("**T** [x]", SAY_SIGN),
-    ("1. **T**: [ ] a", SAY_ORDER),
-    ("- ( ) T", SAY_FORM), ("- () T", SAY_FORM), (r"- \[ \] T", SAY_FORM), (r"- \[x\] T", SAY_FORM),
-    ("- \uff3b \uff3d T", SAY_FORM), ("\uff3b \uff3d T", f"{SAY_SIGN}, {SAY_FORM}"),
-    ("- { } T", SAY_FORM),
-    ("- [ T", SAY_FORM), ("- [x T", SAY_FORM),
-    ("\u2610 T", f"{SAY_SIGN}, {SAY_FORM}"), ("- \u2b1c T", SAY_FORM),
-    ("- \u2b1c\ufe0f T", SAY_FORM),
-    ("- \u2611 x", SAY_FORM), ("- T \u2610", SAY_ORDER), ("1) \u25a1T", f"{SAY_FORM}, {SAY_SPACE}"),
-    ("\u2022 [ ] T", SAY_BULLET), ("\u2013 [x] T", SAY_BULLET), ("\u2023[ ] T", SAY_BULLET),
-    ("\U0001f4cc [ ] T", SAY_BULLET),
-    ("- [ ]", SAY_TEXT), ("- [ ]   ", SAY_TEXT), ("- [x]", SAY_TEXT), ("- [ ] [MANUAL]", SAY_ORDER),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize("line, advice", NEAR_MISSES, ids=ascii)
-def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(
-    line: str, advice: str
-) -> None:
-    plan = parse_plan(f"# Plan\n\n- [x] a\n{line}\n")
-    is_open = "x" not in line.lower() and "\u2611" not in line
-    assert [task.text for task in plan.tasks] == ["a"]
-    assert plan.near_misses == ((4, line.strip(), advice, is_open),)
-    assert plan.open_near_misses == plan.near_misses[: int(is_open)]
-    assert str(plan.near_misses[0]) == f'4 is nearly a task: "{line.strip()}": {advice}'
+@pytest.mark.parametrize("advice", NEAR_MISSES)
+def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(advice: str) -> None:
+    for line in NEAR_MISSES[advice]:
+        plan = parse_plan(f"# Plan\n\n- [x] a\n{line}\n")
+        is_open = "x" not in line.lower() and "\u2611" not in line
+        assert [task.text for task in plan.tasks] == ["a"]
+        assert plan.near_misses == ((4, line.strip(), advice, is_open),)
+        assert plan.open_near_misses == plan.near_misses[: int(is_open)]
+        assert str(plan.near_misses[0]) == f'4 is nearly a task: "{line.strip()}": {advice}'
 
 
 def test_an_open_box_that_begins_a_line_never_vanishes() -> None:
@@ -4223,57 +4194,6 @@ def test_what_is_blocked_and_no_task_is_named_but_not_open() -> None:
     assert plan.tasks == () == plan.open_near_misses
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "```\n- [ ]T\n```",
-        "<!-- \n- [ ]T\n-->",
-        "see [ ] there",
-        "see [x] in the docs",
-        "- see [x] in the docs",
-        "Legend: [ ] is open, [x] is done",
-        "use `[ ]` for what is open",
-        "- use `[ ]` for what is open",
-        "- in a table: ``| [ ] |`` and `- [ ]T`",
-        "`[ ]` means open",
-        "| `[ ]` | open |",
-        "a[ ]",
-        "- int a[ ] = {}",
-        "- the list a[]",
-        "- returns [] when empty",
-        "tags = []",
-        "main() { }",
-        "- and so on [...]",
-        "- (x) T",
-        "- [a] T",
-        "- [0] T",
-        "- [xylophone",
-        "- [ [x] T](u)",
-        "- [[x]] T",
-        "if [[ -f x ]]; then",
-        "[x](u)",
-        "![x](u)",
-        "[x][ref]",
-        "[x]: https://e.org",
-        "[done]: ./done.md",
-        "[^1]: a note",
-        "> [!NOTE]",
-        "- \u2705 works at night",
-        "- [docs](u) and more",
-        "## Phase 1 [DONE]",
-        "- see the [manual]",
-        "# a",
-        "---",
-        "* * *",
-        "| --- | --- |",
-        "<details>",
-    ],
-)
-def test_what_is_no_near_miss(text: str) -> None:
-    plan = parse_plan(text)
-    assert plan.near_misses == () == plan.tasks
-
-
 def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     def said(count: int) -> list[str]:
         return ocloop.name_near_misses("P.md", parse_plan("[ ] T\n" * count).near_misses)
@@ -4284,37 +4204,24 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     assert said(40)[5:] == ["P.md has 35 more such lines"]
 
 
-# ── plan: lines, code, comments ───────────────────────────────────────────────────────────────────
-
-
 def texts(plan: str) -> str:
     return " ".join(task.text for task in parse_plan(plan).tasks)
 
 
 # fmt: off
 @pytest.mark.parametrize("plan, expected", [
-    ("- [ ] a\n- [ ] b\n", "a b"),
-    ("- [ ] a\r\n- [ ] b\r\n", "a b"),
-    ("- [ ] a\r- [ ] b", "a b"),
-    ("- [ ] a\n\r\n- [ ] b", "a b"),
-    ("\ufeff- [ ] a", "a"),
-    ("", ""),
-    ("\n\n", ""),
-    ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"),
-    ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
-    ("- [ ] a\f- [ ] b", "a\f- [ ] b"),
-    ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
+    ("- [ ] a\n- [ ] b\n", "a b"), ("- [ ] a\r\n- [ ] b\r\n", "a b"), ("- [ ] a\r- [ ] b", "a b"),
+    ("- [ ] a\n\r\n- [ ] b", "a b"), ("\ufeff- [ ] a", "a"), ("", ""), ("\n\n", ""),
+    ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"), ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
+    ("- [ ] a\f- [ ] b", "a\f- [ ] b"), ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
     ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
 ], ids=ascii)
 # fmt: on
 def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     assert texts(plan) == expected
-
-
 # fmt: off
 @pytest.mark.parametrize("plan, expected", [
-    ("```\n- [ ] no\n```\n- [ ] yes", "yes"),
-    ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
+    ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
     ("```python\n- [ ] no\n```\n- [ ] yes", "yes"),
     ("```\n- [ ] no\n~~~\n- [ ] no\n```\n- [ ] yes", "yes"),
     ("````\n```\n- [ ] no\n```\n````\n- [ ] yes", "yes"),
@@ -4326,14 +4233,10 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     ("<!--\n- [ ] no\n--> <!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
     ("a `` b <!-- ` c\n- [ ] no\n-->", ""),
     ("- [ ] yes\n  ```\n  - [ ] no\n  ```\n- [ ] too", "yes too"),
-    ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"),
-    ("``\n- [ ] yes\n``", "yes"),
-    ("```a`b\n- [ ] yes, for an info string has no tick",
-     "yes, for an info string has no tick"),
-    ("use ``` like this\n- [ ] yes", "yes"),
-    ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
-    ("<!-- - [ ] no -->\n- [ ] yes", "yes"),
-    ("<!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
+    ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"), ("``\n- [ ] yes\n``", "yes"),
+    ("```a`b\n- [ ] yes, for an info string has no tick", "yes, for an info string has no tick"),
+    ("use ``` like this\n- [ ] yes", "yes"), ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
+    ("<!-- - [ ] no -->\n- [ ] yes", "yes"), ("<!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
     ("<!--\n```\n-->\n- [ ] yes", "yes"),
     ("- [ ] a <!-- aside --> b\n- [ ] c", "a                b c"),
     ("<!-- a --> <!-- b -->\n- [ ] yes", "yes"),
@@ -4347,8 +4250,6 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
 # fmt: on
 def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
     assert texts(plan) == expected
-
-
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
     plan = parse_plan("```\na\n```\n[ ] T\n````sh\n```\nb\n```\n\nc <!-- d\n[ ] T\n~~~\n")
     assert [str(near) for near in plan.near_misses] == [
@@ -4359,23 +4260,14 @@ def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
         "12 opens a code block that is never closed",
     ]
     assert [near.line for near in plan.open_near_misses] == [4, 11], "a fault is no open task"
-
-
 def test_a_task_knows_its_line_and_its_phase() -> None:
     plan = parse_plan(
-        "# Plan\n\n## Phase 1 ##\n- [x] a\n\n```\n# no heading\n```\n"
+        "- [x] z\n## Phase 1 ##\n- [x] a\n\n```\n# no heading\n```\n"
         "### Part #2\n- [ ] b\n#none\n- [ ] c\n"
     )
     found = [(task.text, task.phase, task.line) for task in plan.tasks]
-    assert found == [("a", "Phase 1", 4), ("b", "Part #2", 10), ("c", "Part #2", 12)]
-    assert plan.current == plan.tasks[1]
-
-
-def test_a_task_without_a_heading_has_no_phase() -> None:
-    assert parse_plan("- [ ] a\n# Later\n").tasks[0].phase == ""
-
-
-# ── plan: progress ────────────────────────────────────────────────────────────────────────────────
+    assert found == [("z", "", 1), ("a", "Phase 1", 3), ("b", "Part #2", 9), ("c", "Part #2", 11)]
+    assert plan.current == plan.tasks[2]
 
 
 def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
@@ -4385,15 +4277,12 @@ def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
         + "- [MANUAL] m\n" * manual
         + "- [BLOCKED: b] b\n" * blocked
     )
-
-
 # fmt: off
 @pytest.mark.parametrize("done, pending, manual, blocked, total, percent", [
     (2, 2, 2, 1, 5, 40), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 3, 0),
-    (0, 0, 3, 0, 0, 100), (5, 0, 1, 1, 6, 83),
-    (0, 0, 0, 0, 0, 100), (0, 5, 0, 0, 5, 0), (5, 0, 2, 0, 5, 100), (1, 2, 0, 0, 3, 33),
-    (2, 1, 0, 0, 3, 67), (1, 199, 0, 0, 200, 1), (199, 1, 0, 0, 200, 99), (3, 5, 0, 0, 8, 38),
-    (1, 0, 0, 1, 2, 50), (0, 0, 2, 0, 0, 100),
+    (0, 0, 3, 0, 0, 100), (5, 0, 1, 1, 6, 83), (0, 0, 0, 0, 0, 100), (0, 5, 0, 0, 5, 0),
+    (5, 0, 2, 0, 5, 100), (1, 2, 0, 0, 3, 33), (2, 1, 0, 0, 3, 67), (1, 199, 0, 0, 200, 1),
+    (199, 1, 0, 0, 200, 99), (3, 5, 0, 0, 8, 38), (1, 0, 0, 1, 2, 50), (0, 0, 2, 0, 0, 100),
 ])
 # fmt: on
 def test_progress(
@@ -4406,36 +4295,26 @@ def test_progress(
     said = f"{done} of {total} tasks done ({percent} %), {blocked} blocked, {manual} manual"
     said = said if plan.tasks else "no task"
     assert str(plan) == said
-
-
 def test_the_current_task_is_the_first_pending_one() -> None:
     over = parse_plan(boxes(2, 0, 1, 1))
     assert over.current is None and over.goal == "wrap up"
     plan = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [~] d\n- [ ] e\n")
     assert plan.current and plan.current.text == "d" and plan.goal == "d"
-
-
-@pytest.mark.parametrize(
-    "before, now, missing",
-    [
-        ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]),
-        ("- [ ] a\n- [x] b", "- [ ] a", []),
-        ("- [ ] a\n- [MANUAL] b\n- [BLOCKED] c", "- [ ] a", []),
-        ("- [ ] a\n- [ ] b", "- [ ] b, in other words\n- [x] a", []),
-        ("- [ ] a\n- [ ] b", "- [ ] b\n- [ ] a", []),
-        ("- [ ] a", "- [ ] a1\n- [ ] a2", []),
-        ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a\n- [ ] d", ["b"]),
-        ("- [ ] test\n- [ ] b\n- [ ] test", "- [ ] test\n- [ ] b", ["test"]),
-        ("- [ ] a", "", ["a"]),
-        ("", "- [ ] a", []),
-    ],
-)
+# fmt: off
+@pytest.mark.parametrize("before, now, missing", [
+    ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]), ("- [ ] a\n- [x] b", "- [ ] a", []),
+    ("- [ ] a\n- [MANUAL] b\n- [BLOCKED] c", "- [ ] a", []),
+    ("- [ ] a\n- [ ] b", "- [ ] b, in other words\n- [x] a", []),
+    ("- [ ] a\n- [ ] b", "- [ ] b\n- [ ] a", []), ("- [ ] a", "- [ ] a1\n- [ ] a2", []),
+    ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a\n- [ ] d", ["b"]),
+    ("- [ ] test\n- [ ] b\n- [ ] test", "- [ ] test\n- [ ] b", ["test"]), ("- [ ] a", "", ["a"]),
+    ("", "- [ ] a", []),
+])
+# fmt: on
 def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: list[str]) -> None:
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
-
-
-# ── plan: as people write them ────────────────────────────────────────────────────────────────────
-# Each counted by hand: done, pending, manual, blocked, and lines with an open box that is no task.
+# Plans as people write them, each counted by hand: done, pending, manual, blocked, and lines with
+# an open box that is no task.
 
 STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
     "GitHub": (
@@ -4509,35 +4388,22 @@ STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
         (0, 2, 0, 0, 4),
     ),
 }  # fmt: skip
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
     text, expected = STYLES[style]
     plan = parse_plan(text)
     found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
     assert found == expected, (plan.tasks, plan.near_misses)
-
-
-# ── plan: completion ──────────────────────────────────────────────────────────────────────────────
-
-
 # fmt: off
 @pytest.mark.parametrize("plan, summary", [
     ("<plan-complete>all done</plan-complete>", "all done"),
     ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
-    ("<plan-complete></plan-complete>", ""),
-    ("   <plan-complete>a</plan-complete>", "a"),
-    ("    <plan-complete>a</plan-complete>", None),
-    ("\t<plan-complete>a</plan-complete>", None),
-    ("text <plan-complete>a</plan-complete>", None),
-    ("- <plan-complete>a</plan-complete>", None),
-    ("<plan-complete>a", None),
-    ("a</plan-complete>", None),
-    ("</plan-complete><plan-complete>", None),
-    ("<plan-complete date='x'>a</plan-complete>", None),
-    ("<plan-complete/>", None),
-    ("<PLAN-COMPLETE>a</PLAN-COMPLETE>", None),
+    ("<plan-complete></plan-complete>", ""), ("   <plan-complete>a</plan-complete>", "a"),
+    ("    <plan-complete>a</plan-complete>", None), ("\t<plan-complete>a</plan-complete>", None),
+    ("text <plan-complete>a</plan-complete>", None), ("- <plan-complete>a</plan-complete>", None),
+    ("<plan-complete>a", None), ("a</plan-complete>", None),
+    ("</plan-complete><plan-complete>", None), ("<plan-complete date='x'>a</plan-complete>", None),
+    ("<plan-complete/>", None), ("<PLAN-COMPLETE>a</PLAN-COMPLETE>", None),
     ("<plan-complete>a</plan-complete>\n<plan-complete>b</plan-complete>", "b"),
     ("<plan-complete>a</plan-complete>\n<plan-complete>b", "a"),
     ("<plan-complete>one\nends here</plan-complete> and text", "one\nends here"),
@@ -4555,45 +4421,26 @@ def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
 # fmt: on
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
-
-
-# ── plan: size, and any text ──────────────────────────────────────────────────────────────────────
-
 LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
-
-
 # fmt: off
 @pytest.mark.parametrize("text, tasks", [
-    (LONG_TASK * 100_000, 100_000),  # 10 MB
+    (LONG_TASK * 100_000, 100_000),
     ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
-    ("- [ ]a near miss\n" * 100_000, 0),
-    ("<!-- a comment\n" * 100_000, 0),
-    ("text <!-- that nothing closes\n" * 100_000, 0),
-    ("<plan-complete>\n" * 100_000, 0),
-    ("- " + "[" * 1_000_000, 0),
-    ("- [" + " " * 1_000_000, 0),
-    ("x" * 10_000_000, 0),
+    ("- [ ]a near miss\n" * 100_000, 0), ("<!-- a comment\n" * 100_000, 0),
+    ("text <!-- that nothing closes\n" * 100_000, 0), ("<plan-complete>\n" * 100_000, 0),
+    ("- " + "[" * 1_000_000, 0), ("- [" + " " * 1_000_000, 0), ("x" * 10_000_000, 0),
     ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1),
     ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
     ("- [ ] " + "[MANUAL] " * 10_000 + "x", 1),
     ("`" * 100_000 + "x`\n- [ ] after many backticks", 1),
-    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
-    ("[" * 2_000_000, 0),
-    ("`" * 2_000_000, 0),
-    ("<!--" * 500_000, 0),
-    ("- [ ] [" * 300_000, 1),
-    ("- [ ] " + "[" * 2_000_000, 1),
-    ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
-    ("- [ ] T " + "]" * 5_000_000, 1),
-    ("`a" * 300_000 + "[ ]", 0),
-    ("<!--\n" * 100_000, 0),
+    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1), ("[" * 2_000_000, 0),
+    ("`" * 2_000_000, 0), ("<!--" * 500_000, 0), ("- [ ] [" * 300_000, 1),
+    ("- [ ] " + "[" * 2_000_000, 1), ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
+    ("- [ ] T " + "]" * 5_000_000, 1), ("`a" * 300_000 + "[ ]", 0), ("<!--\n" * 100_000, 0),
     ("a --> b <!-- c\n" * 300_000, 0),
     ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
-    ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0),
-    ("[ ] [" * 500_000, 0),
-    ("[x]: a" * 500_000, 0),
-    ("| [" * 500_000, 0),
-    ("[ " + " " * 1_000_000 + "[ ", 0),
+    ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0), ("[ ] [" * 500_000, 0),
+    ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
 ], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")
 # fmt: on
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
@@ -4669,8 +4516,7 @@ def test_any_text_is_a_plan() -> None:
     ("---\n# model: a/b\n\nagent:build\n---\nDo it", {"agent": "build"}, "Do it"),
     ("---\n---\nDo it", {}, "Do it"),
     ("---   \nmodel: a/b:free\n---  \nDo it", {"model": "a/b:free"}, "Do it"),
-    ("---\nmodel: a/b\n---", {"model": "a/b"}, ""),
-    ("---\nno end of it", {}, "---\nno end of it"),
+    ("---\nmodel: a/b\n---", {"model": "a/b"}, ""), ("---\nno end of it", {}, "---\nno end of it"),
     ("---\nRead {{PLAN_FILE}}.\n---\nEnd.", {}, "---\nRead {{PLAN_FILE}}.\n---\nEnd."),
     ("---\nmodel: a/b\nDo it: now\n---\nEnd.", {}, "---\nmodel: a/b\nDo it: now\n---\nEnd."),
     ("---\ntools:\n  bash: false\n- x\nagent: y\n---\nDo it",
@@ -4683,8 +4529,6 @@ def test_any_text_is_a_plan() -> None:
 # fmt: on
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
-
-
 @pytest.mark.parametrize(
     "said, models",
     [("a/b", ("a/b",)), ("a/b, c/d", ("a/b", "c/d")), ("a/b,c/d,,", ("a/b", "c/d")), ("", ())],
@@ -4692,8 +4536,6 @@ def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
 def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]) -> None:
     assert ocloop.models_of({"model": said}) == models
     assert ocloop.models_of({}) == ()
-
-
 # fmt: off
 @pytest.mark.parametrize("body, told, expected", [
     ("{{PLAN_FILE}} {{TASK}} {{ITERATION}}", "", "/p/PLAN.md a {{TASK}} \\1 {{CHECK}} b 7"),
@@ -4709,72 +4551,16 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
 ) -> None:
     task = "a {{TASK}} \\1 {{CHECK}} b"
     assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
+# ── rules ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-# ── what the machines share ───────────────────────────────────────────────────────────────────────
-
-
-def test_a_wait_grows_up_to_its_longest() -> None:
-    waits = ocloop.Backoff(4.0, 4.0, 900.0)
-    assert [waits.after(times) for times in (-1, 0, 1, 2, 3, 4, 5, 6)] == [
-        0.0, 0.0, 4.0, 16.0, 64.0, 256.0, 900.0, 900.0,
-    ]  # fmt: skip
-    assert waits.after(10**9) == 900.0
-
-
-@pytest.mark.parametrize(
-    "waits",
-    [ocloop.RATE_LIMIT_WAITS, ocloop.FAILURE_WAITS, ocloop.SERVER_WAITS, ocloop.STREAM_WAITS],
-)
-def test_no_wait_that_grows_gets_longer_than_a_quarter_of_an_hour(waits: ocloop.Backoff) -> None:
-    lengths = [waits.after(times) for times in range(1, 40)]
-    assert lengths == sorted(lengths) and lengths[0] == waits.first > 0
-    assert lengths[-1] == waits.longest <= 900.0
-
-
-@pytest.mark.parametrize(
-    "deadline, now, due", [(None, 1e12, False), (5.0, 4.9, False), (5.0, 5.0, True), (0.0, 1, True)]
-)
-def test_a_deadline_is_due_from_its_time_on(deadline: float | None, now: float, due: bool) -> None:
-    assert ocloop.is_due(deadline, now) is due
-
-
-def test_an_answer_is_taken_once_and_a_late_one_is_not() -> None:
-    pending = Pending()
-    first = pending.send(ReadFiles(), 0.0)
-    second = pending.send(ReadFiles(), 0.0)
-    assert first.ticket != second.ticket and 0 not in (first.ticket, second.ticket)
-    assert pending.find(ReadFiles) == second and pending.find(MeasureServer) is None
-    assert pending.take(first) and not pending.take(first)
-    assert not pending.take(ReadFiles()), "a command that was never sent"
-    pending.forget(ReadFiles)
-    assert not pending.take(second)
-
-
-def test_forgetting_leaves_the_others() -> None:
-    pending = Pending()
-    measure = pending.send(MeasureServer(), 0.0)
-    pending.send(ReadFiles(), 0.0)
-    pending.forget(ReadFiles, StopServer)
-    assert pending.take(measure) and pending.find(ReadFiles) is None
-
-
-def test_an_answer_that_never_comes_is_overdue_after_its_bound() -> None:
-    pending = Pending()
-    read = pending.send(ReadFiles(), 100.0)
-    check = pending.send(RunCheck({}), 100.0)
-    bound = Pending.BOUNDS[ReadFiles]
-    assert pending.overdue(100.0 + bound - 0.1) == []
-    assert pending.overdue(100.0 + bound) == [read]
-    assert pending.overdue(1e9) == [read], "a check has an option of its own"
-    assert pending.take(read) and pending.take(check)
-
-
-def test_whatever_is_asked_of_a_server_or_of_files_has_a_bound() -> None:
-    commands = {StartServer, StopServer, MeasureServer, CheckSetup, ReadFiles, CreateSession}
-    commands |= {SendPrompt, Poll, Interrupt, Reply, StopCheck}
-    assert set(Pending.BOUNDS) == commands
-    assert not set(Pending.BOUNDS) & {RunCheck, Notify, HandOver}, "these may take any time"
+def test_a_wait_grows_up_to_its_longest_and_none_is_longer_than_a_quarter_of_an_hour() -> None:
+    waits = Backoff(4.0, 4.0, 900.0)
+    found = [waits.after(times) for times in (-1, 0, 1, 2, 3, 4, 5, 10**9)]
+    assert found == [0.0, 0.0, 4.0, 16.0, 64.0, 256.0, 900.0, 900.0]
+    for name, waits in vars(ocloop).items():
+        if isinstance(waits, Backoff):
+            assert 0 < waits.first == waits.after(1) <= waits.longest <= 900.0, name
 
 
 def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
@@ -4785,38 +4571,27 @@ def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
     assert [entry.text for entry in journal.newest(2)] == ["5008", "5009"]
     assert journal.newest(0) == [] and journal.newest(-3) == []
     assert [entry.number for entry in journal.newest(2)] == [journal.count - 1, journal.count]
-
-
-def test_an_entry_of_megabytes_is_cut_and_says_how_long_it_was() -> None:
-    journal = ocloop.Journal(NOON)
     journal.note("text", "x" * 5_000_000)
-    assert journal.entries[0].text.endswith("… (5000000 characters)")
-    assert len(journal.entries[0].text) < 4100
-
-
-# ── words for people ──────────────────────────────────────────────────────────────────────────────
+    (entry,) = journal.newest(1)
+    assert entry.text.endswith("… (5000000 characters)") and len(entry.text) < 4100
 
 
 # fmt: off
-@pytest.mark.parametrize("seconds, text", [
-    (0, "0s"), (-3, "0s"), (9.9, "9s"), (59.9, "59s"), (60, "1m00s"), (245, "4m05s"),
-    (3599, "59m59s"), (3600, "1h00m"), (11_520, "3h12m"), (360_000, "100h00m"),
+@pytest.mark.parametrize("words, value, text", [
+    *[(ocloop.duration, *row) for row in (
+        (0, "0s"), (-3, "0s"), (9.9, "9s"), (59.9, "59s"), (60, "1m00s"), (245, "4m05s"),
+        (3599, "59m59s"), (3600, "1h00m"), (11_520, "3h12m"), (360_000, "100h00m"))],
+    *[(ocloop.short_number, *row) for row in (
+        (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9949, "9.9k"), (9950, "10k"),
+        (10_000, "10k"), (999_499, "999k"), (999_500, "1.0M"), (1_234_567, "1.2M"),
+        (45_000_000, "45M"), (999_500_000, "1.0G"), (2_000_000_000, "2.0G"))],
+    *[(ocloop.dollars_of, *row) for row in (
+        (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
+        (0.0001, "$0.0001"), (0.0999, "$0.0999"), (0.1, "$0.10"))],
 ])
 # fmt: on
-def test_duration(seconds: float, text: str) -> None:
-    assert ocloop.duration(seconds) == text
-
-
-# fmt: off
-@pytest.mark.parametrize("number, text", [
-    (0, "0"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (9940, "9.9k"), (9949, "9.9k"),
-    (9950, "10k"),
-    (9990, "10k"), (10_000, "10k"), (999_499, "999k"), (999_600, "1.0M"), (1_234_567, "1.2M"),
-    (45_000_000, "45M"), (2_000_000_000, "2.0G"),
-])
-# fmt: on
-def test_short_number(number: int, text: str) -> None:
-    assert ocloop.short_number(number) == text
+def test_words_for_people(words: Callable[[Any], str], value: float, text: str) -> None:
+    assert words(value) == text
 
 
 def test_short_numbers_are_short_and_never_fall() -> None:
@@ -4827,18 +4602,6 @@ def test_short_numbers_are_short_and_never_fall() -> None:
         value = float(text.rstrip("kMG")) * order[text.lstrip("0123456789.")]
         assert len(text) <= 4 and value >= last, (number, text)
         last = value
-
-
-# fmt: off
-@pytest.mark.parametrize("cost, text", [
-    (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
-    (0.0001, "$0.0001"), (0.0999, "$0.0999"), (0.1, "$0.10"),
-])
-# fmt: on
-def test_dollars(cost: float, text: str) -> None:
-    assert ocloop.dollars_of(cost) == text
-
-
 def test_dollars_that_were_spent_never_read_as_nothing() -> None:
     rng = random.Random(3)
     for _ in range(500):
@@ -4846,11 +4609,6 @@ def test_dollars_that_were_spent_never_read_as_nothing() -> None:
         text = ocloop.dollars_of(cost)
         assert "$" in text and re.search("[1-9]", text), text
         assert cost < 0.0001 or float(text.removeprefix("$")) == pytest.approx(cost, rel=0.5)
-
-
-# ── books ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
     values.update(
@@ -4866,33 +4624,21 @@ def a_result(outcome: str = "done", progress: bool = False, check: str = "", **m
         progress=progress,
     )
     return Result(**{**values, **more})
-
-
 def books_of(*results: Result) -> Books:
     books = Books()
     for result in results:
         books.add(result)
     return books
-
-
 # Outcomes in their order -> failures in a row, all iterations that a provider would not let work,
 # iterations in a row that settled nothing; "+" is progress.
 # fmt: off
 @pytest.mark.parametrize("outcomes, failures, waits, unsettled", [
-    ("", 0, 0, 0),
-    ("failed", 1, 0, 0),
-    ("failed stalled cut", 3, 0, 0),
-    ("failed rate-limited failed", 2, 1, 0),
-    ("failed outage", 1, 1, 0),
-    ("failed aborted failed", 2, 0, 0),
-    ("failed done failed", 1, 0, 1),
-    ("failed refused", 0, 0, 1),
-    ("outage rate-limited", 0, 2, 0),
-    ("outage failed outage", 1, 2, 0),
-    ("done done done", 0, 0, 3),
-    ("done +done done", 0, 0, 1),
-    ("done failed refused outage", 0, 1, 2),
-    ("done done +done", 0, 0, 0),
+    ("", 0, 0, 0), ("failed", 1, 0, 0), ("failed stalled cut", 3, 0, 0),
+    ("failed rate-limited failed", 2, 1, 0), ("failed outage", 1, 1, 0),
+    ("failed aborted failed", 2, 0, 0), ("failed done failed", 1, 0, 1),
+    ("failed refused", 0, 0, 1), ("outage rate-limited", 0, 2, 0),
+    ("outage failed outage", 1, 2, 0), ("done done done", 0, 0, 3), ("done +done done", 0, 0, 1),
+    ("done failed refused outage", 0, 1, 2), ("done done +done", 0, 0, 0),
     ("done +failed", 1, 0, 0),
 ])
 # fmt: on
@@ -4903,16 +4649,12 @@ def test_streaks_are_computed_from_the_results(
     books = books_of(*results)
     assert (books.failures, len(books.unsettled)) == (failures, unsettled)
     assert books.counted == len(results) - waits
-
-
 def test_a_streak_begins_anew_where_a_person_went_on() -> None:
     books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
     books.mark = 4
     assert (books.failures, books.check_failures, books.unsettled) == (0, 0, [])
     books.results.append(a_result("failed"))
     assert books.failures == 1
-
-
 @pytest.mark.parametrize(
     "checks, failures",
     [("", 0), ("f", 1), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)],
@@ -4923,29 +4665,17 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     names = {"f": "failed", "p": "passed", "i": "interrupted", "-": ""}
     books = books_of(*(a_result(check=names[letter]) for letter in checks))
     assert books.check_failures == failures
-
-
-def test_the_unsettled_iterations_are_told_oldest_first() -> None:
-    books = books_of(a_result(goal="old", progress=True), a_result(goal="a"), a_result(goal="b"))
-    assert [result.goal for result in books.unsettled] == ["a", "b"]
-
-
 # One plan after the other, and whether it is progress.
 # fmt: off
 @pytest.mark.parametrize("plans, progress", [
-    (["- [ ] a", "- [x] a"], "+"),
-    (["- [ ] a", "- [BLOCKED: b] a"], "+"),
-    (["- [ ] a", "- [MANUAL] a"], "+"),
-    (["- [ ] a", "- [ ] a"], "-"),
-    (["- [ ] a", "- [~] a", "- [ ] a"], "--"),
-    (["- [ ] a", "- [ ] a (attempt 3 failed)"], "-"),
+    (["- [ ] a", "- [x] a"], "+"), (["- [ ] a", "- [BLOCKED: b] a"], "+"),
+    (["- [ ] a", "- [MANUAL] a"], "+"), (["- [ ] a", "- [ ] a"], "-"),
+    (["- [ ] a", "- [~] a", "- [ ] a"], "--"), (["- [ ] a", "- [ ] a (attempt 3 failed)"], "-"),
     (["- [ ] a", "- [x] a", "- [ ] a", "- [x] a", "- [ ] a", "- [x] a"], "+----"),
-    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"),
-    (["- [ ] a\n- [ ] b", "- [ ] b"], "+"),
+    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "+"),
     (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
     (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
-    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"),
-    (["- [ ] a", "", "- [ ] a"], "+-"),
+    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "+-"),
 ])
 # fmt: on
 def test_progress_is_more_settled_or_less_pending_than_ever_before(
@@ -4955,8 +4685,6 @@ def test_progress_is_more_settled_or_less_pending_than_ever_before(
     books.note_plan(parse_plan(plans[0]))
     found = [books.note_plan(parse_plan(plan)) for plan in plans[1:]]
     assert "".join("+" if made else "-" for made in found) == progress
-
-
 def test_sums_are_computed_from_the_results() -> None:
     books = books_of(
         a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
@@ -4971,11 +4699,6 @@ def test_sums_are_computed_from_the_results() -> None:
     assert books.counted == 3, "what a provider would not let work does not count"
     assert books.last_worked is books.results[2]
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
-
-
-# ── the models in line ────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_first_model_that_does_not_rest_works() -> None:
     line = ModelLine(("a/1", "a/2", "a/3"))
     assert line.choose(0.0) == "a/1"
@@ -4988,8 +4711,6 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.until_first_back(10.0) == 40.0
     assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
     assert line.until_first_back(100.0) == 0.0
-
-
 def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
     line = ModelLine(("a/1", "a/2"))
     line.choose(0.0)
@@ -5001,52 +4722,45 @@ def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> N
     assert line.choose(0.0) == "a/2" and line.rest(0.0) == 30.0, "each has its own"
     line.forget()
     assert line.choose(0.0) == "a/1" and line.until_first_back(0.0) == 0.0
-
-
-def test_a_model_that_failed_as_often_as_it_may_is_still_in_line() -> None:
+def test_who_is_in_line() -> None:
     line = ModelLine(("a/1", "a/2"))
     line.choose(0.0)
     line.failures["a/2"] = 2
     assert line.has_another(0.0, most=2)
-    line.failures["a/2"] = 3
+    line.failures["a/2"] = 3  # as often as it may, and more
     assert not line.has_another(0.0, most=2) and line.has_another(0.0)
-
-
-def test_opencode_s_own_default_is_alone_in_line() -> None:
-    line = ModelLine(())
-    assert line.choose(0.0) == "" and not line.has_another(0.0)
+    line.last_seen = "a/1"
+    line.order(("a/1", "a/2"))
+    assert line.last_seen == "a/1"
+    line.order(())  # the prompt names none any more: OpenCode's own default is alone
+    assert line.choose(0.0) == "" and line.last_seen == "", "the one that was dropped is not kept"
     line.rest(0.0, 70.0)
     assert line.until_first_back(0.0) == 70.0
     assert line.choose(0.0) == "" and not line.has_another(0.0)
 
 
-def test_the_line_is_that_of_the_prompt_as_it_is_now() -> None:
-    line = ModelLine(("a/1",))
-    line.last_seen = "a/1"
-    line.order(("a/1",))
-    assert line.last_seen == "a/1"
-    line.order(())
-    assert line.choose(0.0) == "" and line.last_seen == "", "the one that was dropped is not kept"
-
-
 SETUP = Setup(
-    model="acme/large",
+    model="acme/gone",
     models={"acme/large": 1000, "acme/small": 0},
     agents=("build", "plan"),
     providers=frozenset(("acme",)),
+    variants={"acme/large": ("low", "medium", "high")},
 )
 
 
 # fmt: off
 @pytest.mark.parametrize("models, agent, words", [
-    ((), "", ""),
     (("acme/large",), "build", ""),
     (("acme/large", "acme/smal"), "", "there is no model acme/smal: did you mean acme/small"),
-    (("acme/zzzzzzzzzzz",), "", "there is no model acme/zzzzzzzzzzz: `opencode models` lists them"),
+    (("acme/zzzzzzzzzz",), "", "there is no model acme/zzzzzzzzzz: `opencode models` lists them"),
     (("other/large",), "", "log in to other with `opencode auth login`"),
     (("acmee/large",), "", "there is no model acmee/large: did you mean acme/large"),
-    ((), "biuld", "there is no agent biuld: did you mean build?"),
-    ((), "xyz", "there is no agent xyz: `opencode agent list` lists them"),
+    ((), "", "there is no model acme/gone"),  # of the configuration
+    (("acme/large#high",), "", ""),
+    (("acme/large#turbo",), "", "there is no variant turbo of acme/large: low, medium, high"),
+    (("acme/small#low",), "", "there is no variant low of acme/small: it has none"),
+    (("acme/small",), "biuld", "there is no agent biuld: did you mean build?"),
+    (("acme/small",), "xyz", "there is no agent xyz: there are build, plan"),
 ])
 # fmt: on
 def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
@@ -5054,24 +4768,11 @@ def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
 ) -> None:
     problem = ocloop.problem_of_names(SETUP, models, agent)
     assert words in problem and bool(problem) == bool(words)
+    assert ocloop.problem_of_names(Setup(), models, agent) == "", "which it cannot tell"
+    assert "debug agents" not in OCLOOP.read_text("utf-8"), "it starts a service, and lists nothing"
 
-
-def test_the_model_of_the_configuration_is_looked_at_as_well() -> None:
-    assert "there is no model acme/gone" in ocloop.problem_of_names(
-        SETUP._replace(model="acme/gone"), (), ""
-    )
-    assert ocloop.problem_of_names(SETUP._replace(model="acme/gone"), ("acme/small",), "") == ""
-
-
-def test_what_a_server_cannot_tell_is_no_mistake() -> None:
-    assert ocloop.problem_of_names(Setup(), ("what/ever",), "whoever") == ""
-
-
-# ── limits ────────────────────────────────────────────────────────────────────────────────────────
 
 NOTHING_USED = Used(iterations=0, cost=0.0, elapsed=0.0, unsettled=0, check_failures=0)
-
-
 # fmt: off
 @pytest.mark.parametrize("options, used, name, words", [
     ({}, {"iterations": 10**6, "cost": 1e6, "elapsed": 1e9}, "", ""),
@@ -5081,10 +4782,11 @@ NOTHING_USED = Used(iterations=0, cost=0.0, elapsed=0.0, unsettled=0, check_fail
     ({"max_cost": 2.0}, {"cost": 1.99}, "", ""),
     ({"max_cost": 2.0}, {"cost": 2.5}, "max_cost", "$2.50 were spent (--max-cost)"),
     ({"max_cost": 0.0001}, {"cost": 0.00012}, "max_cost", "$0.0001 were spent (--max-cost)"),
-    ({"max_cost": 1e-6}, {"cost": 2e-6}, "max_cost", " were spent (--max-cost)"),
     ({"max_time": 3600.0}, {"elapsed": 3700}, "max_time", "1h01m have passed (--max-time)"),
     ({}, {"unsettled": 5}, "", ""),
     ({}, {"unsettled": 6}, "stuck", "6 iterations in a row settled no task (--stuck)"),
+    ({"stuck": 2}, {"unsettled": 2}, "", ""),  # the next one is told of it
+    ({"stuck": 2}, {"unsettled": 3}, "stuck", "3 iterations in a row settled no task"),
     ({"stuck": 0}, {"unsettled": 99, "check_failures": 99}, "", ""),
     ({"check": "make test"}, {"check_failures": 5}, "stuck",
      "the check failed 5 times in a row (--stuck): run `make test` yourself"),
@@ -5093,17 +4795,9 @@ NOTHING_USED = Used(iterations=0, cost=0.0, elapsed=0.0, unsettled=0, check_fail
 def test_a_limit_that_is_reached_is_named_with_what_was_used(
     options: Json, used: Json, name: str, words: str
 ) -> None:
-    limits = ocloop.Limits(Options(**options))
-    reached = limits.reached(NOTHING_USED._replace(**used))
+    reached = ocloop.Limits(Options(**options)).reached(NOTHING_USED._replace(**used))
     assert (reached[0] if reached else "") == name
     assert words in (reached[1] if reached else "")
-
-
-def test_the_last_iteration_before_stuck_was_told_of_it() -> None:
-    """Stuck is one more than --stuck: that one's prompt said so."""
-    limits = ocloop.Limits(Options(stuck=2))
-    assert limits.reached(NOTHING_USED._replace(unsettled=2)) is None
-    assert limits.reached(NOTHING_USED._replace(unsettled=3)) is not None
 
 
 def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
@@ -5114,17 +4808,14 @@ def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
     assert "$4.00" in limits.overrun(NOTHING_USED._replace(cost=4.0))
     assert "2m00s" in limits.overrun(NOTHING_USED._replace(elapsed=120.0))
     assert limits.overrun(NOTHING_USED._replace(iterations=9)) == ""
-
-
-@pytest.mark.parametrize(
-    "options, used, most",
-    [
-        ({"max_iterations": 3}, {"iterations": 3}, 6.0),
-        ({"max_iterations": 3}, {"iterations": 7}, 9.0),
-        ({"max_cost": 2.0}, {"cost": 4.5}, 6.0),
-        ({"max_time": 60.0}, {"elapsed": 125.0}, 180.0),
-    ],
-)
+# fmt: off
+@pytest.mark.parametrize("options, used, most", [
+    ({"max_iterations": 3}, {"iterations": 3}, 6.0),
+    ({"max_iterations": 3}, {"iterations": 7}, 9.0),
+    ({"max_cost": 2.0}, {"cost": 4.5}, 6.0), ({"max_time": 60.0}, {"elapsed": 125.0}, 180.0),
+    ({"max_cost": 1e-6}, {"cost": 10.0}, 10.000001),  # in no time
+])
+# fmt: on
 def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
     options: Json, used: Json, most: float
 ) -> None:
@@ -5135,16 +4826,8 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
     assert limits.reached(NOTHING_USED._replace(**used)) is None
 
 
-def test_a_tiny_limit_is_raised_in_no_time() -> None:
-    limits = ocloop.Limits(Options(max_cost=1e-6))
-    before = time.process_time()
-    limits.raise_above("max_cost", NOTHING_USED._replace(cost=10.0))
-    assert limits.most["max_cost"] > 10.0
-    assert time.process_time() - before < 0.5
-
-
-# ── server-sent events ────────────────────────────────────────────────────────────────────────────
-# The first ones are the examples of html.spec.whatwg.org, "Server-sent events".
+# ── server-sent events, and the event stream ──────────────────────────────────────────────────────
+# The first streams are the examples of html.spec.whatwg.org, "Server-sent events".
 
 # fmt: off
 STREAMS: list[tuple[bytes, list[bytes]]] = [
@@ -5159,15 +4842,10 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
      [b"first event", b"second event", b" third event"]),
     (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
     (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
-    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
-    (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
-    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [b"a\nb", b"c"]),
-    (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
-    (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
-    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
-    (b"data: never ended\n", []),
-    (b"data: never ended", []),
-    (b"event: x\n\ndata: a\n\n", [b"a"]),
+    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]), (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [b"a\nb", b"c"]), (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []), (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
+    (b"data: never ended\n", []), (b"data: never ended", []), (b"event: x\n\ndata: a\n\n", [b"a"]),
     (b"event: x\nevent:\ndata: a\n\n", [b"a"]),
     (b":\n:comment\n : no comment\ndata: a\n:\n\n", [b"a"]),
     (b"Data: a\ndatas: b\n data: c\n\n", []),
@@ -5175,13 +4853,10 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
     (b"data: {\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}\n\n",
      [b"{\"a\":\"x\xe2\x80\xa8y\xc2\x85z\x0b\x0c\x1c\"}"]),
     (b"data: \xff\xfe\x00\n\n", [b"\xff\xfe\x00"]),
-    (b"\n\n\r\n\r\r\n\ndata: a: b\n\n\n", [b"a: b"]),
-    (b": heartbeat\n\n: heartbeat\n\n", []),
+    (b"\n\n\r\n\r\r\n\ndata: a: b\n\n\n", [b"a: b"]), (b": heartbeat\n\n: heartbeat\n\n", []),
     (b"", []),
 ]
 # fmt: on
-
-
 def feed(chunks: Iterable[bytes]) -> list[bytes]:
     stream = EventStream()
     return [event for chunk in chunks for event in stream.feed(chunk)]
@@ -5231,9 +4906,6 @@ def test_any_bytes_are_a_stream() -> None:
     assert found > 500, "it must hit something"
 
 
-# ── the event stream, read ────────────────────────────────────────────────────────────────────────
-
-
 def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
     return OpenCode1(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
 
@@ -5261,10 +4933,18 @@ def test_events_are_decoded_in_their_order() -> None:
         frame("server.connected")
         + frame("session.idle", sessionID="ses_1")
         + frame("never.heard.of", sessionID="ses_2", x=[1])
-        + frame("server.heartbeat")
         + b": heartbeat\n\n"
+        + delta_of("ses_1", "x").replace(b'"x"', b'"\xff"')
     )
-    assert read([stream]) == [Activity("ses_1", "idle"), Alive("ses_2")]
+    said = [Activity("ses_1", "idle"), Alive("ses_2"), Delta("ses_1", "prt_1", "\ufffd")]
+    assert read([stream]) == said
+    quoted = json.dumps({"type": "message.part.delta", "sessionID": "ses_2"})
+    part = {"id": "prt_1", "messageID": "msg_1", "type": "text", "text": quoted}
+    (words,) = read([frame("message.part.updated", part=part, sessionID="ses_1")], live=False)
+    assert isinstance(words, Part) and words.session == "ses_1", "what a model quotes is no event"
+    heard, idle = read([frame("session.idle", sessionID="ses_1", more="x" * 9999)], verbose=True)
+    assert isinstance(heard, Heard) and idle == Activity("ses_1", "idle")
+    assert heard.text.startswith("session.idle {") and len(heard.text) < 400
 
 
 # fmt: off
@@ -5277,10 +4957,8 @@ def test_events_are_decoded_in_their_order() -> None:
 def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     stream = b"data: " + data + b"\n\n" + frame("session.idle", sessionID="ses_1")
     assert read([stream]) == [Activity("ses_1", "idle")]
-
-
-def test_arguments_that_are_nested_deep_end_nothing() -> None:
-    """A model chooses them; json.dumps gives up sooner than json.loads."""
+def test_values_that_are_nested_deep_end_nothing() -> None:
+    """A model chooses them; json.dumps and str give up sooner than json.loads."""
     deep: list[Any] = []
     for _ in range(50_000):
         deep = [deep]
@@ -5288,17 +4966,20 @@ def test_arguments_that_are_nested_deep_end_nothing() -> None:
     said = a_dialect().tool_part("ses_1", "msg_1", "prt_1", {**part, "tool": deep})
     assert said.call == 0 and said.state == "done"
     assert a_dialect().tool_part("ses_1", "msg_1", "prt_1", {"state": {"status": "error"}}).call
-    worker = ocloop.Worker(ocloop.Server(Options(), print))
-    answers = (RecursionError("too deep"), MemoryError())
+    asked = {"id": "per_1", "permission": deep, "patterns": [deep], "metadata": {"command": deep}}
+    assert a_dialect().permission(asked).id == "per_1"
 
-    def poll(*_: Any) -> Any:
-        raise errors.pop()
 
-    errors = list(answers)
-    worker.HOW = {Poll: poll}  # type: ignore[misc]
-    for _ in answers:
-        answer = worker.answer(Poll("ses_1", Prompt("text"), 1))
-        assert isinstance(answer, Failed) and answer.why == "silent"
+@pytest.mark.parametrize("error", [RecursionError("too deep"), MemoryError(), RequestError(0, "")])
+def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exception) -> None:
+    posted: list[Answer] = []
+    outside = ocloop.Outside(ocloop.Server(Options(), posted.append))
+    outside.server.dialect = a_dialect(Said({"GET /session/status": error, "GET /session/s": {}}))
+    reply = Reply("poll", ("s", PROMPT, 0, False))
+    outside._make(reply)
+    (answer,) = posted
+    assert answer.reply is reply and isinstance(answer.error, RequestError)
+    assert answer.error.why == "silent"
 
 
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
@@ -5317,8 +4998,6 @@ def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
     (said, after) = read([bad + bad + frame("session.idle", sessionID="ses_1")])
     assert isinstance(said, Noted) and "cannot be read" in said.text and error.__name__ in said.text
     assert after == Activity("ses_1", "idle")
-
-
 @pytest.mark.parametrize("data", [b"data: " + b"x" * 70_000, b"data: xxxxxxxxxxxxx\n" * 4000])
 def test_an_event_without_an_end_is_said_and_the_stream_opened_anew(
     data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5338,70 +5017,20 @@ def test_an_event_without_an_end_is_said_and_the_stream_opened_anew(
     big = b'data: {"type": "%s"}\n\n' % (b"x" * 900_000)
     stream = [big[at : at + 65536] for at in range(0, len(big), 65536)] * 3
     assert read([*stream, idle]) == [Activity("ses_1", "idle")], "each has room of its own"
-
-
-def test_bytes_that_are_not_utf8_are_replaced() -> None:
-    stream = delta_of("ses_1", "x").replace(b'"x"', b'"\xff"')
-    assert read([stream]) == [Delta("ses_1", "prt_1", "\ufffd")]
-
-
-def test_deltas_that_nobody_sees_are_one_sign_of_life_of_their_session() -> None:
-    stream = delta_of("ses_1") * 300 + delta_of("ses_2") * 300
+def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_nobody = b'data: {"type":"message.part.delta","properties":{"delta":"x"}}\n\n'
+    stream = delta_of("ses_1") * 300 + delta_of("ses_2") * 300 + of_nobody
+    idle = frame("session.idle", sessionID="ses_1")
     assert read([stream], live=False) == [Alive("ses_1"), Alive("ses_2")]
-
-
-def test_few_deltas_are_decoded_when_somebody_looks_and_a_flood_is_not() -> None:
-    posted = read([delta_of("ses_1") * 1000 + delta_of("ses_2")])
+    posted = read([delta_of("ses_1") * 1000 + delta_of("ses_2") + idle])
     decoded = posted.count(Delta("ses_1", "prt_1", "The"))
     assert decoded == ocloop.LIVE_DELTAS
-    assert posted[decoded:] == [Alive("ses_1"), Alive("ses_2")], "whose they are is always said"
-
-
-def test_a_flood_holds_up_no_other_event() -> None:
-    posted = read([delta_of("ses_1") * 1000 + frame("session.idle", sessionID="ses_1")])
-    assert posted[-1] == Activity("ses_1", "idle")
-
-
-def test_the_next_moment_has_deltas_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = [Alive("ses_1"), Alive("ses_2"), Activity("ses_1", "idle")]
+    assert posted[decoded:] == rest, "whose they are is always said, and nothing else held up"
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     posted = read([delta_of("ses_1") * 100] * 3)
     assert posted.count(Delta("ses_1", "prt_1", "The")) == 3 * ocloop.LIVE_DELTAS
-    assert posted.count(Alive("ses_1")) == 3
-
-
-def test_a_delta_of_nobody_is_no_sign_of_life() -> None:
-    data = b'data: {"type":"message.part.delta","properties":{"delta":"x"}}\n\n'
-    assert read([data], live=False) == [] and read([data]) == []
-
-
-def test_the_words_of_a_model_are_no_event() -> None:
-    """What a text quotes is escaped there, and so is told from the event's own fields."""
-    quoted = json.dumps({"type": "message.part.delta", "sessionID": "ses_2"})
-    part = {"id": "prt_1", "messageID": "msg_1", "type": "text", "text": quoted}
-    posted = read([frame("message.part.updated", part=part, sessionID="ses_1")], live=False)
-    (said,) = posted
-    assert isinstance(said, Part) and said.session == "ses_1"
-
-
-def test_verbose_passes_on_the_events_as_they_came_cut_to_a_line() -> None:
-    posted = read([frame("session.idle", sessionID="ses_1", more="x" * 9999)], verbose=True)
-    heard = posted[0]
-    assert isinstance(heard, Heard) and posted[1] == Activity("ses_1", "idle")
-    assert heard.text.startswith("session.idle {") and len(heard.text) < 400
-
-
-def test_reading_ends_when_it_is_not_wanted_any_more() -> None:
-    posted: list[Event] = []
-    reader = StreamReader(a_dialect(), posted.append, True, False)
-
-    def chunks() -> Iterator[bytes]:
-        yield frame("session.idle", sessionID="ses_1")
-        reader.stop()
-        yield frame("session.idle", sessionID="ses_2")
-
-    reader.read(chunks())
-    assert posted == [Activity("ses_1", "idle")]
 
 
 class Feeder:
@@ -5419,8 +5048,6 @@ class Feeder:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         connection.sendall(head + stream)
         return connection
-
-
 def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_hung_up() -> None:
     feeder = Feeder()
     posted: queue.Queue[Event] = queue.Queue()
@@ -5441,8 +5068,6 @@ def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_h
     assert last.recv(10) == b"", "it hangs up at once, and not with the next event"
     last.close()
     feeder.listener.close()
-
-
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
@@ -5458,15 +5083,12 @@ def test_a_stream_that_breaks_off_is_connected_anew_and_one_that_is_stopped_is_h
     ("task", {"description": "look around", "prompt": "…"}, "look around"),
     ("subagent", {"agent": "plan", "description": "look around", "prompt": "…"}, "look around"),
     ("webfetch", {"url": "https://e.org"}, "https://e.org"),
-    ("websearch", {"query": "curses"}, "curses"),
-    ("skill", {"name": "pdf"}, "pdf"),
+    ("websearch", {"query": "curses"}, "curses"), ("skill", {"name": "pdf"}, "pdf"),
     ("todowrite", {"todos": [1, 2, 3]}, "0/3"),
     ("todowrite", {"todos": [{"status": "completed", "content": "a"},
-                             {"status": "in_progress", "content": "b"}]}, "1/2 b"),
-    ("todowrite", {}, "0/0"),
-    ("list", {"path": "/project/src"}, "src"),
-    ("mcp_thing", {"number": 3, "what": "this"}, "this"),
-    ("mcp_thing", {}, "A title"),
+     {"status": "in_progress", "content": "b"}]}, "1/2 b"),
+    ("todowrite", {}, "0/0"), ("list", {"path": "/project/src"}, "src"),
+    ("mcp_thing", {"number": 3, "what": "this"}, "this"), ("mcp_thing", {}, "A title"),
     ("bash", {"command": "x" * 9999}, "x" * 500),
 ])
 # fmt: on
@@ -5474,46 +5096,36 @@ def test_a_tool_is_told_by_the_argument_that_matters(tool: str, given: Json, tex
     title = "" if given else "A title"
     found = ocloop.argument_of(tool, given, "/project", title if tool == "mcp_thing" else "")
     assert found.strip() == text
-
-
 def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments() -> None:
     one = ocloop.call_id("bash", {"command": "ls", "timeout": 5})
     assert one == ocloop.call_id("bash", {"timeout": 5, "command": "ls"}) > 0
     others = [("shell", {"command": "ls", "timeout": 5}), ("bash", {"command": "ls"}), ("bash", {})]
     assert one not in [ocloop.call_id(*other) for other in others]
     assert ocloop.call_id("\ud800", float("nan")) > 0
-
-
-@pytest.mark.parametrize(
-    "value, seconds",
-    [("30", 30.0), (" 1.5 ", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-     ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0)],
+# fmt: off
+@pytest.mark.parametrize("value, seconds", [
+    ("30", 30.0), (" 1.5 ", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
+    ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0),
+],
 )  # fmt: skip
 def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
     assert ocloop.seconds_until(value) == seconds
-
-
-def test_a_provider_may_name_the_time_itself() -> None:
+def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_person() -> None:
     assert ocloop.seconds_until(formatdate(time.time() + 600)) == pytest.approx(600, abs=30)
-
-
-def test_a_wait_of_any_length_can_be_told_to_a_person() -> None:
     assert ocloop.duration(ocloop.seconds_until("9" * 400))
 
 
 # fmt: off
 @pytest.mark.parametrize("code, may_pass, kind", [
     (429, False, "rate-limit"), (529, False, "rate-limit"), (401, False, "auth"),
-    (403, False, "auth"), (402, False, "balance"), (404, False, "no-model"),
-    (500, False, "outage"), (502, False, "outage"), (503, False, "outage"),
-    (0, True, "outage"), (0, False, "provider"), (400, False, "provider"), (422, False, "provider"),
+    (403, False, "auth"), (402, False, "balance"), (404, False, "no-model"), (500, False, "outage"),
+    (502, False, "outage"), (503, False, "outage"), (0, True, "outage"), (0, False, "provider"),
+    (400, False, "provider"), (422, False, "provider"),
 ])
 # fmt: on
 def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> None:
     assert ocloop.kind_of_code(code, may_pass) == kind
     assert kind in ocloop.FAULTS
-
-
 # fmt: off
 @pytest.mark.parametrize("cost, tokens, spend", [
     (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
@@ -5526,21 +5138,15 @@ def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
     assert ocloop.spend_of(cost, tokens) == spend
-
-
 def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
     one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
     assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
     assert one.at_least(other) == Spend(2.0, 5, 7, 3)
     tokens = {"input": 5, "output": 5, "cached": 0}
     assert one.record() == {"cost": 1.0, "tokens": tokens}
-
-
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
 PAGE = "<!doctype html><title>OpenCode</title>"
-
-
 class Wire:
     """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
 
@@ -5605,8 +5211,6 @@ class Wire:
     @property
     def routes(self) -> list[str]:
         return [f"{method} {path.partition('?')[0]}" for method, path, _ in self.heard]
-
-
 class Turns:
     """Answers that are given one after the other; the last one again and again."""
 
@@ -5615,22 +5219,16 @@ class Turns:
 
     def next(self) -> Any:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-
 @pytest.fixture(scope="module")
 def one_wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.server.shutdown()
     wire.server.server_close()
-
-
 @pytest.fixture
 def wire(one_wire: Wire) -> Wire:
     one_wire.forget()
     return one_wire
-
-
 def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204}
     client = wire.client("secret")
@@ -5640,15 +5238,11 @@ def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     for headers in wire.headers:
         assert headers["Authorization"] == "Basic b3BlbmNvZGU6c2VjcmV0"
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
-
-
 def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     wire.says = {"GET /a": {}}
     assert wire.client().request("GET", "/a") == {}
-
-
 # fmt: off
 @pytest.mark.parametrize("said, code, name, message", [
     ((400, {"name": "ConfigInvalidError", "data": {
@@ -5663,9 +5257,9 @@ def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     ((500, [1]), 500, "", "GET /a was answered with 500"),
     ((400, b"\xff\xfe{"), 400, "", "GET /a was answered with 400"),
     ((400, {"data": {"issues": "many"}, "message": None}), 400, "", "GET /a was answered with 400"),
-    (PAGE, 404, "NotJSON", "GET /a was not answered with JSON"),
-    (b"[" * 100_000, 404, "NotJSON", "GET /a was not answered with JSON"),
-    (b"\xff\xfe", 404, "NotJSON", "GET /a was not answered with JSON"),
+    (PAGE, 502, "NotJSON", "GET /a was not answered with JSON"),
+    (b"[" * 100_000, 502, "NotJSON", "GET /a was not answered with JSON"),
+    (b"\xff\xfe", 502, "NotJSON", "GET /a was not answered with JSON"),
 ], ids=lambda value: ascii(value)[:30])
 # fmt: on
 def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
@@ -5677,36 +5271,16 @@ def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
     found = error.value
     assert (found.code, found.name, str(found)) == (code, name, message)
     assert not found.is_timeout
-
-
 def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
         with pytest.raises(RequestError) as error:
             client.request("GET", "/", timeout=0.1)
         assert error.value.code == 0 and error.value.is_timeout
-    with pytest.raises(RequestError) as error:
-        client.request("GET", "/")
-    assert error.value.code == 0 and not error.value.is_timeout
-
-
-@pytest.mark.parametrize(
-    "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
-)
-def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def talk() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(said)
-
-        threading.Thread(target=talk, daemon=True).start()
-        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
+    for ask in (client.request, lambda _, path: client.ask_if_possible(path)):
         with pytest.raises(RequestError) as error:
-            client.request("GET", "/")
-        assert error.value.code == 0 and str(error.value)
+            ask("GET", "/")
+        assert error.value.code == 0 and not error.value.is_timeout
 
 
 @contextmanager
@@ -5728,14 +5302,17 @@ def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]
 
         threading.Thread(target=talk, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
-
-
 OK = b"HTTP/1.1 200 OK\r\n"
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", OK + b"Content-Length: 9\r\n\r\n{"]
+)
+def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
+    with talker(said) as (url, _), pytest.raises(RequestError) as error:
+        Client(url, "", "").request("GET", "/")
+    assert error.value.code == 0 and str(error.value)
 
 
 ODD_IDS = ("--port=1", "-s", "../x", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\u00e9", "", None)
-
-
 @pytest.mark.parametrize("id", ODD_IDS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any) -> None:
@@ -5756,13 +5333,12 @@ def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any
     if isinstance(dialect, OpenCode2):
         assert dialect.family("ses_1", {})[0] == ()
     else:
-        assert dialect.family("ses_1", {"ses_1"})[0] == () == dialect.requests()[0]
+        assert dialect.family("ses_1", {"ses_1"})[0] == () == dialect.asks()[0]
         asked = {"id": id, "sessionID": "ses_1"}
-        assert dialect.decode({"type": "permission.asked", "properties": asked}) == []
+        asked = {"type": "permission.asked", "properties": asked}
+        assert dialect.decode(asked) == [Alive("ses_1")]
     paths = [path for _, path, _ in wire.heard]
     assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
-
-
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
     """It would carry the login to another host."""
@@ -5776,8 +5352,6 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
         with pytest.raises(Problem, match="is not OpenCode"):
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
-
-
 TRICKLES: dict[str, tuple[bytes, ...]] = {
     "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
     "line of the head": (OK, b"X: ", *[b"a"] * 90),
@@ -5786,8 +5360,6 @@ TRICKLES: dict[str, tuple[bytes, ...]] = {
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
     "refusal": (b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n", *[b" "] * 90),
 }
-
-
 @pytest.mark.parametrize("said", TRICKLES.values(), ids=list(TRICKLES))
 def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
     with talker(*said, pause=0.1) as (url, _):
@@ -5796,8 +5368,6 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
             Client(url, "", "").request("GET", "/", timeout=0.5)
         assert time.monotonic() - before < 4
         assert error.value.code == 500 or error.value.is_timeout
-
-
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
 def test_an_answer_without_an_end_is_an_error_like_any_other(
     head: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5809,97 +5379,59 @@ def test_an_answer_without_an_end_is_an_error_like_any_other(
         Client(url, "", "").request("GET", "/")
     with talker(OK + b"\r\n[", b" " * 1000_000, b"]") as (url, _):
         assert Client(url, "", "").request("GET", "/") == []
-
-
-@pytest.mark.parametrize("said", [PAGE, (404, {}), (405, {}), (501, {}), 404])
-def test_a_route_that_a_server_does_not_know_means_that_it_cannot_tell(
-    wire: Wire, said: Any
-) -> None:
-    wire.says = {"GET /a": said}
-    assert wire.client().ask("/a") is None
-
-
-@pytest.mark.parametrize("said, code", [(PAGE, 502), ((404, {}), 404), ((500, {}), 500)])
-def test_a_route_that_a_server_has_answered_it_knows(wire: Wire, said: Any, code: int) -> None:
-    wire.says = {"GET /session/ses_1/message": [], "GET /session/ses_2/message": said}
-    client = wire.client()
-    assert client.ask("/session/ses_1/message?limit=20") == []
-    with pytest.raises(RequestError) as error:
-        client.ask("/session/ses_2/message?limit=20")
-    assert error.value.code == code
-
-
 def test_what_is_only_good_to_know_may_fail(wire: Wire) -> None:
     wire.says = {"GET /a": (500, {}), "GET /b": {"x": 1}}
     assert wire.client().ask_if_possible("/a") is None
     assert wire.client().ask_if_possible("/b") == {"x": 1}
-    with pytest.raises(RequestError):
-        Client("http://127.0.0.1:9", "", "").ask_if_possible("/a")
 
 
-# ── opencode: which generation answers ────────────────────────────────────────────────────────────
+# ── opencode: which generation answers, and its server ────────────────────────────────────────────
 
 INFO = {"version": "2.0.20", "pid": 7, "urls": [], "paths": {"tmp": "/tmp"}}
 HEALTH = {"healthy": True, "version": "1.18.33"}
+STRANGERS: tuple[Any, ...] = (PAGE, (404, {"detail": "Not"}), [], {}, (500, {"message": "a"}), 204)
 
 
+# What a server says -> the dialect and its version, after so many requests; or the Problem.
 # fmt: off
-@pytest.mark.parametrize("says, otherwise, dialect, version, requests", [
-    ({"GET /api/info": INFO}, PAGE, OpenCode2, "2.0.20", 1),
-    ({"GET /api/info": {**INFO, "version": "2.0.4"}}, PAGE, OpenCode2, "2.0.4", 1),
-    ({"GET /api/info": {**INFO, "version": "local"}}, PAGE, OpenCode2, "local", 1),
-    ({"GET /api/info": INFO, "GET /global/health": HEALTH}, PAGE, OpenCode2, "2.0.20", 1),
-    ({"GET /global/health": HEALTH}, PAGE, OpenCode1, "1.18.33", 2),
-    ({"GET /global/health": HEALTH}, (404, {}), OpenCode1, "1.18.33", 2),
+@pytest.mark.parametrize("says, otherwise, found, requests", [
+    ({"GET /api/info": INFO}, PAGE, (OpenCode2, "2.0.20"), 1),
+    ({"GET /api/info": {**INFO, "version": "local"}}, PAGE, (OpenCode2, "local"), 1),
+    ({"GET /api/info": INFO, "GET /global/health": HEALTH}, PAGE, (OpenCode2, "2.0.20"), 1),
+    ({"GET /api/status": {"version": "2.0.4"}}, PAGE, (OpenCode2, "2.0.4"), 2),
+    ({"GET /api/status": {"version": "2.0.5"}}, (404, {}), (OpenCode2, "2.0.5"), 2),
+    ({"GET /global/health": HEALTH}, PAGE, (OpenCode1, "1.18.33"), 3),
+    ({"GET /global/health": HEALTH}, (404, {}), (OpenCode1, "1.18.33"), 3),
     ({"GET /global/health": HEALTH, "GET /api/session": [], "GET /api/health": {"healthy": True},
-      "GET /api/session/active": {"data": {}}}, PAGE, OpenCode1, "1.18.33", 2),
-    ({"GET /global/health": {"healthy": True, "version": "1.0.152"}}, PAGE, OpenCode1, "1.0.152",
-     2),
-    ({"GET /global/health": {"healthy": True}}, PAGE, OpenCode1, "", 2),
-    ({"GET /config": {"model": "a/b"}}, PAGE, OpenCode1, "", 4),
-    ({"GET /config": {"model": "a/b"}}, (404, {}), OpenCode1, "", 4),
-    ({"GET /api/info": (500, {}), "GET /global/health": HEALTH}, PAGE, OpenCode1, "1.18.33", 2),
+      "GET /api/session/active": {"data": {}}}, PAGE, (OpenCode1, "1.18.33"), 3),
+    ({"GET /global/health": {"healthy": True}}, PAGE, (OpenCode1, ""), 3),
+    ({"GET /api/info": (500, {}), "GET /global/health": HEALTH}, PAGE, (OpenCode1, "1.18.33"), 3),
+    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, PAGE, "too old", 4),
+    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, (404, {}), "too old", 4),
+    ({"GET /api/info": {**INFO, "version": "2.0.3"}}, PAGE,
+     "OpenCode 2.0.3: this OpenCode is too old", 1),
+    ({"GET /global/health": {"version": "1.1.9"}}, PAGE,
+     "OpenCode 1.1.9: this OpenCode is too old", 3),
+    ({"GET /global/health": {"version": "0.9.9"}}, PAGE,
+     "OpenCode 0.9.9: this OpenCode is too old", 3),
+    *[({}, otherwise, "is not OpenCode: look at the address", 4) for otherwise in STRANGERS],
 ])
 # fmt: on
 def test_which_generation_answers(
-    wire: Wire, says: Json, otherwise: Any, dialect: type, version: str, requests: int
+    wire: Wire, says: Json, otherwise: Any, found: Any, requests: int
 ) -> None:
     wire.says = says
     wire.otherwise = otherwise
-    assert ocloop.detect(wire.client()) == (dialect, version)
+    if isinstance(found, tuple):
+        assert ocloop.detect(wire.client()) == found
+    else:
+        with pytest.raises(Problem) as problem:
+            ocloop.detect(wire.client())
+        assert found in str(problem.value) and not problem.value.again
+        if "too old" in found:
+            assert "1.2 or newer, or 2.0.4 or newer" in str(problem.value)
+            assert "`opencode upgrade`" in str(problem.value)
     assert len(wire.heard) == requests
-
-
-# fmt: off
-@pytest.mark.parametrize("says, otherwise, words", [
-    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, PAGE, "too old"),
-    ({"GET /api/health": {"healthy": True, "version": "2.0.2"}}, (404, {}), "too old"),
-    ({"GET /api/info": {**INFO, "version": "2.0.3"}}, PAGE,
-     "OpenCode 2.0.3: this OpenCode is too old"),
-    ({"GET /global/health": {"version": "1.0.151"}}, PAGE,
-     "OpenCode 1.0.151: this OpenCode is too"),
-    ({"GET /global/health": {"version": "0.9.9"}}, PAGE,
-     "OpenCode 0.9.9: this OpenCode is too old"),
-    ({}, PAGE, "is not OpenCode: look at the address"),
-    ({}, (404, {"detail": "Not Found"}), "is not OpenCode: look at the address"),
-    ({}, [], "is not OpenCode: look at the address"),
-    ({}, {}, "is not OpenCode: look at the address"),
-    ({}, (500, {"message": "boom"}), "is not OpenCode: look at the address"),
-    ({}, 204, "is not OpenCode: look at the address"),
-    ({"GET /api/info": {"version": "7"}}, (404, {}), "is not OpenCode: look at the address"),
-])
-# fmt: on
-def test_what_is_too_old_or_no_opencode_is_told_apart_and_named(
-    wire: Wire, says: Json, otherwise: Any, words: str
-) -> None:
-    wire.says = says
-    wire.otherwise = otherwise
-    with pytest.raises(Problem) as problem:
-        ocloop.detect(wire.client())
-    assert words in str(problem.value) and not problem.value.again
-    if "too old" in words:
-        assert "1.0.152 or newer, or 2.0.4 or newer" in str(problem.value)
-        assert "`opencode upgrade`" in str(problem.value)
 
 
 @pytest.mark.parametrize("path", ["/wrong/path", "/wrong/path/"])
@@ -5907,22 +5439,15 @@ def test_an_address_with_a_wrong_path_is_not_opencode(wire: Wire, path: str) -> 
     wire.says = {"GET /api/info": INFO, "GET /global/health": HEALTH, "GET /config": {}}
     with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
         ocloop.detect(Client(wire.url + path, "", ""))
-
-
 @pytest.mark.parametrize("code", [401, 403, 503])
 def test_a_server_that_refuses_or_boots_is_not_judged(wire: Wire, code: int) -> None:
     wire.otherwise = (code, {})
     with pytest.raises(RequestError) as error:
         ocloop.detect(wire.client())
     assert error.value.code == code
-
-
-# What is made of it when the server is started, or found.
-
-
-def a_server(says: Wire, **options: Any) -> tuple[ocloop.Server, list[Event]]:
+def a_server(says: Wire) -> tuple[ocloop.Server, list[Event]]:
     posted: list[Event] = []
-    return ocloop.Server(Options(server=says.url, **options), posted.append), posted
+    return ocloop.Server(Options(server=says.url), posted.append), posted
 
 
 def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
@@ -5932,8 +5457,6 @@ def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
     _client, dialect, version = server._meet(wire.url)
     assert (dialect, version) == (OpenCode2, "2.0.20")
     assert [type(event) for event in posted] == [Noted], "and that is said, once"
-
-
 # fmt: off
 @pytest.mark.parametrize("said, words", [
     ((503, {"code": "service_failed", "message": "no disk"}), "does not answer (no disk)"),
@@ -5948,30 +5471,36 @@ def test_a_server_that_will_not_do_is_told_at_once(wire: Wire, said: Any, words:
     with pytest.raises(Problem) as problem:
         server._meet(wire.url)
     assert words in str(problem.value) and time.monotonic() - before < 5
+CONFIGURATION = """/project/opencode.json
+--- JSONC Input ---
+{ "apiKey": "sk-SECRET",,, }
+--- Errors ---
+PropertyNameExpected at line 3, column 23
+   Line 3: { "apiKey": "sk-SECRET",,, }
+--- End ---"""
 
 
-def test_what_a_server_prints_is_kept_but_no_password() -> None:
-    server = ocloop.Server(Options(), print)
+def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENCODE_PASSWORD", raising=False)
+    monkeypatch.delenv("OPENCODE_SERVER_USERNAME", raising=False)
+    monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
+    server = ocloop.Server(Options(server="http://x"), print)
+    assert (server.username, server.password) == ("opencode", "one")
     found: queue.SimpleQueue[str] = queue.SimpleQueue()
     printed = (
         b"\x1b[31mWarning\x1b[0m: \xff\n" + b"y" * 200_000 + b"\n"
-        b"server listening on http://127.0.0.1:4097\nserver password hunter2\nmore\n"
+        b"server listening on http://127.0.0.1:4097\nserver password hunter2\n"
     )
-    server._drain(io.BytesIO(printed), found)
+    server._drain(io.BytesIO(printed + CONFIGURATION.encode() + b"\nafter\n"), found)
     assert [found.get(), found.get()] == ["http://127.0.0.1:4097", ""]
     lines = list(server.last_lines)
-    assert lines[0] == "Warning: \ufffd" and lines[-1] == "more"
-    assert not any("hunter2" in line for line in lines) and max(map(len, lines)) <= 300
-
-
-def test_the_password_of_a_server_that_is_not_ours_comes_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("OPENCODE_PASSWORD", "OPENCODE_SERVER_PASSWORD", "OPENCODE_SERVER_USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
-    given = ocloop.Server(Options(server="http://x"), print)
-    assert (given.username, given.password) == ("opencode", "one")
+    assert lines[0] == "Warning: \ufffd" and lines[-1] == "after"
+    assert max(map(len, lines)) <= 300
+    kept = "\n".join(lines)
+    assert "hunter2" not in kept and "SECRET" not in kept and "PropertyNameExpected" in kept
+    said = ocloop.without_input(CONFIGURATION)
+    assert said == "/project/opencode.json PropertyNameExpected at line 3, column 23"
+    assert ocloop.without_input("no such thing") == "no such thing"
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -5986,7 +5515,7 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
     server = ocloop.Server(options, posted.put)
     heard: list[bytes] = []
     try:
-        server.start(StartServer(1))
+        server.start(1)
         assert posted.get(timeout=GENEROUS) == StreamOpened()
         first = server.password
         assert len(first) >= 32 and server.process and server.dialect
@@ -6007,45 +5536,31 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
         assert heard == []
-        server.start(StartServer(2))
+        server.start(2)
         assert len(server.password) >= 32 and server.password != first
     finally:
         server.close()
-
-
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
 def event(type: str, /, **properties: Any) -> Json:
     return {"type": type, "properties": properties}
-
-
 def part_event(**part: Any) -> Json:
     given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
     return event("message.part.updated", part=given)
-
-
 def tool_event(tool: str, **state: Any) -> Json:
     return part_event(type="tool", tool=tool, state=state)
-
-
 def message_event(**info: Any) -> Json:
     given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
     return event("message.updated", info=given)
-
-
 UNAUTHORIZED = {"name": "APIError", "data": {"message": "no key", "statusCode": 401}}
 ABORTED = {"name": "MessageAbortedError", "data": {"message": "Aborted"}}
 OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
 TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
 SPENT = Spend(0.5, 10, 6, 4)
 LISTING = ocloop.call_id("bash", {"command": "ls"})
-
-
 def said_part(kind: str, state: str, **more: Any) -> Part:
     return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
-
-
 # fmt: off
 DECODED: list[tuple[Json, list[Any]]] = [
     (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}), [Child("ses_2",
@@ -6073,27 +5588,22 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [Delta("ses_1", "prt_1", "The")]),
     (event("permission.replied", sessionID="ses_1", requestID="per_1"),
      [Answered("ses_1", "per_1")]),
-    (event("permission.replied", sessionID="ses_1", permissionID="per_1"),
-     [Answered("ses_1", "per_1")]),
-    (event("question.replied", sessionID="ses_1", requestID="que_1"),
-     [Answered("ses_1", "que_1")]),
+    (event("question.replied", sessionID="ses_1", requestID="que_1"), [Answered("ses_1", "que_1")]),
     (event("question.rejected", sessionID="ses_1", requestID="que_1"),
      [Answered("ses_1", "que_1")]),
     (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
-           metadata={"command": "rm -r x"}),
+     metadata={"command": "rm -r x"}),
      [Asked("ses_1", Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x"))]),
-    (event("permission.updated", sessionID="ses_1", id="per_1", type="edit", title="edit a"),
-     [Asked("ses_1", Ask("per_1", "ses_1", "permission", "edit", "edit a"))]),
-    (event("permission.asked", sessionID="ses_1"), []),
+    (event("permission.asked", sessionID="ses_1"), [Alive("ses_1")]),
     (event("question.asked", sessionID="ses_1", id="que_1", questions=[
-        {"question": "Which?", "options": [{"label": "red", "description": "warm"},
-        {"label": "b"}]}]),
+     {"question": "Which?", "options": [{"label": "red", "description": "warm"},
+     {"label": "b"}]}]),
      [Asked("ses_1", Ask("que_1", "ses_1", "question", "", "Which?", (
-         Question("Which?", (("red", "warm"), ("b", ""))),)))]),
-    (event("question.asked", sessionID="ses_1"), []),
+     Question("Which?", (("red", "warm"), ("b", ""))),)))]),
+    (event("question.asked", sessionID="ses_1"), [Alive("ses_1")]),
     (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
-                   finish="stop", time={"completed": 2}),
+     finish="stop", time={"completed": 2}),
      [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
     (message_event(mode="plan", finish="stop"),
      [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
@@ -6122,15 +5632,12 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (tool_event("bash", status="error", input={"command": "ls"}, error="exit status 2"),
      [said_part("tool", "failed", tool="bash", argument="ls", call=LISTING, text="exit status 2")]),
     (tool_event("edit", status="running", input={"filePath": "/project/a"},
-                metadata={"filediff": {"additions": 3, "deletions": 1}}),
+     metadata={"filediff": {"additions": 3, "deletions": 1}}),
      [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
-    (event("server.connected"), []),
-    (event("never.heard.of", sessionID="ses_1"), [Alive("ses_1")]),
+    (event("server.connected"), []), (event("never.heard.of", sessionID="ses_1"), [Alive("ses_1")]),
     ({}, []), ({"type": "session.idle"}, []), ({"type": None, "properties": None}, []),
 ]
 # fmt: on
-
-
 @pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
 def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
     assert is_same(a_dialect().decode(said), expected)
@@ -6179,9 +5686,24 @@ NUMBERS = (
     None, True, False, 0, 1, -1, 429, 1e300, -1e300, float("nan"), float("inf"), 10**30, -(10**400),
     2_000_000_000_000, 1e17, -1e17,
 )
+TYPES_2 = (
+    "session.created", "session.inbox.enqueued", "session.inbox.delivered",
+    "session.execution.started", "session.execution.succeeded", "session.execution.failed",
+    "session.execution.interrupted", "session.step.started", "session.step.ended",
+    "session.step.failed", "session.text.started", "session.text.delta", "session.text.ended",
+    "session.reasoning.started", "session.reasoning.delta", "session.reasoning.ended",
+    "session.tool.input.started", "session.tool.input.ended", "session.tool.called",
+    "session.tool.progress", "session.tool.success", "session.tool.failed",
+    "session.usage.updated", "session.retry.scheduled", "session.compaction.started",
+    "session.compaction.ended", "permission.asked", "permission.replied", "form.created",
+    "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
+)
+NAMES_2 = (
+    "assistantMessageID", "ordinal", "form", "fields", "item", "inboxID", "request", "requestID",
+    "attempt", "at", "retryAfterMs", "resources", "save", "action", "source", "key", "value",
+    "reason", "custom", "kind", "event",
+)
 # fmt: on
-
-
 def anything(rng: random.Random, depth: int = 0) -> Any:
     """A JSON value, of names that mean something now and then."""
     kind = rng.randrange(10 if depth < 3 else 6)
@@ -6220,32 +5742,11 @@ def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
         if rng.random() < 0.05:
             said = ocloop.as_dict(anything(rng))
         for found in dialect.decode(said):
-            assert isinstance(found, (*ocloop.FROM_STREAM, Edited))
+            assert isinstance(found, (*ocloop.FROM_SESSION, Edited))
             assert is_sound(tuple(found)), found
             seen[type(found).__name__] += 1
-    named = {kind.__name__ for kind in (*ocloop.FROM_STREAM, Edited)} - {"Woke"}
+    named = {kind.__name__ for kind in (*ocloop.FROM_SESSION, Edited)} - {"Woke"}
     assert min(seen[name] for name in named) > 10, seen
-
-
-# fmt: off
-TYPES_2 = (
-    "session.created", "session.inbox.enqueued", "session.inbox.delivered",
-    "session.execution.started", "session.execution.succeeded", "session.execution.failed",
-    "session.execution.interrupted", "session.step.started", "session.step.ended",
-    "session.step.failed", "session.text.started", "session.text.delta", "session.text.ended",
-    "session.reasoning.started", "session.reasoning.delta", "session.reasoning.ended",
-    "session.tool.input.started", "session.tool.input.ended", "session.tool.called",
-    "session.tool.progress", "session.tool.success", "session.tool.failed",
-    "session.usage.updated", "session.retry.scheduled", "session.compaction.started",
-    "session.compaction.ended", "permission.asked", "permission.replied", "form.created",
-    "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
-)
-NAMES_2 = (
-    "assistantMessageID", "ordinal", "form", "fields", "item", "inboxID", "request", "requestID",
-    "attempt", "at", "retryAfterMs", "resources", "save", "action", "source", "key", "value",
-    "reason", "custom", "kind", "event",
-)
-# fmt: on
 
 
 def test_any_event_of_opencode_2_is_taken_and_none_raises() -> None:
@@ -6261,7 +5762,7 @@ def test_any_event_of_opencode_2_is_taken_and_none_raises() -> None:
             data.setdefault("assistantMessageID", "msg_1")
         said = {"type": rng.choice(TYPES_2), "data": data, "created": anything(rng, 3)}
         for found in dialect.decode(said):
-            assert isinstance(found, (*ocloop.FROM_STREAM, Edited))
+            assert isinstance(found, (*ocloop.FROM_SESSION, Edited))
             assert is_sound(tuple(found)), found
             seen += 1
     assert seen > 3000
@@ -6271,69 +5772,77 @@ def test_any_event_of_opencode_2_is_taken_and_none_raises() -> None:
 
 
 class Said(Client):
-    """A server without a wire: `says` maps "METHOD /path" to an answer, or to what is raised."""
+    """A server without a wire: `says` maps "METHOD /path" to an answer, to what makes one of the
+    path with its query, or to what is raised."""
 
     def __init__(self, says: Json) -> None:
         super().__init__("http://127.0.0.1:9", "", "")
         self.says = says
-        self.heard: list[tuple[str, Any]] = []
+        self.heard: list[tuple[str, str, Any]] = []
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = ocloop.REQUEST_TIMEOUT
     ) -> Any:
-        route = f"{method} {path.partition('?')[0]}"
-        self.heard.append((route, body))
-        said = self.says.get(route, RequestError(404, "a page", "NotJSON"))
+        self.heard.append((method, path, body))
+        said = self.says.get(f"{method} {path.partition('?')[0]}", PAGE_ERROR)
+        if isinstance(said, Turns):
+            said = said.next()
         if callable(said):
-            said = said()
+            said = said(path)
         if isinstance(said, Exception):
             raise said
         return said
 
+    @property
+    def sent(self) -> list[tuple[str, Any]]:
+        """What was posted: routes and bodies."""
+        return [
+            (path.partition("?")[0], body) for method, path, body in self.heard if method == "POST"
+        ]
 
+
+PAGE_ERROR = RequestError(502, "a page", "NotJSON")
+BROKEN = RequestError(500, "boom", "UnknownError")
 PROMPT = Prompt("Do it", "ocloop 1/2: it", "acme/large/v2", "build", "msg_0", "prt_0")
-PROVIDERS = {
-    "providers": [
-        {"id": "acme", "models": {
-            "large": {"limit": {"context": 1000}, "cost": {"input": 1, "output": 2}},
-            "free": {"limit": {}, "cost": {"input": 0, "output": 0}},
-            "odd": None}},
-        {"id": "other"},
-        None,
-    ]
-}  # fmt: skip
+
+
+def provider(**models: Any) -> Json:
+    return {"id": "acme", "models": models}
+
+
+# fmt: off
+LARGE = {"limit": {"context": 1000}, "cost": {"input": 1, "output": 2}, "variants": {"high": {}}}
+PRICES = {"in": {"input": 1, "output": 0}, "out": {"input": 0, "output": 2},
+          "free": {"input": 0, "output": 0}, "none": {}}
+# fmt: on
 
 
 def test_what_opencode_1_knows() -> None:
-    client = Said({
+    models = {name: {"limit": {"context": 7}, "cost": cost} for name, cost in PRICES.items()}
+    says: Json = {
         "GET /config": {"model": "acme/large"},
-        "GET /config/providers": PROVIDERS,
+        "GET /config/providers": {"providers": [provider(large=LARGE, **models), {"id": "other"}]},
         "GET /agent": [{"name": "build"}, {"name": "plan"}],
-    })  # fmt: skip
-    setup = a_dialect(client).setup()
+    }
+    setup = a_dialect(Said(says)).setup()
     assert setup == Setup(
         model="acme/large",
-        models={"acme/large": 1000, "acme/free": 0, "acme/odd": 0},
+        models={"acme/large": 1000, **{f"acme/{name}": 7 for name in PRICES}},
         agents=("build", "plan"),
-        free=frozenset(("acme/free", "acme/odd")),
-        providers=frozenset(("acme", "other", "")),
+        free=frozenset(("acme/free", "acme/none")),  # neither way has a price
+        providers=frozenset(("acme", "other")),
+        variants={"acme/large": ("high",), **{f"acme/{name}": () for name in PRICES}},
     )
-
-
-@pytest.mark.parametrize(
-    "providers", [{}, {"providers": None}, [], "text", RequestError(404, "a page", "NotJSON")]
-)
-def test_a_minimal_server_that_does_not_list_its_models_cannot_tell(providers: Any) -> None:
-    client = Said({"GET /config": {}, "GET /config/providers": providers})
-    setup = a_dialect(client).setup()
-    assert setup.models is None and setup.agents is None
-    assert ocloop.problem_of_names(setup, ("a/b",), "build") == ""
-
-
-def test_a_broken_configuration_is_the_server_s_word() -> None:
-    broken = RequestError(400, "opencode.json: bad", "ConfigInvalidError")
+    says["GET /config/providers"] = {"providers": [None, provider(odd=None)]}
+    assert a_dialect(Said(says)).setup().models == {"acme/odd": 0}
+    nothings: tuple[Any, ...] = ({}, {"providers": None}, [], "text")
+    for nothing in nothings:
+        says["GET /config/providers"] = says["GET /agent"] = nothing
+        setup = a_dialect(Said(says)).setup()
+        assert setup.models is None, "it cannot tell"
+    says["GET /config"] = RequestError(400, "opencode.json: bad", "ConfigInvalidError")
     with pytest.raises(RequestError, match="opencode.json: bad"):
-        a_dialect(Said({"GET /config": broken})).setup()
+        a_dialect(Said(says)).setup()
 
 
 def test_a_session_is_made_and_says_where_it_works(wire: Wire) -> None:
@@ -6346,33 +5855,21 @@ def test_a_session_is_made_and_says_where_it_works(wire: Wire) -> None:
     assert (method, body) == ("POST", {"title": PROMPT.title})
 
 
-@pytest.mark.parametrize("made", [None, {}, [], {"id": ""}, {"id": None}])
-def test_a_session_without_an_id_is_none(made: Any) -> None:
-    with pytest.raises(RequestError) as error:
-        a_dialect(Said({"POST /session": made})).create(PROMPT)
-    assert error.value.code == 502
-
-
 def test_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
     client = Said({"POST /session/ses_1/prompt_async": None})
     dialect = a_dialect(client)
-    for attempt in (0, 1):
-        dialect.send("ses_1", PROMPT, attempt)
-    dialect.send("ses_1", PROMPT._replace(model="", agent=""), 0)
     part = {"id": "prt_0", "type": "text", "text": "Do it"}
-    model = {"providerID": "acme", "modelID": "large/v2"}
-    whole = {"messageID": "msg_0", "parts": [part], "model": model, "agent": "build"}
     bare = {"messageID": "msg_0", "parts": [part]}
-    assert [body for _route, body in client.heard] == [whole, whole, bare]
-
-
-def test_a_server_before_prompt_async_is_too_old() -> None:
-    with pytest.raises(RequestError, match="too old: 1.0.152 or newer") as error:
-        a_dialect(Said({})).send("ses_1", PROMPT, 0)
-    assert error.value.name.startswith("Config"), "no trying again can help"
-    gone = RequestError(404, "Session not found", "NotFoundError")
-    with pytest.raises(RequestError, match="Session not found"):
-        a_dialect(Said({"POST /session/ses_1/prompt_async": gone})).send("ses_1", PROMPT, 0)
+    model = {"providerID": "acme", "modelID": "large/v2"}
+    whole = {**bare, "model": model, "agent": "build"}
+    for prompt, attempt, body in (
+        (PROMPT, 0, whole),
+        (PROMPT, 1, whole),
+        (PROMPT._replace(model="acme/large/v2#high"), 0, {**whole, "variant": "high"}),
+        (PROMPT._replace(model="", agent=""), 0, bare),
+    ):
+        dialect.send("ses_1", prompt, attempt)
+        assert client.sent[-1] == ("/session/ses_1/prompt_async", body)
 
 
 # Messages as OpenCode 1.18.33 lists them, cut down to what matters.
@@ -6385,16 +5882,11 @@ def user(id: str, *parts: Json) -> Json:
     }
 
 
-def assistant(
-    parent: str, finish: str | None = None, error: Any = None, completed: bool = True
-) -> Json:
+def assistant(parent: str, finish: str = "", error: Any = None, completed: bool = True) -> Json:
     info: Json = {"id": "msg_a", "role": "assistant", "parentID": parent, "time": {"created": 1}}
-    if completed:
-        info["time"]["completed"] = 2
-    if finish:
-        info["finish"] = finish
-    if error:
-        info["error"] = error
+    info["time"].update({"completed": 2} if completed else {})
+    info.update({"finish": finish} if finish else {})
+    info.update({"error": error} if error else {})
     return {"info": info, "parts": []}
 
 
@@ -6402,59 +5894,55 @@ COMPACTION = user("msg_c", {"type": "compaction", "auto": True})
 GO_ON = user(
     "msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"}
 )
+ASKED = user("msg_1")
 TYPED = user("msg_2")
+STOPPED_1 = assistant("msg_1", "stop")
+CALLS_1 = assistant("msg_1", "tool-calls")
+WORKS_1 = assistant("msg_1", completed=False)
 TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
+REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
+NO_KEY_1 = Fault("auth", "no key", 401)
+TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
 
 
 # fmt: off
-@pytest.mark.parametrize("messages, verdict", [
-    ([], "undelivered"),
-    ([user("msg_1")], "undelivered"),
-    ([user("msg_1"), assistant("msg_1", "tool-calls"), assistant("msg_1", "stop")], "answered"),
-    ([user("msg_1"), assistant("msg_1", "length")], "cut"),
-    ([user("msg_1"), assistant("msg_1", error=TOO_LONG)], "cut"),
-    ([user("msg_1"), assistant("msg_1", "stop"), assistant("msg_1", "tool-calls", completed=False)],
-     "unfinished"),
-    ([user("msg_1"), assistant("msg_1", completed=False)], "unfinished"),
-    ([user("msg_1"), assistant("msg_1", error=UNAUTHORIZED)], "failed"),
-    ([user("msg_1"), assistant("msg_1", error=UNAUTHORIZED), assistant("msg_1", "stop")],
-     "answered"),
-    ([user("msg_1"), assistant("msg_1", error=ABORTED)], "cut"),
-    ([user("msg_1"), assistant("msg_1")], "cut"),
-    ([user("msg_1"), assistant("msg_1", "unknown")], "cut"),
-    ([user("msg_1"), assistant("msg_1", "tool-calls")], "refused"),
-    ([TYPED, assistant("msg_2", "stop")], "undelivered"),
-    ([user("msg_1"), TYPED, assistant("msg_2", "stop")], "undelivered"),
-    ([user("msg_1"), assistant("msg_1", "stop"), TYPED, assistant("msg_2", error=UNAUTHORIZED)],
-     "answered"),
-    ([user("msg_1"), assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"),
-     GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered"),
+@pytest.mark.parametrize("messages, verdict, fault", [
+    ([], "undelivered", None),
+    ([ASKED], "undelivered", None),
+    ([ASKED, CALLS_1, STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", "length")], "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", error=TOO_LONG)], "cut", TOO_LONG_1),
+    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished", None),
+    ([ASKED, WORKS_1], "unfinished", None),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", error=ABORTED)], "cut", Fault("aborted", "Aborted")),
+    ([ASKED, assistant("msg_1", error=REJECTED)], "refused", None),
+    ([ASKED, assistant("msg_1")], "cut", None),
+    ([ASKED, assistant("msg_1", "unknown")], "cut", None),
+    ([ASKED, CALLS_1], "refused", None),
+    ([TYPED, assistant("msg_2", "stop")], "undelivered", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "answered", None),
+    ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
+      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
     ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
-     "unfinished"),
-    ([assistant("msg_1", "tool-calls"), assistant("msg_1", "stop")], "answered"),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered"),
+     "unfinished", None),
+    ([CALLS_1, STOPPED_1], "answered", None),
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
 ])
 # fmt: on
-def test_how_the_answer_to_our_own_prompt_stands(messages: list[Json], verdict: str) -> None:
-    found, fault = ocloop.judge_messages(messages, "msg_1")
-    assert found == verdict
-    expected = {"failed": Fault("auth", "no key", 401)}.get(verdict)
-    if messages[-1:] == [assistant("msg_1", error=ABORTED)]:
-        expected = Fault("aborted", "Aborted")  # by somebody
-    if messages[-1:] in ([assistant("msg_1", "length")], [assistant("msg_1", error=TOO_LONG)]):
-        expected = Fault("length", ocloop.CUT_OFF)  # and by nobody
-    assert fault == expected
+def test_how_the_answer_to_our_own_prompt_stands(
+    messages: list[Json], verdict: str, fault: Fault | None
+) -> None:
+    assert ocloop.judge_messages(messages, "msg_1") == (verdict, fault)
 
 
 # fmt: off
 @pytest.mark.parametrize("messages, verdict", [
-    ([user("msg_1"), assistant("msg_1", "stop")], "answered"),
-    ([user("msg_1"), assistant("msg_1", "stop"), TYPED], "unfinished"),
-    ([user("msg_1"), assistant("msg_1", "stop"), TYPED, assistant("msg_2", completed=False)],
-     "unfinished"),
-    ([user("msg_1"), assistant("msg_1", "stop"), COMPACTION], "answered"),
-    ([], "undelivered"),
+    ([ASKED, STOPPED_1], "answered"), ([ASKED, STOPPED_1, TYPED], "unfinished"),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], "unfinished"),
+    ([ASKED, STOPPED_1, COMPACTION], "answered"), ([], "undelivered"),
 ])
 # fmt: on
 def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over(
@@ -6468,33 +5956,24 @@ def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over(
     (user("a"), False), (COMPACTION, True), (GO_ON, True),
     (user("a", {"type": "text", "text": "x"}, {"type": "text", "text": "y", "synthetic": True}),
      False),
-    (user("a", {"type": "file"}), False), ({"info": {"id": "a", "role": "user"}}, False), ({},
-     False),
+    (user("a", {"type": "file"}), False), ({"info": {"id": "a", "role": "user"}}, False),
+    ({}, False),
 ])
 # fmt: on
 def test_what_a_compaction_wrote_is_told_from_what_a_person_typed(
     message: Json, is_its: bool
 ) -> None:
     assert ocloop.is_of_compaction(message) is is_its
-
-
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
 WRAPPED = "ProviderModelNotFoundError: acme/nope"
-
-
 def wrapped(message: str) -> Json:
     return {"name": "UnknownError", "data": {"message": message}}
-
-
 def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
-
-
 # fmt: off
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
-    (ABORTED, Fault("aborted", "Aborted")),
-    (OVERFLOW, Fault("overflow", "too long")),
+    (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
     (UNAUTHORIZED, Fault("auth", "no key", 401)),
     (api_error(429), Fault("rate-limit", "it failed", 429)),
     (api_error(429, responseHeaders={"Retry-After": "120"}),
@@ -6528,15 +6007,10 @@ def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
     error: Any, fault: Fault | None
 ) -> None:
     assert ocloop.fault_of(error) == fault
-
-
-@pytest.mark.parametrize("message", ["", "\n    at x", "UnknownError", "  "])
-def test_an_error_always_has_a_message(message: str) -> None:
-    fault = ocloop.fault_of(wrapped(message))
-    assert fault and fault.message.strip()
-
-
-def test_every_kind_of_fault_is_one_that_the_loop_knows() -> None:
+def test_an_error_always_has_a_message_and_a_kind_that_is_known() -> None:
+    for message in ("", "\n    at x", "UnknownError", "  "):
+        fault = ocloop.fault_of(wrapped(message))
+        assert fault and fault.message.strip()
     assert set(ocloop.ERROR_KINDS.values()) <= set(ocloop.FAULTS)
     passing = ("rate-limit", "outage")
     assert not any(ocloop.FAULTS[kind] for kind in passing), "what passes needs no advice"
@@ -6549,8 +6023,6 @@ ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns"
 ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
 REQUEST_1 = Ask("per_1", "ses_1", "permission", "bash", "ls")
 REQUEST_2 = Ask("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
-
-
 def whole_server(**more: Any) -> Json:
     """What a server says of a session that works and has a subagent."""
     return {
@@ -6564,90 +6036,82 @@ def whole_server(**more: Any) -> Json:
         "GET /question": [ASKED_2],
         **more,
     }
+NO_STATUS: Json = {"GET /session/status": {}}
+FAILED_1 = {"GET /session/ses_1/message": [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]}
 
 
 def polled(says: Json, closer: bool = False) -> Polled:
-    return a_dialect(Said(says)).poll(Poll("ses_1", PROMPT, 0, closer))
+    return a_dialect(Said(says)).poll("ses_1", PROMPT, 0, closer)
 
 
 def test_a_poll_of_a_session_that_works_tells_costs_family_and_asks() -> None:
     found = polled(whole_server())
-    assert found == Polled(
-        Poll("ses_1", PROMPT, 0),
-        "working",
-        verdict="",
-        spent=Spend(0.75, 11, 6, 4),
-        children=("ses_2",),
-        requests=(REQUEST_1, REQUEST_2),
-    )
-    assert polled(whole_server(), closer=True).verdict == "answered"
-
-
-@pytest.mark.parametrize("statuses", [{}, {"ses_1": {"type": "idle"}}, {"ses_2": {"type": "busy"}}])
-def test_who_is_not_among_the_statuses_is_idle(statuses: Json) -> None:
-    found = polled(whole_server(**{"GET /session/status": statuses}))
-    assert (found.activity, found.verdict) == ("idle", "answered")
-    failed = [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]
-    says = whole_server(
-        **{"GET /session/status": statuses, "GET /session/ses_1/message": failed}
-    )
-    assert polled(says)[2:4] == ("failed", Fault("auth", "no key", 401))
-
-
-def test_a_retry_is_polled_with_its_details() -> None:
-    status = {"type": "retry", "attempt": 3, "message": "busy", "next": (time.time() + 9) * 1000}
+    spent = Spend(0.75, 11, 6, 4)
+    asks = (REQUEST_1, REQUEST_2)
+    assert found == Polled("working", spent=spent, children=("ses_2",), asks=asks)
+    assert polled(whole_server(), closer=True) == found._replace(verdict="answered")
+    at = (time.time() + 9) * 1000
+    status = {"type": "retry", "attempt": 3, "message": "busy", "next": at}
     found = polled(whole_server(**{"GET /session/status": {"ses_1": status}}))
     assert found.activity == "retrying" and found.retry
     assert found.retry[:3] == ("ses_1", "retrying", 3) and 5 < found.retry.wait <= 9
 
 
-def test_a_status_that_is_not_known_yet_is_no_rest() -> None:
-    found = polled(whole_server(**{"GET /session/status": {"ses_1": {"type": "compacting"}}}))
-    assert found.activity in ("working", "unknown")
+# fmt: off
+@pytest.mark.parametrize("says, closer, activity, verdict, fault", [
+    (NO_STATUS, False, "idle", "answered", None),  # who is not listed is idle
+    ({"GET /session/status": {"ses_1": {"type": "idle"}}}, False, "idle", "answered", None),
+    ({"GET /session/status": {"ses_3": {"type": "busy"}}}, False, "idle", "answered", None),
+    ({**NO_STATUS, **FAILED_1}, False, "idle", "failed", NO_KEY_1),
+    ({"GET /session/status": {"ses_1": {"type": "of tomorrow"}}}, False, "working", "", None),
+    # A subagent in the background works on while its parent rests.
+    ({"GET /session/status": {"ses_2": {"type": "busy"}}}, False, "working", "", None),
+    ({"GET /session/status": {"ses_2": {"type": "busy"}}}, True, "working", "", None),
+])
+# fmt: on
+def test_who_works(
+    says: Json, closer: bool, activity: str, verdict: str, fault: Fault | None
+) -> None:
+    found = polled(whole_server(**says), closer)
+    assert (found.activity, found.verdict, found.fault) == (activity, verdict, fault)
 
 
-PAGE_ERROR = RequestError(404, "a page", "NotJSON")
-BROKEN = RequestError(500, "boom", "UnknownError")
+# fmt: off
+@pytest.mark.parametrize("route, error, changed", [
+    ("/question", BROKEN, {"asks": (REQUEST_1,), "unlisted": ("question",)}),
+    ("/permission", BROKEN, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
+    ("/permission", PAGE_ERROR, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
+    ("/session/ses_1", BROKEN, {"spent": None}),
+    ("/session/ses_1/children", BROKEN, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
+])
+# fmt: on
+def test_what_fails_beside_it_does_not_fail_the_poll(
+    route: str, error: RequestError, changed: Json
+) -> None:
+    assert polled(whole_server(**{f"GET {route}": error})) == polled(whole_server())._replace(
+        **changed
+    )
+    with pytest.raises(RequestError):  # else it would seem to say that nothing is asked
+        polled(whole_server(**{f"GET {route}": RequestError(0, "connection refused")}))
 
 
-def test_a_server_without_statuses_cannot_tell_who_works() -> None:
-    found = polled(whole_server(**{"GET /session/status": PAGE_ERROR}))
-    assert (found.activity, found.verdict) == ("unknown", "answered")
-    assert found.requests == (REQUEST_1, REQUEST_2), "it may be at work"
-
-
-def test_a_server_that_knows_next_to_nothing_is_polled_all_the_same() -> None:
-    assert polled({}) == Polled(Poll("ses_1", PROMPT, 0), "unknown", "unknown", requests=())
-    found = polled({"GET /session/status": {}})
-    assert (found.activity, found.verdict, found.spent) == ("idle", "unknown", None)
-
-
-@pytest.mark.parametrize("route", ["GET /question", "GET /permission", "GET /session/ses_1"])
+@pytest.mark.parametrize("route", ["GET /session/status", "GET /session/ses_1/message"])
 @pytest.mark.parametrize("error", [BROKEN, PAGE_ERROR])
-def test_what_fails_beside_it_does_not_fail_the_poll(route: str, error: RequestError) -> None:
-    found = polled(whole_server(**{route: error}))
-    assert found.activity == "working"
-    if route == "GET /session/ses_1":
-        assert found.spent is None and found.children == ("ses_2",)
-    else:
-        other = REQUEST_1 if route == "GET /question" else REQUEST_2
-        kind = route.removeprefix("GET /")
-        assert found.requests == (other,)
-        assert found.unlisted == ((kind,) if error is BROKEN else ()), "it has no such thing"
-
-
-def without_to(polled: Polled) -> Json:
-    return {name: value for name, value in polled._asdict().items() if name != "to"}
+def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
+    with pytest.raises(RequestError):
+        polled(whole_server(**{**NO_STATUS, route: error}))
 
 
 @pytest.mark.parametrize("kind", ["question", "permission"])
 def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
     story = Story()
-    client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **{
-        "GET /permission": BROKEN if kind == "permission" else [],
-        "GET /question": BROKEN if kind == "question" else [],
-    }})  # fmt: skip
-    story.world["poll"] = lambda request: without_to(a_dialect(client).poll(request))
+    lists: Json = {"GET /permission": [], "GET /question": [], f"GET /{kind}": BROKEN}
+    client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **lists})
+
+    def poll(request: Any) -> Json:
+        return a_dialect(client).poll(*request.reply.args)._asdict()
+
+    story.world["poll"] = poll
     if kind == "question":
         story.question("red", "blue", id="ask_1")
     else:
@@ -6659,34 +6123,16 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
     assert story.asked == [], "somebody else has answered it"
 
 
-@pytest.mark.parametrize("route", ["GET /session/status", "GET /session/ses_1/message"])
-def test_what_decides_must_not_fail(route: str) -> None:
-    with pytest.raises(RequestError, match="boom"):
-        polled(whole_server(**{"GET /session/status": {}, route: BROKEN}))
-
-
-def test_a_page_in_place_of_what_it_knew_is_an_error_and_no_end() -> None:
-    client = Said(whole_server())
-    dialect = a_dialect(client)
-    dialect.poll(Poll("ses_1", PROMPT, 0))
-    client.says["GET /session/status"] = PAGE_ERROR
-    with pytest.raises(RequestError) as error:
-        dialect.poll(Poll("ses_1", PROMPT, 0))
-    assert error.value.code == 502
-
-
-@pytest.mark.parametrize(
-    "children",
-    [[{"id": "ses_1"}], [{"id": "ses_2"}], [{"id": "ses_2"}, {"id": "ses_1"}, {}, None,
-    {"id": ""}]],
-)
+# fmt: off
+@pytest.mark.parametrize("children", [
+    [{"id": "ses_1"}], [{"id": "ses_2"}], [{"id": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
+])
+# fmt: on
 def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
     """A server that does not know the route may list all its sessions."""
-    says = whole_server(
-        **{"GET /session/ses_1/children": children, "GET /session/ses_2/children": children}
-    )
-    client = Said(says)
-    spent = a_dialect(client).poll(Poll("ses_1", PROMPT, 0)).spent
+    routes = ("GET /session/ses_1/children", "GET /session/ses_2/children")
+    client = Said(whole_server(**dict.fromkeys(routes, children)))
+    spent = a_dialect(client).poll("ses_1", PROMPT, 0, False).spent
     assert spent and spent.cost <= 0.75
     assert len(client.heard) < 20
 
@@ -6694,41 +6140,33 @@ def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
 def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None:
     rng = random.Random(6)
 
-    def answer() -> Any:
-        if rng.random() < 0.2:
-            return RequestError(rng.choice((0, 400, 404, 500)), "no", rng.choice(("", "NotJSON")))
-        return anything(rng)
-
     class Whatever(Said):
         def request(self, *args: Any, **more: Any) -> Any:
-            route = str(args[1])
-            if "/children" in route:
-                self.says = {"GET " + route.partition("?")[0]: []}
-            else:
-                self.says = {f"{args[0]} {route.partition('?')[0]}": answer}
-            return super().request(*args, **more)
+            if "/children" in str(args[1]):
+                return []
+            if rng.random() < 0.2:
+                raise RequestError(rng.choice((0, 400, 404, 500)), "no", rng.choice(("", "X")))
+            return anything(rng)
 
     def ask_all(dialect: OpenCode1) -> Iterator[Callable[[], Any]]:
         yield dialect.setup
         yield lambda: dialect.create(PROMPT)
         yield lambda: dialect.send("ses_1", PROMPT, 1)
-        yield lambda: dialect.poll(Poll("ses_1", PROMPT, 0, rng.random() < 0.5))
-        yield lambda: dialect.reply(Reply(REQUEST_2, "once", ("a",)))
+        yield lambda: dialect.poll("ses_1", PROMPT, 0, rng.random() < 0.5)
+        yield lambda: dialect.reply(REQUEST_2, "once", ("a",), "")
         yield lambda: dialect.interrupt("ses_1", PROMPT, 0)
 
     done = 0
-    client = Whatever({})
     for _ in range(1500):
-        client.known.clear()
-        for ask in ask_all(a_dialect(client)):
+        for ask in ask_all(a_dialect(Whatever({}))):
             try:
                 found = ask()
             except RequestError:
                 continue
             done += 1
             if isinstance(found, Polled):
-                assert found.activity in ("idle", "working", "retrying", "unknown")
-                assert is_sound(tuple(found[1:])), found
+                assert found.activity in ("idle", "working", "retrying")
+                assert is_sound(tuple(found)), found
     assert done > 3000
 
 
@@ -6745,115 +6183,61 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
     ({"permission": "edit", "patterns": ["a", "b"], "metadata": {}}, "edit", "a, b"),
     ({"permission": "webfetch", "patterns": ["*"], "metadata": {"url": "https://e.org"}},
      "webfetch", "*, https://e.org"),
-    ({"type": "bash", "pattern": "rm *", "title": "rm x"}, "bash", "rm *"),
-    ({"title": "rm x"}, "something", "rm x"),
     ({"patterns": [], "metadata": "text"}, "something", ""),
-    ({}, "something", ""),
 ])
 # fmt: on
 def test_a_permission_says_what_exactly_it_is_for(asked: Json, title: str, detail: str) -> None:
     request = a_dialect().permission({"id": "per_1", "sessionID": "ses_1", **asked})
     assert request == Ask("per_1", "ses_1", "permission", title, detail)
+    questions = [{"question": "A?"}, {"question": "B?"}]
+    several = a_dialect().question({"id": "que_1", "sessionID": "s", "questions": questions})
+    assert several.detail == "A? / B?" and len(several.questions) == 2
 
 
-def test_several_questions_are_asked_in_one_request() -> None:
-    asked = {"id": "que_1", "sessionID": "s", "questions": [{"question": "A?"}, {"question": "B?"}]}
-    request = a_dialect().question(asked)
-    assert request.detail == "A? / B?" and len(request.questions) == 2
+BOTH = Ask("que_1", "ses_1", "question", "", "", (Question("A?"), Question("B?")))
+NO_MORE = "Go on without."
 
 
-@pytest.mark.parametrize("decision, message", [("once", ""), ("always", ""), ("reject", "go on")])
-def test_a_permission_is_replied_to(decision: str, message: str) -> None:
-    client = Said({"POST /permission/per_1/reply": True})
-    a_dialect(client).reply(Reply(REQUEST_1, decision, (), message))
-    body = {"reply": decision, **({"message": message} if message else {})}
-    assert client.heard == [("POST /permission/per_1/reply", body)]
-
-
-def test_an_older_server_takes_the_reply_in_its_older_form() -> None:
-    client = Said({"POST /session/ses_1/permissions/per_1": True})
-    a_dialect(client).reply(Reply(REQUEST_1, "reject", (), "go on"))
-    assert client.heard[1:] == [("POST /session/ses_1/permissions/per_1", {"response": "reject"})]
-
-
-@pytest.mark.parametrize("code", [400, 500, 0])
-def test_a_reply_that_is_not_taken_is_an_error(code: int) -> None:
-    """The old form is tried as well: 1.0 has only that one, and says nonsense to the new one."""
-    error = RequestError(code, "no")
-    old = "POST /session/ses_1/permissions/per_1"
-    client = Said({"POST /permission/per_1/reply": error, old: error})
-    with pytest.raises(RequestError) as found:
-        a_dialect(client).reply(Reply(REQUEST_1, "once"))
-    assert found.value is error and len(client.heard) == (1 if code in (0, 401) else 2)
-
-
-@pytest.mark.parametrize(
-    "answers, message, sent",
-    [
-        (("red", "blue"), "", [["red"], ["blue"]]),
-        (("red",), "Go on without.", [["red"], ["Go on without."]]),
-        ((), "Go on without.", [["Go on without."], ["Go on without."]]),
-    ],
-)
-def test_a_question_is_answered_with_words_since_a_bare_refusal_would_end_the_turn(
-    answers: tuple[str, ...], message: str, sent: list[list[str]]
+# A bare refusal of a question would end the turn: each is answered with words.
+# fmt: off
+@pytest.mark.parametrize("ask, decision, answers, message, body", [
+    (REQUEST_1, "once", (), "", {"reply": "once"}),
+    (REQUEST_1, "always", (), "", {"reply": "always"}),
+    (REQUEST_1, "reject", (), NO_MORE, {"reply": "reject", "message": NO_MORE}),
+    (BOTH, "once", ("red", "blue"), "", {"answers": [["red"], ["blue"]]}),
+    (BOTH, "reject", ("red",), NO_MORE, {"answers": [["red"], [NO_MORE]]}),
+    (BOTH, "reject", (), NO_MORE, {"answers": [[NO_MORE], [NO_MORE]]}),
+])
+# fmt: on
+def test_what_is_asked_of_1_is_replied_to(
+    ask: Ask, decision: str, answers: tuple[str, ...], message: str, body: Json
 ) -> None:
-    request = Ask("que_1", "ses_1", "question", "", "", (Question("A?"), Question("B?")))
-    client = Said({"POST /question/que_1/reply": True})
-    a_dialect(client).reply(Reply(request, "reject", answers, message))
-    assert client.heard == [("POST /question/que_1/reply", {"answers": sent})]
+    route = f"/{ask.kind}/{ask.id}/reply"
+    client = Said({f"POST {route}": True})
+    a_dialect(client).reply(ask, decision, answers, message)
+    assert client.sent == [(route, body)]
+    client.says[f"POST {route}"] = BROKEN
+    with pytest.raises(RequestError):
+        a_dialect(client).reply(ask, decision, answers, message)
 
 
-def test_a_session_is_stopped_and_the_tools_of_a_server_with_it() -> None:
-    client = Said({"POST /session/ses_1/abort": True, "POST /global/dispose": True})
-    dialect = a_dialect(client)
-    dialect.interrupt("ses_1", PROMPT, 0)
-    dialect.stop_session("ses_1")
-    dialect.dispose()
-    abort = "POST /session/ses_1/abort"
-    look = "GET /session/status"
-    assert [route for route, _ in client.heard] == [abort, look, abort, "POST /global/dispose"]
-
-
-CONFIGURATION = """/project/opencode.json
---- JSONC Input ---
-{ "apiKey": "sk-SECRET",,, }
---- Errors ---
-PropertyNameExpected at line 3, column 23
-   Line 3: { "apiKey": "sk-SECRET",,, }
---- End ---"""
-
-
-def test_a_configuration_that_is_broken_is_not_shown_to_everybody() -> None:
-    said = ocloop.without_input(CONFIGURATION)
-    assert said == "/project/opencode.json PropertyNameExpected at line 3, column 23"
-    assert ocloop.without_input("no such thing") == "no such thing"
-
-
-def test_what_a_server_prints_of_a_configuration_is_not_kept() -> None:
-    server = ocloop.Server(Options(), lambda event: None)
-    for line in ("before", *CONFIGURATION.split("\n"), "after", "password: x"):
-        server._keep(line)
-    kept = "\n".join(server.last_lines)
-    assert "SECRET" not in kept and "password" not in kept
-    assert kept.startswith("before") and "PropertyNameExpected" in kept and kept.endswith("after")
-
-
-def test_an_interrupted_session_is_at_rest() -> None:
-    """OpenCode 1 may answer an abort a moment before it is over."""
-    busy = {"ses_1": {"type": "busy"}}
-    client = Said(
-        {"POST /session/ses_1/abort": True, "GET /session/status": Turns(busy, busy, {}).next}
-    )
+# fmt: off
+@pytest.mark.parametrize("statuses, aborted", [
+    ({}, ["ses_1"]), ({"ses_1": {"type": "busy"}}, ["ses_1"]),
+    ({"ses_2": {"type": "busy"}, "ses_3": {"type": "busy"}}, ["ses_1", "ses_2"]),
+    ({"ses_1": {"type": "busy"}, "ses_2": {"type": "idle"}}, ["ses_1"]),
+])
+# fmt: on
+def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
+    statuses: Json, aborted: list[str]
+) -> None:
+    posts = {f"POST /session/ses_{number}/abort": True for number in (1, 2, 3)}
+    says = {**whole_server(**{"GET /session/status": statuses}), **posts}
+    client = Said({**says, "POST /global/dispose": True})
     a_dialect(client).interrupt("ses_1", PROMPT, 0)
-    assert [route for route, _ in client.heard].count("GET /session/status") == 3
-
-
-def test_a_session_that_is_listed_as_idle_is_at_rest() -> None:
-    listed = {"ses_1": {"type": "idle"}}
-    client = Said({"POST /session/ses_1/abort": True, "GET /session/status": listed})
-    a_dialect(client).interrupt("ses_1", PROMPT, 0)
-    assert [route for route, _ in client.heard].count("GET /session/status") == 1
+    a_dialect(client).dispose()
+    routes = [f"/session/{id}/abort" for id in aborted]
+    assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
 
 def test_how_a_session_is_joined() -> None:
@@ -6862,14 +6246,10 @@ def test_how_a_session_is_joined() -> None:
     login = OpenCode1.environment("me", "secret")
     assert login == {"OPENCODE_SERVER_USERNAME": "me", "OPENCODE_SERVER_PASSWORD": "secret"}
     assert "secret" not in argv, "the password is nowhere where other users see it"
-
-
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
 # Once as the system tells it by /proc, and once as `ps` does where there is none.
 
 NO_PROC = "/nonexistent/proc"
-
-
 @pytest.fixture(params=["proc", "ps"])
 def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "ps":
@@ -6879,8 +6259,6 @@ def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif not ocloop.has_proc():
         pytest.skip("there is no /proc here")
     return str(request.param)
-
-
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts shell commands in groups of their own; what is left of them in the end is killed."""
@@ -6900,13 +6278,9 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         child.wait()
         if child.stdout:
             child.stdout.close()
-
-
 def first_line(child: subprocess.Popen[bytes]) -> str:
     assert child.stdout
     return child.stdout.readline().decode().strip()
-
-
 def is_alive(pid: int) -> bool:
     """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
     with suppress(OSError):
@@ -6916,8 +6290,6 @@ def is_alive(pid: int) -> bool:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     return False
-
-
 def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
     until = time.monotonic() + within
     while not condition():
@@ -6925,8 +6297,6 @@ def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
 def test_processes_are_found_by_their_mark(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6937,8 +6307,6 @@ def test_processes_are_found_by_their_mark(
     assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
     assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
     assert ocloop.marked_pids("nobody has this one") == []
-
-
 def test_the_memory_of_a_group_is_known(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6950,8 +6318,6 @@ def test_the_memory_of_a_group_is_known(
     assert ocloop.group_memory(2**22 + 1) == 0
     assert child.stdin
     child.stdin.close()
-
-
 def test_descendants_are_known_where_nothing_else_tells_them(
     monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6962,8 +6328,6 @@ def test_descendants_are_known_where_nothing_else_tells_them(
     if ocloop.list_processes():
         assert comes_true(lambda: len(ocloop.descendants(child.pid)) == 2)
     assert ocloop.descendants(2**22 + 1) == []
-
-
 def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -6972,8 +6336,6 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
         monkeypatch.setattr(ocloop, "PS", ps)
         assert ocloop.list_processes() == [] == ocloop.marked_pids("x")
         assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == []
-
-
 def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6994,8 +6356,6 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
     assert 0.25 < time.monotonic() - before < 10, "it had its time"
-
-
 def test_a_group_that_ends_by_itself_is_not_waited_for(
     started: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
@@ -7004,8 +6364,6 @@ def test_a_group_that_ends_by_itself_is_not_waited_for(
     ocloop.end_group(child, 30.0, "nobody has this one")
     assert child.poll() == -signal.SIGTERM and time.monotonic() - before < 5
     ocloop.end_group(child, 30.0, "nobody has this one")
-
-
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
 def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     looks: str, monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
@@ -7028,8 +6386,6 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     child.pid = own
     assert other.poll() is None
     assert ocloop.wait_for_end(other, 0.05) is None
-
-
 @pytest.mark.skipif(not ocloop.has_proc(), reason="there is no /proc here")
 def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
     started: Callable[..., subprocess.Popen[bytes]],
@@ -7045,16 +6401,6 @@ def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert not any(blocked >> (number - 1) & 1 for number in theirs)
     assert blocked >> (signal.SIGUSR2 - 1) & 1, "and no other one is touched"
-
-
-def test_a_child_is_out_of_reach_of_the_terminal_s_ctrl_c(
-    started: Callable[..., subprocess.Popen[bytes]],
-) -> None:
-    child = started("echo up; exec sleep 60")
-    assert first_line(child) == "up"
-    assert os.getsid(child.pid) == child.pid == os.getpgid(child.pid)
-
-
 @pytest.mark.parametrize("dies", [True, False])
 def test_the_guard_ends_what_is_left_when_its_pipe_ends_without_a_word(
     dies: bool, started: Callable[..., subprocess.Popen[bytes]]
@@ -7073,8 +6419,6 @@ def test_the_guard_ends_what_is_left_when_its_pipe_ends_without_a_word(
     else:
         guard.dismiss()
         assert process.poll() == 0 and child.poll() is None
-
-
 def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
     started: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
@@ -7097,8 +6441,6 @@ def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
     second.wait(GENEROUS)
     if first.stdin:
         first.stdin.close()
-
-
 @pytest.mark.parametrize("where", ["farewell", "start"])
 def test_leaving_waits_for_nothing_without_an_end(
     where: str, monkeypatch: pytest.MonkeyPatch
@@ -7109,7 +6451,7 @@ def test_leaving_waits_for_nothing_without_an_end(
     server = ocloop.Server(Options(server="http://127.0.0.1:9"), print)
     dialect = a_dialect()
     end = threading.Event()
-    monkeypatch.setattr(dialect, "stop_session", lambda session: end.wait(GENEROUS))
+    monkeypatch.setattr(server, "_stop_session", lambda *_: end.wait(GENEROUS))
     server.dialect = dialect
     server.guard.watch(0)
     guard = server.guard.process
@@ -7124,15 +6466,11 @@ def test_leaving_waits_for_nothing_without_an_end(
     end.set()
     guard.stdin.close()
     guard.wait(GENEROUS)
-
-
-@pytest.mark.parametrize("taken", [True, False])
-def test_a_port_that_is_taken_is_known(taken: bool) -> None:
+def test_a_port_that_is_taken_is_known() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        if taken:
-            assert not ocloop.port_is_free(port)
-    assert taken or ocloop.port_is_free(port)
+        assert not ocloop.port_is_free(port)
+    assert ocloop.port_is_free(port)
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -7148,8 +6486,6 @@ def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
         assert ocloop.read_text(str(path), "plan") == ("- [ ] \u00e9\n", "")
     path.write_bytes(b"\xff\xfe-")
     assert ocloop.read_text(str(path), "plan") == ("\ufffd", "")
-
-
 def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
@@ -7160,14 +6496,8 @@ def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
         assert text is None
         assert problem.startswith(f"the plan {tmp_path / name} cannot be read (")
         assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
-
-
-def test_a_file_without_an_end_is_not_read_to_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent may have made its plan of 4 GiB of nothing."""
     with open(tmp_path / "PLAN.md", "w") as file:
-        file.truncate(4 << 30)
+        file.truncate(4 << 30)  # of nothing
     text, problem = ocloop.read_text(str(tmp_path / "PLAN.md"), "plan")
     assert text is None and "it is larger than 64 MiB" in problem
 
@@ -7190,8 +6520,6 @@ def test_a_file_that_waits_for_more_is_not_waited_for(
     before = time.monotonic()
     assert ocloop.read_text("/proc/kmsg", "plan")[0] is None
     assert flags[0] & os.O_NONBLOCK and time.monotonic() - before < GENEROUS / 2
-
-
 def test_what_is_written_is_written_in_order_and_waited_for() -> None:
     writer = ocloop.Writer()
     written: list[int] = []
@@ -7204,8 +6532,6 @@ def test_what_is_written_is_written_in_order_and_waited_for() -> None:
         writer.put(fails)
     writer.close(GENEROUS)
     assert written == list(range(100))
-
-
 def test_a_file_system_that_hangs_does_not_hold_up_the_end() -> None:
     writer = ocloop.Writer()
     hangs = threading.Event()
@@ -7222,12 +6548,8 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_end() -> None:
     assert time.monotonic() - before < 5 and not written
     hangs.set()
     assert comes_true(lambda: len(written) >= writer.MOST - 1)
-
-
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
     """Writes entries into a log of that name; returns what stands in it, and what was posted."""
@@ -7243,47 +6565,29 @@ def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
         return (path.read_text("utf-8") if path.is_file() else ""), posted
 
     return write
-
-
-def test_a_log_has_a_line_for_each_entry_and_is_appended_to(
-    written: Callable[..., tuple[str, list[Event]]],
+def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(
+    written: Callable[..., tuple[str, list[Event]]], tmp_path: Path
 ) -> None:
     entry = an_entry("bash", "one\ntwo\x1b[31m\x07")
     text, posted = written("x.log", entry, entry)
     line = "2027-01-15T08:00:00+0000 bash     one / two\ufffd\n"
     assert text == line * 2 and posted == []
     assert written("x.log", entry)[0] == line * 3
-
-
-def test_an_entry_with_a_strange_kind_is_logged_without_control_characters() -> None:
-    log = ocloop.Log("x.log", ocloop.Writer(), print)
-    line = log.line(an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
-    assert not re.search("[\x00-\x1f\u2028]", line)
-
-
-def test_a_jsonl_log_has_a_record_for_each_entry(
-    written: Callable[..., tuple[str, list[Event]]],
-) -> None:
+    assert (tmp_path / "x.log").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "y.log").touch(0o644)
+    text, _ = written("y.log", an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
+    assert not re.search("[\x00-\x1f\u2028]", text.rstrip("\n"))
+    assert (tmp_path / "y.log").stat().st_mode & 0o777 == 0o644, "it is not ours to change"
     entry = an_entry("iter", "1 done\n\ud800", iteration=1, session="ses_1", record={"cost": 0.5})
-    text, _posted = written("x.jsonl", entry)
+    text, _ = written("x.jsonl", entry)
+    said = {"kind": "iter", "iteration": 1, "session": "ses_1", "text": "1 done\n\ud800"}
+    assert json.loads(text) == {"time": "2027-01-15T08:00:00+0000", "cost": 0.5, **said}
     assert text.count("\n") == 1
-    assert json.loads(text) == {
-        "time": "2027-01-15T08:00:00+0000",
-        "kind": "iter",
-        "iteration": 1,
-        "session": "ses_1",
-        "text": "1 done\n\ud800",
-        "cost": 0.5,
-    }
 
 
 HOSTILE = "a\x1b]52;c;eA==\x07b\u200bc\u200dd\U000e0041e\u202ef\ufeffg\u2060h\x9bi"
 HARMLESS = "a\ufffd]52;c;eA==\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg\ufffdh\ufffdi"
-
-
-def test_what_enters_the_journal_the_record_and_the_facts_is_printable(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None:
     """Whoever shows them need not think of it: `jq`, a shell, another program."""
     journal = ocloop.Journal(NOON)
     journal.note(HOSTILE, f"{HOSTILE}\n{HOSTILE}", record={"task": HOSTILE, "list": [HOSTILE]})
@@ -7293,13 +6597,12 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable(
 
     plan = f"- [ ] {HOSTILE}\n- [BLOCKED: {HOSTILE}] {HOSTILE}\n- [ ]{HOSTILE}\n"
     story = Story(plan, directory=f"/{HOSTILE}", check=HOSTILE)
-    loop = story.loop
-    facts = ocloop.facts_of(loop.series)
+    facts = ocloop.facts_of(story.run)
     assert facts["OCLOOP_TASK"] == HARMLESS == facts["OCLOOP_PROJECT"]
-    assert HARMLESS in ocloop.message_of(loop.series, "failed", HOSTILE)
-    assert HOSTILE not in ocloop.message_of(loop.series, "failed", HOSTILE)
-    record = ocloop.record_of(loop, ocloop.Server(loop.options, print), 1)
-    assert record["directory"] == loop.options.directory, "it has to be found"
+    message = ocloop.message_of(story.run, "failed", HOSTILE)
+    assert HARMLESS in message and HOSTILE not in message
+    record = story.record(1)
+    assert record["directory"] == story.options.directory, "it has to be found"
     said = {name: fact for name, fact in record.items() if name not in ocloop.EXACT}
     assert HARMLESS in json.dumps(said, ensure_ascii=False)
     old = {"reason": HOSTILE, "tasks": [{"text": HOSTILE}]}  # of a version that wrote it as it was
@@ -7321,18 +6624,6 @@ def test_nothing_that_is_printed_can_rewrite_the_terminal(
     ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
     said = "".join(capsys.readouterr())
     assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
-
-
-def test_a_log_that_ocloop_makes_is_private(
-    written: Callable[..., tuple[str, list[Event]]], tmp_path: Path
-) -> None:
-    written("x.log", an_entry())
-    assert (tmp_path / "x.log").stat().st_mode & 0o777 == 0o600
-    (tmp_path / "y.log").touch(0o644)
-    written("y.log", an_entry())
-    assert (tmp_path / "y.log").stat().st_mode & 0o777 == 0o644, "it is not ours to change"
-
-
 def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
     writer = ocloop.Writer()
     posted: list[Event] = []
@@ -7349,8 +6640,6 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     assert [type(event) for event in posted] == [Noted, Noted]
     assert "name another path with --log" in str(posted[0])
     assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
-
-
 def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7376,36 +6665,36 @@ def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     writer.close(GENEROUS)
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert records[-1]["text"] == "the last one" and len(records) >= 2
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
-def test_a_state_file_that_cannot_be_written_is_said_once(
+def test_a_state_file_that_cannot_be_written_is_said_once_and_leaves_no_draft(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = ocloop.Run(project_options(tmp_path), RunFile(str(tmp_path / "PLAN.md")), ())
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(RunFile, "write", full)
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    driver = ocloop.Driver(project_options(tmp_path), run_file, ())
+    monkeypatch.setattr(json, "dump", full)
     for _ in range(3):
-        run._record(None)
-    run.writer.close(GENEROUS)
-    said = str(run.inbox.get_nowait())
+        driver._record(None)
+    driver.writer.close(GENEROUS)
+    said = str(driver.inbox.get_nowait())
     assert "No space left on device" in said and "`status` cannot tell" in said
-    assert run.inbox.empty()
+    assert driver.inbox.empty() and os.listdir(run_file.folder) == []
 
 
 def test_a_bug_is_told_to_whoever_sleeps(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = project_options(tmp_path, notify="mail")
-    run = ocloop.Run(options, RunFile(str(tmp_path / "PLAN.md")), ())
-    told: list[Any] = []
-    monkeypatch.setattr(run.worker, "carry_out", told.append)
-    run._tell_of_bug(ValueError("of a strange kind"))
-    (notify,) = told
-    assert notify.event == "failed" and "ocloop itself failed" in notify.message
-    record = ocloop.record_of(run.loop, run.server, 1)
+    driver = ocloop.Driver(options, RunFile(str(tmp_path / "PLAN.md")), ())
+    made: list[Reply] = []
+    monkeypatch.setattr(driver.outside, "make", made.append)
+    driver._tell_of_bug(ValueError("of a strange kind"))
+    (notify,) = made
+    assert notify.request == "notify"
+    assert notify.args[0] == "failed" and "ocloop itself failed" in notify.args[1]
+    record = ocloop.record_of(driver.run, driver.server, 1)
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
 
 
@@ -7416,12 +6705,8 @@ def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return home
-
-
 def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
-
-
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
     assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
@@ -7433,22 +6718,6 @@ def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home
     assert os.stat(run_file.path).st_mode & 0o777 == 0o600
     assert os.stat(run_file.folder).st_mode & 0o777 == 0o700
     assert os.listdir(run_file.folder) == [Path(run_file.path).name], "no draft is left"
-
-
-def test_a_state_file_that_cannot_be_written_leaves_no_draft(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(json, "dump", full)
-    with pytest.raises(OSError, match="No space left"):
-        run_file.write({"state": "running"})
-    assert os.listdir(run_file.folder) == []
-
-
 def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -7456,8 +6725,6 @@ def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     (tmp_path / "link").symlink_to("a")
     paths = [RunFile(str(tmp_path / name)).path for name in ("a/P", "a/Q", "b/P", "link/P")]
     assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
-
-
 def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -7470,8 +6737,6 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     assert run_file.folder == "" and "no `status`" in run_file.problem
     run_file.write({"state": "running"})
     assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
-
-
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
 def test_a_folder_that_somebody_made_anew_is_not_written_into(
     tmp_path: Path, state_home: Path, trap: str
@@ -7508,15 +6773,6 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
     assert precious.read_text() == "mine"
     if trap not in ("symlink", "hard link"):
         assert "second" not in "".join(path.read_text() for path in folder.iterdir())
-
-
-def test_a_state_file_behind_a_link_is_not_read(tmp_path: Path, state_home: Path) -> None:
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
-    (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
-    Path(run_file.path).symlink_to(tmp_path / "theirs")
-    assert run_file.read() == {}
-
-
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -7536,8 +6792,6 @@ def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
-
-
 def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -7553,16 +6807,19 @@ def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
     assert second.acquire() == -1 == second.running() and second.read() == {}
     assert os.listdir(tmp_path / "project") == []
     assert RunFile(str(tmp_path / "PLAN.md")).acquire() == 0, "of another folder"
-
-
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"])
-def test_a_state_file_that_somebody_damaged_says_nothing(
+def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     tmp_path: Path, state_home: Path, text: str
 ) -> None:
     run_file = RunFile(str(tmp_path / "PLAN.md"))
-    Path(run_file.path).write_text(text)
+    state = Path(run_file.path)
+    state.write_text(text)
     assert run_file.read() == {}
-    Path(run_file.path).write_bytes(b"\xff\xfe")
+    state.write_bytes(b"\xff\xfe")
+    assert run_file.read() == {}
+    state.unlink()
+    (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
+    state.symlink_to(tmp_path / "theirs")
     assert run_file.read() == {}
 
 
@@ -7573,6 +6830,10 @@ def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
     assert first.acquire() == 0 and first.problem == ""
     assert second.acquire() == os.getpid() == second.running()
     assert other.acquire() == 0
+    third = RunFile(str(tmp_path / "R"))
+    with open(lock_of(third), "w") as file:  # of somebody who does not say who it is
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert third.running() == -1 == third.acquire()
 
 
 def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(
@@ -7593,16 +6854,7 @@ def test_a_lock_that_is_let_go_at_the_last_moment_is_taken(
     monkeypatch.undo()
     monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
     assert RunFile(str(tmp_path / "P")).running() == os.getpid()
-
-
-def test_a_lock_of_somebody_who_does_not_say_who_it_is(tmp_path: Path, state_home: Path) -> None:
-    run_file = RunFile(str(tmp_path / "P"))
-    with open(lock_of(run_file), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert run_file.running() == -1 == run_file.acquire()
-
-
-# ── command line: values of options ───────────────────────────────────────────────────────────────
+# ── command line: options ─────────────────────────────────────────────────────────────────────────
 
 # fmt: off
 OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
@@ -7613,21 +6865,17 @@ OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.seconds, "", None), (ocloop.seconds, "inf", None), (ocloop.seconds, "1h30", None),
     (ocloop.count, "0", 0), (ocloop.count, "27", 27), (ocloop.count, "-1", None),
     (ocloop.count, "1.5", None), (ocloop.count, "", None), (ocloop.count, "many", None),
-    (ocloop.count, "\u00b2", None),
-    (ocloop.dollars, "20", 20.0), (ocloop.dollars, "$20", 20.0), (ocloop.dollars, "0.50", 0.5),
-    (ocloop.dollars, ".5", 0.5), (ocloop.dollars, "5.", 5.0), (ocloop.dollars, "-1", None),
-    (ocloop.dollars, "20 USD", None), (ocloop.dollars, "nan", None), (ocloop.dollars, "", None),
-    (ocloop.model_name, "a/b", "a/b"),
+    (ocloop.count, "\u00b2", None), (ocloop.dollars, "20", 20.0), (ocloop.dollars, "$20", 20.0),
+    (ocloop.dollars, "0.50", 0.5), (ocloop.dollars, ".5", 0.5), (ocloop.dollars, "5.", 5.0),
+    (ocloop.dollars, "-1", None), (ocloop.dollars, "20 USD", None), (ocloop.dollars, "nan", None),
+    (ocloop.dollars, "", None), (ocloop.model_name, "a/b", "a/b"),
     (ocloop.model_name, "openrouter/x/y:free", "openrouter/x/y:free"),
     (ocloop.model_name, "sonnet", None), (ocloop.model_name, "/b", None),
     (ocloop.model_name, "a/", None), (ocloop.model_name, "a b/c", None),
-    (ocloop.model_name, "", None),
-    (ocloop.port_number, "4096", 4096), (ocloop.port_number, "65536", None),
-    (ocloop.port_number, "x", None),
+    (ocloop.model_name, "", None), (ocloop.port_number, "4096", 4096),
+    (ocloop.port_number, "65536", None), (ocloop.port_number, "x", None),
 ]
 # fmt: on
-
-
 @pytest.mark.parametrize("parser, text, value", OPTION_VALUES, ids=ascii)
 def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) -> None:
     if value is None:
@@ -7635,9 +6883,6 @@ def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) 
             parser(text)
     else:
         assert parser(text) == value
-
-
-# ── command line: the table of options ────────────────────────────────────────────────────────────
 
 
 class Described(TypedDict):
@@ -7678,25 +6923,6 @@ def told_default(described: Described, text: str) -> Any:
 TOLD_IN_WORDS = ("opencode", "port")
 
 
-def test_every_option_is_a_field_and_every_field_an_option() -> None:
-    fields = set(Options._fields) - {"directory", "attended", "models"}
-    assert set(described_options()) == fields | {"model", "dry_run"}
-
-
-def test_the_defaults_in_brackets_are_those_of_options() -> None:
-    for name, described in described_options().items():
-        brackets = re.findall(r"\(([^()]*)\)$", described["text"])
-        default = default_of(name)
-        if name in TOLD_IN_WORDS or not described["metavar"]:
-            continue
-        if default:
-            assert brackets, f"{name} does not say its default"
-            assert told_default(described, brackets[0]) == default, name
-        else:
-            told = [told_default(described, text) for text in brackets]
-            assert not any(isinstance(value, (int, float)) for value in told), name
-
-
 def readme_table() -> dict[str, tuple[str, str]]:
     """The README's rows of options: long name -> what stands in the first and the second cell."""
     found = {}
@@ -7708,22 +6934,26 @@ def readme_table() -> dict[str, tuple[str, str]]:
     return found
 
 
-def test_every_option_stands_in_the_readme_with_its_flags_and_its_default() -> None:
-    table = readme_table()
+def test_every_option_is_a_field_and_stands_in_help_and_readme_with_its_default() -> None:
+    fields = set(Options._fields) - {"directory", "attended", "models"}
     described = described_options()
-    assert set(described) <= set(table), set(described) - set(table)
-    assert set(table) - set(described) <= {"force", "json"}, "what is no option any more"
+    table = readme_table()
+    assert set(described) == fields | {"model", "dry_run"}
+    assert set(described) <= set(table) <= set(described) | {"force", "json"}
     for name, option in described.items():
         cell, told = table[name]
         assert set(re.findall(r"-{1,2}[a-z][a-z-]*", cell)) == set(option["flags"]), cell
         default = default_of(name)
         if name in TOLD_IN_WORDS or not option["metavar"]:
             continue
-        value = told_default(option, told.replace("`", ""))
-        if default:
-            assert value == default, f"{name}: {told!r}, and it is {default}"
-        else:
-            assert not isinstance(value, (int, float)), f"{name}: {told!r}, and there is none"
+        brackets = re.findall(r"\(([^()]*)\)$", option["text"])
+        assert brackets or not default, f"{name} does not say its default"
+        for text in (*brackets, told.replace("`", "")):
+            value = told_default(option, text)
+            if default:
+                assert value == default, f"{name}: {text!r}, and it is {default}"
+            else:
+                assert not isinstance(value, (int, float)), f"{name}: {text!r}, and there is none"
 
 
 def test_what_is_parsed_is_what_was_asked_for(
@@ -7758,11 +6988,9 @@ def test_what_is_parsed_is_what_was_asked_for(
 
 # fmt: off
 @pytest.mark.parametrize("server, is_good", [
-    ("http://127.0.0.1:4096", True), ("https://example.org/base/", True), ("http://[::1]:4096",
-     True),
-    ("127.0.0.1:4096", False), ("ftp://x", False), ("http://", False), ("http://me:secret@x",
-     False),
-    ("http://x:port", False),
+    ("http://127.0.0.1:4096", True), ("https://example.org/base/", True),
+    ("http://[::1]:4096", True), ("127.0.0.1:4096", False), ("ftp://x", False), ("http://", False),
+    ("http://me:secret@x", False), ("http://x:port", False),
 ])
 # fmt: on
 def test_the_address_of_a_server_is_a_url_without_a_login(
@@ -7775,8 +7003,6 @@ def test_the_address_of_a_server_is_a_url_without_a_login(
     with pytest.raises(Problem, match="is no URL: write http://HOST:PORT") as problem:
         ocloop.make_options(given)
     assert problem.value.status == 2
-
-
 # fmt: off
 @pytest.mark.parametrize("words, said", [
     ("rnu", "there is no command rnu: did you mean run? (`ocloop.py --help` lists what there is)"),
@@ -7803,8 +7029,6 @@ def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
     assert ocloop.main(words.split()) == 2
     out, err = capsys.readouterr()
     assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
-
-
 @pytest.mark.parametrize("command", ["", "run", "bootstrap", "status", "attach"])
 def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -7819,82 +7043,44 @@ def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
         for name, option in described_options().items():
             assert all(flag in out for flag in option["flags"]), name
         assert "{{PLAN_FILE}}" in out and "1h30m" in out
-
-
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
-
-
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
-
-
 def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new" / "project"
+    plan = folder / "PLAN.md"
     assert ocloop.main(["bootstrap", str(folder)]) == 0
     assert contents(folder) == STARTERS
-    assert f"wrote    {folder / 'PLAN.md'}" in capsys.readouterr().out
-    (folder / "PLAN.md").write_text("mine")
-    (folder / ".loop-prompt.md").unlink()
-    assert ocloop.main(["bootstrap", str(folder)]) == 0
-    assert contents(folder) == {**STARTERS, "PLAN.md": "mine"}
-    assert f"skipped  {folder / 'PLAN.md'}" in capsys.readouterr().out
-
-
-def test_bootstrap_with_force_keeps_what_it_replaces(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "PLAN.md").write_text("mine")
-    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
-    assert contents(tmp_path) == {**STARTERS, "PLAN.md~": "mine"}
-    assert f"kept     {tmp_path / 'PLAN.md~'}" in capsys.readouterr().out
-
-
-def test_bootstrap_with_force_twice_loses_nothing(tmp_path: Path) -> None:
-    for text in ("mine", "also mine"):
-        (tmp_path / "PLAN.md").write_text(text)
-        assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
-    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
-    found = contents(tmp_path)
-    assert {"mine", "also mine"} <= set(found.values())
-    assert found["PLAN.md"] == ocloop.STARTER_PLAN
-
-
-def test_bootstrap_says_where_it_cannot_write(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert ocloop.main(["bootstrap", str(tmp_path / "file")]) == 1
-    assert "choose another directory" in capsys.readouterr().err
-
-
-def test_the_starter_plan_and_prompt_pass_what_run_checks(tmp_path: Path) -> None:
-    ocloop.main(["bootstrap", str(tmp_path)])
-    evening = ocloop.preflight(project_options(tmp_path))
-    assert evening.problems == ()
+    assert f"wrote    {plan}" in capsys.readouterr().out
+    evening = ocloop.preflight(project_options(folder))
+    assert evening.problems == () and "{{CHECK}}" in evening.prompt
     (warning,) = evening.warnings
     assert "is still the starter: write your own tasks into it" in warning
     assert evening.plan.pending == 3 and evening.plan.manual == 1 and evening.plan.summary is None
-    assert "{{CHECK}}" in evening.prompt
+    plan.write_text("mine")
+    (folder / ".loop-prompt.md").unlink()
+    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert contents(folder) == {**STARTERS, "PLAN.md": "mine"}
+    assert f"skipped  {plan}" in capsys.readouterr().out
+    assert ocloop.main(["bootstrap", str(plan)]) == 1
+    assert "choose another directory" in capsys.readouterr().err
 
 
-def test_a_plan_of_near_misses_names_them(tmp_path: Path) -> None:
-    ocloop.main(["bootstrap", str(tmp_path)])
-    (tmp_path / "PLAN.md").write_text("- [ ]Build it\n", "utf-8")
-    found = ocloop.preflight(project_options(tmp_path))
-    assert "has no task" in found.problems[0]
-    assert 'PLAN.md:1 is nearly a task: "- [ ]Build it"' in found.problems[1]
-
-
-def test_no_pid_is_ever_0() -> None:
-    """`kill $(… | jq .pid)` with 0 would end the process group of whoever says it."""
-    record = ocloop.status_record("/p", Plan(), 0, {"pid": 17, "state": "complete"})
-    assert record["pid"] is None and record["run"]["pid"] is None
-    record = ocloop.status_record("/p", Plan(), 18, {"pid": 18})
-    assert record["pid"] == 18 == record["run"]["pid"]
+def test_bootstrap_with_force_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("mine", "also mine"):
+        (tmp_path / "PLAN.md").write_text(text)
+        assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
+    assert f"kept     {tmp_path / 'PLAN.md~'}" in capsys.readouterr().out
+    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
+    found = contents(tmp_path)
+    assert {"mine", "also mine"} <= set(found.values()) and found["PLAN.md~"] == "mine"
+    assert found["PLAN.md"] == ocloop.STARTER_PLAN
 
 
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
@@ -7908,8 +7094,6 @@ def project_options(folder: Path, **options: Any) -> Options:
         **options,
     }
     return Options(**given)
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
@@ -7917,22 +7101,14 @@ def project(tmp_path: Path) -> Path:
     (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
     (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
     return folder
-
-
 def problems(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).problems)
-
-
 def warnings(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).warnings)
-
-
 def test_a_project_in_order_has_no_problems(project: Path) -> None:
     evening = ocloop.preflight(project_options(project, check="make test", log=f"{project}/log"))
     assert evening.problems == () == evening.warnings
     assert evening.plan.pending == 1 and evening.model == ""
-
-
 def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Path) -> None:
     (project / "PLAN.md").write_text("# Nothing\n")
     assert "has no task: add lines such as `- [ ] Build it`" in problems(project)
@@ -7943,8 +7119,6 @@ def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Pa
     assert "is empty" in said and "force" not in said, "nothing ever advises to destroy"
     (project / ".loop-prompt.md").unlink()
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
-
-
 def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
@@ -7955,8 +7129,6 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert "its front matter says modle, which means nothing here: model, agent," in said
     (project / ".loop-prompt.md").write_text("---\ndescription: {{PLAN_FILE}}\n---\nDo it\n")
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
-
-
 def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7965,15 +7137,13 @@ def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     assert "change into the project's own folder" in warnings(project)
     options = project_options(project, directory="/")
     assert "the project is /, all of it" in "\n".join(ocloop.preflight(options).warnings)
-
-
 # fmt: off
 @pytest.mark.parametrize("command, word", [
     ("make-it-so-that-nobody-has-it test", "make-it-so-that-nobody-has-it"),
-    ("./check.sh", "./check.sh"),
-    ("sh -c true", ""), ("./there.sh --fast", ""), ("cd sub && make", ""), ("true", ""),
-    ("X=1 nobody-has-it", ""), ("! grep -q x y", ""), ("(nobody-has-it)", ""), ("", ""),
-    ("if true; then nobody-has-it; fi", ""), ("~/bin/check", ""), ("$CHECK", ""),
+    ("./check.sh", "./check.sh"), ("sh -c true", ""), ("./there.sh --fast", ""),
+    ("cd sub && make", ""), ("true", ""), ("X=1 nobody-has-it", ""), ("! grep -q x y", ""),
+    ("(nobody-has-it)", ""), ("", ""), ("if true; then nobody-has-it; fi", ""), ("~/bin/check", ""),
+    ("$CHECK", ""),
 ])
 # fmt: on
 def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
@@ -7984,8 +7154,6 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
     for name in ("check", "notify"):
         said = problems(project, **{name: command})
         assert said == (f"--{name}: there is no command {word}" if word else "")
-
-
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     for path in (project / "there.log", project / "PLAN.md"):
         assert problems(project, log=str(path)) == ""
@@ -7994,8 +7162,6 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
         assert "cannot be written" in said and "name another path with --log" in said
         assert ("its folder is not there" in said) == (path.name == "x.log")
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
-
-
 # fmt: off
 @pytest.mark.parametrize("name, text, model, problem", [
     ("opencode.json", '{"model": "a/b"}', "a/b", ""),
@@ -8021,14 +7187,10 @@ def test_opencode_s_configuration_is_read_as_far_as_that_goes_without_a_server(
     if problem:
         elsewhere = project_options(project, server="http://127.0.0.1:9")
         assert ocloop.preflight(elsewhere).problems == (), "a server of its own may have another"
-
-
 def test_run_refuses_what_a_dry_run_refuses(
-    project: Path,
-    state_home: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    project: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(project)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
     assert ocloop.main(words) == 1
@@ -8037,37 +7199,27 @@ def test_run_refuses_what_a_dry_run_refuses(
     out = capsys.readouterr().out
     assert "problem   --check: there is no command nobody-has-it" in out
     assert "  | Work on " in out and "next task one" in out and "model     a/b" in out
+    for name in ("PLAN.md", ".loop-prompt.md"):
+        (project / name).unlink()
+    assert ocloop.main([*words, "--dry-run"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("cannot be read") == 2, "both are named, and neither is shown"
+    assert "next task" not in out and "  |" not in out and "100 %" not in out
 
 
 def test_a_plan_that_is_complete_needs_no_server(
-    project: Path,
-    state_home: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    project: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(project)
+    words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
     for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
-        words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
-        assert ocloop.main(words) == status
-        assert "take out its <plan-complete> tag to work on it again" in capsys.readouterr().out
-        assert ocloop.main([*words, "--dry-run"]) == status, "the same is said before"
-        said = capsys.readouterr().out
-        assert "take out its <plan-complete> tag to work on it again" in said
+        for more in ([], ["--dry-run"]):
+            assert ocloop.main([*words, *more]) == status
+            said = capsys.readouterr().out
+            assert "take out its <plan-complete> tag to work on it again" in said
         assert ("complete already but for 1 pending task" in said) == bool(status)
-
-
-def test_a_dry_run_without_plan_and_prompt_names_both_and_shows_neither(
-    tmp_path: Path,
-    state_home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert ocloop.main(["run", "--dry-run", "--server", "http://127.0.0.1:9"]) == 1
-    said = capsys.readouterr().out
-    assert said.count("cannot be read") == 2
-    assert "next task" not in said and "  |" not in said and "100 %" not in said
 
 
 # fmt: off
@@ -8081,8 +7233,6 @@ def test_how_opencode_is_started_is_looked_at_first(asked: str, words: str) -> N
         ocloop.find_opencode(asked)
     assert words in str(problem.value)
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
-
-
 def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -8102,8 +7252,6 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     with pytest.raises(Problem, match="is not UTF-8 .*: rename it"):
         ocloop.current_directory()
     monkeypatch.chdir(tmp_path)
-
-
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
 
 
@@ -8111,14 +7259,20 @@ def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str
     plan = parse_plan(story.plan or "")
     lines = ocloop.status_lines("/project/PLAN.md", plan, pid, story.record(status))
     return "\n".join(lines)
+def says(text: str, *words: str) -> None:
+    for each in words:
+        assert each in text, each
 
 
 def test_status_tells_of_a_run_at_work() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [BLOCKED: no key] Deploy\n", max_cost=20.0)
+    story = Story(
+        "- [ ] one\n- [ ] two\n- [BLOCKED: no key] Deploy\n", max_cost=20.0, check="make test"
+    )
     story.works(0.5)
     story.busy()
     text = status_text(story)
-    for words in (
+    says(
+        text,
         "plan      /project/PLAN.md",
         "progress  1 of 3 tasks done (33 %), 1 blocked, 0 manual",
         "next      two",
@@ -8129,9 +7283,16 @@ def test_status_tells_of_a_run_at_work() -> None:
         "$0.50 (of $20)",
         "outcomes  1 done",
         "blocked   Deploy (no key)",
-    ):
-        assert words in text, words
+    )
     assert re.search(r"^done +\d+s +\$0.50 +1  one$", text, re.MULTILINE)
+    story.check = 2
+    story.works()
+    says(
+        status_text(story),
+        "check     it failed; what the next session is told of it:",
+        "output of the check",
+        "1 check failed",
+    )
 
 
 def test_status_tells_what_a_run_waits_for() -> None:
@@ -8144,47 +7305,40 @@ def test_status_tells_what_a_run_waits_for() -> None:
     story = Story()
     story.fails("rate-limit", "Too many requests", retry_after=3600)
     assert re.search(r"waiting: .*, again at \d\d:\d\d, process 4711", status_text(story))
-
-
 def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
-    story = Story("- [ ] one\n- [MANUAL] Tell Bob\n", attended=False)
-    assert story.plan
-    story.plan = story.plan.replace("[ ]", "[x]") + "<plan-complete>It works.\nSo.</plan-complete>"
+    story = Story("- [ ] one\n- [MANUAL] Tell Bob\n", log="/night.jsonl")
+    plan = "- [x] one\n- [MANUAL] Tell Bob\n<plan-complete>It works.\nSo.</plan-complete>"
+    story.plan = plan
     story.ends()
-    text = status_text(story, 0, 0)
+    ended = story.now
+    story.let_pass(3600, 60)
+    story.press("q")
+    record = story.record(0)
+    assert record["ended"] == pytest.approx(ended, abs=1), "not when somebody pressed Q"
+    assert (record["state"], record["opencode_version"]) == ("ended", "1.18.33")
+    text = "\n".join(ocloop.status_lines("/PLAN.md", parse_plan(plan), 0, record))
     assert re.search(r"^run       ended 2027-01-15T\S+: the plan is complete$", text, re.MULTILINE)
-    for words in (", complete", "summary   It works.", "summary   So.", "manual    Tell Bob"):
-        assert words in text
-    text = status_text(Story(), 0)
-    assert "was killed after" in text
+    says(
+        text,
+        ", complete",
+        "summary   It works.",
+        "summary   So.",
+        "manual    Tell Bob",
+        f"\nstarted   {ocloop.iso_time(NOON)}\n",
+        "\nlog       /night.jsonl\n",
+    )
+    assert "was killed after" in status_text(Story(), 0)
 
 
 def test_the_fields_of_status_json_are_in_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
     story = Story()
-    record = {**record_of(story, 0), **record_of(story)}
+    record = {**story.record(0), **story.record()}
     whole = ocloop.status_record("/PLAN.md", parse_plan("- [ ] one\n"), 7, record)
     for name in whole:
         assert f"`{name}`" in readme, name
     for name in whole["run"]:
         assert name in ocloop.SECRETS or name == "pid" or f"`run.{name}`" in readme, name
-
-
-def test_status_tells_when_a_run_ended_and_not_when_somebody_pressed_q() -> None:
-    story = Story("- [ ] one\n", log="/night.jsonl")
-    story.plan = "- [x] one\n<plan-complete>So.</plan-complete>"
-    story.ends()
-    ended = story.now
-    story.let_pass(3600, 60)
-    story.press("q")
-    record = record_of(story, 0)
-    assert record["ended"] == pytest.approx(ended, abs=1) and record["started"] == NOON
-    assert record["state"] == "ended" and record["opencode_version"] == "1.18.33"
-    text = "\n".join(ocloop.status_lines("/PLAN.md", parse_plan(story.plan), 0, record))
-    started = ocloop.iso_time(NOON)
-    assert f"\nstarted   {started}\n" in text and "\nlog       /night.jsonl\n" in text
-
-
 def test_status_says_what_is_gone_from_the_plan_and_what_was_refused() -> None:
     story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", attended=False)
     story.asks(title="bash")
@@ -8201,8 +7355,6 @@ def test_status_says_what_is_gone_from_the_plan_and_what_was_refused() -> None:
         assert words in text, words
     assert re.search(r"^gone .* 1  one$", text, re.MULTILINE), "it was worked on, and is no more"
     assert "- one" in seen(story, 160, 40)
-
-
 def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -8211,10 +7363,13 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     story = Story("- [ ] one\n", attended=False)
     story.fails("auth", "no login")
     run_file = RunFile(str(plan))
-    run_file.write({**record_of(story, 1), "pid": 4711})
+    run_file.write({**story.record(1), "pid": 4711})
     words = ["status", "--plan", str(plan)]
     assert ocloop.main(words) == 3
     assert "no login" in capsys.readouterr().out
+    plan.write_text("- [ ] two\n")  # after the run
+    assert ocloop.main(words) == 3
+    assert re.search(r"^gone .* 1  one$", capsys.readouterr().out, re.MULTILINE)
     assert run_file.acquire() == 0
     assert ocloop.main(words) == 3
     said = capsys.readouterr().out
@@ -8224,47 +7379,27 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
 
 
-def test_status_names_what_went_out_of_the_plan_after_the_run(
-    tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = tmp_path / "PLAN.md"
-    story = Story("- [ ] one\n- [ ] two\n")
-    story.works()
-    RunFile(str(plan)).write(record_of(story, 130))
-    plan.write_text("- [ ] two\n")
-    assert ocloop.main(["status", "--plan", str(plan)]) == 3
-    assert re.search(r"^gone .* 1  one$", capsys.readouterr().out, re.MULTILINE)
-
-
-@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
-def test_a_run_remembers_where_the_project_stood(tmp_path: Path, state_home: Path) -> None:
-    in_git(tmp_path, "init", "-q")
-    in_git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
-    run = ocloop.Run(project_options(tmp_path), RunFile(str(tmp_path / "PLAN.md")), ())
-    run._note_commit()
-    run._record(None)
-    run.writer.close(5)
-    commit = ocloop.git(str(tmp_path), "rev-parse", "HEAD")
-    assert commit and run.run_file.read()["commit"] == commit
-
-
 def in_git(folder: Path, *words: str) -> None:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
-
-
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
-def test_status_says_what_changed_since_the_run_began(tmp_path: Path) -> None:
+def test_status_says_what_changed_since_the_run_began(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = str(tmp_path)
     assert ocloop.git(folder, "rev-parse", "HEAD") is None, "no repository: nothing is said"
     assert ocloop.changes_since(folder, "") is None
     in_git(tmp_path, "init", "-q")
     (tmp_path / "old").write_text("1\n2\n3\n")
-    (tmp_path / ".gitignore").write_text("ignored\n")
+    (tmp_path / ".gitignore").write_text("ignored\nstate\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "one")
-    commit = ocloop.git(folder, "rev-parse", "HEAD")
-    assert commit
+    driver = ocloop.Driver(project_options(tmp_path), RunFile(f"{tmp_path}/PLAN.md"), ())
+    driver._note_commit()
+    driver._record(None)
+    driver.writer.close(5)
+    commit = driver.run_file.read()["commit"]
+    assert commit == ocloop.git(folder, "rev-parse", "HEAD")
     (tmp_path / "committed").write_text("a\nb\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "two")
@@ -8278,43 +7413,27 @@ def test_status_says_what_changed_since_the_run_began(tmp_path: Path) -> None:
     assert ocloop.changes_since(folder, "0" * 40) is None, "it was rewritten: nothing is said"
     record = {"state": "ended", "started": NOON, "ended": NOON}
     lines = ocloop.status_lines("/PLAN.md", parse_plan("- [x] a\n"), 0, record, changes)
-    (line,) = (line for line in lines if line.startswith("changes "))
-    at = ocloop.clock(NOON)
-    said = f"5 files (3 untracked), +5 −2 since {at} (git diff {commit[:7]})"
-    assert line == f"changes   {said}"
-
-
-def test_a_git_that_hangs_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    said = f"5 files (3 untracked), +5 −2 since {ocloop.clock(NOON)} (git diff {commit[:7]})"
+    assert f"changes   {said}" in lines
     program = tmp_path / "git"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(ocloop, "GIT_WITHIN", 0.2)
     began = time.monotonic()
-    assert ocloop.git(str(tmp_path), "status") is None
-    assert time.monotonic() - began < 20
-
-
-def test_status_tells_the_last_lines_of_a_check_that_fails() -> None:
-    story = Story(check="make test")
-    story.check = 2
-    story.works()
-    text = status_text(story)
-    assert re.search(r"^check failed .* 1  one$", text, re.MULTILINE), "and not done"
-    assert "check     it failed; what the next session is told of it:" in text
-    assert "output of the check" in text
-    assert "1 check failed" in text
+    assert ocloop.git(folder, "status") is None, "one that hangs is not waited for"
+    assert time.monotonic() - began < GENEROUS
 
 
 def test_status_without_a_run_and_with_near_misses() -> None:
     plan = parse_plan("- [x] a\n- [ ]b\n")
     lines = ocloop.status_lines("/project/PLAN.md", plan, 0, {})
-    assert "run       none so far" in lines
-    assert ", not marked complete yet" in lines[1]
+    assert "run       none so far" in lines and ", not marked complete yet" in lines[1]
     assert 'warning   PLAN.md:2 is nearly a task: "- [ ]b": put a space after the box' in lines
-    assert "run       starting, process 7" in ocloop.status_lines("/p", plan, 7, {})
+    # `kill $(… | jq .pid)` with 0 would end the process group of whoever says it.
+    for pid, shown in ((0, None), (18, 18)):
+        record = ocloop.status_record("/p", Plan(), pid, {"pid": 17, "state": "complete"})
+        assert record["pid"] == shown == record["run"]["pid"]
 
 
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
@@ -8335,8 +7454,6 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     assert not set(ocloop.SECRETS) & set(found["run"])
     assert ocloop.main(["status", "--plan", str(plan)]) == 3
     assert live["password"] not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "text, status",
     [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
@@ -8349,8 +7466,6 @@ def test_the_exit_status_of_status_says_whether_work_is_left(
     (tmp_path / "PLAN.md").write_text(text)
     assert ocloop.main(["status", "--plan", str(tmp_path / "PLAN.md")]) == status
     assert ocloop.main(["status", "--plan", str(tmp_path / "gone.md")]) == 1
-
-
 RECORD_NAMES = (
     "pid", "plan", "directory", "state", "reason", "iteration", "task", "session", "model",
     "elapsed", "updated", "ended", "status", "cost", "tokens", "input", "limits", "max_cost",
@@ -8358,8 +7473,6 @@ RECORD_NAMES = (
     "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
     "summary", "text", "seconds", "iterations", "username", "password", "opencode",
 )  # fmt: skip
-
-
 def test_any_state_file_gives_a_status_and_no_traceback() -> None:
     rng = random.Random(8)
     plan = parse_plan("- [ ] a\n")
@@ -8376,27 +7489,22 @@ def test_any_state_file_gives_a_status_and_no_traceback() -> None:
                 assert isinstance(line, str)
         argv, environment = ocloop.attach_command(record)
         assert all(isinstance(word, str) for word in [*argv, *environment.values()])
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
 def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
-    tmp_path: Path,
-    state_home: Path,
-    text: str,
+    tmp_path: Path, state_home: Path, text: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plan = str(tmp_path / "PLAN.md")
-    run_file = RunFile(plan)
-    assert ocloop.main(["attach", "--plan", plan]) == 1
+) -> None:  # fmt: skip
+    words = ["attach", "--plan", str(tmp_path / "PLAN.md")]
+    run_file = RunFile(words[-1])
+    assert ocloop.main(words) == 1
     assert "no loop works on" in capsys.readouterr().err
     assert run_file.acquire() == 0
     Path(run_file.path).write_text(text)
-    assert ocloop.main(["attach", "--plan", plan]) == 1
+    assert ocloop.main(words) == 1
     assert "attach needs a terminal" in capsys.readouterr().err
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    assert ocloop.main(["attach", "--plan", plan]) == 1
+    assert ocloop.main(words) == 1
     assert "the loop has no session right now" in capsys.readouterr().err
 
 
@@ -8409,12 +7517,8 @@ def drawn(
 ) -> list[str]:
     rows = layout(picture, width, height, utf8, scroll)
     return ["".join(text for _, text in row) for row in rows]
-
-
 def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
     return "\n".join(drawn(story.picture(), width, height, True, scroll))
-
-
 SCENERY = """# The plan
 
 ## Phase 1: foundations
@@ -8459,16 +7563,12 @@ def scenery(**options: Any) -> Story:
     story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
     story.let_pass(42, 5)
     return story
-
-
 def complete(story: Story) -> None:
     assert story.plan
     story.plan = story.plan.replace("[ ]", "[x]").replace("[~]", "[x]")
     story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
     story.message("answered", 0.25)
     story.ends()
-
-
 def scene(name: str) -> Story:
     if name in ("starting", "ready"):
         story = Story(SCENERY, run=False, start=False)
@@ -8532,30 +7632,17 @@ def scene(name: str) -> Story:
     elif name == "quit":
         story.press("q")
     return story
-
-
 # Scene -> the state that a person reads there.
+# fmt: off
 SCENES = {
-    "starting": "starting",
-    "ready": "ready",
-    "running": "running",
-    "retrying": "retrying",
-    "pausing": "pausing",
-    "paused": "paused",
-    "waiting": "waiting",
-    "checking": "running",
-    "check failed": "running",
-    "plan away": "running",
-    "files trouble": "running",
-    "stopping": "stopping",
-    "complete": "complete",
-    "error": "error",
-    "permission": "waits for you",
-    "question": "waits for you",
-    "help": "running",
-    "plan": "running",
-    "quit": "running",
+    **{name: name for name in (
+        "starting", "ready", "running", "retrying", "pausing", "paused", "waiting", "stopping",
+        "complete", "error")},
+    **dict.fromkeys(("checking", "check failed", "plan away", "files trouble"), "running"),
+    **dict.fromkeys(("permission", "question"), "waits for you"),
+    **dict.fromkeys(("help", "plan", "quit"), "running"),
 }
+# fmt: on
 SCREENS = LAB / "screens.txt"
 SIZES = ((80, 24), (40, 12))
 MORE_SIZES = {
@@ -8639,13 +7726,11 @@ AT_80X24 = {
         "◐ Write the documentation", "P activity"),
     "quit": ("Q again stops the iteration and quits",),
     "help": (
-        *(key for key, _what in ocloop.KEYS), *(what for _key, what in ocloop.KEYS),
+        *(key for key, _what in ocloop.HELP_ON_KEYS), *(what for _key, what in ocloop.HELP_ON_KEYS),
         *(meaning for _sign, _style, meaning in ocloop.STATES.values()), "tokens:", "↑ in",
         "↓ out"),
 }
 # fmt: on
-
-
 @pytest.mark.parametrize("name", AT_80X24)
 def test_what_matters_is_there_at_80x24(name: str) -> None:
     text = seen(scene(name))
@@ -8653,14 +7738,14 @@ def test_what_matters_is_there_at_80x24(name: str) -> None:
         assert words in text, words
 
 
-def test_on_a_wide_screen_the_plan_stands_beside_the_activity_all_the_time() -> None:
+def test_a_wide_screen_shows_the_plan_beside_the_activity_all_the_time() -> None:
     story = scene("running")
     wide = seen(story, 120, 40)
-    for words in ("│  ✔ Write the parser", "│  ▸ Test the parser", "python -m pytest -q"):
-        assert words in wide, words
+    says(wide, "│  ✔ Write the parser", "│  ▸ Test the parser", "python -m pytest -q")
     assert "│" not in seen(story, 119, 40)
     beside = [row for row in wide.split("\n") if "│" in row]
     assert len({text_width(row.partition("│")[0]) for row in beside}) == 1, "a straight line"
+    says(seen(scene("ready")), "Phase 1: foundations", "Tell Bob")  # before the start, all of it
 
 
 def tasks_of(story: Story) -> list[ocloop.TaskView]:
@@ -8701,15 +7786,10 @@ def test_nothing_counts_on_at_rest(name: str) -> None:
     story = scene(name)
     picture = story.picture()
     screen = seen(story)
+    assert "context" not in screen, "it is that of a session"
     story.let_pass(3600, 9)
     assert story.picture()[:-1] == picture[:-1]
     assert seen(story) == screen
-
-
-@pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
-def test_since_when_it_rests_does_not_change_while_the_machine_sleeps(name: str) -> None:
-    story = scene(name)
-    screen = seen(story)
     story.sleep(3600)
     assert seen(story) == screen
 
@@ -8742,19 +7822,11 @@ def test_only_keys_that_do_something_are_offered(name: str) -> None:
         assert all(label in footer for _, label in picture.keys), "all of them fit into 80 columns"
 
 
-def test_the_question_before_quitting_fits_a_narrow_screen() -> None:
-    footer = drawn(scene("quit").picture(), 40, 12)[-1]
-    assert "Q again" in footer and "any other key goes on" in footer
-
-
-@pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
-def test_a_context_is_that_of_a_session_and_there_is_none_at_rest(name: str) -> None:
-    assert "context" not in seen(scene(name))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_wait_says_first_when_it_ends(size: tuple[int, int]) -> None:
-    assert re.search(r" again at 08:0\d, in \d+s", seen(scene("waiting"), *size))
+def test_the_way_out_is_named_on_any_screen() -> None:
+    says(drawn(scene("quit").picture(), 40, 12)[-1], "Q again", "any other key goes on")
+    says(drawn(scene("running").picture(), 20, 10)[-1], "? help", "Q quit")
+    for width in (30, 40, 200):
+        says(drawn(scene("plan").picture(), width, 12)[-1], "P activity", "Q quit")
 
 
 def test_an_iteration_is_counted_with_its_limit() -> None:
@@ -8768,26 +7840,18 @@ def test_an_iteration_is_counted_with_its_limit() -> None:
     assert "2 of 2 iterations" in seen(story).split("\n")[0]
 
 
-def test_one_iteration_is_no_iterations() -> None:
+def test_what_is_small_or_cut_says_so() -> None:
     story = Story("- [ ] one\n")
     complete(story)
-    assert re.search(r" 1 iteration( |$)", seen(story).split("\n")[0])
-
-
-def test_before_the_start_the_plan_fills_the_screen() -> None:
-    text = seen(scene("ready"))
-    assert "Phase 1: foundations" in text and "Tell Bob" in text
-
-
-def test_what_is_cut_says_so() -> None:
-    text = seen(scene("paused"))
-    row = next(row for row in text.split("\n") if row.startswith("── 2 done"))
+    assert re.search(r" 1 iteration( |$)", seen(story).split("\n")[0]), "one is no iterations"
+    rows = seen(scene("paused")).split("\n")
+    row = next(row for row in rows if row.startswith("── 2 done"))
     assert row.rstrip().endswith(("…", "─")), row
-
-
-def test_the_way_out_and_the_help_are_offered_on_the_narrowest_screen() -> None:
-    footer = drawn(scene("running").picture(), 20, 10)[-1]
-    assert "? help" in footer and "Q quit" in footer
+    for size in SIZES:
+        assert re.search(r" again at 08:0\d, in \d+s", seen(scene("waiting"), *size))
+    assert ocloop.ellipsis("123456789", 9) == "123456789"
+    assert ocloop.ellipsis("1234567890", 9) == "12345678…"
+    assert ocloop.ellipsis("123456789", 8) == "", "scraps tell nothing"
 
 
 @pytest.mark.parametrize(
@@ -8800,9 +7864,6 @@ def test_a_budget_is_shown_as_it_was_asked_for(budget: float, words: str) -> Non
 
 
 def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
-    story = scene("paused")
-    story.press("r")
-    assert story.state == "running"
     story = Story(max_cost=0.1)
     story.works(0.25)
     assert story.state == "paused"
@@ -8810,32 +7871,131 @@ def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
     assert "$0.25 of $0.30" in seen(story)
 
 
-# ── view and layout: small screens ────────────────────────────────────────────────────────────────
+def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows() -> None:
+    story = Story()
+    for number in range(1, 5):
+        argument = "".join(f"{number}.{row}\n" for row in range(1, 6)).rstrip()
+        story.part(f"prt_{number}", "tool", "running", tool="bash", argument=argument)
+    picture = story.picture()._replace(journal=())
+    rows = ["".join(text for _, text in row) for row in ocloop.activity(picture, 80, 20, None)]
+    shown = [row.split()[-1] for row in rows]
+    assert shown == [f"{number}.{row}" for number in (2, 3, 4) for row in (3, 4, 5)]
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
     story = Story()
-    request = permission("per_1", story.id, detail="make " * 80)
-    story.tell(Asked(story.id, request))
+    story.tell(Asked(story.id, permission("per_1", story.id, detail="make " * 80)))
     for height in range(4, 12):
-        rows = drawn(story.picture(), 80, height)
-        assert "Y once" in rows[-1], height
-
-
-def test_a_low_screen_shows_answers_to_choose_from() -> None:
+        assert "Y once" in drawn(story.picture(), 80, height)[-1], height
     story = Story()
     story.question("red", "green", "blue")
     for height in range(6, 14):
         rows = drawn(story.picture(), 60, height)
         assert "N none" in rows[-1] and any("1 red" in row for row in rows), height
         assert height < 8 or any("3 blue" in row for row in rows), height
-
-
-def test_one_row_says_how_it_stands() -> None:
+    story = Story()
+    story.question(*(f"choice {number}" for number in range(1, 12)))
+    lines = story.picture().ask
+    assert lines[2:] == (*(f"{n} choice {n}" for n in range(1, 10)), "N none of these")
     (row,) = drawn(scene("running").picture(), 60, 1)
     assert "running" in row
+    picture = story.picture()._replace(ask=("May I?", "word " * 100, "no"))
+    assert len(ocloop.ask_rows(picture, 40, 20)) == 1 + 4 + 1, "title, detail, the way out"
 
 
+# ── view and layout: rows ─────────────────────────────────────────────────────────────────────────
+
+
+def text_of(row: list[tuple[str, str]]) -> str:
+    return "".join(text for _, text in row)
+
+
+@pytest.mark.parametrize("width, bar", [(14, ""), (15, " ····"), (16, " ·····")])
+def test_the_bar_of_the_progress_is_left_out_below_four_cells(width: int, bar: str) -> None:
+    picture = Story().picture()
+    row = ocloop.progress_row(picture, width)
+    assert "".join(text for _, text in row) == f"{bar} 0/2   0%"
+
+
+SPENT_COLUMNS = [
+    (43, " 1m36s"),
+    (44, " 1m36s   $0.12"),
+    (59, " 1m36s   $0.12"),
+    (60, " 1m36s   $0.12   20   "),
+    (89, " 1m36s   $0.12   20   "),
+    (90, " 1m36s   $0.12   20    b                   "),
+]
+
+
+@pytest.mark.parametrize("width, shown", SPENT_COLUMNS)
+def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: str) -> None:
+    picture = scenery().picture()
+    items = ocloop.view_tasks(picture.plan, picture.results, None)
+    (item,) = (item for item in items if item.iterations)
+    assert ocloop.task_spending(item, width) == shown
+    heads = "".join(text for _, text in ocloop.task_heads(width))
+    assert ("cost" in heads) == ("$" in shown) and ("model" in heads) == ("b" in shown)
+
+
+STAMPED = [
+    (29, " make test"),
+    (30, " 08:00 bash   make test"),
+    (59, " 08:00 bash   make test"),
+    (60, " 08:00:00 bash     make test"),
+]
+
+
+@pytest.mark.parametrize("width, row", STAMPED)
+def test_the_columns_of_time_and_kind_need_room(width: int, row: str) -> None:
+    entry = Entry(1, 1_800_000_000.0, "bash", "make test")
+    ((*spans,),) = ocloop.entry_rows(entry, width)
+    assert "".join(text for _, text in spans) == row
+
+
+@pytest.mark.parametrize(
+    "line, check, said",
+    [
+        ("- [BLOCKED] b", "", "1 blocked"),
+        ("- [MANUAL] c", "", "1 manual"),
+        ("", "passed", "check ✔ passed"),
+    ],
+)
+def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, said: str) -> None:
+    story = Story(f"- [ ] a\n{line}\n")
+    picture = story.picture()._replace(check=check)
+    for width in (49, 50):
+        row = "".join(text for _, text in ocloop.progress_row(picture, width))
+        assert (said in row) == (width >= 50)
+
+
+# fmt: off
+@pytest.mark.parametrize("kind, tone, style, shown", [
+    ("bash", "bad", "bad", "✖ x"), ("check", "good", "good", "✔ x"), ("bash", "", "", "x"),
+    ("text", "bad", "bad", "x"), ("text", "good", "good", "x"), ("think", "bad", "bad", "x"),
+    ("server", "head", "accent bold", "x"), ("server", "warn", "warn", "x"),
+    ("server", "dim", "dim", "x"),
+])
+# fmt: on
+def test_what_happened_has_a_sign_as_well_as_a_colour(
+    kind: str, tone: str, style: str, shown: str
+) -> None:
+    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, kind, "x", tone), 80)
+    assert spans[-1] == (style, shown)
+
+
+def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
+    story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
+    items = ocloop.view_tasks(story.plan_seen, (), None)
+    weights = [ocloop.task_rows(item, 80)[0][1] for item in items]
+    assert weights == [("dim", "one"), ("bold", "two"), ("", "three")]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4, 9])
+def test_the_rows_of_an_indented_entry_end_before_the_edge(depth: int) -> None:
+    rows = ocloop.entry_rows(Entry(1, 0.0, "bash", "word " * 60, "", depth), 80)
+    widths = [sum(text_width(text) for _, text in row) for row in rows]
+    assert len(rows) > 1 and max(widths) <= 79
+    assert all(row[-1][1].startswith("  " * min(depth, 4) + "word") for row in rows)
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
 
 # fmt: off
@@ -8962,24 +8122,18 @@ def test_a_screen_of_any_size_is_laid_out_in_time() -> None:
     assert time.process_time() - before < 5.0
 
 
-def test_markup_is_text() -> None:
-    story = scene("running")
-    story.tell(Noted("note", "[x] [bold]not bold[/bold] <b> %s {0} \\n"))
-    assert "[x] [bold]not bold[/bold] <b> %s {0} \\n" in seen(story, 100, 30)
-
-
-def test_escape_sequences_are_disarmed_but_said() -> None:
+def test_escape_sequences_and_markup_are_text() -> None:
     story = Story("- [ ] \x1b]0;title\x07 task\n")
     story.part("prt_1", "tool", tool="\x1b[2Jx", argument="\x1b[2J")
     story.asks()
     text = seen(story)
     assert "\x1b" not in text and "\x07" not in text
-    assert "]0;title" in text and "[2J" in text
-
-
-def test_colours_are_taken_out_of_what_is_shown() -> None:
+    says(text, "]0;title", "[2J")
     said = "\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07"
-    assert ocloop.printable(said) == "Error: \ufffd]0;x\ufffd"
+    assert ocloop.printable(said) == "Error: \ufffd]0;x\ufffd", "colours are taken out"
+    story = scene("running")
+    story.tell(Noted("note", "[x] [bold]not bold[/bold] <b> %s {0} \\n"))
+    says(seen(story, 100, 30), "[x] [bold]not bold[/bold] <b> %s {0} \\n")
 
 
 def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_there() -> None:
@@ -8995,42 +8149,23 @@ def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_ther
         assert "\n".join(rows).count("?") == "\n".join(plain).count("?"), name
 
 
-def test_what_stands_out_carries_a_sign_as_well_as_a_colour() -> None:
-    for style in ("bad", "good"):
-        entry = an_entry("check", "passed or failed", tone=style)
-        text = "".join(text for _, text in ocloop.entry_rows(entry, 80)[0])
-        assert re.search("[✖✔] passed", text)
-
-
 # fmt: off
-@pytest.mark.parametrize("text, width", [
-    ("abc", 3), ("\u6f22\u5b57", 4), ("e\u0301", 1), ("\u00e9", 1), ("\uff21", 2), ("\u200b", 0),
-    ("", 0), ("\u2500\u2588", 2), ("\U0001f600", 2),
+@pytest.mark.parametrize("function, args, expected", [
+    *[(text_width, (text,), width) for text, width in (
+        ("abc", 3), ("\u6f22\u5b57", 4), ("e\u0301", 1), ("\u00e9", 1), ("\uff21", 2),
+        ("\u200b", 0), ("", 0), ("\u2500\u2588", 2), ("\U0001f600", 2), ("\u02ff", 1),
+        ("\u0300", 0))],
+    *[(ocloop.clip, (text, width), clipped) for text, width, clipped in (
+        ("abc", 2, "ab"), ("abc", 0, ""), ("abc", -1, ""), ("abc", 9, "abc"),
+        ("\u6f22\u5b57", 3, "\u6f22"), ("\u6f22\u5b57", 1, ""), ("e\u0301x", 1, "e\u0301"))],
+    *[(ocloop.wrap, (text, width), lines) for text, width, lines in (
+        ("one two three", 7, ["one two", "three"]), ("one two three", 8, ["one two", "three"]),
+        ("", 5, [""]), ("abcdefghij", 4, ["abcd", "efgh", "ij"]), ("a\n\nb", 5, ["a", "", "b"]),
+        ("\u6f22\u5b57\u6f22", 4, ["\u6f22\u5b57", "\u6f22"]))],
 ])
 # fmt: on
-def test_text_width(text: str, width: int) -> None:
-    assert text_width(text) == width
-
-
-# fmt: off
-@pytest.mark.parametrize("text, width, expected", [
-    ("abc", 2, "ab"), ("abc", 0, ""), ("abc", -1, ""), ("abc", 9, "abc"),
-    ("\u6f22\u5b57", 3, "\u6f22"), ("\u6f22\u5b57", 1, ""), ("e\u0301x", 1, "e\u0301"),
-])
-# fmt: on
-def test_clip(text: str, width: int, expected: str) -> None:
-    assert ocloop.clip(text, width) == expected
-
-
-# fmt: off
-@pytest.mark.parametrize("text, width, lines", [
-    ("one two three", 7, ["one two", "three"]), ("one two three", 8, ["one two", "three"]),
-    ("", 5, [""]), ("abcdefghij", 4, ["abcd", "efgh", "ij"]), ("a\n\nb", 5, ["a", "", "b"]),
-    ("\u6f22\u5b57\u6f22", 4, ["\u6f22\u5b57", "\u6f22"]),
-])
-# fmt: on
-def test_wrap(text: str, width: int, lines: list[str]) -> None:
-    assert ocloop.wrap(text, width) == lines
+def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any) -> None:
+    assert function(*args) == expected
 
 
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
@@ -9067,16 +8202,6 @@ class Reader:
         """How many lines are below, as the screen says."""
         match = re.search(r"(\d+) more line", "\n".join(self.rows))
         return int(match.group(1)) if match else 0
-
-
-def test_the_tail_is_followed() -> None:
-    reader = Reader(100)
-    last = reader.last
-    assert reader.look()[-1] == last and reader.below == 0
-    reader.add(3)
-    assert reader.look()[-1] == last + 3
-
-
 def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     reader = Reader(100)
     last = reader.last
@@ -9090,8 +8215,6 @@ def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
     reader.add(1)
     assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
-
-
 def test_the_beginning_can_be_seen() -> None:
     reader = Reader(100)
     begin = next(row for row in seen(reader.story, 80, 1000).split("\n") if "08:00:00" in row)
@@ -9100,16 +8223,6 @@ def test_the_beginning_can_be_seen() -> None:
     top = list(reader.rows)
     reader.look(-1)
     assert reader.rows == top
-
-
-def test_a_page_up_and_a_page_down_lead_back() -> None:
-    reader = Reader(100)
-    reader.look(-30)
-    shown = reader.look()
-    reader.look(-10)
-    assert reader.look(10) == shown
-
-
 @pytest.mark.parametrize("size", [(80, 40), (50, 24), (120, 12), (160, 50)])
 def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
     reader = Reader(0)
@@ -9122,14 +8235,14 @@ def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
     reader.size = (80, 24)
     reader.look()
     assert reader.scroll.entry == place
-
-
-def test_few_lines_cannot_be_scrolled() -> None:
+def test_few_lines_cannot_be_scrolled_and_the_tail_is_followed() -> None:
     reader = Reader(2)
     shown = reader.look()
     assert reader.look(-5) == shown and reader.below == 0
     reader.add(1)
     assert reader.look() == [*shown, reader.last]
+    reader.add(100)
+    assert reader.look()[-1] == reader.last and reader.below == 0
 
 
 LONG_PLAN = "".join(
@@ -9137,8 +8250,6 @@ LONG_PLAN = "".join(
     + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))
     for phase in range(1, 7)
 ).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>
-
-
 class PlanReader(Reader):
     """Somebody who looks at a long plan."""
 
@@ -9146,8 +8257,6 @@ class PlanReader(Reader):
         super().__init__(0)
         self.story = Story(plan)
         self.story.press("p")
-
-
 def test_the_current_task_is_kept_in_sight() -> None:
     reader = PlanReader()
     shown = reader.look()
@@ -9158,8 +8267,6 @@ def test_the_current_task_is_kept_in_sight() -> None:
     for size in ((40, 12), (120, 40), (80, 8)):
         reader.size = size
         assert 31 in reader.look(), size
-
-
 def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> None:
     reader = PlanReader()
     middle = reader.look()
@@ -9177,14 +8284,6 @@ def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> No
     assert reader.rows == bottom
     reader.look(-1)
     assert reader.rows != bottom
-
-
-def test_a_plan_that_says_that_more_is_there() -> None:
-    reader = PlanReader()
-    reader.look()
-    assert any("more" in row for row in reader.rows), "how much of it is not shown"
-
-
 def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None:
     reader = Reader(100)
     shown = reader.look(-10)
@@ -9193,8 +8292,6 @@ def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None
     reader.look(2)
     reader.story.press("p")
     assert reader.look() == shown
-
-
 def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
     reader = Reader(0)
     reader.story = Story(LONG_PLAN)
@@ -9205,8 +8302,6 @@ def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
     before = reader.look(-10)
     assert [row.partition("│")[2] for row in reader.rows] == beside
     assert before and reader.below == 10
-
-
 def test_a_short_plan_cannot_be_scrolled() -> None:
     reader = PlanReader("- [ ] a <1>\n- [ ] b <2>\n")
     assert reader.look() == [1, 2] == reader.look(5) == reader.look(-9)
@@ -9215,9 +8310,8 @@ def test_a_short_plan_cannot_be_scrolled() -> None:
 # ==================================================================================================
 # 3  The dialect of OpenCode 2
 #
-# OpenCode 2's dialect: against recorded JSON, and against the stand-in for the server.
-#
-# The bodies and frames are those of a 2.0.20, with ids and times shortened.
+# Against answers and events as a 2.0.20 gave them, with ids and times shortened, and against the
+# stand-in for the server. What the dialect only says and the run waits for is told as stories.
 # ==================================================================================================
 
 FIRST = "msg_0123456789abseedseed000007"
@@ -9229,95 +8323,27 @@ USED = {"input": 600, "output": 40, "reasoning": 10, "cache": {"read": 400, "wri
 SPENT_2 = Spend(0.5, 600, 50, 400)
 
 
-class FakeClient(ocloop.Client):
-    """Answers from a table: path without its query -> answer, or what gives one."""
-
-    def __init__(self, answers: Json) -> None:
-        super().__init__("http://127.0.0.1:1", "opencode", "")
-        self.answers = answers
-        self.asked: list[tuple[str, str, Any]] = []
-
-    def request(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> Any:
-        self.asked.append((method, path, body))
-        plain = path.partition("?")[0]
-        for key in (f"{method} {path}", f"{method} {plain}"):
-            if key in self.answers:
-                answer = self.answers[key]
-                answer = answer(path) if callable(answer) else answer
-                if isinstance(answer, list) and answer and isinstance(answer[0], Answers):
-                    answer = answer[0].next()
-                if isinstance(answer, Exception):
-                    raise answer
-                return copy.deepcopy(answer)
-        raise RequestError(404, f"{method} {path} was not answered with JSON", "NotJSON")
-
-    def sent(self, method: str) -> list[tuple[str, Any]]:
-        return [(path, body) for how, path, body in self.asked if how == method]
-
-
-class Answers:
-    """Answers in turn, the last one again and again."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-
-    def next(self) -> Any:
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-
-def in_turn(*answers: Any) -> Callable[[str], Any]:
-    turn = Answers(*answers)
-    return lambda path: turn.next()
-
-
-class SteppedClock:
-    """Time that passes only by sleeping."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SteppedClock:
-    clock = SteppedClock()
-    monkeypatch.setattr(ocloop, "time", clock)
-    return clock
-
-
-def dialect(answers: Json, **options: Any) -> tuple[OpenCode2, FakeClient]:
-    client = FakeClient(answers)
+def dialect_2(says: Json, **options: Any) -> tuple[OpenCode2, Said]:
+    client = Said(says)
     return OpenCode2(client, Options(directory="/w", **options)), client
 
 
-def user_2(id: str, text: str = "Do it") -> Json:
-    return {"id": id, "time": {"created": 5}, "text": text, "type": "user"}
+def user_2(id: str) -> Json:
+    return {"id": id, "time": {"created": 5}, "text": "Do it", "type": "user"}
 
 
 def step(finish: str = "", **more: Any) -> Json:
-    time: Json = {"created": 6, "streamed": 19}
+    times: Json = {"created": 6, "streamed": 19}
     found: Json = {"id": "msg_2", "type": "assistant", "agent": "build", "content": []}
     if finish:
-        time["completed"] = 23
+        times["completed"] = 23
         found.update(finish=finish, cost=0, tokens=ZERO)
-    found.update(model={"id": "m1", "providerID": "sim"}, time=time)
+    found.update(model={"id": "m1", "providerID": "sim"}, time=times)
     return {**found, **more}
 
 
 def idle(outcome: str, **more: Any) -> Json:
     return {"id": "msg_4", "time": {"created": 34}, "type": "idle", "outcome": outcome, **more}
-
-
-def synthetic() -> Json:
-    return {"id": "msg_9", "time": {"created": 40}, "text": "It ended.", "type": "synthetic"}
 
 
 def tool(error: Json | None = None) -> Json:
@@ -9327,17 +8353,16 @@ def tool(error: Json | None = None) -> Json:
     return {"type": "tool", "id": "call_1", "name": "question", "executed": False, "state": state}
 
 
+SYNTHETIC = {"id": "msg_9", "time": {"created": 40}, "text": "It ended.", "type": "synthetic"}
 INTERRUPTED = {"type": "aborted", "message": "Step interrupted"}
-DISMISSED = {"type": "aborted", "message": "The user dismissed this question"}
-DECLINED = {"type": "aborted", "message": "The user declined this tool call"}
 NOT_NOW = {"type": "permission.rejected", "message": "not now"}
-BODY = '{"error":{"message":"Invalid API key provided","code":401}}'
 AUTH = {
     "type": "provider.auth",
     "message": "Invalid API key provided",
     "status": 200,
-    "response": {"body": BODY},
+    "response": {"body": '{"error":{"message":"Invalid API key provided","code":401}}'},
 }
+NO_KEY = Fault("auth", "Invalid API key provided")
 
 
 def stand_in(messages: list[Json], **more: Any) -> Json:
@@ -9368,48 +8393,32 @@ def pages(messages: list[Json]) -> Callable[[str], Json]:
     return answer
 
 
-def look(answers: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
-    made, _ = dialect(answers, **options)
-    return made.poll(Poll("ses_A", PROMPT_2, attempt, closer))
+def look(says: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
+    """How the session stands, as the run comes to know it: rest has to be seen twice."""
+    made, _ = dialect_2(says, **options)
+    polled = made.poll("ses_A", PROMPT_2, attempt, closer)
+    return made.poll("ses_A", PROMPT_2, attempt, closer) if polled.is_unsure else polled
 
 
-# ── opencode 2: where it is, and how to log in ────────────────────────────────────────────────────
-
-
-def test_class() -> None:
-    assert OpenCode2.generation == 2
-    assert OpenCode2.oldest == (2, 0, 4)
-    assert not issubclass(OpenCode2, ocloop.OpenCode1)
-    asked = {name for name in vars(ocloop.Dialect) if not name.startswith("_")}
-    assert {"setup", "create", "send", "poll", "reply", "interrupt", "decode"} <= asked
-    for dialect_type in (ocloop.OpenCode1, OpenCode2):
-        assert asked <= set(vars(dialect_type))
-
-
-def test_path_names_the_directory_in_the_location() -> None:
-    made = OpenCode2(FakeClient({}), Options(directory="/w/my %20 ü"))
+def test_where_opencode_2_is_and_how_to_log_in() -> None:
+    made = OpenCode2(Said({}), Options(directory="/w/my %20 ü"))
     assert made.path("/api/form") == "/api/form?location%5Bdirectory%5D=%2Fw%2Fmy%20%2520%20%C3%BC"
     assert "&location" in made.path("/api/form?a=b")
-
-
-def test_login_and_interface() -> None:
     assert OpenCode2.environment("anybody", "secret") == {"OPENCODE_PASSWORD": "secret"}
     argv = OpenCode2.attach_argv(["npx", "opencode"], "http://h:1", "ses_A", "/w")
-    expected = ["npx", "opencode", "/w", "--server", "http://h:1", "--session", "ses_A"]
-    assert argv == expected
+    assert argv == ["npx", "opencode", "/w", "--server", "http://h:1", "--session", "ses_A"]
 
 
 # ── opencode 2: the set-up ────────────────────────────────────────────────────────────────────────
 
 
-def model(name: str, **more: Any) -> Json:
+def model_2(name: str, **more: Any) -> Json:
     provider, _, id = name.partition("/")
-    limit = {"context": 200000, "output": 32000}
-    found = {"id": id, "modelID": id, "providerID": provider, "cost": [], "limit": limit}
-    return {**found, "variants": [{"id": "low"}], "enabled": True, **more}
+    found = {"id": id, "modelID": id, "providerID": provider, "cost": []}
+    return {**found, "limit": {"context": 200000}, "variants": [{"id": "low"}], **more}
 
 
-def agent(name: str, **more: Any) -> Json:
+def agent_2(name: str, **more: Any) -> Json:
     return {"id": name, "name": name.title(), "mode": "primary", "hidden": False, **more}
 
 
@@ -9418,460 +8427,392 @@ def document(**info: Any) -> Json:
 
 
 def catalogue(models: Any, agents: Any, *documents: Json) -> Json:
-    place = {"location": {"directory": "/w"}}
     return {
         "GET /api/config": [{"type": "directory", "path": "/home/overlay"}, *documents],
-        "GET /api/model": models if callable(models) else {**place, "data": models},
-        "GET /api/agent": agents if callable(agents) else {**place, "data": agents},
+        "GET /api/model": {"location": {"directory": "/w"}, "data": models},
+        "GET /api/agent": {"location": {"directory": "/w"}, "data": agents},
     }
 
 
-AGENTS = [agent("build"), agent("general", mode="subagent"), agent("title", hidden=True)]
+AGENTS = [
+    agent_2("build"),
+    agent_2("mine", model={"providerID": "sim", "id": "m2"}),
+    agent_2("title", hidden=True),
+]
 
 
-def test_setup(clock: SteppedClock) -> None:
+def test_what_opencode_2_knows() -> None:
     tier = {"input": 1.25, "output": 10, "cache": {"read": 0.1, "write": 0}}
-    models = [model("sim/m1", cost=[tier]), model("sim/a/b")]
+    models = [model_2("sim/m1", cost=[tier]), model_2("sim/a/b", variants=[])]
     lower = document(model="sim/m0")
     higher = document(model={"providerID": "sim", "model": "m1", "variant": "high"})
-    made, client = dialect(catalogue(models, AGENTS, lower, higher, document(share="disabled")))
+    says = catalogue(models, AGENTS, lower, higher, document(share="disabled"))
+    made, client = dialect_2(says)
     setup = made.setup()
-    assert setup.model == "sim/m1"
-    assert setup.models == {"sim/m1": 200000, "sim/a/b": 200000}
-    assert setup.free == {"sim/a/b"}
-    assert setup.agents == ("build", "general")
-    assert setup.providers == {"sim"}
-    assert (setup.models_command, setup.agents_command) == (
-        "opencode models",
-        "opencode debug agents",
+    assert setup == Setup(
+        model="sim/m1#high",
+        models={"sim/m1": 200000, "sim/a/b": 200000},
+        agents=("build", "mine"),
+        free=frozenset(("sim/a/b",)),
+        providers=frozenset(("sim",)),
+        variants={"sim/m1": ("low",), "sim/a/b": ()},
+        grows=True,
     )
-    assert clock.now == 1000.0  # all that is looked for was there: no waiting
-    assert all("location%5Bdirectory%5D=%2Fw" in path for path, _ in client.sent("GET"))
+    assert all("location%5Bdirectory%5D=%2Fw" in path for _, path, _ in client.heard)
+    problem = ocloop.problem_of_names(setup, (), "")
+    assert problem == "there is no variant high of sim/m1: low"
+    empty = dialect_2(catalogue([], []))[0].setup()
+    assert (empty.models, empty.agents) == (None, None), "lists that stay empty are no finding"
 
 
-@pytest.mark.parametrize("described", ["sim/a/b#low", {"providerID": "sim", "model": "a/b"}])
-def test_a_model_in_the_configuration_may_be_a_string_or_an_object(described: Any) -> None:
-    made, _ = dialect(catalogue([model("sim/a/b")], AGENTS, document(model=described)))
-    assert made.setup().model == "sim/a/b"
+# fmt: off
+@pytest.mark.parametrize("config, agent, model", [
+    ({"model": "sim/a/b#low"}, "", "sim/a/b#low"),
+    ({"model": {"providerID": "sim", "model": "a/b"}}, "", "sim/a/b"),
+    ({"model": "sim/m1"}, "mine", "sim/m2"),
+    ({"model": "sim/m1", "default_agent": "mine"}, "", "sim/m2"),
+    ({"model": "sim/m1", "default_agent": "mine"}, "build", "sim/m1"),
+    ({}, "", ""),
+])
+# fmt: on
+def test_the_model_that_a_configuration_means(config: Json, agent: str, model: str) -> None:
+    made, _ = dialect_2(catalogue([model_2("sim/m1")], AGENTS, document(**config)), agent=agent)
+    assert made.setup().model == model
 
 
-def test_an_agents_own_model_is_the_one_that_counts() -> None:
-    own = {"providerID": "sim", "id": "m2"}
-    agents = [agent("build"), agent("mine", model=own)]
-    models = [model("sim/m1"), model("sim/m2")]
-    answers = catalogue(models, agents, document(model="sim/m1"))
-    made, _ = dialect(answers, agent="mine")
-    assert made.setup().model == "sim/m2"
-    made, _ = dialect(catalogue(models, agents, document(model="sim/m1", default_agent="mine")))
-    assert made.setup().model == "sim/m2"
-
-
-def test_lists_that_are_empty_or_incomplete_at_first(clock: SteppedClock) -> None:
-    """Nothing, then thousands without ours, then ours alone: as it was seen."""
-    others = [model(f"other/{number}") for number in range(50)]
-    models = in_turn(*[{"data": []}] * 6, *[{"data": others}] * 4, {"data": [model("sim/m1")]})
-    agents = in_turn(*[{"data": []}] * 8, {"data": AGENTS})
-    made, _ = dialect(catalogue(models, agents, document(model="sim/m1")))
-    setup = made.setup()
-    assert setup.models == {"sim/m1": 200000}
-    assert setup.agents == ("build", "general")
-    assert clock.now - 1000.0 == 10 * ocloop.LOOK_AT_LISTS
-
-
-def test_a_name_is_missing_only_after_ten_seconds_of_which_the_last_brought_no_news(
-    clock: SteppedClock,
-) -> None:
-    models = [model("sim/m1")]
-    made, _ = dialect(catalogue(models, AGENTS), models=("sim/m2",))
-    assert made.setup().models == {"sim/m1": 200000}
-    assert 10.0 <= clock.now - 1000.0 < 11.0
-
-    def growing(path: str) -> Json:
-        count = min(60, int((clock.now - began) / ocloop.LOOK_AT_LISTS))  # until 15 s
-        return {"data": [model(f"sim/{number}") for number in range(count)]}
-
-    began = clock.now
-    made, _ = dialect(catalogue(growing, AGENTS), models=("nobody/m",))
-    assert len(made.setup().models or ()) == 60
-    assert 17.0 <= clock.now - began < 18.0
-
-
-def test_lists_that_never_rest_have_an_end(clock: SteppedClock) -> None:
-    def restless(path: str) -> Json:
-        return {"data": [model(f"sim/{clock.now}")]}
-
-    made, _ = dialect(catalogue(restless, AGENTS), models=("sim/m2",))
-    made.setup()
-    assert 60.0 <= clock.now - 1000.0 < 61.0
-
-
-def test_an_agent_that_is_missing_is_waited_for_too(clock: SteppedClock) -> None:
-    agents = in_turn(*[{"data": AGENTS}] * 20, {"data": [*AGENTS, agent("mine")]})
-    answers = catalogue([model("sim/m1")], agents, document(model="sim/m1"))
-    made, _ = dialect(answers, agent="mine")
-    assert "mine" in (made.setup().agents or ())
-    assert clock.now - 1000.0 == 5.0
-
-
-def test_an_agent_list_that_stays_empty_is_no_finding(clock: SteppedClock) -> None:
-    answers = catalogue([model("sim/m1")], [], document(model="sim/m1"))
-    made, _ = dialect(answers)
-    assert made.setup().agents is None
-    assert clock.now - 1000.0 == 3.0
-    made, _ = dialect(answers, agent="mine")
-    assert made.setup().agents is None
-
-
-def test_nothing_is_looked_for(clock: SteppedClock) -> None:
-    """The prompt may name a model yet: the list must have come to rest."""
-    models = in_turn(*[{"data": []}] * 4, {"data": [model("sim/m1")]})
-    made, _ = dialect(catalogue(models, AGENTS))
-    setup = made.setup()
-    assert (setup.model, setup.models) == ("", {"sim/m1": 200000})
-    assert clock.now - 1000.0 == 1.0 + ocloop.LISTS_REST
-
-
-def test_a_server_that_lists_nothing_cannot_tell(clock: SteppedClock) -> None:
-    made, _ = dialect({}, models=("sim/m1",), agent="mine")
-    setup = made.setup()
-    assert (setup.model, setup.models, setup.agents) == ("", None, None)
-    assert clock.now == 1000.0
-    made, _ = dialect(catalogue([], AGENTS, document(model="sim/m1")))
-    assert made.setup().models is None  # a list that stays empty
-
-
-@pytest.mark.parametrize(("name", "code"), [("InvalidRequestError", 502), ("ConfigJsonError", 400)])
-def test_only_a_broken_configuration_is_called_so(name: str, code: int) -> None:
-    made, _ = dialect({"GET /api/config": RequestError(400, "no", name)})
+@pytest.mark.parametrize("route", ["config", "model", "agent"])
+def test_a_set_up_that_a_server_refuses_is_an_error(route: str) -> None:
+    refused = RequestError(400, "no", "ConfigJsonError")
+    made, _ = dialect_2({**catalogue([], []), f"GET /api/{route}": refused})
     with pytest.raises(RequestError) as caught:
         made.setup()
-    assert caught.value.code == code
+    assert caught.value.why == "configuration"
+
+
+def growing(**more: Any) -> Setup:
+    given: Json = {"agents": ("build",), "grows": True, **more}
+    return Setup(**{"models": {"a/b": 1000}, **given})
+
+
+# What is looked for; what the lists hold, one look after the other; how long it is looked for at
+# least and at most, in seconds, and what is said then.
+SLOW_LISTS: list[tuple[Json, list[Setup], float, float, str]] = [
+    ({"models": ("a/b",)}, [growing()], 0, 1, ""),
+    ({"models": ("a/b",)},
+     [growing(models=None)] * 3 + [growing(models={"c/d": 1})] * 3 + [growing()], 1.5, 3, ""),
+    ({"models": ("a/b#low",)}, [growing(variants={"a/b": ("low",)})], 0, 1, ""),
+    ({"models": ("a/x",)}, [growing()], 10, 11.5, "there is no model a/x: did you mean a/b?"),
+    ({"models": ("a/x",)},
+     [growing(models={f"a/{number}": 1 for number in range(n)}) for n in range(40)] * 9,
+     60, 62, "there is no model a/x"),
+    ({"models": ("a/b",), "agent": "mine"},
+     [growing()] * 9 + [growing(agents=("build", "mine"))], 2, 5, ""),
+    ({"models": ("a/b",), "agent": "mine"}, [growing()], 10, 11.5, "there is no agent mine"),
+    ({"models": ("a/b",)}, [growing(agents=None)], 3, 4, ""),
+    ({}, [growing(models=None)] * 4 + [growing()], 2.5, 5, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, lists, least, most, said", SLOW_LISTS)
+def test_lists_that_fill_slowly_are_looked_at_until_what_is_looked_for_is_there(
+    options: Json, lists: list[Setup], least: float, most: float, said: str
+) -> None:
+    story = Story(start=False, **options)
+    turns = Turns(*lists)
+    story.world["setup"] = lambda _: turns.next()
+    began = story.now
+    story.begin()
+    while story.state == "starting":
+        story.let_pass(0.1)
+        assert story.now - began < 100
+    assert least <= story.now - began <= most
+    assert said in story.reason and story.state == ("error" if said else "running")
 
 
 # ── opencode 2: sessions and prompts ──────────────────────────────────────────────────────────────
 
 CREATED = {"data": {"id": "ses_A", "cost": 0, "tokens": ZERO, "location": {"directory": "/w"}}}
+NOBODY_ASKS = {"permissions": [{"action": "question", "resource": "*", "effect": "deny"}]}
 
 
-def created(prompt: Prompt, *documents: Json, **options: Any) -> Json:
-    answers = catalogue([], [agent("mine", model={"providerID": "p", "id": "own"})], *documents)
-    made, client = dialect({**answers, "POST /api/session": CREATED}, **options)
-    assert made.create(prompt) == ("ses_A", "/w")
-    (path, body) = client.sent("POST")[0]
-    assert path == "/api/session"
-    assert isinstance(body, dict)
-    return body
+# fmt: off
+@pytest.mark.parametrize("prompt, config, attended, more", [
+    ({}, {}, False, NOBODY_ASKS),
+    ({}, {}, True, {}),
+    ({}, {"model": "sim/m1#high"}, True,
+     {"model": {"id": "m1", "providerID": "sim", "variant": "high"}}),
+    ({"model": "sim/a/b#low", "agent": "mine"}, {"model": "sim/m1"}, True,
+     {"model": {"id": "a/b", "providerID": "sim", "variant": "low"}, "agent": "mine"}),
+    ({"agent": "mine"}, {"model": "sim/m1"}, True,
+     {"model": {"id": "m2", "providerID": "sim"}, "agent": "mine"}),
+])
+# fmt: on
+def test_a_session_is_made_with_the_model_that_is_meant(
+    prompt: Json, config: Json, attended: bool, more: Json
+) -> None:
+    says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
+    made, client = dialect_2(says, attended=attended)
+    made.setup()
+    assert made.create(PROMPT_2._replace(**prompt)) == ("ses_A", "/w")
+    body = {"title": PROMPT_2.title, "location": {"directory": "/w"}, **more}
+    assert client.heard[-1] == ("POST", "/api/session", body)
 
 
-def test_create_when_nobody_is_there() -> None:
-    assert created(PROMPT_2) == {
-        "title": PROMPT_2.title,
-        "location": {"directory": "/w"},
-        "permissions": [{"action": "question", "resource": "*", "effect": "deny"}],
-    }
-
-
-def test_create_for_somebody() -> None:
-    assert created(PROMPT_2, attended=True) == {
-        "title": PROMPT_2.title,
-        "location": {"directory": "/w"},
-    }
-
-
-def test_the_model_is_always_sent() -> None:
-    configured = document(model="sim/m1#high")
-    high = {"id": "m1", "providerID": "sim", "variant": "high"}
-    assert created(PROMPT_2, configured)["model"] == high
-    body = created(PROMPT_2._replace(model="sim/a/b", agent="mine"), configured)
-    assert body["model"] == {"id": "a/b", "providerID": "sim"}
-    assert body["agent"] == "mine"
-    body = created(PROMPT_2._replace(agent="mine"), configured)
-    assert body["model"] == {"id": "own", "providerID": "p"}
-
-
-def test_create_without_an_id() -> None:
-    made, _ = dialect({**catalogue([], []), "POST /api/session": {"data": {}}})
-    with pytest.raises(RequestError):
-        made.create(PROMPT_2)
-
-
-def test_ids_of_attempts() -> None:
-    assert ocloop.ids_of_attempts(PROMPT_2, 0) == (FIRST,)
+def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> None:
     assert ocloop.ids_of_attempts(PROMPT_2, 2) == (FIRST, SECOND, THIRD)
     assert {len(id) for id in ocloop.ids_of_attempts(PROMPT_2, 20)} == {len(FIRST)}
-    assert len(set(ocloop.ids_of_attempts(PROMPT_2, 20))) == 21
     assert ocloop.ids_of_attempts(Prompt(""), 3) == ()
-
-
-def test_send() -> None:
     inbox = "/api/session/ses_A/inbox"
+    prompt = "/api/session/ses_A/prompt"
     gone = RequestError(404, "gone", "InboxItemNotFoundError")
-    answers: Json = {
-        "POST /api/session/ses_A/prompt": {"data": {}},
+    says: Json = {
+        f"POST {prompt}": {"data": {}},
         f"DELETE {inbox}/{FIRST}": None,
         f"DELETE {inbox}/{SECOND}": gone,
     }
-    made, client = dialect(answers)
+    made, client = dialect_2(says)
     made.send("ses_A", PROMPT_2, 0)
-    prompt = "/api/session/ses_A/prompt"
-    assert client.asked == [("POST", prompt, {"id": FIRST, "text": "Do it"})]
-    client.asked.clear()
+    assert client.heard == [("POST", prompt, {"id": FIRST, "text": "Do it"})]
     made.send("ses_A", PROMPT_2, 2)
-    assert client.asked == [
+    assert client.heard[1:] == [
         ("DELETE", f"{inbox}/{FIRST}", None),
         ("DELETE", f"{inbox}/{SECOND}", None),
         ("POST", prompt, {"id": THIRD, "text": "Do it"}),
     ]
-
-
-def test_an_earlier_attempt_that_may_still_run_keeps_the_next_one_back() -> None:
-    answers = {f"DELETE /api/session/ses_A/inbox/{FIRST}": RequestError(500, "no")}
-    made, client = dialect(answers)
+    says[f"DELETE {inbox}/{FIRST}"] = RequestError(500, "no")
     with pytest.raises(RequestError):
         made.send("ses_A", PROMPT_2, 1)
-    assert not client.sent("POST")
+    assert client.heard[-1][0] == "DELETE", "one that may still run keeps the next one back"
 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
 
 STOP = step("stop")
 CALLS = step("tool-calls")
-VERDICTS_2: list[tuple[str, list[Json], str, Fault | None]] = [
-    ("answered", [CALLS, STOP, idle("succeeded")], "answered", None),
-    ("too long", [step("length"), idle("succeeded")], "cut", Fault("length", ocloop.CUT_OFF)),
-    ("no idle", [STOP], "answered", None),
-    ("many idles", [STOP, idle("succeeded"), idle("succeeded")], "answered", None),
-    ("an error that was overcome", [step("error", error=AUTH), STOP], "answered", None),
-    (
-        "a provider's error",
-        [step("error", error=AUTH), idle("failed")],
-        "failed",
-        Fault("auth", "Invalid API key provided"),
-    ),
-    (
-        "why stands with the end",
-        [CALLS, idle("failed", error=AUTH)],
-        "failed",
-        Fault("auth", "Invalid API key provided"),
-    ),
-    ("nobody says why", [step("error"), idle("failed")], "failed", None),
-    ("failed before the first step", [idle("failed")], "failed", None),
-    (
-        "filtered",
-        [step("content-filter"), idle("succeeded")],
-        "failed",
-        Fault("provider", "the provider's content filter ended the answer"),
-    ),
-    ("aborted", [step("error", error=INTERRUPTED), idle("interrupted")], "cut", ocloop.INTERRUPTED),
-    ("failed before the first step", [idle("failed", error=AUTH)], "failed",
-     Fault("auth", "Invalid API key provided")),
-    ("aborted before the first step", [idle("interrupted")], "cut", ocloop.INTERRUPTED),
-    ("aborted in a tool", [CALLS, idle("interrupted")], "cut", ocloop.INTERRUPTED),
-    ("aborted, and nobody tells the end", [step("error", error=INTERRUPTED)], "cut",
-     ocloop.INTERRUPTED),
-    ("cut, without a word", [CALLS], "cut", None),
-    ("cut by a stream's end", [step("unknown")], "cut", None),
-    ("settled by a later prompt", [step("", time={"completed": 1})], "cut", None),
-    ("dismissed", [step("error", error=INTERRUPTED, content=[tool(DISMISSED)])], "refused", None),
-    ("declined", [step("error", error=INTERRUPTED, content=[tool(DECLINED)])], "refused", None),
-    ("one of two", [step("error", error=INTERRUPTED, content=[tool(NOT_NOW)])], "refused", None),
-    (
-        "a refusal, then an abort",
-        [step("error", error=INTERRUPTED, content=[tool(NOT_NOW)]), idle("interrupted")],
-        "cut",
-        ocloop.INTERRUPTED,
-    ),
-    ("refused, and on", [step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
-    ("its server died", [step(content=[tool()])], "unfinished", None),
-    ("and the same id again", [step(), idle("succeeded")], "unfinished", None),
-    ("nothing yet", [], "unfinished", None),
-    ("nothing ran", [idle("succeeded")], "nothing-ran", None),
-    ("it woke", [STOP, idle("succeeded"), synthetic(), STOP], "answered", None),
-    ("it is waking", [STOP, idle("succeeded"), synthetic()], "unfinished", None),
-    ("a stream that went on", [step("unknown"), synthetic(), STOP], "answered", None),
-    ("steered", [CALLS, user_2("msg_p"), STOP], "answered", None),
-    ("delivered with another", [user_2("msg_p"), STOP], "answered", None),
-    ("a person goes on", [STOP, idle("succeeded"), user_2("msg_p"), step()], "answered", None),
-    ("a queued one", [STOP, user_2("msg_p"), step()], "answered", None),
-    (
-        "a person goes on after an abort",
-        [CALLS, idle("interrupted"), user_2("msg_p"), STOP],
-        "cut",
-        ocloop.INTERRUPTED,
-    ),
-    ("a person after nothing", [idle("succeeded"), user_2("msg_p"), STOP], "nothing-ran", None),
-    ("garbage", [{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
-]
+CUT = step("error", error=INTERRUPTED)
+DONE_2 = idle("succeeded")
+STOPPED = idle("interrupted")
+CUT_BY = ("cut", ocloop.INTERRUPTED)
+NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
 
 
-@pytest.mark.parametrize("case", VERDICTS_2, ids=[case[0] for case in VERDICTS_2])
-def test_verdicts(case: tuple[str, list[Json], str, Fault | None]) -> None:
-    _, messages, verdict, fault = case
-    polled = look(stand_in([user_2("msg_0"), STOP, idle("succeeded"), user_2(FIRST), *messages]))
+def saying(message: str) -> Json:
+    return tool({"type": "aborted", "message": message})
+
+
+# fmt: off
+VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
+    "answered": ([CALLS, STOP, DONE_2], "answered", None),
+    "too long": ([step("length"), DONE_2], "cut", Fault("length", ocloop.CUT_OFF)),
+    "no idle": ([STOP], "answered", None),
+    "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
+    "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
+    "a provider's error": ([step("error", error=AUTH), idle("failed")], "failed", NO_KEY),
+    "why stands with the end": ([CALLS, idle("failed", error=AUTH)], "failed", NO_KEY),
+    "nobody says why": ([step("error"), idle("failed")], "failed", None),
+    "failed before the first step": ([idle("failed")], "failed", None),
+    "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
+    "filtered": ([step("content-filter"), DONE_2], "failed",
+                 Fault("provider", "the provider's content filter ended the answer")),
+    "aborted": ([CUT, STOPPED], *CUT_BY),
+    "aborted before the first step": ([STOPPED], *CUT_BY),
+    "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
+    "aborted, and nobody tells the end": ([CUT], *CUT_BY),
+    "cut, without a word": ([CALLS], "cut", None),
+    "cut by a stream's end": ([step("unknown")], "cut", None),
+    "settled by a later prompt": ([step("", time={"completed": 1})], "cut", None),
+    "dismissed": ([{**CUT, "content": [saying("The user dismissed this question")]}],
+                  "refused", None),
+    "declined": ([{**CUT, "content": [saying("The user declined this tool call")]}],
+                 "refused", None),
+    "rejected": ([{**CUT, "content": [tool(NOT_NOW)]}], "refused", None),
+    "a refusal, then an abort": ([{**CUT, "content": [tool(NOT_NOW)]}, STOPPED], *CUT_BY),
+    "refused, and on": ([step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
+    "its server died": ([step(content=[tool()])], "unfinished", None),
+    "and the same id again": ([step(), DONE_2], "unfinished", None),
+    "nothing yet": ([], "unfinished", None),
+    "nothing ran": ([DONE_2], "nothing-ran", None),
+    "it woke": ([STOP, DONE_2, SYNTHETIC, STOP], "answered", None),
+    "it is waking": ([STOP, DONE_2, SYNTHETIC], "unfinished", None),
+    "a stream that went on": ([step("unknown"), SYNTHETIC, STOP], "answered", None),
+    "steered": ([CALLS, user_2("msg_p"), STOP], "answered", None),
+    "steered, and not answered yet": ([CALLS, user_2("msg_p")], "unfinished", None),
+    "delivered with another": ([user_2("msg_p"), STOP], "answered", None),
+    "a person goes on": ([STOP, DONE_2, user_2("msg_p"), step()], "answered", None),
+    "a queued one": ([STOP, user_2("msg_p"), step()], "answered", None),
+    "a person goes on after an abort": ([CALLS, STOPPED, user_2("msg_p"), STOP], *CUT_BY),
+    "a person after nothing": ([DONE_2, user_2("msg_p"), STOP], "nothing-ran", None),
+    "garbage": ([{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("case", VERDICTS_2)
+def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
+    messages, verdict, fault = VERDICTS_2[case]
+    polled = look(stand_in([user_2("msg_0"), STOP, DONE_2, user_2(FIRST), *messages]))
     assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
 
 
-def test_undelivered() -> None:
-    assert look(stand_in([])).verdict == "undelivered"
-    assert look(stand_in([user_2("msg_p"), STOP, idle("succeeded")])).verdict == "undelivered"
+# All of the messages, what the session says of its newest run, which attempt is looked for.
+# fmt: off
+@pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", [
+    ([], "", 0, "undelivered", None),
+    ([user_2("msg_p"), STOP, DONE_2], "", 0, "undelivered", None),
+    ([STOP] * 60, "", 0, "undelivered", None),
+    ([idle("failed", error=NO_ROUTE)], "failed", 0, "failed",
+     Fault("no-model", "Model unavailable: sim/m9")),
+    ([idle("failed")], "failed", 0, "failed", None),  # before 2.1 the stream alone tells why
+    ([user_2("msg_0"), STOP, idle("failed", error=AUTH)], "failed", 0, "failed", NO_KEY),
+    ([user_2(FIRST)], "failed", 0, "failed", None),  # delivered, and nothing came of it
+    ([user_2(FIRST), STOP, DONE_2], "failed", 0, "answered", None),
+    ([user_2(FIRST), STOP, DONE_2], "failed", 1, "failed", None),
+    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 1, "answered", None),
+    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 2, "answered", None),
+    ([user_2(FIRST), step()], "", 1, "unfinished", None),
+    ([user_2(FIRST), STOP, user_2(SECOND), step()], "", 1, "unfinished", None),
+    ([user_2(FIRST), *[CALLS] * 180, STOP, DONE_2], "", 0, "answered", None),  # four pages
+])
+# fmt: on
+def test_the_newest_delivered_attempt_counts(
+    messages: list[Json], outcome: str, attempt: int, verdict: str, fault: Fault | None
+) -> None:
+    polled = look(stand_in(messages, session={"outcome": outcome}), attempt=attempt)
+    assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
 
 
-def test_what_a_person_said_last_in_an_answer_is_not_answered_yet() -> None:
-    messages = [user_2(FIRST), CALLS, user_2("msg_p")]
-    assert look(stand_in(messages)).verdict == "unfinished"
-
-
-def test_undelivered_because_the_model_is_unknown() -> None:
-    error = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
-    failed = {"outcome": "failed"}
-    polled = look(stand_in([idle("failed", error=error)], session=failed))
-    assert polled.verdict == "failed"
-    assert polled.fault == Fault("no-model", "Model unavailable: sim/m9")
-    polled = look(stand_in([idle("failed")], session=failed))  # before 2.1: the stream tells why
-    assert (polled.verdict, polled.fault) == ("failed", None)
-
-
-def test_the_newest_delivered_attempt_counts() -> None:
-    messages = [user_2(FIRST), step(), user_2(SECOND), STOP, idle("succeeded")]
-    assert look(stand_in(messages), attempt=1).verdict == "answered"
-    assert look(stand_in(messages), attempt=2).verdict == "answered"
-    assert look(stand_in(messages[:2]), attempt=1).verdict == "unfinished"
-    answered_before = [user_2(FIRST), STOP, user_2(SECOND), step()]
-    assert look(stand_in(answered_before), attempt=1).verdict == "unfinished"
-
-
-def test_a_long_answer_is_paged_back() -> None:
-    messages = [user_2(FIRST), *[CALLS] * 180, STOP, idle("succeeded")]
-    made, client = dialect(stand_in(messages))
-    polled = made.poll(Poll("ses_A", PROMPT_2, 0))
-    assert polled.verdict == "answered"
-    paths = [path for path, _ in client.sent("GET") if "/message" in path]
-    assert len(paths) == 4
-    assert all("order" not in path for path in paths)
-
-
-def test_the_last_page_is_an_empty_one() -> None:
-    made, client = dialect(stand_in([STOP] * 60))
-    assert made.poll(Poll("ses_A", PROMPT_2, 0)).verdict == "undelivered"
-    assert len([path for path, _ in client.sent("GET") if "/message" in path]) == 3
-
-
-def test_a_server_that_pages_in_circles(clock: SteppedClock) -> None:
-    answers = stand_in([])
-    answers["GET /api/session/ses_A/message"] = {"data": [STOP], "cursor": {"next": "again"}}
-    assert look(answers).verdict == "undelivered"
-
-
-def test_a_server_that_does_not_show_its_messages(clock: SteppedClock) -> None:
-    answers = stand_in([])
-    del answers["GET /api/session/ses_A/message"]
-    assert look(answers).verdict == "unknown"
+def test_a_server_that_pages_in_circles_is_left_alone() -> None:
+    says = stand_in([])
+    says["GET /api/session/ses_A/message"] = {"data": [STOP], "cursor": {"next": "again"}}
+    assert look(says).verdict == "undelivered"
 
 
 # ── opencode 2: activity ──────────────────────────────────────────────────────────────────────────
 
 RUNNING = {"data": {"ses_A": {"type": "running"}}}
+RUNS_B = {"data": {"ses_B": {"type": "running"}}}
 NOBODY: Json = {"data": {}}
+OVER = [user_2(FIRST), STOP, DONE_2]
 
 
-def test_at_work() -> None:
-    polled = look(stand_in([user_2(FIRST), CALLS], active=RUNNING))
-    assert (polled.activity, polled.verdict, polled.retry) == ("working", "", None)
-
-
-def test_a_closer_look_has_a_verdict_all_the_same() -> None:
-    polled = look(stand_in([user_2(FIRST), STOP], active=RUNNING), closer=True)
-    assert (polled.activity, polled.verdict) == ("working", "answered")
-
-
-def test_rest_is_believed_when_it_is_said_twice(clock: SteppedClock) -> None:
-    twice = in_turn(NOBODY, RUNNING)
-    assert look(stand_in([user_2(FIRST), STOP], active=twice)).activity == "working"
-    assert clock.now == 1000.0 + ocloop.ASK_TWICE
-
-
-def test_who_works_cannot_be_told() -> None:
-    answers = stand_in([user_2(FIRST), STOP])
-    del answers["GET /api/session/active"]
-    polled = look(answers)
-    assert (polled.activity, polled.verdict) == ("unknown", "answered")
-
-
-def test_a_retry_counts_as_work_for_the_server(clock: SteppedClock) -> None:
-    error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
-    waiting = step(retry={"attempt": 2, "at": 1007_000, "error": error})
-    polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
-    assert polled.activity == "retrying"
-    assert polled.retry == Activity("ses_A", "retrying", 1, 7.0, "slow down")
-    clock.now = 1008.0
-    polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
-    assert (polled.activity, polled.retry) == ("working", None)
-
-
-def child(id: str, parent: str, **more: Any) -> Json:
+def child_2(id: str, parent: str, **more: Any) -> Json:
     return {"id": id, "parentID": parent, "cost": 0.25, "tokens": USED, **more}
 
 
-def test_family_and_what_it_has_used() -> None:
-    everybody = [child("ses_B", "ses_A"), child("ses_C", "ses_B"), child("ses_X", "ses_Y")]
-    polled = look(stand_in([user_2(FIRST), STOP], children=everybody))  # it does not filter
+# fmt: off
+@pytest.mark.parametrize("messages, more, closer, activity, verdict", [
+    ([user_2(FIRST), CALLS], {"active": RUNNING}, False, "working", ""),
+    (OVER, {"active": RUNNING}, True, "working", "answered"),
+    ([*OVER, user_2("msg_7")], {"active": RUNNING}, True, "working", "unfinished"),
+    ([*OVER, user_2("msg_7")], {}, True, "idle", "answered"),
+    (OVER, {"active": {"data": {"ses_X": {}}}, "children": [child_2("ses_B", "ses_A")]}, False,
+     "idle", "answered"),
+    # A subagent in the background, of which only the list has told.
+    (OVER, {"active": RUNS_B, "children": [child_2("ses_B", "ses_A")]}, True, "working", ""),
+    (OVER, {"active": Turns(NOBODY, RUNNING)}, False, "working", ""),
+])
+# fmt: on
+def test_who_works_in_2(
+    messages: list[Json], more: Json, closer: bool, activity: str, verdict: str
+) -> None:
+    polled = look(stand_in(messages, **more), closer=closer)
+    assert (polled.activity, polled.verdict, polled.retry) == (activity, verdict, None)
+
+
+def test_a_session_that_seems_to_rest_for_the_first_time_is_not_judged() -> None:
+    made, client = dialect_2(stand_in(OVER, active=Turns(NOBODY, RUNNING, NOBODY)))
+    polls = [made.poll("ses_A", PROMPT_2, 0, False) for _ in range(4)]
+    assert [(one.activity, one.is_unsure, one.verdict) for one in polls] == [
+        ("idle", True, ""),
+        ("working", False, ""),
+        ("idle", True, ""),
+        ("idle", False, "answered"),
+    ]
+    routes = [path for _, path, _ in client.heard]
+    at = routes.index("/api/session/active")
+    assert routes[at + 1] == "/api/session/ses_A", "costs are read when it is known to rest"
+
+
+def test_a_retry_counts_as_work_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
+    waiting = step(retry={"attempt": 2, "at": 1007_000, "error": error})
+    for now, activity in ((1000.0, "retrying"), (1008.0, "working")):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
+        assert polled.activity == activity
+        told = Activity("ses_A", "retrying", 1, 7.0, "slow down")
+        assert polled.retry == (told if activity == "retrying" else None)
+
+
+@pytest.mark.parametrize("told, failed", [(0, 1), (1, 1), (2, 1), (3, 2), (5, 4)])
+def test_the_attempt_that_is_told_is_the_one_to_come(told: int, failed: int) -> None:
+    assert ocloop.retry_of_step("ses_A", {"attempt": told}).attempt == failed
+
+
+@pytest.mark.parametrize("is_filtering", [False, True])
+def test_the_family_in_2_and_what_it_has_used(is_filtering: bool) -> None:
+    everybody = [child_2("ses_B", "ses_A"), child_2("ses_C", "ses_B"), child_2("ses_X", "ses_Y")]
+    everybody += [child_2("ses_A", "ses_B"), child_2("ses_B", "ses_B")]
+
+    def listed(path: str) -> Json:
+        parent = path.rpartition("parentID=")[2]
+        found = [one for one in everybody if one["parentID"] == parent]
+        return {"data": found if is_filtering else everybody}
+
+    polled = look(stand_in(OVER, **{"GET /api/session": listed}))
     assert polled.children == ("ses_B", "ses_C")
     assert polled.spent == Spend(1.0, 1800, 150, 1200)
 
-    def filtering(path: str) -> Json:
-        parent = path.rpartition("parentID=")[2]
-        return {"data": [one for one in everybody if one["parentID"] == parent]}
 
-    polled = look(stand_in([user_2(FIRST), STOP], **{"GET /api/session": filtering}))
-    assert polled.children == ("ses_B", "ses_C")
-
-
-def test_a_family_that_is_its_own_parent() -> None:
-    children = [child("ses_B", "ses_A"), child("ses_A", "ses_B"), child("ses_B", "ses_B")]
-    assert look(stand_in([], children=children)).children == ("ses_B",)
-
-
-def test_costs_are_read_when_it_is_known_to_rest() -> None:
-    """The last step must be in them: nobody looks again once it is over."""
-    made, client = dialect(stand_in([user_2(FIRST), STOP]))
-    made.poll(Poll("ses_A", PROMPT_2, 0))
-    paths = [path for path, _ in client.sent("GET")]
-    assert paths[:3] == ["/api/session/active", "/api/session/active", "/api/session/ses_A"]
-
-
-def test_a_subagent_that_only_the_list_tells_of(clock: SteppedClock) -> None:
-    active: Json = {"data": {"ses_B": {"type": "running"}}}
-    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
-    assert look(answers).activity == "working"
-
-
-def test_what_cannot_be_told_of_the_family() -> None:
-    answers = stand_in([user_2(FIRST), STOP])
-    answers["GET /api/session/ses_A"] = RequestError(500, "no")
-    answers["GET /api/session"] = RequestError(400, "no")
-    polled = look(answers)
+def test_what_cannot_be_told_in_2_and_what_must_not_fail() -> None:
+    no = RequestError(500, "no")
+    says = {**stand_in(OVER), "GET /api/session/ses_A": no, "GET /api/session": no}
+    polled = look(says)
     assert (polled.verdict, polled.spent, polled.children) == ("answered", None, ())
-
-
-def test_a_session_that_somebody_has_deleted() -> None:
-    answers = stand_in([])
     gone = RequestError(404, "Session not found: ses_A", "SessionNotFoundError")
-    answers["GET /api/session/ses_A"] = gone
-    answers["GET /api/session/ses_A/message"] = gone
+    for route in ("/api/session/active", "/api/session/ses_A/message"):
+        with pytest.raises(RequestError):
+            look({**stand_in(OVER), f"GET {route}": no})
     with pytest.raises(RequestError) as caught:
-        look(answers)
-    assert caught.value.code == 404
+        look({**stand_in([]), "GET /api/session/ses_A": gone})
+    assert caught.value.why == "gone"
 
 
-def test_a_subagent_in_the_background_works_on() -> None:
-    active = {"data": {"ses_B": {"type": "running"}}}
-    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
-    polled = look(answers, closer=True)
-    assert (polled.activity, polled.verdict) == ("working", "")
-    active = {"data": {"ses_X": {"type": "running"}}}
-    answers = stand_in([user_2(FIRST), STOP], children=[child("ses_B", "ses_A")], active=active)
-    assert look(answers).activity == "idle"
+@pytest.mark.parametrize("route", [route for route in stand_in([])])
+def test_a_server_of_2_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
+    """Else it would seem to say that nothing is asked."""
+    with pytest.raises(RequestError):
+        look({**stand_in(OVER), route: RequestError(0, "connection refused")})
 
+
+def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
+    output = "GET /api/shell/sh_1/output"
+    sizes = [{"data": {"output": "x", "size": size}} for size in (10, 10, 25)]
+    says = {**stand_in([user_2(FIRST), CALLS], active=RUNNING), output: Turns(*sizes)}
+    made, client = dialect_2(says)
+
+    def is_alive() -> bool:
+        return made.poll("ses_A", PROMPT_2, 0, False).is_alive
+
+    frames = [
+        told("session.tool.input.started", {**IN_A, "id": "call_1", "name": "shell"}),
+        told("session.tool.called", {**IN_A, "id": "call_1", "input": {"command": "make test"}}),
+        told("session.tool.progress", {**IN_A, "id": "call_1", "metadata": {"shellID": "sh_1"}}),
+    ]
+    for frame_of_it in frames:
+        made.decode(frame_of_it)
+    assert [is_alive() for _ in range(3)] == [True, False, True]
+    asked = [path for _, path, _ in client.heard if "/shell/" in path]
+    assert ["cursor=10" in path for path in asked] == [False, True, True]
+    made.decode(told("session.tool.success", {**IN_A, "id": "call_1"}))
+    says[output] = {"size": 99}
+    assert not is_alive() and len(asked) == 3, "it has ended: nobody looks at it any more"
+    strangers = {**IN_A, "sessionID": "ses_X", "id": "c", "metadata": {"shellID": "sh_1"}}
+    made.decode(told("session.tool.progress", strangers))
+    assert not is_alive(), "and not at that of another session"
+
+
+# ── opencode 2: what is asked, and the answers ────────────────────────────────────────────────────
 
 PERMISSION: Json = {
     "id": "per_1",
@@ -9879,287 +8820,203 @@ PERMISSION: Json = {
     "action": "edit",
     "resources": ["notes.txt"],
     "save": ["*"],
-    "metadata": {
-        "files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}],
-    },
+    "metadata": {"files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}]},
     "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
 }
+# fmt: off
 FORM: Json = {
     "id": "frm_1",
     "sessionID": "ses_A",
     "title": "Questions",
     "metadata": {"kind": "question", "tool": {"messageID": "msg_2", "id": "call_s05"}},
     "fields": [
-        {
-            "key": "q0",
-            "title": "Color",
-            "description": "Pick a color?",
-            "type": "string",
-            "options": [
-                {"value": "r", "label": "Red", "description": "warm"},
-                {"value": "b", "label": "Blue"},
-            ],
-            "custom": True,
-        },
-        {
-            "key": "q1",
-            "title": "Sizes",
-            "description": "Pick sizes?",
-            "type": "multiselect",
-            "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}],
-            "custom": True,
-        },
+        {"key": "q0", "title": "Color", "description": "Pick a color?", "type": "string",
+         "options": [{"value": "r", "label": "Red", "description": "warm"},
+                     {"value": "b", "label": "Blue"}], "custom": True},
+        {"key": "q1", "title": "Sizes", "description": "Pick sizes?", "type": "multiselect",
+         "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}], "custom": True},
     ],
 }
+STRICT = {**FORM, "fields": [{**field, "custom": False} for field in FORM["fields"]]}
+ELICITED = {  # by an MCP server
+    "id": "frm_2", "sessionID": "global", "title": "Deploy?",
+    "fields": [{"key": "sure", "type": "boolean"},
+               {"key": "note", "type": "string", "hidden": True}],
+}
+# fmt: on
 QUESTIONS = (
     Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
     Question("Pick sizes?", (("S", ""), ("M", ""))),
 )
 ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0")
-ASKED_FORM = Ask(
-    "frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", questions=QUESTIONS
+ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
+ASKED_MCP = Ask(
+    "frm_2", "ses_A", "question", "", "sure", (Question("sure", (("yes", ""), ("no", ""))),)
 )
+BARE = {"id": "frm_3", "sessionID": "ses_A", "title": "Deploy?", "fields": []}
+FAILS = RequestError(500, "no")
 
 
-def test_what_is_asked_keeps_it_from_being_over() -> None:
-    polled = look(stand_in([user_2(FIRST), STOP], permissions=[PERMISSION]))
-    assert (polled.activity, polled.verdict) == ("working", "")
-    assert polled.requests == (ASKED_PERMISSION,)
-    polled = look(stand_in([user_2(FIRST), STOP], forms=[FORM]))
-    assert (polled.activity, polled.requests) == ("working", (ASKED_FORM,))
+# What is asked keeps a session from being over, but not what others ask, nor an MCP server, which
+# names no session: on a server of our own that is ours, elsewhere it is left to them.
+# fmt: off
+@pytest.mark.parametrize("more, options, activity, asks", [
+    ({"permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
+    ({"forms": [FORM]}, {}, "working", (ASKED_FORM,)),
+    ({"forms": [BARE]}, {}, "working", (Ask("frm_3", "ses_A", "question", "", "Deploy?"),)),
+    ({"permissions": [{**PERMISSION, "sessionID": "ses_X"}]}, {}, "idle",
+     (ASKED_PERMISSION._replace(session="ses_X"),)),
+    ({"forms": [ELICITED]}, {}, "idle", (ASKED_MCP,)),
+    ({"forms": [ELICITED]}, {"server": "http://h:1"}, "idle",
+     (ASKED_MCP._replace(session="global"),)),
+    ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
+])
+# fmt: on
+def test_what_is_asked_in_2(more: Json, options: Json, activity: str, asks: Any) -> None:
+    polled = look(stand_in(OVER, **more), **options)
+    assert (polled.activity, polled.verdict) == (activity, "answered" if activity == "idle" else "")
+    assert polled.asks == asks
+    assert polled.unlisted == (("question",) if "GET /api/form" in more else ())
 
 
-def test_what_others_ask_does_not() -> None:
-    others = {**PERMISSION, "sessionID": "ses_X"}
-    polled = look(stand_in([user_2(FIRST), STOP], permissions=[others]))
-    assert (polled.activity, polled.verdict) == ("idle", "answered")
+FORM_1 = "/api/session/ses_A/form/frm_1"
+FORM_2 = "/api/session/global/form/frm_2"  # it goes back where it came from
+PERMISSION_1 = "/api/session/ses_A/permission/per_1/reply"
+INVALID = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
+SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
 
 
-def test_what_is_asked_cannot_be_told() -> None:
-    answers = stand_in([user_2(FIRST), STOP])
-    del answers["GET /api/form"]
-    del answers["GET /api/permission/request"]
-    assert look(answers).requests == (), "a server that knows no asks has none"
-    answers["GET /api/form"] = RequestError(500, "no")
-    answers["GET /api/permission/request"] = {"data": [PERMISSION]}
-    assert look(answers).requests == (ASKED_PERMISSION,)
-    assert look(answers).unlisted == ("question",)
+# fmt: off
+@pytest.mark.parametrize("form, ask, decision, answers, message, sent", [
+    (None, ASKED_PERMISSION, "once", (), "", [("POST", PERMISSION_1, {"decision": "once"})]),
+    (None, ASKED_PERMISSION, "reject", (), "nobody",
+     [("POST", PERMISSION_1, {"decision": "reject", "message": "nobody"})]),
+    (FORM, ASKED_FORM, "once", ("Red", "M"), "",
+     [("POST", f"{FORM_1}/reply", {"answer": {"q0": "r", "q1": ["M"]}})]),
+    (FORM, ASKED_FORM, "reject", (), "nobody",
+     [("POST", f"{FORM_1}/reply", {"answer": {"q0": "nobody", "q1": ["nobody"]}})]),
+    (STRICT, ASKED_FORM, "reject", (), "no body",  # a form that takes no words of one's own
+     [("DELETE", f"{FORM_1}?message=no%20body", {"message": "no body"})]),
+    (ELICITED, ASKED_MCP, "once", ("yes",), "",
+     [("POST", f"{FORM_2}/reply", {"answer": {"sure": True}})]),
+    (ELICITED, ASKED_MCP, "reject", (), "nobody",
+     [("DELETE", f"{FORM_2}?message=nobody", {"message": "nobody"})]),
+])
+# fmt: on
+def test_what_is_asked_is_answered(
+    form: Any, ask: Ask, decision: str, answers: tuple[str, ...], message: str, sent: Any
+) -> None:
+    made, client = dialect_2(
+        {f"{method} {path.partition('?')[0]}": None for method, path, _ in sent}
+    )
+    made.decode({"type": "form.created", "data": {"form": form}})
+    made.reply(ask, decision, answers, message)
+    assert client.heard == sent
 
 
-ELICITED = {
-    "id": "frm_2",
-    "sessionID": "global",
-    "title": "Deploy?",
-    "fields": [
-        {"key": "sure", "type": "boolean"},
-        {"key": "note", "type": "string", "hidden": True},
-    ],
-}
+def test_an_answer_that_is_not_taken() -> None:
+    def routes(error: RequestError, *reply: Any) -> list[str]:
+        says = {f"POST {FORM_1}/reply": error, f"DELETE {FORM_1}": None}
+        made, client = dialect_2({**says, f"POST {PERMISSION_1}": error})
+        made.decode({"type": "form.created", "data": {"form": FORM}})
+        made.reply(*reply)
+        return [method for method, _, _ in client.heard]
 
-
-def test_a_form_of_an_mcp_server_is_ours_on_a_server_of_our_own() -> None:
-    polled = look(stand_in([user_2(FIRST), STOP], forms=[ELICITED]))
-    questions = (Question("sure", (("yes", ""), ("no", ""))),)
-    assert polled.requests == (Ask("frm_2", "ses_A", "question", "", "sure", questions),)
-    assert (polled.activity, polled.verdict) == ("idle", "answered")  # it keeps nobody
-    polled = look(stand_in([user_2(FIRST), STOP], forms=[ELICITED]), server="http://h:1")
-    assert polled.requests and polled.requests[0].session == "global"
-
-
-# ── opencode 2: answers to what is asked ──────────────────────────────────────────────────────────
-
-
-def replied(form: Json | None, command: Reply, answer: Any = None) -> list[tuple[str, str, Any]]:
-    table: Json = {}
-    for session in ("ses_A", "global"):
-        for id in ("frm_1", "frm_2"):
-            path = f"/api/session/{session}/form/{id}"
-            table[f"POST {path}/reply"] = answer
-            table[f"DELETE {path}"] = None
-    table["POST /api/session/ses_A/permission/per_1/reply"] = answer
-    made, client = dialect(table)
-    if form:
-        made.decode({"type": "form.created", "data": {"form": form}})
-    made.reply(command)
-    return client.asked
-
-
-def test_permissions_are_answered() -> None:
-    path = "/api/session/ses_A/permission/per_1/reply"
-    asked = replied(None, Reply(ASKED_PERMISSION, "once"))
-    assert asked == [("POST", path, {"decision": "once"})]
-    asked = replied(None, Reply(ASKED_PERMISSION, "reject", (), "nobody"))
-    assert asked == [("POST", path, {"decision": "reject", "message": "nobody"})]
-
-
-def test_questions_are_answered_with_values() -> None:
-    asked = replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")))
-    path = "/api/session/ses_A/form/frm_1/reply"
-    assert asked == [("POST", path, {"answer": {"q0": "r", "q1": ["M"]}})]
-
-
-def test_questions_are_refused_in_words() -> None:
-    asked = replied(FORM, Reply(ASKED_FORM, "reject", (), "nobody"))
-    path = "/api/session/ses_A/form/frm_1/reply"
-    assert asked == [("POST", path, {"answer": {"q0": "nobody", "q1": ["nobody"]}})]
-
-
-def test_questions_that_take_no_words_are_dismissed_with_some() -> None:
-    form = copy.deepcopy(FORM)
-    for field in form["fields"]:
-        field["custom"] = False
-    asked = replied(form, Reply(ASKED_FORM, "reject", (), "no body"))
-    path = "/api/session/ses_A/form/frm_1?message=no%20body"
-    assert asked == [("DELETE", path, {"message": "no body"})]
-
-
-def test_words_that_are_not_taken() -> None:
-    refused = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
-    asked = replied(FORM, Reply(ASKED_FORM, "reject", (), "nobody"), refused)
-    assert [method for method, _, _ in asked] == ["POST", "DELETE"]
-    with pytest.raises(RequestError):
-        replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")), refused)
-
-
-def test_somebody_was_quicker() -> None:
-    settled = RequestError(409, "Form already settled", "FormAlreadySettledError")
-    asked = replied(FORM, Reply(ASKED_FORM, "once", ("Red", "M")), settled)
-    assert [method for method, _, _ in asked] == ["POST"]
-    with pytest.raises(RequestError):
-        replied(None, Reply(ASKED_PERMISSION, "once"), RequestError(404, "gone"))
-
-
-def test_a_form_of_an_mcp_server_goes_back_where_it_came_from() -> None:
-    request = Ask("frm_2", "ses_A", "question")
-    asked = replied(ELICITED, Reply(request, "once", ("yes",)))
-    assert asked == [("POST", "/api/session/global/form/frm_2/reply", {"answer": {"sure": True}})]
-    asked = replied(ELICITED, Reply(request, "reject", (), "nobody"))
-    assert asked[0][:2] == ("DELETE", "/api/session/global/form/frm_2?message=nobody")
+    once = ("once", ("Red", "M"), "")
+    assert routes(INVALID, ASKED_FORM, "reject", (), "nobody") == ["POST", "DELETE"]
+    assert routes(SETTLED, ASKED_FORM, *once) == ["POST"], "somebody was quicker"
+    for error, ask in ((INVALID, ASKED_FORM), (RequestError(404, "gone"), ASKED_PERMISSION)):
+        with pytest.raises(RequestError):
+            routes(error, ask, *once)
 
 
 # ── opencode 2: interrupts ────────────────────────────────────────────────────────────────────────
 
-
-def stopping(active: Any, children: Any = (), **more: Any) -> tuple[OpenCode2, FakeClient]:
-    made, client = dialect(
-        {
-            "GET /api/session/active": active,
-            "POST /api/session/ses_A/interrupt": {"interrupted": True},
-            "POST /api/session/ses_B/interrupt": {"interrupted": True},
-            "POST /api/session/ses_A/prompt": {"data": {}},
-            **more,
-        }
-    )
-    for id, parent in children:
-        data = {"sessionID": id, "parentID": parent}
-        made.decode({"type": "session.created", "data": data})
-    return made, client
+GONE_2 = RequestError(404, "Session not found", "SessionNotFoundError")
 
 
-def test_an_interrupt_is_over_when_the_session_is_at_rest(clock: SteppedClock) -> None:
-    made, client = stopping(in_turn(RUNNING, RUNNING, NOBODY))
-    made.interrupt("ses_A", PROMPT_2, 1)
-    assert client.asked[:3] == [
-        ("POST", "/api/session/ses_A/interrupt", {}),
-        ("DELETE", f"/api/session/ses_A/inbox/{FIRST}", None),
-        ("DELETE", f"/api/session/ses_A/inbox/{SECOND}", None),
-    ]
-    assert [path for path, _ in client.sent("GET")] == ["/api/session/active"] * 4
-    assert len(client.sent("POST")) == 1
-
-
-def test_an_interrupt_that_came_too_early_is_repeated(clock: SteppedClock) -> None:
-    made, client = stopping(in_turn(*[RUNNING] * 8, NOBODY))
-    made.interrupt("ses_A", PROMPT_2, 0)
-    assert len(client.sent("POST")) == 2
-
-
-def test_an_interrupt_without_an_effect(clock: SteppedClock) -> None:
-    made, _ = stopping(RUNNING)
-    with pytest.raises(RequestError) as caught:
-        made.interrupt("ses_A", PROMPT_2, 0)
-    assert caught.value.code == 504
-    assert clock.now - 1000.0 == ocloop.INTERRUPT_WITHIN
+# fmt: off
+@pytest.mark.parametrize("active, prompt, sent", [
+    (RUNNING, PROMPT_2, [("POST", "/api/session/ses_A/interrupt"),
+                         ("DELETE", f"/api/session/ses_A/inbox/{FIRST}"),
+                         ("DELETE", f"/api/session/ses_A/inbox/{SECOND}")]),
+    ({"data": {"ses_B": {}, "ses_X": {}}}, Prompt(""), [("POST", "/api/session/ses_A/interrupt"),
+                                                        ("POST", "/api/session/ses_B/interrupt")]),
+])
+# fmt: on
+def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
+    active: Json, prompt: Prompt, sent: list[tuple[str, str]]
+) -> None:
+    posts: Json = {f"POST /api/session/{id}/interrupt": {} for id in ("ses_A", "ses_B")}
+    inbox = {f"DELETE /api/session/ses_A/inbox/{id}": None for id in (FIRST, SECOND)}
+    made, client = dialect_2({"GET /api/session/active": active, **posts, **inbox})
+    made.decode(told("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}))
+    made.interrupt("ses_A", prompt, 1)
+    assert [(method, path) for method, path, _ in client.heard if method != "GET"] == sent
+    client.says["POST /api/session/ses_A/interrupt"] = GONE_2
     with pytest.raises(RequestError):
-        made.stop_session("ses_A")
-    assert clock.now - 1000.0 == ocloop.INTERRUPT_WITHIN + ocloop.STOP_WITHIN
+        made.interrupt("ses_A", prompt, 1)
 
 
-def test_subagents_are_interrupted_as_well(clock: SteppedClock) -> None:
-    background: Json = {"data": {"ses_B": {}, "ses_X": {}}}
-    made, client = stopping(in_turn(*[background] * 6, NOBODY), [("ses_B", "ses_A")])
-    made.interrupt("ses_A", PROMPT_2, 0)
-    assert [path for path, _ in client.sent("POST")] == [
-        "/api/session/ses_A/interrupt",
-        "/api/session/ses_B/interrupt",
-    ]
-
-
-def test_a_session_that_is_gone(clock: SteppedClock) -> None:
-    gone = RequestError(404, "Session not found", "SessionNotFoundError")
-    made, _ = stopping(NOBODY, **{"POST /api/session/ses_A/interrupt": gone})
-    with pytest.raises(RequestError) as caught:
-        made.interrupt("ses_A", PROMPT_2, 0)
-    assert caught.value.code == 404
-
-
-def test_a_session_of_which_nothing_is_known(clock: SteppedClock) -> None:
-    made, client = stopping(NOBODY)
-    made.interrupt("ses_A", Prompt(""), 0)
-    assert not client.sent("DELETE")
-    made, client = dialect({"POST /api/session/ses_A/interrupt": {"interrupted": True}})
-    made.interrupt("ses_A", PROMPT_2, 0)  # who works cannot be told
-
-
-def test_stopping_takes_the_prompts_out_as_well(clock: SteppedClock) -> None:
-    made, client = stopping(NOBODY)
-    made.send("ses_A", PROMPT_2, 0)
-    made.stop_session("ses_A")
-    assert [path for path, _ in client.sent("DELETE")] == [f"/api/session/ses_A/inbox/{FIRST}"]
-    made.dispose()
+def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    looks = Turns(
+        *[{"activity": "working"}] * 8,
+        {"activity": "idle", "is_unsure": True},
+        {"activity": "working"},
+        {"activity": "idle", "is_unsure": True},
+        {"activity": "idle", "verdict": "cut", "fault": ocloop.INTERRUPTED},
+    )
+    story.world["poll"] = lambda _: looks.next()
+    story.press("x")
+    while not story.words:
+        story.let_pass(0.1)
+    assert not looks.answers[1:], "it was looked at until it rested, twice in a row"
+    assert 2 <= story.take().split().count("interrupt") <= 5
+    assert story.words == ["aborted"]
 
 
 # ── opencode 2: faults ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("type", "message", "kind"),
-    [
-        ("provider.rate-limit", "slow down", "rate-limit"),
-        ("provider.quota", "no money", "balance"),
-        ("provider.auth", "who?", "auth"),
-        ("provider.no-route", "Model unavailable: p/m", "no-model"),
-        ("provider.internal", "oh", "outage"),
-        ("provider.transport", "oh", "outage"),
-        ("provider.timeout", "oh", "outage"),
-        ("provider.unknown", "Model unavailable: says the provider", "provider"),
-        ("provider.invalid-request", "oh", "provider"),
-        ("provider.content-filter", "oh", "provider"),
-        ("aborted", "Step interrupted", "aborted"),
-        ("unknown", "Model unavailable: p/m", "no-model"),
-        ("unknown", "Variant unavailable: high", "no-model"),
-        ("unknown", "Agent not found: mine", "no-agent"),
-        ("unknown", "something", "unknown"),
-        ("compaction.failed", "something", "unknown"),
-        ("of.tomorrow", "something", "unknown"),
-    ],
-)
+# fmt: off
+@pytest.mark.parametrize("type, message, kind", [
+    ("provider.rate-limit", "slow down", "rate-limit"),
+    ("provider.quota", "no money", "balance"),
+    ("provider.auth", "who?", "auth"),
+    ("provider.no-route", "Model unavailable: p/m", "no-model"),
+    ("provider.internal", "oh", "outage"),
+    ("provider.transport", "oh", "outage"),
+    ("provider.timeout", "oh", "outage"),
+    ("provider.unknown", "Model unavailable: says the provider", "provider"),
+    ("provider.content-filter", "oh", "provider"),
+    ("aborted", "Step interrupted", "aborted"),
+    ("unknown", "Model unavailable: p/m", "no-model"),
+    ("unknown", "Variant unavailable: high", "no-model"),
+    ("unknown", "Agent not found: mine", "no-agent"),
+    ("unknown", "something", "unknown"),
+    ("of.tomorrow", "something", "unknown"),
+])
+# fmt: on
 def test_faults_by_type(type: str, message: str, kind: str) -> None:
     assert kind in ocloop.FAULTS
     error = {"type": type, "message": message, "status": 200}
     assert ocloop.fault_of_type(error) == Fault(kind, message)
 
 
-def test_codes_and_announced_waits() -> None:
-    error: Json = {"type": "provider.rate-limit", "message": "m", "status": 429}
-    assert ocloop.fault_of_type(error) == Fault("rate-limit", "m", 429)
-    told = {**error, "retryAfterMs": 90_500}
-    assert ocloop.fault_of_type(told) == Fault("rate-limit", "m", 429, 90.5)
-    told = {**error, "response": {"headers": {"Retry-After": "120"}}}
-    assert ocloop.fault_of_type(told) == Fault("rate-limit", "m", 429, 120.0)
-    nothings: tuple[Any, ...] = (None, [], "no", 7, {}, {"message": "m"})
-    for nothing in nothings:
-        assert ocloop.fault_of_type(nothing) is None
+# fmt: off
+@pytest.mark.parametrize("more, code, retry_after", [
+    ({}, 0, 0.0), ({"status": 200}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
+    ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5),
+    ({"response": {"headers": {"Retry-After": "120"}}}, 0, 120.0),
+])
+# fmt: on
+def test_codes_and_announced_waits(more: Json, code: int, retry_after: float) -> None:
+    """What came in the middle of a stream has no code of its own."""
+    fault = ocloop.fault_of_type({"type": "provider.internal", "message": "m", **more})
+    assert fault == Fault("outage", "m", code, retry_after)
 
 
 # ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
@@ -10174,68 +9031,135 @@ def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
 
 def test_a_turn_with_a_tool() -> None:
     """The order is that of the recording: a thought ends after what follows it has begun."""
-    made, _ = dialect({})
-    frames = [
-        told("session.created", {**HERE, "location": {"directory": "/w"}, "title": "T"}),
-        told("session.inbox.enqueued", {**HERE, "inboxID": FIRST, "item": {"type": "user"}}),
-        told("session.execution.started", HERE),
-        told("session.instructions.updated", {**HERE, "delta": {}}, metadata={}),
-        told("session.inbox.delivered", {**HERE, "inboxID": FIRST}),
-        told(
-            "session.step.started",
-            {**IN_A, "agent": "build", "model": {"id": "m1", "providerID": "sim"}, "started": 6},
-        ),
-        told("session.reasoning.started", {**IN_A, "ordinal": 0, "state": {}}),
-        told("session.reasoning.delta", {**IN_A, "ordinal": 0, "delta": "Let me "}),
-        told("session.text.started", {**IN_A, "ordinal": 0}),
-        told("session.text.delta", {**IN_A, "ordinal": 0, "delta": "I will"}),
-        told("session.tool.input.started", {**IN_A, "id": "call_1", "name": "shell"}),
-        told("session.reasoning.ended", {**IN_A, "ordinal": 0, "text": "Let me think."}),
-        told("session.tool.input.ended", {**IN_A, "id": "call_1", "text": "{}"}),
-        told("session.tool.called", {**IN_A, "id": "call_1", "input": {"command": "ls -l"}}, 2_000),
-        told("session.text.ended", {**IN_A, "ordinal": 0, "text": "I will probe."}),
-        told("session.step.streamed", IN_A),
-        told("session.tool.progress", {**IN_A, "id": "call_1", "metadata": {}}),
-        told("session.tool.success", {**IN_A, "id": "call_1", "content": []}, 4_500),
-        told("session.step.ended", {**IN_A, "finish": "tool-calls", "cost": 0.5, "tokens": USED}),
-        told("session.usage.updated", {**HERE, "cost": 0.5, "tokens": USED}),
-        told("session.execution.succeeded", HERE),
-    ]
-    said = [event for frame in frames for event in made.decode(frame)]
     alive = Alive("ses_A")
     thought = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
     text = ("ses_A", "msg_2", "msg_2 text 0", "text")
     shell = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
     call = ocloop.call_id("shell", {"command": "ls -l"})
-    assert said == [
-        alive,
-        alive,
-        Activity("ses_A", "working"),
-        alive,
-        alive,
-        Activity("ses_A", "working"),
-        Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build"),
-        Part(*thought, "running"),
-        Delta("ses_A", "msg_2 thinking 0", "Let me "),
-        Part(*text, "running"),
-        Delta("ses_A", "msg_2 text 0", "I will"),
-        Part(*shell, "running", tool="shell"),
-        Part(*thought, "done", text="Let me think."),
-        alive,
-        Part(*shell, "running", tool="shell", argument="ls -l"),
-        Part(*text, "done", text="I will probe."),
-        alive,
-        alive,
-        Part(*shell, "done", tool="shell", argument="ls -l", call=call, seconds=2.5),
-        Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True),
-        alive,
-        Activity("ses_A", "idle"),
+    by = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
+    work = Activity("ses_A", "working")
+    # fmt: off
+    turn: list[tuple[str, Json, int, list[Any]]] = [
+        ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [alive]),
+        ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [alive]),
+        ("execution.started", {}, 1000, [work]),
+        ("instructions.updated", {"delta": {}}, 1000, [alive]),
+        ("inbox.delivered", {"inboxID": FIRST}, 1000, [alive]),
+        ("step.started", by, 1000,
+         [work, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
+        ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*thought, "running")]),
+        ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
+         [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
+        ("text.started", {"ordinal": 0}, 1000, [Part(*text, "running")]),
+        ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
+         [Delta("ses_A", "msg_2 text 0", "I will")]),
+        ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
+         [Part(*shell, "running", tool="shell")]),
+        ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
+         [Part(*thought, "done", text="Let me think.")]),
+        ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [alive]),
+        ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
+         [Part(*shell, "running", tool="shell", argument="ls -l")]),
+        ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
+         [Part(*text, "done", text="I will probe.")]),
+        ("step.streamed", {}, 2000, [alive]),
+        ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [alive]),
+        ("tool.success", {"id": "call_1", "content": []}, 4500,
+         [Part(*shell, "done", tool="shell", argument="ls -l", call=call, seconds=2.5)]),
+        ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
+         [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
+        ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [alive]),
+        ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
     ]
-    assert not made.decoder.calls
+    # fmt: on
+    made, _ = dialect_2({})
+    for type, data, at, expected in turn:
+        assert is_same(made.decode(told(f"session.{type}", {**IN_A, **data}, at)), expected), type
+    assert not made.calls
+
+
+SPENT_0 = Spent("ses_A", "msg_2", Spend(), complete=True)
+BROKE = Broke("ses_A", NO_KEY)
+IDLE_A = Activity("ses_A", "idle")
+WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
+SLOW_DOWN = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
+PUSH = {**PERMISSION, "action": "shell", "resources": ["git push"]}
+PUSH["metadata"] = {"command": "git push origin"}
+DOOM = Ask("per_1", "ses_A", "permission", "doom_loop", "notes.txt  +2 -0", is_circle=True)
+
+# Single events in neutral words.
+# fmt: off
+DECODED_2: list[tuple[str, Json, list[Any]]] = [
+    ("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}, [Child("ses_B", "ses_A")]),
+    ("session.execution.failed", {"error": AUTH}, [BROKE, IDLE_A]),
+    ("session.execution.interrupted", {"reason": "user"}, [IDLE_A]),
+    ("session.execution.settled", {}, [IDLE_A]),
+    ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
+    ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
+     [Spent("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
+      Broke("ses_A", Fault("aborted", "Step interrupted"))]),
+    ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
+    ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
+    ("session.step.ended", {"finish": "unknown"}, [SPENT_0._replace(ended="nowhere")]),
+    ("session.retry.scheduled", {"attempt": 2, "at": 1004_000, "error": SLOW_DOWN}, [WAITS_4]),
+    ("session.compaction.started", {"reason": "auto"}, [Alive("ses_A")]),
+    ("session.compaction.delta", {"text": "…"}, [Alive("ses_A")]),
+    ("session.compaction.ended", {"reason": "auto", "text": "…"}, [Compacted("ses_A")]),
+    ("session.inbox.enqueued", {"item": {"type": "synthetic"}}, [Woke("ses_A")]),
+    ("session.inbox.enqueued", {"item": {"type": "user"}}, [Alive("ses_A")]),
+    ("session.tool.input.started", {"id": "c", "name": "subagent"}, [Alive("ses_A")]),
+    # The end of a tool of which nobody knows the beginning, as after a crash.
+    ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
+    ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
+    ("permission.asked", PERMISSION, [Asked("ses_A", ASKED_PERMISSION)]),
+    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [Asked("ses_A", DOOM)]),
+    ("permission.asked", PUSH,
+     [Asked("ses_A", Ask("per_1", "ses_A", "permission", "shell", "git push origin"))]),
+    ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
+    ("form.created", {"form": FORM}, [Asked("ses_A", ASKED_FORM)]),
+    ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
+    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
+    ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
+    ("filesystem.changed", {"file": "a.txt", "event": "change"}, [Edited("/w/a.txt")]),
+    ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("type, data, expected", DECODED_2)
+def test_opencode_2_events_in_neutral_words(
+    type: str, data: Json, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    made, _ = dialect_2({})
+    event_of_it = {**told(type, {**IN_A, **data}), "location": {"directory": "/w"}}
+    assert is_same(made.decode(event_of_it), expected)
+    assert made.decode(told(type, {})) in ([], [Edited("")])
+
+
+def tool_events(tool: str, id: str, given: Json, type: str, **more: Any) -> list[Any]:
+    """What a tool's end is told as, after its beginning."""
+    made, _ = dialect_2({})
+    made.decode(told("session.tool.input.started", {**IN_A, "id": id, "name": tool}))
+    made.decode(told("session.tool.called", {**IN_A, "id": id, "input": given}))
+    found = made.decode(told(f"session.tool.{type}", {**IN_A, "id": id, **more}))
+    assert not made.calls
+    return list(found)
+
+
+def test_how_a_tool_of_2_ends() -> None:
+    (part,) = tool_events("write", "c", {"path": "/w/a.txt"}, "failed", error=NOT_NOW)
+    assert (part.state, part.text, part.argument) == ("failed", "not now", "a.txt")
+    files = [{"file": "a.txt", "additions": 2, "deletions": 1}, {"additions": 3}]
+    given = {"path": "/w/a.txt"}
+    (part,) = tool_events("edit", "c", given, "success", metadata={"files": files})
+    assert (part.state, part.argument) == ("done", "a.txt  +2 -1  +3 -0")
+    (part,) = tool_events("subagent", "c", {"description": "probe"}, "success")
+    assert (part.tool, part.argument, part.opens) == ("subagent", "probe", True)
 
 
 def test_a_tools_id_is_its_own_only_within_its_message() -> None:
-    made, _ = dialect({})
+    made, _ = dialect_2({})
     other = {**IN_A, "assistantMessageID": "msg_3"}
     made.decode(told("session.tool.input.started", {**IN_A, "id": "call_0", "name": "read"}))
     made.decode(told("session.tool.input.started", {**other, "id": "call_0", "name": "shell"}))
@@ -10243,189 +9167,38 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
     assert isinstance(part, Part) and part.tool == "read"
     (later,) = made.decode(told("session.tool.success", {**other, "id": "call_0"}))
     assert isinstance(later, Part) and later.tool == "shell" and later.key != part.key
-
-
-def test_a_tool_that_failed() -> None:
-    made, _ = dialect({})
-    made.decode(told("session.tool.input.started", {**IN_A, "id": "c", "name": "write"}))
-    made.decode(told("session.tool.called", {**IN_A, "id": "c", "input": {"path": "/w/a.txt"}}))
-    (part,) = made.decode(told("session.tool.failed", {**IN_A, "id": "c", "error": NOT_NOW}))
-    assert isinstance(part, Part)
-    assert (part.state, part.text, part.argument) == ("failed", "not now", "a.txt")
-    (part,) = made.decode(told("session.tool.failed", {**IN_A, "id": "never seen"}))
-    assert isinstance(part, Part)
-    assert (part.tool, part.seconds) == ("tool", 0.0)
-
-
-def test_a_tool_that_was_broken_off() -> None:
-    made, _ = dialect({})
-    made.decode(told("session.tool.input.started", {**IN_A, "id": "c", "name": "write"}))
     made.decode(told("session.step.failed", {**IN_A, "error": INTERRUPTED}))
-    assert not made.decoder.calls
+    assert not made.calls, "a step that was broken off takes its tools with it"
 
 
-def test_a_subagent() -> None:
-    made, _ = dialect({})
-    named = {**IN_A, "id": "c", "name": "subagent"}
-    assert is_same(made.decode(told("session.tool.input.started", named)), [Alive("ses_A")])
-    given = {"agent": "general", "description": "probe child", "prompt": "P"}
-    (part,) = made.decode(told("session.tool.called", {**IN_A, "id": "c", "input": given}))
-    assert isinstance(part, Part) and (part.tool, part.argument) == ("subagent", "probe child")
-    assert part.opens
-    data = {"sessionID": "ses_B", "parentID": "ses_A", "agent": "general"}
-    assert is_same(made.decode(told("session.created", data)), [Child("ses_B", "ses_A")])
-    assert made.memory.relatives("ses_A") == ["ses_A", "ses_B"]
-
-
-def test_how_a_run_ends() -> None:
-    made, _ = dialect({})
-    failed = told("session.execution.failed", {**HERE, "error": AUTH})
-    fault = Fault("auth", "Invalid API key provided")
-    assert is_same(made.decode(failed), [Broke("ses_A", fault), Activity("ses_A", "idle")])
-    interrupted = told("session.execution.interrupted", {**HERE, "reason": "user"})
-    assert is_same(made.decode(interrupted), [Activity("ses_A", "idle")])
-    step_failed = told("session.step.failed", {**IN_A, "error": AUTH})
-    spent = Spent("ses_A", "msg_2", Spend(), complete=True)
-    assert is_same(made.decode(step_failed), [spent, Broke("ses_A", fault)])
-    cut = told("session.step.failed", {**IN_A, "error": INTERRUPTED, "cost": 0.5, "tokens": USED})
-    first, second = made.decode(cut)
-    assert isinstance(first, Spent) and first.spend == SPENT_2
-    assert isinstance(second, Broke) and second.fault.kind == "aborted"
-
-
-@pytest.mark.parametrize(
-    ("finish", "ended"),
-    [("stop", "answered"), ("length", "answered"), ("unknown", "nowhere"), ("tool-calls", "calls")],
-)
-def test_how_a_step_ends(finish: str, ended: str) -> None:
-    made, _ = dialect({})
-    (spent,) = made.decode(told("session.step.ended", {**IN_A, "finish": finish}))
-    assert isinstance(spent, Spent) and spent.ended == ended
-
-
-def test_nothing_is_counted_twice() -> None:
-    made, _ = dialect({})
+def test_nothing_is_counted_twice_in_2() -> None:
+    made, _ = dialect_2({})
     purse = ocloop.Purse("", "")
     for message in ("msg_2", "msg_3"):
         data = {**IN_A, "assistantMessageID": message}
-        for type in ("session.step.started", "session.step.started", "session.step.ended"):
-            more = {"cost": 0.5, "tokens": USED} if type.endswith("ended") else {}
-            for event in made.decode(told(type, {**data, **more})):
+        for type in ("step.started", "step.started", "step.ended", "usage.updated"):
+            more = {"cost": 0.5, "tokens": USED} if type != "step.started" else {}
+            for event in made.decode(told(f"session.{type}", {**data, **more})):
                 if isinstance(event, Spent):
                     purse.take(event, True)
-        (alive,) = made.decode(told("session.usage.updated", {**HERE, "cost": 1.0}))
-        assert alive == Alive("ses_A")
     assert purse.total == SPENT_2.plus(SPENT_2)
     assert purse.context == 1000
 
 
-def test_retries(clock: SteppedClock) -> None:
-    made, _ = dialect({})
-    error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
-    frame = told("session.retry.scheduled", {**IN_A, "attempt": 2, "at": 1004_000, "error": error})
-    assert is_same(made.decode(frame), [Activity("ses_A", "retrying", 1, 4.0, "slow down")])
+ODD: tuple[Any, ...] = (None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True)
 
 
-@pytest.mark.parametrize("title, is_circle", [("doom_loop", True), ("bash", False)])
-def test_an_ask_after_identical_calls_is_told_from_others(title: str, is_circle: bool) -> None:
-    old = event("permission.asked", sessionID="ses_1", id="per_1", permission=title)
-    (asked,) = a_dialect().decode(old)
-    assert isinstance(asked, Asked) and asked.request.is_circle == is_circle
-    made, _ = dialect({})
-    (asked,) = made.decode(told("permission.asked", {**PERMISSION, "action": title}))
-    assert isinstance(asked, Asked) and asked.request.is_circle == is_circle
-
-
-@pytest.mark.parametrize("tool, opens", [("task", True), ("subagent", True), ("bash", False)])
-def test_a_tool_that_lets_a_subagent_work_says_so(tool: str, opens: bool) -> None:
-    (part,) = a_dialect().decode(tool_event(tool, status="running"))
-    assert isinstance(part, Part) and part.opens == opens
-
-
-def test_what_is_asked_on_the_stream() -> None:
-    made, _ = dialect({})
-    asked = told("permission.asked", PERMISSION)
-    assert is_same(made.decode(asked), [Asked("ses_A", ASKED_PERMISSION)])
-    replied = {**HERE, "requestID": "per_1", "reply": "once"}
-    assert is_same(made.decode(told("permission.replied", replied)), [Answered("ses_A", "per_1")])
-    assert is_same(made.decode(told("form.created", {"form": FORM})), [Asked("ses_A", ASKED_FORM)])
-    assert "frm_1" in made.memory.forms
-    for type in ("form.replied", "form.cancelled"):
-        over = told(type, {"id": "frm_1", **HERE})
-        assert is_same(made.decode(over), [Answered("ses_A", "frm_1")])
-    assert not made.memory.forms
-
-
-def test_a_command_that_is_asked_for() -> None:
-    made, _ = dialect({})
-    shell = {**PERMISSION, "action": "shell", "resources": ["git push"]}
-    shell["metadata"] = {"command": "git push origin"}
-    (asked,) = made.decode(told("permission.asked", shell))
-    assert isinstance(asked, Asked)
-    assert (asked.request.title, asked.request.detail) == ("shell", "git push origin")
-
-
-def test_a_compaction_is_told_once() -> None:
-    made, _ = dialect({})
-    frames = [
-        told("session.compaction.started", {**HERE, "reason": "auto", "recent": ""}),
-        told("session.compaction.delta", {**HERE, "text": "…"}),
-        told("session.compaction.ended", {**HERE, "reason": "auto", "text": "…", "cost": 0}),
-    ]
-    said = [event for frame in frames for event in made.decode(frame)]
-    assert said == [Alive("ses_A"), Alive("ses_A"), Compacted("ses_A")]
-
-
-def test_it_wakes_by_itself() -> None:
-    made, _ = dialect({})
-    item = {"type": "synthetic", "payload": {"text": "ended"}, "delivery": "steer"}
-    frame = told("session.inbox.enqueued", {**HERE, "inboxID": "msg_9", "item": item})
-    assert is_same(made.decode(frame), [Woke("ses_A")])
-
-
-def test_files() -> None:
-    made, _ = dialect({})
-    frame = told("filesystem.changed", {"file": "/w/a.txt", "event": "change"})
-    assert is_same(made.decode(frame), [Edited("/w/a.txt")])
-    place = {"directory": "/w"}
-    frame = told("filesystem.changed", {"file": "a.txt", "event": "change"}, location=place)
-    assert is_same(made.decode(frame), [Edited("/w/a.txt")])
-
-
-def test_everything_else_is_a_sign_of_life() -> None:
-    made, _ = dialect({})
-    for type in ("session.renamed", "session.model.selected", "session.of.tomorrow"):
-        assert is_same(made.decode(told(type, {**HERE, "title": "T"})), [Alive("ses_A")])
-    assert is_same(made.decode({"id": "evt_1", "type": "server.connected", "data": {}}), [])
-    assert is_same(made.decode(told("agent.updated", {})), [])
-
-
-@pytest.mark.parametrize("data", [None, 7, "s", [], {}, {"form": 7}, {"form": {"id": 7}}])
-def test_nothing_raises(data: Any) -> None:
-    made, _ = dialect({})
-    types = [*ocloop.Decoder2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow"]
-    for type in (*types, 7, None):
-        made.decode(told(str(type), data))
-        made.decode({"type": type, "data": data, "created": "never", "location": 7})
-
-
-@pytest.mark.parametrize("odd", [None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True])
-def test_no_field_raises(odd: Any) -> None:
-    made, _ = dialect({})
+@pytest.mark.parametrize("odd", ODD)
+def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
+    made, _ = dialect_2({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in [*ocloop.Decoder2.DECODERS, "form.created"]:
+    for type in [*OpenCode2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow"]:
+        made.decode(told(type, odd))
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
-    for session in (odd, [odd]):
-        made.decode(told("session.execution.started", {"sessionID": session}))
-
-
-def test_odd_answers_raise_nothing_in_a_poll(clock: SteppedClock) -> None:
-    for odd in (7, "s", [], [7], {"data": 7}, {"data": [7]}, {"data": {"ses_A": 7}}):
-        answers = dict.fromkeys(stand_in([]), odd)
-        polled = look(answers)
-        assert polled.activity in ("idle", "working")
+    for answer in (odd, {"data": odd}, {"data": [odd]}, {"data": {"ses_A": odd}}):
+        assert look(dict.fromkeys(stand_in([]), answer)).activity in ("idle", "working")
 
 
 def test_deltas_are_found_in_a_frames_beginning() -> None:
@@ -10448,7 +9221,7 @@ class Stand:
     def __init__(self, folder: Path, url: str, options: Options) -> None:
         self.folder = folder
         self.plan = folder / "PLAN.md"
-        self.client = ocloop.Client(url, "opencode", "secret")
+        self.client = Client(url, "opencode", "secret")
         self.dialect = OpenCode2(self.client, options)
         self.prompt = PROMPT_2._replace(text=f"Work on {self.plan}")
         self.session = ""
@@ -10463,20 +9236,29 @@ class Stand:
         assert directory == str(self.folder)
         self.dialect.send(self.session, self.prompt, 0)
 
-    def poll(self, attempt: int = 0, closer: bool = False) -> Polled:
-        return self.dialect.poll(Poll(self.session, self.prompt, attempt, closer))
-
-    def until(self, holds: Callable[[Polled], bool], attempt: int = 0) -> Polled:
+    def until(self, holds: Callable[[Polled], bool], attempt: int = 0, **more: Any) -> Polled:
+        closer = bool(more.get("closer"))
         until = time.monotonic() + 60
         while True:
-            polled = self.poll(attempt)
+            polled = self.dialect.poll(self.session, self.prompt, attempt, closer)
             if holds(polled):
                 return polled
             assert time.monotonic() < until, polled
             time.sleep(0.05)
 
+    def asked(self) -> Ask:
+        """The first ask of the family."""
+
+        def is_asked(polled: Polled) -> bool:
+            family = (self.session, *polled.children)
+            return any(ask.session in family for ask in polled.asks or ())
+
+        polled = self.until(is_asked)
+        assert polled.asks and polled.activity == "working"
+        return polled.asks[0]
+
     def at_rest(self, attempt: int = 0) -> Polled:
-        return self.until(lambda polled: polled.activity == "idle", attempt)
+        return self.until(lambda one: one.activity == "idle" and not one.is_unsure, attempt)
 
 
 @contextmanager
@@ -10484,20 +9266,17 @@ def stand(folder: Path, options: Json | None = None, **behaviour: Any) -> Iterat
     folder = folder.resolve()
     (folder / "PLAN.md").write_text("# P\n\n- [ ] one\n- [ ] two\n- [ ] three\n")
     behaviour = {"generation": 2, "log": str(folder / "log"), **behaviour}
-    environment = {
-        **os.environ,
-        "FAKE_OPENCODE": json.dumps(behaviour),
-        "OPENCODE_PASSWORD": "secret",
-    }
+    said = {"FAKE_OPENCODE": json.dumps(behaviour), "OPENCODE_PASSWORD": "secret"}
     argv = [sys.executable, str(FAKE), "serve", "--hostname=127.0.0.1", "--port=0"]
+    environment = {**os.environ, **said}
     process = subprocess.Popen(
         argv, cwd=folder, env=environment, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         assert process.stdout
         line = process.stdout.readline().decode()
-        assert "listening on " in line, line
-        url = line.split("listening on ")[1].strip()
+        url = line.partition("listening on ")[2].strip()
+        assert url, line
         yield Stand(folder, url, Options(directory=str(folder), **(options or {})))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -10506,168 +9285,71 @@ def stand(folder: Path, options: Json | None = None, **behaviour: Any) -> Iterat
         process.stdout.close()
 
 
-def test_fake_detect_setup_and_work(tmp_path: Path) -> None:
-    with stand(tmp_path, catalogue=0.6) as server:
+def test_fake_detect_set_up_and_work_and_no_attempt_runs_twice(tmp_path: Path) -> None:
+    with stand(tmp_path) as server:
         assert ocloop.detect(server.client)[0] is OpenCode2
         setup = server.dialect.setup()
-        assert setup.model == "fake/model"
-        assert "fake/model" in (setup.models or {})
+        assert setup.model == "fake/model" and "fake/model" in (setup.models or {})
         assert "build" in (setup.agents or ()) and "title" not in (setup.agents or ())
         server.begin()
-        polled = server.at_rest()
-        assert polled.verdict == "answered"
-        assert polled.spent and polled.spent.cost > 0
-        assert polled.requests == ()
-        assert "- [x] one" in server.plan.read_text()
-        assert server.log("prompt")[0]["model"] == "fake/model"
-
-
-def test_fake_the_same_attempt_twice_runs_once(tmp_path: Path) -> None:
-    with stand(tmp_path) as server:
-        server.begin()
         server.dialect.send(server.session, server.prompt, 0)
-        server.at_rest()
+        polled = server.at_rest()
+        assert (polled.verdict, polled.asks) == ("answered", ())
+        assert polled.spent and polled.spent.cost > 0
         server.dialect.send(server.session, server.prompt, 0)
         time.sleep(0.3)
         assert server.at_rest().verdict == "answered"
         assert server.plan.read_text().count("[x]") == 1
+        assert server.log("prompt")[0]["model"] == "fake/model"
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        ("error:401", "auth"),
-        ("error:402", "balance"),
-        ("error:404", "no-model"),
-        ("error:429", "rate-limit"),
-        ("error:500", "outage"),
-        ("error:400", "provider"),
-        ("auth", "auth"),
-        ("unknown", "provider"),
-    ],
-)
-def test_fake_faults(tmp_path: Path, answer: str, kind: str) -> None:
+# fmt: off
+@pytest.mark.parametrize("answer, prompt, kind", [
+    ("error:401", {}, "auth"), ("error:402", {}, "balance"), ("error:404", {}, "no-model"),
+    ("error:429", {}, "rate-limit"), ("error:500", {}, "outage"), ("error:400", {}, "provider"),
+    ("unknown", {}, "provider"), ("work", {"model": "fake/no"}, "no-model"),
+    ("work", {"agent": "no"}, "no-agent"),
+])
+# fmt: on
+def test_fake_faults(tmp_path: Path, answer: str, prompt: Json, kind: str) -> None:
     with stand(tmp_path, answers=[answer]) as server:
-        server.begin()
-        polled = server.at_rest()
-        assert polled.verdict == "failed"
-        assert polled.fault and polled.fault.kind == kind
-
-
-@pytest.mark.parametrize(
-    ("prompt", "kind"), [({"model": "fake/no"}, "no-model"), ({"agent": "no"}, "no-agent")]
-)
-def test_fake_what_is_not_there(tmp_path: Path, prompt: Json, kind: str) -> None:
-    with stand(tmp_path) as server:
         server.begin(**prompt)
         polled = server.at_rest()
-        assert polled.verdict == "failed"
-        assert polled.fault and polled.fault.kind == kind
+        assert polled.verdict == "failed" and polled.fault and polled.fault.kind == kind
 
 
-def test_fake_interrupt_and_go_on(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["hang"], again="work") as server:
+@pytest.mark.parametrize("answer, verdict", [("hang", "cut"), ("silent", "undelivered")])
+def test_fake_interrupt_and_go_on(tmp_path: Path, answer: str, verdict: str) -> None:
+    """What was swallowed waits in the inbox, and would join whatever comes next."""
+    with stand(tmp_path, answers=[answer], again="work") as server:
         server.begin()
-        assert server.poll().activity == "working"
         server.dialect.interrupt(server.session, server.prompt, 0)
-        polled = server.poll()
-        assert (polled.activity, polled.verdict) == ("idle", "cut")
-        server.dialect.send(server.session, server.prompt, 1)
-        assert server.at_rest(1).verdict == "answered"
-
-
-def test_fake_a_prompt_that_was_swallowed(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["silent"], again="work") as server:
-        server.begin()
-        polled = server.poll()
-        assert (polled.activity, polled.verdict) == ("idle", "undelivered")
+        assert server.at_rest().verdict == verdict
+        path = f"/api/session/{server.session}"
+        assert not server.client.request("GET", f"{path}/inbox")["data"]
         server.dialect.send(server.session, server.prompt, 1)
         server.until(lambda polled: polled.verdict == "answered", 1)
-        path = f"/api/session/{server.session}/message"
-        messages = server.client.request("GET", path)["data"]
+        messages = server.client.request("GET", f"{path}/message")["data"]
         own = [message["id"] for message in messages if message["type"] == "user"]
-        assert own == [SECOND]  # the first one was taken out of the inbox
+        assert own[0] == SECOND and (FIRST in own) == (answer == "hang")
 
 
-def test_fake_an_undelivered_prompt_is_taken_out(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["silent"]) as server:
+# fmt: off
+@pytest.mark.parametrize("answer, message, verdict", [
+    ("ask", "nobody is there", "answered"), ("ask-child", "nobody is there", "answered"),
+    ("ask", "", "refused"), ("question", "nobody is there", "answered"),
+])
+# fmt: on
+def test_fake_asks_are_refused(tmp_path: Path, answer: str, message: str, verdict: str) -> None:
+    with stand(tmp_path, {"attended": True}, answers=[answer]) as server:
         server.begin()
-        inbox = f"/api/session/{server.session}/inbox"
-        assert server.client.request("GET", inbox)["data"]
-        server.dialect.interrupt(server.session, server.prompt, 0)
-        assert not server.client.request("GET", inbox)["data"]
-
-
-def test_fake_nothing_ran(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["nothing-ran", "work"]) as server:
-        server.begin()
-        assert server.at_rest().verdict == "nothing-ran"
-        server.dialect.send(server.session, server.prompt, 1)
-        assert server.at_rest(1).verdict in ("answered", "nothing-ran")
-
-
-def test_fake_retry(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["retry:30"]) as server:
-        server.begin()
-        polled = server.until(lambda polled: polled.activity == "retrying")
-        assert polled.retry
-        assert (polled.retry.attempt, polled.verdict) == (1, "")
-        assert 25 < polled.retry.wait <= 30
-        server.dialect.stop_session(server.session)
-        assert server.poll().activity == "idle"
-
-
-@pytest.mark.parametrize("answer", ["ask", "ask-child"])
-def test_fake_permission(tmp_path: Path, answer: str) -> None:
-    with stand(tmp_path, answers=[answer]) as server:
-        server.begin()
-
-        def is_asked_in_the_family(polled: Polled) -> bool:
-            family = (server.session, *polled.children)
-            return any(request.session in family for request in polled.requests or ())
-
-        polled = server.until(is_asked_in_the_family)
-        assert polled.activity == "working"
-        assert polled.requests
-        request = polled.requests[0]
-        assert (request.kind, request.title) == ("permission", "shell")
-        server.dialect.reply(Reply(request, "reject", (), "nobody is there"))
+        server.dialect.reply(server.asked(), "reject", (), message)
         polled = server.at_rest()
-        assert polled.verdict == "answered"
-        assert server.log("reply")[0]["message"] == "nobody is there"
+        assert polled.verdict == verdict
         assert len(polled.children) == (answer == "ask-child")
-
-
-def test_fake_a_bare_refusal(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["ask"]) as server:
-        server.begin()
-        polled = server.until(lambda polled: bool(polled.requests))
-        assert polled.requests
-        server.dialect.reply(Reply(polled.requests[0], "reject"))
-        assert server.at_rest().verdict == "refused"
-
-
-@pytest.mark.parametrize("is_refused", [False, True])
-def test_fake_question(tmp_path: Path, is_refused: bool) -> None:
-    with stand(tmp_path, {"attended": True}, answers=["question"]) as server:
-        server.begin()
-        polled = server.until(lambda polled: bool(polled.requests))
-        assert polled.requests
-        request = polled.requests[0]
-        answers = tuple(question.options[0][0] for question in request.questions)
-        command = Reply(request, "once", answers)
-        if is_refused:
-            command = Reply(request, "reject", (), "nobody is there")
-        server.dialect.reply(command)
-        assert server.at_rest().verdict == "answered"
-        assert server.log("reply")[0]["decision"] == "answer"
-
-
-def test_fake_nobody_is_asked_when_nobody_is_there(tmp_path: Path) -> None:
     with stand(tmp_path, answers=["question"]) as server:
         server.begin()
-        assert server.at_rest().verdict == "answered"
-        assert not server.log("reply")
+        assert server.at_rest().verdict == "answered", "nobody is asked when nobody is there"
 
 
 @pytest.mark.parametrize("answer", ["typed:steer", "overflow", "garbage", "noidle", "wake"])
@@ -10678,37 +9360,31 @@ def test_fake_answered_all_the_same(tmp_path: Path, answer: str) -> None:
         assert "- [x] one" in server.plan.read_text()
 
 
-def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over_in_2() -> None:
-    ended = [user_2(PROMPT_2.message_id), step("stop"), idle("succeeded")]
-    active = {"data": {"ses_A": {"type": "running"}}}
-    assert look(stand_in(ended, active=active), closer=True).verdict == "answered"
-    typed = [*ended, user_2("msg_7", "and now this")]
-    assert look(stand_in(typed, active=active), closer=True).verdict == "unfinished"
-    assert look(stand_in(typed)).verdict == "answered", "at rest, what a person said is theirs"
-
-
-def test_fake_a_server_that_says_busy_for_ever(tmp_path: Path) -> None:
-    with stand(tmp_path, answers=["falsebusy"]) as server:
+# fmt: off
+@pytest.mark.parametrize("answer, closer, activity, verdict", [
+    ("falsebusy", True, "working", "answered"), ("nothing-ran", False, "idle", "nothing-ran"),
+    ("retry:30", False, "retrying", ""),
+])
+# fmt: on
+def test_fake_how_it_stands(
+    tmp_path: Path, answer: str, closer: bool, activity: str, verdict: str
+) -> None:
+    expected = (activity, verdict)
+    with stand(tmp_path, answers=[answer]) as server:
         server.begin()
-        server.until(lambda polled: "[x]" in server.plan.read_text())
-        until = time.monotonic() + 5
-        while server.poll(closer=True).verdict != "answered":
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        assert server.poll(closer=True).activity == "working"
+        polled = server.until(lambda one: (one.activity, one.verdict) == expected, closer=closer)
+        assert (polled.retry is not None) == (activity == "retrying")
 
 
 def test_fake_its_server_died(tmp_path: Path) -> None:
-    store = str(tmp_path / "store")
-    behaviour: Json = {"store": store, "answers": ["die"], "again": "work"}
+    behaviour: Json = {"store": str(tmp_path / "store"), "answers": ["die"], "again": "work"}
     with stand(tmp_path, **behaviour) as server:
         server.begin()
         session = server.session
         time.sleep(1.0)
     with stand(tmp_path, **behaviour) as server:
         server.session = session
-        polled = server.poll()
-        assert (polled.activity, polled.verdict) in (("idle", "unfinished"), ("idle", "cut"))
+        assert server.at_rest().verdict in ("unfinished", "cut")
         server.dialect.send(session, server.prompt, 1)
         assert server.at_rest(1).verdict == "answered"
 
@@ -10716,16 +9392,11 @@ def test_fake_its_server_died(tmp_path: Path) -> None:
 def test_fake_the_stream_is_understood(tmp_path: Path) -> None:
     with stand(tmp_path, answers=["ask-child"], delay=0.2) as server:
         posted: list[Any] = []
-        reader = ocloop.StreamReader(server.dialect, posted.append, True, False)
+        reader = StreamReader(server.dialect, posted.append, True, False)
         reader.start()
-        until = time.monotonic() + 5
-        while not posted:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        assert comes_true(lambda: bool(posted))
         server.begin()
-        polled = server.until(lambda polled: bool(polled.requests))
-        assert polled.requests
-        server.dialect.reply(Reply(polled.requests[0], "once"))
+        server.dialect.reply(server.asked(), "once", (), "")
         polled = server.at_rest()
         time.sleep(0.2)
         reader.stop()
@@ -10740,284 +9411,6 @@ def test_fake_the_stream_is_understood(tmp_path: Path) -> None:
         ended = {part.key for part in posted if isinstance(part, Part) and part.state != "running"}
         assert running <= ended
         assert posted[-1] == Activity(server.session, "idle")
-
-
-def test_interrupt_command_is_carried_out(tmp_path: Path) -> None:
-    """As the worker does it for a session that is over and woke: without a prompt of its own."""
-    with stand(tmp_path, answers=["hang"]) as server:
-        server.begin()
-        command = Interrupt(server.session, Prompt(""), 0)
-        server.dialect.interrupt(command.session, command.prompt, command.attempt)
-        assert server.poll().activity == "idle"
-
-
-# ==================================================================================================
-# 4  What small changes of the program showed to be untested
-# ==================================================================================================
-
-# ── view and layout ───────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("kind, tone", [("thinking", "dim"), ("text", ""), ("tool", "")])
-def test_of_what_runs_only_thoughts_are_dim(kind: str, tone: str) -> None:
-    story = Story()
-    story.part("prt_1", kind, "running", text="Hm", tool="bash", argument="make")
-    assert [live.tone for live in story.picture().live] == [tone]
-
-
-def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows() -> None:
-    story = Story()
-    for number in range(1, 5):
-        argument = "".join(f"{number}.{row}\n" for row in range(1, 6)).rstrip()
-        story.part(f"prt_{number}", "tool", "running", tool="bash", argument=argument)
-    picture = story.picture()._replace(journal=())
-    rows = ["".join(text for _, text in row) for row in ocloop.activity(picture, 80, 20, None)]
-    shown = [row.split()[-1] for row in rows]
-    assert shown == [f"{number}.{row}" for number in (2, 3, 4) for row in (3, 4, 5)]
-
-
-def test_nine_choices_have_a_key_and_a_tenth_has_none() -> None:
-    story = Story()
-    story.question(*(f"choice {number}" for number in range(1, 12)))
-    lines = story.picture().ask
-    assert lines[2:] == (*(f"{n} choice {n}" for n in range(1, 10)), "N none of these")
-
-
-def test_what_just_fits_is_not_cut() -> None:
-    assert ocloop.ellipsis("123456789", 9) == "123456789"
-    assert ocloop.ellipsis("1234567890", 9) == "12345678…"
-    assert ocloop.ellipsis("123456789", 8) == "", "scraps tell nothing"
-
-
-@pytest.mark.parametrize("width, bar", [(14, ""), (15, " ····"), (16, " ·····")])
-def test_the_bar_of_the_progress_is_left_out_below_four_cells(width: int, bar: str) -> None:
-    picture = Story().picture()
-    row = ocloop.progress_row(picture, width)
-    assert "".join(text for _, text in row) == f"{bar} 0/2   0%"
-
-
-@pytest.mark.parametrize("width, states", [(71, 1), (72, 2)])
-def test_help_explains_states_side_by_side_where_there_is_room(width: int, states: int) -> None:
-    rows = ["".join(text for _, text in row) for row in ocloop.help_rows(width, 99, None)]
-    first, second = list(ocloop.STATES)[:2]
-    (row,) = (row for row in rows if f" {first} " in row and ocloop.STATES[first][2] in row)
-    assert (ocloop.STATES[second][2] in row) == (states == 2)
-
-
-SPENT_COLUMNS = [
-    (43, " 1m36s"),
-    (44, " 1m36s   $0.12"),
-    (59, " 1m36s   $0.12"),
-    (60, " 1m36s   $0.12   20   "),
-    (89, " 1m36s   $0.12   20   "),
-    (90, " 1m36s   $0.12   20    b                   "),
-]
-
-
-@pytest.mark.parametrize("width, shown", SPENT_COLUMNS)
-def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: str) -> None:
-    picture = scenery().picture()
-    items = ocloop.view_tasks(picture.plan, picture.results, None)
-    (item,) = (item for item in items if item.iterations)
-    assert ocloop.task_spending(item, width) == shown
-    heads = "".join(text for _, text in ocloop.task_heads(width))
-    assert ("cost" in heads) == ("$" in shown) and ("model" in heads) == ("b" in shown)
-
-
-def test_a_long_question_has_at_most_four_rows() -> None:
-    picture = scenery().picture()._replace(ask=("May I?", "word " * 100, "no"))
-    rows = ocloop.ask_rows(picture, 40, 20)
-    assert len(rows) == 1 + 4 + 1, "title, detail, the way out"
-
-
-STAMPED = [
-    (29, " make test"),
-    (30, " 08:00 bash   make test"),
-    (59, " 08:00 bash   make test"),
-    (60, " 08:00:00 bash     make test"),
-]
-
-
-@pytest.mark.parametrize("width, row", STAMPED)
-def test_the_columns_of_time_and_kind_need_room(width: int, row: str) -> None:
-    entry = Entry(1, 1_800_000_000.0, "bash", "make test")
-    ((*spans,),) = ocloop.entry_rows(entry, width)
-    assert "".join(text for _, text in spans) == row
-
-
-@pytest.mark.parametrize(
-    "kind, tone, shown",
-    [
-        ("bash", "bad", "✖ x"),
-        ("check", "good", "✔ x"),
-        ("bash", "", "x"),
-        ("text", "bad", "x"),
-        ("text", "good", "x"),
-        ("think", "bad", "x"),
-    ],
-)
-def test_only_what_happened_has_a_sign_and_what_the_agent_says_has_none(
-    kind: str, tone: str, shown: str
-) -> None:
-    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, kind, "x", tone), 80)
-    assert spans[-1][1] == shown
-
-
-# ── the dialects ──────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("route", ["GET /question", "GET /permission", "GET /session/ses_1"])
-def test_a_server_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
-    """Else it would seem to say that nothing is asked."""
-    with pytest.raises(RequestError):
-        polled(whole_server(**{route: RequestError(0, "connection refused")}))
-
-
-@pytest.mark.parametrize(
-    "route",
-    [
-        "GET /api/session/ses_A",
-        "GET /api/session",
-        "GET /api/session/active",
-        "GET /api/session/ses_A/message",
-        "GET /api/permission/request",
-        "GET /api/form",
-    ],
-)
-def test_a_server_of_2_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
-    with pytest.raises(RequestError):
-        look({**stand_in([user_2(FIRST), STOP]), route: RequestError(0, "connection refused")})
-
-
-@pytest.mark.parametrize("before", [0, 1, 2])
-def test_why_nothing_was_delivered_stands_with_the_last_end(before: int) -> None:
-    """However many messages there are that answer no prompt of ours."""
-    messages = [user_2("msg_0"), STOP][:before]
-    answers = stand_in([*messages, idle("failed", error=AUTH)], session={"outcome": "failed"})
-    found = look(answers)
-    assert (found.verdict, found.fault) == ("failed", Fault("auth", "Invalid API key provided"))
-
-
-@pytest.mark.parametrize("told, failed", [(0, 1), (1, 1), (2, 1), (3, 2), (5, 4)])
-def test_the_attempt_that_is_told_is_the_one_to_come(told: int, failed: int) -> None:
-    assert ocloop.retry_of_step("ses_A", {"attempt": told}).attempt == failed
-
-
-@pytest.mark.parametrize("status, code", [(0, 0), (200, 0), (399, 0), (400, 400), (503, 503)])
-def test_what_came_in_the_middle_of_a_stream_has_no_code(status: int, code: int) -> None:
-    fault = ocloop.fault_of_type({"type": "provider.internal", "message": "m", "status": status})
-    assert fault == Fault("outage", "m", code)
-
-
-def test_a_form_without_fields_is_named_by_its_title() -> None:
-    form = {"id": "frm_1", "sessionID": "ses_A", "title": "Deploy?", "fields": []}
-    found = look(stand_in([user_2(FIRST), STOP], forms=[form]))
-    assert found.requests == (Ask("frm_1", "ses_A", "question", "", "Deploy?"),)
-
-
-# ── plan ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("line", ["- a [b] c", "- I [think](so) too", "- [ ", "- [", "- [[ ] a"])
-def test_what_does_not_begin_with_a_box_is_no_task(line: str) -> None:
-    assert not parse_plan(line).tasks
-
-
-@pytest.mark.parametrize(
-    "number, text", [(999, "999"), (999_499, "999k"), (999_500, "1.0M"), (999_500_000, "1.0G")]
-)
-def test_a_short_number_takes_its_next_sign_where_it_would_be_rounded_to_1000(
-    number: int, text: str
-) -> None:
-    assert ocloop.short_number(number) == text
-
-
-# ── view and layout: more ─────────────────────────────────────────────────────────────────────────
-
-
-def test_the_first_character_without_a_width_of_its_own() -> None:
-    assert [ocloop.cell_width(char) for char in "\u02ff\u0300\u0301"] == [1, 0, 0]
-
-
-@pytest.mark.parametrize("width", [40, 30, 200])
-def test_the_way_back_from_the_plan_is_named_on_any_screen(width: int) -> None:
-    story = in_state("running")
-    story.press("p")
-    shown = "".join(text for _, text in ocloop.footer(story.picture(), width))
-    assert "P activity" in shown and "Q quit" in shown
-
-
-@pytest.mark.parametrize(
-    "line, check, said",
-    [
-        ("- [BLOCKED] b", "", "1 blocked"),
-        ("- [MANUAL] c", "", "1 manual"),
-        ("", "passed", "check ✔ passed"),
-    ],
-)
-def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, said: str) -> None:
-    story = Story(f"- [ ] a\n{line}\n")
-    picture = story.picture()._replace(check=check)
-    for width in (49, 50):
-        row = "".join(text for _, text in ocloop.progress_row(picture, width))
-        assert (said in row) == (width >= 50)
-
-
-def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
-    story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
-    items = ocloop.view_tasks(story.plan_seen, (), None)
-    weights = [ocloop.task_rows(item, 80)[0][1] for item in items]
-    assert weights == [("dim", "one"), ("bold", "two"), ("", "three")]
-
-
-@pytest.mark.parametrize(
-    "tone, style", [("head", "accent bold"), ("warn", "warn"), ("dim", "dim"), ("", "")]
-)
-def test_an_entry_has_the_style_of_its_tone(tone: str, style: str) -> None:
-    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, "server", "x", tone), 80)
-    assert [found for found, _ in spans] == ["dim", style or "dim", style]
-
-
-@pytest.mark.parametrize("depth", [0, 1, 4, 9])
-def test_the_rows_of_an_indented_entry_end_before_the_edge(depth: int) -> None:
-    rows = ocloop.entry_rows(Entry(1, 0.0, "bash", "word " * 60, "", depth), 80)
-    widths = [sum(text_width(text) for _, text in row) for row in rows]
-    assert len(rows) > 1 and max(widths) <= 79
-    assert all(row[-1][1].startswith("  " * min(depth, 4) + "word") for row in rows)
-
-
-# ── the dialects: more ────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "cost, is_free",
-    [
-        ({"input": 0, "output": 0}, True),
-        ({}, True),
-        ({"input": 1, "output": 0}, False),
-        ({"input": 0, "output": 2}, False),
-        ({"input": 1, "output": 2}, False),
-    ],
-)
-def test_a_model_is_free_when_neither_way_has_a_price(cost: Json, is_free: bool) -> None:
-    models = {"m": {"limit": {"context": 1000}, "cost": cost}}
-    client = Said(
-        {"GET /config": {}, "GET /config/providers": {"providers": [{"id": "a", "models": models}]}}
-    )
-    assert a_dialect(client).setup().free == (frozenset(("a/m",)) if is_free else frozenset())
-
-
-def test_a_tool_took_the_time_between_its_start_and_its_end() -> None:
-    event = tool_event("bash", status="completed", time={"start": 1_000, "end": 3_500})
-    (part,) = a_dialect().decode(event)
-    assert isinstance(part, Part) and part.seconds == 2.5
-
-
-def test_only_a_synthetic_message_in_the_inbox_wakes_a_session() -> None:
-    made, _ = dialect({})
-    for type, expected in (("synthetic", Woke("ses_A")), ("user", Alive("ses_A"))):
-        frame = told("session.inbox.enqueued", {**HERE, "inboxID": "x", "item": {"type": type}})
-        assert is_same(made.decode(frame), [expected])
 
 
 # ==================================================================================================
