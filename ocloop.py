@@ -8814,7 +8814,7 @@ def status_of_all(as_json: bool) -> int:
         reason = " ".join(as_text(record.get("reason")).split())[:60]
         spent = dollars_of(as_float(record.get("cost")))
         took = duration(as_float(record.get("elapsed")))
-        say(f"{how:<9} {far:<20} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
     if not seen:
         say("no loop has run on this machine")
     return 0
