@@ -1,61 +1,53 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = []
+# ///
 """ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
 
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
     python3 ocloop.py run           work the plan until the agent writes <plan-complete>
 
-One file, the standard library alone, Python 3.9 or newer. Two ideas carry it: pure machines, and
-one inbox.
+One file, the standard library alone, Python 3.9 or newer. It is told from top to bottom: the plan,
+what OpenCode says, the rules, the run, what is shown; below that everything that touches the world.
 
     event stream ---+
     server process -+
-    answers --------+--> inbox --> Loop.handle ----> commands --> worker --> opencode serve
+    answers --------+--> inbox --> Run.handle ----> requests --> threads --> opencode serve
     signals --------+             (main thread)
-    keys, ticks ----+                 |
+    keys, time -----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by eight machines, each
-with a table (state x event -> handler) that is the program. One leads the others:
-
-    Loop                  the run: where it stands, and what a person says to it
-      Supervisor          the server: started, started again, measured
-      Series              the iterations, one after another: what comes after what
-        Files             plan and prompt: read, waited for
-        Iteration         a session, the plan after it, the check
-          Session         one session of OpenCode's, "creating" to "over"
-            Asks          what it and its subagents ask, until it is answered
-            Recall        its end before its time, made sure of
-
-None touches a clock, a file, a socket or a screen; what is to be done they send as *commands*, and
-what whoever leads them has to know they tell as *news*. Whoever wants to understand ocloop reads
-`class Loop`, then `Series`, `Iteration` and `Session`, each one level further down, and can stop
-anywhere. Above them stand the words in which they are written, below them everything that touches
-the world.
+Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
+waits in one place: `Run.work` iterates, `iterate` is one session, the plan after it and the check,
+`lead` is a session from its creation to its end, `watch` looks at it until an end is believed, and
+`recall` stops what must not work on. It touches no clock, file, socket or screen: what is to be
+done it asks for as *requests*, which `Outside` carries out, each on a thread of its own. Whoever
+wants to understand ocloop reads the section "run" from its top, and looks up what it needs above.
 
 Glossary:
 
     server      the `opencode serve` process, ours or the one that --server names
-    session     OpenCode's session; `Session` is the machine that leads one, "creating" to "over"
+    session     OpenCode's session; a `Talk` is what the run knows of the one at work
     iteration   one session, the plan read after it, and the check: what makes one `Result`
-    news        what a machine tells the one that leads it: an event for its table
     task        one checkbox of the plan; it is settled when it is done, blocked or manual
     outcome     what became of an iteration
-    state       where a machine stands;  activity  what OpenCode says that a session is doing
+    phase       where the run stands, for people;  activity  what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
     generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
-    ask         a permission or a question that waits for somebody
+    ask         a permission or a question of an agent's;  request  what the run wants done outside
     check       the command of --check
-    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck …
-    code        of HTTP (the machines do not know it);  status  exit status of a process
+    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck ...
+    code        of HTTP;  status  exit status of a process
 
-A session is *over*; a run *rests* (ready, paused, waiting) or *ends* (complete, error, stopping).
+A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
 
-Exit statuses: 0 the plan is complete; 1 it failed; 2 usage; 3 it stopped with work left (a limit,
-stuck, tasks that are blocked, or marked complete too early); 130 a person or a signal stopped it.
+Exit statuses: 0 the plan is complete, all of it; 1 it failed; 2 usage; 3 it stopped with work left
+(a limit, stuck, something blocked, marked complete too early); 130 a person or a signal stopped it.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # an error here: run it with Python 3.9 or newer
 
 import sys
 
@@ -74,9 +66,7 @@ import collections
 import difflib
 import errno
 import fcntl
-import functools
 import http.client
-import inspect
 import io
 import json
 import locale
@@ -107,7 +97,7 @@ try:
 except ImportError:  # some minimal Pythons come without it: plain lines then
     curses = None  # type: ignore[assignment]
 
-__version__ = "2.0.0"
+__version__ = "3.0.0"
 
 
 class Problem(Exception):
@@ -179,6 +169,7 @@ class Task(NamedTuple):
     phase: str = ""  # the heading above it
     line: int = 0
     begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
+    depth: int = 0  # tasks in which it is nested
 
 
 class NearMiss(NamedTuple):
@@ -259,6 +250,13 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return missing[: max(0, len(before.tasks) - len(now.tasks))]
 
 
+_LINE_END = re.compile(r"\r\n|\r")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
+_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
+_TAG_CLOSE = "</plan-complete>"
+MOST_NEAR_MISSES = 1_000
+
+
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan file"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
@@ -268,27 +266,31 @@ def parse_plan(text: str) -> Plan:
         lines, near_misses = _hide(lines)
     tasks: list[Task] = []
     phase = ""
+    above: list[int] = []  # the indentations of the tasks in which the next one may be nested
+    left = MOST_NEAR_MISSES
     for number, line in enumerate(lines, 1):
         if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
         task = _parse_task(line, phase, number)
         if task:
-            tasks.append(task)
+            indentation = len(line) - len(line.lstrip())
+            while above and above[-1] >= indentation:
+                above.pop()
+            tasks.append(task._replace(depth=len(above)) if above else task)
+            above.append(indentation)
             continue
-        near = _find_near_miss(line, number)
+        near = _find_near_miss(line, number) if left else None
         if near:
+            left -= 1
+            if not left:  # what is not looked at may be open
+                near = near._replace(advice="these are too many: more may follow", is_open=True)
             near_misses.append(near)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
+            above.clear()
     near_misses.sort(key=lambda near: near.line)
     return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
-
-
-_LINE_END = re.compile(r"\r\n|\r")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
-_TAG_CLOSE = "</plan-complete>"
 
 
 def _find_summary(text: str, shown: str) -> str | None:
@@ -297,13 +299,10 @@ def _find_summary(text: str, shown: str) -> str | None:
     `text` and `shown` have the same offsets: the tag is looked for in what is shown, the summary is
     taken from the original, so that code in it is kept.
     """
-    last_close = shown.rfind(_TAG_CLOSE)
-    if last_close < 0:
-        return None
-    opens = [match.end() for match in _TAG_OPEN.finditer(shown) if match.end() <= last_close]
-    if not opens:
-        return None
-    return text[opens[-1] : shown.find(_TAG_CLOSE, opens[-1])].strip()
+    begin = -1
+    for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE))):
+        begin = tag.end()
+    return None if begin < 0 else text[begin : shown.find(_TAG_CLOSE, begin)].strip()
 
 
 # Code and comments.
@@ -333,37 +332,35 @@ def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
             comment_end = number
     shown: list[str] = []
     faults: list[NearMiss] = []
-    fence = ""  # in which the line stands
-    in_comment = False
+    closing = ""  # what ends what hides the line: a fence, or "-->"
     for number, line in enumerate(lines):
-        begin = 0  # of what is no comment that began on a line above
-        if fence or (in_comment and "-->" not in line):
-            end = _FENCE_END.match(line) if fence else None
-            if end and end[1].startswith(fence):
-                fence = ""
-            shown.append(" " * len(line))
+        shown.append(" " * len(line))
+        begin = 0  # of what a comment leaves of the line
+        if closing == "-->":
+            begin = line.find(closing) + len(closing)
+            if begin < len(closing):
+                continue
+        elif closing:
+            end = _FENCE_END.match(line)
+            if end and end[1].startswith(closing):
+                closing = ""
             continue
-        if in_comment:
-            begin = line.find("-->") + 3
-            in_comment = False
-        opening = _FENCE.match(line) if not begin else None
-        if opening:
-            known = fence_ends[opening[1][0]]
-            if len(opening[1]) <= len(known) and known[len(opening[1]) - 1] > number:
-                fence = opening[1]
-                shown.append(" " * len(line))
+        closing = ""
+        fence = None if begin else _FENCE.match(line)
+        if fence:
+            known = fence_ends[fence[1][0]]
+            if len(fence[1]) <= len(known) and known[len(fence[1]) - 1] > number:
+                closing = fence[1]
                 continue
             faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
-        if not begin and "<!--" not in line:
-            shown.append(line)
-            continue
-        rest, opens = _hide_comments(line, begin)
-        if opens >= 0 and number < comment_end:
-            in_comment = True
-            rest = rest[:opens] + " " * (len(rest) - opens)
-        elif opens >= 0:
-            faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
-        shown.append(rest)
+        shown[-1] = line
+        if begin or "<!--" in line:
+            shown[-1], opens = _hide_comments(line, begin)
+            if opens >= 0 and number < comment_end:
+                closing = "-->"
+                shown[-1] = shown[-1][:opens] + " " * (len(line) - opens)
+            elif opens >= 0:
+                faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
     return shown, faults
 
 
@@ -381,20 +378,18 @@ def _hide_comments(line: str, begin: int) -> tuple[str, int]:
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    if "`" not in line:
-        return line
     parts = _TICKS.split(line)
     ahead = collections.Counter(parts[1::2])
     opening = ""
     for index, part in enumerate(parts):
-        was_in_code = bool(opening)
+        is_code = bool(opening)
         if index % 2:
             ahead[part] -= 1
-            if opening:
-                opening = "" if part == opening else opening
-            elif ahead[part]:
+            if part == opening:
+                opening = ""
+            elif ahead[part] and not opening:
                 opening = part
-        if was_in_code or opening:
+        if is_code or opening:
             parts[index] = "c" * len(part)
     return "".join(parts)
 
@@ -442,12 +437,13 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
     if not state:
         return None
     marks = []  # the first one counts, unless the box says that the task is done
-    mark = _take_box(line, at, _MARK_OPENING)
-    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
-        marks.append(_read_box(mark[0]))
+    while mark := _take_box(line, at, _MARK_OPENING):
+        said = _read_box(mark[0])
+        if said[0] not in ("manual", "blocked"):
+            break
+        marks.append(said)
         wrapping += mark[1]
         at = mark[2]
-        mark = _take_box(line, at, _MARK_OPENING)
     text, inside = _take_end_mark(line[at:].strip())
     if inside:
         marks.append(_read_box(inside))
@@ -652,6 +648,7 @@ def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: st
 # {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
+PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
 # A line of it: nothing, a comment, a key, or what belongs to the key above.
 _FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
 
@@ -686,8 +683,8 @@ def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) ->
     """
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
-    values = {"PLAN_FILE": plan, "TASK": task, "ITERATION": str(iteration), "CHECK": told}
-    names = "|".join(values)
+    values = dict(zip(PLACES, (plan, task, str(iteration), told)))
+    names = "|".join(PLACES)
     return re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
 
 
@@ -772,6 +769,7 @@ class Ask(NamedTuple):
     detail: str = ""  # what exactly
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the agent makes identical calls
+    always: str = ""  # what "always" allows, and for how long
 
 
 class Spend(NamedTuple):
@@ -850,6 +848,8 @@ class Setup(NamedTuple):
     free: frozenset[str] = frozenset()  # models without a price
     providers: frozenset[str] = frozenset()  # those that the server knows with a login
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
+    chosen: str = ""  # the model that OpenCode would take where nobody names one
+    asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
     grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
@@ -1524,6 +1524,7 @@ class Transcript:
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
         self.told: dict[str, str] = {}  # by key: texts as far as they were known before their end
+        self.held: list[tuple[str, str, str, str, int]] = []  # tools: what announced them comes yet
 
     def error(self, message: str, session: str, depth: int = 0) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
@@ -1540,6 +1541,7 @@ class Transcript:
         if part.state == "running":
             known = self.live.get(part.key)
             if known is None and part.opens:
+                self.end_texts(part.message, part.session)
                 self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
             since = known.since if known else now
             shown = text[-Journal.LONGEST_TEXT :]
@@ -1554,8 +1556,15 @@ class Transcript:
                 tone = "bad"
         self.journaled.add(part.key)
         self.live.pop(part.key, None)
-        if self.told.pop(part.key, "") != text.strip():
-            self._note(kind, text, tone, part.session, depth)
+        entry = (kind, text, tone, part.session, depth)
+        if part.kind == "tool" and any(
+            live.kind == "text" and live.message == part.message for live in self.live.values()
+        ):
+            self.held.append(entry)
+        elif self.told.pop(part.key, "") != text.strip():
+            self._note(*entry)
+        if part.kind == "text":
+            self.release()
         return True
 
     def grow(self, delta: Delta) -> None:
@@ -1564,20 +1573,33 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_texts(self, message: str, session: str) -> None:
+    def end_texts(self, message: str, session: str, is_over: bool = False) -> None:
         """Texts of this message that nobody said to have ended have ended by now, as it seems.
 
         Their end may come later all the same. Where it tells more (pieces of a text are left out
-        when they are many, or when nobody looks), all of the text is told then.
+        when they are many, or when nobody looks), all of the text is told then. For one of which
+        nothing is known yet what follows waits, until the message `is_over`.
         """
         for key, live in list(self.live.items()):
-            if live.message != message or live.kind != "text":
+            text = live.text.strip()
+            if live.message != message or live.kind != "text" or not (text or is_over):
                 continue
             del self.live[key]
-            text = live.text.strip()
             if text != self.told.get(key, ""):
                 self.told[key] = text
                 self._note("text", text, "", session, live.depth)
+        if is_over:
+            self.release()
+
+    def release(self) -> None:
+        for entry in self.held:
+            self._note(*entry)
+        self.held.clear()
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+        self.release()
+        self.live.clear()
 
     def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
         if text.strip():
@@ -1895,7 +1917,7 @@ class Talk:
         if event.ended:
             self.told_attempt = 0
         if event.complete:
-            self.transcript.end_texts(event.message, event.session)
+            self.transcript.end_texts(event.message, event.session, is_over=True)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
     def hear_fault(self, event: Broke, now: float) -> None:
@@ -1955,7 +1977,7 @@ class Talk:
         """It is gone. Whoever looks at the session next finds that out, and has it started."""
         self.look_at = 0.0
         self.asks.forget()
-        self.transcript.live.clear()
+        self.transcript.close()
         self.retry = None
 
     def find_server(self, now: float) -> None:
@@ -2128,12 +2150,14 @@ class Books:
     def note_plan(self, plan: Plan) -> bool:
         """Take in a plan; whether it is progress.
 
-        Progress is more settled, or less pending, than ever before in this run. To un-check a task
-        and to check it again, or to reword it, is none: agents did so all night. A plan of several
-        tasks, none of which was in the one before, is another one, and counts from where it begins.
+        Progress is more settled, or less pending, than ever before in this run, and nothing gone.
+        To un-check a task and to check it again, or to reword it, is none: agents did so all night.
+        A plan of several tasks, none of which was in the one before, is another one, and counts
+        from where it begins.
         """
         tasks = {task.text for task in plan.tasks}
-        gone = dict.fromkeys((*self.gone, *missing_tasks(self.plan, plan)))
+        lost = missing_tasks(self.plan, plan)
+        gone = dict.fromkeys((*self.gone, *lost))
         self.gone = [text for text in gone if text not in tasks]  # some come back
         self.plan = plan
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
@@ -2144,7 +2168,7 @@ class Books:
             self.most_settled = plan.settled
         if has_less or is_another or self.least_pending is None:
             self.least_pending = plan.pending
-        return has_more or has_less
+        return has_more or (has_less and not lost)
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
@@ -2488,7 +2512,7 @@ class Briefing:
         self.line = line
         self.seed = seed
         self.setup = Setup()  # what the server knows
-        self.warned: set[str] = set()  # of these models
+        self.warned: set[str] = set()  # of this
 
     def read(self) -> tuple[tuple[str, ...], str, str]:
         """The models in line, the agent, and the prompt's body, as they are now."""
@@ -2506,19 +2530,34 @@ class Briefing:
     def first_model(self) -> str:
         """The model that is first in line, as far as it is known."""
         models, _agent, _body = self.read()
-        return (*models, self.setup.model)[0]
+        return (*models, self.setup.model or self.setup.chosen)[0]
 
-    def warning(self) -> str:
-        """What a person should know of the model that is first in line; once for each."""
+    def warnings(self) -> list[str]:
+        """What a person should know of model and configuration before the first prompt; each is
+        said once."""
+        models, _agent, _body = self.read()
+        setup = self.setup
         model = self.first_model()
-        is_free = model in self.setup.free and model not in self.warned
-        if not is_free or not self.options.max_cost:
-            return ""
-        self.warned.add(model)
-        return (
-            f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
-            "use --max-iterations or --max-time"
-        )
+        said = []
+        if not models and not setup.model and model in setup.free:
+            said.append(
+                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+                f"{model.partition('/')[0]}; name another one with -m, or log in with "
+                "`opencode auth login`"
+            )
+        if model in setup.free and self.options.max_cost:
+            said.append(
+                f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
+                "use --max-iterations or --max-time"
+            )
+        if setup.asks and not self.options.auto:
+            said.append(
+                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
+                "night means refused: allow it in opencode.json, or use --auto"
+            )
+        fresh = [warning for warning in said if warning not in self.warned]
+        self.warned.update(fresh)
+        return fresh
 
     def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
         """The order for this iteration; `told` is what the loop has to add. The last try at a task
@@ -2667,7 +2706,7 @@ class Waits:
     def handle(self, event: Any, wall: float) -> list[Reply]:
         """One event has happened (None: only time has passed); returns the requests to be made.
 
-        `wall` is in seconds since 1970. The first call begins the run.
+        `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
         self.journal.wall = wall
         was_away = not self.clock.move_to(wall)
@@ -2675,15 +2714,11 @@ class Waits:
         for one in events:
             if self.exit_status is None:
                 try:
-                    self.story.send(one if self.has_begun else None)
+                    self.story.send(one)
                 except StopIteration as end:
                     self.exit_status = end.value
         requests, self.requests = self.requests, []
         return requests
-
-    @property
-    def has_begun(self) -> bool:
-        return inspect.getcoroutinestate(self.story) != inspect.CORO_CREATED
 
     @property
     def now(self) -> float:
@@ -2818,7 +2853,7 @@ class ServerState:
         self.measuring: Reply | None = None
         self.measure_at = 0.0
         self.replace = (
-            False  # something may be at work there, or it grew: before the next iteration
+            False  # before the next iteration: it grew, or something may be at work there
         )
         self.is_bursting = False  # it grew to twice what it may: in the midst of this one
         self.is_fresh = True  # nothing has worked there yet
@@ -2988,6 +3023,16 @@ class Run(Waits):
 
     async def open(self) -> End:
         """The server, its setup, a person's S; then the work."""
+        await self.get_ready()
+        while not self.wanted:
+            with self.showing("ready"):
+                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
+            if self.server.is_down:
+                await self.get_server()
+        return await self.work()
+
+    async def get_ready(self) -> None:
+        """The server, its setup, and what a person has to know of them. Raises Failed."""
         where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
         self.journal.note("server", where, "dim")
         await self.get_server()
@@ -2995,12 +3040,6 @@ class Run(Waits):
         if problem:
             raise Failed(problem)
         self.warn()
-        while not self.wanted:
-            with self.showing("ready"):
-                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
-            if self.server.is_down:
-                await self.get_server()
-        return await self.work()
 
     async def work(self) -> End:
         """One iteration after another, until there is a reason to rest."""
@@ -3104,7 +3143,7 @@ class Run(Waits):
         self.journal.iteration = self.number
         talk = self.new_talk()
         iteration = self.iteration = Iteration(self.number, plan, talk)
-        self.journal.note("task", plan.goal, "head")
+        self.journal.note("task", title_of(plan.goal), "head")
         try:
             outcome = await self.lead(talk)
             await self.measure_server()  # it is replaced before the next one, if it grew
@@ -3157,7 +3196,7 @@ class Run(Waits):
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             self.drop_abort()
-            talk.transcript.live.clear()
+            talk.transcript.close()
             talk.asks.close()
         if outcome.kind == "aborted":
             talk.note("note", outcome.problem, "warn")
@@ -3269,10 +3308,15 @@ class Run(Waits):
         with self.shield(Interrupt), suppress(RequestError):
             stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
             await self.wait(until, stopping, lambda: self.server.is_down)
-            looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
-            polled = await self.wait(until, looking, lambda: self.server.is_down)
-            if polled:
+            while True:
+                looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
+                polled = await self.wait(until, looking, lambda: self.server.is_down)
+                if polled is None:
+                    return
                 talk.take_in(polled, self.now)
+                if polled.activity == "idle" or self.now >= until:
+                    return
+                await self.wait(min(until, self.now + LOOK_TWICE))
 
     async def comes_to_rest(self, talk: Talk) -> bool:
         """Interrupt a session until it rests, for so long; whether it does."""
@@ -3335,8 +3379,16 @@ class Run(Waits):
         self.take_check(checked)
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
-        """Write an iteration into the books."""
+        """Write an iteration into the books; what nobody may overlook is said."""
+        known_gone = set(self.books.gone)
         has_progress = self.books.note_plan(plan) or plan.summary is not None
+        gone = [text for text in self.books.gone if text not in known_gone]
+        if gone:
+            self.journal.note("warn", said_gone(gone), "warn")
+        known = {near.text for near in iteration.plan.near_misses}
+        near_misses = [near for near in plan.near_misses if near.text not in known]
+        for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
+            self.journal.note("warn", said, "warn")
         result = iteration.result(self.now, outcome, plan, check, has_progress)
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
@@ -3523,7 +3575,8 @@ class Run(Waits):
                     ": another program may hold OpenCode's data base "
                     "(~/.local/share/opencode/opencode.db): end that, then run again"
                 )
-            raise Failed(f"the server failed {times}, the last time: {server.problem}{advice}")
+            last = server.problem.rstrip(".")
+            raise Failed(f"the server failed {times}, the last time: {last}{advice}")
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -3639,8 +3692,10 @@ class Run(Waits):
             self.journal.note("server", str(reply.error), "bad")
         elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
-        elif reply.request == "hand_over" and not (self.talk and self.talk.id == reply.args[0]):
-            said = "back: that session is over, OpenCode's interface does not follow to the next"
+        elif reply.request == "hand_over":
+            said = "back, and the loop goes on"
+            if not self.talk or self.talk.id != reply.args[0]:
+                said = "back: that session is over"
             self.journal.note("note", said, "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
@@ -3720,24 +3775,20 @@ class Run(Waits):
         server = self.server
         server.memory = memory
         most = self.options.server_memory
-        if not most or memory <= most or server.replace:
+        if not most or memory <= most or self.has_told_of_size:
             return
+        said = f"grew to {memory} MiB (limit {most}): replacing it"
         if server.is_fresh:
-            if not self.has_told_of_size:
-                said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
-                self.journal.note("server", said, "warn")
             self.has_told_of_size = True
-            return
-        if memory <= 2 * most:
-            server.replace = True
-            self.journal.note(
-                "server", f"grew to {memory} MiB (limit {most}): replacing it", "warn"
-            )
-        elif self.talk and not server.is_bursting:
+            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
+        elif self.talk and memory > 2 * most and not server.is_bursting:
+            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
             server.is_bursting = True
             self.talk.look_within(self.now)
-            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
-            self.journal.note("server", said, "warn")
+        elif server.replace:
+            return
+        server.replace = not server.is_fresh  # before the next iteration at the latest
+        self.journal.note("server", said, "warn")
 
     # People.
 
@@ -3749,11 +3800,12 @@ class Run(Waits):
                 self.note(Quit("a person quit", by_person=True))
         elif self.talk and self.talk.asks.takes_key(key):
             pass
-        elif self.overlay == "help" or (self.overlay and key.name in ("q", "escape")):
+        elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
         else:
-            for use in USES:
-                if use.key == key.name and use.when(self):
+            uses = [use for known in KEYS if known.name.lower() == key.name for use in known.uses]
+            for use in uses:
+                if use.when(self):
                     use.do(self)
                     return
 
@@ -3796,8 +3848,11 @@ class Run(Waits):
         else:
             self.journal.note("note", NO_SESSION, "dim")
 
-    def toggle_plan(self) -> None:
-        self.overlay = "" if self.overlay else "plan"
+    def show_plan(self) -> None:
+        self.overlay = "plan"
+
+    def leave_overlay(self) -> None:
+        self.overlay = ""
 
     def show_help(self) -> None:
         self.overlay = "help"
@@ -3857,8 +3912,7 @@ class Run(Waits):
         return self.line.current or self.line.last_seen or self.briefing.first_model()
 
     def warn(self) -> None:
-        warning = self.briefing.warning()
-        if warning:
+        for warning in self.briefing.warnings():
             self.journal.note("warn", warning, "warn")
 
     def tell_that_a_person_is_needed(self, said: str) -> None:
@@ -3884,33 +3938,50 @@ class Run(Waits):
 class Use(NamedTuple):
     """What a key is good for, and when; `label` is the footer's word, "": it is not told there."""
 
-    key: str  # as in Key
     label: str
     when: Callable[[Run], bool]
     do: Callable[[Run], None]
 
 
-# The keys. Of a key's uses the first one counts that is possible.
+class KeyHelp(NamedTuple):
+    """A key, what the help says of it, and its uses, of which the first possible one counts."""
+
+    name: str
+    help: str
+    uses: tuple[Use, ...] = ()  # none: the screen takes it, or what is asked does
+
+
 # fmt: off
-USES = (
-    Use("s", "start", lambda run: run.waits_for_start, Run.want),
-    Use("s", "go on", lambda run: run.phase == "complete", Run.go_on),
-    Use("space", "", lambda run: run.waits_for_start, Run.want),
-    Use("space", "go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
-    Use("space", "pause", lambda run: run.is_at_work, Run.toggle_pause),
-    Use("space", "go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-    Use("space", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("r", "raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-    Use("r", "retry", lambda run: bool(run.limit), Run.go_on),
-    Use("r", "retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
-    Use("r", "", lambda run: run.phase in ("paused", "complete"), Run.go_on),
-    Use("x", "abort", lambda run: bool(run.talk or run.check_since), Run.abort),
-    Use("t", "session", lambda run: bool(run.talk), Run.hand_over),
-    Use("t", "", lambda run: True, Run.hand_over),
-    Use("p", "activity", lambda run: run.overlay == "plan", Run.toggle_plan),
-    Use("p", "plan", lambda run: True, Run.toggle_plan),
-    Use("?", "help", lambda run: True, Run.show_help),
-    Use("q", "quit", lambda run: True, Run.quit),
+KEYS = (
+    KeyHelp("S", "start", (
+        Use("start", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.phase == "complete", Run.go_on))),
+    KeyHelp("Space", "pause after this iteration, or go on", (
+        Use("", lambda run: run.waits_for_start, Run.want),
+        Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
+        Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
+        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("R", "retry after an error; go on at a limit", (
+        Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
+        Use("retry", lambda run: bool(run.limit), Run.go_on),
+        Use("retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
+        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+    KeyHelp("X", "abort this iteration, or its check", (
+        Use("abort", lambda run: bool(run.talk or run.check_since), Run.abort),)),
+    KeyHelp("T", "this session in OpenCode's own interface, and back", (
+        Use("session", lambda run: bool(run.talk), Run.hand_over),
+        Use("", lambda run: True, Run.hand_over))),
+    KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
+        Use("activity", lambda run: run.overlay == "plan", Run.leave_overlay),
+        Use("plan", lambda run: True, Run.show_plan))),
+    KeyHelp("?", "this help", (
+        Use("help", lambda run: True, Run.show_help),)),
+    KeyHelp("Q", "quit (asks once while an iteration runs)", (
+        Use("quit", lambda run: True, Run.quit),)),
+    KeyHelp("Y A N", "permission: once, always (it says for what), no"),
+    KeyHelp("1-9 N", "question: an answer, or none"),
+    KeyHelp("arrows", "scroll; so do PgUp, PgDn, Home and End"),
 )
 # fmt: on
 
@@ -3932,23 +4003,16 @@ def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool
 
 def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
     """Whether an agent marked the task that it began with as blocked, or others and did none."""
-    if task and any(
-        (one.phase, one.text, one.state) == (task.phase, task.text, "blocked")
-        for one in after.tasks
-    ):
+    blocked = [(one.phase, one.text) for one in after.tasks if one.state == "blocked"]
+    if task and (task.phase, task.text) in blocked:
         return True
     return after.blocked > before.blocked and after.done <= before.done
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
     """For JSON: done of total, which is what an agent was to do; manual stands beside it."""
-    return {
-        "done": plan.done,
-        "total": plan.total,
-        "pending": plan.pending,
-        "blocked": plan.blocked,
-        "manual": plan.manual,
-    }
+    names = ("done", "total", "pending", "blocked", "manual")
+    return {name: getattr(plan, name) for name in names}
 
 
 def progress_of(plan: Plan) -> list[str]:
@@ -3963,27 +4027,35 @@ def progress_of(plan: Plan) -> list[str]:
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
-    refused = said_refused(result.refused)
-    said = (
-        f"{result.number} {result.word} in {duration(result.seconds)} · "
-        f"{refused + ' · ' if refused else ''}"
-        f"{' · '.join(progress_of(plan))} · {short_number(spend.tokens)} tokens · "
-        f"{dollars_of(spend.cost)} · {result.goal}"
-    )
+    facts = [
+        f"{result.number} {result.word} in {duration(result.seconds)}",
+        said_refused(result.refused),
+        *progress_of(plan),
+        f"{short_number(spend.tokens)} tokens",
+        dollars_of(spend.cost),
+        title_of(result.goal),
+    ]
     record: dict[str, object] = {
         "record": "iteration",
+        **result_record(result),
+        "progress": result.progress,
+        **counts_of(plan),
+    }
+    journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
+
+
+def result_record(result: Result) -> Json:
+    return {
+        "iteration": result.number,
         "task": result.goal,
         "outcome": result.word,
         "problem": result.problem,
         "seconds": round(result.seconds, 1),
-        **spend.record(),
         "model": result.model,
         "check": result.check,
-        "progress": result.progress,
         "refused": dict(result.refused),
-        **counts_of(plan),
+        **result.spend.record(),
     }
-    journal.note("iter", said, "head", session, record=record)
 
 
 def note_end(run: Run, event: str, status: int, reason: str) -> None:
@@ -4024,10 +4096,14 @@ def summary_of(run: Run) -> list[str]:
         lines.append(said_gone(run.books.gone))
     lines += summary_of_models(run.books)
     for state in ("blocked", "manual"):
-        tasks = [task for task in plan.tasks if task.state == state]
-        for task in tasks[:20]:
-            lines.append(f"{state}: {task.text}" + (f" ({task.reason})" if task.reason else ""))
+        lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
     return lines
+
+
+def tasks_in(plan: Plan, state: str) -> list[str]:
+    """The tasks that are blocked, or manual, with the reason in brackets."""
+    tasks = [task for task in plan.tasks if task.state == state]
+    return [task.text + (f" ({task.reason})" if task.reason else "") for task in tasks]
 
 
 def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
@@ -4094,21 +4170,17 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.plan
-    task = run.iteration.task if run.iteration else plan.current
-    return {
-        "OCLOOP_PROJECT": one_line(os.path.basename(run.options.directory)),
-        "OCLOOP_PLAN": run.options.plan,
-        "OCLOOP_TASK": one_line(task.text) if task else "",
-        "OCLOOP_ITERATION": str(run.number),
-        "OCLOOP_DONE": str(plan.done),
-        "OCLOOP_TOTAL": str(plan.total),
-        "OCLOOP_PENDING": str(plan.pending),
-        "OCLOOP_BLOCKED": str(plan.blocked),
-        "OCLOOP_MANUAL": str(plan.manual),
-        "OCLOOP_COST": f"{run.total.cost:.4f}",
-        "OCLOOP_SECONDS": str(int(run.clock.elapsed)),
+    task = run.iteration.task if run.iteration else run.plan.current
+    facts = {
+        "project": one_line(os.path.basename(run.options.directory)),
+        "plan": run.options.plan,
+        "task": one_line(task.text) if task else "",
+        "iteration": run.number,
+        **counts_of(run.plan),
+        "cost": f"{run.total.cost:.4f}",
+        "seconds": int(run.clock.elapsed),
     }
+    return {f"OCLOOP_{name.upper()}": str(fact) for name, fact in facts.items()}
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
@@ -4134,29 +4206,16 @@ STATES = {
     "complete": ("✔", "good", "the plan is done"),
     "error":    ("✖", "bad", "R starts again"),
 }
-HELP_ON_KEYS = (
-    ("S", "start"),
-    ("Space", "pause after this iteration, or go on"),
-    ("R", "retry after an error; go on at a limit"),
-    ("X", "abort this iteration, or its check"),
-    ("T", "this session in OpenCode's own interface, and back"),
-    ("P", "the plan: what was done, what it cost"),
-    ("arrows PgUp PgDn End", "scroll"),
-    ("Y A N", "permission: once, always, no"),
-    ("1-9 N", "question: an answer, or none"),
-    ("?", "this help"),
-    ("Q", "quit (asks once while an iteration runs)"),
-)
 # A task's state -> sign, style.
 TASK_SIGNS = {
+    "current": ("▸", "accent bold"),
     "done":    ("✔", "good"),
     "pending": ("○", ""),
     "begun":   ("◐", "warn"),
     "blocked": ("✖", "bad"),
     "manual":  ("☐", "warn"),
-    "gone":    ("-", "warn"),
     "check failed": ("×", "bad"),
-    "current": ("▸", "accent bold"),
+    "gone":    ("-", "warn"),
 }
 # What the last check said -> sign, style.
 CHECK_SIGNS = {
@@ -4177,8 +4236,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#%",
+    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
+    "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
 )
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
@@ -4249,6 +4308,14 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
+
+
+def title_of(text: str) -> str:
+    """A task's text as people read it: one line, without the signs of emphasis."""
+    return one_line(_EMPHASIS.sub(r"\1", text))
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
@@ -4276,6 +4343,15 @@ class TaskView(NamedTuple):
     spend: Spend = Spend()
     model: str = ""
     outcome: str = ""  # the word of the last iteration that worked on it
+
+    @property
+    def failed_its_check(self) -> bool:
+        return self.task.state == "done" and self.outcome == "check failed"
+
+    @property
+    def reason(self) -> str:
+        """Why it is as it is, for a row of its own."""
+        return self.outcome if self.failed_its_check else self.task.reason
 
 
 class Picture(NamedTuple):
@@ -4309,18 +4385,17 @@ class Picture(NamedTuple):
 def view(run: Run, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
     talk = run.iteration.talk if run.iteration else None
-    asks = talk.asks.open if talk else {}
-    plan = run.plan
+    is_retrying = run.talk is not None and run.talk.retry is not None
     model = run.model
     size = (run.briefing.setup.models or {}).get(model.partition("#")[0], 0)
     context = talk.purse.context if talk else 0
     return Picture(
-        state=view_state(run),
+        state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
         state_note=state_note(run, now),
         reason=view_reason(run, now),
         facts=view_facts(run, now),
-        plan=plan,
-        task=run.iteration.task if run.iteration else plan.current,
+        plan=run.plan,
+        task=run.iteration.task if run.iteration else run.plan.current,
         check="running" if run.check_since is not None else run.gate.last,
         model=model,
         agent=talk.purse.agent if talk else run.options.agent,
@@ -4329,7 +4404,7 @@ def view(run: Run, now: float) -> Picture:
         context=min(100, 100 * context // size) if talk and size else -1,
         live=view_live(run, now),
         ask=ask_panel(run, now),
-        ask_id=next(iter(asks), ""),
+        ask_id=next(iter(talk.asks.open), "") if talk else "",
         ask_shown=talk.asks.shown if talk else "",
         keys=hints(run),
         confirming_quit=run.confirming_quit,
@@ -4339,11 +4414,6 @@ def view(run: Run, now: float) -> Picture:
         newest=run.journal.count,
         journal=tuple(run.journal.entries),
     )
-
-
-def view_state(run: Run) -> str:
-    is_retrying = run.talk is not None and run.talk.retry is not None
-    return "retrying" if is_retrying and run.shown_state == "running" else run.shown_state
 
 
 def state_note(run: Run, now: float) -> str:
@@ -4359,7 +4429,7 @@ def view_reason(run: Run, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
     files = run.files
     if run.phase == "ready":
-        return f"S begins with: {run.plan.goal}"
+        return f"S begins with: {title_of(run.plan.goal)}"
     if run.wait_until is not None:
         left = run.wait_until - now
         at = local_time("%H:%M", run.clock.wall + left)
@@ -4377,21 +4447,18 @@ def view_facts(run: Run, now: float) -> tuple[str, ...]:
     """Numbers on iteration and run, each with what it counts."""
     if not run.number:
         return ()
-    facts = []
     most = run.limits.most["max_iterations"]
     over = run.number - bool(run.iteration)
-    of = f" of {most:.0f}" if most and run.books.counted == over else ""
+    number = f"{run.number} of {most:.0f}" if most and run.books.counted == over else run.number
+    facts = [f"{number} iteration" if run.number == 1 else f"{number} iterations"]
     if run.iteration:
-        since = run.iteration.talk.started
-        facts.append(f"iteration {run.number}{of} {duration(now - since)}")
-    else:
-        noun = "iteration" if run.number == 1 else "iterations"
-        facts.append(f"{run.number}{of} {noun}")
+        facts = [f"iteration {number} {duration(now - run.iteration.talk.started)}"]
     most = run.limits.most["max_time"]
     facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
     average = run.books.average
-    is_guess = run.talk is None or run.talk.retry is None  # else it is too bright
-    if average >= 1 and run.plan.pending and run.rests_at is None and is_guess:
+    is_steady = run.talk is None or run.talk.retry is None  # else a guess would be too bright
+    has_more = run.plan.pending and run.rests_at is None and run.phase != "stopping"
+    if average >= 1 and has_more and is_steady:
         facts.append(f"≈{duration(average * run.plan.pending)} left")
         facts.append(f"{duration(average)} each")
     return tuple(facts)
@@ -4465,35 +4532,38 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
 
 def ask_panel(run: Run, now: float) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices."""
-    asks = list(run.talk.asks.open.values()) if run.talk else []
-    if not asks:
+    waiting = run.talk.asks.first if run.talk else None
+    if not run.talk or not waiting:
         return ()
-    waiting = asks[0]
     ask = waiting.ask
-    left = ""
+    others = len(run.talk.asks.open) - 1
+    notes = ""
     if waiting.deadline != NEVER:
-        left = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
-    more = f"  (+{len(asks) - 1} more)" if len(asks) > 1 else ""
+        notes = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
+    if others:
+        notes += f"  (+{others} more)"
     if ask.kind == "permission":
-        keys = "Y once   A always   N no"
-        return (f"May it? {ask.title}{left}{more}", ask.detail, keys)
+        always = (f"A allows {ask.always}",) if ask.always else ()
+        title = f"May it? {ask.title}{notes}"
+        return (title, ask.detail, *always, "Y once   A always   N no")
     has_more = len(waiting.answers) < len(ask.questions)
     question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
-    lines = [f"It asks{left}{more}", question.text]
+    lines = [f"It asks{notes}", question.text]
     for number, (label, description) in enumerate(question.options[:9], 1):
         lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
     return (*lines, "N none of these")
 
 
 def hints(run: Run) -> tuple[tuple[str, str], ...]:
-    """The keys that do something now: of each the first use that is possible."""
+    """The keys that do something now, each with what it does."""
     if run.phase == "stopping":
         return ()
-    keys: dict[str, str] = {}
-    for use in USES:
-        if use.key not in keys and use.when(run):
-            keys[use.key] = use.label
-    return tuple((key.capitalize(), label) for key, label in keys.items() if label)
+    if run.overlay == "help":
+        return (("any key", "back"), ("Q", "quit"))
+    labels = (
+        (key.name, next((use.label for use in key.uses if use.when(run)), "")) for key in KEYS
+    )
+    return tuple((name, label) for name, label in labels if label)
 
 
 class Scroll:
@@ -4513,10 +4583,8 @@ class Scroll:
 def layout(
     picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
 ) -> list[Row]:
-    """Rows for a screen of that size.
-
-    When it gets small, the activity goes first, then the keys, then the rows of the header.
-    """
+    """Rows for a screen of that size. When it gets small, the activity goes first, then the keys,
+    then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
     rule: Row = [("dim", "─" * width)]
@@ -4524,9 +4592,14 @@ def layout(
     if picture.ask and not picture.confirming_quit:
         most = height - (4 if height >= 12 else 2)
         panel = [rule, *ask_rows(picture, width, max(3, most))]
-    top = header(picture, width)[: max(0, height - len(panel))]
-    if picture.overlay == "help" and height < 24:
-        top = top[:1]  # it needs the room
+    top = [
+        state_row(picture, width),
+        progress_row(picture, width),
+        task_row(picture, width),
+        spend_row(picture, width),
+    ][: max(0, height - len(panel))]
+    if picture.overlay == "help" and height < 30:
+        top = top[: 1 if height < 24 else 2]  # it needs the room
     bottom = panel or [footer(picture, width)]
     if not top:
         bottom = panel[1:]
@@ -4549,8 +4622,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return help_rows(width, height, scroll)
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll, moves=True)
-    has_room = width >= SIDE_BY_SIDE and height >= 4 and bool(picture.plan.tasks)
-    if not has_room:
+    if width < SIDE_BY_SIDE or height < 4 or not picture.plan.tasks:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
@@ -4558,15 +4630,13 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> 
         return rows
     right = min(70, width * 9 // 20)
     left = width - right - 2
+    blank: list[Row] = [[]] * height
+    rows = [fit(row, left, True) for row in activity(picture, left, height, scroll)]
     beside = plan_rows(picture, right, height, scroll, moves=False)
-    rows = activity(picture, left, height, scroll)
-    joined: list[Row] = []
-    for number in range(height):
-        row = fit(rows[number], left, True) if number < len(rows) else []
-        other = beside[number] if number < len(beside) else []
-        filler = " " * (left - row_width(row))
-        joined.append([*row, ("", filler), ("dim", "│ "), *other])
-    return joined
+    return [
+        [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
+        for row, other in zip((rows + blank)[:height], (beside + blank)[:height])
+    ]
 
 
 def fit(row: Row, width: int, utf8: bool) -> Row:
@@ -4578,16 +4648,6 @@ def fit(row: Row, width: int, utf8: bool) -> Row:
         if clipped:
             out.append((style, clipped if utf8 else ascii_only(clipped)))
     return out
-
-
-def header(picture: Picture, width: int) -> list[Row]:
-    """State, progress, task, model: four rows, the first ones matter most."""
-    return [
-        state_row(picture, width),
-        progress_row(picture, width),
-        task_row(picture, width),
-        spend_row(picture, width),
-    ]
 
 
 def sign_of(picture: Picture) -> tuple[str, str]:
@@ -4654,7 +4714,7 @@ def task_row(picture: Picture, width: int) -> Row:
         return [(style, ellipsis(" " + one_line(picture.reason), width))]
     if picture.task is None:
         return [("dim", " no pending task")]
-    task = ellipsis(one_line(picture.task.text), width - 4)
+    task = ellipsis(title_of(picture.task.text), width - 4)
     phase = one_line(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
@@ -4725,24 +4785,26 @@ def footer(picture: Picture, width: int) -> Row:
 
 
 def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    cells_of_key = 22 if width >= 72 else 8
     rows: list[Row] = []
-    for key, text in HELP_ON_KEYS:
-        name = key if len(key) <= cells_of_key else key.split()[0]
-        said = ellipsis(text, width - cells_of_key - 2)
-        rows.append([("accent bold", f" {name:<{cells_of_key}}"), ("", f" {said}")])
-    cells: list[Row] = [
+    for key in KEYS:
+        name = key.name
+        for line in wrap(key.help, max(1, width - 9)):
+            rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
+            name = ""
+    states: list[Row] = [
         [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
         for state, (sign, style, meaning) in STATES.items()
     ]
     columns = 2 if width >= 72 else 1
-    for number in range(0, len(cells), columns):
-        rows.append([span for cell in cells[number : number + columns] for span in cell])
-    rows.append([("dim", " ▸ the current task   tokens: ↑ in   ↓ out   ⟳ from the cache")])
+    for number in range(0, len(states), columns):
+        rows.append([span for cell in states[number : number + columns] for span in cell])
+    signs = ", ".join(f"{sign}\xa0{state}" for state, (sign, _style) in TASK_SIGNS.items())
+    others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
+    rows += [[("dim", f" {line}")] for line in wrap(f"{signs}; {others}", max(1, width - 2))]
     return scrolled(rows, height, 0, scroll)
 
 
-def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) -> list[Row]:
+def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
     """So many rows from the first one on, or from where it was scrolled to."""
     if scroll:
         wanted = first + scroll.overlay + scroll.moved
@@ -4750,10 +4812,10 @@ def scrolled(rows: list[Row], height: int, first: int, scroll: Scroll | None) ->
         scroll.overlay = wanted - first
         scroll.moved = 0
         first = wanted
-    shown = rows[first : first + height]
+    shown = list(rows[first : first + height])
     below = len(rows) - first - height
     if below > 0 and height >= 4:
-        shown[-1] = [("dim", f" ↓ {below + 1} more")]
+        shown[-1] = [("dim", f" ↓ {below + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
@@ -4765,7 +4827,9 @@ def plan_rows(
     Where the plan has the screen for itself, it `moves`: the arrows scroll it.
     """
     tasks = view_tasks(picture.plan, picture.results, picture.under_way)
-    rows: list[Row] = []
+    rows: list[
+        Row | tuple[TaskView, int]
+    ] = []  # of a task, how many rows: only what is seen is made
     phase = ""
     focus = 0
     if moves and picture.results:
@@ -4776,62 +4840,55 @@ def plan_rows(
             phase = its_phase
             if rows:
                 rows.append([])
-            rows.append([("dim bold", f" {ellipsis(one_line(phase), width - 2)}")])
+            rows.append([("dim bold", f" {ellipsis(title_of(phase), width - 2)}")])
         if item.is_current:
             focus = len(rows)
-        rows += task_rows(item, width)
+        rows += [(item, number) for number in range(2 if item.reason else 1)]
     if not any(item.is_current for item in tasks):
         focus = len(rows) - 1 if picture.plan.done else 0
     first = max(0, min(focus - height // 2, len(rows) - height))
-    return scrolled(rows, height, first, scroll if moves else None)
+    shown = scrolled(rows, height, first, scroll if moves else None)
+    return [task_rows(row[0], width)[row[1]] if isinstance(row, tuple) else row for row in shown]
 
 
 def task_heads(width: int) -> Row:
     """What the columns of `task_spending` count."""
-    said = "  time"
-    if width >= 44:
-        said += "    cost"
-    if width >= 60:
-        said += "  tok ×n"
-    if width >= 90:
-        said += f" {'model':<20}"
-    return [("dim", said.rjust(width - 1))]
+    heads = [(0, "  time"), (44, "    cost"), (60, "  tok ×n"), (90, f" {'model':<20}")]
+    return [("dim", "".join(head for least, head in heads if width >= least).rjust(width - 1))]
 
 
 def task_rows(item: TaskView, width: int) -> list[Row]:
     """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
     task = item.task
     kind = "begun" if task.begun else task.state
-    reason = task.reason
-    if task.state == "done" and item.outcome == "check failed":
-        kind = reason = item.outcome
+    if item.failed_its_check:
+        kind = "check failed"
     if item.is_current:
         kind = "current"
     sign, style = TASK_SIGNS[kind]
+    indent = "  " * min(task.depth, 4, max(0, width // 10 - 1))
     spent = task_spending(item, width)
-    room = width - 4 - text_width(spent) - (1 if spent else 0)
-    text = ellipsis(one_line(task.text), max(1, room))
+    room = width - 4 - len(indent) - text_width(spent) - (1 if spent else 0)
+    text = ellipsis(title_of(task.text), max(1, room))
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
     filler = " " * max(0, room - text_width(text))
-    row: Row = [(style, f" {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    if not reason:
-        return [row]
-    return [row, [("dim", f"     {ellipsis(one_line(reason), width - 6)}")]]
+    row: Row = [(style, f"{indent} {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
+    reason = ellipsis(one_line(item.reason), width - 6 - len(indent))
+    return [row, [("dim", f"{indent}     {reason}")]]
 
 
 def task_spending(item: TaskView, width: int) -> str:
     """What a task took, as far as there is room: time, dollars, tokens, iterations, model."""
     if not item.iterations:
         return ""
+    times = f" ×{item.iterations}" if item.iterations > 1 else ""
     said = f"{duration(item.seconds):>6}"
     if width >= 44:
         said += f" {dollars_of(item.spend.cost):>7}"
     if width >= 60:
         said += f" {short_number(item.spend.tokens):>4}"
-    if item.iterations > 1:
-        said += f" ×{item.iterations}"
-    elif width >= 60:
-        said += "   "
+        times = times or "   "
+    said += times
     if width >= 90 and item.model:
         said += f" {clip(printable(item.model.rpartition('/')[2]), 20):<20}"
     return said
@@ -4866,23 +4923,21 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The part of the journal that is looked at, oldest row first.
-
-    At the tail, what runs now follows it.
-    """
-    is_scrolled = scroll is not None and bool(scroll.entry or scroll.moved)
+    """The part of the journal that is looked at, oldest row first; at the tail, what runs now
+    follows it. Of the journal no more is laid out than is looked at, and what is newer."""
+    scroll = scroll or Scroll()
+    place = (scroll.entry or NEVER, scroll.row)
     found: list[tuple[tuple[int, int], Row]] = []  # newest first; the entry's number, and the row's
+    left = height - min(0, scroll.moved)  # rows that may be shown, at the place and above it
     for entry in reversed(picture.journal):
-        if len(found) >= height and not is_scrolled:  # whoever scrolls may wait for it
+        if left <= 0:
             break
         rows = [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))]
         found += reversed(rows)
-    if scroll is not None and is_scrolled:
-        below = 0
-        if scroll.entry:
-            below = sum(place > (scroll.entry, scroll.row) for place, _ in found)
-        most = len(found) - max(1, height - 1)
-        below = max(0, min(below - scroll.moved, most))
+        left -= sum(number <= place for number, _ in rows)
+    if scroll.entry or scroll.moved:
+        below = sum(number > place for number, _ in found) - scroll.moved
+        below = max(0, min(below, len(found) - max(1, height - 1)))
         scroll.moved = 0
         scroll.entry, scroll.row = found[below][0] if below else (0, 0)
         if below:
@@ -4897,8 +4952,8 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
 
 
 # ── server-sent events ────────────────────────────────────────────────────────────────────────────
-# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"). What the
-# data means is not known here.
+# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"), less what
+# OpenCode never sends: a mark at the beginning, and lines that end in CR alone.
 
 
 class EventStream:
@@ -4910,51 +4965,34 @@ class EventStream:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # a line that has no end yet, in pieces
-        self._has_begun = False
-        self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
-        self._sizes = [0, 0]  # of the two, in bytes
+        self._size = 0  # bytes since the last empty line
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        if chunk:
-            if self._after_cr:
-                self._after_cr = chunk.endswith(b"\r")
-                chunk = chunk.removeprefix(b"\n")
-            else:
-                self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b"\n" not in chunk:
-            self._rest.append(chunk)
-            self._sizes[0] += len(chunk)
-            self._check_size()
-            return []
-        lines = b"".join((*self._rest, chunk)).split(b"\n")
-        self._rest = [lines.pop()]
-        self._sizes[0] = len(self._rest[0])
-        if not self._has_begun:
-            self._has_begun = True
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        self._size += len(chunk)
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._rest, lines[0]))
+            self._rest.clear()
+        self._rest.append(rest)
         events: list[bytes] = []
         for line in lines:
-            name, _, value = line.partition(b":")
+            name, _, value = line.removesuffix(b"\r").partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
-                self._sizes[1] += len(line)
-            elif not line and self._data:
-                events.append(b"\n".join(self._data))
-                self._data.clear()
-                self._sizes[1] = 0
-        self._check_size()
-        return events
-
-    def _check_size(self) -> None:
-        if sum(self._sizes) > LARGEST:
+            elif line in (b"", b"\r"):
+                self._size = len(rest)
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data.clear()
+        if self._size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        return events
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# The HTTP client, and the readers of JSON. A server may be older, newer or broken: anything may be
-# missing or of another type, and nothing here raises for that.
+# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be older,
+# newer or broken: anything may be missing or of another type, and nothing here raises for that.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
@@ -4963,8 +5001,10 @@ SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
 CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
+MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
+LONGEST_TAIL = 4096  # bytes, of what a check prints
 EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
@@ -5004,49 +5044,40 @@ def as_int(value: Any) -> int:
     return int(as_float(value))
 
 
-def spend_of(cost: Any, tokens: Any) -> Spend:
-    """Both generations count alike: what was read from the cache is not in `input`."""
-    tokens = as_dict(tokens)
+def spend_of(told: Json) -> Spend:
+    """What a session, a message or a step has used. Both generations count alike: what was read
+    from the cache is not in `input`."""
+    tokens = as_dict(told.get("tokens"))
     cache = as_dict(tokens.get("cache"))
     return Spend(
-        as_float(cost),
+        as_float(told.get("cost")),
         as_int(tokens.get("input")),
         as_int(tokens.get("output")) + as_int(tokens.get("reasoning")),
         as_int(cache.get("read")) + as_int(cache.get("write")),
     )
 
 
-# The argument of a tool that says what it does, by the tool's name in either generation.
-MAIN_ARGUMENTS = {
-    "bash": "command",
-    "shell": "command",
-    "grep": "pattern",
-    "glob": "pattern",
-    "webfetch": "url",
-    "websearch": "query",
-    "task": "description",
-    "subagent": "description",
-    "skill": "name",
-}
+# The arguments that say what a tool does, the best first, whatever the tool.
+MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    path = as_text(given.get("filePath") or given.get("path"))
-    path = path.removeprefix(directory.rstrip("/") + "/")
-    text = as_text(given.get(MAIN_ARGUMENTS.get(tool, "")))
-    if tool in ("grep", "glob") and path:
-        text += f" in {path}"
+    below = directory.rstrip("/") + "/"
+    texts = [as_text(given.get(name)) for name in MAIN_ARGUMENTS]
+    texts += [title, *(value for value in given.values() if isinstance(value, str))]
+    text = next(filter(None, texts), "").removeprefix(below)
+    if tool in ("grep", "glob") and given.get("path"):
+        text += f" in {as_text(given['path']).removeprefix(below)}"
     elif tool == "todowrite":
         todos = dicts(given.get("todos"))
         done = sum(todo.get("status") == "completed" for todo in todos)
-        doing = [todo for todo in todos if todo.get("status") == "in_progress"]
-        text = f"{done}/{len(todos)} " + as_text(doing[0].get("content") if doing else "")
-    elif not text:
-        first = next((value for value in given.values() if isinstance(value, str)), "")
-        text = path or title or first
+        doing = [
+            as_text(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"
+        ]
+        text = " ".join([f"{done}/{len(todos)}", *doing[:1]])
     return " ".join(text.split())[:LONGEST_ARGUMENT]
 
 
@@ -5059,59 +5090,6 @@ def call_id(tool: str, given: Any) -> int:
     return zlib.crc32(text.encode()) + 1
 
 
-def detail_of_ask(wanted: Any, metadata: Json) -> str:
-    """What exactly a permission is for: the command, file or address, and the patterns."""
-    patterns = ", ".join(map(as_text, wanted)) if isinstance(wanted, list) else as_text(wanted)
-    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
-    if exact and patterns in exact:
-        return exact
-    return ", ".join(text for text in (patterns, exact) if text)
-
-
-def permission_ask(asked: Json, title: str, detail: str) -> Ask:
-    return Ask(
-        id=as_id(asked.get("id")),
-        session=as_id(asked.get("sessionID")),
-        kind="permission",
-        title=title,
-        detail=detail,
-        is_circle=title == "doom_loop",
-    )
-
-
-def list_asks(
-    *kinds: tuple[str, Callable[[], Any], Callable[[Json], Ask]],
-) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-    """What is asked now, and the kinds of it that the server failed to list. Each kind comes with
-    what fetches a list of it, and what reads one."""
-    found: list[Ask] = []
-    unlisted: list[str] = []
-    for kind, fetch, read in kinds:
-        try:
-            found += [read(asked) for asked in dicts(fetch())]
-        except RequestError as error:
-            if error.code == 0:
-                raise
-            unlisted.append(kind)
-    return tuple(ask for ask in found if ask.id), tuple(unlisted)
-
-
-def id_of(made: Json) -> str:
-    id = as_id(made.get("id"))
-    if not id:
-        raise RequestError(502, "the server made a session without an id that can be used")
-    return id
-
-
-def has_price(cost: Json) -> bool:
-    return bool(as_float(cost.get("input")) or as_float(cost.get("output")))
-
-
-def how_ended(finish: Any) -> str:
-    """A message's `finish` in the words of `Spent`."""
-    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
-
-
 def change_of(changes: Sequence[Json]) -> str:
     """What an edit has changed: `  +3 -1` for each file."""
     return "".join(
@@ -5121,35 +5099,63 @@ def change_of(changes: Sequence[Json]) -> str:
     )
 
 
+def how_ended(finish: Any) -> str:
+    """A message's `finish` in the words of `Spent`."""
+    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
+
+
+def permission_of(asked: Json, title: Any, wanted: Any, allows: Any, lasts: str) -> Ask:
+    """A permission that is asked for: what kind of thing, and what exactly, which is the command,
+    file or address, and the patterns. `allows` are the patterns that the answer "always" approves,
+    for as long as it `lasts`."""
+    metadata = as_dict(asked.get("metadata"))
+    patterns = ", ".join(map(as_text, wanted)) if isinstance(wanted, list) else as_text(wanted)
+    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
+    is_said = exact and patterns in exact
+    detail = exact if is_said else ", ".join(text for text in (patterns, exact) if text)
+    return Ask(
+        id=as_id(asked.get("id")),
+        session=as_id(asked.get("sessionID")),
+        kind="permission",
+        title=as_text(title or "something"),
+        detail=detail + change_of(dicts(metadata.get("files"))),
+        is_circle=title == "doom_loop",
+        always=f"{', '.join(map(as_text, allows))}, {lasts}" if as_list(allows) else "",
+    )
+
+
+def label_of(option: Json) -> str:
+    return as_text(option.get("label") or option.get("value"))
+
+
+def options_of(question: Json) -> tuple[tuple[str, str], ...]:
+    """Labels and descriptions of what a question lets one choose from."""
+    options = dicts(question.get("options"))
+    return tuple((label_of(option), as_text(option.get("description"))) for option in options)
+
+
+def question_of(asked: Json, session: str, questions: Sequence[Question]) -> Ask:
+    detail = " / ".join(question.text for question in questions) or as_text(asked.get("title"))
+    return Ask(as_id(asked.get("id")), session, "question", "", detail, tuple(questions))
+
+
+def retry_of(session: str, attempt: int, at: Any, message: Any) -> Activity:
+    """OpenCode tries again at that time, in ms since 1970; `attempt` is the one that failed."""
+    wait = min(as_float(at) / 1000 - time.time(), LONGEST_TIME)
+    return Activity(session, "retrying", attempt, wait, as_text(message or "the provider failed"))
+
+
 def announced_in(headers: Any) -> float:
-    """Seconds that a provider's answer tells to wait, 0 when it does not."""
-    lower = {as_text(name).lower(): value for name, value in as_dict(headers).items()}
-    return seconds_until(lower.get("retry-after"))
-
-
-def seconds_until(value: Any) -> float:
-    """The value of a `retry-after` header, in seconds: a number, or a date."""
-    text = as_text(value).strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return min(float(text), LONGEST_TIME)
+    """Seconds that a provider's answer tells to wait, as a number or as a date; 0: it does not."""
+    lower = {as_text(name).lower(): as_text(value) for name, value in as_dict(headers).items()}
+    told = lower.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", told):
+        return min(float(told), LONGEST_TIME)
     from email.utils import parsedate_to_datetime  # a rare case, and not worth every start
 
     with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
     return 0.0
-
-
-def kind_of_code(code: int, may_pass: bool = False) -> str:
-    """The kind of fault that a provider's HTTP code tells."""
-    if code in (429, 529):
-        return "rate-limit"
-    if code in (401, 403):
-        return "auth"
-    if code == 402:
-        return "balance"
-    if code == 404:
-        return "no-model"
-    return "outage" if code >= 500 or may_pass else "provider"
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -5158,6 +5164,33 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
     rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**6:06}"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
+
+
+def name_of_model(described: Any) -> str:
+    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
+
+    A configuration has it as a string or as an object, all others as an object.
+    """
+    if isinstance(described, str):
+        return described
+    model = as_dict(described)
+    provider = as_text(model.get("providerID"))
+    id = as_text(model.get("id") or model.get("modelID") or model.get("model"))
+    variant = as_text(model.get("variant"))
+    if not provider or not id:
+        return ""
+    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
+
+
+def without_variant(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def parts_of_model(name: str) -> tuple[str, str, str]:
+    """The inverse of `name_of_model`: provider, model and variant."""
+    provider, _, rest = name.partition("/")
+    model, _, variant = rest.partition("#")
+    return provider, model, variant
 
 
 def without_input(message: str) -> str:
@@ -5170,36 +5203,6 @@ def without_input(message: str) -> str:
     return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
 
 
-class Receiver(io.RawIOBase):
-    """What a connection receives until that moment, however slowly it trickles in: all of a socket
-    that an HTTPResponse needs."""
-
-    def __init__(self, connection: socket.socket, until: float) -> None:
-        self.connection = connection
-        self.until = until
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.until < math.inf:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise socket.timeout("timed out")
-            self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
-
-    def fileno(self) -> int:
-        return self.connection.fileno()
-
-    def close(self) -> None:
-        super().close()
-        self.connection.close()
-
-
 class Client:
     """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
@@ -5207,11 +5210,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str,
-        username: str,
-        password: str,
-        is_gone: Callable[[], bool] = lambda: False,
+        self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
@@ -5221,11 +5220,7 @@ class Client:
             self.headers["Authorization"] = f"Basic {token}"
 
     # What a request that is not answered raises.
-    ERRORS: ClassVar[tuple[type[Exception], ...]] = (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    )
+    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def open(
         self,
@@ -5234,96 +5229,62 @@ class Client:
         body: Any = None,
         timeout: float = REQUEST_TIMEOUT,
         accept: str = "application/json",
-    ) -> Any:
-        """Send a request and return the response; RequestError when it is not a 2xx one.
+    ) -> http.client.HTTPResponse:
+        """Send a request; the answer, whatever it is, of which nothing is read but its head.
+        `timeout`, in seconds, is for each single wait.
 
-        `timeout`, in seconds, is for all of it, to the last byte of the answer; where that is an
-        event stream, for each single wait.
+        No redirect is followed: it could lead to another host, which would be told the login.
         """
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode("utf-8", "backslashreplace")
-        headers = {**self.headers, "Accept": accept}
         if self.is_gone():
             raise RequestError(0, "the server has ended")
-        until = math.inf if accept == EVENTS else time.monotonic() + timeout
-        try:
-            answer = self._answer(method, path, data, headers, timeout, until)
-        except self.ERRORS as error:
-            raise self._unanswered(error) from None
-        if not 200 <= answer.status < 300:
-            raise self._refused(answer, method, path)
-        return answer
-
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        data: bytes | None,
-        headers: dict[str, str],
-        timeout: float,
-        until: float,
-    ) -> http.client.HTTPResponse:
-        """The head of the answer, whatever it is. No redirect is followed: it could lead to another
-        host, which would be told the login."""
+        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
+            headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            assert connection.sock
-            receiver: Any = Receiver(connection.sock, until)
-            answer = http.client.HTTPResponse(receiver, method=method)
-            answer.begin()
-        except BaseException:
+            return connection.getresponse()
+        except self.ERRORS:
             connection.close()
             raise
-        return answer
-
-    def _refused(self, answer: http.client.HTTPResponse, method: str, path: str) -> RequestError:
-        said: Json = {}
-        with suppress(RecursionError, *self.ERRORS), answer:
-            said = as_dict(json.loads(answer.read(1 << 16)))
-        if answer.status < 400:  # as from a host elsewhere, which is asked what is not known here
-            return RequestError(404, f"{method} {path} was answered with a redirect", "NotJSON")
-        details = as_dict(said.get("data"))
-        issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
-        words = (details.get("path"), details.get("message"), said.get("message"), issues)
-        message = without_input(" ".join(as_text(word) for word in words if word))
-        message = message or f"{method} {path} was answered with {answer.status}"
-        name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
-        return RequestError(answer.status, message, name)
-
-    def _unanswered(self, error: Exception) -> RequestError:
-        # socket.timeout is a TimeoutError only since Python 3.10.
-        is_timeout = isinstance(error, (TimeoutError, socket.timeout))
-        return RequestError(0, str(error) or type(error).__name__, is_timeout=is_timeout)
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
-        """Send a request and return the decoded JSON, or None for an empty answer."""
+        """Send a request and return the decoded JSON, or None for an empty answer; RequestError
+        for one that is not 2xx, or that trickles in for longer than `timeout`."""
+        until = time.monotonic() + timeout
+        raw = bytearray()
         try:
-            with self.open(method, path, body, timeout) as response:
-                raw = b"".join(self._pieces(response))
+            with self.open(method, path, body, timeout) as answer:
+                for piece in iter(lambda: answer.read1(1 << 18), b""):
+                    raw += piece
+                    if len(raw) > LARGEST:
+                        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise socket.timeout("timed out")
+                if answer.length:  # what was announced did not come
+                    raise http.client.IncompleteRead(b"", answer.length)
         except self.ERRORS as error:
-            raise self._unanswered(error) from None
-        try:
-            return json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):  # servers answer an unknown route with a page
-            message = f"{method} {path} was not answered with JSON"
-            raise RequestError(502, message, "NotJSON") from None
-
-    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        left = LARGEST
-        while piece := response.read1(1 << 18):
-            left -= len(piece)
-            if left < 0:
-                raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-            yield piece
-        if response.length:  # what was announced did not come
-            raise http.client.IncompleteRead(b"", response.length)
+            # socket.timeout is a TimeoutError only since Python 3.10.
+            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            message = str(error) or type(error).__name__
+            raise RequestError(0, message, is_timeout=is_timeout) from None
+        said: Any = None
+        is_json = not raw.strip()
+        with suppress(ValueError, RecursionError):
+            said = json.loads(raw)
+            is_json = True
+        route = f"{method} {path}"
+        if answer.status >= 400:
+            raise refusal(answer.status, as_dict(said), route)
+        if answer.status >= 300:  # as from a host elsewhere, which is asked what is not known here
+            raise RequestError(404, f"{route} was answered with a redirect", "NotJSON")
+        if not is_json:  # servers answer an unknown route with a page
+            raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
+        return said
 
     def ask_if_possible(self, path: str) -> Any:
         """GET what is good to know; None when the server fails at it."""
@@ -5335,32 +5296,168 @@ class Client:
             return None
 
 
-# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
-# One class for each generation of OpenCode, with the same methods: a third one would be written
-# here, and found by `detect`; nothing else would change. Whatever cannot be had raises
-# RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
-#
-# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
-# absence, messages that name the prompt they answer.
+def refusal(code: int, said: Json, route: str) -> RequestError:
+    """An answer that is not 2xx, in the server's own words."""
+    details = as_dict(said.get("data"))
+    issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
+    words = (details.get("path"), details.get("message"), said.get("message"), issues)
+    message = without_input(" ".join(as_text(word) for word in words if word))
+    name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
+    return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-class OpenCode1:
-    """OpenCode 1.x in neutral words. Nothing else knows its wire."""
+def asked_before(config: Json) -> dict[str, bool]:
+    """Whether a configuration wants a person to be asked: by permission, as 1.x has it, or by the
+    action of a rule, as 2.x has it."""
+    rules = config.get("permission")
+    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
+    for name, rule in as_dict(rules).items():
+        found[name] = "ask" in (rule, *as_dict(rule).values())
+    for rule in dicts(config.get("permissions")):
+        action = as_text(rule.get("action"))
+        found[action] = found.get(action, False) or rule.get("effect") == "ask"
+    return found
 
-    generation = 1
-    oldest = (1, 2, 0)
-    events_path = "/event"
-    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')  # an event that is a piece of a text
+
+class OpenCode:
+    """OpenCode in neutral words: what its generations have in common.
+
+    Each has a class with the same methods, and nothing else knows its wire: a third one would be
+    written beside them, and found by `detect`; nothing else would change. Whatever cannot be had
+    raises RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at
+    again.
+    """
+
+    generation: ClassVar[int]
+    oldest: ClassVar[tuple[int, int, int]]
+    place: ClassVar[str]  # what the directory is called in a query
+    events_path: ClassVar[str]
+    deltas: ClassVar[re.Pattern[bytes]]  # an event that is a piece of a text
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
+        self.options = options
         self.directory = options.directory
-        self.query = "directory=" + quote(os.fsencode(options.directory), safe="")
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+        self.query = self.place + quote(os.fsencode(options.directory), safe="")
+        # The configuration.
+        self.model = ""  # providerID/modelID, perhaps with #variant
+        self.agent = ""  # the one that works when none is named
+        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
+        self.chosen = ""  # the model that OpenCode takes where nothing names one
+        self.asked: dict[str, bool] = {}  # by kind of permission: whether a person is asked
+        self.relatives: tuple[str, ...] = ()  # a session and its subagents, at the last look
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    def setup(self) -> Setup:
+        """What the server knows. Lists that are late grow: the run asks again until it believes
+        them."""
+        models, agents = self.read_setup()
+        self.agent_models = {
+            name: name_of_model(agent.get("model")) for name, agent in (agents or {}).items()
+        }
+        # Hidden ones do OpenCode's own chores.
+        names = [name for name, agent in (agents or {}).items() if not agent.get("hidden")]
+        contexts: dict[str, int] = {}
+        variants: dict[str, tuple[str, ...]] = {}
+        free = set()
+        for name, model in (models or {}).items():
+            contexts[name] = as_int(as_dict(model.get("limit")).get("context"))
+            listed = model.get("variants")
+            variants[name] = tuple(as_dict(listed)) or tuple(
+                as_text(variant.get("id")) for variant in dicts(listed)
+            )
+            tiers = dicts(model.get("cost")) or [as_dict(model.get("cost"))]
+            prices = [tier.get(way) for tier in tiers for way in ("input", "output")]
+            if not any(map(as_float, prices)):
+                free.add(name)
+        return Setup(
+            model=self.model_for(self.options.agent),
+            models=None if models is None else contexts,
+            agents=None if agents is None else tuple(names),
+            free=frozenset(free),
+            providers=frozenset(name.partition("/")[0] for name in contexts),
+            variants=variants,
+            chosen=self.chosen,
+            asks=tuple(name for name, is_asked in self.asked.items() if is_asked),
+            grows=self.generation > 1,
+        )
+
+    def model_for(self, agent: str) -> str:
+        """The model that a configuration means for this agent."""
+        return self.agent_models.get(agent or self.agent or "build") or self.model
+
+    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
+        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+
+        OpenCode 2 lists the newest 50 of a parent. That is enough: older ones are known by then,
+        and the larger sum counts.
+        """
+        spent = spend_of(own) if "cost" in own else None
+        found = [session]
+        for parent in found:  # it grows meanwhile
+            for child in self.children(parent):
+                id = as_id(child.get("id"))
+                if child.get("parentID") != parent or not id or id in found:
+                    continue  # early versions of OpenCode 2 list all there are
+                found.append(id)
+                spent = spent.plus(spend_of(child)) if spent is not None else None
+        self.relatives = tuple(found)
+        return self.relatives[1:], spent
+
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
+        """Who of the family is at work."""
+        active = self.active(timeout)
+        return [id for id in dict.fromkeys((session, *self.relatives)) if id in active]
+
+    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+        """What is asked now, by any session of the directory; and the kinds of it that the server
+        failed to list."""
+        found: list[Ask] = []
+        unlisted: list[str] = []
+        for kind, listed in (("permission", self.permissions), ("question", self.questions)):
+            try:
+                found += listed()
+            except RequestError as error:
+                if error.code == 0:
+                    raise
+                unlisted.append(kind)
+        return tuple(ask for ask in found if ask.id), tuple(unlisted)
+
+    # What each of them has in words of its own.
+
+    # Models and agents by name, None where it cannot be told; it notes model and agent meant.
+    read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
+    children: Callable[[str], list[Json]]
+    active: Callable[[float], Json]  # who is at work, by session
+    permissions: Callable[[], list[Ask]]
+    questions: Callable[[], list[Ask]]
+
+
+def id_of(made: Json) -> str:
+    id = as_id(made.get("id"))
+    if not id:
+        raise RequestError(502, "the server made a session without an id that can be used")
+    return id
+
+
+# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
+# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
+# absence, messages that name the prompt they answer.
+
+
+class OpenCode1(OpenCode):
+    generation = 1
+    oldest = (1, 2, 0)
+    place = "directory="
+    events_path = "/event"
+    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
+
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     @staticmethod
     def environment(username: str, password: str) -> dict[str, str]:
@@ -5372,31 +5469,33 @@ class OpenCode1:
         """What joins a session in OpenCode's own interface."""
         return [*opencode, "attach", url, "--session", session, "--dir", directory]
 
-    def setup(self) -> Setup:
-        """Models, agents and configuration, as far as the server tells."""
-        config = as_dict(self.client.request("GET", self.path("/config"), timeout=SETUP_TIMEOUT))
-        listed = self.client.request("GET", self.path("/config/providers"), timeout=SETUP_TIMEOUT)
-        agents = self.client.request("GET", self.path("/agent"), timeout=SETUP_TIMEOUT)
-        providers = as_dict(listed).get("providers")
-        models: dict[str, int] = {}
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for provider in dicts(providers):
-            for name, described in as_dict(provider.get("models")).items():
-                model = as_dict(described)
-                full_name = f"{provider.get('id')}/{name}"
-                models[full_name] = as_int(as_dict(model.get("limit")).get("context"))
-                variants[full_name] = tuple(as_dict(model.get("variants")))
-                if not has_price(as_dict(model.get("cost"))):
-                    free.add(full_name)
-        names = tuple(as_text(agent.get("name")) for agent in dicts(agents))
-        return Setup(
-            model=as_text(config.get("model")),
-            models=models if isinstance(providers, list) else None,
-            agents=names if isinstance(agents, list) else None,
-            free=frozenset(free),
-            providers=frozenset(as_text(provider.get("id")) for provider in dicts(providers)),
-            variants=variants,
+    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        return self.client.request("GET", self.path(path), timeout=timeout)
+
+    def get_if_possible(self, path: str) -> Any:
+        return self.client.ask_if_possible(self.path(path))
+
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+        config = as_dict(self.get("/config", SETUP_TIMEOUT))
+        self.model = as_text(config.get("model"))
+        self.agent = as_text(config.get("default_agent"))
+        self.asked = asked_before(config)
+        listed = as_dict(self.get("/config/providers", SETUP_TIMEOUT))
+        providers = listed.get("providers")
+        defaults = [
+            f"{provider}/{model}" for provider, model in as_dict(listed.get("default")).items()
+        ]
+        self.chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
+        agents = self.get("/agent", SETUP_TIMEOUT)
+        models = {
+            f"{provider.get('id')}/{name}": as_dict(model)
+            for provider in dicts(providers)
+            for name, model in as_dict(provider.get("models")).items()
+        }
+        by_name = {as_text(agent.get("name")): agent for agent in dicts(agents)}
+        return (
+            models if isinstance(providers, list) else None,
+            by_name if isinstance(agents, list) else None,
         )
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
@@ -5411,86 +5510,64 @@ class OpenCode1:
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
-            name, _, variant = prompt.model.partition("#")
-            provider, _, model = name.partition("/")
+            provider, model, variant = parts_of_model(prompt.model)
             body["model"] = {"providerID": provider, "modelID": model}
             if variant:
                 body["variant"] = variant
         if prompt.agent:
             body["agent"] = prompt.agent
-        self.client.request(
-            "POST", self.path(f"/session/{session}/prompt_async"), body, SLOW_TIMEOUT
-        )
+        path = self.path(f"/session/{session}/prompt_async")
+        self.client.request("POST", path, body, SLOW_TIMEOUT)
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        children, spent = self.family(session, {session})
-        statuses = as_dict(self.client.request("GET", self.path("/session/status")))
+        children, spent = self.family(session, as_dict(self.get_if_possible(f"/session/{session}")))
+        statuses = self.active(REQUEST_TIMEOUT)
         status = as_dict(statuses.get(session))
-        kind = as_text(status.get("type") or "idle")  # who is not listed is idle
-        activity = {"idle": "idle", "retry": "retrying"}.get(kind, "working")
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = activity != "idle"
-        if not is_at_work and any(child in statuses for child in children):
-            activity = "working"
-        verdict = ""
-        fault = None
-        if activity == "idle" or (closer and is_at_work):
-            messages = self.client.request("GET", self.path(f"/session/{session}/message?limit=20"))
-            verdict, fault = judge_messages(dicts(messages), prompt.message_id, is_at_work)
-        retry = retry_of(session, status) if activity == "retrying" else None
-        polled = Polled(activity, verdict, fault, spent, children, retry=retry)
-        if activity == "idle":
+        polled = Polled("idle", spent=spent, children=children)
+        if status.get("type") == "retry":
+            polled = polled._replace(activity="retrying", retry=retry_of_status(session, status))
+        elif status or any(child in statuses for child in children):
+            # A subagent in the background works on while its parent rests: there is no verdict.
+            polled = polled._replace(activity="working")
+        if polled.activity == "idle" or (closer and status):
+            messages = dicts(self.get(f"/session/{session}/message?limit=20"))
+            verdict, fault = judge_messages(messages, prompt.message_id, bool(status))
+            polled = polled._replace(verdict=verdict, fault=fault)
+        if polled.activity == "idle":
             return polled
         asks, unlisted = self.asks()
         return polled._replace(asks=asks, unlisted=unlisted)
 
-    def family(self, session: str, known: set[str]) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+    def children(self, parent: str) -> list[Json]:
+        return dicts(self.get_if_possible(f"/session/{parent}/children"))
 
-        `known` are those that have been counted: a server may list a session as its own child.
-        """
-        own = as_dict(self.client.ask_if_possible(self.path(f"/session/{session}")))
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        children: list[str] = []
-        for child in dicts(self.client.ask_if_possible(self.path(f"/session/{session}/children"))):
-            id = as_id(child.get("id"))
-            if not id or id in known:
-                continue
-            known.add(id)
-            below, used = self.family(id, known)
-            children += [id, *below]
-            if spent is not None and used is not None:
-                spent = spent.plus(used)
-        return tuple(children), spent
+    def active(self, timeout: float) -> Json:
+        """Who is not listed is idle."""
+        statuses = as_dict(self.get("/session/status", timeout))
+        return {
+            id: status
+            for id, status in statuses.items()
+            if as_dict(status).get("type", "idle") != "idle"
+        }
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and what it failed to list."""
-        get = self.client.request
-        return list_asks(
-            ("permission", lambda: get("GET", self.path("/permission")), self.permission),
-            ("question", lambda: get("GET", self.path("/question")), self.question),
-        )
+    def permissions(self) -> list[Ask]:
+        return [self.permission(asked) for asked in dicts(self.get("/permission"))]
+
+    def questions(self) -> list[Ask]:
+        return [self.question(asked) for asked in dicts(self.get("/question"))]
 
     def permission(self, asked: Json) -> Ask:
-        title = as_text(asked.get("permission") or asked.get("type") or "something")
-        wanted = asked.get("patterns") or asked.get("pattern") or asked.get("title")
-        return permission_ask(asked, title, detail_of_ask(wanted, as_dict(asked.get("metadata"))))
+        wanted = asked.get("patterns")
+        lasts = "until the server ends"
+        return permission_of(asked, asked.get("permission"), wanted, asked.get("always"), lasts)
 
     def question(self, asked: Json) -> Ask:
-        questions = tuple(
-            Question(
-                as_text(question.get("question")),
-                tuple(
-                    (as_text(option.get("label")), as_text(option.get("description")))
-                    for option in dicts(question.get("options"))
-                ),
-            )
+        questions = [
+            Question(as_text(question.get("question")), options_of(question))
             for question in dicts(asked.get("questions"))
-        )
-        detail = " / ".join(question.text for question in questions)
-        session = as_id(asked.get("sessionID"))
-        return Ask(as_id(asked.get("id")), session, "question", "", detail, questions)
+        ]
+        return question_of(asked, as_id(asked.get("sessionID")), questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask. `decision` is once, always or reject; a question takes a label for each
@@ -5511,13 +5588,6 @@ class OpenCode1:
         rests, or a moment before."""
         for id in dict.fromkeys((session, *self.at_work(session, timeout))):
             self.client.request("POST", self.path(f"/session/{id}/abort"), {}, timeout)
-
-    def at_work(self, session: str, timeout: float) -> list[str]:
-        """Who of the family is at work."""
-        path = self.path("/session/status")
-        statuses = as_dict(self.client.request("GET", path, timeout=timeout))
-        family = [session, *self.family(session, {session})[0]] if statuses else []
-        return [id for id in family if as_dict(statuses.get(id)).get("type", "idle") != "idle"]
 
     def dispose(self) -> None:
         """End the tools that the server has started: they survive it, otherwise."""
@@ -5545,8 +5615,11 @@ class OpenCode1:
             return [Child(session, as_text(info.get("parentID")))]
         if type == "session.idle":
             return [Activity(session, "idle")]
-        if type == "session.status":
-            return [self.decode_status(session, as_dict(p.get("status")))]
+        status = as_dict(p.get("status"))
+        if type == "session.status" and status.get("type") == "retry":
+            return [retry_of_status(session, status)]
+        if type == "session.status" and status.get("type") in ("busy", "idle"):
+            return [Activity(session, "working" if status["type"] == "busy" else "idle")]
         if type == "session.error":
             fault = fault_of(p.get("error"))
             return [Broke(session, fault) if fault else Alive(session)]
@@ -5563,26 +5636,16 @@ class OpenCode1:
         if type == "question.asked" and as_id(p.get("id")):
             return [Asked(session, self.question(p))]
         if type in ("permission.replied", "question.replied", "question.rejected"):
-            return [Answered(session, as_text(p.get("requestID") or p.get("permissionID")))]
+            return [Answered(session, as_text(p.get("requestID")))]
         return [Alive(session)]
-
-    def decode_status(self, session: str, status: Json) -> SessionEvent:
-        kind = as_text(status.get("type"))
-        if kind == "retry":
-            return retry_of(session, status)
-        activity = {"busy": "working", "idle": "idle"}.get(kind)
-        return Activity(session, activity) if activity else Alive(session)
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
         message = as_text(info.get("id"))
         if info.get("role") == "user":
             self.prompts.add(message)
             return Alive(session)
-        spend = spend_of(info.get("cost"), info.get("tokens"))
+        spend = spend_of(info)
         is_complete = bool(as_dict(info.get("time")).get("completed"))
-        model = ""
-        if info.get("providerID") and info.get("modelID"):
-            model = f"{info['providerID']}/{info['modelID']}"
         # A compaction's summary is no answer.
         has_ended = is_complete and info.get("summary") is not True
         return Spent(
@@ -5590,8 +5653,8 @@ class OpenCode1:
             message,
             spend,
             context=spend.tokens,
-            model=model,
-            agent=as_text(info.get("agent") or info.get("mode")),
+            model=name_of_model({"providerID": info.get("providerID"), "id": info.get("modelID")}),
+            agent=as_text(info.get("agent")),
             parent=as_text(info.get("parentID")),
             ended=how_ended(info.get("finish")) if has_ended else "",
             complete=is_complete,
@@ -5599,55 +5662,49 @@ class OpenCode1:
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part.get("messageID"))
-        key = as_text(part.get("id"))
         kind = as_text(part.get("type"))
         if message in self.prompts or kind not in ("tool", "text", "reasoning"):
             return Alive(session)
         if kind == "tool":
-            return self.tool_part(session, message, key, part)
-        has_ended = bool(as_dict(part.get("time")).get("end"))
+            said = self.tool_part(session, message, part)
+            # What a subagent works for is told a moment after its tool.
+            return said if said.argument or not said.opens else Alive(session)
         return Part(
             session,
             message,
-            key,
+            as_text(part.get("id")),
             "text" if kind == "text" else "thinking",
-            "done" if has_ended else "running",
+            "done" if as_dict(part.get("time")).get("end") else "running",
             text=as_text(part.get("text")),
             synthetic=bool(part.get("synthetic")),
         )
 
-    def tool_part(self, session: str, message: str, key: str, part: Json) -> Part:
+    def tool_part(self, session: str, message: str, part: Json) -> Part:
         tool = as_text(part.get("tool") or "tool")
         told = as_dict(part.get("state"))
         given = as_dict(told.get("input"))
         argument = argument_of(tool, given, self.directory, as_text(told.get("title")))
         argument += change_of([as_dict(as_dict(told.get("metadata")).get("filediff"))])
         times = as_dict(told.get("time"))
-        status = as_text(told.get("status"))
-        has_ended = status in ("completed", "error")
+        state = {"completed": "done", "error": "failed"}.get(as_text(told.get("status")), "running")
         return Part(
             session,
             message,
-            key,
+            as_text(part.get("id")),
             "tool",
-            {"completed": "done", "error": "failed"}.get(status, "running"),
-            text=as_text(told.get("error")) if status == "error" else "",
+            state,
+            text=as_text(told.get("error")) if state == "failed" else "",
             tool=tool,
             argument=argument,
-            call=call_id(tool, given) if has_ended else 0,
+            call=call_id(tool, given) if state != "running" else 0,
             seconds=(as_int(times.get("end")) - as_int(times.get("start"))) / 1000,
             opens=tool in SUBAGENT_TOOLS,
         )
 
 
-def retry_of(session: str, status: Json) -> Activity:
-    return Activity(
-        session,
-        "retrying",
-        as_int(status.get("attempt")),
-        min(as_float(status.get("next")) / 1000 - time.time(), LONGEST_TIME),
-        as_text(status.get("message") or "the provider failed"),
-    )
+def retry_of_status(session: str, status: Json) -> Activity:
+    attempt = as_int(status.get("attempt"))
+    return retry_of(session, attempt, status.get("next"), status.get("message"))
 
 
 # OpenCode 1's own names of errors.
@@ -5659,6 +5716,15 @@ ERROR_KINDS = {
     "ProviderModelNotFoundError": "no-model",
     "ProviderInitError": "no-model",
     "AgentNotFoundError": "no-agent",
+}
+# Faults by the HTTP code of the provider.
+CODE_KINDS = {
+    401: "auth",
+    402: "balance",
+    403: "auth",
+    404: "no-model",
+    429: "rate-limit",
+    529: "rate-limit",
 }
 
 
@@ -5681,8 +5747,9 @@ def fault_of(error: Any) -> Fault | None:
     code = as_int(data.get("statusCode"))
     kind = ERROR_KINDS.get(name, "unknown")
     if name == "APIError":
-        may_pass = not code and data.get("isRetryable") is True  # it never got an answer
-        kind = kind_of_code(code, may_pass)
+        has_no_answer = not code and data.get("isRetryable") is True
+        is_outage = code >= 500 or has_no_answer
+        kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
     if kind == "length":
         message = CUT_OFF  # it has no words of its own
     return Fault(kind, message, code, announced_in(data.get("responseHeaders")))
@@ -5697,18 +5764,18 @@ def judge_messages(
     a person typed into the session is not ours, what a compaction put there is. While the session
     is at work on such a prompt of a person's, ours is not over.
     """
-    foreign = set()
-    for message in messages:
-        info = as_dict(message.get("info"))
-        id = as_text(info.get("id"))
-        if info.get("role") == "user" and id != own and not is_of_compaction(message):
-            foreign.add(id)
-    newest = as_dict(messages[-1].get("info")) if messages else {}
+    infos = [as_dict(message.get("info")) for message in messages]
+    foreign = {
+        as_text(info.get("id"))
+        for info, message in zip(infos, messages)
+        if info.get("role") == "user" and info.get("id") != own and not is_of_compaction(message)
+    }
+    newest = infos[-1] if infos else {}
     if is_at_work and {as_text(newest.get("id")), as_text(newest.get("parentID"))} & foreign:
         return "unfinished", None
     answers = [
         info
-        for info in (as_dict(message.get("info")) for message in messages)
+        for info in infos
         if info.get("role") == "assistant" and as_text(info.get("parentID")) not in foreign
     ]
     if not answers:
@@ -5730,10 +5797,10 @@ def judge_messages(
 def is_of_compaction(message: Json) -> bool:
     """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
     parts = dicts(message.get("parts"))
-    texts = [part for part in parts if part.get("type") == "text"]
-    if any(part.get("type") == "compaction" for part in parts):
-        return True
-    return bool(texts) and all(part.get("synthetic") for part in texts)
+    texts = [part for part in parts if part.get("type") in ("text", "compaction")]
+    return bool(texts) and all(
+        part.get("synthetic") or part.get("type") == "compaction" for part in texts
+    )
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
@@ -5743,7 +5810,6 @@ def is_of_compaction(message: Json) -> bool:
 # prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
 # listed (any more) the messages alone tell how it ended.
 
-SHELL_TOOLS = ("shell", "bash")
 PAGE = 50  # messages asked for at once
 MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
 NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
@@ -5753,82 +5819,36 @@ ELSEWHERE = "global"  # stands for the session in forms that an MCP server asks 
 class ToolCall(NamedTuple):
     """A tool at work: its name and its input come with different events."""
 
+    session: str
     tool: str
-    given: Json
     since: float  # by the server's clock, in seconds
+    given: Json
+    shell: str = ""  # the id of the one that it lets run
 
 
-class OpenCode2:
-    """OpenCode 2.x in neutral words. Nothing else knows its wire."""
-
+class OpenCode2(OpenCode):
     generation = 2
     oldest = (2, 0, 4)
+    place = "location%5Bdirectory%5D="
     events_path = "/api/event"
     deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
-        self.client = client
-        self.options = options
-        self.directory = options.directory
-        self.query = "location%5Bdirectory%5D=" + quote(os.fsencode(options.directory), safe="")
-        # The configuration: the server does not apply it to sessions by itself.
-        self.model = ""  # providerID/modelID, perhaps with #variant
-        self.agent = ""  # the one that works when none is named
-        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # Of sessions, because the server tells it only once or in parts.
+        super().__init__(client, options)
         self.session = ""  # the last one that was given a prompt
         self.resting = ""  # the session that was seen at rest once
-        self.parents: dict[str, str] = {}  # subagent's session -> its parent
         self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
         self.calls: dict[tuple[str, str], ToolCall] = {}  # by message and tool id
-        self.shells: dict[str, tuple[str, int]] = {}  # id -> session, bytes that it has printed
-        self.clock = 0.0  # when the event that is being decoded came to be, in seconds
-
-    def path(self, path: str) -> str:
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+        self.printed: dict[str, int] = {}  # bytes, by shell
 
     @staticmethod
     def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login; the user is always `opencode`."""
+        """The user is always `opencode`."""
         return {"OPENCODE_PASSWORD": password}
 
     @staticmethod
     def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
         return [*opencode, directory, "--server", url, "--session", session]
-
-    # What it knows before any session.
-
-    def setup(self) -> Setup:
-        """Lists that are late grow: the run asks again until it believes them."""
-        documents = as_list(self.data(self.path("/api/config"), SETUP_TIMEOUT))
-        for document in dicts(documents):  # the lowest first: the last word counts
-            info = as_dict(document.get("info"))
-            self.model = name_of_model(info.get("model")) or self.model
-            self.agent = as_text(info.get("default_agent")) or self.agent
-        models: dict[str, int] = {}
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for model in dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT)):
-            name = without_variant(name_of_model(model))
-            models[name] = as_int(as_dict(model.get("limit")).get("context"))
-            variants[name] = tuple(as_text(one.get("id")) for one in dicts(model.get("variants")))
-            if not any(has_price(tier) for tier in dicts(model.get("cost"))):
-                free.add(name)
-        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
-        self.agent_models = {
-            as_text(agent.get("id")): name_of_model(agent.get("model")) for agent in agents
-        }
-        # Hidden ones do OpenCode's own chores.
-        names = tuple(as_text(agent.get("id")) for agent in agents if not agent.get("hidden"))
-        return Setup(
-            model=self.model_for(self.options.agent),
-            models=models or None,  # a list that stays empty is no finding
-            agents=names or None,
-            free=frozenset(free),
-            providers=frozenset(name.partition("/")[0] for name in models),
-            variants=variants,
-            grows=True,
-        )
 
     def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         """What an answer wraps in `data`; some versions wrap nothing."""
@@ -5838,18 +5858,34 @@ class OpenCode2:
     def data_if_possible(self, path: str) -> Any:
         return as_dict(self.client.ask_if_possible(path)).get("data")
 
-    def model_for(self, agent: str) -> str:
-        """The model that a configuration means for this agent: the server does not apply it."""
-        return self.agent_models.get(agent or self.agent or "build") or self.model
+    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+        documents = dicts(self.data(self.path("/api/config"), SETUP_TIMEOUT))
+        for document in documents:  # the lowest first: the last word counts
+            info = as_dict(document.get("info"))
+            self.asked.update(asked_before(info))
+            self.model = name_of_model(info.get("model")) or self.model
+            self.agent = as_text(info.get("default_agent")) or self.agent
+        models = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
+        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
+        default = as_dict(self.client.ask_if_possible(self.path("/api/model/default")))
+        self.chosen = name_of_model(default.get("data"))
+        # A list that stays empty is no finding.
+        return (
+            {without_variant(name_of_model(model)): model for model in models} or None,
+            {as_text(agent.get("id")): agent for agent in agents} or None,
+        )
 
     # Sessions and prompts.
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session. Its id is the server's: OpenCode's free models refuse others."""
+        """Make a session. Its id is the server's: OpenCode's free models refuse others. Model and
+        agent of the configuration are not applied by the server."""
         body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
-            body["model"] = model_of_name(model)
+            provider, id, variant = parts_of_model(model)
+            more = {"variant": variant} if variant else {}
+            body["model"] = {"id": id, "providerID": provider, **more}
         if prompt.agent:
             body["agent"] = prompt.agent
         if not self.options.attended:
@@ -5883,87 +5919,47 @@ class OpenCode2:
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         self.session = session
-        known = self.relatives(session)
-        working = self.at_work(session)
-        # What it has cost is read when it is known to rest: the last step must be in it.
-        own = self.record(session)
+        own = as_dict(self.data_if_possible(f"/api/session/{session}"))
         children, spent = self.family(session, own)
-        if self.relatives(session) != known:  # the stream has not told of these subagents
-            working = self.at_work(session)
+        working = self.at_work(session)
         asks, unlisted = self.asks()
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        is_at_work = session in working
         polled = Polled("working", "", None, spent, children, asks, unlisted)
-        if working or self.is_asked(session, asks):
+        is_at_work = session in working
+        # A subagent in the background may work on while its parent rests: then there is no verdict.
+        if working or self.is_asked(asks):
             self.resting = ""
             retry = self.retry(session) if is_at_work else None
-            if closer and is_at_work:
-                verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
-                polled = polled._replace(verdict=verdict, fault=fault)
+            polled = polled._replace(retry=retry, is_alive=self.prints())
             if retry:
-                return polled._replace(activity="retrying", retry=retry)
-            return polled._replace(is_alive=self.prints(session))
-        if self.resting != session:  # one look alone may fall between two runs
+                polled = polled._replace(activity="retrying")
+        elif self.resting != session:  # one look alone may fall between two runs
             self.resting = session
             return polled._replace(activity="idle", is_unsure=True)
-        verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
-        return polled._replace(activity="idle", verdict=verdict, fault=fault)
+        else:
+            polled = polled._replace(activity="idle")
+        if polled.activity == "idle" or (closer and is_at_work):
+            verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
+            polled = polled._replace(verdict=verdict, fault=fault)
+        return polled
 
-    def prints(self, session: str) -> bool:
+    def prints(self) -> bool:
         """Whether a shell of the family's has printed something: the stream does not tell."""
         has_grown = False
-        family = self.relatives(session)
-        for shell, (owner, known) in list(self.shells.items()):
-            if owner in family:
-                path = f"/api/shell/{quote(shell, safe='')}/output?cursor={known}"
+        for call in list(self.calls.values()):
+            if call.shell and call.session in self.relatives:
+                known = self.printed.get(call.shell, 0)
+                path = f"/api/shell/{quote(call.shell, safe='')}/output?cursor={known}"
                 answer = as_dict(self.client.ask_if_possible(self.path(path)))
                 size = as_int(as_dict(answer.get("data") or answer).get("size"))
                 has_grown = has_grown or size > known
-                self.shells[shell] = (owner, size)
+                self.printed[call.shell] = size
         return has_grown
 
-    def relatives(self, session: str) -> list[str]:
-        """The session and all subagents below it that are known."""
-        found = [session]
-        for child, parent in list(self.parents.items()):  # a parent is always known before
-            if parent in found:
-                found.append(child)
-        return found
+    def active(self, timeout: float) -> Json:
+        return as_dict(self.data("/api/session/active", timeout))
 
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
-        """Who of the family is active."""
-        active = as_dict(self.data("/api/session/active", timeout))
-        return [id for id in self.relatives(session) if id in active]
-
-    def record(self, session: str) -> Json:
-        """What the server keeps of a session; {} when it fails at that. Raises RequestError for a
-        session that is gone: nothing is to be expected of it any more."""
-        try:
-            return as_dict(self.data(f"/api/session/{session}"))
-        except RequestError as error:
-            if error.code == 0 or error.name == "SessionNotFoundError":
-                raise
-            return {}
-
-    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
-
-        The server lists the newest 50 of a parent. That is enough: older ones are known by then,
-        and the larger sum counts.
-        """
-        spent = spend_of(own.get("cost"), own.get("tokens")) if "cost" in own else None
-        found = [session]
-        for parent in found:  # it grows meanwhile
-            path = f"/api/session?parentID={quote(parent, safe='')}"
-            for child in dicts(self.data_if_possible(path)):
-                id = as_id(child.get("id"))
-                if child.get("parentID") != parent or not id or id in found:
-                    continue  # early versions list all there are
-                found.append(id)
-                self.parents[id] = parent
-                if spent is not None:
-                    spent = spent.plus(spend_of(child.get("cost"), child.get("tokens")))
-        return tuple(found[1:]), spent
+    def children(self, parent: str) -> list[Json]:
+        return dicts(self.data_if_possible(f"/api/session?parentID={quote(parent, safe='')}"))
 
     def retry(self, session: str) -> Activity | None:
         """The retry that the newest step waits for: the server counts that as work."""
@@ -6009,19 +6005,24 @@ class OpenCode2:
 
     # What is asked.
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        return list_asks(
-            ("permission", lambda: self.data(self.path("/api/permission/request")), permission_of),
-            ("question", lambda: self.data(self.path("/api/form")), self.question),
-        )
+    def permissions(self) -> list[Ask]:
+        return list(map(self.permission, dicts(self.data(self.path("/api/permission/request")))))
 
-    def is_asked(self, session: str, asks: tuple[Ask, ...]) -> bool:
+    def questions(self) -> list[Ask]:
+        return list(map(self.question, dicts(self.data(self.path("/api/form")))))
+
+    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
         """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
-        family = self.relatives(session)
         return any(
-            ask.session in family and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
+            ask.session in self.relatives
+            and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
             for ask in asks
         )
+
+    def permission(self, asked: Json) -> Ask:
+        wanted = asked.get("resources")
+        lasts = "in this project from now on"
+        return permission_of(asked, asked.get("action"), wanted, asked.get("save"), lasts)
 
     def question(self, form: Json) -> Ask:
         """A form of questions, one for each field.
@@ -6036,16 +6037,14 @@ class OpenCode2:
             self.forms[id] = form
         if session == ELSEWHERE and not self.options.server:
             session = self.session
-        questions = tuple(
+        questions = [
             Question(
                 as_text(field.get("description") or field.get("title") or field.get("key")),
-                tuple((label, description) for label, description, _ in choices_of(field)),
+                options_of(field) or tuple((word, "") for word in yes_or_no(field)),
             )
             for field in fields_of(form)
-        )
-        detail = " / ".join(question.text for question in questions)
-        detail = detail or as_text(form.get("title"))
-        return Ask(id, session, "question", "", detail, questions)
+        ]
+        return question_of(form, session, questions)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         if ask.kind == "question":
@@ -6083,8 +6082,7 @@ class OpenCode2:
     ) -> None:
         """Interrupt the family. It is answered before it has had its effect, and leaves in the
         inbox what was not delivered, where it would join whatever comes next."""
-        ids = [session, *(id for id in self.at_work(session, timeout) if id != session)]
-        for id in ids:
+        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
             self.client.request("POST", f"/api/session/{id}/interrupt", {}, timeout)
         self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
 
@@ -6097,7 +6095,6 @@ class OpenCode2:
         """One event of the stream, in neutral words. It is fed them in their order."""
         type = as_text(event.get("type"))
         data = as_dict(event.get("data"))
-        self.clock = as_float(event.get("created")) / 1000
         if type == "filesystem.changed":
             place = as_text(as_dict(event.get("location")).get("directory"))
             return [Edited(os.path.join(place, as_text(data.get("file"))))]
@@ -6107,115 +6104,100 @@ class OpenCode2:
         session = as_text(data.get("sessionID"))
         if not session:
             return []
-        decoder = self.DECODERS.get(type)
-        # Every other event of a session is a sign of life and no more.
-        return decoder(self, session, data) if decoder else [Alive(session)]
-
-    def decode_created(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        parent = as_text(data.get("parentID"))
-        if not parent:
-            return [Alive(session)]
-        self.parents[session] = parent
-        return [Child(session, parent)]
-
-    def decode_enqueued(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """What nobody typed wakes the session: something in its background has ended."""
-        item = as_dict(data.get("item"))
-        return [Woke(session) if item.get("type") == "synthetic" else Alive(session)]
-
-    def decode_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Activity(session, "working")]
-
-    def decode_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        fault = fault_of_type(data.get("error"))
-        idle = Activity(session, "idle")
-        return [Broke(session, fault), idle] if fault else [idle]
-
-    def decode_step_started(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """It comes again after a retry, for the same message."""
-        model = without_variant(name_of_model(data.get("model")))
-        agent = as_text(data.get("agent"))
-        message = as_text(data.get("assistantMessageID"))
-        return [
-            Activity(session, "working"),
-            Spent(session, message, Spend(), model=model, agent=agent),
-        ]
-
-    def decode_step_over(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """A step has ended: it alone tells what it has cost. The sums that `usage.updated` tells
-        would count it again."""
-        spend = spend_of(data.get("cost"), data.get("tokens"))
-        context = spend.input + spend.cached
-        message = as_text(data.get("assistantMessageID"))
-        for key in [key for key in self.calls if key[0] == message]:
-            del self.calls[key]  # broken off: no word of their end will come
-        finish = data.get("finish")
-        ended = how_ended(finish) if finish else ""
-        said: list[SessionEvent | Edited] = [
-            Spent(session, message, spend, context=context, ended=ended, complete=True)
-        ]
-        fault = fault_of_type(data.get("error"))
-        return [*said, Broke(session, fault)] if fault else said
-
-    def decode_retry(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [retry_of_step(session, data)]
-
-    def decode_compacted(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Compacted(session)]
-
-    def decode_delta(self, session: str, data: Json, kind: str) -> list[SessionEvent | Edited]:
-        return [Delta(session, key_of_written(kind, data), as_text(data.get("delta")))]
-
-    def decode_written(
-        self, session: str, data: Json, kind: str, state: str
-    ) -> list[SessionEvent | Edited]:
-        """A text or a thought of a step."""
-        message = as_text(data.get("assistantMessageID"))
-        key = key_of_written(kind, data)
-        return [Part(session, message, key, kind, state, text=as_text(data.get("text")))]
-
-    def decode_tool_named(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        """The first word of a tool, and the only one that tells its name."""
-        tool = as_text(data.get("name") or "tool")
-        call = ToolCall(tool, {}, self.clock)
-        self.calls[key_of_call(data)] = call
-        if tool in SUBAGENT_TOOLS:  # it is shown once, when it is known what for
-            return [Alive(session)]
-        return [self.tool_part(session, data, call, "running")]
-
-    def decode_tool_called(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        known = self.calls.get(key_of_call(data))
-        call = ToolCall(known.tool if known else "tool", as_dict(data.get("input")), self.clock)
-        self.calls[key_of_call(data)] = call
-        return [self.tool_part(session, data, call, "running")]
-
-    def decode_tool_progress(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        shell = as_text(as_dict(data.get("metadata")).get("shellID"))
-        if shell:
-            self.shells.setdefault(shell, (session, 0))
+        if type == "session.created" and data.get("parentID"):
+            return [Child(session, as_text(data["parentID"]))]
+        if (
+            type == "session.inbox.enqueued"
+            and as_dict(data.get("item")).get("type") == "synthetic"
+        ):
+            return [Woke(session)]  # nobody typed it: something in its background has ended
+        if type == "session.execution.started":
+            return [Activity(session, "working")]
+        if type in EXECUTION_OVER:
+            return [*broke(session, data), Activity(session, "idle")]
+        if type.startswith("session.step."):
+            return self.decode_step(session, type.removeprefix("session.step."), data)
+        if type == "session.retry.scheduled":
+            return [retry_of_step(session, data)]
+        if type == "session.compaction.ended":
+            return [Compacted(session)]
+        if type.startswith(("session.text.", "session.reasoning.")):
+            return [self.decode_written(session, type, data)]
+        if type.startswith("session.tool."):
+            now = as_float(event.get("created")) / 1000
+            return [self.decode_tool(session, type.removeprefix("session.tool."), data, now)]
+        if type == "permission.asked" and as_id(data.get("id")):
+            return [Asked(session, self.permission(data))]
+        if type in ("permission.replied", "form.replied", "form.cancelled"):
+            id = as_text(data.get("requestID") or data.get("id"))
+            self.forms.pop(id, None)
+            return [Answered(session, id)]
         return [Alive(session)]
 
-    def decode_tool_over(self, session: str, data: Json, state: str) -> list[SessionEvent | Edited]:
-        call = self.calls.pop(key_of_call(data), None)
-        if call is None:
-            return [Alive(session)]  # of a server that is gone: nobody knows what it was
-        if not any(known.tool in SHELL_TOOLS for known in self.calls.values()):
-            self.shells.clear()
-        part = self.tool_part(session, data, call, state)
-        changes = dicts(as_dict(data.get("metadata")).get("files"))
-        return [
-            part._replace(
+    def decode_step(self, session: str, type: str, data: Json) -> list[SessionEvent | Edited]:
+        """A step's end alone tells what it has cost: the sums that `usage.updated` tells would
+        count it again. Its beginning comes again after a retry, for the same message."""
+        message = as_text(data.get("assistantMessageID"))
+        if type == "started":
+            model = without_variant(name_of_model(data.get("model")))
+            agent = as_text(data.get("agent"))
+            spent = Spent(session, message, Spend(), model=model, agent=agent)
+            return [Activity(session, "working"), spent]
+        if type not in ("ended", "failed"):
+            return [Alive(session)]
+        for key in [key for key in self.calls if key[0] == message]:
+            del self.calls[key]  # broken off: no word of their end will come
+        spend = spend_of(data)
+        context = spend.input + spend.cached
+        ended = how_ended(data.get("finish"))
+        spent = Spent(session, message, spend, context=context, ended=ended, complete=True)
+        return [spent, *broke(session, data)]
+
+    def decode_written(self, session: str, type: str, data: Json) -> SessionEvent:
+        """A text or a thought of a step. There are no ids: both are counted, each on its own."""
+        message = as_text(data.get("assistantMessageID"))
+        kind = "text" if type.startswith("session.text.") else "thinking"
+        key = f"{message} {kind} {as_int(data.get('ordinal'))}"
+        if type.endswith(".delta"):
+            return Delta(session, key, as_text(data.get("delta")))
+        state = "done" if type.endswith(".ended") else "running"
+        return Part(session, message, key, kind, state, text=as_text(data.get("text")))
+
+    def decode_tool(self, session: str, type: str, data: Json, now: float) -> SessionEvent:
+        """Its name comes first, then its input, then its end. Its id tells it from all others only
+        within its message."""
+        key = (as_text(data.get("assistantMessageID")), as_text(data.get("id")))
+        call = self.calls.get(key)
+        if type == "input.started":
+            call = ToolCall(session, as_text(data.get("name") or "tool"), now, {})
+        elif type == "called":
+            tool = call.tool if call else "tool"
+            call = ToolCall(session, tool, now, as_dict(data.get("input")))
+        elif call is None:
+            return Alive(session)  # of a server that is gone: nobody knows what it was
+        elif type in ("success", "failed"):
+            del self.calls[key]
+            part = self.tool_part(key, call, "done" if type == "success" else "failed")
+            changes = dicts(as_dict(data.get("metadata")).get("files"))
+            return part._replace(
                 argument=part.argument + change_of(changes),
                 text=as_text(as_dict(data.get("error")).get("message")),
                 call=call_id(call.tool, call.given),
-                seconds=max(0.0, self.clock - call.since),
+                seconds=max(0.0, now - call.since),
             )
-        ]
+        else:
+            shell = as_text(as_dict(data.get("metadata")).get("shellID"))
+            self.calls[key] = call._replace(shell=shell or call.shell)
+            return Alive(session)
+        self.calls[key] = call
+        if call.tool in SUBAGENT_TOOLS and not call.given:
+            return Alive(session)  # it is shown once, when it is known what for
+        return self.tool_part(key, call, "running")
 
-    def tool_part(self, session: str, data: Json, call: ToolCall, state: str) -> Part:
-        message, id = key_of_call(data)
+    def tool_part(self, key: tuple[str, str], call: ToolCall, state: str) -> Part:
+        message, id = key
         return Part(
-            session,
+            call.session,
             message,
             f"{message} tool {id}",
             "tool",
@@ -6225,52 +6207,19 @@ class OpenCode2:
             opens=call.tool in SUBAGENT_TOOLS,
         )
 
-    def decode_asked(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        return [Asked(session, permission_of(data)) if as_id(data.get("id")) else Alive(session)]
 
-    def decode_answered(self, session: str, data: Json) -> list[SessionEvent | Edited]:
-        id = as_text(data.get("requestID") or data.get("id"))
-        self.forms.pop(id, None)
-        return [Answered(session, id)]
-
-    DECODERS: ClassVar[dict[str, Callable[[OpenCode2, str, Json], list[SessionEvent | Edited]]]] = {
-        "session.created": decode_created,
-        "session.inbox.enqueued": decode_enqueued,
-        "session.execution.started": decode_started,
-        "session.execution.succeeded": decode_over,
-        "session.execution.failed": decode_over,
-        "session.execution.interrupted": decode_over,
-        "session.execution.settled": decode_over,
-        "session.step.started": decode_step_started,
-        "session.step.ended": decode_step_over,
-        "session.step.failed": decode_step_over,
-        "session.retry.scheduled": decode_retry,
-        "session.compaction.ended": decode_compacted,
-        "session.text.started": functools.partial(decode_written, kind="text", state="running"),
-        "session.text.delta": functools.partial(decode_delta, kind="text"),
-        "session.text.ended": functools.partial(decode_written, kind="text", state="done"),
-        "session.reasoning.started": functools.partial(
-            decode_written, kind="thinking", state="running"
-        ),
-        "session.reasoning.delta": functools.partial(decode_delta, kind="thinking"),
-        "session.reasoning.ended": functools.partial(decode_written, kind="thinking", state="done"),
-        "session.tool.input.started": decode_tool_named,
-        "session.tool.called": decode_tool_called,
-        "session.tool.progress": decode_tool_progress,
-        "session.tool.success": functools.partial(decode_tool_over, state="done"),
-        "session.tool.failed": functools.partial(decode_tool_over, state="failed"),
-        "permission.asked": decode_asked,
-        "permission.replied": decode_answered,
-        "form.replied": decode_answered,
-        "form.cancelled": decode_answered,
-    }
+EXECUTION_OVER = (
+    "session.execution.succeeded",
+    "session.execution.failed",
+    "session.execution.interrupted",
+    "session.execution.settled",
+)
 
 
-def permission_of(asked: Json) -> Ask:
-    title = as_text(asked.get("action") or "something")
-    metadata = as_dict(asked.get("metadata"))
-    detail = detail_of_ask(asked.get("resources"), metadata)
-    return permission_ask(asked, title, detail + change_of(dicts(metadata.get("files"))))
+def broke(session: str, data: Json) -> list[SessionEvent | Edited]:
+    """What has gone wrong, if anything has."""
+    fault = fault_of_type(data.get("error"))
+    return [Broke(session, fault)] if fault else []
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -6285,54 +6234,11 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
     return (first, *(f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)))
 
 
-def name_of_model(described: Any) -> str:
-    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
-
-    The configuration has it as a string or as an object, all others as an object.
-    """
-    if isinstance(described, str):
-        return described
-    model = as_dict(described)
-    provider = as_text(model.get("providerID"))
-    id = as_text(model.get("id") or model.get("model"))
-    variant = as_text(model.get("variant"))
-    if not provider or not id:
-        return ""
-    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
-
-
-def without_variant(name: str) -> str:
-    return name.partition("#")[0]
-
-
-def model_of_name(name: str) -> Json:
-    """The inverse of `name_of_model`."""
-    provider, _, rest = name.partition("/")
-    id, _, variant = rest.partition("#")
-    model = {"id": id, "providerID": provider}
-    return {**model, "variant": variant} if variant else model
-
-
-def key_of_written(kind: str, data: Json) -> str:
-    """The key of a text or a thought. There are no ids: both are counted, each on its own."""
-    return f"{as_text(data.get('assistantMessageID'))} {kind} {as_int(data.get('ordinal'))}"
-
-
-def key_of_call(data: Json) -> tuple[str, str]:
-    """What tells a tool's call from all others: its id does so only within its message."""
-    return as_text(data.get("assistantMessageID")), as_text(data.get("id"))
-
-
 def retry_of_step(session: str, retry: Json) -> Activity:
     """OpenCode 2 counts the attempt that is to come, the run the one that failed."""
+    failed = max(1, as_int(retry.get("attempt")) - 1)
     error = as_dict(retry.get("error"))
-    return Activity(
-        session,
-        "retrying",
-        max(1, as_int(retry.get("attempt")) - 1),
-        min(as_float(retry.get("at")) / 1000 - time.time(), LONGEST_TIME),
-        as_text(error.get("message") or "the provider failed"),
-    )
+    return retry_of(session, failed, retry.get("at"), error.get("message"))
 
 
 def fields_of(form: Json) -> list[Json]:
@@ -6340,16 +6246,8 @@ def fields_of(form: Json) -> list[Json]:
     return [field for field in dicts(form.get("fields")) if not field.get("hidden")]
 
 
-def choices_of(field: Json) -> list[tuple[str, str, Any]]:
-    """Label, description and value of what a field lets one choose from."""
-    if field.get("type") == "boolean":
-        return [("yes", "", True), ("no", "", False)]
-    found = []
-    for option in dicts(field.get("options")):
-        value = option.get("value", option.get("label"))
-        label = as_text(option.get("label") or value)
-        found.append((label, as_text(option.get("description")), value))
-    return found
+def yes_or_no(field: Json) -> dict[str, bool]:
+    return {"yes": True, "no": False} if field.get("type") == "boolean" else {}
 
 
 def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
@@ -6363,7 +6261,13 @@ def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
     for number, field in enumerate(fields_of(form)):
         value: Any = message
         if number < len(labels):
-            values = {label: value for label, _, value in choices_of(field)}
+            values = {
+                **yes_or_no(field),
+                **{
+                    label_of(one): one.get("value", label_of(one))
+                    for one in dicts(field.get("options"))
+                },
+            }
             value = values.get(labels[number], labels[number])
         elif not (takes_words and message and field.get("custom")):
             continue
@@ -6386,7 +6290,7 @@ FAULT_KINDS = {
 }
 INTERRUPTED = Fault("aborted", "it was interrupted")
 # What it says itself, without a type of its own, before a provider is asked.
-_NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
+NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of_type(error: Any) -> Fault | None:
@@ -6397,7 +6301,7 @@ def fault_of_type(error: Any) -> Fault | None:
         return None
     message = as_text(error.get("message") or type)
     kind = FAULT_KINDS.get(type) or ("provider" if type.startswith("provider.") else "unknown")
-    missing = _NOT_THERE.match(message)
+    missing = NOT_THERE.match(message)
     if kind == "unknown" and missing:
         kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
     code = as_int(error.get("status"))
@@ -6419,7 +6323,8 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     has_more = False  # something was delivered after it
     for message in messages:
         type = message.get("type")
-        if type == "user" and (idle or has_finished(step)):
+        has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
+        if type == "user" and (idle or has_finished):
             if is_at_work:
                 return "unfinished", None
             break
@@ -6454,16 +6359,10 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "failed", fault_of_type(idle.get("error"))
     # A bare refusal looks like an interruption, but for what the tool says, and ends without a
     # word; what is left is a step whose tools' results nobody has asked for.
-    is_refused = outcome != "interrupted" and any(map(was_refused, dicts(step.get("content"))))
-    if is_refused:
+    if outcome != "interrupted" and any(map(was_refused, dicts(step.get("content")))):
         return "refused", None
     was_interrupted = outcome == "interrupted" or fault is not None  # of kind `aborted`
     return "cut", INTERRUPTED if was_interrupted else None
-
-
-def has_finished(step: Json) -> bool:
-    """Whether a step was its answer's last one: after tool calls another one follows."""
-    return bool(step) and step.get("finish") != "tool-calls"
 
 
 def was_refused(part: Json) -> bool:
@@ -6477,7 +6376,6 @@ def was_refused(part: Json) -> bool:
 
 OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
 TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
-
 
 Dialect = Union[OpenCode1, OpenCode2]
 
@@ -6533,11 +6431,7 @@ class StreamReader:
     """
 
     def __init__(
-        self,
-        dialect: Dialect,
-        post: Callable[[Any], None],
-        live: bool,
-        verbose: bool,
+        self, dialect: Dialect, post: Callable[[Any], None], live: bool, verbose: bool
     ) -> None:
         self.dialect = dialect
         self.post = post
@@ -6561,17 +6455,18 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client, path)
+                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, "text/event-stream"))
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
             time.sleep(STREAM_WAITS.after(failures))
 
-    def _connect(self, client: Client, path: str) -> None:
-        with client.open("GET", path, timeout=STREAM_TIMEOUT, accept=EVENTS) as response:
-            self.socket = socket.socket(fileno=os.dup(response.fileno()))
-            with self.socket:
-                self.post(StreamOpened())
-                self.read(iter(lambda: response.read1(1 << 18), b""))
+    def _connect(self, response: http.client.HTTPResponse) -> None:
+        with response:
+            if response.status == 200:
+                self.socket = socket.socket(fileno=os.dup(response.fileno()))
+                with self.socket:
+                    self.post(StreamOpened())
+                    self.read(iter(lambda: response.read1(1 << 18), b""))
 
     def stop(self) -> None:
         """Hang up, whatever the reading thread does: OpenCode 2 would not end for 20 s while
@@ -6650,75 +6545,60 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
-    words: str  # its command line and environment, as far as the system shows them
+    words: str  # its command line and environment, where `ps` shows them
 
 
 def has_proc() -> bool:
     return os.path.isdir(f"{PROC}/self")
 
 
-def proc_pids() -> list[int]:
-    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
-
-
 def list_processes() -> list[Process]:
-    """All processes, by `ps`; none where there is no such program, or it takes other options."""
-    with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
-            PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
-        ).stdout.decode("utf-8", "replace")
-        found = []
-        for line in said.split("\n"):
-            match = re.match(r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s(.*)", line)
-            if match:
-                pid, parent, group, memory = map(int, match.groups()[:4])
-                found.append(Process(pid, parent, group, memory, match.group(5)))
-        return found
-    return []
+    """All processes; none where there is no `ps` either, or it takes other options."""
+    rows: list[tuple[Any, ...]] = []
+    if has_proc():
+        page = os.sysconf("SC_PAGE_SIZE") >> 10
+        for pid in filter(str.isdigit, os.listdir(PROC)):
+            with suppress(OSError, IndexError), open(f"{PROC}/{pid}/stat", "rb") as file:
+                said = file.read().rpartition(b")")[2].split()
+                rows.append((pid, said[1], said[2], int(said[21]) * page, ""))
+    else:
+        with suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(
+                PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
+            ).stdout.decode("utf-8", "replace")
+            rows = re.findall(r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)", told, re.MULTILINE)
+    return [
+        Process(int(pid), int(parent), int(group), int(memory), words)
+        for pid, parent, group, memory, words in rows
+    ]
 
 
 def marked_pids(mark: str) -> list[int]:
     """The processes that carry the mark in their environment."""
-    wanted = f"{MARK}={mark}"
-    if not has_proc():
-        words = re.compile(rf"(?:^|\s){re.escape(wanted)}(?:\s|$)")
-        return [process.pid for process in list_processes() if words.search(process.words)]
     found = []
-    for pid in proc_pids():
-        with suppress(OSError), open(f"{PROC}/{pid}/environ", "rb") as file:
-            if f"\0{wanted}\0".encode() in b"\0" + file.read():
-                found.append(pid)
+    for process in list_processes():
+        entries = process.words.split()
+        if not entries:
+            with suppress(OSError), open(f"{PROC}/{process.pid}/environ", "rb") as file:
+                entries = file.read().decode("utf-8", "replace").split("\0")
+        if f"{MARK}={mark}" in entries:
+            found.append(process.pid)
     return found
 
 
 def descendants(pid: int) -> list[int]:
-    """All that a process has started and that still runs below it, where /proc cannot tell.
-
-    What leaves the group is found by its mark afterwards, where marks can be seen; elsewhere this
-    is the last moment to know of it.
-    """
-    if has_proc():
-        return []
-    children: dict[int, list[int]] = {}
-    for process in list_processes():
-        children.setdefault(process.parent, []).append(process.pid)
-    found = list(children.get(pid, []))
+    """All that a process has started and that still runs below it, where there is no /proc: what
+    leaves the group is found by its mark afterwards, but not wherever `ps` shows no marks."""
+    processes = [] if has_proc() else list_processes()
+    found = [pid]
     for one in found:  # it grows meanwhile
-        found += children.get(one, [])
-    return found
+        found += [process.pid for process in processes if process.parent == one]
+    return found[1:]
 
 
 def group_memory(group: int) -> int:
     """Resident MiB of a process group; 0 when it cannot be told."""
-    if not has_proc():
-        return sum(one.memory for one in list_processes() if one.group == group) >> 10
-    pages = 0
-    for pid in proc_pids():
-        with suppress(OSError, IndexError, ValueError):
-            if os.getpgid(pid) == group:
-                with open(f"{PROC}/{pid}/statm") as file:
-                    pages += int(file.read().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
 def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
@@ -6781,31 +6661,38 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
             os.kill(pid, signal.SIGKILL)
 
 
-class UsualSignals:
-    """While a program is started, this thread has the signals that the screen's thread is to have.
+def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a program; in a session of its own ctrl-c and ctrl-z in our terminal are not its.
 
-    A child inherits its starter's mask, and a server or a check with SIGWINCH and SIGTSTP blocked
-    would behave differently from one that a person starts.
+    A child inherits its starter's mask. One with SIGWINCH and SIGTSTP blocked, which only the
+    screen's thread is to have, would behave differently from one that a person starts.
     """
-
-    def __enter__(self) -> None:
-        signals = (signal.SIGWINCH, signal.SIGTSTP)
-        self.mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+    try:
+        return subprocess.Popen(argv, start_new_session=own_session, **how)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own: ctrl-c and ctrl-z in our terminal are not its."""
-    with UsualSignals():
-        return subprocess.Popen(argv, start_new_session=True, **how)
+# What OpenCode, as a program of Bun's, unpacks for itself at each start, maps, and leaves behind.
+LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib)"
+
+
+def remove_libraries(folder: str, before: float = math.inf) -> None:
+    """Remove the libraries in that folder that were written before then, and nothing else."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if re.fullmatch(LIBRARY, entry.name):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
 
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
 # "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
-# arguments: the mark, where /proc is, and the command that lists processes where there is none. The
-# mark is looked for as a whole entry of an environment; that of a check is longer.
+# arguments: the mark, where /proc is, the command that lists processes where there is none, the
+# folder with OpenCode's libraries and what they are called. The mark is looked for as a whole entry
+# of an environment; that of a check is longer.
 GUARD = """\
 trap '' HUP INT TERM
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
@@ -6830,6 +6717,7 @@ for signal in TERM KILL; do
     for pid in $(marked "$1" "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
+[ -d "$4" ] && ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 exit 0
 """
 
@@ -6837,84 +6725,77 @@ exit 0
 class Guard:
     """Ends what we started when we are killed without being able to do it ourselves."""
 
-    def __init__(self, mark: str, environment: dict[str, str]) -> None:
-        self.mark = mark
+    def __init__(self, mark: str, environment: dict[str, str], libraries: str = "") -> None:
+        self.arguments = (mark, PROC, " ".join(PS), libraries, LIBRARY)
         self.environment = {name: value for name, value in environment.items() if name != MARK}
         self.process: subprocess.Popen[bytes] | None = None
-        self.word = "0"
+        self.group = 0
         self.lock = threading.Lock()
 
     def watch(self, group: int) -> None:
         """From now on this process group is to be ended, too; 0: none."""
         with self.lock:
-            self.word = str(group)
-            self._tell(self.word)
+            self.group = group
+            self._tell(group)
 
     def look_after(self) -> None:
         """Somebody may have killed it: have another one."""
         with self.lock:
             if self.process and self.process.poll() is not None:
                 self.process = None
-                self._tell(self.word)
+                self._tell(self.group)
 
-    def _tell(self, word: str) -> None:
+    def _tell(self, word: object) -> None:
         with suppress(OSError):
             if self.process is None:
-                self.process = self._start()
+                self.process = spawn(
+                    ["/bin/sh", "-c", GUARD, "ocloop-guard", *self.arguments],
+                    cwd="/",
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=self.environment,
+                )
             assert self.process.stdin
-            self.process.stdin.write(word.encode() + b"\n")
+            self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return spawn(
-            ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)],
-            cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=self.environment,
-        )
-
     def dismiss(self) -> None:
-        with self.lock:
-            if self.process is None:
-                return
-            self._tell("over")
-            with suppress(OSError, subprocess.TimeoutExpired):
-                assert self.process.stdin
-                self.process.stdin.close()
-                self.process.wait(2)
+        with self.lock, suppress(OSError, subprocess.TimeoutExpired):
+            if self.process:
+                self._tell("over")
+                self.process.communicate(timeout=2)
 
 
 # ── opencode: the server's process ────────────────────────────────────────────────────────────────
 
-
 DEFAULT_USER = "opencode"
+ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 
 class Server:
     """The `opencode serve` process and everything it starts, or somebody else's server (--server).
 
-    One command at a time starts or stops it, until it is closed.
+    One command at a time starts or stops it, until it is closed. `libraries` is the folder into
+    which it unpacks its own; "": there is none.
     """
 
-    def __init__(self, options: Options, post: Callable[[Any], None]) -> None:
+    def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
         self.post = post
+        self.libraries = libraries
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.mark = os.urandom(12).hex()
         self.username = DEFAULT_USER
         self.password = ""  # each start has one of its own
         if options.server:
-            given = self.environment
-            self.username = given.get("OPENCODE_SERVER_USERNAME") or self.username
-            self.password = (
-                given.get("OPENCODE_PASSWORD") or given.get("OPENCODE_SERVER_PASSWORD") or ""
-            )
+            known = self.environment.get
+            self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
+            self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
         self.dialect: Dialect | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
-        self.guard = Guard(self.mark, self.environment)
+        self.guard = Guard(self.mark, self.environment, libraries)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
         self.is_showing_input = False  # it prints a configuration, which may hold keys
         self.turn = threading.RLock()  # held while it is started or stopped
@@ -6923,16 +6804,16 @@ class Server:
 
     def start(self, launch: int) -> Started:
         """Start it, after stopping what still runs of it. Raises Problem."""
+        options = self.options
         with self.turn:
             self.stop()
             try:
-                url = self.options.server or self._launch()
+                url = options.server or self._launch()
                 client, dialect_type, version = self._meet(url)
             except Problem as problem:
                 self.stop()
-                lines = "".join(f"\n  {line}" for line in self.last_lines)
-                raise Problem(f"{problem}{lines}", problem.status, problem.again) from None
-            options = self.options
+                said = f"{problem}{self._last_words()}"
+                raise Problem(said, problem.status, problem.again) from None
             self.dialect = dialect_type(client, options)
             self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             self.reader.start()
@@ -6945,66 +6826,59 @@ class Server:
         """Start the process; returns its URL once it listens."""
         port = self.options.port
         if port and not port_is_free(port):
-            raise Problem(
-                f"port {port} is taken: choose another one with --port, "
-                "or leave --port out for a free one"
-            )
+            advice = "choose another one with --port, or leave --port out for a free one"
+            raise Problem(f"port {port} is taken: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
-        login = {
+        environment = {
+            **self.environment,
             **OpenCode1.environment(self.username, self.password),
             **OpenCode2.environment(self.username, self.password),
+            MARK: self.mark,
         }
+        if self.libraries:
+            with suppress(OSError):  # somebody may have cleaned the folder away
+                os.makedirs(self.libraries, mode=0o700, exist_ok=True)
+                environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
+        self.last_lines.clear()
         try:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
                 self.guard.watch(0)  # it is there before there is something to guard
-                process = spawn(
+                self.process = process = spawn(
                     argv,
                     cwd=self.options.directory,
-                    env={**self.environment, **login, MARK: self.mark},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                 )
-                self.process = process
                 self.guard.watch(process.pid)
         except OSError as error:
             # It may be missing for some seconds only: an upgrade replaces it.
-            raise Problem(
-                f"cannot start {argv[0]}: {error.strerror or error}", again=True
-            ) from None
-        return self._wait_for_url(process, " ".join(argv))
-
-    def _wait_for_url(self, process: subprocess.Popen[bytes], command: str) -> str:
+            problem = f"cannot start {argv[0]}: {error.strerror or error}"
+            raise Problem(problem, again=True) from None
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.last_lines.clear()
         threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
-        try:
+        how = f"did not start within {START_TIMEOUT:.0f} s"
+        with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
-        except queue.Empty:
-            raise Problem(
-                f"OpenCode did not start within {START_TIMEOUT:.0f} s: "
-                f"run `{command}` yourself and look at what it says",
-                again=True,
-            ) from None
-        if url:
-            return url
-        raise Problem(
-            f"OpenCode ended with exit status {wait_for_end(process, 2.0)} while starting: "
-            f"run `{command}` yourself to see why",
-            again=True,  # another one that starts may have locked the database
-        )
+            if url:
+                return url
+            how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
+        problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
+        raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            self._keep(line)
             match = re.search(r"listening on (https?://\S+)", line)
             if match:
                 found.put(match.group(1))
+            else:
+                self._keep(line)
         found.put("")
 
     def _keep(self, line: str) -> None:
@@ -7015,60 +6889,53 @@ class Server:
         if not is_quoted and "password" not in line:  # 2.x may print the one it made
             self.last_lines.append(line[:300])
 
+    def _last_words(self) -> str:
+        return "".join(f"\n  {line}" for line in self.last_lines)
+
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        exit_status(process, waits=True)
+        problem = ENDED_BY_ITSELF.format(exit_status(process, waits=True))
         if self.process is process:
             time.sleep(0.1)  # for its last lines
-            self.post(ServerDied(launch, self.last_words(process)))
-
-    def last_words(self, process: subprocess.Popen[bytes]) -> str:
-        lines = "".join(f"\n  {line}" for line in self.last_lines)
-        return f"the server ended by itself with exit status {exit_status(process)}{lines}"
+            self.post(ServerDied(launch, problem + self._last_words()))
 
     def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
+        has_said = not self.options.server
 
         def is_gone() -> bool:
             return process is not None and exit_status(process) is not None
 
-        client = Client(url, self.username, self.password, is_gone)
-        has_said = False
         while True:
+            client = Client(url, self.username, self.password, is_gone)
             try:
-                return client, *detect(client)
+                return (client, *detect(client))
             except RequestError as error:
-                if error.code in (401, 403) and self.username != DEFAULT_USER:
+                is_locked = error.code in (401, 403)
+                is_booting = error.code == 503 and error.name != "service_failed"
+                if is_locked and self.username != DEFAULT_USER:
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
-                    client = Client(url, self.username, self.password, is_gone)
                     continue
                 if process and is_gone():
-                    raise Problem(self.last_words(process), again=True) from None
-                self._give_up(url, error, until)
-                is_booting = error.code == 503
-                if self.options.server and not has_said:
+                    problem = ENDED_BY_ITSELF.format(exit_status(process))
+                    raise Problem(problem, again=True) from None
+                if is_locked:
+                    raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                is_final = error.code != 0 and not is_booting
+                if is_final or self.closing or time.monotonic() > until:
+                    advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
+                    if self.options.server:
+                        advice = "start it, or leave --server out"
+                    raise Problem(f"{url} does not answer ({error}): {advice}") from None
+                if not has_said:
                     has_said = True
                     self.post(Noted("server", f"waiting for {url}: {error}"))
                 time.sleep(0.25 if is_booting else 1.0)
 
-    def _give_up(self, url: str, error: RequestError, until: float) -> None:
-        """Raise the Problem where waiting any longer cannot help."""
-        if error.code in (401, 403):
-            raise Problem(f"{url}: {WRONG_PASSWORD}") from None
-        is_booting = error.code == 503 and error.name != "service_failed"
-        is_final = error.code != 0 and not is_booting
-        if is_final or self.closing or time.monotonic() > until:
-            advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
-            if self.options.server:
-                advice = "start it, or leave --server out"
-            raise Problem(f"{url} does not answer ({error}): {advice}") from None
-
     def stop(self, session: str = "") -> None:
-        """Interrupt the session, and stop what we started.
-
-        The tools first, then the group, then what has left the group.
-        """
+        """Interrupt the session, and stop what we started: the tools, then the group, then what has
+        left the group."""
         with self.turn:
             with self.lock:
                 process = self.process
@@ -7085,8 +6952,10 @@ class Server:
             if process:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
+            remove_libraries(self.libraries)
 
     def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
+        """One that is gone hears none of it: the client sees to that."""
         with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
@@ -7117,8 +6986,11 @@ class Server:
         if not stopping.is_alive():
             self.guard.dismiss()
 
-    def memory(self) -> int:
-        """Resident MiB of the server's process group; 0 when it cannot be told."""
+    def look_after(self) -> int:
+        """See to what must not grow as the night goes on; returns MiB resident of its process
+        group, 0 when they cannot be told."""
+        self.guard.look_after()
+        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
         process = self.process
         return group_memory(process.pid) if process else 0
 
@@ -7138,7 +7010,8 @@ def port_is_free(port: int) -> bool:
 
 
 class Outside:
-    """The world as a run knows it: a request is the name of a method, and its arguments.
+    """The world as a run knows it: a request is the name of a method, and its arguments. What is
+    not known here (setup, send, poll, interrupt, reply) the server's dialect knows.
 
     What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
     """
@@ -7147,6 +7020,9 @@ class Outside:
         self.server = server
         self.options = server.options
         self.post = server.post
+        self.start_server = server.start
+        self.stop_server = server.stop
+        self.measure_server = server.look_after
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None
         self.is_check_stopped = False
@@ -7160,7 +7036,8 @@ class Outside:
 
     def _make(self, reply: Reply) -> None:
         try:
-            result = getattr(self, reply.request)(*reply.args)
+            place = self if hasattr(self, reply.request) else self.dialect
+            result = getattr(place, reply.request)(*reply.args)
         except (RequestError, Problem) as error:
             self.post(Answer(reply, error=error))
         except (RecursionError, MemoryError) as error:  # an answer may be of any depth and size
@@ -7175,20 +7052,6 @@ class Outside:
             raise RequestError(0, "the server is not running")
         return dialect
 
-    def start_server(self, launch: int) -> Started:
-        return self.server.start(launch)
-
-    def stop_server(self, session: str) -> None:
-        self.server.stop(session)
-
-    def measure_server(self) -> int:
-        """MiB resident, 0 when it cannot be told."""
-        self.server.guard.look_after()
-        return self.server.memory()
-
-    def setup(self) -> Setup:
-        return self.dialect.setup()
-
     def read_files(self) -> FilesRead:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
@@ -7196,36 +7059,20 @@ class Outside:
 
     def create(self, prompt: Prompt) -> Created:
         session, directory = self.dialect.create(prompt)
-        is_here = not directory or is_same_path(directory, self.options.directory)
+        here = self.options.directory
+        is_here = directory in ("", here) or os.path.realpath(directory) == os.path.realpath(here)
         return Created(session, "" if is_here else directory)
-
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        self.dialect.send(session, prompt, attempt)
-
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
-        return self.dialect.poll(session, prompt, attempt, closer)
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        self.dialect.interrupt(session, prompt, attempt)
-
-    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        self.dialect.reply(ask, decision, answers, message)
 
     # Shell commands of a person's: --check and --notify.
 
-    def shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int, mark: str
+    def _shell(
+        self, command: str, facts: dict[str, str], cwd: str, stdout: int, **mark: str
     ) -> subprocess.Popen[bytes]:
-        """Start a shell command.
-
-        Facts from plan and model may be longer and stranger than an environment can hold.
-        """
-        environment: dict[str, Any] = dict(self.server.environment)
-        if mark:
-            environment[MARK] = mark
+        """Start a shell command. Facts from plan and model may be longer and stranger than an
+        environment can hold."""
+        environment: dict[str, Any] = {**self.server.environment, **mark}
         for name, value in facts.items():
-            clean = value.replace("\0", "").encode("utf-8", "replace")
-            environment[name] = clean[:4000]
+            environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(
             ["/bin/sh", "-c", command],
             cwd=cwd,
@@ -7236,32 +7083,42 @@ class Outside:
         )
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
+        options = self.options
+        server = self.server
+        mark = {MARK: self.check_mark}
         try:
-            with self.server.lock:
-                self.is_check_stopped = self.server.closing
-                if self.is_check_stopped:
+            with server.lock:
+                self.is_check_stopped = server.closing
+                if server.closing:
                     return CheckResult(126, "", interrupted=True)
-                self.server.guard.watch(self.server.process.pid if self.server.process else 0)
-                process = self.shell(
-                    self.options.check,
-                    facts,
-                    self.options.directory,
-                    subprocess.PIPE,
-                    self.check_mark,
+                server.guard.watch(server.process.pid if server.process else 0)
+                process = self.check = self._shell(
+                    options.check, facts, options.directory, subprocess.PIPE, **mark
                 )
-                self.check = process
         except (OSError, ValueError) as error:
             return CheckResult(126, f"the check cannot be started: {error}")
-        tail = OutputTail(process)
+        tail = bytearray()
+
+        def read() -> None:
+            """All of it, since a full pipe would stop it; the last of it is kept."""
+            output: Any = process.stdout
+            for piece in iter(lambda: output.read1(1 << 16), b""):
+                tail.extend(piece)
+                del tail[:-LONGEST_TAIL]
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
         late = ""
-        status = wait_for_end(process, self.options.check_timeout or math.inf)
+        status = wait_for_end(process, options.check_timeout or math.inf)
         if status is None:
             status = 124
-            late = f"\n(ended after {duration(self.options.check_timeout)}: --check-timeout)"
+            late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
-        with self.server.lock:
+        with server.lock:
             self.check = None
-        return CheckResult(status, tail.text() + late, self.is_check_stopped)
+        reading.join(1)  # what it left behind may still write
+        said = bytes(tail).decode("utf-8", "replace").strip()
+        return CheckResult(status, said + late, self.is_check_stopped)
 
     def stop_check(self) -> None:
         with self.server.lock:
@@ -7275,7 +7132,7 @@ class Outside:
         directory = self.options.directory
         cwd = directory if os.path.isdir(directory) else "/"
         try:
-            process = self.shell(self.options.notify, facts, cwd, subprocess.DEVNULL, mark="")
+            process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
         except (OSError, ValueError) as error:
             raise Problem(f"--notify cannot be started: {error}") from None
 
@@ -7285,34 +7142,6 @@ class Outside:
                 self.post(Noted("warn", f"--notify ended with exit status {status}"))
 
         threading.Thread(target=wait, daemon=True).start()
-
-
-def is_same_path(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
-
-
-class OutputTail:
-    """The last of what a program prints; all of it is read, since a full pipe would stop it."""
-
-    LENGTH = 4096  # bytes
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.kept = bytearray()
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        number = self.process.stdout.fileno()
-        for piece in iter(lambda: os.read(number, 1 << 16), b""):
-            self.kept.extend(piece)
-            del self.kept[: -self.LENGTH]
-
-    def text(self) -> str:
-        """What there is once the program has ended; what it left behind may still write."""
-        self.thread.join(1)
-        return bytes(self.kept).decode("utf-8", "replace").strip()
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -7334,10 +7163,11 @@ def say(text: str, file: Any = None) -> None:
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
+    COLOURS: ClassVar = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+    is_given_away = False
+
     def __init__(self, colour: bool, utf8: bool) -> None:
-        self.colours: dict[str, str] = {}
-        if colour:
-            self.colours = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
+        self.colours = self.COLOURS if colour else {}
         self.utf8 = utf8
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -7350,27 +7180,20 @@ class LineScreen:
     def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
-    @property
-    def is_given_away(self) -> bool:
-        return False
-
     def close(self) -> None:
         self.queue.put(None)
         self.thread.join(5)
 
     def _run(self) -> None:
         for entry in iter(self.queue.get, None):
-            line = self._line(entry)
+            colour = self.colours.get(entry.tone, "")
+            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
+            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            kind = f"{printable(entry.kind)[:8]:<8}"
+            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
+            line = f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
             with suppress(OSError, ValueError):  # nobody may be reading any more
                 print(line if self.utf8 else ascii_only(line), flush=True)
-
-    def _line(self, entry: Entry) -> str:
-        colour = self.colours.get(entry.tone, "")
-        start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
-        stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-        kind = f"{printable(entry.kind)[:8]:<8}"
-        text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
-        return f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
 
 
 class CursesScreen:
@@ -7436,7 +7259,15 @@ class CursesScreen:
                 return
         window = curses.initscr()
         try:
-            self._use(window)
+            curses.noecho()
+            curses.cbreak()
+            window.keypad(True)
+            window.timeout(int(self.FRAME * 1000))
+            if takes_output():  # curs_set writes, and does not let go of Python's lock
+                with suppress(curses.error):
+                    curses.curs_set(0)
+            self._make_styles()
+            self._loop(window)
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             if self.handed:
                 self.post(Answer(self.handed[0], error=Problem("the terminal is gone")))
@@ -7445,17 +7276,6 @@ class CursesScreen:
         finally:
             self._leave(window)
 
-    def _use(self, window: Any) -> None:
-        curses.noecho()
-        curses.cbreak()
-        window.keypad(True)
-        window.timeout(int(self.FRAME * 1000))
-        if takes_output():  # curs_set writes, and does not let go of Python's lock
-            with suppress(curses.error):
-                curses.curs_set(0)
-        self._make_styles()
-        self._loop(window)
-
     def _leave(self, window: Any) -> None:
         if not takes_output():
             restart_output()  # it may have been ctrl-S: whoever pressed it wants the shell back now
@@ -7463,8 +7283,7 @@ class CursesScreen:
             set_termios(0, self.modes)
             return
         self._title("")
-        undo = (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin)
-        for step in undo:
+        for step in (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin):
             with suppress(curses.error):
                 step()
 
@@ -7472,17 +7291,17 @@ class CursesScreen:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
         if not self.colour:
             return
-        colours = (
-            ("good", curses.COLOR_GREEN),
-            ("bar", curses.COLOR_GREEN),
-            ("bad", curses.COLOR_RED),
-            ("warn", curses.COLOR_YELLOW),
-            ("accent", curses.COLOR_CYAN),
-        )
+        colours = {
+            "good": curses.COLOR_GREEN,
+            "bar": curses.COLOR_GREEN,
+            "bad": curses.COLOR_RED,
+            "warn": curses.COLOR_YELLOW,
+            "accent": curses.COLOR_CYAN,
+        }
         with suppress(curses.error):
             curses.start_color()
             curses.use_default_colors()
-            for name, colour in colours:
+            for name, colour in colours.items():
                 curses.init_pair(colour, colour, -1)
                 self.styles[name] = curses.color_pair(colour)
 
@@ -7492,14 +7311,13 @@ class CursesScreen:
         quick = 0
         rung = ""  # the ask for which the bell was rung
         while not self.closing:
-            picture = self.picture
-            now = time.monotonic()
             if self.handed:
                 self._give_terminal(window, *self.handed)
                 self.handed = None
                 drawn = None
-            is_new = picture is not None and picture is not drawn
-            if picture is not None and is_new and now - drawn_at >= self.FRAME * 0.9:
+            picture = self.picture
+            now = time.monotonic()
+            if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
                 if picture.ask_id and picture.ask_id != rung:
                     with suppress(OSError):
@@ -7508,16 +7326,15 @@ class CursesScreen:
                 drawn = picture
                 drawn_at = now
             key = window.getch()
-            if key == -1:
-                at_once = time.monotonic() - now < self.FRAME / 4
-                quick = quick + 1 if at_once else 0
-                if quick > self.HUNG_UP_AFTER:
-                    self.post(ScreenLost("the terminal hung up"))
-                    return
+            if key != -1:
+                quick = 0
+                drawn = None
+                self._take_key(window, key)
                 continue
-            quick = 0
-            drawn = None
-            self._take_key(window, key)
+            quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
+            if quick > self.HUNG_UP_AFTER:
+                self.post(ScreenLost("the terminal hung up"))
+                return
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
@@ -7547,9 +7364,7 @@ class CursesScreen:
         for y, row in enumerate(rows):
             x = 0
             for style, text in row:
-                attributes = 0
-                for name in style.split():
-                    attributes |= self.styles.get(name, 0)
+                attributes = sum(self.styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
@@ -7580,18 +7395,18 @@ class CursesScreen:
         said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
         with suppress(OSError):
             os.write(1, said.encode() + b"\r\n")
-        answer = Answer(reply)
+        failure: Problem | None = None
         try:
-            with UsualSignals():
-                self.child = subprocess.Popen(argv, env=env)
+            # It leaves with a stack of its own: nobody wants to see that.
+            self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
-                problem = f"OpenCode's interface ended with exit status {status}"
-                answer = Answer(reply, error=Problem(problem))
+                said = f"OpenCode's interface ended with exit status {status}"
+                failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
         except OSError as error:
-            answer = Answer(reply, error=Problem(f"cannot start {argv[0]}: {error}"))
-        self.post(answer)
+            failure = Problem(f"cannot start {argv[0]}: {error}")
+        self.post(Answer(reply, error=failure))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
@@ -7653,9 +7468,8 @@ def curses_problem() -> str:
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 # What a run reads, and what it leaves for others: its log, and per plan a lock that dies with its
-# owner and a state file that `status` and `attach` read. All of it is private to the user. Reading
-# is done in a lane of the worker's, writing on one thread, so that a file system that hangs holds
-# up neither the run nor its end.
+# owner and a state file that `status` and `attach` read. All of it is private to the user. Writing
+# is done on one thread, so that a file system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int) -> str:
@@ -7665,7 +7479,8 @@ def read_whole(number: int) -> str:
             raise OSError(0, "it is not a file")
         pieces = []
         left = LARGEST
-        while piece := os.read(number, 1 << 20):  # of the system's own files some wait for more
+        # Of the system's own files some wait for more.
+        for piece in iter(lambda: os.read(number, 1 << 20), b""):
             pieces.append(piece)
             left -= len(piece)
             if left < 0:
@@ -7722,47 +7537,37 @@ class Log:
         self.path = path
         self.writer = writer
         self.post = post
-        self.is_json = path.endswith(".jsonl")
         self.has_warned = False
 
     def add(self, entries: Sequence[Entry]) -> None:
         if self.path and entries:
-            lines = [self.line(entry) for entry in entries]
-            self.writer.put(lambda: self._append(lines))
+            lines = "".join(f"{self.line(entry)}\n" for entry in entries)
+            self.writer.put(lambda: self._append(lines.encode("utf-8", "backslashreplace")))
 
-    def _append(self, lines: Sequence[str]) -> None:
-        """A disk that is full or a path that cannot be written is said once, and tried on."""
-
-        def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NONBLOCK, 0o600)  # a pipe without a reader: an error
-
+    def _append(self, left: bytes) -> None:
+        """All of it or nothing, since half a line would make the file unreadable for others. That
+        it cannot be written is said once, and tried on."""
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            with open(self.path, "ab", buffering=0, opener=opener) as file:
-                self._write_whole(file.fileno(), "".join(line + "\n" for line in lines))
+            number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
+            with os.fdopen(number, "ab", buffering=0):
+                before = os.fstat(number).st_size
+                try:
+                    while left:
+                        left = left[os.write(number, left) :]
+                except OSError:
+                    with suppress(OSError):
+                        os.ftruncate(number, before)  # not of a pipe
+                    raise
             self.has_warned = False
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
-                problem = (
-                    f"cannot write the log {self.path}: {error.strerror}; going on without: "
-                    "name another path with --log"
-                )
-                self.post(Noted("warn", problem))
-
-    def _write_whole(self, number: int, text: str) -> None:
-        """All of it, or nothing: half a line would make the file unreadable for others."""
-        before = os.fstat(number).st_size
-        left = text.encode("utf-8", "backslashreplace")
-        try:
-            while left:
-                left = left[os.write(number, left) :]
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(number, before)  # not of a pipe
-            raise
+                problem = f"cannot write the log {self.path}: {error.strerror}; going on without"
+                self.post(Noted("warn", f"{problem}: name another path with --log"))
 
     def line(self, entry: Entry) -> str:
-        if not self.is_json:
+        if not self.path.endswith(".jsonl"):
             text = entry.text.replace("\n", " / ")
             return printable(f"{iso_time(entry.time)} {entry.kind:<8} {text}")
         record = {
@@ -7790,9 +7595,8 @@ def local_time(form: str, seconds: float) -> str:
 class RunFile:
     """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
 
-    The folder is held open, and looked at again before each use: whoever cleans it away may put
-    another one in its place. Where there is none, the plan's own folder is locked, and nothing
-    written.
+    The folder is made sure of before each use: whoever cleans it away may put another one in its
+    place. Where there is none, the plan's own folder is locked, and nothing written.
     """
 
     def __init__(self, plan: str) -> None:
@@ -7800,61 +7604,35 @@ class RunFile:
         self.home = os.path.dirname(real)
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(self.home))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
-        self.folder, self.number, self.problem = private_folder()
+        self.folder, self.problem = private_folder()
         self.lock: int | None = None  # the file descriptor that holds it
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
-
-    def look_again(self) -> None:
-        """Make sure of the folder. OSError when it cannot be had any more."""
-        with suppress(OSError):
-            if os.path.samestat(os.lstat(self.folder), os.fstat(self.number)):
-                check_private(self.number)
-                return
-        number = open_private(self.folder)
-        os.close(self.number)
-        self.number = number
-
-    def open(self, name: str, flags: int) -> int:
-        """A file of the folder's, never by way of a link, nor one that is somebody else's."""
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        number = os.open(name, flags, 0o600, dir_fd=self.number)
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
-            os.close(number)
-            raise PermissionError(errno.EPERM, "it is not a file of ours")
-        return number
+        self.libraries = os.path.join(self.folder, f"{name}.libraries")
 
     def open_lock(self, flags: int) -> int:
         if not self.folder:
             return os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.look_again()
-        return self.open(self.lock_name, flags)
+        with private(self.folder) as folder:
+            return open_ours(self.lock_name, flags, folder)
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        try:
-            number = self.open_lock(os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            self.problem = (
-                f"the lock in {self.folder or self.home} cannot be opened ({error.strerror}): "
-                "no lock against a second loop"
-            )
-            return 0
         for _attempt in range(5):
             try:
+                number = self.open_lock(os.O_RDWR | os.O_CREAT)
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                os.close(number)
                 time.sleep(0.1)  # `status` holds it for a moment
-            except OSError as error:  # a file system that knows no locks
+            except OSError as error:  # some file systems know no locks
                 self.problem = (
-                    f"no lock on this file system ({error}): "
-                    "make sure that no second loop works on this plan"
+                    f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
+                    "sure that no second loop works on this plan"
                 )
-                break
+                return 0
         else:
-            os.close(number)
             return self.running() or self.acquire()  # its owner may have ended just now
         self.lock = number
         if self.folder:
@@ -7876,68 +7654,94 @@ class RunFile:
                 os.close(number)
         return 0
 
-    def keep_lock(self) -> None:
+    def keep_lock(self, folder: int) -> None:
         """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""
-        if self.lock is None:
-            return
         with suppress(OSError):
-            named = os.stat(self.lock_name, dir_fd=self.number, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(self.lock)):
+            named = os.stat(self.lock_name, dir_fd=folder, follow_symlinks=False)
+            if self.lock is None or os.path.samestat(named, os.fstat(self.lock)):
                 return
-        os.close(self.lock)
-        self.lock = None
-        self.acquire()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+            self.acquire()
+
+    def make_libraries(self) -> str:
+        """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
+        is there cannot be run."""
+        with suppress(OSError):
+            if self.folder and not os.statvfs(self.folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+                with private(self.libraries):
+                    return self.libraries
+        return ""
 
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
-        self.look_again()
-        self.keep_lock()
-        draft = f"{self.name}.{os.getpid()}"
-        with suppress(FileNotFoundError):  # of one that was killed, with our number
-            os.unlink(draft, dir_fd=self.number)
-        number = self.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-                json.dump(record, file)
-            os.replace(draft, self.name, src_dir_fd=self.number, dst_dir_fd=self.number)
-        except OSError:  # a full disk
-            with suppress(OSError):
-                os.unlink(draft, dir_fd=self.number)
-            raise
+        with private(self.folder) as folder:
+            self.keep_lock(folder)
+            draft = f"{self.name}.{os.getpid()}"
+            with suppress(FileNotFoundError):  # of one that was killed, with our number
+                os.unlink(draft, dir_fd=folder)
+            number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
+            try:
+                with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                    json.dump(record, file)
+                os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:  # a full disk
+                with suppress(OSError):
+                    os.unlink(draft, dir_fd=folder)
+                raise
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
-        if not self.folder:
-            return {}
-        try:
-            self.look_again()
-            record = as_dict(json.loads(read_whole(self.open(self.name, os.O_RDONLY))))
-            json.dumps(record)  # what is nested too deep for that is not ours
-            return record
-        except (OSError, ValueError, RecursionError):
-            return {}
+        return read_record(self.folder, self.name) if self.folder else {}
 
 
-def check_private(number: int) -> None:
-    """PermissionError for a folder that somebody else can write into."""
-    found = os.fstat(number)
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
+def read_record(folder: str, name: str) -> Json:
+    try:
+        with private(folder) as number:
+            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
+        json.dumps(record)  # what is nested too deep for that is not ours
+        return record
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
-def open_private(folder: str) -> int:
-    """The descriptor of a folder of our own, which is made where it is missing."""
+def plans_of_all() -> list[str]:
+    """The plans on this machine that a run of this user's works on, or worked on; newest first."""
+    folder, _problem = private_folder()
+    names = os.listdir(folder) if folder else []
+    records = [read_record(folder, name) for name in names if name.endswith(".json")]
+    records.sort(key=lambda record: as_float(record.get("updated")), reverse=True)
+    return [plan for plan in (as_text(record.get("plan")) for record in records) if plan]
+
+
+@contextmanager
+def private(folder: str) -> Iterator[int]:
+    """The descriptor of a folder of our own, which is made where it is missing. OSError where it
+    is a link, or somebody else may write into it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        check_private(number)
+        found = os.fstat(number)
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it cannot be written")
-    except OSError:
+        yield number
+    finally:
         os.close(number)
-        raise
+
+
+def open_ours(name: str, flags: int, folder: int) -> int:
+    """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    number = os.open(name, flags, 0o600, dir_fd=folder)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        os.close(number)
+        raise PermissionError(errno.EPERM, "it is not a file of ours")
     return number
 
 
@@ -7949,27 +7753,22 @@ def belongs_to_others(path: str) -> bool:
     return False
 
 
-def private_folder() -> tuple[str, int, str]:
-    """Where state is kept, its descriptor, and a warning when it is not where it should be."""
+def private_folder() -> tuple[str, str]:
+    """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
     home = os.path.expanduser("~")
     steps = [os.path.join(home, step) for step in ("", ".local", ".local/state")]
     if os.environ.get("XDG_STATE_HOME"):
         steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
     wanted = os.path.join(steps[-1], "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
-    for folder in (wanted, fallback):
-        with suppress(OSError):
-            if folder == fallback or not any(map(belongs_to_others, steps)):
-                problem = "" if folder == wanted else f"{wanted} cannot be used: using {folder}"
-                return folder, open_private(folder), problem
-    return (
-        "",
-        -1,
-        (
-            f"neither {wanted} nor {fallback} can be used: no `status`, and no second loop on any "
-            "plan in this folder"
-        ),
-    )
+    places = [(fallback, f"{wanted} cannot be used: using {fallback}")]
+    if not any(map(belongs_to_others, steps)):
+        places.insert(0, (wanted, ""))
+    for folder, problem in places:
+        with suppress(OSError), private(folder):
+            return folder, problem
+    problem = f"neither {wanted} nor {fallback} can be used: no `status`"
+    return "", f"{problem}, and no second loop on any plan in this folder"
 
 
 GIT_WITHIN = 5.0  # seconds: what git says is worth no more
@@ -7983,20 +7782,17 @@ def git(directory: str, *arguments: str) -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_WITHIN,
-            check=False,
+            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
-        if found.returncode == 0:
-            return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+        return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
     return None
 
 
 def changes_since(directory: str, commit: str) -> Json | None:
     """How many files and lines differ from that commit, whether or not they are committed."""
-    if not commit:
-        return None
     how = ("--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
-    differ = git(directory, "diff", *how, commit, "--", ".")
+    differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z")
     if differ is None or others is None:
         return None
@@ -8005,18 +7801,12 @@ def changes_since(directory: str, commit: str) -> Json | None:
     added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
     removed = sum(int(count[1]) for count in counts if count[1].isdigit())
     for name in names[:1000]:
-        path = os.path.join(directory, name)
-        with suppress(OSError):
-            if os.path.isfile(path) and os.path.getsize(path) < 1 << 20:
-                with open(path, "rb") as file:
-                    added += file.read().count(b"\n")
-    return {
-        "commit": commit,
-        "files": len(counts) + len(names),
-        "untracked": len(names),
-        "added": added,
-        "removed": removed,
-    }
+        text, _problem = read_text(os.path.join(directory, name), "file")
+        added += (text or "").count("\n")
+    untracked = len(names)
+    files = len(counts) + untracked
+    sums = {"files": files, "untracked": untracked, "added": added, "removed": removed}
+    return {"commit": commit, **sums}
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
@@ -8027,8 +7817,10 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    plan = run.plan
-    tasks = view_tasks(plan, run.books.results, view_under_way(run, run.now))
+    retry = talk.retry if talk else None
+    asks = talk.asks.open.values() if talk else ()
+    tasks = view_tasks(run.plan, run.books.results, view_under_way(run, run.now))
+    began = run.clock.wall - run.now  # when the run's own clock stood at 0
     record: Json = {
         "pid": os.getpid(),
         "plan": run.options.plan,
@@ -8049,9 +7841,9 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "server": run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
-        "waits_for": [],
-        "retry": "",
-        "waiting_until": None,
+        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
+        "retry": f"{retry.message} (at {clock(began + retry.at)})" if retry else "",
+        "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "check": {
             "command": run.options.check,
             "verdict": run.gate.last,
@@ -8059,30 +7851,18 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         },
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "summary": plan.summary,
+        "summary": run.plan.summary,
         "gone": run.books.gone,
         "refused": dict(refused_by(run.books.results)),
     }
-    if talk:
-        asks = talk.asks.open.values()
-        record["waits_for"] = [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks]
-        if talk.retry:
-            at = local_time("%H:%M", run.clock.wall + talk.retry.at - run.now)
-            record["retry"] = f"{talk.retry.message} (at {at})"
-    if run.wait_until is not None:
-        record["waiting_until"] = run.clock.wall + run.wait_until - run.now
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
-    if status is not None:
-        # It may have been looked at for hours before somebody pressed Q.
-        ends = (entry.time for entry in reversed(run.journal.entries) if is_end(entry))
-        ended = next(ends, run.clock.wall)
-        return dict(record, state="ended", status=status, ended=ended)
-    secrets = (server.username, server.password, list(run.options.opencode))
-    return {**record, **dict(zip(SECRETS, secrets))}
-
-
-def is_end(entry: Entry) -> bool:
-    return entry.record is not None and entry.record.get("record") == "run"
+    if status is None:
+        secrets = (server.username, server.password, list(run.options.opencode))
+        return {**record, **dict(zip(SECRETS, secrets))}
+    # It may have been looked at for hours before somebody pressed Q.
+    entries = reversed(run.journal.entries)
+    ends = (one.time for one in entries if (one.record or {}).get("record") == "run")
+    return {**record, "state": "ended", "status": status, "ended": next(ends, run.clock.wall)}
 
 
 def task_record(item: TaskView) -> Json:
@@ -8100,38 +7880,19 @@ def task_record(item: TaskView) -> Json:
     }
 
 
-def result_record(result: Result) -> Json:
-    return {
-        "iteration": result.number,
-        "task": result.goal,
-        "outcome": result.word,
-        "problem": result.problem,
-        "seconds": round(result.seconds, 1),
-        "model": result.model,
-        "check": result.check,
-        "refused": dict(result.refused),
-        **result.spend.record(),
-    }
-
-
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
     dialect: type[Dialect] = OpenCode1
     if record.get("generation") == OpenCode2.generation:
         dialect = OpenCode2
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
-    argv = dialect.attach_argv(
-        opencode,
-        as_text(record.get("server")),
-        as_text(record.get("session")),
-        as_text(record.get("directory")),
-    )
-    login = dialect.environment(as_text(record.get("username")), as_text(record.get("password")))
-    environment = {**os.environ, **login}
+    where = [as_text(record.get(name)) for name in ("server", "session", "directory")]
+    login = [as_text(record.get(name)) for name in ("username", "password")]
+    environment = {**os.environ, **dialect.environment(*login)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
-        known = environment.get(name, "")
-        environment[name] = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
-    return argv, environment
+        known = (environment.get(name), "127.0.0.1", "localhost")
+        environment[name] = ",".join(filter(None, known))
+    return dialect.attach_argv(opencode, *where), environment
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
@@ -8202,7 +7963,7 @@ examples:
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key:<22} {what}{chr(10)}" for key, what in HELP_ON_KEYS)}
+{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
 durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
@@ -8246,31 +8007,34 @@ def seconds(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in pairs))
 
 
+def matched(pattern: str, text: str, advice: str) -> str:
+    """The text, where it looks like that; argparse's error for anything else."""
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
+    return text
+
+
 def count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number; 0 means off")
-    return int(text)
+    return int(matched("[0-9]+", text, "count: write a whole number; 0 means off"))
 
 
 def dollars(text: str) -> float:
-    if not re.fullmatch(r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no amount: write US dollars such as 20 or 0.50"
-        )
-    return float(text.lstrip("$"))
+    amount = r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)"
+    return float(matched(amount, text, "amount: write US dollars such as 20 or 0.50").lstrip("$"))
 
 
 def model_name(text: str) -> str:
-    if not all(re.fullmatch(r"[^/\s]+/\S+", name) for name in text.split(",")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no model: write providerID/modelID; `opencode models` lists them"
+    for name in text.split(","):
+        matched(
+            r"[^/\s]+/\S+", name, "model: write providerID/modelID; `opencode models` lists them"
         )
     return text
 
 
 def port_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number up to 65535")
+    advice = "port: write a number up to 65535"
+    if int(matched("[0-9]+", text, advice)) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
     return int(text)
 
 
@@ -8282,8 +8046,8 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "PORT": port_number,
     "PROVIDER/MODEL": model_name,
 }
-# A line without a description begins a group. The defaults in brackets are those of Options; a test
-# holds the two together.
+# The options of each command. A line without a description begins a group. The defaults in brackets
+# are those of Options; a test holds the two together.
 RUN_OPTIONS = """\
 what is worked
 --plan PATH                   the plan file (PLAN.md)
@@ -8292,11 +8056,11 @@ what is worked
 -a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
 -r --run                      start at once, without waiting for S
 -d --debug                    skip the validation of the plan file
---dry-run                     check everything, show the first prompt, start nothing
+--dry-run                     check everything, also with the server, and work nothing
 when it stops
 --max-iterations N            after N iterations
---max-cost USD                when this much was spent
---max-time DURATION           when this much time has passed
+--max-cost USD                when this much was spent; in the midst of an iteration at twice that
+--max-time DURATION           when this much time has passed; the same at twice that
 --max-wait DURATION           after waiting so long, in a row, for a provider (24h)
 --stuck N                     after N iterations in a row that settle no task, or fail the check (5)
 --retries N                   after N failed iterations in a row (5; 0: never)
@@ -8320,6 +8084,30 @@ the server
 """
 
 
+STATUS_OPTIONS = """\
+--plan PATH                   the plan file (PLAN.md)
+--all                         a line for each loop on this machine that runs, or ran last
+--json                        print it as JSON
+"""
+ATTACH_OPTIONS = """\
+--plan PATH                   the plan file (PLAN.md)
+"""
+BOOTSTRAP_OPTIONS = """\
+-f --force                    replace what exists, and keep a copy of it
+"""
+COMMANDS = (
+    ("run", "work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
+    ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, BOOTSTRAP_HELP),
+    ("status", "how far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
+    (
+        "attach",
+        "join the running loop's session in OpenCode's own interface",
+        ATTACH_OPTIONS,
+        ATTACH_HELP,
+    ),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Says of a mistake what was probably meant, and whose --help has more."""
 
@@ -8329,18 +8117,36 @@ class Parser(argparse.ArgumentParser):
             message = f"there is no command {choice.group(1)}{self.suggestion(choice.group(1))}"
         raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
 
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
     def suggestion(self, word: str) -> str:
         """`: did you mean …?`, from all that this parser knows."""
-        known = [option for action in self._actions for option in action.option_strings]
+        known = self.options()
         for action in self._actions:
             known += list(action.choices or ())
         likeness = 0.75 if word.startswith("-") else 0.6  # `--budget` is not meant to be `--debug`
         close = difflib.get_close_matches(word, known, 1, likeness)
         return f": did you mean {close[0]}?" if close else ""
 
+    def add_options(self, described: str) -> None:
+        group: argparse._ActionsContainer = self
+        for line in described.splitlines():
+            option, _, what = line.partition("  ")
+            *flags, last = option.split()
+            more: dict[str, Any] = {"metavar": last, "type": VALUES.get(last, str)}
+            if not what:
+                group = self.add_argument_group(line)
+                continue
+            if last.startswith("-"):
+                flags.append(last)
+                more = {"action": "store_true"}
+            elif "--model" in flags:
+                more.update(dest="models", action="append")
+            group.add_argument(*flags, help=what.strip(), **more)
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the commands by their names."""
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="ocloop.py",
@@ -8349,17 +8155,11 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
         "per task, until the plan is complete.",
     )
-    parser.add_argument("--version", action="version", version=f"ocloop {__version__}")
+    parser.add_argument("--version", action="store_true", help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    described = (
-        ("run", "work the plan in this directory until it is complete", RUN_HELP),
-        ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_HELP),
-        ("status", "how far a plan is, and how a run on it is doing", STATUS_HELP),
-        ("attach", "join the running loop's session in OpenCode's own interface", ATTACH_HELP),
-    )
     commands: dict[str, Parser] = {}
-    for name, what, epilog in described:
-        commands[name] = subparsers.add_parser(
+    for name, what, options, epilog in COMMANDS:
+        commands[name] = command = subparsers.add_parser(
             name,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
@@ -8367,42 +8167,16 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
             formatter_class=formatter,
             allow_abbrev=False,
         )
-    add_run_options(commands["run"])
+        command.add_options(options)
     commands["bootstrap"].add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
-    commands["bootstrap"].add_argument(
-        "-f", "--force", action="store_true", help="replace what exists, and keep a copy of it"
-    )
-    commands["status"].add_argument("--json", action="store_true", help="print it as JSON")
-    for name in ("status", "attach"):
-        commands[name].add_argument(
-            "--plan", default="PLAN.md", metavar="PATH", help="the plan file (PLAN.md)"
-        )
-    return parser, commands
 
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    group: argparse._ArgumentGroup | None = None
-    for line in RUN_OPTIONS.splitlines():
-        option, _, what = line.partition("  ")
-        *flags, last = option.split()
-        what = what.strip()
-        if not what:
-            group = parser.add_argument_group(line)
-            continue
-        assert group
-        if last.startswith("-"):
-            group.add_argument(*flags, last, action="store_true", help=what)
-        elif "--model" in flags:
-            group.add_argument(
-                *flags, dest="models", metavar=last, type=model_name, action="append", help=what
-            )
-        else:
-            group.add_argument(*flags, metavar=last, type=VALUES.get(last, str), help=what)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser, commands = make_parser()
-    given, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0].partition("=")[0] if words else ""
+    if first == "--version":
+        return argparse.Namespace(command=first)
+    if first not in parser.options() and first in commands["run"].options():
+        parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
+    given, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[given.command]
         word = unknown[0].partition("=")[0]
@@ -8410,6 +8184,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.error(f"{word} is no option: name a plan with --plan {word}")
         command.error(f"there is no option {word}{command.suggestion(word)}")
     return given
+
+
+def version(given: argparse.Namespace) -> int:
+    """Which file this is, too: a copy that somebody edited has another sum."""
+    import hashlib  # for this alone: a start is quick
+
+    with open(__file__, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    say(f"ocloop {__version__} (SHA-256 {digest[:12]})")
+    return 0
 
 
 def make_options(given: argparse.Namespace) -> Options:
@@ -8441,9 +8225,9 @@ def make_options(given: argparse.Namespace) -> Options:
 
 def absolute(path: str) -> str:
     path = os.path.expanduser(path)
-    return (
-        path if os.path.isabs(path) else os.path.normpath(os.path.join(current_directory(), path))
-    )
+    if os.path.isabs(path):
+        return path
+    return os.path.normpath(os.path.join(current_directory(), path))
 
 
 def current_directory() -> str:
@@ -8475,13 +8259,14 @@ def find_opencode(asked: str) -> tuple[str, ...]:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if found is None:
         raise Problem(
-            f"{argv[0]} is not there: install OpenCode (see opencode.ai, or `npm install -g "
-            'opencode-ai` for 1.x), or let npx fetch it with --opencode "npx -y opencode-ai"'
+            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai` for 1.x, "
+            "`npm install -g @opencode/cli` for 2.x), or let npx fetch it with "
+            '--opencode "npx -y opencode-ai"'
         )
     return (os.path.abspath(found), *argv[1:])
 
 
-# What can be checked in the evening, without a server.
+# What can be checked in the evening.
 
 
 class Preflight(NamedTuple):
@@ -8491,7 +8276,7 @@ class Preflight(NamedTuple):
     prompt: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    model: str  # of OpenCode's configuration in this project, "" when none is found
+    tasks: tuple[str, ...]  # the first ones, in lines, as they were read
 
 
 def preflight(options: Options) -> Preflight:
@@ -8500,51 +8285,71 @@ def preflight(options: Options) -> Preflight:
     prompt, prompt_problem = read_text(options.prompt, "prompt")
     plan = parse_plan(text or "")
     fields, body = split_front_matter(prompt or "")
-    problems: list[str] = []
-    if plan_problem or prompt_problem:
-        problems += filter(None, (plan_problem, prompt_problem))
-    elif not plan.tasks and plan.summary is None:
-        problems.append(NO_TASK.format(options.plan))
-        name = os.path.basename(options.plan)
-        problems += name_near_misses(name, plan.near_misses)
-    elif not body:
+    name = os.path.basename(options.plan)
+    near_misses = name_near_misses(name, plan.near_misses)
+    problems = [problem for problem in (plan_problem, prompt_problem) if problem]
+    warnings = [*near_misses, *warnings_of(options, fields, body)]
+    if not problems and not plan.tasks and plan.summary is None:
+        problems = [NO_TASK.format(options.plan), *near_misses]
+    elif not problems and not body:
         problems.append(NO_PROMPT.format(options.prompt))
+    starter = parse_plan(STARTER_PLAN).tasks[0].text
+    if any(task.text == starter for task in plan.tasks):
+        said = f"{name} is still the starter: write your own tasks into it"
+        (warnings if options.attended else problems).append(said)
     if options.debug:
         problems = []
+    try:
+        model_name(",".join(models_of(fields)) or "any/model")
+    except argparse.ArgumentTypeError as error:
+        problems.append(f"{options.prompt}: {error}")
     problems += check_log(options)
     problems += check_commands(options)
-    model, config_problem = configured_model(options.directory)
-    if config_problem and not options.server:
-        problems.append(config_problem)
-    return Preflight(
-        plan, prompt or "", tuple(problems), warnings_of(options, plan, fields, body), model
-    )
+    tasks = tasks_as_read(plan, text or "")
+    return Preflight(plan, prompt or "", tuple(problems), tuple(warnings), tuple(tasks))
 
 
-def warnings_of(options: Options, plan: Plan, fields: dict[str, str], body: str) -> tuple[str, ...]:
-    name = os.path.basename(options.plan)
-    warnings = name_near_misses(name, plan.near_misses)
-    starter = parse_plan(STARTER_PLAN).current
-    if starter and any(task.text == starter.text for task in plan.tasks):
-        warnings.append(f"{name} is still the starter: write your own tasks into it")
+def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
+    """What is odd, and may be meant."""
+    warnings = []
     if body and "{{PLAN_FILE}}" not in body:
         warnings.append(NO_PLACE.format(options.prompt))
-    unknown = [key for key in fields if key not in FRONT_MATTER]
-    if unknown:
-        warnings.append(
-            f"{options.prompt}: its front matter says {', '.join(unknown)}, which means nothing "
-            f"here: {', '.join(FRONT_MATTER)} do"
-        )
-    if "\\" in options.directory:
-        warnings.append(
-            "there is a backslash in the path of the project: OpenCode 1 cannot work there"
-        )
+    there = (
+        (FRONT_MATTER, fields, "its front matter says"),
+        (PLACES, re.findall(r"\{\{(\w+)\}\}", body), "it has the places"),
+    )
+    for known, used, where in there:
+        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        if unknown:
+            warnings.append(
+                f"{options.prompt}: {where} {unknown}, which means nothing here: "
+                f"{', '.join(known)} do"
+            )
     homes = (os.path.expanduser("~"), "/")
     if os.path.realpath(options.directory) in map(os.path.realpath, homes):
         warnings.append(
             f"the project is {options.directory}, all of it: change into the project's own folder"
         )
-    return tuple(warnings)
+    return warnings
+
+
+def tasks_as_read(plan: Plan, text: str) -> list[str]:
+    """How the plan was understood, in its first twenty tasks: phase, nesting, sign."""
+    rows = re.split("\r\n|\r|\n", text)
+    lines: list[str] = []
+    phase = ""
+    for task in plan.tasks[:20]:
+        if task.phase != phase:
+            phase = task.phase
+            lines.append(f"# {phase}")
+        nesting = re.match(r"\s*", rows[task.line - 1])
+        sign = {"pending": " ", "done": "x"}.get(task.state, task.state.upper())
+        lines.append(
+            f"{nesting.group() if nesting else ''}[{'~' if task.begun else sign}] {task.text}"
+        )
+    if len(plan.tasks) > 20:
+        lines.append(f"… and {len(plan.tasks) - 20} more")
+    return lines
 
 
 def check_log(options: Options) -> list[str]:
@@ -8579,46 +8384,28 @@ def check_commands(options: Options) -> list[str]:
     return problems
 
 
-def configured_model(directory: str) -> tuple[str, str]:
-    """The model of the project's opencode.json, and what is wrong with that file."""
-    for name in ("opencode.json", "opencode.jsonc"):
-        path = os.path.join(directory, name)
-        if not os.path.isfile(path):
-            continue
-        text, problem = read_text(path, "configuration")
-        if problem:
-            continue  # OpenCode itself will say more
-        try:
-            config = as_dict(json.loads(without_comments(text or "")))
-        except (ValueError, RecursionError) as error:
-            return "", f"{path} is broken ({error}): mend it"
-        model = config.get("model")
-        return (model if isinstance(model, str) else ""), ""
-    return "", ""
-
-
-def without_comments(text: str) -> str:
-    """JSON with comments and trailing commas, as OpenCode takes it, made plain."""
-    token = r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/'
-
-    def keep(match: re.Match[str]) -> str:
-        return match.group() if match.group().startswith('"') else " "
-
-    text = re.sub(token, keep, text.removeprefix("\ufeff"), flags=re.DOTALL)
-    comma = r'("(?:[^"\\]|\\.)*")|,(\s*[}\]])'
-    return re.sub(comma, lambda match: match.group(1) or match.group(2), text)
+def why_no_screen(options: Options) -> str:
+    """Why there are plain lines and no screen; "" where there is one."""
+    if options.plain:
+        return "of --plain"
+    with suppress(OSError):
+        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
+            return "it runs in the background of this shell"
+    return curses_problem()
 
 
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
+    why_plain = why_no_screen(options)
+    options = options._replace(attended=not why_plain)
     found = preflight(options)
+    plan = found.plan
     run_file = RunFile(options.plan)
     if given.dry_run:
         return dry_run(options, found, run_file)
     if found.problems:
         raise Problem("\n        ".join(found.problems))
-    plan = found.plan
     if plan.summary is not None:
         say(f"ocloop: {complete_already(options.plan, plan)}")
         return how_complete(plan)[0]
@@ -8628,10 +8415,8 @@ def run(given: argparse.Namespace) -> int:
             f"another loop works on this plan ({process_of(held)}): `status` shows it, "
             "`attach` joins it"
         )
-    why_plain = "" if options.plain else curses_problem()
-    options = options._replace(attended=not (options.plain or why_plain))
     warnings = [run_file.problem, *found.warnings]
-    if why_plain and sys.stdout.isatty():
+    if why_plain and not options.plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     if options.attended:
         # These two are for the screen's thread alone. Threads inherit what is blocked, so it is
@@ -8647,16 +8432,23 @@ class Driver:
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
     RECORD_AGAIN = 1.0  # seconds between two writings at the least, but for what matters at once
 
-    def __init__(self, options: Options, run_file: RunFile, warnings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        run_file: RunFile | None,  # None: nothing is left of it
+        warnings: Sequence[str],
+        run: Run | None = None,
+    ) -> None:
         self.options = options
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
-        self.server = Server(options, post)
+        libraries = run_file.make_libraries() if run_file and not options.server else ""
+        self.server = Server(options, post, libraries)
         self.outside = Outside(self.server)
         self.writer = Writer()
         self.log = Log(options.log, self.writer, post)
-        self.run = Run(options, time.time(), os.urandom(4).hex())
+        self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
         self.ticked_at = 0.0
@@ -8753,6 +8545,8 @@ class Driver:
                 assert self.screen
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
+                if self.server.libraries:
+                    environment.setdefault("BUN_TMPDIR", self.server.libraries)
                 self.screen.hand_over(reply, argv, environment)
             else:
                 self.outside.make(reply)
@@ -8777,16 +8571,18 @@ class Driver:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        record = record_of(self.run, self.server, status, self.commit)
-        self.writer.put(lambda: self._write(record))
+        run_file = self.run_file
+        if run_file:
+            record = record_of(self.run, self.server, status, self.commit)
+            self.writer.put(lambda: self._write(run_file, record))
 
-    def _write(self, record: Json) -> None:
+    def _write(self, run_file: RunFile, record: Json) -> None:
         try:
-            self.run_file.write(record)
+            run_file.write(record)
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
-                problem = f"{self.run_file.path} cannot be written ({error.strerror})"
+                problem = f"{run_file.path} cannot be written ({error.strerror})"
                 self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
@@ -8794,19 +8590,19 @@ class Driver:
         run = self.run
         status = 1 if self.status is None else self.status
         session = run.talk.id if run.talk else run.left_session
-        steps: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("show how it ended", self._show),
-            ("end the check", self.outside.stop_check),
-            ("end session, server and tools", lambda: self.server.close(session)),
-            ("end a check that was about to start", self.outside.stop_check),
-            ("give the terminal back", self._close_screen),
-            ("write down how it ended", lambda: self._record(status)),
-            ("wait for what is being written", lambda: self.writer.close(3.0)),
-            ("let a second signal cut short what is left", lambda: self._end_at_once_on(status)),
-            ("say what came of it", lambda: self._say_goodbye(status)),
+        steps: tuple[Callable[[], None], ...] = (
+            self._show,
+            self.outside.stop_check,
+            lambda: self.server.close(session),
+            self.outside.stop_check,  # one that was about to start
+            self._close_screen,
+            lambda: self._record(status),
+            lambda: self.writer.close(3.0),
+            lambda: self._end_at_once_on(status),
+            lambda: self._say_goodbye(status),
         )
         failure: BaseException | None = None
-        for _name, step in steps:
+        for step in steps:
             try:
                 step()
             except BaseException as error:  # the steps that follow are needed all the same
@@ -8819,6 +8615,7 @@ class Driver:
             self.screen.close()
 
     def _end_at_once_on(self, status: int) -> None:
+        """A second signal cuts short what is left."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, lambda *_: os._exit(status))
 
@@ -8843,90 +8640,61 @@ class Driver:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+class Rehearsal(Run):
+    """`--dry-run`: a run up to where it would wait for S, and no further."""
+
+    async def main(self) -> int:
+        try:
+            await self.get_ready()
+        except Failed as failed:
+            self.journal.note("problem", str(failed), "bad")
+            return 1
+        return 0
+
+
 def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
-    """Check all that `run` would check, start no server, print it; returns 0 or 1."""
-    problems = list(found.problems)
+    """Check all that `run` would check, with the real server, and print it; returns 0 or 1."""
     plan = found.plan
-    server = options.server
-    if not server:
-        server, problem = opencode_version(options.opencode)
-        problems += [problem] if problem else []
-        if options.port and not port_is_free(options.port):
-            problems.append(f"port {options.port} is taken: choose another one with --port")
+    problems = list(found.problems)
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
-    fields, body = split_front_matter(found.prompt)
-    models = options.models or models_of(fields)
-    complete = ""
-    if plan.summary is not None:
-        complete = ", marked complete: take out its <plan-complete> tag to work on it again"
-    limits = {
-        "max iterations": options.max_iterations,
-        "max cost": budget_of(options.max_cost) if options.max_cost else 0,
-        "max time": duration(options.max_time) if options.max_time else 0,
-        "max wait": duration(options.max_wait) if options.max_wait else 0,
-        "stuck": options.stuck,
-        "retries": options.retries,
-    }
+    fields, _body = split_front_matter(found.prompt)
     facts = [
-        ("server" if options.server else "opencode", server),
+        ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
-        ("plan", f"{options.plan}: {plan}{complete}" if plan.tasks else options.plan),
-        ("next task", plan.goal if plan.tasks else ""),
-        ("limits", ", ".join(f"{name} {most}" for name, most in limits.items() if most)),
-        ("log", options.log),
-        ("model", ", then ".join(models) or found.model or "OpenCode's own"),
+        ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
+        *(("", line) for line in found.tasks),
+        ("prompt", options.prompt),
         ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
         ("check", options.check),
         ("notify", options.notify),
-        ("prompt", options.prompt),
+        ("log", options.log),
         *(("warning", warning) for warning in found.warnings),
+        *(("problem", problem) for problem in problems),
     ]
-    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    if body:
-        prompt = render_prompt(body, options.plan, plan.goal, 1, "")
-        lines += ["", *(f"  | {line}" for line in prompt.split("\n")), ""]
-    lines += [f"problem   {problem}" for problem in problems]
-    if not problems and complete:
-        lines.append(complete_already(options.plan, plan))
-    elif not problems:
-        unknown = "the server, its models and its agents" if options.server else "model and agent"
-        lines.append(f"no problem was found; when it runs, {unknown} are checked, too")
-    say("\n".join(lines))
-    if problems:
-        return 1
-    return how_complete(plan)[0] if complete else 0
+    say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
+    if plan.summary is not None and not problems:
+        say(complete_already(options.plan, plan))
+        return how_complete(plan)[0]
+    silent = options._replace(attended=False, log="", notify="")
+    rehearsal = Rehearsal(silent, time.time())
+    failed = Driver(silent, None, (), rehearsal).work()
+    if not failed:
+        models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
+        say(f"model     {', then '.join(models)}")
+    asked = (
+        "the server was asked" if options.server else "the server was started, asked and stopped"
+    )
+    said = "there are problems" if failed or problems else "no problem was found"
+    say(f"{said}; {asked}, and no prompt was sent")
+    return 1 if failed or problems else 0
 
 
 def complete_already(path: str, plan: Plan) -> str:
     _status, how = how_complete(plan)
     how = how.removeprefix("the plan is ").replace("complete", "complete already")
     return f"{path} is {how}: take out its <plan-complete> tag to work on it again"
-
-
-def opencode_version(opencode: Sequence[str]) -> tuple[str, str]:
-    """What `opencode --version` says, and what is wrong with it. It never takes long."""
-    command = " ".join(opencode)
-    try:
-        found = subprocess.run(
-            [*opencode, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60.0,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"? ({command})", f"`{command} --version` did not end within a minute"
-    except OSError as error:
-        return f"? ({command})", f"cannot start {command}: {error.strerror}"
-    problem = ""
-    if found.returncode:
-        said = found.stderr.strip()[-200:]
-        problem = f"`{command} --version` ended with exit status {found.returncode}: {said}"
-    return f"{found.stdout.strip() or '?'} ({command})", problem
 
 
 def bootstrap(given: argparse.Namespace) -> int:
@@ -8971,27 +8739,57 @@ def spare_name(path: str) -> str:
     return copy
 
 
-def status(given: argparse.Namespace) -> int:
-    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
-    path = absolute(given.plan)
+def look_at(path: str) -> tuple[Plan | None, str, int, Json]:
+    """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
     text, problem = read_text(path, "plan")
-    if problem:
-        raise Problem(problem)
-    plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
         record = {}  # it is the last run's: this one has not written any yet
+    plan = None if problem else parse_plan(text or "")
     record["tasks"] = [
-        dict(task, state=state_in(plan, task)) for task in dicts(record.get("tasks"))
+        dict(task, state=state_in(plan or Plan(), task)) for task in dicts(record.get("tasks"))
     ]
+    return plan, problem, pid, record
+
+
+def status(given: argparse.Namespace) -> int:
+    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
+    if given.all:
+        return status_of_all(given.json)
+    path = absolute(given.plan or Options().plan)
+    plan, problem, pid, record = look_at(path)
+    if plan is None:
+        raise Problem(problem)
     changes = changes_since(as_text(record.get("directory")), as_text(record.get("commit")))
     if given.json:
         say(json.dumps(status_record(path, plan, pid, record, changes)))
     else:
         say("\n".join(status_lines(path, plan, pid, record, changes)))
     return 0 if is_complete(plan) else 3
+
+
+def status_of_all(as_json: bool) -> int:
+    """A line for each loop on this machine that runs, or ran last; the newest comes first."""
+    seen = [(path, *look_at(path)) for path in plans_of_all()]
+    if as_json:
+        records = [
+            status_record(path, plan or Plan(), pid, record) for path, plan, _, pid, record in seen
+        ]
+        say(json.dumps(records))
+        return 0
+    for path, plan, _problem, pid, record in seen:
+        state = state_of(pid, record)
+        how = f"{state} {record.get('status', '')}" if state == "ended" else state
+        far = " · ".join(progress_of(plan)) if plan else "no plan any more"
+        reason = " ".join(as_text(record.get("reason")).split())[:60]
+        spent = dollars_of(as_float(record.get("cost")))
+        took = duration(as_float(record.get("elapsed")))
+        say(f"{how:<9} {far:<20} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+    if not seen:
+        say("no loop has run on this machine")
+    return 0
 
 
 def is_complete(plan: Plan) -> bool:
@@ -9048,31 +8846,27 @@ def status_lines(
         mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
     elif not plan.pending:
         mark = ", not marked complete yet"
-    lines = [f"plan      {path}", f"progress  {plan}{mark}"]
-    if plan.current:
-        lines.append(f"next      {plan.current.text}")
-    lines += run_lines(pid, record)
-    if changes:
-        lines.append(f"changes   {said_changes(changes, as_float(record.get('started')))}")
-    if plan.summary:
-        lines += [f"summary   {line}" for line in plan.summary.split("\n")]
-    for state in ("blocked", "manual"):
-        for task in [task for task in plan.tasks if task.state == state]:
-            lines.append(f"{state:<9} {task.text}" + (f" ({task.reason})" if task.reason else ""))
-    for near in name_near_misses(os.path.basename(path), plan.near_misses):
-        lines.append(f"warning   {near}")
     check = as_dict(record.get("check"))
+    told = []
     if check.get("verdict") == "failed":
         said = as_text(check.get("told")).rstrip().split("\n")[-8:]
-        lines += [
-            f"check     {line}"
-            for line in ("it failed; what the next session is told of it:", *said)
-        ]
-    gone = [as_text(text) for text in as_list(record.get("gone"))]
-    lines += [f"gone      {text}" for text in gone]
-    lines += task_lines(record)
-    steps = next_steps(plan, record, bool(pid))
-    return lines + ([""] if steps else []) + [f"to do     {step}" for step in steps]
+        told = ["it failed; what the next session is told of it:", *said]
+    near_misses = name_near_misses(os.path.basename(path), plan.near_misses)
+    facts = [
+        ("plan", path),
+        ("progress", f"{plan}{mark}"),
+        ("next", plan.current.text if plan.current else ""),
+        *run_facts(pid, record),
+        ("changes", said_changes(changes, as_float(record.get("started"))) if changes else ""),
+        *(("summary", line) for line in (plan.summary or "").split("\n")),
+        *((state, said) for state in ("blocked", "manual") for said in tasks_in(plan, state)),
+        *(("warning", near) for near in near_misses),
+        *(("check", line) for line in told),
+        *(("gone", as_text(text)) for text in as_list(record.get("gone"))),
+    ]
+    steps = [f"to do     {step}" for step in next_steps(plan, record, bool(pid))]
+    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
+    return [*lines, *task_lines(record), *([""] if steps else []), *steps]
 
 
 def said_changes(changes: Json, since: float) -> str:
@@ -9086,54 +8880,47 @@ def said_changes(changes: Json, since: float) -> str:
     )
 
 
-def run_lines(pid: int, record: Json) -> list[str]:
-    if not record.get("state"):
-        return [f"run       starting, {process_of(pid)}" if pid else "run       none so far"]
+def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
+    """What is recorded of a run, by name; what is empty is not shown."""
     state = as_text(record.get("state"))
+    if not state:
+        return [("run", f"starting, {process_of(pid)}" if pid else "none so far")]
     reason = " ".join(as_text(record.get("reason")).split())
-    ended = record.get("ended")
-    lines = []
-    if pid:
-        said = f"{state}: {reason}" if reason else state
-        for title in as_list(record.get("waits_for")):
-            said += f", waits for you: {title}"
-        if record.get("retry"):
-            said += f", OpenCode tries again: {record['retry']}"
-        if record.get("waiting_until"):
-            said += f", again at {clock(record['waiting_until'])}"
-        how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
-        lines.append(f"run       {said}, {process_of(pid)}{how}")
-        if record.get("task"):
-            lines.append(f"iteration {record.get('iteration')}: {record['task']}")
-        if record.get("session"):
-            lines.append(f"session   {record['session']} on {as_text(record.get('server'))}")
-    else:
-        last = iso_time(as_float(ended or record.get("updated")))
-        how = "ended" if ended else "was killed after"
-        lines.append(f"run       {how} {last}: {reason or state}")
-    if record.get("started"):
-        lines.append(f"started   {iso_time(as_float(record['started']))}")
-    if record.get("log"):
-        lines.append(f"log       {record['log']}")
-    if record.get("model"):
-        lines.append(f"model     {record['model']}")
+    doing = [f"{state}: {reason}" if reason else state]
+    doing += [f"waits for you: {title}" for title in as_list(record.get("waits_for"))]
+    if record.get("retry"):
+        doing.append(f"OpenCode tries again: {record['retry']}")
+    if record.get("waiting_until"):
+        doing.append(f"again at {clock(record['waiting_until'])}")
+    how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
+    said = f"{', '.join(doing)}, {process_of(pid)}{how}"
+    task, session = record.get("task"), record.get("session")
+    if not pid:
+        how = "ended" if record.get("ended") else "was killed after"
+        last = iso_time(as_float(record.get("ended") or record.get("updated")))
+        said = f"{how} {last}: {reason or state}"
+        task = session = None
+    started = as_float(record.get("started"))
     tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
-    lines.append(
-        f"spent     {duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
-        f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}"
-    )
-    counts = collections.Counter(
+    outcomes = collections.Counter(
         as_text(result.get("outcome")) for result in dicts(record.get("outcomes"))
     )
-    if counts:
-        said = ", ".join(f"{number} {word}" for word, number in counts.most_common())
-        lines.append(f"outcomes  {said}")
-    refused = said_refused(
-        (title, as_int(times)) for title, times in as_dict(record.get("refused")).items()
-    )
-    if refused:
-        lines.append(refused.replace(": ", "   ", 1))
-    return lines
+    refused = as_dict(record.get("refused")).items()
+    return [
+        ("run", said),
+        ("iteration", f"{record.get('iteration')}: {task}" if task else ""),
+        ("session", f"{session} on {as_text(record.get('server'))}" if session else ""),
+        ("started", iso_time(started) if started else ""),
+        ("log", as_text(record.get("log"))),
+        ("model", as_text(record.get("model"))),
+        (
+            "spent",
+            f"{duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
+            f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}",
+        ),
+        ("outcomes", ", ".join(f"{number} {word}" for word, number in outcomes.most_common())),
+        ("refused", ", ".join(f"{title} ×{as_int(times)}" for title, times in refused)),
+    ]
 
 
 def spent_of(limits: Json) -> str:
@@ -9171,7 +8958,7 @@ def clock(value: Any) -> str:
 
 def attach(given: argparse.Namespace) -> int:
     """Become OpenCode's own interface on the running loop's session."""
-    path = absolute(given.plan)
+    path = absolute(given.plan or Options().plan)
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
@@ -9209,7 +8996,13 @@ def mend_streams() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     mend_streams()
-    commands = {"run": run, "bootstrap": bootstrap, "status": status, "attach": attach}
+    commands = {
+        "run": run,
+        "bootstrap": bootstrap,
+        "status": status,
+        "attach": attach,
+        "--version": version,
+    }
     try:
         given = parse_arguments(argv)
         return commands[given.command](given)

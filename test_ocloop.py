@@ -3,27 +3,31 @@
     1  The run: told as stories, interrupted everywhere, and put into hostile worlds
     2  What surrounds it: plan, prompt, values, OpenCode 1's wire, view, files, parser
     3  The dialect of OpenCode 2, against recorded answers and against the stand-in
-    4  What small changes of the program showed to be untested (examples/mutate.py)
+    4  What small changes of the program showed to be untested
     5  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
 Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 5 every test has a
-home, a project and an environment of its own (examples/harness.py), and when an ocloop has ended,
-nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
+home, a project and an environment of its own (examples/lab/harness.py), and when an ocloop has
+ended, nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
 
-`pytest -k real` runs what needs the real OpenCode, `pytest -k "not real"` all else, `-k v1` and
-`-k v2` what runs on the stand-in of that generation. The real one is taken from
+`python3 test_ocloop.py` runs them side by side; words after it go to pytest, which alone runs them
+one after the other. `-k real` is what needs the real OpenCode, `-k "not real"` all else, `-k v1`
+and `-k v2` what runs on the stand-in of that generation. The real one is taken from
 OCLOOP_TEST_OPENCODE, else from PATH, else from ~/.opencode/bin, else installed with npm into a
-cache. `python3 test_ocloop.py` writes the golden screens in examples/screens.txt anew.
+cache. `python3 test_ocloop.py --screens` writes the golden screens in examples/lab/screens.txt.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import fcntl
+import hashlib
 import http.server
 import io
 import json
+import multiprocessing
 import os
 import queue
 import random
@@ -32,6 +36,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -42,6 +47,9 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
@@ -49,12 +57,13 @@ from urllib.parse import unquote
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "examples" / "lab"))
 
 from harness import (
     EXAMPLES,
     FAKE,
     GENERATIONS,
+    LAB,
     LONG,
     OCLOOP,
     ROOT,
@@ -76,6 +85,7 @@ from harness import (
     quiz,
     read_screens,
     sealed,
+    temporary_folder,
     until,
     write_screens,
 )
@@ -172,6 +182,7 @@ NINE = "- [ ] a\n" * 9
 DONE = "- [x] one\n<plan-complete>done</plan-complete>"
 GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
 NO_ANSWER = "timed out"
+BROKEN = "ConfigInvalidError"
 RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
 
 
@@ -179,7 +190,8 @@ class No(NamedTuple):
     """An answer: it was not carried out."""
 
     problem: str
-    why: str = "silent"
+    code: int = 0  # HTTP's; 0: there was no answer
+    name: str = ""  # of the error
     again: bool = True  # trying again can help
 
 
@@ -201,13 +213,6 @@ class Core:
         "run_check": ("facts",),
         "notify": ("event", "message", "facts"),
         "hand_over": ("session",),
-    }
-    CODES: ClassVar[dict[str, tuple[int, str]]] = {
-        "silent": (0, ""),
-        "locked": (401, ""),
-        "configuration": (400, "ConfigInvalidError"),
-        "gone": (404, ""),
-        "rejected": (400, ""),
     }
 
     def __init__(self, options: Options, now: float, seed: str) -> None:
@@ -243,8 +248,7 @@ class Core:
     def answer_event(self, request: Any, value: Any) -> Event:
         reply = request.reply
         if isinstance(value, No):
-            code, name = self.CODES[value.why]
-            error: Exception = RequestError(code, value.problem, name)
+            error: Exception = RequestError(value.code, value.problem, value.name)
             if request.name == "start_server":
                 error = Problem(value.problem, again=value.again)
             return Answer(reply, error=error)
@@ -403,7 +407,7 @@ class Story(Core):
         return self.id, self.directory
 
     def look(self, request: Any) -> Json:
-        is_shown = request.closer or self.activity in ("idle", "unknown")
+        is_shown = request.closer or self.activity == "idle"
         verdict = (self.verdict or "undelivered") if is_shown else ""
         return {
             "activity": self.activity,
@@ -578,7 +582,8 @@ class Story(Core):
 
     @property
     def exits(self) -> list[int]:
-        return [request.status for request in self.all("exit")]
+        """Its exit status; nothing is requested after that."""
+        return [one.status for one in self.requests[-1:] if self.name(one) == "exit"]
 
     @property
     def text(self) -> str:
@@ -614,15 +619,9 @@ def answers(value: Any) -> Way:
     return lambda request: value
 
 
-def why(code: int, kind: str = "") -> str:
-    """What is said of an answer with this code of HTTP."""
-    name = "ConfigInvalidError" if kind == "configuration" else ""
-    return ocloop.RequestError(code, "no", name).why
-
-
-def fails_with(code: int, problem: str = NO_ANSWER, kind: str = "", again: bool = True) -> Way:
+def fails_with(code: int, problem: str = NO_ANSWER, name: str = "", again: bool = True) -> Way:
     """An answer: the request was not carried out."""
-    return answers(No(problem, why(code, kind), again))
+    return answers(No(problem, code, name, again))
 
 
 def fails_first(times: int, way: Way, then: Way) -> Way:
@@ -744,8 +743,8 @@ def test_no_tag_though_nothing_is_pending_gives_one_more_iteration(
     before = story.count("send")
     story.plan = f"{story.plan}<plan-complete>{summary}</plan-complete>" if summary else story.plan
     story.ends()
-    assert story.exits == [0] and story.plan_seen.summary == summary
-    assert summary or "no summary" in story.reason
+    assert story.exits == [3 if "BLOCKED" in tasks else 0] and story.plan_seen.summary == summary
+    assert summary or "BLOCKED" in tasks or "no summary" in story.reason
     assert story.count("send") == before
 
 
@@ -846,7 +845,7 @@ def test_a_tag_with_work_left_ends_the_run_but_not_well(left: str) -> None:
     story = Story("- [ ] a\n- [ ] b\n", attended=False)
     story.plan = f"- [x] a\n- {left}\n<plan-complete>enough</plan-complete>"
     story.ends()
-    assert story.state == "complete" and story.exits == [3] and "1 task" in story.reason
+    assert story.state == "complete" and story.exits == [3] and "1 pending" in story.reason
 
 
 @pytest.mark.parametrize("mark", ["~", "-", "/", "wip", "in progress"])
@@ -1071,55 +1070,6 @@ def test_what_works_on_after_the_answer_and_cannot_be_stopped_costs_the_server()
     assert story.count("start_server") == 2
 
 
-def test_where_the_server_cannot_tell_the_idle_event_or_an_error_and_silence_decide() -> None:
-    story = Story(start=False, attended=False)
-    story.world["poll"] = answers({"activity": "unknown", "verdict": "unknown"})
-    story.begin()
-    for _ in range(2):
-        story.let_pass(60)
-        assert story.number == 1, "nothing was said: it works"
-        story.busy()
-    story.works()
-    assert (story.number, story.words) == (2, ["done"])
-    story.fails()
-    story.let_pass(2)
-    assert story.words[-1] == "failed"
-    story.wait_out()
-    story.busy()
-    story.tell(Broke(story.id, Fault("provider", "it failed")))
-    story.let_pass(4)
-    assert story.state == "running", "OpenCode may try again by itself"
-    story.let_pass(6)
-    assert story.state == "waiting" and len(story.words) == 3
-
-
-def test_where_the_server_cannot_tell_who_works_an_unfinished_answer_is_no_end() -> None:
-    """The prompt would be sent again to an agent that works, and the next one start beside it."""
-    story = Story(start=False)
-    story.begin()
-    story.activity = "unknown"
-    story.verdict = "unfinished"
-    for _ in range(20):
-        story.busy()
-        story.let_pass(30)
-    assert story.count("send") == 1 and story.state == "running"
-    story.works()
-    assert story.words == ["done"]
-
-
-def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> None:
-    story = Story(start=False)
-    story.begin()
-    story.activity = "idle"
-    story.verdict = "unknown"
-    story.let_pass(2.5, 0.25)
-    before = story.count("poll")
-    story.let_pass(2, 0.25)
-    assert story.number == 1 and story.count("poll") >= before + 2, "it is looked at again soon"
-    story.works()
-    assert story.number == 2
-
-
 def test_a_compaction_is_not_the_end() -> None:
     story = Story()
     story.busy()
@@ -1263,7 +1213,7 @@ def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
 def test_a_configuration_that_breaks_and_a_wrong_password_end_the_run(name: str) -> None:
     broken = "OpenCode's configuration is broken: mend it: no"
-    for code, kind, words in ((400, "configuration", broken), (401, "", "SERVER_PASSWORD")):
+    for code, kind, words in ((400, BROKEN, broken), (401, "", "SERVER_PASSWORD")):
         story = Story(start=False, attended=False)
         story.world[name] = fails_with(code, "no", kind)
         story.begin()
@@ -1305,7 +1255,7 @@ def test_late_news_of_an_older_session_is_ignored() -> None:
     before = story.picture()
     for request in older:
         twice = ("ses_late", "") if story.name(request) == "create" else ...
-        for value in (twice, No("late", "gone"), No("late", "configuration", again=False)):
+        for value in (twice, No("late", 404), No("late", 400, BROKEN, again=False)):
             story.answer(request, value)
     story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
     story.tell(Broke("ses_1", Fault("auth", "no")))
@@ -1381,7 +1331,22 @@ def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
     assert "20 times in a row bash make" in story.text
 
 
-def test_other_calls_in_between_and_those_of_subagents_are_no_circle() -> None:
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("session", ["ses_1", "ses_child"])
+def test_calls_by_turns_and_those_of_a_subagent_are_circles(length: int, session: str) -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.busy()
+    for number in range(20 * length):
+        assert story.all("interrupt") == [], number
+        calls(story, 1, 100 + number % length, session)
+        if session == "ses_child":
+            calls(story, 1, 10_000 + number)  # what others do in between is nothing to it
+    assert story.count("interrupt") == 1 and "20 times in a row" in story.text
+    assert (f"{length} calls by turns" in story.text) == (length > 1)
+
+
+def test_other_calls_in_between_are_no_circle() -> None:
     story = Story()
     for number in range(30):
         calls(story, 19)
@@ -1389,8 +1354,6 @@ def test_other_calls_in_between_and_those_of_subagents_are_no_circle() -> None:
     calls(story, 60, call=0)  # what the input was is not known
     for _ in range(60):  # one call, told many times
         story.part("prt_1", "tool", tool="bash", argument="make", call=7)
-    story.tell(Child("ses_child", "ses_1"))
-    calls(story, 40, session="ses_child")
     story.let_pass(5)
     assert story.all("interrupt") == [] and story.state == "running"
 
@@ -1415,11 +1378,19 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto:
         # A clock that was set back makes OpenCode answer the same prompt again and again.
         ("own.1 own.1 other.2 own.3 other.4", "own.5"),
         ("nowhere.1 nowhere.2 calls.3 nowhere.4 nowhere.4 nowhere.5", "nowhere.6"),
-        ("compacted compacted calls.1 compacted compacted", "compacted"),
-        ("nowhere.1.a compacted.a nowhere.2.b compacted.b", "compacted.a"),
+        ("compacted calls.1 compacted answered.2", "compacted"),
+        ("compacted compacted call.7 compacted call.7 compacted", "compacted"),
+        ("nowhere.1.a compacted.a nowhere.2.b compacted.b compacted.a", "compacted.a"),
         ("nowhere.1 calls.2.a nowhere.3 calls.4.a", "nowhere.5"),
     ],
-    ids=["answers", "unfinished answers", "compactions", "subagents, each", "and their parent"],
+    ids=[
+        "answers",
+        "unfinished answers",
+        "compactions",
+        "new calls",
+        "subagents, each",
+        "and their parent",
+    ],
 )
 def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) -> None:
     """A word each for what happens: what, the number of the message, the subagent's name."""
@@ -1430,7 +1401,9 @@ def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) ->
         assert story.all("interrupt") == [], word
         what, *more = word.split(".")
         session = f"ses_{more.pop()}" if more and more[-1].isalpha() else "ses_1"
-        if what == "compacted":
+        if what == "call":
+            calls(story, 1, int(more[0]))
+        elif what == "compacted":
             story.tell(Compacted(session))
         elif what in ("own", "other"):
             parent = story.prompted.message_id if what == "own" else "msg_other"
@@ -1545,6 +1518,31 @@ def test_auto_approves_permissions_but_no_circles_and_answers_no_questions(atten
     assert story.last("reply").message
     story.question("red")
     assert len(story.replied) == (2 if attended else 3)
+
+
+def test_a_turn_that_our_refusal_has_ended_goes_on_in_the_same_session() -> None:
+    """Of two asks of one step the server rejects the second by itself when the first is refused."""
+    story = Story(attended=False)
+    sent = [story.prompted]
+    for times in range(1, 6):
+        story.busy()
+        story.asks(f"per_{times}")
+        story.ends("refused")
+        story.let_pass(2)
+        assert story.count("send") == 1 + times and story.words == []
+        assert story.last("send").session == "ses_1"
+        assert story.prompted.text == f"{ocloop.REFUSAL_ENDED_TURN} {ocloop.NOBODY}"
+        sent.append(story.prompted)
+    assert len({prompt.message_id for prompt in sent}) == 6, "each is a new prompt"
+    story.busy()
+    story.asks("per_6")
+    story.ends("refused")
+    story.let_pass(2)
+    assert story.words == ["refused"] and story.last("send").session == "ses_2"
+    story.busy()
+    story.ends("refused")  # by somebody else, or by its configuration
+    story.let_pass(2)
+    assert story.words == ["refused", "refused"]
 
 
 def test_children_ask_as_well_and_strangers_do_not() -> None:
@@ -1727,6 +1725,20 @@ def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> No
     assert story.take() == "create send"
 
 
+@pytest.mark.parametrize("models", [(), ("a/b",), ("a/b", "c/d")])
+def test_a_retry_of_two_minutes_is_waited_for_unless_another_model_can_work(
+    models: tuple[str, ...],
+) -> None:
+    story = Story(models=models)
+    story.busy()
+    story.retries(1, 89)
+    assert story.all("interrupt") == []
+    story.retries(2, 120)
+    has_another = len(models) > 1
+    assert story.count("interrupt") == has_another and story.state == "running"
+    assert story.prompted.model == ("c/d" if has_another else "".join(models[:1]))
+
+
 def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
     story = Story(stall_timeout=60)
     story.busy()
@@ -1866,7 +1878,7 @@ def test_what_passes_by_itself_counts_neither_as_an_iteration_nor_as_a_failure()
 
 def test_retries_0_never_gives_up() -> None:
     story = Story(retries=0)
-    for _ in range(200):
+    for _ in range(20):
         story.fails()
         assert story.wait_out() <= 900
 
@@ -2084,11 +2096,31 @@ def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
     assert story.exits == [], "the next one is asked to mark it as blocked"
     text = story.prompted.text
     assert "The last 3 sessions settled nothing" in text and "- one (3 times)" in text
-    assert "[BLOCKED: the reason" in text and "undo what" in text and text.startswith("Do one")
+    assert "[BLOCKED: the reason" in text and text.startswith("Do one")
     (told,) = (entry for entry in story.entries if "settled nothing:" in entry.text)
     assert told.iteration == 4, "it is noted with the iteration that is told"
     story.idles()
     assert story.state == "paused" and story.exits == [3] and "--stuck" in story.reason
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_the_last_try_at_a_stuck_task_is_made_by_the_next_model(rests: bool) -> None:
+    story = in_line(stuck=2)
+    if rests:
+        story.fails("rate-limit", retry_after=9000)
+        assert story.prompted.model == "c/d"
+    first = story.prompted.model
+    story.idles()
+    story.idles()
+    assert "settled nothing" in story.prompted.text
+    assert story.prompted.model == ("c/d" if not rests else first), "one that rests has no try"
+    story.idles()
+    assert story.exits == [3] and "--stuck" in story.reason
+    story = in_line(stuck=2)
+    story.idles()
+    story.idles()
+    story.works(model="c/d")
+    assert story.prompted.model == "a/b", "then the first one in line works again"
 
 
 def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
@@ -2132,12 +2164,11 @@ def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, 
     assert story.exits == [3] and "--stuck" in story.reason and story.number == begun
 
 
-@pytest.mark.parametrize("settled", ["[x] a", "[BLOCKED: no key] a", "[MANUAL] a", "gone"])
+@pytest.mark.parametrize("settled", ["[x] a", "[BLOCKED: no key] a", "[MANUAL] a"])
 def test_a_task_that_settles_in_any_way_is_progress(settled: str) -> None:
     story = Story("- [ ] a\n" * 6, stuck=1)
     for _ in range(5):
-        was = "- [ ] a\n" if settled == "gone" else "[ ] a"
-        story.plan = (story.plan or "").replace(was, "" if settled == "gone" else settled, 1)
+        story.plan = (story.plan or "").replace("[ ] a", settled, 1)
         story.idles()
     assert story.state == "running" and story.number == 6
 
@@ -2308,13 +2339,40 @@ def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
     assert story.take() == "run_check create send"
     text = story.prompted.text
     assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
-    facts = story.all("run_check")[0].facts
+    facts = story.all("run_check")[1].facts
     told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
     assert told == ("a", "1", "1")
     assert story.words == ["check failed"]
     story.check = 0
     story.works()
     assert story.prompted.text == "Do wrap up" and story.picture().check == "passed"
+
+
+@pytest.mark.parametrize("status", [0, 1, 126, 127])
+def test_the_check_is_tried_once_before_the_first_prompt(status: int) -> None:
+    story = Story("- [ ] a\n- [ ] b\n", start=False, check="make test", attended=False)
+    story.check = status
+    story.begin()
+    if status > 100:
+        assert story.exits == [1] and story.all("create") == []
+        assert "`make test` cannot be run: output of the check: mend --check" in story.reason
+        return
+    assert story.take() == "start_server setup run_check create send"
+    assert ("exit status 1" in story.prompted.text) == bool(status)
+    assert story.picture().check == ("failed" if status else "passed")
+    story.check = 0
+    story.works()
+    assert story.words == ["done"] and story.count("run_check") == 2
+
+
+def test_a_try_of_the_check_that_is_ended_by_x_says_nothing() -> None:
+    story = Story(start=False, check="make test")
+    story.world["run_check"] = None
+    story.begin()
+    story.press("x")
+    assert story.take("-").endswith("stop_check") and story.all("create") == []
+    story.answer(story.last("run_check"), (-15, "", True))
+    assert story.state == "running" and story.prompted.text == "Do one"
 
 
 def test_a_plan_is_not_complete_while_the_check_fails() -> None:
@@ -2378,7 +2436,7 @@ def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> N
     story.answer(check, (-15, "", True))
     story.works()
     assert story.words == ["done"] and story.results[0].check == "interrupted"
-    assert story.count("run_check") == 2
+    assert story.count("run_check") == 3
     story.answer(check, (1, "late", False))
     assert story.number == 2 and story.words == ["done"]
 
@@ -2409,7 +2467,7 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> No
     story.server_dies("the server ended by itself with exit status 137: last words")
     assert story.last("start_server").launch == 2 and "last words" in story.text
     story.let_pass(5)
-    assert story.take() == "start_server send"
+    assert story.take() == "start_server setup send"
     first, second = story.all("send")
     assert (first.session, first.prompt) == (second.session, second.prompt)
     story.activity = "working"
@@ -2450,6 +2508,33 @@ def test_a_server_that_has_never_worked_and_does_not_start_is_an_error(
     assert story.exits == ([] if attended else [1])
 
 
+def test_a_first_server_that_answers_that_it_cannot_is_tried_for_two_minutes() -> None:
+    """Somebody else holds OpenCode's data base."""
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(500, "database is locked")
+    story.begin()
+    story.let_pass(40)
+    assert story.state == "starting" and story.count("start_server") > 3
+    story.mend()
+    story.let_pass(90)
+    assert story.state == "running" and story.exits == []
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(500, "database is locked")
+    story.begin()
+    story.let_pass(115, 5)
+    assert story.exits == []
+    story.let_pass(250, 5)
+    assert story.exits == [1] and "another program may hold OpenCode's data base" in story.reason
+
+
+@pytest.mark.parametrize("code, words", [(400, "no such thing"), (401, "SERVER_PASSWORD")])
+def test_a_set_up_that_is_rejected_ends_the_run_at_once(code: int, words: str) -> None:
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(code, "no such thing")
+    story.begin()
+    assert story.exits == [1] and words in story.reason and story.count("start_server") == 1
+
+
 def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
     """An upgrade replaces it, or its machine has no network just now."""
     story = Story(attended=False, stall_timeout=0)
@@ -2472,11 +2557,11 @@ def test_a_server_that_dies_during_the_first_check_of_the_set_up_is_started_agai
     """The request that fails always comes before the process's end is noticed."""
     story = Story(start=False, attended=False)
     locked = "the server ended: database is locked"
-    story.world["setup"] = fails_first(times, fails_with(0, locked), story.good["setup"])
+    story.world["setup"] = fails_first(2 * times, fails_with(0, locked), story.good["setup"])
     story.begin()
     if is_dead:
         story.tell(ServerDied(1, locked))
-    story.let_pass(5)
+    story.let_pass(10)
     assert story.state == "running" and story.exits == []
     assert story.count("start_server") == times + 1
 
@@ -2489,7 +2574,7 @@ def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second
     starts = story.count("start_server")
     assert starts == 2
     story.answer(old, No("connection reset"))
-    story.answer(old, No("broken", "configuration", again=False))
+    story.answer(old, No("broken", 400, BROKEN, again=False))
     story.let_pass(2)
     assert story.count("start_server") == starts and story.state == "starting"
     story.answer(story.last("setup"))
@@ -2512,10 +2597,12 @@ def test_a_server_that_hangs_is_started_again() -> None:
     story.busy()
     story.world["poll"] = fails_with(0)
     story.take()
-    story.let_pass(3.5)
-    assert story.take() == "start_server" and "does not answer" in story.text
+    story.let_pass(5)
+    assert story.take().startswith("start_server setup") and "does not answer" in story.text
     story.mend()
+    story.let_pass(2)
     story.works()
+    story.let_pass(2)
     assert story.words == ["done"]
 
 
@@ -2637,6 +2724,40 @@ def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
     assert story.count("start_server") == 2 and story.number == 2
 
 
+def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> None:
+    story = Story(server_memory=1000)
+    story.busy()
+    story.take()
+    story.memory = 2001
+    story.let_pass(11)
+    assert "twice its limit of 1000" in story.text
+    story.let_pass(1)
+    assert story.take() == "interrupt start_server setup"
+    story.memory = 400
+    story.verdict = "cut"  # by our interrupt: nobody else has done it
+    story.let_pass(3)
+    assert story.take() == "send" and story.words == []
+    assert story.last("send").session == "ses_1" and story.last("send").attempt == 1
+    story.activity = "working"
+    story.works()
+    assert story.words == ["done"] and story.count("start_server") == 2
+
+
+def test_a_server_that_is_larger_than_its_limit_when_it_is_new_is_not_replaced() -> None:
+    story = Story(NINE, start=False, server_memory=1000)
+    story.memory = 1500
+    story.begin()
+    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
+    story.memory = 0
+    story.works()
+    story.memory = 1500
+    story.let_pass(11)
+    story.works()
+    story.works()
+    assert story.count("start_server") == 2, "once for the one that had worked"
+    assert story.text.count("has no effect") == 1
+
+
 @pytest.mark.parametrize("way", [fails_with(500), None])
 def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way | None) -> None:
     story = Story(server_memory=2048)
@@ -2680,8 +2801,8 @@ def test_a_file_that_is_away_while_a_session_works_ends_nothing(broken: str | No
         story.busy()
     assert story.state == "running" and story.all("interrupt") == [] and story.exits == []
     plan = story.plan_seen
-    assert (plan.done, plan.automatable) == (1, 2), "the last good progress is still there"
-    assert "away for 9m" in story.picture().reason
+    assert (plan.done, plan.total) == (1, 2), "the last good progress is still there"
+    assert "away for 10m" in story.picture().reason
     assert story.text.count("PLAN.md") + story.text.count("the prompt ") == 1, "it is said once"
     story.plan, story.prompt = good
     story.works()
@@ -2893,6 +3014,38 @@ def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
     assert story.wait_out() == pytest.approx(first, abs=1)
 
 
+@pytest.mark.parametrize("key", ["s", "space", "r"])
+def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> None:
+    story = in_state("complete", notify="mail")
+    assert story.last("stop_server") and story.shown["S"] == "go on"
+    for plan in (DONE, f"- [ ] two\n{DONE}", "- [x] one\n", None):
+        story.plan = plan
+        story.press(key)
+        story.let_pass(3)
+        assert story.state == "complete" and story.text.count(ocloop.STILL_COMPLETE), plan
+    assert story.text.count(ocloop.STILL_COMPLETE) == 4 and story.count("send") == 1
+    story.plan = "- [x] one\n- [ ] two\n"
+    story.take()
+    story.press(key)
+    story.let_pass(1)
+    assert story.state == "running" and story.take() == BEGINS
+    assert story.prompted.text == "Do two"
+    story.plan = "- [x] one\n- [x] two\n<plan-complete>So.</plan-complete>"
+    story.ends()
+    assert story.state == "complete" and story.words == ["done", "done"]
+    story.press("q")
+    assert story.exits == [0]
+
+
+def test_a_plan_that_was_complete_and_is_moved_away_stays_complete() -> None:
+    story = Story("- [ ] one\n", attended=False)
+    story.plan = DONE
+    story.tell(Edited("/project/PLAN.md"))
+    story.plan = None
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
+
+
 def test_an_error_with_a_terminal_stays_until_q() -> None:
     story = Story(models=("a/c",))
     assert story.exits == [] and story.last("stop_server")
@@ -2960,11 +3113,12 @@ def test_x_aborts_the_iteration_and_where_it_may_work_on_replaces_the_server(
     story.take()
     story.world["interrupt"] = story.good["interrupt"] if way == "rests" else way
     story.press("x")
-    assert story.take() == f"interrupt {then}"
+    story.let_pass(20)
+    assert story.take("interrupt", *MAYBE) == then
     assert story.state == "running" and story.words == ["aborted"]
 
 
-@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (404, False), (403, False)])
+@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (403, True), (404, False)])
 def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
     code: int, is_replaced: bool
 ) -> None:
@@ -2972,7 +3126,8 @@ def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
     story = waiting_for("look")
     story.mend()
     story.take()
-    story.answer(story.last("poll"), No("no", why(code)))
+    story.world["poll"] = fails_first(code in (0, 500), fails_with(code), story.good["poll"])
+    story.answer(story.last("poll"), No("no", code))
     story.let_pass(3)
     assert ("start_server" in story.take()) == is_replaced
     assert story.state == "running" and story.number == 2
@@ -3079,7 +3234,7 @@ def test_what_is_asked_can_be_answered_over_help_and_plan(overlay: str) -> None:
 def test_keys_that_are_not_offered_change_nothing(where: str) -> None:
     story = in_state(where) if where in STATES else waiting_for(where)
     offered = {key.lower() for key in story.shown}
-    offered |= {"r"} if where == "paused" else set()  # it does what Space does
+    offered |= {"r"} if where in ("paused", "complete") else set()  # it does what Space does
     before = story.picture()
     for key in ("s", "r", "x", "z", "", "\x1b", "1", "y", "a", "n"):
         if key not in offered:
@@ -3230,6 +3385,25 @@ def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
     assert (story.total.input, story.total.output, story.total.cached) == (30, 18, 12)
 
 
+@pytest.mark.parametrize("end", ["Q", "SIGTERM"])
+def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(end: str) -> None:
+    story = Story()
+    story.busy()
+    story.message("calls", 0.5)
+    story.spent = Spend(0.8)
+    story.take("-")
+    story.press("q", "q") if end == "Q" else story.tell(Signalled(end))
+    assert story.take("-") == "interrupt poll exit" and story.total.cost == pytest.approx(0.8)
+    assert not story.picture().confirming_quit
+    story = waiting_for("work")
+    story.busy()
+    story.world["interrupt"] = story.world["poll"] = None
+    story.tell(Signalled("SIGTERM"))
+    assert story.exits == [] and story.state == "running"
+    story.let_pass(2.5)
+    assert story.exits == [130], "nobody waits longer than two seconds"
+
+
 def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
     story = Story()
     story.tell(Child("ses_child", "ses_1"), Child("ses_grandchild", "ses_child"))
@@ -3314,7 +3488,7 @@ def test_an_iteration_is_called_what_it_was(
     else:
         story.fails(how)
     assert story.words[0] == word and f"iter: 1 {word} in" in story.text
-    assert story.state == state and bool(story.all("run_check")) == is_checked
+    assert story.state == state and story.count("run_check") == 1 + is_checked
 
 
 def test_texts_thoughts_and_tools_are_journaled_once() -> None:
@@ -3421,14 +3595,14 @@ def test_a_run_ends_with_records() -> None:
     records = [entry.record for entry in story.entries if entry.record]
     assert [record["record"] for record in records] == ["iteration", "run"]
     expected: list[dict[str, object]] = [
-        {"outcome": "done", "progress": True, "done": 1, "total": 1, "task": "a"},
-        {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1},
+        {"outcome": "done", "progress": True, "done": 1, "total": 2, "task": "a"},
+        {"status": 3, "summary": "so it is", "blocked": 1, "manual": 1},
     ]
     for number, facts in enumerate(expected):
         assert {name: records[number][name] for name in facts} == facts
     for words in ("end: so it is", "blocked: b (no key)", "manual: c"):
         assert words in story.text
-    assert story.last("notify").facts["OCLOOP_EVENT"] == "complete"
+    assert story.last("notify").facts["OCLOOP_EVENT"] == "stopped"
 
 
 def test_an_iteration_that_is_broken_off_is_in_the_sum_and_not_in_the_journals_end() -> None:
@@ -3552,8 +3726,8 @@ class Simulation(Story):
         return True
 
     def treat(self, name: str, request: Any, way: str) -> None:
-        refused = {"final": No("it is no use", "configuration", again=False)}
-        refused.update({code: No(f"HTTP {code}", why(int(code))) for code in ("400", "404", "500")})
+        refused = {"final": No("it is no use", 400, BROKEN, again=False)}
+        refused.update({code: No(f"HTTP {code}", int(code)) for code in ("400", "404", "500")})
         if way in refused:
             if way == "404":
                 self.agents.pop(getattr(request, "session", ""), None)  # it is gone
@@ -3807,6 +3981,7 @@ def test_a_run_comes_to_an_end_whatever_one_kind_of_request_does(name: str, way:
 
 # Kinds of answers that are not tried again, with good reason.
 FATAL_ONCE = {(name, "final") for name in ("start_server", "setup", "create", "send", "poll")}
+FATAL_ONCE |= {("setup", "400"), ("setup", "404")}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -3897,7 +4072,7 @@ def test_a_plan_that_is_marked_complete_ends_well_when_nothing_is_left(
     story.plan = plan
     story.ends()
     assert story.exits == [status] and f"end: {reason}" in story.text
-    assert story.last(Notify).event == ("stopped" if status else "complete")
+    assert story.last("notify").event == ("stopped" if status else "complete")
 
 
 @pytest.mark.parametrize(
@@ -3919,8 +4094,8 @@ def test_a_plan_that_is_marked_complete_ends_well_when_nothing_is_left(
 def test_without_a_tag_what_looks_undone_is_undone(left: str, status: int, reason: str) -> None:
     story = Story(f"- [ ] a\n{left}", attended=False)
     story.works()
-    assert story.exits == [] and "wrap up" in story.last(SendPrompt).prompt.text
-    told = "look like open tasks" in story.last(SendPrompt).prompt.text
+    assert story.exits == [] and "wrap up" in story.prompted.text
+    told = "look like open tasks" in story.prompted.text
     assert told == ("look" in reason), "and whoever wraps up is told of them"
     story.idles()
     assert story.exits == [status] and f"end: {reason}" in story.text
@@ -3938,7 +4113,7 @@ def test_an_open_task_that_goes_out_of_the_plan_is_named(is_tagged: bool) -> Non
     assert f"end: {gone}" in story.text
     if not is_tagged:
         assert f"end: nothing is pending, but {gone}" in story.text
-    assert "1 open task" in story.last(Notify).message
+    assert "1 open task" in story.last("notify").message
     assert "to do: write back what is gone from the plan, or let it be: lost" in story.text
 
 
@@ -3971,12 +4146,12 @@ def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
     story = Story(
         "- [ ] a\n- [BLOCKED: x] b\n- [ ] c\n- [MANUAL] d\n", notify="mail", attended=False
     )
-    assert story.last(CreateSession).prompt.title == "ocloop 2/3: a"
+    assert story.last("create").prompt.title == "ocloop 2/3: a"
     story.works()
     assert "· 1/3 · 1 blocked · 1 manual ·" in story.text
     story.works()
     story.idles()
-    assert story.exits == [3] and ", 2/3, 1 blocked, 1 manual, " in story.last(Notify).message
+    assert story.exits == [3] and ", 2/3, 1 blocked, 1 manual, " in story.last("notify").message
 
 
 def test_what_is_blocked_has_a_sign_of_its_own_in_the_bar() -> None:
@@ -4005,15 +4180,15 @@ def test_what_was_refused_is_counted_and_named() -> None:
     assert "iter: 1 nothing settled in" in story.text
     assert "· refused: bash ×2, edit ×1 ·" in story.text
     refuses(story, "bash", "edit", "bash")
-    told = story.last(SendPrompt).prompt.text
+    told = story.prompted.text
     assert "What they asked for was refused: bash ×4, edit ×2: do without it." in told
     refuses(story, "bash", "edit", "bash")
     why = "refused: bash ×6, edit ×3: allow them in opencode.json, or use --auto"
     assert story.exits == [3]
     assert f"end: 3 iterations in a row settled no task (--stuck): {why}" in story.text
-    assert why in story.last(Notify).message
+    assert why in story.last("notify").message
     assert "end: to do: allow bash, edit in opencode.json, or use --auto" in story.text
-    first, *_others, last = (e.record for e in story.loop.journal.entries if e.record)
+    first, *_others, last = (e.record for e in story.entries if e.record)
     assert first["refused"] == {"bash": 2, "edit": 1}
     assert last["refused"] == {"bash": 6, "edit": 3}
 
@@ -4023,7 +4198,7 @@ def test_a_message_names_what_was_refused_on_the_way() -> None:
     story.asks(title="webfetch")
     story.plan = "- [x] a\n<plan-complete>So.</plan-complete>"
     story.ends()
-    assert story.exits == [0] and ", refused: webfetch ×1, " in story.last(Notify).message
+    assert story.exits == [0] and ", refused: webfetch ×1, " in story.last("notify").message
 
 
 @pytest.mark.parametrize("attended", [True, False])
@@ -4033,14 +4208,14 @@ def test_an_answer_that_the_model_s_limit_cut_off_is_tried_again(attended: bool)
     story.ends("cut", Fault("length", ocloop.CUT_OFF))
     story.let_pass(2)
     assert story.state == "waiting", "nobody interrupted it: it is no reason for a pause"
-    assert "iter: 1 cut in" in story.text and story.failures == 1
+    assert "iter: 1 cut in" in story.text and story.run.books.failures == 1
     assert "error: its answer was cut off at the model's output limit" in story.text
     story.wait_out()
-    told = story.last(SendPrompt).prompt.text
+    told = story.prompted.text
     assert "cut off at the model's output limit. It worked on:\n- a\n" in told
     assert "undo" not in told
     story.works()
-    assert "output limit" not in story.last(SendPrompt).prompt.text
+    assert "output limit" not in story.prompted.text
 
 
 def test_an_answer_that_was_cut_off_is_over_where_a_server_says_busy_for_ever() -> None:
@@ -4051,28 +4226,38 @@ def test_an_answer_that_was_cut_off_is_over_where_a_server_says_busy_for_ever() 
     assert "iter: 1 cut in" in story.text
 
 
+def test_an_answer_that_was_cut_off_is_over_on_a_new_server_too() -> None:
+    story = Story("- [ ] a\n", attended=False)
+    story.busy()
+    story.tell(ServerDied(1, "it died"))
+    story.let_pass(3)
+    story.ends("cut", Fault("length", ocloop.CUT_OFF))
+    story.let_pass(2)
+    assert "iter: 1 cut in" in story.text and len(story.all("send")) == 1
+
+
 def test_who_pressed_q_in_front_of_the_screen_is_not_told_of_it() -> None:
     story = Story(notify="mail")
     story.busy()
     story.press("q", "q")
-    assert story.exits == [130] and story.all(Notify) == []
+    assert story.exits == [130] and story.all("notify") == []
     story = Story(notify="mail")
     story.tell(Signalled("SIGTERM"))
-    assert story.last(Notify).event == "stopped"
+    assert story.last("notify").event == "stopped"
 
 
 def test_a_task_whose_check_failed_has_no_tick_until_one_passes() -> None:
     story = Story("- [ ] a\n- [ ] b\n- [ ] c\n", check="make test")
     story.check = 1
     story.works()
-    first, *_ = record_of(story)["tasks"]
+    first, *_ = story.record()["tasks"]
     assert (first["state"], first["outcome"]) == ("done", "check failed")
     story.press("p")
     text = seen(story)
     assert re.search(r"^ × a .*\n     check failed$", text, re.MULTILINE) and "✔ a" not in text
     story.check = 0
     story.works()
-    first, second, _ = record_of(story)["tasks"]
+    first, second, _ = story.record()["tasks"]
     assert first["outcome"] == second["outcome"] == "done", "it looks at all of the project"
     assert "✔ a" in seen(story) and "check failed" not in seen(story)
 
@@ -4583,9 +4768,9 @@ LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and mo
 ], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")
 # fmt: on
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
-    before = time.perf_counter()
+    before = time.process_time()
     assert len(parse_plan(text).tasks) == tasks
-    assert time.perf_counter() - before < GENEROUS
+    assert time.process_time() - before < GENEROUS
 # fmt: off
 PIECES = (
     "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
@@ -4809,10 +4994,10 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     (["- [ ] a", "- [MANUAL] a"], "+"), (["- [ ] a", "- [ ] a"], "-"),
     (["- [ ] a", "- [~] a", "- [ ] a"], "--"), (["- [ ] a", "- [ ] a (attempt 3 failed)"], "-"),
     (["- [ ] a", "- [x] a", "- [ ] a", "- [x] a", "- [ ] a", "- [x] a"], "+----"),
-    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "+"),
+    (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "-"),
     (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
     (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
-    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "+-"),
+    (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "--"),
 ])
 # fmt: on
 def test_progress_is_more_settled_or_less_pending_than_ever_before(
@@ -4889,7 +5074,7 @@ SETUP = Setup(
 @pytest.mark.parametrize("models, agent, words", [
     (("acme/large",), "build", ""),
     (("acme/large", "acme/smal"), "", "there is no model acme/smal: did you mean acme/small"),
-    (("acme/zzzzzzzzzz",), "", "there is no model acme/zzzzzzzzzz: `opencode models` lists them"),
+    (("acme/zzzzzzzzzzz",), "", "acme/zzzzzzzzzzz: `opencode models` lists them"),
     (("other/large",), "", "log in to other with `opencode auth login`"),
     (("acmee/large",), "", "there is no model acmee/large: did you mean acme/large"),
     ((), "", "there is no model acme/gone"),  # of the configuration
@@ -4979,10 +5164,9 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
      [b"first event", b"second event", b" third event"]),
     (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
     (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
-    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]), (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
-    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [b"a\nb", b"c"]), (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
-    (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []), (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
-    (b"data: never ended\n", []), (b"data: never ended", []), (b"event: x\n\ndata: a\n\n", [b"a"]),
+    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]), (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
+    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]), (b"data: never ended\n", []),
+    (b"data: never ended", []), (b"event: x\n\ndata: a\n\n", [b"a"]),
     (b"event: x\nevent:\ndata: a\n\n", [b"a"]),
     (b":\n:comment\n : no comment\ndata: a\n:\n\n", [b"a"]),
     (b"Data: a\ndatas: b\n data: c\n\n", []),
@@ -5013,17 +5197,17 @@ def test_a_line_of_megabytes() -> None:
     data = b"x" * 5_000_000
     stream = b"data: " + data + b"\n\ndata: next\n\n"
     assert feed([stream]) == [data, b"next"]
-    before = time.perf_counter()
+    before = time.process_time()
     assert feed(stream[n : n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
-    assert time.perf_counter() - before < GENEROUS
+    assert time.process_time() - before < GENEROUS
 
 
 def test_any_bytes_are_a_stream() -> None:
     rng = random.Random(2)
     # fmt: off
     pieces = (
-        b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r", b"\r\n",
-        b"\n\n", b"\r\n\r\n", b"a", b"{\"type\":", b"\xe2\x80\xa8", b"\xff", b"\xef\xbb\xbf",
+        b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r\n",
+        b"\n\n", b"\r\n\r\n", b"a", b"{\"type\":", b"\xe2\x80\xa8", b"\xff",
         b"id: 3\n", b"\x00",
     )
     # fmt: on
@@ -5037,9 +5221,7 @@ def test_any_bytes_are_a_stream() -> None:
             cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
             places = zip([0, *cuts], [*cuts, len(stream)])
             assert events == feed(stream[begin:end] for begin, end in places)
-        rest = stream.removeprefix(b"\xef\xbb\xbf")
-        plain = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        assert events == feed([plain]) or plain.startswith(b"\xef\xbb\xbf")
+        assert events == feed([stream.replace(b"\r\n", b"\n")])
     assert found > 500, "it must hit something"
 
 
@@ -5100,10 +5282,10 @@ def test_values_that_are_nested_deep_end_nothing() -> None:
     for _ in range(50_000):
         deep = [deep]
     part = {"state": {"status": "completed", "input": {"x": deep}, "error": deep}}
-    said = a_dialect().tool_part("ses_1", "msg_1", "prt_1", {**part, "tool": deep})
+    said = a_dialect().tool_part("ses_1", "msg_1", {**part, "tool": deep})
     assert said.call == 0 and said.state == "done"
-    assert a_dialect().tool_part("ses_1", "msg_1", "prt_1", {"state": {"status": "error"}}).call
-    asked = {"id": "per_1", "permission": deep, "patterns": [deep], "metadata": {"command": deep}}
+    assert a_dialect().tool_part("ses_1", "msg_1", {"state": {"status": "error"}}).call
+    asked = {"id": "per_1", "permission": deep, "patterns": [deep], "always": [deep]}
     assert a_dialect().permission(asked).id == "per_1"
 
 
@@ -5246,23 +5428,13 @@ def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments()
 ],
 )  # fmt: skip
 def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
-    assert ocloop.seconds_until(value) == seconds
+    assert ocloop.announced_in({"Retry-After": value}) == seconds
 def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_person() -> None:
-    assert ocloop.seconds_until(formatdate(time.time() + 600)) == pytest.approx(600, abs=30)
-    assert ocloop.duration(ocloop.seconds_until("9" * 400))
+    later = formatdate(time.time() + 600)
+    assert ocloop.announced_in({"retry-after": later}) == pytest.approx(600, abs=30)
+    assert ocloop.duration(ocloop.announced_in({"retry-after": "9" * 400}))
 
 
-# fmt: off
-@pytest.mark.parametrize("code, may_pass, kind", [
-    (429, False, "rate-limit"), (529, False, "rate-limit"), (401, False, "auth"),
-    (403, False, "auth"), (402, False, "balance"), (404, False, "no-model"), (500, False, "outage"),
-    (502, False, "outage"), (503, False, "outage"), (0, True, "outage"), (0, False, "provider"),
-    (400, False, "provider"), (422, False, "provider"),
-])
-# fmt: on
-def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> None:
-    assert ocloop.kind_of_code(code, may_pass) == kind
-    assert kind in ocloop.FAULTS
 # fmt: off
 @pytest.mark.parametrize("cost, tokens, spend", [
     (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
@@ -5274,7 +5446,7 @@ def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> N
 def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
-    assert ocloop.spend_of(cost, tokens) == spend
+    assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
 def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
     one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
     assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
@@ -5467,10 +5639,9 @@ def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any
         dialect = OpenCode1(wire.client(), options)
     with pytest.raises(RequestError, match="without an id"):
         dialect.create(Prompt("text"))
-    if isinstance(dialect, OpenCode2):
-        assert dialect.family("ses_1", {})[0] == ()
-    else:
-        assert dialect.family("ses_1", {"ses_1"})[0] == () == dialect.asks()[0]
+    assert dialect.family("ses_1", {})[0] == ()
+    if generation == 1:
+        assert dialect.asks()[0] == ()
         asked = {"id": id, "sessionID": "ses_1"}
         asked = {"type": "permission.asked", "properties": asked}
         assert dialect.decode(asked) == [Alive("ses_1")]
@@ -5490,8 +5661,6 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
 TRICKLES: dict[str, tuple[bytes, ...]] = {
-    "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
-    "line of the head": (OK, b"X: ", *[b"a"] * 90),
     "body": (OK + b"Content-Length: 200\r\n\r\n", *[b" "] * 90),
     "body without a length": (OK + b"\r\n", *[b" "] * 90),
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
@@ -5659,6 +5828,8 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
         os.kill(server.process.pid, signal.SIGKILL)
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            process = server.process
+            assert comes_true(lambda: ocloop.exit_status(process) is not None)
             assert comes_true(lambda: ocloop.port_is_free(options.port))
             taken.bind(("127.0.0.1", options.port))
             taken.listen()
@@ -5742,7 +5913,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
      finish="stop", time={"completed": 2}),
      [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
-    (message_event(mode="plan", finish="stop"),
+    (message_event(agent="plan", finish="stop"),
      [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
     (message_event(finish="tool-calls", time={"completed": 2}),
      [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended="calls", complete=True)]),
@@ -5939,7 +6110,7 @@ class Said(Client):
 
 
 PAGE_ERROR = RequestError(502, "a page", "NotJSON")
-BROKEN = RequestError(500, "boom", "UnknownError")
+BOOM = RequestError(500, "boom", "UnknownError")
 PROMPT = Prompt("Do it", "ocloop 1/2: it", "acme/large/v2", "build", "msg_0", "prt_0")
 
 
@@ -5967,7 +6138,7 @@ def test_what_opencode_1_knows() -> None:
         models={"acme/large": 1000, **{f"acme/{name}": 7 for name in PRICES}},
         agents=("build", "plan"),
         free=frozenset(("acme/free", "acme/none")),  # neither way has a price
-        providers=frozenset(("acme", "other")),
+        providers=frozenset(("acme",)),
         variants={"acme/large": ("high",), **{f"acme/{name}": () for name in PRICES}},
     )
     says["GET /config/providers"] = {"providers": [None, provider(odd=None)]}
@@ -6155,6 +6326,7 @@ def test_an_error_always_has_a_message_and_a_kind_that_is_known() -> None:
 
 # How a session stands.
 
+CHILD_1 = {"id": "ses_2", "parentID": "ses_1", "cost": 0.25, "tokens": {"input": 1}}
 ANSWERED = [user("msg_0"), assistant("msg_0", "stop")]
 ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns": ["ls"]}
 ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
@@ -6166,8 +6338,7 @@ def whole_server(**more: Any) -> Json:
         "GET /session/status": {"ses_1": {"type": "busy"}},
         "GET /session/ses_1/message": ANSWERED,
         "GET /session/ses_1": {"id": "ses_1", "cost": 0.5, "tokens": TOKENS},
-        "GET /session/ses_1/children": [{"id": "ses_2"}],
-        "GET /session/ses_2": {"id": "ses_2", "cost": 0.25, "tokens": {"input": 1}},
+        "GET /session/ses_1/children": [CHILD_1],
         "GET /session/ses_2/children": [],
         "GET /permission": [ASKED_1],
         "GET /question": [ASKED_2],
@@ -6215,11 +6386,11 @@ def test_who_works(
 
 # fmt: off
 @pytest.mark.parametrize("route, error, changed", [
-    ("/question", BROKEN, {"asks": (REQUEST_1,), "unlisted": ("question",)}),
-    ("/permission", BROKEN, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
+    ("/question", BOOM, {"asks": (REQUEST_1,), "unlisted": ("question",)}),
+    ("/permission", BOOM, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
     ("/permission", PAGE_ERROR, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
-    ("/session/ses_1", BROKEN, {"spent": None}),
-    ("/session/ses_1/children", BROKEN, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
+    ("/session/ses_1", BOOM, {"spent": None}),
+    ("/session/ses_1/children", BOOM, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
 ])
 # fmt: on
 def test_what_fails_beside_it_does_not_fail_the_poll(
@@ -6233,7 +6404,7 @@ def test_what_fails_beside_it_does_not_fail_the_poll(
 
 
 @pytest.mark.parametrize("route", ["GET /session/status", "GET /session/ses_1/message"])
-@pytest.mark.parametrize("error", [BROKEN, PAGE_ERROR])
+@pytest.mark.parametrize("error", [BOOM, PAGE_ERROR])
 def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
     with pytest.raises(RequestError):
         polled(whole_server(**{**NO_STATUS, route: error}))
@@ -6242,7 +6413,7 @@ def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
 @pytest.mark.parametrize("kind", ["question", "permission"])
 def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
     story = Story()
-    lists: Json = {"GET /permission": [], "GET /question": [], f"GET /{kind}": BROKEN}
+    lists: Json = {"GET /permission": [], "GET /question": [], f"GET /{kind}": BOOM}
     client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **lists})
 
     def poll(request: Any) -> Json:
@@ -6262,7 +6433,8 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
 
 # fmt: off
 @pytest.mark.parametrize("children", [
-    [{"id": "ses_1"}], [{"id": "ses_2"}], [{"id": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
+    [{**CHILD_1, "id": "ses_1"}], [CHILD_1],
+    [CHILD_1, {**CHILD_1, "parentID": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
 ])
 # fmt: on
 def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
@@ -6353,7 +6525,7 @@ def test_what_is_asked_of_1_is_replied_to(
     client = Said({f"POST {route}": True})
     a_dialect(client).reply(ask, decision, answers, message)
     assert client.sent == [(route, body)]
-    client.says[f"POST {route}"] = BROKEN
+    client.says[f"POST {route}"] = BOOM
     with pytest.raises(RequestError):
         a_dialect(client).reply(ask, decision, answers, message)
 
@@ -6371,8 +6543,10 @@ def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
     posts = {f"POST /session/ses_{number}/abort": True for number in (1, 2, 3)}
     says = {**whole_server(**{"GET /session/status": statuses}), **posts}
     client = Said({**says, "POST /global/dispose": True})
-    a_dialect(client).interrupt("ses_1", PROMPT, 0)
-    a_dialect(client).dispose()
+    dialect = a_dialect(client)
+    dialect.poll("ses_1", PROMPT, 0, False)  # it tells of the family
+    dialect.interrupt("ses_1", PROMPT, 0)
+    dialect.dispose()
     routes = [f"/session/{id}/abort" for id in aborted]
     assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
@@ -6817,7 +6991,9 @@ def test_a_state_file_that_cannot_be_written_is_said_once_and_leaves_no_draft(
     driver.writer.close(GENEROUS)
     said = str(driver.inbox.get_nowait())
     assert "No space left on device" in said and "`status` cannot tell" in said
-    assert driver.inbox.empty() and os.listdir(run_file.folder) == []
+    assert driver.inbox.empty()
+    left = [name for name in os.listdir(run_file.folder) if not name.endswith(".libraries")]
+    assert left == []
 
 
 def test_a_bug_is_told_to_whoever_sleeps(
@@ -7060,32 +7236,17 @@ def told_default(described: Described, text: str) -> Any:
 TOLD_IN_WORDS = ("opencode", "port")
 
 
-def readme_table() -> dict[str, tuple[str, str]]:
-    """The README's rows of options: long name -> what stands in the first and the second cell."""
-    found = {}
-    for line in (ROOT / "README.md").read_text("utf-8").splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
-        flags = re.findall(r"--[a-z][a-z-]*", cells[1]) if len(cells) > 3 else []
-        if len(flags) == 1 and cells[1].startswith("`-"):
-            found[flags[0].removeprefix("--").replace("-", "_")] = (cells[1], cells[2])
-    return found
-
-
-def test_every_option_is_a_field_and_stands_in_help_and_readme_with_its_default() -> None:
+def test_every_option_is_a_field_and_stands_in_the_help_with_its_default() -> None:
     fields = set(Options._fields) - {"directory", "attended", "models"}
     described = described_options()
-    table = readme_table()
     assert set(described) == fields | {"model", "dry_run"}
-    assert set(described) <= set(table) <= set(described) | {"force", "json"}
     for name, option in described.items():
-        cell, told = table[name]
-        assert set(re.findall(r"-{1,2}[a-z][a-z-]*", cell)) == set(option["flags"]), cell
         default = default_of(name)
         if name in TOLD_IN_WORDS or not option["metavar"]:
             continue
         brackets = re.findall(r"\(([^()]*)\)$", option["text"])
         assert brackets or not default, f"{name} does not say its default"
-        for text in (*brackets, told.replace("`", "")):
+        for text in brackets:
             value = told_default(option, text)
             if default:
                 assert value == default, f"{name}: {text!r}, and it is {default}"
@@ -7193,7 +7354,7 @@ def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
     assert ocloop.main(["bootstrap", str(folder)]) == 0
     assert contents(folder) == STARTERS
     assert f"wrote    {plan}" in capsys.readouterr().out
-    evening = ocloop.preflight(project_options(folder))
+    evening = ocloop.preflight(project_options(folder, attended=True))
     assert evening.problems == () and "{{CHECK}}" in evening.prompt
     (warning,) = evening.warnings
     assert "is still the starter: write your own tasks into it" in warning
@@ -7245,7 +7406,7 @@ def warnings(folder: Path, **options: Any) -> str:
 def test_a_project_in_order_has_no_problems(project: Path) -> None:
     evening = ocloop.preflight(project_options(project, check="make test", log=f"{project}/log"))
     assert evening.problems == () == evening.warnings
-    assert evening.plan.pending == 1 and evening.model == ""
+    assert evening.plan.pending == 1
 def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Path) -> None:
     (project / "PLAN.md").write_text("# Nothing\n")
     assert "has no task: add lines such as `- [ ] Build it`" in problems(project)
@@ -7299,31 +7460,7 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
         assert "cannot be written" in said and "name another path with --log" in said
         assert ("its folder is not there" in said) == (path.name == "x.log")
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
-# fmt: off
-@pytest.mark.parametrize("name, text, model, problem", [
-    ("opencode.json", '{"model": "a/b"}', "a/b", ""),
-    ("opencode.jsonc", '{"model": "a/b"}', "a/b", ""),
-    ("opencode.json", '\ufeff{"model": "a/b"}', "a/b", ""),
-    ("opencode.json", '// a\n{"model": /* b */ "a/b", // "c"\n "x": [1, 2,], }', "a/b", ""),
-    ("opencode.json", '{"u": "https://x/*y*/", "v": "a \\" // b,]", "model": "a/b"}', "a/b", ""),
-    ("opencode.json", '{"model": 7}', "", ""),
-    ("opencode.json", "[]", "", ""),
-    ("opencode.json", '{"model": "a/b"', "", "opencode.json is broken ("),
-    ("opencode.json", "", "", "opencode.json is broken ("),
-    ("opencode.json", "[" * 100_000, "", "opencode.json is broken ("),
-    ("other.json", "{", "", ""),
-], ids=lambda value: ascii(value)[:30])
-# fmt: on
-def test_opencode_s_configuration_is_read_as_far_as_that_goes_without_a_server(
-    project: Path, name: str, text: str, model: str, problem: str
-) -> None:
-    (project / name).write_text(text, "utf-8")
-    evening = ocloop.preflight(project_options(project))
-    assert evening.model == model
-    assert problem in "".join(evening.problems) and bool(problem) == bool(evening.problems)
-    if problem:
-        elsewhere = project_options(project, server="http://127.0.0.1:9")
-        assert ocloop.preflight(elsewhere).problems == (), "a server of its own may have another"
+
 def test_run_refuses_what_a_dry_run_refuses(
     project: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -7335,13 +7472,14 @@ def test_run_refuses_what_a_dry_run_refuses(
     assert ocloop.main([*words, "--dry-run"]) == 1
     out = capsys.readouterr().out
     assert "problem   --check: there is no command nobody-has-it" in out
-    assert "  | Work on " in out and "next task one" in out and "model     a/b" in out
+    assert "1 of 2 tasks done" in out and "[ ] one" in out
     for name in ("PLAN.md", ".loop-prompt.md"):
         (project / name).unlink()
     assert ocloop.main([*words, "--dry-run"]) == 1
     out = capsys.readouterr().out
-    assert out.count("cannot be read") == 2, "both are named, and neither is shown"
-    assert "next task" not in out and "  |" not in out and "100 %" not in out
+    for name in ("PLAN.md", ".loop-prompt.md"):
+        assert re.search(rf"^problem .*{name} cannot be read", out, re.MULTILINE), "both are named"
+    assert "100 %" not in out
 
 
 def test_a_plan_that_is_complete_needs_no_server(
@@ -7424,6 +7562,7 @@ def test_status_tells_of_a_run_at_work() -> None:
     assert re.search(r"^done +\d+s +\$0.50 +1  one$", text, re.MULTILINE)
     story.check = 2
     story.works()
+    assert re.search(r"^check failed .* 1  two$", status_text(story), re.MULTILINE), "and not done"
     says(
         status_text(story),
         "check     it failed; what the next session is told of it:",
@@ -7535,7 +7674,7 @@ def test_status_says_what_changed_since_the_run_began(
     driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
-    commit = driver.run_file.read()["commit"]
+    commit = RunFile(f"{tmp_path}/PLAN.md").read()["commit"]
     assert commit == ocloop.git(folder, "rev-parse", "HEAD")
     (tmp_path / "committed").write_text("a\nb\n")
     in_git(tmp_path, "add", "-A")
@@ -7594,7 +7733,8 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
 @pytest.mark.parametrize(
     "text, status",
     [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
-     ("- [ ] a\n<plan-complete>b</plan-complete>", 3)],
+     ("- [ ] a\n<plan-complete>b</plan-complete>", 3),
+     ("- [x] a\n- [BLOCKED: x] c\n<plan-complete>b</plan-complete>", 3)],
 )  # fmt: skip
 def test_the_exit_status_of_status_says_whether_work_is_left(
     tmp_path: Path, state_home: Path, text: str, status: int
@@ -7605,7 +7745,8 @@ def test_the_exit_status_of_status_says_whether_work_is_left(
 RECORD_NAMES = (
     "pid", "plan", "directory", "state", "reason", "iteration", "task", "session", "model",
     "elapsed", "updated", "ended", "status", "cost", "tokens", "input", "limits", "max_cost",
-    "max_time", "max_iterations", "server", "generation", "version", "waits_for", "retry",
+    "max_time", "max_iterations", "server", "generation", "opencode_version",
+    "waits_for", "retry",
     "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
     "summary", "text", "seconds", "iterations", "username", "password", "opencode",
 )  # fmt: skip
@@ -7645,7 +7786,7 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 
 
 # ── view and layout: scenes ───────────────────────────────────────────────────────────────────────
-# What a screen of a given size shows, as text. The golden ones are in examples/screens.txt.
+# What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
 def drawn(
@@ -7779,7 +7920,7 @@ SCENES = {
     **dict.fromkeys(("help", "plan", "quit"), "running"),
 }
 # fmt: on
-SCREENS = EXAMPLES / "screens.txt"
+SCREENS = LAB / "screens.txt"
 SIZES = ((80, 24), (40, 12))
 MORE_SIZES = {
     "running": ((120, 40), (20, 5)),
@@ -7809,7 +7950,7 @@ def write_golden_screens() -> None:
 
 
 def test_the_screen_is_as_it_was_looked_at() -> None:
-    """A change of it is to be looked at in examples/screens.txt, which this file can write."""
+    """A change of it is to be looked at in examples/lab/screens.txt, which this file can write."""
     golden = read_screens(SCREENS)
     found = screens()
     for title, rows in found.items():
@@ -7862,7 +8003,7 @@ AT_80X24 = {
         "◐ Write the documentation", "P activity"),
     "quit": ("Q again stops the iteration and quits",),
     "help": (
-        *(key for key, _what in ocloop.HELP_ON_KEYS), *(what for _key, what in ocloop.HELP_ON_KEYS),
+        *(key.name for key in ocloop.KEYS), *(key.help for key in ocloop.KEYS),
         *(meaning for _sign, _style, meaning in ocloop.STATES.values()), "tokens:", "↑ in",
         "↓ out"),
 }
@@ -7949,10 +8090,13 @@ def test_only_keys_that_do_something_are_offered(name: str) -> None:
     for key, _label in picture.keys:
         story = scene(name)
         story.take()
-        story.press(key.lower(), *(["q"] if key == "Q" and picture.confirming_quit else []))
+        story.press(
+            "z" if key == "any key" else key.lower(),
+            *(["q"] if key == "Q" and picture.confirming_quit else []),
+        )
         has_changed = story.picture()._replace(facts=picture.facts) != picture
         assert has_changed or story.take("-"), key
-    assert {"?", "Q", "P"} <= {key for key, _ in picture.keys}
+    assert {"?", "Q", "P"} <= {key for key, _ in picture.keys} or name == "help"
     footer = drawn(picture, 80, 24)[-1]
     if not picture.ask and not picture.confirming_quit:
         assert all(label in footer for _, label in picture.keys), "all of them fit into 80 columns"
@@ -8252,10 +8396,10 @@ def test_a_screen_of_any_size_is_laid_out_in_time() -> None:
     for number in range(ocloop.Journal.LENGTH):
         story.tell(Noted("bash", f"{number} " + "word " * 30))
     picture = story.picture()
-    before = time.perf_counter()
+    before = time.process_time()
     for _ in range(10):
         drawn(picture, 200, 60)
-    assert time.perf_counter() - before < 5.0
+    assert time.process_time() - before < 5.0
 
 
 def test_escape_sequences_and_markup_are_text() -> None:
@@ -8856,7 +9000,7 @@ def test_who_works_in_2(
 
 
 def test_a_session_that_seems_to_rest_for_the_first_time_is_not_judged() -> None:
-    made, client = dialect_2(stand_in(OVER, active=Turns(NOBODY, RUNNING, NOBODY)))
+    made, _ = dialect_2(stand_in(OVER, active=Turns(NOBODY, RUNNING, NOBODY)))
     polls = [made.poll("ses_A", PROMPT_2, 0, False) for _ in range(4)]
     assert [(one.activity, one.is_unsure, one.verdict) for one in polls] == [
         ("idle", True, ""),
@@ -8864,9 +9008,6 @@ def test_a_session_that_seems_to_rest_for_the_first_time_is_not_judged() -> None
         ("idle", True, ""),
         ("idle", False, "answered"),
     ]
-    routes = [path for _, path, _ in client.heard]
-    at = routes.index("/api/session/active")
-    assert routes[at + 1] == "/api/session/ses_A", "costs are read when it is known to rest"
 
 
 def test_a_retry_counts_as_work_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -8910,7 +9051,8 @@ def test_what_cannot_be_told_in_2_and_what_must_not_fail() -> None:
         with pytest.raises(RequestError):
             look({**stand_in(OVER), f"GET {route}": no})
     with pytest.raises(RequestError) as caught:
-        look({**stand_in([]), "GET /api/session/ses_A": gone})
+        routes = ("GET /api/session/ses_A", "GET /api/session/ses_A/message")
+        look({**stand_in([]), **dict.fromkeys(routes, gone)})
     assert caught.value.why == "gone"
 
 
@@ -8984,7 +9126,8 @@ QUESTIONS = (
     Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
     Question("Pick sizes?", (("S", ""), ("M", ""))),
 )
-ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0")
+LASTS = "*, in this project from now on"
+ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
 ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
 ASKED_MCP = Ask(
     "frm_2", "ses_A", "question", "", "sure", (Question("sure", (("yes", ""), ("no", ""))),)
@@ -9086,7 +9229,7 @@ def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
     posts: Json = {f"POST /api/session/{id}/interrupt": {} for id in ("ses_A", "ses_B")}
     inbox = {f"DELETE /api/session/ses_A/inbox/{id}": None for id in (FIRST, SECOND)}
     made, client = dialect_2({"GET /api/session/active": active, **posts, **inbox})
-    made.decode(told("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}))
+    made.relatives = ("ses_A", "ses_B")  # at the last look
     made.interrupt("ses_A", prompt, 1)
     assert [(method, path) for method, path, _ in client.heard if method != "GET"] == sent
     client.says["POST /api/session/ses_A/interrupt"] = GONE_2
@@ -9221,7 +9364,7 @@ WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
 SLOW_DOWN = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
 PUSH = {**PERMISSION, "action": "shell", "resources": ["git push"]}
 PUSH["metadata"] = {"command": "git push origin"}
-DOOM = Ask("per_1", "ses_A", "permission", "doom_loop", "notes.txt  +2 -0", is_circle=True)
+DOOM = ASKED_PERMISSION._replace(title="doom_loop", is_circle=True)
 
 # Single events in neutral words.
 # fmt: off
@@ -9250,7 +9393,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("permission.asked", PERMISSION, [Asked("ses_A", ASKED_PERMISSION)]),
     ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [Asked("ses_A", DOOM)]),
     ("permission.asked", PUSH,
-     [Asked("ses_A", Ask("per_1", "ses_A", "permission", "shell", "git push origin"))]),
+     [Asked("ses_A", ASKED_PERMISSION._replace(title="shell", detail="git push origin"))]),
     ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
     ("form.created", {"form": FORM}, [Asked("ses_A", ASKED_FORM)]),
     ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
@@ -9329,7 +9472,7 @@ def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
     made, _ = dialect_2({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in [*OpenCode2.DECODERS, "form.created", "filesystem.changed", "of.tomorrow"]:
+    for type in TYPES_2:
         made.decode(told(type, odd))
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
@@ -9550,15 +9693,9 @@ def test_fake_the_stream_is_understood(tmp_path: Path) -> None:
 
 
 # ==================================================================================================
-# 5  From the outside
+# 5  From the outside: ocloop as a program
 #
-# The second half of the tests: ocloop from the outside, on the fake OpenCode and on the real one.
-#
-# Every test has a home, a project and an environment of its own (examples/harness.py), and only
-# 127.0.0.1 is contacted. When an ocloop has ended, nothing may be left that carries its mark.
-#
-# What runs on the fake runs on both generations of OpenCode's interface: `pytest -k v1`, `-k v2`.
-# `pytest -k real` runs what needs the real OpenCode, `pytest -k "not real"` all else.
+# What runs on the fake OpenCode runs on both generations of its interface.
 # ==================================================================================================
 
 # What a few tests change inside of ocloop, as Python that is run before its `main`: the only places
@@ -9567,20 +9704,23 @@ PATCHES = {
     "waits are of a second": """
 ocloop.FAILURE_WAITS = ocloop.RATE_LIMIT_WAITS = ocloop.Backoff(1.0, 1.0, 1.0)
 """,
+    "memory is looked at every second": "ocloop.MEASURE_EVERY = 1.0",
     "the system has no /proc": "ocloop.PROC = '/nowhere'",
     "the system has neither /proc nor ps": "ocloop.PROC = '/nowhere'; ocloop.PS = ('no-such-ps',)",
+    "files may be away for three seconds": "ocloop.FILES_WITHIN = 3.0",
     "a server has a second to start": "ocloop.START_TIMEOUT = 1.0",
-    "a bug in the machine": """
-def boom(self, event):
+    "what was unpacked is mapped within a second": "ocloop.MAPPED_WITHIN = 1.0",
+    "a bug in the run": """
+def boom(self, event, now):
     raise RuntimeError("a bug, as ordered")
 
-ocloop.Session.TABLE["prompting"][ocloop.Done, ocloop.SendPrompt] = boom
+ocloop.Talk.hear = boom
 """,
-    "a bug in the worker": """
+    "a bug outside": """
 def boom(*args):
     raise RuntimeError("a bug, as ordered")
 
-ocloop.Worker.HOW[ocloop.SendPrompt] = boom
+ocloop.Outside.send = boom
 """,
 }
 
@@ -9615,8 +9755,7 @@ def bare(tmp_path: Path) -> Iterator[World]:
 # ── the command line ──────────────────────────────────────────────────────────────────────────────
 # What ends before a server is started, and the mistakes that everybody makes once.
 
-# The options of `run`, in the order of `--help`. A new one is added here, to the README's table,
-# and to Options: the tests below hold them against each other.
+# The options of `run`, in the order of `--help`. A new one is added here and to Options.
 OPTIONS = [
     "--plan",
     "--prompt",
@@ -9646,12 +9785,13 @@ OPTIONS = [
     "--server",
     "--server-memory",
 ]
-UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def test_version_and_manual(bare: World) -> None:
     """README: `run --help` is the manual: with examples, exit statuses, keys and durations."""
-    assert re.fullmatch(r"ocloop \d+\.\d+\.\d+\n", bare.say(bare.project(), "--version"))
+    digest = hashlib.sha256(OCLOOP.read_bytes()).hexdigest()[:12]
+    said = bare.say(bare.project(), "--version")
+    assert said == f"ocloop {ocloop.__version__} (SHA-256 {digest})\n"
     general = bare.say(bare.project(), "--help")
     for part in ("examples:", "exit statuses:", "bootstrap"):
         assert part in general
@@ -9660,45 +9800,23 @@ def test_version_and_manual(bare: World) -> None:
         assert part in manual
 
 
-def test_the_manual_and_the_readme_know_the_same_options(bare: World) -> None:
-    """design.md: the defaults stand in one place; help text and README are held against it."""
+def test_the_manual_knows_all_options(bare: World) -> None:
+    """README: the full table of options is `run --help`."""
     manual = bare.say(bare.project(), "run", "--help", COLUMNS="200")
     in_manual = re.findall(r"^  (?:-\w, |-\w \S+, )?(--[\w-]+)", manual, re.MULTILINE)
-    in_readme = [option for option, _ in readme_options()]
     assert sorted(in_manual) == sorted(["--help", *OPTIONS])
-    assert sorted(in_readme) == sorted(OPTIONS)
+    assert "in the midst of an iteration at twice that" in manual
 
 
-def test_the_readme_says_the_defaults_that_hold() -> None:
-    """design.md: the defaults stand in one place, and the README is held against it."""
-    defaults = ocloop.Options()
-    compared = 0
-    for option, said in readme_options():
-        value = getattr(defaults, option.lstrip("-").replace("-", "_"), None)
-        expected = said_default(said)
-        if expected is not None and isinstance(value, (int, float, str)):
-            assert value == expected, f"{option}: {said} in the README, {value} in Options"
-            compared += 1
-    assert compared >= 12, "the README's table reads otherwise than this test expects"
-
-
-def readme_options() -> list[tuple[str, str]]:
-    """The README's table of options: the long name and the default as it stands there."""
-    text = (ROOT / "README.md").read_text("utf-8").partition("## Options of `run`")[2]
-    table = text.partition("\n## ")[0].partition("### ")[0]
-    rows = re.findall(r"^\|([^|\n]*`--[^|\n]*)\|([^|\n]*)\|", table, re.MULTILINE)
-    return [(re.findall(r"--[\w-]+", names)[0], default.strip()) for names, default in rows]
-
-
-def said_default(text: str) -> float | str | None:
-    """A default of the README's table as a value; None for one that is said in words."""
-    if text == "off":
-        return 0
-    amount = re.fullmatch(r"(\d+)([smh]?)", text)
-    if amount:
-        return int(amount[1]) * UNITS.get(amount[2], 1)
-    name = re.fullmatch(r"`([^`]+)`", text)
-    return name[1] if name else None
+def test_the_readme_names_no_option_that_is_none() -> None:
+    """And its size is what a person reads before breakfast."""
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= 12_000
+    ours = {option.partition(" ")[0] for option in OPTIONS} | {"--json", "--all", "--force"}
+    commands = re.findall(r"ocloop\.py [^`\n]*(?:\\\n[^`\n]*)*", text.decode())
+    named = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", " ".join(commands)))
+    others = {"--help", "--cached", "--quiet"}
+    assert len(named) > 5 and named <= ours | others, named - ours
 
 
 @pytest.mark.parametrize(
@@ -9706,6 +9824,8 @@ def said_default(text: str) -> float | str | None:
     [
         ("", "required: COMMAND"),
         ("walk", "there is no command walk"),
+        ("--run", "--run is an option of a command: did you mean `run --run`?"),
+        ("--max-cost=3", "did you mean `run --max-cost`?"),
         ("run --unknown", "there is no option --unknown"),
         ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
         ("run --stuck few", "'few' is no count"),
@@ -9778,22 +9898,24 @@ def test_mistakes_say_what_to_do(bare: World) -> None:
 
 
 def test_an_old_python_gets_a_sentence(bare: World) -> None:
-    """design.md: Python 3.9 or newer. An older one says so, without an error of syntax.
-
-    It is simulated where there is no such Python.
-    """
-    here = [Path(shutil.which("python3.8") or "")]
-    here += Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")
-    found = [path for path in here if path.is_file() and "shims" not in path.parts]
+    """README: Python 3.9 or newer. An older one says so, without a traceback."""
     pretended = f"import runpy, sys\nsys.hexversion = 0x03080000\nrunpy.run_path({str(OCLOOP)!r})"
-    argv = [sys.executable, "-c", pretended]
-    if found:
-        argv = [str(found[0]), str(OCLOOP), "run"]
-    said = bare.execute(bare.project(), argv).finish(1).output
-    assert said.startswith("ocloop: this is Python 3.")
-    assert "3.9 or newer" in said
-    assert "Traceback" not in said
-    assert len(said.split("\n")) == 2
+    argvs = [[sys.executable, "-c", pretended]]
+    found = Path.home().glob(".pyenv/versions/3.[678].*/bin/python3")
+    argvs += [[str(python), str(OCLOOP), "run"] for python in found]
+    for argv in argvs:
+        said = bare.execute(bare.project(), argv).finish(1).output
+        assert "Traceback" not in said and "Python 3.9 or newer" in said.replace("it with", "Python")
+        if "/3.6." not in argv[0]:  # it knows no `annotations`: its error quotes the line that says so
+            assert said.startswith("ocloop: this is Python 3.") and len(said.split("\n")) == 2
+
+
+def test_nothing_stands_in_the_file_that_python_3_6_cannot_parse() -> None:
+    """Else its error would be about that, and not about the version."""
+    text = OCLOOP.read_text("utf-8")
+    assert "import annotations  # an error here: run it with Python 3.9 or newer\n" in text
+    ast.parse(text, feature_version=(3, 6))
+    assert not re.search(r"^\s*(return|yield) [^([{\n]*, \*", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -9820,55 +9942,99 @@ def test_a_plan_that_is_complete_already(bare: World) -> None:
     assert "complete already but for 1 pending task" in said
 
 
-def test_a_dry_run_shows_what_would_be_done(world: World) -> None:
-    """README: --dry-run checks everything, prints the first prompt, starts nothing."""
-    plan = "- [x] One\n- [ ] Two\n- [MANUAL] Three\n"
+def test_a_dry_run_asks_the_server(world: World) -> None:
+    """README: --dry-run checks everything, with the real server, and sends no prompt."""
+    plan = "# A\n- [x] One\n- [ ] Two\n  - [~] Inner\n# B\n- [MANUAL] Three\n" + "- [ ] n\n" * 30
     prompt = "---\nmodel: fake/model\n---\nDo {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n"
     project = world.project(plan, prompt=prompt)
     commands = ["--check", "true", "--notify", "echo hello"]
     child = world.fake("--dry-run", *commands, project=project).finish(0)
     said = child.output
-    env = {**world.env, **world.setting()}
-    version = re.search(r"\d+\.\d+\.\d+", opencode_version([sys.executable, str(FAKE)], env))
-    assert version
-    expected = [
-        version.group(),
-        "1 of 2 tasks done",
+    for part in (
+        "1 of 33 tasks done",
         "1 manual",
-        "Two",
-        "fake/model",
-        "no problem was found",
-        f"Do Two of {project}/PLAN.md, 1.",
-    ]
-    for part in expected:
+        "# A\n          [x] One\n          [ ] Two\n            [~] Inner\n          # B\n",
+        "[MANUAL] Three\n",
+        "… and 14 more\n",
+        "server   OpenCode ",
+        "model     fake/model\n",
+        "no problem was found; the server was started, asked and stopped, and no prompt was sent",
+    ):
         assert part in said, said
-    assert "model: fake/model" not in said, "the front matter is not sent"
-    assert not child.notes()
+    assert child.requests("model|providers") and not child.requests("/session/[^/]+")
     assert not child.log_text()
+    assert not list(world.folder.rglob("*.json")), "the last run's state stays"
+
+
+@pytest.mark.parametrize(
+    ("options", "behaviour", "message"),
+    [
+        ("-m fake/modle", {}, "there is no model fake/modle: did you mean fake/model?"),
+        ("-a biuld", {}, "there is no agent biuld: did you mean build"),
+        ("", {"start": "exit"}, "OpenCode ended with exit status 3 while starting"),
+    ],
+)
+def test_a_dry_run_says_what_a_run_would_fail_at(
+    world: World, options: str, behaviour: Json, message: str
+) -> None:
+    child = world.fake("--dry-run", *options.split(), **behaviour).finish(1)
+    assert message in child.output
+    assert "there are problems; the server was started" in child.output
+
+
+def test_a_dry_run_leaves_a_server_that_is_not_ours(world: World) -> None:
+    login = {"OPENCODE_SERVER_PASSWORD": "secret"}
+    url = world.fake_server(login=login)
+    for _ in range(2):
+        said = world.say(world.project(), "run", "--dry-run", "--server", url, **login)
+        assert "no problem was found; the server was asked, and no prompt was sent" in said
+    said = world.say(world.project(), "run", "--dry-run", "--server", url, status=1)
+    assert "refuses the password" in said
+
+
+def test_what_the_configuration_asks_is_said_in_the_evening(world: World) -> None:
+    """README: what is asked at night is refused."""
+    config: Json = {"permission": {"bash": {"*": "ask", "ls": "allow"}, "edit": "allow"}}
+    if world.generation == 2:
+        rules = [("bash", "ask"), ("bash", "allow"), ("edit", "allow")]
+        config = {"permissions": [{"action": name, "effect": effect} for name, effect in rules]}
+    env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config)}
+    said = world.fake("--dry-run", env=env).finish(0).output
+    assert "asks a person before bash: asked at night means refused" in said
+    assert "before bash" in world.fake("--plain", env=env).finish(0).output
+    assert "before bash" not in world.fake("--dry-run", "--auto", env=env).finish(0).output
+
+
+def test_a_model_that_nobody_named_is_said_before_the_first_prompt(world: World) -> None:
+    """README: without a login OpenCode may choose a free model of its own."""
+    chosen = {"model": "", "models": ["opencode/big-pickle"], "price": False}
+    warning = (
+        "nobody named a model, and OpenCode chose opencode/big-pickle by itself: your code goes to "
+        "opencode; name another one with -m"
+    )
+    assert warning in world.fake("--dry-run", **chosen).finish(0).output
+    said = world.fake("--dry-run", "-m", "opencode/big-pickle", **chosen).finish(0).output
+    assert "nobody named" not in said
 
 
 def test_a_dry_run_names_every_problem(world: World) -> None:
     """README: --dry-run checks plan, prompt, OpenCode, commands, log, port and lock."""
-    project = world.project(prompt="Just work.\n")
-    broken = world.folder / "broken"
-    broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n", "utf-8")
-    broken.chmod(0o755)
+    prompt = "---\nmodel: sonnet\n---\nJust work on {{PLAN}}.\n"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        wrong = ["--check", "no-such-check", "--notify", "no-such-notify"]
-        where = ["--port", str(port), "--opencode", str(broken)]
-        said = world.fake("--dry-run", *wrong, *where, project=project).finish(1).output
-    expected = [
+        wrong = ["--check", "no-such-check", "--notify", "no-such-notify", "--port", str(port)]
+        project = world.project(prompt=prompt)
+        said = world.fake("--dry-run", *wrong, project=project).finish(1).output
+    for part in (
         "no-such-check",
         "no-such-notify",
         f"port {port} is taken",
-        "exit status 7",
-        "it is broken",
         "does not contain {{PLAN_FILE}}",
-    ]
-    for part in expected:
+        "it has the places PLAN, which means nothing here: PLAN_FILE, TASK, ITERATION, CHECK do",
+        ".loop-prompt.md: 'sonnet' is no model: write providerID/modelID",
+    ):
         assert part in said, said
 
     loop = world.fake("--plain", answers=["sleep:30"], project=world.project(1))
@@ -9877,6 +10043,48 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
     assert f"another loop works on this plan (process {loop.pid})" in said
     loop.signal(signal.SIGTERM)
     loop.finish(130)
+
+
+def test_a_starter_is_not_worked_where_nobody_looks(world: World) -> None:
+    """README: write your own tasks into it."""
+    starter = world.project(ocloop.STARTER_PLAN)
+    said = world.fake("--plain", project=starter).finish(1).output
+    assert "PLAN.md is still the starter: write your own tasks into it" in said
+    term = world.fake_terminal(project=starter)
+    term.wait_for("still the starter")
+    term.send("q")
+    term.finish(130)
+
+
+def test_a_run_in_the_background_of_a_shell_goes_plain(world: World) -> None:
+    """The terminal would stop it before it has said anything."""
+    command = world.on_fake()
+    words = shlex.join(command.argv)
+    shell = ["/bin/sh", "-c", f"set -m; {words} & wait $!"]
+    term = world.execute_terminal(command.folder, shell, **command.env)
+    term.finish(0)
+    assert "since it runs in the background" in term.shown()
+
+
+def test_status_of_all_loops_on_this_machine(world: World) -> None:
+    """README: `status --all`."""
+    assert world.say(world.folder, "status", "--all") == "no loop has run on this machine\n"
+    first = world.fake().finish(0)
+    second = world.fake("--plain", answers=["sleep:30"], project=world.project(3))
+    second.wait_said("Task 1")
+    lines = world.say(world.folder, "status", "--all").splitlines()
+    assert re.fullmatch(rf"running +0/3 +\$\S+ +\S+  {second.project}/PLAN.md", lines[0]), lines
+    assert re.fullmatch(
+        rf"ended 0 +2/2 +\$\S+ +\S+  {first.project}/PLAN.md: the plan is complete", lines[1]
+    ), lines
+    (first.project / "PLAN.md").unlink()
+    second.signal(signal.SIGTERM)
+    second.finish(130)
+    lines = world.say(world.folder, "status", "--all").splitlines()
+    assert lines[0].startswith("ended 130") and "no plan any more" in lines[1]
+    found = json.loads(world.say(world.folder, "status", "--all", "--json"))
+    assert [one["run"]["status"] for one in found] == [130, 0]
+    assert "password" not in found[0]["run"]
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────
@@ -9892,14 +10100,6 @@ def test_a_run_to_the_end(world: World) -> None:
     assert "\x1b" not in child.output
     assert child.titles() == ["ocloop 1/3: Task 1", "ocloop 2/3: Task 2", "ocloop 3/3: Task 3"]
     assert [note["directory"] for note in child.events("session")] == [str(child.project)] * 3
-
-
-@only(1, "the routes are those of an old server of the first generation")
-def test_a_server_that_knows_five_routes(world: World) -> None:
-    """design.md: what a server does not know means "it cannot tell", never an error."""
-    child = world.fake(routes="five", tasks=3).finish(0)
-    assert child.boxes() == "xxx"
-    assert child.outcomes() == ["done"] * 3
 
 
 def test_the_prompt_file(world: World) -> None:
@@ -10037,6 +10237,16 @@ def test_iterations_that_settle_nothing(world: World, answer: str) -> None:
     assert "BLOCKED" in child.prompts()[5]
 
 
+def test_the_last_try_is_the_next_models(world: World) -> None:
+    """README: --stuck: where there is another model in line, the last try is its."""
+    line = ("-m", "fake/model", "-m", "fake/other")
+    models = ["fake/model", "fake/other"]
+    child = world.fake(*line, "--stuck", "2", answers=["nothing"], models=models).finish(3)
+    asked = [note["model"] for note in child.prompt_notes()]
+    assert asked == ["fake/model", "fake/model", "fake/other"]
+    assert "settled nothing" in child.prompts()[2]
+
+
 def test_a_run_goes_on_with_what_is_begun(world: World) -> None:
     """README: a begun mark is open: a run does not end as complete with work undone."""
     child = world.fake(answers=["begin", "work"], tasks=1).finish(0)
@@ -10142,13 +10352,14 @@ def test_a_plan_that_is_edited_or_half_written(world: World) -> None:
 
 def test_a_plan_that_is_gone(world: World) -> None:
     """README: the plan vanishes: it looks again, then stops with the last good progress."""
-    gone = world.fake(answers=["delete"])
-    empty = world.fake(answers=["empty"])
-    gone.finish(1, timeout=120)
+    patch = PATCHES["files may be away for three seconds"]
+    gone = world.fake(answers=["delete"], patch=patch)
+    empty = world.fake(answers=["empty"], patch=patch)
+    gone.finish(1)
     assert "PLAN.md cannot be read" in gone.output
     last = gone.records(record="run")[0]
     assert (last["done"], last["total"]) == (0, 2)
-    empty.finish(1, timeout=120)
+    empty.finish(1)
     assert "PLAN.md has no task" in empty.output
 
 
@@ -10206,7 +10417,8 @@ def test_a_server_that_fails_under_way(world: World) -> None:
     """README: the server dies or hangs: it is ended and started anew, and the iteration goes on.
 
     A stream that breaks, an idle event that is lost and a prompt that is swallowed are no end
-    either. The runs go side by side, since most of the time is waiting.
+    either: prompts carry ids of their own and can be sent again without running twice. The runs go
+    side by side, since most of the time is waiting.
     """
     runs = {}
     for answer in ("die", "freeze", "drop", "noidle", "silent"):
@@ -10224,19 +10436,10 @@ def test_a_server_that_fails_under_way(world: World) -> None:
     starts = {name: len(run.events("listening")) for name, run in runs.items()}
     assert starts == {"die": 2, "freeze": 2, "drop": 1, "noidle": 1, "silent": 1, "killed": 2}
     assert runs["die"].said("out of memory, as ordered")
-
-
-@only(1, "in the second generation the ids of a prompt are run once only, even when it was cut")
-def test_a_prompt_is_sent_again_with_its_ids(world: World) -> None:
-    """README: prompts carry ids of their own and can be sent again without running twice."""
-    runs = {}
-    for answer in ("die", "freeze", "silent"):
-        store = str(world.folder / f"store-{answer}")
-        runs[answer] = world.fake(answers=[answer, "work"], store=store)
-    for name, run in runs.items():
-        run.finish(0, timeout=120)
-        ids = [note["id"] for note in run.prompt_notes()]
-        assert len(set(ids)) == 2, name
+    # In the second generation a prompt's ids are run once only, even when it was cut.
+    for name in ("die", "freeze", "silent") if world.generation == 1 else ():
+        ids = [note["id"] for note in runs[name].prompt_notes()]
+        assert len(set(ids)) == 2, f"{name}: a prompt is sent again with its ids"
         assert len(ids) >= 3, name
 
 
@@ -10266,11 +10469,26 @@ def test_a_server_that_does_not_start(world: World) -> None:
 
 
 def test_a_server_that_grew(world: World) -> None:
-    """README: --server-memory: the server is replaced between iterations when it grew larger."""
-    child = world.fake("--server-memory", "150", memory=[200, 0], tasks=3).finish(0)
-    assert len(child.events("exec")) == 2
-    assert child.said(r"grew to \d+ MiB")
-    assert child.boxes() == "xxx"
+    """README: --server-memory: the server is replaced between iterations when it grew larger, and
+    at twice that in the midst of one, however slowly it got there. Where one that has not worked
+    yet is larger, it has no effect."""
+    patch = PATCHES["memory is looked at every second"]
+    how: Json = {"patch": patch, "store": str(world.folder / "store")}
+    limit = ("--server-memory", "150")
+    swells = world.fake(*limit, answers=["swell:40", "work"], tasks=2, **how)
+    grown = world.fake(*limit, answers=["grow:200", "sleep:3"], tasks=3, patch=patch)
+    large = world.fake("--server-memory", "60", memory=[200], answers=["sleep:5"], patch=patch)
+    for child, is_replaced, said in (
+        (swells, True, r"grew to \d+ MiB, twice its limit of 150: replacing it in the midst"),
+        (grown, True, r"grew to \d+ MiB \(limit 150\): replacing it"),
+        (large, False, r"takes \d+ MiB before any work: --server-memory 60 has no effect"),
+    ):
+        child.finish(0, timeout=120)
+        assert child.said(said)
+        assert (len(child.events("exec")) > 1) == is_replaced
+        assert set(child.outcomes()) == {"done"}
+    assert swells.said(r"grew to \d+ MiB \(limit 150\)"), "at first it would have been in time"
+    assert len(swells.titles()) == 2, "the iteration goes on in its session"
 
 
 def test_ports(world: World) -> None:
@@ -10290,14 +10508,14 @@ def test_ports(world: World) -> None:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
         def take() -> bool:
-            """Another run may have it for a moment."""
+            """Another test may have it for a while."""
             with suppress(OSError):
                 taken.bind(("127.0.0.1", 4096))
                 taken.listen()
                 return True
             return False
 
-        until(take, "port 4096")
+        until(take, "port 4096", 180)
         child = world.fake(default_port=True).finish(0)
         assert child.events("listening")[0]["port"] != 4096
         assert child.boxes() == "xx"
@@ -10387,6 +10605,12 @@ def test_many_plans_with_odd_names_and_options(world: World) -> None:
     for said in ("two words", "a..b", "c?[2Jd", "e?f", "~"):
         assert f"git takes no branch ocloop/{said}: rename that plan" in child.output
     assert "\x1b" not in child.output and not list(world.folder.rglob("owned"))
+    many = f"{world.folder}/repo.many"
+    assert f"one: begins, on branch ocloop/one in {many}/one\n" in child.output
+    assert f"one: ended with exit status 0, see {many}/one.log\n" in child.output
+    assert f"the work is on the branches ocloop/*, the logs are in {many}\n" in child.output
+    said = world.execute(top, ["sh", str(EXAMPLES / "many.sh"), "-h"]).finish(0).output
+    assert said.startswith("Many plans at once") and "[-j N] PLANS" in said and "set -eu" not in said
 
 
 # ── how a run is ended ────────────────────────────────────────────────────────────────────────────
@@ -10404,7 +10628,10 @@ def test_signals(world: World, number: int) -> None:
     child.finish(130, timeout=20)
     starting.finish(130, timeout=20)
     assert child.aborts()
-    assert child.records(record="run")[0]["status"] == 130
+    record = child.records(record="run")[0]
+    assert record["status"] == 130
+    if world.generation == 2:
+        assert record["cost"] == 0.01, "2.x tells what a step has cost a moment after its interrupt"
 
 
 def test_ctrl_c(world: World) -> None:
@@ -10421,7 +10648,7 @@ def test_ctrl_c(world: World) -> None:
     lines.finish(130, timeout=20)
 
 
-@pytest.mark.parametrize("where", ["a bug in the machine", "a bug in the worker"])
+@pytest.mark.parametrize("where", ["a bug in the run", "a bug outside"])
 def test_a_crash_of_its_own(world: World, where: str) -> None:
     """README: a crash: nothing is left behind. It says where, and the terminal is restored."""
     lines = world.fake(answers=["spawn:hang"], patch=PATCHES[where])
@@ -10461,6 +10688,36 @@ def test_kill_9(world: World) -> None:
     assert "ended" in world.say(child.project, "status")
 
 
+def libraries_of(world: World) -> list[str]:
+    """What lies where OpenCode unpacks its libraries, less what this test has put there."""
+    folders = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
+    return [path.name for folder in folders for path in folder.iterdir() if path.name != "keep.so"]
+
+
+def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
+    """README: its libraries are removed as the night goes on, and at every end, also that by
+    `kill -9`, of ocloop alone and with its guard; nothing else is."""
+    patch = PATCHES["what was unpacked is mapped within a second"]
+    child = world.fake(answers=["sleep:2", "hang"], patch=patch)
+    child.until(lambda: bool(libraries_of(world)), "a library")
+    child.until(lambda: child.boxes() == "x ", "the first task")
+    child.until(lambda: not libraries_of(world), "that it is removed while the run goes on")
+    (folder,) = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
+    kept = [folder / "keep.so", world.folder / "tmp" / ".0123456789abcdef-00000000.so"]
+    library = folder / kept[1].name
+    for path in (*kept, library):
+        path.write_text("", "utf-8")
+    child.signal(signal.SIGKILL)
+    child.finish(-signal.SIGKILL, patience=4.0)
+    until(lambda: not library.exists(), "that the guard removes it")
+    library.write_text("", "utf-8")
+    child = world.fake(project=child.project).finish(0)
+    assert libraries_of(world) == []
+    assert all(path.exists() for path in kept)
+    own = world.fake(project=world.project(), env={"BUN_TMPDIR": str(world.folder)}).finish(0)
+    assert len(list(own.project.parent.glob(".*-00000000.so"))) == 1, "a person's own place is kept"
+
+
 def test_a_state_folder_that_is_cleaned_away_is_made_anew(world: World) -> None:
     """README: a second loop on the same plan is refused, also when somebody removed the lock."""
     child = world.fake(answers=["sleep:25", "work"], tasks=1)
@@ -10495,7 +10752,9 @@ def test_without_proc_nothing_is_left_behind(world: World) -> None:
     killed = world.fake(answers=["spawn:hang"], patch=patch)
     ended = world.fake(answers=["spawn:hang"], patch=patch)
     checked = world.fake("--check", check, "--check-timeout", "1s", patch=patch)
-    grown = world.fake("--server-memory", "150", memory=[200, 0], tasks=3, patch=patch)
+    often = f"{patch}; {PATCHES['memory is looked at every second']}"
+    growing = ["grow:200", "sleep:3"]
+    grown = world.fake("--server-memory", "150", answers=growing, tasks=3, patch=often)
     for run in (killed, ended):
         run.wait_event("spawned")
     killed.signal(signal.SIGKILL)
@@ -10537,7 +10796,10 @@ SHELLS = {
 @pytest.mark.parametrize("proc", ["/proc", "/nowhere"])
 def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) -> None:
     """README, platforms: the guard runs in any POSIX shell: dash, bash, BusyBox."""
-    mark = "guarded"
+    mark = os.urandom(8).hex()
+    files = [bare.folder / name for name in (".0a-0000000f.so", ".0a-0000000f.so.txt", "a.so")]
+    for path in files:
+        path.write_text("", "utf-8")
     leader = bare.helper(["sleep", "1000"])
     strays = [
         bare.helper(["sleep", "1000"], OCLOOP_RUN=mark + part) for part in ("", ".check", ".attach")
@@ -10546,10 +10808,11 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     theirs += [{"X_OCLOOP_RUN": mark}]
     if proc == "/proc":  # `ps` does not tell where an entry ends
         theirs += [{"X": f"a\nOCLOOP_RUN={mark}\nb"}, {"X": f"a OCLOOP_RUN={mark} b"}]
-    others = [bare.helper(["sleep", "1000"], **given) for given in theirs]
+    others = [bare.helper(["sleep", "1000"], **environment) for environment in theirs]
     if proc == "/proc":
         assert sorted(ocloop.marked_pids(mark)) == [strays[0].pid]
-    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", mark, proc, " ".join(ocloop.PS)]
+    given = (mark, proc, " ".join(ocloop.PS), str(bare.folder), ocloop.LIBRARY)
+    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", *given]
     guard = subprocess.Popen(argv, stdin=subprocess.PIPE, env=bare.env, start_new_session=True)
     assert guard.stdin
     guard.stdin.write(f"0\n{leader.pid}\n".encode())
@@ -10558,14 +10821,16 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     assert leader.wait(5) != 0
     for stray in strays:
         assert stray.wait(5) != 0
-    for other, given in zip(others, theirs):
-        assert other.poll() is None, f"what is not ours is left alone: {given}"
+    for other, environment in zip(others, theirs):
+        assert other.poll() is None, f"what is not ours is left alone: {environment}"
+    assert [path.exists() for path in files] == [False, True, True]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None:
-    stray = bare.helper(["sleep", "1000"], OCLOOP_RUN="guarded")
-    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", "guarded", "/proc", "ps"]
+    mark = os.urandom(8).hex()
+    stray = bare.helper(["sleep", "1000"], OCLOOP_RUN=mark)
+    argv = [*SHELLS[shell], "-c", ocloop.GUARD, "ocloop-guard", mark, "/proc", "ps"]
     guard = subprocess.run(argv, input=b"17\nover\n", env=bare.env, check=False, timeout=LONG)
     assert guard.returncode == 0
     assert stray.poll() is None
@@ -10573,7 +10838,8 @@ def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
     """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
-    child = world.fake(answers=["sleep:0.3"] * 30 + ["spawn:hang"], tasks=40)
+    patch = PATCHES["the server is measured all the time"]
+    child = world.fake(answers=["sleep:0.3"] * 5 + ["spawn:hang"], tasks=10, patch=patch)
     guard = r".*ocloop-guard"
     first = child.wait_process(guard)
     child.wait_event("busy")
@@ -10679,18 +10945,18 @@ def test_a_terminal_that_nobody_reads(world: World) -> None:
     a run goes to its end, a limit is kept, and SIGTERM ends it.
     """
     answers = ["flood:2000", "ask", "bigline:100000", "sleep:0.2"]
-    whole = world.fake_terminal("--run", "--auto", answers=answers, tasks=30, reading=False)
+    whole = world.fake_terminal("--run", "--auto", answers=answers, tasks=16, reading=False)
     limited = world.fake_terminal(
-        "--run", "--max-iterations", "12", "--auto", answers=answers, tasks=30, reading=False
+        "--run", "--max-iterations", "12", "--auto", answers=answers, tasks=16, reading=False
     )
-    lines = world.fake_terminal("--plain", "--verbose", answers=answers, tasks=30, reading=False)
+    lines = world.fake_terminal("--plain", "--verbose", answers=answers, tasks=16, reading=False)
     ended = world.fake_terminal(
-        "--run", "--auto", answers=[*answers, "spawn:hang"], tasks=30, reading=False
+        "--run", "--auto", answers=[*answers, "spawn:hang"], tasks=16, reading=False
     )
-    whole.until(lambda: whole.boxes() == "x" * 30, "the end of the plan")
+    whole.until(lambda: whole.boxes() == "x" * 16, "the end of the plan")
     limited.wait_said("--max-iterations")
     lines.finish(0)
-    assert lines.boxes() == "x" * 30
+    assert lines.boxes() == "x" * 16
     ended.wait_event("spawned")
     for run in (whole, limited, ended):
         run.signal(signal.SIGTERM)
@@ -10777,17 +11043,36 @@ def test_complete_on_the_screen(world: World) -> None:
     assert "Everything that could be done is done." in term.shown()
 
 
+def test_tasks_that_are_added_to_a_complete_plan(world: World) -> None:
+    """README: S, Space and R go on from the end, once there is something to do and no tag."""
+    term = world.fake_terminal("--run", tasks=1)
+    term.wait_for("✔ complete")
+    plan = term.project / "PLAN.md"
+    for number, key in enumerate("s r"):
+        term.send(key)
+        term.wait_for("add tasks, and take its")
+        text = re.sub("<plan-complete>.*</plan-complete>", "", plan.read_text("utf-8"))
+        plan.write_text(f"{text}\n- [ ] One more {number}\n", "utf-8")
+        term.send(key)
+        term.wait_for(f"One more {number}")
+        term.wait_for("✔ complete")
+    term.send("q")
+    term.finish(0)
+    assert term.boxes() == "xxxx" and len(term.events("listening")) == 4
+
+
 def test_retry_after_an_error(world: World) -> None:
     """README: R: retry after an error, wherever it came from, server and all."""
     store = str(world.folder / "store")
     fatal = world.fake_terminal("--run", answers=["error:401", "work"], store=store)
     no_start = world.fake_terminal("--run", starts=["exit", "exit", "exit", ""])
-    no_plan = world.fake_terminal("--run", answers=["delete"])
+    patch = PATCHES["files may be away for three seconds"]
+    no_plan = world.fake_terminal("--run", answers=["delete"], patch=patch)
     left = world.fake_terminal("--run", answers=["error:404"])
     fatal.wait_for("opencode auth login")
     for term in (fatal, no_start, left):
         term.wait_for("✖ error")
-    no_plan.wait_for("✖ error", timeout=120)
+    no_plan.wait_for("✖ error")
     left.send("q")
     plan = "- [x] Task 1\n\n<plan-complete>By hand</plan-complete>\n"
     (no_plan.project / "PLAN.md").write_text(plan, "utf-8")
@@ -10886,7 +11171,7 @@ def answer_elsewhere(world: World, state: Json) -> None:
 def ask_server(state: Json, method: str, path: str, body: Any = None) -> Any:
     """A request to the server of a run, as someone else on this machine would send it."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Ask(state["server"] + path, data, method=method)
+    request = urllib.request.Request(state["server"] + path, data, method=method)
     login = f"{state.get('username') or 'opencode'}:{state['password']}"
     request.add_header("Authorization", "Basic " + b64encode(login.encode()).decode())
     request.add_header("Content-Type", "application/json")
@@ -11032,7 +11317,7 @@ def test_closed_streams_and_odd_encodings(world: World) -> None:
         child = world.execute(world.project(1), argv, **world.setting()).finish(0)
         assert child.boxes() == "x"
     plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
-    said = world.say(world.project(plan), "status", PYTHONIOENCODING="latin-1")
+    said = world.say(world.project(plan), "status", status=3, PYTHONIOENCODING="latin-1")
     assert "complete" in said
 
 
@@ -11053,11 +11338,12 @@ def test_a_pipe_in_place_of_the_plan(world: World) -> None:
     os.mkfifo(project / "PLAN.md")
     said = world.say(project, "run", "--opencode", fake_command(), status=1)
     assert "it is not a file" in said
-    run = world.fake(answers=["sleep:3"])
+    patch = PATCHES["files may be away for three seconds"]
+    run = world.fake(answers=["sleep:3"], patch=patch)
     run.wait_prompts(1)
     (run.project / "PLAN.md").unlink()
     os.mkfifo(run.project / "PLAN.md")
-    run.finish(1, timeout=120)
+    run.finish(1)
     assert "it is not a file" in run.output
 
 
@@ -11148,6 +11434,18 @@ def test_a_check_keeps_the_plan_from_being_complete(world: World) -> None:
     assert "the check failed 2 times in a row (--stuck)" in never.output
 
 
+def test_a_check_that_is_broken_from_the_beginning(world: World) -> None:
+    """README: --check runs once before the first prompt: one that cannot be run is refused, any
+    other failure is told to the first session."""
+    missing = world.fake("--check", "true && no-such-command")
+    broken = world.fake("--check", "echo no such target; test $OCLOOP_ITERATION = 1", tasks=1)
+    missing.finish(1)
+    assert "cannot be run" in missing.output and "no-such-command" in missing.output
+    assert missing.prompts() == []
+    broken.finish(0)
+    assert "no such target" in broken.prompts()[0] and broken.checks() == ["passed"]
+
+
 def test_a_check_that_does_not_end(world: World) -> None:
     """README: --check-timeout: end the check, and all it started; an interrupted one failed not."""
     sleepers = "sleep 1000 & setsid sleep 1000 & sleep 1000"
@@ -11201,7 +11499,7 @@ def test_status(world: World) -> None:
     for part in ("1 of 3 tasks done", "1 blocked", "Task 1", "none so far"):
         assert part in said
 
-    child = world.fake(answers=["sleep:3", "work"], project=project)
+    child = world.fake(answers=["sleep:12", "work"], project=project)
     session = child.wait_event("busy")["session"]
     child.wait_session()
     said = world.say(world.folder, "status", "--plan", str(project / "PLAN.md"), status=3)
@@ -11323,7 +11621,7 @@ def test_places_that_cannot_be_written(world: World) -> None:
     assert child.boxes() == "xx"
 
     child = world.fake(env={**nowhere, "TMPDIR": str(blocked)}).finish(0)
-    assert "no lock" in child.output
+    assert "no second loop on any plan in this folder" in child.output
     assert child.boxes() == "xx"
 
 
@@ -11444,7 +11742,7 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     overflow later.
     """
     first = "subagent,todo,outside,ask,ok*5,block,ok,429*2,ok,500,ok,cut"
-    faults = f"{first},ok*3,unknown*4,ok*5,overflow"
+    faults = f"{first},ok*3,unknown!,ok*5,overflow"
     with ScriptedModel(faults) as model:
         child = bare.real(model=model, server=server, tasks=6).finish(3, timeout=150)
         given = model.given
@@ -11468,10 +11766,7 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     outcomes = child.outcomes()
     assert outcomes.count("failed") == 1
     assert outcomes.count("blocked") == 1
-    # The one that is stopped for answering without an end may have settled its task by the time:
-    # this model answers at once, and an interrupt takes its way.
-    settled = [record for record in child.records(record="iteration") if record["progress"]]
-    assert len(settled) == 6 and outcomes.count("done") in (4, 5)
+    assert outcomes.count("done") == 5
     kinds = {record["kind"] for record in child.records()}
     tools = {"task", "todowrite", "bash", "read", "write", "edit"}
     assert {*tools, "ask", "retry", "text", "iter", "end"} <= kinds
@@ -11564,23 +11859,80 @@ def test_real_ends(bare: World, server: RealServer) -> None:
     """
     stalled = ["stalled", "done"]
     cases: list[tuple[str, list[str], str, int, int, list[str]]] = [
-        ("hang", ["--iteration-timeout", "15s"], "took longer than 15s", 0, 1, stalled),
-        ("ok,hang", ["--stall-timeout", "15s"], "nothing happened for 15s", 0, 1, stalled),
+        ("hang", ["--iteration-timeout", "40s"], "took longer than 40s", 0, 1, stalled),
+        ("ok,hang", ["--stall-timeout", "40s"], "nothing happened for 40s", 0, 1, stalled),
         ("nothing*", ["--stuck", "2"], "3 iterations in a row", 3, 1, ["nothing settled"] * 3),
         ("complete-early", [], "complete but for 2 pending tasks", 3, 2, ["done"]),
         ("ok,delete-plan", [], "PLAN.md cannot be read", 1, 1, []),
     ]
+    patch = PATCHES["files may be away for three seconds"]
     models = [ScriptedModel(case[0]).start() for case in cases]
     runs = [
-        bare.real(*case[1], model=model, server=server, tasks=case[4])
+        bare.real(*case[1], model=model, server=server, tasks=case[4], patch=patch)
         for case, model in zip(cases, models)
     ]
     for case, run, model in zip(cases, runs, models):
         fault, _, expected, status, _, outcomes = case
-        run.finish(status, timeout=150)
+        run.finish(status, timeout=240)
         assert expected in run.output, fault
         assert run.outcomes() == outcomes, fault
         model.close()
+
+
+def small(config: Json) -> None:
+    """A model, as a person may have configured it, whose context is full as it begins."""
+    for model in config["provider"]["scripted"]["models"].values():
+        model["limit"] = {"context": 33_000, "output": 32_000}
+
+
+def test_real_circles(bare: World, server: RealServer) -> None:
+    """README: the model goes in circles: a context that is compacted again and again, calls by
+    turns, and in a subagent's session. Each has its end soon, side by side."""
+    cases = [
+        ("nothing*", "the model's context limit is too small for this task", 30),
+        ("turns:2*", "20 times in a row 2 calls by turns, the last one bash echo turn", 120),
+        ("subagent-turns:1*", "20 times in a row bash echo turn 0", 80),
+    ]
+    models = [ScriptedModel(case[0]).start() for case in cases]
+    runs = []
+    for (fault, *_), model in zip(cases, models):
+        project = quiz(bare, 1)
+        config = opencode_config(model.url)
+        if fault == "nothing*":
+            small(config)
+        (project / "opencode.json").write_text(json.dumps(config), "utf-8")
+        runs.append(bare.real("--retries", "1", model=model, server=server, project=project))
+    for (fault, expected, most), run, model in zip(cases, runs, models):
+        run.finish(1, timeout=300)
+        assert run.said(expected), fault
+        assert run.outcomes() == ["failed", "failed"], fault
+        assert len(model.requests) <= most, fault
+        model.close()
+
+
+def test_real_subagent_in_the_background(bare: World, opencode1: str) -> None:
+    """README: an iteration is over when the whole family rests, also a subagent that the agent
+    does not wait for."""
+    with ScriptedModel("background:12") as model:
+        env = {"OPENCODE_EXPERIMENTAL_BACKGROUND_SUBAGENTS": "1"}
+        child = bare.real(model=model, opencode=opencode1, tasks=1, **env).finish(0, timeout=120)
+    (iteration,) = child.records(record="iteration")
+    assert iteration["seconds"] >= 12
+    assert [record["text"] for record in child.records(kind="text")].count("It has ended.") == 1
+
+
+def test_real_data_base_that_somebody_holds(bare: World, opencode1: str) -> None:
+    """README: OpenCode's data base is locked at the start: it is tried again for two minutes."""
+    with ScriptedModel() as model:
+        bare.real(model=model, opencode=opencode1, tasks=1).finish(0, timeout=120)
+        (path,) = Path(bare.env["XDG_DATA_HOME"], "opencode").glob("*.db")
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        child = bare.real(model=model, opencode=opencode1, tasks=1)
+        time.sleep(40)
+        assert child.outcomes() == [] and child.process.poll() is None
+        holder.close()
+        child.finish(0, timeout=120)
 
 
 def test_real_retry_that_is_parked(bare: World, server: RealServer) -> None:
@@ -11618,7 +11970,7 @@ def test_real_check(bare: World, server: RealServer) -> None:
     prompts = [json.dumps(message) for message in messages if message["role"] == "user"]
     told = [prompt for prompt in prompts if complaint in prompt]
     assert child.boxes() == "xx"
-    assert child.checks() == ["failed", "passed"]
+    assert child.checks() == ["passed", "passed"], "it was run once before the first prompt"
     assert told
     assert "exit status 1" in told[0]
     assert len(told) < len(prompts)
@@ -11640,10 +11992,10 @@ def test_real_server_killed(bare: World, opencode: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "cases"),
-    [("1.0.185", ("plain", "permission", "429", "killed")), ("1.18.33", ("plain",))],
+    [("1.2.27", ("plain", "permission", "429", "killed")), ("1.18.33", ("plain",))],
 )
 def test_real_old_and_new_versions(version: str, cases: tuple[str, ...]) -> None:
-    """README, platforms: 1.0.152 and newer; `examples/versions.py` tries more of them."""
+    """README, platforms: 1.2 and newer; `examples/lab/versions.py` tries more of them."""
     assert try_version(version, cases) == dict.fromkeys(cases, "well")
 
 
@@ -11669,7 +12021,7 @@ def test_real_many_at_once(bare: World, opencode: str) -> None:
         argv = ["sh", str(EXAMPLES / "many.sh"), "-j", "2", "plans", "--opencode", opencode]
         named = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}
         named.update({"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@localhost"})
-        child = bare.execute(top, argv, **named).finish(1, timeout=150)
+        child = bare.execute(top, argv, **named).finish(1, timeout=300)
     for name in ("one", "two", "three"):
         assert re.search(rf"{name} +0 +1/1", child.output), child.output
         shown = [*git, "show", f"ocloop/{name}:plans/{name}.md"]
@@ -11690,7 +12042,7 @@ def test_real_stopped_in_a_tool(bare: World, opencode: str) -> None:
         term = bare.real_terminal("--run", **how)
         interrupted, terminated, killed = [bare.real("--run", **how) for _ in range(3)]
         for run in (term, interrupted, terminated, killed):
-            run.wait_process("sleep 1000")
+            run.wait_process("sleep 1000", timeout=150)  # four servers start at once
         term.quit()
         interrupted.signal(signal.SIGINT)
         terminated.signal(signal.SIGTERM)
@@ -11741,5 +12093,191 @@ def test_nothing_that_is_started_here_is_missed(bare: World) -> None:
     until(lambda: not marked(child.mark), "its end", 5)
 
 
+def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
+    """Also one that takes its process down has failed, and what failed or was skipped is named."""
+    (bare.folder / "test_few.py").write_text(
+        "import os, pytest\n"
+        "def test_gone(): os._exit(0)\n"
+        "def test_well(): pass\n"
+        "def test_wrong(): assert 1 == 2\n"
+        "def test_not_here(): pytest.skip('there is no such thing')\n"
+    )
+    code = "import sys, test_ocloop; sys.exit(test_ocloop.main(sys.argv[1:], 'test_few.py'))"
+    argv = [sys.executable, "-c", code, "-p", "no:cacheprovider"]
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    child = bare.execute(bare.folder, argv, PYTHONPATH=path).finish(1)
+    assert child.output.splitlines()[-1] == "1 passed, 2 failed, 1 skipped"
+    for part in ("::test_gone\nIts worker", "assert 1 == 2", "::test_not_here: Skipped: there"):
+        assert part in child.output
+    nothing = bare.execute(bare.folder, [*argv, "-k", "nobody"], PYTHONPATH=path).finish(1)
+    assert "there is no such test\n0 passed, 0 failed, 0 skipped" in nothing.output
+
+
+# ==================================================================================================
+# Side by side: `python3 test_ocloop.py`
+#
+# Half of a test's time is waiting, so a few processes for each core work through the tests. They
+# are forked once pytest has collected, and take the tests' numbers out of a pipe: first those that
+# take longest. What became of a test goes back to the first process, which alone says it.
+#
+# The real OpenCode needs a core for itself, so its tests have a pipe of their own, from which only
+# as many processes take as there are cores.
+# ==================================================================================================
+
+CORES = os.cpu_count() or 1
+WORKERS = 4 * CORES
+SAY_EVERY = 10.0  # seconds between two lines that say how far it is
+
+
+def line_up(numbers: Iterable[int]) -> int:
+    """A pipe from which each of these numbers can be read once, by any process."""
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(number.to_bytes(4, "big") for number in numbers))
+    os.close(writer)
+    return reader
+
+
+class SideBySide:
+    """A plugin of pytest that takes the place of its loop over the tests, and of its terminal."""
+
+    def __init__(self) -> None:
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.at_once: list[pytest.TestReport] = []  # in a worker: of the test that it is at
+
+    def pytest_report_teststatus(self) -> tuple[str, str, str]:
+        """What pytest itself shows of a test: nothing."""
+        return "", "", ""
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be loaded is told as a test that failed."""
+        if report.failed:
+            self.counts["failed"] += 1
+            print(f"FAILED {report.nodeid}\n{report.longreprtext}", flush=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.at_once.append(report)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Let workers run what was collected, and tell what became of it."""
+        if session.config.option.collectonly:
+            return None  # pytest itself knows what to do
+        order = range(len(session.items))[::-1]  # the file's last part takes longest
+        real = [at for at in order if "test_real" in session.items[at].name]
+        queues = [line_up(real), line_up(at for at in order if at not in real)]
+        fork = multiprocessing.get_context("fork")
+        left = dict(enumerate(session.items))
+        channels = []
+        workers = []
+        with temporary_folder("ocloop-test-") as folder:
+            try:
+                for number in range(min(WORKERS, len(left))):
+                    channel, its_end = fork.Pipe(duplex=False)
+                    mine = queues[number >= CORES :]
+                    args = (session, mine, its_end, folder / str(number))
+                    worker = fork.Process(target=self.work, args=args)
+                    worker.start()
+                    its_end.close()
+                    workers.append(worker)
+                    channels.append(channel)
+                for at, reports in self.told(channels, left):
+                    del left[at]
+                    self.tell(session, reports)
+            finally:
+                for queue in queues:
+                    os.read(queue, 1 << 16)  # a worker that is still there finds no other test
+                for channel in channels:
+                    channel.close()
+                for worker in workers:
+                    worker.join()
+        for item in left.values():
+            self.counts["failed"] += 1
+            session.testsfailed += 1
+            print(f"FAILED {item.nodeid}\nIts worker ended before it did.", flush=True)
+        return True
+
+    def work(
+        self, session: pytest.Session, queues: list[int], channel: Connection, folder: Path
+    ) -> None:
+        """In a worker: run tests until none is left."""
+        folder.mkdir()
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # where tmp_path makes its folders
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        hook = session.config.hook
+        numbers = (number for queue in queues for number in iter(partial(os.read, queue, 4), b""))
+        mine = (int.from_bytes(number, "big") for number in numbers)
+        at = next(mine, None)
+        try:
+            while at is not None:
+                following = next(mine, None)
+                after = None if following is None else session.items[following]
+                self.at_once = []
+                hook.pytest_runtest_protocol(item=session.items[at], nextitem=after)
+                packed = [
+                    hook.pytest_report_to_serializable(config=session.config, report=report)
+                    for report in self.at_once
+                ]
+                channel.send((at, packed))
+                at = following
+        finally:
+            session._setupstate.teardown_exact(None)  # after ctrl-C: what the test has started
+
+    def told(
+        self, channels: list[Connection], left: dict[int, pytest.Item]
+    ) -> Iterator[tuple[int, list[Json]]]:
+        """What the workers tell, until the last one has ended; now and then how far they are."""
+        began = said = time.monotonic()
+        total = len(left)
+        while channels:
+            for channel in connection.wait(channels, SAY_EVERY):
+                assert isinstance(channel, Connection)
+                try:
+                    yield channel.recv()
+                except EOFError:
+                    channels.remove(channel)
+            now = time.monotonic()
+            if now - said > SAY_EVERY:
+                said = now
+                done = f"{total - len(left)} of {total} tests, {self.counts['failed']} failed"
+                last = ", ".join(item.name for item in left.values()) if len(left) < 9 else ""
+                print(f"{now - began:4.0f} s: {done}{last and '; at work: '}{last}", flush=True)
+
+    def tell(self, session: pytest.Session, packed: list[Json]) -> None:
+        """Count a test, and say why it failed or was skipped."""
+        config = session.config
+        result = "passed"
+        for one in packed:
+            report = config.hook.pytest_report_from_serializable(config=config, data=one)
+            config.hook.pytest_runtest_logreport(report=report)
+            if report.failed:
+                result = "failed"
+                print(f"FAILED {report.nodeid} ({report.when})\n{report.longreprtext}")
+                for title, text in report.sections:
+                    print(f"--- {title}\n{text}")
+            elif report.skipped and result == "passed":
+                result = "skipped"
+                print(f"skipped {report.nodeid}: {report.longrepr[2]}")
+        self.counts[result] += 1
+        sys.stdout.flush()
+        if session.shouldfail:  # -x
+            raise session.Failed(session.shouldfail)
+
+
+def main(arguments: list[str], file: str = __file__) -> int:
+    """Run the tests of this file side by side, or write the golden screens."""
+    if arguments == ["--screens"]:
+        write_golden_screens()
+        return 0
+    side_by_side = SideBySide()
+    # pytest says nothing, and captures into no file, which the workers would share.
+    argv = ["-qq", "--no-summary", "--capture=sys", file, *arguments]
+    status = pytest.main(argv, plugins=[side_by_side])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        print("there is no such test")
+    print(", ".join(f"{count} {result}" for result, count in side_by_side.counts.items()))
+    return int(status != pytest.ExitCode.OK)
+
+
 if __name__ == "__main__":
-    write_golden_screens()
+    sys.exit(main(sys.argv[1:]))

@@ -5,10 +5,16 @@
 #
 # PLANS is a folder with plans (*.md) inside of a git repository. For plans/login.md there will be a
 # branch ocloop/login and a worktree beside the repository, REPOSITORY.many/login. At most N loops
-# (2) run at a time; xargs sees to that. At the end stands a table. What is complete is committed on
-# its branch and its worktree removed; what is not is kept for a look, and going on is running this
+# (2) run at a time; xargs sees to that. A line says when each begins and ends, what it printed is in
+# REPOSITORY.many/login.log, and at the end stands a table. What is complete is committed on its
+# branch and its worktree removed; what is not is kept for a look, and going on is running this
 # again. OCLOOP names the program when it is not ../ocloop.py beside this file.
 set -eu
+
+if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+    exit 0
+fi
 
 here=$(cd "$(dirname "$0")" && pwd)
 OCLOOP=${OCLOOP:-$here/../ocloop.py}
@@ -47,11 +53,12 @@ run_one() {     # PLAN [options …]: work one plan in its worktree, and keep it
             rm -r "$empty"
         fi
     fi
+    echo "$(shown "$name"): begins, on branch ocloop/$(shown "$name") in $(shown "$tree")"
     status=0
     (cd "$tree" && exec python3 "$OCLOOP" run --plain --plan "$plan" "$@") \
         >"$MANY/$name.log" 2>&1 || status=$?
     echo "$status" >"$MANY/$name.status"
-    echo "$(shown "$name"): exit status $status"
+    echo "$(shown "$name"): ended with exit status $status, see $(shown "$MANY/$name.log")"
 }
 
 row() {         # PLAN: its line of the table, from `status --json` and the exit status
@@ -140,5 +147,6 @@ for plan in "./${folder:+$folder/}"*.md; do
     [ "$(cat "$MANY/$name.status" 2>/dev/null)" = 0 ] || failed=1
     keep "$plan"
 done
-[ $failed = 0 ] || echo "what is not complete is kept in $MANY"
+echo "the work is on the branches ocloop/*, the logs are in $(shown "$MANY")"
+[ $failed = 0 ] || echo "what is not complete is kept in $(shown "$MANY"): run this again to go on"
 exit $failed

@@ -30,6 +30,9 @@ Faults, each for one request that offers tools (title and summary requests take 
     ask                 one call of the `question` tool
     subagent            one call of the `task` tool; the subagent runs a command
     subagent-outside    likewise, and the subagent asks for the permission of `outside`
+    subagent-turns:N    likewise, and the subagent makes N calls by turns, without an end
+    background:SECONDS  a subagent that works in the background for so long
+    turns:N             the next one of N calls that are made by turns
     todo                one call of the `todowrite` tool
     doom                three identical calls at once: permission `doom_loop`
     block, manual       the task is marked `[BLOCKED: no key]` or `[MANUAL]` instead of being done
@@ -38,9 +41,9 @@ Faults, each for one request that offers tools (title and summary requests take 
     flood:N             a text in N small pieces without a pause, then on as usual
     delete-plan         removes the plan file
 
-`NAME*3` stands for three times, `NAME*` for ever. A bash command is taken as it stands, so it
-cannot be repeated this way and, in the comma-separated form, cannot contain a comma. `block`,
-`manual` and `complete-early` wait until the plan was read.
+`NAME*3` stands for three times, `NAME*` for ever, `NAME!` for all that the session still asks. A
+bash command is taken as it stands, so it cannot be repeated this way and, in the comma-separated
+form, cannot contain a comma. `block`, `manual` and `complete-early` wait until the plan was read.
 """
 
 from __future__ import annotations
@@ -80,6 +83,8 @@ CONTEXT = 128000
 OUTSIDE_FILE = "/etc/hosts"
 SUBAGENT_PROMPT = "Run the command `echo from the subagent` and report what it printed."
 SUBAGENT_OUTSIDE_PROMPT = f"Read the file {OUTSIDE_FILE} and report how many lines it has."
+SUBAGENT_TURNS = re.compile(r"Run the same (\d+) commands by turns\.")
+SUBAGENT_SLEEPS = re.compile(r"Run the command `(sleep [\d.]+)` and report that it has ended\.")
 
 TASK_LINE = re.compile(r"(?P<before>\s*(?:[-*+]|\d+[.)])\s+\[) ?\]\s+(?P<text>\S.*)")
 SET_ASIDE = re.compile(r"\W*\[?(MANUAL|BLOCKED)\b", re.IGNORECASE)
@@ -239,6 +244,12 @@ def usual_answer(talk: Conversation, mark: str = "x") -> Answer:
         )
     if SUBAGENT_OUTSIDE_PROMPT in talk.prompt:
         return first_missing(talk, [call("read", filePath=OUTSIDE_FILE)], "It has some lines.")
+    turns = SUBAGENT_TURNS.search(talk.prompt)
+    if turns:
+        return by_turns(talk, int(turns.group(1)))
+    sleeps = SUBAGENT_SLEEPS.search(talk.prompt)
+    if sleeps:
+        return first_missing(talk, [call("bash", command=sleeps.group(1))], "It has ended.")
     if not talk.plan_path:
         return Answer(
             "There is no path of a plan in this prompt, so there is nothing for me to do."
@@ -269,6 +280,11 @@ def usual_answer(talk: Conversation, mark: str = "x") -> Answer:
     if edited:
         return Answer("The task is marked, and the next one is for the next session.")
     return next_on_task(talk, lines, mark)
+
+
+def by_turns(talk: Conversation, number: int) -> Answer:
+    """The next of so many calls that are made again and again."""
+    return Answer(calls=[call("bash", command=f"echo turn {len(talk.calls) % number}")])
 
 
 def plan_read(talk: Conversation) -> Call | None:
@@ -383,7 +399,8 @@ FAULTS_WITH_CALLS = (
     "delete-plan",
 )
 FAULT = re.compile(
-    r"ok|nothing|[45]\d\d(?::\d+)?|bash:.+|slow:\d+(?:\.\d+)?|flood:\d+|"
+    r"ok|nothing|[45]\d\d(?::\d+)?|bash:.+|(?:slow|background):\d+(?:\.\d+)?|"
+    r"(?:flood|turns|subagent-turns):\d+|"
     + "|".join((*FAULTS_ONCE_READ, *FAULTS_OF_TRANSPORT, *FAULTS_WITH_CALLS)),
     re.DOTALL,
 )
@@ -400,7 +417,7 @@ def parse_faults(faults: str | Sequence[str]) -> Iterator[str]:
     for given in names:
         found = re.fullmatch(r"([^:]+(?::[\d.]+)?)\*(\d*)", given)
         name, times = (found.group(1), found.group(2)) if found else (given, "1")
-        if not FAULT.fullmatch(name):
+        if not FAULT.fullmatch(name.removesuffix("!")):
             raise ValueError(f"there is no fault {name!r}")
         parts.append(itertools.repeat(name, int(times)) if times else itertools.repeat(name))
     return itertools.chain(*parts, itertools.repeat("ok"))
@@ -416,12 +433,22 @@ def fault_answer(talk: Conversation, fault: str) -> Answer:
     if name == "complete-early":
         lines = file_content((plan_read(talk) or Call("read", {})).result or "")
         return Answer("That should be enough.", "", [completion(talk, "\n".join(lines or []))])
+    if name == "turns":
+        return by_turns(talk, int(argument))
     calls = {
         "bash": [call("bash", command=argument)],
         "outside": [call("read", filePath=OUTSIDE_FILE)],
         "ask": [call("question", questions=[QUESTION])],
         "subagent": [subagent("Say hello", SUBAGENT_PROMPT)],
         "subagent-outside": [subagent("Count lines", SUBAGENT_OUTSIDE_PROMPT)],
+        "subagent-turns": [subagent("Turn", f"Run the same {argument} commands by turns.")],
+        "background": [
+            subagent(
+                "Sleep",
+                f"Run the command `sleep {argument}` and report that it has ended.",
+                background=True,
+            )
+        ],
         "todo": [call("todowrite", todos=TODOS)],
         "doom": [call("bash", command="echo the same again")] * 3,
         "delete-plan": [call("bash", command=f"rm {shlex.quote(talk.plan_path)}")],
@@ -445,9 +472,9 @@ TODOS = [
 ]
 
 
-def subagent(description: str, prompt: str) -> Call:
+def subagent(description: str, prompt: str, **more: Any) -> Call:
     """A call that hands a prompt to a subagent."""
-    return call("task", description=description, prompt=prompt, subagent_type="general")
+    return call("task", description=description, prompt=prompt, subagent_type="general", **more)
 
 
 # ---- The wire ------------------------------------------------------------------------------------
@@ -471,6 +498,7 @@ class ScriptedModel:
         self.closing = threading.Event()
         self._faults = parse_faults(faults)
         self._held: str | None = None
+        self._lasting = ""  # what the session under way is given, whatever it asks
         self._lock = threading.Lock()
         self._requests: deque[JSON] = deque(maxlen=keep)
         self._given: deque[str] = deque(maxlen=keep)
@@ -532,10 +560,15 @@ class ScriptedModel:
             # the plan.
             about = f" of {talk.plan_path}" if talk.plan_path else ""
             return "ok", Answer(f"One task{about}")
-        if SUBAGENT_PROMPT in talk.prompt or SUBAGENT_OUTSIDE_PROMPT in talk.prompt:
+        of_subagent = (SUBAGENT_PROMPT, SUBAGENT_OUTSIDE_PROMPT, SUBAGENT_TURNS, SUBAGENT_SLEEPS)
+        if any(re.search(prompt, talk.prompt) for prompt in of_subagent):
             return "ok", self._record("ok", usual_answer(talk), talk)
         with self._lock:
-            fault = self._held or next(self._faults)
+            if all(message["role"] != "assistant" for message in request["messages"]):
+                self._lasting = ""  # another session
+            fault = self._lasting or self._held or next(self._faults)
+            if fault.endswith("!") and not fault.startswith("bash:"):
+                fault = self._lasting = fault[:-1]
             read = plan_read(talk)
             self._held = (
                 fault if fault in FAULTS_ONCE_READ and (read is None or not read.result) else None

@@ -4,7 +4,7 @@
 It is a photograph: the real loop and the real OpenCode work the quiz with the scripted model, in a
 pseudo-terminal, and what stands on the screen in the twelfth task is drawn. That takes a minute:
 
-    python3 examples/picture.py
+    python3 examples/lab/picture.py
 """
 
 from __future__ import annotations

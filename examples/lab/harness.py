@@ -45,15 +45,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripted model is beside it
+
 from scripted_model import opencode_config
 
 if TYPE_CHECKING:
     from scripted_model import ScriptedModel
 
-EXAMPLES = Path(__file__).resolve().parent
+LAB = Path(__file__).resolve().parent
+EXAMPLES = LAB.parent
 ROOT = EXAMPLES.parent
 OCLOOP = ROOT / "ocloop.py"  # the program in question
-FAKE = EXAMPLES / "fake_opencode.py"
+FAKE = LAB / "fake_opencode.py"
 PACKAGE = "opencode-ai"
 VERSION = "1.18.33"  # of the real OpenCode that is fetched where there is none
 LONG = 60.0  # seconds that a step may take on a slow machine before it counts as never coming
@@ -999,11 +1002,7 @@ class World:
         **behaviour: Any,
     ) -> Command:
         """What starts `ocloop run` on the fake; `patch` is Python to run before, as for a crash."""
-        program = [str(OCLOOP)]
-        if patch:
-            before = f"import sys\nsys.path.insert(0, {str(OCLOOP.parent)!r})\nimport ocloop\n"
-            program = ["-c", f"{before}{patch}\nsys.exit(ocloop.main(sys.argv[1:]))"]
-        argv = [sys.executable, *program, "run"]
+        argv = [*patched(patch), "run"]
         if "--log" not in args:
             argv += ["--log", "{log}"]
         if not default_port and not {"-p", "--port"} & set(args):
@@ -1044,17 +1043,18 @@ class World:
         server: RealServer | None = None,
         project: Path | None = None,
         tasks: int = 2,
+        patch: str = "",
         **env: str,
     ) -> Command:
         """What starts `ocloop run` on the real OpenCode: on a server of its own, or on `server`."""
         folder = project or quiz(self, tasks)
         if not (folder / "opencode.json").exists():
             (folder / "opencode.json").write_text(json.dumps(opencode_config(model.url)), "utf-8")
-        where = ["--opencode", shlex.quote(opencode)]
+        where = ["--opencode", shlex.quote(opencode), "--port", str(free_port())]
         if server:
             where = ["--server", server.url]
             env["OPENCODE_SERVER_PASSWORD"] = server.password
-        argv = [sys.executable, str(OCLOOP), "run", "--log", "{log}", *where, *args]
+        argv = [*patched(patch), "run", "--log", "{log}", *where, *args]
         return Command(folder, argv, env)
 
     def real(self, *args: str, **how: Any) -> Child:
@@ -1066,6 +1066,14 @@ class World:
         """The same in a terminal."""
         command = self.on_real(*args, **how)
         return self.execute_terminal(command.folder, command.argv, **command.env)
+
+
+def patched(patch: str) -> list[str]:
+    """What starts ocloop, after this Python has changed something inside of it."""
+    if not patch:
+        return [sys.executable, str(OCLOOP)]
+    before = f"import sys\nsys.path.insert(0, {str(OCLOOP.parent)!r})\nimport ocloop\n"
+    return [sys.executable, "-c", f"{before}{patch}\nsys.exit(ocloop.main(sys.argv[1:]))"]
 
 
 def fake_command() -> str:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Try ocloop on real OpenCode 1.x of several versions.
 
-    python3 examples/versions.py                     1.0.185, 1.2.27, 1.15.13 and 1.18.33
-    python3 examples/versions.py 1.3.2 1.17.19       these
-    python3 examples/versions.py --case 429 1.2.27   one case only; may be given again
+    python3 examples/lab/versions.py                     1.2.27, 1.15.13 and 1.18.33
+    python3 examples/lab/versions.py 1.3.2 1.17.19       these
+    python3 examples/lab/versions.py --case 429 1.2.27   one case only; may be given again
 
 Each version is fetched with npm (about 200 MB, kept in the cache of the tests), has a home of its
-own and no way to the network, and works with the scripted model of this folder. A table says how it
+own and no way to the network, and works with the scripted model of examples/. A table says how it
 went, and what went wrong is told below it. Exit status 0: all is well.
 
 What it takes, as found by trying: Python, Node.js and npm. In a git repository OpenCode 1.0 calls
@@ -30,7 +30,7 @@ from typing import NamedTuple
 from harness import Child, World, fail, find_opencode, quiz, temporary_folder
 from scripted_model import ScriptedModel
 
-VERSIONS = ("1.0.185", "1.2.27", "1.15.13", "1.18.33")
+VERSIONS = ("1.2.27", "1.15.13", "1.18.33")
 WELL = "well"
 SLOW = 90.0  # seconds that a plan may take
 WORDS = (1, 1)  # the first version that takes words with a refusal; before, a refusal ends the turn

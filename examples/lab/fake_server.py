@@ -479,6 +479,7 @@ class Turn:
     def run(self, answer: str) -> None:
         """Answer the prompt as `answer` says."""
         name, _, argument = answer.partition(":")
+        self.server.grow()
         try:
             if self.begin():
                 method = getattr(self, "answer_" + name.replace("-", "_"), None)
@@ -570,6 +571,15 @@ class Turn:
         self.server.note("frozen")
         self.server.frozen = True
         self.forever()
+
+    def answer_grow(self, argument: str) -> None:
+        self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
+        self.work()
+
+    def answer_swell(self, argument: str) -> None:
+        while True:
+            self.server.memory.append(bytearray(b"x") * (int(argument) << 20))
+            self.wait(1.0)
 
     def answer_loop_tool(self, argument: str) -> None:
         while True:
@@ -732,6 +742,8 @@ class Server:
 
     def __init__(self, behaviour: Json) -> None:
         self.behaviour = behaviour
+        self.memory = 0  # MiB, to be taken with the first prompt
+        self.ballast = b""
         self.answers: list[str] = behaviour.get("answers") or ["work"]
         self.again: str = behaviour.get("again", "work")
         self.delay = float(behaviour.get("delay", 0))
@@ -764,6 +776,7 @@ class Server:
         self.last_id = 0
         self.plan = ""
         self.frozen = False
+        self.memory: list[bytearray] = []  # memory, as ordered
         self.began = time.monotonic()
         if behaviour.get("store"):
             self.load(behaviour["store"])
@@ -797,6 +810,10 @@ class Server:
         raise NotImplementedError
 
     # What is kept, and what is told.
+
+    def grow(self) -> None:
+        """Take as much memory as was ordered."""
+        self.ballast = self.ballast or b"x" * (self.memory << 20)
 
     def note(self, event: str, **more: Any) -> None:
         """Log an event: the fake's own, or a request in words that fit both generations."""

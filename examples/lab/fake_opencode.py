@@ -51,8 +51,8 @@ out:
                   with it
     heartbeat     seconds between heartbeats (1.x: events, 2.x: comments); 10 or 15
     per_chunk     events in one HTTP chunk of a flood; 1, as on the real server's socket
-    memory        MiB to take at the start; a list gives each process its own, counted as
-                  `starts` are
+    memory        MiB to take with the first prompt; a list gives each process its own, counted
+                  as `starts` are
     stubborn      true: SIGTERM, SIGINT and SIGHUP are ignored
     model         the configured model, "fake/model"
     models        the models that exist; [model]
@@ -98,6 +98,8 @@ answers, which mean the same on both generations unless it is said:
     die           half an answer and half an event, then exit status 1 with a line on stderr
     freeze        busy, then no answer on any route ever, no event, no heartbeat; connections
                   are still accepted
+    grow:MIB      take so much memory more, then work
+    swell:MIB     take so much more each second, until it is aborted
     loop-tool     the same tool call again and again, until it is aborted
     ask           asks for a permission; a bare `reject` ends the turn, anything else goes on
                   with work
@@ -251,6 +253,15 @@ def set_password(server: Server, generation: int) -> str:
     return "" if password else f"server password {own}\n"
 
 
+def leave_library() -> None:
+    """Unpack a library, as a program of Bun's does at each start, and leave it behind."""
+    folder = os.environ.get("BUN_TMPDIR") or os.environ.get("TMPDIR")
+    if folder:
+        name = f".{os.urandom(8).hex()}-00000000.so"
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(b"\x7fELF")
+
+
 def serve(hostname: str, port: int | None) -> None:
     """`opencode serve`."""
     began = time.time() - time.process_time()
@@ -258,6 +269,7 @@ def serve(hostname: str, port: int | None) -> None:
     generation = int(behaviour.get("generation", 1))
     place = nth_start(behaviour)
     start = nth(behaviour.get("starts") or behaviour.get("start"), place) or ""
+    leave_library()
     taken = bytearray(b"x") * (int(nth(behaviour.get("memory"), place) or 0) << 20)
     server = make_server(behaviour)
     set_signals(server, behaviour)

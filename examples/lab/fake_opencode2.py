@@ -295,9 +295,9 @@ class Turn2(Turn):
         self.complete()
         self.usage_updated()
 
-    def step_failed(self, error: Json, finish: str = "") -> None:
+    def step_failed(self, error: Json, finish: str = "", cost: float = 0) -> None:
         """The step ends with an error; `finish` is what the provider said, if it came so far."""
-        figures = self.usage(finish, 0) if finish else {}
+        figures = self.usage(finish, cost) if finish else {}
         self.begin_step()
         self.message.update(finish="error", error=error, **figures)
         self.message.pop("retry", None)
@@ -335,11 +335,13 @@ class Turn2(Turn):
         for number, ask in list(self.server.asks.items()):
             if ask.turn is self:
                 self.server.asks.pop(number, None)
+        finish = ""
         for tool in self.message.get("content", ()):
             if tool["type"] == "tool" and tool["state"]["status"] == "running":
+                finish = "tool-calls"  # the provider has said its part, and what it costs
                 self.tool_failed(tool, "aborted", "Tool execution interrupted")
         if self.message or not self.answered:
-            self.step_failed(ABORTED)
+            self.step_failed(ABORTED, finish, 0.01)
         self.settle("interrupted", reason="user")
 
     def ask(self, kind: str, tool: Json) -> Reply:
@@ -658,7 +660,7 @@ class Server2(Server):
                 later(self.catalogue, lambda: self.loaded(directory))
         empty = now - self.touched < self.catalogue
         if rest == "model/default":
-            return None if empty else self.model_entry(self.model)
+            return None if empty else self.model_entry(self.model or self.models[0])
         if empty:
             return []
         if rest == "model":

@@ -63,7 +63,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import (
-    EXAMPLES,
+    LAB,
     OCLOOP,
     Terminal,
     World,
@@ -244,7 +244,7 @@ def fake_on_path(folder: Path, bytecode: Path) -> Path:
 
     It is imported rather than run, so that its bytecode is kept and a start of it takes little.
     """
-    where = repr(str(EXAMPLES))
+    where = repr(str(LAB))
     code = f"import sys; sys.path.insert(0, {where}); import fake_opencode; fake_opencode.main()"
     python = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={bytecode}", "-c", code]
     programs = folder / "bin"
@@ -554,7 +554,7 @@ def measure_real(options: argparse.Namespace, programs: dict[str, list[str]], fo
     """Print what a task costs; whether everything was measured."""
     opencode = os.path.abspath(options.opencode or find_opencode())
     (name, *others) = programs
-    least = [options.python, str(EXAMPLES / "least.py")]
+    least = [options.python, str(LAB / "least.py")]
     shell = ["/bin/sh", "-c", SHELL]
     compared = {name: programs[name], "least": least, "shell": shell}
     compared.update({other: programs[other] for other in others})

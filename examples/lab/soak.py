@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Wear ocloop out: many iterations in one run, and many runs ended at random moments.
 
-    python3 examples/soak.py                             1,000 iterations, 100 ends
-    python3 examples/soak.py --iterations 100 --kills 10
-    python3 examples/soak.py --generation 2              on OpenCode's second generation
+    python3 examples/lab/soak.py                             1,000 iterations, 100 ends
+    python3 examples/lab/soak.py --iterations 100 --kills 10
+    python3 examples/lab/soak.py --generation 2              on OpenCode's second generation
 
 The first part looks at the memory of the loop from iteration 50 on: at the end it must be within
 10 %. The second ends a run in a pseudo-terminal with SIGKILL, SIGTERM, SIGINT, a hang-up or Q, at a
 random moment between its start and its end, and looks for processes, a lock or a terminal left
-behind. The server is the fake one of this folder. Exit status 0: all is well.
+behind. The server is the fake one beside this file. Exit status 0: all is well.
 """
 
 from __future__ import annotations
