@@ -23,7 +23,6 @@ import collections
 import copy
 import fcntl
 import http.server
-import inspect
 import io
 import json
 import os
@@ -45,7 +44,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 from urllib.parse import unquote
 
 import pytest
@@ -88,7 +87,6 @@ sys.path.insert(0, str(OCLOOP.parent))
 
 import ocloop
 from ocloop import (
-    Abort,
     Activity,
     Alive,
     Answered,
@@ -110,12 +108,10 @@ from ocloop import (
     Exit,
     Failed,
     Fault,
-    Files,
     FilesRead,
     HandOver,
     Heard,
     Interrupt,
-    Iteration,
     Key,
     Loop,
     Measured,
@@ -136,7 +132,6 @@ from ocloop import (
     Prompt,
     Question,
     ReadFiles,
-    Recall,
     Reply,
     Request,
     RequestError,
@@ -146,11 +141,8 @@ from ocloop import (
     ScreenLost,
     Scroll,
     SendPrompt,
-    Series,
     ServerDied,
-    ServerLost,
     ServerUp,
-    Session,
     SessionCreated,
     Setup,
     SetupChecked,
@@ -162,7 +154,6 @@ from ocloop import (
     StopServer,
     StreamOpened,
     StreamReader,
-    Supervisor,
     Tick,
     Used,
     Woke,
@@ -173,41 +164,193 @@ from ocloop import (
 )
 
 if TYPE_CHECKING:
-    from ocloop import Answer, Command, Event
+    from ocloop import Event
 
-    Way = Callable[[Any], "Event | None"]
+    Way = Callable[[Any], Any]  # from a request to what it is answered with
 
 Json = dict[str, Any]
 
 
 # ==================================================================================================
-# 1  The machines
+# 1  The run
 #
-# The tests of the machines: `Loop`, and those that it leads.
+# What a run promises, told as stories, then interrupted everywhere, then put into hostile worlds.
 #
-# They know no processes, no network and no sleeping: `now` is an argument. A test tells a story
-# (what happens, and when), and looks at what was commanded and where the run stands. The fuzz and
-# the liveness tests put the machines into worlds that answer wrongly, late, twice or never.
+# They know no processes, no network and no sleeping: the time is an argument. A story says what
+# happens (events, keys, answers), and looks at what was requested, told and shown. How the core is
+# made is known to the class Core alone. A section for each promise, in the order of a run.
 # ==================================================================================================
 
-# ── loop: how its stories are told ────────────────────────────────────────────────────────────────
-# A Story is a run with a world that answers every command as a well-behaved OpenCode would, at
+# ── how a story is told ───────────────────────────────────────────────────────────────────────────
+# A Story is a run with a world that answers every request as a well-behaved OpenCode would, at
 # once. A test says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`,
-# `activity`), and reads what was commanded (`take`) and where the run stands (`state`).
+# `activity`), and reads what was requested (`take`) and where the run stands (`state`).
 
 NOON = 1_800_000_000.0
-MAYBE = frozenset(("Poll", "ReadFiles", "MeasureServer", "StopCheck"))  # what looking adds
+MAYBE = frozenset(("poll", "read_files", "measure_server", "stop_check"))  # what looking adds
+BEGINS = "start_server setup create send"
 TWO = "# Part\n- [ ] one\n- [ ] two\n"
 NINE = "- [ ] a\n" * 9
+DONE = "- [x] one\n<plan-complete>done</plan-complete>"
 GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
 NO_ANSWER = "timed out"
+RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
 
 
-class Story:
+class No(NamedTuple):
+    """An answer: it was not carried out."""
+
+    problem: str
+    why: str = "silent"
+    again: bool = True  # trying again can help
+
+
+class Core:
+    """The core under test. It is told of events and answers, and says what is to be done."""
+
+    NAMES: ClassVar[dict[type, str]] = {
+        StartServer: "start_server",
+        StopServer: "stop_server",
+        MeasureServer: "measure_server",
+        CheckSetup: "setup",
+        ReadFiles: "read_files",
+        CreateSession: "create",
+        SendPrompt: "send",
+        Poll: "poll",
+        Interrupt: "interrupt",
+        Reply: "reply",
+        RunCheck: "run_check",
+        StopCheck: "stop_check",
+        Notify: "notify",
+        HandOver: "hand_over",
+        Exit: "exit",
+    }
+
+    def __init__(self, options: Options, now: float, seed: str) -> None:
+        self.options = options
+        self.loop = Loop(options, now, seed)
+
+    def name(self, request: Any) -> str:
+        return self.NAMES[type(request)]
+
+    def start_core(self) -> Sequence[Any]:
+        """The first requests."""
+        return self.loop.start()
+
+    def hand(self, event: Event, now: float) -> Sequence[Any]:
+        """What is requested because of this event."""
+        return self.loop.handle(event, now)
+
+    def hand_time(self, now: float) -> Sequence[Any]:
+        return self.loop.handle(Tick(), now)
+
+    def hand_answer(self, request: Any, value: Any, now: float) -> Sequence[Any]:
+        return self.loop.handle(self.answer_event(request, value), now)
+
+    def answer_event(self, request: Any, value: Any) -> Event:
+        if isinstance(value, No):
+            return Failed(request, *value)
+        name = self.name(request)
+        if name == "start_server":
+            return ServerUp(request, *value)
+        if name == "measure_server":
+            return Measured(request, value)
+        if name == "setup":
+            return SetupChecked(request, value)
+        if name == "read_files":
+            plan, prompt, problem = value
+            return FilesRead(request, plan, prompt, problem, self.options.plan)
+        if name == "create":
+            return SessionCreated(request, *value)
+        if name == "poll":
+            return Polled(request, **value)
+        if name == "run_check":
+            return CheckFinished(request, *value)
+        return Done(request)
+
+    # What is seen of it.
+
+    def picture(self) -> Picture:
+        return view(self.loop, self.loop.now)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(self.loop.journal.entries)
+
+    @property
+    def state(self) -> str:
+        """In a person's words."""
+        return self.loop.shown_state
+
+    @property
+    def reason(self) -> str:
+        return self.loop.reason
+
+    @property
+    def status(self) -> int:
+        """The exit status, if it ended now."""
+        return self.loop.status
+
+    @property
+    def number(self) -> int:
+        """Of the newest iteration."""
+        return self.loop.series.number
+
+    @property
+    def total(self) -> Spend:
+        return self.loop.series.total
+
+    @property
+    def results(self) -> list[Result]:
+        return self.loop.series.books.results
+
+    @property
+    def plan_seen(self) -> Plan:
+        """The plan as the run knows it."""
+        return self.loop.series.plan
+
+    @property
+    def model(self) -> str:
+        return self.loop.series.model
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the run, without those at rest."""
+        return self.loop.clock.elapsed
+
+    @property
+    def wait_left(self) -> float:
+        """Seconds until the next attempt."""
+        assert self.loop.series.wait_until is not None
+        return self.loop.series.wait_until - self.loop.now
+
+    @property
+    def asked(self) -> list[str]:
+        """The ids of what waits for somebody."""
+        return list(self.loop.session.asks.open) if self.loop.session else []
+
+    @property
+    def left_session(self) -> str:
+        """The one that is stopped when the program leaves, on whoever's server."""
+        loop = self.loop
+        return loop.session.id if loop.session else loop.series.left_session
+
+    def record(self, status: int | None = None) -> Json:
+        """The state file of the run."""
+        server = ocloop.Server(self.options, print)
+        return ocloop.as_dict(json.loads(json.dumps(ocloop.record_of(self.loop, server, status))))
+
+
+class Story(Core):
     """A run, the world around it, and all that was said between them."""
 
     def __init__(
-        self, plan: str | None = TWO, now: float = NOON, start: bool = True, **options: Any
+        self,
+        plan: str | None = TWO,
+        now: float = NOON,
+        start: bool = True,
+        seed: str = "seed0001",
+        **options: Any,
     ) -> None:
         given: dict[str, Any] = {
             "directory": "/project",
@@ -216,10 +359,10 @@ class Story:
             "run": True,
             "attended": True,
         }
-        self.options = Options(**{**given, **options})
+        super().__init__(Options(**{**given, **options}), now, seed)
         self.now = now
         self.plan = plan
-        self.prompt = "Do {{TASK}}{{CHECK}}"
+        self.prompt: str | None = "Do {{TASK}}{{CHECK}}"
         self.setup = Setup("a/b", {"a/b": 1000, "c/d": 1000}, ("build", "plan"))
         # What a look at the session shows.
         self.activity = "working"
@@ -227,116 +370,136 @@ class Story:
         self.fault: Fault | None = None
         self.spent: Spend | None = None
         self.children: tuple[str, ...] = ()
-        self.requests: tuple[Request, ...] | None = None
+        self.asks_open: tuple[Request, ...] | None = None
         self.unlisted: tuple[str, ...] = ()
         self.retry: Activity | None = None
         self.memory = 0
         self.check = 0  # exit status of the check
         self.sessions = 0
         self.directory = ""  # where it would work, when that is elsewhere
-        self.world: dict[type, Way | None] = {  # None: no answer
-            StartServer: lambda c: ServerUp(c, "http://127.0.0.1:4096", "1.18.33"),
-            StopServer: Done,
-            MeasureServer: lambda c: Measured(c, self.memory),
-            CheckSetup: lambda c: SetupChecked(c, self.setup),
-            ReadFiles: self.files,
-            CreateSession: self.create,
-            SendPrompt: Done,
-            Poll: self.look,
-            Interrupt: self.comes_to_rest,
-            Reply: Done,
-            RunCheck: lambda c: CheckFinished(c, self.check, "output of the check"),
-            StopCheck: Done,
-            Notify: Done,
-            HandOver: Done,
+        self.good: dict[str, Way] = {
+            "start_server": lambda _: ("http://127.0.0.1:4096", "1.18.33"),
+            "measure_server": lambda _: self.memory,
+            "setup": lambda _: self.setup,
+            "read_files": self.files,
+            "create": self.create,
+            "poll": self.look,
+            "send": self.accept,
+            "interrupt": self.comes_to_rest,
+            "run_check": lambda _: (self.check, "output of the check"),
+            **dict.fromkeys(("reply", "stop_server", "stop_check", "notify", "hand_over"), is_done),
         }
-        self.commands: list[Command | Exit] = []
+        self.world: dict[str, Way | None] = dict(self.good)  # None: it never answers
+        self.requests: list[Any] = []
         self.taken = 0
-        self.loop = Loop(self.options, now, "seed0001")
-        self.states = [self.loop.shown_state]
+        self.states = [self.state]
         if start:
             self.begin()
 
     def begin(self) -> None:
-        self.carry_out(self.loop.start())
+        self.carry_out(self.start_core())
 
-    @property
-    def series(self) -> Series:
-        return self.loop.series
+    # How the world answers.
 
-    def files(self, command: ReadFiles) -> FilesRead:
-        problem = GONE if self.plan is None else ""
-        return FilesRead(command, self.plan, self.prompt, problem, self.options.plan)
+    def files(self, request: Any) -> tuple[str | None, str | None, str]:
+        problem = "the prompt cannot be read" if self.prompt is None else ""
+        return self.plan, self.prompt, GONE if self.plan is None else problem
 
-    def create(self, command: CreateSession) -> SessionCreated:
+    def create(self, request: Any) -> tuple[str, str]:
         self.sessions += 1
         self.activity = "working"
         self.verdict = ""
         self.fault = None
-        self.requests = None
+        self.asks_open = None
         self.children = ()
-        return SessionCreated(command, self.id, self.directory)
+        return self.id, self.directory
 
-    def look(self, command: Poll) -> Polled:
-        is_shown = command.closer or self.activity in ("idle", "unknown")
+    def look(self, request: Any) -> Json:
+        is_shown = request.closer or self.activity in ("idle", "unknown")
         verdict = (self.verdict or "undelivered") if is_shown else ""
-        retry = self.retry if self.activity == "retrying" else None
-        return Polled(
-            command,
-            self.activity,
-            verdict,
-            self.fault if verdict in ("failed", "cut") else None,
-            self.spent,
-            self.children,
-            requests=self.requests,
-            unlisted=self.unlisted,
-            retry=retry,
-        )
+        return {
+            "activity": self.activity,
+            "verdict": verdict,
+            "fault": self.fault if verdict in ("failed", "cut") else None,
+            "spent": self.spent,
+            "children": self.children,
+            "requests": self.asks_open,
+            "unlisted": self.unlisted,
+            "retry": self.retry if self.activity == "retrying" else None,
+        }
 
-    def comes_to_rest(self, command: Interrupt) -> Done:
+    def accept(self, request: Any) -> None:
+        """The prompt was handed over."""
+
+    def comes_to_rest(self, request: Any) -> None:
         """An interrupt after which the session works no more."""
         self.activity = "idle"
-        return Done(command)
 
-    @property
-    def id(self) -> str:
-        """The session under way."""
-        return f"ses_{self.sessions}"
+    def mend(self, *names: str) -> None:
+        """The world is well-behaved again."""
+        for name in names or self.good:
+            self.world[name] = self.good[name]
+
+    def answer(self, request: Any, value: Any = ...) -> None:
+        """Answer a request by hand; without a value, as a well-behaved world would now."""
+        self.now += 0.1
+        value = self.good[self.name(request)](request) if value is ... else value
+        self.take_up(self.hand_answer(request, value, self.now))
+
+    def carry_out(self, requests: Sequence[Any]) -> None:
+        self.requests += requests
+        for request in requests:
+            way = self.world.get(self.name(request))
+            if way:
+                self.answer(request, way(request))
+
+    def take_up(self, requests: Sequence[Any]) -> None:
+        if self.state != self.states[-1]:
+            self.states.append(self.state)
+        self.carry_out(requests)
+
+    # What happens.
 
     def tell(self, *events: Event) -> None:
         """Let events happen, a tenth of a second apart, and their consequences."""
         for event in events:
             self.now += 0.1
-            commands = self.loop.handle(event, self.now)
-            if self.loop.shown_state != self.states[-1]:
-                self.states.append(self.loop.shown_state)
-            self.carry_out(commands)
-
-    def carry_out(self, commands: Sequence[Command | Exit]) -> None:
-        self.commands += commands
-        for command in commands:
-            answer = self.world.get(type(command))
-            event = answer(command) if answer else None
-            if event is not None:
-                self.tell(event)
+            self.take_up(self.hand(event, self.now))
 
     def let_pass(self, seconds: float, step: float = 0.5) -> None:
         until = self.now + seconds
         while self.now < until and not self.exits:
-            self.now += min(step, until - self.now) - 0.1
-            self.tell(Tick())
+            self.now += min(step, until - self.now)
+            self.take_up(self.hand_time(self.now))
+
+    def sleep(self, seconds: float) -> None:
+        """The machine sleeps, or its clock is set."""
+        self.now += seconds
+        self.take_up(self.hand_time(self.now))
 
     def wait_out(self) -> float:
         """Let the wait for the next attempt pass; returns how long it was, in seconds."""
-        assert self.state == "waiting" and self.series.wait_until is not None
-        seconds = self.series.wait_until - self.loop.now
+        assert self.state == "waiting"
+        seconds = self.wait_left
         self.let_pass(seconds - 1, 5)
         assert self.state == "waiting"
         self.let_pass(2)
         assert self.state == "running"
         return seconds
 
+    def server_dies(self, why: str = "it died") -> None:
+        self.tell(ServerDied(self.last("start_server").launch, why))
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.tell(Key(key))
+
     # What the server says.
+
+    @property
+    def id(self) -> str:
+        """The session under way."""
+        return f"ses_{self.sessions}"
 
     def busy(self) -> None:
         self.tell(Activity(self.id, "working"))
@@ -351,10 +514,26 @@ class Story:
     def message(
         self, ended: str = "", cost: float = 0.0, id: str = "", session: str = "", **more: Any
     ) -> None:
-        spend = Spend(cost, 10, 6, 4)
         given: dict[str, Any] = {"context": 20, "model": "a/b", "ended": ended, "complete": True}
-        message = id or f"msg_{self.loop.journal.count}_{self.now}"
+        spend = Spend(cost, 10, 6, 4)
+        message = id or f"msg_{self.now}"
         self.tell(Spent(session or self.id, message, spend, **{**given, **more}))
+
+    def part(
+        self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
+    ) -> None:
+        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
+
+    def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
+        request = permission(id, session or self.id, title)
+        self.tell(Asked(request.session, request))
+
+    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
+        asked = Question("Which?", tuple((label, "") for label in labels))
+        request = Request(id, session or self.id, "question", "", "Which?", (asked,) * times)
+        self.tell(Asked(request.session, request))
+
+    # How a session ends.
 
     def ends(self, verdict: str = "answered", fault: Fault | None = None) -> None:
         """The session comes to rest, and this is how its answer stands."""
@@ -362,11 +541,11 @@ class Story:
         self.fault = fault
         self.idle()
 
-    def works(self, cost: float = 0.0) -> None:
+    def works(self, cost: float = 0.0, model: str = "a/b") -> None:
         """The agent does the next task and ends its turn."""
         self.busy()
         self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-        self.message("answered", cost)
+        self.message("answered", cost, model=model)
         self.ends()
 
     def idles(self, cost: float = 0.0) -> None:
@@ -390,80 +569,82 @@ class Story:
         self.tell(Broke(self.id, fault))
         self.ends("failed", fault)
 
-    def part(
-        self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
-    ) -> None:
-        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
-
-    def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
-        request = permission(id, session or self.id, title)
-        self.tell(Asked(request.session, request))
-
-    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
-        asked = Question("Which?", tuple((label, "") for label in labels))
-        request = Request(id, session or self.id, "question", "", "Which?", (asked,) * times)
-        self.tell(Asked(request.session, request))
-
-    # What people do.
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tell(Key(key))
-
     # What came of it.
 
     def take(self, *ignored: str) -> str:
-        """The names of the commands since the last take, without `ignored`, or what polling and
+        """The names of the requests since the last take, without `ignored`, or what polling and
         reading add."""
         ignore = ignored or MAYBE
-        names = [type(command).__name__ for command in self.commands[self.taken :]]
-        self.taken = len(self.commands)
+        names = [self.name(request) for request in self.requests[self.taken :]]
+        self.taken = len(self.requests)
         return " ".join(name for name in names if name not in ignore)
 
-    def all(self, kind: type) -> list[Any]:
-        return [command for command in self.commands if type(command) is kind]
+    def all(self, name: str) -> list[Any]:
+        return [request for request in self.requests if self.name(request) == name]
 
-    def last(self, kind: type) -> Any:
-        return self.all(kind)[-1]
+    def count(self, name: str) -> int:
+        return len(self.all(name))
 
-    @property
-    def state(self) -> str:
-        """In a person's words."""
-        return self.loop.shown_state
-
-    @property
-    def session(self) -> Session:
-        assert self.loop.session
-        return self.loop.session
-
-    @property
-    def at(self) -> str:
-        """Where the iteration stands, or else the series, or else the loop."""
-        if self.series.under_way:
-            return self.series.under_way.state
-        return self.series.state if self.loop.state == "working" else self.loop.state
-
-    @property
-    def session_at(self) -> str:
-        """Where the session stands, or what ends it."""
-        return self.session.recall.state if self.session.recall else self.session.state
-
-    @property
-    def asked(self) -> list[str]:
-        """The ids of what waits for somebody."""
-        return list(self.loop.session.asks.open) if self.loop.session else []
-
-    @property
-    def failures(self) -> int:
-        return self.series.books.failures
+    def last(self, name: str) -> Any:
+        return self.all(name)[-1]
 
     @property
     def exits(self) -> list[int]:
-        return [command.status for command in self.all(Exit)]
+        return [request.status for request in self.all("exit")]
 
     @property
     def text(self) -> str:
-        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.loop.journal.entries)
+        """The journal."""
+        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.entries)
+
+    @property
+    def words(self) -> list[str]:
+        """What the iterations that are over were called."""
+        return [result.word for result in self.results]
+
+    @property
+    def prompted(self) -> Prompt:
+        """The newest prompt."""
+        prompt: Prompt = self.last("send").prompt
+        return prompt
+
+    @property
+    def replied(self) -> list[tuple[str, str]]:
+        return [(request.request.id, request.decision) for request in self.all("reply")]
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The keys that are offered."""
+        return dict(self.picture().keys)
+
+
+def is_done(request: Any) -> None:
+    """It was carried out, and there is no more to say."""
+
+
+def answers(value: Any) -> Way:
+    return lambda request: value
+
+
+def why(code: int, kind: str = "") -> str:
+    """What is said of an answer with this code of HTTP."""
+    name = "ConfigInvalidError" if kind == "configuration" else ""
+    return ocloop.why_of(ocloop.RequestError(code, "no", name))
+
+
+def fails_with(code: int, problem: str = NO_ANSWER, kind: str = "", again: bool = True) -> Way:
+    """An answer: the request was not carried out."""
+    return answers(No(problem, why(code, kind), again))
+
+
+def fails_first(times: int, way: Way, then: Way) -> Way:
+    """So often one way, then the other."""
+    left = [way] * times
+
+    def answer(request: Any) -> Any:
+        return left.pop()(request) if left else then(request)
+
+    return answer
 
 
 def permission(id: str, session: str, title: str = "bash", detail: str = "rm -r x") -> Request:
@@ -475,181 +656,129 @@ def is_same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
     return [(type(one), one) for one in found] == [(type(one), one) for one in expected]
 
 
-def why(code: int, kind: str = "") -> str:
-    """What `Failed` says of an answer with this code of HTTP."""
-    name = "ConfigInvalidError" if kind == "configuration" else ""
-    return ocloop.why_of(ocloop.RequestError(code, "no", name))
-
-
-def fails_with(code: int, problem: str = NO_ANSWER, kind: str = "", again: bool = True) -> Way:
-    """An answer: the command was not carried out."""
-    return lambda command: Failed(command, problem, why(code, kind), again)
-
-
-def is_lost(command: Any) -> None:
-    """An answer that never comes."""
-
-
 def in_state(state: str, **options: Any) -> Story:
-    """A story that has come to this state of the loop's, or to "pausing"."""
-    is_early = state in ("starting", "reading")
+    """A story that is shown in this state."""
     options.setdefault("run", state not in ("ready", "starting"))
-    if state == "checking":
-        options.setdefault("check", "make test")
     story = Story("- [ ] one\n", start=False, **options)
     if state == "starting":
-        story.world[StartServer] = None
-    if state == "reading":
-        story.world[ReadFiles] = None
+        story.world["start_server"] = None
     story.begin()
-    if is_early or state in ("ready", "iterating", "working"):
-        pass
-    elif state == "pausing":
+    if state in ("pausing", "paused"):
         story.press("space")
-    elif state == "paused":
-        story.press("space")
-        story.fails()
-    elif state == "waiting":
+    if state in ("paused", "waiting"):
         story.fails()
     elif state == "stopping":
         story.press("q", "q")
-    elif state == "reviewing":
-        story.world[ReadFiles] = None
-        story.works()
-    elif state == "checking":
-        story.world[RunCheck] = None
-        story.works()
     elif state == "complete":
-        story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
+        story.plan = DONE
         story.ends()
     elif state == "error":
         story.fails("auth")
-    assert state in (story.loop.state, story.series.state, story.state, story.at)
+    assert story.state == state
     return story
 
 
-def in_session_state(state: str, **options: Any) -> Story:
-    """A story whose session has come to this state."""
-    story = Story(start=False, **options)
-    if state == "creating":
-        story.world[CreateSession] = None
-    if state == "prompting":
-        story.world[SendPrompt] = None
-    story.begin()
-    if state == "offline":
-        story.world[StartServer] = None
-        story.tell(ServerDied(1, "it died"))
-    elif state in ("recalling", "ending"):
-        story.press("x")
-    elif state == "aborting":
-        story.world[Interrupt] = None
-        story.busy()
-        story.press("x")
-    elif state == "closing":
-        story.world[Poll] = None
-        story.busy()
-        story.press("x")
-    elif state == "over":
-        story.world[ReadFiles] = None
-        story.works()
-    assert state in (story.session.state, story.session_at), story.session_at
-    return story
-
-
-LOOP_STATES = (*Loop.NEXT, *(state for state in Series.NEXT if state != "resting"))
-SESSION_STATES = tuple(dict.fromkeys((*Session.NEXT, *Recall.NEXT)))
-MACHINES: tuple[Any, ...] = (
-    Loop,
-    Series,
-    Iteration,
-    Session,
-    ocloop.Asks,
-    Recall,
-    Supervisor,
-    Files,
+STATES = (
+    *("starting", "ready", "running", "pausing", "waiting"),
+    *("paused", "complete", "error", "stopping"),
 )
 
 
-# ── loop: the happy path ──────────────────────────────────────────────────────────────────────────
+def waiting_for(what: str, **options: Any) -> Story:
+    """A story in which all is well, but that this has not come yet.
+
+    setup, read_files, create, send: the answer; begin: that the prompt, which X is to stop, begins
+    to run; interrupt: the answer to X; look: the last one, after that; review: the plan after a
+    session; run_check: its end; server: a new one, while an agent works.
+    """
+    if what == "run_check":
+        options.setdefault("check", "make test")
+    story = Story(start=False, **options)
+    if what in ("setup", "read_files", "create", "send"):
+        story.world[what] = None
+    story.begin()
+    if what in ("interrupt", "look", "server"):
+        story.world[{"look": "poll", "server": "start_server"}.get(what, what)] = None
+        story.busy()
+    if what in ("review", "run_check"):
+        story.world[{"review": "read_files"}.get(what, what)] = None
+        story.works()
+    elif what in ("begin", "interrupt", "look"):
+        story.press("x")
+    elif what == "server":
+        story.server_dies()
+    return story
+
+
+WAITS = (
+    *("setup", "read_files", "create", "send", "work", "begin"),
+    *("interrupt", "look", "review", "run_check", "server"),
+)
+
+
+# ── a run from start to end ───────────────────────────────────────────────────────────────────────
 
 
 def test_a_plan_is_worked_from_start_to_end() -> None:
     story = Story(max_iterations=9)
-    expected = "StartServer ReadFiles CheckSetup ReadFiles CreateSession SendPrompt"
-    assert story.take("MeasureServer") == expected
-    assert story.state == "running"
+    assert story.take() == BEGINS and story.state == "running"
+    assert story.count("read_files") >= 2, "once more, since whoever wrote it may have been quick"
     story.works()
-    expected = "Poll ReadFiles ReadFiles CreateSession SendPrompt"
-    assert story.take("MeasureServer") == expected
+    assert story.take() == "create send"
     story.plan = (story.plan or "") + "<plan-complete>both are done</plan-complete>"
     story.works()
-    assert story.take("MeasureServer") == "Poll ReadFiles ReadFiles StopServer"
+    assert story.take() == "stop_server"
     assert story.states == ["starting", "running", "complete"]
-    loop = story.loop
-    assert (loop.status, loop.series.plan.summary, loop.series.number) == (0, "both are done", 2)
+    assert (story.status, story.plan_seen.summary, story.number) == (0, "both are done", 2)
     story.press("q")
-    assert story.take() == "Exit" and story.exits == [0]
+    assert story.take() == "exit" and story.exits == [0]
 
 
 def test_without_a_terminal_it_starts_at_once_and_leaves_at_the_end() -> None:
     story = Story("- [ ] one\n", run=False, attended=False)
     assert story.state == "running"
-    story.plan = "- [x] one\n<plan-complete>done</plan-complete>"
+    story.plan = DONE
     story.ends()
     assert story.state == "complete" and story.exits == [0]
 
 
-def test_with_a_terminal_it_waits_for_a_person() -> None:
-    story = Story(run=False)
-    assert story.state == "ready" and story.take() == "StartServer CheckSetup"
-    story.press("s")
-    assert story.state == "running" and story.take() == "CreateSession SendPrompt"
-
-
 @pytest.mark.parametrize("key", ["s", "space"])
-def test_a_key_starts_it(key: str) -> None:
+def test_with_a_terminal_it_waits_for_a_key(key: str) -> None:
     story = Story(run=False)
+    assert story.state == "ready" and story.take() == "start_server setup"
+    assert story.model == "a/b", "that of the configuration"
     story.press(key)
-    assert story.state == "running"
+    assert story.state == "running" and story.take() == "create send"
 
 
 @pytest.mark.parametrize("key", ["s", "space"])
 def test_start_may_be_pressed_before_the_server_is_ready(key: str) -> None:
-    story = Story(run=False, start=False)
-    story.world[StartServer] = None
-    story.begin()
+    story = in_state("starting")
     story.press(key)
     assert story.state == "starting"
-    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
+    story.answer(story.last("start_server"))
     assert story.states == ["starting", "running"]
 
 
 def test_prompt_and_title_say_what_the_task_is() -> None:
     story = Story("- [x] zero\n- [ ] one\n- [ ] two\n", models=("a/b",), agent="build")
-    prompt = story.last(SendPrompt).prompt
+    prompt = story.prompted
     assert (prompt.text, prompt.model, prompt.agent) == ("Do one", "a/b", "build")
-    assert story.last(CreateSession).prompt == prompt
+    assert story.last("create").prompt == prompt
     assert prompt.title == "ocloop 2/3: one"
 
 
-def test_ids_are_like_those_of_opencode_and_grow() -> None:
+def test_ids_are_like_those_of_opencode_grow_and_differ_between_runs() -> None:
     story = Story()
     story.works()
-    first, second = (command.prompt for command in story.all(SendPrompt))
+    first, second = (request.prompt for request in story.all("send"))
     for prompt in (first, second):
         assert re.fullmatch(r"msg_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.message_id)
         assert re.fullmatch(r"prt_[0-9a-f]{12}[0-9A-Za-z]{14}", prompt.part_id)
     assert first.message_id < second.message_id and first.part_id != second.part_id
-
-
-def test_ids_of_two_runs_at_the_same_time_differ() -> None:
-    prompts = []
-    for seed in ("aaaaaaaa", "bbbbbbbb"):
-        story = Story(start=False)
-        story.loop = Loop(story.options, NOON, seed)
-        story.begin()
-        prompts.append(story.last(SendPrompt).prompt)
-    assert prompts[0].message_id != prompts[1].message_id
+    milliseconds = int(first.message_id[4:16], 16) >> 12
+    assert milliseconds == pytest.approx(int(NOON * 1000) % 2**36, abs=5_000)
+    assert Story(seed="another").prompted.message_id != Story().prompted.message_id
 
 
 @pytest.mark.parametrize("given, expected", [((), "a/b"), (("c/d",), "c/d")])
@@ -660,130 +789,24 @@ def test_front_matter_gives_model_and_agent_unless_the_command_line_does(
     story.setup = Setup()
     story.prompt = "---\nmodel: a/b\nagent: plan\n---\nDo it"
     story.begin()
-    prompt = story.last(SendPrompt).prompt
+    prompt = story.prompted
     assert (prompt.model, prompt.agent, prompt.text) == (expected, "plan", "Do it")
 
 
 def test_a_model_dropped_from_the_front_matter_is_used_no_more() -> None:
-    story = Story(start=False)
+    story = Story(start=False, run=False)
     body = story.prompt
     story.prompt = f"---\nmodel: c/d\n---\n{body}"
     story.begin()
-    assert story.last(SendPrompt).prompt.model == "c/d"
+    assert story.picture().model == "c/d", "shown before anything has begun"
+    story.press("s")
+    assert story.prompted.model == "c/d"
     story.prompt = body
     story.works()
-    assert story.last(SendPrompt).prompt.model == ""
-    assert story.series.number == 2
+    assert story.prompted.model == "" and story.number == 2
 
 
-def test_the_model_of_the_configuration_is_shown() -> None:
-    story = Story(run=False)
-    assert story.series.model == "a/b"
-
-
-def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n")
-    story.busy()
-    story.message("calls", 0.25, "msg_x")
-    story.message("calls", 0.50, "msg_x")  # the same message again, with more
-    story.works(0.25)
-    total = story.series.total
-    assert total.cost == pytest.approx(0.75) and total.tokens == 40
-    story.busy()
-    assert story.series.total.cost == pytest.approx(0.75), "does not fall back to nothing"
-    story.works(1.0)
-    total = story.series.total
-    assert total.cost == pytest.approx(1.75)
-    assert (total.input, total.output, total.cached) == (30, 18, 12)
-
-
-def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"), Child("ses_grandchild", "ses_child"))
-    story.tell(Child("ses_stranger", ""))
-    story.message("answered", 0.25, session="ses_child")
-    story.message("answered", 0.50, session="ses_grandchild")
-    story.message("answered", 9.00, session="ses_stranger")
-    story.works(1.0)
-    assert story.series.total.cost == pytest.approx(1.75)
-
-
-@pytest.mark.parametrize("polled, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
-def test_what_polls_count_counts_where_the_server_can_tell(
-    polled: float | None, total: float
-) -> None:
-    story = Story()
-    story.spent = None if polled is None else Spend(polled)
-    story.works(1.0)
-    assert story.series.books.spent.cost == pytest.approx(total)
-
-
-def test_costs_are_counted_without_any_event() -> None:
-    story = Story()
-    story.spent = Spend(0.5, 1000)
-    story.let_pass(6)
-    assert story.series.total.cost == pytest.approx(0.5) and story.series.total.input == 1000
-
-
-def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None:
-    story = Story()
-    story.busy()
-    story.spent = Spend(1.5)
-    story.world[Poll] = None
-    story.press("x")
-    assert story.series.number == 1
-    story.tell(story.look(story.last(Poll)))
-    assert story.series.number == 2 and story.series.books.spent.cost == pytest.approx(1.5)
-
-
-def test_what_a_broken_off_iteration_cost_is_in_the_sum() -> None:
-    story = Story()
-    story.busy()
-    story.message("calls", 0.5)
-    story.press("q", "q")
-    assert story.series.total.cost == pytest.approx(0.5)
-
-
-def test_the_context_is_that_of_the_own_session() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"))
-    story.message("calls", context=20)
-    story.message("answered", session="ses_child", context=900)
-    assert story.session.purse.context == 20
-    assert view(story.loop, story.loop.now).context == 2
-
-
-def test_a_session_in_another_directory_is_refused_before_the_prompt() -> None:
-    story = Story(start=False, attended=False)
-    story.directory = "/project else"
-    story.begin()
-    assert story.exits == [1] and story.all(SendPrompt) == []
-    assert "/project else" in story.loop.reason and "rename the folder" in story.loop.reason
-
-
-@pytest.mark.parametrize("directory", ["/project", "/project/", "/project/../project"])
-def test_a_session_in_the_same_directory_is_not_refused(directory: str) -> None:
-    assert ocloop.is_same_path(directory, "/project")
-    assert not ocloop.is_same_path(f"{directory}s", "/project")
-
-
-def test_whoever_refuses_is_named_to_the_agent() -> None:
-    story = Story(ask_timeout=30)
-    story.asks("per_1")
-    story.press("n")
-    story.asks("per_2")
-    story.let_pass(40)
-    by_person, by_nobody = (command.message for command in story.all(Reply))
-    assert by_person == ocloop.A_PERSON and by_nobody == ocloop.NOBODY
-
-
-def test_t_says_so_where_there_is_no_session() -> None:
-    story = in_state("paused")
-    story.press("t")
-    assert story.all(HandOver) == [] and "there is no session right now" in story.text
-
-
-def test_the_model_that_opencode_chose_is_named() -> None:
+def test_the_model_that_opencode_chose_is_named_once() -> None:
     story = Story(start=False)
     story.setup = Setup()
     story.begin()
@@ -792,1113 +815,19 @@ def test_the_model_that_opencode_chose_is_named() -> None:
     assert story.text.count("own/choice (OpenCode's own choice: name another with --model)") == 1
 
 
-def test_a_stranger_that_has_a_child_is_no_sign_of_life() -> None:
-    story = Story(stall_timeout=60)
-    for number in range(5):
-        story.let_pass(20)
-        story.tell(Child(f"ses_child{number}", "ses_stranger"))
-    assert story.all(Interrupt) and "nothing happened" in story.text
-
-
-# ── loop: when an iteration is over ───────────────────────────────────────────────────────────────
-
-
-def test_an_idle_event_alone_ends_nothing() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Activity(story.id, "idle"))  # a look says that it works
-    story.let_pass(30)
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
-
-
-def test_the_end_is_seen_without_any_event() -> None:
-    story = Story()
-    story.take()
-    story.activity = "idle"
-    story.verdict = "answered"
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.let_pass(6)
-    assert story.take() == "CreateSession SendPrompt"
-
-
-def test_a_stream_that_comes_back_is_answered_by_a_look() -> None:
-    story = Story()
-    story.busy()
-    story.let_pass(3)
-    story.take()
-    story.tell(StreamOpened())
-    assert story.take("ReadFiles") == "Poll"
-
-
-def test_what_made_us_look_is_looked_at_although_a_look_is_on_its_way() -> None:
-    story = Story()
-    story.busy()
-    story.world[Poll] = None
-    story.let_pass(3)
-    on_its_way = story.last(Poll)
-    before = story.look(on_its_way)  # it works still
-    story.world[Poll] = story.look
-    story.works()
-    assert story.series.number == 1, "nothing is decided before there is an answer"
-    story.tell(before)
-    assert story.series.number == 2
-
-
-@pytest.mark.parametrize("session", ["ses_child", "ses_stranger"])
-def test_idle_of_another_session_is_not_the_end(session: str) -> None:
-    story = Story()
-    story.busy()
-    story.tell(Child("ses_child", "ses_1"))
-    story.take()
-    story.tell(Activity(session, "idle"))
-    assert story.take("ReadFiles") == ""
-
-
-def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
-    story = Story()
-    story.busy()
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.verdict = "answered"
-    story.let_pass(30)
-    assert story.series.number == 1
-    story.let_pass(60)
-    assert story.series.number == 2 and "1 done" in story.text
-
-
-def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
-    story = Story(start=False)
-    story.setup = Setup()
-    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
-    story.begin()
-    story.let_pass(60)
-    assert story.series.number == 1, "nothing was said: it works"
-    story.busy()
-    story.let_pass(60)
-    assert story.series.number == 1
-    story.works()
-    assert (story.series.number, story.series.plan.done, story.failures) == (2, 1, 0)
-
-
-def test_where_the_server_cannot_tell_an_error_before_idle_is_a_failure() -> None:
-    story = Story(start=False)
-    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
-    story.begin()
-    story.fails()
-    story.let_pass(2)
-    assert story.state == "waiting" and story.failures == 1
-
-
-def test_where_the_server_cannot_tell_who_works_an_unfinished_answer_is_no_end() -> None:
-    """The prompt would be sent again to an agent that works, and the next one start beside it."""
-    story = Story(start=False)
-    story.begin()
-    story.activity = "unknown"
-    story.verdict = "unfinished"
-    for _ in range(20):
-        story.busy()
-        story.let_pass(30)
-    assert len(story.all(SendPrompt)) == 1 and story.state == "running"
-    story.works()
-    assert (story.series.number, story.failures) == (2, 0)
-
-
-def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> None:
-    story = Story(start=False)
-    story.begin()
-    story.activity = "idle"
-    story.verdict = "unknown"
-    story.let_pass(3)
-    assert story.series.number == 1
-    story.works()
-    assert story.series.number == 2
-
-
-def test_a_compaction_is_not_the_end() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Broke(story.id, Fault("overflow", "it does not fit")), Compacted(story.id))
-    story.activity = "idle"
-    story.verdict = "unfinished"  # what goes on after the compaction
-    story.let_pass(1)
-    story.busy()
-    story.activity = "working"
-    story.let_pass(20)
-    assert story.series.number == 1 and story.state == "running"
-    story.works()
-    assert story.series.number == 2 and "1 done" in story.text and story.failures == 0
-
-
-def test_a_refused_permission_that_ends_the_turn_is_no_failure() -> None:
-    story = Story()
-    story.busy()
-    story.ends("refused")
-    assert story.series.number == 1, "it must settle first"
-    story.let_pass(3)
-    assert (story.series.number, story.failures, story.state) == (2, 0, "running")
-    assert "1 refused" in story.text
-
-
-@pytest.mark.parametrize("verdict", ["refused", "cut", "unfinished", "nothing-ran", "undelivered"])
-def test_an_odd_end_must_stay_before_it_is_believed(verdict: str) -> None:
-    story = Story()
-    story.busy()
-    story.ends(verdict)
-    story.let_pass(1)
-    assert story.series.number == 1 and len(story.all(SendPrompt)) == 1
-    story.let_pass(0.8 if verdict != "undelivered" else 6)
-    assert story.series.number == 2 or len(story.all(SendPrompt)) == 2 or story.failures == 1
-
-
-@pytest.mark.parametrize("sign", ["a look", "an event", "a part"])
-def test_an_odd_end_that_came_and_went_is_not_held_against_the_next_one(sign: str) -> None:
-    story = Story()
-    story.busy()
-    story.ends("refused")
-    story.let_pass(1)
-    story.activity = "working"
-    if sign == "an event":
-        story.busy()
-    elif sign == "a part":
-        story.part("prt_1", "text", "running", text="I go on")
-    else:
-        story.let_pass(6)
-    story.let_pass(40)
-    story.ends("refused")
-    assert story.series.number == 1, "seen for a moment only"
-    story.let_pass(3)
-    assert story.series.number == 2
-
-
-ABORTED_BY_SOMEBODY = Fault("aborted", "Aborted")
-
-
-@pytest.mark.parametrize("attended, fault", [(False, ABORTED_BY_SOMEBODY), (True, None)])
-def test_an_answer_that_was_broken_off_is_a_failure(attended: bool, fault: Fault | None) -> None:
-    """Also where there is a screen, when it was no person: the night would be lost in a pause."""
-    story = Story(attended=attended)
-    story.busy()
-    story.ends("cut", fault)
-    story.let_pass(2.5)
-    assert (story.failures, story.state) == (1, "waiting")
-
-
-def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
-    story = Story()
-    story.busy()
-    story.ends("cut", ABORTED_BY_SOMEBODY)
-    story.let_pass(2.5)
-    assert story.state == "paused" and story.series.number == 1
-    story.press("space")
-    assert story.state == "running" and story.series.number == 2
-
-
-def test_late_results_of_an_older_session_are_ignored() -> None:
-    story = Story()
-    story.works()
-    story.take()
-    before = snapshot(story.loop)
-    current = set(story.loop.pending.out)
-    older: list[Any] = [command for command in story.commands if not isinstance(command, Exit)]
-    for command in older:
-        if command.ticket not in current:
-            story.tell(right_answer(command), Failed(command, "late", "gone"))
-    story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
-    story.tell(Broke("ses_1", Fault("auth", "no")))
-    story.message("answered", 5.0, session="ses_1")
-    assert snapshot(story.loop) == before and story.take() == ""
-
-
-def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
-    """Polling is the truth: the stream only makes us look."""
-    story = Story()
-    story.busy()
-    story.world[Poll] = None
-    story.tell(
-        Activity(story.id, "idle"),
-        Broke(story.id, Fault("auth", "no entry")),
-        Activity(story.id, "idle"),
-        StreamOpened(),
-    )
-    story.let_pass(30)
-    assert story.series.state == "iterating" and story.session.state == "working"
-
-
-# ── session: circles ──────────────────────────────────────────────────────────────────────────────
-
-
-def calls(story: Story, times: int, call: int = 7) -> None:
-    for _ in range(times):
-        story.part(f"prt_{story.now}", "tool", tool="bash", argument="make", call=call)
-
-
-def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
-    story = Story()
-    calls(story, 19)
-    assert story.all(Interrupt) == []
-    calls(story, 1)
-    assert len(story.all(Interrupt)) == 0, "it is not known to have begun"
-    story.let_pass(4)
-    assert len(story.all(Interrupt)) == 1 and story.failures == 1
-    assert "20 times in a row bash make" in story.text and "1 failed" in story.text
-
-
-def test_the_same_call_with_others_in_between_is_no_circle() -> None:
-    story = Story()
-    for number in range(30):
-        calls(story, 19)
-        calls(story, 1, call=100 + number)
-    calls(story, 60, call=0)  # what the input was is not known
-    story.let_pass(5)
-    assert story.all(Interrupt) == [] and story.state == "running"
-
-
-def test_a_part_that_is_told_many_times_is_one_call() -> None:
-    story = Story()
-    for _ in range(60):
-        story.part("prt_1", "tool", tool="bash", argument="make", call=7)
-    story.let_pass(5)
-    assert story.all(Interrupt) == []
-
-
-def test_what_a_subagent_calls_is_no_circle_of_ours() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"))
-    for number in range(40):
-        story.part(f"prt_{number}", "tool", session="ses_child", tool="bash", call=7)
-    story.let_pass(5)
-    assert story.all(Interrupt) == []
-
-
-@pytest.mark.parametrize("attended, auto", [(False, False), (True, True)])
-def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto: bool) -> None:
-    story = Story(attended=attended, auto=auto)
-    title = "doom_loop" if auto else "bash"
-    for number in range(19):
-        story.busy()
-        story.asks(f"per_{number}", title=title)
-    assert len(replies(story)) == 19 and story.all(Interrupt) == []
-    story.asks("per_last", title=title)
-    assert len(story.all(Interrupt)) == 1 and story.failures == 1
-    reason = story.series.books.results[0].problem
-    assert "20 times" in reason and title in reason and "opencode.json" in reason
-
-
-def test_three_finished_answers_to_one_prompt_are_a_circle() -> None:
-    """A clock that was set back makes OpenCode answer the same prompt again and again."""
-    story = Story()
-    story.busy()
-    own = story.last(SendPrompt).prompt.message_id
-    for number in range(2):
-        story.message("answered", id=f"msg_{number}", parent=own)
-        story.message("answered", id=f"msg_{number}", parent=own)
-        story.message("answered", id=f"msg_{number}_other", parent="msg_other")
-    assert story.all(Interrupt) == []
-    story.message("answered", id="msg_3", parent=own)
-    assert len(story.all(Interrupt)) == 1 and "3 times" in story.text
-    assert story.failures == 1
-
-
-def test_a_model_that_spins_is_stopped_after_three_unfinished_answers() -> None:
-    story = Story()
-    story.busy()
-    story.message("nowhere")
-    story.message("nowhere")
-    story.message("calls")
-    story.message("nowhere", id="msg_x")
-    story.message("nowhere", id="msg_x")
-    story.message("nowhere")
-    assert story.all(Interrupt) == []
-    story.message("nowhere")
-    assert len(story.all(Interrupt)) == 1 and story.state == "waiting" and story.failures == 1
-
-
-def test_compactions_without_an_answer_are_a_circle() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Compacted(story.id), Compacted(story.id))
-    story.message("calls")
-    story.tell(Compacted(story.id), Compacted(story.id))
-    assert story.all(Interrupt) == []
-    story.tell(Compacted(story.id))
-    assert len(story.all(Interrupt)) == 1 and story.failures == 1
-
-
-def test_a_prompt_that_is_cut_again_and_again_is_sent_four_times() -> None:
-    story = Story()
-    for _ in range(5):
-        story.busy()
-        story.ends("unfinished")
-        story.let_pass(7)
-    prompts = [command for command in story.all(SendPrompt) if command.session == "ses_1"]
-    assert [command.attempt for command in prompts] == [0, 1, 2, 3]
-    assert "sent 4 times and never answered" in story.text and story.failures == 1
-
-
-# ── loop: faults of the provider ──────────────────────────────────────────────────────────────────
-
-
-def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
-    story = Story()
-    story.busy()
-    story.retries(1, 4)
-    assert "retry: attempt 1 failed: Too Many Requests" in story.text
-    shown = [view(story.loop, story.loop.now + n).live[-1].text for n in (0, 2)]
-    assert shown == ["attempt 2 in 4s: Too Many Requests", "attempt 2 in 2s: Too Many Requests"]
-    assert view(story.loop, story.loop.now).state == "retrying"
-    story.retries(2, 8)
-    story.works()
-    assert (story.state, story.series.number, story.failures) == ("running", 2, 0)
-    assert not view(story.loop, story.loop.now).live
-
-
-def test_a_retry_is_over_when_it_works_again() -> None:
-    story = Story()
-    story.retries(1, 4)
-    story.busy()
-    assert story.session.retry is None and view(story.loop, story.loop.now).state == "running"
-
-
-def test_a_retry_that_a_look_tells_is_shown_as_well() -> None:
-    story = Story()
-    story.activity = "retrying"
-    story.retry = Activity("ses_1", "retrying", 1, 60, "busy")
-    story.let_pass(20)
-    assert story.text.count("attempt 1 failed: busy") == 1
-
-
-@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
-def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str) -> None:
-    story = Story(retries=2, attended=False)
-    waits = []
-    for _ in range(8):
-        story.fails(kind)
-        waits.append(round(story.wait_out()))
-    assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
-    assert story.failures == 0
-    story.works()
-    assert (story.failures, story.state) == (0, "running")
-    story.fails(kind)
-    assert round(story.wait_out()) == 30, "it begins anew"
-
-
-@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
-def test_what_passes_by_itself_does_not_count_as_an_iteration(kind: str) -> None:
-    story = Story(max_iterations=1)
-    story.fails(kind)
-    story.let_pass(40)
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and "--max-iterations" in story.loop.reason
-
-
-def test_outages_between_failures_neither_count_nor_forget_them() -> None:
-    story = Story(retries=2, attended=False)
-    for _ in range(2):
-        story.fails("provider", "boom")
-        story.wait_out()
-        story.fails("outage", "the network is away")
-        story.wait_out()
-    assert story.failures == 2
-    story.fails("provider", "boom")
-    assert story.exits == [1] and "3 iterations in a row failed" in story.loop.reason
-
-
-def test_the_announced_time_is_used_and_shown() -> None:
-    story = Story()
-    story.fails("rate-limit", "Monthly quota used up", retry_after=7200)
-    assert story.state == "waiting" and story.series.wait_until is not None
-    assert story.series.wait_until - story.loop.now == pytest.approx(7200, abs=1)
-    reason = view(story.loop, story.loop.now).reason
-    assert "Monthly quota used up" in reason and "again at " in reason and "in 2h00m" in reason
-    assert "trying again in 2h00m" in story.text
-    story.let_pass(7190, 9)
-    assert story.state == "waiting"
-    story.let_pass(15)
-    assert story.state == "running" and story.series.number == 2
-
-
-@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
-@pytest.mark.parametrize("attended", [True, False])
-def test_max_wait_ends_the_waiting_with_3(kind: str, attended: bool) -> None:
-    story = Story(max_wait=1000, attended=attended)
-    for _ in range(5):
-        story.fails(kind, "not now")
-        story.wait_out()
-    story.fails(kind, "not now")
-    assert story.state == "paused" and story.loop.status == 3
-    assert "--max-wait" in story.loop.reason and "not now" in story.loop.reason
-    assert story.exits == ([] if attended else [3])
-
-
-def test_max_wait_counts_what_is_waited_for_in_a_row() -> None:
-    story = Story(NINE, max_wait=100)
-    for _ in range(4):
-        story.fails("rate-limit")
-        story.wait_out()
-        story.fails("rate-limit")
-        story.wait_out()
+@pytest.mark.parametrize(
+    "tasks",
+    ["- [ ] a\n", "- [BLOCKED: x] a\n- [MANUAL] b\n"],
+)
+def test_no_tag_though_nothing_is_pending_gives_one_more_iteration(tasks: str) -> None:
+    story = Story(tasks, attended=False)
+    if "[ ]" in tasks:
         story.works()
-    assert story.state == "running"
-
-
-def test_an_announced_time_beyond_max_wait_is_not_waited_for() -> None:
-    story = Story(max_wait=3600, attended=False)
-    story.fails("rate-limit", "quota", retry_after=7 * 86_400)
-    assert story.exits == [3] and "168h00m" in story.loop.reason
-
-
-def test_a_person_goes_on_after_max_wait() -> None:
-    story = Story(max_wait=10)
-    story.fails("rate-limit")
-    assert story.state == "paused"
-    assert ("R", "retry") in view(story.loop, story.loop.now).keys
-    story.press("r")
-    assert story.state == "running" and story.loop.status == 130
-    story.works()
-    assert story.series.number == 3 and story.state == "running"
-
-
-def test_max_wait_0_waits_for_ever() -> None:
-    story = Story(max_wait=0, attended=False)
-    story.fails("rate-limit", retry_after=30 * 86_400)
-    assert story.state == "waiting"
-
-
-def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.retries(1, 3600)
-    assert story.take() == "Interrupt"
-    assert story.state == "waiting" and story.series.books.results[0].outcome == "rate-limited"
-    assert "would wait 1h00m" in story.loop.reason
-    assert story.series.wait_until is not None
-    left = story.series.wait_until - story.loop.now
-    assert left == pytest.approx(3600, abs=5), "the announced time"
-    story.let_pass(3610, 9)
-    assert story.take() == "CreateSession SendPrompt"
-
-
-def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
-    story = Story(stall_timeout=60)
-    story.busy()
-    story.retries(1, 890)
-    story.activity = "retrying"
-    story.world[Poll] = lambda c: Polled(
-        c, "retrying", retry=Activity("ses_1", "retrying", 1, NOON + 900 - story.now)
-    )
-    story.let_pass(850, 5)
-    assert story.all(Interrupt) == [] and story.state == "running"
-
-
-def test_failures_are_tried_again_with_growing_pauses_then_end_the_run() -> None:
-    story = Story(retries=3)
-    waits = []
-    for _ in range(3):
-        story.fails("provider", "boom")
-        waits.append(story.wait_out())
-    assert 1 <= waits[0] <= waits[1] / 1.5 <= waits[2] / 2.25
-    story.fails("provider", "boom")
-    assert story.state == "error" and story.loop.status == 1
-    assert "4 iterations in a row failed" in story.loop.reason and "boom" in story.loop.reason
-
-
-def test_a_success_forgets_failures() -> None:
-    story = Story(NINE, retries=2)
-    for _ in range(4):
-        story.fails()
-        story.wait_out()
-        story.works()
-    assert story.state == "running" and story.failures == 0
-
-
-def test_retries_0_never_gives_up() -> None:
-    story = Story(retries=0)
-    for _ in range(20):
-        story.fails()
-        assert story.wait_out() <= 900
-    result = story.series.books.results[-1]
-    story.series.books.results += [result] * 5000
-    story.fails()
-    assert story.state == "waiting"
-
-
-@pytest.mark.parametrize(
-    "kind, advice",
-    [
-        ("auth", "opencode auth login"),
-        ("balance", "balance"),
-        ("no-model", "look at the model a/b"),
-        ("no-agent", "agent"),
-        ("configuration", "it is wrong"),
-    ],
-)
-def test_what_trying_again_cannot_mend_ends_the_run_at_once(kind: str, advice: str) -> None:
-    story = Story(attended=False)
-    story.fails(kind, "it is wrong")
-    assert story.state == "error" and story.exits == [1]
-    assert "it is wrong" in story.loop.reason and advice in story.loop.reason
-
-
-def test_after_a_first_success_even_that_is_tried_again() -> None:
-    story = Story()
-    story.works()
-    story.fails("auth")
-    story.wait_out()
-
-
-def test_an_error_before_idle_whose_message_comes_later_is_waited_for() -> None:
-    story = Story()
-    fault = Fault("auth", "no entry", 401)
-    story.busy()
-    story.tell(Broke(story.id, fault))
-    story.ends("undelivered")  # no answer of the assistant's yet
-    assert story.state == "running"
-    story.ends("failed", fault)
-    story.let_pass(1)
-    assert story.state == "error" and "no entry" in story.loop.reason
-
-
-def test_an_error_without_any_message_is_a_failure() -> None:
-    story = Story(retries=1)
-    for _ in range(2):
-        if story.state == "waiting":
-            story.wait_out()
-        story.busy()
-        story.tell(Broke(story.id, Fault("unknown", "Model not found: a/x.")))
-        story.ends("undelivered")
-        story.let_pass(3)
-    assert story.state == "error" and "Model not found: a/x." in story.loop.reason
-
-
-def test_an_error_of_a_subagents_is_not_ours() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"))
-    story.tell(Broke("ses_child", Fault("auth", "no entry")))
-    story.works()
-    assert story.series.number == 2 and story.failures == 0 and "error: no entry" in story.text
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"models": ("a/c",)}, "there is no model a/c: did you mean a/b?"),
-        ({"models": ("zzzzzz/zzzz",)}, "`opencode models` lists them"),
-        ({"models": ("a/b", "a/c")}, "there is no model a/c"),
-        ({"agent": "biuld"}, "there is no agent biuld: did you mean build?"),
-    ],
-)
-def test_a_wrong_model_or_agent_is_said_before_any_prompt(
-    options: dict[str, Any], words: str
-) -> None:
-    story = Story(attended=False, **options)
-    assert story.state == "error" and words in story.loop.reason and story.exits == [1]
-    assert story.all(CreateSession) == []
-
-
-def test_a_provider_without_a_login_is_said_before_any_prompt() -> None:
-    story = Story(start=False, attended=False, models=("zzzz/x",))
-    story.setup = story.setup._replace(providers=frozenset(("a", "c")))
-    story.begin()
-    assert story.exits == [1] and "log in to zzzz with `opencode auth login`" in story.loop.reason
-
-
-def test_a_wrong_model_in_the_configuration_is_said_before_any_prompt() -> None:
-    story = Story(start=False, attended=False)
-    story.setup = Setup("a/x", {"a/b": 1000})
-    story.begin()
-    assert story.exits == [1] and "there is no model a/x" in story.loop.reason
-    assert story.all(CreateSession) == []
-
-
-@pytest.mark.parametrize("models", ["a/c", "a/b, a/c"])
-def test_a_wrong_model_in_the_prompt_is_said_before_any_prompt(models: str) -> None:
-    story = Story(start=False, attended=False)
-    story.prompt = f"---\nmodel: {models}\n---\nDo it"
-    story.begin()
-    assert story.exits == [1] and story.all(CreateSession) == []
-
-
-def test_what_the_server_cannot_tell_is_no_error() -> None:
-    story = Story(start=False, models=("a/unheard",), agent="unheard")
-    story.setup = Setup()
-    story.begin()
-    assert story.state == "running" and story.all(SendPrompt)
-
-
-def test_a_model_without_a_price_is_named_where_money_is_the_limit() -> None:
-    for most, is_said in ((0, False), (20, True)):
-        story = Story(start=False, run=False, max_cost=most)
-        story.setup = story.setup._replace(free=frozenset(("a/b",)))
-        story.begin()
-        assert ("a/b has no price" in story.text) is is_said
-
-
-def test_a_model_without_a_price_is_named_without_a_terminal_too() -> None:
-    story = Story(start=False, attended=False, max_cost=20.0)
-    story.setup = story.setup._replace(free=frozenset(("a/b",)))
-    story.begin()
-    assert "a/b has no price" in story.text
-
-
-def test_a_broken_configuration_is_said_at_once() -> None:
-    story = Story(start=False, attended=False)
-    story.world[CheckSetup] = fails_with(400, "opencode.json is broken", again=False)
-    story.begin()
-    found = (story.state, story.loop.reason, story.exits)
-    assert found == ("error", "opencode.json is broken", [1])
-
-
-@pytest.mark.parametrize("command", [CreateSession, SendPrompt])
-def test_a_configuration_that_breaks_later_ends_the_run(command: type) -> None:
-    story = Story(attended=False)
-    story.world[command] = fails_with(400, "it is broken", "configuration")
-    story.works()
-    assert story.exits == [1]
-    assert story.loop.reason == "OpenCode's configuration is broken: mend it: it is broken"
-
-
-def test_an_empty_prompt_is_said() -> None:
-    story = Story(start=False, attended=False)
-    story.prompt = "---\nagent: build\n---\n"
-    story.begin()
-    assert story.exits == [1] and "is empty" in story.loop.reason
-
-
-def test_a_stall_is_aborted_and_tried_again() -> None:
-    story = Story(stall_timeout=900)
-    story.busy()
-    story.take()
-    story.let_pass(890, 5)
-    assert story.take() == ""
-    story.world[Interrupt] = story.comes_to_rest
-    story.let_pass(11)
-    assert story.take() == "Interrupt" and story.state == "waiting"
-    assert "nothing happened" in story.text
-    story.wait_out()
-    assert story.take() == "CreateSession SendPrompt" and story.failures == 1
-
-
-SIGNS: list[Event] = [
-    Delta("ses_1", "prt_1", "x"),
-    Part("ses_1", "msg_1", "prt_1", "text", "running"),
-    Alive("ses_1"),
-    Activity("ses_1", "working"),
-]
-
-
-@pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: type(sign).__name__)
-def test_any_sign_of_life_keeps_a_stall_away(sign: Event) -> None:
-    story = Story(stall_timeout=60)
-    for _ in range(10):
-        story.let_pass(50, 5)
-        story.tell(sign)
-    assert story.all(Interrupt) == []
-
-
-def test_a_subagents_life_keeps_a_stall_away() -> None:
-    story = Story(stall_timeout=60)
-    story.tell(Child("ses_child", "ses_1"))
-    for _ in range(10):
-        story.let_pass(50, 5)
-        story.tell(Delta("ses_child", "prt_1", "x"))
-    assert story.all(Interrupt) == []
-
-
-@pytest.mark.parametrize(
-    "sign",
-    [
-        Activity("ses_stranger", "working"),
-        Delta("ses_stranger", "prt_1", "x"),
-        Alive("ses_stranger"),
-    ],
-    ids=lambda sign: type(sign).__name__,
-)
-def test_a_strangers_life_is_no_sign_of_life(sign: Event) -> None:
-    story = Story(stall_timeout=60)
-    for _ in range(3):
-        story.let_pass(30, 5)
-        story.tell(sign)
-    assert len(story.all(Interrupt)) == 1
-
-
-@pytest.mark.parametrize("limit, ends_after", [(100, 100), (14_400, 14_400)])
-def test_an_agent_that_works_for_ever_is_ended(limit: int, ends_after: int) -> None:
-    story = Story(iteration_timeout=limit, stall_timeout=0)
-    step = limit // 10
-    for _ in range(9):
-        story.let_pass(step, 9)
-        story.busy()
-    assert story.all(Interrupt) == []
-    story.let_pass(step + 1, 9)
-    assert len(story.all(Interrupt)) == 1 and story.state == "waiting"
-    assert "took longer than" in story.text
-
-
-def test_an_iteration_ends_after_four_hours_by_default() -> None:
-    assert Options().iteration_timeout == 4 * 3600
-
-
-@pytest.mark.parametrize("code", [None, 404, 0, 500])
-def test_however_an_abort_is_answered_the_loop_goes_on(code: int | None) -> None:
-    story = Story()
-    if code is not None:
-        story.world[Interrupt] = fails_with(code)
-    story.busy()
-    story.press("x")
-    assert "1 aborted" in story.text and story.series.number == 2 and story.state == "running"
-
-
-@pytest.mark.parametrize("code", [0, 400, 500])
-def test_an_abort_that_fails_replaces_the_server(code: int) -> None:
-    story = Story()
-    story.busy()
-    story.world[Interrupt] = fails_with(code)
-    story.take()
-    story.press("x")
-    assert story.take() == "Interrupt StartServer CheckSetup CreateSession SendPrompt"
-
-
-def test_an_abort_after_which_it_works_on_replaces_the_server() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.activity = "working"
-    story.world[Interrupt] = Done
-    story.press("x")
-    assert story.take() == "Interrupt StartServer CheckSetup CreateSession SendPrompt"
-
-
-def test_an_abort_after_which_it_rests_keeps_the_server() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.activity = "idle"
-    story.press("x")
-    assert story.take() == "Interrupt CreateSession SendPrompt"
-
-
-# ── loop: models in line ──────────────────────────────────────────────────────────────────────────
-
-
-def model_of(story: Story) -> str:
-    model = story.last(SendPrompt).prompt.model
-    assert isinstance(model, str)
-    return model
-
-
-def in_line(**options: Any) -> Story:
-    """A run with two models in line; what works is done by the one that was asked."""
-    return Story(
-        NINE, **{"models": ("a/b", "c/d"), "attended": False, "stall_timeout": 0, **options}
-    )
-
-
-def works_with(story: Story, model: str) -> None:
-    story.busy()
-    story.plan = (story.plan or "").replace("[ ]", "[x]", 1)
-    story.message("answered", 0.1, model=model)
+    assert story.state == "running" and story.prompted.text == "Do wrap up"
+    before = story.count("send")
     story.ends()
-
-
-def test_the_next_model_works_while_the_first_one_is_rate_limited() -> None:
-    story = in_line()
-    assert model_of(story) == "a/b"
-    story.fails("rate-limit", "slow down")
-    assert story.state == "running" and model_of(story) == "c/d"
-    assert "a/b rests for 30s" in story.text and "c/d is next" in story.text
-    works_with(story, "c/d")
-    assert model_of(story) == "c/d", "the first one rests still"
-    story.let_pass(31)
-    works_with(story, "c/d")
-    assert model_of(story) == "a/b", "its time is over"
-
-
-def test_an_announced_time_is_how_long_a_model_rests() -> None:
-    story = in_line()
-    story.busy()
-    story.retries(1, 7200, "quota")
-    assert model_of(story) == "c/d" and story.state == "running"
-    story.let_pass(7100, 9)
-    works_with(story, "c/d")
-    assert model_of(story) == "c/d"
-    story.let_pass(150, 9)
-    works_with(story, "c/d")
-    assert model_of(story) == "a/b"
-
-
-@pytest.mark.parametrize("kind", ["balance", "auth", "no-model"])
-def test_the_next_model_works_while_the_first_one_cannot(kind: str) -> None:
-    story = in_line()
-    story.fails(kind, "no entry")
-    assert story.state == "running" and model_of(story) == "c/d" and story.exits == []
-    works_with(story, "c/d")
-    assert model_of(story) == "c/d"
-    story.let_pass(901, 9)
-    works_with(story, "c/d")
-    assert model_of(story) == "a/b"
-
-
-def test_the_next_model_works_when_the_first_one_has_failed_too_often() -> None:
-    story = in_line(retries=2)
-    for _ in range(2):
-        story.fails("provider", "boom")
-        story.wait_out()
-        assert model_of(story) == "a/b"
-    story.fails("provider", "boom")
-    assert story.state == "running" and model_of(story) == "c/d"
-    works_with(story, "c/d")
-    assert story.state == "running"
-
-
-def test_all_models_rate_limited_are_waited_for_until_the_first_one_is_back() -> None:
-    story = in_line()
-    story.fails("rate-limit", retry_after=7200)
-    story.let_pass(10)
-    story.fails("rate-limit", retry_after=600)
-    assert story.state == "waiting" and round(story.wait_out()) == 600
-    assert model_of(story) == "c/d"
-    story.fails("rate-limit", retry_after=86_000)
-    assert story.state == "waiting"
-    assert story.wait_out() == pytest.approx(7200 - 610, abs=10) and model_of(story) == "a/b"
-
-
-def test_models_that_all_cannot_work_end_the_run() -> None:
-    story = in_line()
-    story.fails("balance", "no money")
-    story.fails("auth", "no entry")
-    assert story.exits == [1] and "no entry" in story.loop.reason
-
-
-def test_models_that_all_keep_failing_end_the_run() -> None:
-    story = in_line(retries=2)
-    for _ in range(100):
-        if story.exits:
-            break
-        if story.state == "waiting":
-            story.wait_out()
-        story.fails("provider", "boom")
-    assert story.exits == [1] and "boom" in story.loop.reason
-    assert len(story.all(CreateSession)) <= 12
-
-
-def test_models_that_keep_failing_by_turns_end_the_run() -> None:
-    """While one model fails with growing pauses, the rest of the other one ends: then again?"""
-    story = in_line(retries=5)
-    for _ in range(200):
-        if story.exits:
-            break
-        if story.state == "waiting":
-            story.wait_out()
-        story.fails("provider", "boom")
-    assert story.exits == [1]
-
-
-# Fails until the wait for a provider counts from the first model that it stopped (defect 8).
-def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
-    """Each attempt takes so long that the rest of the other model is over by then."""
-    story = in_line(max_wait=5 * 3600)
-    for _ in range(40):
-        if story.exits:
-            break
-        if story.state == "waiting":
-            story.wait_out()
-        story.let_pass(1000, 9)
-        story.fails("outage", "the network is away")
-    assert story.exits == [3] and "--max-wait" in story.loop.reason
-    assert story.now - NOON < 6 * 3600
-
-
-def test_a_front_matter_names_models_in_line() -> None:
-    story = Story(NINE, start=False, attended=False)
-    story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
-    story.begin()
-    assert model_of(story) == "c/d"
-    story.fails("rate-limit")
-    assert model_of(story) == "a/b" and story.state == "running"
-
-
-def test_which_model_did_what_is_said_at_the_end() -> None:
-    story = in_line()
-    works_with(story, "a/b")
-    story.fails("rate-limit")
-    works_with(story, "c/d")
-    story.tell(Signalled("SIGTERM"))
-    assert "end: a/b: 2 iterations, 1 done, $0.10" in story.text
-    assert "end: c/d: 1 iterations, 1 done, $0.10" in story.text
-    records = [entry.record for entry in story.loop.journal.entries if entry.record]
-    models = [record["model"] for record in records if record["record"] == "iteration"]
-    assert models == ["a/b", "a/b", "c/d"]
-
-
-def test_models_are_checked_before_the_first_prompt_one_and_all() -> None:
-    story = Story(start=False, attended=False, models=("a/b", "c/d", "e/f"))
-    story.begin()
-    assert story.exits == [1] and "e/f" in story.loop.reason and story.all(CreateSession) == []
-
-
-# ── loop: faults of the plan ──────────────────────────────────────────────────────────────────────
-
-
-def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
-    story = Story(stuck=3, attended=False)
-    for _ in range(3):
-        assert story.last(SendPrompt).prompt.text == "Do one"
-        story.idles()
-    assert story.exits == [], "the next one is asked to mark it as blocked"
-    text = story.last(SendPrompt).prompt.text
-    assert "The last 3 sessions settled nothing" in text and "- one (3 times)" in text
-    assert "[BLOCKED: the reason" in text and "undo what" in text and text.startswith("Do one")
-    story.idles()
-    assert story.state == "paused" and story.exits == [3] and "--stuck" in story.loop.reason
-
-
-def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
-    story = Story(stuck=2, attended=False)
-    story.idles()
-    story.idles()
-    story.plan = "- [BLOCKED: it cannot be done] one\n- [ ] two\n"
-    story.idles()
-    assert story.state == "running" and story.last(SendPrompt).prompt.text == "Do two"
-    story.works()
-    assert story.exits == []
-
-
-def test_what_is_stuck_is_said_together_with_a_check_that_fails() -> None:
-    story = Story(NINE, stuck=3, check="make test")
-    story.prompt = "Do {{TASK}}"
-    story.check = 1
-    story.works()
-    assert "project's check fails" in story.last(SendPrompt).prompt.text
-    story = Story(stuck=2, check="make test")
-    story.prompt = "Do {{TASK}}"
-    story.idles()
-    story.check = 1
-    story.idles()
-    text = story.last(SendPrompt).prompt.text
-    assert "project's check fails" in text and "settled nothing" in text
-
-
-def test_a_task_checked_and_unchecked_again_and_again_is_stuck() -> None:
-    story = Story(stuck=3, attended=False)
-    texts = ["- [x] one\n- [ ] two\n", TWO]
-    for number in range(20):
-        if story.exits:
-            break
-        story.plan = texts[number % 2]
-        story.idles()
-    assert story.exits == [3] and "--stuck" in story.loop.reason
-    assert story.series.number == 5, "one was progress, three were told, one more was not"
-
-
-def test_a_task_that_is_reworded_again_and_again_is_stuck() -> None:
-    story = Story(stuck=3, attended=False)
-    for number in range(20):
-        if story.exits:
-            break
-        story.plan = f"- [ ] one (attempt {number} failed)\n- [ ] two\n"
-        story.idles()
-    assert story.exits == [3] and story.series.number == 4
-
-
-def test_a_reason_that_is_reworded_again_and_again_is_stuck() -> None:
-    story = Story(stuck=2, attended=False)
-    for reason in "abcdef":
-        if story.exits:
-            break
-        story.plan = f"- [ ] one\n- [BLOCKED: {reason}] two\n"
-        story.idles()
-    assert story.exits == [3] and story.series.number == 4, "to block it was progress, once"
-
-
-@pytest.mark.parametrize("settled", ["[x]", "[BLOCKED: no key]", "[MANUAL]"])
-def test_a_task_that_settles_in_any_way_is_progress(settled: str) -> None:
-    story = Story("- [ ] a\n" * 6, stuck=1)
-    for _ in range(5):
-        story.plan = (story.plan or "").replace("[ ]", settled, 1)
-        story.idles()
-    assert story.state == "running" and story.series.number == 6
-
-
-def test_a_task_that_is_deleted_is_progress() -> None:
-    story = Story("- [ ] a\n" * 6, stuck=1)
-    for number in (5, 4, 3):
-        story.plan = "- [ ] a\n" * number
-        story.idles()
-    assert story.state == "running"
-
-
-def test_going_on_after_stuck_begins_to_count_anew() -> None:
-    story = Story(stuck=2)
-    for _ in range(3):
-        assert story.state == "running"
-        story.idles()
-    assert story.state == "paused"
-    story.press("r")
-    for _ in range(3):
-        assert story.state == "running"
-        story.idles()
-    assert story.state == "paused"
-
-
-def test_stuck_0_goes_on_for_ever() -> None:
-    story = Story(stuck=0)
-    for _ in range(30):
-        story.idles()
-    assert story.state == "running" and "settled nothing in the plan" not in model_text(story)
-
-
-def model_text(story: Story) -> str:
-    text = story.last(SendPrompt).prompt.text
-    assert isinstance(text, str)
-    return text
-
-
-def test_a_pause_does_not_turn_unchanged_tasks_into_failed_checks() -> None:
-    story = Story(NINE, stuck=5, check="make test")
-    story.idles()
-    story.press("space")
-    story.idles()
-    story.press("space")
-    story.check = 1
-    story.works()
-    assert story.state == "running" and story.series.books.check_failures == 1
-
-
-def test_a_tag_with_pending_tasks_ends_the_run_but_not_well() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", attended=False)
-    story.plan = "- [x] a\n- [ ] b\n<plan-complete>enough</plan-complete>"
-    story.ends()
-    assert story.state == "complete" and story.exits == [3] and "1 task" in story.loop.reason
-
-
-@pytest.mark.parametrize("mark", ["~", "-", "/", "wip", "in progress"])
-def test_a_task_that_is_marked_as_begun_keeps_the_run_open(mark: str) -> None:
-    story = Story("- [x] zero\n- [ ] a\n", attended=False)
-    story.plan = f"- [x] zero\n- [{mark}] a\n"
-    story.idles()
-    assert story.state == "running" and story.exits == []
-    assert story.last(SendPrompt).prompt.text == "Do a"
-    assert story.series.plan.pending == 1
-    story.plan = "- [x] zero\n- [x] a\n<plan-complete>now</plan-complete>"
-    story.idles()
-    assert story.exits == [0]
-
-
-def test_a_tag_with_a_begun_task_ends_the_run_but_not_well() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", attended=False)
-    story.plan = "- [x] a\n- [~] b\n<plan-complete>enough</plan-complete>"
-    story.ends()
-    assert story.exits == [3]
-
-
-def test_no_tag_though_nothing_is_pending_gives_one_more_iteration() -> None:
-    story = Story("- [ ] a\n", attended=False)
-    story.works()
-    assert story.state == "running" and model_text(story) == "Do wrap up"
-    story.ends()
-    assert story.state == "complete" and story.exits == [0] and "no summary" in story.loop.reason
-    assert len(story.all(SendPrompt)) == 2
+    assert story.state == "complete" and story.exits == [0] and "no summary" in story.reason
+    assert story.count("send") == before
 
 
 def test_the_summary_of_the_last_iteration_is_taken() -> None:
@@ -1906,7 +835,7 @@ def test_the_summary_of_the_last_iteration_is_taken() -> None:
     story.works()
     story.plan = "- [x] a\n<plan-complete>so it was</plan-complete>"
     story.ends()
-    assert story.exits == [0] and story.series.plan.summary == "so it was"
+    assert story.exits == [0] and story.plan_seen.summary == "so it was"
 
 
 @pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
@@ -1925,15 +854,2102 @@ def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) ->
     elif between != "memory":
         assert story.state == "paused"
         story.press("r")
-    assert story.state == "running" and model_text(story) == "Do wrap up"
+    assert story.state == "running" and story.prompted.text == "Do wrap up"
 
 
-def test_only_blocked_and_manual_tasks_are_nothing_to_do() -> None:
-    story = Story("- [BLOCKED: x] a\n- [MANUAL] b\n", attended=False)
-    assert model_text(story) == "Do wrap up"
+@pytest.mark.parametrize("left", ["[ ] b", "[~] b"])
+def test_a_tag_with_work_left_ends_the_run_but_not_well(left: str) -> None:
+    story = Story("- [ ] a\n- [ ] b\n", attended=False)
+    story.plan = f"- [x] a\n- {left}\n<plan-complete>enough</plan-complete>"
     story.ends()
+    assert story.state == "complete" and story.exits == [3] and "1 task" in story.reason
+
+
+@pytest.mark.parametrize("mark", ["~", "-", "/", "wip", "in progress"])
+def test_a_task_that_is_marked_as_begun_keeps_the_run_open(mark: str) -> None:
+    story = Story("- [x] zero\n- [ ] a\n", attended=False)
+    story.plan = f"- [x] zero\n- [{mark}] a\n"
+    story.idles()
+    assert story.state == "running" and story.exits == []
+    assert story.prompted.text == "Do a" and story.plan_seen.pending == 1
+    story.plan = "- [x] zero\n- [x] a\n<plan-complete>now</plan-complete>"
+    story.idles()
     assert story.exits == [0]
 
+
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage", "auth"])
+def test_a_plan_that_is_complete_is_complete_however_its_last_session_ended(kind: str) -> None:
+    story = Story("- [ ] one\n", attended=False, max_wait=60)
+    story.plan = DONE
+    story.fails(kind, retry_after=7200)
+    assert story.exits == [0] and story.state == "complete"
+
+
+def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
+    story = Story("Just some words\n", debug=True, attended=False)
+    assert story.state == "running" and story.count("send") == 1
+    story.plan = TWO
+    story.prompt = None
+    story.works()
+    story.let_pass(5)
+    assert story.state == "running" and story.exits == [] and story.count("send") == 1
+    story.prompt = "Do it"
+    story.let_pass(5)
+    assert story.count("send") == 2
+
+
+# What is wrong with the set-up is said before any prompt.
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"models": ("a/c",)}, "there is no model a/c: did you mean a/b?"),
+        ({"models": ("zzzzzz/zzzz",)}, "`opencode models` lists them"),
+        ({"models": ("a/b", "a/c")}, "there is no model a/c"),
+        ({"models": ("a/b", "c/d", "e/f")}, "e/f"),
+        ({"agent": "biuld"}, "there is no agent biuld: did you mean build?"),
+    ],
+)
+def test_a_wrong_model_or_agent_is_said_before_any_prompt(options: Json, words: str) -> None:
+    story = Story(attended=False, **options)
+    assert story.state == "error" and words in story.reason and story.exits == [1]
+    assert story.all("create") == []
+
+
+@pytest.mark.parametrize("models", ["a/c", "a/b, a/c"])
+def test_a_wrong_model_in_the_prompt_is_said_before_any_prompt(models: str) -> None:
+    story = Story(start=False, attended=False)
+    story.prompt = f"---\nmodel: {models}\n---\nDo it"
+    story.begin()
+    assert story.exits == [1] and story.all("create") == []
+
+
+def test_a_provider_without_a_login_is_said_before_any_prompt() -> None:
+    story = Story(start=False, attended=False, models=("zzzz/x",))
+    story.setup = story.setup._replace(providers=frozenset(("a", "c")))
+    story.begin()
+    assert story.exits == [1] and "log in to zzzz with `opencode auth login`" in story.reason
+
+
+def test_a_wrong_model_in_the_configuration_is_said_before_any_prompt() -> None:
+    story = Story(start=False, attended=False)
+    story.setup = Setup("a/x", {"a/b": 1000})
+    story.begin()
+    assert story.exits == [1] and "there is no model a/x" in story.reason
+    assert story.all("create") == []
+
+
+def test_what_the_server_cannot_tell_is_no_error() -> None:
+    story = Story(start=False, models=("a/unheard",), agent="unheard")
+    story.setup = Setup()
+    story.begin()
+    assert story.state == "running" and story.all("send")
+
+
+@pytest.mark.parametrize(
+    "model, options, is_said",
+    [
+        ("a/b", {"max_cost": 0.0, "run": False}, False),
+        ("a/b", {"max_cost": 20.0, "run": False}, True),
+        ("a/b", {"max_cost": 20.0, "attended": False}, True),
+        ("c/d", {"max_cost": 20.0}, False),
+    ],
+)
+def test_a_model_without_a_price_is_named_once_where_money_is_the_limit(
+    model: str, options: Json, is_said: bool
+) -> None:
+    """The model of the prompt is the one whose price counts."""
+    story = Story(start=False, **options)
+    story.prompt = f"---\nmodel: {model}\n---\nDo it"
+    story.setup = story.setup._replace(model="c/d", free=frozenset(("a/b",)))
+    story.begin()
+    story.press("s")
+    story.works()
+    assert story.text.count("a/b has no price") == int(is_said)
+
+
+def test_a_broken_configuration_is_said_at_once() -> None:
+    story = Story(start=False, attended=False)
+    story.world["setup"] = fails_with(400, "opencode.json is broken", again=False)
+    story.begin()
+    assert (story.state, story.reason, story.exits) == ("error", "opencode.json is broken", [1])
+
+
+def test_an_empty_prompt_is_said() -> None:
+    story = Story(start=False, attended=False)
+    story.prompt = "---\nagent: build\n---\n"
+    story.begin()
+    assert story.exits == [1] and "is empty" in story.reason
+
+
+def test_a_session_in_another_directory_is_refused_before_the_prompt() -> None:
+    story = Story(start=False, attended=False)
+    story.directory = "/project else"
+    story.begin()
+    assert story.exits == [1] and story.all("send") == []
+    assert "/project else" in story.reason and "rename the folder" in story.reason
+
+
+@pytest.mark.parametrize("directory", ["/project", "/project/", "/project/../project"])
+def test_a_session_in_the_same_directory_is_not_refused(directory: str) -> None:
+    assert ocloop.is_same_path(directory, "/project")
+    assert not ocloop.is_same_path(f"{directory}s", "/project")
+
+
+# ── when a session is over ────────────────────────────────────────────────────────────────────────
+# Polling is the truth: the stream only makes us look.
+
+
+def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Activity(story.id, "idle"))  # a look says that it works
+    story.let_pass(30)
+    assert story.take() == BEGINS
+    story.world["poll"] = None
+    story.tell(
+        Activity(story.id, "idle"),
+        Broke(story.id, Fault("auth", "no entry")),
+        Activity(story.id, "idle"),
+        StreamOpened(),
+    )
+    story.let_pass(30)
+    assert (story.state, story.number, story.results) == ("running", 1, [])
+
+
+def test_the_end_is_seen_without_any_event() -> None:
+    story = Story()
+    story.take()
+    story.activity = "idle"
+    story.verdict = "answered"
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.let_pass(6)
+    assert story.take() == "create send"
+
+
+def test_a_stream_that_comes_back_is_answered_by_a_look() -> None:
+    story = Story()
+    story.busy()
+    story.let_pass(3)
+    story.take()
+    story.tell(StreamOpened())
+    assert story.take("read_files") == "poll"
+
+
+def test_what_made_us_look_is_looked_at_although_a_look_is_on_its_way() -> None:
+    story = Story()
+    story.busy()
+    story.world["poll"] = None
+    story.let_pass(3)
+    on_its_way = story.last("poll")
+    before = story.look(on_its_way)  # it works still
+    story.mend()
+    story.works()
+    assert story.number == 1, "nothing is decided before there is an answer"
+    story.answer(on_its_way, before)
+    assert story.number == 2
+
+
+@pytest.mark.parametrize("session", ["ses_child", "ses_stranger"])
+def test_idle_of_another_session_is_not_the_end(session: str) -> None:
+    story = Story()
+    story.busy()
+    story.tell(Child("ses_child", "ses_1"))
+    story.take()
+    story.tell(Activity(session, "idle"))
+    assert story.take("read_files") == ""
+
+
+def test_a_session_that_was_quicker_than_the_answer_to_our_request_is_looked_at_at_once() -> None:
+    story = waiting_for("send")
+    story.tell(Activity(story.id, "idle"))
+    story.world["poll"] = None
+    story.answer(story.last("send"))
+    assert story.count("poll") == 1
+
+
+def test_a_reason_to_look_soon_does_not_make_it_look_later() -> None:
+    story = Story()
+    story.let_pass(1.6)
+    assert story.all("poll") == []
+    story.tell(Broke(story.id, Fault("provider", "boom")))
+    story.let_pass(0.6)
+    assert story.count("poll") == 1, "as it would have been without"
+
+
+def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
+    """A closer look reads the messages, which takes the server longer: after a silence only."""
+    story = Story()
+    story.busy()
+    story.let_pass(50)
+    assert not any(request.closer for request in story.all("poll"))
+    story.let_pass(30)
+    assert story.last("poll").closer
+    story.busy()
+    story.let_pass(30)
+    assert not story.last("poll").closer
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.verdict = "answered"
+    story.let_pass(60)
+    assert story.number == 2 and "1 done" in story.text
+
+
+@pytest.mark.parametrize("verdict, word", [("answered", "done"), ("failed", "rate-limited")])
+def test_what_works_on_after_the_answer_is_stopped_before_the_next_session(
+    verdict: str, word: str
+) -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    story.take()
+    story.plan = TWO.replace("[ ]", "[x]", 1)
+    story.verdict = verdict
+    story.fault = Fault("rate-limit", "Too Many Requests")
+    story.let_pass(100)
+    assert story.words[0] == word and story.take().startswith("interrupt")
+    assert story.all("interrupt")[0].session == "ses_1"
+
+
+def test_what_works_on_after_the_answer_and_cannot_be_stopped_costs_the_server() -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    story.verdict = "answered"
+    story.world["interrupt"] = is_done  # which changes nothing
+    story.let_pass(100)
+    assert story.count("start_server") == 2
+
+
+def test_where_the_server_cannot_tell_the_idle_event_decides() -> None:
+    story = Story(start=False)
+    story.world["poll"] = answers({"activity": "unknown", "verdict": "unknown"})
+    story.begin()
+    for _ in range(2):
+        story.let_pass(60)
+        assert story.number == 1, "nothing was said: it works"
+        story.busy()
+    story.works()
+    assert (story.number, story.words) == (2, ["done"])
+    story.fails()
+    story.let_pass(2)
+    assert story.state == "waiting" and story.words[-1] == "failed"
+
+
+def test_where_the_server_cannot_tell_an_error_and_silence_is_a_failure_without_idle() -> None:
+    story = Story(start=False)
+    story.world["poll"] = answers({"activity": "unknown", "verdict": "unknown"})
+    story.begin()
+    story.busy()
+    story.tell(Broke(story.id, Fault("provider", "it failed")))
+    story.let_pass(4)
+    assert story.state == "running", "OpenCode may try again by itself"
+    story.let_pass(6)
+    assert story.state == "waiting" and story.words == ["failed"]
+
+
+def test_where_the_server_cannot_tell_who_works_an_unfinished_answer_is_no_end() -> None:
+    """The prompt would be sent again to an agent that works, and the next one start beside it."""
+    story = Story(start=False)
+    story.begin()
+    story.activity = "unknown"
+    story.verdict = "unfinished"
+    for _ in range(20):
+        story.busy()
+        story.let_pass(30)
+    assert story.count("send") == 1 and story.state == "running"
+    story.works()
+    assert story.words == ["done"]
+
+
+def test_a_session_that_shows_no_messages_is_not_over_before_it_has_begun() -> None:
+    story = Story(start=False)
+    story.begin()
+    story.activity = "idle"
+    story.verdict = "unknown"
+    story.let_pass(2.5, 0.25)
+    before = story.count("poll")
+    story.let_pass(2, 0.25)
+    assert story.number == 1 and story.count("poll") >= before + 2, "it is looked at again soon"
+    story.works()
+    assert story.number == 2
+
+
+def test_a_compaction_is_not_the_end() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Broke(story.id, Fault("overflow", "it does not fit")), Compacted(story.id))
+    story.activity = "idle"
+    story.verdict = "unfinished"  # what goes on after the compaction
+    story.let_pass(1)
+    story.busy()
+    story.activity = "working"
+    story.let_pass(20)
+    assert story.number == 1 and story.state == "running"
+    story.works()
+    assert story.words == ["done"] and "compacted" in story.text
+
+
+def test_a_context_that_does_not_fit_is_no_fault() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Broke("ses_1", Fault("overflow", "too long")))
+    story.ends("undelivered")
+    story.let_pass(10)
+    assert story.words == [] and story.count("send") > 1, "it was not delivered: again"
+
+
+@pytest.mark.parametrize("verdict", ["refused", "cut", "unfinished", "nothing-ran", "undelivered"])
+def test_an_odd_end_must_stay_before_it_is_believed(verdict: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends(verdict)
+    story.let_pass(1)
+    assert story.number == 1 and story.count("send") == 1
+    story.let_pass(0.8 if verdict != "undelivered" else 6)
+    assert story.results or story.count("send") == 2
+
+
+def test_a_refused_permission_that_ends_the_turn_is_no_failure() -> None:
+    story = Story()
+    story.busy()
+    story.ends("refused")
+    story.let_pass(3)
+    assert (story.number, story.words, story.state) == (2, ["refused"], "running")
+
+
+@pytest.mark.parametrize("sign", ["a look", "an event", "a part", "it woke"])
+def test_an_odd_end_that_came_and_went_is_not_held_against_the_next_one(sign: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends("refused")
+    story.let_pass(1)
+    story.activity = "working"
+    if sign == "an event":
+        story.busy()
+    elif sign == "a part":
+        story.part("prt_1", "text", "running", text="I go on")
+    elif sign == "it woke":
+        story.tell(Woke(story.id))
+    else:
+        story.let_pass(6)
+    story.let_pass(40)
+    story.ends("refused")
+    assert story.number == 1, "seen for a moment only"
+    story.let_pass(3)
+    assert story.number == 2
+
+
+ABORTED_BY_SOMEBODY = Fault("aborted", "Aborted")
+
+
+@pytest.mark.parametrize("attended, fault", [(False, ABORTED_BY_SOMEBODY), (True, None)])
+def test_an_answer_that_was_broken_off_is_a_failure(attended: bool, fault: Fault | None) -> None:
+    """Also where there is a screen, when it was no person: the night would be lost in a pause."""
+    story = Story(attended=attended)
+    story.busy()
+    story.ends("cut", fault)
+    story.let_pass(2.5)
+    assert (story.words, story.state) == (["cut"], "waiting")
+
+
+def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
+    story = Story(notify="mail")
+    story.busy()
+    story.ends("cut", ABORTED_BY_SOMEBODY)
+    story.let_pass(2.5)
+    assert story.state == "paused" and story.number == 1
+    (told,) = story.all("notify")
+    assert (told.event, "broken off" in told.message) == ("stopped", True)
+    story.press("space")
+    assert story.state == "running" and story.number == 2
+
+
+def test_an_answer_that_the_end_of_the_server_cut_off_is_begun_again() -> None:
+    """A server that is asked to end aborts what works: no person has done it."""
+    story = Story()
+    story.busy()
+    story.verdict = "cut"
+    story.fault = ABORTED_BY_SOMEBODY
+    story.activity = "idle"
+    story.server_dies()
+    story.let_pass(3)
+    assert story.state == "running" and story.count("send") == 2
+    story.busy()
+    story.ends("cut", ABORTED_BY_SOMEBODY)
+    story.let_pass(3)
+    assert story.state == "paused", "this one was cut by somebody"
+
+
+def test_an_answer_that_was_cut_is_checked_and_may_be_one_too_many() -> None:
+    story = Story(check="make", retries=1, attended=False)
+    for _ in range(2):
+        if story.state == "waiting":
+            story.wait_out()
+        story.busy()
+        story.ends("cut")
+        story.let_pass(2)
+    assert story.count("run_check") == 2 and story.exits == [1]
+    assert story.states == ["starting", "running", "waiting", "running", "error"]
+
+
+def test_a_failed_answer_on_a_server_that_says_busy_for_ever_is_an_end() -> None:
+    story = Story(stall_timeout=0, iteration_timeout=0)
+    story.busy()
+    story.verdict = "failed"
+    story.let_pass(200, 2)
+    assert story.words[:1] == ["failed"]
+
+
+@pytest.mark.parametrize("verdict", ["undelivered", "unfinished", "nothing-ran"])
+def test_a_prompt_that_is_not_answered_is_sent_again_with_the_same_ids_four_times(
+    verdict: str,
+) -> None:
+    story = Story()
+    story.activity = "idle"
+    story.verdict = verdict
+    if verdict != "undelivered":
+        story.busy()
+    story.let_pass(11 if verdict == "undelivered" else 5)
+    assert 2 <= story.count("send") <= 3
+    story.let_pass(30)
+    prompts = [request for request in story.all("send") if request.session == "ses_1"]
+    assert len({request.prompt for request in prompts}) == 1
+    assert [request.attempt for request in prompts] == [0, 1, 2, 3]
+    assert "sent 4 times and never answered" in story.text and story.words[0] == "failed"
+    assert story.prompted.message_id != prompts[0].prompt.message_id
+
+
+@pytest.mark.parametrize("verdict", ["unfinished", "nothing-ran"])
+def test_an_interrupted_answer_is_taken_up_again(verdict: str) -> None:
+    story = Story()
+    story.busy()
+    story.ends(verdict)
+    story.let_pass(3)
+    assert story.count("send") == 2
+    story.activity = "working"
+    story.works()
+    assert story.words == ["done"]
+
+
+@pytest.mark.parametrize("name", ["poll", "send", "create"])
+def test_a_session_that_is_gone_is_a_failure(name: str) -> None:
+    story = Story(start=False)
+    story.world[name] = fails_with(404, "Session not found")
+    story.begin()
+    story.let_pass(6)
+    assert story.words[0] == "failed" and "Session not found" in story.text
+
+
+@pytest.mark.parametrize("code", [400, 404, 429])
+def test_a_prompt_that_is_rejected_is_a_failure(code: int) -> None:
+    story = Story(start=False, attended=False, retries=2)
+    story.world["send"] = fails_with(code, "rejected")
+    story.begin()
+    story.let_pass(60)
+    assert story.exits == [1] and "rejected" in story.reason
+    assert story.count("send") == 3
+
+
+def test_an_error_before_idle_whose_message_comes_later_is_waited_for() -> None:
+    story = Story()
+    fault = Fault("auth", "no entry", 401)
+    story.busy()
+    story.tell(Broke(story.id, fault))
+    story.ends("undelivered")  # no answer of the assistant's yet
+    assert story.state == "running"
+    story.ends("failed", fault)
+    story.let_pass(1)
+    assert story.state == "error" and "no entry" in story.reason
+
+
+def test_an_error_without_any_message_is_a_failure() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Broke(story.id, Fault("unknown", "Model not found: a/x.")))
+    story.ends("undelivered")
+    story.let_pass(3)
+    assert story.state == "waiting" and "Model not found: a/x." in story.reason
+
+
+def test_an_error_of_a_subagents_is_not_ours() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"), Broke("ses_child", Fault("auth", "no entry")))
+    story.works()
+    assert story.words == ["done"] and "error: no entry" in story.text
+
+
+def test_an_error_before_the_prompt_was_accepted_does_not_send_it_twice() -> None:
+    story = waiting_for("send")
+    story.tell(Broke(story.id, Fault("provider", "boom")))
+    story.let_pass(5)
+    assert story.count("send") == 1
+
+
+def test_late_news_of_an_older_session_is_ignored() -> None:
+    """Also answers that come for the second time."""
+    story = Story()
+    story.let_pass(3)
+    story.works()
+    older = list(story.requests)
+    story.let_pass(3)
+    story.take()
+    before = story.picture()
+    for request in older:
+        twice = ("ses_late", "") if story.name(request) == "create" else ...
+        for value in (twice, No("late", "gone"), No("late", "configuration", again=False)):
+            story.answer(request, value)
+    story.tell(ServerDied(0, "older"), Activity("ses_1", "idle"))
+    story.tell(Broke("ses_1", Fault("auth", "no")))
+    story.message("answered", 5.0, session="ses_1")
+    after = story.picture()._replace(facts=before.facts, under_way=before.under_way)
+    assert story.take() == "" and after == before
+
+
+@pytest.mark.parametrize("what", ["work", "run_check"])
+def test_a_session_that_wakes_up_when_it_is_over_is_stopped(what: str) -> None:
+    """Something that it left in the background ended; never two sessions at once."""
+    story = Story()
+    if what == "run_check":
+        story = waiting_for("run_check")
+    else:
+        story.works()
+    state, number = story.state, story.number
+    story.take()
+    story.tell(Woke("ses_stranger"))
+    assert story.take() == ""
+    story.tell(Woke("ses_1"))
+    assert story.take() == "interrupt" and story.last("interrupt").session == "ses_1"
+    assert "an earlier session woke up by itself" in story.text
+    assert (story.state, story.number) == (state, number)
+
+
+def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() -> None:
+    story = Story()
+    story.works()
+    story.busy()
+    story.world["interrupt"] = None
+    story.tell(Woke("ses_1"))
+    stray = story.last("interrupt")
+    story.press("x")
+    story.answer(stray)
+    assert story.number == 2, "its own session has not stopped yet"
+    story.answer(story.last("interrupt"))
+    assert story.number == 3
+
+
+def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    story.world["start_server"] = fails_with(0, "gone for good", again=False)
+    story.server_dies()
+    story.let_pass(200, 5)
+    assert story.state == "error"
+    assert story.last("stop_server").session == "ses_1", "the session at work is named"
+    story.mend()
+    story.press("r")
+    assert story.state == "running" and story.id == "ses_2"
+    story.tell(Woke("ses_1"))
+    assert story.last("interrupt").session == "ses_1"
+
+
+# ── circles ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def calls(story: Story, times: int, call: int = 7, session: str = "") -> None:
+    for _ in range(times):
+        key = f"prt_{story.now}"
+        story.part(key, "tool", session=session, tool="bash", argument="make", call=call)
+
+
+def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
+    story = Story()
+    calls(story, 19)
+    assert story.all("interrupt") == []
+    calls(story, 1)
+    assert story.all("interrupt") == [], "it is not known to have begun"
+    story.let_pass(4)
+    assert story.count("interrupt") == 1 and story.words == ["failed"]
+    assert "20 times in a row bash make" in story.text
+
+
+def test_other_calls_in_between_and_those_of_subagents_are_no_circle() -> None:
+    story = Story()
+    for number in range(30):
+        calls(story, 19)
+        calls(story, 1, call=100 + number)
+    calls(story, 60, call=0)  # what the input was is not known
+    for _ in range(60):  # one call, told many times
+        story.part("prt_1", "tool", tool="bash", argument="make", call=7)
+    story.tell(Child("ses_child", "ses_1"))
+    calls(story, 40, session="ses_child")
+    story.let_pass(5)
+    assert story.all("interrupt") == [] and story.state == "running"
+
+
+@pytest.mark.parametrize("attended, auto", [(False, False), (True, True)])
+def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto: bool) -> None:
+    story = Story(attended=attended, auto=auto)
+    title = "doom_loop" if auto else "bash"
+    for number in range(19):
+        story.busy()
+        story.asks(f"per_{number}", title=title)
+    assert len(story.replied) == 19 and story.all("interrupt") == []
+    story.asks("per_last", title=title)
+    assert story.count("interrupt") == 1 and story.words == ["failed"]
+    reason = story.results[0].problem
+    assert "20 times" in reason and title in reason and "opencode.json" in reason
+
+
+def test_three_finished_answers_to_one_prompt_are_a_circle() -> None:
+    """A clock that was set back makes OpenCode answer the same prompt again and again."""
+    story = Story()
+    story.busy()
+    own = story.prompted.message_id
+    for number in range(2):
+        story.message("answered", id=f"msg_{number}", parent=own)
+        story.message("answered", id=f"msg_{number}", parent=own)
+        story.message("answered", id=f"msg_{number}_other", parent="msg_other")
+    assert story.all("interrupt") == []
+    story.message("answered", id="msg_3", parent=own)
+    assert story.count("interrupt") == 1 and "3 times" in story.text and story.words == ["failed"]
+
+
+def test_a_model_that_spins_is_stopped_after_three_unfinished_answers() -> None:
+    story = Story()
+    story.busy()
+    story.message("nowhere")
+    story.message("nowhere")
+    story.message("calls")
+    story.message("nowhere", id="msg_x")
+    story.message("nowhere", id="msg_x")
+    story.message("nowhere")
+    assert story.all("interrupt") == []
+    story.message("nowhere")
+    assert story.count("interrupt") == 1 and (story.state, story.words) == ("waiting", ["failed"])
+
+
+def test_compactions_without_an_answer_are_a_circle() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Compacted(story.id), Compacted(story.id))
+    story.message("calls")
+    story.tell(Compacted(story.id), Compacted(story.id))
+    assert story.all("interrupt") == []
+    story.tell(Compacted(story.id))
+    assert story.count("interrupt") == 1 and story.words == ["failed"]
+
+
+def test_subagents_spin_each_for_itself() -> None:
+    story = Story()
+    story.busy()
+    for number in range(3):
+        child = f"ses_child{number}"
+        story.tell(Child(child, "ses_1"))
+        story.message("nowhere", session=child)
+        story.tell(Compacted(child))
+    assert story.all("interrupt") == []
+    story.tell(Compacted("ses_child0"), Compacted("ses_child0"))
+    assert story.count("interrupt") == 1
+
+
+def test_a_good_answer_of_a_subagent_does_not_hide_that_its_parent_spins() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Child("ses_child", "ses_1"))
+    for _ in range(3):
+        story.message("nowhere")
+        story.message("calls", session="ses_child")
+    assert story.count("interrupt") == 1
+
+
+# ── what is asked ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("key, decision", [("y", "once"), ("a", "always"), ("n", "reject")])
+@pytest.mark.parametrize("title", ["bash", "doom_loop"])
+def test_a_permission_is_answered_with_a_key(key: str, decision: str, title: str) -> None:
+    story = Story(notify="mail")
+    story.asks(title=title)
+    assert story.asked == ["per_1"] and story.replied == []
+    assert story.picture().ask_id == "per_1", "the screen rings for it"
+    facts = story.last("notify").facts
+    assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
+    story.press(key)
+    assert story.replied == [("per_1", decision)] and not story.asked
+    assert story.last("reply").message == (ocloop.A_PERSON if decision == "reject" else "")
+    story.asks()
+    assert not story.asked, "what was answered is not asked again"
+
+
+def test_what_is_asked_is_answered_in_order() -> None:
+    story = Story()
+    story.asks("per_1")
+    story.asks("per_2")
+    story.asks("per_1")
+    story.press("y", "n", "y")
+    assert story.replied == [("per_1", "once"), ("per_2", "reject")]
+
+
+def test_a_question_is_answered_with_a_number() -> None:
+    story = Story()
+    story.question("red", "green", times=2)
+    story.press("3", "0", "2")
+    assert story.replied == []
+    story.press("1")
+    assert story.last("reply").answers == ("green", "red") and not story.asked
+
+
+def test_a_question_is_refused_with_words_so_that_the_agent_goes_on() -> None:
+    story = Story()
+    story.question("red", "green", times=2)
+    story.press("1", "n")
+    reply = story.last("reply")
+    assert reply.answers == ("red",) and "BLOCKED" in reply.message
+
+
+def test_a_question_without_options_can_only_be_refused() -> None:
+    story = Story()
+    story.tell(Asked(story.id, Request("que_1", story.id, "question", "", "?", ())))
+    story.press("1", "2")
+    assert story.replied == []
+    story.press("n")
+    assert story.replied == [("que_1", "reject")]
+
+
+STRANGE_KEYS = ["\u00b2", "\u00bd", "\u00e9", "\x00", "\x1b", "5", "z", "", "-", "0", "12"]
+
+
+@pytest.mark.parametrize("key", STRANGE_KEYS)
+def test_no_key_is_a_wrong_answer(key: str) -> None:
+    story = Story()
+    story.question("red", "green")
+    story.press(key)
+    assert story.asked == ["que_1"] and story.replied == []
+
+
+def test_a_key_answers_what_was_on_the_screen_and_nothing_else() -> None:
+    story = Story()
+    story.busy()
+    story.asks("per_1")
+    story.asks("per_2")
+    seen = story.picture().ask_shown
+    story.tell(Answered("ses_1", "per_1"), Key("a", seen))
+    assert story.all("reply") == [], "it was meant for the first one"
+    story.tell(Key("y", story.picture().ask_shown))
+    assert story.replied == [("per_2", "once")]
+    story.question("one", "two", times=2)
+    seen = story.picture().ask_shown
+    story.tell(Key("1", seen), Key("1", seen))
+    assert story.count("reply") == 1, "the second question has not been seen"
+    story.tell(Key("2", story.picture().ask_shown))
+    assert story.last("reply").answers == ("one", "two")
+
+
+def test_nobody_answers_in_time() -> None:
+    story = Story(ask_timeout=300, stall_timeout=60)
+    story.asks()
+    story.question("red")
+    story.let_pass(295, 5)
+    assert story.replied == []
+    story.let_pass(10)
+    assert story.replied == [("per_1", "reject"), ("que_1", "reject")]
+    assert story.last("reply").message == ocloop.NOBODY
+    assert story.state == "running"
+
+
+def test_an_ask_timeout_of_0_waits_for_ever() -> None:
+    story = Story(ask_timeout=0, stall_timeout=60)
+    story.asks()
+    story.let_pass(5000, 9)
+    assert story.asked == ["per_1"]
+
+
+def test_without_a_terminal_it_is_refused_at_once_and_with_words() -> None:
+    story = Story(attended=False)
+    story.asks()
+    story.question("red")
+    assert story.replied == [("per_1", "reject"), ("que_1", "reject")]
+    assert all("BLOCKED" in request.message for request in story.all("reply"))
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_auto_approves_permissions_but_no_circles_and_answers_no_questions(attended: bool) -> None:
+    story = Story(auto=True, attended=attended)
+    story.asks()
+    story.asks("per_2", title="doom_loop")
+    assert story.replied == [("per_1", "once"), ("per_2", "reject")]
+    assert story.last("reply").message
+    story.question("red")
+    assert len(story.replied) == (2 if attended else 3)
+
+
+def test_children_ask_as_well_and_strangers_do_not() -> None:
+    story = Story()
+    story.tell(Child("ses_child", "ses_1"))
+    story.asks("per_s", "ses_stranger")
+    story.question("red", id="que_s", session="ses_stranger")
+    story.asks("per_c", "ses_child")
+    story.question("red", id="que_c", session="ses_child")
+    assert story.asked == ["per_c", "que_c"]
+    story.press("y")
+    assert story.last("reply").request.session == "ses_child"
+
+
+def test_what_is_asked_is_found_by_polling_as_well() -> None:
+    story = Story()
+    story.children = ("ses_child",)
+    story.asks_open = (
+        permission("per_1", "ses_child"),
+        permission("per_2", "ses_old"),
+        Request("que_1", "ses_1", "question"),
+    )
+    story.let_pass(12)
+    assert story.asked == ["per_1", "que_1"]
+    assert story.text.count("ask: bash: rm -r x") == 1
+
+
+def test_what_was_answered_elsewhere_is_asked_no_more() -> None:
+    story = Story(notify="mail")
+    story.asks()
+    story.world["poll"] = None
+    story.let_pass(6)
+    story.tell(Answered(story.id, "per_1"))
+    assert not story.asked
+    late = {"activity": "working", "requests": (permission("per_1", "ses_1"),)}
+    story.answer(story.last("poll"), late)
+    assert not story.asked and story.count("notify") == 1, "a late look does not bring it back"
+
+
+def test_what_a_look_lists_no_more_is_asked_no_more() -> None:
+    story = Story()
+    story.asks()
+    story.question("red")
+    story.let_pass(2)
+    assert len(story.asked) == 2, "a look that cannot tell changes nothing"
+    story.asks_open = ()
+    story.unlisted = ("permission",)
+    story.let_pass(12)
+    assert story.asked == ["per_1"], "the server failed to list those"
+    story.unlisted = ()
+    story.let_pass(12)
+    assert not story.asked and story.replied == []
+
+
+def test_a_look_from_before_the_ask_does_not_take_it_away() -> None:
+    story = Story()
+    story.world["poll"] = None
+    story.let_pass(3)
+    story.asks()
+    story.asks_open = ()
+    story.answer(story.last("poll"))
+    assert story.asked == ["per_1"]
+
+
+def test_an_answer_that_comes_too_late_is_no_error() -> None:
+    story = Story()
+    story.world["reply"] = fails_with(404, "not found")
+    story.asks()
+    story.press("y")
+    assert story.state == "running" and "did not arrive" not in story.text
+
+
+def test_an_answer_that_did_not_arrive_is_asked_for_again_within_seconds() -> None:
+    story = Story()
+    story.asks_open = (permission("per_1", "ses_1"),)
+    story.world["reply"] = fails_with(0)
+    story.asks()
+    story.press("y")
+    assert story.asked == [] and "did not arrive" in story.text
+    story.let_pass(2)
+    assert story.asked == ["per_1"]
+
+
+def test_answers_that_arrive_at_the_second_try_are_not_lost_in_a_row() -> None:
+    story = Story(stall_timeout=0)
+    story.busy()
+    for number in range(4):
+        story.world["reply"] = fails_with(0)
+        story.asks(f"per_{number}")
+        story.press("y")
+        story.mend()
+        story.asks_open = (permission(f"per_{number}", "ses_1"),)
+        story.let_pass(3)
+        story.press("y")
+        story.asks_open = ()
+    assert story.all("interrupt") == [] and story.count("reply") == 8
+
+
+def test_an_answer_that_did_not_arrive_before_the_prompt_was_accepted_is_asked_for_again() -> None:
+    story = waiting_for("send")
+    story.world["reply"] = fails_with(500)
+    story.asks()
+    story.press("y")
+    assert story.count("reply") == 1 and not story.asked
+    story.asks_open = (permission("per_1", story.id),)
+    story.answer(story.last("send"))
+    story.let_pass(5)
+    assert story.asked == ["per_1"]
+
+
+def test_an_answer_that_was_under_way_when_the_server_went_is_asked_for_again() -> None:
+    story = Story()
+    story.busy()
+    story.world["reply"] = None
+    story.asks()
+    story.press("y")
+    assert not story.asked
+    story.asks_open = (permission("per_1", story.id),)
+    story.server_dies()
+    story.let_pass(10)
+    assert story.asked == ["per_1"]
+
+
+@pytest.mark.parametrize("code", [0, 400, 500])
+@pytest.mark.parametrize("options", [{"attended": False}, {"auto": True}])
+def test_a_reply_that_is_never_taken_ends_the_session(code: int, options: Json) -> None:
+    story = Story(**options)
+    story.asks_open = (permission("per_1", "ses_1"),)
+    story.world["reply"] = fails_with(code, "rejected")
+    story.busy()
+    story.asks()
+    story.let_pass(60)
+    replied = [request for request in story.all("reply") if request.request.session == "ses_1"]
+    assert len(replied) == 3 and story.all("interrupt")
+    assert "3 answers to what it asks did not arrive: rejected" in story.text
+
+
+def test_answers_that_do_not_come_end_a_session_once() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.world["reply"] = None
+    story.world["poll"] = None
+    for number in range(3):
+        story.asks(f"per_{number}")
+    story.world["interrupt"] = None
+    story.let_pass(46)
+    assert story.number == 1 and story.results == [] and story.count("interrupt") == 1
+
+
+def test_a_reply_that_is_rejected_is_no_sign_of_life() -> None:
+    story = Story(auto=True, stall_timeout=60)
+    story.world["reply"] = fails_with(500, "rejected")
+    story.busy()
+    story.let_pass(50)
+    story.asks_open = (permission("per_1", "ses_1"),)
+    while not story.all("reply"):
+        story.let_pass(0.5)
+    story.asks_open = ()
+    assert story.all("interrupt") == [] and "did not arrive" in story.text
+    story.let_pass(62 - (story.now - NOON))
+    assert story.count("interrupt") == 1 and "nothing happened for" in story.text
+
+
+def test_the_end_of_the_session_ends_what_it_asked() -> None:
+    story = Story()
+    story.asks()
+    story.works()
+    assert not story.asked and story.number == 2
+
+
+# ── failures and waits ────────────────────────────────────────────────────────────────────────────
+
+
+def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
+    story = Story()
+    story.busy()
+    story.retries(1, 4)
+    assert "retry: attempt 1 failed: Too Many Requests" in story.text
+    (entry,) = (entry for entry in story.entries if entry.kind == "retry")
+    assert entry.session == story.id
+    shown = [story.picture().live[-1].text]
+    story.let_pass(1)
+    shown.append(story.picture().live[-1].text)
+    assert shown == ["attempt 2 in 4s: Too Many Requests", "attempt 2 in 3s: Too Many Requests"]
+    assert story.picture().state == "retrying"
+    story.retries(2, 8)
+    story.busy()
+    assert story.picture().state == "running" and not story.picture().live, "it works again"
+    story.works()
+    assert (story.state, story.words) == ("running", ["done"])
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_a_retry_that_a_look_tells_as_well_is_told_once(is_early: bool) -> None:
+    story = waiting_for("send") if is_early else Story()
+    story.retry = Activity("ses_1", "retrying", 1, 60, "busy")
+    if is_early:
+        story.tell(story.retry)
+    story.activity = "retrying"
+    if is_early:
+        story.answer(story.last("send"))
+    story.let_pass(20)
+    assert story.text.count("attempt 1 failed: busy") == 1
+    assert story.picture().state == "retrying"
+
+
+def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.retries(1, 3600)
+    assert story.take() == "interrupt"
+    assert story.state == "waiting" and story.words == ["rate-limited"]
+    assert "would wait 1h00m" in story.reason
+    assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
+    story.let_pass(3610, 9)
+    assert story.take() == "create send"
+
+
+def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
+    story = Story(stall_timeout=60)
+    story.busy()
+    story.retries(1, 890)
+    story.world["poll"] = lambda _: {
+        "activity": "retrying",
+        "retry": Activity("ses_1", "retrying", 1, NOON + 900 - story.now),
+    }
+    story.let_pass(850, 5)
+    assert story.all("interrupt") == [] and story.state == "running"
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str) -> None:
+    story = Story(retries=2, attended=False)
+    waits = []
+    for _ in range(8):
+        story.fails(kind)
+        waits.append(round(story.wait_out()))
+    assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
+    story.works()
+    assert story.state == "running"
+    story.fails(kind)
+    assert round(story.wait_out()) == 30, "it begins anew"
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+def test_what_passes_by_itself_does_not_count_as_an_iteration(kind: str) -> None:
+    story = Story(max_iterations=1)
+    story.fails(kind)
+    story.let_pass(40)
+    assert story.state == "running"
+    story.works()
+    assert story.state == "paused" and "--max-iterations" in story.reason
+
+
+def test_outages_between_failures_neither_count_nor_forget_them() -> None:
+    story = Story(retries=2, attended=False)
+    for _ in range(2):
+        story.fails("provider", "boom")
+        story.wait_out()
+        story.fails("outage", "the network is away")
+        story.wait_out()
+    story.fails("provider", "boom")
+    assert story.exits == [1] and "3 iterations in a row failed" in story.reason
+
+
+def test_the_announced_time_is_used_and_shown() -> None:
+    story = Story()
+    story.fails("rate-limit", "Monthly quota used up", retry_after=7200)
+    assert story.state == "waiting" and story.wait_left == pytest.approx(7200, abs=1)
+    reason = story.picture().reason
+    assert "Monthly quota used up" in reason and "again at " in reason and "in 2h00m" in reason
+    assert "trying again in 2h00m" in story.text
+    story.let_pass(7190, 9)
+    assert story.state == "waiting"
+    story.let_pass(15)
+    assert story.state == "running" and story.number == 2
+
+
+@pytest.mark.parametrize("kind", ["rate-limit", "outage"])
+@pytest.mark.parametrize("attended", [True, False])
+def test_max_wait_ends_the_waiting_with_3(kind: str, attended: bool) -> None:
+    story = Story(max_wait=1000, attended=attended)
+    for _ in range(5):
+        story.fails(kind, "not now")
+        story.wait_out()
+    story.fails(kind, "not now")
+    assert story.state == "paused" and story.status == 3
+    assert "--max-wait" in story.reason and "not now" in story.reason
+    assert story.exits == ([] if attended else [3])
+
+
+def test_waits_for_a_provider_add_up() -> None:
+    story = Story(max_wait=100)
+    waits = []
+    while story.state != "paused":
+        story.fails("rate-limit", "busy")
+        if story.state == "waiting":
+            waits.append(round(story.wait_out()))
+    assert waits == [30, 60] and "busy: waited 1m3" in story.reason
+
+
+@pytest.mark.parametrize("between", ["a success", "a pause", "work", "a failure"])
+def test_max_wait_counts_nothing_but_waits_for_a_provider_in_a_row(between: str) -> None:
+    story = Story(NINE, max_wait=3600, stall_timeout=0, retries=9)
+    for _ in range(4):
+        story.fails("rate-limit", retry_after=1500)
+        if between == "a pause":
+            story.press("space")
+            story.let_pass(7200, 9)
+            story.press("space")
+            continue
+        if between == "work":
+            story.press("r")
+            story.message("calls", 0.5)
+            story.let_pass(4000, 9)
+            continue
+        story.wait_out()
+        if between == "a success":
+            story.works()
+        elif story.number > 2:
+            return  # the wait after a failure counts as none: the next one is waited out
+        else:
+            for _ in range(5):
+                story.fails("provider")
+                story.wait_out()
+    assert story.state == "running", story.reason
+
+
+def test_an_announced_time_beyond_max_wait_is_not_waited_for() -> None:
+    story = Story(max_wait=3600, attended=False)
+    story.fails("rate-limit", "quota", retry_after=7 * 86_400)
+    assert story.exits == [3] and "168h00m" in story.reason
+
+
+def test_a_person_goes_on_after_max_wait_and_begins_to_count_anew() -> None:
+    story = Story(max_wait=10, retries=1)
+    story.fails()
+    story.wait_out()
+    story.fails("rate-limit")
+    assert story.state == "paused" and story.shown["R"] == "retry"
+    story.press("r")
+    assert story.state == "running" and story.status == 130
+    story.fails()
+    assert story.state == "waiting", "the first failure since somebody went on"
+
+
+def test_max_wait_0_waits_for_ever() -> None:
+    story = Story(max_wait=0, attended=False)
+    story.fails("rate-limit", retry_after=30 * 86_400)
+    assert story.state == "waiting"
+
+
+def test_failures_are_tried_again_with_growing_pauses_then_end_the_run() -> None:
+    story = Story(retries=3)
+    waits = []
+    for _ in range(3):
+        story.fails("provider", "boom")
+        waits.append(story.wait_out())
+    assert 1 <= waits[0] <= waits[1] / 1.5 <= waits[2] / 2.25
+    story.fails("provider", "boom")
+    assert story.state == "error" and story.status == 1
+    assert "4 iterations in a row failed" in story.reason and "boom" in story.reason
+
+
+def test_a_success_forgets_failures() -> None:
+    story = Story(NINE, retries=2)
+    for _ in range(4):
+        story.fails()
+        story.wait_out()
+        story.works()
+    assert story.state == "running"
+
+
+def test_retries_0_never_gives_up() -> None:
+    story = Story(retries=0)
+    for _ in range(200):
+        story.fails()
+        assert story.wait_out() <= 900
+
+
+@pytest.mark.parametrize(
+    "kind, advice",
+    [
+        ("auth", "opencode auth login"),
+        ("balance", "balance"),
+        ("no-model", "look at the model a/b"),
+        ("no-agent", "agent"),
+        ("configuration", "it is wrong"),
+    ],
+)
+def test_what_trying_again_cannot_mend_ends_the_run_at_once(kind: str, advice: str) -> None:
+    story = Story(attended=False)
+    story.fails(kind, "it is wrong")
+    assert story.state == "error" and story.exits == [1]
+    assert "it is wrong" in story.reason and advice in story.reason
+
+
+def test_after_a_first_success_even_that_is_tried_again() -> None:
+    story = Story()
+    story.works()
+    story.fails("auth")
+    story.wait_out()
+
+
+@pytest.mark.parametrize("name", ["create", "send", "poll"])
+def test_a_configuration_that_breaks_later_ends_the_run(name: str) -> None:
+    story = Story(start=False, attended=False)
+    story.world[name] = fails_with(400, "it is broken", "configuration")
+    story.begin()
+    story.let_pass(6)
+    assert story.exits == [1]
+    assert story.reason == "OpenCode's configuration is broken: mend it: it is broken"
+    stopped = [request.session for request in story.all("interrupt")]
+    assert stopped == ([] if name == "create" else ["ses_1"])
+
+
+def test_what_a_wait_was_for_is_no_reason_any_more_when_it_is_over() -> None:
+    story = Story()
+    story.fails("provider", "boom")
+    assert story.state == "waiting" and story.reason
+    story.world["read_files"] = None
+    story.press("r")
+    assert (story.state, story.reason) == ("running", "")
+
+
+# Stalls.
+
+
+def test_a_stall_is_aborted_and_tried_again() -> None:
+    story = Story(stall_timeout=900)
+    story.busy()
+    story.take()
+    story.let_pass(890, 5)
+    assert story.take() == ""
+    story.let_pass(11)
+    assert story.take() == "interrupt" and story.state == "waiting"
+    assert "nothing happened" in story.text
+    story.wait_out()
+    assert story.take() == "create send" and story.words == ["stalled"]
+
+
+SIGNS: list[Event] = [
+    Delta("ses_1", "prt_1", "x"),
+    Part("ses_1", "msg_1", "prt_1", "text", "running"),
+    Alive("ses_1"),
+    Activity("ses_1", "working"),
+    Delta("ses_child", "prt_1", "x"),
+]
+STRANGE_SIGNS: list[Event] = [
+    Delta("ses_stranger", "prt_1", "x"),
+    Alive("ses_stranger"),
+    Activity("ses_stranger", "working"),
+    Child("ses_another", "ses_stranger"),
+]
+
+
+@pytest.mark.parametrize("sign", [*SIGNS, *STRANGE_SIGNS], ids=str)
+def test_any_sign_of_life_of_the_own_family_keeps_a_stall_away(sign: Event) -> None:
+    story = Story(stall_timeout=60)
+    story.tell(Child("ses_child", "ses_1"))
+    for _ in range(4):
+        story.let_pass(40, 5)
+        story.tell(sign)
+    assert bool(story.all("interrupt")) == (sign in STRANGE_SIGNS)
+
+
+@pytest.mark.parametrize("limit", [100, 14_400])
+def test_an_agent_that_works_for_ever_is_ended(limit: int) -> None:
+    story = Story(iteration_timeout=limit, stall_timeout=0)
+    step = limit // 10
+    for _ in range(9):
+        story.let_pass(step, 9)
+        story.busy()
+    assert story.all("interrupt") == []
+    story.let_pass(step + 1, 9)
+    assert story.count("interrupt") == 1 and story.state == "waiting"
+    assert "took longer than" in story.text
+    assert Options().iteration_timeout == 4 * 3600
+
+
+# ── models in line ────────────────────────────────────────────────────────────────────────────────
+
+
+def in_line(**options: Any) -> Story:
+    """A run with two models in line."""
+    return Story(
+        NINE, **{"models": ("a/b", "c/d"), "attended": False, "stall_timeout": 0, **options}
+    )
+
+
+def works_after(story: Story, seconds: float) -> str:
+    """The next model, after this time and an iteration in which the second one works."""
+    story.let_pass(seconds, 9)
+    story.works(0.1, "c/d")
+    return story.prompted.model
+
+
+def test_the_next_model_works_while_the_first_one_is_rate_limited() -> None:
+    story = in_line()
+    assert story.prompted.model == "a/b"
+    story.fails("rate-limit", "slow down")
+    assert story.state == "running" and story.prompted.model == "c/d"
+    assert "a/b rests for 30s" in story.text and "c/d is next" in story.text
+    assert works_after(story, 0) == "c/d", "the first one rests still"
+    assert works_after(story, 31) == "a/b", "its time is over"
+
+
+def test_an_announced_time_is_how_long_a_model_rests() -> None:
+    story = in_line()
+    story.busy()
+    story.retries(1, 7200, "quota")
+    assert story.prompted.model == "c/d" and story.state == "running"
+    assert works_after(story, 7100) == "c/d"
+    assert works_after(story, 150) == "a/b"
+
+
+@pytest.mark.parametrize("kind", ["balance", "auth", "no-model"])
+def test_the_next_model_works_while_the_first_one_cannot(kind: str) -> None:
+    story = in_line()
+    story.fails(kind, "no entry")
+    assert story.state == "running" and story.prompted.model == "c/d" and story.exits == []
+    assert works_after(story, 0) == "c/d"
+    assert works_after(story, 901) == "a/b"
+
+
+def test_the_next_model_works_when_the_first_one_has_failed_too_often() -> None:
+    story = in_line(retries=2)
+    for _ in range(2):
+        story.fails("provider", "boom")
+        story.wait_out()
+        assert story.prompted.model == "a/b"
+    story.fails("provider", "boom")
+    assert story.state == "running" and story.prompted.model == "c/d"
+
+
+def test_all_models_rate_limited_are_waited_for_until_the_first_one_is_back() -> None:
+    story = in_line()
+    story.fails("rate-limit", retry_after=7200)
+    story.let_pass(10)
+    story.fails("rate-limit", retry_after=600)
+    assert story.state == "waiting" and round(story.wait_out()) == 600
+    assert story.prompted.model == "c/d"
+    story.fails("rate-limit", retry_after=86_000)
+    assert story.wait_out() == pytest.approx(7200 - 610, abs=10) and story.prompted.model == "a/b"
+
+
+def test_models_that_all_cannot_work_end_the_run() -> None:
+    story = in_line()
+    story.fails("balance", "no money")
+    story.fails("auth", "no entry")
+    assert story.exits == [1] and "no entry" in story.reason
+
+
+@pytest.mark.parametrize("retries", [2, 5])
+def test_models_that_all_keep_failing_end_the_run(retries: int) -> None:
+    """While one model fails with growing pauses, the rest of the other one ends."""
+    story = in_line(retries=retries)
+    while not story.exits:
+        if story.state == "waiting":
+            story.wait_out()
+        story.fails("provider", "boom")
+        assert story.number < 200
+    assert story.exits == [1] and "boom" in story.reason
+    assert retries > 2 or story.count("create") <= 12
+
+
+def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
+    """Each attempt takes so long that the rest of the other model is over by then."""
+    story = in_line(max_wait=5 * 3600)
+    for _ in range(40):
+        if story.exits:
+            break
+        if story.state == "waiting":
+            story.wait_out()
+        story.let_pass(1000, 9)
+        story.fails("outage", "the network is away")
+    assert story.exits == [3] and "--max-wait" in story.reason
+    assert story.now - NOON < 6 * 3600
+
+
+def test_a_front_matter_names_models_in_line() -> None:
+    story = Story(NINE, start=False, attended=False)
+    story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
+    story.begin()
+    assert story.prompted.model == "c/d"
+    story.fails("rate-limit")
+    assert story.prompted.model == "a/b" and story.state == "running"
+
+
+def test_which_model_did_what_is_said_at_the_end() -> None:
+    story = in_line()
+    story.works(0.1)
+    story.fails("rate-limit")
+    story.works(0.1, "c/d")
+    story.tell(Signalled("SIGTERM"))
+    assert "end: a/b: 2 iterations, 1 done, $0.10" in story.text
+    assert "end: c/d: 1 iterations, 1 done, $0.10" in story.text
+    records = [entry.record for entry in story.entries if entry.record]
+    models = [record["model"] for record in records if record["record"] == "iteration"]
+    assert models == ["a/b", "a/b", "c/d"]
+
+
+# ── progress, limits and the check ────────────────────────────────────────────────────────────────
+
+
+def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
+    story = Story(stuck=3, attended=False)
+    for _ in range(3):
+        assert story.prompted.text == "Do one"
+        story.idles()
+    assert story.exits == [], "the next one is asked to mark it as blocked"
+    text = story.prompted.text
+    assert "The last 3 sessions settled nothing" in text and "- one (3 times)" in text
+    assert "[BLOCKED: the reason" in text and "undo what" in text and text.startswith("Do one")
+    (told,) = (entry for entry in story.entries if "settled nothing:" in entry.text)
+    assert told.iteration == 4, "it is noted with the iteration that is told"
+    story.idles()
+    assert story.state == "paused" and story.exits == [3] and "--stuck" in story.reason
+
+
+def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
+    story = Story(stuck=2, attended=False)
+    story.idles()
+    story.idles()
+    story.plan = "- [BLOCKED: it cannot be done] one\n- [ ] two\n"
+    story.idles()
+    assert story.state == "running" and story.prompted.text == "Do two"
+    story.works()
+    assert story.exits == []
+
+
+def test_what_is_stuck_is_said_together_with_a_check_that_fails() -> None:
+    story = Story(stuck=2, check="make test")
+    story.prompt = "Do {{TASK}}"
+    story.idles()
+    story.check = 1
+    story.idles()
+    text = story.prompted.text
+    assert "project's check fails" in text and "settled nothing" in text
+
+
+@pytest.mark.parametrize(
+    "plans, stuck, begun",
+    [
+        (["- [x] one\n- [ ] two\n", TWO] * 9, 3, 5),
+        ([f"- [ ] one (attempt {number} failed)\n- [ ] two\n" for number in range(20)], 3, 4),
+        ([f"- [ ] one\n- [BLOCKED: {number}] two\n" for number in range(20)], 2, 4),
+    ],
+    ids=["checked and unchecked", "reworded", "another reason"],
+)
+def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, begun: int) -> None:
+    """Whatever looks like progress once: then so many that are not, and the one that was told."""
+    story = Story(stuck=stuck, attended=False)
+    for plan in plans:
+        if story.exits:
+            break
+        story.plan = plan
+        story.idles()
+    assert story.exits == [3] and "--stuck" in story.reason and story.number == begun
+
+
+@pytest.mark.parametrize("settled", ["[x] a", "[BLOCKED: no key] a", "[MANUAL] a", "gone"])
+def test_a_task_that_settles_in_any_way_is_progress(settled: str) -> None:
+    story = Story("- [ ] a\n" * 6, stuck=1)
+    for _ in range(5):
+        was = "- [ ] a\n" if settled == "gone" else "[ ] a"
+        story.plan = (story.plan or "").replace(was, "" if settled == "gone" else settled, 1)
+        story.idles()
+    assert story.state == "running" and story.number == 6
+
+
+@pytest.mark.parametrize(
+    "first, then, words",
+    [
+        ("- [ ] a\n", ["- [x] a, by way of b\n"], ["done"]),
+        (
+            "- [ ] a\n",
+            ["- [x] a\n", "- [ ] b\n", "- [x] c\n"],
+            ["done", "nothing settled", "nothing settled"],
+        ),
+        (
+            "- [ ] a\n- [ ] b\n",
+            ["- [x] a\n- [ ] b\n", "- [ ] a\n- [ ] b\n- [ ] c\n", "- [x] a\n- [ ] b\n- [ ] c\n"],
+            ["done", "nothing settled", "nothing settled"],
+        ),
+        (
+            "- [x] old\n" * 20 + "- [ ] older\n",
+            ["- [x] old\n" * 21, "- [ ] new\n- [ ] newer\n" * 2, "- [x] new\n- [ ] newer\n" * 2],
+            ["done", "nothing settled", "done"],
+        ),
+    ],
+    ids=["other words", "unchecked in other words", "one more", "another plan"],
+)
+def test_what_is_progress(first: str, then: list[str], words: list[str]) -> None:
+    story = Story(first, stuck=9)
+    for plan in then:
+        story.plan = plan
+        story.idles()
+    assert story.words == words
+
+
+def test_going_on_after_stuck_begins_to_count_anew() -> None:
+    story = Story(stuck=2)
+    for _ in range(2):
+        for _ in range(3):
+            assert story.state == "running"
+            story.idles()
+        assert story.state == "paused"
+        story.press("r")
+
+
+def test_stuck_0_goes_on_for_ever() -> None:
+    story = Story(stuck=0)
+    for _ in range(30):
+        story.idles()
+    assert story.state == "running" and "settled nothing" not in story.prompted.text
+
+
+# Limits.
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_max_iterations(attended: bool) -> None:
+    story = Story(NINE, max_iterations=2, attended=attended)
+    story.works()
+    assert story.state == "running"
+    story.works()
+    assert story.state == "paused" and story.status == 3
+    assert story.exits == ([] if attended else [3])
+
+
+def test_r_raises_the_limit_by_as_much_again_and_q_says_that_work_is_left() -> None:
+    story = Story(NINE, max_iterations=2)
+    for number in (2, 4, 6):
+        story.works()
+        story.works()
+        assert (story.state, story.number) == ("paused", number)
+        assert story.shown["R"] == "raise the limit"
+        story.press("r")
+        assert story.state == "running" and story.status == 130
+    story.works()
+    story.works()
+    story.press("q")
+    assert story.state == "stopping" and story.exits == [3]
+
+
+@pytest.mark.parametrize("seen_by", ["the stream", "a look"])
+def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once(seen_by: str) -> None:
+    story = Story(NINE, max_cost=1.0)
+    story.busy()
+    for cost, is_too_much in ((1.9, False), (2.1, True)):
+        if seen_by == "a look":
+            story.spent = Spend(cost)
+        else:
+            story.message("calls", cost, "msg_1")
+        story.let_pass(10)
+        assert story.count("interrupt") == int(is_too_much)
+    assert story.state == "paused" and "--max-cost" in story.reason
+    assert story.total.cost == pytest.approx(2.1)
+    story = Story(NINE, max_cost=1.0)
+    story.works(1.1)
+    assert story.state == "paused" and story.all("interrupt") == []
+
+
+def test_a_limit_below_a_cent_is_named_as_what_it_is() -> None:
+    story = Story(NINE, max_cost=0.0001, attended=False)
+    story.works(0.00012)
+    assert story.exits == [3] and "$0.00 " not in story.reason
+    assert "$0.0001 were spent (--max-cost)" in story.reason
+    story = Story(NINE, max_cost=0.00001, attended=False)
+    story.works(0.000012)
+    assert "<$0.0001 were spent" in story.reason
+
+
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
+def test_a_limit_that_failed_iterations_reach_is_noticed_before_the_pause(kind: str) -> None:
+    story = Story(NINE, max_cost=1.0, attended=False)
+    story.fails(kind, cost=0.4)
+    story.wait_out()
+    story.fails(kind, cost=0.7)
+    assert story.exits == [3] and "--max-cost" in story.reason
+
+
+def test_max_time_counts_work_alone() -> None:
+    story = Story(NINE, max_time=100)
+    story.press("space")
+    story.works()
+    story.let_pass(3600, 9)  # a person's pause
+    story.press("space")
+    assert story.state == "running" and story.elapsed < 10
+    story.let_pass(90, 5)
+    story.works()
+    story.let_pass(20, 5)
+    assert story.state == "running", "an iteration may end"
+    story.works()
+    assert story.state == "paused" and "--max-time" in story.reason
+    story.let_pass(8 * 3600, 9)  # the person comes in the morning
+    story.press("r")
+    story.works()
+    assert story.state == "running"
+    story.fails("configuration")
+    assert story.state == "error"
+    story.let_pass(8 * 3600, 9)
+    story.press("r")
+    assert story.state == "running" and story.elapsed < 130
+
+
+@pytest.mark.parametrize("limit", ["max_time", "max_cost"])
+def test_going_on_after_twice_the_limit_goes_on(limit: str) -> None:
+    options: Json = {limit: 100.0}
+    story = Story(NINE, **options)
+    story.busy()
+    if limit == "max_cost":
+        story.message("calls", 200.0)
+    story.let_pass(210 if limit == "max_time" else 2, 5)
+    assert story.state == "paused" and story.count("interrupt") == 1
+    assert "twice the limit" in story.text
+    story.press("r")
+    story.works()
+    assert story.state == "running" and story.count("interrupt") == 1
+    shown = story.picture()
+    assert "of 5m00s" in shown.facts[1] if limit == "max_time" else shown.budget == 300
+
+
+def test_iterations_that_were_given_up_do_not_make_the_screen_count_beyond_the_limit() -> None:
+    story = Story(NINE, max_iterations=2)
+    story.fails("configuration")
+    story.press("r")
+    story.world["start_server"] = fails_with(0, "gone for good", again=False)
+    story.server_dies()
+    story.let_pass(200, 5)
+    assert (story.state, story.number, len(story.results)) == ("error", 2, 1)
+    story.mend()
+    story.press("r")
+    facts = story.picture().facts
+    assert facts[0].startswith("iteration 3 ") and " of " not in facts[0]
+
+
+# The check.
+
+
+def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
+    story = Story("- [ ] a\n- [ ] b\n", check="make test")
+    story.check = 2
+    story.take()
+    story.works()
+    assert story.take() == "run_check create send"
+    text = story.prompted.text
+    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
+    facts = story.all("run_check")[0].facts
+    told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
+    assert told == ("a", "1", "1")
+    assert story.words == ["check failed"]
+    story.check = 0
+    story.works()
+    assert story.prompted.text == "Do wrap up" and story.picture().check == "passed"
+
+
+def test_a_plan_is_not_complete_while_the_check_fails() -> None:
+    story = Story("- [ ] one\n", check="make test", attended=False)
+    story.check = 1
+    story.plan = DONE
+    story.ends()
+    assert story.state == "running" and "exit status 1" in story.prompted.text
+    story.check = 0
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_failures_after_the_plan_was_marked_complete_do_not_burn(retries: int) -> None:
+    """The check fails, so that the tag does not count yet; and every iteration fails at once."""
+    story = Story("- [ ] one\n", check="make test", stuck=0, retries=retries, attended=False)
+    story.check = 1
+    story.plan = DONE
+    story.ends()
+    began = story.now
+    for _ in range(6):
+        if story.state == "waiting":
+            story.wait_out()
+        if story.exits:
+            break
+        story.fails("provider", "boom")
+    assert story.exits == [1] or story.now - began > 100
+
+
+def test_a_check_that_never_passes_stops_the_run() -> None:
+    story = Story(NINE, check="make test", stuck=3)
+    story.idles()
+    story.press("space")
+    story.check = 1
+    story.works()
+    story.press("space")
+    story.works()
+    story.works()
+    assert (story.state, story.status) == ("paused", 3) and "make test" in story.reason
+    assert story.words == ["nothing settled", *["check failed"] * 3], "a pause counts for nothing"
+
+
+def test_nothing_is_checked_after_a_failure() -> None:
+    story = Story(check="make test")
+    story.fails()
+    assert story.all("run_check") == []
+
+
+def test_a_check_that_could_not_be_run_is_said_and_ends_nothing() -> None:
+    story = Story(check="make test")
+    story.world["run_check"] = fails_with(0, "no such shell")
+    story.works()
+    assert story.state == "running" and story.number == 2
+    assert "the check was not run: no such shell" in story.text
+    assert story.picture().check == "interrupted"
+
+
+def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> None:
+    story = waiting_for("run_check")
+    check = story.last("run_check")
+    story.take("-")
+    story.press("x")
+    assert story.take("-") == "stop_check"
+    story.let_pass(30)
+    assert story.number == 1 and story.take() == "", "until it says that it has ended"
+    story.answer(check, (-15, "", True))
+    story.works()
+    assert story.words == ["done"] and story.results[0].check == "interrupted"
+    assert story.count("run_check") == 2
+    story.answer(check, (1, "late", False))
+    assert story.number == 2 and story.words == ["done"]
+
+
+@pytest.mark.parametrize("how", ["q", "signal"])
+def test_a_check_is_ended_when_the_run_is(how: str) -> None:
+    story = waiting_for("run_check")
+    story.take("-")
+    if how == "q":
+        story.press("q", "q")
+    else:
+        story.tell(Signalled("SIGTERM"))
+    assert "stop_check" in story.take("-") and story.exits == [130]
+
+
+def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
+    """`git stash` around a check: the plan is read meanwhile, and is an older one."""
+    story = Story(check="git stash; make; git stash pop", stuck=1)
+    story.world["run_check"] = None
+    for _ in range(2):
+        story.works()
+        after = story.plan
+        story.plan = TWO
+        story.let_pass(10)
+        story.plan = after
+        story.answer(story.last("run_check"), (0, ""))
+    assert story.words == ["done", "done"]
+
+
+# ── the server ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.activity = "idle"
+    story.verdict = "unfinished"
+    story.server_dies("the server ended by itself with exit status 137: last words")
+    assert story.last("start_server").launch == 2 and "last words" in story.text
+    story.let_pass(5)
+    assert story.take() == "start_server send"
+    first, second = story.all("send")
+    assert (first.session, first.prompt) == (second.session, second.prompt)
+    story.activity = "working"
+    story.works()
+    assert (story.words, story.state) == (["done"], "running")
+
+
+def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
+    story = Story(retries=3, attended=False)
+    for _ in range(9):
+        if not story.exits:
+            story.server_dies("it died of this")
+            story.let_pass(20)
+    assert story.state == "error" and story.exits == [1]
+    assert "it died of this" in story.reason and story.count("start_server") == 4
+
+
+def test_a_server_that_keeps_dying_before_anybody_starts_is_an_error() -> None:
+    story = in_state("ready")
+    for _ in range(10):
+        if story.state != "error":
+            story.server_dies()
+            story.let_pass(300, 10)
+    assert story.state == "error" and "the server failed 6 times in a row" in story.reason
+
+
+def test_pauses_between_starts_of_the_server_are_never_longer_than_a_quarter_of_an_hour() -> None:
+    story = Story(retries=50, stall_timeout=0)
+    story.busy()
+    for _ in range(40):
+        starts = story.count("start_server")
+        story.server_dies()
+        story.let_pass(901, 9)
+        assert story.count("start_server") == starts + 1
+    assert story.state == "running"
+
+
+def test_deaths_of_a_server_with_hours_of_good_service_between_are_not_in_a_row() -> None:
+    story = Story(stall_timeout=0, iteration_timeout=0)
+    for _ in range(9):
+        story.busy()
+        story.server_dies()
+        story.let_pass(2000, 9)
+    assert story.state == "running"
+
+
+@pytest.mark.parametrize("again, attended", [(True, False), (False, True)])
+def test_a_server_that_has_never_worked_and_does_not_start_is_an_error(
+    again: bool, attended: bool
+) -> None:
+    story = Story(start=False, attended=attended)
+    story.world["start_server"] = fails_with(0, "port 7 is taken: a line", again=again)
+    story.begin()
+    story.let_pass(5)
+    assert story.count("start_server") == (3 if again else 1)
+    assert story.state == "error" and "port 7 is taken" in story.reason
+    assert story.exits == ([] if attended else [1])
+
+
+def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
+    """An upgrade replaces it, or its machine has no network just now."""
+    story = Story(attended=False, stall_timeout=0)
+    story.busy()
+    story.world["start_server"] = fails_with(0, "opencode is not there: an upgrade?", again=False)
+    story.server_dies()
+    story.let_pass(60)
+    assert story.state == "running" and story.exits == [], story.reason
+    story.mend()
+    story.let_pass(60)
+    story.works()
+    assert story.words == ["done"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_server_that_dies_during_the_first_check_of_the_set_up_is_started_again(
+    times: int, is_dead: bool
+) -> None:
+    """The request that fails always comes before the process's end is noticed."""
+    story = Story(start=False, attended=False)
+    locked = "the server ended: database is locked"
+    story.world["setup"] = fails_first(times, fails_with(0, locked), story.good["setup"])
+    story.begin()
+    if is_dead:
+        story.tell(ServerDied(1, locked))
+    story.let_pass(5)
+    assert story.state == "running" and story.exits == []
+    assert story.count("start_server") == times + 1
+
+
+def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second() -> None:
+    story = waiting_for("setup", attended=False)
+    old = story.last("setup")
+    story.server_dies()
+    story.let_pass(2)
+    starts = story.count("start_server")
+    assert starts == 2
+    story.answer(old, No("connection reset"))
+    story.answer(old, No("broken", "configuration", again=False))
+    story.let_pass(2)
+    assert story.count("start_server") == starts and story.state == "starting"
+    story.answer(story.last("setup"))
+    assert story.state == "running"
+
+
+def test_the_death_of_an_older_server_is_no_news() -> None:
+    story = Story()
+    first = story.last("start_server")
+    story.server_dies()
+    story.let_pass(1)
+    story.take()
+    story.tell(ServerDied(1, "it died, says somebody late"))
+    story.answer(first, ("http://old", ""))
+    assert story.take() == "" and story.record()["server"] == "http://127.0.0.1:4096"
+
+
+def test_a_server_that_hangs_is_started_again() -> None:
+    story = Story()
+    story.busy()
+    story.world["poll"] = fails_with(0)
+    story.take()
+    story.let_pass(3.5)
+    assert story.take() == "start_server" and "does not answer" in story.text
+    story.mend()
+    story.works()
+    assert story.words == ["done"]
+
+
+@pytest.mark.parametrize("name", ["create", "send", "poll"])
+@pytest.mark.parametrize("code", [0, 500])
+def test_one_request_without_an_answer_is_only_tried_again(name: str, code: int) -> None:
+    story = Story(start=False)
+    story.world[name] = fails_first(1, fails_with(code), story.good[name])
+    story.begin()
+    story.let_pass(5)
+    story.works()
+    assert story.count("start_server") == 1 and story.words == ["done"]
+
+
+def test_a_server_in_which_nothing_ever_works_ends_the_run() -> None:
+    story = Story(start=False, attended=False, retries=2)
+    story.world["create"] = fails_with(503, "no")
+    story.begin()
+    story.let_pass(60)
+    assert story.exits == [1] and story.count("start_server") == 3
+
+
+def test_a_server_that_refuses_the_password_is_an_error() -> None:
+    story = Story(start=False, attended=False)
+    story.world["create"] = fails_with(401, "no")
+    story.begin()
+    assert story.exits == [1] and "OPENCODE_SERVER_PASSWORD" in story.reason
+
+
+def test_an_error_of_a_server_that_is_gone_is_no_verdict() -> None:
+    story = Story()
+    story.busy()
+    story.tell(Broke("ses_1", Fault("unknown", "the server is shutting down")))
+    story.activity = "idle"
+    story.verdict = "undelivered"
+    story.server_dies("it was ended")
+    story.let_pass(8)
+    assert story.words == [] and story.count("send") == 2
+
+
+def test_a_server_that_dies_at_rest_is_started_when_somebody_goes_on() -> None:
+    story = in_state("paused")
+    story.server_dies("it died of this")
+    assert story.text.count("server: it died of this") == 1
+    story.take()
+    story.let_pass(100, 5)
+    assert story.take() == "" and story.state == "paused"
+    story.press("space")
+    assert story.take() == BEGINS
+    story = Story(stuck=1)
+    story.idles()
+    story.idles()
+    story.server_dies()
+    assert story.state == "paused", "at a limit"
+    story.press("r")
+    assert story.state == "running"
+    story.press("q", "q")
+    assert story.exits == [130] and "end: a person quit" in story.text
+
+
+def test_a_server_that_dies_before_anybody_starts_is_started_again() -> None:
+    story = in_state("ready")
+    story.take()
+    story.server_dies()
+    story.let_pass(3)
+    assert story.take() == "start_server setup" and story.state == "ready"
+
+
+@pytest.mark.parametrize("state", ["waiting", "paused"])
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_session_may_be_given_up_while_its_server_is_away(state: str, is_back: bool) -> None:
+    """The answer to its start comes while nobody needs it: the run must not wait for that."""
+    story = waiting_for("server", iteration_timeout=60, retries=5)
+    if state == "paused":
+        story.press("space", "x")
+    else:
+        story.let_pass(62, 0.25)
+    assert story.state == state
+    story.mend()
+    if is_back:
+        story.answer(story.last("start_server"))
+    else:
+        story.answer(story.last("start_server"), No("port 7 is taken"))
+        assert story.text.count("server: port 7 is taken") == 1
+    if state == "paused":
+        story.press("space")
+    story.let_pass(30)
+    assert story.state == "running" and story.number == 2
+
+
+def test_what_is_at_work_on_a_server_out_of_reach_is_stopped_before_the_next_session() -> None:
+    """The server of --server is not ours: that it does not answer does not mean that it is gone."""
+    story = Story(server="http://127.0.0.1:4096")
+    story.busy()
+    story.world["poll"] = fails_with(0)
+    story.world["start_server"] = None
+    story.let_pass(20)
+    story.take()
+    story.press("x")
+    assert story.take() == "stop_server start_server"
+    assert story.last("stop_server").session == "ses_1"
+
+
+def test_a_session_that_is_out_of_control_is_named_at_the_end_of_a_run() -> None:
+    for server, session in (("http://127.0.0.1:4096", "ses_1"), ("", "")):
+        story = Story(server=server, max_iterations=1 if server else 2)
+        story.busy()
+        story.world["interrupt"] = fails_with(0)
+        story.press("x")
+        story.let_pass(5)
+        if not server:
+            story.works()
+        assert story.state == "paused" and story.left_session == session
+
+
+# Memory.
+
+
+def test_a_server_that_grew_is_replaced_between_iterations() -> None:
+    story = Story("- [ ] a\n" * 3, server_memory=2048)
+    story.memory = 2048
+    story.let_pass(11)
+    story.works()
+    story.take()
+    story.memory = 2049
+    story.let_pass(11)
+    assert story.take() == "", "not in the midst of an iteration"
+    story.works()
+    assert story.take() == BEGINS and story.text.count("grew to 2049 MiB") == 1
+
+
+def test_a_server_is_measured_after_a_session_that_was_quicker_than_a_look() -> None:
+    story = Story(server_memory=2048)
+    story.memory = 2049
+    story.works()
+    assert story.count("measure_server") == 1 and story.text.count("grew to 2049 MiB") == 1
+    assert story.count("start_server") == 2, "it is replaced before the next session"
+
+
+def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
+    story = Story("- [ ] a\n" * 3, server_memory=2048)
+    story.memory = 2049
+    story.busy()
+    story.let_pass(11)
+    assert "grew to 2049 MiB" in story.text
+    story.memory = 0
+    story.server_dies()
+    story.let_pass(3)
+    story.works()
+    assert story.count("start_server") == 2 and story.number == 2
+
+
+@pytest.mark.parametrize("way", [fails_with(500), None])
+def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way | None) -> None:
+    story = Story(server_memory=2048)
+    story.world["measure_server"] = way
+    story.let_pass(5)
+    story.mend()
+    story.memory = 4096
+    for _ in range(20):
+        story.busy()
+        story.let_pass(9)
+    assert "grew to 4096 MiB" in story.text
+
+
+def test_a_server_that_does_not_stop_is_told_of() -> None:
+    story = Story(start=False)
+    story.world["stop_server"] = None
+    story.begin()
+    story.fails("auth")
+    assert story.state == "error"
+    story.let_pass(200, 5)
+    assert "no answer came" in story.text
+
+
+# ── plan and prompt ───────────────────────────────────────────────────────────────────────────────
 
 AWAY = [None, "", "# Plan\n", "half a lin"]
 
@@ -1948,10 +2964,10 @@ def test_a_plan_that_is_away_while_a_session_works_ends_nothing(broken: str | No
     for _ in range(20):
         story.let_pass(30)
         story.busy()
-    assert story.state == "running" and story.all(Interrupt) == [] and story.exits == []
-    plan = story.series.plan
+    assert story.state == "running" and story.all("interrupt") == [] and story.exits == []
+    plan = story.plan_seen
     assert (plan.done, plan.automatable) == (1, 2), "the last good progress is still there"
-    assert "away for 9m" in view(story.loop, story.loop.now).reason
+    assert "away for 9m" in story.picture().reason
     assert story.text.count("PLAN.md") == 1, "it is said once"
     story.plan = good
     story.works()
@@ -1962,28 +2978,26 @@ def test_a_prompt_that_is_away_while_a_session_works_ends_nothing() -> None:
     story = Story(attended=False)
     story.busy()
     problem = "the prompt /project/.loop-prompt.md cannot be read"
-    story.world[ReadFiles] = lambda c: FilesRead(c, story.plan, None, problem, "/project/PLAN.md")
+    story.world["read_files"] = lambda _: (story.plan, None, problem)
     story.let_pass(200, 5)
     assert story.state == "running" and story.exits == []
-    story.world[ReadFiles] = story.files
+    story.mend()
     story.works()
-    assert story.series.number == 2 and story.text.count(problem) == 1
+    assert story.number == 2 and story.text.count(problem) == 1
 
 
 def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
-    story = Story(NINE, check="git bisect run make test", attended=False)
-    story.world[RunCheck] = None
-    story.works()
+    story = waiting_for("run_check", attended=False)
     good = story.plan
     story.plan = None
     story.let_pass(300, 5)
-    assert story.at == "checking" and story.all(StopCheck) == []
-    story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+    assert story.state == "running" and story.all("stop_check") == []
+    story.answer(story.last("run_check"))
     story.let_pass(30)
-    assert story.series.state == "reading" and story.state == "running"
+    assert (story.state, story.number) == ("running", 1)
     story.plan = good
     story.let_pass(2)
-    assert story.series.state == "iterating" and story.series.number == 2
+    assert (story.state, story.number) == ("running", 2)
 
 
 def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> None:
@@ -1995,7 +3009,7 @@ def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> 
     assert story.state == "waiting" and story.exits == []
     story.plan = good
     story.let_pass(110, 5)
-    assert story.state == "running" and story.series.number == 2
+    assert story.state == "running" and story.number == 2
 
 
 @pytest.mark.parametrize("broken", [None, ""])
@@ -2008,9 +3022,8 @@ def test_a_plan_that_comes_and_goes_goes_on(broken: str | None) -> None:
         story.let_pass(3.5)
         story.plan = good
         story.let_pass(4)
-    assert story.state == "running"
     story.works()
-    assert story.state == "running" and story.series.number == 2
+    assert story.state == "running" and story.number == 2
 
 
 @pytest.mark.parametrize("away", [2, 20, 55])
@@ -2019,32 +3032,30 @@ def test_a_plan_that_is_away_at_the_end_of_an_iteration_is_waited_for(away: floa
     good, story.plan = story.plan, None
     story.works()
     story.let_pass(away, 0.25)
-    assert story.series.number == 1 and story.series.under_way and story.at == "reviewing"
+    assert story.number == 1 and story.results == []
     story.plan = (good or "").replace("[ ]", "[x]", 1)
     story.let_pass(2)
-    assert story.series.number == 2 and story.series.plan.done == 1
+    assert story.number == 2 and story.words == ["done"]
 
 
-@pytest.mark.parametrize("state", ["reading", "reviewing"])
+@pytest.mark.parametrize("when", ["after a session", "after a check"])
 @pytest.mark.parametrize("broken", AWAY)
 def test_a_plan_that_stays_away_when_it_is_needed_ends_the_run_after_a_minute(
-    state: str, broken: str | None
+    when: str, broken: str | None
 ) -> None:
-    story = Story(check="make test" if state == "reading" else "", attended=False)
-    if state == "reading":
-        story.world[RunCheck] = None
-        story.works()
+    if when == "after a check":
+        story = waiting_for("run_check", attended=False)
         story.plan = broken
-        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
+        story.answer(story.last("run_check"))
     else:
+        story = Story(attended=False)
         story.busy()
         story.plan = broken
         story.ends()
-    assert story.at == state
     story.let_pass(ocloop.FILES_WITHIN - 2)
-    assert story.at == state and story.exits == []
+    assert (story.state, story.number, story.exits) == ("running", 1, [])
     story.let_pass(4)
-    assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.loop.reason
+    assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.reason
 
 
 def test_a_plan_deleted_while_paused_is_said_only_when_it_matters() -> None:
@@ -2061,15 +3072,25 @@ def test_a_plan_deleted_while_paused_is_said_only_when_it_matters() -> None:
     assert story.state == "error"
 
 
+def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> None:
+    story = Story(attended=False)
+    story.busy()
+    story.world["read_files"] = None
+    for _ in range(10):
+        story.busy()
+        story.let_pass(30, 5)
+    assert story.state == "running", "nobody needs it"
+    story.ends()
+    story.let_pass(60, 5)
+    assert story.exits == []
+    story.let_pass(40, 5)
+    assert story.exits == [1] and "cannot be read" in story.reason
+
+
 def test_a_plan_without_a_task_is_refused_with_what_to_do() -> None:
     story = Story("Just some words\n", attended=False)
     story.let_pass(62)
-    assert story.exits == [1] and "has no task: add lines such as" in story.loop.reason
-
-
-def test_a_plan_without_tasks_is_worked_with_debug() -> None:
-    story = Story("Just some words\n", debug=True)
-    assert story.state == "running" and story.all(SendPrompt)
+    assert story.exits == [1] and "has no task: add lines such as" in story.reason
 
 
 def test_an_edit_is_read_at_once() -> None:
@@ -2077,861 +3098,25 @@ def test_an_edit_is_read_at_once() -> None:
     story.take()
     story.plan = TWO.replace("[ ]", "[x]", 1)
     story.tell(Edited("/project/PLAN.md"))
-    assert story.take("Poll") == "ReadFiles" and story.series.plan.done == 1
+    assert story.take("poll") == "read_files" and story.plan_seen.done == 1
     assert "plan: 1 of 2 done" in story.text
     story.tell(Edited("/project/other.md"))
-    assert story.take("Poll") == ""
+    assert story.take("poll") == ""
 
 
-# ── session: what is asked ────────────────────────────────────────────────────────────────────────
-
-
-def replies(story: Story) -> list[tuple[str, str]]:
-    return [(command.request.id, command.decision) for command in story.all(Reply)]
-
-
-@pytest.mark.parametrize("key, decision", [("y", "once"), ("a", "always"), ("n", "reject")])
-def test_a_permission_is_answered_with_a_key(key: str, decision: str) -> None:
-    story = Story()
-    story.asks()
-    assert story.asked == ["per_1"] and replies(story) == []
-    assert view(story.loop, story.loop.now).ask_id == "per_1", "the screen rings for it"
-    story.press(key)
-    assert replies(story) == [("per_1", decision)] and not story.asked
-    assert bool(story.last(Reply).message) == (decision == "reject")
-    story.asks()
-    assert not story.asked, "what was answered is not asked again"
-
-
-def test_what_is_asked_is_answered_in_order() -> None:
-    story = Story()
-    story.asks("per_1")
-    story.asks("per_2")
-    story.asks("per_1")
-    story.press("y", "n", "y")
-    assert replies(story) == [("per_1", "once"), ("per_2", "reject")]
-
-
-def test_a_question_is_answered_with_a_number() -> None:
-    story = Story()
-    story.question("red", "green", times=2)
-    story.press("3", "0", "2")
-    assert replies(story) == []
-    story.press("1")
-    assert story.last(Reply).answers == ("green", "red") and not story.asked
-
-
-def test_a_question_is_refused_with_words_so_that_the_agent_goes_on() -> None:
-    story = Story()
-    story.question("red", "green", times=2)
-    story.press("1", "n")
-    reply = story.last(Reply)
-    assert reply.answers == ("red",) and "BLOCKED" in reply.message
-
-
-def test_a_question_without_options_can_only_be_refused() -> None:
-    story = Story()
-    story.tell(Asked(story.id, Request("que_1", story.id, "question", "", "?", ())))
-    story.press("1", "2")
-    assert replies(story) == []
-    story.press("n")
-    assert replies(story) == [("que_1", "reject")]
-
-
-@pytest.mark.parametrize("key", ["\u00b2", "\u00bd", "\u00e9", "\x00", "\x1b", "5", "z", ""])
-def test_no_key_is_a_wrong_answer(key: str) -> None:
-    story = Story()
-    story.question("red")
-    story.press(key)
-    assert story.asked == ["que_1"] and replies(story) == []
-
-
-def test_nobody_answers_in_time() -> None:
-    story = Story(ask_timeout=300, stall_timeout=60)
-    story.asks()
-    story.question("red")
-    story.let_pass(295, 5)
-    assert replies(story) == []
-    story.let_pass(10)
-    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")]
-    assert story.state == "running"
-
-
-def test_an_ask_timeout_of_0_waits_for_ever() -> None:
-    story = Story(ask_timeout=0, stall_timeout=60)
-    story.asks()
-    story.let_pass(5000, 9)
-    assert story.asked == ["per_1"]
-
-
-def test_without_a_terminal_it_is_refused_at_once_and_with_words() -> None:
-    story = Story(attended=False)
-    story.asks()
-    story.question("red")
-    assert replies(story) == [("per_1", "reject"), ("que_1", "reject")]
-    assert all("BLOCKED" in command.message for command in story.all(Reply))
-
-
-@pytest.mark.parametrize("attended", [True, False])
-def test_auto_approves_permissions_but_answers_no_questions(attended: bool) -> None:
-    story = Story(auto=True, attended=attended)
-    story.asks()
-    assert replies(story) == [("per_1", "once")]
-    story.question("red")
-    assert len(replies(story)) == (1 if attended else 2)
-
-
-@pytest.mark.parametrize("attended", [True, False])
-def test_auto_refuses_to_approve_a_circle(attended: bool) -> None:
-    story = Story(auto=True, attended=attended)
-    story.asks(title="doom_loop")
-    assert replies(story) == [("per_1", "reject")] and story.last(Reply).message
-
-
-def test_a_person_may_approve_a_circle() -> None:
-    story = Story()
-    story.asks(title="doom_loop")
-    story.press("y")
-    assert replies(story) == [("per_1", "once")]
-
-
-def test_children_ask_as_well_and_strangers_do_not() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"))
-    story.asks("per_s", "ses_stranger")
-    story.question("red", id="que_s", session="ses_stranger")
-    story.asks("per_c", "ses_child")
-    story.question("red", id="que_c", session="ses_child")
-    assert story.asked == ["per_c", "que_c"]
-    story.press("y")
-    assert story.last(Reply).request.session == "ses_child"
-
-
-def test_what_is_asked_is_found_by_polling_as_well() -> None:
-    story = Story()
-    story.children = ("ses_child",)
-    story.requests = (
-        permission("per_1", "ses_child"),
-        permission("per_2", "ses_old"),
-        Request("que_1", "ses_1", "question"),
-    )
-    story.let_pass(12)
-    assert story.asked == ["per_1", "que_1"]
-    assert story.text.count("ask: bash: rm -r x") == 1
-
-
-def test_what_was_answered_elsewhere_is_asked_no_more() -> None:
-    story = Story()
-    story.asks()
-    story.tell(Answered(story.id, "per_1"))
-    assert not story.asked
-
-
-def test_what_a_look_lists_no_more_is_asked_no_more() -> None:
-    story = Story()
-    story.asks()
-    story.let_pass(2)
-    assert story.asked, "a look that cannot tell changes nothing"
-    story.requests = ()
-    story.let_pass(12)
-    assert not story.asked and replies(story) == []
-
-
-def test_what_a_look_could_not_list_is_asked_still() -> None:
-    story = Story()
-    story.asks()
-    story.question("red")
-    story.requests = ()
-    story.unlisted = ("permission",)
-    story.let_pass(12)
-    assert story.asked == ["per_1"]
-
-
-def test_a_look_from_before_the_ask_does_not_take_it_away() -> None:
-    story = Story()
-    story.world[Poll] = None
-    story.let_pass(3)
-    on_its_way = story.last(Poll)
-    story.asks()
-    story.requests = ()
-    story.tell(story.look(on_its_way))
-    assert story.asked == ["per_1"]
-
-
-def test_an_answer_that_comes_too_late_is_no_error() -> None:
-    story = Story()
-    story.world[Reply] = fails_with(404, "not found")
-    story.asks()
-    story.press("y")
-    assert story.state == "running" and "did not arrive" not in story.text
-
-
-def test_an_answer_that_did_not_arrive_is_asked_for_again() -> None:
-    story = Story()
-    story.requests = (permission("per_1", "ses_1"),)
-    story.world[Reply] = fails_with(0)
-    story.asks()
-    story.press("y")
-    assert story.asked == [] and "did not arrive" in story.text
-    story.let_pass(3)
-    assert story.asked == ["per_1"]
-
-
-@pytest.mark.parametrize("code", [0, 400, 500])
-@pytest.mark.parametrize("options", [{"attended": False}, {"auto": True}])
-def test_a_reply_that_is_never_taken_ends_the_session(code: int, options: dict[str, Any]) -> None:
-    story = Story(**options)
-    story.requests = (permission("per_1", "ses_1"),)
-    story.world[Reply] = fails_with(code, "rejected")
-    story.busy()
-    story.asks()
-    story.let_pass(60)
-    replied = [command for command in story.all(Reply) if command.request.session == "ses_1"]
-    assert len(replied) == 3 and story.all(Interrupt)
-    assert "3 answers to what it asks did not arrive: rejected" in story.text
-
-
-def test_a_reply_that_is_rejected_is_no_sign_of_life() -> None:
-    story = Story(auto=True, stall_timeout=60)
-    story.world[Reply] = fails_with(500, "rejected")
-    story.busy()
-    story.let_pass(50)
-    story.requests = (permission("per_1", "ses_1"),)
-    while not story.all(Reply):
-        story.let_pass(0.5)
-    story.requests = ()
-    assert story.all(Interrupt) == [] and "did not arrive" in story.text
-    story.let_pass(62 - (story.now - NOON))
-    assert len(story.all(Interrupt)) == 1 and "nothing happened for" in story.text
-
-
-def test_a_reply_is_no_sign_of_life() -> None:
-    story = Story(auto=True, stall_timeout=60)
-    story.requests = ()
-    for number in range(3):
-        story.let_pass(25)
-        ask = ocloop.Ask(permission(f"per_{number}", "ses_1"), 0, None)
-        story.session.asks.reply(ocloop.Decision(ask, "once", "approved"))
-    assert len(story.all(Interrupt)) == 1
-
-
-def test_the_end_of_the_session_ends_what_it_asked() -> None:
-    story = Story()
-    story.asks()
-    story.works()
-    assert not story.asked and story.series.number == 2
-
-
-def test_somebody_is_told_that_something_is_asked() -> None:
-    story = Story(notify="mail")
-    story.asks()
-    facts = story.last(Notify).facts
-    assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
-
-
-# ── loop: faults of the server ────────────────────────────────────────────────────────────────────
-
-
-def is_one_prompt(prompts: Sequence[SendPrompt]) -> bool:
-    return len({(command.prompt, command.session) for command in prompts}) == 1
-
-
-def test_a_swallowed_prompt_is_sent_again_with_the_same_ids_but_not_for_ever() -> None:
-    story = Story()
-    story.activity = "idle"
-    story.verdict = "undelivered"
-    story.let_pass(11)
-    assert 2 <= len(story.all(SendPrompt)) <= 3
-    story.let_pass(30)
-    prompts = story.all(SendPrompt)[:4]
-    assert is_one_prompt(prompts) and "never answered" in story.text
-    assert [command.attempt for command in prompts] == [0, 1, 2, 3]
-    assert story.all(SendPrompt)[4].prompt.message_id != prompts[0].prompt.message_id
-    assert story.series.number == 2
-
-
-@pytest.mark.parametrize("verdict", ["unfinished", "nothing-ran"])
-def test_an_interrupted_answer_is_taken_up_again_with_the_same_prompt(verdict: str) -> None:
-    story = Story()
-    story.busy()
-    story.ends(verdict)
-    story.let_pass(3)
-    assert len(story.all(SendPrompt)) == 2 and is_one_prompt(story.all(SendPrompt))
-    assert [command.attempt for command in story.all(SendPrompt)] == [0, 1]
-    story.activity = "working"
-    story.works()
-    assert story.series.number == 2 and story.failures == 0
-
-
-@pytest.mark.parametrize("command", [Poll, SendPrompt, CreateSession])
-def test_a_session_that_is_gone_is_a_failure(command: type) -> None:
-    story = Story(start=False)
-    story.world[command] = fails_with(404, "Session not found")
-    story.begin()
-    story.let_pass(6)
-    assert story.failures and "Session not found" in story.text
-
-
-def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.activity = "idle"
-    story.verdict = "unfinished"
-    story.tell(ServerDied(1, "the server ended by itself with exit status 137: last words"))
-    assert story.last(StartServer).launch == 2 and "last words" in story.text
-    story.let_pass(5)
-    assert story.take() == "StartServer SendPrompt" and is_one_prompt(story.all(SendPrompt))
-    story.activity = "working"
-    story.works()
-    assert (story.series.number, story.failures, story.state) == (2, 0, "running")
-
-
-def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words() -> None:
-    story = Story(retries=3, attended=False)
-    for _ in range(9):
-        story.tell(ServerDied(story.loop.server.launch, "it died of this"))
-        story.let_pass(20)
-    assert story.state == "error" and story.exits == [1]
-    assert "it died of this" in story.loop.reason
-    assert len(story.all(StartServer)) == 4
-
-
-def test_pauses_between_starts_of_the_server_are_never_longer_than_a_quarter_of_an_hour() -> None:
-    story = Story(retries=50)
-    for _ in range(40):
-        story.tell(ServerDied(story.loop.server.launch, "it died"))
-        starts = len(story.all(StartServer))
-        story.let_pass(901, 9)
-        assert len(story.all(StartServer)) == starts + 1 or story.loop.server.is_up
-
-
-@pytest.mark.parametrize("again, attended", [(True, False), (False, True)])
-def test_a_server_that_does_not_start_is_an_error(again: bool, attended: bool) -> None:
-    story = Story(start=False, attended=attended)
-    story.world[StartServer] = fails_with(0, "port 7 is taken: a line", again=again)
-    story.begin()
-    story.let_pass(5)
-    assert len(story.all(StartServer)) == (3 if again else 1)
-    assert story.state == "error" and "port 7 is taken" in story.loop.reason
-    assert story.exits == ([] if attended else [1])
-
-
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("is_dead", [False, True])
-def test_a_server_that_dies_during_the_first_check_is_started_again(
-    times: int, is_dead: bool
-) -> None:
-    """The request that fails always comes before the process's end is noticed."""
-    story = Story(start=False, attended=False)
-    locked = "the server ended: database is locked"
-    failing = [fails_with(0, locked)] * times
-    good = story.world[CheckSetup]
-    story.world[CheckSetup] = lambda c: failing.pop()(c) if failing else good and good(c)
-    story.begin()
-    if is_dead:
-        story.tell(ServerDied(1, locked))
-    story.let_pass(5)
-    assert story.state == "running" and story.exits == []
-    assert len(story.all(StartServer)) == times + 1
-
-
-def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second() -> None:
-    story = Story(start=False, attended=False)
-    story.world[CheckSetup] = None
-    story.begin()
-    old = story.last(CheckSetup)
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(2)
-    starts = len(story.all(StartServer))
-    assert starts == 2
-    story.tell(Failed(old, "connection reset"), Failed(old, "broken", "configuration", False))
-    story.let_pass(2)
-    assert len(story.all(StartServer)) == starts and story.state == "starting"
-    story.tell(SetupChecked(story.last(CheckSetup), Setup()))
-    assert story.state == "running"
-
-
-def test_the_death_of_an_older_server_is_no_news() -> None:
-    story = Story()
-    first = story.last(StartServer)
-    story.tell(ServerDied(1, "it died"))
-    story.take()
-    story.tell(ServerDied(1, "it died, says somebody late"), ServerUp(first, "http://old", ""))
-    assert story.take() == "" and story.loop.server.url == "http://127.0.0.1:4096"
-
-
-def test_a_server_that_hangs_is_started_again() -> None:
-    story = Story()
-    story.busy()
-    good = story.world[Poll]
-    story.world[Poll] = fails_with(0)
-    story.take()
-    story.let_pass(3.5)
-    assert story.take() == "StartServer" and "does not answer" in story.text
-    story.world[Poll] = good
-    story.works()
-    assert story.series.number == 2
-
-
-@pytest.mark.parametrize("command", [CreateSession, SendPrompt, Poll])
-@pytest.mark.parametrize("code", [0, 500])
-def test_one_request_without_an_answer_is_only_tried_again(command: type, code: int) -> None:
-    story = Story(start=False)
-    good = story.world[command]
-    failing = [fails_with(code)]
-    story.world[command] = lambda c: failing.pop()(c) if failing else good and good(c)
-    story.begin()
-    story.let_pass(5)
-    assert not failing
-    story.works()
-    assert story.loop.server.failures == 0 and len(story.all(StartServer)) == 1
-    assert story.series.number == 2 and story.failures == 0
-
-
-def test_a_server_in_which_nothing_ever_works_ends_the_run() -> None:
-    story = Story(start=False, attended=False, retries=2)
-    story.world[CreateSession] = fails_with(503, "no")
-    story.begin()
-    story.let_pass(60)
-    assert story.exits == [1] and len(story.all(StartServer)) == 3
-
-
-def test_opencode_that_is_missing_for_a_moment_at_a_restart_is_tried_again() -> None:
-    story = Story(attended=False)
-    story.busy()
-    good = story.world[StartServer]
-    story.world[StartServer] = fails_with(0, "opencode is not there: an upgrade?")
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(4)
-    assert story.state == "running" and story.exits == []
-    story.world[StartServer] = good
-    story.let_pass(10)
-    story.works()
-    assert story.series.number == 2 and story.failures == 0
-
-
-def test_a_server_that_grew_is_replaced_between_iterations() -> None:
-    story = Story("- [ ] a\n" * 3, server_memory=2048)
-    story.memory = 2048
-    story.let_pass(11)
-    story.works()
-    story.take()
-    story.memory = 2049
-    story.let_pass(11)
-    assert story.take() == "", "not in the midst of an iteration"
-    story.works()
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
-    assert story.text.count("grew to 2049 MiB") == 1
-
-
-def test_a_server_is_measured_after_a_session_that_was_quicker_than_a_tick() -> None:
-    story = Story(server_memory=2048)
-    story.memory = 2049
-    story.works()
-    assert len(story.all(MeasureServer)) == 1 and story.text.count("grew to 2049 MiB") == 1
-    assert len(story.all(StartServer)) == 2, "it is replaced before the next session"
-
-
-@pytest.mark.parametrize("way", [fails_with(500), is_lost])
-def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way) -> None:
-    story = Story(server_memory=2048)
-    good = story.world[MeasureServer]
-    story.world[MeasureServer] = way
-    story.let_pass(5)
-    story.world[MeasureServer] = good
-    story.memory = 4096
-    for _ in range(20):
-        story.busy()
-        story.let_pass(9)
-    assert "grew to 4096 MiB" in story.text
-
-
-def test_a_server_that_refuses_the_password_is_an_error() -> None:
-    story = Story(start=False, attended=False)
-    story.world[CreateSession] = fails_with(401, "no")
-    story.begin()
-    assert story.exits == [1] and "OPENCODE_SERVER_PASSWORD" in story.loop.reason
-
-
-def test_a_server_that_dies_at_rest_is_started_when_somebody_goes_on() -> None:
-    story = in_state("paused")
-    story.tell(ServerDied(1, "it died"))
-    story.take()
-    story.let_pass(100, 5)
-    assert story.take() == "" and story.state == "paused"
-    story.press("space")
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
-
-
-def test_a_server_that_dies_before_anybody_starts_is_started_again() -> None:
-    story = in_state("ready")
-    story.take()
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(3)
-    assert story.take() == "StartServer CheckSetup" and story.state == "ready"
-
-
-@pytest.mark.parametrize("state", ["waiting", "paused"])
-def test_a_server_that_is_back_when_its_session_was_given_up_is_used(state: str) -> None:
-    """Its start is answered while nobody needs it: the run must not wait for that answer."""
-    story = Story(iteration_timeout=60, retries=5)
-    story.busy()
-    good = story.world[StartServer]
-    story.world[StartServer] = None
-    story.tell(ServerDied(1, "it died"))
-    assert good and story.session.state == "offline"
-    if state == "paused":
-        story.press("space", "x")
-    else:
-        story.let_pass(62, 0.25)
-    assert story.state == state
-    story.world[StartServer] = good
-    event = good(story.last(StartServer))
-    assert event
-    story.tell(event)
-    if state == "paused":
-        story.press("space")
-    story.let_pass(30)
-    assert story.state == "running" and story.series.number == 2
-
-
-@pytest.mark.parametrize("state", ["waiting", "paused"])
-def test_a_server_that_is_not_back_when_its_session_was_given_up_is_started_again(
-    state: str,
-) -> None:
-    story = Story(iteration_timeout=60, retries=5)
-    story.busy()
-    good = story.world[StartServer]
-    story.world[StartServer] = None
-    story.tell(ServerDied(1, "it died"))
-    if state == "paused":
-        story.press("space", "x")
-    else:
-        story.let_pass(62, 0.25)
-    assert story.state == state
-    story.world[StartServer] = good
-    story.tell(Failed(story.last(StartServer), "port 7 is taken"))
-    if state == "paused":
-        story.press("space")
-    story.let_pass(30)
-    assert story.state == "running" and story.series.number == 2
-
-
-def test_a_session_that_wakes_up_when_it_is_over_is_stopped() -> None:
-    """Something that it left in the background ended; never two sessions at once."""
-    story = Story()
-    story.works()
-    story.take()
-    story.tell(Woke("ses_stranger"))
-    assert story.take() == ""
-    story.tell(Woke("ses_1"))
-    assert story.take() == "Interrupt" and story.last(Interrupt).session == "ses_1"
-    assert story.series.number == 2 and story.state == "running"
-
-
-def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() -> None:
-    story = Story()
-    story.works()
-    story.busy()
-    story.world[Interrupt] = None
-    story.tell(Woke("ses_1"))
-    stray = story.last(Interrupt)
-    story.press("x")
-    assert story.session_at == "aborting"
-    story.tell(Done(stray))
-    assert story.session_at == "aborting", "its own session has not stopped yet"
-    story.tell(Done(story.last(Interrupt)))
-    assert story.series.number == 3
-
-
-def test_a_session_that_wakes_up_by_itself_works() -> None:
-    story = Story()
-    story.busy()
-    story.ends("refused")
-    story.activity = "working"
-    story.tell(Woke(story.id))
-    story.let_pass(5)
-    assert story.series.number == 1 and story.state == "running"
-
-
-# ── loop: limits and the check ────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("attended", [True, False])
-def test_max_iterations(attended: bool) -> None:
-    story = Story(NINE, max_iterations=2, attended=attended)
-    story.works()
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and story.loop.status == 3
-    assert story.exits == ([] if attended else [3])
-
-
-def test_r_raises_the_limit_by_as_much_again() -> None:
-    story = Story(NINE, max_iterations=2)
-    for number in (2, 4, 6):
-        story.works()
-        story.works()
-        assert (story.state, story.series.number) == ("paused", number)
-        assert ("R", "raise the limit") in view(story.loop, story.loop.now).keys
-        story.press("r")
-        assert story.state == "running" and story.loop.status == 130
-
-
-def test_quitting_at_a_limit_says_that_work_is_left() -> None:
-    story = Story(NINE, max_iterations=1)
-    story.works()
-    story.press("q")
-    assert story.state == "stopping" and story.exits == [3]
-
-
-def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once() -> None:
-    story = Story(NINE, max_cost=1.0)
-    story.works(0.6)
-    story.busy()
-    story.message("calls", 0.9)
-    story.let_pass(5)
-    assert story.all(Interrupt) == []
-    story.message("calls", 0.6)
-    story.let_pass(1)
-    assert len(story.all(Interrupt)) == 1 and story.state == "paused"
-    assert "--max-cost" in story.loop.reason
-    assert story.series.total.cost == pytest.approx(2.1)
-
-
-def test_twice_the_cost_stops_at_once_without_any_event() -> None:
-    story = Story(NINE, max_cost=1.0)
-    story.spent = Spend(1.9)
-    story.let_pass(10)
-    assert story.all(Interrupt) == [], "once is not twice"
-    story.spent = Spend(2.1)
-    story.let_pass(10)
-    assert len(story.all(Interrupt)) == 1 and story.state == "paused"
-
-
-def test_a_limit_below_a_cent_is_named_as_what_it_is() -> None:
-    story = Story(NINE, max_cost=0.0001, attended=False)
-    story.works(0.00012)
-    assert story.exits == [3] and "$0.00 " not in story.loop.reason
-    assert "$0.0001 were spent (--max-cost)" in story.loop.reason
-    story = Story(NINE, max_cost=0.00001, attended=False)
-    story.works(0.000012)
-    assert "<$0.0001 were spent" in story.loop.reason
-
-
-@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
-def test_a_limit_that_failed_iterations_reach_is_noticed_before_the_pause(kind: str) -> None:
-    story = Story(NINE, max_cost=1.0, attended=False)
-    story.fails(kind, cost=0.4)
-    story.wait_out()
-    story.fails(kind, cost=0.7)
-    assert story.exits == [3] and "--max-cost" in story.loop.reason
-
-
-def test_a_persons_pause_does_not_count_towards_max_time() -> None:
-    story = Story(max_time=600)
-    story.press("space")
-    story.works()
-    assert story.state == "paused"
-    story.let_pass(3600, 5)
-    assert story.loop.clock.elapsed < 10
-    story.press("space")
-    assert story.state == "running" and story.loop.clock.elapsed < 10
-
-
-def test_max_time() -> None:
-    story = Story(NINE, max_time=100)
-    story.works()
-    story.let_pass(90, 5)
-    story.works()
-    story.let_pass(20, 5)
-    assert story.state == "running"
-    story.works()
-    assert story.state == "paused" and "--max-time" in story.loop.reason
-
-
-@pytest.mark.parametrize("limit", ["max_time", "max_cost"])
-def test_going_on_after_twice_the_limit_goes_on(limit: str) -> None:
-    options: dict[str, Any] = {limit: 100.0}
-    story = Story(NINE, **options)
-    story.busy()
-    if limit == "max_cost":
-        story.message("calls", 200.0)
-    story.let_pass(210 if limit == "max_time" else 2, 5)
-    assert story.state == "paused" and len(story.all(Interrupt)) == 1
-    assert "twice the limit" in story.text
-    story.press("r")
-    assert story.state == "running"
-    story.works()
-    assert story.state == "running" and len(story.all(Interrupt)) == 1
-    assert story.series.limits.most[limit] == 300
-
-
-def test_time_at_a_limit_does_not_count_against_it() -> None:
-    story = Story(NINE, max_time=100)
-    story.let_pass(110, 5)
-    story.works()
-    assert story.state == "paused"
-    story.let_pass(8 * 3600, 9)  # the person comes in the morning
-    story.press("r")
-    assert story.state == "running"
-    story.works()
-    assert story.state == "running"
-
-
-def test_time_after_an_error_does_not_count_either() -> None:
-    story = Story(NINE, max_time=100)
-    story.fails("auth")
-    assert story.state == "error"
-    story.let_pass(8 * 3600, 9)
-    story.press("r")
-    assert story.state == "running" and story.loop.clock.elapsed < 10
-
-
-def test_a_server_that_dies_at_a_limit_is_started_when_a_person_goes_on() -> None:
-    story = Story(stuck=1)
-    story.idles()
-    story.idles()
-    assert story.state == "paused" and story.loop.limit == "stuck"
-    story.tell(ServerDied(1, "it died"))
-    assert story.state == "paused"
-    story.press("r")
-    assert story.state == "running" and story.loop.limit == ""
-    story.press("q", "q")
-    assert story.exits == [130] and "end: a person quit" in story.text
-
-
-def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", check="make test")
-    story.check = 2
-    story.take()
-    story.works()
-    assert story.take() == "RunCheck CreateSession SendPrompt"
-    text = model_text(story)
-    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
-    facts = story.all(RunCheck)[0].facts
-    told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
-    assert told == ("a", "1", "1")
-    assert "1 check failed" in story.text
-    story.check = 0
-    story.works()
-    assert model_text(story) == "Do wrap up"
-
-
-def test_a_plan_is_not_complete_while_the_check_fails() -> None:
-    story = Story("- [ ] a\n", check="make test", attended=False)
-    story.check = 1
-    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
-    story.ends()
-    assert story.state == "running" and "exit status 1" in model_text(story)
-    story.check = 0
-    story.ends()
-    assert story.state == "complete" and story.exits == [0]
-
-
-def test_a_check_that_never_passes_stops_the_run() -> None:
-    story = Story(NINE, check="make test", stuck=3, attended=False)
-    story.check = 1
-    for _ in range(3):
-        story.works()
-    assert story.exits == [3] and "make test" in story.loop.reason
-
-
-def test_nothing_is_checked_after_a_failure() -> None:
-    story = Story(check="make test")
-    story.fails()
-    assert story.all(RunCheck) == []
-
-
-def test_a_check_that_could_not_be_run_is_said_and_ends_nothing() -> None:
-    story = Story(check="make test")
-    story.world[RunCheck] = fails_with(0, "no such shell")
-    story.works()
-    assert story.state == "running" and story.series.number == 2
-    assert "the check was not run: no such shell" in story.text
-
-
-def test_x_ends_the_check() -> None:
-    story = Story(check="make test")
-    story.world[RunCheck] = None
-    story.works()
-    check = story.last(RunCheck)
-    story.take("-")
-    story.press("x")
-    assert story.take("-") == "StopCheck" and story.last(StopCheck).check == check.ticket
-    story.tell(CheckFinished(check, -15, "", interrupted=True))
-    assert story.take() == "CreateSession SendPrompt"
-    assert story.series.books.check_failures == 0 and story.series.books.results[0].check == (
-        "interrupted"
-    )
-
-
-def test_a_check_that_is_ended_has_ended_before_the_next_one_begins() -> None:
-    """X names the check by its ticket, so that one that has not begun yet does not begin."""
-    story = Story(NINE, check="make test")
-    story.world[RunCheck] = None
-    story.works()
-    story.press("x")
-    story.let_pass(30)
-    assert story.at == "checking", "until it says that it has ended"
-    story.tell(CheckFinished(story.last(RunCheck), -15, "", interrupted=True))
-    story.works()
-    first, second = story.all(RunCheck)
-    assert first.ticket != second.ticket
-    story.tell(CheckFinished(first, 1, "late"))
-    assert story.at == "checking"
-
-
-@pytest.mark.parametrize("how", ["q", "signal"])
-def test_a_check_is_ended_when_the_run_is(how: str) -> None:
-    story = in_state("checking")
-    story.take("-")
-    if how == "q":
-        story.press("q", "q")
-    else:
-        story.tell(Signalled("SIGTERM"))
-    assert "StopCheck" in story.take("-") and story.exits == [130]
-
-
-@pytest.mark.parametrize("retries", [0, 2])
-def test_failures_after_the_plan_was_marked_complete_do_not_burn(retries: int) -> None:
-    """The check fails, so that the tag does not count yet; and every iteration fails at once."""
-    story = Story("- [ ] a\n", check="make test", stuck=0, retries=retries, attended=False)
-    story.check = 1
-    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
-    story.ends()
-    began = story.now
-    for _ in range(6):
-        if story.state == "waiting":
-            story.wait_out()
-        if story.exits:
-            break
-        story.fails("provider", "boom")
-    assert story.exits == [1] or story.now - began > 100
-
-
-@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage", "auth"])
-def test_a_plan_that_is_complete_is_complete_however_its_last_session_ended(kind: str) -> None:
-    story = Story("- [ ] a\n", attended=False, max_wait=60)
-    story.plan = "- [x] a\n<plan-complete>done</plan-complete>"
-    story.fails(kind, retry_after=7200)
-    assert story.exits == [0] and story.state == "complete"
-
-
-# ── loop: people ──────────────────────────────────────────────────────────────────────────────────
+# ── keys and rests ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_space_pauses_after_the_iteration_and_goes_on() -> None:
-    story = Story()
+    story = Story(notify="mail")
     story.press("space")
-    assert story.state == "pausing" and story.all(Interrupt) == []
+    assert story.state == "pausing" and story.all("interrupt") == []
     story.works()
-    assert story.state == "paused"
+    assert story.state == "paused" and story.all("notify") == []
     story.let_pass(60, 5)
-    assert story.state == "paused" and len(story.all(SendPrompt)) == 1
+    assert story.state == "paused" and story.count("send") == 1
     story.press("space")
-    assert story.state == "running" and len(story.all(SendPrompt)) == 2
+    assert story.state == "running" and story.count("send") == 2
 
 
 def test_space_takes_a_pause_back() -> None:
@@ -2939,12 +3124,12 @@ def test_space_takes_a_pause_back() -> None:
     story.press("space", "space")
     story.works()
     assert story.states == ["starting", "running", "pausing", "running"]
-    assert story.series.number == 2
+    assert story.number == 2
 
 
-@pytest.mark.parametrize("state", ["reading", "reviewing", "checking"])
-def test_space_pauses_whatever_the_running_run_does(state: str) -> None:
-    story = in_state(state)
+@pytest.mark.parametrize("what", [what for what in WAITS if what != "setup"])
+def test_space_pauses_whatever_the_running_run_does(what: str) -> None:
+    story = waiting_for(what)
     story.press("space")
     assert story.state == "pausing"
     story.press("space")
@@ -2952,8 +3137,7 @@ def test_space_pauses_whatever_the_running_run_does(state: str) -> None:
 
 
 def test_space_while_it_waits() -> None:
-    story = Story()
-    story.fails()
+    story = in_state("waiting")
     story.press("space")
     assert story.state == "paused"
     story.let_pass(20)
@@ -2967,7 +3151,28 @@ def test_a_failure_while_pausing_pauses(kind: str) -> None:
     story = Story()
     story.press("space")
     story.fails(kind)
-    assert story.state == "paused" and len(story.series.books.results) == 1
+    assert story.state == "paused" and len(story.results) == 1
+
+
+@pytest.mark.parametrize("is_taken_back", [False, True])
+def test_space_while_the_server_is_renewed_asks_for_a_pause(is_taken_back: bool) -> None:
+    story = Story()
+    story.busy()
+    story.world["interrupt"] = fails_with(500)
+    story.world["start_server"] = None
+    story.press("x")
+    story.let_pass(3)
+    assert story.state == "starting" and story.shown["Space"] == "pause"
+    story.press("space")
+    assert story.reason == "pauses when the server is ready" and story.shown["Space"] == "go on"
+    if is_taken_back:
+        story.press("space")
+        assert story.reason == ""
+    story.answer(story.last("start_server"))
+    if not is_taken_back:
+        assert story.state == "paused" and story.count("send") == 1
+        story.press("space")
+    assert story.state == "running" and story.count("send") == 2
 
 
 def test_r_does_not_wait() -> None:
@@ -2983,7 +3188,7 @@ def test_r_starts_again_wherever_the_error_came_from() -> None:
     story.setup = Setup("", {"a/c": 1}, None)
     story.take()
     story.press("r")
-    assert story.take() == "StartServer CheckSetup CreateSession SendPrompt"
+    assert story.take() == BEGINS
     assert story.states == ["starting", "error", "starting", "running"]
     for _ in range(5):
         story.fails()
@@ -2991,40 +3196,46 @@ def test_r_starts_again_wherever_the_error_came_from() -> None:
     story.fails()
     assert story.state == "error"
     story.press("r")
-    assert story.state == "running" and story.failures == 0
+    story.fails()
+    assert story.state == "waiting", "failures are counted anew"
+
+
+def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
+    story = Story()
+    story.fails("rate-limit")
+    first = story.wait_out()
+    story.fails("rate-limit")
+    assert story.wait_out() > 1.5 * first
+    story.fails("configuration")
+    story.press("r")
+    story.fails("rate-limit")
+    assert story.wait_out() == pytest.approx(first, abs=1)
 
 
 def test_an_error_with_a_terminal_stays_until_q() -> None:
     story = Story(models=("a/c",))
-    assert story.exits == [] and story.last(StopServer)
+    assert story.exits == [] and story.last("stop_server")
     story.let_pass(60, 5)
     story.press("q")
     assert story.exits == [1] and story.state == "stopping"
 
 
-def test_the_session_at_work_is_named_when_the_server_is_stopped() -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.world[StartServer] = fails_with(0, "gone for good", again=False)
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(200, 5)
-    assert story.state == "error" and story.last(StopServer).session == "ses_1"
-
-
-@pytest.mark.parametrize("state", ["working", "reviewing", "checking"])
-def test_q_asks_once_while_an_iteration_runs(state: str) -> None:
-    story = in_state(state)
+@pytest.mark.parametrize("what", [what for what in WAITS if what not in ("setup", "read_files")])
+def test_q_asks_once_while_an_iteration_runs(what: str) -> None:
+    story = waiting_for(what)
     story.press("q")
-    assert story.loop.confirming_quit and story.state == "running"
+    assert story.picture().confirming_quit and story.state == "running"
     story.press("z")
-    assert not story.loop.confirming_quit and story.state == "running"
+    assert not story.picture().confirming_quit and story.state == "running"
     story.press("q", "q")
     assert story.state == "stopping" and story.exits == [130]
 
 
-@pytest.mark.parametrize("state", ["ready", "paused", "waiting", "error", "complete", "reading"])
+@pytest.mark.parametrize(
+    "state", ["starting", "ready", "paused", "waiting", "error", "complete", "read_files"]
+)
 def test_q_does_not_ask_where_nothing_runs(state: str) -> None:
-    story = in_state(state)
+    story = in_state(state) if state in STATES else waiting_for(state)
     story.press("q")
     assert story.state == "stopping" and len(story.exits) == 1
 
@@ -3034,47 +3245,95 @@ def test_nothing_is_done_after_the_end() -> None:
     story.press("q", "q")
     story.take()
     story.press("s", "space", "r", "x", "t", "q", "?", "p")
-    story.tell(Tick(), Signalled("SIGTERM"), ScreenLost("gone"), ServerDied(1, "x"))
-    story.let_pass(100)
+    story.tell(Signalled("SIGTERM"), ScreenLost("gone"), ServerDied(1, "x"))
+    story.sleep(1)
+    story.sleep(100)
     assert story.take("-") == "" and story.state == "stopping"
+
+
+def test_a_key_for_what_is_asked_does_not_quit() -> None:
+    story = Story()
+    story.busy()
+    story.press("q")
+    story.asks()
+    assert not story.picture().confirming_quit, "what is asked is in front of a person now"
+    story.press("y")
+    assert story.state == "running" and story.last("reply").decision == "once"
+    story.press("q", "y")
+    assert story.state == "running" and not story.picture().confirming_quit
+
+
+# X.
 
 
 def test_x_aborts_the_iteration_and_the_next_one_begins() -> None:
     story = Story()
     story.busy()
     story.take()
-    story.activity = "idle"
     story.press("x")
-    assert story.take() == "Interrupt CreateSession SendPrompt"
-    assert story.state == "running" and story.failures == 0
+    assert story.take() == "interrupt create send"
+    assert story.state == "running" and story.words == ["aborted"]
 
 
-def test_x_before_there_is_a_session() -> None:
-    story = Story(start=False)
-    answer, story.world[CreateSession] = story.world[CreateSession], None
-    story.begin()
-    story.world[CreateSession] = answer
+@pytest.mark.parametrize("way", [fails_with(0), fails_with(400), fails_with(500), is_done])
+def test_an_abort_after_which_it_may_work_on_replaces_the_server(way: Way) -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.world["interrupt"] = way
     story.press("x")
-    assert story.series.number == 2 and story.state == "running"
+    assert story.take() == f"interrupt {BEGINS}"
+    assert story.words == ["aborted"] and story.state == "running"
+
+
+def test_an_abort_of_a_session_that_is_gone_keeps_the_server() -> None:
+    story = Story()
+    story.busy()
+    story.take()
+    story.world["interrupt"] = fails_with(404)
+    story.press("x")
+    assert story.take() == "interrupt create send"
+
+
+@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (404, False), (403, False)])
+def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
+    code: int, is_replaced: bool
+) -> None:
+    """A server that says no is alive and has stopped the session: it serves the next one."""
+    story = waiting_for("look")
+    story.mend()
+    story.take()
+    story.answer(story.last("poll"), No("no", why(code)))
+    story.let_pass(3)
+    assert ("start_server" in story.take()) == is_replaced
+    assert story.state == "running" and story.number == 2
+
+
+@pytest.mark.parametrize("what", [what for what in WAITS if what not in ("setup", "read_files")])
+def test_x_ends_the_iteration_wherever_it_is(what: str) -> None:
+    story = waiting_for(what)
+    story.press("x")
+    if what == "run_check":
+        story.answer(story.last("run_check"), (-15, "", True))
+    story.mend()
+    story.let_pass(500, 5)
+    assert story.number > 1
+    assert story.words[0] == ("done" if what in ("review", "run_check") else "aborted")
 
 
 def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
     """An interrupt does nothing to a prompt that has not begun: two sessions would be at work."""
-    story = Story(start=False)
-    answer, story.world[SendPrompt] = story.world[SendPrompt], None
-    story.begin()
-    story.world[SendPrompt] = answer
+    story = waiting_for("send")
+    story.mend()
     story.take()
     story.press("x")
     story.let_pass(2)
-    assert "Interrupt" not in story.take(), "the prompt is still on its way"
-    story.tell(Done(story.last(SendPrompt)))
+    assert story.take() == "", "the prompt is still on its way"
+    story.answer(story.last("send"))
     story.let_pass(1)
-    assert "Interrupt" not in story.take(), "it has not begun"
-    story.activity = "idle"
+    assert story.take() == "", "it has not begun"
     story.busy()
-    assert story.series.number == 2
-    assert story.take().split().count("Interrupt") == 1
+    assert story.number == 2 and story.take() == "interrupt create send"
 
 
 def test_x_on_a_prompt_that_never_runs() -> None:
@@ -3083,114 +3342,129 @@ def test_x_on_a_prompt_that_never_runs() -> None:
     story.press("x")
     assert story.take() == ""
     story.let_pass(4)
-    assert "Interrupt" in story.take() and story.series.number == 2
+    assert story.take() == "interrupt create send" and story.number == 2
 
 
 @pytest.mark.parametrize("code", [0, 500])
 def test_x_while_the_prompt_is_about_to_be_sent_again(code: int) -> None:
     """It was not accepted as far as is known, so nothing will say that it was."""
     story = Story(start=False)
-    story.world[SendPrompt] = fails_with(code)
+    story.world["send"] = fails_with(code)
     story.begin()
-    story.world[SendPrompt] = Done
+    story.mend()
     story.press("x")
     story.let_pass(10)
-    assert story.series.number == 2 and story.state == "running"
+    assert story.number == 2 and story.state == "running"
 
 
-@pytest.mark.parametrize("code", [400, 404, 429])
-def test_a_prompt_that_is_rejected_is_a_failure(code: int) -> None:
-    story = Story(start=False, attended=False, retries=2)
-    story.world[SendPrompt] = fails_with(code, "rejected")
-    story.begin()
-    story.let_pass(60)
-    assert story.exits == [1] and "rejected" in story.loop.reason
-    assert len(story.all(SendPrompt)) == 3
-
-
-@pytest.mark.parametrize("state", [state for state in SESSION_STATES if state != "over"])
-def test_x_ends_the_iteration_in_whatever_state_the_session_is(state: str) -> None:
-    story = in_session_state(state)
-    good = Story().world
-    story.press("x")
-    number = story.series.number
-    story.world.update(good)
-    story.world.update({Poll: story.look, CreateSession: story.create, ReadFiles: story.files})
-    story.activity = "idle"
-    story.let_pass(500, 5)
-    assert story.series.number > 1 or number > 1
-    assert "1 aborted" in story.text
-
-
-@pytest.mark.parametrize("state", ["recalling", "aborting", "closing"])
-def test_a_server_that_dies_while_a_session_is_ended_ends_it(state: str) -> None:
-    story = in_session_state(state)
-    story.world[Poll] = story.look
+@pytest.mark.parametrize("what", ["begin", "interrupt", "look"])
+def test_a_server_that_dies_while_a_session_is_ended_ends_it(what: str) -> None:
+    story = waiting_for(what)
+    story.mend()
     story.take()
-    story.tell(ServerDied(1, "it died"))
+    story.server_dies()
     story.let_pass(3)
-    assert story.series.number == 2 and "1 aborted" in story.text
-    assert story.state == "running" and "StartServer" in story.take()
+    assert story.number == 2 and story.words == ["aborted"]
+    assert story.state == "running" and "start_server" in story.take()
 
 
 def test_a_poll_that_fails_does_not_leave_its_session_running() -> None:
     story = Story()
     story.busy()
-    story.world[Poll] = fails_with(429, "slow down")
+    story.world["poll"] = fails_with(429, "slow down")
     story.let_pass(6)
-    assert "Interrupt" in story.take() and "1 failed" in story.text
+    assert "interrupt" in story.take() and story.words[0] == "failed"
+
+
+def test_what_is_needed_no_more_is_not_missed() -> None:
+    """Of two answers that do not come, the first one ends what waited for the second one."""
+    story = waiting_for("interrupt")
+    story.let_pass(28)
+    story.world["read_files"] = None
+    story.let_pass(31, 0.25)
+    story.mend("read_files")
+    story.let_pass(9, 9)
+    assert story.number == 2 and "cannot be read" not in story.text
+
+
+# T, P and ?.
 
 
 def test_t_gives_the_terminal_to_the_session() -> None:
     story = Story()
     story.press("t")
-    command = story.last(HandOver)
-    assert command.session == "ses_1" and "opening OpenCode's interface" in story.text
-
-
-def test_coming_back_from_a_session_that_is_over_is_said() -> None:
-    story = Story()
-    story.world[HandOver] = None
+    assert story.last("hand_over").session == "ses_1"
+    assert "opening OpenCode's interface" in story.text and "back:" not in story.text
+    story.world["hand_over"] = None
     story.press("t")
     story.works()
-    story.tell(Done(story.last(HandOver)))
+    story.answer(story.last("hand_over"))
     assert "back: that session is over" in story.text
 
 
-def test_coming_back_to_the_session_at_work_needs_no_word() -> None:
-    story = Story()
+@pytest.mark.parametrize("where", ["paused", "create"])
+def test_t_says_so_where_there_is_no_session(where: str) -> None:
+    story = in_state(where) if where in STATES else waiting_for(where)
     story.press("t")
-    assert "back:" not in story.text
+    assert story.all("hand_over") == [] and ocloop.NO_SESSION in story.text
 
 
 def test_help_is_shown_until_the_next_key() -> None:
     story = Story()
     story.press("?")
-    assert story.loop.overlay == "help"
+    assert story.picture().overlay == "help"
     story.press("q")
-    assert not story.loop.overlay and not story.loop.confirming_quit
+    assert not story.picture().overlay and not story.picture().confirming_quit
 
 
 @pytest.mark.parametrize("key", ["p", "q", "escape"])
 def test_the_plan_is_shown_until_it_is_put_away(key: str) -> None:
     story = Story()
     story.press("p")
-    assert story.loop.overlay == "plan"
+    assert story.picture().overlay == "plan"
     story.press("space")
-    assert story.loop.overlay == "plan" and story.state == "pausing", "other keys do their work"
+    assert story.picture().overlay == "plan" and story.state == "pausing", "other keys work"
     story.press(key)
-    assert not story.loop.overlay and not story.loop.confirming_quit
+    assert not story.picture().overlay and not story.picture().confirming_quit
+
+
+@pytest.mark.parametrize("overlay", ["?", "p"])
+def test_what_is_asked_can_be_answered_over_help_and_plan(overlay: str) -> None:
+    story = Story()
+    story.busy()
+    story.press(overlay)
+    story.asks()
+    story.press("n")
+    assert story.last("reply").decision == "reject" and story.picture().overlay
+
+
+@pytest.mark.parametrize("where", [*STATES, *WAITS])
+def test_keys_that_are_not_offered_change_nothing(where: str) -> None:
+    story = in_state(where) if where in STATES else waiting_for(where)
+    offered = {key.lower() for key in story.shown}
+    offered |= {"r"} if where == "paused" else set()  # it does what Space does
+    before = story.picture()
+    for key in ("s", "r", "x", "z", "", "\x1b", "1", "y", "a", "n"):
+        if key not in offered:
+            story.take("-")
+            story.press(key)
+            now = story.picture()._replace(facts=before.facts, state_note=before.state_note)
+            now = now._replace(under_way=before.under_way, reason=before.reason, live=before.live)
+            assert (now, story.take("-")) == (before, ""), key
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("state", [*LOOP_STATES, "pausing"])
-def test_a_signal_ends_it_in_every_state(state: str, name: str) -> None:
-    story = in_state(state)
+@pytest.mark.parametrize("where", [*STATES, *WAITS])
+def test_a_signal_ends_it_wherever_it_is(where: str, name: str) -> None:
+    story = in_state(where) if where in STATES else waiting_for(where)
     before = len(story.exits)
-    expected = {"complete": 0, "error": 1}.get(state, 130)
+    expected = {"complete": 0, "error": 1}.get(where, 130)
     story.tell(Signalled(name))
     assert story.state == "stopping"
-    assert story.exits[before:] == ([] if state == "stopping" else [expected])
+    assert story.exits[before:] == ([] if where == "stopping" else [expected])
+
+
+# ── the lost screen ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -3213,29 +3487,32 @@ def test_a_lost_screen_where_only_a_person_could_go_on_leaves(
     assert story.exits[before:] == ([] if status is None else [status])
 
 
-@pytest.mark.parametrize("state", ["working", "waiting", "reading", "reviewing", "checking"])
-def test_a_lost_screen_where_something_is_under_way_goes_on_to_the_end(state: str) -> None:
-    story = in_state(state)
-    story.tell(ScreenLost("the terminal hung up"))
-    assert story.exits == []
-    good = Story().world
-    story.world.update({RunCheck: good[RunCheck], ReadFiles: story.files})
-    if state == "checking":
-        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
-    story.let_pass(60)
-    for _ in range(3):
+@pytest.mark.parametrize("where", ["running", "waiting", *WAITS])
+def test_a_lost_screen_where_something_is_under_way_goes_on_to_the_end(where: str) -> None:
+    story = in_state(where) if where in STATES else waiting_for(where)
+    story.tell(ScreenLost("the terminal is gone (SIGHUP)"), ScreenLost("the terminal hung up"))
+    assert story.text.count("going on without a screen") == 1 and story.exits == []
+    story.mend()
+    if where == "run_check":
+        story.answer(story.last(where))
+    story.let_pass(700, 5)
+    story.asks()
+    assert story.asked == [], "it is refused, whenever the screen was lost"
+    for _ in range(4):
         if not story.exits:
             story.works()
     assert story.state == "complete" and story.exits == [0]
 
 
 def test_a_lost_screen_while_it_starts_goes_on_when_it_was_wanted() -> None:
-    story = Story("- [ ] one\n", start=False)
-    story.world[StartServer] = None
-    story.begin()
+    story = in_state("starting", run=True)
     story.tell(ScreenLost("the terminal hung up"))
-    story.tell(ServerUp(story.last(StartServer), "http://127.0.0.1:4096", ""))
+    story.answer(story.last("start_server"))
     assert story.state == "running" and story.exits == []
+    story.asks()
+    assert story.last("reply").decision == "reject"
+    story.fails("auth")
+    assert story.exits == [1], "nobody is there to press R"
 
 
 def test_a_lost_screen_while_pausing_leaves_after_the_iteration() -> None:
@@ -3258,34 +3535,10 @@ def test_a_lost_screen_refuses_what_is_asked() -> None:
     story.asks()
     story.press("q")
     story.tell(ScreenLost("gone"))
-    assert replies(story) == [("per_1", "reject")] and not story.loop.confirming_quit
-    story.asks("per_2")
-    assert replies(story)[-1] == ("per_2", "reject")
+    assert story.replied == [("per_1", "reject")] and not story.picture().confirming_quit
 
 
-@pytest.mark.parametrize("state", SESSION_STATES)
-def test_a_lost_screen_refuses_what_is_asked_whenever_it_was_lost(state: str) -> None:
-    story = in_session_state(state)
-    if story.loop.session is None:
-        return
-    story.tell(ScreenLost("gone"))
-    good = Story().world
-    story.world.update(good)
-    story.world.update({Poll: story.look, CreateSession: story.create, ReadFiles: story.files})
-    story.let_pass(400, 5)
-    if not story.exits:
-        story.asks(f"per_{state}")
-        assert story.asked == []
-
-
-def test_a_lost_screen_and_then_an_error_leaves() -> None:
-    story = Story()
-    story.tell(ScreenLost("gone"))
-    story.fails("auth")
-    assert story.exits == [1]
-
-
-# ── loop: time away ───────────────────────────────────────────────────────────────────────────────
+# ── time away ─────────────────────────────────────────────────────────────────────────────────────
 # A gap between two events is a machine that slept: nothing that has a deadline may see it.
 
 
@@ -3293,37 +3546,21 @@ def test_no_deadline_fires_for_time_away() -> None:
     story = Story(stall_timeout=60, iteration_timeout=120, ask_timeout=60, max_time=500)
     story.busy()
     story.asks()
-    story.now += 3600
-    story.tell(Tick())
-    assert story.all(Interrupt) == [] and story.asked == ["per_1"]
-    assert story.loop.clock.elapsed < 10 and story.state == "running"
+    story.take()
+    story.sleep(3600)
+    assert story.all("interrupt") == [] and story.asked == ["per_1"]
+    assert story.elapsed < 10 and story.state == "running"
+    assert "poll" in story.take("read_files"), "the session is looked at"
     story.let_pass(70)
-    assert replies(story) == [("per_1", "reject")], "deadlines go on where they were"
+    assert story.replied == [("per_1", "reject")], "deadlines go on where they were"
 
 
 def test_a_wait_goes_on_where_it_was() -> None:
     story = Story()
     story.fails("rate-limit")
     story.let_pass(20)
-    story.now += 3600
-    story.tell(Tick())
-    assert story.state == "waiting" and story.series.wait_until is not None
-    assert story.series.wait_until - story.loop.now == pytest.approx(10, abs=1.5)
-
-
-def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> None:
-    story = Story(attended=False)
-    story.busy()
-    story.world[ReadFiles] = None
-    for _ in range(10):
-        story.busy()
-        story.let_pass(30, 5)
-    assert story.state == "running", "nobody needs it"
-    story.ends()
-    story.let_pass(60, 5)
-    assert story.exits == []
-    story.let_pass(40, 5)
-    assert story.exits == [1] and "cannot be read" in story.loop.reason
+    story.sleep(3600)
+    assert story.state == "waiting" and story.wait_left == pytest.approx(10, abs=1.5)
 
 
 def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
@@ -3332,140 +3569,98 @@ def test_a_plan_is_not_gone_for_good_because_of_time_away() -> None:
     story.plan = None
     story.ends()
     story.let_pass(4)
-    story.now += 3600
-    story.tell(Tick())
-    assert story.at == "reviewing" and story.exits == []
-
-
-def test_after_time_away_the_session_is_looked_at() -> None:
-    story = Story()
-    story.busy()
-    story.let_pass(6)
-    story.take()
-    story.now += 3600
-    story.tell(Tick())
-    assert "Poll" in story.take("ReadFiles")
+    story.sleep(3600)
+    assert story.number == 1 and story.exits == []
 
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
     story = Story(stall_timeout=60)
     story.busy()
-    story.now -= 86_400
+    story.sleep(-86_400)
     story.let_pass(30)
-    assert story.all(Interrupt) == [] and 0 <= story.loop.clock.elapsed < 60
+    assert story.all("interrupt") == [] and 0 <= story.elapsed < 60
     story.works()
-    assert story.series.number == 2
+    assert story.number == 2
 
 
-# ── loop: the journal ─────────────────────────────────────────────────────────────────────────────
+# ── sums ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_texts_thoughts_and_tools_are_journaled_once() -> None:
+def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
+    story = Story(NINE)
+    story.busy()
+    story.message("calls", 0.25, "msg_x")
+    story.message("calls", 0.50, "msg_x")  # the same message again, with more
+    story.works(0.25)
+    assert story.total.cost == pytest.approx(0.75) and story.total.tokens == 40
+    story.busy()
+    assert story.total.cost == pytest.approx(0.75), "does not fall back to nothing"
+    story.works(1.0)
+    assert story.total.cost == pytest.approx(1.75)
+    assert (story.total.input, story.total.output, story.total.cached) == (30, 18, 12)
+
+
+def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
     story = Story()
-    story.part("prt_1", "thinking", "running", text="Hm")
-    story.tell(Delta("ses_1", "prt_1", "m."))
-    shown = [(live.kind, live.text) for live in view(story.loop, story.loop.now).live]
-    assert shown == [("think", "Hmm.")]
-    for _ in range(2):
-        story.part("prt_1", "thinking", text="Hmm, yes")
-        story.part("prt_2", "text", text="I begin.")
-        story.part("prt_3", "tool", "running", tool="bash", argument="make")
-        story.part("prt_3", "tool", tool="bash", argument="make", seconds=5)
-        story.part("prt_4", "tool", "failed", tool="read", argument="x", text="no such file")
-    said = [
-        (entry.kind, " ".join(entry.text.split()), entry.tone)
-        for entry in story.loop.journal.entries
-        if entry.kind in ("think", "text", "bash", "read")
-    ]
-    assert said == [
-        ("think", "Hmm, yes", "dim"),
-        ("text", "I begin.", ""),
-        ("bash", "make 5s", ""),
-        ("read", "x failed: no such file", "bad"),
-    ]
-    assert not story.session.transcript.live
+    story.tell(Child("ses_child", "ses_1"), Child("ses_grandchild", "ses_child"))
+    story.tell(Child("ses_stranger", ""))
+    story.message("answered", 0.25, session="ses_child", context=900)
+    story.message("answered", 0.50, session="ses_grandchild")
+    story.message("answered", 9.00, session="ses_stranger")
+    story.message("calls", 1.0)
+    assert story.picture().context == 2, "the context is that of the own session"
+    story.works()
+    assert story.total.cost == pytest.approx(1.75)
 
 
-def test_a_text_that_nobody_ended_is_journaled_before_the_tool_that_it_announced() -> None:
+@pytest.mark.parametrize("polled, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
+def test_what_polls_count_counts_where_the_server_can_tell(
+    polled: float | None, total: float
+) -> None:
     story = Story()
-    story.part("prt_1", "text", "running", text="I make it.")
-    story.part("prt_2", "tool", tool="bash", argument="make")
-    kinds = [entry.kind for entry in story.loop.journal.entries]
-    assert kinds[-2:] == ["text", "bash"]
+    story.spent = None if polled is None else Spend(polled)
+    story.works(1.0)
+    story.spent = None
+    assert story.total.cost == pytest.approx(total)
+    story.spent = Spend(0.5, 1000)  # without any event
+    story.let_pass(6)
+    assert story.total.cost == pytest.approx(total + 0.5) and story.total.input >= 1000
 
 
-def test_the_prompt_itself_is_not_shown_as_an_answer() -> None:
+def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None:
+    story = waiting_for("look")
+    assert story.number == 1
+    story.spent = Spend(1.5)
+    story.answer(story.last("poll"))
+    assert story.number == 2 and story.results[0].spend.cost == pytest.approx(1.5)
+
+
+def test_what_a_broken_off_iteration_cost_is_in_the_sum() -> None:
     story = Story()
-    prompt = story.last(SendPrompt).prompt
-    story.part(prompt.part_id, "text", text=prompt.text)
-    story.part("prt_s", "text", text="Continue", synthetic=True)
-    assert not view(story.loop, story.loop.now).live and "text:" not in story.text
+    story.busy()
+    story.message("calls", 0.5)
+    story.press("q", "q")
+    assert story.total.cost == pytest.approx(0.5)
 
 
-def test_what_a_subagent_does_is_indented() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"))
-    story.part("prt_c", "text", session="ses_child", text="I look")
-    last = story.loop.journal.entries[-1]
-    assert last.depth == 1 and last.text == "I look"
+def test_before_its_first_message_a_session_has_no_context() -> None:
+    story = Story(start=False)
+    story.setup = Setup("a/b", {"a/b": 10}, ("build",))
+    story.begin()
+    assert story.picture().context == 0
 
 
-def test_compactions_are_journaled() -> None:
-    story = Story()
-    story.tell(Compacted(story.id))
-    assert "compacted" in story.text
+def test_of_two_tasks_with_the_same_words_one_is_current_and_one_has_the_costs() -> None:
+    story = Story("- [ ] test it\n- [ ] test it\n")
+    tasks = ocloop.view_tasks(story.plan_seen, (), None)
+    assert [item.is_current for item in tasks] == [True, False]
+    story.works(0.5)
+    tasks = ocloop.view_tasks(story.plan_seen, story.results, None)
+    assert [item.spend.cost for item in tasks] == [0.5, 0.0]
+    assert [item.is_current for item in tasks] == [False, True]
 
 
-def test_an_error_is_journaled_once() -> None:
-    story = Story()
-    fault = Fault("auth", "scripted fault 401", 401)
-    for _ in range(3):
-        story.tell(Broke(story.id, fault))
-    story.ends("failed", fault)
-    assert story.text.count("error: scripted fault 401") == 1
-
-
-def test_numbers_run_on_and_the_journal_is_capped() -> None:
-    story = Story()
-    longest = ocloop.Journal.LENGTH
-    for number in range(longest + 10):
-        story.tell(Noted("note", str(number)))
-    journal = story.loop.journal
-    numbers = [entry.number for entry in journal.entries]
-    assert len(numbers) == longest
-    assert numbers == list(range(numbers[0], journal.count + 1))
-
-
-def test_a_long_text_is_cut() -> None:
-    story = Story()
-    story.tell(Noted("note", "x" * 1_000_000))
-    text = story.loop.journal.entries[-1].text
-    assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
-
-
-def test_what_the_server_says_is_journaled_when_it_is_asked_for() -> None:
-    story = Story(verbose=True)
-    story.tell(Heard("never.heard.of"))
-    assert "event: never.heard.of" in story.text
-
-
-def test_a_run_ends_with_records() -> None:
-    story = Story("- [ ] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n", notify="mail")
-    story.plan = "- [x] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n"
-    story.plan += "<plan-complete>so it is</plan-complete>"
-    story.ends()
-    records = [entry.record for entry in story.loop.journal.entries if entry.record]
-    assert [record["record"] for record in records] == ["iteration", "run"]
-    expected: list[dict[str, object]] = [
-        {"outcome": "done", "progress": True, "done": 1, "total": 1, "task": "a"},
-        {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1},
-    ]
-    for number, facts in enumerate(expected):
-        assert {name: records[number][name] for name in facts} == facts
-    assert all(
-        words in story.text for words in ("end: so it is", "blocked: b (no key)", "manual: c")
-    )
-    assert story.last(Notify).facts["OCLOOP_EVENT"] == "complete"
+# ── the journal ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -3500,653 +3695,53 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str) -> None:
         story.let_pass(70)
     else:
         story.fails(how)
-    result = story.series.books.results[0]
-    assert result.word == word and f"iter: 1 {word} in" in story.text
+    assert story.words[0] == word and f"iter: 1 {word} in" in story.text
 
 
-def test_a_session_that_was_quicker_than_the_answer_to_our_request_is_looked_at_once() -> None:
-    story = in_session_state("prompting")
-    story.tell(Activity(story.id, "idle"))
-    story.world[Poll] = None
-    story.tell(Done(story.last(SendPrompt)))
-    assert len(story.all(Poll)) == 1, "and not FIRST_LOOK seconds later"
-
-
-def test_what_is_noted_after_the_end_of_a_run_belongs_to_no_iteration() -> None:
-    story = Story(attended=True)
-    story.busy()
-    story.press("q", "q")
-    assert story.loop.state == "stopping" and story.series.number == 1
-    assert {entry.iteration for entry in story.loop.journal.entries if entry.kind == "end"} == {0}
-
-
-# ── nothing is lost on the way ────────────────────────────────────────────────────────────────────
-
-
-def test_what_is_at_work_on_a_server_out_of_reach_is_stopped_before_the_next_session() -> None:
-    """The server of --server is not ours: that it does not answer does not mean that it is gone."""
-    story = Story(server="http://127.0.0.1:4096")
-    story.busy()
-    story.world[Poll] = fails_with(0)
-    story.world[StartServer] = None
-    story.let_pass(20)
-    assert story.session.state == "offline"
-    story.take()
-    story.press("x")
-    assert story.take() == "StopServer StartServer"
-    assert story.last(StopServer).session == "ses_1"
-
-
-def test_an_error_before_the_prompt_was_accepted_does_not_send_it_twice() -> None:
-    story = in_session_state("prompting")
-    story.tell(Broke(story.id, Fault("provider", "boom")))
+def test_texts_thoughts_and_tools_are_journaled_once() -> None:
+    story = Story()
+    story.part("prt_1", "thinking", "running", text="Hm")
+    story.tell(Delta("ses_1", "prt_1", "m."))
     story.let_pass(5)
-    assert len(story.all(SendPrompt)) == 1
-
-
-def test_an_answer_that_did_not_arrive_before_the_prompt_was_accepted_is_asked_for_again() -> None:
-    story = in_session_state("prompting")
-    story.world[Reply] = fails_with(500)
-    story.tell(Asked(story.id, permission("per_1", story.id)))
-    story.press("y")
-    assert len(story.all(Reply)) == 1 and not story.asked
-    story.requests = (permission("per_1", story.id),)
-    story.tell(Done(story.last(SendPrompt)))
-    story.let_pass(5)
-    assert story.asked == ["per_1"]
-
-
-def test_an_answer_that_was_under_way_when_the_server_went_is_asked_for_again() -> None:
-    story = Story()
-    story.busy()
-    story.world[Reply] = None
-    story.tell(Asked(story.id, permission("per_1", story.id)))
-    story.press("y")
-    assert not story.asked
-    story.requests = (permission("per_1", story.id),)
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(10)
-    assert story.asked == ["per_1"]
-
-
-def test_a_server_that_keeps_dying_before_anybody_starts_is_an_error() -> None:
-    story = in_state("ready")
-    for _ in range(10):
-        story.tell(ServerDied(story.loop.server.launch, "it died"))
-        story.let_pass(300, 10)
-    assert story.state == "error" and "the server failed 6 times in a row" in story.loop.reason
-
-
-def test_a_session_whose_configuration_broke_is_stopped() -> None:
-    story = Story()
-    story.busy()
-    story.world[Poll] = fails_with(400, "opencode.json is broken", "configuration")
-    story.let_pass(6)
-    assert story.last(Interrupt).session == "ses_1" and story.state == "error"
-
-
-@pytest.mark.parametrize("model, warns", [("c/d", True), ("a/b", False)])
-def test_the_model_of_the_prompt_is_the_one_whose_price_counts(model: str, warns: bool) -> None:
-    story = Story(start=False, max_cost=5.0)
-    story.prompt = f"---\nmodel: {model}\n---\nDo it"
-    story.setup = story.setup._replace(model="a/b", free=frozenset(("c/d",)))
-    story.begin()
-    assert ("has no price" in story.text) == warns
-
-
-def test_a_failed_answer_on_a_server_that_says_busy_for_ever_is_an_end() -> None:
-    story = Story(stall_timeout=0, iteration_timeout=0)
-    story.busy()
-    story.activity = "working"
-    story.verdict = "failed"
-    story.let_pass(200, 2)
-    assert story.failures >= 1
-
-
-def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
-    story = Story("- [ ] a\n" * 3, server_memory=2048)
-    story.memory = 2049
-    story.busy()
-    story.let_pass(11)
-    assert "grew to 2049 MiB" in story.text
-    story.memory = 0
-    story.tell(ServerDied(story.loop.server.launch, "it died"))
-    story.let_pass(3)
-    story.works()
-    assert len(story.all(StartServer)) == 2 and story.series.number == 2
-
-
-def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.world[StartServer] = fails_with(0, "gone for good", again=False)
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(200, 5)
-    assert story.state == "error"
-    story.world[StartServer] = lambda c: ServerUp(c, "http://127.0.0.1:4096", "1.18.33")
-    story.press("r")
-    assert story.state == "running" and story.id == "ses_2"
-    story.tell(Woke("ses_1"))
-    assert story.last(Interrupt).session == "ses_1"
-
-
-def test_a_server_that_does_not_stop_is_told_of() -> None:
-    story = Story(start=False)
-    story.world[StopServer] = None
-    story.begin()
-    story.fails("auth")
-    assert story.state == "error"
-    story.let_pass(200, 5)
-    assert "no answer came" in story.text
-
-
-def test_what_a_wait_was_for_is_no_reason_any_more_when_it_is_over() -> None:
-    story = Story()
-    story.fails("provider", "boom")
-    assert story.state == "waiting" and story.loop.reason
-    story.world[ReadFiles] = None
-    story.press("r")
-    assert story.series.state == "reading" and story.loop.reason == ""
-
-
-def test_what_the_next_prompt_says_is_noted_with_its_iteration() -> None:
-    story = Story(NINE, stuck=1)
-    story.idles()
-    (told,) = (entry for entry in story.loop.journal.entries if "settled nothing:" in entry.text)
-    assert told.iteration == 2
-
-
-def renewing() -> Story:
-    """A story in mid-run whose server is being renewed."""
-    story = Story()
-    story.busy()
-    story.world[Interrupt] = fails_with(500)
-    story.world[StartServer] = None
-    story.press("x")
-    story.let_pass(3)
-    assert story.state == "starting"
-    return story
-
-
-def test_space_while_the_server_is_renewed_asks_for_a_pause() -> None:
-    story = renewing()
-    assert ("Space", "pause") in view(story.loop, story.now).keys
-    story.press("space")
-    assert story.loop.reason == "pauses when the server is ready"
-    assert ("Space", "go on") in view(story.loop, story.now).keys
-    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
-    assert story.state == "paused" and len(story.all(SendPrompt)) == 1
-    story.press("space")
-    assert story.state == "running" and len(story.all(SendPrompt)) == 2
-
-
-def test_a_pause_that_is_taken_back_while_the_server_is_renewed_is_none() -> None:
-    story = renewing()
-    story.press("space", "space")
-    assert story.loop.reason == ""
-    story.tell(ServerUp(story.last(StartServer), "http://x", "1"))
-    assert story.state == "running" and len(story.all(SendPrompt)) == 2
-
-
-def test_the_model_of_the_prompt_is_shown_before_anything_has_begun() -> None:
-    story = Story(run=False, start=False)
-    story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
-    story.begin()
-    assert story.state == "ready" and view(story.loop, story.now).model == "c/d"
-
-
-# ── between the lines of the tables ───────────────────────────────────────────────────────────────
-# What only shows when two things meet that have nothing to do with each other.
-
-
-def test_a_session_that_wakes_while_its_check_runs_is_stopped() -> None:
-    story = Story(check="make")
-    story.world[RunCheck] = None
-    story.works()
-    assert story.at == "checking" and story.all(Interrupt) == []
-    story.tell(Woke("ses_1"))
-    assert story.last(Interrupt).session == "ses_1"
-    assert "an earlier session woke up by itself" in story.text
-
-
-@pytest.mark.parametrize("verdict, word", [("answered", "1 done"), ("failed", "1 rate-limited")])
-def test_what_works_on_after_the_answer_is_stopped_before_the_next_session(
-    verdict: str, word: str
-) -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.plan = TWO.replace("[ ]", "[x]", 1)
-    story.verdict = verdict
-    story.fault = Fault("rate-limit", "Too Many Requests")
-    story.let_pass(100)
-    assert word in story.text
-    assert story.all(Interrupt)[0].session == "ses_1"
-    interrupted = story.commands.index(story.all(Interrupt)[0])
-    created = [at for at, command in enumerate(story.commands) if type(command) is CreateSession]
-    assert all(at < interrupted for at in created[:1]) and all(
-        at > interrupted for at in created[1:]
-    )
-
-
-def test_what_works_on_after_the_answer_and_cannot_be_stopped_costs_the_server() -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.verdict = "answered"
-    story.world[Interrupt] = Done  # which changes nothing
-    story.let_pass(100)
-    assert len(story.all(StartServer)) == 2
-
-
-def test_a_pause_is_no_waiting_for_a_provider() -> None:
-    story = Story(max_wait=3600)
-    story.fails("rate-limit")
-    story.press("space")
-    assert story.state == "paused"
-    story.let_pass(7200, 9)
-    story.press("space")
-    story.fails("rate-limit")
-    assert story.state == "waiting", story.loop.reason
-
-
-def test_work_is_no_waiting_for_a_provider() -> None:
-    story = Story(max_wait=3600, stall_timeout=0)
-    story.fails("rate-limit")
-    story.wait_out()
-    story.message("calls", 0.5)
-    story.let_pass(4000, 9)
-    story.fails("rate-limit", cost=0.5)
-    assert story.state == "waiting", story.loop.reason
-
-
-def test_waits_for_a_provider_add_up() -> None:
-    story = Story(max_wait=100)
-    waits = []
-    while story.state != "paused":
-        story.fails("rate-limit", "busy")
-        if story.state == "waiting":
-            waits.append(round(story.wait_out()))
-    assert waits == [30, 60] and "busy: waited 1m3" in story.loop.reason
-
-
-def test_a_wait_after_a_failure_does_not_count_as_one_for_a_provider() -> None:
-    story = Story(max_wait=60, retries=9)
-    for _ in range(3):
-        story.fails("provider")
-        story.wait_out()  # 4, 16, 64 s
-    story.fails("rate-limit")
-    assert story.state == "waiting", story.loop.reason
-
-
-def test_a_pause_that_nobody_wanted_is_told() -> None:
-    story = Story(notify="mail")
-    story.busy()
-    story.ends("cut", ABORTED_BY_SOMEBODY)
-    story.let_pass(3)
-    assert story.state == "paused"
-    (told,) = story.all(Notify)
-    assert (told.event, "broken off" in told.message) == ("stopped", True)
-
-
-def test_a_pause_that_somebody_wanted_is_told_to_nobody() -> None:
-    story = Story(notify="mail")
-    story.press("space")
-    story.works()
-    assert story.state == "paused" and story.all(Notify) == []
-
-
-def test_an_answer_that_the_end_of_the_server_cut_off_is_begun_again() -> None:
-    """A server that is asked to end aborts what works: no person has done it."""
-    story = Story()
-    story.busy()
-    story.verdict = "cut"
-    story.fault = ABORTED_BY_SOMEBODY
-    story.activity = "idle"
-    story.tell(ServerDied(1, "it was ended"))
-    story.let_pass(3)
-    assert story.state == "running" and len(story.all(SendPrompt)) == 2
-    story.busy()
-    story.ends("cut", ABORTED_BY_SOMEBODY)
-    story.let_pass(3)
-    assert story.state == "paused", "this one was cut by somebody"
-
-
-def test_an_error_of_a_server_that_is_gone_is_no_verdict() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Broke("ses_1", Fault("unknown", "the server is shutting down")))
-    story.activity = "idle"
-    story.verdict = "undelivered"
-    story.tell(ServerDied(1, "it was ended"))
-    story.let_pass(8)
-    assert story.failures == 0 and len(story.all(SendPrompt)) == 2
-
-
-def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
-    """An upgrade replaces it, or its machine has no network just now."""
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.world[StartServer] = fails_with(0, "it does not answer", again=False)
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(60)
-    assert story.session.state == "offline", story.loop.reason
-    story.world[StartServer] = lambda c: ServerUp(c, "http://127.0.0.1:4096", "1.18.33")
-    story.let_pass(60)
-    assert story.session.state == "working"
-
-
-def test_a_server_that_has_never_worked_and_cannot_be_helped_is_an_error_at_once() -> None:
-    story = Story(start=False)
-    story.world[StartServer] = fails_with(0, "gone for good", again=False)
-    story.begin()
-    assert story.state == "error" and len(story.all(StartServer)) == 1
-
-
-def test_deaths_of_a_server_with_hours_of_good_service_between_are_not_in_a_row() -> None:
-    story = Story(stall_timeout=0, iteration_timeout=0)
-    for _ in range(9):
-        story.busy()
-        story.tell(ServerDied(story.loop.server.launch, "it died"))
-        story.let_pass(2000, 9)
-    assert story.state == "running" and story.session.state == "working"
-
-
-def test_another_plan_counts_from_where_it_begins() -> None:
-    story = Story("- [x] old\n" * 20 + "- [ ] older\n", stuck=2)
-    story.works()
-    story.plan = "- [ ] new\n- [ ] newer\n- [ ] newest\n- [ ] last\n"
-    story.idles()
-    for _ in range(3):
-        story.works()
-    assert [result.word for result in story.series.books.results[2:]] == ["done"] * 3
-
-
-def test_a_task_that_is_settled_in_other_words_is_settled() -> None:
-    story = Story("- [ ] a\n", stuck=2)
-    story.busy()
-    story.plan = "- [x] a, by way of b\n"
-    story.ends()
-    assert story.series.books.results[0].word == "done"
-
-
-def test_a_task_that_is_unchecked_in_other_words_and_checked_again_is_no_progress() -> None:
-    story = Story("- [ ] a\n", stuck=9)
-    for text in ("- [x] a\n", "- [ ] b\n", "- [x] c\n"):
-        story.busy()
-        story.plan = text
-        story.ends()
-    words = [result.word for result in story.series.books.results]
-    assert words == ["done", "nothing settled", "nothing settled"]
-
-
-def test_a_task_more_does_not_make_another_plan() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", stuck=2)
-    story.works()
-    story.plan = "- [ ] a\n- [ ] b\n- [ ] c\n"
-    story.idles()
-    story.works()  # a, once more
-    assert [result.word for result in story.series.books.results] == [
-        "done",
-        "nothing settled",
-        "nothing settled",
+    shown = [(live.kind, live.text) for live in story.picture().live]
+    assert shown == [("think", "Hmm.")], "a thought has no time beside it"
+    for _ in range(2):
+        story.part("prt_1", "thinking", text="Hmm, yes")
+        story.part("prt_2", "text", text="I begin.")
+        story.part("prt_3", "tool", "running", tool="bash", argument="make")
+        story.part("prt_3", "tool", tool="bash", argument="make", seconds=5)
+        story.part("prt_4", "tool", "failed", tool="read", argument="x", text="no such file")
+    said = [
+        (entry.kind, " ".join(entry.text.split()), entry.tone)
+        for entry in story.entries
+        if entry.kind in ("think", "text", "bash", "read")
     ]
+    assert said == [
+        ("think", "Hmm, yes", "dim"),
+        ("text", "I begin.", ""),
+        ("bash", "make 5s", ""),
+        ("read", "x failed: no such file", "bad"),
+    ]
+    assert not story.picture().live
 
 
-def test_a_key_for_what_is_asked_does_not_quit() -> None:
-    story = Story()
-    story.busy()
-    story.press("q")
-    assert story.loop.confirming_quit
-    story.asks()
-    assert not story.loop.confirming_quit, "what is asked is in front of a person now"
-    story.press("y")
-    assert story.state == "running" and story.last(Reply).decision == "once"
-
-
-def test_y_does_not_confirm_what_q_asked() -> None:
-    story = Story()
-    story.busy()
-    story.press("q", "y")
-    assert story.state == "running" and not story.loop.confirming_quit
-
-
-@pytest.mark.parametrize("overlay", ["?", "p"])
-def test_what_is_asked_can_be_answered_over_help_and_plan(overlay: str) -> None:
-    story = Story()
-    story.busy()
-    story.press(overlay)
-    story.asks()
-    story.press("n")
-    assert story.last(Reply).decision == "reject" and story.loop.overlay
-
-
-def test_a_key_answers_what_was_on_the_screen_and_nothing_else() -> None:
-    story = Story()
-    story.busy()
-    story.asks("per_1")
-    story.asks("per_2")
-    seen = view(story.loop, story.now).ask_shown
-    story.tell(Answered("ses_1", "per_1"))
-    story.tell(Key("a", seen))
-    assert story.all(Reply) == [], "it was meant for the first one"
-    story.tell(Key("y", view(story.loop, story.now).ask_shown))
-    assert story.last(Reply).request.id == "per_2"
-
-
-def test_a_key_answers_one_question_of_several() -> None:
-    story = Story()
-    story.busy()
-    story.question("one", "two", times=2)
-    seen = view(story.loop, story.now).ask_shown
-    story.tell(Key("1", seen), Key("1", seen))
-    assert story.all(Reply) == [], "the second question has not been seen"
-    story.tell(Key("2", view(story.loop, story.now).ask_shown))
-    assert story.last(Reply).answers == ("one", "two")
-
-
-def test_a_session_that_is_out_of_control_is_named_at_the_end() -> None:
-    story = Story(server="http://127.0.0.1:4096", max_iterations=1)
-    story.busy()
-    story.world[Interrupt] = fails_with(0)
-    story.press("x")
-    story.let_pass(5)
-    assert story.state == "paused" and story.series.left_session == "ses_1"
-
-
-def test_a_session_that_ended_well_is_not_named_at_the_end() -> None:
-    story = Story(max_iterations=2)
-    story.busy()
-    story.world[Interrupt] = fails_with(0)
-    story.press("x")
-    story.let_pass(5)
-    story.works()
-    assert story.state == "paused" and story.series.left_session == ""
-
-
-def test_subagents_spin_each_for_itself() -> None:
-    story = Story()
-    story.busy()
-    for number in range(3):
-        child = f"ses_child{number}"
-        story.tell(Child(child, "ses_1"))
-        story.tell(Spent(child, f"msg_{number}", Spend(), ended="nowhere", complete=True))
-        story.tell(Compacted(child))
-    assert story.all(Interrupt) == []
-    story.tell(Compacted("ses_child0"), Compacted("ses_child0"))
-    assert len(story.all(Interrupt)) == 1
-
-
-def test_a_good_answer_of_a_subagent_does_not_hide_that_its_parent_spins() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Child("ses_child", "ses_1"))
-    for number in range(3):
-        story.tell(Spent("ses_1", f"msg_{number}", Spend(), ended="nowhere", complete=True))
-        story.tell(Spent("ses_child", f"msg_c{number}", Spend(), ended="calls", complete=True))
-    assert len(story.all(Interrupt)) == 1
-
-
-def test_what_was_answered_elsewhere_does_not_come_back() -> None:
-    story = Story(notify="mail")
-    story.busy()
-    story.asks("per_1")
-    story.world[Poll] = None
-    story.let_pass(6)
-    story.tell(Answered("ses_1", "per_1"))
-    late = story.last(Poll)
-    asked = (permission("per_1", "ses_1"),)
-    story.tell(Polled(late, "working", requests=asked))
-    assert not story.session.asks.open and len(story.all(Notify)) == 1
-
-
-def test_iterations_that_were_given_up_do_not_make_the_screen_count_beyond_the_limit() -> None:
-    story = Story(NINE, max_iterations=2)
-    story.fails("configuration")
-    assert story.state == "error"
-    story.press("r")
-    story.busy()
-    story.loop.fail("the server is gone")
-    story.press("r")
-    facts = view(story.loop, story.now).facts
-    assert facts[0].startswith("iteration 3 ") and " of " not in facts[0]
-
-
-def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
-    story = Story(debug=True, attended=False)
-    story.world[ReadFiles] = lambda c: FilesRead(c, story.plan, None, "the prompt is away", "/p")
-    story.works()
-    story.let_pass(5)
-    assert story.state == "running" and story.exits == []
-    story.world[ReadFiles] = story.files
-    story.let_pass(5)
-    assert len(story.all(SendPrompt)) == 2
-
-
-def test_answers_that_arrive_at_the_second_try_are_not_lost_in_a_row() -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    for number in range(4):
-        story.world[Reply] = fails_with(0)
-        story.asks(f"per_{number}")
-        story.press("y")
-        story.world[Reply] = Done
-        story.requests = (permission(f"per_{number}", "ses_1"),)
-        story.let_pass(3)
-        story.press("y")
-        story.requests = ()
-    assert story.all(Interrupt) == [] and len(story.all(Reply)) == 8
-
-
-def test_t_says_when_there_is_no_session_yet() -> None:
-    story = Story(start=False)
-    story.world[CreateSession] = None
-    story.begin()
-    story.press("t")
-    assert story.all(HandOver) == [] and ocloop.NO_SESSION in story.text
-
-
-def test_of_two_tasks_with_the_same_words_one_is_current_and_one_has_the_costs() -> None:
-    story = Story("- [ ] test it\n- [ ] test it\n")
-    tasks = ocloop.view_tasks(story.series.plan, (), None)
-    assert [item.is_current for item in tasks] == [True, False]
-    story.works(0.5)
-    tasks = ocloop.view_tasks(story.series.plan, story.series.books.results, None)
-    assert [item.spend.cost for item in tasks] == [0.5, 0.0]
-    assert [item.is_current for item in tasks] == [False, True]
-
-
-def test_a_check_that_was_lost_is_shown_as_interrupted() -> None:
-    story = Story(check="make")
-    story.works()
-    assert view(story.loop, story.now).check == "passed"
-    story.world[RunCheck] = fails_with(0)
-    story.works()
-    assert view(story.loop, story.now).check == "interrupted"
-
-
-def test_a_terminal_that_is_gone_in_two_ways_is_noted_once() -> None:
-    story = Story()
-    story.busy()
-    story.tell(ScreenLost("the terminal is gone (SIGHUP)"), ScreenLost("the terminal hung up"))
-    assert story.text.count("going on without a screen") == 1
-
-
-def test_a_model_without_a_price_is_warned_of_once() -> None:
-    story = Story(max_cost=5.0, start=False)
-    story.setup = story.setup._replace(free=frozenset({"a/b"}))
-    story.begin()
-    story.works()
-    assert story.text.count("has no price") == 1
-
-
-def test_a_context_that_does_not_fit_is_no_fault() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Broke("ses_1", Fault("overflow", "too long")))
-    story.ends("undelivered")
-    story.let_pass(10)
-    assert story.failures == 0 and len(story.all(SendPrompt)) > 1, "it was not delivered: again"
-
-
-@pytest.mark.parametrize("key", ["-", "0", "12", ""])
-def test_no_other_key_answers_a_question(key: str) -> None:
-    story = Story()
-    story.busy()
-    story.question("one", "two")
-    story.press(key)
-    assert story.all(Reply) == [] and len(story.session.asks.open) == 1
-
-
-def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
-    """`git stash` around a check: the plan is read meanwhile, and is an older one."""
-    story = Story(check="git stash; make; git stash pop", stuck=1)
-    for number in range(1, 3):
-        story.world[RunCheck] = None
-        story.works()
-        after = story.plan
-        story.plan = TWO
-        story.let_pass(10)
-        story.plan = after
-        story.world[RunCheck] = lambda c: CheckFinished(c, 0, "")
-        story.tell(CheckFinished(story.last(RunCheck), 0, ""))
-        assert story.series.books.results[-1].word == "done", number
-
-
-def test_what_is_told_to_a_telephone_is_one_line() -> None:
-    story = Story(notify="mail")
-    story.loop.fail("it broke:\n  line after line\n" + "x" * 999)
-    (told,) = [one for one in story.loop.pending.collect() if isinstance(one, Notify)]
-    assert "\n" not in told.message and len(told.message) < 400
-
-
-def test_a_text_without_its_pieces_is_told_at_its_end() -> None:
-    """Where nobody looks the pieces are not read, and its end comes after that of the tool."""
-    story = Story()
-    story.busy()
-    story.part("prt_1", "text", "running", text="")
-    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    story.part("prt_1", "text", "done", text="I will read the plan.")
-    assert story.text.count("I will read the plan.") == 1
-
-
-def test_a_text_that_was_told_before_its_end_is_not_told_twice() -> None:
-    story = Story()
-    story.busy()
-    story.part("prt_1", "text", "running", text="")
-    story.tell(Delta(story.id, "prt_1", "I will read "), Delta(story.id, "prt_1", "the plan."))
-    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    story.part("prt_1", "text", "done", text="I will read the plan.")
-    kinds = [entry.kind for entry in story.loop.journal.entries]
-    assert kinds[-2:] == ["text", "read"] and story.text.count("I will read the plan.") == 1
-
-
-def test_a_text_that_is_said_again_after_the_tool_is_not_told_again() -> None:
+@pytest.mark.parametrize("text", ["I will read the plan.", ""])
+@pytest.mark.parametrize("pieces", [(), ("I will read ", "the plan."), ("I will plan.",)])
+def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]) -> None:
+    """Where nobody looks pieces are left out, and its end may come after that of its tool."""
     story = Story()
     story.busy()
     for _ in range(2):
-        story.part("prt_1", "text", "running", text="I will read.")
+        story.part("prt_1", "text", "running", text=text)
+        for piece in () if text else pieces:
+            story.tell(Delta(story.id, "prt_1", piece))
         story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+        if text:
+            kinds = [entry.kind for entry in story.entries]
+            assert kinds[-2:] == ["text", "read"], "before the tool that it announced"
+        story.part("prt_1", "text", "done", text="I will read the plan.")
     story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
-    assert story.text.count("I will read.") == 1 and not view(story.loop, story.now).live
+    assert story.text.count("I will read the plan.") == 1 and not story.picture().live
 
 
 def test_a_text_of_which_nothing_is_known_is_not_shown_for_ever() -> None:
@@ -4154,279 +3749,86 @@ def test_a_text_of_which_nothing_is_known_is_not_shown_for_ever() -> None:
     story.busy()
     story.part("prt_1", "text", "running", text="")
     story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
-    assert not view(story.loop, story.now).live
+    assert not story.picture().live
 
 
-def test_a_text_some_pieces_of_which_were_left_out_is_told_as_a_whole() -> None:
+def test_the_prompt_itself_is_not_shown_as_an_answer() -> None:
+    story = Story()
+    story.part(story.prompted.part_id, "text", text=story.prompted.text)
+    story.part("prt_s", "text", text="Continue", synthetic=True)
+    assert not story.picture().live and "text:" not in story.text
+
+
+def test_what_a_subagent_does_is_indented_and_why_an_iteration_failed_is_not() -> None:
+    story = Story(stall_timeout=60)
+    story.tell(Child("ses_child", "ses_1"))
+    story.part("prt_c", "text", session="ses_child", text="I look")
+    story.tell(Broke("ses_child", Fault("auth", "no entry")))
+    story.let_pass(70)
+    depths = {entry.text: entry.depth for entry in story.entries if entry.kind in ("text", "error")}
+    assert depths == {"I look": 1, "no entry": 1, "nothing happened for 1m00s": 0}
+
+
+def test_an_error_is_journaled_once() -> None:
+    story = Story()
+    fault = Fault("auth", "scripted fault 401", 401)
+    for _ in range(3):
+        story.tell(Broke(story.id, fault))
+    story.ends("failed", fault)
+    assert story.text.count("error: scripted fault 401") == 1
+
+
+def test_numbers_run_on_and_the_journal_is_capped() -> None:
+    story = Story()
+    longest = ocloop.Journal.LENGTH
+    for number in range(longest + 10):
+        story.tell(Noted("note", str(number)))
+    numbers = [entry.number for entry in story.entries]
+    assert len(numbers) == longest
+    assert numbers == list(range(numbers[0], story.picture().newest + 1))
+    story.tell(Noted("note", "x" * 1_000_000))
+    text = story.entries[-1].text
+    assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
+
+
+def test_what_the_server_says_is_journaled_when_it_is_asked_for() -> None:
+    story = Story(verbose=True)
+    story.tell(Heard("never.heard.of"))
+    assert "event: never.heard.of" in story.text
+
+
+def test_a_run_ends_with_records() -> None:
+    story = Story("- [ ] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n", notify="mail")
+    story.plan = "- [x] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n"
+    story.plan += "<plan-complete>so it is</plan-complete>"
+    story.ends()
+    records = [entry.record for entry in story.entries if entry.record]
+    assert [record["record"] for record in records] == ["iteration", "run"]
+    expected: list[dict[str, object]] = [
+        {"outcome": "done", "progress": True, "done": 1, "total": 1, "task": "a"},
+        {"status": 0, "summary": "so it is", "blocked": 1, "manual": 1},
+    ]
+    for number, facts in enumerate(expected):
+        assert {name: records[number][name] for name in facts} == facts
+    for words in ("end: so it is", "blocked: b (no key)", "manual: c"):
+        assert words in story.text
+    assert story.last("notify").facts["OCLOOP_EVENT"] == "complete"
+
+
+def test_what_is_noted_after_the_end_of_a_run_belongs_to_no_iteration() -> None:
     story = Story()
     story.busy()
-    story.part("prt_1", "text", "running", text="")
-    story.tell(Delta(story.id, "prt_1", "I will plan."))
-    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    story.part("prt_1", "text", "done", text="I will read the plan.")
-    assert story.text.count("I will read the plan.") == 1
+    story.press("q", "q")
+    assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
 
 
-def test_what_is_noted_of_a_session_names_it() -> None:
-    story = Story()
-    story.busy()
-    story.retries(1, 30)
-    (entry,) = (entry for entry in story.loop.journal.entries if entry.kind == "retry")
-    assert entry.session == story.id
-
-
-def test_a_reason_to_look_soon_does_not_make_it_look_later() -> None:
-    story = Story()
-    story.let_pass(1.6)
-    assert story.all(Poll) == []
-    story.tell(Broke(story.id, Fault("provider", "boom")))
-    story.let_pass(0.6)
-    assert len(story.all(Poll)) == 1, "as it would have been without"
-
-
-def test_a_model_that_nobody_named_is_said_at_its_first_word() -> None:
-    story = Story(start=False)
-    story.setup = Setup()
+def test_what_is_told_to_a_telephone_is_one_line() -> None:
+    story = Story(start=False, notify="mail")
+    problem = "it broke:\n  line after line\n" + "x" * 999
+    story.world["start_server"] = fails_with(0, problem, again=False)
     story.begin()
-    story.busy()
-    story.tell(Spent(story.id, "msg_1", Spend(), model="x/y"))
-    assert "x/y (OpenCode's own choice" in story.text
-
-
-def test_a_thought_has_no_time_beside_it() -> None:
-    story = Story()
-    story.busy()
-    story.part("prt_1", "thinking", "running", text="Hm.")
-    story.let_pass(5)
-    (live,) = view(story.loop, story.loop.now).live
-    assert (live.kind, live.text) == ("think", "Hm.")
-
-
-# ── the tables ────────────────────────────────────────────────────────────────────────────────────
-
-P = Prompt("Do it", message_id="msg_1", part_id="prt_1")
-COMMANDS: dict[type, Any] = {
-    StartServer: StartServer(1),
-    StopServer: StopServer("ses_1"),
-    MeasureServer: MeasureServer(),
-    CheckSetup: CheckSetup(),
-    ReadFiles: ReadFiles(),
-    CreateSession: CreateSession(P),
-    SendPrompt: SendPrompt("ses_1", P, 0),
-    Poll: Poll("ses_1", P, 0),
-    Interrupt: Interrupt("ses_1", P, 0),
-    Reply: Reply(permission("per_1", "ses_1"), "once"),
-    RunCheck: RunCheck({}),
-    StopCheck: StopCheck(1),
-    Notify: Notify("asked", "", {}),
-    HandOver: HandOver("ses_1"),
-}
-STREAM: dict[type, Event] = {
-    Activity: Activity("ses_1", "idle"),
-    Part: Part("ses_1", "msg_1", "prt_1", "text", "running", "x"),
-    Delta: Delta("ses_1", "prt_1", "x"),
-    Spent: Spent("ses_1", "msg_1", Spend(1.0)),
-    Asked: Asked("ses_1", permission("per_1", "ses_1")),
-    Answered: Answered("ses_1", "per_1"),
-    Child: Child("ses_child", "ses_1"),
-    Broke: Broke("ses_1", Fault("auth", "no")),
-    Compacted: Compacted("ses_1"),
-    Alive: Alive("ses_1"),
-    Woke: Woke("ses_1"),
-}
-OTHERS: dict[type, Event] = {
-    Edited: Edited("/project/PLAN.md"),
-    Heard: Heard("x"),
-    Tick: Tick(),
-    ServerDied: ServerDied(1, "it died"),
-    StreamOpened: StreamOpened(),
-    ServerLost: ServerLost(),
-    ocloop.ServerFailed: ocloop.ServerFailed("x"),
-    ocloop.ServerBlamed: ocloop.ServerBlamed("x"),
-    ocloop.FilesGood: ocloop.FilesGood(),
-    ocloop.FilesMissing: ocloop.FilesMissing("x"),
-    ocloop.ModelChosen: ocloop.ModelChosen("a/b"),
-    ocloop.PersonNeeded: ocloop.PersonNeeded("x"),
-    ocloop.CircleWalked: ocloop.CircleWalked("x"),
-    ocloop.RecallOver: ocloop.RecallOver(False),
-    ocloop.SessionOver: ocloop.SessionOver(ocloop.Outcome("done")),
-    ocloop.IterationOver: ocloop.IterationOver(""),
-    ocloop.PlanComplete: ocloop.PlanComplete(),
-    ocloop.LimitReached: ocloop.LimitReached("max_cost", "x"),
-    ocloop.PauseDue: ocloop.PauseDue(),
-    ocloop.RunFailed: ocloop.RunFailed("x"),
-    ocloop.ServerNeeded: ocloop.ServerNeeded(),
-    Abort: Abort("aborted", "x"),
-    Key: Key("space"),
-    Signalled: Signalled("SIGTERM"),
-    ScreenLost: ScreenLost("gone"),
-    Noted: Noted("note", "x"),
-}
-
-
-def right_answer(command: Any) -> Answer:
-    """What a world in which all is well answers."""
-    made: dict[type, Callable[[Any], Answer]] = {
-        StartServer: lambda c: ServerUp(c, "http://x", "1"),
-        MeasureServer: lambda c: Measured(c, 10),
-        CheckSetup: lambda c: SetupChecked(c, Setup()),
-        ReadFiles: lambda c: FilesRead(c, TWO, "Do it", "", "/project/PLAN.md"),
-        CreateSession: lambda c: SessionCreated(c, "ses_late"),
-        Poll: lambda c: Polled(c, "idle", "answered"),
-        RunCheck: lambda c: CheckFinished(c, 0, ""),
-    }
-    return made.get(type(command), Done)(command)
-
-
-def snapshot(value: Any) -> Any:
-    """All that can be known of a value, so that two of them can be compared. Time is left out."""
-    if isinstance(value, (Loop, Session)) or type(value).__module__ == ocloop.__name__:
-        if isinstance(value, tuple):
-            return (type(value).__name__, *(snapshot(item) for item in value))
-        left_out = ("now", "wall", "out")
-        known = {key: item for key, item in vars(value).items() if key not in left_out}
-        return type(value).__name__, snapshot(known)
-    if isinstance(value, dict):
-        return [(repr(key), snapshot(item)) for key, item in value.items()]
-    if isinstance(value, (list, tuple, collections.deque)):
-        return [snapshot(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(repr, value))
-    return repr(value)
-
-
-def without_pending(loop: Loop) -> Any:
-    """The same, without what is still to be answered, and without the count of tickets."""
-    pending, loop.pending.out = loop.pending.out, {}
-    last = loop.pending.last_ticket
-    loop.pending.last_ticket = 0
-    found = snapshot(loop)
-    loop.pending.out = pending
-    loop.pending.last_ticket = last
-    return found
-
-
-def known_events(pending: Pending) -> Iterator[tuple[Any, Event]]:
-    """One event of every kind that the tables could know, and by what they would know it."""
-    yield from {**STREAM, **OTHERS}.items()
-    for command in COMMANDS.values():
-        for failed in (False, True):
-            sent = pending.send(command, NOON)
-            pending.collect()
-            answer = Failed(sent, "x", "gone") if failed else right_answer(sent)
-            yield ocloop.kind_of(answer), answer
-
-
-@pytest.mark.parametrize("state", LOOP_STATES)
-def test_what_the_table_does_not_know_changes_nothing(state: str) -> None:
-    story = in_state(state)
-    loop = story.loop
-    ignored = 0
-    for kind, event in known_events(loop.pending):
-        handler = Loop.TABLE[loop.state].get(kind)
-        is_for_series = handler is Loop.tell_series
-        if handler and (not is_for_series or kind in Series.TABLE[story.series.state]):
-            continue
-        before = without_pending(loop)
-        assert loop.handle(event, story.now) == []
-        assert without_pending(loop) == before, kind
-        ignored += 1
-    assert ignored > 5
-
-
-@pytest.mark.parametrize("state", SESSION_STATES)
-def test_what_the_sessions_table_does_not_know_changes_nothing(state: str) -> None:
-    story = in_session_state(state)
-    session = story.session
-    for kind, event in known_events(story.loop.pending):
-        machine: Session | Recall = session.recall or session
-        if kind in machine.TABLE[machine.state]:
-            continue
-        before = without_pending(story.loop)
-        active = session.last_sign
-        machine.hear(event)
-        assert story.loop.pending.collect() == []
-        session.last_sign = active  # whatever is said of it is a sign of life
-        assert without_pending(story.loop) == before, kind
-
-
-@pytest.mark.parametrize("state", LOOP_STATES)
-def test_keys_that_the_table_does_not_know_change_nothing(state: str) -> None:
-    story = in_state(state)
-    for key in ("s", "space", "r", "x", "t", "?", "p", "q", "z", "", "\x1b", "1", "y"):
-        if story.loop.state in Loop.KEYS.get(key, ()) or story.series.takes_key(Key(key)):
-            continue
-        before = without_pending(story.loop)
-        assert story.loop.handle(Key(key), story.now) == []
-        assert without_pending(story.loop) == before, key
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_the_tables_fit_together(machine: Any) -> None:
-    assert set(machine.TABLE) == set(machine.NEXT)
-    for state, following in machine.NEXT.items():
-        assert set(following) <= set(machine.NEXT) and state not in following
-    reached = {state for following in machine.NEXT.values() for state in following}
-    first = next(iter(machine.NEXT))
-    assert reached | {first} == set(machine.NEXT)
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_every_handler_in_the_tables_exists(machine: Any) -> None:
-    handlers = [handler for table in machine.TABLE.values() for handler in table.values()]
-    keys = getattr(machine, "KEYS", {})
-    handlers += [handler for table in keys.values() for handler in table.values()]
-    for handler in handlers:
-        assert getattr(machine, handler.__name__) is handler
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_every_handler_is_in_a_table(machine: Any) -> None:
-    used = {handler.__name__ for table in machine.TABLE.values() for handler in table.values()}
-    source = inspect.getsource(machine)
-    for name in vars(machine):
-        if name.startswith("on_"):
-            assert name in used or f"self.{name}(" in source, name
-
-
-def test_every_event_is_known_to_a_table() -> None:
-    known = {kind for table in Loop.TABLE.values() for kind in table}
-    told = {kind for table in Session.TABLE.values() for kind in table}
-    own_words = {
-        ServerLost,
-        Abort,
-        ocloop.CircleWalked,
-        ocloop.RecallOver,
-    }  # what only a session hears
-    assert known >= {*STREAM, *OTHERS} - own_words and told >= own_words
-    assert told >= set(STREAM) - {Alive}, "which is a sign of life and no more"
-    assert known >= set(ocloop.ANSWERS) - {Done, Failed}
-    assert set(STREAM) == set(ocloop.FROM_STREAM)
-
-
-def test_every_table_speaks_of_what_can_happen() -> None:
-    events = {*STREAM, *OTHERS, *ocloop.ANSWERS}
-    for machine in MACHINES:
-        tables: dict[str, dict[Any, Any]] = machine.TABLE
-        for table in tables.values():
-            for kind in table:
-                if isinstance(kind, tuple):
-                    assert kind[0] in (Done, Failed) and kind[1] in COMMANDS
-                else:
-                    assert kind in events and kind not in (Done, Failed)
-
-
-def test_every_key_leads_somewhere() -> None:
-    for machine in (Loop, Series, Iteration):
-        for states in machine.KEYS.values():
-            assert set(states) <= set(machine.NEXT)
-
-
-def test_what_a_machine_waits_for_has_an_end() -> None:
-    """Every command that the machines cannot go on without is given up after a time."""
-    endless = {RunCheck, Notify, HandOver}  # its own option; not waited for; a person has it
-    assert set(Pending.BOUNDS) == set(COMMANDS) - endless
-    assert all(0 < bound <= 600 for bound in Pending.BOUNDS.values())
+    (told,) = story.all("notify")
+    assert "\n" not in told.message and len(told.message) < 400
 
 
 def test_waits_grow_and_have_a_longest() -> None:
@@ -4434,512 +3836,65 @@ def test_waits_grow_and_have_a_longest() -> None:
     assert [waits.after(times) for times in (0, 1, 2, 3, 9, 10**9)] == [0, 4, 16, 64, 900, 900]
 
 
-# ── one answer for every command ──────────────────────────────────────────────────────────────────
+# ── simulated worlds ──────────────────────────────────────────────────────────────────────────────
+# Agents that work for some seconds, ask for something, settle a task and end their turn; and a
+# server that answers each kind of request in one fixed way. Two agents at work at once, a prompt
+# after the end, or an id that stands for two prompts: each is an error wherever it happens.
 
-
-def test_every_kind_of_command_is_sent_by_some_story() -> None:
-    """What is said below of all kinds of commands is said of what the machines really send."""
-    story = Story(NINE, check="make", notify="mail", max_iterations=2)
-    story.let_pass(1)
-    story.press("t")
-    story.asks()
-    story.press("y")
-    story.world[RunCheck] = None
-    story.works()
-    story.press("x")
-    story.tell(CheckFinished(story.last(RunCheck), 1, "", True))
-    story.busy()
-    story.press("x", "r")
-    story.fails("configuration")
-    assert {type(command) for command in story.commands} == set(COMMANDS)
-
-
-def test_commands_have_tickets_and_no_two_the_same() -> None:
-    story = Story(NINE, check="make", notify="mail")
-    for _ in range(5):
-        story.let_pass(12)
-        story.asks(f"per_{story.now}")
-        story.press("n")
-        story.works()
-    tickets = [command.ticket for command in story.commands if not isinstance(command, Exit)]
-    assert all(tickets) and len(set(tickets)) == len(tickets)
-
-
-@pytest.mark.parametrize("state", [*LOOP_STATES, *(f"session {s}" for s in SESSION_STATES)])
-@pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
-def test_an_answer_that_nobody_waits_for_changes_nothing(state: str, kind: type) -> None:
-    """One that comes late, or for the second time: its ticket is not out (any more)."""
-    if state.startswith("session "):
-        story = in_session_state(state[8:], notify="mail")
-    else:
-        story = in_state(state, notify="mail")
-    loop = story.loop
-    old = story.all(kind)
-    late = [command for command in old if command.ticket not in loop.pending.out]
-    late.append(COMMANDS[kind]._replace(ticket=-1))
-    before = snapshot(loop)
-    for command in late:
-        for answer in (
-            right_answer(command),
-            Failed(command, "late"),
-            Failed(command, "late", "configuration", False),
-        ):
-            assert loop.handle(answer, story.now) == []
-            assert snapshot(loop) == before
-
-
-@pytest.mark.parametrize("kind", Pending.BOUNDS, ids=lambda kind: kind.__name__)
-def test_an_answer_after_its_time_is_made_up_once_and_not_believed_later(kind: type) -> None:
-    pending = Pending()
-    command = pending.send(COMMANDS[kind], NOON)
-    bound = Pending.BOUNDS[kind]
-    assert pending.overdue(NOON + bound - 1) == [] and pending.find(kind) == command
-    assert pending.overdue(NOON + bound) == [command]
-    assert pending.take(command) and not pending.take(command)
-    assert pending.overdue(NOON + 9 * bound) == [] and pending.find(kind) is None
-
-
-def test_what_is_needed_no_more_is_not_missed() -> None:
-    """Of two answers that do not come, the first one ends what waited for the second one."""
-    story = Story()
-    story.busy()
-    story.world[Interrupt] = None
-    story.press("x")
-    story.let_pass(28)
-    story.world[ReadFiles] = None
-    story.let_pass(31, 0.25)
-    story.world[ReadFiles] = story.files
-    story.let_pass(9, 9)
-    assert story.series.number == 2 and "cannot be read" not in story.text
-
-
-def test_answers_that_do_not_come_end_a_session_once() -> None:
-    story = Story(attended=False)
-    story.busy()
-    story.world[Reply] = None
-    story.world[Poll] = None
-    for number in range(3):
-        story.asks(f"per_{number}")
-    story.world[Interrupt] = None
-    before = story.loop.session
-    story.let_pass(46)
-    assert story.loop.session is before and story.session_at == "aborting"
-    assert len(story.all(Interrupt)) == 1
-
-
-# ── fuzz: the loop ────────────────────────────────────────────────────────────────────────────────
-# A world that answers, answers late, twice, wrongly or never, and says anything in between.
-
-PLANS = (
-    "- [ ] a\n- [ ] b\n",
-    "- [x] a\n- [ ] b\n",
-    "- [x] a\n- [~] b\n",
-    "- [x] a\n- [x] b\n",
-    "- [x] a\n- [BLOCKED: c] b\n",
-    "- [x] a\n- [x] b\n<plan-complete>done</plan-complete>",
-    "- [ ] a\n<plan-complete>early</plan-complete>",
-    "",
-    None,
-)
-KEYS = tuple("srxtqyan12?pz\u00b2\x1b") + ("space", "space", "space", "escape", "")
-VERDICTS = (
-    "answered",
-    "answered",
-    "failed",
-    "refused",
-    "cut",
-    "cut",
-    "unfinished",
-    "undelivered",
-    "nothing-ran",
-    "unknown",
-    "",
-)
-Seen = set[tuple[str, str, str]]  # machine, state, next state
-
-
-class Safety:
-    """What may never happen, whatever the world does; told of each command and each answer."""
-
-    def __init__(self) -> None:
-        self.at_work: set[str] = set()  # sessions that were prompted and may be at work
-        self.prompts: dict[str, SendPrompt] = {}
-        self.is_stopped = False  # the server
-        self.has_ended = False
-
-    def commanded(self, command: Command | Exit) -> None:
-        assert not self.has_ended, f"{command} is commanded after the end"
-        if isinstance(command, (CreateSession, SendPrompt)):
-            assert not self.is_stopped, "never a prompt after stop"
-        if isinstance(command, SendPrompt):
-            others = self.at_work - {command.session}
-            assert not others, f"{others} may be at work beside {command.session}"
-            self.at_work.add(command.session)
-            known = self.prompts.setdefault(command.prompt.message_id, command)
-            is_same = (known.session, known.prompt) == (command.session, command.prompt)
-            assert is_same, "an id stands for one prompt in one session"
-        elif isinstance(command, (StartServer, StopServer)):
-            self.at_work.clear()  # the server is replaced, with all that runs there
-            self.is_stopped = isinstance(command, StopServer)
-        elif isinstance(command, Interrupt) and not command.ticket:
-            self.at_work.discard(command.session)  # nobody waits for the answer to this one
-        elif isinstance(command, Exit):
-            self.has_ended = True
-
-    def answered(self, answer: Event) -> None:
-        if isinstance(answer, Woke) and answer.session in self.prompted and not self.is_stopped:
-            self.at_work.add(answer.session)
-        elif isinstance(answer, Polled):
-            session = answer.to.session
-            is_at_work = answer.activity in ("working", "retrying")
-            if is_at_work and session in self.prompted:
-                self.at_work.add(session)
-            elif not is_at_work:
-                self.at_work.discard(session)
-        elif isinstance(answer, Done) and isinstance(answer.to, Interrupt):
-            self.at_work.discard(answer.to.session)
-        elif (
-            isinstance(answer, Failed) and isinstance(answer.to, Interrupt) and answer.why == "gone"
-        ):
-            self.at_work.discard(answer.to.session)  # there is no such session
-
-    @property
-    def prompted(self) -> set[str]:
-        return {command.session for command in self.prompts.values()}
-
-
-class Chaos:
-    """A loop in a world without manners."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.now = NOON
-        self.plan: str | None = PLANS[0]
-        self.sessions = 0
-        self.safety = Safety()
-        self.pending: list[Command] = []
-        self.hung = False  # the file system
-        self.look = "answered"  # what the messages say when it is looked at
-        self.loop = Loop(
-            Options(
-                plan="/p",
-                run=rng.random() < 0.7,
-                attended=rng.random() < 0.6,
-                debug=rng.random() < 0.1,
-                auto=rng.random() < 0.2,
-                max_iterations=rng.choice((0, 0, 2)),
-                max_cost=rng.choice((0, 0, 1.0)),
-                max_time=rng.choice((0, 0, 60)),
-                max_wait=rng.choice((0, 100, 86_400)),
-                stuck=rng.choice((0, 2, 5)),
-                retries=rng.choice((0, 1, 5)),
-                check=rng.choice(("", "make")),
-                notify=rng.choice(("", "mail")),
-                iteration_timeout=rng.choice((0, 60)),
-                stall_timeout=rng.choice((0, 60)),
-                server=rng.choice(("", "", "http://x")),
-                models=rng.choice(((), ("a/b",), ("a/b", "c/d"))),
-                ask_timeout=rng.choice((0, 30)),
-            ),
-            self.now,
-            "chaos",
-        )
-        self.note_commands(self.loop.start())
-
-    def step(self, event: Event | None = None) -> bool:
-        """One event, a random one; whether the run still goes on."""
-        rng = self.rng
-        rare = rng.choice((0.1, 3.0, 40.0, 4000.0, -5.0))
-        self.now += rng.choice((0.0, 0.1, 0.1, 0.5, 2.0, 5.0, 9.0, rare))
-        if rng.random() < 0.02:
-            self.plan = rng.choice(PLANS)
-        event = self.event() if event is None else event
-        is_new = isinstance(event, ocloop.ANSWERS) and event.to.ticket in self.loop.pending.out
-        # While the server is being renewed, the word comes from the one that is ended.
-        if is_new or (isinstance(event, Woke) and self.loop.server.is_up):
-            self.safety.answered(event)
-        self.note_commands(self.loop.handle(event, self.now))
-        loop = self.loop
-        is_iterating = loop.series.state == "iterating"
-        assert (loop.session is not None) == is_iterating, loop.series.state
-        assert (loop.state == "working") == (loop.series.state != "resting"), loop.state
-        if rng.random() < 0.05:
-            view(loop, loop.now)
-        return not self.safety.has_ended
-
-    def note_commands(self, commands: Sequence[Command | Exit]) -> None:
-        kept = list(self.pending)
-        for command in commands:
-            if isinstance(command, (CreateSession, SendPrompt)):
-                assert self.loop.shown_state in ("running", "pausing"), self.loop.state
-            self.safety.commanded(command)
-            if not isinstance(command, Exit):
-                kept.append(command)
-        self.pending = kept[-12:]
-
-    def session(self) -> str:
-        """The one under way mostly."""
-        mine = (f"ses_{self.sessions}",) * 6
-        return self.rng.choice((*mine, "ses_1", "ses_child", "ses_stranger"))
-
-    def event(self) -> Event:
-        rng = self.rng
-        dice = rng.random()
-        if dice < 0.50 and self.pending:
-            command = self.pending.pop(rng.randrange(len(self.pending)))
-            if rng.random() < 0.05:
-                self.pending.append(command)  # it is answered twice
-            event = self.answer(command)
-            if event is not None:
-                return event
-        if dice < 0.72:
-            return self.said()
-        if dice < 0.80 and self.loop.series.attended:
-            return Key(rng.choice(KEYS))
-        if dice < 0.97:
-            return Tick()
-        launch = self.loop.server.launch
-        strange = COMMANDS[rng.choice(list(COMMANDS))]._replace(ticket=-rng.randrange(9))
-        return rng.choice(
-            (
-                StreamOpened(),
-                Noted("warn", "x"),
-                Heard("x"),
-                Edited("/p"),
-                ServerDied(launch, "it died"),
-                ServerDied(launch - 1, "it died"),
-                right_answer(strange),
-                Failed(strange, "x"),
-                ScreenLost("gone") if rng.random() < 0.5 else Noted("note", "x"),
-            )
-        )
-
-    def answer(self, command: Command) -> Event | None:
-        rng = self.rng
-        if rng.random() < 0.03:
-            return None
-        if rng.random() < 0.07 and not isinstance(command, (StopServer, ReadFiles, HandOver)):
-            code = rng.choice((0, 0, 400, 401, 404, 429, 500))
-            kind = rng.choice(("", "", "configuration"))
-            return Failed(command, "it failed", why(code, kind), rng.random() < 0.8)
-        if isinstance(command, StartServer):
-            return right_answer(command)
-        if isinstance(command, CheckSetup):
-            models = rng.choice((None, {"a/b": 9, "c/d": 9}, {"a/b": 9, "c/d": 9}, {}))
-            return SetupChecked(command, Setup(rng.choice(("", "a/b")), models))
-        if isinstance(command, ReadFiles):
-            self.hung = self.hung or rng.random() < 0.003
-            prompt = rng.choice(("Do it",) * 40 + ("", None))
-            problem = "" if self.plan is not None else "it is gone"
-            return None if self.hung else FilesRead(command, self.plan, prompt, problem, "/p")
-        if isinstance(command, CreateSession):
-            self.sessions += 1
-            where = "/else" if rng.random() < 0.01 else ""
-            return SessionCreated(command, f"ses_{self.sessions}", where)
-        if isinstance(command, Poll):
-            return self.poll(command)
-        if isinstance(command, MeasureServer):
-            return Measured(command, rng.choice((0, 0, 9999)))
-        if isinstance(command, RunCheck):
-            return CheckFinished(command, rng.choice((0, 0, 1)), "output", rng.random() < 0.1)
-        return Done(command)
-
-    def poll(self, command: Poll) -> Polled:
-        rng = self.rng
-        if rng.random() < 0.5:
-            self.plan = rng.choice(PLANS[:5]) if rng.random() < 0.5 else self.plan
-        if rng.random() < 0.4:  # else it looks as it did the last time
-            self.look = rng.choice(VERDICTS)
-        activity = rng.choice(("idle", "idle", "working", "retrying", "unknown"))
-        verdict = self.look
-        if activity in ("working", "retrying") and not command.closer:
-            verdict = ""
-        elif not verdict:
-            verdict = "undelivered"
-        spent = rng.choice((None, Spend(0.1), Spend(0.3)))
-        children = rng.choice(((), ("ses_child",)))
-        requests = rng.choice((None, (), (permission("per_1", command.session),)))
-        retry = self.retry(command.session) if activity == "retrying" else None
-        return Polled(
-            command,
-            activity,
-            verdict,
-            self.some_fault(),
-            spent,
-            children,
-            requests=requests,
-            unlisted=rng.choice(((), (), ("permission",))),
-            retry=retry,
-        )
-
-    def some_fault(self) -> Fault:
-        rng = self.rng
-        return Fault(rng.choice(list(ocloop.FAULTS)), "x", 0, rng.choice((0, 0, 50, 5000)))
-
-    def retry(self, session: str) -> Activity:
-        rng = self.rng
-        return Activity(session, "retrying", rng.randrange(5), rng.choice((5, 50, 5000)), "busy")
-
-    def said(self) -> Event:
-        rng = self.rng
-        session = self.session()
-        number = rng.randrange(99)
-        spend = Spend(0.1, 10)
-        ended = rng.choice(("", "answered", "calls", "nowhere"))
-        questions = (Question("?", (("a", ""),)),) * rng.randrange(3)
-        title = rng.choice(("bash", "bash", "doom_loop"))
-        state = rng.choice(("running", "done", "failed"))
-        sort = rng.choice(("text", "thinking", "tool"))
-        own = next(reversed(list(self.safety.prompts)), "msg_1")
-        parent = rng.choice(("", own))
-        key = f"prt_{number}"
-        return rng.choice(
-            (
-                Activity(session, "idle"),
-                Activity(session, "working"),
-                self.retry(session),
-                Child("ses_child", session),
-                Broke(session, self.some_fault()),
-                Spent(
-                    session, f"msg_{number}", spend, 9, "a/b", "build", parent, ended, bool(ended)
-                ),
-                Part(session, "msg_1", key, sort, state, "x", "bash", "make", number % 3),
-                Delta(session, key, "x"),
-                Asked(session, permission(f"per_{number}", session, title)),
-                Asked(session, Request(f"que_{number}", session, "question", "", "", questions)),
-                Answered(session, f"per_{number}"),
-                Compacted(session),
-                Alive(session),
-                Woke(session),
-            )
-        )
-
-
-EVENTS = 100_000
-MORE_EVENTS = 400_000  # when a rare transition was not seen by then
-
-
-def allowed_transitions() -> Seen:
-    return {
-        (machine.__name__, state, following)
-        for machine in MACHINES
-        for state, all_following in machine.NEXT.items()
-        for following in all_following
-    }
-
-
-@pytest.fixture(scope="module")
-def explored() -> Seen:
-    """The transitions of 100,000 random events or more, of all machines."""
-    seen: Seen = set()
-    wanted = allowed_transitions() - set(RARE)
-    with pytest.MonkeyPatch.context() as patch:
-        for machine in MACHINES:
-            note_transitions(machine, seen, patch)
-        rng = random.Random(5)
-        told = 0
-        while told < EVENTS or (told < MORE_EVENTS and not wanted <= seen):
-            chaos = Chaos(rng)
-            for _ in range(rng.randrange(rng.choice((10, 100, 400)))):
-                told += 1
-                if not chaos.step():
-                    break
-            else:
-                chaos.step(rng.choice((Signalled("SIGTERM"), ScreenLost("gone"))))
-    return seen
-
-
-def note_transitions(machine: Any, seen: Seen, patch: pytest.MonkeyPatch) -> None:
-    enter = machine.enter
-
-    def noting(self: Any, state: str, *more: Any) -> None:
-        before = self.state
-        enter(self, state, *more)  # which asserts that NEXT allows it
-        if before != state:
-            seen.add((machine.__name__, before, state))
-
-    patch.setattr(machine, "enter", noting)
-
-
-# Transitions that the fuzz may miss, each with its reason; a test of their own goes through them.
-RARE: dict[tuple[str, str, str], str] = {
-    ("Recall", "recalling", "over"): "the server dies within the seconds that it is recalled",
-}
-
-
-def test_the_fuzz_sees_what_the_tables_allow_and_nothing_else(explored: Seen) -> None:
-    allowed = allowed_transitions()
-    assert explored <= allowed
-    assert allowed - explored <= set(RARE)
-
-
-def test_an_answer_that_was_cut_is_checked_and_may_be_one_too_many() -> None:
-    story = Story(check="make", retries=1, attended=False)
-    for _ in range(2):
-        if story.state == "waiting":
-            story.wait_out()
-        story.busy()
-        story.ends("cut")
-        story.let_pass(2)
-    assert len(story.all(RunCheck)) == 2 and story.exits == [1]
-    assert story.states == ["starting", "running", "waiting", "running", "error"]
-
-
-# ── liveness ──────────────────────────────────────────────────────────────────────────────────────
-# A simulated world: agents that work for some seconds, ask for something, settle a task and end
-# their turn; and a server that answers each kind of command in one fixed way. Whatever that way
-# is, a run comes to an end, or to a rest, within a bounded time, does not burn meanwhile, and is
-# safe.
-
-Clock = float
-STEP = 9.0  # seconds between two ticks at the most; more than ten would be time away
-WORKS_FOR = 20.0
+STEP = 9.0  # seconds between two turns at the most; more than ten would be time away
 ENDLESS = 1e12
-
+LATE = 601.0  # nobody waits so long for an answer
+# Two simulated hours: one in which a provider may be waited for (max_wait), one for all the rest:
+# three iterations in a row that fail (--retries 2), each with what its requests may take.
+WITHIN = 2 * 3600.0
 WAYS = ("400", "404", "500", "final", "never", "late", "slow", "twice")
+REQUESTS = [name for name in Core.NAMES.values() if name != "exit"]
+# A check may take any time: --check-timeout ends it, outside of the core.
+MISBEHAVIOURS = [
+    (name, way) for name in REQUESTS for way in WAYS if (name, way) != ("run_check", "never")
+]
+ON_THE_SERVER = ("setup", "create", "send", "poll", "interrupt", "reply")
 
 
 class Agent(NamedTuple):
     """The truth about a session that was prompted."""
 
     session: str
-    until: Clock  # it works so long, unless somebody stops it
-    asks: str = ""  # what it waits for, until somebody answers
+    until: float  # it works so long, unless somebody stops it
+    asks: Request | None = None  # what it waits for, until somebody answers
+    fault: Fault | None = None  # how its turn ends, when not well
+    retries: bool = False
+    child: str = ""
 
 
-class HostileWorld:
-    """A server and its agents, in simulated time; `ways` says how which command is answered."""
+class Simulation(Story):
+    """A server and its agents, in simulated time; `ways` says how which request is answered."""
 
     def __init__(
         self,
-        ways: dict[type, str],
-        once: int = 0,
-        mute: bool = False,
-        asks: bool = True,
-        works_for: float = WORKS_FOR,
+        ways: dict[str, str] | None = None,
+        since: int = 1,  # the ways hold from so many requests of that name on,
+        times: int = 10**9,  # so many times
+        mute: bool = False,  # nothing is heard on the stream
+        does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
+        works_for: float = 20.0,
         **options: Any,
     ) -> None:
-        self.ways = ways
-        self.once = once  # the way is gone after so many commands of that kind; 0: it stays
-        self.mute = mute  # nothing is heard on the stream
-        self.may_ask = asks
+        self.ways = ways or {}
+        self.since = since
+        self.times = times
+        self.mute = mute
+        self.does = list(does)
         self.works_for = works_for
-        self.now = NOON
-        self.tasks = 2
-        self.done = 0
-        self.sessions = 0
         self.agents: dict[str, Agent] = {}
-        self.finished: set[str] = set()
-        self.answers: list[tuple[Clock, int, Event]] = []
-        self.number = 0
+        self.finished: dict[str, Fault | None] = {}  # sessions whose turn has ended, and how
+        self.prompts: dict[str, Any] = {}  # by the id of the message
+        self.costs: dict[str, float] = {}  # what was told of the session under way
         self.counts: collections.Counter[str] = collections.Counter()
-        self.exits: list[int] = []
-        self.breaks: Fault | None = None  # the provider's, at the next look
-        self.memory = 0
-        given: dict[str, Any] = {
-            "directory": "/project",
-            "plan": "/project/PLAN.md",
-            "run": True,
+        self.posted: list[tuple[float, int, bool, Callable[[], None]]] = []
+        self.happened = 0
+        self.launches = 0
+        given: Json = {
             "attended": False,
             "stall_timeout": 60.0,
             "iteration_timeout": 0.0,
@@ -4951,403 +3906,333 @@ class HostileWorld:
             "notify": "mail",
             "ask_timeout": 30.0,
         }
-        self.options = Options(**{**given, **options})
-        self.loop = Loop(self.options, self.now, "liveness")
-        self.do(self.loop.start())
+        super().__init__(**{**given, **options})
 
-    # What the world does with commands.
+    # What the world does with requests.
 
-    def do(self, commands: Sequence[Command | Exit]) -> None:
-        for command in commands:
-            if isinstance(command, Exit):
-                self.exits.append(command.status)
-                continue
-            kind = type(command)
-            self.counts[kind.__name__] += 1
-            way = self.ways.get(kind, "right")
-            if self.once and self.counts[kind.__name__] != self.once:
-                way = "right"
-            self.treat(command, way)
+    def carry_out(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            name = self.name(request)
+            self.counts[name] += 1
+            assert not self.exits and (name == "exit" or self.is_sound(name, request)), name
+            self.requests.append(request)
+            is_hit = 0 <= self.counts[name] - self.since < self.times
+            if name != "exit":
+                self.treat(name, request, self.ways.get(name, "right") if is_hit else "right")
 
-    def treat(self, command: Command, way: str) -> None:
-        if way in ("400", "404", "500"):
+    def is_sound(self, name: str, request: Any) -> bool:
+        """Nothing is prompted at rest, and an id stands for one prompt in one session."""
+        if name in ("create", "send"):
+            assert self.state in ("running", "pausing"), f"{name} while {self.state}"
+        if name == "send":
+            known = self.prompts.setdefault(request.prompt.message_id, request)
+            assert (known.session, known.prompt) == (request.session, request.prompt)
+        return True
+
+    def treat(self, name: str, request: Any, way: str) -> None:
+        refused = {"final": No("it is no use", "configuration", again=False)}
+        refused.update({code: No(f"HTTP {code}", why(int(code))) for code in ("400", "404", "500")})
+        if way in refused:
             if way == "404":
-                self.agents.pop(getattr(command, "session", ""), None)  # it is gone
-            self.post(0.1, Failed(command, f"HTTP {way}", why(int(way))))
+                self.agents.pop(getattr(request, "session", ""), None)  # it is gone
+            self.post(0.1, lambda: self.answer(request, refused[way]), True)
             return
-        if way == "final":
-            self.post(0.1, Failed(command, "it is no use", "configuration", again=False))
-            return
+        value = self.good[name](request)
         if way == "lost":  # it arrived, its answer did not
-            self.carry_out(command)
-            self.post(5, Failed(command, "timed out"))
-            return
-        answer = self.carry_out(command)
-        if way == "never":
-            return
-        bound = Pending.BOUNDS.get(type(command), 600.0)
-        delay = {"late": bound + 1, "slow": 7.0}.get(way, 0.1)
-        self.post(delay, answer)
-        if way == "twice":
-            self.post(delay + 3, answer)
+            value = No(NO_ANSWER)
+        launch = self.launches
+        delays = {"never": (), "late": (LATE,), "slow": (7.0,), "lost": (5.0,), "twice": (0.1, 3.1)}
+        for delay in delays.get(way, (0.1,)):
+            self.post(delay, lambda: self.reply_from(launch, name, request, value), True)
 
-    def post(self, delay: float, event: Event) -> None:
-        self.number += 1
-        self.answers.append((self.now + delay, self.number, event))
+    def reply_from(self, launch: int, name: str, request: Any, value: Any) -> None:
+        if name in ON_THE_SERVER and launch != self.launches:
+            value = No("it went down with its server")
+        if name == "poll" and not isinstance(value, No):
+            self.note_cost(request.session, value["spent"].cost)
+        self.answer(request, value)
 
-    def carry_out(self, command: Command) -> Answer:
-        if isinstance(command, (StartServer, StopServer)):
-            self.agents.clear()  # whoever worked there works no more
-        if isinstance(command, ReadFiles):
-            return FilesRead(command, self.plan, "Do {{TASK}}", "", "/project/PLAN.md")
-        if isinstance(command, CreateSession):
-            self.sessions += 1
-            return SessionCreated(command, f"ses_{self.sessions}")
-        if isinstance(command, SendPrompt):
-            self.prompt(command)
-        if isinstance(command, Interrupt):
-            self.agents.pop(command.session, None)
-        if isinstance(command, Reply):
-            for agent in list(self.agents.values()):
-                if agent.asks == command.request.id:
-                    until = self.now + self.works_for
-                    self.agents[agent.session] = Agent(agent.session, until)
-        if isinstance(command, Poll):
-            return self.poll(command)
-        return right_answer(command)
+    def note_cost(self, session: str, cost: float) -> None:
+        if session == self.id:
+            self.costs[session] = max(cost, self.costs.get(session, 0.0))
 
-    def prompt(self, command: SendPrompt) -> None:
-        session = command.session
+    def post(self, delay: float, happens: Callable[[], None], is_answer: bool = False) -> None:
+        self.posted.append((self.now + delay, len(self.posted) + self.happened, is_answer, happens))
+
+    def say(self, delay: float, event: Any) -> None:
+        """Let it be heard on the stream, later."""
+
+        def happens() -> None:
+            if isinstance(event, Spent):
+                self.note_cost(event.session, event.spend.cost)
+            self.tell(event)
+
+        if not self.mute:
+            self.post(delay, happens)
+
+    def start_anew(self, request: Any = None) -> Any:
+        """The server ends, with whoever works there."""
+        self.agents.clear()
+        self.launches += 1
+        return ("http://127.0.0.1:4096", "1.18.33")
+
+    def create(self, request: Any) -> tuple[str, str]:
+        self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
+        self.good.update(reply=self.take_reply)
+        self.sessions += 1
+        return self.id, ""
+
+    def accept(self, request: Any) -> None:
+        session = request.session
         if session in self.agents or session in self.finished:
             return  # the same ids: nothing is run twice
-        others = set(self.agents) - {session}
-        assert not others, f"{self.told}: {others} are at work beside {session}"
-        asks = f"per_{session}" if self.may_ask else ""
-        until = ENDLESS if asks else self.now + self.works_for
-        self.agents[session] = Agent(session, until, asks)
-        if not self.mute:
-            self.post(0.5, Activity(session, "working"))
-            if asks:
-                self.post(1.0, Asked(session, permission(asks, session)))
+        assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
+        does = self.does.pop(0) if self.does else ""
+        agent = Agent(session, self.now + self.works_for)
+        self.say(0.5, Activity(session, "working"))
+        self.say(0.8, Spent(session, f"msg_{session}", Spend(0.1)))
+        if does == "subagent":
+            agent = agent._replace(child=f"{session}_child")
+            self.say(0.9, Child(agent.child, session))
+        if does in ("ask", "question", "subagent"):
+            asks = permission(f"per_{session}", agent.child or session)
+            if does == "question":
+                question = (Question("Which?", (("red", ""),)),)
+                asks = Request(f"que_{session}", session, "question", "", "?", question)
+            self.say(1.0, Asked(asks.session, asks))
+            agent = agent._replace(asks=asks, until=ENDLESS)
+        if does == "limit":
+            fault = Fault("rate-limit", "Too Many Requests", 429)
+            agent = agent._replace(fault=fault, until=self.now + 2)
+        if does == "retry":
+            self.say(1.0, Activity(session, "retrying", 1, 8.0, "busy"))
+            self.say(9.0, Activity(session, "working"))
+        self.agents[session] = agent
 
-    def poll(self, command: Poll) -> Polled:
-        agent = self.agents.get(command.session)
-        if agent and self.breaks:
-            fault, self.breaks = self.breaks, None
-            del self.agents[command.session]
-            return Polled(command, "idle", "failed", fault, Spend(0.1))
+    def take_reply(self, request: Any) -> None:
+        for agent in list(self.agents.values()):
+            if agent.asks and agent.asks.id == request.request.id:
+                until = self.now + self.works_for
+                self.agents[agent.session] = agent._replace(asks=None, until=until)
+
+    def comes_to_rest(self, request: Any) -> None:
+        self.agents.pop(request.session, None)
+
+    def look(self, request: Any) -> Json:
+        agent = self.agents.get(request.session)
+        seen: Json = {"activity": "idle", "spent": Spend(0.1)}
         if agent:
-            verdict = "unfinished" if command.closer else ""
-            requests = (permission(agent.asks, agent.session),) if agent.asks else ()
-            return Polled(command, "working", verdict, spent=Spend(0.1), requests=requests)
-        verdict = "answered" if command.session in self.finished else "undelivered"
-        return Polled(command, "idle", verdict, spent=Spend(0.1))
-
-    @property
-    def plan(self) -> str:
-        tasks = "".join(f"- [{'x' if n < self.done else ' '}] {n}\n" for n in range(self.tasks))
-        is_done = self.done >= self.tasks
-        return tasks + ("<plan-complete>all of it</plan-complete>\n" if is_done else "")
+            seen["activity"] = "working"
+            seen["verdict"] = "unfinished" if request.closer else ""
+            seen["requests"] = (agent.asks,) if agent.asks else ()
+            seen["children"] = (agent.child,) if agent.child else ()
+        elif request.session in self.finished:
+            seen["fault"] = self.finished[request.session]
+            seen["verdict"] = "failed" if seen["fault"] else "answered"
+        else:
+            seen["verdict"] = "undelivered"
+        return seen
 
     # Time.
 
-    def tell(self, event: Event) -> None:
-        self.do(self.loop.handle(event, self.now))
-
     def turn(self) -> None:
         """To the next thing that happens, or a step further."""
-        due = min(self.answers, default=None, key=lambda item: item[:2])
+        due = min(self.posted, default=None, key=lambda item: item[:2])
         ends = min((agent.until for agent in self.agents.values()), default=ENDLESS)
-        until = min(self.now + STEP, due[0] if due else ENDLESS, ends)
-        self.now = max(self.now, until)
+        self.now = max(self.now, min(self.now + STEP, due[0] if due else ENDLESS, ends))
         for agent in list(self.agents.values()):
             if self.now >= agent.until:
                 self.finish(agent)
         if due and due[0] <= self.now:
-            self.answers.remove(due)
-            self.tell(due[2])
-        self.tell(Tick())
+            self.posted.remove(due)
+            self.happened += 1
+            due[3]()
+        self.take_up(self.hand_time(self.now))
 
     def finish(self, agent: Agent) -> None:
         del self.agents[agent.session]
-        self.finished.add(agent.session)
-        self.done = min(self.done + 1, self.tasks)
-        if not self.mute:
-            own = agent.session
-            self.post(0.1, Spent(own, f"msg_{own}", Spend(0.1), ended="answered", complete=True))
-            self.post(0.2, Activity(own, "idle"))
+        self.finished[agent.session] = agent.fault
+        if agent.fault:
+            self.say(0.1, Broke(agent.session, agent.fault))
+        else:
+            self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
+            if "[ ]" not in self.plan and "<plan" not in self.plan:
+                self.plan += "<plan-complete>all of it</plan-complete>\n"
+        self.say(0.2, Activity(agent.session, "idle"))
 
     @property
-    def has_come_to_rest(self) -> bool:
-        rests = ("complete", "error", "paused", "ready", "stopping")
-        return bool(self.exits) or self.loop.state in rests
-
-    def live(self, longest: float) -> float:
-        """Until the run rests or ends; how long that took, in simulated seconds."""
-        began = self.now
-        before = sum(self.counts.values())
-        while not self.has_come_to_rest:
-            self.turn()
-            passed = self.now - began
-            assert passed <= longest, f"{self.told}: no end after {passed:.0f} s"
-        commanded = sum(self.counts.values()) - before
-        assert commanded <= 60 + (self.now - began), f"{self.told}: it burns: {self.counts}"
-        return self.now - began
+    def rests(self) -> bool:
+        return bool(self.exits) or self.state in RESTS
 
     @property
     def told(self) -> str:
-        ways = {kind.__name__: way for kind, way in self.ways.items()}
-        session = self.loop.session.state if self.loop.session else "-"
-        return f"{ways} in {self.loop.state}/{session}"
+        return f"{self.ways} while {self.state}, {self.reason}"
 
 
-# Two simulated hours: one in which a provider may be waited for (max_wait), one for all the rest:
-# three iterations in a row that fail (--retries 2), each with the bounds of its commands.
-WITHIN = 2 * 3600.0
-# A check may take any time: --check-timeout ends it, outside of the machines.
-ENDLESS_BY_DESIGN = {(RunCheck, "never")}
-MISBEHAVIOURS = [
-    (kind, way) for kind in COMMANDS for way in WAYS if (kind, way) not in ENDLESS_BY_DESIGN
-]
+def drive(world: Simulation, within: float = WITHIN) -> Simulation:
+    """Until the run rests or ends, which it must, without burning meanwhile."""
+    began = world.now
+    before = world.counts.total() if hasattr(world.counts, "total") else sum(world.counts.values())
+    while not world.rests:
+        world.turn()
+        assert world.now - began <= within, f"{world.told}: no end after {world.now - began:.0f} s"
+    requested = sum(world.counts.values()) - before
+    assert requested <= 60 + (world.now - began), f"{world.told}: it burns: {world.counts}"
+    return world
 
 
-def name_of(value: Any) -> str:
-    return value.__name__ if isinstance(value, type) else str(value)
+# ── interrupted everywhere ────────────────────────────────────────────────────────────────────────
+# Short stories, each once more with an interruption after each thing that happens in it.
+
+SHORT: dict[str, Json] = {
+    "two tasks with a check": {"does": ()},
+    "a permission": {"does": ("ask",), "auto": False},
+    "a question": {"does": ("question",)},
+    "a rate limit": {"does": ("limit",)},
+    "a subagent that asks": {"does": ("subagent",), "auto": False},
+    "a retry": {"does": ("retry",), "stall_timeout": 0.0},
+}
 
 
-SURROUNDINGS: tuple[dict[str, Any], ...] = (
+def lose_stream(world: Simulation) -> None:
+    """What happens meanwhile is not repeated when it is back."""
+    world.posted = [one for one in world.posted if one[2]]
+    world.tell(StreamOpened())
+
+
+def kill_server(world: Simulation) -> None:
+    world.start_anew()
+    world.server_dies()
+
+
+INTERRUPTIONS: dict[str, Callable[[Simulation], None]] = {
+    "Q": lambda world: world.press("q", "q"),
+    "X": lambda world: world.press("x"),
+    "space": lambda world: world.press("space"),
+    "death": kill_server,
+    "screen": lambda world: world.tell(ScreenLost("gone")),
+    "stream": lose_stream,
+}
+
+
+def replay(story: str, after: int = -1, happens: str = "") -> Simulation:
+    """A short story, with an interruption after so many things that happen in it."""
+    world = Simulation(attended=True, **SHORT[story])
+    while not world.rests:
+        if world.happened == after:
+            INTERRUPTIONS[happens](world)
+            break
+        world.turn()
+    return drive(world)
+
+
+def note_end_of(world: Simulation) -> None:
+    """Nobody is left at work, but for the one that the program itself stops when it leaves."""
+    at_work = set(world.agents)
+    assert at_work <= ({world.left_session} if world.exits else set()), world.told
+    assert world.total.cost == pytest.approx(sum(world.costs.values())), "all costs are counted"
+
+
+@pytest.mark.parametrize("story", SHORT)
+def test_a_short_story_comes_to_its_end(story: str) -> None:
+    for mute in (False, True):
+        world = drive(Simulation(mute=mute, **{**SHORT[story], "attended": True}), 400)
+        assert (world.state, world.status, world.plan_seen.done) == ("complete", 0, 2)
+        note_end_of(world)
+
+
+@pytest.mark.parametrize("happens", INTERRUPTIONS)
+@pytest.mark.parametrize("story", SHORT)
+def test_a_run_that_is_interrupted_anywhere_ends_in_good_order(story: str, happens: str) -> None:
+    for after in range(replay(story).happened):
+        world = replay(story, after, happens)
+        note_end_of(world)
+        if happens == "Q":
+            assert world.exits in ([130], [0])
+        elif happens == "space":
+            assert world.state in ("paused", "complete")
+        elif happens == "screen":
+            assert world.exits == [0]
+        else:
+            assert (world.state, world.status) == ("complete", 0), (after, world.told)
+
+
+# ── hostile worlds ────────────────────────────────────────────────────────────────────────────────
+
+SURROUNDINGS: tuple[Json, ...] = (
     {},
     {"attended": True},
     {"attended": True, "auto": False},
     {"auto": False},
 )
+ALL_ASK = ("ask",) * 99
 
 
-@pytest.mark.parametrize("kind, way", MISBEHAVIOURS, ids=name_of)
-def test_a_run_comes_to_an_end_whatever_one_kind_of_command_does(kind: type, way: str) -> None:
-    for options in SURROUNDINGS:
-        for mute in (False, True):
-            world = HostileWorld({kind: way}, mute=mute, **options)
-            world.live(WITHIN)
+def hostile(name: str, way: str, **options: Any) -> Simulation:
+    return Simulation({name: way}, does=ALL_ASK, **options)
 
 
-def test_in_a_world_where_all_is_well_the_plan_is_complete() -> None:
-    for options in SURROUNDINGS:
-        for mute in (False, True):
-            world = HostileWorld({}, mute=mute, **options)
-            assert world.live(600) < 300
-            assert world.loop.state == "complete" and world.done == world.tasks
+@pytest.mark.parametrize("name, way", MISBEHAVIOURS)
+def test_a_run_comes_to_an_end_whatever_one_kind_of_request_does(name: str, way: str) -> None:
+    for mute in (False, True):
+        for options in SURROUNDINGS:
+            drive(hostile(name, way, mute=mute, **options))
+        for since in (2, 3):
+            drive(hostile(name, way, mute=mute, since=since))
 
 
-FATAL_ONCE = {  # kinds of answers that are not tried again, with good reason
-    (StartServer, "final"),
-    (CheckSetup, "final"),
-    (CreateSession, "final"),
-    (SendPrompt, "final"),
-    (Poll, "final"),
-}
+# Kinds of answers that are not tried again, with good reason.
+FATAL_ONCE = {(name, "final") for name in ("start_server", "setup", "create", "send", "poll")}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("kind, way", [*MISBEHAVIOURS, (SendPrompt, "lost")], ids=name_of)
-def test_what_happens_once_ends_no_run(kind: type, way: str, number: int) -> None:
-    if (kind, way) in FATAL_ONCE:
-        return
-    for mute in (False, True):
-        world = HostileWorld({kind: way}, once=number, mute=mute)
-        world.live(WITHIN)
-        assert (world.loop.state, world.exits) == ("complete", [0]), world.loop.reason
+@pytest.mark.parametrize("name, way", [*MISBEHAVIOURS, ("send", "lost")])
+def test_what_happens_once_ends_no_run(name: str, way: str, number: int) -> None:
+    for mute in (False, True) if (name, way) not in FATAL_ONCE else ():
+        world = drive(hostile(name, way, since=number, times=1, mute=mute))
+        assert (world.state, world.exits) == ("complete", [0]), world.told
 
 
-def states_of(loop: Loop) -> set[str]:
-    found = {loop.state, loop.series.state}
-    if loop.session:
-        found.add(f"session {loop.session.state}")
-        if loop.session.recall:
-            found.add(f"session {loop.session.recall.state}")
-    return found
+def some_ways(rng: random.Random, kinds: int) -> dict[str, str]:
+    return dict(rng.sample(MISBEHAVIOURS, kinds))
 
 
-TROUBLES: tuple[tuple[Event, ...], ...] = (
-    (),
-    (Key("x"),),
-    (Key("space"),),
-    (ServerDied(1, "it died"),),
-    (ScreenLost("gone"),),
-    (Key("t"), Key("x")),
-    (ServerDied(1, "it died"), Key("x")),
-    (Signalled("SIGTERM"),),
-)
-
-
-def set_out(rng: random.Random, **options: Any) -> HostileWorld:
-    """A world in which all was well until now, but for what a person does at some time."""
-    attended = rng.random() < 0.5
-    world = HostileWorld({}, mute=rng.random() < 0.3, attended=attended, **options)
-    turns = rng.randrange(90)
-    troubled_at = turns - rng.randrange(1, 12)
-    for turn in range(turns):
-        if world.has_come_to_rest:
-            break
-        world.turn()
-        if turn != troubled_at:
-            continue
-        for event in rng.choice(TROUBLES):
-            world.tell(event)
-        if rng.random() < 0.2:
-            world.breaks = Fault("outage", "the network is away")
-    return world
-
-
-def some_ways(rng: random.Random, kinds: int) -> dict[type, str]:
-    chosen = rng.sample(list(COMMANDS), kinds)
-    ways = {kind: rng.choice(WAYS) for kind in chosen}
-    return {kind: way for kind, way in ways.items() if (kind, way) not in ENDLESS_BY_DESIGN}
-
-
-def test_a_run_comes_to_an_end_from_every_state_it_can_be_in() -> None:
-    """The world goes wrong when the run is already in this state."""
+def test_a_run_comes_to_an_end_from_wherever_it_is_when_the_world_goes_wrong() -> None:
     rng = random.Random(11)
-    reached: set[str] = set()
     for number in range(1000):
-        world = set_out(rng, iteration_timeout=rng.choice((0.0, 300.0)))
-        reached |= states_of(world.loop)
+        world = Simulation(
+            does=rng.choices(("", "ask", "limit", "subagent", "retry"), k=9),
+            mute=rng.random() < 0.3,
+            attended=rng.random() < 0.5,
+            iteration_timeout=rng.choice((0.0, 300.0)),
+        )
+        turns = rng.randrange(90)
+        troubled_at = turns - rng.randrange(1, 12)
+        for turn in range(turns):
+            if not world.rests:
+                world.turn()
+            if turn == troubled_at and not world.rests:
+                INTERRUPTIONS[rng.choice(list(INTERRUPTIONS))](world)
+            if turn == troubled_at and not world.rests and rng.random() < 0.2:
+                world.press("t", "x")
         world.ways = some_ways(rng, 1 + number % 2)
-        world.live(WITHIN)
-    states = {*LOOP_STATES, *(f"session {state}" for state in SESSION_STATES)}
-    at_rest = {"ready", "error"}  # there a person has the word
-    assert states - reached <= at_rest
+        drive(world)
 
 
-def test_a_run_comes_to_an_end_whatever_several_kinds_of_commands_do() -> None:
+def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
     rng = random.Random(12)
     for number in range(400):
-        world = HostileWorld(
+        world = Simulation(
             some_ways(rng, 2 + number % 4),
             mute=rng.random() < 0.5,
-            asks=rng.random() < 0.5,
+            does=ALL_ASK if rng.random() < 0.5 else (),
             attended=rng.random() < 0.5,
             auto=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
             check=rng.choice(("", "make")),
             models=rng.choice(((), ("a/b", "c/d"))),
         )
-        world.live(WITHIN)
-
-
-def polls(activity: str, verdict: str, fault: str) -> Way:
-    """A look that shows the same for ever."""
-
-    def look(command: Poll) -> Polled:
-        told = Fault(fault, "it is so", 0, 0.0)
-        retry = Activity(command.session, "retrying", 1, 5.0, "busy")
-        return Polled(
-            command,
-            activity,
-            verdict,
-            told if verdict == "failed" else None,
-            retry=retry if activity == "retrying" else None,
-        )
-
-    return look
-
-
-class Blind(HostileWorld):
-    """A world whose looks show the same for ever, whatever the agents do."""
-
-    def __init__(self, look: Way, **options: Any) -> None:
-        self.look = look
-        super().__init__({}, **options)
-
-    def poll(self, command: Poll) -> Polled:
-        found = self.look(command)
-        assert isinstance(found, Polled)
-        return found
-
-    def prompt(self, command: SendPrompt) -> None:
-        self.agents.clear()  # what looks like an end must be taken for one
-        super().prompt(command)
-
-
-@pytest.mark.parametrize("activity", ["idle", "working", "retrying", "unknown"])
-@pytest.mark.parametrize("verdict", sorted({*VERDICTS}))
-def test_a_run_comes_to_an_end_whatever_all_looks_show(activity: str, verdict: str) -> None:
-    surroundings: tuple[dict[str, Any], ...] = ({}, {"attended": True}, {"models": ("a/b", "c/d")})
-    if verdict == "" and activity in ("idle", "unknown"):
-        return  # there a look always has a verdict
-    for fault in ("rate-limit", "outage", "auth", "provider", "configuration"):
-        if verdict != "failed" and fault != "auth":
-            continue
-        for options in surroundings:
-            for mute in (False, True):
-                world = Blind(
-                    polls(activity, verdict, fault),
-                    mute=mute,
-                    iteration_timeout=300.0,
-                    **options,
-                )
-                world.live(WITHIN)
-
-
-def test_a_provider_that_never_works_is_given_up_after_max_wait() -> None:
-    world = Blind(polls("idle", "failed", "outage"), asks=False, works_for=ENDLESS)
-    took = world.live(WITHIN)
-    assert world.exits == [3] and world.options.max_wait / 2 < took <= world.options.max_wait + 300
-
-
-# Defects that were there once, put back: the tests above must find them.
-
-
-def test_replies_that_are_never_counted_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_reply_failed(session: Session, event: Failed) -> None:
-        assert isinstance(event.to, Reply)
-        session.asks.replied.discard(event.to.request.id)
-        session.last_sign = session.now
-        session.look_within(ocloop.REPEAT_AFTER)
-
-    table = {**Session.TABLE["working"], (Failed, Reply): on_reply_failed}
-    monkeypatch.setitem(Session.TABLE, "working", table)
-    for way in ("400", "500"):
-        with pytest.raises(AssertionError, match="no end after|it burns"):
-            HostileWorld({Reply: way}).live(WITHIN)
-
-
-class Untold(HostileWorld):
-    """A server that shows messages, but not who is at work."""
-
-    def poll(self, command: Poll) -> Polled:
-        found = super().poll(command)
-        verdict = found.verdict or "unfinished"
-        return found._replace(activity="unknown", verdict=verdict)
-
-
-def test_agents_on_a_server_that_does_not_tell_who_works_are_left_to_work() -> None:
-    world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
-    assert world.live(WITHIN) < 400
-    assert world.exits == [0] and world.counts["SendPrompt"] == 2
-
-
-def test_an_unfinished_answer_taken_for_an_end_would_be_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        ocloop.Judge, "seems_over", lambda self, polled, silent: polled.activity != "working"
-    )
-    world = Untold({}, asks=False, works_for=100.0, stall_timeout=300.0)
-    with pytest.raises(AssertionError, match="are at work beside"):
-        world.live(WITHIN)
-
-
-def test_a_failed_first_check_that_ends_the_run_would_be_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def on_setup_failed(loop: Loop, event: Failed) -> None:
-        loop.fail(event.problem)
-
-    table = {**Loop.TABLE["starting"], (Failed, CheckSetup): on_setup_failed}
-    monkeypatch.setitem(Loop.TABLE, "starting", table)
-    with pytest.raises(AssertionError):
-        test_what_happens_once_ends_no_run(CheckSetup, "500", 1)
+        drive(world)
 
 
 # ==================================================================================================
@@ -7535,6 +6420,10 @@ def test_what_fails_beside_it_does_not_fail_the_poll(route: str, error: RequestE
         assert found.unlisted == ((kind,) if error is BROKEN else ()), "it has no such thing"
 
 
+def without_to(polled: Polled) -> Json:
+    return {name: value for name, value in polled._asdict().items() if name != "to"}
+
+
 @pytest.mark.parametrize("kind", ["question", "permission"])
 def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
     story = Story()
@@ -7542,7 +6431,7 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
         "GET /permission": BROKEN if kind == "permission" else [],
         "GET /question": BROKEN if kind == "question" else [],
     }})  # fmt: skip
-    story.world[Poll] = a_dialect(client).poll
+    story.world["poll"] = lambda request: without_to(a_dialect(client).poll(request))
     if kind == "question":
         story.question("red", "blue", id="ask_1")
     else:
@@ -8773,15 +7662,9 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
 
 
-def record_of(story: Story, status: int | None = None) -> Json:
-    server = ocloop.Server(story.options, print)
-    said = json.dumps(ocloop.record_of(story.loop, server, status))
-    return ocloop.as_dict(json.loads(said))
-
-
 def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
     plan = parse_plan(story.plan or "")
-    lines = ocloop.status_lines("/project/PLAN.md", plan, pid, record_of(story, status))
+    lines = ocloop.status_lines("/project/PLAN.md", plan, pid, story.record(status))
     return "\n".join(lines)
 
 
@@ -8856,9 +7739,9 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
     story = Story()
-    live = record_of(story)
+    live = story.record()
     assert set(ocloop.SECRETS) <= set(live) and len(live["password"]) >= 32
-    assert not set(ocloop.SECRETS) & set(record_of(story, 0))
+    assert not set(ocloop.SECRETS) & set(story.record(0))
     RunFile(str(plan)).write(live)
     assert ocloop.main(["status", "--plan", str(plan), "--json"]) == 3
     text = capsys.readouterr().out
@@ -8895,7 +7778,7 @@ RECORD_NAMES = (
 def test_any_state_file_gives_a_status_and_no_traceback() -> None:
     rng = random.Random(8)
     plan = parse_plan("- [ ] a\n")
-    base = record_of(Story(max_cost=1.0, check="make"))
+    base = Story(max_cost=1.0, check="make").record()
     for number in range(3000):
         record = dict(base) if number % 2 else {}
         for _ in range(rng.randrange(8)):
@@ -8944,7 +7827,7 @@ def drawn(
 
 
 def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
-    return "\n".join(drawn(view(story.loop, story.loop.now), width, height, True, scroll))
+    return "\n".join(drawn(story.picture(), width, height, True, scroll))
 
 
 SCENERY = """# The plan
@@ -9005,7 +7888,7 @@ def scene(name: str) -> Story:
     if name in ("starting", "ready"):
         story = Story(SCENERY, run=False, start=False)
         if name == "starting":
-            story.world[StartServer] = None
+            story.world["start_server"] = None
         story.begin()
         story.let_pass(7)
         return story
@@ -9016,7 +7899,7 @@ def scene(name: str) -> Story:
         options["check"] = "make test"
     story = scenery(**options)
     if name == "retrying":
-        story.world[Poll] = None  # else it would count from the beginning
+        story.world["poll"] = None  # else it would count from the beginning
         story.retries(2, 20.0, "Provider is overloaded")
         story.let_pass(6)
     elif name == "pausing":
@@ -9026,7 +7909,7 @@ def scene(name: str) -> Story:
     elif name == "waiting":
         story.fails("rate-limit", "Rate limit reached: try again later")
     elif name == "checking":
-        story.world[RunCheck] = None
+        story.world["run_check"] = None
         story.works(0.0766)
         story.let_pass(12)
     elif name == "check failed":
@@ -9105,7 +7988,7 @@ def screens() -> dict[str, list[str]]:
     for name in SCENES:
         story = scene(name)
         for width, height in (*SIZES, *MORE_SIZES.get(name, ())):
-            rows = drawn(view(story.loop, story.loop.now), width, height)
+            rows = drawn(story.picture(), width, height)
             found[f"{name} {width}x{height}"] = rows
     return found
 
@@ -9129,7 +8012,7 @@ def test_the_screen_is_as_it_was_looked_at() -> None:
 @pytest.mark.parametrize("name", SCENES)
 def test_every_scene_says_where_it_stands(name: str) -> None:
     story = scene(name)
-    picture = view(story.loop, story.loop.now)
+    picture = story.picture()
     assert story.state == {"waits for you": "running", "retrying": "running"}.get(
         SCENES[name], SCENES[name]
     )
@@ -9195,7 +8078,7 @@ def test_on_a_wide_screen_the_plan_stands_beside_the_activity_all_the_time() -> 
 
 
 def tasks_of(story: Story) -> list[ocloop.TaskView]:
-    picture = view(story.loop, story.loop.now)
+    picture = story.picture()
     return ocloop.view_tasks(picture.plan, picture.results, picture.under_way)
 
 
@@ -9230,10 +8113,10 @@ def test_what_a_task_took_is_added_up_over_its_iterations() -> None:
 @pytest.mark.parametrize("name", ["ready", "paused", "complete", "error"])
 def test_nothing_counts_on_at_rest(name: str) -> None:
     story = scene(name)
-    picture = view(story.loop, story.loop.now)
+    picture = story.picture()
     screen = seen(story)
     story.let_pass(3600, 9)
-    assert view(story.loop, story.loop.now)[:-1] == picture[:-1]
+    assert story.picture()[:-1] == picture[:-1]
     assert seen(story) == screen
 
 
@@ -9241,30 +8124,32 @@ def test_nothing_counts_on_at_rest(name: str) -> None:
 def test_since_when_it_rests_does_not_change_while_the_machine_sleeps(name: str) -> None:
     story = scene(name)
     screen = seen(story)
-    story.now += 3600
-    story.tell(Tick())
+    story.sleep(3600)
     assert seen(story) == screen
 
 
 def test_a_picture_is_equal_to_the_next_one_while_nothing_changes() -> None:
     story = scene("running")
-    picture = view(story.loop, story.loop.now)
-    assert view(story.loop, story.loop.now)[:-1] == picture[:-1]
+    picture = story.picture()
+    assert story.picture()[:-1] == picture[:-1]
     story.tell(Noted("note", "new"))
-    changed = view(story.loop, story.loop.now)
+    changed = story.picture()
     assert changed.journal[-1].text == "new" and changed[:-1] != picture[:-1]
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_only_keys_that_do_something_are_offered(name: str) -> None:
     story = scene(name)
-    picture = view(story.loop, story.loop.now)
+    picture = story.picture()
     if name == "stopping":
         assert picture.keys == ()
         return
     for key, _label in picture.keys:
-        is_the_loops = story.loop.state in Loop.KEYS.get(key.lower(), {})
-        assert is_the_loops or story.series.takes_key(Key(key.lower())), key
+        story = scene(name)
+        story.take()
+        story.press(key.lower(), *(["q"] if key == "Q" and picture.confirming_quit else []))
+        has_changed = story.picture()._replace(facts=picture.facts) != picture
+        assert has_changed or story.take("-"), key
     assert {"?", "Q", "P"} <= {key for key, _ in picture.keys}
     footer = drawn(picture, 80, 24)[-1]
     if not picture.ask and not picture.confirming_quit:
@@ -9272,7 +8157,7 @@ def test_only_keys_that_do_something_are_offered(name: str) -> None:
 
 
 def test_the_question_before_quitting_fits_a_narrow_screen() -> None:
-    footer = drawn(view(scene("quit").loop, NOON), 40, 12)[-1]
+    footer = drawn(scene("quit").picture(), 40, 12)[-1]
     assert "Q again" in footer and "any other key goes on" in footer
 
 
@@ -9315,7 +8200,7 @@ def test_what_is_cut_says_so() -> None:
 
 
 def test_the_way_out_and_the_help_are_offered_on_the_narrowest_screen() -> None:
-    footer = drawn(view(scene("running").loop, NOON), 20, 10)[-1]
+    footer = drawn(scene("running").picture(), 20, 10)[-1]
     assert "? help" in footer and "Q quit" in footer
 
 
@@ -9347,7 +8232,7 @@ def test_a_low_screen_keeps_the_choices() -> None:
     request = permission("per_1", story.id, detail="make " * 80)
     story.tell(Asked(story.id, request))
     for height in range(4, 12):
-        rows = drawn(view(story.loop, story.loop.now), 80, height)
+        rows = drawn(story.picture(), 80, height)
         assert "Y once" in rows[-1], height
 
 
@@ -9355,13 +8240,13 @@ def test_a_low_screen_shows_answers_to_choose_from() -> None:
     story = Story()
     story.question("red", "green", "blue")
     for height in range(6, 14):
-        rows = drawn(view(story.loop, story.loop.now), 60, height)
+        rows = drawn(story.picture(), 60, height)
         assert "N none" in rows[-1] and any("1 red" in row for row in rows), height
         assert height < 8 or any("3 blue" in row for row in rows), height
 
 
 def test_one_row_says_how_it_stands() -> None:
-    (row,) = drawn(view(scene("running").loop, NOON), 60, 1)
+    (row,) = drawn(scene("running").picture(), 60, 1)
     assert "running" in row
 
 
@@ -9418,7 +8303,7 @@ def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
     plan.done = plan.blocked = plan.manual = big
     plan.automatable = rng.choice((big, big + 5))
     plan.percent = rng.choice((0, 100))
-    return view(story.loop, story.loop.now)._replace(
+    return story.picture()._replace(
         state=rng.choice(list(ocloop.STATES)),
         state_note=rng.choice(("", "7s", "since 08:00")),
         reason=nasty_text(rng),
@@ -9457,7 +8342,7 @@ def check_rows(
 def test_layout_at_every_small_size() -> None:
     for name in SCENES:
         story = scene(name)
-        picture = view(story.loop, story.loop.now)
+        picture = story.picture()
         for width in range(13):
             for height in range(13):
                 check_rows(picture, width, height, (width + height) % 2 == 0)
@@ -9483,8 +8368,8 @@ def test_a_screen_of_any_size_is_laid_out_in_time() -> None:
     plan = "".join(f"- [x] task number {number}\n" for number in range(1000)) + "- [ ] last\n"
     story = Story(plan)
     for number in range(ocloop.Journal.LENGTH):
-        story.loop.journal.note("bash", f"{number} " + "word " * 30)
-    picture = view(story.loop, story.loop.now)
+        story.tell(Noted("bash", f"{number} " + "word " * 30))
+    picture = story.picture()
     before = time.perf_counter()
     for _ in range(10):
         drawn(picture, 200, 60)
@@ -9519,8 +8404,8 @@ def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_ther
     assert "?" not in plain + states
     for name in SCENES:
         story = scene(name)
-        rows = drawn(view(story.loop, story.loop.now), 80, 24)
-        plain = drawn(view(story.loop, story.loop.now), 80, 24, utf8=False)
+        rows = drawn(story.picture(), 80, 24)
+        plain = drawn(story.picture(), 80, 24, utf8=False)
         assert "\n".join(rows).count("?") == "\n".join(plain).count("?"), name
 
 
@@ -9581,12 +8466,12 @@ class Reader:
 
     @property
     def last(self) -> int:
-        return self.story.loop.journal.count
+        return self.story.picture().newest
 
     def look(self, moved: int = 0) -> list[int]:
         """The numbers of the lines that are shown."""
         self.scroll.moved += moved
-        picture = view(self.story.loop, self.story.loop.now)
+        picture = self.story.picture()
         self.rows = drawn(picture, *self.size, scroll=self.scroll)
         middle = "\n".join(self.rows[4:])
         return [int(number) for number in re.findall(r"<(\d+)>", middle)]
@@ -11284,75 +10169,6 @@ def test_interrupt_command_is_carried_out(tmp_path: Path) -> None:
 # 4  What small changes of the program showed to be untested
 # ==================================================================================================
 
-# ── loop: when an iteration is over ───────────────────────────────────────────────────────────────
-
-
-def test_only_a_silent_session_is_looked_at_more_closely() -> None:
-    """A closer look reads the messages, which takes the server longer."""
-    story = Story()
-    story.busy()
-    story.let_pass(50)
-    assert not any(command.closer for command in story.all(Poll))
-    story.let_pass(30)
-    assert story.last(Poll).closer
-    story.busy()
-    story.let_pass(30)
-    assert not story.last(Poll).closer
-
-
-def test_where_the_server_cannot_tell_an_error_and_silence_is_a_failure_without_idle() -> None:
-    story = Story(start=False)
-    story.world[Poll] = lambda c: Polled(c, "unknown", "unknown")
-    story.begin()
-    story.busy()
-    story.tell(Broke(story.id, Fault("provider", "it failed")))
-    story.let_pass(4)
-    assert story.state == "running", "OpenCode may try again by itself"
-    story.let_pass(6)
-    assert story.state == "waiting" and story.failures == 1
-
-
-# ── loop: X ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (404, False), (403, False)])
-def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
-    code: int, is_replaced: bool
-) -> None:
-    """A server that says no is alive and has stopped the session: it serves the next one."""
-    story = in_session_state("closing")
-    look = story.last(Poll)
-    story.world[Poll] = story.look
-    story.take()
-    story.tell(Failed(look, "no", why(code)))
-    story.let_pass(3)
-    assert ("StartServer" in story.take()) == is_replaced
-    assert story.state == "running" and story.series.number == 2
-
-
-# ── loop: the server ──────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_server_that_dies_at_rest_leaves_its_last_words() -> None:
-    story = in_state("paused")
-    story.tell(ServerDied(1, "it died of this"))
-    assert story.text.count("server: it died of this") == 1
-
-
-# ── loop: limits ──────────────────────────────────────────────────────────────────────────────────
-
-
-def test_going_on_after_max_wait_begins_to_count_failures_anew() -> None:
-    story = Story(max_wait=10, retries=1)
-    story.fails()
-    story.wait_out()
-    story.fails("rate-limit")
-    assert story.state == "paused"
-    story.press("r")
-    story.fails()
-    assert story.state == "waiting", "the first failure since somebody went on"
-
-
 # ── view and layout ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -11360,7 +10176,7 @@ def test_going_on_after_max_wait_begins_to_count_failures_anew() -> None:
 def test_of_what_runs_only_thoughts_are_dim(kind: str, tone: str) -> None:
     story = Story()
     story.part("prt_1", kind, "running", text="Hm", tool="bash", argument="make")
-    assert [live.tone for live in view(story.loop, story.loop.now).live] == [tone]
+    assert [live.tone for live in story.picture().live] == [tone]
 
 
 def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows() -> None:
@@ -11368,7 +10184,7 @@ def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows()
     for number in range(1, 5):
         argument = "".join(f"{number}.{row}\n" for row in range(1, 6)).rstrip()
         story.part(f"prt_{number}", "tool", "running", tool="bash", argument=argument)
-    picture = view(story.loop, story.loop.now)._replace(journal=())
+    picture = story.picture()._replace(journal=())
     rows = ["".join(text for _, text in row) for row in ocloop.activity(picture, 80, 20, None)]
     shown = [row.split()[-1] for row in rows]
     assert shown == [f"{number}.{row}" for number in (2, 3, 4) for row in (3, 4, 5)]
@@ -11377,7 +10193,7 @@ def test_of_what_runs_the_last_three_are_shown_and_of_each_its_last_three_rows()
 def test_nine_choices_have_a_key_and_a_tenth_has_none() -> None:
     story = Story()
     story.question(*(f"choice {number}" for number in range(1, 12)))
-    lines = view(story.loop, story.loop.now).ask
+    lines = story.picture().ask
     assert lines[2:] == (*(f"{n} choice {n}" for n in range(1, 10)), "N none of these")
 
 
@@ -11389,7 +10205,7 @@ def test_what_just_fits_is_not_cut() -> None:
 
 @pytest.mark.parametrize("width, bar", [(14, ""), (15, " ····"), (16, " ·····")])
 def test_the_bar_of_the_progress_is_left_out_below_four_cells(width: int, bar: str) -> None:
-    picture = view(Story().loop, 0.0)
+    picture = Story().picture()
     row = ocloop.progress_row(picture, width)
     assert "".join(text for _, text in row) == f"{bar} 0/2   0%"
 
@@ -11414,7 +10230,7 @@ SPENT_COLUMNS = [
 
 @pytest.mark.parametrize("width, shown", SPENT_COLUMNS)
 def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: str) -> None:
-    picture = view(scenery().loop, 0.0)
+    picture = scenery().picture()
     items = ocloop.view_tasks(picture.plan, picture.results, None)
     (item,) = (item for item in items if item.iterations)
     assert ocloop.task_spending(item, width) == shown
@@ -11423,7 +10239,7 @@ def test_what_a_task_took_is_shown_as_far_as_there_is_room(width: int, shown: st
 
 
 def test_a_long_question_has_at_most_four_rows() -> None:
-    picture = view(scenery().loop, 0.0)._replace(ask=("May I?", "word " * 100, "no"))
+    picture = scenery().picture()._replace(ask=("May I?", "word " * 100, "no"))
     rows = ocloop.ask_rows(picture, 40, 20)
     assert len(rows) == 1 + 4 + 1, "title, detail, the way out"
 
@@ -11513,18 +10329,6 @@ def test_a_form_without_fields_is_named_by_its_title() -> None:
     assert found.requests == (Request("frm_1", "ses_A", "question", "", "Deploy?"),)
 
 
-# ── the journal ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_why_an_iteration_failed_is_not_indented_like_a_subagents_error() -> None:
-    story = Story(stall_timeout=60)
-    story.tell(Child("ses_child", story.id))
-    story.tell(Broke("ses_child", Fault("auth", "no entry")))
-    story.let_pass(70)
-    depths = {e.text: e.depth for e in story.loop.journal.entries if e.kind == "error"}
-    assert depths == {"no entry": 1, "nothing happened for 1m00s": 0}
-
-
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -11548,99 +10352,6 @@ def test_a_short_number_takes_its_next_sign_where_it_would_be_rounded_to_1000(
     assert ocloop.short_number(number) == text
 
 
-# ── loop: more ────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_before_its_first_message_a_session_has_no_context() -> None:
-    story = Story(start=False)
-    story.setup = Setup("a/b", {"a/b": 10}, ("build",))
-    story.begin()
-    assert view(story.loop, story.loop.now).context == 0
-
-
-def test_a_session_that_rests_and_is_not_over_is_looked_at_again_soon() -> None:
-    story = Story(start=False)
-    story.begin()
-    story.activity = "idle"
-    story.verdict = "unknown"
-    story.let_pass(2.5, 0.25)
-    before = len(story.all(Poll))
-    story.let_pass(2, 0.25)
-    assert story.series.number == 1
-    assert len(story.all(Poll)) >= before + 2
-
-
-def test_an_answer_that_did_not_arrive_is_asked_for_again_after_a_second() -> None:
-    story = Story()
-    story.requests = (permission("per_1", "ses_1"),)
-    story.busy()
-    looks = len(story.all(Poll))
-    while len(story.all(Poll)) == looks:
-        story.let_pass(0.2, 0.2)
-    story.world[Reply] = fails_with(0)
-    story.asks()
-    story.press("y")
-    assert story.asked == []
-    story.let_pass(1.5)
-    assert story.asked == ["per_1"]
-
-
-def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
-    story = Story()
-    story.fails("rate-limit")
-    first = story.wait_out()
-    story.fails("rate-limit")
-    assert story.wait_out() > 1.5 * first
-    story.fails("configuration")
-    assert story.state == "error"
-    story.press("r")
-    story.fails("rate-limit")
-    assert story.wait_out() == pytest.approx(first, abs=1)
-
-
-def test_a_server_that_cannot_be_started_while_nobody_needs_it_says_why() -> None:
-    story = Story()
-    story.busy()
-    story.world[StartServer] = None
-    story.tell(ServerDied(1, "it died"))
-    story.press("space", "x")
-    assert story.state == "paused"
-    story.tell(Failed(story.last(StartServer), "port 7 is taken"))
-    assert story.text.count("server: port 7 is taken") == 1
-
-
-def test_ids_begin_with_the_time_in_milliseconds_as_those_of_opencode() -> None:
-    prompt = Story().last(SendPrompt).prompt
-    begins = int(prompt.message_id[4:16], 16)
-    milliseconds = 1_800_000_000_000
-    assert begins >> 12 == pytest.approx(milliseconds % 2**36, abs=5_000)
-
-
-def test_a_lost_screen_while_it_starts_leaves_nobody_to_be_asked() -> None:
-    story = Story("- [ ] one\n", start=False)
-    story.world[StartServer] = None
-    story.begin()
-    story.tell(ScreenLost("the terminal hung up"))
-    story.tell(ServerUp(story.last(StartServer), "http://127.0.0.1:4096", ""))
-    story.asks()
-    assert story.last(Reply).decision == "reject" and not story.asked
-    story.fails("auth")
-    assert story.exits == [1], "nobody is there to press R"
-
-
-def test_a_retry_before_the_prompt_was_said_to_be_taken_is_told_once() -> None:
-    story = in_session_state("prompting")
-    story.tell(Activity(story.id, "retrying", 1, 30.0, "slow down"))
-    assert story.loop.session and story.loop.session.retry
-    assert story.text.count("attempt 1 failed: slow down") == 1
-    story.activity = "retrying"
-    story.retry = Activity(story.id, "retrying", 1, 30.0, "slow down")
-    story.tell(Done(story.last(SendPrompt)))
-    story.let_pass(5)
-    assert story.loop.session.state == "working" and story.loop.session.retry
-    assert story.text.count("attempt 1 failed: slow down") == 1
-
-
 # ── view and layout: more ─────────────────────────────────────────────────────────────────────────
 
 
@@ -11650,9 +10361,9 @@ def test_the_first_character_without_a_width_of_its_own() -> None:
 
 @pytest.mark.parametrize("width", [40, 30, 200])
 def test_the_way_back_from_the_plan_is_named_on_any_screen(width: int) -> None:
-    story = in_state("working")
+    story = in_state("running")
     story.press("p")
-    shown = "".join(text for _, text in ocloop.footer(view(story.loop, story.loop.now), width))
+    shown = "".join(text for _, text in ocloop.footer(story.picture(), width))
     assert "P activity" in shown and "Q quit" in shown
 
 
@@ -11666,7 +10377,7 @@ def test_the_way_back_from_the_plan_is_named_on_any_screen(width: int) -> None:
 )
 def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, said: str) -> None:
     story = Story(f"- [ ] a\n{line}\n")
-    picture = view(story.loop, story.loop.now)._replace(check=check)
+    picture = story.picture()._replace(check=check)
     for width in (49, 50):
         row = "".join(text for _, text in ocloop.progress_row(picture, width))
         assert (said in row) == (width >= 50)
@@ -11674,7 +10385,7 @@ def test_what_is_beside_the_progress_needs_50_columns(line: str, check: str, sai
 
 def test_the_current_task_is_bold_and_a_done_one_is_dim() -> None:
     story = Story("- [x] one\n- [ ] two\n- [ ] three\n")
-    items = ocloop.view_tasks(story.series.plan, (), None)
+    items = ocloop.view_tasks(story.plan_seen, (), None)
     weights = [ocloop.task_rows(item, 80)[0][1] for item in items]
     assert weights == [("dim", "one"), ("bold", "two"), ("", "three")]
 
