@@ -3490,6 +3490,7 @@ class Agent(NamedTuple):
     """The truth about a session that was prompted."""
 
     session: str
+    begins: float  # before, an interrupt does nothing
     until: float  # it works so long, unless somebody stops it
     asks: Request | None = None  # what it waits for, until somebody answers
     fault: Fault | None = None  # how its turn ends, when not well
@@ -3618,25 +3619,25 @@ class Simulation(Story):
             return  # the same ids: nothing is run twice
         assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
         does = self.does.pop(0) if self.does else ""
-        agent = Agent(session, self.now + self.works_for)
-        self.say(0.5, Activity(session, "working"))
-        self.say(0.8, Spent(session, f"msg_{session}", Spend(0.1)))
+        agent = Agent(session, self.now + 1.5, self.now + self.works_for)
+        self.say(1.5, Activity(session, "working"))
+        self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
-            self.say(0.9, Child(agent.child, session))
+            self.say(1.9, Child(agent.child, session))
         if does in ("ask", "question", "subagent"):
             asks = permission(f"per_{session}", agent.child or session)
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Request(f"que_{session}", session, "question", "", "?", question)
-            self.say(1.0, Asked(asks.session, asks))
+            self.say(2.0, Asked(asks.session, asks))
             agent = agent._replace(asks=asks, until=ENDLESS)
         if does == "limit":
             fault = Fault("rate-limit", "Too Many Requests", 429)
-            agent = agent._replace(fault=fault, until=self.now + 2)
+            agent = agent._replace(fault=fault, until=self.now + 4)
         if does == "retry":
-            self.say(1.0, Activity(session, "retrying", 1, 8.0, "busy"))
-            self.say(9.0, Activity(session, "working"))
+            self.say(2.0, Activity(session, "retrying", 1, 8.0, "busy"))
+            self.say(10.0, Activity(session, "working"))
         self.agents[session] = agent
 
     def take_reply(self, request: Any) -> None:
@@ -3646,12 +3647,14 @@ class Simulation(Story):
                 self.agents[agent.session] = agent._replace(asks=None, until=until)
 
     def comes_to_rest(self, request: Any) -> None:
-        self.agents.pop(request.session, None)
+        agent = self.agents.get(request.session)
+        if agent and self.now >= agent.begins:
+            del self.agents[agent.session]
 
     def look(self, request: Any) -> Json:
         agent = self.agents.get(request.session)
         seen: Json = {"activity": "idle", "spent": Spend(0.1)}
-        if agent:
+        if agent and self.now >= agent.begins:
             seen["activity"] = "working"
             seen["verdict"] = "unfinished" if request.closer else ""
             seen["requests"] = (agent.asks,) if agent.asks else ()
