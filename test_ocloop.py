@@ -6040,6 +6040,10 @@ def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
         polled(whole_server(**{**NO_STATUS, route: error}))
 
 
+def without_to(polled: Polled) -> Json:
+    return {name: value for name, value in polled._asdict().items() if name != "to"}
+
+
 @pytest.mark.parametrize("kind", ["question", "permission"])
 def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
     story = Story()
