@@ -10149,7 +10149,7 @@ def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
     """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
-    patch = PATCHES["the server is measured all the time"]
+    patch = PATCHES["memory is looked at every second"]
     child = world.fake(answers=["sleep:0.3"] * 5 + ["spawn:hang"], tasks=10, patch=patch)
     guard = r".*ocloop-guard"
     first = child.wait_process(guard)
