@@ -88,7 +88,7 @@ import types
 import unicodedata
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
@@ -437,13 +437,12 @@ def _parse_task(line: str, phase: str, number: int) -> Task | None:
     if not state:
         return None
     marks = []  # the first one counts, unless the box says that the task is done
-    while mark := _take_box(line, at, _MARK_OPENING):
-        said = _read_box(mark[0])
-        if said[0] not in ("manual", "blocked"):
-            break
-        marks.append(said)
+    mark = _take_box(line, at, _MARK_OPENING)
+    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
+        marks.append(_read_box(mark[0]))
         wrapping += mark[1]
         at = mark[2]
+        mark = _take_box(line, at, _MARK_OPENING)
     text, inside = _take_end_mark(line[at:].strip())
     if inside:
         marks.append(_read_box(inside))
@@ -600,7 +599,7 @@ def _state_of(box: re.Match[str], kind: str | None) -> str:
         return "pending" if inside or kind == "list" else ""
     if form != "unclosed":
         return _read_box(inside)[0]
-    if kind != "list" or not inside.strip() or inside.strip() in _PLAIN:
+    if kind != "list" or inside.strip() in _PLAIN:
         return ""
     before, space, _text = inside.partition(" ")
     return _PLAIN[before] if space and before in _PLAIN else _read_box(inside)[0]
@@ -612,9 +611,8 @@ def _is_link(clear: str, box: re.Match[str]) -> bool:
     if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
         mark = _BOX.match(clear, box.end())
         return not mark or not _state_of(mark, None)
-    if behind == ":":
-        is_blank = not box[box.lastgroup or 0].strip()
-        return not is_blank and bool(_REFERENCE.match(clear, box.end()))
+    if behind == ":" and box[box.lastgroup or 0].strip():
+        return bool(_REFERENCE.match(clear, box.end()))
     return behind in ("(", "]")
 
 
@@ -1134,6 +1132,7 @@ LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
 RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
 FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
 SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
+FIRST_WAITS = Backoff(1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
 STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
 
 NEVER = float("inf")
@@ -2852,9 +2851,8 @@ class ServerState:
         self.memory = 0  # MiB
         self.measuring: Reply | None = None
         self.measure_at = 0.0
-        self.replace = (
-            False  # before the next iteration: it grew, or something may be at work there
-        )
+        # Something may be at work there, or it grew: before the next iteration.
+        self.replace = False
         self.is_bursting = False  # it grew to twice what it may: in the midst of this one
         self.is_fresh = True  # nothing has worked there yet
         self.is_busy = False  # the last one answered, and failed at everything
@@ -3525,6 +3523,7 @@ class Run(Waits):
             with suppress(RequestError, ServerGone):
                 await self.comes_to_rest(talk)
             self.server.let_go()
+            talk.lose_server()
             await self.get_server()
 
     async def stop_server(self) -> None:
@@ -3544,7 +3543,8 @@ class Run(Waits):
             if server.problem:
                 server.failures += 1
                 self.give_server_up(self.now - began)
-                await self.wait(self.now + SERVER_WAITS.after(server.failures - 1))
+                waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
+                await self.wait(self.now + waits.after(server.failures - 1))
             try:
                 await self.start_server()
             except Problem as problem:
@@ -4474,8 +4474,8 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
         tone = "dim" if live.kind == "think" else ""
         entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
     if talk and talk.retry:
-        retry = talk.retry
-        text = f"attempt {retry.attempt + 1} in {duration(retry.at - now)}: {retry.message}"
+        left = duration(talk.retry.at - now)
+        text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
     if run.check_since is not None:
         text = f"{run.options.check}  {duration(now - run.check_since)}"
@@ -4578,6 +4578,7 @@ class Scroll:
         self.row = 0  # which row of that entry
         self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
         self.overlay = 0  # rows
+        self.of = ""  # the overlay to which they belong
 
 
 def layout(
@@ -4587,6 +4588,9 @@ def layout(
     then the rows of the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
+    if scroll and scroll.of != picture.overlay:
+        scroll.of = picture.overlay
+        scroll.overlay = 0
     rule: Row = [("dim", "─" * width)]
     panel: list[Row] = []
     if picture.ask and not picture.confirming_quit:
@@ -4670,11 +4674,8 @@ def state_row(picture: Picture, width: int) -> Row:
     facts = list(picture.facts)
     while facts and text_width("  ".join(facts)) > room:
         facts.pop()
-    said = "  ".join(facts)
-    if not said and picture.facts:
-        said = picture.facts[0].replace("iteration ", "#")
-    row.append(("", " " + said.rjust(room)))
-    return row
+    shown = facts or [fact.replace("iteration ", "#") for fact in picture.facts[:1]]
+    return [*row, ("", " " + "  ".join(shown).rjust(room))]
 
 
 def progress_row(picture: Picture, width: int) -> Row:
@@ -4683,18 +4684,19 @@ def progress_row(picture: Picture, width: int) -> Row:
         return [("dim", " no task")]  # it has not been read yet, perhaps
     counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
     rest: Row = []
-    if width >= 50 and plan.blocked:
-        rest.append(("bad", f"  {plan.blocked} blocked"))
-    if width >= 50 and plan.manual:
-        rest.append(("warn", f"  {plan.manual} manual"))
-    if width >= 50 and picture.check:
-        sign, style = CHECK_SIGNS[picture.check]
-        rest.append((style, f"  check {sign} {picture.check}"))
+    if width >= 50:
+        if plan.blocked:
+            rest.append(("bad", f"  {plan.blocked} blocked"))
+        if plan.manual:
+            rest.append(("warn", f"  {plan.manual} manual"))
+        if picture.check:
+            sign, style = CHECK_SIGNS[picture.check]
+            rest.append((style, f"  check {sign} {picture.check}"))
     size = min(width - len(counts) - row_width(rest) - 2, 60)
-    if size < 4:  # no bar: the words say more
-        has_room = len(counts) + row_width(rest) <= width
-        return [("bold", counts), *(rest if has_room else [])]
-    return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+    if size >= 4:
+        return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
+    has_room = len(counts) + row_width(rest) <= width  # but none for a bar: the words say more
+    return [("bold", counts), *(rest if has_room else [])]
 
 
 def progress_bar(plan: Plan, size: int) -> Row:
@@ -4715,21 +4717,21 @@ def task_row(picture: Picture, width: int) -> Row:
     if picture.task is None:
         return [("dim", " no pending task")]
     task = ellipsis(title_of(picture.task.text), width - 4)
-    phase = one_line(picture.task.phase)
+    phase = title_of(picture.task.phase)
     phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
     return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
 
 
 def spend_row(picture: Picture, width: int) -> Row:
+    """Model and agent, and what was spent, as far as there is room."""
     spend = picture.spend
     tokens = (
         f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} "
         f"⟳{short_number(spend.cached):>4}"
     )
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    cost = f"  {dollars_of(spend.cost)}"
-    if picture.budget:
-        cost += f" of {budget_of(picture.budget)}"
+    budget = f" of {budget_of(picture.budget)}" if picture.budget else ""
+    cost = f"  {dollars_of(spend.cost)}{budget}"
     right = tokens + context + cost
     if text_width(right) + 14 > width:
         right = tokens + cost
@@ -4899,11 +4901,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     if entry.kind == "iter":
         text = clip(ellipsis(f"── {one_line(entry.text)}", width - 1) + " ", width)
         return [[("dim", text + "─" * (width - text_width(text)))]]
-    clock, cells = 0, 0  # the columns of time and kind
-    if width >= 60:
-        clock, cells = 8, 8
-    elif width >= 30:
-        clock, cells = 5, 6
+    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp[:clock]:<{clock}} " if clock else " "
     name = SHORT_KINDS.get(entry.kind, entry.kind)
@@ -4913,8 +4911,8 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     sign = ""
     if entry.kind not in ("think", "text"):
         sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "")
-    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
     rows: list[Row] = []
+    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
     for line in wrap(sign + entry.text, room):
         rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
         left = " " * len(left)
@@ -5332,6 +5330,7 @@ class OpenCode:
     oldest: ClassVar[tuple[int, int, int]]
     place: ClassVar[str]  # what the directory is called in a query
     events_path: ClassVar[str]
+    asks_paths: ClassVar[tuple[str, str]]  # of permissions and questions
     deltas: ClassVar[re.Pattern[bytes]]  # an event that is a piece of a text
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5350,6 +5349,11 @@ class OpenCode:
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
+
+    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """What an answer wraps in `data`; OpenCode 1 wraps nothing."""
+        answer = self.client.request("GET", path, timeout=timeout)
+        return answer.get("data") if isinstance(answer, dict) else answer
 
     def setup(self) -> Setup:
         """What the server knows. Lists that are late grow: the run asks again until it believes
@@ -5417,9 +5421,10 @@ class OpenCode:
         failed to list."""
         found: list[Ask] = []
         unlisted: list[str] = []
-        for kind, listed in (("permission", self.permissions), ("question", self.questions)):
+        readers = {"permission": self.permission, "question": self.question}
+        for (kind, read), path in zip(readers.items(), self.asks_paths):
             try:
-                found += listed()
+                found += map(read, dicts(self.data(self.path(path))))
             except RequestError as error:
                 if error.code == 0:
                     raise
@@ -5432,8 +5437,8 @@ class OpenCode:
     read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
     children: Callable[[str], list[Json]]
     active: Callable[[float], Json]  # who is at work, by session
-    permissions: Callable[[], list[Ask]]
-    questions: Callable[[], list[Ask]]
+    permission: Callable[[Json], Ask]
+    question: Callable[[Json], Ask]
 
 
 def id_of(made: Json) -> str:
@@ -5453,6 +5458,7 @@ class OpenCode1(OpenCode):
     oldest = (1, 2, 0)
     place = "directory="
     events_path = "/event"
+    asks_paths = ("/permission", "/question")
     deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5550,12 +5556,6 @@ class OpenCode1(OpenCode):
             for id, status in statuses.items()
             if as_dict(status).get("type", "idle") != "idle"
         }
-
-    def permissions(self) -> list[Ask]:
-        return [self.permission(asked) for asked in dicts(self.get("/permission"))]
-
-    def questions(self) -> list[Ask]:
-        return [self.question(asked) for asked in dicts(self.get("/question"))]
 
     def permission(self, asked: Json) -> Ask:
         wanted = asked.get("patterns")
@@ -5831,6 +5831,7 @@ class OpenCode2(OpenCode):
     oldest = (2, 0, 4)
     place = "location%5Bdirectory%5D="
     events_path = "/api/event"
+    asks_paths = ("/api/permission/request", "/api/form")
     deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -5849,11 +5850,6 @@ class OpenCode2(OpenCode):
     @staticmethod
     def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
         return [*opencode, directory, "--server", url, "--session", session]
-
-    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """What an answer wraps in `data`; some versions wrap nothing."""
-        answer = self.client.request("GET", path, timeout=timeout)
-        return answer.get("data") if isinstance(answer, dict) else answer
 
     def data_if_possible(self, path: str) -> Any:
         return as_dict(self.client.ask_if_possible(path)).get("data")
@@ -6004,12 +6000,6 @@ class OpenCode2(OpenCode):
         return "", newer[::-1]
 
     # What is asked.
-
-    def permissions(self) -> list[Ask]:
-        return list(map(self.permission, dicts(self.data(self.path("/api/permission/request")))))
-
-    def questions(self) -> list[Ask]:
-        return list(map(self.question, dicts(self.data(self.path("/api/form")))))
 
     def is_asked(self, asks: tuple[Ask, ...]) -> bool:
         """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
@@ -6519,10 +6509,9 @@ class StreamReader:
 
     def _sign_of_life(self, data: bytes) -> None:
         found = SESSION_ID.search(data)
-        session = found.group(1) if found else b""
-        if session and session not in self.alive:
-            self.alive.add(session)
-            self.post(Alive(session.decode("utf-8", "replace")))
+        if found and found.group(1) and found.group(1) not in self.alive:
+            self.alive.add(found.group(1))
+            self.post(Alive(found.group(1).decode("utf-8", "replace")))
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
@@ -6558,9 +6547,9 @@ def list_processes() -> list[Process]:
     if has_proc():
         page = os.sysconf("SC_PAGE_SIZE") >> 10
         for pid in filter(str.isdigit, os.listdir(PROC)):
-            with suppress(OSError, IndexError), open(f"{PROC}/{pid}/stat", "rb") as file:
-                said = file.read().rpartition(b")")[2].split()
-                rows.append((pid, said[1], said[2], int(said[21]) * page, ""))
+            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", "rb") as file:
+                _state, parent, group, *more = file.read().rpartition(b")")[2].split()
+                rows.append((pid, int(parent), int(group), int(more[18]) * page, ""))
     else:
         with suppress(OSError, subprocess.SubprocessError):
             told = subprocess.run(
@@ -6824,6 +6813,7 @@ class Server:
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
+        self.last_lines.clear()
         port = self.options.port
         if port and not port_is_free(port):
             advice = "choose another one with --port, or leave --port out for a free one"
@@ -6840,7 +6830,6 @@ class Server:
             with suppress(OSError):  # somebody may have cleaned the folder away
                 os.makedirs(self.libraries, mode=0o700, exist_ok=True)
                 environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
-        self.last_lines.clear()
         try:
             with self.lock:
                 if self.closing:
@@ -7357,8 +7346,6 @@ class CursesScreen:
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
-        if not picture.overlay:
-            self.scroll.overlay = 0
         window.erase()
         rows = layout(picture, width, height, self.utf8, self.scroll)
         for y, row in enumerate(rows):
@@ -7624,8 +7611,8 @@ class RunFile:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                os.close(number)
                 time.sleep(0.1)  # `status` holds it for a moment
+                os.close(number)
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
@@ -7777,15 +7764,14 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        found = subprocess.run(
+        said = subprocess.check_output(
             ["git", "-C", directory, *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             timeout=GIT_WITHIN,
-            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
-        return found.stdout.decode("utf-8", "surrogateescape").strip("\n")
+        return said.decode("utf-8", "surrogateescape").strip("\n")
     return None
 
 
@@ -8273,7 +8259,6 @@ class Preflight(NamedTuple):
     """What was found before anything was started."""
 
     plan: Plan
-    prompt: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     tasks: tuple[str, ...]  # the first ones, in lines, as they were read
@@ -8300,13 +8285,14 @@ def preflight(options: Options) -> Preflight:
     if options.debug:
         problems = []
     try:
-        model_name(",".join(models_of(fields)) or "any/model")
+        for model in models_of(fields):
+            model_name(model)
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
     problems += check_log(options)
     problems += check_commands(options)
     tasks = tasks_as_read(plan, text or "")
-    return Preflight(plan, prompt or "", tuple(problems), tuple(warnings), tuple(tasks))
+    return Preflight(plan, tuple(problems), tuple(warnings), tuple(tasks))
 
 
 def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
@@ -8354,15 +8340,12 @@ def tasks_as_read(plan: Plan, text: str) -> list[str]:
 
 def check_log(options: Options) -> list[str]:
     path = options.log
-    if not path:
+    folder = os.path.join(os.path.dirname(path), ".")
+    can_be_written = os.access(path if os.path.exists(path) else folder, os.W_OK)
+    if not path or (can_be_written and not os.path.isdir(path)):
         return []
-    folder = os.path.dirname(path)
-    can_be_made = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-    can_be_written = os.access(path, os.W_OK) and not os.path.isdir(path)
-    if not (can_be_written if os.path.exists(path) else can_be_made):
-        why = "" if os.path.isdir(folder) else " (its folder is not there)"
-        return [f"the log {path} cannot be written{why}: name another path with --log"]
-    return []
+    why = "" if os.path.isdir(folder) else " (its folder is not there)"
+    return [f"the log {path} cannot be written{why}: name another path with --log"]
 
 
 def check_commands(options: Options) -> list[str]:
@@ -8370,16 +8353,12 @@ def check_commands(options: Options) -> list[str]:
     problems = []
     for name, command in (("check", options.check), ("notify", options.notify)):
         word = (command.split() or [""])[0]
+        look = ["/bin/sh", "-c", 'command -v "$1"', "sh", word]
         if not re.fullmatch(r"[\w./+-]+", word):
             continue  # a shell's own syntax: only the shell can tell
-        found = subprocess.run(
-            ["/bin/sh", "-c", 'command -v "$1"', "sh", word],
-            cwd=options.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-        if found.returncode:
+        if subprocess.call(
+            look, cwd=options.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ):
             problems.append(f"--{name}: there is no command {word}")
     return problems
 
@@ -8387,7 +8366,7 @@ def check_commands(options: Options) -> list[str]:
 def why_no_screen(options: Options) -> str:
     """Why there are plain lines and no screen; "" where there is one."""
     if options.plain:
-        return "of --plain"
+        return "that was asked for"
     with suppress(OSError):
         if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
             return "it runs in the background of this shell"
@@ -8586,7 +8565,8 @@ class Driver:
                 self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
 
     def _leave(self) -> None:
-        """End everything, in the order in which it stands here; every step is tried."""
+        """End everything, in the order in which it stands here; whatever a step raises, the others
+        are needed all the same."""
         run = self.run
         status = 1 if self.status is None else self.status
         session = run.talk.id if run.talk else run.left_session
@@ -8601,14 +8581,9 @@ class Driver:
             lambda: self._end_at_once_on(status),
             lambda: self._say_goodbye(status),
         )
-        failure: BaseException | None = None
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:  # the steps that follow are needed all the same
-                failure = failure or error
-        if failure:
-            raise failure
+        with ExitStack() as stack:  # it begins with the last one, and tries each
+            for step in reversed(steps):
+                stack.callback(step)
 
     def _close_screen(self) -> None:
         if self.screen:
@@ -8649,6 +8624,8 @@ class Rehearsal(Run):
         except Failed as failed:
             self.journal.note("problem", str(failed), "bad")
             return 1
+        except Quit:
+            return 130
         return 0
 
 
@@ -8659,14 +8636,12 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
     held = run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)})")
-    fields, _body = split_front_matter(found.prompt)
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("directory", options.directory),
         ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
         *(("", line) for line in found.tasks),
         ("prompt", options.prompt),
-        ("agent", options.agent or fields.get("agent") or "OpenCode's own"),
         ("check", options.check),
         ("notify", options.notify),
         ("log", options.log),
@@ -8679,16 +8654,19 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         return how_complete(plan)[0]
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
-    failed = Driver(silent, None, (), rehearsal).work()
-    if not failed:
-        models = rehearsal.briefing.read()[0] or (rehearsal.model or "OpenCode's own",)
-        say(f"model     {', then '.join(models)}")
-    asked = (
-        "the server was asked" if options.server else "the server was started, asked and stopped"
-    )
-    said = "there are problems" if failed or problems else "no problem was found"
-    say(f"{said}; {asked}, and no prompt was sent")
-    return 1 if failed or problems else 0
+    rehearsal.files.trouble = "".join(found.problems)  # it was said
+    status = Driver(silent, None, (), rehearsal).work()
+    if status == 130:
+        return status
+    if not status:
+        models, agent, _body = rehearsal.briefing.read()
+        say(f"model     {', then '.join(models) or rehearsal.model or 'the server decides'}")
+        say(f"agent     {agent or 'the server decides'}")
+    did = "asked" if options.server else "started, asked and stopped"
+    status = 1 if problems else status
+    said = "there are problems" if status else "no problem was found"
+    say(f"{said}; the server was {did}, and no prompt was sent")
+    return status
 
 
 def complete_already(path: str, plan: Plan) -> str:
@@ -8924,13 +8902,11 @@ def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
 
 
 def spent_of(limits: Json) -> str:
-    said = []
-    if as_float(limits.get("max_cost")):
-        said.append(budget_of(as_float(limits["max_cost"])))
-    if as_float(limits.get("max_time")):
-        said.append(duration(as_float(limits["max_time"])))
-    if as_float(limits.get("max_iterations")):
-        said.append(f"{as_int(limits['max_iterations'])} iterations")
+    names = ("max_cost", "max_time", "max_iterations")
+    budget, longest, most = (as_float(limits.get(name)) for name in names)
+    said = [budget_of(budget)] if budget else []
+    said += [duration(longest)] if longest else []
+    said += [f"{most:.0f} iterations"] if most else []
     return f" (of {', '.join(said)})" if said else ""
 
 

@@ -116,13 +116,11 @@ from ocloop import (
     FilesRead,
     Heard,
     Key,
-    layout,
     ModelLine,
     Noted,
     OpenCode1,
     OpenCode2,
     Options,
-    parse_plan,
     Part,
     Picture,
     Plan,
@@ -144,10 +142,12 @@ from ocloop import (
     Spent,
     StreamOpened,
     StreamReader,
-    text_width,
     Used,
-    view,
     Woke,
+    layout,
+    parse_plan,
+    text_width,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -223,12 +223,8 @@ class Core:
         name: str = request.name
         return name
 
-    def start_core(self) -> Sequence[Any]:
-        """The first requests."""
-        return self.hand(None, self.run.clock.wall)
-
     def hand(self, event: Any, now: float) -> Sequence[Any]:
-        """What is requested because of this event."""
+        """What is requested because of this event; None: time has passed."""
         made = []
         for reply in self.run.handle(event, now):
             fields = zip(self.FIELDS.get(reply.request, ()), reply.args)
@@ -238,13 +234,7 @@ class Core:
             made.append(Made(name="exit", status=self.run.exit_status))
         return made
 
-    def hand_time(self, now: float) -> Sequence[Any]:
-        return self.hand(None, now)
-
-    def hand_answer(self, request: Any, value: Any, now: float) -> Sequence[Any]:
-        return self.hand(self.answer_event(request, value), now)
-
-    def answer_event(self, request: Any, value: Any) -> Event:
+    def answer_to(self, request: Any, value: Any) -> Event:
         reply = request.reply
         if isinstance(value, No):
             error: Exception = RequestError(value.code, value.problem, value.name)
@@ -388,7 +378,7 @@ class Story(Core):
             self.begin()
 
     def begin(self) -> None:
-        self.carry_out(self.start_core())
+        self.carry_out(self.hand(None, self.now))
 
     # How the world answers.
 
@@ -435,7 +425,7 @@ class Story(Core):
         """Answer a request by hand; without a value, as a well-behaved world would now."""
         self.now += 0.1
         value = self.good[self.name(request)](request) if value is ... else value
-        self.take_up(self.hand_answer(request, value, self.now))
+        self.take_up(self.hand(self.answer_to(request, value), self.now))
 
     def carry_out(self, requests: Sequence[Any]) -> None:
         self.requests += requests
@@ -461,12 +451,12 @@ class Story(Core):
         until = self.now + seconds
         while self.now < until and not self.exits:
             self.now += min(step, until - self.now)
-            self.take_up(self.hand_time(self.now))
+            self.take_up(self.hand(None, self.now))
 
     def sleep(self, seconds: float) -> None:
         """The machine sleeps, or its clock is set."""
         self.now += seconds
-        self.take_up(self.hand_time(self.now))
+        self.take_up(self.hand(None, self.now))
 
     def wait_out(self) -> float:
         """Let the wait for the next attempt pass; returns how long it was, in seconds."""
@@ -720,31 +710,11 @@ def test_a_plan_is_worked_from_start_to_end() -> None:
     assert (story.status, story.plan_seen.summary, story.number) == (0, "both are done", 2)
     story.press("q")
     assert story.take() == "exit" and story.exits == [0]
-
-
-def test_without_a_terminal_it_starts_at_once_and_leaves_at_the_end() -> None:
     story = Story("- [ ] one\n", run=False, attended=False)
-    assert story.state == "running"
+    assert story.state == "running", "without a terminal it starts at once"
     story.plan = DONE
     story.ends()
-    assert story.state == "complete" and story.exits == [0]
-
-
-@pytest.mark.parametrize("tasks", ["- [ ] a\n", "- [BLOCKED: x] a\n- [MANUAL] b\n"])
-@pytest.mark.parametrize("summary", [None, "so it was"])
-def test_no_tag_though_nothing_is_pending_gives_one_more_iteration(
-    tasks: str, summary: str | None
-) -> None:
-    story = Story(tasks, attended=False)
-    if "[ ]" in tasks:
-        story.works()
-    assert story.state == "running" and story.prompted.text == "Do wrap up"
-    before = story.count("send")
-    story.plan = f"{story.plan}<plan-complete>{summary}</plan-complete>" if summary else story.plan
-    story.ends()
-    assert story.exits == [3 if "BLOCKED" in tasks else 0] and story.plan_seen.summary == summary
-    assert summary or "BLOCKED" in tasks or "no summary" in story.reason
-    assert story.count("send") == before
+    assert story.state == "complete" and story.exits == [0], "and leaves at the end"
 
 
 @pytest.mark.parametrize("key", ["s", "space"])
@@ -754,27 +724,18 @@ def test_with_a_terminal_it_waits_for_a_key(key: str) -> None:
     assert story.model == "a/b", "that of the configuration"
     story.press(key)
     assert story.state == "running" and story.take() == "create send"
-
-
-@pytest.mark.parametrize("key", ["s", "space"])
-def test_start_may_be_pressed_before_the_server_is_ready(key: str) -> None:
     story = in_state("starting")
-    story.press(key)
+    story.press(key)  # before the server is ready
     assert story.state == "starting"
     story.answer(story.last("start_server"))
     assert story.states == ["starting", "running"]
 
 
-def test_prompt_and_title_say_what_the_task_is() -> None:
+def test_prompt_title_and_ids_are_like_those_of_opencode_and_differ_between_runs() -> None:
     story = Story("- [x] zero\n- [ ] one\n- [ ] two\n", models=("a/b",), agent="build")
     prompt = story.prompted
     assert (prompt.text, prompt.model, prompt.agent) == ("Do one", "a/b", "build")
-    assert story.last("create").prompt == prompt
-    assert prompt.title == "ocloop 2/3: one"
-
-
-def test_ids_are_like_those_of_opencode_grow_and_differ_between_runs() -> None:
-    story = Story()
+    assert story.last("create").prompt == prompt and prompt.title == "ocloop 2/3: one"
     story.works()
     first, second = (request.prompt for request in story.all("send"))
     for prompt in (first, second):
@@ -786,29 +747,21 @@ def test_ids_are_like_those_of_opencode_grow_and_differ_between_runs() -> None:
     assert Story(seed="another").prompted.message_id != Story().prompted.message_id
 
 
-@pytest.mark.parametrize("given, expected", [((), "a/b"), (("c/d",), "c/d")])
+@pytest.mark.parametrize("given, expected", [((), "c/d"), (("a/b",), "a/b")])
 def test_front_matter_gives_model_and_agent_unless_the_command_line_does(
     given: tuple[str, ...], expected: str
 ) -> None:
-    story = Story(start=False, models=given)
-    story.setup = Setup()
-    story.prompt = "---\nmodel: a/b\nagent: plan\n---\nDo it"
-    story.begin()
-    prompt = story.prompted
-    assert (prompt.model, prompt.agent, prompt.text) == (expected, "plan", "Do it")
-
-
-def test_a_model_dropped_from_the_front_matter_is_used_no_more() -> None:
-    story = Story(start=False, run=False)
+    story = Story(start=False, models=given, run=False)
     body = story.prompt
-    story.prompt = f"---\nmodel: c/d\n---\n{body}"
+    story.prompt = f"---\nmodel: c/d\nagent: plan\n---\n{body}"
     story.begin()
-    assert story.picture().model == "c/d", "shown before anything has begun"
+    assert story.picture().model == expected, "shown before anything has begun"
     story.press("s")
-    assert story.prompted.model == "c/d"
+    prompt = story.prompted
+    assert (prompt.model, prompt.agent, prompt.text) == (expected, "plan", "Do one")
     story.prompt = body
     story.works()
-    assert story.prompted.model == "" and story.number == 2
+    assert story.prompted.model == "".join(given), "one that was dropped is used no more"
 
 
 def test_the_model_that_opencode_chose_is_named_once() -> None:
@@ -822,6 +775,7 @@ def test_the_model_that_opencode_chose_is_named_once() -> None:
 
 @pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
 def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) -> None:
+    """Nothing is pending and no tag is there: the next prompt asks to wrap up."""
     story = Story("- [ ] a\n", max_iterations=1 if between == "limit" else 0)
     if between == "pause":
         story.press("space")
@@ -837,14 +791,9 @@ def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) ->
         assert story.state == "paused"
         story.press("r")
     assert story.state == "running" and story.prompted.text == "Do wrap up"
-
-
-@pytest.mark.parametrize("left", ["[ ] b", "[~] b"])
-def test_a_tag_with_work_left_ends_the_run_but_not_well(left: str) -> None:
-    story = Story("- [ ] a\n- [ ] b\n", attended=False)
-    story.plan = f"- [x] a\n- {left}\n<plan-complete>enough</plan-complete>"
+    story.plan = "- [x] a\n<plan-complete>so it was</plan-complete>"
     story.ends()
-    assert story.state == "complete" and story.exits == [3] and "1 pending" in story.reason
+    assert story.status == 0 and story.plan_seen.summary == "so it was"
 
 
 @pytest.mark.parametrize("mark", ["~", "-", "/", "wip", "in progress"])
@@ -854,9 +803,6 @@ def test_a_task_that_is_marked_as_begun_keeps_the_run_open(mark: str) -> None:
     story.idles()
     assert story.state == "running" and story.exits == []
     assert story.prompted.text == "Do a" and story.plan_seen.pending == 1
-    story.plan = "- [x] zero\n- [x] a\n<plan-complete>now</plan-complete>"
-    story.idles()
-    assert story.exits == [0]
 
 
 @pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage", "auth"])
@@ -880,9 +826,6 @@ def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
     assert story.count("send") == 2
 
 
-# What is wrong with the set-up is said before any prompt.
-
-
 LOGINS = Setup("a/b", {"a/b": 9}, providers=frozenset("a"))
 
 
@@ -891,12 +834,10 @@ LOGINS = Setup("a/b", {"a/b": 9}, providers=frozenset("a"))
     [
         ({"models": ("a/c",)}, {}, "there is no model a/c: did you mean a/b?"),
         ({"models": ("zzzzzz/zzzz",)}, {}, "`opencode models` lists them"),
-        ({"models": ("a/b", "a/c")}, {}, "there is no model a/c"),
         ({"models": ("a/b", "c/d", "e/f")}, {}, "e/f"),
         ({"models": ("z/x",)}, {"setup": LOGINS}, "log in to z with `opencode auth login`"),
         ({"agent": "biuld"}, {}, "there is no agent biuld: did you mean build?"),
         ({}, {"setup": Setup("a/x", {"a/b": 1000})}, "there is no model a/x"),
-        ({}, {"prompt": "---\nmodel: a/c\n---\nDo it"}, "a/c"),
         ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "a/c"),
         ({}, {"prompt": "---\nagent: build\n---\n"}, "is empty"),
         ({}, {"directory": "/project else"}, "/project else and not in /project: rename the f"),
@@ -924,7 +865,6 @@ def test_what_the_server_cannot_tell_is_no_error() -> None:
     [
         ("a/b", {"max_cost": 0.0, "run": False}, False),
         ("a/b", {"max_cost": 20.0, "run": False}, True),
-        ("a/b", {"max_cost": 20.0, "attended": False}, True),
         ("c/d", {"max_cost": 20.0}, False),
     ],
 )
@@ -941,12 +881,6 @@ def test_a_model_without_a_price_is_named_once_where_money_is_the_limit(
     assert story.text.count("a/b has no price") == int(is_said)
 
 
-@pytest.mark.parametrize("directory", ["/project", "/project/", "/project/../project"])
-def test_a_session_in_the_same_directory_is_not_refused(directory: str) -> None:
-    assert ocloop.is_same_path(directory, "/project")
-    assert not ocloop.is_same_path(f"{directory}s", "/project")
-
-
 # ── when a session is over ────────────────────────────────────────────────────────────────────────
 # Polling is the truth: the stream only makes us look.
 
@@ -958,14 +892,16 @@ def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
     story.let_pass(30)
     assert story.take() == BEGINS
     story.world["poll"] = None
-    story.tell(
-        Activity(story.id, "idle"),
-        Broke(story.id, Fault("auth", "no entry")),
-        Activity(story.id, "idle"),
-        StreamOpened(),
-    )
+    said = Activity(story.id, "idle"), Broke(story.id, Fault("auth", "no entry"))
+    story.tell(*said, StreamOpened())
     story.let_pass(30)
     assert (story.state, story.number, story.results) == ("running", 1, [])
+    story.mend()
+    story.works()
+    assert story.number == 1, "nothing is decided before there is an answer"
+    story.answer(story.last("poll"), {"activity": "working"})
+    story.let_pass(1)
+    assert story.number == 2, "what made us look meanwhile is looked at"
 
 
 def test_the_end_is_seen_without_any_event() -> None:
@@ -978,54 +914,27 @@ def test_the_end_is_seen_without_any_event() -> None:
     assert story.take() == "create send"
 
 
-def test_a_stream_that_comes_back_is_answered_by_a_look() -> None:
-    story = Story()
-    story.busy()
-    story.let_pass(3)
-    story.take()
-    story.tell(StreamOpened())
-    assert story.take("read_files") == "poll"
-
-
-def test_what_made_us_look_is_looked_at_although_a_look_is_on_its_way() -> None:
-    story = Story()
-    story.busy()
-    story.world["poll"] = None
-    story.let_pass(3)
-    on_its_way = story.last("poll")
-    before = story.look(on_its_way)  # it works still
-    story.mend()
-    story.works()
-    assert story.number == 1, "nothing is decided before there is an answer"
-    story.answer(on_its_way, before)
-    assert story.number == 2
-
-
-@pytest.mark.parametrize("session", ["ses_child", "ses_stranger"])
-def test_idle_of_another_session_is_not_the_end(session: str) -> None:
-    story = Story()
-    story.busy()
-    story.tell(Child("ses_child", "ses_1"))
-    story.take()
-    story.tell(Activity(session, "idle"))
-    assert story.take("read_files") == ""
-
-
-def test_a_session_that_was_quicker_than_the_answer_to_our_request_is_looked_at_at_once() -> None:
-    story = waiting_for("send")
-    story.tell(Activity(story.id, "idle"))
-    story.world["poll"] = None
-    story.answer(story.last("send"))
-    assert story.count("poll") == 1
-
-
-def test_a_reason_to_look_soon_does_not_make_it_look_later() -> None:
+def test_what_makes_us_look() -> None:
     story = Story()
     story.let_pass(1.6)
     assert story.all("poll") == []
     story.tell(Broke(story.id, Fault("provider", "boom")))
     story.let_pass(0.6)
-    assert story.count("poll") == 1, "as it would have been without"
+    assert story.count("poll") == 1, "a reason to look soon does not make it look later"
+    story.busy()
+    story.let_pass(2)
+    story.take()
+    story.tell(StreamOpened())
+    assert story.take("read_files") == "poll"
+    story.tell(Child("ses_child", "ses_1"))
+    for session in ("ses_child", "ses_stranger"):
+        story.tell(Activity(session, "idle"))
+    assert story.take("read_files") == "", "idle of another session is not the end"
+    story = waiting_for("send")
+    story.tell(Activity(story.id, "idle"))  # quicker than the answer to our request
+    story.world["poll"] = None
+    story.answer(story.last("send"))
+    assert story.count("poll") == 1
 
 
 def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
@@ -1046,8 +955,9 @@ def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
 
 
 @pytest.mark.parametrize("verdict, word", [("answered", "done"), ("failed", "rate-limited")])
+@pytest.mark.parametrize("can_be_stopped", [True, False])
 def test_what_works_on_after_the_answer_is_stopped_before_the_next_session(
-    verdict: str, word: str
+    verdict: str, word: str, can_be_stopped: bool
 ) -> None:
     story = Story(stall_timeout=0)
     story.busy()
@@ -1055,18 +965,12 @@ def test_what_works_on_after_the_answer_is_stopped_before_the_next_session(
     story.plan = TWO.replace("[ ]", "[x]", 1)
     story.verdict = verdict
     story.fault = Fault("rate-limit", "Too Many Requests")
-    story.let_pass(100)
+    if not can_be_stopped:
+        story.world["interrupt"] = is_done  # which changes nothing
+    story.let_pass(130)
     assert story.words[0] == word and story.take().startswith("interrupt")
     assert story.all("interrupt")[0].session == "ses_1"
-
-
-def test_what_works_on_after_the_answer_and_cannot_be_stopped_costs_the_server() -> None:
-    story = Story(stall_timeout=0)
-    story.busy()
-    story.verdict = "answered"
-    story.world["interrupt"] = is_done  # which changes nothing
-    story.let_pass(100)
-    assert story.count("start_server") == 2
+    assert story.count("start_server") == (1 if can_be_stopped else 2)
 
 
 def test_a_compaction_is_not_the_end() -> None:
@@ -1082,15 +986,10 @@ def test_a_compaction_is_not_the_end() -> None:
     assert story.number == 1 and story.state == "running"
     story.works()
     assert story.words == ["done"] and "compacted" in story.text
-
-
-def test_a_context_that_does_not_fit_is_no_fault() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Broke("ses_1", Fault("overflow", "too long")))
+    story.tell(Broke(story.id, Fault("overflow", "too long")))
     story.ends("undelivered")
     story.let_pass(10)
-    assert story.words == [] and story.count("send") > 1, "it was not delivered: again"
+    assert story.words == ["done"] and story.count("send") > 2, "no fault: it is sent again"
 
 
 @pytest.mark.parametrize("verdict", ["refused", "cut", "unfinished", "nothing-ran", "undelivered"])
@@ -1155,6 +1054,7 @@ def test_an_answer_that_the_end_of_the_server_cut_off_is_begun_again() -> None:
     """A server that is asked to end aborts what works: no person has done it."""
     story = Story()
     story.busy()
+    story.tell(Broke("ses_1", Fault("unknown", "the server is shutting down")))
     story.verdict = "cut"
     story.fault = ABORTED_BY_SOMEBODY
     story.activity = "idle"
@@ -1186,18 +1086,6 @@ def test_a_prompt_that_is_not_answered_is_sent_again_with_the_same_ids_four_time
     assert story.prompted.message_id != prompts[0].prompt.message_id
 
 
-@pytest.mark.parametrize("verdict", ["unfinished", "nothing-ran"])
-def test_an_interrupted_answer_is_taken_up_again(verdict: str) -> None:
-    story = Story()
-    story.busy()
-    story.ends(verdict)
-    story.let_pass(3)
-    assert story.count("send") == 2
-    story.activity = "working"
-    story.works()
-    assert story.words == ["done"]
-
-
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
 @pytest.mark.parametrize("code", [400, 404, 429])
 def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
@@ -1207,6 +1095,7 @@ def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
     story.let_pass(60)
     assert story.exits == [1] and "rejected" in story.reason
     assert story.count("create") == 3 and set(story.words) == {"failed"}
+    assert name == "create" or code == 404 or story.all("interrupt"), "it may be at work"
 
 
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
@@ -1222,25 +1111,25 @@ def test_a_configuration_that_breaks_and_a_wrong_password_end_the_run(name: str)
         assert is_stopped == (name != "create")
 
 
+@pytest.mark.parametrize("verdict", ["undelivered", "unfinished", "nothing-ran"])
 @pytest.mark.parametrize("comes_later", [True, False])
-def test_an_error_may_come_without_its_message_or_before_it(comes_later: bool) -> None:
+def test_an_error_may_come_without_its_message_or_before_it(
+    verdict: str, comes_later: bool
+) -> None:
     story = Story(attended=False, retries=1)
     fault = Fault("auth", "no entry", 401)
     story.busy()
     story.tell(Broke(story.id, fault))
-    story.ends("undelivered")  # no answer of the assistant's yet
+    story.ends(verdict)  # no answer of the assistant's yet
     assert story.state == "running"
     if comes_later:
         story.ends("failed", fault)
     story.let_pass(1 if comes_later else 3)
     assert story.state == "error" and "no entry" in story.reason
-
-
-def test_an_error_before_the_prompt_was_accepted_does_not_send_it_twice() -> None:
     story = waiting_for("send")
     story.tell(Broke(story.id, Fault("provider", "boom")))
     story.let_pass(5)
-    assert story.count("send") == 1
+    assert story.count("send") == 1, "it does not send twice what is on its way"
 
 
 def test_late_news_of_an_older_session_is_ignored() -> None:
@@ -1275,24 +1164,19 @@ def test_a_session_that_wakes_up_when_it_is_over_is_stopped(what: str) -> None:
     story.take()
     story.tell(Woke("ses_stranger"))
     assert story.take() == ""
+    story.world["interrupt"] = None
     story.tell(Woke("ses_1"))
     assert story.take() == "interrupt" and story.last("interrupt").session == "ses_1"
     assert "an earlier session woke up by itself" in story.text
     assert (story.state, story.number) == (state, number)
-
-
-def test_the_answer_to_a_stray_interrupt_is_not_taken_for_that_of_the_own_one() -> None:
-    story = Story()
-    story.works()
-    story.busy()
-    story.world["interrupt"] = None
-    story.tell(Woke("ses_1"))
-    stray = story.last("interrupt")
-    story.press("x")
-    story.answer(stray)
-    assert story.number == 2, "its own session has not stopped yet"
-    story.answer(story.last("interrupt"))
-    assert story.number == 3
+    if what == "work":
+        stray = story.last("interrupt")
+        story.busy()
+        story.press("x")
+        story.answer(stray)
+        assert story.number == 2, "its answer is not that of the own session"
+        story.answer(story.last("interrupt"))
+        assert story.number == 3
 
 
 def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> None:
@@ -1319,20 +1203,10 @@ def calls(story: Story, times: int, call: int = 7, session: str = "") -> None:
         story.part(key, "tool", session=session, tool="bash", argument="make", call=call)
 
 
-def test_the_same_call_20_times_in_a_row_is_a_circle() -> None:
-    story = Story()
-    calls(story, 19)
-    assert story.all("interrupt") == []
-    calls(story, 1)
-    assert story.all("interrupt") == [], "it is not known to have begun"
-    story.let_pass(4)
-    assert story.count("interrupt") == 1 and story.words == ["failed"]
-    assert "20 times in a row bash make" in story.text
-
-
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 @pytest.mark.parametrize("session", ["ses_1", "ses_child"])
-def test_calls_by_turns_and_those_of_a_subagent_are_circles(length: int, session: str) -> None:
+def test_the_same_calls_20_times_in_a_row_are_a_circle(length: int, session: str) -> None:
+    """By turns as well, and in a subagent, whatever others do in between."""
     story = Story()
     story.tell(Child("ses_child", "ses_1"))
     story.busy()
@@ -1340,8 +1214,9 @@ def test_calls_by_turns_and_those_of_a_subagent_are_circles(length: int, session
         assert story.all("interrupt") == [], number
         calls(story, 1, 100 + number % length, session)
         if session == "ses_child":
-            calls(story, 1, 10_000 + number)  # what others do in between is nothing to it
-    assert story.count("interrupt") == 1 and "20 times in a row" in story.text
+            calls(story, 1, 10_000 + number)
+    assert story.count("interrupt") == 1 and story.words == ["failed"]
+    assert "20 times in a row" in story.text and "bash make" in story.text
     assert (f"{length} calls by turns" in story.text) == (length > 1)
 
 
@@ -1382,14 +1257,7 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(attended: bool, auto:
         ("nowhere.1.a compacted.a nowhere.2.b compacted.b compacted.a", "compacted.a"),
         ("nowhere.1 calls.2.a nowhere.3 calls.4.a", "nowhere.5"),
     ],
-    ids=[
-        "answers",
-        "unfinished answers",
-        "compactions",
-        "new calls",
-        "subagents, each",
-        "and their parent",
-    ],
+    ids=["answers", "unfinished answers", "compactions", "new calls", "subagents", "and parent"],
 )
 def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) -> None:
     """A word each for what happens: what, the number of the message, the subagent's name."""
@@ -1410,7 +1278,8 @@ def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) ->
         else:
             story.message(what, id=f"msg_{more[0]}", session=session)
     assert story.count("interrupt") == 1 and story.words == ["failed"]
-    assert "3 times" in story.text or what != "own"
+    assert "3 times" in story.text or circle.startswith("nowhere")
+    assert ("context limit" in story.text) == circle.startswith("compacted")
 
 
 # ── what is asked ─────────────────────────────────────────────────────────────────────────────────
@@ -1425,27 +1294,19 @@ def test_a_permission_is_answered_with_a_key(key: str, decision: str, title: str
     assert story.picture().ask_id == "per_1", "the screen rings for it"
     facts = story.last("notify").facts
     assert facts["OCLOOP_EVENT"] == "asked" and "rm -r x" in facts["OCLOOP_MESSAGE"]
+    story.asks("per_2")
     story.press(key)
-    assert story.replied == [("per_1", decision)] and not story.asked
+    assert story.replied == [("per_1", decision)] and story.asked == ["per_2"]
     assert story.last("reply").message == (ocloop.A_PERSON if decision == "reject" else "")
     story.asks()
-    assert not story.asked, "what was answered is not asked again"
-
-
-def test_what_is_asked_is_answered_in_order() -> None:
-    story = Story()
-    story.asks("per_1")
-    story.asks("per_2")
-    story.asks("per_1")
-    story.press("y", "n", "y")
-    assert story.replied == [("per_1", "once"), ("per_2", "reject")]
+    assert story.asked == ["per_2"], "what was answered is not asked again"
 
 
 def test_a_question_is_answered_with_a_number_or_refused_so_that_the_agent_goes_on() -> None:
     story = Story()
     story.question("red", "green", times=2)
-    story.press("3", "0", "2")
-    assert story.replied == []
+    story.press("3", "0", "2", "\u00b2", "\u00bd", "\x00", "\x1b", "z", "", "-", "12")
+    assert story.replied == [] and story.asked == ["que_1"], "no key is a wrong answer"
     story.press("1")
     assert story.last("reply").answers == ("green", "red") and not story.asked
     story.question("red", "green", id="que_2", times=2)
@@ -1456,17 +1317,6 @@ def test_a_question_is_answered_with_a_number_or_refused_so_that_the_agent_goes_
     assert story.asked == ["que_3"], "without options it can only be refused"
     story.press("n")
     assert story.replied[-1] == ("que_3", "reject")
-
-
-STRANGE_KEYS = ["\u00b2", "\u00bd", "\u00e9", "\x00", "\x1b", "5", "z", "", "-", "0", "12"]
-
-
-@pytest.mark.parametrize("key", STRANGE_KEYS)
-def test_no_key_is_a_wrong_answer(key: str) -> None:
-    story = Story()
-    story.question("red", "green")
-    story.press(key)
-    assert story.asked == ["que_1"] and story.replied == []
 
 
 def test_a_key_answers_what_was_on_the_screen_and_nothing_else() -> None:
@@ -1500,23 +1350,18 @@ def test_nobody_answers_in_time(within: int) -> None:
     assert story.state == "running" and story.all("interrupt") == []
 
 
-def test_without_a_terminal_it_is_refused_at_once_and_with_words() -> None:
-    story = Story(attended=False)
-    story.asks()
-    story.question("red")
-    assert story.replied == [("per_1", "reject"), ("que_1", "reject")]
-    assert all("BLOCKED" in request.message for request in story.all("reply"))
-
-
 @pytest.mark.parametrize("attended", [True, False])
-def test_auto_approves_permissions_but_no_circles_and_answers_no_questions(attended: bool) -> None:
-    story = Story(auto=True, attended=attended)
+@pytest.mark.parametrize("auto", [True, False])
+def test_what_is_answered_without_a_person(attended: bool, auto: bool) -> None:
+    """--auto approves permissions, but no circles, and answers no questions."""
+    story = Story(auto=auto, attended=attended)
     story.asks()
     story.asks("per_2", title="doom_loop")
-    assert story.replied == [("per_1", "once"), ("per_2", "reject")]
-    assert story.last("reply").message
     story.question("red")
-    assert len(story.replied) == (2 if attended else 3)
+    expected = [("per_1", "once" if auto else "reject"), ("per_2", "reject"), ("que_1", "reject")]
+    assert story.replied == expected[: 3 if not attended else 2 if auto else 0]
+    refused = [request for request in story.all("reply") if request.decision == "reject"]
+    assert all("BLOCKED" in request.message for request in refused)
 
 
 def test_a_turn_that_our_refusal_has_ended_goes_on_in_the_same_session() -> None:
@@ -1556,36 +1401,16 @@ def test_children_ask_as_well_and_strangers_do_not() -> None:
     assert story.last("reply").request.session == "ses_child"
 
 
-def test_what_is_asked_is_found_by_polling_as_well() -> None:
+def test_what_is_asked_is_found_and_compared_by_polling_as_well() -> None:
     story = Story()
     story.children = ("ses_child",)
-    story.asks_open = (
-        permission("per_1", "ses_child"),
-        permission("per_2", "ses_old"),
-        Ask("que_1", "ses_1", "question"),
-    )
+    listed = permission("per_1", "ses_child"), Ask("que_1", "ses_1", "question")
+    story.asks_open = (*listed, permission("per_2", "ses_old"))
     story.let_pass(12)
     assert story.asked == ["per_1", "que_1"]
     assert story.text.count("ask: bash: rm -r x") == 1
-
-
-def test_what_was_answered_elsewhere_is_asked_no_more() -> None:
-    story = Story(notify="mail")
-    story.asks()
-    story.world["poll"] = None
-    story.let_pass(6)
-    story.tell(Answered(story.id, "per_1"))
-    assert not story.asked
-    late = {"activity": "working", "asks": (permission("per_1", "ses_1"),)}
-    story.answer(story.last("poll"), late)
-    assert not story.asked and story.count("notify") == 1, "a late look does not bring it back"
-
-
-def test_what_a_look_lists_no_more_is_asked_no_more() -> None:
-    story = Story()
-    story.asks()
-    story.question("red")
-    story.let_pass(2)
+    story.asks_open = None
+    story.let_pass(12)
     assert len(story.asked) == 2, "a look that cannot tell changes nothing"
     story.asks_open = ()
     story.unlisted = ("permission",)
@@ -1593,17 +1418,23 @@ def test_what_a_look_lists_no_more_is_asked_no_more() -> None:
     assert story.asked == ["per_1"], "the server failed to list those"
     story.unlisted = ()
     story.let_pass(12)
-    assert not story.asked and story.replied == []
+    assert not story.asked and story.replied == [], "somebody else has answered"
 
 
-def test_a_look_from_before_the_ask_does_not_take_it_away() -> None:
-    story = Story()
+def test_a_look_from_before_the_ask_does_not_take_it_away_nor_bring_it_back() -> None:
+    story = Story(notify="mail")
     story.world["poll"] = None
     story.let_pass(3)
     story.asks()
     story.asks_open = ()
     story.answer(story.last("poll"))
     assert story.asked == ["per_1"]
+    story.let_pass(6)
+    story.tell(Answered(story.id, "per_1"))
+    assert not story.asked, "it was answered elsewhere"
+    late = {"activity": "working", "asks": (permission("per_1", "ses_1"),)}
+    story.answer(story.last("poll"), late)
+    assert not story.asked and story.count("notify") == 1
 
 
 @pytest.mark.parametrize("how", ["at work", "before the prompt was accepted", "the server died"])
@@ -1624,27 +1455,23 @@ def test_an_answer_that_did_not_arrive_is_asked_for_again_within_seconds(how: st
     assert story.asked == ["per_1"]
 
 
-def test_an_answer_that_comes_too_late_is_no_error() -> None:
-    story = Story()
+def test_answers_that_come_too_late_or_at_the_second_try_are_not_lost() -> None:
+    story = Story(stall_timeout=0)
     story.world["reply"] = fails_with(404, "not found")
     story.asks()
     story.press("y")
     assert story.state == "running" and "did not arrive" not in story.text
-
-
-def test_answers_that_arrive_at_the_second_try_are_not_lost_in_a_row() -> None:
-    story = Story(stall_timeout=0)
     story.busy()
     for number in range(4):
         story.world["reply"] = fails_with(0)
-        story.asks(f"per_{number}")
+        story.asks(f"per_1{number}")
         story.press("y")
         story.mend()
-        story.asks_open = (permission(f"per_{number}", "ses_1"),)
+        story.asks_open = (permission(f"per_1{number}", "ses_1"),)
         story.let_pass(3)
         story.press("y")
         story.asks_open = ()
-    assert story.all("interrupt") == [] and story.count("reply") == 8
+    assert story.all("interrupt") == [] and story.count("reply") == 9
 
 
 @pytest.mark.parametrize("code", [0, 400, 500])
@@ -1683,8 +1510,6 @@ def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
     story.busy()
     story.retries(1, 4)
     assert "retry: attempt 1 failed: Too Many Requests" in story.text
-    (entry,) = (entry for entry in story.entries if entry.kind == "retry")
-    assert entry.session == story.id
     shown = [story.picture().live[-1].text]
     story.let_pass(1)
     shown.append(story.picture().live[-1].text)
@@ -1693,42 +1518,21 @@ def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
     story.retries(2, 8)
     story.busy()
     assert story.picture().state == "running" and not story.picture().live, "it works again"
-    story.works()
-    assert (story.state, story.words) == ("running", ["done"])
-
-
-@pytest.mark.parametrize("is_early", [False, True])
-def test_a_retry_that_a_look_tells_as_well_is_told_once(is_early: bool) -> None:
-    story = waiting_for("send") if is_early else Story()
+    story = waiting_for("send")
     story.retry = Activity("ses_1", "retrying", 1, 60, "busy")
-    if is_early:
-        story.tell(story.retry)
+    story.tell(story.retry)
     story.activity = "retrying"
-    if is_early:
-        story.answer(story.last("send"))
+    story.answer(story.last("send"))
     story.let_pass(20)
-    assert story.text.count("attempt 1 failed: busy") == 1
+    assert story.text.count("attempt 1 failed: busy") == 1, "a look tells it as well"
     assert story.picture().state == "retrying"
-
-
-def test_a_retry_that_is_parked_for_long_is_taken_out_of_opencodes_hands() -> None:
-    story = Story()
-    story.busy()
-    story.take()
-    story.retries(1, 3600)
-    assert story.take() == "interrupt"
-    assert story.state == "waiting" and story.words == ["rate-limited"]
-    assert "would wait 1h00m" in story.reason
-    assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
-    story.let_pass(3610, 9)
-    assert story.take() == "create send"
 
 
 @pytest.mark.parametrize("models", [(), ("a/b",), ("a/b", "c/d")])
 def test_a_retry_of_two_minutes_is_waited_for_unless_another_model_can_work(
     models: tuple[str, ...],
 ) -> None:
-    story = Story(models=models)
+    story = Story(models=models, stall_timeout=60)
     story.busy()
     story.retries(1, 89)
     assert story.all("interrupt") == []
@@ -1736,18 +1540,16 @@ def test_a_retry_of_two_minutes_is_waited_for_unless_another_model_can_work(
     has_another = len(models) > 1
     assert story.count("interrupt") == has_another and story.state == "running"
     assert story.prompted.model == ("c/d" if has_another else "".join(models[:1]))
-
-
-def test_a_retry_of_a_quarter_of_an_hour_is_left_alone_and_is_no_stall() -> None:
-    story = Story(stall_timeout=60)
-    story.busy()
-    story.retries(1, 890)
-    story.world["poll"] = lambda _: {
-        "activity": "retrying",
-        "retry": Activity("ses_1", "retrying", 1, NOON + 900 - story.now),
-    }
-    story.let_pass(850, 5)
-    assert story.all("interrupt") == [] and story.state == "running"
+    if not has_another:
+        story.retries(3, 890)
+        story.retry = Activity("ses_1", "retrying", 3, 890)
+        story.activity = "retrying"
+        story.let_pass(850, 5)
+        assert story.all("interrupt") == [] and story.state == "running", "it is no stall"
+        story.retries(4, 3600)
+        assert story.count("interrupt") == 1 and story.words == ["rate-limited"]
+        assert story.state == "waiting" and "would wait 1h00m" in story.reason
+        assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
 
 
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
@@ -1762,19 +1564,14 @@ def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str)
     assert story.state == "running"
     story.fails(kind)
     assert round(story.wait_out()) == 30, "it begins anew"
-
-
-def test_the_announced_time_is_used_and_shown() -> None:
-    story = Story()
-    story.fails("rate-limit", "Monthly quota used up", retry_after=7200)
-    assert story.state == "waiting" and story.wait_left == pytest.approx(7200, abs=1)
+    story.fails(kind, "Monthly quota used up", retry_after=7200)
+    assert story.wait_left == pytest.approx(7200, abs=1), "the announced time is used and shown"
     reason = story.picture().reason
     assert "Monthly quota used up" in reason and "again at " in reason and "in 2h00m" in reason
     assert "trying again in 2h00m" in story.text
-    story.let_pass(7190, 9)
-    assert story.state == "waiting"
-    story.let_pass(15)
-    assert story.state == "running" and story.number == 2
+    story.wait_out()
+    story.world["read_files"] = None
+    assert (story.state, story.reason) == ("running", ""), "what it was for is no reason any more"
 
 
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
@@ -1786,23 +1583,13 @@ def test_max_wait_ends_the_waiting_with_3(kind: str, attended: bool) -> None:
         story.wait_out()
     story.fails(kind, "not now")
     assert story.state == "paused" and story.status == 3
-    assert "--max-wait" in story.reason and "not now" in story.reason
+    assert "--max-wait" in story.reason and "not now: waited 15m3" in story.reason
     assert story.exits == ([] if attended else [3])
-
-
-def test_waits_for_a_provider_add_up_and_one_beyond_max_wait_is_not_begun() -> None:
-    story = Story(max_wait=100)
-    waits = []
-    while story.state != "paused":
-        story.fails("rate-limit", "busy")
-        if story.state == "waiting":
-            waits.append(round(story.wait_out()))
-    assert waits == [30, 60] and "busy: waited 1m3" in story.reason
     story = Story(max_wait=3600, attended=False)
-    story.fails("rate-limit", "quota", retry_after=7 * 86_400)
-    assert story.exits == [3] and "168h00m" in story.reason
+    story.fails(kind, "quota", retry_after=7 * 86_400)
+    assert story.exits == [3] and "168h00m" in story.reason, "one beyond it is not begun"
     story = Story(max_wait=0, attended=False)
-    story.fails("rate-limit", retry_after=30 * 86_400)
+    story.fails(kind, retry_after=30 * 86_400)
     assert story.state == "waiting", "0: for ever"
 
 
@@ -1852,6 +1639,10 @@ def test_failures_are_tried_again_with_growing_pauses_then_end_the_run() -> None
     story.fails("provider", "boom")
     assert story.state == "error" and story.status == 1
     assert "4 iterations in a row failed" in story.reason and "boom" in story.reason
+    story = Story(retries=0)
+    for _ in range(20):
+        story.fails()
+        assert story.wait_out() <= 900, "--retries 0 never gives up"
 
 
 def test_what_passes_by_itself_counts_neither_as_an_iteration_nor_as_a_failure() -> None:
@@ -1875,13 +1666,6 @@ def test_what_passes_by_itself_counts_neither_as_an_iteration_nor_as_a_failure()
     assert story.state == "paused" and "--max-iterations" in story.reason
 
 
-def test_retries_0_never_gives_up() -> None:
-    story = Story(retries=0)
-    for _ in range(20):
-        story.fails()
-        assert story.wait_out() <= 900
-
-
 @pytest.mark.parametrize(
     "kind, advice",
     [
@@ -1901,18 +1685,6 @@ def test_what_trying_again_cannot_mend_ends_the_run_at_once(kind: str, advice: s
     story.works()
     story.fails(kind)
     assert story.state == ("error" if kind == "configuration" else "waiting"), "it has worked"
-
-
-def test_what_a_wait_was_for_is_no_reason_any_more_when_it_is_over() -> None:
-    story = Story()
-    story.fails("provider", "boom")
-    assert story.state == "waiting" and story.reason
-    story.world["read_files"] = None
-    story.press("r")
-    assert (story.state, story.reason) == ("running", "")
-
-
-# Stalls.
 
 
 def test_a_stall_is_aborted_and_tried_again() -> None:
@@ -1977,13 +1749,6 @@ def in_line(**options: Any) -> Story:
     )
 
 
-def works_after(story: Story, seconds: float) -> str:
-    """The next model, after this time and an iteration in which the second one works."""
-    story.let_pass(seconds, 9)
-    story.works(0.1, "c/d")
-    return story.prompted.model
-
-
 @pytest.mark.parametrize(
     "kind, announced, rests",
     [("rate-limit", 0, 30), ("rate-limit", 7200, 7200)]
@@ -2002,9 +1767,10 @@ def test_the_next_model_works_while_the_first_one_cannot(
         story.fails(kind, "slow down", announced)
     assert story.state == "running" and story.prompted.model == "c/d" and story.exits == []
     assert "a/b rests for " in story.text and "c/d is next" in story.text
-    assert works_after(story, 0) == "c/d", "the first one rests still"
-    assert works_after(story, rests - 20) == "c/d"
-    assert works_after(story, 25) == "a/b", "its time is over"
+    for seconds, model in ((0, "c/d"), (rests - 20, "c/d"), (25, "a/b")):
+        story.let_pass(seconds, 9)
+        story.works(0.1, "c/d")
+        assert story.prompted.model == model, seconds
 
 
 def test_the_next_model_works_when_the_first_one_has_failed_too_often() -> None:
@@ -2028,15 +1794,8 @@ def test_all_models_rate_limited_are_waited_for_until_the_first_one_is_back() ->
     assert story.wait_out() == pytest.approx(7200 - 610, abs=10) and story.prompted.model == "a/b"
 
 
-def test_models_that_all_cannot_work_end_the_run() -> None:
-    story = in_line()
-    story.fails("balance", "no money")
-    story.fails("auth", "no entry")
-    assert story.exits == [1] and "no entry" in story.reason
-
-
 @pytest.mark.parametrize("retries", [2, 5])
-def test_models_that_all_keep_failing_end_the_run(retries: int) -> None:
+def test_models_that_all_cannot_work_or_keep_failing_end_the_run(retries: int) -> None:
     """While one model fails with growing pauses, the rest of the other one ends."""
     story = in_line(retries=retries)
     while not story.exits:
@@ -2046,6 +1805,10 @@ def test_models_that_all_keep_failing_end_the_run(retries: int) -> None:
         assert story.number < 200
     assert story.exits == [1] and "boom" in story.reason
     assert retries > 2 or story.count("create") <= 12
+    story = in_line()
+    story.fails("balance", "no money")
+    story.fails("auth", "no entry")
+    assert story.exits == [1] and "no entry" in story.reason
 
 
 def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
@@ -2062,26 +1825,39 @@ def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
     assert story.now - NOON < 6 * 3600
 
 
-def test_a_front_matter_names_models_in_line() -> None:
+def test_a_front_matter_names_models_in_line_and_the_end_says_which_one_did_what() -> None:
     story = Story(NINE, start=False, attended=False)
     story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
     story.begin()
-    assert story.prompted.model == "c/d"
+    story.works(0.1, "c/d")
     story.fails("rate-limit")
     assert story.prompted.model == "a/b" and story.state == "running"
-
-
-def test_which_model_did_what_is_said_at_the_end() -> None:
-    story = in_line()
     story.works(0.1)
-    story.fails("rate-limit")
-    story.works(0.1, "c/d")
     story.tell(Signalled("SIGTERM"))
-    assert "end: a/b: 2 iterations, 1 done, $0.10" in story.text
-    assert "end: c/d: 1 iterations, 1 done, $0.10" in story.text
+    assert "end: c/d: 2 iterations, 1 done, $0.10" in story.text
+    assert "end: a/b: 1 iterations, 1 done, $0.10" in story.text
     records = [entry.record for entry in story.entries if entry.record]
     models = [record["model"] for record in records if record["record"] == "iteration"]
-    assert models == ["a/b", "a/b", "c/d"]
+    assert models == ["c/d", "c/d", "a/b"]
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_the_last_try_at_a_stuck_task_is_made_by_the_next_model(rests: bool) -> None:
+    story = in_line(stuck=2)
+    if rests:
+        story.fails("rate-limit", retry_after=9000)
+        assert story.prompted.model == "c/d"
+    story.idles()
+    story.idles()
+    assert "settled nothing" in story.prompted.text
+    assert story.prompted.model == "c/d", "one that rests has no try"
+    story.idles()
+    assert story.exits == [3] and "--stuck" in story.reason
+    story = in_line(stuck=2)
+    story.idles()
+    story.idles()
+    story.works(model="c/d")
+    assert story.prompted.model == "a/b", "then the first one in line works again"
 
 
 # ── progress, limits and the check ────────────────────────────────────────────────────────────────
@@ -2102,45 +1878,20 @@ def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
     assert story.state == "paused" and story.exits == [3] and "--stuck" in story.reason
 
 
-@pytest.mark.parametrize("rests", [False, True])
-def test_the_last_try_at_a_stuck_task_is_made_by_the_next_model(rests: bool) -> None:
-    story = in_line(stuck=2)
-    if rests:
-        story.fails("rate-limit", retry_after=9000)
-        assert story.prompted.model == "c/d"
-    first = story.prompted.model
-    story.idles()
-    story.idles()
-    assert "settled nothing" in story.prompted.text
-    assert story.prompted.model == ("c/d" if not rests else first), "one that rests has no try"
-    story.idles()
-    assert story.exits == [3] and "--stuck" in story.reason
-    story = in_line(stuck=2)
-    story.idles()
-    story.idles()
-    story.works(model="c/d")
-    assert story.prompted.model == "a/b", "then the first one in line works again"
-
-
 def test_a_stuck_task_that_is_blocked_at_last_does_not_end_the_night() -> None:
-    story = Story(stuck=2, attended=False)
-    story.idles()
-    story.idles()
-    story.plan = "- [BLOCKED: it cannot be done] one\n- [ ] two\n"
-    story.idles()
-    assert story.state == "running" and story.prompted.text == "Do two"
-    story.works()
-    assert story.exits == []
-
-
-def test_what_is_stuck_is_said_together_with_a_check_that_fails() -> None:
-    story = Story(stuck=2, check="make test")
+    story = Story(stuck=2, attended=False, check="make test")
     story.prompt = "Do {{TASK}}"
     story.idles()
     story.check = 1
     story.idles()
     text = story.prompted.text
     assert "project's check fails" in text and "settled nothing" in text
+    story.check = 0
+    story.plan = "- [BLOCKED: it cannot be done] one\n- [ ] two\n"
+    story.idles()
+    assert story.state == "running" and story.prompted.text == "Do two"
+    story.works()
+    assert story.exits == []
 
 
 @pytest.mark.parametrize(
@@ -2216,9 +1967,6 @@ def test_going_on_after_stuck_begins_to_count_anew_and_stuck_0_never_stops() -> 
     assert story.state == "running" and "settled nothing" not in story.prompted.text
 
 
-# Limits.
-
-
 def test_r_raises_a_limit_by_as_much_again_and_q_says_that_work_is_left() -> None:
     story = Story(NINE, max_iterations=2)
     for number in (2, 4, 6):
@@ -2247,20 +1995,18 @@ def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once(seen_
         story.let_pass(10)
         assert story.count("interrupt") == int(is_too_much)
     assert story.state == "paused" and "--max-cost" in story.reason
-    assert story.total.cost == pytest.approx(2.1)
+    assert story.total.cost == pytest.approx(2.1) and "twice the limit" in story.text
+    story.press("r")
+    story.spent = None
+    story.works()
+    assert story.state == "running" and story.picture().budget == 3, "it goes on after that"
     story = Story(NINE, max_cost=1.0)
     story.works(1.1)
     assert story.state == "paused" and story.all("interrupt") == []
-
-
-def test_a_limit_below_a_cent_is_named_as_what_it_is() -> None:
-    story = Story(NINE, max_cost=0.0001, attended=False)
-    story.works(0.00012)
-    assert story.exits == [3] and "$0.00 " not in story.reason
-    assert "$0.0001 were spent (--max-cost)" in story.reason
-    story = Story(NINE, max_cost=0.00001, attended=False)
-    story.works(0.000012)
-    assert "<$0.0001 were spent" in story.reason
+    for most, shown in ((0.0001, "$0.0001 were spent"), (0.00001, "<$0.0001 were spent")):
+        story = Story(NINE, max_cost=most, attended=False)
+        story.works(most * 1.2)
+        assert story.exits == [3] and shown in story.reason and "$0.00 " not in story.reason
 
 
 @pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
@@ -2294,23 +2040,10 @@ def test_max_time_counts_work_alone() -> None:
     story.let_pass(8 * 3600, 9)
     story.press("r")
     assert story.state == "running" and story.elapsed < 130
-
-
-@pytest.mark.parametrize("limit", ["max_time", "max_cost"])
-def test_going_on_after_twice_the_limit_goes_on(limit: str) -> None:
-    options: Json = {limit: 100.0}
-    story = Story(NINE, **options)
-    story.busy()
-    if limit == "max_cost":
-        story.message("calls", 200.0)
-    story.let_pass(210 if limit == "max_time" else 2, 5)
-    assert story.state == "paused" and story.count("interrupt") == 1
-    assert "twice the limit" in story.text
+    story.let_pass(290, 5)
+    assert story.count("interrupt") == 1 and "twice the limit" in story.text
     story.press("r")
-    story.works()
-    assert story.state == "running" and story.count("interrupt") == 1
-    shown = story.picture()
-    assert "of 5m00s" in shown.facts[1] if limit == "max_time" else shown.budget == 300
+    assert story.state == "running" and "of 8m20s" in story.picture().facts[1]
 
 
 def test_iterations_that_were_given_up_do_not_make_the_screen_count_beyond_the_limit() -> None:
@@ -2325,26 +2058,6 @@ def test_iterations_that_were_given_up_do_not_make_the_screen_count_beyond_the_l
     story.press("r")
     facts = story.picture().facts
     assert facts[0].startswith("iteration 3 ") and " of " not in facts[0]
-
-
-# The check.
-
-
-def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
-    story = Story("- [ ] a\n- [ ] b\n", check="make test")
-    story.check = 2
-    story.take()
-    story.works()
-    assert story.take() == "run_check create send"
-    text = story.prompted.text
-    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
-    facts = story.all("run_check")[1].facts
-    told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
-    assert told == ("a", "1", "1")
-    assert story.words == ["check failed"]
-    story.check = 0
-    story.works()
-    assert story.prompted.text == "Do wrap up" and story.picture().check == "passed"
 
 
 @pytest.mark.parametrize("status", [0, 1, 126, 127])
@@ -2364,25 +2077,24 @@ def test_the_check_is_tried_once_before_the_first_prompt(status: int) -> None:
     assert story.words == ["done"] and story.count("run_check") == 2
 
 
-def test_a_try_of_the_check_that_is_ended_by_x_says_nothing() -> None:
-    story = Story(start=False, check="make test")
-    story.world["run_check"] = None
-    story.begin()
-    story.press("x")
-    assert story.take("-").endswith("stop_check") and story.all("create") == []
-    story.answer(story.last("run_check"), (-15, "", True))
-    assert story.state == "running" and story.prompted.text == "Do one"
-
-
-def test_a_plan_is_not_complete_while_the_check_fails() -> None:
-    story = Story("- [ ] one\n", check="make test", attended=False)
-    story.check = 1
-    story.plan = DONE
+def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
+    story = Story("- [ ] a\n- [ ] b\n", check="make test")
+    story.check = 2
+    story.take()
+    story.works()
+    assert story.take() == "run_check create send"
+    text = story.prompted.text
+    assert "$ make test" in text and "exit status 2" in text and "output of the check" in text
+    facts = story.all("run_check")[1].facts
+    told = (facts["OCLOOP_TASK"], facts["OCLOOP_DONE"], facts["OCLOOP_ITERATION"])
+    assert told == ("a", "1", "1")
+    assert story.words == ["check failed"]
+    story.plan = "- [x] a\n- [x] b\n<plan-complete>So.</plan-complete>"
     story.ends()
-    assert story.state == "running" and "exit status 1" in story.prompted.text
+    assert story.state == "running", "a plan is not complete while its check fails"
     story.check = 0
     story.ends()
-    assert story.state == "complete" and story.exits == [0]
+    assert (story.state, story.status) == ("complete", 0) and story.picture().check == "passed"
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -2415,15 +2127,6 @@ def test_a_check_that_never_passes_stops_the_run() -> None:
     assert story.words == ["nothing settled", *["check failed"] * 3], "a pause counts for nothing"
 
 
-def test_a_check_that_could_not_be_run_is_said_and_ends_nothing() -> None:
-    story = Story(check="make test")
-    story.world["run_check"] = fails_with(0, "no such shell")
-    story.works()
-    assert story.state == "running" and story.number == 2
-    assert "the check was not run: no such shell" in story.text
-    assert story.picture().check == "interrupted"
-
-
 def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> None:
     story = waiting_for("run_check")
     check = story.last("run_check")
@@ -2438,6 +2141,16 @@ def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> N
     assert story.count("run_check") == 3
     story.answer(check, (1, "late", False))
     assert story.number == 2 and story.words == ["done"]
+    story = Story(start=False, check="make test")
+    story.world["run_check"] = None
+    story.begin()
+    story.press("x")
+    assert story.take("-").endswith("stop_check") and story.all("create") == []
+    story.answer(story.last("run_check"), (-15, "", True))
+    assert story.state == "running" and story.prompted.text == "Do one", "the first one as well"
+    story.world["run_check"] = fails_with(0, "no such shell")
+    story.works()
+    assert story.state == "running" and "the check was not run: no such shell" in story.text
 
 
 def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
@@ -2472,6 +2185,10 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> No
     story.activity = "working"
     story.works()
     assert (story.words, story.state) == (["done"], "running")
+    story.tell(ServerDied(1, "it died, says somebody late"))
+    story.answer(story.all("start_server")[0], ("http://old", ""))
+    assert story.take() == "create send", "that of an older server is no news"
+    assert story.record()["server"] == "http://127.0.0.1:4096"
 
 
 @pytest.mark.parametrize("state", ["running", "ready"])
@@ -2483,46 +2200,43 @@ def test_a_server_that_keeps_dying_ends_the_run_with_its_last_words(state: str) 
             story.let_pass(20)
     assert story.state == "error" and "the server failed 4 times in a row" in story.reason
     assert "it died of this" in story.reason and story.count("start_server") == 4
-
-
-def test_deaths_of_a_server_with_hours_of_good_service_between_are_not_in_a_row() -> None:
     story = Story(stall_timeout=0, iteration_timeout=0)
     for _ in range(9):
         story.busy()
         story.server_dies()
         story.let_pass(2000, 9)
-    assert story.state == "running"
+    assert story.state == "running", "with hours of good service between it is not in a row"
 
 
 @pytest.mark.parametrize("again, attended", [(True, False), (False, True)])
 def test_a_server_that_has_never_worked_and_does_not_start_is_an_error(
     again: bool, attended: bool
 ) -> None:
-    story = Story(start=False, attended=attended)
-    story.world["start_server"] = fails_with(0, "port 7 is taken: a line", again=again)
+    story = Story(start=False, attended=attended, notify="mail")
+    problem = "port 7 is taken:\n  line after line\n" + "x" * 999
+    story.world["start_server"] = fails_with(0, problem, again=again)
     story.begin()
     story.let_pass(5)
     assert story.count("start_server") == (3 if again else 1)
     assert story.state == "error" and "port 7 is taken" in story.reason
     assert story.exits == ([] if attended else [1])
+    (told,) = story.all("notify")
+    assert "\n" not in told.message and len(told.message) < 400, "one line for a telephone"
 
 
 def test_a_first_server_that_answers_that_it_cannot_is_tried_for_two_minutes() -> None:
     """Somebody else holds OpenCode's data base."""
-    story = Story(start=False, attended=False)
-    story.world["setup"] = fails_with(500, "database is locked")
-    story.begin()
-    story.let_pass(40)
-    assert story.state == "starting" and story.count("start_server") > 3
-    story.mend()
-    story.let_pass(90)
-    assert story.state == "running" and story.exits == []
-    story = Story(start=False, attended=False)
-    story.world["setup"] = fails_with(500, "database is locked")
-    story.begin()
-    story.let_pass(115, 5)
-    assert story.exits == []
-    story.let_pass(250, 5)
+    for is_mended in (True, False):
+        story = Story(start=False, attended=False)
+        story.world["setup"] = fails_with(500, "database is locked")
+        story.begin()
+        story.let_pass(40)
+        assert story.state == "starting" and story.count("start_server") > 3
+        if is_mended:
+            story.mend()
+        story.let_pass(75 if not is_mended else 20)
+        assert story.exits == [] and (story.state == "running") == is_mended
+    story.let_pass(30)
     assert story.exits == [1] and "another program may hold OpenCode's data base" in story.reason
 
 
@@ -2555,11 +2269,11 @@ def test_a_server_that_dies_during_the_first_check_of_the_set_up_is_started_agai
 ) -> None:
     """The request that fails always comes before the process's end is noticed."""
     story = Story(start=False, attended=False)
-    locked = "the server ended: database is locked"
-    story.world["setup"] = fails_first(2 * times, fails_with(0, locked), story.good["setup"])
+    problem = "the server ended"
+    story.world["setup"] = fails_first(2 * times, fails_with(0, problem), story.good["setup"])
     story.begin()
     if is_dead:
-        story.tell(ServerDied(1, locked))
+        story.tell(ServerDied(1, problem))
     story.let_pass(10)
     assert story.state == "running" and story.exits == []
     assert story.count("start_server") == times + 1
@@ -2570,28 +2284,17 @@ def test_a_late_failure_of_the_first_server_does_not_end_the_start_of_the_second
     old = story.last("setup")
     story.server_dies()
     story.let_pass(2)
-    starts = story.count("start_server")
-    assert starts == 2
+    assert story.count("start_server") == 2
     story.answer(old, No("connection reset"))
     story.answer(old, No("broken", 400, BROKEN, again=False))
     story.let_pass(2)
-    assert story.count("start_server") == starts and story.state == "starting"
+    assert story.count("start_server") == 2 and story.state == "starting"
     story.answer(story.last("setup"))
     assert story.state == "running"
 
 
-def test_the_death_of_an_older_server_is_no_news() -> None:
-    story = Story()
-    first = story.last("start_server")
-    story.server_dies()
-    story.let_pass(1)
-    story.take()
-    story.tell(ServerDied(1, "it died, says somebody late"))
-    story.answer(first, ("http://old", ""))
-    assert story.take() == "" and story.record()["server"] == "http://127.0.0.1:4096"
-
-
 def test_a_server_that_hangs_is_started_again() -> None:
+    """One second after its second silence."""
     story = Story()
     story.busy()
     story.world["poll"] = fails_with(0)
@@ -2616,17 +2319,6 @@ def test_one_request_without_an_answer_is_only_tried_again(name: str, code: int)
     assert story.count("start_server") == 1 and story.words == ["done"]
 
 
-def test_an_error_of_a_server_that_is_gone_is_no_verdict() -> None:
-    story = Story()
-    story.busy()
-    story.tell(Broke("ses_1", Fault("unknown", "the server is shutting down")))
-    story.activity = "idle"
-    story.verdict = "undelivered"
-    story.server_dies("it was ended")
-    story.let_pass(8)
-    assert story.words == [] and story.count("send") == 2
-
-
 def test_a_server_that_dies_at_rest_is_started_when_somebody_goes_on() -> None:
     story = in_state("paused")
     story.server_dies("it died of this")
@@ -2636,15 +2328,6 @@ def test_a_server_that_dies_at_rest_is_started_when_somebody_goes_on() -> None:
     assert story.take() == "" and story.state == "paused"
     story.press("space")
     assert story.take() == BEGINS
-    story = Story(stuck=1)
-    story.idles()
-    story.idles()
-    story.server_dies()
-    assert story.state == "paused", "at a limit"
-    story.press("r")
-    assert story.state == "running"
-    story.press("q", "q")
-    assert story.exits == [130] and "end: a person quit" in story.text
 
 
 @pytest.mark.parametrize("state", ["waiting", "paused"])
@@ -2694,43 +2377,49 @@ def test_a_session_that_is_out_of_control_is_named_at_the_end_of_a_run() -> None
         assert story.state == "paused" and story.left_session == session
 
 
-# Memory.
-
-
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
-    story = Story("- [ ] a\n" * 3, server_memory=2048)
-    story.memory = 2048
+    story = Story(NINE, server_memory=1000)
     story.let_pass(11)
     story.works()
     story.take()
-    story.memory = 2049
+    story.memory = 1001
     story.let_pass(11)
     assert story.take() == "", "not in the midst of an iteration"
+    story.memory = 0
     story.works()
-    assert story.take() == BEGINS and story.text.count("grew to 2049 MiB") == 1
-
-
-def test_a_server_that_grew_and_died_is_not_replaced_once_more() -> None:
-    story = Story("- [ ] a\n" * 3, server_memory=2048)
-    story.memory = 2049
-    story.busy()
+    assert story.take() == BEGINS and story.text.count("grew to 1001 MiB") == 1
+    story.memory = 1001
     story.let_pass(11)
-    assert "grew to 2049 MiB" in story.text
     story.memory = 0
     story.server_dies()
     story.let_pass(3)
     story.works()
-    assert story.count("start_server") == 2 and story.number == 2
+    assert story.count("start_server") == 3, "it grew and died, which renews it once"
+
+
+def test_a_server_that_is_too_large_before_any_work_is_left_alone() -> None:
+    """A limit below that would renew it for ever."""
+    story = Story(NINE, start=False, server_memory=1000)
+    story.memory = 1500
+    story.begin()
+    for _ in range(3):
+        story.let_pass(11)
+        story.works()
+    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
+    assert story.count("start_server") == 1
 
 
 def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> None:
     story = Story(server_memory=1000)
     story.busy()
+    story.part("prt_1", "text", "running", text="I begin")
     story.take()
-    story.memory = 2001
+    story.memory = 1500
     story.let_pass(11)
-    assert "twice its limit of 1000" in story.text
-    story.let_pass(1)
+    assert "grew to 1500 MiB" in story.text and story.take() == ""
+    story.memory = 2001
+    story.let_pass(12)
+    assert "twice its limit of 1000" in story.text and not story.picture().live
     assert story.take() == "interrupt start_server setup"
     story.memory = 400
     story.verdict = "cut"  # by our interrupt: nobody else has done it
@@ -2742,19 +2431,24 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     assert story.words == ["done"] and story.count("start_server") == 2
 
 
-def test_a_server_that_is_larger_than_its_limit_when_it_is_new_is_not_replaced() -> None:
-    story = Story(NINE, start=False, server_memory=1000)
-    story.memory = 1500
-    story.begin()
-    assert story.text.count("before any work: --server-memory 1000 has no effect") == 1
+@pytest.mark.parametrize("unanswered", ["measure_server", "poll"])
+def test_a_server_at_twice_its_limit_is_replaced_after_a_session_that_ends_by_itself(
+    unanswered: str,
+) -> None:
+    """It is seen when the session is over, or while the look that shows its end is on its way."""
+    story = Story(server_memory=1000)
+    story.memory = 2001
+    story.busy()
+    story.world[unanswered] = None
+    story.let_pass(12)
+    story.works()
+    story.mend()
+    assert story.words == []
+    story.answer(story.last(unanswered))
     story.memory = 0
-    story.works()
-    story.memory = 1500
-    story.let_pass(11)
-    story.works()
-    story.works()
-    assert story.count("start_server") == 2, "once for the one that had worked"
-    assert story.text.count("has no effect") == 1
+    story.let_pass(3)
+    assert story.words == ["done"]
+    assert story.count("start_server") == 2 and story.count("send") == 2
 
 
 @pytest.mark.parametrize("way", [fails_with(500), None])
@@ -2808,30 +2502,27 @@ def test_a_file_that_is_away_while_a_session_works_ends_nothing(broken: str | No
     assert story.words == ["done"] and "can be read again, after 10m" in story.text
 
 
-def test_a_plan_that_is_away_while_a_check_runs_ends_nothing() -> None:
-    story = waiting_for("run_check", attended=False)
-    good = story.plan
+@pytest.mark.parametrize("what", ["a check", "a rate limit", "a pause"])
+def test_a_plan_that_is_away_while_nobody_needs_it_ends_nothing(what: str) -> None:
+    story = waiting_for("run_check", attended=False) if what == "a check" else Story()
+    if what == "a rate limit":
+        story.fails("rate-limit", retry_after=310)
+    elif what == "a pause":
+        story.press("space")
+        story.works()
+    good, state = story.plan, story.state
     story.plan = None
     story.let_pass(300, 5)
-    assert story.state == "running" and story.all("stop_check") == []
-    story.answer(story.last("run_check"))
+    assert (story.state, story.exits) == (state, []) and story.all("stop_check") == []
+    if what == "a check":
+        story.answer(story.last("run_check"))
+    else:
+        story.press("space" if what == "a pause" else "r")
     story.let_pass(30)
     assert (story.state, story.number) == ("running", 1)
     story.plan = good
     story.let_pass(2)
     assert (story.state, story.number) == ("running", 2)
-
-
-def test_a_plan_that_is_away_while_a_rate_limit_is_waited_for_ends_nothing() -> None:
-    story = Story(attended=False)
-    story.fails("rate-limit", retry_after=600)
-    good = story.plan
-    story.plan = None
-    story.let_pass(500, 5)
-    assert story.state == "waiting" and story.exits == []
-    story.plan = good
-    story.let_pass(110, 5)
-    assert story.state == "running" and story.number == 2
 
 
 @pytest.mark.parametrize("away", [2, 20, 55])
@@ -2864,20 +2555,16 @@ def test_a_plan_that_stays_away_when_it_is_needed_ends_the_run_after_a_minute(
     assert (story.state, story.number, story.exits) == ("running", 1, [])
     story.let_pass(4)
     assert story.state == "error" and story.exits == [1] and "PLAN.md" in story.reason
+    assert not broken or "has no task: add lines such as" in story.reason
 
 
-def test_a_plan_deleted_while_paused_is_said_only_when_it_matters() -> None:
-    story = Story()
-    story.press("space")
-    story.works()
+def test_a_plan_that_was_complete_and_is_moved_away_stays_complete() -> None:
+    story = Story("- [ ] one\n", attended=False)
+    story.plan = DONE
+    story.tell(Edited("/project/PLAN.md"))
     story.plan = None
-    story.let_pass(120, 5)
-    assert story.state == "paused"
-    story.press("space")
-    story.let_pass(ocloop.FILES_WITHIN - 2)
-    assert story.state == "running"
-    story.let_pass(4)
-    assert story.state == "error"
+    story.ends()
+    assert story.state == "complete" and story.exits == [0]
 
 
 def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> None:
@@ -2893,12 +2580,6 @@ def test_a_file_system_that_does_not_answer_is_an_error_when_it_is_needed() -> N
     assert story.exits == []
     story.let_pass(40, 5)
     assert story.exits == [1] and "cannot be read" in story.reason
-
-
-def test_a_plan_without_a_task_is_refused_with_what_to_do() -> None:
-    story = Story("Just some words\n", attended=False)
-    story.let_pass(62)
-    assert story.exits == [1] and "has no task: add lines such as" in story.reason
 
 
 def test_an_edit_is_read_at_once() -> None:
@@ -2917,22 +2598,17 @@ def test_an_edit_is_read_at_once() -> None:
 
 def test_space_pauses_after_the_iteration_and_goes_on() -> None:
     story = Story(notify="mail")
-    story.press("space")
-    assert story.state == "pausing" and story.all("interrupt") == []
-    story.works()
-    assert story.state == "paused" and story.all("notify") == []
-    story.let_pass(60, 5)
-    assert story.state == "paused" and story.count("send") == 1
-    story.press("space")
-    assert story.state == "running" and story.count("send") == 2
-
-
-def test_space_takes_a_pause_back() -> None:
-    story = Story()
-    story.press("space", "space")
+    story.press("space", "space")  # taken back
     story.works()
     assert story.states == ["starting", "running", "pausing", "running"]
-    assert story.number == 2
+    story.press("space")
+    assert story.state == "pausing" and story.all("interrupt") == []
+    story.idles()
+    assert story.state == "paused" and story.all("notify") == []
+    story.let_pass(60, 5)
+    assert story.state == "paused" and story.count("send") == 2
+    story.press("space")
+    assert story.state == "running" and story.count("send") == 3
 
 
 @pytest.mark.parametrize("what", [what for what in WAITS if what != "setup"])
@@ -2944,22 +2620,21 @@ def test_space_pauses_whatever_the_running_run_does(what: str) -> None:
     assert story.state == "running"
 
 
-def test_space_while_it_waits() -> None:
-    story = in_state("waiting")
-    story.press("space")
-    assert story.state == "paused"
+@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
+@pytest.mark.parametrize("is_early", [False, True])
+def test_space_pauses_a_wait_that_is_to_come_and_one_that_is_there(
+    kind: str, is_early: bool
+) -> None:
+    story = Story()
+    if is_early:
+        story.press("space")
+    story.fails(kind)
+    if not is_early:
+        story.press("space")
     story.let_pass(20)
-    assert story.state == "paused"
+    assert story.state == "paused" and len(story.results) == 1
     story.press("space")
     assert story.state == "running"
-
-
-@pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
-def test_a_failure_while_pausing_pauses(kind: str) -> None:
-    story = Story()
-    story.press("space")
-    story.fails(kind)
-    assert story.state == "paused" and len(story.results) == 1
 
 
 @pytest.mark.parametrize("is_taken_back", [False, True])
@@ -2983,46 +2658,40 @@ def test_space_while_the_server_is_renewed_asks_for_a_pause(is_taken_back: bool)
     assert story.state == "running" and story.count("send") == 2
 
 
-def test_r_starts_again_wherever_the_error_came_from() -> None:
+def test_r_begins_anew_wherever_the_error_came_from() -> None:
     story = Story(models=("a/c",))
-    assert story.state == "error"
+    assert story.exits == [] and story.last("stop_server")
+    story.let_pass(60, 5)
+    assert story.state == "error", "it stays until a person says something"
     story.setup = Setup("", {"a/c": 1}, None)
     story.take()
     story.press("r")
     assert story.take() == BEGINS
     assert story.states == ["starting", "error", "starting", "running"]
-    for _ in range(5):
+    for _ in range(2):
+        for _ in range(5):
+            story.fails()
+            story.wait_out()
+        story.fails("rate-limit")
+        assert story.wait_out() == pytest.approx(30, abs=1), "rests are counted anew as well"
         story.fails()
-        story.wait_out()
-    story.fails()
-    assert story.state == "error"
-    story.press("r")
-    story.fails()
-    assert story.state == "waiting", "failures are counted anew"
-
-
-def test_r_after_an_error_begins_to_count_rests_of_models_anew() -> None:
-    story = Story()
-    story.fails("rate-limit")
-    first = story.wait_out()
-    story.fails("rate-limit")
-    assert story.wait_out() > 1.5 * first
+        assert story.state == "error"
+        story.press("r")
     story.fails("configuration")
-    story.press("r")
-    story.fails("rate-limit")
-    assert story.wait_out() == pytest.approx(first, abs=1)
+    story.press("q")
+    assert story.exits == [1] and story.state == "stopping"
 
 
 @pytest.mark.parametrize("key", ["s", "space", "r"])
 def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> None:
     story = in_state("complete", notify="mail")
     assert story.last("stop_server") and story.shown["S"] == "go on"
-    for plan in (DONE, f"- [ ] two\n{DONE}", "- [x] one\n", None):
+    for number, plan in enumerate((DONE, f"- [ ] two\n{DONE}", "- [x] one\n", None), 1):
         story.plan = plan
         story.press(key)
         story.let_pass(3)
-        assert story.state == "complete" and story.text.count(ocloop.STILL_COMPLETE), plan
-    assert story.text.count(ocloop.STILL_COMPLETE) == 4 and story.count("send") == 1
+        assert story.state == "complete" and story.text.count(ocloop.STILL_COMPLETE) == number
+    assert story.count("send") == 1
     story.plan = "- [x] one\n- [ ] two\n"
     story.take()
     story.press(key)
@@ -3036,23 +2705,6 @@ def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> 
     assert story.exits == [0]
 
 
-def test_a_plan_that_was_complete_and_is_moved_away_stays_complete() -> None:
-    story = Story("- [ ] one\n", attended=False)
-    story.plan = DONE
-    story.tell(Edited("/project/PLAN.md"))
-    story.plan = None
-    story.ends()
-    assert story.state == "complete" and story.exits == [0]
-
-
-def test_an_error_with_a_terminal_stays_until_q() -> None:
-    story = Story(models=("a/c",))
-    assert story.exits == [] and story.last("stop_server")
-    story.let_pass(60, 5)
-    story.press("q")
-    assert story.exits == [1] and story.state == "stopping"
-
-
 @pytest.mark.parametrize("what", [what for what in WAITS if what not in ("setup", "read_files")])
 def test_q_asks_once_while_an_iteration_runs(what: str) -> None:
     story = waiting_for(what)
@@ -3060,7 +2712,11 @@ def test_q_asks_once_while_an_iteration_runs(what: str) -> None:
     assert story.picture().confirming_quit and story.state == "running"
     story.press("z")
     assert not story.picture().confirming_quit and story.state == "running"
-    story.press("q", "q")
+    story.press("q")
+    story.asks()
+    has_come = bool(story.asked)
+    assert not (has_come and story.picture().confirming_quit), "that is in front of a person now"
+    story.press(*("n", "q", "q") if has_come else ("q",))
     assert story.state == "stopping" and story.exits == [130]
 
 
@@ -3084,21 +2740,6 @@ def test_nothing_is_done_after_the_end() -> None:
     assert story.take("-") == "" and story.state == "stopping"
 
 
-def test_a_key_for_what_is_asked_does_not_quit() -> None:
-    story = Story()
-    story.busy()
-    story.press("q")
-    story.asks()
-    assert not story.picture().confirming_quit, "what is asked is in front of a person now"
-    story.press("y")
-    assert story.state == "running" and story.last("reply").decision == "once"
-    story.press("q", "y")
-    assert story.state == "running" and not story.picture().confirming_quit
-
-
-# X.
-
-
 @pytest.mark.parametrize(
     "way, then",
     [("rests", "create send"), (fails_with(404), "create send")]
@@ -3117,30 +2758,31 @@ def test_x_aborts_the_iteration_and_where_it_may_work_on_replaces_the_server(
     assert story.state == "running" and story.words == ["aborted"]
 
 
-@pytest.mark.parametrize("code, is_replaced", [(0, True), (500, True), (403, True), (404, False)])
-def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(
-    code: int, is_replaced: bool
-) -> None:
-    """A server that says no is alive and has stopped the session: it serves the next one."""
+@pytest.mark.parametrize("code", [0, 500, 403, 404])
+def test_a_server_that_does_not_say_whether_a_session_rests_is_replaced(code: int) -> None:
+    """But for one that says that there is no such session."""
     story = waiting_for("look")
     story.mend()
     story.take()
     story.world["poll"] = fails_first(code in (0, 500), fails_with(code), story.good["poll"])
     story.answer(story.last("poll"), No("no", code))
     story.let_pass(3)
-    assert ("start_server" in story.take()) == is_replaced
+    assert ("start_server" in story.take()) == (code != 404)
     assert story.state == "running" and story.number == 2
 
 
 @pytest.mark.parametrize("what", [what for what in WAITS if what not in ("setup", "read_files")])
-def test_x_ends_the_iteration_wherever_it_is(what: str) -> None:
+@pytest.mark.parametrize("dies", [False, True])
+def test_x_ends_the_iteration_wherever_it_is(what: str, dies: bool) -> None:
     story = waiting_for(what)
     story.press("x")
     if what == "run_check":
         story.answer(story.last("run_check"), (-15, "", True))
     story.mend()
+    if dies:
+        story.server_dies()
     story.let_pass(500, 5)
-    assert story.number > 1
+    assert story.number > 1 and story.state == "running"
     assert story.words[0] == ("done" if what in ("review", "run_check") else "aborted")
 
 
@@ -3159,28 +2801,6 @@ def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
     assert story.number == 2 and story.take() == "interrupt create send"
 
 
-@pytest.mark.parametrize("what", ["begin", "interrupt", "look"])
-def test_a_server_that_dies_while_a_session_is_ended_ends_it(what: str) -> None:
-    story = waiting_for(what)
-    story.mend()
-    story.take()
-    story.server_dies()
-    story.let_pass(3)
-    assert story.number == 2 and story.words == ["aborted"]
-    assert story.state == "running" and "start_server" in story.take()
-
-
-def test_a_poll_that_fails_does_not_leave_its_session_running() -> None:
-    story = Story()
-    story.busy()
-    story.world["poll"] = fails_with(429, "slow down")
-    story.let_pass(6)
-    assert "interrupt" in story.take() and story.words[0] == "failed"
-
-
-# T, P and ?.
-
-
 def test_t_gives_the_terminal_to_the_session() -> None:
     story = Story()
     story.press("t")
@@ -3191,42 +2811,28 @@ def test_t_gives_the_terminal_to_the_session() -> None:
     story.works()
     story.answer(story.last("hand_over"))
     assert "back: that session is over" in story.text
+    for story in (in_state("paused"), waiting_for("create")):
+        story.press("t")
+        assert story.all("hand_over") == [] and ocloop.NO_SESSION in story.text
 
 
-@pytest.mark.parametrize("where", ["paused", "create"])
-def test_t_says_so_where_there_is_no_session(where: str) -> None:
-    story = in_state(where) if where in STATES else waiting_for(where)
-    story.press("t")
-    assert story.all("hand_over") == [] and ocloop.NO_SESSION in story.text
-
-
-def test_help_is_shown_until_the_next_key() -> None:
+@pytest.mark.parametrize("key", ["p", "escape"])
+def test_help_and_plan_are_shown_until_they_are_put_away(key: str) -> None:
     story = Story()
+    story.busy()
     story.press("?")
     assert story.picture().overlay == "help"
-    story.press("q")
+    story.press(key)
     assert not story.picture().overlay and not story.picture().confirming_quit
-
-
-@pytest.mark.parametrize("key", ["p", "q", "escape"])
-def test_the_plan_is_shown_until_it_is_put_away(key: str) -> None:
-    story = Story()
     story.press("p")
     assert story.picture().overlay == "plan"
     story.press("space")
     assert story.picture().overlay == "plan" and story.state == "pausing", "other keys work"
-    story.press(key)
-    assert not story.picture().overlay and not story.picture().confirming_quit
-
-
-@pytest.mark.parametrize("overlay", ["?", "p"])
-def test_what_is_asked_can_be_answered_over_help_and_plan(overlay: str) -> None:
-    story = Story()
-    story.busy()
-    story.press(overlay)
     story.asks()
     story.press("n")
-    assert story.last("reply").decision == "reject" and story.picture().overlay
+    assert story.last("reply").decision == "reject" and story.picture().overlay == "plan"
+    story.press(key)
+    assert not story.picture().overlay and not story.picture().confirming_quit
 
 
 @pytest.mark.parametrize("where", [*STATES, *WAITS])
@@ -3257,32 +2863,26 @@ def test_a_signal_ends_it_wherever_it_is(where: str, name: str) -> None:
 
 # ── the lost screen ───────────────────────────────────────────────────────────────────────────────
 
+LEAVES = {"starting": 130, "ready": 130, "paused": 130, "complete": 0, "error": 1, "pausing": 130}
 
-@pytest.mark.parametrize(
-    "state, status",
-    [
-        ("starting", 130),
-        ("ready", 130),
-        ("paused", 130),
-        ("complete", 0),
-        ("error", 1),
-        ("stopping", None),
-    ],
-)
-def test_a_lost_screen_where_only_a_person_could_go_on_leaves(
-    state: str, status: int | None
-) -> None:
+
+@pytest.mark.parametrize("state", LEAVES)
+def test_a_lost_screen_where_only_a_person_could_go_on_leaves(state: str) -> None:
     story = in_state(state)
-    before = len(story.exits)
     story.tell(ScreenLost("the terminal hung up"))
-    assert story.exits[before:] == ([] if status is None else [status])
+    if state == "pausing":
+        assert story.state == "pausing" and story.exits == []
+        story.works()
+    assert story.exits == [LEAVES[state]]
 
 
 @pytest.mark.parametrize("where", ["running", "waiting", *WAITS])
 def test_a_lost_screen_where_something_is_under_way_goes_on_to_the_end(where: str) -> None:
     story = in_state(where) if where in STATES else waiting_for(where)
+    story.asks("per_0")
     story.tell(ScreenLost("the terminal is gone (SIGHUP)"), ScreenLost("the terminal hung up"))
     assert story.text.count("going on without a screen") == 1 and story.exits == []
+    assert not story.asked
     story.mend()
     if where == "run_check":
         story.answer(story.last(where))
@@ -3306,26 +2906,6 @@ def test_a_lost_screen_while_it_starts_goes_on_when_it_was_wanted() -> None:
     assert story.exits == [1], "nobody is there to press R"
 
 
-def test_a_lost_screen_while_pausing_leaves_after_the_iteration() -> None:
-    story = in_state("pausing")
-    story.tell(ScreenLost("the terminal hung up"))
-    assert story.state == "pausing" and story.exits == []
-    story.works()
-    assert story.state == "stopping" and story.exits == [130]
-
-
-def test_a_lost_screen_at_a_limit_leaves_and_refuses_what_is_asked() -> None:
-    story = Story(NINE, max_iterations=1)
-    story.asks()
-    story.press("q")
-    story.tell(ScreenLost("gone"))
-    assert story.replied == [("per_1", "reject")] and not story.picture().confirming_quit
-    story = Story(NINE, max_iterations=1)
-    story.works()
-    story.tell(ScreenLost("gone"))
-    assert story.exits == [3]
-
-
 # ── time away ─────────────────────────────────────────────────────────────────────────────────────
 # A gap between two events is a machine that slept: nothing that has a deadline may see it.
 
@@ -3341,6 +2921,9 @@ def test_no_deadline_fires_for_time_away() -> None:
     assert "poll" in story.take("read_files"), "the session is looked at"
     story.let_pass(70)
     assert story.replied == [("per_1", "reject")], "deadlines go on where they were"
+    story.sleep(-86_400)
+    story.let_pass(30)
+    assert story.all("interrupt") == [] and 0 <= story.elapsed < 120, "a clock that is set back"
 
 
 def test_waits_go_on_where_they_were() -> None:
@@ -3357,64 +2940,26 @@ def test_waits_go_on_where_they_were() -> None:
     assert story.number == 2 and story.exits == [], "the plan is waited for"
 
 
-def test_a_clock_that_is_set_back_stops_nothing() -> None:
-    story = Story(stall_timeout=60)
-    story.busy()
-    story.sleep(-86_400)
-    story.let_pass(30)
-    assert story.all("interrupt") == [] and 0 <= story.elapsed < 60
-    story.works()
-    assert story.number == 2
-
-
 # ── sums ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_cost_and_tokens_are_added_up_over_iterations_and_messages() -> None:
+def test_cost_and_tokens_are_added_up_over_iterations_messages_and_subagents() -> None:
     story = Story(NINE)
     story.busy()
     story.message("calls", 0.25, "msg_x")
     story.message("calls", 0.50, "msg_x")  # the same message again, with more
     story.works(0.25)
     assert story.total.cost == pytest.approx(0.75) and story.total.tokens == 40
-    story.busy()
-    assert story.total.cost == pytest.approx(0.75), "does not fall back to nothing"
-    story.works(1.0)
-    assert story.total.cost == pytest.approx(1.75)
-    assert (story.total.input, story.total.output, story.total.cached) == (30, 18, 12)
-
-
-@pytest.mark.parametrize("end", ["Q", "SIGTERM"])
-def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(end: str) -> None:
-    story = Story()
-    story.busy()
-    story.message("calls", 0.5)
-    story.spent = Spend(0.8)
-    story.take("-")
-    story.press("q", "q") if end == "Q" else story.tell(Signalled(end))
-    assert story.take("-") == "interrupt poll exit" and story.total.cost == pytest.approx(0.8)
-    assert not story.picture().confirming_quit
-    story = waiting_for("work")
-    story.busy()
-    story.world["interrupt"] = story.world["poll"] = None
-    story.tell(Signalled("SIGTERM"))
-    assert story.exits == [] and story.state == "running"
-    story.let_pass(2.5)
-    assert story.exits == [130], "nobody waits longer than two seconds"
-
-
-def test_what_subagents_cost_is_added_and_what_strangers_cost_is_not() -> None:
-    story = Story()
-    story.tell(Child("ses_child", "ses_1"), Child("ses_grandchild", "ses_child"))
+    story.tell(Child("ses_child", "ses_2"), Child("ses_grandchild", "ses_child"))
     story.tell(Child("ses_stranger", ""))
-    assert story.picture().context == 0
     story.message("answered", 0.25, session="ses_child", context=900)
     story.message("answered", 0.50, session="ses_grandchild")
     story.message("answered", 9.00, session="ses_stranger")
-    story.message("calls", 1.0)
-    assert story.picture().context == 2, "the context is that of the own session"
-    story.works()
-    assert story.total.cost == pytest.approx(1.75)
+    assert story.picture().context == 0, "the context is that of the own session"
+    assert story.total.cost == pytest.approx(1.5), "it does not fall back to nothing"
+    story.works(1.0)
+    assert story.total.cost == pytest.approx(2.5)
+    assert (story.total.input, story.total.output, story.total.cached) == (50, 30, 20)
 
 
 @pytest.mark.parametrize("polled, total", [(None, 1.0), (3.5, 3.5), (0.0, 1.0)])
@@ -3431,12 +2976,33 @@ def test_what_polls_count_counts_where_the_server_can_tell(
     assert story.total.cost == pytest.approx(total + 0.5) and story.total.input >= 1000
 
 
-def test_what_an_aborted_session_cost_is_looked_up_when_it_has_stopped() -> None:
+def test_what_a_session_cost_that_is_ended_is_looked_up_when_it_has_stopped() -> None:
     story = waiting_for("look")
     assert story.number == 1
     story.spent = Spend(1.5)
     story.answer(story.last("poll"))
     assert story.number == 2 and story.results[0].spend.cost == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("end", ["Q", "SIGTERM"])
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(end: str, is_quick: bool) -> None:
+    story = Story(notify="mail")
+    story.busy()
+    story.message("calls", 0.5)
+    story.spent = Spend(0.8)
+    story.take("-")
+    if not is_quick:
+        story.world["interrupt"] = story.world["poll"] = None
+    story.press("q", "q") if end == "Q" else story.tell(Signalled(end))
+    if not is_quick:
+        assert story.exits == []
+        story.let_pass(2.5)
+    assert story.exits == [130], "nobody waits longer than two seconds"
+    assert story.total.cost == pytest.approx(0.8 if is_quick else 0.5)
+    told = {"Q": "", "SIGTERM": " notify"}  # who pressed Q in front of the screen knows of it
+    assert story.take("read_files", "measure_server") == f"interrupt poll{told[end]} exit"
+    assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
 
 
 def test_of_two_tasks_with_the_same_words_one_is_current_and_one_has_the_costs() -> None:
@@ -3492,6 +3058,9 @@ def test_an_iteration_is_called_what_it_was(
 
 def test_texts_thoughts_and_tools_are_journaled_once() -> None:
     story = Story()
+    story.part(story.prompted.part_id, "text", text=story.prompted.text)
+    story.part("prt_s", "text", text="Continue", synthetic=True)
+    assert not story.picture().live and "text:" not in story.text, "neither is an answer"
     story.part("prt_1", "thinking", "running", text="Hm")
     story.tell(Delta("ses_1", "prt_1", "m."))
     story.let_pass(5)
@@ -3514,7 +3083,9 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
         ("bash", "make 5s", ""),
         ("read", "x failed: no such file", "bad"),
     ]
-    assert not story.picture().live
+    story.part("prt_5", "text", "running", text="")
+    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    assert not story.picture().live, "one of which nothing is known is not shown for ever"
 
 
 @pytest.mark.parametrize("text", ["I will read the plan.", ""])
@@ -3536,21 +3107,6 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
     assert story.text.count("I will read the plan.") == 1 and not story.picture().live
 
 
-def test_a_text_of_which_nothing_is_known_is_not_shown_for_ever() -> None:
-    story = Story()
-    story.busy()
-    story.part("prt_1", "text", "running", text="")
-    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
-    assert not story.picture().live
-
-
-def test_the_prompt_itself_is_not_shown_as_an_answer() -> None:
-    story = Story()
-    story.part(story.prompted.part_id, "text", text=story.prompted.text)
-    story.part("prt_s", "text", text="Continue", synthetic=True)
-    assert not story.picture().live and "text:" not in story.text
-
-
 def test_an_error_is_told_once_and_a_subagents_is_indented_and_ends_nothing() -> None:
     story = Story(NINE, stall_timeout=60)
     fault = Fault("auth", "no entry", 401)
@@ -3568,7 +3124,7 @@ def test_an_error_is_told_once_and_a_subagents_is_indented_and_ends_nothing() ->
 
 
 def test_numbers_run_on_and_the_journal_is_capped() -> None:
-    story = Story()
+    story = Story(verbose=True)
     longest = ocloop.Journal.LENGTH
     for number in range(longest + 10):
         story.tell(Noted("note", str(number)))
@@ -3578,10 +3134,6 @@ def test_numbers_run_on_and_the_journal_is_capped() -> None:
     story.tell(Noted("note", "x" * 1_000_000))
     text = story.entries[-1].text
     assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
-
-
-def test_what_the_server_says_is_journaled_when_it_is_asked_for() -> None:
-    story = Story(verbose=True)
     story.tell(Heard("never.heard.of"))
     assert "event: never.heard.of" in story.text
 
@@ -3602,24 +3154,6 @@ def test_a_run_ends_with_records() -> None:
     for words in ("end: so it is", "blocked: b (no key)", "manual: c"):
         assert words in story.text
     assert story.last("notify").facts["OCLOOP_EVENT"] == "stopped"
-
-
-def test_an_iteration_that_is_broken_off_is_in_the_sum_and_not_in_the_journals_end() -> None:
-    story = Story()
-    story.busy()
-    story.message("calls", 0.5)
-    story.press("q", "q")
-    assert story.total.cost == pytest.approx(0.5)
-    assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
-
-
-def test_what_is_told_to_a_telephone_is_one_line() -> None:
-    story = Story(start=False, notify="mail")
-    problem = "it broke:\n  line after line\n" + "x" * 999
-    story.world["start_server"] = fails_with(0, problem, again=False)
-    story.begin()
-    (told,) = story.all("notify")
-    assert "\n" not in told.message and len(told.message) < 400
 
 
 def test_waits_grow_and_have_a_longest() -> None:
@@ -3654,11 +3188,12 @@ class Agent(NamedTuple):
     """The truth about a session that was prompted."""
 
     session: str
+    prompt: str  # its id
     begins: float  # before, an interrupt does nothing
     until: float  # it works so long, unless somebody stops it
     asks: Ask | None = None  # what it waits for, until somebody answers
     fault: Fault | None = None  # how its turn ends, when not well
-    retries: bool = False
+    is_ended_by_refusal: bool = False
     child: str = ""
 
 
@@ -3673,6 +3208,7 @@ class Simulation(Story):
         mute: bool = False,  # nothing is heard on the stream
         does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
         works_for: float = 20.0,
+        grows: float = 0.0,  # the first server, so many MiB a second
         **options: Any,
     ) -> None:
         self.ways = ways or {}
@@ -3681,8 +3217,10 @@ class Simulation(Story):
         self.mute = mute
         self.does = list(does)
         self.works_for = works_for
+        self.grows = grows
         self.agents: dict[str, Agent] = {}
-        self.finished: dict[str, Fault | None] = {}  # sessions whose turn has ended, and how
+        # Prompts whose turn has ended, by their id, and how.
+        self.finished: dict[str, tuple[str, Fault | None]] = {}
         self.prompts: dict[str, Any] = {}  # by the id of the message
         self.costs: dict[str, float] = {}  # what was told of the session under way
         self.counts: collections.Counter[str] = collections.Counter()
@@ -3773,29 +3311,31 @@ class Simulation(Story):
 
     def create(self, request: Any) -> tuple[str, str]:
         self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
-        self.good.update(reply=self.take_reply)
+        self.good.update(reply=self.take_reply, measure_server=self.measure)
         self.sessions += 1
         return self.id, ""
 
     def accept(self, request: Any) -> None:
         session = request.session
-        if session in self.agents or session in self.finished:
+        if session in self.agents or request.prompt.message_id in self.finished:
             return  # the same ids: nothing is run twice
         assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
         does = self.does.pop(0) if self.does else ""
-        agent = Agent(session, self.now + 1.5, self.now + self.works_for)
+        prompt = request.prompt.message_id
+        agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
         self.say(1.5, Activity(session, "working"))
         self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
             self.say(1.9, Child(agent.child, session))
-        if does in ("ask", "question", "subagent"):
+        if does in ("ask", "two asks", "question", "subagent"):
             asks = permission(f"per_{session}", agent.child or session)
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Ask(f"que_{session}", session, "question", "", "?", question)
             self.say(2.0, Asked(asks.session, asks))
-            agent = agent._replace(asks=asks, until=ENDLESS)
+            is_ended = does == "two asks"
+            agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
             fault = Fault("rate-limit", "Too Many Requests", 429)
             agent = agent._replace(fault=fault, until=self.now + 4)
@@ -3807,8 +3347,14 @@ class Simulation(Story):
     def take_reply(self, request: Any) -> None:
         for agent in list(self.agents.values()):
             if agent.asks and agent.asks.id == request.request.id:
-                until = self.now + self.works_for
-                self.agents[agent.session] = agent._replace(asks=None, until=until)
+                is_ended = agent.is_ended_by_refusal and request.decision == "reject"
+                until = self.now + (0.5 if is_ended else self.works_for)
+                self.agents[agent.session] = agent._replace(
+                    asks=None, until=until, is_ended_by_refusal=is_ended
+                )
+
+    def measure(self, request: Any) -> int:
+        return int((self.now - NOON) * self.grows) if self.launches == 0 else 0
 
     def comes_to_rest(self, request: Any) -> None:
         agent = self.agents.get(request.session)
@@ -3823,9 +3369,8 @@ class Simulation(Story):
             seen["verdict"] = "unfinished" if request.closer else ""
             seen["asks"] = (agent.asks,) if agent.asks else ()
             seen["children"] = (agent.child,) if agent.child else ()
-        elif request.session in self.finished:
-            seen["fault"] = self.finished[request.session]
-            seen["verdict"] = "failed" if seen["fault"] else "answered"
+        elif request.prompt.message_id in self.finished:
+            seen["verdict"], seen["fault"] = self.finished[request.prompt.message_id]
         else:
             seen["verdict"] = "undelivered"
         return seen
@@ -3844,14 +3389,17 @@ class Simulation(Story):
             self.posted.remove(due)
             self.happened += 1
             due[3]()
-        self.take_up(self.hand_time(self.now))
+        self.take_up(self.hand(None, self.now))
 
     def finish(self, agent: Agent) -> None:
         del self.agents[agent.session]
-        self.finished[agent.session] = agent.fault
         if agent.fault:
+            self.finished[agent.prompt] = ("failed", agent.fault)
             self.say(0.1, Broke(agent.session, agent.fault))
+        elif agent.is_ended_by_refusal:
+            self.finished[agent.prompt] = ("refused", None)
         else:
+            self.finished[agent.prompt] = ("answered", None)
             self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
             if "[ ]" not in self.plan and "<plan" not in self.plan:
                 self.plan += "<plan-complete>all of it</plan-complete>\n"
@@ -3869,7 +3417,7 @@ class Simulation(Story):
 def drive(world: Simulation, within: float = WITHIN) -> Simulation:
     """Until the run rests or ends, which it must, without burning meanwhile."""
     began = world.now
-    before = world.counts.total() if hasattr(world.counts, "total") else sum(world.counts.values())
+    before = sum(world.counts.values())
     while not world.rests:
         world.turn()
         assert world.now - began <= within, f"{world.told}: no end after {world.now - began:.0f} s"
@@ -3888,6 +3436,8 @@ SHORT: dict[str, Json] = {
     "a rate limit": {"does": ("limit",)},
     "a subagent that asks": {"does": ("subagent",), "auto": False},
     "a retry": {"does": ("retry",), "stall_timeout": 0.0},
+    "two asks": {"does": ("two asks",), "auto": False},
+    "a server that grows": {"grows": 110.0, "server_memory": 1000, "works_for": 40.0},
 }
 
 
@@ -3999,7 +3549,10 @@ def test_a_run_comes_to_an_end_from_wherever_it_is_when_the_world_goes_wrong() -
     rng = random.Random(11)
     for number in range(1000):
         world = Simulation(
-            does=rng.choices(("", "ask", "limit", "subagent", "retry"), k=9),
+            does=rng.choices(("", "ask", "two asks", "limit", "subagent", "retry"), k=9),
+            auto=rng.random() < 0.5,
+            grows=rng.choice((0.0, 0.0, 110.0)),
+            server_memory=1000,
             mute=rng.random() < 0.3,
             attended=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
@@ -4023,7 +3576,9 @@ def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
         world = Simulation(
             some_ways(rng, 2 + number % 4),
             mute=rng.random() < 0.5,
-            does=ALL_ASK if rng.random() < 0.5 else (),
+            does=rng.choice((ALL_ASK, ("two asks",) * 99, ())),
+            grows=rng.choice((0.0, 110.0)),
+            server_memory=1000,
             attended=rng.random() < 0.5,
             auto=rng.random() < 0.5,
             iteration_timeout=rng.choice((0.0, 300.0)),
@@ -4036,39 +3591,35 @@ def test_a_run_comes_to_an_end_whatever_several_kinds_of_requests_do() -> None:
 # ── the morning tells the truth ───────────────────────────────────────────────────────────────────
 # What a run says of itself when nobody has looked: what is left, why it stopped, what to do.
 
+SO = "<plan-complete>So.</plan-complete>"
+
 
 def marks(story: Story, before: str, after: str) -> None:
     """The agent edits the plan and ends its turn."""
     assert story.plan and before in story.plan
-    story.busy()
     story.plan = story.plan.replace(before, after, 1)
-    story.message("answered")
-    story.ends()
+    story.idles()
 
 
 @pytest.mark.parametrize(
     "plan, status, reason",
     [
-        ("- [x] a\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
-        ("- [x] a\n- [MANUAL] b\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
+        ("- [x] a\n- [MANUAL] b\n", 0, "the plan is complete"),
+        ("- [x] a\n- [ ]b\n", 0, "the plan is complete"),
+        ("- [x] a\n- [BLOCKED: x] b\n", 3, "complete but for 1 blocked task"),
+        ("- [x] a\n- [~] b\n", 3, "complete but for 1 pending task"),
         (
-            "- [x] a\n- [BLOCKED: x] b\n<plan-complete>So.</plan-complete>",
-            3,
-            "complete but for 1 blocked task",
-        ),
-        (
-            "- [ ] a\n- [ ] c\n- [BLOCKED: x] b\n<plan-complete>So.</plan-complete>",
+            "- [ ] a\n- [ ] c\n- [BLOCKED: x] b\n",
             3,
             "complete but for 2 pending tasks and 1 blocked task",
         ),
-        ("- [x] a\n- [ ]b\n<plan-complete>So.</plan-complete>", 0, "the plan is complete"),
     ],
 )
 def test_a_plan_that_is_marked_complete_ends_well_when_nothing_is_left(
     plan: str, status: int, reason: str
 ) -> None:
     story = Story("- [ ] a\n- [ ] b\n", attended=False, notify="mail")
-    story.plan = plan
+    story.plan = plan + SO
     story.ends()
     assert story.exits == [status] and f"end: {reason}" in story.text
     assert story.last("notify").event == ("stopped" if status else "complete")
@@ -4103,25 +3654,21 @@ def test_without_a_tag_what_looks_undone_is_undone(left: str, status: int, reaso
 @pytest.mark.parametrize("is_tagged", [True, False])
 def test_an_open_task_that_goes_out_of_the_plan_is_named(is_tagged: bool) -> None:
     story = Story("- [ ] a\n- [ ] lost\n", attended=False, notify="mail")
-    story.plan = "- [x] a\n" + "<plan-complete>So.</plan-complete>" * is_tagged
+    story.plan = "- [x] a\n" + SO * is_tagged
     story.ends()
     if not is_tagged:
         story.idles()
     assert story.exits == [0 if is_tagged else 3]
     gone = "1 open task is gone from the plan: lost"
     assert f"end: {gone}" in story.text
-    if not is_tagged:
-        assert f"end: nothing is pending, but {gone}" in story.text
+    assert (f"end: nothing is pending, but {gone}" in story.text) != is_tagged
     assert "1 open task" in story.last("notify").message
     assert "to do: write back what is gone from the plan, or let it be: lost" in story.text
-
-
-def test_an_open_task_that_comes_back_was_not_lost() -> None:
     story = Story("- [ ] a\n- [ ] b\n- [ ] c\n", attended=False)
     marks(story, "- [ ] a\n- [ ] b\n", "- [x] a\n")
     marks(story, "- [ ] c\n", "- [x] c\n- [x] b\n")
     story.idles()
-    assert story.exits == [0]
+    assert story.exits == [0], "one that comes back was not lost"
 
 
 @pytest.mark.parametrize(
@@ -4142,9 +3689,8 @@ def test_a_task_that_was_marked_as_blocked_is_not_done(before: str, after: str, 
 
 
 def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
-    story = Story(
-        "- [ ] a\n- [BLOCKED: x] b\n- [ ] c\n- [MANUAL] d\n", notify="mail", attended=False
-    )
+    plan = "- [ ] a\n- [BLOCKED: x] b\n- [ ] c\n- [MANUAL] d\n"
+    story = Story(plan, notify="mail", attended=False)
     assert story.last("create").prompt.title == "ocloop 2/3: a"
     story.works()
     assert "· 1/3 · 1 blocked · 1 manual ·" in story.text
@@ -4154,14 +3700,15 @@ def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
 
 
 def test_what_is_blocked_has_a_sign_of_its_own_in_the_bar() -> None:
-    def bar(text: str, size: int) -> str:
-        return "".join(text for _style, text in ocloop.progress_bar(parse_plan(text), size))
-
-    assert bar("- [x] a\n- [BLOCKED] b\n- [ ] c\n- [ ] d\n", 8) == "██▒▒····"
-    assert bar("- [x] a\n- [BLOCKED] b\n", 8) == "████▒▒▒▒"
-    assert bar("- [x] a\n- [x] a\n- [BLOCKED] b\n", 10) == "██████▋▒▒▒"
-    assert bar("- [x] a\n" * 99 + "- [BLOCKED] b\n", 10) == "█████████▒"
-    assert bar("- [x] a\n- [MANUAL] b\n", 8) == "████████"
+    for plan, shown in (
+        ("- [x] a\n- [BLOCKED] b\n- [ ] c\n- [ ] d\n", "██▒▒····"),
+        ("- [x] a\n- [BLOCKED] b\n", "████▒▒▒▒"),
+        ("- [x] a\n- [x] a\n- [BLOCKED] b\n", "█████▎▒▒"),
+        ("- [x] a\n" * 99 + "- [BLOCKED] b\n", "███████▒"),
+        ("- [x] a\n- [MANUAL] b\n", "████████"),
+    ):
+        bar = "".join(text for _style, text in ocloop.progress_bar(parse_plan(plan), 8))
+        assert bar == shown
     assert ocloop.ascii_only("█▒·") == "#%."
 
 
@@ -4187,62 +3734,38 @@ def test_what_was_refused_is_counted_and_named() -> None:
     assert f"end: 3 iterations in a row settled no task (--stuck): {why}" in story.text
     assert why in story.last("notify").message
     assert "end: to do: allow bash, edit in opencode.json, or use --auto" in story.text
-    first, *_others, last = (e.record for e in story.entries if e.record)
+    first, *_others, last = (entry.record for entry in story.entries if entry.record)
     assert first["refused"] == {"bash": 2, "edit": 1}
     assert last["refused"] == {"bash": 6, "edit": 3}
-
-
-def test_a_message_names_what_was_refused_on_the_way() -> None:
     story = Story("- [ ] a\n", attended=False, notify="mail")
     story.asks(title="webfetch")
-    story.plan = "- [x] a\n<plan-complete>So.</plan-complete>"
+    story.plan = f"- [x] a\n{SO}"
     story.ends()
-    assert story.exits == [0] and ", refused: webfetch ×1, " in story.last("notify").message
+    message = story.last("notify").message
+    assert story.exits == [0] and ", refused: webfetch ×1, " in message, "on the way"
 
 
 @pytest.mark.parametrize("attended", [True, False])
-def test_an_answer_that_the_model_s_limit_cut_off_is_tried_again(attended: bool) -> None:
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_an_answer_that_the_model_s_limit_cut_off_is_tried_again(
+    attended: bool, is_busy: bool
+) -> None:
+    """Nobody interrupted it: it is no reason for a pause. A server may say busy for ever."""
     story = Story("- [ ] a\n", attended=attended)
     story.busy()
-    story.ends("cut", Fault("length", ocloop.CUT_OFF))
-    story.let_pass(2)
-    assert story.state == "waiting", "nobody interrupted it: it is no reason for a pause"
-    assert "iter: 1 cut in" in story.text and story.run.books.failures == 1
-    assert "error: its answer was cut off at the model's output limit" in story.text
-    story.wait_out()
-    told = story.prompted.text
-    assert "cut off at the model's output limit. It worked on:\n- a\n" in told
-    assert "undo" not in told
-    story.works()
-    assert "output limit" not in story.prompted.text
-
-
-def test_an_answer_that_was_cut_off_is_over_where_a_server_says_busy_for_ever() -> None:
-    story = Story("- [ ] a\n", attended=False)
     story.verdict = "cut"
     story.fault = Fault("length", ocloop.CUT_OFF)
-    story.let_pass(90)
-    assert "iter: 1 cut in" in story.text
-
-
-def test_an_answer_that_was_cut_off_is_over_on_a_new_server_too() -> None:
-    story = Story("- [ ] a\n", attended=False)
-    story.busy()
-    story.tell(ServerDied(1, "it died"))
-    story.let_pass(3)
-    story.ends("cut", Fault("length", ocloop.CUT_OFF))
-    story.let_pass(2)
-    assert "iter: 1 cut in" in story.text and len(story.all("send")) == 1
-
-
-def test_who_pressed_q_in_front_of_the_screen_is_not_told_of_it() -> None:
-    story = Story(notify="mail")
-    story.busy()
-    story.press("q", "q")
-    assert story.exits == [130] and story.all("notify") == []
-    story = Story(notify="mail")
-    story.tell(Signalled("SIGTERM"))
-    assert story.last("notify").event == "stopped"
+    if not is_busy:
+        story.idle()
+    story.let_pass(90 if is_busy else 2)
+    assert story.words[0] == "cut" and "iter: 1 cut in" in story.text
+    assert "error: its answer was cut off at the model's output limit" in story.text
+    if not is_busy:
+        story.wait_out()
+        told = story.prompted.text
+        assert "cut off at the model's output limit. It worked on:\n- a\n" in told
+        story.works()
+        assert "output limit" not in story.prompted.text
 
 
 def test_a_task_whose_check_failed_has_no_tick_until_one_passes() -> None:
@@ -4264,35 +3787,188 @@ def test_a_task_whose_check_failed_has_no_tick_until_one_passes() -> None:
 def test_an_end_with_work_left_does_not_look_like_a_good_one() -> None:
     for mark, sign in (("[x]", "✔ complete"), ("[BLOCKED: x]", "◐ complete")):
         story = Story("- [ ] a\n")
-        marks(story, "[ ] a", f"{mark} a\n<plan-complete>So.</plan-complete>")
+        marks(story, "[ ] a", f"{mark} a\n{SO}")
         assert story.state == "complete" and sign in seen(story)
 
 
-def test_every_end_says_what_to_do_next() -> None:
-    def steps(plan: str, **record: Any) -> list[str]:
-        return ocloop.next_steps(parse_plan(plan), {"state": "ended", "status": 3, **record})
+TAKE_OUT = "take out the `<plan-complete>` tag, "
+UNBLOCK = "unblock: change its box back to `[ ]`, "
+CHECK_AND_REFUSED = {
+    "check": {"command": "make test", "verdict": "failed"},
+    "refused": {"bash": 2},
+}
 
-    tag = "<plan-complete>So.</plan-complete>"
-    out = "take out the `<plan-complete>` tag, "
-    assert steps(f"- [x] a\n{tag}", status=0) == []
-    assert steps("- [ ] a\n", status=130) == ["run again to go on"]
-    assert steps(f"- [ ] a\n{tag}") == [f"{out}run again to go on"]
-    unblock = "unblock: change its box back to `[ ]`, "
-    assert steps("- [BLOCKED: x] a\n") == [f"{unblock}run again"]
-    assert steps(f"- [BLOCKED: x] a\n{tag}") == [f"{unblock}{out}run again"]
-    check = {"command": "make test", "verdict": "failed"}
-    assert steps("- [ ] a\n", check=check, refused={"bash": 2}) == [
-        "allow bash in opencode.json, or use --auto",
-        "mend the check: `make test`",
-        "run again to go on",
-    ]
-    assert steps("- [x] a\n- [ ]b\n")[0] == "make tasks of what looks like one: line 2"
-    assert steps("- [x] a\n- [MANUAL] b\n", status=0) == ["do by hand what is manual: 1 task"]
-    assert ocloop.next_steps(parse_plan("- [ ] a\n"), {}) == [], "no run: nothing to go on with"
-    asked = {"waits_for": ["bash rm -r x"]}
-    assert ocloop.next_steps(parse_plan("- [ ] a\n"), asked, True) == [
+
+@pytest.mark.parametrize(
+    "plan, record, steps",
+    [
+        (f"- [x] a\n{SO}", {"status": 0}, []),
+        ("- [ ] a\n", {"status": 130}, ["run again to go on"]),
+        (f"- [ ] a\n{SO}", {}, [f"{TAKE_OUT}run again to go on"]),
+        ("- [BLOCKED: x] a\n", {}, [f"{UNBLOCK}run again"]),
+        (f"- [BLOCKED: x] a\n{SO}", {}, [f"{UNBLOCK}{TAKE_OUT}run again"]),
+        (
+            "- [ ] a\n",
+            CHECK_AND_REFUSED,
+            [
+                "allow bash in opencode.json, or use --auto",
+                "mend the check: `make test`",
+                "run again to go on",
+            ],
+        ),
+        (
+            "- [x] a\n- [ ]b\n",
+            {},
+            ["make tasks of what looks like one: line 2"],
+        ),
+        ("- [x] a\n- [MANUAL] b\n", {"status": 0}, ["do by hand what is manual: 1 task"]),
+    ],
+)
+def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str]) -> None:
+    ended = {"state": "ended", "status": 3, **record}
+    assert ocloop.next_steps(parse_plan(plan), ended)[: len(steps) or 1] == steps
+
+
+def test_a_run_that_asks_says_so_and_no_run_has_no_next_step() -> None:
+    plan = parse_plan("- [ ] a\n")
+    assert ocloop.next_steps(plan, {}) == []
+    assert ocloop.next_steps(plan, {"waits_for": ["bash rm -r x"]}, True) == [
         "answer what it asks (bash rm -r x): `attach` joins it"
     ]
+
+
+# ── what a person sees ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("overlay", ["?", "p"])
+def test_q_means_quit_wherever_one_looks(overlay: str) -> None:
+    story = Story()
+    story.press(overlay, "q")
+    assert story.picture().confirming_quit and ("Q", "quit") in story.picture().keys
+    story.press("q")
+    assert story.exits == [130]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+def test_always_says_for_what_and_how_long(size: tuple[int, int]) -> None:
+    asked = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "action": "shell"}
+    first = OpenCode1.__new__(OpenCode1).permission({**asked, "always": ["make *", "git *"]})
+    second = OpenCode2.__new__(OpenCode2).permission({**asked, "save": ["make *", "git *"]})
+    assert first.always == "make *, git *, until the server ends"
+    assert second.always == "make *, git *, in this project from now on"
+    story = Story()
+    story.tell(Asked(story.id, first._replace(session=story.id)))
+    shown = " ".join(seen(story, *size).split())
+    assert "A allows make *, git *, until the server ends Y once A always N no" in shown
+    assert "A allows" not in seen(scene("permission")), "not every server says so"
+
+
+def test_a_text_of_which_nothing_is_known_yet_stands_before_the_tool_that_followed_it() -> None:
+    """Where nobody looks, no piece of it is told before its end."""
+    story = Story()
+    story.busy()
+    story.part("prt_1", "text", "running", text="")
+    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
+    story.part("prt_1", "text", text="I will read the plan.")
+    assert [entry.kind for entry in story.entries][-2:] == ["text", "read"]
+    story.part("prt_3", "text", "running", text="")
+    story.part("prt_4", "tool", tool="bash", argument="make")
+    story.works()
+    assert story.text.count("bash: make") == 1, "also where the end of the text never comes"
+
+
+def test_emphasis_is_not_shown_raw() -> None:
+    story = Story("# **One**\n- [ ] **Export:** as `CSV`, 2**3\n- [ ] b\n", run=False, start=False)
+    story.begin()
+    assert "S begins with: Export: as `CSV`, 2**3" in seen(story)
+    story.press("s")
+    for key in ("z", "p"):
+        story.press(key)
+        assert "Export: as" in seen(story) and "**E" not in seen(story) and "**O" not in seen(story)
+    story.works()
+    assert "task: Export:" in story.text and "· Export: as" in story.text
+
+
+def test_nested_tasks_are_indented() -> None:
+    plan = "- [ ] a\n  - [x] b\n      - [ ] c\n  - [ ] d\n- [ ] e\n\t- [ ] f\n# G\n  - [ ] g\n"
+    assert [task.depth for task in parse_plan(plan).tasks] == [0, 1, 2, 1, 0, 1, 0]
+    story = Story(plan)
+    story.press("p")
+    rows = [row.rstrip() for row in seen(story).split("\n")]
+    for row in ("   ✔ b", "     ○ c", "   ○ d", " ○ e"):
+        assert row in rows, row
+
+
+def test_the_help_can_be_read_on_a_small_screen() -> None:
+    story = scene("help")
+    scroll = Scroll()
+    read: list[str] = []
+    for _ in range(40):
+        read += drawn(story.picture(), 40, 12, True, scroll)[2:10]
+        scroll.moved = 1
+    shown = " ".join(" ".join(dict.fromkeys(read)).split())
+    for key in ocloop.KEYS:
+        for word in (key.name, *key.help.split()):
+            assert word in shown, word
+    for sign in ("▸", "○", "☐", "×2", "▒"):
+        assert sign in shown, sign
+    assert "(arrows)" in shown
+
+
+def test_the_place_in_the_help_is_not_that_in_the_plan() -> None:
+    story = scene("help")
+    scroll = Scroll()
+    scroll.moved = 9
+    drawn(story.picture(), 40, 12, True, scroll)
+    assert scroll.overlay == 9
+    story.press("z", "p")
+    drawn(story.picture(), 40, 12, True, scroll)
+    assert scroll.overlay == 0
+
+
+def test_only_what_is_seen_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid_out: list[str] = []
+
+    def counted(name: str) -> None:
+        function = getattr(ocloop, name)
+
+        def call(*args: Any) -> Any:
+            laid_out.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(ocloop, name, call)
+
+    counted("entry_rows")
+    counted("task_rows")
+    story = Story("- [x] done\n" * 3000 + "- [ ] last\n")
+    for number in range(3000):
+        story.tell(Noted("note", f"{number}"))
+    scroll = Scroll()
+    for moved in (0, -5, -1, 0, 3):
+        laid_out.clear()
+        scroll.moved = moved
+        drawn(story.picture(), 160, 40, True, scroll)
+        assert len(laid_out) < 100, moved
+
+
+def test_nothing_is_guessed_once_the_run_stops() -> None:
+    assert "left" in seen(scene("running")) and "left" not in seen(scene("stopping"))
+
+
+def test_who_comes_back_from_opencode_reads_that_the_loop_goes_on() -> None:
+    story = Story()
+    story.busy()
+    story.press("t")
+    assert "back, and the loop goes on" in story.text
+
+
+def test_so_many_near_misses_are_enough() -> None:
+    before = time.perf_counter()
+    plan = parse_plan("- [x]a\n" * 1_400_000 + "- [ ]b\n")
+    assert time.perf_counter() - before < GENEROUS
+    assert len(plan.near_misses) == ocloop.MOST_NEAR_MISSES
+    (last,) = plan.open_near_misses
+    assert last == plan.near_misses[-1] and "more may follow" in last.advice
 
 
 # ==================================================================================================
@@ -4477,9 +4153,9 @@ BEGUN = (
     "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b",
     "partial", "review", "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
-
-
 # fmt: on
+
+
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
 def test_what_is_begun_is_open(mark: str) -> None:
     plan = parse_plan(f"- [{mark}] T\n- [x] done\n")
@@ -4542,6 +4218,8 @@ def texts(plan: str) -> str:
 # fmt: on
 def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     assert texts(plan) == expected
+
+
 # fmt: off
 @pytest.mark.parametrize("plan, expected", [
     ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
@@ -4573,6 +4251,8 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
 # fmt: on
 def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
     assert texts(plan) == expected
+
+
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
     plan = parse_plan("```\na\n```\n[ ] T\n````sh\n```\nb\n```\n\nc <!-- d\n[ ] T\n~~~\n")
     assert [str(near) for near in plan.near_misses] == [
@@ -4593,6 +4273,8 @@ def test_a_task_knows_its_line_and_its_phase() -> None:
     assert plan.current == plan.tasks[2]
 
 
+
+
 def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
     return (
         "- [x] d\n" * done
@@ -4600,6 +4282,8 @@ def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
         + "- [MANUAL] m\n" * manual
         + "- [BLOCKED: b] b\n" * blocked
     )
+
+
 # fmt: off
 @pytest.mark.parametrize("done, pending, manual, blocked, total, percent", [
     (2, 2, 2, 1, 5, 40), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 3, 0),
@@ -4618,11 +4302,15 @@ def test_progress(
     said = f"{done} of {total} tasks done ({percent} %), {blocked} blocked, {manual} manual"
     said = said if plan.tasks else "no task"
     assert str(plan) == said
+
+
 def test_the_current_task_is_the_first_pending_one() -> None:
     over = parse_plan(boxes(2, 0, 1, 1))
     assert over.current is None and over.goal == "wrap up"
     plan = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [~] d\n- [ ] e\n")
     assert plan.current and plan.current.text == "d" and plan.goal == "d"
+
+
 # fmt: off
 @pytest.mark.parametrize("before, now, missing", [
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]), ("- [ ] a\n- [x] b", "- [ ] a", []),
@@ -4711,12 +4399,16 @@ STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
         (0, 2, 0, 0, 4),
     ),
 }  # fmt: skip
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
     text, expected = STYLES[style]
     plan = parse_plan(text)
     found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
     assert found == expected, (plan.tasks, plan.near_misses)
+
+
 # fmt: off
 @pytest.mark.parametrize("plan, summary", [
     ("<plan-complete>all done</plan-complete>", "all done"),
@@ -4745,6 +4437,8 @@ def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
+
+
 # fmt: off
 @pytest.mark.parametrize("text, tasks", [
     (LONG_TASK * 100_000, 100_000),
@@ -4770,6 +4464,8 @@ def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.process_time()
     assert len(parse_plan(text).tasks) == tasks
     assert time.process_time() - before < GENEROUS
+
+
 # fmt: off
 PIECES = (
     "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
@@ -4850,6 +4546,8 @@ def test_any_text_is_a_plan() -> None:
 # fmt: on
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
+
+
 @pytest.mark.parametrize(
     "said, models",
     [("a/b", ("a/b",)), ("a/b, c/d", ("a/b", "c/d")), ("a/b,c/d,,", ("a/b", "c/d")), ("", ())],
@@ -4857,6 +4555,8 @@ def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
 def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]) -> None:
     assert ocloop.models_of({"model": said}) == models
     assert ocloop.models_of({}) == ()
+
+
 # fmt: off
 @pytest.mark.parametrize("body, told, expected", [
     ("{{PLAN_FILE}} {{TASK}} {{ITERATION}}", "", "/p/PLAN.md a {{TASK}} \\1 {{CHECK}} b 7"),
@@ -4873,15 +4573,6 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
     task = "a {{TASK}} \\1 {{CHECK}} b"
     assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_wait_grows_up_to_its_longest_and_none_is_longer_than_a_quarter_of_an_hour() -> None:
-    waits = Backoff(4.0, 4.0, 900.0)
-    found = [waits.after(times) for times in (-1, 0, 1, 2, 3, 4, 5, 10**9)]
-    assert found == [0.0, 0.0, 4.0, 16.0, 64.0, 256.0, 900.0, 900.0]
-    for name, waits in vars(ocloop).items():
-        if isinstance(waits, Backoff):
-            assert 0 < waits.first == waits.after(1) <= waits.longest <= 900.0, name
 
 
 def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
@@ -4915,21 +4606,8 @@ def test_words_for_people(words: Callable[[Any], str], value: float, text: str) 
     assert words(value) == text
 
 
-def test_short_numbers_are_short_and_never_fall() -> None:
-    order = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-    last = -1.0
-    for number in sorted({int(10 ** (n / 500)) for n in range(4500)} | set(range(900, 10_200))):
-        text = ocloop.short_number(number)
-        value = float(text.rstrip("kMG")) * order[text.lstrip("0123456789.")]
-        assert len(text) <= 4 and value >= last, (number, text)
-        last = value
-def test_dollars_that_were_spent_never_read_as_nothing() -> None:
-    rng = random.Random(3)
-    for _ in range(500):
-        cost = 10 ** rng.uniform(-9, 5)
-        text = ocloop.dollars_of(cost)
-        assert "$" in text and re.search("[1-9]", text), text
-        assert cost < 0.0001 or float(text.removeprefix("$")) == pytest.approx(cost, rel=0.5)
+
+
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
     values.update(
@@ -4945,6 +4623,8 @@ def a_result(outcome: str = "done", progress: bool = False, check: str = "", **m
         progress=progress,
     )
     return Result(**{**values, **more})
+
+
 def books_of(*results: Result) -> Books:
     books = Books()
     for result in results:
@@ -4952,6 +4632,8 @@ def books_of(*results: Result) -> Books:
     return books
 # Outcomes in their order -> failures in a row, all iterations that a provider would not let work,
 # iterations in a row that settled nothing; "+" is progress.
+
+
 # fmt: off
 @pytest.mark.parametrize("outcomes, failures, waits, unsettled", [
     ("", 0, 0, 0), ("failed", 1, 0, 0), ("failed stalled cut", 3, 0, 0),
@@ -4970,12 +4652,16 @@ def test_streaks_are_computed_from_the_results(
     books = books_of(*results)
     assert (books.failures, len(books.unsettled)) == (failures, unsettled)
     assert books.counted == len(results) - waits
+
+
 def test_a_streak_begins_anew_where_a_person_went_on() -> None:
     books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
     books.mark = 4
     assert (books.failures, books.check_failures, books.unsettled) == (0, 0, [])
     books.results.append(a_result("failed"))
     assert books.failures == 1
+
+
 @pytest.mark.parametrize(
     "checks, failures",
     [("", 0), ("f", 1), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)],
@@ -4987,6 +4673,8 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     books = books_of(*(a_result(check=names[letter]) for letter in checks))
     assert books.check_failures == failures
 # One plan after the other, and whether it is progress.
+
+
 # fmt: off
 @pytest.mark.parametrize("plans, progress", [
     (["- [ ] a", "- [x] a"], "+"), (["- [ ] a", "- [BLOCKED: b] a"], "+"),
@@ -5006,6 +4694,8 @@ def test_progress_is_more_settled_or_less_pending_than_ever_before(
     books.note_plan(parse_plan(plans[0]))
     found = [books.note_plan(parse_plan(plan)) for plan in plans[1:]]
     assert "".join("+" if made else "-" for made in found) == progress
+
+
 def test_sums_are_computed_from_the_results() -> None:
     books = books_of(
         a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
@@ -5020,6 +4710,8 @@ def test_sums_are_computed_from_the_results() -> None:
     assert books.counted == 3, "what a provider would not let work does not count"
     assert books.last_worked is books.results[2]
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
+
+
 def test_the_first_model_that_does_not_rest_works() -> None:
     line = ModelLine(("a/1", "a/2", "a/3"))
     assert line.choose(0.0) == "a/1"
@@ -5032,6 +4724,8 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.until_first_back(10.0) == 40.0
     assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
     assert line.until_first_back(100.0) == 0.0
+
+
 def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
     line = ModelLine(("a/1", "a/2"))
     line.choose(0.0)
@@ -5121,6 +4815,8 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
     assert words in (reached[1] if reached else "")
 
 
+
+
 def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
     limits = ocloop.Limits(Options(max_cost=2.0, max_time=60.0, max_iterations=1))
     assert limits.reached(NOTHING_USED._replace(cost=3.9), times=2) is None
@@ -5150,6 +4846,8 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
 # ── server-sent events, and the event stream ──────────────────────────────────────────────────────
 # The first streams are the examples of html.spec.whatwg.org, "Server-sent events".
 
+
+
 # fmt: off
 STREAMS: list[tuple[bytes, list[bytes]]] = [
     (b": this is a test stream\n\ndata: some text\n\n"
@@ -5177,6 +4875,8 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
     (b"", []),
 ]
 # fmt: on
+
+
 def feed(chunks: Iterable[bytes]) -> list[bytes]:
     stream = EventStream()
     return [event for chunk in chunks for event in stream.feed(chunk)]
@@ -5190,38 +4890,6 @@ def test_a_stream_is_cut_into_events_wherever_its_bytes_are_cut(
     assert feed(stream[n : n + 1] for n in range(len(stream))) == events, "byte by byte"
     for n in range(len(stream) + 1):
         assert feed([stream[:n], b"", stream[n:]]) == events, n
-
-
-def test_a_line_of_megabytes() -> None:
-    data = b"x" * 5_000_000
-    stream = b"data: " + data + b"\n\ndata: next\n\n"
-    assert feed([stream]) == [data, b"next"]
-    before = time.process_time()
-    assert feed(stream[n : n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
-    assert time.process_time() - before < GENEROUS
-
-
-def test_any_bytes_are_a_stream() -> None:
-    rng = random.Random(2)
-    # fmt: off
-    pieces = (
-        b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r\n",
-        b"\n\n", b"\r\n\r\n", b"a", b"{\"type\":", b"\xe2\x80\xa8", b"\xff",
-        b"id: 3\n", b"\x00",
-    )
-    # fmt: on
-    found = 0
-    for _ in range(2000):
-        stream = b"".join(rng.choice(pieces) for _ in range(rng.randrange(30)))
-        events = feed([stream])
-        found += len(events)
-        assert events == feed(stream[n : n + 1] for n in range(len(stream)))
-        for _ in range(3):
-            cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
-            places = zip([0, *cuts], [*cuts, len(stream)])
-            assert events == feed(stream[begin:end] for begin, end in places)
-        assert events == feed([stream.replace(b"\r\n", b"\n")])
-    assert found > 500, "it must hit something"
 
 
 def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
@@ -5300,6 +4968,8 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exceptio
     assert answer.error.why == "silent"
 
 
+
+
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
 def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
@@ -5316,6 +4986,8 @@ def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
     (said, after) = read([bad + bad + frame("session.idle", sessionID="ses_1")])
     assert isinstance(said, Noted) and "cannot be read" in said.text and error.__name__ in said.text
     assert after == Activity("ses_1", "idle")
+
+
 @pytest.mark.parametrize("data", [b"data: " + b"x" * 70_000, b"data: xxxxxxxxxxxxx\n" * 4000])
 def test_an_event_without_an_end_is_said_and_the_stream_opened_anew(
     data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5354,6 +5026,8 @@ def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.Monke
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("tool, given, text", [
     ("read", {"filePath": "/project/src/a.py"}, "src/a.py"),
@@ -5379,12 +5053,16 @@ def test_a_tool_is_told_by_the_argument_that_matters(tool: str, given: Json, tex
     title = "" if given else "A title"
     found = ocloop.argument_of(tool, given, "/project", title if tool == "mcp_thing" else "")
     assert found.strip() == text
+
+
 def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments() -> None:
     one = ocloop.call_id("bash", {"command": "ls", "timeout": 5})
     assert one == ocloop.call_id("bash", {"timeout": 5, "command": "ls"}) > 0
     others = [("shell", {"command": "ls", "timeout": 5}), ("bash", {"command": "ls"}), ("bash", {})]
     assert one not in [ocloop.call_id(*other) for other in others]
     assert ocloop.call_id("\ud800", float("nan")) > 0
+
+
 # fmt: off
 @pytest.mark.parametrize("value, seconds", [
     ("30", 30.0), (" 1.5 ", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
@@ -5399,6 +5077,8 @@ def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_perso
     assert ocloop.duration(ocloop.announced_in({"retry-after": "9" * 400}))
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("cost, tokens, spend", [
     (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
@@ -5411,15 +5091,11 @@ def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
     assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
-def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
-    one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
-    assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
-    assert one.at_least(other) == Spend(2.0, 5, 7, 3)
-    tokens = {"input": 5, "output": 5, "cached": 0}
-    assert one.record() == {"cost": 1.0, "tokens": tokens}
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
 PAGE = "<!doctype html><title>OpenCode</title>"
+
+
 class Wire:
     """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
 
@@ -5484,6 +5160,8 @@ class Wire:
     @property
     def routes(self) -> list[str]:
         return [f"{method} {path.partition('?')[0]}" for method, path, _ in self.heard]
+
+
 class Turns:
     """Answers that are given one after the other; the last one again and again."""
 
@@ -5492,16 +5170,22 @@ class Turns:
 
     def next(self) -> Any:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
 @pytest.fixture(scope="module")
 def one_wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.server.shutdown()
     wire.server.server_close()
+
+
 @pytest.fixture
 def wire(one_wire: Wire) -> Wire:
     one_wire.forget()
     return one_wire
+
+
 def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204}
     client = wire.client("secret")
@@ -5511,11 +5195,15 @@ def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     for headers in wire.headers:
         assert headers["Authorization"] == "Basic b3BlbmNvZGU6c2VjcmV0"
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
+
+
 def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     wire.says = {"GET /a": {}}
     assert wire.client().request("GET", "/a") == {}
+
+
 # fmt: off
 @pytest.mark.parametrize("said, code, name, message", [
     ((400, {"name": "ConfigInvalidError", "data": {
@@ -5556,6 +5244,8 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         assert error.value.code == 0 and not error.value.is_timeout
 
 
+
+
 @contextmanager
 def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
     """A server that answers each request with these pieces, whatever it is; its URL, and what it
@@ -5586,6 +5276,8 @@ def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
 
 
 ODD_IDS = ("--port=1", "-s", "../x", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\u00e9", "", None)
+
+
 @pytest.mark.parametrize("id", ODD_IDS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any) -> None:
@@ -5611,6 +5303,8 @@ def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any
         assert dialect.decode(asked) == [Alive("ses_1")]
     paths = [path for _, path, _ in wire.heard]
     assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
     """It would carry the login to another host."""
@@ -5630,6 +5324,8 @@ TRICKLES: dict[str, tuple[bytes, ...]] = {
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
     "refusal": (b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n", *[b" "] * 90),
 }
+
+
 @pytest.mark.parametrize("said", TRICKLES.values(), ids=list(TRICKLES))
 def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
     with talker(*said, pause=0.1) as (url, _):
@@ -5638,6 +5334,8 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
             Client(url, "", "").request("GET", "/", timeout=0.5)
         assert time.monotonic() - before < 4
         assert error.value.code == 500 or error.value.is_timeout
+
+
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
 def test_an_answer_without_an_end_is_an_error_like_any_other(
     head: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5704,11 +5402,15 @@ def test_which_generation_answers(
     assert len(wire.heard) == requests
 
 
+
+
 @pytest.mark.parametrize("path", ["/wrong/path", "/wrong/path/"])
 def test_an_address_with_a_wrong_path_is_not_opencode(wire: Wire, path: str) -> None:
     wire.says = {"GET /api/info": INFO, "GET /global/health": HEALTH, "GET /config": {}}
     with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
         ocloop.detect(Client(wire.url + path, "", ""))
+
+
 @pytest.mark.parametrize("code", [401, 403, 503])
 def test_a_server_that_refuses_or_boots_is_not_judged(wire: Wire, code: int) -> None:
     wire.otherwise = (code, {})
@@ -5720,6 +5422,8 @@ def a_server(says: Wire) -> tuple[ocloop.Server, list[Event]]:
     return ocloop.Server(Options(server=says.url), posted.append), posted
 
 
+
+
 def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
@@ -5727,6 +5431,8 @@ def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
     _client, dialect, version = server._meet(wire.url)
     assert (dialect, version) == (OpenCode2, "2.0.20")
     assert [type(event) for event in posted] == [Noted], "and that is said, once"
+
+
 # fmt: off
 @pytest.mark.parametrize("said, words", [
     ((503, {"code": "service_failed", "message": "no disk"}), "does not answer (no disk)"),
@@ -5773,6 +5479,8 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPa
     assert ocloop.without_input("no such thing") == "no such thing"
 
 
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
@@ -5815,13 +5523,21 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
+
+
 def event(type: str, /, **properties: Any) -> Json:
     return {"type": type, "properties": properties}
+
+
 def part_event(**part: Any) -> Json:
     given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
     return event("message.part.updated", part=given)
+
+
 def tool_event(tool: str, **state: Any) -> Json:
     return part_event(type="tool", tool=tool, state=state)
+
+
 def message_event(**info: Any) -> Json:
     given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
     return event("message.updated", info=given)
@@ -5831,8 +5547,12 @@ OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
 TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
 SPENT = Spend(0.5, 10, 6, 4)
 LISTING = ocloop.call_id("bash", {"command": "ls"})
+
+
 def said_part(kind: str, state: str, **more: Any) -> Part:
     return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
+
+
 # fmt: off
 DECODED: list[tuple[Json, list[Any]]] = [
     (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}), [Child("ses_2",
@@ -5910,6 +5630,8 @@ DECODED: list[tuple[Json, list[Any]]] = [
     ({}, []), ({"type": "session.idle"}, []), ({"type": None, "properties": None}, []),
 ]
 # fmt: on
+
+
 @pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
 def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
     assert is_same(a_dialect().decode(said), expected)
@@ -5971,6 +5693,8 @@ TYPES_2 = (
     "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
 )
 # fmt: on
+
+
 def anything(rng: random.Random, depth: int = 0) -> Any:
     """A JSON value, of names that mean something now and then."""
     kind = rng.randrange(10 if depth < 3 else 6)
@@ -6199,6 +5923,8 @@ def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over(
     assert ocloop.judge_messages(messages, "msg_1", is_at_work=True)[0] == verdict
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("message, is_its", [
     (user("a"), False), (COMPACTION, True), (GO_ON, True),
@@ -6214,10 +5940,16 @@ def test_what_a_compaction_wrote_is_told_from_what_a_person_typed(
     assert ocloop.is_of_compaction(message) is is_its
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
 WRAPPED = "ProviderModelNotFoundError: acme/nope"
+
+
 def wrapped(message: str) -> Json:
     return {"name": "UnknownError", "data": {"message": message}}
+
+
 def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
+
+
 # fmt: off
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
@@ -6272,6 +6004,8 @@ ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns"
 ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
 REQUEST_1 = Ask("per_1", "ses_1", "permission", "bash", "ls")
 REQUEST_2 = Ask("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
+
+
 def whole_server(**more: Any) -> Json:
     """What a server says of a session that works and has a subagent."""
     return {
@@ -6491,6 +6225,8 @@ def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
     assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
 
+
+
 def test_how_a_session_is_joined() -> None:
     argv = OpenCode1.attach_argv(["npx", "opencode"], "http://x", "ses_1", "/project")
     assert argv[:3] == ["npx", "opencode", "attach"] and "ses_1" in argv and "/project" in argv
@@ -6501,6 +6237,8 @@ def test_how_a_session_is_joined() -> None:
 # Once as the system tells it by /proc, and once as `ps` does where there is none.
 
 NO_PROC = "/nonexistent/proc"
+
+
 @pytest.fixture(params=["proc", "ps"])
 def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "ps":
@@ -6510,6 +6248,8 @@ def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif not ocloop.has_proc():
         pytest.skip("there is no /proc here")
     return str(request.param)
+
+
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts shell commands in groups of their own; what is left of them in the end is killed."""
@@ -6529,9 +6269,13 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         child.wait()
         if child.stdout:
             child.stdout.close()
+
+
 def first_line(child: subprocess.Popen[bytes]) -> str:
     assert child.stdout
     return child.stdout.readline().decode().strip()
+
+
 def is_alive(pid: int) -> bool:
     """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
     with suppress(OSError):
@@ -6541,6 +6285,8 @@ def is_alive(pid: int) -> bool:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
 def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
     until = time.monotonic() + within
     while not condition():
@@ -6548,6 +6294,8 @@ def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
 def test_processes_are_found_by_their_mark(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6558,6 +6306,8 @@ def test_processes_are_found_by_their_mark(
     assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
     assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
     assert ocloop.marked_pids("nobody has this one") == []
+
+
 def test_the_memory_of_a_group_is_known(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6569,16 +6319,8 @@ def test_the_memory_of_a_group_is_known(
     assert ocloop.group_memory(2**22 + 1) == 0
     assert child.stdin
     child.stdin.close()
-def test_descendants_are_known_where_nothing_else_tells_them(
-    monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    child = started('sh -c "sleep 60; :" & echo up; wait')
-    assert first_line(child) == "up"
-    assert ocloop.descendants(child.pid) == [], "/proc will tell by the mark"
-    monkeypatch.setattr(ocloop, "PROC", NO_PROC)
-    if ocloop.list_processes():
-        assert comes_true(lambda: len(ocloop.descendants(child.pid)) == 2)
-    assert ocloop.descendants(2**22 + 1) == []
+
+
 def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -6587,6 +6329,8 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
         monkeypatch.setattr(ocloop, "PS", ps)
         assert ocloop.list_processes() == [] == ocloop.marked_pids("x")
         assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == []
+
+
 def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6607,6 +6351,8 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
     assert 0.25 < time.monotonic() - before < 10, "it had its time"
+
+
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
 def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     looks: str, monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
@@ -6629,6 +6375,8 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     child.pid = own
     assert other.poll() is None
     assert ocloop.wait_for_end(other, 0.05) is None
+
+
 @pytest.mark.skipif(not ocloop.has_proc(), reason="there is no /proc here")
 def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
     started: Callable[..., subprocess.Popen[bytes]],
@@ -6644,46 +6392,8 @@ def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert not any(blocked >> (number - 1) & 1 for number in theirs)
     assert blocked >> (signal.SIGUSR2 - 1) & 1, "and no other one is touched"
-@pytest.mark.parametrize("dies", [True, False])
-def test_the_guard_ends_what_is_left_when_its_pipe_ends_without_a_word(
-    dies: bool, started: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    mark = os.urandom(8).hex()
-    child = started("echo up; exec sleep 60", mark)
-    assert first_line(child) == "up"
-    guard = ocloop.Guard(mark, dict(os.environ))
-    guard.watch(child.pid)
-    process = guard.process
-    assert process and process.stdin
-    if dies:
-        process.stdin.close()
-        assert comes_true(lambda: child.poll() is not None)
-        process.wait(GENEROUS)
-    else:
-        guard.dismiss()
-        assert process.poll() == 0 and child.poll() is None
-def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
-    started: Callable[..., subprocess.Popen[bytes]],
-) -> None:
-    mark = os.urandom(8).hex()
-    child = started("echo up; exec sleep 60", mark)
-    assert first_line(child) == "up"
-    guard = ocloop.Guard(mark, dict(os.environ))
-    guard.watch(child.pid)
-    first = guard.process
-    assert first
-    first.kill()
-    first.wait()
-    guard.look_after()
-    second = guard.process
-    assert second and second is not first and second.stdin
-    guard.look_after()
-    assert guard.process is second, "one that lives is left alone"
-    second.stdin.close()
-    assert comes_true(lambda: child.poll() is not None)
-    second.wait(GENEROUS)
-    if first.stdin:
-        first.stdin.close()
+
+
 @pytest.mark.parametrize("where", ["farewell", "start"])
 def test_leaving_waits_for_nothing_without_an_end(
     where: str, monkeypatch: pytest.MonkeyPatch
@@ -6719,6 +6429,8 @@ def test_a_port_that_is_taken_is_known() -> None:
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+
+
 def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "PLAN.md"
     path.write_bytes(b"\xef\xbb\xbf- [ ] \xff\x00\n")
@@ -6745,36 +6457,12 @@ def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
     assert text is None and "it is larger than 64 MiB" in problem
 
 
-def test_what_is_written_is_written_in_order_and_waited_for() -> None:
-    writer = ocloop.Writer()
-    written: list[int] = []
 
-    def fails() -> None:
-        raise OSError("the disk is full")
 
-    for number in range(100):
-        writer.put(lambda number=number: written.append(number))  # type: ignore[misc]
-        writer.put(fails)
-    writer.close(GENEROUS)
-    assert written == list(range(100))
-def test_a_file_system_that_hangs_does_not_hold_up_the_end() -> None:
-    writer = ocloop.Writer()
-    hangs = threading.Event()
-    written: list[int] = []
-
-    def hang() -> None:
-        hangs.wait(GENEROUS)
-
-    writer.put(hang)
-    for _ in range(writer.MOST + 1000):  # more than it keeps
-        writer.put(lambda: written.append(1))
-    before = time.monotonic()
-    writer.close(0.2)
-    assert time.monotonic() - before < 5 and not written
-    hangs.set()
-    assert comes_true(lambda: len(written) >= writer.MOST - 1)
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
     """Writes entries into a log of that name; returns what stands in it, and what was posted."""
@@ -6836,6 +6524,8 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None
         assert not set(HOSTILE) & set(text) - set(HARMLESS), text
 
 
+
+
 @pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
 def test_nothing_that_is_printed_can_rewrite_the_terminal(
     command: str, tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
@@ -6849,6 +6539,8 @@ def test_nothing_that_is_printed_can_rewrite_the_terminal(
     ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
     said = "".join(capsys.readouterr())
     assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
+
+
 def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
     writer = ocloop.Writer()
     posted: list[Event] = []
@@ -6865,6 +6557,8 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     assert [type(event) for event in posted] == [Noted, Noted]
     assert "name another path with --log" in str(posted[0])
     assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
+
+
 def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -6925,6 +6619,8 @@ def test_a_bug_is_told_to_whoever_sleeps(
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
 
 
+
+
 @pytest.fixture
 def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "state"
@@ -6932,8 +6628,12 @@ def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return home
+
+
 def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
+
+
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
     assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
@@ -6945,6 +6645,8 @@ def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home
     assert os.stat(run_file.path).st_mode & 0o777 == 0o600
     assert os.stat(run_file.folder).st_mode & 0o777 == 0o700
     assert os.listdir(run_file.folder) == [Path(run_file.path).name], "no draft is left"
+
+
 def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -6952,6 +6654,8 @@ def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     (tmp_path / "link").symlink_to("a")
     paths = [RunFile(str(tmp_path / name)).path for name in ("a/P", "a/Q", "b/P", "link/P")]
     assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
+
+
 def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -6964,6 +6668,8 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     assert run_file.folder == "" and "no `status`" in run_file.problem
     run_file.write({"state": "running"})
     assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
+
+
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
 def test_a_folder_that_somebody_made_anew_is_not_written_into(
     tmp_path: Path, state_home: Path, trap: str
@@ -7000,6 +6706,8 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
     assert precious.read_text() == "mine"
     if trap not in ("symlink", "hard link"):
         assert "second" not in "".join(path.read_text() for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -7019,6 +6727,8 @@ def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
+
+
 def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -7065,6 +6775,8 @@ def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
 
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
 
+
+
 # fmt: off
 OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.seconds, "90", 90.0), (ocloop.seconds, "90s", 90.0), (ocloop.seconds, "15m", 900.0),
@@ -7085,6 +6797,8 @@ OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.port_number, "65536", None), (ocloop.port_number, "x", None),
 ]
 # fmt: on
+
+
 @pytest.mark.parametrize("parser, text, value", OPTION_VALUES, ids=ascii)
 def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) -> None:
     if value is None:
@@ -7197,6 +6911,8 @@ def test_the_address_of_a_server_is_a_url_without_a_login(
     with pytest.raises(Problem, match="is no URL: write http://HOST:PORT") as problem:
         ocloop.make_options(given)
     assert problem.value.status == 2
+
+
 # fmt: off
 @pytest.mark.parametrize("words, said", [
     ("rnu", "there is no command rnu: did you mean run? (`ocloop.py --help` lists what there is)"),
@@ -7223,23 +6939,11 @@ def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
     assert ocloop.main(words.split()) == 2
     out, err = capsys.readouterr()
     assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
-@pytest.mark.parametrize("command", ["", "run", "bootstrap", "status", "attach"])
-def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as end:
-        ocloop.main([*command.split(), "--help"])
-    out = capsys.readouterr().out
-    assert end.value.code == 0 and "exit statuses:" in out
-    assert max(map(len, out.splitlines())) <= 80
-    if command == "run":
-        for name, option in described_options().items():
-            assert all(flag in out for flag in option["flags"]), name
-        assert "{{PLAN_FILE}}" in out and "1h30m" in out
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
@@ -7251,7 +6955,7 @@ def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
     assert contents(folder) == STARTERS
     assert f"wrote    {plan}" in capsys.readouterr().out
     evening = ocloop.preflight(project_options(folder, attended=True))
-    assert evening.problems == () and "{{CHECK}}" in evening.prompt
+    assert evening.problems == () and "{{CHECK}}" in STARTERS[".loop-prompt.md"]
     (warning,) = evening.warnings
     assert "is still the starter: write your own tasks into it" in warning
     assert evening.plan.pending == 3 and evening.plan.manual == 1 and evening.plan.summary is None
@@ -7280,6 +6984,8 @@ def test_bootstrap_with_force_loses_nothing(
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
 
 
+
+
 def project_options(folder: Path, **options: Any) -> Options:
     given: Json = {
         "directory": str(folder),
@@ -7288,6 +6994,8 @@ def project_options(folder: Path, **options: Any) -> Options:
         **options,
     }
     return Options(**given)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
@@ -7295,14 +7003,16 @@ def project(tmp_path: Path) -> Path:
     (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
     (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
     return folder
+
+
 def problems(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).problems)
+
+
 def warnings(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).warnings)
-def test_a_project_in_order_has_no_problems(project: Path) -> None:
-    evening = ocloop.preflight(project_options(project, check="make test", log=f"{project}/log"))
-    assert evening.problems == () == evening.warnings
-    assert evening.plan.pending == 1
+
+
 def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Path) -> None:
     (project / "PLAN.md").write_text("# Nothing\n")
     assert "has no task: add lines such as `- [ ] Build it`" in problems(project)
@@ -7313,6 +7023,8 @@ def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Pa
     assert "is empty" in said and "force" not in said, "nothing ever advises to destroy"
     (project / ".loop-prompt.md").unlink()
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
+
+
 def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
@@ -7323,6 +7035,8 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert "its front matter says modle, which means nothing here: model, agent," in said
     (project / ".loop-prompt.md").write_text("---\ndescription: {{PLAN_FILE}}\n---\nDo it\n")
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
+
+
 def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7331,6 +7045,8 @@ def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     assert "change into the project's own folder" in warnings(project)
     options = project_options(project, directory="/")
     assert "the project is /, all of it" in "\n".join(ocloop.preflight(options).warnings)
+
+
 # fmt: off
 @pytest.mark.parametrize("command, word", [
     ("make-it-so-that-nobody-has-it test", "make-it-so-that-nobody-has-it"),
@@ -7348,6 +7064,8 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
     for name in ("check", "notify"):
         said = problems(project, **{name: command})
         assert said == (f"--{name}: there is no command {word}" if word else "")
+
+
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     for path in (project / "there.log", project / "PLAN.md"):
         assert problems(project, log=str(path)) == ""
@@ -7393,6 +7111,8 @@ def test_a_plan_that_is_complete_needs_no_server(
         assert ("complete already but for 1 pending task" in said) == bool(status)
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("asked, words", [
     ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
@@ -7404,6 +7124,8 @@ def test_how_opencode_is_started_is_looked_at_first(asked: str, words: str) -> N
         ocloop.find_opencode(asked)
     assert words in str(problem.value)
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
+
+
 def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7424,6 +7146,8 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
         ocloop.current_directory()
     monkeypatch.chdir(tmp_path)
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
+
+
 
 
 def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
@@ -7467,6 +7191,8 @@ def test_status_tells_of_a_run_at_work() -> None:
     )
 
 
+
+
 def test_status_tells_what_a_run_waits_for() -> None:
     story = Story()
     story.asks()
@@ -7502,6 +7228,8 @@ def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
     assert "was killed after" in status_text(Story(), 0)
 
 
+
+
 def test_the_fields_of_status_json_are_in_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
     story = Story()
@@ -7511,6 +7239,8 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
         assert f"`{name}`" in readme, name
     for name in whole["run"]:
         assert name in ocloop.SECRETS or name == "pid" or f"`run.{name}`" in readme, name
+
+
 def test_status_says_what_is_gone_from_the_plan_and_what_was_refused() -> None:
     story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", attended=False)
     story.asks(title="bash")
@@ -7549,6 +7279,8 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     assert ocloop.main([*words, "--json"]) == 3
     run = json.loads(capsys.readouterr().out)["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
+
+
 
 
 def in_git(folder: Path, *words: str) -> None:
@@ -7608,6 +7340,8 @@ def test_status_without_a_run_and_with_near_misses() -> None:
         assert record["pid"] == shown == record["run"]["pid"]
 
 
+
+
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -7626,6 +7360,8 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     assert not set(ocloop.SECRETS) & set(found["run"])
     assert ocloop.main(["status", "--plan", str(plan)]) == 3
     assert live["password"] not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text, status",
     [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
@@ -7646,6 +7382,8 @@ RECORD_NAMES = (
     "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
     "summary", "text", "seconds", "iterations", "username", "password", "opencode",
 )  # fmt: skip
+
+
 def test_any_state_file_gives_a_status_and_no_traceback() -> None:
     rng = random.Random(8)
     plan = parse_plan("- [ ] a\n")
@@ -7685,11 +7423,15 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 # What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
+
+
 def drawn(
     picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
 ) -> list[str]:
     rows = layout(picture, width, height, utf8, scroll)
     return ["".join(text for _, text in row) for row in rows]
+
+
 def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
     return "\n".join(drawn(story.picture(), width, height, True, scroll))
 SCENERY = """# The plan
@@ -7704,6 +7446,8 @@ SCENERY = """# The plan
 - [MANUAL] Tell Bob
 - [~] Write the documentation
 """
+
+
 
 
 def scenery(**options: Any) -> Story:
@@ -7736,12 +7480,16 @@ def scenery(**options: Any) -> Story:
     story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
     story.let_pass(42, 5)
     return story
+
+
 def complete(story: Story) -> None:
     assert story.plan
     story.plan = story.plan.replace("[ ]", "[x]").replace("[~]", "[x]")
     story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
     story.message("answered", 0.25)
     story.ends()
+
+
 def scene(name: str) -> Story:
     if name in ("starting", "ready"):
         story = Story(SCENERY, run=False, start=False)
@@ -7954,17 +7702,6 @@ def test_the_way_out_is_named_on_any_screen() -> None:
         says(drawn(scene("plan").picture(), width, 12)[-1], "P activity", "Q quit")
 
 
-def test_an_iteration_is_counted_with_its_limit() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", max_iterations=1)
-    assert "iteration 1 of 1 0s" in seen(story)
-    story.works()
-    assert "1 of 1 iteration" in seen(story)
-    story.press("r")
-    assert "iteration 2 of 2 0s" in seen(story)
-    story.works()
-    assert "2 of 2 iterations" in seen(story).split("\n")[0]
-
-
 def test_what_is_small_or_cut_says_so() -> None:
     story = Story("- [ ] one\n")
     complete(story)
@@ -7977,14 +7714,6 @@ def test_what_is_small_or_cut_says_so() -> None:
     assert ocloop.ellipsis("123456789", 9) == "123456789"
     assert ocloop.ellipsis("1234567890", 9) == "12345678…"
     assert ocloop.ellipsis("123456789", 8) == "", "scraps tell nothing"
-
-
-def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
-    story = Story(max_cost=0.1)
-    story.works(0.25)
-    assert story.state == "paused"
-    story.press("r")
-    assert "$0.25 of $0.30" in seen(story)
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
@@ -8027,6 +7756,8 @@ def test_what_happened_has_a_sign_as_well_as_a_colour(
 
 
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
+
+
 
 # fmt: off
 NASTY = (
@@ -8188,6 +7919,8 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
 
 
+
+
 class Reader:
     """Somebody who looks at the activity of a story with numbered lines."""
 
@@ -8219,6 +7952,8 @@ class Reader:
         """How many lines are below, as the screen says."""
         match = re.search(r"(\d+) more line", "\n".join(self.rows))
         return int(match.group(1)) if match else 0
+
+
 def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     reader = Reader(100)
     last = reader.last
@@ -8232,26 +7967,6 @@ def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
     reader.add(1)
     assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
-def test_the_beginning_can_be_seen() -> None:
-    reader = Reader(100)
-    begin = next(row for row in seen(reader.story, 80, 1000).split("\n") if "08:00:00" in row)
-    reader.look(-(10**9))
-    assert begin in reader.rows and reader.below > 50
-    top = list(reader.rows)
-    reader.look(-1)
-    assert reader.rows == top
-@pytest.mark.parametrize("size", [(80, 40), (50, 24), (120, 12), (160, 50)])
-def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
-    reader = Reader(0)
-    reader.add(60, " some words that are long enough to be wrapped on any screen that is small" * 2)
-    reader.look(-40)
-    place = reader.scroll.entry
-    reader.size = size
-    reader.look()
-    assert place and reader.scroll.entry == place
-    reader.size = (80, 24)
-    reader.look()
-    assert reader.scroll.entry == place
 def test_few_lines_cannot_be_scrolled_and_the_tail_is_followed() -> None:
     reader = Reader(2)
     shown = reader.look()
@@ -8267,6 +7982,8 @@ LONG_PLAN = "".join(
     + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))
     for phase in range(1, 7)
 ).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>
+
+
 class PlanReader(Reader):
     """Somebody who looks at a long plan."""
 
@@ -8274,6 +7991,8 @@ class PlanReader(Reader):
         super().__init__(0)
         self.story = Story(plan)
         self.story.press("p")
+
+
 def test_the_current_task_is_kept_in_sight() -> None:
     reader = PlanReader()
     shown = reader.look()
@@ -8284,6 +8003,8 @@ def test_the_current_task_is_kept_in_sight() -> None:
     for size in ((40, 12), (120, 40), (80, 8)):
         reader.size = size
         assert 31 in reader.look(), size
+
+
 def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> None:
     reader = PlanReader()
     middle = reader.look()
@@ -8301,6 +8022,8 @@ def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> No
     assert reader.rows == bottom
     reader.look(-1)
     assert reader.rows != bottom
+
+
 def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None:
     reader = Reader(100)
     shown = reader.look(-10)
@@ -8309,6 +8032,8 @@ def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None
     reader.look(2)
     reader.story.press("p")
     assert reader.look() == shown
+
+
 def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
     reader = Reader(0)
     reader.story = Story(LONG_PLAN)
@@ -9521,6 +9246,14 @@ def test_a_dry_run_says_what_a_run_would_fail_at(
     child = world.fake("--dry-run", *options.split(), **behaviour).finish(1)
     assert message in child.output
     assert "there are problems; the server was started" in child.output
+
+
+def test_a_dry_run_that_is_stopped_leaves_nothing(world: World) -> None:
+    child = world.fake("--dry-run", start="slow:60")
+    child.wait_event("exec")
+    child.signal(signal.SIGTERM)
+    said = child.finish(130).output
+    assert "problem" not in said and "itself failed" not in said
 
 
 def test_a_dry_run_leaves_a_server_that_is_not_ours(world: World) -> None:

@@ -479,7 +479,6 @@ class Turn:
     def run(self, answer: str) -> None:
         """Answer the prompt as `answer` says."""
         name, _, argument = answer.partition(":")
-        self.server.grow()
         try:
             if self.begin():
                 method = getattr(self, "answer_" + name.replace("-", "_"), None)
@@ -742,8 +741,6 @@ class Server:
 
     def __init__(self, behaviour: Json) -> None:
         self.behaviour = behaviour
-        self.memory = 0  # MiB, to be taken with the first prompt
-        self.ballast = b""
         self.answers: list[str] = behaviour.get("answers") or ["work"]
         self.again: str = behaviour.get("again", "work")
         self.delay = float(behaviour.get("delay", 0))
@@ -810,10 +807,6 @@ class Server:
         raise NotImplementedError
 
     # What is kept, and what is told.
-
-    def grow(self) -> None:
-        """Take as much memory as was ordered."""
-        self.ballast = self.ballast or b"x" * (self.memory << 20)
 
     def note(self, event: str, **more: Any) -> None:
         """Log an event: the fake's own, or a request in words that fit both generations."""
