@@ -4963,29 +4963,46 @@ class EventStream:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # a line that has no end yet, in pieces
+        self._has_begun = False
+        self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
         self._data: list[bytes] = []
-        self._size = 0  # bytes since the last empty line
+        self._sizes = [0, 0]  # of the two, in bytes
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        self._size += len(chunk)
-        *lines, rest = chunk.split(b"\n")
-        if lines:
-            lines[0] = b"".join((*self._rest, lines[0]))
-            self._rest.clear()
-        self._rest.append(rest)
+        if chunk:
+            if self._after_cr:
+                self._after_cr = chunk.endswith(b"\r")
+                chunk = chunk.removeprefix(b"\n")
+            else:
+                self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n" not in chunk:
+            self._rest.append(chunk)
+            self._sizes[0] += len(chunk)
+            self._check_size()
+            return []
+        lines = b"".join((*self._rest, chunk)).split(b"\n")
+        self._rest = [lines.pop()]
+        self._sizes[0] = len(self._rest[0])
+        if not self._has_begun:
+            self._has_begun = True
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         events: list[bytes] = []
         for line in lines:
-            name, _, value = line.removesuffix(b"\r").partition(b":")
+            name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
-            elif line in (b"", b"\r"):
-                self._size = len(rest)
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                    self._data.clear()
-        if self._size > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+                self._sizes[1] += len(line)
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data.clear()
+                self._sizes[1] = 0
+        self._check_size()
         return events
+
+    def _check_size(self) -> None:
+        if sum(self._sizes) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
@@ -5201,6 +5218,36 @@ def without_input(message: str) -> str:
     return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
 
 
+class Receiver(io.RawIOBase):
+    """What a connection receives until that moment, however slowly it trickles in: all of a socket
+    that an HTTPResponse needs."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self.connection = connection
+        self.until = until
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.until < math.inf:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise socket.timeout("timed out")
+            self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        super().close()
+        self.connection.close()
+
+
 class Client:
     """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
 
@@ -5229,7 +5276,8 @@ class Client:
         accept: str = "application/json",
     ) -> http.client.HTTPResponse:
         """Send a request; the answer, whatever it is, of which nothing is read but its head.
-        `timeout`, in seconds, is for each single wait.
+        `timeout`, in seconds, is for all of it, to the last byte; where the answer is an event
+        stream, for each single wait.
 
         No redirect is followed: it could lead to another host, which would be told the login.
         """
@@ -5243,7 +5291,12 @@ class Client:
         try:
             headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            return connection.getresponse()
+            assert connection.sock
+            until = math.inf if accept == EVENTS else time.monotonic() + timeout
+            receiver: Any = Receiver(connection.sock, until)
+            answer = http.client.HTTPResponse(receiver, method=method)
+            answer.begin()
+            return answer
         except self.ERRORS:
             connection.close()
             raise
@@ -5253,7 +5306,6 @@ class Client:
     ) -> Any:
         """Send a request and return the decoded JSON, or None for an empty answer; RequestError
         for one that is not 2xx, or that trickles in for longer than `timeout`."""
-        until = time.monotonic() + timeout
         raw = bytearray()
         try:
             with self.open(method, path, body, timeout) as answer:
@@ -5261,8 +5313,6 @@ class Client:
                     raw += piece
                     if len(raw) > LARGEST:
                         raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-                    if time.monotonic() > until:
-                        raise socket.timeout("timed out")
                 if answer.length:  # what was announced did not come
                     raise http.client.IncompleteRead(b"", answer.length)
         except self.ERRORS as error:
@@ -5404,7 +5454,7 @@ class OpenCode:
         for parent in found:  # it grows meanwhile
             for child in self.children(parent):
                 id = as_id(child.get("id"))
-                if child.get("parentID") != parent or not id or id in found:
+                if child.get("parentID", parent) != parent or not id or id in found:
                     continue  # early versions of OpenCode 2 list all there are
                 found.append(id)
                 spent = spent.plus(spend_of(child)) if spent is not None else None
@@ -6445,7 +6495,7 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, "text/event-stream"))
+                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, EVENTS))
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
             time.sleep(STREAM_WAITS.after(failures))
@@ -8764,7 +8814,7 @@ def status_of_all(as_json: bool) -> int:
         reason = " ".join(as_text(record.get("reason")).split())[:60]
         spent = dollars_of(as_float(record.get("cost")))
         took = duration(as_float(record.get("elapsed")))
-        say(f"{how:<9} {far:<20} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
     if not seen:
         say("no loop has run on this machine")
     return 0

@@ -256,7 +256,7 @@ def set_password(server: Server, generation: int) -> str:
 def leave_library() -> None:
     """Unpack a library, as a program of Bun's does at each start, and leave it behind."""
     folder = os.environ.get("BUN_TMPDIR") or os.environ.get("TMPDIR")
-    if folder:
+    if folder and os.path.isdir(folder):
         name = f".{os.urandom(8).hex()}-00000000.so"
         with open(os.path.join(folder, name), "wb") as file:
             file.write(b"\x7fELF")
