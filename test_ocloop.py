@@ -1,12 +1,11 @@
-"""The tests of ocloop, in five parts; each begins under a banner of `=`.
+"""The tests of ocloop, in four parts; each begins under a banner of `=`.
 
     1  The run: told as stories, interrupted everywhere, and put into hostile worlds
     2  What surrounds it: plan, prompt, values, OpenCode 1's wire, view, files, parser
-    3  The dialect of OpenCode 2, against recorded answers and against the stand-in
-    4  What small changes of the program showed to be untested
-    5  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
+    3  The dialect of OpenCode 2, against recorded answers
+    4  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
-Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 5 every test has a
+Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 4 every test has a
 home, a project and an environment of its own (examples/lab/harness.py), and when an ocloop has
 ended, nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
 
@@ -4153,9 +4152,9 @@ BEGUN = (
     "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b",
     "partial", "review", "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
-
-
 # fmt: on
+
+
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
 def test_what_is_begun_is_open(mark: str) -> None:
     plan = parse_plan(f"- [{mark}] T\n- [x] done\n")
@@ -4218,6 +4217,8 @@ def texts(plan: str) -> str:
 # fmt: on
 def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     assert texts(plan) == expected
+
+
 # fmt: off
 @pytest.mark.parametrize("plan, expected", [
     ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
@@ -4249,6 +4250,8 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
 # fmt: on
 def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
     assert texts(plan) == expected
+
+
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
     plan = parse_plan("```\na\n```\n[ ] T\n````sh\n```\nb\n```\n\nc <!-- d\n[ ] T\n~~~\n")
     assert [str(near) for near in plan.near_misses] == [
@@ -4269,6 +4272,8 @@ def test_a_task_knows_its_line_and_its_phase() -> None:
     assert plan.current == plan.tasks[2]
 
 
+
+
 def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
     return (
         "- [x] d\n" * done
@@ -4276,6 +4281,8 @@ def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
         + "- [MANUAL] m\n" * manual
         + "- [BLOCKED: b] b\n" * blocked
     )
+
+
 # fmt: off
 @pytest.mark.parametrize("done, pending, manual, blocked, total, percent", [
     (2, 2, 2, 1, 5, 40), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 3, 0),
@@ -4294,11 +4301,15 @@ def test_progress(
     said = f"{done} of {total} tasks done ({percent} %), {blocked} blocked, {manual} manual"
     said = said if plan.tasks else "no task"
     assert str(plan) == said
+
+
 def test_the_current_task_is_the_first_pending_one() -> None:
     over = parse_plan(boxes(2, 0, 1, 1))
     assert over.current is None and over.goal == "wrap up"
     plan = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [~] d\n- [ ] e\n")
     assert plan.current and plan.current.text == "d" and plan.goal == "d"
+
+
 # fmt: off
 @pytest.mark.parametrize("before, now, missing", [
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]), ("- [ ] a\n- [x] b", "- [ ] a", []),
@@ -4387,12 +4398,16 @@ STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
         (0, 2, 0, 0, 4),
     ),
 }  # fmt: skip
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
     text, expected = STYLES[style]
     plan = parse_plan(text)
     found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
     assert found == expected, (plan.tasks, plan.near_misses)
+
+
 # fmt: off
 @pytest.mark.parametrize("plan, summary", [
     ("<plan-complete>all done</plan-complete>", "all done"),
@@ -4421,6 +4436,8 @@ def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
+
+
 # fmt: off
 @pytest.mark.parametrize("text, tasks", [
     (LONG_TASK * 100_000, 100_000),
@@ -4528,6 +4545,8 @@ def test_any_text_is_a_plan() -> None:
 # fmt: on
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
+
+
 @pytest.mark.parametrize(
     "said, models",
     [("a/b", ("a/b",)), ("a/b, c/d", ("a/b", "c/d")), ("a/b,c/d,,", ("a/b", "c/d")), ("", ())],
@@ -4535,6 +4554,8 @@ def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
 def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]) -> None:
     assert ocloop.models_of({"model": said}) == models
     assert ocloop.models_of({}) == ()
+
+
 # fmt: off
 @pytest.mark.parametrize("body, told, expected", [
     ("{{PLAN_FILE}} {{TASK}} {{ITERATION}}", "", "/p/PLAN.md a {{TASK}} \\1 {{CHECK}} b 7"),
@@ -4551,15 +4572,6 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
     task = "a {{TASK}} \\1 {{CHECK}} b"
     assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_wait_grows_up_to_its_longest_and_none_is_longer_than_a_quarter_of_an_hour() -> None:
-    waits = Backoff(4.0, 4.0, 900.0)
-    found = [waits.after(times) for times in (-1, 0, 1, 2, 3, 4, 5, 10**9)]
-    assert found == [0.0, 0.0, 4.0, 16.0, 64.0, 256.0, 900.0, 900.0]
-    for name, waits in vars(ocloop).items():
-        if isinstance(waits, Backoff):
-            assert 0 < waits.first == waits.after(1) <= waits.longest <= 900.0, name
 
 
 def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
@@ -4593,21 +4605,8 @@ def test_words_for_people(words: Callable[[Any], str], value: float, text: str) 
     assert words(value) == text
 
 
-def test_short_numbers_are_short_and_never_fall() -> None:
-    order = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-    last = -1.0
-    for number in sorted({int(10 ** (n / 500)) for n in range(4500)} | set(range(900, 10_200))):
-        text = ocloop.short_number(number)
-        value = float(text.rstrip("kMG")) * order[text.lstrip("0123456789.")]
-        assert len(text) <= 4 and value >= last, (number, text)
-        last = value
-def test_dollars_that_were_spent_never_read_as_nothing() -> None:
-    rng = random.Random(3)
-    for _ in range(500):
-        cost = 10 ** rng.uniform(-9, 5)
-        text = ocloop.dollars_of(cost)
-        assert "$" in text and re.search("[1-9]", text), text
-        assert cost < 0.0001 or float(text.removeprefix("$")) == pytest.approx(cost, rel=0.5)
+
+
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
     values.update(
@@ -4623,6 +4622,8 @@ def a_result(outcome: str = "done", progress: bool = False, check: str = "", **m
         progress=progress,
     )
     return Result(**{**values, **more})
+
+
 def books_of(*results: Result) -> Books:
     books = Books()
     for result in results:
@@ -4630,6 +4631,8 @@ def books_of(*results: Result) -> Books:
     return books
 # Outcomes in their order -> failures in a row, all iterations that a provider would not let work,
 # iterations in a row that settled nothing; "+" is progress.
+
+
 # fmt: off
 @pytest.mark.parametrize("outcomes, failures, waits, unsettled", [
     ("", 0, 0, 0), ("failed", 1, 0, 0), ("failed stalled cut", 3, 0, 0),
@@ -4648,12 +4651,16 @@ def test_streaks_are_computed_from_the_results(
     books = books_of(*results)
     assert (books.failures, len(books.unsettled)) == (failures, unsettled)
     assert books.counted == len(results) - waits
+
+
 def test_a_streak_begins_anew_where_a_person_went_on() -> None:
     books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
     books.mark = 4
     assert (books.failures, books.check_failures, books.unsettled) == (0, 0, [])
     books.results.append(a_result("failed"))
     assert books.failures == 1
+
+
 @pytest.mark.parametrize(
     "checks, failures",
     [("", 0), ("f", 1), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)],
@@ -4665,6 +4672,8 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     books = books_of(*(a_result(check=names[letter]) for letter in checks))
     assert books.check_failures == failures
 # One plan after the other, and whether it is progress.
+
+
 # fmt: off
 @pytest.mark.parametrize("plans, progress", [
     (["- [ ] a", "- [x] a"], "+"), (["- [ ] a", "- [BLOCKED: b] a"], "+"),
@@ -4684,6 +4693,8 @@ def test_progress_is_more_settled_or_less_pending_than_ever_before(
     books.note_plan(parse_plan(plans[0]))
     found = [books.note_plan(parse_plan(plan)) for plan in plans[1:]]
     assert "".join("+" if made else "-" for made in found) == progress
+
+
 def test_sums_are_computed_from_the_results() -> None:
     books = books_of(
         a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
@@ -4698,6 +4709,8 @@ def test_sums_are_computed_from_the_results() -> None:
     assert books.counted == 3, "what a provider would not let work does not count"
     assert books.last_worked is books.results[2]
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
+
+
 def test_the_first_model_that_does_not_rest_works() -> None:
     line = ModelLine(("a/1", "a/2", "a/3"))
     assert line.choose(0.0) == "a/1"
@@ -4710,6 +4723,8 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.until_first_back(10.0) == 40.0
     assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
     assert line.until_first_back(100.0) == 0.0
+
+
 def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
     line = ModelLine(("a/1", "a/2"))
     line.choose(0.0)
@@ -4799,6 +4814,8 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
     assert words in (reached[1] if reached else "")
 
 
+
+
 def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
     limits = ocloop.Limits(Options(max_cost=2.0, max_time=60.0, max_iterations=1))
     assert limits.reached(NOTHING_USED._replace(cost=3.9), times=2) is None
@@ -4828,6 +4845,8 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
 # ── server-sent events, and the event stream ──────────────────────────────────────────────────────
 # The first streams are the examples of html.spec.whatwg.org, "Server-sent events".
 
+
+
 # fmt: off
 STREAMS: list[tuple[bytes, list[bytes]]] = [
     (b": this is a test stream\n\ndata: some text\n\n"
@@ -4841,7 +4860,9 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
      [b"first event", b"second event", b" third event"]),
     (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
     (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
-    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]), (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
+    (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]), (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    (b"data: a\r\ndata: b\n\rdata: c\r\r\n", [b"a\nb", b"c"]), (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
     (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]), (b"data: never ended\n", []),
     (b"data: never ended", []), (b"event: x\n\ndata: a\n\n", [b"a"]),
     (b"event: x\nevent:\ndata: a\n\n", [b"a"]),
@@ -4855,6 +4876,8 @@ STREAMS: list[tuple[bytes, list[bytes]]] = [
     (b"", []),
 ]
 # fmt: on
+
+
 def feed(chunks: Iterable[bytes]) -> list[bytes]:
     stream = EventStream()
     return [event for chunk in chunks for event in stream.feed(chunk)]
@@ -4868,38 +4891,6 @@ def test_a_stream_is_cut_into_events_wherever_its_bytes_are_cut(
     assert feed(stream[n : n + 1] for n in range(len(stream))) == events, "byte by byte"
     for n in range(len(stream) + 1):
         assert feed([stream[:n], b"", stream[n:]]) == events, n
-
-
-def test_a_line_of_megabytes() -> None:
-    data = b"x" * 5_000_000
-    stream = b"data: " + data + b"\n\ndata: next\n\n"
-    assert feed([stream]) == [data, b"next"]
-    before = time.process_time()
-    assert feed(stream[n : n + 1000] for n in range(0, len(stream), 1000)) == [data, b"next"]
-    assert time.process_time() - before < GENEROUS
-
-
-def test_any_bytes_are_a_stream() -> None:
-    rng = random.Random(2)
-    # fmt: off
-    pieces = (
-        b"data: ", b"data:", b"data", b"event: x", b"event", b":", b" ", b"\n", b"\r\n",
-        b"\n\n", b"\r\n\r\n", b"a", b"{\"type\":", b"\xe2\x80\xa8", b"\xff",
-        b"id: 3\n", b"\x00",
-    )
-    # fmt: on
-    found = 0
-    for _ in range(2000):
-        stream = b"".join(rng.choice(pieces) for _ in range(rng.randrange(30)))
-        events = feed([stream])
-        found += len(events)
-        assert events == feed(stream[n : n + 1] for n in range(len(stream)))
-        for _ in range(3):
-            cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
-            places = zip([0, *cuts], [*cuts, len(stream)])
-            assert events == feed(stream[begin:end] for begin, end in places)
-        assert events == feed([stream.replace(b"\r\n", b"\n")])
-    assert found > 500, "it must hit something"
 
 
 def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
@@ -4978,6 +4969,8 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exceptio
     assert answer.error.why == "silent"
 
 
+
+
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
 def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
@@ -4994,6 +4987,8 @@ def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
     (said, after) = read([bad + bad + frame("session.idle", sessionID="ses_1")])
     assert isinstance(said, Noted) and "cannot be read" in said.text and error.__name__ in said.text
     assert after == Activity("ses_1", "idle")
+
+
 @pytest.mark.parametrize("data", [b"data: " + b"x" * 70_000, b"data: xxxxxxxxxxxxx\n" * 4000])
 def test_an_event_without_an_end_is_said_and_the_stream_opened_anew(
     data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5032,6 +5027,8 @@ def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.Monke
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("tool, given, text", [
     ("read", {"filePath": "/project/src/a.py"}, "src/a.py"),
@@ -5057,12 +5054,16 @@ def test_a_tool_is_told_by_the_argument_that_matters(tool: str, given: Json, tex
     title = "" if given else "A title"
     found = ocloop.argument_of(tool, given, "/project", title if tool == "mcp_thing" else "")
     assert found.strip() == text
+
+
 def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments() -> None:
     one = ocloop.call_id("bash", {"command": "ls", "timeout": 5})
     assert one == ocloop.call_id("bash", {"timeout": 5, "command": "ls"}) > 0
     others = [("shell", {"command": "ls", "timeout": 5}), ("bash", {"command": "ls"}), ("bash", {})]
     assert one not in [ocloop.call_id(*other) for other in others]
     assert ocloop.call_id("\ud800", float("nan")) > 0
+
+
 # fmt: off
 @pytest.mark.parametrize("value, seconds", [
     ("30", 30.0), (" 1.5 ", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
@@ -5075,6 +5076,8 @@ def test_a_provider_may_name_the_time_itself_and_any_wait_can_be_told_to_a_perso
     date = formatdate(time.time() + 600)
     assert ocloop.announced_in({"retry-after": date}) == pytest.approx(600, abs=30)
     assert ocloop.duration(ocloop.announced_in({"retry-after": "9" * 400}))
+
+
 
 
 # fmt: off
@@ -5101,15 +5104,11 @@ def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
     assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
-def test_spending_adds_up_and_of_two_counts_the_larger_is_the_better() -> None:
-    one, other = Spend(1.0, 5, 5, 0), Spend(2.0, 1, 7, 3)
-    assert one.plus(other) == Spend(3.0, 6, 12, 3) and one.tokens == 10
-    assert one.at_least(other) == Spend(2.0, 5, 7, 3)
-    tokens = {"input": 5, "output": 5, "cached": 0}
-    assert one.record() == {"cost": 1.0, "tokens": tokens}
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
 PAGE = "<!doctype html><title>OpenCode</title>"
+
+
 class Wire:
     """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
 
@@ -5174,6 +5173,8 @@ class Wire:
     @property
     def routes(self) -> list[str]:
         return [f"{method} {path.partition('?')[0]}" for method, path, _ in self.heard]
+
+
 class Turns:
     """Answers that are given one after the other; the last one again and again."""
 
@@ -5182,16 +5183,22 @@ class Turns:
 
     def next(self) -> Any:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
 @pytest.fixture(scope="module")
 def one_wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.server.shutdown()
     wire.server.server_close()
+
+
 @pytest.fixture
 def wire(one_wire: Wire) -> Wire:
     one_wire.forget()
     return one_wire
+
+
 def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204}
     client = wire.client("secret")
@@ -5201,11 +5208,15 @@ def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     for headers in wire.headers:
         assert headers["Authorization"] == "Basic b3BlbmNvZGU6c2VjcmV0"
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
+
+
 def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     wire.says = {"GET /a": {}}
     assert wire.client().request("GET", "/a") == {}
+
+
 # fmt: off
 @pytest.mark.parametrize("said, code, name, message", [
     ((400, {"name": "ConfigInvalidError", "data": {
@@ -5246,6 +5257,8 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         assert error.value.code == 0 and not error.value.is_timeout
 
 
+
+
 @contextmanager
 def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
     """A server that answers each request with these pieces, whatever it is; its URL, and what it
@@ -5276,6 +5289,8 @@ def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
 
 
 ODD_IDS = ("--port=1", "-s", "../x", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\u00e9", "", None)
+
+
 @pytest.mark.parametrize("id", ODD_IDS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any) -> None:
@@ -5301,6 +5316,8 @@ def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any
         assert dialect.decode(asked) == [Alive("ses_1")]
     paths = [path for _, path, _ in wire.heard]
     assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
     """It would carry the login to another host."""
@@ -5315,11 +5332,15 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
 TRICKLES: dict[str, tuple[bytes, ...]] = {
+    "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
+    "line of the head": (OK, b"X: ", *[b"a"] * 90),
     "body": (OK + b"Content-Length: 200\r\n\r\n", *[b" "] * 90),
     "body without a length": (OK + b"\r\n", *[b" "] * 90),
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
     "refusal": (b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n", *[b" "] * 90),
 }
+
+
 @pytest.mark.parametrize("said", TRICKLES.values(), ids=list(TRICKLES))
 def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
     with talker(*said, pause=0.1) as (url, _):
@@ -5328,6 +5349,8 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
             Client(url, "", "").request("GET", "/", timeout=0.5)
         assert time.monotonic() - before < 4
         assert error.value.code == 500 or error.value.is_timeout
+
+
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
 def test_an_answer_without_an_end_is_an_error_like_any_other(
     head: bytes, monkeypatch: pytest.MonkeyPatch
@@ -5394,11 +5417,15 @@ def test_which_generation_answers(
     assert len(wire.heard) == requests
 
 
+
+
 @pytest.mark.parametrize("path", ["/wrong/path", "/wrong/path/"])
 def test_an_address_with_a_wrong_path_is_not_opencode(wire: Wire, path: str) -> None:
     wire.says = {"GET /api/info": INFO, "GET /global/health": HEALTH, "GET /config": {}}
     with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
         ocloop.detect(Client(wire.url + path, "", ""))
+
+
 @pytest.mark.parametrize("code", [401, 403, 503])
 def test_a_server_that_refuses_or_boots_is_not_judged(wire: Wire, code: int) -> None:
     wire.otherwise = (code, {})
@@ -5410,6 +5437,8 @@ def a_server(says: Wire) -> tuple[ocloop.Server, list[Event]]:
     return ocloop.Server(Options(server=says.url), posted.append), posted
 
 
+
+
 def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
@@ -5417,6 +5446,8 @@ def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
     _client, dialect, version = server._meet(wire.url)
     assert (dialect, version) == (OpenCode2, "2.0.20")
     assert [type(event) for event in posted] == [Noted], "and that is said, once"
+
+
 # fmt: off
 @pytest.mark.parametrize("said, words", [
     ((503, {"code": "service_failed", "message": "no disk"}), "does not answer (no disk)"),
@@ -5463,6 +5494,8 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPa
     assert ocloop.without_input("no such thing") == "no such thing"
 
 
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
@@ -5505,13 +5538,21 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
+
+
 def event(type: str, /, **properties: Any) -> Json:
     return {"type": type, "properties": properties}
+
+
 def part_event(**part: Any) -> Json:
     given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
     return event("message.part.updated", part=given)
+
+
 def tool_event(tool: str, **state: Any) -> Json:
     return part_event(type="tool", tool=tool, state=state)
+
+
 def message_event(**info: Any) -> Json:
     given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
     return event("message.updated", info=given)
@@ -5521,8 +5562,12 @@ OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
 TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
 SPENT = Spend(0.5, 10, 6, 4)
 LISTING = ocloop.call_id("bash", {"command": "ls"})
+
+
 def said_part(kind: str, state: str, **more: Any) -> Part:
     return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
+
+
 # fmt: off
 DECODED: list[tuple[Json, list[Any]]] = [
     (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}), [Child("ses_2",
@@ -5600,6 +5645,8 @@ DECODED: list[tuple[Json, list[Any]]] = [
     ({}, []), ({"type": "session.idle"}, []), ({"type": None, "properties": None}, []),
 ]
 # fmt: on
+
+
 @pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
 def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
     assert is_same(a_dialect().decode(said), expected)
@@ -5661,6 +5708,8 @@ TYPES_2 = (
     "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
 )
 # fmt: on
+
+
 def anything(rng: random.Random, depth: int = 0) -> Any:
     """A JSON value, of names that mean something now and then."""
     kind = rng.randrange(10 if depth < 3 else 6)
@@ -5889,6 +5938,8 @@ def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over(
     assert ocloop.judge_messages(messages, "msg_1", is_at_work=True)[0] == verdict
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("message, is_its", [
     (user("a"), False), (COMPACTION, True), (GO_ON, True),
@@ -5904,10 +5955,16 @@ def test_what_a_compaction_wrote_is_told_from_what_a_person_typed(
     assert ocloop.is_of_compaction(message) is is_its
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
 WRAPPED = "ProviderModelNotFoundError: acme/nope"
+
+
 def wrapped(message: str) -> Json:
     return {"name": "UnknownError", "data": {"message": message}}
+
+
 def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
+
+
 # fmt: off
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
@@ -5962,6 +6019,8 @@ ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns"
 ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
 REQUEST_1 = Ask("per_1", "ses_1", "permission", "bash", "ls")
 REQUEST_2 = Ask("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
+
+
 def whole_server(**more: Any) -> Json:
     """What a server says of a session that works and has a subagent."""
     return {
@@ -6038,10 +6097,6 @@ def test_what_fails_beside_it_does_not_fail_the_poll(
 def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
     with pytest.raises(RequestError):
         polled(whole_server(**{**NO_STATUS, route: error}))
-
-
-def without_to(polled: Polled) -> Json:
-    return {name: value for name, value in polled._asdict().items() if name != "to"}
 
 
 @pytest.mark.parametrize("kind", ["question", "permission"])
@@ -6185,6 +6240,8 @@ def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
     assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
 
+
+
 def test_how_a_session_is_joined() -> None:
     argv = OpenCode1.attach_argv(["npx", "opencode"], "http://x", "ses_1", "/project")
     assert argv[:3] == ["npx", "opencode", "attach"] and "ses_1" in argv and "/project" in argv
@@ -6195,6 +6252,8 @@ def test_how_a_session_is_joined() -> None:
 # Once as the system tells it by /proc, and once as `ps` does where there is none.
 
 NO_PROC = "/nonexistent/proc"
+
+
 @pytest.fixture(params=["proc", "ps"])
 def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "ps":
@@ -6204,6 +6263,8 @@ def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif not ocloop.has_proc():
         pytest.skip("there is no /proc here")
     return str(request.param)
+
+
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts shell commands in groups of their own; what is left of them in the end is killed."""
@@ -6223,9 +6284,13 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         child.wait()
         if child.stdout:
             child.stdout.close()
+
+
 def first_line(child: subprocess.Popen[bytes]) -> str:
     assert child.stdout
     return child.stdout.readline().decode().strip()
+
+
 def is_alive(pid: int) -> bool:
     """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
     with suppress(OSError):
@@ -6235,6 +6300,8 @@ def is_alive(pid: int) -> bool:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
 def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
     until = time.monotonic() + within
     while not condition():
@@ -6242,6 +6309,8 @@ def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
 def test_processes_are_found_by_their_mark(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6252,6 +6321,8 @@ def test_processes_are_found_by_their_mark(
     assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
     assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
     assert ocloop.marked_pids("nobody has this one") == []
+
+
 def test_the_memory_of_a_group_is_known(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6263,16 +6334,8 @@ def test_the_memory_of_a_group_is_known(
     assert ocloop.group_memory(2**22 + 1) == 0
     assert child.stdin
     child.stdin.close()
-def test_descendants_are_known_where_nothing_else_tells_them(
-    monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    child = started('sh -c "sleep 60; :" & echo up; wait')
-    assert first_line(child) == "up"
-    assert ocloop.descendants(child.pid) == [], "/proc will tell by the mark"
-    monkeypatch.setattr(ocloop, "PROC", NO_PROC)
-    if ocloop.list_processes():
-        assert comes_true(lambda: len(ocloop.descendants(child.pid)) == 2)
-    assert ocloop.descendants(2**22 + 1) == []
+
+
 def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -6281,6 +6344,8 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
         monkeypatch.setattr(ocloop, "PS", ps)
         assert ocloop.list_processes() == [] == ocloop.marked_pids("x")
         assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == []
+
+
 def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     seam: str, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
@@ -6301,6 +6366,8 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
     assert 0.25 < time.monotonic() - before < 10, "it had its time"
+
+
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
 def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     looks: str, monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
@@ -6323,6 +6390,8 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
     child.pid = own
     assert other.poll() is None
     assert ocloop.wait_for_end(other, 0.05) is None
+
+
 @pytest.mark.skipif(not ocloop.has_proc(), reason="there is no /proc here")
 def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
     started: Callable[..., subprocess.Popen[bytes]],
@@ -6338,46 +6407,8 @@ def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert not any(blocked >> (number - 1) & 1 for number in theirs)
     assert blocked >> (signal.SIGUSR2 - 1) & 1, "and no other one is touched"
-@pytest.mark.parametrize("dies", [True, False])
-def test_the_guard_ends_what_is_left_when_its_pipe_ends_without_a_word(
-    dies: bool, started: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    mark = os.urandom(8).hex()
-    child = started("echo up; exec sleep 60", mark)
-    assert first_line(child) == "up"
-    guard = ocloop.Guard(mark, dict(os.environ))
-    guard.watch(child.pid)
-    process = guard.process
-    assert process and process.stdin
-    if dies:
-        process.stdin.close()
-        assert comes_true(lambda: child.poll() is not None)
-        process.wait(GENEROUS)
-    else:
-        guard.dismiss()
-        assert process.poll() == 0 and child.poll() is None
-def test_a_guard_that_was_killed_is_replaced_and_knows_what_the_first_one_knew(
-    started: Callable[..., subprocess.Popen[bytes]],
-) -> None:
-    mark = os.urandom(8).hex()
-    child = started("echo up; exec sleep 60", mark)
-    assert first_line(child) == "up"
-    guard = ocloop.Guard(mark, dict(os.environ))
-    guard.watch(child.pid)
-    first = guard.process
-    assert first
-    first.kill()
-    first.wait()
-    guard.look_after()
-    second = guard.process
-    assert second and second is not first and second.stdin
-    guard.look_after()
-    assert guard.process is second, "one that lives is left alone"
-    second.stdin.close()
-    assert comes_true(lambda: child.poll() is not None)
-    second.wait(GENEROUS)
-    if first.stdin:
-        first.stdin.close()
+
+
 @pytest.mark.parametrize("where", ["farewell", "start"])
 def test_leaving_waits_for_nothing_without_an_end(
     where: str, monkeypatch: pytest.MonkeyPatch
@@ -6413,6 +6444,8 @@ def test_a_port_that_is_taken_is_known() -> None:
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+
+
 def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "PLAN.md"
     path.write_bytes(b"\xef\xbb\xbf- [ ] \xff\x00\n")
@@ -6439,36 +6472,12 @@ def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
     assert text is None and "it is larger than 64 MiB" in problem
 
 
-def test_what_is_written_is_written_in_order_and_waited_for() -> None:
-    writer = ocloop.Writer()
-    written: list[int] = []
 
-    def fails() -> None:
-        raise OSError("the disk is full")
 
-    for number in range(100):
-        writer.put(lambda number=number: written.append(number))  # type: ignore[misc]
-        writer.put(fails)
-    writer.close(GENEROUS)
-    assert written == list(range(100))
-def test_a_file_system_that_hangs_does_not_hold_up_the_end() -> None:
-    writer = ocloop.Writer()
-    hangs = threading.Event()
-    written: list[int] = []
-
-    def hang() -> None:
-        hangs.wait(GENEROUS)
-
-    writer.put(hang)
-    for _ in range(writer.MOST + 1000):  # more than it keeps
-        writer.put(lambda: written.append(1))
-    before = time.monotonic()
-    writer.close(0.2)
-    assert time.monotonic() - before < 5 and not written
-    hangs.set()
-    assert comes_true(lambda: len(written) >= writer.MOST - 1)
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
     """Writes entries into a log of that name; returns what stands in it, and what was posted."""
@@ -6530,6 +6539,8 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None
         assert not set(HOSTILE) & set(text) - set(HARMLESS), text
 
 
+
+
 @pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
 def test_nothing_that_is_printed_can_rewrite_the_terminal(
     command: str, tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
@@ -6543,6 +6554,8 @@ def test_nothing_that_is_printed_can_rewrite_the_terminal(
     ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
     said = "".join(capsys.readouterr())
     assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
+
+
 def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
     writer = ocloop.Writer()
     posted: list[Event] = []
@@ -6559,6 +6572,8 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     assert [type(event) for event in posted] == [Noted, Noted]
     assert "name another path with --log" in str(posted[0])
     assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
+
+
 def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -6619,6 +6634,8 @@ def test_a_bug_is_told_to_whoever_sleeps(
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
 
 
+
+
 @pytest.fixture
 def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "state"
@@ -6626,8 +6643,12 @@ def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return home
+
+
 def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
+
+
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
     assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
@@ -6639,6 +6660,8 @@ def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home
     assert os.stat(run_file.path).st_mode & 0o777 == 0o600
     assert os.stat(run_file.folder).st_mode & 0o777 == 0o700
     assert os.listdir(run_file.folder) == [Path(run_file.path).name], "no draft is left"
+
+
 def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -6646,6 +6669,8 @@ def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
     (tmp_path / "link").symlink_to("a")
     paths = [RunFile(str(tmp_path / name)).path for name in ("a/P", "a/Q", "b/P", "link/P")]
     assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
+
+
 def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -6658,6 +6683,8 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
     assert run_file.folder == "" and "no `status`" in run_file.problem
     run_file.write({"state": "running"})
     assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
+
+
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
 def test_a_folder_that_somebody_made_anew_is_not_written_into(
     tmp_path: Path, state_home: Path, trap: str
@@ -6694,6 +6721,8 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
     assert precious.read_text() == "mine"
     if trap not in ("symlink", "hard link"):
         assert "second" not in "".join(path.read_text() for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -6713,6 +6742,8 @@ def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
+
+
 def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
     tmp_path: Path, state_home: Path
 ) -> None:
@@ -6759,6 +6790,8 @@ def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
 
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
 
+
+
 # fmt: off
 OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.seconds, "90", 90.0), (ocloop.seconds, "90s", 90.0), (ocloop.seconds, "15m", 900.0),
@@ -6779,6 +6812,8 @@ OPTION_VALUES: list[tuple[Callable[[str], Any], str, Any]] = [
     (ocloop.port_number, "65536", None), (ocloop.port_number, "x", None),
 ]
 # fmt: on
+
+
 @pytest.mark.parametrize("parser, text, value", OPTION_VALUES, ids=ascii)
 def test_values_of_options(parser: Callable[[str], Any], text: str, value: Any) -> None:
     if value is None:
@@ -6891,6 +6926,8 @@ def test_the_address_of_a_server_is_a_url_without_a_login(
     with pytest.raises(Problem, match="is no URL: write http://HOST:PORT") as problem:
         ocloop.make_options(given)
     assert problem.value.status == 2
+
+
 # fmt: off
 @pytest.mark.parametrize("words, said", [
     ("rnu", "there is no command rnu: did you mean run? (`ocloop.py --help` lists what there is)"),
@@ -6917,23 +6954,11 @@ def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
     assert ocloop.main(words.split()) == 2
     out, err = capsys.readouterr()
     assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
-@pytest.mark.parametrize("command", ["", "run", "bootstrap", "status", "attach"])
-def test_the_help_of_every_command_says_what_it_does_and_its_exit_statuses(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as end:
-        ocloop.main([*command.split(), "--help"])
-    out = capsys.readouterr().out
-    assert end.value.code == 0 and "exit statuses:" in out
-    assert max(map(len, out.splitlines())) <= 80
-    if command == "run":
-        for name, option in described_options().items():
-            assert all(flag in out for flag in option["flags"]), name
-        assert "{{PLAN_FILE}}" in out and "1h30m" in out
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
@@ -6975,6 +7000,8 @@ def test_bootstrap_with_force_loses_nothing(
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
 
 
+
+
 def project_options(folder: Path, **options: Any) -> Options:
     given: Json = {
         "directory": str(folder),
@@ -6983,6 +7010,8 @@ def project_options(folder: Path, **options: Any) -> Options:
         **options,
     }
     return Options(**given)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
@@ -6990,8 +7019,12 @@ def project(tmp_path: Path) -> Path:
     (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
     (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
     return folder
+
+
 def problems(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).problems)
+
+
 def warnings(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options)).warnings)
 def test_a_project_in_order_has_no_problems(project: Path) -> None:
@@ -7008,6 +7041,8 @@ def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Pa
     assert "is empty" in said and "force" not in said, "nothing ever advises to destroy"
     (project / ".loop-prompt.md").unlink()
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
+
+
 def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
@@ -7018,6 +7053,8 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert "its front matter says modle, which means nothing here: model, agent," in said
     (project / ".loop-prompt.md").write_text("---\ndescription: {{PLAN_FILE}}\n---\nDo it\n")
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
+
+
 def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7026,6 +7063,8 @@ def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
     assert "change into the project's own folder" in warnings(project)
     options = project_options(project, directory="/")
     assert "the project is /, all of it" in "\n".join(ocloop.preflight(options).warnings)
+
+
 # fmt: off
 @pytest.mark.parametrize("command, word", [
     ("make-it-so-that-nobody-has-it test", "make-it-so-that-nobody-has-it"),
@@ -7043,6 +7082,8 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
     for name in ("check", "notify"):
         said = problems(project, **{name: command})
         assert said == (f"--{name}: there is no command {word}" if word else "")
+
+
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     for path in (project / "there.log", project / "PLAN.md"):
         assert problems(project, log=str(path)) == ""
@@ -7102,6 +7143,8 @@ def test_a_plan_that_is_complete_needs_no_server(
         assert ("complete already but for 1 pending task" in said) == bool(status)
 
 
+
+
 # fmt: off
 @pytest.mark.parametrize("asked, words", [
     ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
@@ -7113,6 +7156,8 @@ def test_how_opencode_is_started_is_looked_at_first(asked: str, words: str) -> N
         ocloop.find_opencode(asked)
     assert words in str(problem.value)
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
+
+
 def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -7133,6 +7178,8 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
         ocloop.current_directory()
     monkeypatch.chdir(tmp_path)
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
+
+
 
 
 def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
@@ -7176,6 +7223,8 @@ def test_status_tells_of_a_run_at_work() -> None:
     )
 
 
+
+
 def test_status_tells_what_a_run_waits_for() -> None:
     story = Story()
     story.asks()
@@ -7211,6 +7260,8 @@ def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
     assert "was killed after" in status_text(Story(), 0)
 
 
+
+
 def test_the_fields_of_status_json_are_in_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
     story = Story()
@@ -7220,6 +7271,8 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
         assert f"`{name}`" in readme, name
     for name in whole["run"]:
         assert name in ocloop.SECRETS or name == "pid" or f"`run.{name}`" in readme, name
+
+
 def test_status_says_what_is_gone_from_the_plan_and_what_was_refused() -> None:
     story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", attended=False)
     story.asks(title="bash")
@@ -7258,6 +7311,8 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     assert ocloop.main([*words, "--json"]) == 3
     run = json.loads(capsys.readouterr().out)["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
+
+
 
 
 def in_git(folder: Path, *words: str) -> None:
@@ -7317,6 +7372,8 @@ def test_status_without_a_run_and_with_near_misses() -> None:
         assert record["pid"] == shown == record["run"]["pid"]
 
 
+
+
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -7335,6 +7392,8 @@ def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
     assert not set(ocloop.SECRETS) & set(found["run"])
     assert ocloop.main(["status", "--plan", str(plan)]) == 3
     assert live["password"] not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text, status",
     [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
@@ -7355,6 +7414,8 @@ RECORD_NAMES = (
     "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
     "summary", "text", "seconds", "iterations", "username", "password", "opencode",
 )  # fmt: skip
+
+
 def test_any_state_file_gives_a_status_and_no_traceback() -> None:
     rng = random.Random(8)
     plan = parse_plan("- [ ] a\n")
@@ -7394,11 +7455,15 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 # What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
+
+
 def drawn(
     picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
 ) -> list[str]:
     rows = layout(picture, width, height, utf8, scroll)
     return ["".join(text for _, text in row) for row in rows]
+
+
 def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
     return "\n".join(drawn(story.picture(), width, height, True, scroll))
 SCENERY = """# The plan
@@ -7413,6 +7478,8 @@ SCENERY = """# The plan
 - [MANUAL] Tell Bob
 - [~] Write the documentation
 """
+
+
 
 
 def scenery(**options: Any) -> Story:
@@ -7445,12 +7512,16 @@ def scenery(**options: Any) -> Story:
     story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
     story.let_pass(42, 5)
     return story
+
+
 def complete(story: Story) -> None:
     assert story.plan
     story.plan = story.plan.replace("[ ]", "[x]").replace("[~]", "[x]")
     story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
     story.message("answered", 0.25)
     story.ends()
+
+
 def scene(name: str) -> Story:
     if name in ("starting", "ready"):
         story = Story(SCENERY, run=False, start=False)
@@ -7578,48 +7649,6 @@ def test_every_scene_says_where_it_stands(name: str) -> None:
         assert has_progress or is_low_help
 
 
-# fmt: off
-AT_80X24 = {
-    "ready": ("S begins with: Write the parser", "S start", "1/5", "1 blocked", "1 manual"),
-    "running": (
-        "iteration 2 42s", "run 2m", "of 8h00m", "2/5", "40%", "1 blocked", "1 manual",
-        "Test the parser on every", "a/b", "context", "$0.17 of $20", "make test",
-        "exit status 2", "python -m pytest -q", "look around", "Q quit", "Space pause", "P plan",
-        "1 done in", "The parser is written:"),
-    "retrying": ("attempt 3 in 13s: Provider is overloaded", "⟳ retrying"),
-    "pausing": ("after this iteration", "Space go on"),
-    "paused": ("2 iterations were worked (--max-iterations)", "R raise the limit"),
-    "waiting": (
-        "Rate limit reached: try again later", "again at 08:0", "in 30s", "R retry", "Space pause"),
-    "checking": ("the check runs, for 12s: make test", "X abort", "check ◷ running"),
-    "check failed": ("check ✖ failed", "output of the check"),
-    "plan away": ("away for 8s", "cannot be read"),
-    "files trouble": ("stops in 4", "cannot be read"),
-    "complete": (
-        "The parser works.", "Deploying needs a key.", "Deploy it (no key yet)", "Tell Bob",
-        "4 of 5", "since 08:02", "complete but for 1 blocked task", "◐ complete",
-        "to do: unblock: change its box back to `[ ]`"),
-    "error": ("cannot be read", "R retry", "✖ error"),
-    "permission": ("bash", "rm -r x", "Y once", "A always", "N no", "+1 more", "refused in"),
-    "question": ("In which language?", "1 English - As the plan says", "2 Local", "N none"),
-    "plan": (
-        "Phase 1: foundations", "✔ Set up the project", "✔ Write the parser", "$0.12",
-        "▸ Test the parser on every", "✖ Deploy it", "no key yet", "☐ Tell Bob",
-        "◐ Write the documentation", "P activity"),
-    "quit": ("Q again stops the iteration and quits",),
-    "help": (
-        *(key.name for key in ocloop.KEYS), *(key.help for key in ocloop.KEYS),
-        *(meaning for _sign, _style, meaning in ocloop.STATES.values()), "tokens:", "↑ in",
-        "↓ out"),
-}
-# fmt: on
-@pytest.mark.parametrize("name", AT_80X24)
-def test_what_matters_is_there_at_80x24(name: str) -> None:
-    text = seen(scene(name))
-    for words in AT_80X24[name]:
-        assert words in text, words
-
-
 def test_a_wide_screen_shows_the_plan_beside_the_activity_all_the_time() -> None:
     story = scene("running")
     wide = seen(story, 120, 40)
@@ -7705,17 +7734,6 @@ def test_the_way_out_is_named_on_any_screen() -> None:
         says(drawn(scene("plan").picture(), width, 12)[-1], "P activity", "Q quit")
 
 
-def test_an_iteration_is_counted_with_its_limit() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", max_iterations=1)
-    assert "iteration 1 of 1 0s" in seen(story)
-    story.works()
-    assert "1 of 1 iteration" in seen(story)
-    story.press("r")
-    assert "iteration 2 of 2 0s" in seen(story)
-    story.works()
-    assert "2 of 2 iterations" in seen(story).split("\n")[0]
-
-
 def test_what_is_small_or_cut_says_so() -> None:
     story = Story("- [ ] one\n")
     complete(story)
@@ -7728,14 +7746,6 @@ def test_what_is_small_or_cut_says_so() -> None:
     assert ocloop.ellipsis("123456789", 9) == "123456789"
     assert ocloop.ellipsis("1234567890", 9) == "12345678…"
     assert ocloop.ellipsis("123456789", 8) == "", "scraps tell nothing"
-
-
-def test_a_limit_that_was_raised_is_shown_as_it_is_now() -> None:
-    story = Story(max_cost=0.1)
-    story.works(0.25)
-    assert story.state == "paused"
-    story.press("r")
-    assert "$0.25 of $0.30" in seen(story)
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
@@ -7778,6 +7788,8 @@ def test_what_happened_has_a_sign_as_well_as_a_colour(
 
 
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
+
+
 
 # fmt: off
 NASTY = (
@@ -7939,6 +7951,8 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
 
 
+
+
 class Reader:
     """Somebody who looks at the activity of a story with numbered lines."""
 
@@ -7970,6 +7984,8 @@ class Reader:
         """How many lines are below, as the screen says."""
         match = re.search(r"(\d+) more line", "\n".join(self.rows))
         return int(match.group(1)) if match else 0
+
+
 def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     reader = Reader(100)
     last = reader.last
@@ -7983,26 +7999,6 @@ def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
     reader.add(1)
     assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
-def test_the_beginning_can_be_seen() -> None:
-    reader = Reader(100)
-    begin = next(row for row in seen(reader.story, 80, 1000).split("\n") if "08:00:00" in row)
-    reader.look(-(10**9))
-    assert begin in reader.rows and reader.below > 50
-    top = list(reader.rows)
-    reader.look(-1)
-    assert reader.rows == top
-@pytest.mark.parametrize("size", [(80, 40), (50, 24), (120, 12), (160, 50)])
-def test_a_resize_keeps_the_place(size: tuple[int, int]) -> None:
-    reader = Reader(0)
-    reader.add(60, " some words that are long enough to be wrapped on any screen that is small" * 2)
-    reader.look(-40)
-    place = reader.scroll.entry
-    reader.size = size
-    reader.look()
-    assert place and reader.scroll.entry == place
-    reader.size = (80, 24)
-    reader.look()
-    assert reader.scroll.entry == place
 def test_few_lines_cannot_be_scrolled_and_the_tail_is_followed() -> None:
     reader = Reader(2)
     shown = reader.look()
@@ -8018,6 +8014,8 @@ LONG_PLAN = "".join(
     + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))
     for phase in range(1, 7)
 ).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>
+
+
 class PlanReader(Reader):
     """Somebody who looks at a long plan."""
 
@@ -8025,6 +8023,8 @@ class PlanReader(Reader):
         super().__init__(0)
         self.story = Story(plan)
         self.story.press("p")
+
+
 def test_the_current_task_is_kept_in_sight() -> None:
     reader = PlanReader()
     shown = reader.look()
@@ -8035,6 +8035,8 @@ def test_the_current_task_is_kept_in_sight() -> None:
     for size in ((40, 12), (120, 40), (80, 8)):
         reader.size = size
         assert 31 in reader.look(), size
+
+
 def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> None:
     reader = PlanReader()
     middle = reader.look()
@@ -8052,6 +8054,8 @@ def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> No
     assert reader.rows == bottom
     reader.look(-1)
     assert reader.rows != bottom
+
+
 def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None:
     reader = Reader(100)
     shown = reader.look(-10)
@@ -8060,6 +8064,8 @@ def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None
     reader.look(2)
     reader.story.press("p")
     assert reader.look() == shown
+
+
 def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
     reader = Reader(0)
     reader.story = Story(LONG_PLAN)
@@ -8955,26 +8961,12 @@ def test_nothing_is_counted_twice_in_2() -> None:
 ODD: tuple[Any, ...] = (None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True)
 
 
-# fmt: off
-TYPES_OF_2 = [
-    *(f"session.{name}" for name in (
-        "created", "inbox.enqueued", "execution.started", "execution.succeeded", "step.started",
-        "execution.failed", "execution.interrupted", "execution.settled", "step.ended",
-        "step.failed", "retry.scheduled", "compaction.ended", "text.started", "text.delta",
-        "text.ended", "reasoning.started", "reasoning.delta", "reasoning.ended",
-        "tool.input.started", "tool.called", "tool.progress", "tool.success", "tool.failed")),
-    "permission.asked", "permission.replied", "form.created", "form.replied", "form.cancelled",
-    "filesystem.changed", "of.tomorrow",
-]
-# fmt: on
-
-
 @pytest.mark.parametrize("odd", ODD)
 def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
     made, _ = dialect_2({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in TYPES_OF_2:
+    for type in TYPES_2:
         made.decode(told(type, odd))
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
@@ -8994,7 +8986,7 @@ def test_deltas_are_found_in_a_frames_beginning() -> None:
 
 
 # ==================================================================================================
-# 5  From the outside: ocloop as a program
+# 4  From the outside: ocloop as a program
 #
 # What runs on the fake OpenCode runs on both generations of its interface.
 # ==================================================================================================
