@@ -8357,6 +8357,9 @@ def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> 
     with pytest.raises(RequestError):
         made.send("ses_A", PROMPT_2, 1)
     assert client.heard[-1][0] == "DELETE", "one that may still run keeps the next one back"
+    says[f"DELETE {inbox}/{FIRST}"] = RequestError(502, "a web page", "NotJSON")
+    made.send("ses_A", PROMPT_2, 1)
+    assert client.heard[-1][0] == "POST", "a server without an inbox holds nothing back"
 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
@@ -9131,7 +9134,7 @@ def test_the_readme_names_no_option_that_is_none() -> None:
     ],
 )
 def test_usage_errors(bare: World, arguments: str, message: str) -> None:
-    """README: exit status 2 is usage; design.md: "what went wrong: what to do next"."""
+    """README: exit status 2 is usage; an error says what went wrong and what to do next."""
     split = arguments.split(" ", 2) if "opencode" in arguments else arguments.split()
     assert message in bare.say(bare.project(), *split, status=2)
 
@@ -9216,7 +9219,7 @@ def test_nothing_stands_in_the_file_that_python_3_6_cannot_parse() -> None:
     "arguments", ["run --run", "run --dry-run", "status", "bootstrap", "attach"]
 )
 def test_a_directory_that_is_gone_gets_a_sentence(bare: World, arguments: str) -> None:
-    """design.md: errors that a person can act on are said in a sentence, not in a traceback."""
+    """Errors that a person can act on are said in a sentence, not in a traceback."""
     folder = bare.folder / "gone"
     folder.mkdir()
     program = shlex.join([sys.executable, str(OCLOOP), *arguments.split()])
@@ -9687,7 +9690,7 @@ def test_auto_approves_what_is_asked(world: World) -> None:
 
 
 def test_strange_events(world: World) -> None:
-    """design.md: parsing is total. Huge lines, invalid JSON and UTF-8, unknown events, a session
+    """Parsing is total. Huge lines, invalid JSON and UTF-8, unknown events, a session
     into which a person typed: the run goes on, and no control character comes through.
     """
     answers = ["garbage", "typed", "bigline:5000000", "work"]
@@ -9746,7 +9749,7 @@ def test_a_server_that_fails_under_way(world: World) -> None:
 
 
 def test_a_server_that_keeps_dying(world: World) -> None:
-    """design.md: a server that keeps failing has a count and an end; its last lines are shown."""
+    """A server that keeps failing has a count and an end; its last lines are shown."""
     store = str(world.folder / "store")
     child = world.fake("--retries", "1", answers=["die"], again="same", store=store)
     child.finish(1, timeout=120)
@@ -9756,7 +9759,7 @@ def test_a_server_that_keeps_dying(world: World) -> None:
 
 
 def test_a_server_that_does_not_start(world: World) -> None:
-    """design.md: starts that meet in OpenCode's database are tried again; every wait has an end."""
+    """Starts that meet in OpenCode's database are tried again; every wait has an end."""
     never = world.fake(start="exit")
     late = world.fake(starts=["exit", "exit", ""])
     silent = world.fake(start="silent", patch=PATCHES["a server has a second to start"])
@@ -10140,7 +10143,7 @@ def test_a_guard_that_is_dismissed_ends_nothing(bare: World, shell: str) -> None
 
 
 def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
-    """design.md: after `kill -9` a guard ends what is left, and it is there when it is needed."""
+    """After `kill -9` a guard ends what is left, and it is there when it is needed."""
     patch = PATCHES["memory is looked at every second"]
     child = world.fake(answers=["sleep:0.3"] * 5 + ["spawn:hang"], tasks=10, patch=patch)
     guard = r".*ocloop-guard"
@@ -10594,7 +10597,7 @@ def test_stop_and_continue(world: World) -> None:
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """design.md: NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work."""
+    """NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work."""
     for name in ("dumb", "no-such-terminal"):
         lines = world.fake_terminal(tasks=1, name=name).finish(0)
         assert f"plain lines, since TERM={name}" in lines.output
@@ -10608,7 +10611,7 @@ def test_terminals_that_can_do_less(world: World) -> None:
 
 
 def test_closed_streams_and_odd_encodings(world: World) -> None:
-    """design.md: goes on without a screen: closed standard streams lead nowhere, and what an
+    """Goes on without a screen: closed standard streams lead nowhere, and what an
     encoding cannot say is replaced.
     """
     for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
@@ -10972,13 +10975,16 @@ def answers_in(project: Path) -> list[str]:
 
 
 def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
-    """README, "Use it": in an empty folder, `bootstrap` and `run` work the plan to its end.
+    """README, "Use it": `bootstrap`, tasks of one's own, and `run` works the plan to its end.
 
     The folder's name has spaces, & and ü, and it is in no git repository.
     """
     folder = bare.folder / "a dir with spaces & ünïcode"
     folder.mkdir()
     bare.say(folder, "bootstrap")
+    plan = folder / "PLAN.md"
+    starter = ocloop.parse_plan(ocloop.STARTER_PLAN).tasks[0].text
+    plan.write_text(plan.read_text("utf-8").replace(starter, "Write the parser"), "utf-8")
     with ScriptedModel() as model:
         child = bare.real("--run", model=model, opencode=opencode, project=folder)
         child.finish(0, timeout=120)
@@ -11115,7 +11121,7 @@ def test_real_auto(bare: World, server: RealServer) -> None:
 
 
 def test_real_auto_does_not_approve_a_doom_loop(bare: World, server: RealServer) -> None:
-    """design.md: `doom_loop` is never approved by `--auto`."""
+    """`doom_loop` is never approved by `--auto`."""
     with ScriptedModel("doom") as model:
         child = bare.real("--auto", model=model, server=server, tasks=1).finish(0)
     assert child.said("doom_loop")
