@@ -3089,6 +3089,7 @@ class Run(Waits):
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
         self.clock.rest()
+        self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.phase, end.reason):
             if end.is_final:
                 self.rests_at = end
@@ -3099,10 +3100,11 @@ class Run(Waits):
                 raise Quit("paused, and the terminal is gone")
             if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
                 await self.stop_server()
-            await self.wait_for_person()
+            await self.wait(sooner=lambda: self.goes_on)
             while end.phase == "complete" and await self.is_complete_still():
                 self.journal.note("note", STILL_COMPLETE, "warn")
-                await self.wait_for_person()
+                self.goes_on = False
+                await self.wait(sooner=lambda: self.goes_on)
         self.rests_at = None
         if end.phase == "error":  # whatever went wrong so far, this is a new beginning
             self.books.begin_anew()
@@ -3115,10 +3117,6 @@ class Run(Waits):
         elif end.limit:
             self.books.begin_anew()
             self.line.failures.clear()
-
-    async def wait_for_person(self) -> None:
-        self.goes_on = False
-        await self.wait(sooner=lambda: self.goes_on)
 
     async def is_complete_still(self) -> bool:
         """Whether a person who goes on after the end has left the plan as it was."""
@@ -3368,10 +3366,7 @@ class Run(Waits):
         if not self.options.check or self.gate.last:
             return
         checked = await self.have_checked()
-        if not checked.interrupted and checked.status in (
-            126,
-            127,
-        ):  # a shell's words for "no such"
+        if not checked.interrupted and checked.status in (126, 127):  # a shell's "no such"
             said = checked.output.strip()[-500:] or f"exit status {checked.status}"
             raise Failed(f"the check `{self.options.check}` cannot be run: {said}: mend --check")
         self.take_check(checked)
@@ -3797,7 +3792,7 @@ class Run(Waits):
         if self.confirming_quit:
             self.confirming_quit = False
             if key.name == "q":
-                self.note(Quit("a person quit", by_person=True))
+                self.note(Quit(A_PERSON_QUIT, by_person=True))
         elif self.talk and self.talk.asks.takes_key(key):
             pass
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
@@ -3862,7 +3857,7 @@ class Run(Waits):
         if self.iteration:
             self.confirming_quit = True
         else:
-            self.note(Quit("a person quit", by_person=True))
+            self.note(Quit(A_PERSON_QUIT, by_person=True))
 
     # What people and programs are told.
 

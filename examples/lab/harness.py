@@ -612,6 +612,10 @@ class Child:
         """Wait until an entry of the log matches."""
         self.until(lambda: self.said(pattern), f"{pattern!r} in the log", timeout)
 
+    def wait_times(self, text: str, times: int) -> None:
+        """Wait until the log says so so often: a screen still shows the time before."""
+        self.until(lambda: self.log_text().count(text) >= times, f"{times} times {text!r}")
+
     def wait_event(self, name: str, timeout: float = LONG) -> Json:
         """Wait until the fake OpenCode noted such an event; the first of them."""
         return self.until(lambda: self.events(name), f"the event {name!r}", timeout)[0]
