@@ -2079,7 +2079,7 @@ def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
             if number
         )
         return 3, f"complete but for {left}"
-    if plan.summary is not None:
+    if plan.summary is not None and (plan.tasks or not gone):
         return 0, PLAN_COMPLETE
     near = [f'"{near.text}"' for near in plan.open_near_misses]
     if near:
@@ -3009,7 +3009,7 @@ class Run(Waits):
                 except Failed as failed:
                     end = End("error", 1, str(failed))
                 await self.rest(end)
-                stage = self.work
+                stage = self.work if self.wanted else self.open
         except Quit as quit:
             self.clock.rest()
             last = self.rests_at or End("stopping", 130, str(quit))
@@ -3078,7 +3078,10 @@ class Run(Waits):
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
         if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
-            return End("complete", *how_complete(plan, self.books.gone))
+            status, how = how_complete(plan, self.books.gone)
+            if status == 0 and self.gate.last == "interrupted":
+                status, how = 3, "complete, but the last check was interrupted"
+            return End("complete", status, how)
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
             return End("paused", 3, limit[1], limit[0])
@@ -3102,7 +3105,8 @@ class Run(Waits):
                 await self.stop_server()
             await self.wait(sooner=lambda: self.goes_on)
             while end.phase == "complete" and await self.is_complete_still():
-                self.journal.note("note", STILL_COMPLETE, "warn")
+                if not self.files.trouble:
+                    self.journal.note("note", STILL_COMPLETE, "warn")
                 self.goes_on = False
                 await self.wait(sooner=lambda: self.goes_on)
         self.rests_at = None
@@ -3440,7 +3444,13 @@ class Run(Waits):
         self.wait_until = began + step.seconds
         try:
             with self.showing("waiting", step.why):
-                await self.wait(self.wait_until, sooner=lambda: self.goes_on or self.pause_wanted)
+                # The next turn finds out what made the wait end, such as --max-time.
+                await self.wait(
+                    self.wait_until,
+                    sooner=lambda: (
+                        self.goes_on or self.pause_wanted or bool(self.limits.reached(self.used))
+                    ),
+                )
         finally:
             self.wait_until = None
             if step.for_provider:
@@ -3497,6 +3507,7 @@ class Run(Waits):
         server = self.server
         if not server.is_down and self.now - server.up_since > LONGEST_WAIT:
             server.failures = 0  # it was good for long: not in a row
+        server.failures += 1
         server.is_down = True
         server.problem = problem
         self.journal.note("server", problem, "bad")
@@ -3536,7 +3547,6 @@ class Run(Waits):
         began = self.now
         while server.is_down:
             if server.problem:
-                server.failures += 1
                 self.give_server_up(self.now - began)
                 waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
                 await self.wait(self.now + waits.after(server.failures - 1))
@@ -3956,7 +3966,7 @@ KEYS = (
         Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
         Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
         Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+        Use("", lambda run: run.phase == "complete", Run.go_on))),  # R alone goes beyond a limit
     KeyHelp("R", "retry after an error; go on at a limit", (
         Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
         Use("retry", lambda run: bool(run.limit), Run.go_on),
@@ -4115,6 +4125,8 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     check = as_dict(record.get("check"))
     if check.get("verdict") == "failed":
         steps.append(f"mend the check: `{as_text(check.get('command'))}`")
+    elif check.get("verdict") == "interrupted":
+        steps.append(f"run the check: `{as_text(check.get('command'))}`")
     gone = [as_text(text) for text in as_list(record.get("gone"))]
     if gone:
         steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
