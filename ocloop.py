@@ -2899,10 +2899,10 @@ class Files:
         if problem and not takes_any_plan:
             self.note_trouble(problem, now)
             return problem
-        if self.trouble:
+        if self.trouble and self.was_read:
             away = duration(now - self.trouble_since)
             self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
-            self.trouble = ""
+        self.trouble = ""
         if self.was_read and plan.done > self.plan.done:
             self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
         self.was_read = True
@@ -8225,7 +8225,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         command = commands[given.command]
         word = unknown[0].partition("=")[0]
         if not word.startswith("-"):
-            command.error(f"{word} is no option: name a plan with --plan {word}")
+            if given.command == "bootstrap":
+                command.error(f"one directory at a time: {word} is one too many")
+            command.error(f"{word} is not expected here: a plan is named with --plan {word}")
         command.error(f"there is no option {word}{command.suggestion(word)}")
     return given
 

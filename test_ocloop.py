@@ -6991,6 +6991,8 @@ def test_the_address_of_a_server_is_a_url_without_a_login(
     ("run --max-costs=3", "there is no option --max-costs: did you mean --max-cost?"),
     ("run --modle a/b", "did you mean --model? (`ocloop.py run --help` lists what there is)"),
     ("run --max-c 3", "there is no option --max-c"),
+    ("bootstrap a b", "one directory at a time: b is one too many"),
+    ("run b", "b is not expected here: a plan is named with --plan b"),
     ("run --zzz", "there is no option --zzz (`ocloop.py run --help` lists what there is)"),
     ("run --max-cost many", "'many' is no amount: write US dollars such as 20 or 0.50"),
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
@@ -9952,6 +9954,11 @@ def test_many_plans_with_odd_names_and_options(world: World) -> None:
     seen = "import os, sys; open(os.environ['SEEN'], 'a').write(repr(sys.argv[1:]) + '\\n')"
     (world.folder / "seen.py").write_text(seen)
     env = {"SEEN": str(world.folder / "seen"), "OCLOOP": str(world.folder / "seen.py")}
+    only = {"GIT_CONFIG_KEY_0": "user.useConfigOnly", "GIT_CONFIG_VALUE_0": "true"}
+    nobody = world.execute(top, argv, **env, **only, GIT_CONFIG_COUNT="1").finish(1)
+    assert "git does not know who you are" in nobody.output, "said before the night, not after it"
+    env.update(GIT_COMMITTER_NAME="t", GIT_COMMITTER_EMAIL="t@localhost")
+    env.update(GIT_AUTHOR_NAME="t", GIT_AUTHOR_EMAIL="t@localhost")
     child = world.execute(top, argv, **env)
     child.finish(1)
     runs = [line for line in (world.folder / "seen").read_text().splitlines() if "'run'" in line]

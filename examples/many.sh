@@ -98,10 +98,18 @@ fi
 
 jobs=2
 if [ "${1:-}" = -j ]; then
-    jobs=${2:?"-j takes a number"}
-    shift 2
+    jobs=${2:-}
+    shift
+    [ $# = 0 ] || shift
 fi
-plans=${1:?"usage: many.sh [-j N] PLANS [options of ocloop.py run …]"}
+case $jobs in
+    '' | *[!0-9]*) set -- ;;
+esac
+if [ $# = 0 ]; then
+    echo "usage: many.sh [-j N] PLANS [options of ocloop.py run …]" >&2
+    exit 2
+fi
+plans=$1
 shift
 plans=$(cd "$plans" && pwd)
 top=$(git -C "$plans" rev-parse --show-toplevel)
@@ -114,6 +122,12 @@ folder=${folder#/}
 
 if ! git rev-parse -q --verify HEAD >/dev/null; then
     echo "many.sh: $top has no commit yet, and a worktree begins with one: commit first" >&2
+    exit 1
+fi
+
+if ! git var GIT_COMMITTER_IDENT >/dev/null 2>&1; then
+    echo "many.sh: git does not know who you are, and what is complete is committed:" \
+        "git config user.name … and user.email …" >&2
     exit 1
 fi
 
