@@ -258,7 +258,7 @@ MOST_NEAR_MISSES = 1_000
 
 
 def parse_plan(text: str) -> Plan:
-    """Read a plan; the rules are in the README under "The plan file"."""
+    """Read a plan; the rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     lines = text.split("\n")  # str.splitlines would split on U+2028 and form feeds as well
     near_misses: list[NearMiss] = []
@@ -1020,8 +1020,8 @@ class ServerDied(NamedTuple):
 class Key(NamedTuple):
     """A key that was pressed: one character in lower case, or a name such as `space`.
 
-    `about` is the ask that was on the screen, "" when none was; None: it is not known. By the time
-    that the key arrives, another one may be the first.
+    `about` is the ask that was on the screen (or QUIT_SHOWN), "" when none was; None: it is not
+    known. By the time that the key arrives, another one may be the first.
     """
 
     name: str
@@ -1435,7 +1435,7 @@ class Purse:
         self.by_message[event.message] = event.spend
         if is_own:
             self.context = event.context or self.context
-            if event.model and event.model != self.model.partition("#")[0]:
+            if event.model and event.model != without_variant(self.model):
                 self.model = event.model
             self.agent = event.agent or self.agent
 
@@ -1996,6 +1996,7 @@ PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
 NO_SESSION = "there is no session right now that could be shown"
+QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
 WRONG_PASSWORD = (
     "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
 )
@@ -2945,7 +2946,7 @@ class Iteration(NamedTuple):
             number=self.number,
             task=self.task.text if self.task else "",
             phase=self.task.phase if self.task else "",
-            goal=self.task.text if self.task else "wrap up",
+            goal=self.plan.goal,
             outcome=outcome.kind,
             word=word_for(outcome, check, progress, was_blocked),
             problem=outcome.problem,
@@ -3346,8 +3347,16 @@ class Run(Waits):
     async def have_checked(self) -> CheckResult:
         self.check_since = self.now
         try:
-            # Its own end is --check-timeout, or X.
-            result: CheckResult = await self.wait(reply=self.request("run_check", facts_of(self)))
+            # Its own end is --check-timeout, or X; it costs time, and no money.
+            checking = self.request("run_check", facts_of(self))
+            await self.wait(
+                reply=checking,
+                sooner=lambda: bool(self.limits.overrun(self.used._replace(cost=0.0))),
+            )
+            if not checking.done:
+                self.request("stop_check")
+                await self.wait(reply=checking)
+            result: CheckResult = checking.value
             return result
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
@@ -3799,6 +3808,8 @@ class Run(Waits):
 
     def press(self, key: Key) -> None:
         """Whatever is in front of a person takes the key first."""
+        if key.about == QUIT_SHOWN and not self.confirming_quit:
+            return  # the iteration has ended meanwhile, and the question with it
         if self.confirming_quit:
             self.confirming_quit = False
             if key.name == "q":
@@ -4135,8 +4146,8 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         steps.append(f"make tasks of what looks like one: {lines}")
     if plan.blocked:
         steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
-    elif record and plan.pending:
-        steps.append(f"{tag}run again to go on")
+    elif plan.pending:
+        steps.append(f"{tag}run again to go on" if record else f"{tag}start it with `run`")
     elif record and record.get("status") != 0 and plan.summary is None:
         steps.append("run again to go on")
     if plan.manual:
@@ -4191,7 +4202,7 @@ def facts_of(run: Run) -> dict[str, str]:
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# What is shown is computed from state alone. `view` takes a frozen picture of the loop: where two
+# What is shown is computed from state alone. `view` takes a frozen picture of the run: where two
 # pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
 # that never exceed width and height, whatever the size. A number says what it counts, and nothing
 # counts on once the run has ended. What stands out carries a sign as well as a colour.
@@ -4366,6 +4377,7 @@ class Picture(NamedTuple):
 
     state: str
     state_note: str  # how long it has been in this state, or since when
+    status: int  # the exit status, if it ended now
     reason: str
     facts: tuple[str, ...]  # on iteration and run, the first ones matter most
     plan: Plan
@@ -4394,11 +4406,12 @@ def view(run: Run, now: float) -> Picture:
     talk = run.iteration.talk if run.iteration else None
     is_retrying = run.talk is not None and run.talk.retry is not None
     model = run.model
-    size = (run.briefing.setup.models or {}).get(model.partition("#")[0], 0)
+    size = (run.briefing.setup.models or {}).get(without_variant(model), 0)
     context = talk.purse.context if talk else 0
     return Picture(
         state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
         state_note=state_note(run, now),
+        status=run.status,
         reason=view_reason(run, now),
         facts=view_facts(run, now),
         plan=run.plan,
@@ -4412,7 +4425,7 @@ def view(run: Run, now: float) -> Picture:
         live=view_live(run, now),
         ask=ask_panel(run, now),
         ask_id=next(iter(talk.asks.open), "") if talk else "",
-        ask_shown=talk.asks.shown if talk else "",
+        ask_shown=QUIT_SHOWN if run.confirming_quit else talk.asks.shown if talk else "",
         keys=hints(run),
         confirming_quit=run.confirming_quit,
         overlay=run.overlay,
@@ -4664,7 +4677,7 @@ def fit(row: Row, width: int, utf8: bool) -> Row:
 def sign_of(picture: Picture) -> tuple[str, str]:
     """Sign and style of its state: an end with work left looks like no good one."""
     sign, style, _meaning = STATES[picture.state]
-    if picture.state == "complete" and how_complete(picture.plan)[0]:
+    if picture.state == "complete" and picture.status:
         return "◐", "warn"
     return sign, style
 
@@ -4687,7 +4700,7 @@ def state_row(picture: Picture, width: int) -> Row:
 
 def progress_row(picture: Picture, width: int) -> Row:
     plan = picture.plan
-    if not plan.tasks and not plan.total:
+    if not plan.tasks:
         return [("dim", " no task")]  # it has not been read yet, perhaps
     counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
     rest: Row = []
@@ -4836,9 +4849,8 @@ def plan_rows(
     Where the plan has the screen for itself, it `moves`: the arrows scroll it.
     """
     tasks = view_tasks(picture.plan, picture.results, picture.under_way)
-    rows: list[
-        Row | tuple[TaskView, int]
-    ] = []  # of a task, how many rows: only what is seen is made
+    # Of a task, which of its rows: only what is seen is made.
+    rows: list[Row | tuple[TaskView, int]] = []
     phase = ""
     focus = 0
     if moves and picture.results:
@@ -4957,8 +4969,7 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
 
 
 # ── server-sent events ────────────────────────────────────────────────────────────────────────────
-# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events"), less what
-# OpenCode never sends: a mark at the beginning, and lines that end in CR alone.
+# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events").
 
 
 class EventStream:
@@ -8212,7 +8223,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             allow_abbrev=False,
         )
         command.add_options(options)
-    commands["bootstrap"].add_argument("directory", nargs="?", default=".", metavar="DIRECTORY")
+    commands["bootstrap"].add_argument(
+        "directory", nargs="?", default=".", metavar="DIRECTORY", help="where to write them (here)"
+    )
 
     words = list(sys.argv[1:] if argv is None else argv)
     first = words[0].partition("=")[0] if words else ""
@@ -8526,7 +8539,7 @@ class Driver:
         self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
-        """Whoever sleeps must hear of it, whatever state the machines are in."""
+        """Whoever sleeps must hear of it, wherever the run stands."""
         reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
         run = self.run
         with suppress(Exception):
@@ -8552,7 +8565,7 @@ class Driver:
             signal.signal(number, post)
 
     def _turn(self) -> None:
-        """Take what is in the inbox, let the loop decide, carry it out, write it down, show it."""
+        """Take what is in the inbox, let the run decide, carry it out, write it down, show it."""
         now = time.time()
         wake = self.ticked_at + self.TICK
         if self.is_dirty:
@@ -8668,11 +8681,15 @@ class Driver:
             if isinstance(screen, CursesScreen) and self.status is not None:
                 record = record_of(run, self.server, status)
                 steps = [f"to do: {step}" for step in next_steps(run.plan, record)]
+                width = shutil.get_terminal_size().columns - 2
                 lines = [f"ocloop: {run.shown_reason}", *summary_of(run), *steps]
-                say("\n  ".join(lines))
+                say("\n  ".join(row for line in lines for row in wrap(line, width)))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+OWN_CHOICE = "OpenCode's own: none is named"
 
 
 class Rehearsal(Run):
@@ -8720,8 +8737,8 @@ def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
         return status
     if not status:
         models, agent, _body = rehearsal.briefing.read()
-        say(f"model     {', then '.join(models) or rehearsal.model or 'the server decides'}")
-        say(f"agent     {agent or 'the server decides'}")
+        say(f"model     {', then '.join(models) or rehearsal.model or OWN_CHOICE}")
+        say(f"agent     {agent or OWN_CHOICE}")
     did = "asked" if options.server else "started, asked and stopped"
     status = 1 if problems else status
     said = "there are problems" if status else "no problem was found"
@@ -8760,10 +8777,10 @@ def bootstrap(given: argparse.Namespace) -> int:
         ) from None
     if has_skipped:
         say("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
-    say(
-        "\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then, in that directory:"
-        f"\n  python3 {os.path.abspath(sys.argv[0])} run"
-    )
+    there = "" if folder == current_directory() else f"cd {shlex.quote(folder)} && "
+    me = f"{there}python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
+    say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
+    say(f"  {me} run --dry-run\n  {me} run")
     return 0
 
 
@@ -8786,9 +8803,9 @@ def look_at(path: str) -> tuple[Plan | None, str, int, Json]:
     if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
         record = {}  # it is the last run's: this one has not written any yet
     plan = None if problem else parse_plan(text or "")
-    record["tasks"] = [
-        dict(task, state=state_in(plan or Plan(), task)) for task in dicts(record.get("tasks"))
-    ]
+    if record:
+        tasks = dicts(record.get("tasks"))
+        record["tasks"] = [dict(task, state=state_in(plan or Plan(), task)) for task in tasks]
     return plan, problem, pid, record
 
 
@@ -8904,7 +8921,7 @@ def status_lines(
     ]
     steps = [f"to do     {step}" for step in next_steps(plan, record, bool(pid))]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    return [*lines, *task_lines(record), *([""] if steps else []), *steps]
+    return [*lines, *task_lines(pid, record), *([""] if steps else []), *steps]
 
 
 def said_changes(changes: Json, since: float) -> str:
@@ -8970,7 +8987,7 @@ def spent_of(limits: Json) -> str:
     return f" (of {', '.join(said)})" if said else ""
 
 
-def task_lines(record: Json) -> list[str]:
+def task_lines(pid: int, record: Json) -> list[str]:
     """What the run spent on each task that it worked on."""
     worked = [task for task in dicts(record.get("tasks")) if as_int(task.get("iterations"))]
     if not worked:
@@ -8980,6 +8997,8 @@ def task_lines(record: Json) -> list[str]:
         state = as_text(task.get("state"))
         if state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
+        if pid and state == "pending" and task.get("text") == record.get("task"):
+            state = "working"
         lines.append(
             f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
             f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "

@@ -2481,6 +2481,59 @@ def test_max_time_ends_a_wait_for_a_provider() -> None:
     assert story.exits == [3] and "--max-time" in story.reason
 
 
+def test_a_check_ends_at_twice_max_time_and_costs_no_money() -> None:
+    story = Story(check="make test", max_time=100, max_cost=1, attended=False)
+    story.world["run_check"] = None
+    story.busy()
+    story.plan = (story.plan or "").replace("[ ]", "[x]", 1)
+    story.message("answered", 2.0)
+    story.ends()
+    story.let_pass(90, 5)
+    assert story.count("stop_check") == 0, "it costs time, and no money"
+    story.let_pass(120, 5)
+    assert story.count("stop_check") == 1
+    story.answer(story.last("run_check"), (-15, "", True))
+    assert story.exits == [3]
+
+
+def test_a_key_that_answers_a_question_that_has_gone_does_nothing() -> None:
+    story = Story(NINE)
+    story.works()
+    story.press("q")
+    shown = story.picture().ask_shown
+    assert shown == ocloop.QUIT_SHOWN
+    story.works()
+    for name in ("x", "q", "space"):
+        story.tell(Key(name, shown))
+    assert story.state == "running" and story.exits == [] and story.words == ["done", "done"]
+    story.press("q")
+    story.tell(Key("q", shown))
+    assert story.exits == [130]
+
+
+def test_a_complete_end_without_its_check_looks_like_no_good_one() -> None:
+    story = Story("- [ ] a\n", check="make test")
+    story.world["run_check"] = lambda _: (-15, "", True)
+    story.plan = f"- [x] a\n{SO}"
+    story.message("answered")
+    story.ends()
+    assert story.state == "complete" and story.status == 3
+    assert "the last check was interrupted" in story.reason
+    assert "◐ complete" in seen(story) and "run the check: `make test`" in story.text
+
+
+def test_an_abort_in_the_midst_of_a_restart_counts_no_failure_twice() -> None:
+    story = Story(retries=2)
+    story.busy()
+    story.world["start_server"] = fails_with(0, "no", again=True)
+    story.server_dies()
+    story.let_pass(0.5, 0.25)
+    story.press("x")
+    story.mend()
+    story.let_pass(60)
+    assert story.state == "running" and "the server failed" not in story.text
+
+
 def test_space_is_no_way_beyond_a_limit() -> None:
     story = Story(NINE, max_iterations=1)
     story.works()
@@ -3881,9 +3934,10 @@ def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str
     assert ocloop.next_steps(parse_plan(plan), ended)[: len(steps) or 1] == steps
 
 
-def test_a_run_that_asks_says_so_and_no_run_has_no_next_step() -> None:
+def test_a_run_that_asks_says_so_and_where_there_was_none_it_is_started() -> None:
     plan = parse_plan("- [ ] a\n")
-    assert ocloop.next_steps(plan, {}) == []
+    assert ocloop.next_steps(plan, {}) == ["start it with `run`"]
+    assert ocloop.next_steps(parse_plan("- [x] a\n"), {}) == []
     assert ocloop.next_steps(plan, {"waits_for": ["bash rm -r x"]}, True) == [
         "answer what it asks (bash rm -r x): `attach` joins it"
     ]
