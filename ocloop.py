@@ -4144,12 +4144,11 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     if plan.open_near_misses and not plan.pending:
         lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
         steps.append(f"make tasks of what looks like one: {lines}")
+    is_cut_short = record and record.get("status") != 0 and plan.summary is None
+    if plan.pending or (is_cut_short and not plan.blocked):
+        steps.append(f"{tag}run again to go on" if record else f"{tag}start it with `run`")
     if plan.blocked:
         steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
-    elif plan.pending:
-        steps.append(f"{tag}run again to go on" if record else f"{tag}start it with `run`")
-    elif record and record.get("status") != 0 and plan.summary is None:
-        steps.append("run again to go on")
     if plan.manual:
         steps.append(f"do by hand what is manual: {tasks_of(plan.manual)}")
     return steps
@@ -4927,12 +4926,13 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
     indent = "  " * min(entry.depth, 4)
     style = "accent bold" if entry.tone == "head" else entry.tone
-    sign = ""
-    if entry.kind not in ("think", "text"):
-        sign = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "")
+    if entry.kind in ("think", "text"):
+        text = _EMPHASIS.sub(r"\1", entry.text)
+    else:
+        text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
     rows: list[Row] = []
     room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
-    for line in wrap(sign + entry.text, room):
+    for line in wrap(text, room):
         rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
         left = " " * len(left)
         kind = " " * text_width(kind)

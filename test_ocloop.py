@@ -3911,6 +3911,7 @@ CHECK_AND_REFUSED = {
         ("- [ ] a\n", {"status": 130}, ["run again to go on"]),
         (f"- [ ] a\n{SO}", {}, [f"{TAKE_OUT}run again to go on"]),
         ("- [BLOCKED: x] a\n", {}, [f"{UNBLOCK}run again"]),
+        ("- [ ] a\n- [BLOCKED: x] b\n", {}, ["run again to go on", f"{UNBLOCK}run again"]),
         (f"- [BLOCKED: x] a\n{SO}", {}, [f"{UNBLOCK}{TAKE_OUT}run again"]),
         (
             "- [ ] a\n",
