@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import pty
+import random
 import re
 import select
 import shlex
@@ -156,11 +157,29 @@ def blocked_signals(pid: int) -> set[int]:
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
+reserved_ports: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on which nobody listens, and which nobody else is given while this process lives.
+
+    It lies below those that a system hands out for connections (from 32768 on Linux, from 49152
+    elsewhere): one of these could be taken before its test has started the server. The tests
+    beside this one are kept off by a datagram socket of the same number, which no server misses.
+    """
+    for _ in range(1000):
+        port = random.randrange(15_000, 32_000)
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with socket.socket() as probe:
+            try:
+                reservation.bind(("127.0.0.1", port))
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                reservation.close()
+                continue
+        reserved_ports.append(reservation)
+        return port
+    raise OSError("none of a thousand ports is free")
 
 
 def listening(process: subprocess.Popen[bytes]) -> str:
