@@ -4070,9 +4070,9 @@ def test_who_comes_back_from_opencode_reads_that_the_loop_goes_on() -> None:
 
 
 def test_so_many_near_misses_are_enough() -> None:
-    before = time.perf_counter()
+    before = time.process_time()
     plan = parse_plan("- [x]a\n" * 1_400_000 + "- [ ]b\n")
-    assert time.perf_counter() - before < GENEROUS
+    assert time.process_time() - before < GENEROUS
     assert len(plan.near_misses) == ocloop.MOST_NEAR_MISSES
     (last,) = plan.open_near_misses
     assert last == plan.near_misses[-1] and "more may follow" in last.advice
@@ -5455,7 +5455,7 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
         before = time.monotonic()
         with pytest.raises(RequestError) as error:
             Client(url, "", "").request("GET", "/", timeout=0.5)
-        assert time.monotonic() - before < 4
+        assert time.monotonic() - before < 8, "it would take nine seconds"
         assert error.value.code == 500 or error.value.is_timeout
 
 
@@ -5569,7 +5569,7 @@ def test_a_server_that_will_not_do_is_told_at_once(wire: Wire, said: Any, words:
     before = time.monotonic()
     with pytest.raises(Problem) as problem:
         server._meet(wire.url)
-    assert words in str(problem.value) and time.monotonic() - before < 5
+    assert words in str(problem.value) and time.monotonic() - before < GENEROUS
 CONFIGURATION = """/project/opencode.json
 --- JSONC Input ---
 { "apiKey": "sk-SECRET",,, }
