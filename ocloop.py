@@ -59,6 +59,11 @@ if sys.hexversion < 0x03090000:
 if sys.platform == "win32":
     sys.exit("ocloop: Windows is not supported: run it in WSL, or on Linux or macOS")
 
+import os
+
+if __name__ == "__main__" and os.path.dirname(os.path.realpath(__file__)) in sys.path[:1]:
+    del sys.path[0]  # what lies beside this file may be an agent's: it is no library of ours
+
 import argparse
 import base64
 import codecs
@@ -71,7 +76,6 @@ import io
 import json
 import locale
 import math
-import os
 import queue
 import re
 import select
@@ -2949,7 +2953,7 @@ class Iteration(NamedTuple):
             goal=self.plan.goal,
             outcome=outcome.kind,
             word=word_for(outcome, check, progress, was_blocked),
-            problem=outcome.problem,
+            problem=outcome.problem[: Journal.LONGEST_TEXT],
             seconds=now - self.talk.started,
             spend=self.talk.purse.total,
             model=self.talk.purse.model,
@@ -4338,14 +4342,16 @@ def wrap(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in map(printable, text.split("\n")):
         rest = paragraph
-        while text_width(rest) > width:
-            head = clip(rest, width) or rest[:1]
+        head = clip(rest, width)
+        while len(head) < len(rest):  # to measure all of a long rest each time would take minutes
+            head = head or rest[:1]
             ends_at_space = rest[len(head) : len(head) + 1] == " "
             space = len(head) if ends_at_space else head.rfind(" ")
             if space > width // 3:
                 head = head[:space]
             lines.append(head)
             rest = rest[len(head) :].lstrip(" ")
+            head = clip(rest, width)
         lines.append(rest)
     return lines
 
@@ -5065,7 +5071,7 @@ def as_text(value: Any) -> str:
 def as_id(value: Any) -> str:
     """An id that may be part of a path and a word of a command; "" for what is none."""
     text = as_text(value)
-    return text if re.fullmatch(r"\w[\w-]*", text, re.ASCII) else ""
+    return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
 
 
 def as_float(value: Any) -> float:
@@ -5669,7 +5675,7 @@ class OpenCode1(OpenCode):
         p = as_dict(event.get("properties"))
         info = as_dict(p.get("info"))
         part = as_dict(p.get("part"))
-        session = as_text(
+        session = as_id(
             p.get("sessionID")
             or part.get("sessionID")
             or info.get("sessionID")
@@ -6118,7 +6124,7 @@ class OpenCode2(OpenCode):
         """Answer a form. It is refused with words where it takes them: to dismiss it would end
         the turn."""
         form = self.forms.get(ask.id, {})
-        session = as_text(form.get("sessionID") or ask.session)
+        session = as_id(form.get("sessionID") or ask.session)
         path = f"/api/session/{session}/form/{ask.id}"
         answer = answer_to_form(form, answers, message)
         try:
@@ -6160,7 +6166,7 @@ class OpenCode2(OpenCode):
         if type == "form.created":
             ask = self.question(as_dict(data.get("form")))
             return [Asked(ask.session, ask)] if ask.id and ask.session else []
-        session = as_text(data.get("sessionID"))
+        session = as_id(data.get("sessionID"))
         if not session:
             return []
         if type == "session.created" and data.get("parentID"):
@@ -6471,7 +6477,7 @@ def probe(client: Client, path: str) -> Json:
 
 
 def check_age(dialect: type[Dialect], version: str) -> None:
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
     if numbers and tuple(map(int, numbers.groups())) < dialect.oldest:
         raise Problem(f"OpenCode {version}: {TOO_OLD}")
 
@@ -6895,10 +6901,7 @@ class Server:
             **OpenCode2.environment(self.username, self.password),
             MARK: self.mark,
         }
-        if self.libraries:
-            with suppress(OSError):  # somebody may have cleaned the folder away
-                os.makedirs(self.libraries, mode=0o700, exist_ok=True)
-                environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
+        self.lend_libraries(environment)
         try:
             with self.lock:
                 if self.closing:
@@ -6928,11 +6931,19 @@ class Server:
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
+    def lend_libraries(self, environment: dict[str, str]) -> None:
+        """Name the folder to what unpacks and runs a library there, as long as it is ours alone:
+        in the temporary folder somebody else may have put another one in its place."""
+        with suppress(OSError):
+            if self.libraries:
+                with private(os.path.dirname(self.libraries)), private(self.libraries):
+                    environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
+
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
-            match = re.search(r"listening on (https?://\S+)", line)
+            match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
             if match:
                 found.put(match.group(1))
             else:
@@ -7098,7 +7109,7 @@ class Outside:
             result = getattr(place, reply.request)(*reply.args)
         except (RequestError, Problem) as error:
             self.post(Answer(reply, error=error))
-        except (RecursionError, MemoryError) as error:  # an answer may be of any depth and size
+        except (RecursionError, MemoryError, ValueError) as error:  # an answer may say anything
             self.post(Answer(reply, error=RequestError(0, str(error) or type(error).__name__)))
         else:
             self.post(Answer(reply, result))
@@ -7758,7 +7769,9 @@ def read_record(folder: str, name: str) -> Json:
     try:
         with private(folder) as number:
             record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
-        json.dumps(record)  # what is nested too deep for that is not ours
+        # What is nested too deep to be shown is not ours, nor a plan that no file can be.
+        json.dumps(all_printable([[[record]]]))
+        os.path.realpath(as_text(record.get("plan")))
         return record
     except (OSError, ValueError, RecursionError):
         return {}
@@ -7848,9 +7861,9 @@ def changes_since(directory: str, commit: str) -> Json | None:
     """How many files and lines differ from that commit, whether or not they are committed."""
     how = ("--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
     differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
-    others = git(directory, "ls-files", "--others", "--exclude-standard", "-z")
-    if differ is None or others is None:
+    if differ is None:  # without a run, git is not let loose on what may be somebody else's
         return None
+    others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
     counts = [line.split("\t") for line in differ.split("\n") if line]
     names = [name for name in others.split("\0") if name]
     added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
@@ -8597,8 +8610,7 @@ class Driver:
                 assert self.screen
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
-                if self.server.libraries:
-                    environment.setdefault("BUN_TMPDIR", self.server.libraries)
+                self.server.lend_libraries(environment)
                 self.screen.hand_over(reply, argv, environment)
             else:
                 self.outside.make(reply)
@@ -8817,7 +8829,7 @@ def status(given: argparse.Namespace) -> int:
     plan, problem, pid, record = look_at(path)
     if plan is None:
         raise Problem(problem)
-    changes = changes_since(as_text(record.get("directory")), as_text(record.get("commit")))
+    changes = changes_since(as_text(record.get("directory")), as_id(record.get("commit")))
     if given.json:
         say(json.dumps(status_record(path, plan, pid, record, changes)))
     else:

@@ -5065,7 +5065,9 @@ def test_values_that_are_nested_deep_end_nothing() -> None:
     assert a_dialect().permission(asked).id == "per_1"
 
 
-@pytest.mark.parametrize("error", [RecursionError("too deep"), MemoryError(), RequestError(0, "")])
+@pytest.mark.parametrize(
+    "error", [RecursionError("too deep"), MemoryError(), ValueError("odd"), RequestError(0, "")]
+)
 def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exception) -> None:
     posted: list[Answer] = []
     outside = ocloop.Outside(ocloop.Server(Options(), posted.append))
@@ -5077,6 +5079,34 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exceptio
     assert answer.error.why == "silent"
 
 
+@pytest.mark.parametrize("directory", ["/a\0b", "/\ud800", "/" * 100_000])
+def test_a_folder_that_none_can_be_is_a_request_that_failed(directory: str) -> None:
+    posted: list[Answer] = []
+    outside = ocloop.Outside(ocloop.Server(Options(directory="/project"), posted.append))
+    outside.server.dialect = a_dialect(
+        Said({"POST /session": {"id": "ses_1", "directory": directory}})
+    )
+    outside._make(Reply("create", (PROMPT,)))
+    assert posted and (posted[0].error is None or isinstance(posted[0].error, RequestError))
+
+
+def test_a_version_may_have_any_number_of_digits() -> None:
+    ocloop.check_age(OpenCode1, "9" * 5000 + ".1.1")
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["-s", "a/b", "a b", "a\n", "\x1b[2J", "..", "x" * 1_000_000, "http://localhost/", "é"],
+    ids=lambda id: ascii(id[:20]),
+)
+def test_an_id_is_a_word_of_a_path_and_of_a_command_or_none(id: str) -> None:
+    """It stands in URLs, in the argv of `attach`, in every line of the log."""
+    assert ocloop.as_id(id) == "" and ocloop.as_id("ses_1-b") == "ses_1-b"
+    assert a_dialect().decode({"type": "session.idle", "properties": {"sessionID": id}}) == []
+    two = ocloop.OpenCode2(Client("http://127.0.0.1:1", "", ""), Options())
+    assert two.decode({"type": "session.execution.started", "data": {"sessionID": id}}) == []
+    with pytest.raises(RequestError):
+        ocloop.id_of({"id": id})
 
 
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
@@ -5588,6 +5618,7 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPa
     found: queue.SimpleQueue[str] = queue.SimpleQueue()
     printed = (
         b"\x1b[31mWarning\x1b[0m: \xff\n" + b"y" * 200_000 + b"\n"
+        b"// listening on http://elsewhere:4097\n"  # in a file that is shown: no password for it
         b"server listening on http://127.0.0.1:4097\nserver password hunter2\n"
     )
     server._drain(io.BytesIO(printed + CONFIGURATION.encode() + b"\nafter\n"), found)
@@ -6831,6 +6862,25 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
         assert "second" not in "".join(path.read_text() for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("is_open", ["", "state", "state/a.libraries"])
+def test_a_library_is_unpacked_only_where_nobody_else_can_write(
+    tmp_path: Path, is_open: str
+) -> None:
+    """It is run from there. Another user may have made the folder anew since the run began."""
+    libraries = tmp_path / "state" / "a.libraries"
+    if is_open:
+        libraries.mkdir(parents=True, mode=0o700)
+        (tmp_path / is_open).chmod(0o777)
+    command = ("/bin/sh", "-c", 'echo "$BUN_TMPDIR" >seen')
+    options = Options(directory=str(tmp_path), opencode=command)
+    server = ocloop.Server(options, print, str(libraries))
+    server.environment.pop("BUN_TMPDIR", None)
+    with pytest.raises(ocloop.Problem):
+        server.start(1)  # it ends at once
+    server.close()
+    assert (tmp_path / "seen").read_text().strip() == ("" if is_open else str(libraries))
+
+
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -6867,7 +6917,15 @@ def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
     assert second.acquire() == -1 == second.running() and second.read() == {}
     assert os.listdir(tmp_path / "project") == []
     assert RunFile(str(tmp_path / "PLAN.md")).acquire() == 0, "of another folder"
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"),
+        *('{"plan": "/a\\u0000b"}', '{"plan": "\\ud800"}'),
+        f'{{"plan": "/a", "state": {"[" * 600 + "]" * 600}}}',
+    ],
+    ids=lambda text: text[:20],
+)
 def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     tmp_path: Path, state_home: Path, text: str
 ) -> None:
@@ -6875,6 +6933,7 @@ def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     state = Path(run_file.path)
     state.write_text(text)
     assert run_file.read() == {}
+    assert ocloop.main(["status", "--all", "--json"]) == 0
     state.write_bytes(b"\xff\xfe")
     assert run_file.read() == {}
     state.unlink()
@@ -7428,6 +7487,23 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
 def in_git(folder: Path, *words: str) -> None:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+@pytest.mark.parametrize("record", [{}, {"state": "ended", "commit": "--output=written"}])
+def test_without_a_commit_status_lets_git_alone(
+    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, record: Json
+) -> None:
+    """What a repository has configured is run by git, and an option could make it write a file."""
+    in_git(tmp_path, "init", "-q")
+    in_git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
+    in_git(tmp_path, "config", "core.fsmonitor", "touch written; false")
+    monkeypatch.chdir(tmp_path)
+    Path("PLAN.md").write_text("- [ ] a\n")
+    run_file = RunFile(f"{tmp_path}/PLAN.md")
+    run_file.write({**record, "directory": str(tmp_path)})
+    assert ocloop.main(["status"]) == 3
+    assert not Path("written").exists()
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 def test_status_says_what_changed_since_the_run_began(
     tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
@@ -8010,6 +8086,20 @@ def test_layout_of_anything_at_any_size() -> None:
             scroll.moved = rng.choice((-1, 1, -10, 10, -(10**9), 10**9))
             check_rows(picture, width, height, number % 2 == 0, scroll)
         check_rows(picture, width, height, number % 2 == 0)
+
+
+def test_a_long_line_is_wrapped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that asks with a hundred thousand characters must not stop the screen for minutes."""
+    looks = 0
+
+    def cell_width(char: str) -> int:
+        nonlocal looks
+        looks += 1
+        return 2
+
+    monkeypatch.setattr(ocloop, "cell_width", cell_width)
+    assert ocloop.wrap("界" * 5000, 100) == ["界" * 50] * 100
+    assert looks < 10_000, "each character once, more or less"
 
 
 def test_escape_sequences_and_markup_are_text() -> None:
@@ -9194,6 +9284,14 @@ OPTIONS = [
 ]
 
 
+def test_what_lies_beside_the_program_is_not_imported(bare: World) -> None:
+    """It may stand in the project's folder, in which an agent writes what it likes."""
+    shutil.copy(OCLOOP, bare.folder / "ocloop.py")
+    (bare.folder / "queue.py").write_text("print('owned')")
+    child = bare.execute(bare.folder, [sys.executable, "ocloop.py", "--version"])
+    assert "owned" not in child.finish(0).output
+
+
 def test_version_and_manual(bare: World) -> None:
     """README: `run --help` is the manual: with examples, exit statuses, keys and durations."""
     digest = hashlib.sha256(OCLOOP.read_bytes()).hexdigest()[:12]
@@ -10002,6 +10100,7 @@ def test_many_plans_with_odd_names_and_options(world: World) -> None:
     for name in (*odd, *bad):
         (top / "plans" / f"{name}.md").write_text("- [x] a\n<plan-complete>b</plan-complete>\n")
     (top / ".loop-prompt.md").write_text("a")
+    (top / "json.py").write_text("open('owned', 'w')")  # no library of the table's
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(top)]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
         subprocess.run([*git, *words], check=True, env=world.env)

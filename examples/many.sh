@@ -64,7 +64,7 @@ run_one() {     # PLAN [options …]: work one plan in its worktree, and keep it
 row() {         # PLAN: its line of the table, from `status --json` and the exit status
     name_of "$1"
     status=$(cat "$MANY/$name.status" 2>/dev/null || echo "?")
-    (cd "$MANY/$name" && python3 "$OCLOOP" status --json --plan "$1") 2>/dev/null | python3 -c '
+    (cd "$MANY/$name" && python3 "$OCLOOP" status --json --plan "$1") 2>/dev/null | python3 -I -c '
 import json, sys
 name, status = sys.argv[1:]
 name = "".join(sign if sign.isprintable() else "?" for sign in name)
