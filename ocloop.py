@@ -177,19 +177,15 @@ class Task(NamedTuple):
 
 
 class NearMiss(NamedTuple):
-    """A line that somebody probably meant to be a task, and what keeps it from being one.
-
-    Without a text it is a code block or a comment that is never closed.
-    """
+    """A line that somebody probably meant to be a task, or that opens what is never closed."""
 
     line: int
     text: str
-    advice: str
+    fault: str
     is_open: bool = False  # its box is
 
     def __str__(self) -> str:
-        said = f'is nearly a task: "{self.text[:60]}": ' if self.text else ""
-        return f"{self.line} {said}{self.advice}"
+        return f"{self.line} {self.fault}"
 
 
 class Plan:
@@ -216,11 +212,7 @@ class Plan:
         if self.done < self.total:
             self.percent = min(99, (200 * self.done + self.total) // (2 * self.total))
         self.current = next((task for task in tasks if task.state == "pending"), None)
-
-    @property
-    def goal(self) -> str:
-        """What the next iteration is for, in words."""
-        return self.current.text if self.current else "wrap up"
+        self.goal = self.current.text if self.current else "wrap up"  # of the next iteration
 
     def __str__(self) -> str:
         if not self.tasks:
@@ -244,14 +236,9 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     Rewording, splitting and reordering lose nothing: at most as many are missing as there are
     fewer tasks now.
     """
-    left = collections.Counter(task.text for task in now.tasks)
-    missing = []
-    for task in before.tasks:
-        if task.state == "pending":
-            left[task.text] -= 1
-            if left[task.text] < 0:
-                missing.append(task.text)
-    return missing[: max(0, len(before.tasks) - len(now.tasks))]
+    missing = collections.Counter(task.text for task in before.tasks if task.state == "pending")
+    missing -= collections.Counter(task.text for task in now.tasks)
+    return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
 _LINE_END = re.compile(r"\r\n|\r")
@@ -264,124 +251,93 @@ MOST_NEAR_MISSES = 1_000
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    lines = text.split("\n")  # str.splitlines would split on U+2028 and form feeds as well
-    near_misses: list[NearMiss] = []
-    if _OPENING.search(text):
-        lines, near_misses = _hide(lines)
+    shown, near_misses = _hide(text)
     tasks: list[Task] = []
     phase = ""
     above: list[int] = []  # the indentations of the tasks in which the next one may be nested
-    left = MOST_NEAR_MISSES
-    for number, line in enumerate(lines, 1):
+    # str.splitlines would split on U+2028 and form feeds as well.
+    for number, line in enumerate(shown.split("\n"), 1):
         if not _WORTH_A_LOOK.search(line):
             continue  # nearly all lines of a long plan
-        task = _parse_task(line, phase, number)
-        if task:
+        state, words, reason = _parse_task(line)
+        if state:
             indentation = len(line) - len(line.lstrip())
             while above and above[-1] >= indentation:
                 above.pop()
-            tasks.append(task._replace(depth=len(above)) if above else task)
+            is_begun = state == "begun"
+            state = "pending" if is_begun else state
+            tasks.append(Task(state, words, reason, phase, number, is_begun, len(above)))
             above.append(indentation)
-            continue
-        near = _find_near_miss(line, number) if left else None
-        if near:
-            left -= 1
-            if not left:  # what is not looked at may be open
-                near = near._replace(advice="these are too many: more may follow", is_open=True)
-            near_misses.append(near)
+        elif len(near_misses) < MOST_NEAR_MISSES:
+            near_misses += _find_near_miss(line, number)
+            if len(near_misses) == MOST_NEAR_MISSES:  # what is not looked at may be open
+                near_misses[-1] = near_misses[-1]._replace(is_open=True)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
             above.clear()
-    near_misses.sort(key=lambda near: near.line)
-    return Plan(tasks, _find_summary(text, "\n".join(lines)), near_misses)
-
-
-def _find_summary(text: str, shown: str) -> str | None:
-    """The text of the last complete completion tag that starts a line outside of code and comments.
-
-    `text` and `shown` have the same offsets: the tag is looked for in what is shown, the summary is
-    taken from the original, so that code in it is kept.
-    """
-    begin = -1
-    for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE))):
-        begin = tag.end()
-    return None if begin < 0 else text[begin : shown.find(_TAG_CLOSE, begin)].strip()
+    # The last complete tag counts; in its text code and comments are kept.
+    tags = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE)))]
+    summary = text[tags[-1] : shown.find(_TAG_CLOSE, tags[-1])].strip() if tags else None
+    return Plan(tasks, summary, sorted(set(near_misses)))
 
 
 # Code and comments.
 
 _LIST_SIGN = r"(?:[-*+]|\d+[.)])"
+_HIDING = re.compile(
+    rf"^[^\S\n]*({_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})(?=(.*)$)|<!--|-->",
+    re.MULTILINE,
+)
 _OPENING = re.compile("```|~~~|<!--")
-_FENCE = re.compile(rf"\s*(?:{_LIST_SIGN}\s+)?(`{{3,}}(?=[^`]*$)|~{{3,}})")
-_FENCE_END = re.compile(r"\s*(`{3,}|~{3,})\s*$")
-_COMMENT = re.compile(r"<!--.*?-->")
 _TICKS = re.compile("(`+)")
 
 
-def _hide(lines: list[str]) -> tuple[list[str], list[NearMiss]]:
+def _hide(text: str) -> tuple[str, list[NearMiss]]:
     """Replace fenced code and HTML comments by spaces, and name those that are never closed.
 
-    What nothing closes is text. Whether something will is known beforehand, so that no line is read
-    twice: `fence_ends["`"][n - 1]` is the last line that closes a fence of n signs.
+    What nothing closes is text. Whether something will is known beforehand, so that nothing is
+    read twice: `longest` is the longest sign of each kind that closes in what follows.
     """
-    fence_ends: dict[str, list[int]] = {"`": [], "~": []}
-    comment_end = -1
-    for number in range(len(lines) - 1, -1, -1):
-        end = _FENCE_END.match(lines[number])
-        if end:
-            known = fence_ends[end[1][0]]
-            known += [number] * (len(end[1]) - len(known))
-        if comment_end < 0 and "-->" in lines[number]:
-            comment_end = number
-    shown: list[str] = []
-    faults: list[NearMiss] = []
-    closing = ""  # what ends what hides the line: a fence, or "-->"
-    for number, line in enumerate(lines):
-        shown.append(" " * len(line))
-        begin = 0  # of what a comment leaves of the line
-        if closing == "-->":
-            begin = line.find(closing) + len(closing)
-            if begin < len(closing):
-                continue
-        elif closing:
-            end = _FENCE_END.match(line)
-            if end and end[1].startswith(closing):
-                closing = ""
-            continue
-        closing = ""
-        fence = None if begin else _FENCE.match(line)
-        if fence:
-            known = fence_ends[fence[1][0]]
-            if len(fence[1]) <= len(known) and known[len(fence[1]) - 1] > number:
-                closing = fence[1]
-                continue
-            faults.append(NearMiss(number + 1, "", "opens a code block that is never closed"))
-        shown[-1] = line
-        if begin or "<!--" in line:
-            shown[-1], opens = _hide_comments(line, begin)
-            if opens >= 0 and number < comment_end:
-                closing = "-->"
-                shown[-1] = shown[-1][:opens] + " " * (len(line) - opens)
-            elif opens >= 0:
-                faults.append(NearMiss(number + 1, "", "opens a comment that is never closed"))
-    return shown, faults
-
-
-def _hide_comments(line: str, begin: int) -> tuple[str, int]:
-    """The line from there on less the comments that it closes, and where it opens one more."""
-    line = " " * begin + line[begin:]
-    clear = _without_code(line)
-    parts = []
-    at = 0
-    for comment in _COMMENT.finditer(clear, 0, clear.rfind("-->") + 3):
-        parts += [line[at : comment.start()], " " * len(comment[0])]
-        at = comment.end()
-    return "".join([*parts, line[at:]]), clear.find("<!--", at)
+    if not _OPENING.search(text):
+        return text, []
+    lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
+    signs = []
+    longest = {"`": 0, "~": 0, "": 0}
+    for sign in reversed(list(_HIDING.finditer("\n".join(lines)))):
+        item, fence, info = (group or "" for group in sign.groups())
+        closes = sign[0] == "-->" or bool(fence and not item and not info.strip())
+        signs.append((sign, fence, closes, longest[fence[:1]] >= max(1, len(fence))))
+        if closes:
+            longest[fence[:1]] = max(longest[fence[:1]], len(fence), 1)
+    shown = []
+    faults = []
+    at = 0  # where what is not in `shown` yet begins
+    line = 1
+    seen = 0
+    opening: str | None = None  # of what hides: a fence, or "" of a comment
+    for sign, fence, closes, is_closed in reversed(signs):
+        if opening is not None:
+            if closes and fence.startswith(opening) and bool(fence) == bool(opening):
+                shown.append(re.sub(".+", lambda row: " " * len(row[0]), text[at : sign.end()]))
+                at = sign.end()
+                opening = None
+        elif is_closed and sign[0] != "-->":
+            shown.append(text[at : sign.start()])
+            at = sign.start()
+            opening = fence
+        elif sign[0] != "-->":
+            line += text.count("\n", seen, sign.start())
+            seen = sign.start()
+            what = "code block" if fence else "comment"
+            faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
+    return "".join([*shown, text[at:]]), faults
 
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
+    if "`" not in line:
+        return line
     parts = _TICKS.split(line)
     ahead = collections.Counter(parts[1::2])
     opening = ""
@@ -400,19 +356,21 @@ def _without_code(line: str) -> str:
 
 # Boxes and marks.
 
-_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+(?=[*_`]*\[)")
-_PLAIN_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+\[([ xX]?)\]\s+([^\s\[\]][^\[\]]*)$")
-_BOX_OPENING = re.compile(r"([*_`]*)\[")
-_MARK_OPENING = re.compile(r"([*_]*)\[")  # a mark in code is talk: "parse `[BLOCKED]`"
-_BEHIND_BOX = re.compile(r"([*_`]*[:：]?[*_`]*)(?:\s+|$)")  # anything else makes it a link
-_BRACKET = re.compile(r"[\[\]]")
-_PLAIN = {"": "pending", " ": "pending", "x": "done", "X": "done"}
-_DONE_SIGNS = frozenset("✓✔✅☑🗸")
+_NO_BRACKET = r"[^\[\]]*"
+_BRACKETS = rf"\[{_NO_BRACKET}(?:\[{_NO_BRACKET}\]{_NO_BRACKET})*\]"
+_INSIDE = rf"({_NO_BRACKET}(?:{_BRACKETS}{_NO_BRACKET})*)"
+_BOX = rf"\[{_INSIDE}\]([*_`]*[:：]?[*_`]*)(?:\s+|$)"  # anything else behind it makes it a link
+_TASK = re.compile(rf"\s*{_LIST_SIGN}\s+([*_`]*){_BOX}")
+_MARK = re.compile(rf"([*_]*){_BOX}")  # a mark in code is talk: "parse `[BLOCKED]`"
+_END_MARK = re.compile(
+    rf"(?:^|\s)([*_]*)\[(?=\s*(?:blocked|manual)(?![^\W_])){_INSIDE}\]([*_]*)$", re.IGNORECASE
+)
+_TICK_SIGNS = "✓✔✅☑🗸"
 _PART = re.compile(r"\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
 # What stands behind the first three kinds must not go on with a letter; behind the others it is
 # the reason. A picture may stand in front: `[✅ DONE]`.
 _WORD = re.compile(
-    r"(?:[✓✔✅☑🗸⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
+    rf"(?:[{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
     r"|(?P<pending>to[-_ ]?do|pending|open)"
     r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review)"
@@ -420,228 +378,127 @@ _WORD = re.compile(
     r"(?P<manual>manual|human)"
     r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won'?t[-_ ]?fix"
     r"|on[-_ ]?hold|obsolete)"
-    r")(?![^\W_]))",
+    r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
-_REASON = re.compile(r"\s*(?:[:：,，;—–_]|-+|[(（](?=[^()（）]*[)）]$))?\s*")
-_END_MARK = re.compile(r"\s*(?:blocked|manual)(?![^\W_])", re.IGNORECASE)
+_PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
-def _parse_task(line: str, phase: str, number: int) -> Task | None:
-    """A task line is a list sign, white space, a box, marks beside it, and a text."""
-    plain = _PLAIN_TASK.match(line)
-    if plain:  # as most are, in half the time
-        return Task(_PLAIN[plain[1]], plain[2].strip(), "", phase, number)
-    sign = _TASK.match(line)
-    box = _take_box(line, sign.end(), _BOX_OPENING) if sign else None
-    if not box:
-        return None
-    inside, wrapping, at = box
-    state, reason, begun = _read_box(inside)
-    if not state:
-        return None
-    marks = []  # the first one counts, unless the box says that the task is done
-    mark = _take_box(line, at, _MARK_OPENING)
-    while mark and _read_box(mark[0])[0] in ("manual", "blocked"):
-        marks.append(_read_box(mark[0]))
-        wrapping += mark[1]
-        at = mark[2]
-        mark = _take_box(line, at, _MARK_OPENING)
-    text, inside = _take_end_mark(line[at:].strip())
-    if inside:
-        marks.append(_read_box(inside))
+def _parse_task(line: str) -> tuple[str, str, str]:
+    """State, text and reason of a task: a list sign, a box, marks beside it, and a text.
+
+    The state may be "begun" as well; "": it is no task.
+    """
+    said: list[tuple[str, str]] = []
+    wrapping = ""  # what the box and the marks leave open
+    at = 0
+    box = _TASK.match(line)
+    while box:
+        mark = _read_box(box[2])
+        if not mark[0] or (said and mark[0] not in ("manual", "blocked")):
+            break
+        said.append(mark)
+        wrapping += "" if box[1][::-1] in box[3] else box[1]
+        at = box.end()
+        box = _MARK.match(line, at)
+    text = line[at:].strip()
+    end = _END_MARK.search(text) if said else None
+    if end:
+        said.append(_read_box(end[2]))
+        # What closes behind the mark belongs to it, or to what began before it.
+        text = text[: end.start()].rstrip() + ("" if end[1] else end[3])
+    if not said or not text:
+        return "", "", ""
     if wrapping and text.count(wrapping[::-1]) % 2:
         text = wrapping + text  # `**[ ] Export:** as CSV`
-    if not text:
-        return None
-    if marks and state == "pending":
-        state, reason, begun = marks[0]
-    return Task(state, text, reason, phase, number, begun)
+    # The first mark counts, unless the box says that the task is done.
+    is_open = said[0][0] in ("pending", "begun") and len(said) > 1
+    state, reason = said[1] if is_open else said[0]
+    return state, text, reason
 
 
-def _take_box(line: str, at: int, opening: re.Pattern[str]) -> tuple[str, str, int] | None:
-    """A box that begins there: what is in it, what wraps more than it, and where the text begins.
+def _read_box(inside: str) -> tuple[str, str]:
+    """What stands in a box: state and reason; the state is "" when it is no mark of ours.
 
-    Brackets nest. None when no box stands there, or when it is a link.
+    `BLOCKED - no key` -> ("blocked", "no key"), `~` -> ("begun", "").
     """
-    start = opening.match(line, at)
-    if not start:
-        return None
-    end = line.find("]", start.end())
-    if line.find("[", start.end(), end) >= 0:
-        end = -1
-        depth = 1
-        for bracket in _BRACKET.finditer(line, start.end()):
-            depth += 1 if bracket[0] == "[" else -1
-            if not depth:
-                end = bracket.start()
-                break
-    behind = _BEHIND_BOX.match(line, end + 1) if end >= 0 else None
-    if not behind:
-        return None
-    wrapping = "" if start[1][::-1] in behind[1] else start[1]
-    return line[start.end() : end], wrapping, behind.end()
-
-
-def _take_end_mark(text: str) -> tuple[str, str]:
-    """Split a mark off a text's end: the text without it, and what stands in the mark, or ""."""
-    bare = text.rstrip("*_")
-    if not bare.endswith("]"):
-        return text, ""
-    depth = 0
-    start = len(bare)
-    while start and (depth or start == len(bare)):
-        start -= 1
-        depth += (bare[start] == "]") - (bare[start] == "[")
-    before = bare[:start].rstrip("*_")
-    if depth or not _END_MARK.match(bare, start + 1) or before[-1:].strip():
-        return text, ""
-    closing = text[len(bare) :] if len(before) == start else ""  # of what began before the mark
-    return before.rstrip() + closing, bare[start + 1 : -1]
-
-
-def _read_box(inside: str) -> tuple[str, str, bool]:
-    """What stands in a box: (state, reason, begun); the state is "" when it is no mark of ours.
-
-    `BLOCKED - no key` -> ("blocked", "no key", False), `~` -> ("pending", "", True).
-    """
-    if inside in _PLAIN:
-        return _PLAIN[inside], "", False
     box = inside.replace("\ufe0f", "").strip()
-    if box in _PLAIN or _DONE_SIGNS.issuperset(box):
-        return _PLAIN.get(box, "done"), "", False
+    if not box:
+        return "pending", ""
+    if box in ("x", "X") or not box.strip(_TICK_SIGNS):
+        return "done", ""
     if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
-        return "pending", "", _DONE_SIGNS.isdisjoint(box)
+        return "begun", ""
     word = _WORD.match(box)
     state = word.lastgroup if word else None
     if not word or not state:
-        return "", "", False
-    if state == "begun":
-        return "pending", "", True
+        return "", ""
     if state not in ("manual", "blocked"):
-        return state, "", False
-    reason_start = _REASON.match(box, word.end())
-    assert reason_start
-    reason = box[reason_start.end() :]
-    if "(" in reason_start[0] or "（" in reason_start[0]:
-        reason = reason[:-1].strip()
-    if state == "blocked" and not reason and word[state].lower() != state:
-        reason = re.sub("[-_ ]", " ", word[state].lower())
-    return state, reason, False
+        return state, ""
+    reason = _PARENTHESES.sub(r"\1", box[word.end() :]).strip()
+    said = word[state].lower()
+    if state == "blocked" != said and not reason:
+        reason = re.sub("[-_ ]", " ", said)
+    return state, reason
 
 
-# Near misses: the box is found, and what is missing around it is said.
+# Near misses: each box becomes a sign that tells its kind, and one pattern says where such signs
+# look like the box of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
-_BOX = re.compile(
-    r"\[(?P<square>[^\[\]]*)\]|\\\[(?P<escaped>[^\[\]\\]*)\\\]|［(?P<wide>[^［］]*)］"
-    rf"|(?P<sign>[{_OPEN_BOXES}{_DONE_BOXES}])\ufe0f?|[(（{{<【](?P<other>\s*)[)）}}>】]"
-    r"|\[(?P<unclosed>[^\[\]]+)$"
-)
 _WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
-_LEAD = re.compile(  # what stands before the box, where it is not words
-    r"\s*(?:\*\*|_+|~~)?(?:(?P<heading>#{1,6}(?!\w))|(?P<quotation>>[>\s]*(?:[-*+]|\d+[.)])?)"
-    rf"|(?P<table>\|)|(?P<list>{_LIST_SIGN}(?!\w))"
-    r"|(?P<number>[(（#]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
-    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w))"
-    rf"|(?P<bullet>(?![{_OPEN_BOXES}{_DONE_BOXES}])"
-    r"[^\w\s\[\]\\()（）［］【】{}<>|!\"'`*]{1,2}(?!\w)))?[\s*_~]*"
+_ANY_BOX = re.compile(
+    r"\[([^\[\]]*)\]|\\\[([^\[\]\\]*)\\\]|［([^［］]*)］"
+    r"|\[([ x]?|blocked|manual)(?=[\s:][^\[\]]*[^\s\[\]][^\[\]]*$)"  # which nothing closes
+    rf"|([{_OPEN_BOXES}])\ufe0f?|([{_DONE_BOXES}])|([(（{{<【]\s*[)）}}>】])",
+    re.IGNORECASE,
 )
-_ADVICE = {
-    None: "begin the line with `- `",
-    "heading": "a heading is no task: begin the line with `- `",
-    "quotation": "a quotation holds no tasks: begin the line with `- `",
-    "table": "a table holds no tasks: give it a line that begins with `- `",
-    "number": "begin the line with `- ` in place of the number",
-    "bullet": "begin the line with `- ` in place of that sign",
-}
-_REFERENCE = re.compile(r":(?:\S|\s*\S*\s*$)")
-_NO_MORE = re.compile(r"[\s*_|]*$")
+_LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*\S*\s*$)", re.IGNORECASE)
+_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand before a box
+_LABEL = (
+    r"[(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)"
+)
+_NEAR_MISS = re.compile(
+    rf"{_LEAD}*(?:{_LABEL}{_LEAD}*)?\[([ xod?-])\]"  # it begins the line
+    r"|.*?(?<![^\s*_|:：])\[([ x])\][\s*_|]*$"  # it ends the line
+    rf"|\s*{_LIST_SIGN}\s.*?(?<![^\s*_|:：])\[([od])\][\s*_|]*$"
+    r"|.*?\|[\s*_]*\[([ x])\][\s*_|:：]"  # in a table
+    # In the middle of what does not begin like prose.
+    rf"|\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL})"
+    r".*?(?:(?<![^\s*_|:：])\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]"
+)
 
 
-def _find_near_miss(line: str, number: int) -> NearMiss | None:
-    """The first box of a line that is no task, and all that is missing around it."""
-    if not any(_state_of(box, "list") for box in _BOX.finditer(line)):
-        return None
-    clear = _without_code(line)
-    lead = _LEAD.match(clear)
-    assert lead
-    kind = lead.lastgroup
-    for box in _BOX.finditer(clear):
-        state = _state_of(box, kind)
-        if not state or _is_link(clear, box):
-            continue
-        advice = []
-        if box.start() == lead.end():
-            if kind != "list":
-                advice.append(_ADVICE[kind])
-            elif not clear[lead.end("list")].isspace():
-                advice.append("put a space between the list sign and the box")
-            if box.lastgroup != "square":
-                advice.append("write the box as `[ ]` or `[x]`")
-            if not _BEHIND_BOX.match(clear, box.end()) and kind != "table":
-                advice.append("put a space after the box")
-            if not advice and _NO_MORE.match(clear, box.end()):
-                advice.append("write the task behind the box")
-        elif not _is_behind_words(clear, box, kind, state):
-            continue
-        elif kind != "list":
-            advice.append(_ADVICE[kind])
-        advice = advice or ["put the box right behind the list sign"]
-        return NearMiss(number, line.strip(), ", ".join(advice), state == "pending")
-    return None
+def _find_near_miss(line: str, number: int) -> list[NearMiss]:
+    boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
+    found = _NEAR_MISS.match(boxes) if "[" in boxes else None
+    if not found:
+        return []
+    text = line.strip()
+    fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
+    return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
 
 
-def _state_of(box: re.Match[str], kind: str | None) -> str:
-    """What a box of any form says, as `_read_box` does; "" where it is none."""
-    form = box.lastgroup or ""
+def _with_letter(box: re.Match[str]) -> str:
+    """A box of any form as [ ] or [x], or with a letter for what else it says: [o] open, [d] done,
+    [?] open and [-] settled where it begins the line. Without brackets: it is none."""
+    form = box.lastindex or 0
     inside = box[form]
-    if form == "sign":
-        return "pending" if inside in _OPEN_BOXES else "done"
-    if form == "other":
-        return "pending" if inside or kind == "list" else ""
-    if form != "unclosed":
-        return _read_box(inside)[0]
-    if kind != "list" or inside.strip() in _PLAIN:
-        return ""
-    before, space, _text = inside.partition(" ")
-    return _PLAIN[before] if space and before in _PLAIN else _read_box(inside)[0]
-
-
-def _is_link(clear: str, box: re.Match[str]) -> bool:
-    """Whether a link, or the definition of one, goes on behind the bracket."""
-    behind = clear[box.end() : box.end() + 1]
-    if behind == "[":  # `- [ ][MANUAL] T` only lacks a space
-        mark = _BOX.match(clear, box.end())
-        return not mark or not _state_of(mark, None)
-    if behind == ":" and box[box.lastgroup or 0].strip():
-        return bool(_REFERENCE.match(clear, box.end()))
-    return behind in ("(", "]")
-
-
-def _is_behind_words(clear: str, box: re.Match[str], kind: str | None, state: str) -> bool:
-    """Whether a box that does not begin its line means one: in prose it does not."""
-    form = box.lastgroup or ""
-    inside = box[form]
-    start = box.start()
-    if not clear[start - 1].isspace() and clear[start - 1] not in "*_|:：":
-        return False  # `a[ ]` is code
-    if form == "other" and not inside:
-        return False  # as `{}` is
-    is_blank = form == "sign" or inside.isspace()
-    is_tick = state == "done" and len(inside.strip()) == 1
-    if _NO_MORE.match(clear, box.end()):
-        if kind == "list":
-            is_mark = is_blank or len(inside) < 2 or inside[0].isalpha()  # and no `[1/3]`
-            return is_mark and state in ("pending", "done")
-        return form != "other" and (is_blank or is_tick)
-    if form == "other" or clear[box.end()] not in " \t*_|:：":
-        return False
-    before = clear[max(0, start - 9) : start].rstrip(" \t*_")[-1:]
-    if before == "|":
-        return is_blank or is_tick
-    return kind is not None and (is_blank or (is_tick and before in ":："))
+    if form > 4:
+        return ("[ ]", "[x]", "[?]")[form - 5]
+    link = _LINK.match(box.string, box.end())
+    if link and (inside.strip() or link[0] in "(]"):
+        return "c"
+    state, _reason = _read_box(inside)
+    if inside.isspace():
+        return "[ ]"
+    if state == "done":
+        return "[x]" if len(inside.strip()) == 1 else "[d]"
+    if state in ("pending", "begun"):
+        return "[o]" if len(inside) < 2 or inside[0].isalpha() else "[?]"
+    return "[-]" if state else "c"
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────

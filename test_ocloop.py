@@ -4075,7 +4075,7 @@ def test_so_many_near_misses_are_enough() -> None:
     assert time.process_time() - before < GENEROUS
     assert len(plan.near_misses) == ocloop.MOST_NEAR_MISSES
     (last,) = plan.open_near_misses
-    assert last == plan.near_misses[-1] and "more may follow" in last.advice
+    assert last == plan.near_misses[-1], "what is not looked at may be open"
 
 
 # ==================================================================================================
@@ -4100,7 +4100,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
-SAY_SIGN = "begin the line with `- `"
+ADVICE = "write it like `- [ ] Build it`"
 # fmt: off
 # A line of a plan, the text of its task and the reason, by the state that it has.
 BOXES: dict[str, list[tuple[str, ...]]] = {
@@ -4196,44 +4196,44 @@ NO_TASKS = [
     "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too",
     "- [ ", "- [",
 ]
-# What is nearly a task, with an open box but for those that say x, by the advice.
+# What is nearly a task, with an open box but for those that say x, by what it lacks.
 NEAR_MISSES = {
-    "begin the line with `- `": [
+    "a list sign": [
         "[ ] T", "  [x] T", "[~] T", "[wip] T", "**[ ] T**", "[TODO]: write it", "T | [ ] | a",
         "T [ ]", "**T** [x]",
     ],
-    "put a space after the box": [
+    "a space behind the box": [
         "- [ ]T", "- [x]T", "- []T", "1. [X]T", "- [ ]:T", "- [ ][MANUAL] T", "- **[ ]**T",
         "- [ ]\u4efb\u52a1",
     ],
-    "put a space between the list sign and the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
-    "put a space between the list sign and the box, put a space after the box": ["-[ ]T"],
-    "a heading is no task: begin the line with `- `": [
+    "a space before the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
+    "a space on both sides": ["-[ ]T"],
+    "a list sign in place of a heading": [
         "### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]",
     ],
-    "a quotation holds no tasks: begin the line with `- `": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
-    "a table holds no tasks: give it a line that begins with `- `": [
+    "a list sign in place of a quotation": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
+    "a line outside of a table": [
         "| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|",
     ],
-    "begin the line with `- ` in place of the number": [
+    "a list sign in place of the number": [
         "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T",
         "\u2460 [ ] T", "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
     ],
-    "put the box right behind the list sign": [
+    "the box right behind the list sign": [
         "- Task 1: [ ] T", "- Task 1: [x] T", "- T [ ]", "- T []", "- T [x]", "- T [TODO]",
         "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a", "- T \u2610",
         "- [ ] [MANUAL]",
     ],
-    "write the box as `[ ]` or `[x]`": [
+    "a box of square brackets": [
         "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
         "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
     ],
-    "begin the line with `- `, write the box as `[ ]` or `[x]`": ["\uff3b \uff3d T", "\u2610 T"],
-    "write the box as `[ ]` or `[x]`, put a space after the box": ["1) \u25a1T"],
-    "begin the line with `- ` in place of that sign": [
+    "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
+    "square brackets and a space": ["1) \u25a1T"],
+    "a list sign that is one": [
         "\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T",
     ],
-    "write the task behind the box": ["- [ ]", "- [ ]   ", "- [x]"],
+    "a text": ["- [ ]", "- [ ]   ", "- [x]"],
 }
 # fmt: on
 
@@ -4273,15 +4273,16 @@ def test_what_is_begun_is_open(mark: str) -> None:
     assert plan.near_misses == ()
 
 
-@pytest.mark.parametrize("advice", NEAR_MISSES)
-def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(advice: str) -> None:
-    for line in NEAR_MISSES[advice]:
+@pytest.mark.parametrize("fault", NEAR_MISSES)
+def test_a_near_miss_is_no_task_and_is_named_with_its_line_and_an_advice(fault: str) -> None:
+    for line in NEAR_MISSES[fault]:
         plan = parse_plan(f"# Plan\n\n- [x] a\n{line}\n")
         is_open = "x" not in line.lower() and "\u2611" not in line
         assert [task.text for task in plan.tasks] == ["a"]
-        assert plan.near_misses == ((4, line.strip(), advice, is_open),)
+        (near,) = plan.near_misses
+        assert (near.line, near.text, near.is_open) == (4, line.strip(), is_open)
         assert plan.open_near_misses == plan.near_misses[: int(is_open)]
-        assert str(plan.near_misses[0]) == f'4 is nearly a task: "{line.strip()}": {advice}'
+        assert str(near) == f'4 is nearly a task: "{line.strip()}": {ADVICE}'
 
 
 def test_an_open_box_that_begins_a_line_never_vanishes() -> None:
@@ -4305,7 +4306,7 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
         return ocloop.name_near_misses("P.md", parse_plan("[ ] T\n" * count).near_misses)
 
     assert said(0) == []
-    assert said(5)[4] == f'P.md:5 is nearly a task: "[ ] T": {SAY_SIGN}'
+    assert said(5)[4] == f'P.md:5 is nearly a task: "[ ] T": {ADVICE}'
     assert said(6)[5:] == ["P.md has 1 more such line"]
     assert said(40)[5:] == ["P.md has 35 more such lines"]
 
@@ -4363,10 +4364,10 @@ def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
     plan = parse_plan("```\na\n```\n[ ] T\n````sh\n```\nb\n```\n\nc <!-- d\n[ ] T\n~~~\n")
     assert [str(near) for near in plan.near_misses] == [
-        f'4 is nearly a task: "[ ] T": {SAY_SIGN}',
+        f'4 is nearly a task: "[ ] T": {ADVICE}',
         "5 opens a code block that is never closed",
         "10 opens a comment that is never closed",
-        f'11 is nearly a task: "[ ] T": {SAY_SIGN}',
+        f'11 is nearly a task: "[ ] T": {ADVICE}',
         "12 opens a code block that is never closed",
     ]
     assert [near.line for near in plan.open_near_misses] == [4, 11], "a fault is no open task"
@@ -7216,7 +7217,7 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
     said = warnings(project)
-    assert 'PLAN.md:2 is nearly a task: "- [ ]nearly": put a space after the box' in said
+    assert f'PLAN.md:2 is nearly a task: "- [ ]nearly": {ADVICE}' in said
     assert said.count("nearly a task") == 5, "and not one for each"
     assert "does not contain {{PLAN_FILE}}" in said
     assert "its front matter says modle, which means nothing here: model, agent," in said
@@ -7551,7 +7552,7 @@ def test_status_without_a_run_and_with_near_misses() -> None:
     plan = parse_plan("- [x] a\n- [ ]b\n")
     lines = ocloop.status_lines("/project/PLAN.md", plan, 0, {})
     assert "run       none so far" in lines and ", not marked complete yet" in lines[1]
-    assert 'warning   PLAN.md:2 is nearly a task: "- [ ]b": put a space after the box' in lines
+    assert f'warning   PLAN.md:2 is nearly a task: "- [ ]b": {ADVICE}' in lines
     # `kill $(… | jq .pid)` with 0 would end the process group of whoever says it.
     for pid, shown in ((0, None), (18, 18)):
         record = ocloop.status_record("/p", Plan(), pid, {"pid": 17, "state": "complete"})
