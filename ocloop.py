@@ -4901,6 +4901,8 @@ MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file 
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
 LONGEST_TAIL = 4096  # bytes, of what a check prints
+MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
+MOST_THREADS = 200  # of this process: far above what a run needs
 EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
@@ -5333,6 +5335,8 @@ class OpenCode:
         spent = spend_of(own) if "cost" in own else None
         found = [session]
         for parent in found:  # it grows meanwhile
+            if len(found) > MOST_RELATIVES:
+                break
             for child in self.children(parent):
                 id = as_id(child.get("id"))
                 if child.get("parentID", parent) != parent or not id or id in found:
@@ -6957,6 +6961,8 @@ class Outside:
         """Have a request made."""
         if reply.request == "notify":
             self._make(reply)  # at once, since the program may be about to end
+        elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
+            self.post(Answer(reply, error=RequestError(0, "too much is asked at once")))
         else:
             threading.Thread(target=self._make, args=(reply,), daemon=True).start()
 

@@ -5080,6 +5080,38 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exceptio
     assert answer.error.why == "silent"
 
 
+def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
+    asked = 0
+
+    class Endless(OpenCode1):
+        def children(self, parent: str) -> list[Json]:
+            nonlocal asked
+            asked += 1
+            assert asked < 5000
+            return [{"id": f"ses_{asked}"}]
+
+    children, _spent = Endless(Client("http://127.0.0.1:1", "", ""), Options()).family("ses", {})
+    assert len(children) == ocloop.MOST_RELATIVES
+
+
+def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> None:
+    """On another's server an earlier session may wake up twenty thousand times a second."""
+    posted: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    outside = ocloop.Outside(ocloop.Server(Options(), posted.put))
+    hold = threading.Event()
+    outside.stop_check = hold.wait  # type: ignore[assignment]
+    replies = [Reply("stop_check", ()) for _ in range(ocloop.MOST_THREADS + 50)]
+    try:
+        for reply in replies:
+            outside.make(reply)
+        assert threading.active_count() <= ocloop.MOST_THREADS + 1
+        assert isinstance(posted.get(timeout=5).error, RequestError)
+    finally:
+        hold.set()
+    for _ in replies[1:]:
+        posted.get(timeout=5)
+
+
 @pytest.mark.parametrize("directory", ["/a\0b", "/\ud800", "/" * 100_000])
 def test_a_folder_that_none_can_be_is_a_request_that_failed(directory: str) -> None:
     posted: list[Answer] = []
