@@ -7731,7 +7731,10 @@ def changes_since(directory: str, commit: str) -> Json | None:
     names = [name for name in others.split("\0") if name]
     added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
     removed = sum(int(count[1]) for count in counts if count[1].isdigit())
+    until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind
     for name in names[:1000]:
+        if time.monotonic() > until:
+            break
         text, _problem = read_text(os.path.join(directory, name), "file")
         added += (text or "").count("\n")
     untracked = len(names)

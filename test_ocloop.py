@@ -22,6 +22,7 @@ import argparse
 import ast
 import collections
 import fcntl
+import gc
 import hashlib
 import http.server
 import io
@@ -6962,6 +6963,7 @@ def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
 def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     tmp_path: Path, state_home: Path, text: str
 ) -> None:
+    gc.collect()  # not in the depths of a recursion, where pytest's own hooks have no room
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     state = Path(run_file.path)
     state.write_text(text)
@@ -7535,6 +7537,22 @@ def test_without_a_commit_status_lets_git_alone(
     run_file.write({**record, "directory": str(tmp_path)})
     assert ocloop.main(["status"]) == 3
     assert not Path("written").exists()
+
+
+def test_status_does_not_read_large_files_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def read_text(path: str, what: str) -> tuple[str, str]:
+        nonlocal now
+        now += 1.0
+        return "a\n", ""
+
+    said = {"diff": "", "ls-files": "\0".join(map(str, range(1000)))}
+    monkeypatch.setattr(ocloop, "git", lambda _directory, word, *_more: said[word])
+    monkeypatch.setattr(ocloop, "read_text", read_text)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    changes = ocloop.changes_since("/project", "abc")
+    assert changes and changes["files"] == 1000 and changes["added"] < 10
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
