@@ -705,7 +705,6 @@ class Setup(NamedTuple):
     models: dict[str, int] | None = None  # providerID/modelID -> tokens of context, 0: unknown
     agents: tuple[str, ...] | None = None
     free: frozenset[str] = frozenset()  # models without a price
-    providers: frozenset[str] = frozenset()  # those that the server knows with a login
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
     asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
@@ -973,30 +972,21 @@ class Answer(NamedTuple):
 # What a run remembers and reckons with, as values with one job each. None of them waits, asks for
 # anything outside, or knows where the run stands.
 
-
-class Backoff(NamedTuple):
-    """A wait that grows: `first` seconds, then `factor` times as long each, up to `longest`."""
-
-    first: float
-    factor: float
-    longest: float
-
-    def after(self, times: int) -> float:
-        """The wait after so many failures in a row; none after none."""
-        if times <= 0:
-            return 0.0
-        exponent = min(times - 1, 64)  # far beyond `longest` already, and no overflow
-        return min(self.first * self.factor**exponent, self.longest)
-
-
-LONGEST_WAIT = 900.0  # no wait that grows gets longer than a quarter of an hour
-RATE_LIMIT_WAITS = Backoff(30.0, 2.0, LONGEST_WAIT)
-FAILURE_WAITS = Backoff(4.0, 4.0, LONGEST_WAIT)  # 4 s, 16 s, 64 s: five outlast 20 minutes
-SERVER_WAITS = Backoff(1.0, 4.0, LONGEST_WAIT)  # after a start at once; an upgrade takes a minute
-FIRST_WAITS = Backoff(1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
-STREAM_WAITS = Backoff(0.2, 2.0, 5.0)
+# Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
+# on. No wait that grows gets longer than a quarter of an hour.
+LONGEST_WAIT = 900.0
+RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
+FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
+SERVER_WAITS = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
+FIRST_WAITS = (0.0, 1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
+STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
+
+
+def wait_after(times: int, waits: Sequence[float]) -> float:
+    """The wait after so many failures in a row."""
+    return waits[max(0, min(times, len(waits) - 1))]
 
 
 class Entry(NamedTuple):
@@ -1028,28 +1018,17 @@ class Journal:
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
-    def note(
-        self,
-        kind: str,
-        text: str,
-        tone: str = "",
-        session: str = "",
-        depth: int = 0,
-        record: dict[str, object] | None = None,
-    ) -> None:
+    def note(self, kind: str, text: str, tone: str = "", **more: Any) -> None:
+        """`more`: session, depth and record of the entry."""
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         self.count += 1
-        kind, text, record = all_printable((kind, text, record))
-        entry = Entry(
-            self.count, self.wall, kind, text, tone, depth, self.iteration, session, record
-        )
-        self.entries.append(entry)
+        entry = Entry(self.count, self.wall, kind, text, tone, iteration=self.iteration, **more)
+        self.entries.append(Entry(*all_printable(entry)))
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
-        found = [entry for entry, _ in zip(reversed(self.entries), range(count))]
-        return found[::-1]
+        return list(self.entries)[-count:] if count > 0 else []
 
 
 ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
@@ -1065,37 +1044,19 @@ class RunClock:
         self.began = wall  # for people
         self.wall = wall
         self.now = wall
-        self.started: float | None = None  # moved on by the time at rest: it counts work alone
-        self.rested: float | None = None  # since when it has been at rest
+        self.works = False  # else it is at rest
+        self.elapsed = 0.0  # seconds of work
 
     def move_to(self, wall: float) -> bool:
         """Time has passed; False: it was time away, and does not count."""
         passed = wall - self.wall
         self.wall = wall
-        is_lived = 0 <= passed <= ABSENT
-        if is_lived:
-            self.now += passed
-        return is_lived
-
-    def work(self) -> None:
-        """The run works from here on."""
-        if self.started is None:
-            self.started = self.now
-        elif self.rested is not None:
-            self.started += self.now - self.rested
-        self.rested = None
-
-    def rest(self) -> None:
-        """It rests from here on, if it does not rest already."""
-        if self.rested is None:
-            self.rested = self.now
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of the run, without those at rest."""
-        if self.started is None:
-            return 0.0
-        return (self.now if self.rested is None else self.rested) - self.started
+        if not 0 <= passed <= ABSENT:
+            return False
+        self.now += passed
+        if self.works:
+            self.elapsed += passed
+        return True
 
 
 # Words for people.
@@ -1119,11 +1080,6 @@ def dollars_of(cost: float) -> str:
     return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
 
 
-def budget_of(most: float) -> str:
-    """A limit in US dollars as it was asked for: $20, $0.50."""
-    return f"${most:.0f}" if most == int(most) else dollars_of(most)
-
-
 def short_number(number: int) -> str:
     """1234 -> 1.2k; four characters or fewer up to a billion."""
     value = float(number)
@@ -1144,21 +1100,21 @@ LOOK_TWICE = 0.25  # between two looks where resting has to be seen twice
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
 ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
 SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
-SPINS = 3  # answers that end nowhere, or compactions without anything new, in a row
-ANSWERS_TO_ONE_PROMPT = 3  # a clock that was set back makes OpenCode answer again and again
+SPINS = 3  # answers that end nowhere, compactions without anything new, answers to one prompt
 SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
 LONGEST_TURN = 4  # calls that come by turns
 REFUSALS = 20  # in one session
 GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
-LOST_REPLIES = 3  # answers to asks that the server would not take
+LOST_REPLIES = 3  # answers to asks that the server would not take, in a row
 
-NOBODY = (
-    "Nobody is there to answer. Do not ask again: go on without it, or mark the task "
-    "[BLOCKED: reason] in the plan if it cannot be done without it."
+_DO_WITHOUT = (
+    "Do not ask again: go on without it, or mark the task [BLOCKED: reason] in the plan if it "
+    "cannot be done without it."
 )
-A_PERSON = (
-    "A person refused this. Do not ask again: go on without it, or mark the task "
-    "[BLOCKED: reason] in the plan if it cannot be done without it."
+NOBODY = f"Nobody is there to answer. {_DO_WITHOUT}"
+A_PERSON = f"A person refused this. {_DO_WITHOUT}"
+WRONG_PASSWORD = (
+    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
 )
 
 
@@ -1191,92 +1147,12 @@ def is_cut_off(fault: Fault | None) -> bool:
 
 def outcome_of_error(error: RequestError) -> Outcome:
     """What becomes of a session when this is said to a request that it cannot go on without."""
-    problem = str(error)
+    if error.why not in ("locked", "configuration"):
+        return Outcome("failed", str(error))
+    problem = f"OpenCode's configuration is broken: mend it: {error}"
     if error.why == "locked":
         problem = WRONG_PASSWORD
-    elif error.why == "configuration":
-        problem = f"OpenCode's configuration is broken: mend it: {error}"
-    is_setup = error.why in ("locked", "configuration")
-    return Outcome("failed", problem, Fault("configuration", problem) if is_setup else None)
-
-
-class Judge:
-    """Is the session over, and how does the answer to our own prompt stand?
-
-    An end that is believed too early begins a second session beside the first: one that is odd must
-    stay as it is for some time, and whatever says that the session works makes us forget it.
-    """
-
-    # How long a verdict must stay the same, in seconds.
-    PATIENCE: ClassVar[dict[str, float]] = {
-        "answered": 0.0,
-        "failed": 0.0,
-        "refused": ODD_END_STAYS,
-        "cut": ODD_END_STAYS,
-        "unfinished": ODD_END_STAYS,
-        "nothing-ran": ODD_END_STAYS,
-        "undelivered": SWALLOWED,
-    }
-
-    def __init__(self) -> None:
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.verdict = ""  # that is not believed yet
-        self.since = 0.0  # since when it has been this one
-        self.server_was_lost = False  # in the midst of the answer, which that has cut off
-
-    def forget(self, server_was_lost: bool = False) -> None:
-        """The prompt is sent (again), or the server is another one: what was heard is old."""
-        self.fault = None
-        self.verdict = ""
-        self.server_was_lost = server_was_lost
-
-    def at_work(self) -> None:
-        """It works: an end that was seen before was none."""
-        self.verdict = ""
-
-    def decide(
-        self, polled: Polled, silent: float, attempt: int, now: float
-    ) -> tuple[str, Fault | None] | None:
-        """The verdict that is believed, and why it failed; None when there is no end to be seen.
-
-        `silent` is the time since the last sign of life, `attempt` the one that is looked at.
-        """
-        is_finished = polled.verdict in ("answered", "failed") or is_cut_off(polled.fault)
-        # Silent for long, a finished answer is one also where a server says "busy" for ever.
-        if polled.activity != "idle" and not (is_finished and silent > LOOK_CLOSER):
-            return None
-        verdict, fault = self.read(polled)
-        patience = 0.0 if is_cut_off(fault) else self.PATIENCE[verdict]
-        if verdict == "failed" and polled.fault is None and silent <= LOOK_CLOSER:
-            patience = ODD_END_STAYS  # the message's own error comes a little later
-        if verdict == "unfinished" and attempt:
-            patience = SWALLOWED  # the answer to the attempt before stays unfinished for ever
-        if verdict != self.verdict:
-            self.verdict = verdict
-            self.since = now
-        return (verdict, fault) if now - self.since >= patience else None
-
-    def read(self, polled: Polled) -> tuple[str, Fault | None]:
-        """The verdict of a poll, together with what the stream has told."""
-        verdict = polled.verdict
-        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost and not is_cut_off(polled.fault):
-            verdict = "unfinished"  # no person did it: the prompt is sent again
-        fault = polled.fault
-        if verdict == "failed" and fault is None:
-            fault = self.fault
-        return verdict, fault
-
-
-class Live(NamedTuple):
-    """Something that runs or is being written now."""
-
-    kind: str
-    text: str
-    since: float
-    depth: int = 0
-    message: str = ""
+    return outcome_of(Fault("configuration", problem))
 
 
 class Purse:
@@ -1296,9 +1172,9 @@ class Purse:
         self.by_message[event.message] = event.spend
         if is_own:
             self.context = event.context or self.context
+            self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
-            self.agent = event.agent or self.agent
 
     @property
     def total(self) -> Spend:
@@ -1309,38 +1185,29 @@ class Purse:
 
 
 class Circles:
-    """The circles that an agent or a server can walk in, and how far round each one is.
+    """The circles that an agent or a server can walk in.
 
     Each method takes in what happened and returns the problem, in words, once a circle was walked
     too often; "" before that. Each session of the family walks in its own.
     """
 
     def __init__(self) -> None:
-        self.spins: dict[str, set[str]] = {}  # by session: messages that ended nowhere
+        self.calls: dict[str, list[int]] = {}  # by session
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
+        self.spins: dict[str, set[str]] = {}  # by session: messages that ended nowhere, in a row
         self.answers: set[str] = set()  # finished answers to our own prompt
-        self.known_calls: dict[str, set[int]] = {}  # by session
-        self.last_calls: dict[str, collections.deque[int]] = {}  # by session, the newest first
-        self.same_calls: dict[str, list[int]] = {}  # in a row like the one so many calls before
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
-        session = part.session
-        known = self.known_calls.setdefault(session, set())
-        if part.call not in known:
-            known.add(part.call)
-            del self.compactions[session]
-        last = self.last_calls.setdefault(session, collections.deque(maxlen=LONGEST_TURN))
-        same = self.same_calls.setdefault(session, [0] * LONGEST_TURN)
-        for distance in range(LONGEST_TURN):
-            is_same = distance < len(last) and part.call != 0 and last[distance] == part.call
-            same[distance] = same[distance] + 1 if is_same else 0
-        last.appendleft(part.call)
-        for distance, count in enumerate(same, 1):
-            if count + distance >= SAME_CALLS * distance:
-                turns = "" if distance == 1 else f" {distance} calls by turns, the last one"
+        calls = self.calls.setdefault(part.session, [])
+        if part.call not in calls:
+            del self.compactions[part.session]
+        calls.append(part.call)
+        for length in range(1, LONGEST_TURN + 1):
+            turn = calls[-length:]
+            if 0 not in turn and calls[-length * SAME_CALLS :] == turn * SAME_CALLS:
                 return (
-                    f"it goes in circles: {SAME_CALLS} times in a row{turns} "
+                    f"it goes in circles: {SAME_CALLS} times in a row the same calls, the last one "
                     f"{part.tool} {part.argument}"
                 )
         return ""
@@ -1356,10 +1223,9 @@ class Circles:
             self.spins.pop(event.session, None)
         if event.ended == "answered" and event.parent == own_prompt:
             self.answers.add(event.message)
-        if len(self.answers) < ANSWERS_TO_ONE_PROMPT:
+        if len(self.answers) < SPINS:
             return ""
-        times = len(self.answers)
-        return f"it answered the same prompt {times} times: was this machine's clock set back?"
+        return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
 
     def compaction(self, session: str) -> str:
         """A context that does not fit even when compacted is compacted for ever, also with answers
@@ -1373,56 +1239,61 @@ class Circles:
         )
 
 
+class Live(NamedTuple):
+    """Something that runs or is being written now."""
+
+    kind: str
+    text: str
+    since: float
+    depth: int = 0
+    message: str = ""
+
+
 class Transcript:
     """What a session says and does, part by part: what runs now, and each part once in the journal.
 
-    A server may say the same part many times, and may never say that a text has ended.
+    A server may say the same part many times, leave out pieces of a text, and tell its end after
+    that of the tool that it announces, or never. So a tool waits for the texts of its message.
     """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.told: dict[str, str] = {}  # by key: texts as far as they were known before their end
-        self.held: list[tuple[str, str, str, str, int]] = []  # tools: what announced them comes yet
+        self.held: list[tuple[str, str, str, str, int]] = []  # tools that wait
 
     def error(self, message: str, session: str, depth: int = 0) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
-            self.journal.note("error", message, "bad", session, depth)
+            self.journal.note("error", message, "bad", session=session, depth=depth)
 
     def show(self, part: Part, depth: int, now: float) -> bool:
         """Take a part in; whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
-        text = part.argument if part.kind == "tool" else part.text
+        is_tool = part.kind == "tool"
+        text = part.argument if is_tool else part.text
         kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
+        tone = "dim" if part.kind == "thinking" else ""
         if part.state == "running":
             known = self.live.get(part.key)
             if known is None and part.opens:
-                self.end_texts(part.message, part.session)
-                self.journal.note(kind, text, "", part.session, depth)  # what follows is its doing
-            since = known.since if known else now
+                self.note_tool(part, kind, text, "", depth)
             shown = text[-Journal.LONGEST_TEXT :]
+            since = known.since if known else now
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
             return False
-        tone = "dim" if part.kind == "thinking" else ""
-        if part.kind == "tool":
-            self.end_texts(part.message, part.session)  # what announced it stands above it
+        self.journaled.add(part.key)
+        self.live.pop(part.key, None)
+        if is_tool:
             text += f"  {duration(part.seconds)}" if part.seconds >= 1 else ""
             if part.state == "failed":
                 text += f"  failed: {part.text}"
                 tone = "bad"
-        self.journaled.add(part.key)
-        self.live.pop(part.key, None)
-        entry = (kind, text, tone, part.session, depth)
-        if part.kind == "tool" and any(
-            live.kind == "text" and live.message == part.message for live in self.live.values()
-        ):
-            self.held.append(entry)
-        elif self.told.pop(part.key, "") != text.strip():
-            self._note(*entry)
+            self.note_tool(part, kind, text, tone, depth)
+        elif text.strip():
+            self.journal.note(kind, text.strip(), tone, session=part.session, depth=depth)
         if part.kind == "text":
             self.release()
         return True
@@ -1433,27 +1304,26 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_texts(self, message: str, session: str, is_over: bool = False) -> None:
-        """Texts of this message that nobody said to have ended have ended by now, as it seems.
-
-        Their end may come later all the same. Where it tells more (pieces of a text are left out
-        when they are many, or when nobody looks), all of the text is told then. For one of which
-        nothing is known yet what follows waits, until the message `is_over`.
-        """
-        for key, live in list(self.live.items()):
-            text = live.text.strip()
-            if live.message != message or live.kind != "text" or not (text or is_over):
-                continue
-            del self.live[key]
-            if text != self.told.get(key, ""):
-                self.told[key] = text
-                self._note("text", text, "", session, live.depth)
-        if is_over:
+    def note_tool(self, part: Part, kind: str, text: str, tone: str, depth: int) -> None:
+        self.held.append((kind, text, tone, part.session, depth))
+        texts = [live.message for live in self.live.values() if live.kind == "text"]
+        if part.message not in texts:
             self.release()
 
+    def end_message(self, message: str, session: str) -> None:
+        """Nothing of it is being written any more: its texts have ended, whoever says so."""
+        for key, live in list(self.live.items()):
+            if live.message == message and live.kind == "text":
+                del self.live[key]
+                if live.text.strip():
+                    self.journaled.add(key)
+                    text = live.text.strip()
+                    self.journal.note("text", text, session=session, depth=live.depth)
+        self.release()
+
     def release(self) -> None:
-        for entry in self.held:
-            self._note(*entry)
+        for kind, text, tone, session, depth in self.held:
+            self.journal.note(kind, text, tone, session=session, depth=depth)
         self.held.clear()
 
     def close(self) -> None:
@@ -1461,66 +1331,52 @@ class Transcript:
         self.release()
         self.live.clear()
 
-    def _note(self, kind: str, text: str, tone: str, session: str, depth: int) -> None:
-        if text.strip():
-            self.journal.note(kind, text.strip(), tone, session, depth)
-
 
 class OpenAsk(NamedTuple):
     """An ask that waits for somebody."""
 
     ask: Ask
     since: float  # whatever looks later must list it
-    deadline: float  # NEVER: there is none
     answers: tuple[str, ...] = ()  # labels, one for each question answered so far
 
 
 class Asks:
     """What a session and its subagents ask, from its coming up until the answer has arrived.
 
-    What nobody has to be asked for it decides by itself. `family` are the sessions that count, with
-    their depth; `request` has an answer delivered; `needs_person` is told what waits for somebody.
+    What nobody has to be asked for it decides by itself. `request` has an answer delivered;
+    `needs_person` is told what waits for somebody.
     """
 
     def __init__(
         self,
-        options: Options,
+        talk: Talk,
         attended: bool,
-        family: dict[str, int],
-        journal: Journal,
         request: Callable[..., Reply],
         needs_person: Callable[[str], None],
     ) -> None:
-        self.options = options
+        self.talk = talk
         self.attended = attended  # somebody can answer
-        self.family = family
-        self.journal = journal
         self.request = request
         self.needs_person = needs_person
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
         self.lost_replies = 0  # in a row
-        self.circle = ""  # why it is enough: it asks again and again, or takes no answer
         self.ends_turn = ""  # what the agent was told of the last refusal; "": there is none
         self.is_closed = False  # the session is being ended: nothing is answered any more
 
-    def note(self, kind: str, text: str, tone: str, ask: Ask) -> None:
-        self.journal.note(kind, text, tone, ask.session, self.family.get(ask.session, 0))
-
     def hear(self, ask: Ask, now: float) -> None:
         is_known = ask.id in self.open or ask.id in self.settled
-        if is_known or self.is_closed or ask.session not in self.family:
+        if is_known or self.is_closed or ask.session not in self.talk.family:
             return
-        said = f"{ask.title}: {ask.detail}" if ask.kind == "permission" else ask.detail
-        self.note("ask", said, "warn", ask)
-        timeout = self.options.ask_timeout
-        waiting = OpenAsk(ask, now, now + timeout if timeout else NEVER)
-        if self.options.auto and ask.is_circle:
-            self.refuse(waiting, "identical calls are approved by nobody but a person")
-        elif self.options.auto and ask.kind == "permission":
+        is_permission = ask.kind == "permission"
+        said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
+        self.talk.note("ask", said, "warn", ask.session)
+        waiting = OpenAsk(ask, now)
+        is_auto = self.talk.options.auto and is_permission
+        if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
-        elif not self.attended:
+        elif is_auto or not self.attended:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
@@ -1529,9 +1385,8 @@ class Asks:
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
         """`decision` is once, always or reject; `said` is for the journal."""
         ask = waiting.ask
-        self.open.pop(ask.id, None)
-        self.settled.add(ask.id)
-        self.note("ask", said, "warn" if decision == "reject" else "good", ask)
+        self.answered(ask.id)
+        self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
         self.request("reply", ask, decision, waiting.answers, message)
 
     def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
@@ -1541,12 +1396,12 @@ class Asks:
         self.reply(waiting, "reject", f"refused: {why}", message)
         self.ends_turn = message
         self.refused[ask.title or ask.kind] += 1
-        times = sum(self.refused.values())
-        if times >= REFUSALS:
-            self.circle = (
-                f"it asked {times} times for what was refused, the last time for "
+        if sum(self.refused.values()) >= REFUSALS:
+            self.talk.give_up(
+                "failed",
+                f"it asked {REFUSALS} times for what was refused, the last time for "
                 f"{ask.title or 'an answer'} ({ask.detail}): allow it in opencode.json, "
-                "use --auto, or say in the prompt how to do without"
+                "use --auto, or say in the prompt how to do without",
             )
 
     def answered(self, id: str) -> None:
@@ -1556,19 +1411,22 @@ class Asks:
 
     def compare(self, polled: Polled, looked: float) -> None:
         """What a look does not list any more, somebody else has answered; `looked` is when."""
-        listed = {ask.id for ask in polled.asks or ()}
+        if polled.asks is None:
+            return
+        listed = {ask.id for ask in polled.asks}
         for id, waiting in list(self.open.items()):
-            was_looked_for = polled.asks is not None and waiting.ask.kind not in polled.unlisted
-            if was_looked_for and id not in listed and waiting.since < looked:
+            is_listed = id in listed or waiting.ask.kind in polled.unlisted
+            if not is_listed and waiting.since < looked:
                 del self.open[id]
-        for ask in polled.asks or ():
+        for ask in polled.asks:
             self.hear(ask, looked)
 
     def mind(self, now: float) -> None:
         """Refuse what nobody answers in time."""
+        timeout = self.talk.options.ask_timeout
         for waiting in list(self.open.values()):
-            if now >= waiting.deadline:
-                self.refuse(waiting, f"nobody answered for {duration(self.options.ask_timeout)}")
+            if timeout and now >= waiting.since + timeout:
+                self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
     def take_answer(self, reply: Reply) -> bool:
         """An answer of ours was delivered, or lost: then the agent waits for ever for it, and the
@@ -1579,13 +1437,14 @@ class Asks:
             self.lost_replies = 0
             return False
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
-        if is_gone or self.is_closed or ask.session not in self.family:
+        if is_gone or self.is_closed or ask.session not in self.talk.family:
             return False
-        self.note("warn", f"the answer did not arrive: {error}", "warn", ask)
+        self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
         self.settled.discard(ask.id)
         self.lost_replies += 1
         if self.lost_replies >= LOST_REPLIES:
-            self.circle = f"{self.lost_replies} answers to what it asks did not arrive: {error}"
+            problem = f"{LOST_REPLIES} answers to what it asks did not arrive: {error}"
+            self.talk.give_up("failed", problem)
         return True
 
     def forget(self) -> None:
@@ -1649,14 +1508,6 @@ class Asks:
             self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
 
 
-class Retry(NamedTuple):
-    """OpenCode's own next attempt."""
-
-    attempt: int
-    message: str
-    at: float
-
-
 class Talk:
     """One session: what it was told, and what is known of it by its own words and by looks at it.
 
@@ -1676,12 +1527,16 @@ class Talk:
         self.look_at = NEVER  # when the session is to be looked at
         self.started = now
         self.last_sign = now  # the last sign of life
-        self.retry: Retry | None = None
+        self.retry: Activity | None = None  # OpenCode waits for its provider
+        self.retry_at = 0.0  # until then
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
         self.goes_on = GOES_ON  # times that it may be told to go on after a refusal
         self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.verdict = ""  # that is not believed yet
+        self.verdict_since = 0.0
+        self.server_was_lost = False  # in the midst of the answer, which that has cut off
         self.ends_as: Outcome | None = None
-        self.judge = Judge()
         self.circles = Circles()
         self.purse = Purse(prompt.model, prompt.agent)
         self.transcript = Transcript(journal)
@@ -1689,7 +1544,8 @@ class Talk:
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
         session = session or self.id
-        self.journal.note(kind, text, tone, session, self.family.get(session, 0))
+        depth = self.family.get(session, 0)
+        self.journal.note(kind, text, tone, session=session, depth=depth)
 
     def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
@@ -1703,8 +1559,13 @@ class Talk:
         """The prompt is handed over now: what was heard before is old."""
         self.has_begun = False
         self.look_at = NEVER
-        self.judge.forget()
+        self.forget()
+        self.server_was_lost = False
         self.asks.ends_turn = ""
+
+    def forget(self) -> None:
+        self.fault = None
+        self.verdict = ""
 
     # What the stream says.
 
@@ -1725,7 +1586,6 @@ class Talk:
             self.hear_activity(event, now)
         elif isinstance(event, Asked):
             self.asks.hear(event.ask, now)
-            self.give_up("failed", self.asks.circle)
         elif isinstance(event, Answered):
             self.asks.answered(event.id)
         elif isinstance(event, Child):
@@ -1739,10 +1599,10 @@ class Talk:
             self.begin()
 
     def begin(self) -> None:
-        """The prompt runs, and does not wait for its provider."""
+        """The prompt runs, and does not wait for its provider: an end that was seen was none."""
         self.has_begun = True
         self.retry = None
-        self.judge.at_work()
+        self.verdict = ""
 
     def hear_activity(self, event: Activity, now: float) -> None:
         if event.session != self.id:
@@ -1752,7 +1612,8 @@ class Talk:
             return
         self.begin()
         if event.kind == "retrying":
-            self.retry = Retry(event.attempt, event.message, now + event.wait)
+            self.retry = event
+            self.retry_at = now + event.wait
             if event.attempt != self.told_attempt:
                 self.told_attempt = event.attempt
                 self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
@@ -1777,7 +1638,7 @@ class Talk:
         if event.ended:
             self.told_attempt = 0
         if event.complete:
-            self.transcript.end_texts(event.message, event.session, is_over=True)
+            self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
     def hear_fault(self, event: Broke, now: float) -> None:
@@ -1785,7 +1646,7 @@ class Talk:
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.judge.fault = fault
+            self.fault = fault
             self.look_within(now, 1.0)
         self.transcript.error(fault.message, event.session, self.family[event.session])
 
@@ -1800,10 +1661,13 @@ class Talk:
         if polled.is_alive:
             self.last_sign = looked
         self.asks.compare(polled, looked)
-        self.give_up("failed", self.asks.circle)
 
     def weigh(self, polled: Polled, now: float) -> tuple[str, Fault | None] | None:
-        """The verdict that is believed, and why it failed; None: it is not over yet."""
+        """The verdict that is believed, and why it failed; None: it is not over yet.
+
+        An end that is believed too early begins a second session beside the first: one that is odd
+        must stay as it is for some time, and whatever says that it works makes us forget it.
+        """
         if polled.is_unsure:
             self.look_within(now, LOOK_TWICE)
             return None
@@ -1811,21 +1675,40 @@ class Talk:
             self.hear_activity(polled.retry, now)
         elif polled.activity == "working":
             self.retry = None
-            self.judge.at_work()
-        end = self.judge.decide(polled, now - self.last_sign, self.attempt, now)
-        if not end and (polled.activity == "idle" or self.judge.verdict):
-            self.look_within(now, LOOK_AGAIN)
-        return end
+            self.verdict = ""
+        verdict, fault = polled.verdict, polled.fault
+        is_long_silent = now - self.last_sign > LOOK_CLOSER
+        is_finished = verdict in ("answered", "failed") or is_cut_off(fault)
+        # Silent for long, a finished answer is one also where a server says "busy" for ever.
+        if polled.activity != "idle" and not (is_finished and is_long_silent):
+            return None
+        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
+        elif verdict == "cut" and self.server_was_lost and not is_cut_off(fault):
+            verdict = "unfinished"  # no person did it: the prompt is sent again
+        patience = ODD_END_STAYS
+        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+            patience = SWALLOWED  # the answer to an attempt before stays unfinished for ever
+        elif is_finished and (verdict == "answered" or fault or is_long_silent):
+            patience = 0.0  # else the message's own error comes a little later
+        if verdict == "failed":
+            fault = fault or self.fault
+        if verdict != self.verdict:
+            self.verdict = verdict
+            self.verdict_since = now
+        if now - self.verdict_since >= patience:
+            return verdict, fault
+        self.look_within(now, LOOK_AGAIN)
+        return None
 
     # Time, and the server.
 
     def mind(self, now: float, server_is_down: bool) -> None:
         """What has to be looked after while it works."""
-        is_retrying = self.retry is not None and self.retry.at > now
+        is_retrying = self.retry is not None and self.retry_at > now
         if server_is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
         self.asks.mind(now)
-        self.give_up("failed", self.asks.circle)
         longest = self.options.iteration_timeout
         silence = self.options.stall_timeout
         if longest and now - self.started >= longest:
@@ -1843,7 +1726,8 @@ class Talk:
     def find_server(self, now: float) -> None:
         """It is there again: what was heard before is old, and was broken off by its end."""
         self.last_sign = now
-        self.judge.forget(server_was_lost=True)
+        self.forget()
+        self.server_was_lost = True
         self.look_within(now)
 
 
@@ -1851,16 +1735,12 @@ class Talk:
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
-RAISED_BY_R = ("max_iterations", "max_cost", "max_time")  # limits; by as much again
 
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
 NO_SESSION = "there is no session right now that could be shown"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
-WRONG_PASSWORD = (
-    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
-)
 
 
 class Result(NamedTuple):
@@ -1900,32 +1780,24 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     All models in line are looked at, or else the one of OpenCode's own configuration: a mistake
     must show in the evening.
     """
-    if not models and setup.model:
-        models = (setup.model,)
-    for name in models:
+    for name in models or filter(None, (setup.model,)):
         model, _, variant = name.partition("#")
         if setup.models is not None and model not in setup.models:
-            return problem_of_model(setup, model)
+            advice = "`opencode models` lists them, `opencode auth login` adds a provider"
+            return f"there is no model {model}: {meant(model, setup.models)}{advice}"
         known = setup.variants.get(model, ())
         if variant and setup.variants and variant not in known:
-            there = f": {', '.join(known)}" if known else ": it has none"
-            return f"there is no variant {variant} of {model}{there}"
+            there = ", ".join(known) or "it has none"
+            return f"there is no variant {variant} of {model}: {there}"
     if agent and setup.agents is not None and agent not in setup.agents:
-        return f"there is no agent {agent}: " + meant(
-            agent, setup.agents, f"there are {', '.join(setup.agents)}"
-        )
+        there = ", ".join(setup.agents)
+        return f"there is no agent {agent}: {meant(agent, setup.agents)}there are {there}"
     return ""
 
 
-def problem_of_model(setup: Setup, model: str) -> str:
-    provider = model.partition("/")[0]
-    is_unknown = bool(setup.providers) and provider not in setup.providers
-    if is_unknown and not difflib.get_close_matches(provider, setup.providers, 1, 0.7):
-        advice = f"log in to {provider} with `opencode auth login`, if that is what is meant"
-        return f"there is no model {model}: {advice}; `opencode models` lists what is"
-    return f"there is no model {model}: " + meant(
-        model, setup.models or {}, "`opencode models` lists them"
-    )
+def meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
@@ -1934,19 +1806,15 @@ def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
     `gone` are open tasks that went out of the plan. Where no agent has said that it is complete,
     they and what looks like an open task are work that is left.
     """
-    if plan.pending or plan.blocked:
-        left = " and ".join(
-            tasks_of(number, word)
-            for number, word in ((plan.pending, "pending"), (plan.blocked, "blocked"))
-            if number
-        )
-        return 3, f"complete but for {left}"
+    left = [tasks_of(plan.pending, "pending")] if plan.pending else []
+    left += [tasks_of(plan.blocked, "blocked")] if plan.blocked else []
+    if left:
+        return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
         return 0, PLAN_COMPLETE
-    near = [f'"{near.text}"' for near in plan.open_near_misses]
-    if near:
-        noun = "lines look like open tasks" if len(near) > 1 else "line looks like an open task"
-        return 3, f"nothing is pending, but {len(near)} {noun}: {first_of(near)}"
+    if plan.open_near_misses:
+        near = [f'"{near.text}"' for near in plan.open_near_misses]
+        return 3, f"nothing is pending, but this looks undone: {first_of(near)}"
     if gone:
         return 3, f"nothing is pending, but {said_gone(gone)}"
     return 0, "nothing is left to do; the agent wrote no summary"
@@ -1964,13 +1832,7 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def said_gone(gone: Sequence[str]) -> str:
-    verb = "are" if len(gone) > 1 else "is"
-    return f"{tasks_of(len(gone), 'open')} {verb} gone from the plan: {first_of(gone)}"
-
-
-def meant(name: str, known: Iterable[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return f"did you mean {' or '.join(close)}?" if close else otherwise
+    return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}"
 
 
 def refused_by(results: Iterable[Result]) -> tuple[tuple[str, int], ...]:
@@ -2000,9 +1862,11 @@ class Books:
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.tasks: set[str] = set()  # of the plan that was noted last
         self.most_settled = 0  # tasks, so far
-        self.least_pending: int | None = None  # the same; None: no plan was noted yet
+        self.least_pending = NEVER  # the same
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
         self.waited = 0.0  # seconds, for a provider, since an iteration worked
+        self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
+        self.complaint = ""  # of the check, for the next agent; "" when the last one passed
 
     def add(self, result: Result) -> None:
         self.results.append(result)
@@ -2021,13 +1885,13 @@ class Books:
         gone = dict.fromkeys((*self.gone, *lost))
         self.gone = [text for text in gone if text not in tasks]  # some come back
         self.plan = plan
+        has_more = plan.settled > self.most_settled
+        has_less = plan.pending < self.least_pending
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
         self.tasks = tasks or self.tasks
-        has_more = plan.settled > self.most_settled
-        has_less = self.least_pending is not None and plan.pending < self.least_pending
         if has_more or is_another:
             self.most_settled = plan.settled
-        if has_less or is_another or self.least_pending is None:
+        if has_less or is_another:
             self.least_pending = plan.pending
         return has_more or (has_less and not lost)
 
@@ -2037,37 +1901,31 @@ class Books:
         self.waited = 0.0
         self.tasks = set()  # the plan is noted anew before the next iteration
         self.most_settled = 0
-        self.least_pending = None
-
-    def streak(self, counts: Callable[[Result], bool], stops: Callable[[Result], bool]) -> int:
-        """How many of the latest results count, back to the first one that stops the streak."""
-        number = 0
-        for result in reversed(self.results[self.mark :]):
-            if stops(result):
-                break
-            number += counts(result)
-        return number
-
-    @property
-    def failures(self) -> int:
-        """In a row, and somebody's fault: what passes by itself is not counted."""
-        return self.streak(
-            lambda result: result.outcome in FAILURES,
-            lambda result: result.worked,
-        )
+        self.least_pending = NEVER
 
     @property
     def unsettled(self) -> list[Result]:
         """The latest iterations that worked and settled nothing, oldest first."""
         found: list[Result] = []
-        for result in reversed(self.results[self.mark :]):
+        for result in self.results[self.mark :]:
             if result.progress:
-                break
-            if result.worked:
-                found.insert(0, result)
+                found.clear()
+            elif result.worked:
+                found.append(result)
         return found
 
-    def complaint(self, most: int) -> str:
+    @property
+    def check_failures(self) -> int:
+        """In a row: only a check that passes ends it."""
+        number = 0
+        for result in self.results[self.mark :]:
+            if result.check == "failed":
+                number += 1
+            elif result.check == "passed":
+                number = 0
+        return number
+
+    def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
         unsettled = self.unsettled
         if not most or len(unsettled) < most:
@@ -2084,13 +1942,6 @@ class Books:
         last = self.results[-1] if self.results[self.mark :] else None
         has_part = last is not None and last.problem == CUT_OFF and not last.progress
         return CUT_SHORT.format(goal=last.goal) if last and has_part else ""
-
-    @property
-    def check_failures(self) -> int:
-        return self.streak(
-            lambda result: result.check == "failed",
-            lambda result: result.check == "passed",
-        )
 
     @property
     def last_worked(self) -> Result | None:
@@ -2115,7 +1966,7 @@ class ModelLine:
     """
 
     def __init__(self, models: Sequence[str]) -> None:
-        self.models = tuple(models) or ("",)
+        self.order(models)
         self.current = self.models[0]
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
@@ -2124,42 +1975,28 @@ class ModelLine:
 
     def order(self, models: Sequence[str]) -> None:
         """The line as it is now: the prompt may have been edited."""
-        models = tuple(models) or ("",)
-        if models != self.models:
-            self.last_seen = ""
-        self.models = models
+        self.models = tuple(models) or ("",)
+
+    def left(self, model: str, now: float) -> float:
+        """Seconds that it still rests."""
+        return max(0.0, self.until.get(model, 0.0) - now)
 
     def choose(self, now: float) -> str:
         """The model that works next: the first one that does not rest, else the first one back."""
-        awake = [model for model in self.models if not self.is_resting(model, now)]
-        by_return = sorted(self.models, key=lambda model: self.until.get(model, 0.0))
-        self.current = (awake or by_return)[0]
+        self.current = min(self.models, key=lambda model: self.left(model, now))
         return self.current
+
+    def others(self, now: float) -> list[str]:
+        """Those that could work now besides the one at work."""
+        return [
+            model for model in self.models if model != self.current and not self.left(model, now)
+        ]
 
     def choose_another(self, now: float) -> str:
         """Another model than the one at work, where there is one that does not rest."""
-        others = [model for model in self.models if model != self.current]
-        awake = [model for model in others if not self.is_resting(model, now)]
-        self.current = awake[0] if awake else self.choose(now)
+        others = self.others(now)
+        self.current = others[0] if others else self.choose(now)
         return self.current
-
-    def is_resting(self, model: str, now: float) -> bool:
-        return now < self.until.get(model, 0.0)
-
-    def has_another(self, now: float, most: int = 0) -> bool:
-        """Whether a model besides the one at work could work now, one that has failed not more than
-        `most` times (0: however often), since two that fail by turns would do so for ever."""
-        others = [
-            model
-            for model in self.models
-            if model != self.current and (not most or self.failures[model] <= most)
-        ]
-        return any(not self.is_resting(model, now) for model in others)
-
-    def note_failure(self) -> int:
-        """How often the one at work has failed since one of them has worked."""
-        self.failures[self.current] += 1
-        return self.failures[self.current]
 
     def rest(self, now: float, announced: float = 0.0) -> float:
         """Let the one at work rest: until its announced time, else longer each time.
@@ -2167,13 +2004,9 @@ class ModelLine:
         Both are in seconds; returns the rest that it gets.
         """
         self.rests[self.current] += 1
-        seconds = announced or RATE_LIMIT_WAITS.after(self.rests[self.current])
+        seconds = announced or wait_after(self.rests[self.current], RATE_LIMIT_WAITS)
         self.until[self.current] = now + seconds
         return seconds
-
-    def until_first_back(self, now: float) -> float:
-        """Seconds until one of them can work again."""
-        return max(0.0, min(self.until.get(model, 0.0) for model in self.models) - now)
 
     def note_success(self) -> None:
         """The one at work has worked."""
@@ -2187,177 +2020,143 @@ class ModelLine:
         self.failures.clear()
 
 
-class Step(NamedTuple):
-    """What comes after an iteration. `kind` is go on, wait, stop (at a limit) or fail."""
+class Wait(NamedTuple):
+    """What comes after an iteration that failed. `seconds` is how long."""
 
-    kind: str
-    why: str = ""
-    seconds: float = 0.0  # to wait
+    why: str
+    seconds: float
     for_provider: bool = False  # it counts towards --max-wait
-    limit: str = ""  # that makes it stop
-    said: str = ""  # for the journal
 
 
 class Course:
     """What an outcome means for the run: go on, wait, let another model work, or give up."""
 
-    def __init__(self, options: Options, books: Books, line: ModelLine) -> None:
+    def __init__(self, options: Options, books: Books, line: ModelLine, journal: Journal) -> None:
         self.options = options
         self.books = books
         self.line = line
+        self.journal = journal
 
-    def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Step:
-        """The step after this result; `model` is what a person knows the model at work by."""
+    def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Wait | End | None:
+        """What comes before the next iteration; None: nothing. Raises Failed.
+
+        `model` is what a person knows the model at work by.
+        """
         fault = outcome.fault
+        problem = outcome.problem
         if result.waited_for:
             if not result.spend.tokens:
                 self.books.waited += result.seconds  # it did nothing but wait
-            return self.wait_for_provider(fault.retry_after if fault else 0.0, outcome.problem, now)
+            return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
         if outcome.kind not in FAILURES:
-            return Step("go on")
-        if fault is None:
-            return self.retry(outcome.problem, now)
-        if fault.kind == "configuration":
-            return Step("fail", outcome.problem)
-        advice = FAULTS[fault.kind]
-        if advice and self.line.has_another(now):
-            return self.let_another_work(fault.message, now, LONGEST_WAIT)
+            return None
+        if fault and fault.kind == "configuration":
+            raise Failed(problem)
+        advice = FAULTS[fault.kind] if fault else ""
+        if advice and self.line.others(now):
+            self.let_another_work(problem, now, LONGEST_WAIT)
+            return None
         if advice and self.books.last_worked is None:
             advice = advice.format(model=model or "of the configuration")
-            return Step("fail", f"{fault.message.rstrip('.')}: {advice}")
-        return self.retry(outcome.problem, now)
-
-    def retry(self, problem: str, now: float) -> Step:
-        """Try again, with growing waits, and not for ever."""
-        failures = self.line.note_failure()
+            raise Failed(f"{problem.rstrip('.')}: {advice}")
+        failures = self.line.failures
+        failures[self.line.current] += 1
+        times = failures[self.line.current]
         most = self.options.retries
-        if not most or failures <= most:
-            return Step("wait", problem, FAILURE_WAITS.after(failures))
-        if self.line.has_another(now, most):
-            return self.let_another_work(problem, now, LONGEST_WAIT)
-        in_a_row = self.books.failures
-        return Step("fail", f"{in_a_row} iterations in a row failed, the last one: {problem}")
+        if not most or times <= most:
+            return Wait(problem, wait_after(times, FAILURE_WAITS))
+        # Two models that fail by turns would do so for ever.
+        if any(failures[other] <= most for other in self.line.others(now)):
+            self.let_another_work(problem, now, LONGEST_WAIT)
+            return None
+        times = sum(failures.values())
+        raise Failed(f"{times} iterations in a row failed, the last one: {problem}")
 
-    def let_another_work(self, why: str, now: float, seconds: float) -> Step:
+    def let_another_work(self, why: str, now: float, seconds: float) -> None:
         """Let the model at work rest for so long (0: longer each time), and the next one work."""
         model = self.line.current
-        seconds = self.line.rest(now, seconds)
+        rest = duration(self.line.rest(now, seconds))
         following = self.line.choose(now)
-        said = f"{model} rests for {duration(seconds)} ({why}): {following} is next"
-        return Step("go on", said=said)
+        said = f"{model} rests for {rest} ({why}): {following} is next"
+        self.journal.note("retry", said, "warn")
 
-    def wait_for_provider(self, announced: float, problem: str, now: float) -> Step:
-        """A limit or an outage passes by itself, and costs nothing while it is waited for."""
-        waited = self.books.waited
-        has_another = self.line.has_another(now)
-        seconds = 0.0
-        if not has_another:
-            self.line.rest(now, announced)
-            seconds = self.line.until_first_back(now)
-        most = self.options.max_wait
-        if most and waited + seconds > most:
+    def wait_for_provider(self, announced: float, problem: str, now: float) -> Wait | End | None:
+        """A limit or an outage passes by itself, and costs nothing while it is waited for.
+
+        What is left of --max-wait is waited; not for a time that was announced to come after it.
+        """
+        left = (self.options.max_wait or NEVER) - self.books.waited
+        if self.line.others(now) and left > 0:
+            self.let_another_work(problem, now, announced)
+            return None
+        self.line.rest(now, announced)
+        seconds = min(self.line.left(model, now) for model in self.line.models)
+        if left <= 0 or (announced and seconds > left):
+            waited = duration(self.books.waited)
             back = f", and would be back in {duration(seconds)}" if announced else ""
-            why = f"{problem.rstrip('.')}: waited {duration(waited)}{back} (--max-wait)"
-            return Step("stop", why, limit="max_wait")
-        if has_another:
-            return self.let_another_work(problem, now, announced)
-        return Step("wait", problem, seconds, for_provider=True)
+            why = f"{problem.rstrip('.')}: waited {waited}{back} (--max-wait)"
+            return End("paused", 3, why, "max_wait")
+        return Wait(problem, min(seconds, left), for_provider=True)
 
 
-class Used(NamedTuple):
-    """What is held against the limits."""
-
-    iterations: int
-    cost: float
-    elapsed: float
-    unsettled: int  # iterations in a row that settled nothing
-    check_failures: int  # in a row
-    refused: tuple[tuple[str, int], ...] = ()  # in the iterations that settled nothing
+# The limits that R raises, by as much again, and how they are told.
+RAISED_BY_R: dict[str, Callable[[Any], str]] = {
+    "max_iterations": str,
+    "max_cost": dollars_of,
+    "max_time": duration,
+}
 
 
 class Limits:
-    """The limits of a run, as they were asked for and as a person has raised them since."""
+    """The limits of a run, as they were asked for and as a person has raised them since.
 
-    def __init__(self, options: Options) -> None:
+    `used` is what is held against them, by the names of RAISED_BY_R.
+    """
+
+    def __init__(self, options: Options, books: Books) -> None:
         self.options = options
+        self.books = books
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
-    def reached(self, used: Used, times: int = 1) -> tuple[str, str] | None:
-        """The option whose limit is reached, so many times over, and the reason in words."""
-        is_one = used.iterations == 1
-        iterations = "1 iteration was" if is_one else f"{used.iterations} iterations were"
-        counts = {
-            "max_iterations": (used.iterations, f"{iterations} worked"),
-            "max_cost": (used.cost, f"{dollars_of(used.cost)} were spent"),
-            "max_time": (used.elapsed, f"{duration(used.elapsed)} have passed"),
-        }
-        for name, (count, words) in counts.items():
-            most = self.most[name] * times
-            if most and count >= most:
-                return name, f"{words} (--{name.replace('_', '-')})"
-        return self.stuck(used)
-
-    def stuck(self, used: Used) -> tuple[str, str] | None:
+    def reached(self, used: dict[str, float]) -> tuple[str, str] | None:
+        """The option whose limit is reached, and the reason in words."""
+        for name, count in used.items():
+            if self.most[name] and count >= self.most[name]:
+                return name, self.told(name, count)
         most = self.options.stuck
-        if most and used.unsettled > most:  # the last one was told of it: NOTHING_SETTLED
+        unsettled = self.books.unsettled
+        if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
             advice = (
                 "look at the plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
             )
-            if used.refused:
-                advice = f"{said_refused(used.refused)}: {ALLOW}"
+            refused = said_refused(refused_by(unsettled))
+            if refused:
+                advice = f"{refused}: {ALLOW}"
+            why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
+            return "stuck", why
+        failures = self.books.check_failures
+        if most and failures >= most:
             return "stuck", (
-                f"{used.unsettled} iterations in a row settled no task (--stuck): {advice}"
-            )
-        if most and used.check_failures >= most:
-            return "stuck", (
-                f"the check failed {used.check_failures} times in a row (--stuck): run "
+                f"the check failed {failures} times in a row (--stuck): run "
                 f"`{self.options.check}` yourself and mend what it shows"
             )
         return None
 
-    def overrun(self, used: Used) -> str:
+    def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        limit = self.reached(used, times=2)
-        is_meant = limit is not None and limit[0] in ("max_cost", "max_time")
-        return f"twice the limit: {limit[1]}" if limit and is_meant else ""
+        for name in ("max_cost", "max_time"):
+            if self.most[name] and used[name] >= 2 * self.most[name]:
+                return f"twice the limit: {self.told(name, used[name])}"
+        return ""
 
-    def raise_above(self, name: str, used: Used) -> None:
-        """By as much again as was asked for, until there is room."""
+    def told(self, name: str, count: float) -> str:
+        return f"--{name.replace('_', '-')} is reached: {RAISED_BY_R[name](count)}"
+
+    def raise_above(self, name: str, count: float) -> None:
+        """By as much again as was asked for, until there is room above this count."""
         step = float(getattr(self.options, name))
-        count = {
-            "max_iterations": float(used.iterations),
-            "max_cost": used.cost,
-            "max_time": used.elapsed,
-        }[name]
         if self.most[name] <= count:
             self.most[name] += step * ((count - self.most[name]) // step + 1)
-
-
-class Gate:
-    """--check: what the last one said, and whether the plan may count as complete."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-        self.last = ""  # passed, failed, interrupted, or "" before the first one
-        self.complaint = ""  # what the next agent is told; "" when the last one that ended passed
-
-    @property
-    def is_shut(self) -> bool:
-        """A plan is not complete while its check fails."""
-        return bool(self.complaint)
-
-    def take(self, event: CheckResult) -> str:
-        """Keep what a check said; returns its verdict. One that was interrupted said nothing."""
-        self.last = "passed" if event.status == 0 else "failed"
-        if event.interrupted:
-            self.last = "interrupted"
-        elif self.last == "passed":
-            self.complaint = ""
-        else:
-            self.complaint = CHECK_FAILED.format(
-                command=self.command, status=event.status, output=event.output
-            )
-        return self.last
 
 
 class Briefing:
@@ -2396,11 +2195,10 @@ class Briefing:
     def warnings(self) -> list[str]:
         """What a person should know of model and configuration before the first prompt; each is
         said once."""
-        models, _agent, _body = self.read()
         setup = self.setup
         model = self.first_model()
         said = []
-        if not models and not setup.model and model in setup.free:
+        if not self.read()[0] and not setup.model and model in setup.free:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f"{model.partition('/')[0]}; name another one with -m, or log in with "
@@ -2821,7 +2619,7 @@ class Iteration(NamedTuple):
 
 
 class Run(Waits):
-    """The whole run. What it reckons with are values: books, line, course, limits, gate, briefing.
+    """The whole run. What it reckons with are values: books, line, course, limits, briefing.
 
     `work` iterates; `iterate` is one session, the plan after it, and the check; `lead` is a session
     from its creation to its end; `watch` looks at it until an end is believed; `recall` stops what
@@ -2846,11 +2644,10 @@ class Run(Waits):
         self.mind_at = 0.0  # what has a time-out is looked at then
         # What it reckons with.
         self.books = Books()
-        self.gate = Gate(options.check)
         self.line = ModelLine(options.models)
         self.briefing = Briefing(options, self.files, self.line, seed)
-        self.course = Course(options, self.books, self.line)
-        self.limits = Limits(options)
+        self.course = Course(options, self.books, self.line, self.journal)
+        self.limits = Limits(options, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
         self.wanted = options.run or not options.attended  # S
@@ -2873,7 +2670,7 @@ class Run(Waits):
                 await self.rest(end)
                 stage = self.work if self.wanted else self.open
         except Quit as quit:
-            self.clock.rest()
+            self.clock.works = False
             last = self.rests_at or End("stopping", 130, str(quit))
             # Where nobody was there to go on, it ends as it is.
             self.show("stopping" if self.attended else last.phase, last.reason)
@@ -2905,7 +2702,7 @@ class Run(Waits):
         """One iteration after another, until there is a reason to rest."""
         self.wanted = True
         self.status = 130
-        self.clock.work()
+        self.clock.works = True
         try:
             if self.server.is_down:
                 with self.showing("starting"):
@@ -2939,9 +2736,9 @@ class Run(Waits):
         last = self.books.last_worked
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
-        if (plan.summary is not None or has_wrapped_up) and not self.gate.is_shut:
+        if (plan.summary is not None or has_wrapped_up) and not self.books.complaint:
             status, how = how_complete(plan, self.books.gone)
-            if status == 0 and self.gate.last == "interrupted":
+            if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
         limit = self.limits.reached(self.used)
@@ -2953,7 +2750,7 @@ class Run(Waits):
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
-        self.clock.rest()
+        self.clock.works = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.phase, end.reason):
             if end.is_final:
@@ -2979,7 +2776,7 @@ class Run(Waits):
             self.left_session = ""
             self.server.failures = 0
         elif end.limit in RAISED_BY_R:
-            self.limits.raise_above(end.limit, self.used)
+            self.limits.raise_above(end.limit, self.used[end.limit])
         elif end.limit:
             self.books.begin_anew()
             self.line.failures.clear()
@@ -3025,21 +2822,15 @@ class Run(Waits):
 
     def new_talk(self) -> Talk:
         told = self.what_to_tell()
-        is_last_try = bool(self.books.complaint(self.options.stuck))
+        is_last_try = bool(self.books.told_of_stuck(self.options.stuck))
         prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try)
         if is_last_try and len(self.line.models) > 1:
             self.journal.note("model", f"the last try is {prompt.model}'s", "warn")
         talk = Talk(prompt, self.options, self.journal, self.now)
-        if self.line.has_another(self.now):
+        if self.line.others(self.now):
             talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
-        talk.asks = Asks(
-            self.options,
-            self.attended,
-            talk.family,
-            self.journal,
-            self.request,
-            self.tell_that_a_person_is_needed,
-        )
+        needs_person = self.tell_that_a_person_is_needed
+        talk.asks = Asks(talk, self.attended, self.request, needs_person)
         return talk
 
     async def lead(self, talk: Talk) -> Outcome:
@@ -3212,7 +3003,7 @@ class Run(Waits):
             checking = self.request("run_check", facts_of(self))
             await self.wait(
                 reply=checking,
-                sooner=lambda: bool(self.limits.overrun(self.used._replace(cost=0.0))),
+                sooner=lambda: bool(self.limits.overrun({**self.used, "max_cost": 0.0})),
             )
             if not checking.done:
                 self.request("stop_check")
@@ -3226,18 +3017,27 @@ class Run(Waits):
             self.check_since = None
 
     def take_check(self, checked: CheckResult) -> str:
-        verdict = self.gate.take(checked)
-        if verdict == "passed":
+        """Keep what a check said. One that was interrupted said nothing."""
+        books = self.books
+        if checked.interrupted:
+            books.check = "interrupted"
+        elif checked.status == 0:
+            books.check = "passed"
+            books.complaint = ""
             self.journal.note("check", "passed", "good")
-        elif verdict == "failed":
+        else:
+            books.check = "failed"
+            books.complaint = CHECK_FAILED.format(
+                command=self.options.check, status=checked.status, output=checked.output
+            )
             said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}"
             self.journal.note("check", said, "bad")
-        return verdict
+        return books.check
 
     async def try_check(self) -> None:
         """See once, before the first prompt, that there is such a check. What it says is told to
         the first session. Raises Failed."""
-        if not self.options.check or self.gate.last:
+        if not self.options.check or self.books.check:
             return
         checked = await self.have_checked()
         if not checked.interrupted and checked.status in (126, 127):  # a shell's "no such"
@@ -3272,13 +3072,13 @@ class Run(Waits):
 
     def what_to_tell(self) -> str:
         """What the loop itself has to tell the next agent."""
-        unsettled = self.books.complaint(self.options.stuck)
+        unsettled = self.books.told_of_stuck(self.options.stuck)
         if unsettled:
             count = len(self.books.unsettled)
             said = f"{count} iterations settled nothing: the next prompt says so"
             self.journal.note("warn", said, "warn")
         near = told_of_near_misses(self.plan)
-        all_told = (self.gate.complaint, self.books.cut_short(), unsettled, near)
+        all_told = (self.books.complaint, self.books.cut_short(), unsettled, near)
         return "\n\n".join(told for told in all_told if told)
 
     # What comes after it.
@@ -3289,20 +3089,12 @@ class Run(Waits):
         if outcome.kind == "cut" and fault and not is_cut_off(fault) and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on", is_final=False)
-        if self.files.plan.summary is not None and not self.gate.is_shut:
+        if self.files.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again, or waited for
         step = self.course.after(result, outcome, self.model, self.now)
-        if step.said:
-            self.journal.note("retry", step.said, "warn")
-        if step.kind == "fail":
-            raise Failed(step.why)
-        if step.kind == "stop":
-            return End("paused", 3, step.why, step.limit)
-        if step.kind == "wait":
-            return await self.wait_before_next(step)
-        return None
+        return await self.wait_before_next(step) if isinstance(step, Wait) else step
 
-    async def wait_before_next(self, step: Step) -> End | None:
+    async def wait_before_next(self, step: Wait) -> End | None:
         limit = self.limits.reached(self.used)
         if self.pause_wanted:
             return End("paused", reason=step.why, is_final=False)
@@ -3419,7 +3211,7 @@ class Run(Waits):
             if server.problem:
                 self.give_server_up(self.now - began)
                 waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
-                await self.wait(self.now + waits.after(server.failures - 1))
+                await self.wait(self.now + wait_after(server.failures - 1, waits))
             try:
                 await self.start_server()
             except Problem as problem:
@@ -3687,17 +3479,13 @@ class Run(Waits):
                     return
 
     @property
-    def has_begun_work(self) -> bool:
-        return self.clock.started is not None
-
-    @property
     def waits_for_start(self) -> bool:
         return not self.wanted and self.phase in ("starting", "ready")
 
     @property
     def is_at_work(self) -> bool:
         """Working, or waiting to: it can be paused."""
-        return self.has_begun_work and self.phase in ("running", "waiting", "starting")
+        return self.wanted and self.phase in ("running", "waiting", "starting")
 
     def want(self) -> None:
         self.wanted = True
@@ -3771,15 +3559,13 @@ class Run(Waits):
         return self.books.spent.plus(under_way.talk.purse.total) if under_way else self.books.spent
 
     @property
-    def used(self) -> Used:
-        return Used(
-            iterations=self.books.counted,
-            cost=self.total.cost,
-            elapsed=self.clock.elapsed,
-            unsettled=len(self.books.unsettled),
-            check_failures=self.books.check_failures,
-            refused=refused_by(self.books.unsettled),
-        )
+    def used(self) -> dict[str, float]:
+        """What is held against the limits."""
+        return {
+            "max_iterations": self.books.counted,
+            "max_cost": self.total.cost,
+            "max_time": self.clock.elapsed,
+        }
 
     @property
     def model(self) -> str:
@@ -3918,7 +3704,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "progress": result.progress,
         **counts_of(plan),
     }
-    journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
+    journal.note("iter", " · ".join(filter(None, facts)), "head", session=session, record=record)
 
 
 def result_record(result: Result) -> Json:
@@ -3952,7 +3738,7 @@ def note_end(run: Run, event: str, status: int, reason: str) -> None:
     }
     tone = {0: "good", 1: "bad"}.get(status, "warn")
     run.journal.note("end", reason, tone, record=record)
-    check = {"command": run.options.check, "verdict": run.gate.last}
+    check = {"command": run.options.check, "verdict": run.books.check}
     steps = next_steps(plan, {**record, "check": check})
     for line in (*summary_of(run), *(f"to do: {step}" for step in steps)):
         run.journal.note("end", line)
@@ -4278,7 +4064,7 @@ def view(run: Run, now: float) -> Picture:
         facts=view_facts(run, now),
         plan=run.plan,
         task=run.iteration.task if run.iteration else run.plan.current,
-        check="running" if run.check_since is not None else run.gate.last,
+        check="running" if run.check_since is not None else run.books.check,
         model=model,
         agent=talk.purse.agent if talk else run.options.agent,
         spend=run.total,
@@ -4356,7 +4142,7 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
         tone = "dim" if live.kind == "think" else ""
         entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
     if talk and talk.retry:
-        left = duration(talk.retry.at - now)
+        left = duration(talk.retry_at - now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
     if run.check_since is not None:
@@ -4420,8 +4206,9 @@ def ask_panel(run: Run, now: float) -> tuple[str, ...]:
     ask = waiting.ask
     others = len(run.talk.asks.open) - 1
     notes = ""
-    if waiting.deadline != NEVER:
-        notes = f"  (refused in {duration(waiting.deadline - now + 0.9)})"
+    if run.options.ask_timeout:
+        left = waiting.since + run.options.ask_timeout - now
+        notes = f"  (refused in {duration(left + 0.9)})"
     if others:
         notes += f"  (+{others} more)"
     if ask.kind == "permission":
@@ -4612,8 +4399,9 @@ def spend_row(picture: Picture, width: int) -> Row:
         f"⟳{short_number(spend.cached):>4}"
     )
     context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    budget = f" of {budget_of(picture.budget)}" if picture.budget else ""
-    cost = f"  {dollars_of(spend.cost)}{budget}"
+    cost = f"  {dollars_of(spend.cost)}"
+    if picture.budget:
+        cost += " of " + dollars_of(picture.budget).removesuffix(".00")
     right = tokens + context + cost
     if text_width(right) + 14 > width:
         right = tokens + cost
@@ -5315,7 +5103,6 @@ class OpenCode:
             models=None if models is None else contexts,
             agents=None if agents is None else tuple(names),
             free=frozenset(free),
-            providers=frozenset(name.partition("/")[0] for name in contexts),
             variants=variants,
             chosen=self.chosen,
             asks=tuple(name for name, is_asked in self.asked.items() if is_asked),
@@ -6383,8 +6170,8 @@ class StreamReader:
             with suppress(RequestError, *client.ERRORS):
                 self._connect(client.open("GET", path, None, STREAM_TIMEOUT, EVENTS))
             lasted = time.monotonic() - opened
-            failures = 1 if lasted > STREAM_WAITS.longest else failures + 1
-            time.sleep(STREAM_WAITS.after(failures))
+            failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
+            time.sleep(wait_after(failures, STREAM_WAITS))
 
     def _connect(self, response: http.client.HTTPResponse) -> None:
         with response:
@@ -7776,12 +7563,12 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "generation": run.server.generation,
         "opencode_version": run.server.version,
         "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
-        "retry": f"{retry.message} (at {clock(began + retry.at)})" if retry else "",
+        "retry": f"{retry.message} (at {clock(began + talk.retry_at)})" if talk and retry else "",
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "check": {
             "command": run.options.check,
-            "verdict": run.gate.last,
-            "told": run.gate.complaint,
+            "verdict": run.books.check,
+            "told": run.books.complaint,
         },
         "tasks": [task_record(item) for item in tasks],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
@@ -8859,7 +8646,7 @@ def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
 def spent_of(limits: Json) -> str:
     names = ("max_cost", "max_time", "max_iterations")
     budget, longest, most = (as_float(limits.get(name)) for name in names)
-    said = [budget_of(budget)] if budget else []
+    said = [dollars_of(budget).removesuffix(".00")] if budget else []
     said += [duration(longest)] if longest else []
     said += [f"{most:.0f} iterations"] if most else []
     return f" (of {', '.join(said)})" if said else ""
