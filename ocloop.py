@@ -990,10 +990,10 @@ def wait_after(times: int, waits: Sequence[float]) -> float:
 
 
 class Entry(NamedTuple):
-    """One line of the journal. `time` is in seconds since 1970."""
+    """One line of the journal."""
 
     number: int
-    time: float
+    time: float  # in seconds since 1970
     kind: str
     text: str
     tone: str = ""  # dim, good, bad, warn or head
@@ -1015,16 +1015,17 @@ class Journal:
     def __init__(self, wall: float) -> None:
         self.wall = wall  # the time, in seconds since 1970; the run sets it
         self.iteration = 0  # what is noted belongs to this one; 0: to none
+        self.family: dict[str, int] = {}  # the session at work and its subagents' -> depth
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
-    def note(self, kind: str, text: str, tone: str = "", **more: Any) -> None:
-        """`more`: session, depth and record of the entry."""
+    def note(self, kind: str, text: str, tone: str = "", session: str = "", **more: Any) -> None:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         self.count += 1
-        entry = Entry(self.count, self.wall, kind, text, tone, iteration=self.iteration, **more)
-        self.entries.append(Entry(*all_printable(entry)))
+        kind, text, more = all_printable((kind, text, more))
+        place = (self.family.get(session, 0), self.iteration, session)
+        self.entries.append(Entry(self.count, self.wall, kind, text, tone, *place, **more))
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -1156,10 +1157,8 @@ def outcome_of_error(error: RequestError) -> Outcome:
 
 
 class Purse:
-    """What a session and its subagents have used, counted twice: by messages and by polls.
-
-    The stream may lose messages, a poll may lag behind: the larger count is the better one.
-    """
+    """What a session and its subagents have used: the larger of two counts, since the stream may
+    lose messages, and a poll may lag behind."""
 
     def __init__(self, model: str, agent: str) -> None:
         self.by_message: dict[str, Spend] = {}
@@ -1185,10 +1184,9 @@ class Purse:
 
 
 class Circles:
-    """The circles that an agent or a server can walk in.
+    """The circles that an agent or a server can walk in, each session of the family in its own.
 
-    Each method takes in what happened and returns the problem, in words, once a circle was walked
-    too often; "" before that. Each session of the family walks in its own.
+    Each method takes in what happened, and returns the problem once that was too often.
     """
 
     def __init__(self) -> None:
@@ -1213,7 +1211,6 @@ class Circles:
         return ""
 
     def message(self, event: Spent, own_prompt: str) -> str:
-        """Answers that end nowhere, and answers to one prompt without end."""
         if event.ended == "nowhere":
             spins = self.spins.setdefault(event.session, set())
             spins.add(event.message)
@@ -1240,7 +1237,7 @@ class Circles:
 
 
 class Live(NamedTuple):
-    """Something that runs or is being written now."""
+    """A part that runs or is being written now."""
 
     kind: str
     text: str
@@ -1260,16 +1257,16 @@ class Transcript:
         self.journal = journal
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, str, str, str, int]] = []  # tools that wait
+        self.held: list[tuple[str, str, str, str]] = []  # tools that wait
 
-    def error(self, message: str, session: str, depth: int = 0) -> None:
+    def error(self, message: str, session: str) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
-            self.journal.note("error", message, "bad", session=session, depth=depth)
+            self.journal.note("error", message, "bad", session)
 
-    def show(self, part: Part, depth: int, now: float) -> bool:
-        """Take a part in; whether it has ended, and that is news."""
+    def show(self, part: Part, now: float) -> bool:
+        """Whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
         is_tool = part.kind == "tool"
@@ -1279,9 +1276,10 @@ class Transcript:
         if part.state == "running":
             known = self.live.get(part.key)
             if known is None and part.opens:
-                self.note_tool(part, kind, text, "", depth)
+                self.note_tool(part, kind, text)
             shown = text[-Journal.LONGEST_TEXT :]
             since = known.since if known else now
+            depth = self.journal.family.get(part.session, 0)
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
             return False
         self.journaled.add(part.key)
@@ -1291,9 +1289,9 @@ class Transcript:
             if part.state == "failed":
                 text += f"  failed: {part.text}"
                 tone = "bad"
-            self.note_tool(part, kind, text, tone, depth)
+            self.note_tool(part, kind, text, tone)
         elif text.strip():
-            self.journal.note(kind, text.strip(), tone, session=part.session, depth=depth)
+            self.journal.note(kind, text.strip(), tone, part.session)
         if part.kind == "text":
             self.release()
         return True
@@ -1304,8 +1302,8 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def note_tool(self, part: Part, kind: str, text: str, tone: str, depth: int) -> None:
-        self.held.append((kind, text, tone, part.session, depth))
+    def note_tool(self, part: Part, kind: str, text: str, tone: str = "") -> None:
+        self.held.append((kind, text, tone, part.session))
         texts = [live.message for live in self.live.values() if live.kind == "text"]
         if part.message not in texts:
             self.release()
@@ -1317,13 +1315,12 @@ class Transcript:
                 del self.live[key]
                 if live.text.strip():
                     self.journaled.add(key)
-                    text = live.text.strip()
-                    self.journal.note("text", text, session=session, depth=live.depth)
+                    self.journal.note("text", live.text.strip(), "", session)
         self.release()
 
     def release(self) -> None:
-        for kind, text, tone, session, depth in self.held:
-            self.journal.note(kind, text, tone, session=session, depth=depth)
+        for entry in self.held:
+            self.journal.note(*entry)
         self.held.clear()
 
     def close(self) -> None:
@@ -1333,8 +1330,6 @@ class Transcript:
 
 
 class OpenAsk(NamedTuple):
-    """An ask that waits for somebody."""
-
     ask: Ask
     since: float  # whatever looks later must list it
     answers: tuple[str, ...] = ()  # labels, one for each question answered so far
@@ -1343,8 +1338,7 @@ class OpenAsk(NamedTuple):
 class Asks:
     """What a session and its subagents ask, from its coming up until the answer has arrived.
 
-    What nobody has to be asked for it decides by itself. `request` has an answer delivered;
-    `needs_person` is told what waits for somebody.
+    What nobody has to be asked for it decides by itself.
     """
 
     def __init__(
@@ -1356,8 +1350,8 @@ class Asks:
     ) -> None:
         self.talk = talk
         self.attended = attended  # somebody can answer
-        self.request = request
-        self.needs_person = needs_person
+        self.request = request  # has an answer delivered
+        self.needs_person = needs_person  # is told what waits for somebody
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
@@ -1422,7 +1416,6 @@ class Asks:
             self.hear(ask, looked)
 
     def mind(self, now: float) -> None:
-        """Refuse what nobody answers in time."""
         timeout = self.talk.options.ask_timeout
         for waiting in list(self.open.values()):
             if timeout and now >= waiting.since + timeout:
@@ -1457,7 +1450,7 @@ class Asks:
         self.open.clear()
 
     def leave_alone(self) -> None:
-        """Nobody is there any more: refuse what is asked, now and later."""
+        """Nobody is there any more."""
         self.attended = False
         for waiting in list(self.open.values()):
             self.refuse(waiting, "nobody is there to answer")
@@ -1482,10 +1475,9 @@ class Asks:
         is_permission = waiting.ask.kind == "permission"
         if key.name == "n":
             self.refuse(waiting, "by a person", A_PERSON)
-        elif is_permission and key.name == "y":
-            self.reply(waiting, "once", "approved")
-        elif is_permission and key.name == "a":
-            self.reply(waiting, "always", "approved, always")
+        elif is_permission and key.name in ("y", "a"):
+            decision = "once" if key.name == "y" else "always"
+            self.reply(waiting, decision, f"approved, {decision}")
         elif not is_permission and key.name in tuple("123456789"):
             self.choose(waiting, int(key.name))
         else:
@@ -1493,19 +1485,15 @@ class Asks:
         return True
 
     def choose(self, waiting: OpenAsk, number: int) -> None:
-        """Answer the question that is shown with the option of that number, from 1.
-
-        The reply is sent when all questions of the ask are answered.
-        """
+        """Answer the question that is shown; the reply is sent when all of the ask's are."""
         questions = waiting.ask.questions
         options = questions[len(waiting.answers)].options if questions else ()
-        if number > len(options):
-            return
-        label, _description = options[number - 1]
-        waiting = waiting._replace(answers=(*waiting.answers, label))
-        self.open[waiting.ask.id] = waiting
-        if len(waiting.answers) == len(questions):
-            self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
+        if number <= len(options):
+            label, _description = options[number - 1]
+            waiting = waiting._replace(answers=(*waiting.answers, label))
+            self.open[waiting.ask.id] = waiting
+            if len(waiting.answers) == len(questions):
+                self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
 
 
 class Talk:
@@ -1521,7 +1509,7 @@ class Talk:
         self.options = options
         self.journal = journal
         self.id = ""
-        self.family: dict[str, int] = {}  # this session and its subagents' -> depth
+        self.family = journal.family = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
         self.has_begun = False  # the prompt is known to run
         self.look_at = NEVER  # when the session is to be looked at
@@ -1543,9 +1531,7 @@ class Talk:
         self.asks: Asks  # whoever leads the session puts it there
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
-        session = session or self.id
-        depth = self.family.get(session, 0)
-        self.journal.note(kind, text, tone, session=session, depth=depth)
+        self.journal.note(kind, text, tone, session or self.id)
 
     def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
@@ -1559,13 +1545,10 @@ class Talk:
         """The prompt is handed over now: what was heard before is old."""
         self.has_begun = False
         self.look_at = NEVER
-        self.forget()
-        self.server_was_lost = False
-        self.asks.ends_turn = ""
-
-    def forget(self) -> None:
         self.fault = None
         self.verdict = ""
+        self.server_was_lost = False
+        self.asks.ends_turn = ""
 
     # What the stream says.
 
@@ -1629,7 +1612,7 @@ class Talk:
             return  # our own prompt, and what OpenCode puts in by itself
         if event.state == "running":
             self.begin()
-        has_ended = self.transcript.show(event, self.family[event.session], now)
+        has_ended = self.transcript.show(event, now)
         if has_ended and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
@@ -1648,12 +1631,12 @@ class Talk:
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
             self.fault = fault
             self.look_within(now, 1.0)
-        self.transcript.error(fault.message, event.session, self.family[event.session])
+        self.transcript.error(fault.message, event.session)
 
     # Looks at it.
 
     def take_in(self, polled: Polled, looked: float) -> None:
-        """What a look says of family, costs and asks: the stream may have lost it."""
+        """What the stream may have lost."""
         for child in polled.children:
             self.family.setdefault(child, 1)
         if polled.spent:
@@ -1704,7 +1687,6 @@ class Talk:
     # Time, and the server.
 
     def mind(self, now: float, server_is_down: bool) -> None:
-        """What has to be looked after while it works."""
         is_retrying = self.retry is not None and self.retry_at > now
         if server_is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
@@ -1717,7 +1699,7 @@ class Talk:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
 
     def lose_server(self) -> None:
-        """It is gone. Whoever looks at the session next finds that out, and has it started."""
+        """Whoever looks at the session next finds that out, and has it started."""
         self.look_at = 0.0
         self.asks.forget()
         self.transcript.close()
@@ -1726,7 +1708,8 @@ class Talk:
     def find_server(self, now: float) -> None:
         """It is there again: what was heard before is old, and was broken off by its end."""
         self.last_sign = now
-        self.forget()
+        self.fault = None
+        self.verdict = ""
         self.server_was_lost = True
         self.look_within(now)
 
@@ -1744,11 +1727,7 @@ QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on
 
 
 class Result(NamedTuple):
-    """One iteration, as it stands in the books.
-
-    `word` is what it is called in front of people: done, blocked, nothing settled, check failed,
-    refused, cut, failed, stalled, rate-limited, outage or aborted.
-    """
+    """One iteration, as it stands in the books. `word` is what people are told: `word_for`."""
 
     number: int
     task: str  # "" when nothing was left but the summary
@@ -1775,11 +1754,8 @@ class Result(NamedTuple):
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
-    """What is wrong with models and agent, as far as the server can tell; "" when nothing is.
-
-    All models in line are looked at, or else the one of OpenCode's own configuration: a mistake
-    must show in the evening.
-    """
+    """What is wrong with models and agent, as far as the server can tell: a mistake must show in
+    the evening, also one in OpenCode's own configuration."""
     for name in models or filter(None, (setup.model,)):
         model, _, variant = name.partition("#")
         if setup.models is not None and model not in setup.models:
@@ -1803,8 +1779,8 @@ def meant(name: str, known: Iterable[str]) -> str:
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
     """The exit status of a run that its agents have ended, and the reason for a person.
 
-    `gone` are open tasks that went out of the plan. Where no agent has said that it is complete,
-    they and what looks like an open task are work that is left.
+    Where no agent has said that it is complete, tasks that are `gone` and what looks like an open
+    task are work that is left.
     """
     left = [tasks_of(plan.pending, "pending")] if plan.pending else []
     left += [tasks_of(plan.blocked, "blocked")] if plan.blocked else []
@@ -1850,27 +1826,37 @@ def said_refused(refused: Iterable[tuple[str, int]]) -> str:
 
 
 class Books:
-    """All results so far. What is a count, a streak or a sum is computed from them.
-
-    Streaks begin anew at `mark`, which a person moves who goes on after the run has come to rest.
-    """
+    """All results so far, and what is reckoned from them."""
 
     def __init__(self) -> None:
         self.results: list[Result] = []
-        self.mark = 0
+        self.spent = Spend()  # by all iterations that are over, also those that an end broke off
+        self.counted = 0  # towards --max-iterations: not those that a provider would not let work
+        self.last_worked: Result | None = None
+        self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
+        self.check_failures = 0  # in a row: only a check that passes ends it
+        self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
+        self.complaint = ""  # of the check, for the next agent; "" when the last one passed
+        self.waited = 0.0  # seconds, for a provider, since an iteration worked
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.tasks: set[str] = set()  # of the plan that was noted last
         self.most_settled = 0  # tasks, so far
         self.least_pending = NEVER  # the same
-        self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.waited = 0.0  # seconds, for a provider, since an iteration worked
-        self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
-        self.complaint = ""  # of the check, for the next agent; "" when the last one passed
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
+        self.counted += not result.waited_for
+        if result.check == "failed":
+            self.check_failures += 1
+        elif result.check == "passed":
+            self.check_failures = 0
+        if result.worked:
+            self.last_worked = result
+            self.unsettled.append(result)
+        if result.progress:
+            self.unsettled.clear()
 
     def note_plan(self, plan: Plan) -> bool:
         """Take in a plan; whether it is progress.
@@ -1897,60 +1883,31 @@ class Books:
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
-        self.mark = len(self.results)
+        self.unsettled.clear()
+        self.check_failures = 0
         self.waited = 0.0
         self.tasks = set()  # the plan is noted anew before the next iteration
         self.most_settled = 0
         self.least_pending = NEVER
 
-    @property
-    def unsettled(self) -> list[Result]:
-        """The latest iterations that worked and settled nothing, oldest first."""
-        found: list[Result] = []
-        for result in self.results[self.mark :]:
-            if result.progress:
-                found.clear()
-            elif result.worked:
-                found.append(result)
-        return found
-
-    @property
-    def check_failures(self) -> int:
-        """In a row: only a check that passes ends it."""
-        number = 0
-        for result in self.results[self.mark :]:
-            if result.check == "failed":
-                number += 1
-            elif result.check == "passed":
-                number = 0
-        return number
-
     def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
-        unsettled = self.unsettled
-        if not most or len(unsettled) < most:
+        if not most or len(self.unsettled) < most:
             return ""
-        goals = collections.Counter(result.goal for result in unsettled)
+        goals = collections.Counter(result.goal for result in self.unsettled)
         lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-        refused = said_refused(refused_by(unsettled))
-        seen = f"What they asked for was {refused}: do without it." if refused else ""
-        seen = seen or "They ended in good order, and marked nothing."
-        return NOTHING_SETTLED.format(count=len(unsettled), goals=lines, seen=seen)
+        refused = said_refused(refused_by(self.unsettled))
+        seen = "They ended in good order, and marked nothing."
+        if refused:
+            seen = f"What they asked for was {refused}: do without it."
+        return NOTHING_SETTLED.format(count=len(self.unsettled), goals=lines, seen=seen)
 
-    def cut_short(self) -> str:
+    def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
-        last = self.results[-1] if self.results[self.mark :] else None
-        has_part = last is not None and last.problem == CUT_OFF and not last.progress
-        return CUT_SHORT.format(goal=last.goal) if last and has_part else ""
-
-    @property
-    def last_worked(self) -> Result | None:
-        return next((result for result in reversed(self.results) if result.worked), None)
-
-    @property
-    def counted(self) -> int:
-        """Towards --max-iterations: not those that a provider would not let work."""
-        return sum(not result.waited_for for result in self.results)
+        last = self.results[-1] if self.results else None
+        if last is None or last.problem != CUT_OFF or last.progress:
+            return ""
+        return CUT_SHORT.format(goal=last.goal)
 
     @property
     def average(self) -> float:
@@ -1959,50 +1916,52 @@ class Books:
         return sum(times) / len(times) if times else 0.0
 
 
-class ModelLine:
-    """The models in line. The first one that does not rest works; every rest has an end.
+class Wait(NamedTuple):
+    """What comes after an iteration that failed. `seconds` is how long."""
 
-    Without any model named, OpenCode's own default is the only one in line, as "".
+    why: str
+    seconds: float
+    for_provider: bool = False  # it counts towards --max-wait
+
+
+class ModelLine:
+    """The models in line, and what an outcome means for them and the run.
+
+    The first one that does not rest works; every rest has an end. Without any model named,
+    OpenCode's own default is the only one in line, as "".
     """
 
-    def __init__(self, models: Sequence[str]) -> None:
-        self.order(models)
+    def __init__(self, options: Options, books: Books, journal: Journal) -> None:
+        self.options = options
+        self.books = books
+        self.journal = journal
+        self.models = options.models or ("",)
         self.current = self.models[0]
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
         self.last_seen = ""  # what OpenCode said that it used
 
-    def order(self, models: Sequence[str]) -> None:
-        """The line as it is now: the prompt may have been edited."""
-        self.models = tuple(models) or ("",)
-
     def left(self, model: str, now: float) -> float:
         """Seconds that it still rests."""
         return max(0.0, self.until.get(model, 0.0) - now)
 
-    def choose(self, now: float) -> str:
-        """The model that works next: the first one that does not rest, else the first one back."""
-        self.current = min(self.models, key=lambda model: self.left(model, now))
-        return self.current
-
     def others(self, now: float) -> list[str]:
         """Those that could work now besides the one at work."""
-        return [
-            model for model in self.models if model != self.current and not self.left(model, now)
-        ]
+        others = [model for model in self.models if model != self.current]
+        return [model for model in others if not self.left(model, now)]
 
-    def choose_another(self, now: float) -> str:
-        """Another model than the one at work, where there is one that does not rest."""
-        others = self.others(now)
-        self.current = others[0] if others else self.choose(now)
+    def choose(self, now: float, another: bool = False) -> str:
+        """The model that works next: the first one that does not rest, else the first one back.
+
+        `another`: than the one at work, where there is one.
+        """
+        models = (self.others(now) if another else ()) or self.models
+        self.current = min(models, key=lambda model: self.left(model, now))
         return self.current
 
     def rest(self, now: float, announced: float = 0.0) -> float:
-        """Let the one at work rest: until its announced time, else longer each time.
-
-        Both are in seconds; returns the rest that it gets.
-        """
+        """Let the one at work rest, for the announced seconds, else longer each time; how long."""
         self.rests[self.current] += 1
         seconds = announced or wait_after(self.rests[self.current], RATE_LIMIT_WAITS)
         self.until[self.current] = now + seconds
@@ -2018,24 +1977,6 @@ class ModelLine:
         self.until.clear()
         self.rests.clear()
         self.failures.clear()
-
-
-class Wait(NamedTuple):
-    """What comes after an iteration that failed. `seconds` is how long."""
-
-    why: str
-    seconds: float
-    for_provider: bool = False  # it counts towards --max-wait
-
-
-class Course:
-    """What an outcome means for the run: go on, wait, let another model work, or give up."""
-
-    def __init__(self, options: Options, books: Books, line: ModelLine, journal: Journal) -> None:
-        self.options = options
-        self.books = books
-        self.line = line
-        self.journal = journal
 
     def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Wait | End | None:
         """What comes before the next iteration; None: nothing. Raises Failed.
@@ -2053,30 +1994,29 @@ class Course:
         if fault and fault.kind == "configuration":
             raise Failed(problem)
         advice = FAULTS[fault.kind] if fault else ""
-        if advice and self.line.others(now):
+        if advice and self.others(now):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
         if advice and self.books.last_worked is None:
             advice = advice.format(model=model or "of the configuration")
             raise Failed(f"{problem.rstrip('.')}: {advice}")
-        failures = self.line.failures
-        failures[self.line.current] += 1
-        times = failures[self.line.current]
+        self.failures[self.current] += 1
+        times = self.failures[self.current]
         most = self.options.retries
         if not most or times <= most:
             return Wait(problem, wait_after(times, FAILURE_WAITS))
         # Two models that fail by turns would do so for ever.
-        if any(failures[other] <= most for other in self.line.others(now)):
+        if any(self.failures[other] <= most for other in self.others(now)):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
-        times = sum(failures.values())
+        times = sum(self.failures.values())
         raise Failed(f"{times} iterations in a row failed, the last one: {problem}")
 
     def let_another_work(self, why: str, now: float, seconds: float) -> None:
         """Let the model at work rest for so long (0: longer each time), and the next one work."""
-        model = self.line.current
-        rest = duration(self.line.rest(now, seconds))
-        following = self.line.choose(now)
+        model = self.current
+        rest = duration(self.rest(now, seconds))
+        following = self.choose(now)
         said = f"{model} rests for {rest} ({why}): {following} is next"
         self.journal.note("retry", said, "warn")
 
@@ -2086,11 +2026,11 @@ class Course:
         What is left of --max-wait is waited; not for a time that was announced to come after it.
         """
         left = (self.options.max_wait or NEVER) - self.books.waited
-        if self.line.others(now) and left > 0:
+        if self.others(now) and left > 0:
             self.let_another_work(problem, now, announced)
             return None
-        self.line.rest(now, announced)
-        seconds = min(self.line.left(model, now) for model in self.line.models)
+        self.rest(now, announced)
+        seconds = min(self.left(model, now) for model in self.models)
         if left <= 0 or (announced and seconds > left):
             waited = duration(self.books.waited)
             back = f", and would be back in {duration(seconds)}" if announced else ""
@@ -2108,10 +2048,7 @@ RAISED_BY_R: dict[str, Callable[[Any], str]] = {
 
 
 class Limits:
-    """The limits of a run, as they were asked for and as a person has raised them since.
-
-    `used` is what is held against them, by the names of RAISED_BY_R.
-    """
+    """The limits of a run, as a person has raised them since; `used` is held against them."""
 
     def __init__(self, options: Options, books: Books) -> None:
         self.options = options
@@ -2126,12 +2063,9 @@ class Limits:
         most = self.options.stuck
         unsettled = self.books.unsettled
         if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            advice = (
-                "look at the plan's next task and at the prompt, or mark the task [BLOCKED: reason]"
-            )
             refused = said_refused(refused_by(unsettled))
-            if refused:
-                advice = f"{refused}: {ALLOW}"
+            advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
+            advice = f"{refused}: {ALLOW}" if refused else advice
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
             return "stuck", why
         failures = self.books.check_failures
@@ -2153,24 +2087,21 @@ class Limits:
         return f"--{name.replace('_', '-')} is reached: {RAISED_BY_R[name](count)}"
 
     def raise_above(self, name: str, count: float) -> None:
-        """By as much again as was asked for, until there is room above this count."""
+        """By as much again as was asked for, until there is room."""
         step = float(getattr(self.options, name))
         if self.most[name] <= count:
             self.most[name] += step * ((count - self.most[name]) // step + 1)
 
 
 class Briefing:
-    """What the next session is told, and by which model and agent it is worked.
-
-    The prompt's front matter, the command line and OpenCode's own configuration have a word in it.
-    `seed` makes the ids of two runs differ.
-    """
+    """What the next session is told, and by which model and agent it is worked: front matter,
+    command line and OpenCode's own configuration have a word in it."""
 
     def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
         self.options = options
         self.files = files
         self.line = line
-        self.seed = seed
+        self.seed = seed  # makes the ids of two runs differ
         self.setup = Setup()  # what the server knows
         self.warned: set[str] = set()  # of this
 
@@ -2181,7 +2112,6 @@ class Briefing:
         return models, self.options.agent or fields.get("agent", ""), body
 
     def problem(self, with_prompt: bool = False) -> str:
-        """What is wrong with it, as far as the server can tell; "" when nothing is."""
         models, agent, body = self.read()
         if with_prompt and not body:
             return NO_PROMPT.format(self.options.prompt)
@@ -2193,8 +2123,7 @@ class Briefing:
         return (*models, self.setup.model or self.setup.chosen)[0]
 
     def warnings(self) -> list[str]:
-        """What a person should know of model and configuration before the first prompt; each is
-        said once."""
+        """What a person should know before the first prompt; each is said once."""
         setup = self.setup
         model = self.first_model()
         said = []
@@ -2205,10 +2134,7 @@ class Briefing:
                 "`opencode auth login`"
             )
         if model in setup.free and self.options.max_cost:
-            said.append(
-                f"{model} has no price, every iteration will cost $0: --max-cost will not stop it, "
-                "use --max-iterations or --max-time"
-            )
+            said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
         if setup.asks and not self.options.auto:
             said.append(
                 f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
@@ -2219,12 +2145,10 @@ class Briefing:
         return fresh
 
     def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
-        """The order for this iteration; `told` is what the loop has to add. The last try at a task
-        that is stuck is another model's."""
+        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
-        self.line.order(models)
-        choose = self.line.choose_another if is_last_try else self.line.choose
-        model = choose(clock.now)
+        self.line.models = models or ("",)
+        model = self.line.choose(clock.now, another=is_last_try)
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         prompt = prompt._replace(model=model, agent=agent)
         return with_ids(prompt, clock.wall, number, self.seed)
@@ -2619,7 +2543,7 @@ class Iteration(NamedTuple):
 
 
 class Run(Waits):
-    """The whole run. What it reckons with are values: books, line, course, limits, briefing.
+    """The whole run. What it reckons with are values: books, line, limits, briefing.
 
     `work` iterates; `iterate` is one session, the plan after it, and the check; `lead` is a session
     from its creation to its end; `watch` looks at it until an end is believed; `recall` stops what
@@ -2644,9 +2568,8 @@ class Run(Waits):
         self.mind_at = 0.0  # what has a time-out is looked at then
         # What it reckons with.
         self.books = Books()
-        self.line = ModelLine(options.models)
+        self.line = ModelLine(options, self.books, self.journal)
         self.briefing = Briefing(options, self.files, self.line, seed)
-        self.course = Course(options, self.books, self.line, self.journal)
         self.limits = Limits(options, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
@@ -3078,7 +3001,7 @@ class Run(Waits):
             said = f"{count} iterations settled nothing: the next prompt says so"
             self.journal.note("warn", said, "warn")
         near = told_of_near_misses(self.plan)
-        all_told = (self.books.complaint, self.books.cut_short(), unsettled, near)
+        all_told = (self.books.complaint, self.books.told_of_cut(), unsettled, near)
         return "\n\n".join(told for told in all_told if told)
 
     # What comes after it.
@@ -3091,7 +3014,7 @@ class Run(Waits):
             return End("paused", reason="its answer was broken off: Space goes on", is_final=False)
         if self.files.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again, or waited for
-        step = self.course.after(result, outcome, self.model, self.now)
+        step = self.line.after(result, outcome, self.model, self.now)
         return await self.wait_before_next(step) if isinstance(step, Wait) else step
 
     async def wait_before_next(self, step: Wait) -> End | None:
@@ -3704,7 +3627,7 @@ def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> N
         "progress": result.progress,
         **counts_of(plan),
     }
-    journal.note("iter", " · ".join(filter(None, facts)), "head", session=session, record=record)
+    journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
 
 
 def result_record(result: Result) -> Json:

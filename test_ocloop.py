@@ -4760,9 +4760,9 @@ def test_streaks_are_computed_from_the_results(outcomes: str, waits: int, unsett
 
 def test_a_streak_begins_anew_where_a_person_went_on() -> None:
     books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
-    books.mark = 4
+    books.begin_anew()
     assert (books.check_failures, books.unsettled) == (0, [])
-    books.results.append(a_result("done", check="failed"))
+    books.add(a_result("done", check="failed"))
     assert (books.check_failures, len(books.unsettled)) == (1, 1)
 
 
@@ -4816,8 +4816,12 @@ def test_sums_are_computed_from_the_results() -> None:
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
 
 
+def in_line_of(*models: str) -> ModelLine:
+    return ModelLine(Options(models=models), Books(), ocloop.Journal(NOON))
+
+
 def test_the_first_model_that_does_not_rest_works() -> None:
-    line = ModelLine(("a/1", "a/2", "a/3"))
+    line = in_line_of("a/1", "a/2", "a/3")
     assert line.choose(0.0) == "a/1"
     assert line.rest(0.0, 100.0) == 100.0
     assert line.others(0.0) == ["a/2", "a/3"] and line.choose(0.0) == "a/2"
@@ -4831,7 +4835,7 @@ def test_the_first_model_that_does_not_rest_works() -> None:
 
 
 def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
-    line = ModelLine(("a/1", "a/2"))
+    line = in_line_of("a/1", "a/2")
     line.choose(0.0)
     rests = [line.rest(0.0) for _ in range(8)]
     assert rests == [30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
@@ -4844,9 +4848,9 @@ def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> N
 
 
 def test_who_is_in_line() -> None:
-    line = ModelLine(("a/1", "a/2"))
+    line = in_line_of("a/1", "a/2")
     assert line.choose(0.0) == "a/1"
-    line.order(())  # the prompt names none any more: OpenCode's own default is alone
+    line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
     assert line.choose(0.0) == "", "the one that was dropped is not kept"
     line.rest(0.0, 70.0)
     assert line.left("", 0.0) == 70.0
