@@ -692,6 +692,12 @@ class Child:
             fail(f"left behind: {left}\n{self.everything()}")
         return self
 
+    def stop(self, number: int) -> Child:
+        """End it with a signal; after SIGKILL it is the guard that ends the rest."""
+        self.signal(number)
+        status = -number if number == signal.SIGKILL else 130
+        return self.finish(status, timeout=20, patience=5.0 if status < 0 else 2.0)
+
     def close(self) -> None:
         """End what is still there, whatever it is: for a test that failed."""
         if self.process.poll() is None:
