@@ -947,8 +947,6 @@ class Reply:
         self.request = request  # the name of a method of Outside
         self.args = args
         self.done = False
-        self.is_unheard = False  # nobody waits for it any more
-        self.at: float | None = None  # when it was answered, on the run's own clock
         self.result: Any = None
         self.error: Exception | None = None
 
@@ -1722,7 +1720,6 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
-NO_SESSION = "there is no session right now that could be shown"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
 
 
@@ -1979,7 +1976,7 @@ class ModelLine:
         self.failures.clear()
 
     def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Wait | End | None:
-        """What comes before the next iteration; None: nothing. Raises Failed.
+        """What comes before the next iteration; None: nothing. Raises Problem.
 
         `model` is what a person knows the model at work by.
         """
@@ -1992,14 +1989,14 @@ class ModelLine:
         if outcome.kind not in FAILURES:
             return None
         if fault and fault.kind == "configuration":
-            raise Failed(problem)
+            raise Problem(problem)
         advice = FAULTS[fault.kind] if fault else ""
         if advice and self.others(now):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
         if advice and self.books.last_worked is None:
             advice = advice.format(model=model or "of the configuration")
-            raise Failed(f"{problem.rstrip('.')}: {advice}")
+            raise Problem(f"{problem.rstrip('.')}: {advice}")
         self.failures[self.current] += 1
         times = self.failures[self.current]
         most = self.options.retries
@@ -2010,7 +2007,7 @@ class ModelLine:
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
         times = sum(self.failures.values())
-        raise Failed(f"{times} iterations in a row failed, the last one: {problem}")
+        raise Problem(f"{times} iterations in a row failed, the last one: {problem}")
 
     def let_another_work(self, why: str, now: float, seconds: float) -> None:
         """Let the model at work rest for so long (0: longer each time), and the next one work."""
@@ -2157,8 +2154,7 @@ class Briefing:
 # ── run ───────────────────────────────────────────────────────────────────────────────────────────
 # The run, told from top to bottom as it happens. It is one coroutine, `async` without asyncio:
 # `handle` takes one event and the time, resumes the coroutine, and returns the requests that are to
-# be made. So it touches no clock, thread, file or socket, and a test is a world that has the clock
-# and answers the requests.
+# be made. A test is a world that has the clock and answers the requests.
 #
 # Three rules make it safe:
 # 1. Everything that is waited for is waited for in `wait`. All that happens is heard there
@@ -2178,36 +2174,25 @@ MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # a request that failed is made again after so long
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
+# Each request times out outside. For one whose thread hangs nobody waits longer than that; a check
+# has an end of its own.
+ANSWER_WITHIN = 300.0
+LOOK_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
 ATTEMPTS = 4  # one prompt is handed over so often at the most
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
 PARTS_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
-# Models and agents of OpenCode 2 are loaded behind the first request. A list that is not empty may
-# still lack the provider of the configuration: only the name that is looked for ends the waiting.
-LISTS_REST = 2.0  # a list that has not changed for so long is complete, if there is no better sign
-MISSING_AFTER = 10.0  # before that a name that is not listed may still come
-AGENTS_WITHIN = 3.0  # an agent list that is still empty then stays so: it tells nothing
-LISTS_WITHIN = 60.0  # lists that never come to rest are taken as they are
-
-# Seconds after which nobody waits for a request's answer any more: what it takes when it times out
-# outside, and more, for the case that its thread hangs. What is not named here has an end of its
-# own: --check-timeout, a person.
-WITHIN = {
-    "start_server": 180.0,
-    "stop_server": 120.0,
-    "setup": 200.0,
-    "read_files": 30.0,
-    "create": 300.0,
-    "send": 60.0,
-    "poll": 100.0,
-    "interrupt": 60.0,
-}
+# OpenCode 2 loads models and agents behind the first request: a name that is not listed may come.
+LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
+MISSING_AFTER = 15.0  # a name that is not listed by then does not come
 
 STILL_COMPLETE = "the plan is complete: add tasks, and take its <plan-complete> tag out, then go on"
 REFUSAL_ENDED_TURN = "Something that you asked for was refused, and that has ended your turn."
-
-RESTS = ("ready", "paused", "complete", "error")  # phases in which a person has to say something
+DATA_BASE = (
+    ": another program may hold OpenCode's data base (~/.local/share/opencode/opencode.db): "
+    "end that, then run again"
+)
 
 
 class Interrupt(Exception):
@@ -2217,40 +2202,26 @@ class Interrupt(Exception):
 class Quit(Interrupt):
     """The run is to end: Q, a signal, nobody there to go on. `str()` is why."""
 
-    def __init__(self, why: str, by_person: bool = False) -> None:
-        super().__init__(why)
-        self.by_person = by_person  # in front of the screen: nobody has to be told
-
 
 class Abort(Interrupt):
-    """This session is to end: X, a silence, a circle, twice a budget."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.problem)
-        self.outcome = outcome
+    """This session is to end (X, a silence, a circle, twice a budget): see `Talk.ends_as`."""
 
 
 class ServerGone(Exception):
-    """Found out by a request, and by nothing else. `is_busy`: it answers, and fails at it."""
+    """Found out by a request, and by nothing else. `error` is the last thing that it said."""
 
-    def __init__(self, problem: str, is_busy: bool = False, is_timeout: bool = False) -> None:
+    def __init__(self, problem: str, error: RequestError) -> None:
         super().__init__(problem)
-        self.is_busy = is_busy
-        self.is_timeout = is_timeout
-
-
-class Failed(Exception):
-    """The run cannot go on; R begins anew."""
+        self.error = error
 
 
 class End(NamedTuple):
     """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
 
     phase: str
-    status: int = 130  # exit status
+    status: int = 130  # exit status; 130: a person's pause or end
     reason: str = ""
     limit: str = ""  # the option that makes it rest, such as max_cost
-    is_final: bool = True  # False: a person's pause, which is no end
 
 
 @types.coroutine
@@ -2259,32 +2230,161 @@ def next_event(until: float) -> Generator[float, Any, Any]:
     return (yield until)
 
 
-class Waits:
-    """How a run waits, and how it makes requests: the ground under `Run`."""
+# What the verdict on an answer means; what is not here was swallowed: once more.
+ENDS = {
+    "answered": Outcome("done"),
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
 
-    def __init__(self, wall: float) -> None:
+
+class ServerState:
+    """The server, as the run knows it. It is down until it has told its setup."""
+
+    def __init__(self) -> None:
+        self.is_down = True
+        self.problem = ""  # why it is down; "" before the first start, and when it was given up
+        self.launch = 0  # counts the starts; what is said of an older one is old news
+        self.failures = 0  # since an iteration worked
+        self.has_worked = False  # one of its starts was good for something
+        self.is_busy = False  # the last one answered, and failed at everything
+        self.up_since = 0.0
+        self.url = ""
+        self.version = ""
+        self.generation = 0
+        self.measure_at = 0.0
+        # Something may be at work there, or it grew: before the next iteration.
+        self.replace = False
+        self.is_fresh = True  # nothing has worked there yet
+
+    def let_go(self) -> None:
+        """It is to be stopped, and that is no failure: its last words are old news."""
+        self.is_down = True
+        self.problem = ""
+        self.launch += 1
+        self.measure_at = 0.0
+        self.replace = False
+        self.is_fresh = True
+
+
+class Files:
+    """Plan and prompt, as they were read last while they were good.
+
+    An agent may stash them while it works: that is no mistake. Only who needs them waits for them.
+    """
+
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options = options
+        self.journal = journal
+        self.plan = Plan()
+        self.plan_text = ""
+        self.prompt_text = ""
+        self.reading: Reply | None = None  # the newest look, while it is on its way
+        self.read_at = 0.0  # when they are looked at again
+        self.trouble = ""  # why they cannot be read now
+
+    def take(self, read: FilesRead) -> None:
+        """Keep what was read, if it is good; else `trouble` is what is wrong with it."""
+        self.reading = None
+        plan = self.plan
+        if read.plan is not None and read.plan != self.plan_text:
+            plan = parse_plan(read.plan)
+        problem = read.problem
+        if not problem and not plan.tasks and plan.summary is None:
+            problem = NO_TASK.format(self.options.plan)
+        if self.options.debug and read.prompt is not None:
+            problem = ""  # it takes any plan
+        if problem and not self.trouble:
+            self.journal.note("warn", problem, "warn")
+        elif self.trouble and self.plan_text and not problem:
+            self.journal.note("plan", "plan and prompt can be read again", "dim")
+        self.trouble = problem
+        if problem:
+            return
+        if self.plan_text and plan.done > self.plan.done:
+            self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
+        self.plan = plan
+        self.plan_text = read.plan or ""
+        self.prompt_text = read.prompt or ""
+
+
+class Iteration(NamedTuple):
+    """One session, the plan read after it, and the check."""
+
+    number: int
+    plan: Plan  # before it
+    talk: Talk
+
+    @property
+    def task(self) -> Task | None:
+        """The one that it began with; None: nothing was left but the summary."""
+        return self.plan.current
+
+    def result(self, now: float) -> Result:
+        """How it stands, while it is under way."""
+        return Result(
+            number=self.number,
+            task=self.task.text if self.task else "",
+            phase=self.task.phase if self.task else "",
+            goal=self.plan.goal,
+            outcome="",
+            word="",
+            problem="",
+            seconds=now - self.talk.started,
+            spend=self.talk.purse.total,
+            model=self.talk.purse.model,
+            check="",
+            progress=False,
+            refused=tuple(self.talk.asks.refused.most_common()),
+        )
+
+
+class Run:
+    """The whole run. It reckons with values: books, line, limits, briefing."""
+
+    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
+        self.options = options
         self.clock = RunClock(wall)
         self.journal = Journal(wall)
-        self.requests: list[Reply] = []  # to be made now
-        self.latest: dict[str, Reply] = {}  # by method: the newest one
-        self.interrupt: Interrupt | None = None  # noted by `hear` and `mind`
-        self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
+        self.files = Files(options, self.journal)
         self.server = ServerState()
+        self.most_memory = float(options.server_memory or NEVER)  # MiB
+        # How it waits.
+        self.requests: list[Reply] = []  # to be made now
+        self.sending: Reply | None = None  # the newest prompt on its way
+        self.quitting: Quit | None = None  # the first reason counts
+        self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
+        self.mind_at = 0.0  # what has a time-out is looked at then
+        # Where it stands.
         self.phase = "starting"  # for people
         self.reason = ""  # of the phase
-        self.phase_since = wall  # on the run's own clock
-        self.phase_since_wall = wall  # for people
+        self.phase_since = wall  # in seconds since 1970
+        self.status = 130  # the exit status, if it ended now
         self.exit_status: int | None = None  # once the run has ended
+        self.rests_at: End | None = None  # an end that was told, and at which it stands
+        # Iterations.
+        self.number = 0  # of the newest one
+        self.iteration: Iteration | None = None  # the one under way
+        self.talk: Talk | None = None  # its session, while that is at work
+        self.check_since: float | None = None  # since when its check runs
+        self.wait_until: float | None = None  # before the next one
+        self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
+        self.left_session = ""  # the last one, where it may still be at work
+        # What it reckons with.
+        self.books = Books()
+        self.line = ModelLine(options, self.books, self.journal)
+        self.briefing = Briefing(options, self.files, self.line, seed)
+        self.limits = Limits(options, self.books)
+        # What a person wants.
+        self.attended = options.attended  # somebody can look and press keys
+        self.wanted = options.run or not options.attended  # S
+        self.goes_on = False  # from where it rests or waits
+        self.pause_wanted = False  # after this iteration
+        self.confirming_quit = False
+        self.overlay = ""  # what a person looks at instead of the activity: help or plan
         self.story: Coroutine[Any, Any, int] = self.main()
 
-    async def main(self) -> int:
-        raise NotImplementedError
-
-    def hear(self, event: Any) -> None:
-        raise NotImplementedError
-
-    def mind(self) -> None:
-        raise NotImplementedError
+    # How it waits, and makes requests.
 
     def handle(self, event: Any, wall: float) -> list[Reply]:
         """One event has happened (None: only time has passed); returns the requests to be made.
@@ -2319,31 +2419,32 @@ class Waits:
         """
         while not (reply and reply.done) and not sooner() and self.now < until:
             self.mind()
-            if self.interrupt and not isinstance(self.interrupt, self.shielded):
-                interrupt, self.interrupt = self.interrupt, None
-                if reply:
-                    reply.is_unheard = True
+            interrupt: Interrupt | None = self.quitting
+            if not interrupt and self.talk and self.talk.ends_as:
+                interrupt = Abort()
+            if interrupt and not isinstance(interrupt, self.shielded):
                 raise interrupt
             self.hear(await next_event(until))
         return reply.value if reply and reply.done else None
 
     def request(self, method: str, *args: Any) -> Reply:
         """Have a request made, on another thread."""
-        reply = Reply(method, args)
-        self.latest[method] = reply
-        self.requests.append(reply)
-        return reply
+        self.requests.append(Reply(method, args))
+        return self.requests[-1]
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, until: float = NEVER) -> Any:
         """Make a request of the server and wait for its answer. For one that comes too late nobody
         waits. Raises RequestError, and ServerGone where it is gone or twice silent."""
         error = RequestError(0, "no answer came")
         for _ in range(SILENCES):
-            if self.server.is_down:
+            if self.server.is_down or self.now >= until:
                 break
             reply = self.request(method, *args)
+            if method == "send":
+                self.sending = reply
+            within = min(until, self.now + ANSWER_WITHIN)
             try:
-                await self.wait(self.now + WITHIN[method], reply, lambda: self.server.is_down)
+                await self.wait(within, reply, lambda: self.server.is_down)
                 if reply.done:
                     return reply.value
             except RequestError as said:
@@ -2351,31 +2452,33 @@ class Waits:
                     raise
                 error = said
             # Its process may have ended: that is told a moment later, with its last words.
-            await self.wait(self.now + REPEAT_AFTER, sooner=lambda: self.server.is_down)
+            again_at = min(until, self.now + REPEAT_AFTER)
+            await self.wait(again_at, sooner=lambda: self.server.is_down)
         if self.server.is_down:
-            raise ServerGone(self.server.problem)
-        problem = f"the server does not answer: {error}"
-        raise ServerGone(problem, error.code >= 500, error.is_timeout)
+            raise ServerGone(self.server.problem, error)
+        raise ServerGone(f"the server does not answer: {error}", error)
 
-    def note(self, interrupt: Interrupt) -> None:
-        """It is raised by the next wait. A Quit is never replaced by anything."""
-        if not isinstance(self.interrupt, Quit):
-            self.interrupt = interrupt
+    async def surely(self, method: str, *args: Any) -> Any:
+        """Call, however often the server has to be got back: requests are safe to be repeated."""
+        while True:
+            try:
+                return await self.call(method, *args)
+            except ServerGone as gone:
+                self.lose_server(str(gone))
+                await self.get_server()
 
-    def drop_abort(self) -> None:
-        """It was about what is over now."""
-        if isinstance(self.interrupt, Abort):
-            self.interrupt = None
+    def end(self, why: str) -> None:
+        """The next wait ends the run."""
+        self.quitting = self.quitting or Quit(why)
 
     @contextmanager
     def shield(self, *kinds: type[Interrupt]) -> Iterator[None]:
-        """What interrupts waits until this is over; an Abort is forgotten then."""
+        """What interrupts waits until this is over."""
         before, self.shielded = self.shielded, kinds
         try:
             yield
         finally:
             self.shielded = before
-            self.drop_abort()
 
     @contextmanager
     def showing(self, phase: str, reason: str = "") -> Iterator[None]:
@@ -2389,268 +2492,69 @@ class Waits:
 
     def show(self, phase: str, reason: str = "") -> None:
         if phase != self.phase:
-            self.phase_since = self.now
-            self.phase_since_wall = self.clock.wall
+            self.phase_since = self.clock.wall
         self.phase = phase
         self.reason = reason
-
-
-class Created(NamedTuple):
-    """A session was made."""
-
-    session: str
-    elsewhere: str = ""  # the folder in which it would work, where that is another one
-
-
-class Started(NamedTuple):
-    """The server was started, or found."""
-
-    url: str
-    version: str
-    generation: int = 1
-
-
-# What a verdict means for the session; None: what its fault does. The others: once more.
-ENDS = {
-    "answered": Outcome("done"),
-    "failed": None,
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
-}
-
-
-class ServerState:
-    """The server, as the run knows it. It is down until it has told its setup."""
-
-    def __init__(self) -> None:
-        self.is_down = True
-        self.problem = ""  # why it is down; "" before the first start, and when it was given up
-        self.launch = 0  # counts the starts; what is said of an older one is old news
-        self.failures = 0  # since an iteration worked
-        self.has_worked = False  # one of its starts was good for something
-        self.up_since = 0.0
-        self.url = ""
-        self.version = ""
-        self.generation = 0
-        self.memory = 0  # MiB
-        self.measuring: Reply | None = None
-        self.measure_at = 0.0
-        # Something may be at work there, or it grew: before the next iteration.
-        self.replace = False
-        self.is_bursting = False  # it grew to twice what it may: in the midst of this one
-        self.is_fresh = True  # nothing has worked there yet
-        self.is_busy = False  # the last one answered, and failed at everything
-
-    def let_go(self) -> None:
-        """It is to be stopped, and that is no failure: its last words are old news."""
-        self.is_down = True
-        self.problem = ""
-        self.launch += 1
-        self.measure_at = NEVER
-        self.replace = False
-        self.is_bursting = False
-        self.is_fresh = True
-
-
-class Files:
-    """Plan and prompt, as they were read last while they were good.
-
-    An agent may stash them while it works: that is no mistake. Only who needs them waits for them.
-    """
-
-    def __init__(self, options: Options, journal: Journal) -> None:
-        self.options = options
-        self.journal = journal
-        self.plan = Plan()
-        self.plan_text = ""
-        self.prompt_text = ""
-        self.was_read = False
-        self.reading: Reply | None = None  # a look that nobody waits for
-        self.read_at = 0.0  # when they are looked at again
-        self.needed_until: float | None = None  # somebody waits for them, so long
-        self.trouble = ""  # why they cannot be read now
-        self.trouble_since = 0.0
-
-    def take(self, read: FilesRead, now: float) -> str:
-        """Keep what was read, if it is good; returns what is wrong with it."""
-        plan = self.plan
-        if read.plan is not None and read.plan != self.plan_text:
-            plan = parse_plan(read.plan)
-        problem = read.problem
-        if not problem and not plan.tasks and plan.summary is None:
-            problem = NO_TASK.format(self.options.plan)
-        takes_any_plan = self.options.debug and read.prompt is not None
-        if problem and not takes_any_plan:
-            self.note_trouble(problem, now)
-            return problem
-        if self.trouble and self.was_read:
-            away = duration(now - self.trouble_since)
-            self.journal.note("plan", f"plan and prompt can be read again, after {away}", "dim")
-        self.trouble = ""
-        if self.was_read and plan.done > self.plan.done:
-            self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
-        self.was_read = True
-        self.plan = plan
-        self.plan_text = read.plan or ""
-        self.prompt_text = read.prompt or ""
-        return ""
-
-    def note_trouble(self, problem: str, now: float) -> None:
-        if not self.trouble:
-            self.trouble_since = now
-            self.journal.note("warn", problem, "warn")
-        self.trouble = problem
-
-
-class Iteration(NamedTuple):
-    """One session, the plan read after it, and the check."""
-
-    number: int
-    plan: Plan  # before it
-    talk: Talk
-
-    @property
-    def task(self) -> Task | None:
-        """The one that it began with; None: nothing was left but the summary."""
-        return self.plan.current
-
-    def result(
-        self,
-        now: float,
-        outcome: Outcome | None = None,
-        plan: Plan | None = None,
-        check: str = "",
-        progress: bool = False,
-    ) -> Result:
-        """How it stands, with the plan after it; None: it is under way."""
-        outcome = outcome or Outcome("")
-        was_blocked = plan is not None and has_blocked(self.task, self.plan, plan)
-        return Result(
-            number=self.number,
-            task=self.task.text if self.task else "",
-            phase=self.task.phase if self.task else "",
-            goal=self.plan.goal,
-            outcome=outcome.kind,
-            word=word_for(outcome, check, progress, was_blocked),
-            problem=outcome.problem[: Journal.LONGEST_TEXT],
-            seconds=now - self.talk.started,
-            spend=self.talk.purse.total,
-            model=self.talk.purse.model,
-            check=check,
-            progress=progress,
-            refused=tuple(self.talk.asks.refused.most_common()),
-        )
-
-
-class Run(Waits):
-    """The whole run. What it reckons with are values: books, line, limits, briefing.
-
-    `work` iterates; `iterate` is one session, the plan after it, and the check; `lead` is a session
-    from its creation to its end; `watch` looks at it until an end is believed; `recall` stops what
-    must not work on.
-    """
-
-    def __init__(self, options: Options, wall: float, seed: str = "") -> None:
-        super().__init__(wall)
-        self.options = options
-        self.files = Files(options, self.journal)
-        self.status = 130  # the exit status, if it ended now
-        self.rests_at: End | None = None  # an end that was told, and at which it stands
-        # Iterations.
-        self.number = 0  # of the newest one
-        self.iteration: Iteration | None = None  # the one under way
-        self.talk: Talk | None = None  # its session, while that is at work
-        self.check_since: float | None = None  # since when its check runs
-        self.wait_until: float | None = None  # before the next one
-        self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
-        self.left_session = ""  # the last one, where it may still be at work
-        self.has_told_of_size = False
-        self.mind_at = 0.0  # what has a time-out is looked at then
-        # What it reckons with.
-        self.books = Books()
-        self.line = ModelLine(options, self.books, self.journal)
-        self.briefing = Briefing(options, self.files, self.line, seed)
-        self.limits = Limits(options, self.books)
-        # What a person wants.
-        self.attended = options.attended  # somebody can look and press keys
-        self.wanted = options.run or not options.attended  # S
-        self.goes_on = False  # from where it rests or waits
-        self.pause_wanted = False  # after this iteration
-        self.confirming_quit = False
-        self.overlay = ""  # what a person looks at instead of the activity: help or plan
 
     # From its first to its last breath.
 
     async def main(self) -> int:
         """Live until a person, a signal or the end of the work ends it; the exit status."""
-        stage = self.open
         try:
             while True:
                 try:
-                    end = await stage()
-                except Failed as failed:
-                    end = End("error", 1, str(failed))
+                    end = await self.work()
+                except Problem as problem:
+                    end = End("error", 1, str(problem))
                 await self.rest(end)
-                stage = self.work if self.wanted else self.open
         except Quit as quit:
             self.clock.works = False
             last = self.rests_at or End("stopping", 130, str(quit))
             # Where nobody was there to go on, it ends as it is.
             self.show("stopping" if self.attended else last.phase, last.reason)
             if self.rests_at is None:  # else it was told
-                self.tell_end(last, is_news=not quit.by_person)
+                self.tell_end(last)
         return self.status
 
-    async def open(self) -> End:
-        """The server, its setup, a person's S; then the work."""
-        await self.get_ready()
-        while not self.wanted:
-            with self.showing("ready"):
-                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
-            if self.server.is_down:
-                await self.get_server()
-        return await self.work()
-
     async def get_ready(self) -> None:
-        """The server, its setup, and what a person has to know of them. Raises Failed."""
-        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
-        self.journal.note("server", where, "dim")
+        """The server, its setup, and what a person has to know of them. Raises Problem."""
         await self.get_server()
-        problem = self.briefing.problem()
+        self.look_through()
+
+    def look_through(self, with_prompt: bool = False) -> None:
+        """What is wrong with models, agent and prompt ends the run; what is odd is said."""
+        problem = self.briefing.problem(with_prompt)
         if problem:
-            raise Failed(problem)
-        self.warn()
+            raise Problem(problem)
+        for warning in self.briefing.warnings():
+            self.journal.note("warn", warning, "warn")
 
     async def work(self) -> End:
-        """One iteration after another, until there is a reason to rest."""
-        self.wanted = True
+        """The server, a person's S, then one iteration after another, until there is a reason to
+        rest. Raises Problem."""
         self.status = 130
-        self.clock.works = True
         try:
-            if self.server.is_down:
-                with self.showing("starting"):
-                    await self.get_server()
+            await self.get_ready()
+            while not self.wanted:
+                with self.showing("ready"):
+                    await self.wait(sooner=lambda: self.wanted or self.server.is_down)
+                await self.get_server()
+            self.clock.works = True
             with self.showing("running"):
                 while True:
-                    end = await self.take_turn()
+                    plan = await self.read_files()  # whoever wrote it may have been quick
+                    end = self.reason_to_rest(plan)
+                    if not end and (self.server.is_down or self.server.replace):
+                        with self.showing("starting"):
+                            if self.server.replace:
+                                await self.stop_server()
+                            await self.get_server()
+                    elif not end:
+                        end = await self.follow(*await self.iterate(plan))
                     if end:
                         return end
         finally:
             self.pause_wanted = False
-
-    async def take_turn(self) -> End | None:
-        """Read the plan, since whoever wrote it may have been quick, and do what comes next."""
-        plan = await self.read_files()
-        end = self.reason_to_rest(plan)
-        if end:
-            return end
-        if self.server.is_down or self.server.replace:
-            with self.showing("starting"):
-                await self.replace_server()
-            return None  # the plan may be complete by then
-        await self.try_check()
-        result, outcome = await self.iterate(plan)
-        return await self.follow(result, outcome)
 
     def reason_to_rest(self, plan: Plan) -> End | None:
         """Whether the plan is complete, a limit is reached, or a pause was wanted."""
@@ -2667,16 +2571,14 @@ class Run(Waits):
         limit = self.limits.reached(self.used)
         if limit:  # work is left, and a person has to say whether to go on
             return End("paused", 3, limit[1], limit[0])
-        if self.pause_wanted:
-            return End("paused", is_final=False)
-        return None
+        return End("paused") if self.pause_wanted else None
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
         self.clock.works = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.phase, end.reason):
-            if end.is_final:
+            if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
@@ -2685,40 +2587,31 @@ class Run(Waits):
                 raise Quit("paused, and the terminal is gone")
             if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
                 await self.stop_server()
-            await self.wait(sooner=lambda: self.goes_on)
-            while end.phase == "complete" and await self.is_complete_still():
-                if not self.files.trouble:
-                    self.journal.note("note", STILL_COMPLETE, "warn")
-                self.goes_on = False
+            while True:
                 await self.wait(sooner=lambda: self.goes_on)
+                self.goes_on = False
+                if end.phase != "complete":
+                    break
+                await self.look_at_files()
+                if not self.files.trouble:
+                    if self.plan.summary is None and self.plan.pending:
+                        break
+                    self.journal.note("note", STILL_COMPLETE, "warn")
         self.rests_at = None
-        if end.phase == "error":  # whatever went wrong so far, this is a new beginning
+        if end.limit in RAISED_BY_R:
+            self.limits.raise_above(end.limit, self.used[end.limit])
+        elif end.status != 130:  # whatever went wrong so far, this is a new beginning
             self.books.begin_anew()
             self.line.forget()
-            self.files.trouble = ""
-            self.left_session = ""
             self.server.failures = 0
-        elif end.limit in RAISED_BY_R:
-            self.limits.raise_above(end.limit, self.used[end.limit])
-        elif end.limit:
-            self.books.begin_anew()
-            self.line.failures.clear()
-
-    async def is_complete_still(self) -> bool:
-        """Whether a person who goes on after the end has left the plan as it was."""
-        problem = await self.look_at_files()
-        plan = self.plan
-        self.books.begin_anew()
-        return bool(problem) or plan.summary is not None or not plan.pending
 
     # One iteration.
 
     async def iterate(self, plan: Plan) -> tuple[Result, Outcome]:
         """One session, the plan read after it, and the check."""
-        problem = self.briefing.problem(with_prompt=True)
-        if problem:
-            raise Failed(problem)
-        self.warn()  # the prompt may name another model by now
+        if self.options.check and not self.books.check:
+            await self.run_check()  # what it says is told to the first session
+        self.look_through(with_prompt=True)  # it may name another model by now
         if not self.books.tasks:
             self.books.note_plan(plan)  # progress is what comes after
         self.number += 1
@@ -2728,11 +2621,13 @@ class Run(Waits):
         self.journal.note("task", title_of(plan.goal), "head")
         try:
             outcome = await self.lead(talk)
-            await self.measure_server()  # it is replaced before the next one, if it grew
             plan = await self.read_files()  # as the session left it: a check may hide it
-            check = await self.run_check(outcome, plan)
+            check = ""
+            has_worked = outcome.kind in (*WORKED, "cut")
+            if self.options.check and (has_worked or plan.summary is not None):
+                check = await self.run_check()
             result = self.settle(iteration, outcome, check, plan)
-        except (Interrupt, Failed):
+        except (Interrupt, Problem):
             # It is in no book but for what it has cost: nothing has come of it.
             self.books.spent = self.books.spent.plus(talk.purse.total)
             self.left_session = talk.id
@@ -2744,16 +2639,20 @@ class Run(Waits):
         return result, outcome
 
     def new_talk(self) -> Talk:
-        told = self.what_to_tell()
-        is_last_try = bool(self.books.told_of_stuck(self.options.stuck))
-        prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try)
-        if is_last_try and len(self.line.models) > 1:
-            self.journal.note("model", f"the last try is {prompt.model}'s", "warn")
+        """A session that is to be made, with the prompt and what the loop has to tell."""
+        stuck = self.books.told_of_stuck(self.options.stuck)
+        near = told_of_near_misses(self.plan)
+        all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
+        told = "\n\n".join(filter(None, all_told))
+        prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
+        if stuck:
+            times = len(self.books.unsettled)
+            said = f"{times} iterations settled nothing: the last try, and the prompt says so"
+            self.journal.note("warn", said, "warn")
         talk = Talk(prompt, self.options, self.journal, self.now)
         if self.line.others(self.now):
             talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
-        needs_person = self.tell_that_a_person_is_needed
-        talk.asks = Asks(talk, self.attended, self.request, needs_person)
+        talk.asks = Asks(talk, self.attended, self.request, self.need_person)
         return talk
 
     async def lead(self, talk: Talk) -> Outcome:
@@ -2761,52 +2660,31 @@ class Run(Waits):
         self.talk = talk
         try:
             outcome = await self.have_answered(talk)
-        except Abort as abort:
-            outcome = await self.recall(talk, abort.outcome)
+        except Abort:
+            assert talk.ends_as
+            outcome = await self.recall(talk, talk.ends_as)
         except RequestError as error:
             outcome = await self.recall(talk, outcome_of_error(error))
-        except Quit:
-            await self.part_from(talk)
+        except Quit:  # stop the session, and see what its last step has cost; soon
+            if talk.id and not self.server.is_down:
+                with self.shield(Interrupt), suppress(RequestError, ServerGone):
+                    await self.comes_to_rest(talk, PARTS_WITHIN)
             raise
         finally:
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
-            self.drop_abort()
             talk.transcript.close()
             talk.asks.close()
-        if outcome.kind == "aborted":
-            talk.note("note", outcome.problem, "warn")
-        elif outcome.problem:
+        if outcome.problem:
             talk.transcript.error(outcome.problem, talk.id)
         return outcome
 
     async def have_answered(self, talk: Talk) -> Outcome:
-        """Make a session, hand the prompt over, and look until it is answered."""
-        created = await self.surely("create", talk.prompt)
-        if created.elsewhere:
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
-            problem = (
-                f"OpenCode would work in {created.elsewhere} and not in {self.options.directory}: "
-                "rename the folder (OpenCode reads a % in its name as the beginning of a code)"
-            )
-            return Outcome("failed", problem, Fault("configuration", problem))
-        talk.id = created.session
+        """Make a session, hand the prompt over, again where it was swallowed, and look until it is
+        answered."""
+        talk.id = await self.surely("create", talk.prompt)
         talk.family[talk.id] = 0
-        while True:
-            outcome = await self.have_prompt_answered(talk)
-            if outcome.kind != "refused" or not talk.asks.ends_turn or not talk.goes_on:
-                return outcome
-            # Of two asks at once the server rejects the second one by itself when the first one is
-            # refused, without our words, and that ends the turn: the agent is told to go on.
-            talk.goes_on -= 1
-            talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
-            text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
-            prompt = talk.prompt._replace(text=text)
-            talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.briefing.seed)
-
-    async def have_prompt_answered(self, talk: Talk) -> Outcome:
-        """Hand the prompt over, again where it was swallowed, and look until it is answered."""
-        for talk.attempt in range(ATTEMPTS):
+        while talk.attempt < ATTEMPTS:
             if talk.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
             talk.prepare()
@@ -2815,7 +2693,18 @@ class Run(Waits):
             talk.last_sign = self.now
             talk.look_within(self.now, FIRST_LOOK)
             outcome = await self.watch(talk)
-            if outcome:
+            if outcome is None:
+                talk.attempt += 1
+            elif outcome.kind == "refused" and talk.asks.ends_turn and talk.goes_on:
+                # Of two asks at once the server rejects the second one by itself when the first one
+                # is refused, without our words, and that ends the turn.
+                talk.goes_on -= 1
+                talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
+                text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
+                prompt = talk.prompt._replace(text=text)
+                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.briefing.seed)
+                talk.attempt = 0
+            else:
                 return outcome
         return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
 
@@ -2825,10 +2714,8 @@ class Run(Waits):
         None: the prompt was swallowed, or cut off by the end of its server.
         """
         while True:
-            while self.now < talk.look_at:
-                await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
-            if self.server.is_bursting:
-                await self.replace_in_midst(talk)
+            await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
+            await self.measure_server()
             looked = self.now
             talk.look_at = looked + POLL_EVERY
             closer = looked - talk.last_sign > LOOK_CLOSER
@@ -2838,23 +2725,20 @@ class Run(Waits):
             if not end:
                 continue
             verdict, fault = end
-            if verdict not in ENDS:
-                return None
-            outcome = ENDS[verdict] or outcome_of(fault)
-            if is_cut_off(fault):
+            if verdict == "failed" or is_cut_off(fault):
                 outcome = outcome_of(fault)
-            elif verdict == "cut":
-                outcome = outcome._replace(fault=fault)
-            if polled.activity != "idle":
-                # It has answered long ago, and says that it works. Whatever it is that works there,
-                # it must not work on beside the next session.
-                return await self.recall(talk, outcome, at_once=True)
-            return outcome
+            elif verdict in ENDS:
+                outcome = ENDS[verdict]._replace(fault=fault)
+            else:
+                return None
+            # It may have answered long ago, and say that it works. Whatever works there must not
+            # work on beside the next session.
+            return outcome if polled.activity == "idle" else await self.recall(talk, outcome)
 
-    async def recall(self, talk: Talk, outcome: Outcome, at_once: bool = False) -> Outcome:
+    async def recall(self, talk: Talk, outcome: Outcome) -> Outcome:
         """Stop what may be at work, so that nothing of it runs on beside the next session."""
-        sending = self.latest.get("send")
-        if not talk.id or sending is None or sending.args[0] != talk.id:
+        sending = self.sending
+        if sending is None or sending.args[0] != talk.id:
             return outcome  # nothing of ours runs there
         talk.asks.close()
         with self.shield(Abort):
@@ -2862,64 +2746,37 @@ class Run(Waits):
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
                 with suppress(RequestError):
                     await self.wait(self.now + 60.0, sending, lambda: self.server.is_down)
-                begins_by = self.now + BEGINS if sending.at is None else sending.at + BEGINS
-                if not at_once:
-                    await self.wait(begins_by, sooner=lambda: talk.has_begun or self.server.is_down)
-                lost_control = not await self.comes_to_rest(talk) or not sending.done
+                begins_by = self.now + BEGINS
+                await self.wait(begins_by, sooner=lambda: talk.has_begun or self.server.is_down)
+                is_at_rest = await self.comes_to_rest(talk, INTERRUPT_WITHIN)
+                lost_control = not is_at_rest or not sending.done
             except RequestError as error:
                 lost_control = error.why != "gone"
             except ServerGone:
                 # Ours is gone, with all that ran there; somebody else's may be out of reach.
-                lost_control = bool(self.options.server)
-                if not self.server.is_down:
-                    lost_control = True
+                lost_control = bool(self.options.server) or not self.server.is_down
         return outcome._replace(lost_control=lost_control)
 
-    async def part_from(self, talk: Talk) -> None:
-        """The run ends: stop the session, and see what its last step has cost; soon."""
-        if not talk.id or self.server.is_down:
-            return
-        talk.asks.close()
-        until = self.now + PARTS_WITHIN
-        with self.shield(Interrupt), suppress(RequestError):
-            stopping = self.request("interrupt", talk.id, talk.prompt, talk.attempt)
-            await self.wait(until, stopping, lambda: self.server.is_down)
-            while True:
-                looking = self.request("poll", talk.id, talk.prompt, talk.attempt, False)
-                polled = await self.wait(until, looking, lambda: self.server.is_down)
-                if polled is None:
-                    return
-                talk.take_in(polled, self.now)
-                if polled.activity == "idle" or self.now >= until:
-                    return
-                await self.wait(min(until, self.now + LOOK_TWICE))
-
-    async def comes_to_rest(self, talk: Talk) -> bool:
-        """Interrupt a session until it rests, for so long; whether it does."""
-        until = self.now + INTERRUPT_WITHIN
+    async def comes_to_rest(self, talk: Talk, within: float) -> bool:
+        """Interrupt a session until it rests, for so long; whether it does. Raises RequestError and
+        ServerGone."""
+        until = self.now + within
+        again_at = self.now
         while True:
-            await self.call("interrupt", talk.id, talk.prompt, talk.attempt)
-            again_at = self.now + INTERRUPT_AGAIN
-            while True:
-                looked = self.now
-                polled = await self.call("poll", talk.id, talk.prompt, talk.attempt, False)
-                talk.take_in(polled, looked)  # what it has cost, to the last
-                if polled.activity == "idle" and not polled.is_unsure:
-                    return True
-                if self.now >= again_at:
-                    break
-                await self.wait(self.now + LOOK_TWICE)
-            if self.now >= until:
-                return False
+            if self.now >= again_at:
+                await self.call("interrupt", talk.id, talk.prompt, talk.attempt, until=until)
+                again_at = self.now + INTERRUPT_AGAIN
+            looked = self.now
+            polled = await self.call("poll", talk.id, talk.prompt, talk.attempt, False, until=until)
+            talk.take_in(polled, looked)  # what it has cost, to the last
+            is_at_rest: bool = polled.activity == "idle" and not polled.is_unsure
+            if is_at_rest or self.now >= until:
+                return is_at_rest
+            await self.wait(min(until, self.now + LOOK_TWICE))
 
-    async def run_check(self, outcome: Outcome, plan: Plan) -> str:
-        """--check, where there is something to be checked: passed, failed, interrupted, or ""."""
-        has_worked = outcome.kind in (*WORKED, "cut")
-        if not self.options.check or not (has_worked or plan.summary is not None):
-            return ""
-        return self.take_check(await self.have_checked())
-
-    async def have_checked(self) -> CheckResult:
+    async def run_check(self) -> str:
+        """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
+        command from the beginning."""
         self.check_since = self.now
         try:
             # Its own end is --check-timeout, or X; it costs time, and no money.
@@ -2931,42 +2788,30 @@ class Run(Waits):
             if not checking.done:
                 self.request("stop_check")
                 await self.wait(reply=checking)
-            result: CheckResult = checking.value
-            return result
+            checked: CheckResult = checking.value
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
-            return CheckResult(126, "", interrupted=True)
+            checked = CheckResult(126, "", interrupted=True)
         finally:
             self.check_since = None
-
-    def take_check(self, checked: CheckResult) -> str:
-        """Keep what a check said. One that was interrupted said nothing."""
         books = self.books
-        if checked.interrupted:
+        said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
+        if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
             books.check = "passed"
             books.complaint = ""
             self.journal.note("check", "passed", "good")
+        elif checked.status in (126, 127) and not books.check:  # a shell's "no such"
+            command = self.options.check
+            raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")
         else:
             books.check = "failed"
             books.complaint = CHECK_FAILED.format(
                 command=self.options.check, status=checked.status, output=checked.output
             )
-            said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}"
             self.journal.note("check", said, "bad")
         return books.check
-
-    async def try_check(self) -> None:
-        """See once, before the first prompt, that there is such a check. What it says is told to
-        the first session. Raises Failed."""
-        if not self.options.check or self.books.check:
-            return
-        checked = await self.have_checked()
-        if not checked.interrupted and checked.status in (126, 127):  # a shell's "no such"
-            said = checked.output.strip()[-500:] or f"exit status {checked.status}"
-            raise Failed(f"the check `{self.options.check}` cannot be run: {said}: mend --check")
-        self.take_check(checked)
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
@@ -2979,7 +2824,16 @@ class Run(Waits):
         near_misses = [near for near in plan.near_misses if near.text not in known]
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
-        result = iteration.result(self.now, outcome, plan, check, has_progress)
+        word = word_for(outcome.kind, check, has_progress)
+        if word == "done" and has_blocked(iteration.task, iteration.plan, plan):
+            word = "blocked"
+        result = iteration.result(self.now)._replace(
+            outcome=outcome.kind,
+            word=word,
+            problem=outcome.problem[: Journal.LONGEST_TEXT],
+            check=check,
+            progress=has_progress,
+        )
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
         self.line.last_seen = result.model or self.line.last_seen
@@ -2993,254 +2847,199 @@ class Run(Waits):
             self.line.note_success()
         return result
 
-    def what_to_tell(self) -> str:
-        """What the loop itself has to tell the next agent."""
-        unsettled = self.books.told_of_stuck(self.options.stuck)
-        if unsettled:
-            count = len(self.books.unsettled)
-            said = f"{count} iterations settled nothing: the next prompt says so"
-            self.journal.note("warn", said, "warn")
-        near = told_of_near_misses(self.plan)
-        all_told = (self.books.complaint, self.books.told_of_cut(), unsettled, near)
-        return "\n\n".join(told for told in all_told if told)
-
-    # What comes after it.
-
     async def follow(self, result: Result, outcome: Outcome) -> End | None:
-        """Do what an outcome means for the run."""
+        """Do what an outcome means for the run. Raises Problem."""
         fault = outcome.fault
         if outcome.kind == "cut" and fault and not is_cut_off(fault) and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
-            return End("paused", reason="its answer was broken off: Space goes on", is_final=False)
-        if self.files.plan.summary is not None and not self.books.complaint:
+            return End("paused", reason="its answer was broken off: Space goes on")
+        if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again, or waited for
         step = self.line.after(result, outcome, self.model, self.now)
-        return await self.wait_before_next(step) if isinstance(step, Wait) else step
+        if not isinstance(step, Wait):
+            return step
+        self.goes_on = False
 
-    async def wait_before_next(self, step: Wait) -> End | None:
-        limit = self.limits.reached(self.used)
-        if self.pause_wanted:
-            return End("paused", reason=step.why, is_final=False)
-        if limit:  # no use in waiting for what may not go on
-            return End("paused", 3, limit[1], limit[0])
+        def is_over() -> bool:
+            """The next turn finds out what made the wait end, such as --max-time."""
+            return self.goes_on or self.pause_wanted or bool(self.limits.reached(self.used))
+
+        if is_over():
+            return None
         self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
         began = self.now
-        self.goes_on = False
         self.wait_until = began + step.seconds
         try:
             with self.showing("waiting", step.why):
-                # The next turn finds out what made the wait end, such as --max-time.
-                await self.wait(
-                    self.wait_until,
-                    sooner=lambda: (
-                        self.goes_on or self.pause_wanted or bool(self.limits.reached(self.used))
-                    ),
-                )
+                await self.wait(self.wait_until, sooner=is_over)
         finally:
             self.wait_until = None
             if step.for_provider:
                 self.books.waited += self.now - began
-        return End("paused", is_final=False) if self.pause_wanted else None
+        return None
 
     # What it needs: plan and prompt, and the server.
 
     async def read_files(self) -> Plan:
-        """Plan and prompt, read afresh, and waited for where they are away. Raises Failed."""
-        files = self.files
-        files.reading = None  # what is on its way may be older than what made us look
-        files.needed_until = self.now + FILES_WITHIN
-        try:
-            while True:
-                problem = await self.look_at_files()
-                if not problem:
-                    return files.plan
-                if files.plan.summary is not None:
-                    return files.plan  # it was complete, and was moved away after that
-                if self.now >= files.needed_until:
-                    raise Failed(problem)
-                await self.wait(self.now + READ_AGAIN)
-        finally:
-            files.needed_until = None
-
-    async def look_at_files(self) -> str:
-        """Read plan and prompt; returns what is wrong with them, "" when nothing is."""
-        self.files.read_at = self.now + READ_EVERY
-        problem = "no answer came"
-        try:
-            reply = self.request("read_files")
-            read = await self.wait(self.now + WITHIN["read_files"], reply)
-            if read:
-                return self.files.take(read, self.now)
-        except RequestError as error:
-            problem = str(error)
-        problem = f"{self.options.plan} cannot be read: {problem}"
-        self.files.note_trouble(problem, self.now)
-        return problem
-
-    async def surely(self, method: str, *args: Any) -> Any:
-        """Call, however often the server has to be got back: requests are safe to be repeated."""
+        """Plan and prompt, read afresh, and waited for where they are away. Raises Problem."""
+        until = self.now + FILES_WITHIN
         while True:
-            try:
-                return await self.call(method, *args)
-            except ServerGone as gone:
-                if not self.server.is_down:
-                    self.lose_server(str(gone))
-                await self.get_server()
+            await self.look_at_files()
+            if not self.files.trouble or self.plan.summary is not None:
+                return self.plan  # one that was complete may be moved away after that
+            if self.now >= until:
+                raise Problem(self.files.trouble)
+            await self.wait(self.now + READ_AGAIN)
 
-    def lose_server(self, problem: str) -> None:
-        """It is gone, or was not started."""
+    async def look_at_files(self) -> None:
+        """Have plan and prompt read, whatever look is on its way: it may be too old."""
+        files = self.files
+        files.read_at = self.now + READ_EVERY
+        reading = files.reading = self.request("read_files")
+        with suppress(RequestError):  # `hear` sees to it
+            await self.wait(self.now + LOOK_WITHIN, reading)
+        if not reading.done:
+            self.hear(Answer(reading, error=RequestError(0, "no answer came")))
+
+    def lose_server(self, problem: str, is_busy: bool = False) -> None:
+        """It is gone, or was not started: once for each start."""
         server = self.server
+        if server.is_down and server.problem:
+            return
         if not server.is_down and self.now - server.up_since > LONGEST_WAIT:
             server.failures = 0  # it was good for long: not in a row
         server.failures += 1
         server.is_down = True
+        server.is_busy = is_busy
         server.problem = problem
         self.journal.note("server", problem, "bad")
         if self.talk:
             self.talk.lose_server()
 
-    async def replace_server(self) -> None:
-        """Between two iterations, since nothing of ours runs there: or nothing may."""
-        if self.server.replace:
-            if self.options.server:
-                # It is not ours to be stopped: what may still be at work there is interrupted.
-                await self.stop_server()
-            self.server.let_go()
-        await self.get_server()
-
-    async def replace_in_midst(self, talk: Talk) -> None:
-        """It grows while it works: stop the session, and have it go on with another server."""
-        with self.shield(Abort):
-            with suppress(RequestError, ServerGone):
-                await self.comes_to_rest(talk)
-            self.server.let_go()
-            talk.lose_server()
-            await self.get_server()
-
     async def stop_server(self) -> None:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.server.let_go()
         reply = self.request("stop_server", self.left_session)
+        self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
-            await self.wait(self.now + WITHIN["stop_server"], reply)
-            if not reply.done:
-                self.journal.note("warn", "the server was not stopped: no answer came", "warn")
+            await self.wait(self.now + ANSWER_WITHIN, reply)
 
     async def get_server(self) -> None:
-        """Have the server started, until it is up and has told its setup. Raises Failed."""
+        """Have the server started, until it is up and has told its setup. Raises Problem where it
+        is no use to start it again."""
         server = self.server
         began = self.now
         while server.is_down:
             if server.problem:
-                self.give_server_up(self.now - began)
+                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
+                most = (self.options.retries or Options().retries) + 1
                 waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
+                if not server.has_worked:
+                    most = FIRST_STARTS
+                    if server.is_busy and self.now - began < BUSY_WITHIN:
+                        most = server.failures + 1
+                if server.failures >= most:
+                    last = server.problem.rstrip(".") + (DATA_BASE if server.is_busy else "")
+                    times = f"{server.failures} times in a row, the last time"
+                    raise Problem(f"the server failed {times}: {last}")
                 await self.wait(self.now + wait_after(server.failures - 1, waits))
             try:
                 await self.start_server()
             except Problem as problem:
                 if not problem.again and not server.has_worked:
-                    raise Failed(str(problem)) from None
+                    raise
                 self.lose_server(str(problem))
             except ServerGone as gone:
-                server.is_busy = gone.is_busy
-                if not server.is_down:
-                    self.lose_server(str(gone))
+                self.lose_server(str(gone), gone.error.code >= 500)
         if self.talk:
             self.talk.find_server(self.now)
-
-    def give_server_up(self, tried: float) -> None:
-        """Raise Failed where it is no use to start the server again; `tried` is in seconds."""
-        server = self.server
-        # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-        most = self.options.retries or Options().retries
-        if not server.has_worked:
-            most = FIRST_STARTS - 1
-            if server.is_busy and tried < BUSY_WITHIN:
-                return
-        if server.failures > most:
-            times = "once" if server.failures == 1 else f"{server.failures} times in a row"
-            advice = ""
-            if server.is_busy:
-                advice = (
-                    ": another program may hold OpenCode's data base "
-                    "(~/.local/share/opencode/opencode.db): end that, then run again"
-                )
-            last = server.problem.rstrip(".")
-            raise Failed(f"the server failed {times}, the last time: {last}{advice}")
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
         server = self.server
         server.let_go()
+        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
+        self.journal.note("server", where, "dim")
         reply = self.request("start_server", server.launch)
-        started = await self.wait(self.now + WITHIN["start_server"], reply)
-        if started is None:
-            raise Problem("the server was not started: no answer came", again=True)
-        server.url, server.version, server.generation = started
-        server.is_down = False
-        server.up_since = self.now
-        version = server.version or "(version unknown)"
-        self.journal.note("server", f"OpenCode {version} on {server.url}", "dim")
         try:
+            started = await self.wait(self.now + ANSWER_WITHIN, reply)
+            if started is None:
+                raise Problem("the server was not started: no answer came", again=True)
+            server.url, server.version, server.generation = started
+            server.is_down = False
+            server.up_since = self.now
+            self.journal.note("server", f"OpenCode {server.version} on {server.url}", "dim")
             self.briefing.setup = await self.read_setup()
         except RequestError as error:
-            raise Problem(outcome_of_error(error).problem) from None
+            problem = outcome_of_error(error).problem
+            raise Problem(problem, again=error.why == "silent") from None
         except ServerGone as gone:
-            if not gone.is_timeout:
+            if not gone.error.is_timeout or server.is_down:
                 raise
             raise Problem(
                 f"OpenCode does not answer for this directory ({gone}): a plugin or MCP server may "
                 "hang while it is loaded: try `OPENCODE_PURE=1`"
             ) from None
         server.has_worked = True
-        server.measure_at = self.now
         await self.measure_server()  # how large is one that has not worked yet?
 
     async def read_setup(self) -> Setup:
         """Models, agents and configuration, once they are complete, as far as that shows."""
-        began = changed = self.now
-        setup: Setup = await self.call("setup")
-        while setup.grows and not self.is_complete(setup, self.now - began, self.now - changed):
-            await self.wait(self.now + LOOK_TWICE)
-            newer = await self.call("setup")
-            if newer != setup:
-                changed = self.now
-            setup = newer
-        return setup
-
-    def is_complete(self, setup: Setup, waited: float, rested: float) -> bool:
+        began = self.now
         models, agent, _body = self.briefing.read()
-        wanted = models or ((setup.model,) if setup.model else ())
-        if waited >= LISTS_WITHIN:
-            return True
-        has_models = all(model.partition("#")[0] in (setup.models or {}) for model in wanted)
-        has_agent = not agent or agent in (setup.agents or ())
-        if not has_models or not has_agent:
-            return waited >= MISSING_AFTER and rested >= LISTS_REST
-        if not wanted:
-            return (bool(setup.models) or waited >= MISSING_AFTER) and rested >= LISTS_REST
-        # The models are there, and with them the configuration's own agents, if there are any.
-        return bool(setup.agents) or waited >= AGENTS_WITHIN
+        while True:
+            setup: Setup = await self.call("setup")
+            waited = self.now - began
+            wanted = models or ((setup.model,) if setup.model else ())
+            listed = setup.models or {}
+            has_models = all(model.partition("#")[0] in listed for model in wanted)
+            if not wanted:
+                has_models = bool(listed) and waited >= LISTS_REST
+            has_agent = not agent or agent in (setup.agents or ())
+            if not setup.grows or (has_models and has_agent) or waited >= MISSING_AFTER:
+                return setup
+            await self.wait(self.now + LOOK_TWICE)
 
     async def measure_server(self) -> None:
-        """Look how large it is, if that is due, and wait for the answer."""
-        self.mind_server()
-        await self.wait(self.now + 10.0, sooner=lambda: self.server.measuring is None)
+        """Look how large it is, if that is due: one that has grown is replaced between two
+        iterations, at twice the limit at once."""
+        server = self.server
+        if server.is_down or self.now < server.measure_at:
+            return
+        memory = 0
+        with suppress(RequestError):
+            reply = self.request("measure_server")
+            memory = await self.wait(self.now + LOOK_WITHIN, reply) or 0
+        server.measure_at = self.now + MEASURE_EVERY
+        most = self.most_memory
+        is_bursting = memory > 2 * most and self.talk is not None and not server.is_fresh
+        if memory <= most or (server.replace and not is_bursting):
+            return
+        server.replace = not server.is_fresh
+        said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
+        if server.is_fresh:  # it would be replaced for ever
+            self.most_memory = NEVER
+            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
+        self.journal.note("server", said + " in the midst" * is_bursting, "warn")
+        if is_bursting and self.talk:
+            with self.shield(Abort):
+                with suppress(RequestError, ServerGone):
+                    await self.comes_to_rest(self.talk, INTERRUPT_WITHIN)
+                server.let_go()
+                self.talk.lose_server()
+                await self.get_server()
 
     # What happens, wherever it stands.
 
     def hear(self, event: Any) -> None:
         """Route what has happened to where it belongs."""
-        if event is None:
-            return
         if isinstance(event, Answer):
             self.hear_answer(event)
         elif isinstance(event, FROM_SESSION):
             self.hear_session(event)
         elif isinstance(event, Edited):
             if event.path == self.options.plan:
-                self.files.read_at = self.now
-                self.mind_files()
+                self.files.read_at = self.mind_at = self.now
         elif isinstance(event, Key):
             self.press(event)
         elif isinstance(event, StreamOpened):
@@ -3250,7 +3049,7 @@ class Run(Waits):
             if event.launch == self.server.launch and not self.server.is_down:
                 self.lose_server(event.problem)
         elif isinstance(event, Signalled):
-            self.note(Quit(f"stopped by {event.name}"))
+            self.end(f"stopped by {event.name}")
         elif isinstance(event, ScreenLost):
             self.lose_screen(event.reason)
         elif isinstance(event, Heard):
@@ -3264,29 +3063,18 @@ class Run(Waits):
         if reply.done:
             return
         reply.done = True
-        reply.at = self.now
         reply.result = answer.result
         reply.error = answer.error
         if reply is self.files.reading:
-            self.files.reading = None
-            self.take_files(reply)
-        elif reply is self.server.measuring:
-            self.server.measuring = None
-            self.server.measure_at = self.now + MEASURE_EVERY
-            if not reply.error:
-                self.weigh_server(reply.result)
+            problem = f"{self.options.plan} cannot be read: {reply.error}"
+            self.files.take(reply.result or FilesRead(None, None, problem))
         elif reply.request == "reply":
             if self.talk and self.talk.asks.take_answer(reply):
                 self.talk.look_within(self.now, 1.0)
-        elif reply.error and reply.is_unheard and reply.request == "start_server":
-            self.journal.note("server", str(reply.error), "bad")
         elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(reply.error), "warn")
         elif reply.request == "hand_over":
-            said = "back, and the loop goes on"
-            if not self.talk or self.talk.id != reply.args[0]:
-                said = "back: that session is over"
-            self.journal.note("note", said, "dim")
+            self.journal.note("note", "back, and the loop goes on", "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
         """Only our own session and its subagents count."""
@@ -3296,89 +3084,35 @@ class Run(Waits):
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
         elif talk and talk.hears(event):
-            known = talk.purse.model
             talk.hear(event, self.now)
-            if talk.purse.model != known and not talk.prompt.model:
-                self.note_model(talk.purse.model)
-
-    def note_model(self, model: str) -> None:
-        """Nobody named one. Say which one OpenCode has chosen: it costs, and it sees the code."""
-        if model != self.line.last_seen:
-            self.line.last_seen = model
-            own = model != self.briefing.setup.model
-            advice = " (OpenCode's own choice: name another with --model)" if own else ""
-            self.journal.note("model", f"{model}{advice}", "dim")
+            model = talk.purse.model
+            if model and not talk.prompt.model and model != self.line.last_seen:
+                self.line.last_seen = model  # nobody named one: it costs, and it sees the code
+                self.journal.note("model", f"{model}, by OpenCode's own choice", "dim")
 
     def lose_screen(self, reason: str) -> None:
         """Nobody looks any more: go on, as long as there is something to go on with."""
         if not self.attended:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
-        self.confirming_quit = False
-        self.overlay = ""
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.iteration:
-            self.iteration.talk.asks.leave_alone()
-        if self.phase in RESTS:
-            self.note(Quit("the terminal is gone, and nobody is there to go on"))
-        elif not self.wanted:
-            self.note(Quit("the terminal is gone, and nobody said to start"))
+        if self.talk:
+            self.talk.asks.leave_alone()
+        if self.phase in ("ready", "paused", "complete", "error") or not self.wanted:
+            self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
         """What has to be looked after wherever it stands: what it finds interrupts, or is asked."""
         talk = self.talk
-        if talk and talk.ends_as:
-            self.note(Abort(talk.ends_as))
-        if self.mind_at - MIND_EVERY < self.now < self.mind_at:
-            return
-        self.mind_at = self.now + MIND_EVERY
-        self.mind_files()
-        self.mind_server()
-        if talk:
-            talk.mind(self.now, self.server.is_down)
-            talk.give_up("aborted", self.limits.overrun(self.used))
-            if talk.ends_as:
-                self.note(Abort(talk.ends_as))
-
-    def mind_files(self) -> None:
-        """Look at them now and then, while nobody waits for them."""
-        files = self.files
-        is_free = files.reading is None and files.needed_until is None and self.rests_at is None
-        if is_free and self.now >= files.read_at:
-            files.read_at = self.now + READ_EVERY
-            files.reading = self.request("read_files")
-
-    def take_files(self, reply: Reply) -> None:
-        if reply.error:
-            self.files.note_trouble(str(reply.error), self.now)
-        else:
-            self.files.take(reply.result, self.now)
-
-    def mind_server(self) -> None:
-        """See how large it is now and then."""
-        server = self.server
-        if not server.is_down and not server.measuring and self.now >= server.measure_at:
-            server.measuring = self.request("measure_server")
-
-    def weigh_server(self, memory: int) -> None:
-        """Between two iterations it is replaced when it has grown, at twice the limit at once."""
-        server = self.server
-        server.memory = memory
-        most = self.options.server_memory
-        if not most or memory <= most or self.has_told_of_size:
-            return
-        said = f"grew to {memory} MiB (limit {most}): replacing it"
-        if server.is_fresh:
-            self.has_told_of_size = True
-            said = f"takes {memory} MiB before any work: --server-memory {most} has no effect"
-        elif self.talk and memory > 2 * most and not server.is_bursting:
-            said = f"grew to {memory} MiB, twice its limit of {most}: replacing it in the midst"
-            server.is_bursting = True
-            self.talk.look_within(self.now)
-        elif server.replace:
-            return
-        server.replace = not server.is_fresh  # before the next iteration at the latest
-        self.journal.note("server", said, "warn")
+        if self.now >= self.mind_at:
+            self.mind_at = self.now + MIND_EVERY
+            files = self.files
+            if not files.reading and self.now >= files.read_at and not self.rests_at:
+                files.read_at = self.now + READ_EVERY
+                files.reading = self.request("read_files")
+            if talk:
+                talk.mind(self.now, self.server.is_down)
+                talk.give_up("aborted", self.limits.overrun(self.used))
 
     # People.
 
@@ -3389,7 +3123,7 @@ class Run(Waits):
         if self.confirming_quit:
             self.confirming_quit = False
             if key.name == "q":
-                self.note(Quit(A_PERSON_QUIT, by_person=True))
+                self.end(A_PERSON_QUIT)
         elif self.talk and self.talk.asks.takes_key(key):
             pass
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
@@ -3411,7 +3145,8 @@ class Run(Waits):
         return self.wanted and self.phase in ("running", "waiting", "starting")
 
     def want(self) -> None:
-        self.wanted = True
+        """S: start, or go on from where it rests."""
+        self.wanted = self.goes_on = True
         if self.phase == "starting":
             self.reason = "begins when the server is ready"
 
@@ -3424,33 +3159,22 @@ class Run(Waits):
     def abort(self) -> None:
         if self.talk:
             self.talk.give_up("aborted", "aborted by a person")
-            assert self.talk.ends_as
-            self.note(Abort(self.talk.ends_as))
         else:
             self.request("stop_check")
 
     def hand_over(self) -> None:
-        if self.talk and self.talk.id and not self.server.is_down:
-            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-            self.request("hand_over", self.talk.id)
-        else:
-            self.journal.note("note", NO_SESSION, "dim")
+        self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+        self.request("hand_over", self.talk.id if self.talk else "")
 
-    def show_plan(self) -> None:
-        self.overlay = "plan"
-
-    def leave_overlay(self) -> None:
-        self.overlay = ""
-
-    def show_help(self) -> None:
-        self.overlay = "help"
+    def look_at(self, overlay: str) -> None:
+        self.overlay = overlay
 
     def quit(self) -> None:
         """An iteration that would be lost is asked for once."""
         if self.iteration:
             self.confirming_quit = True
         else:
-            self.note(Quit(A_PERSON_QUIT, by_person=True))
+            self.end(A_PERSON_QUIT)
 
     # What people and programs are told.
 
@@ -3460,16 +3184,17 @@ class Run(Waits):
         return self.rests_at.limit if self.rests_at else ""
 
     @property
+    def is_pausing(self) -> bool:
+        return self.pause_wanted and self.phase in ("running", "starting")
+
+    @property
     def shown_state(self) -> str:
         """The phase in a person's words."""
-        return "pausing" if self.pause_wanted and self.phase == "running" else self.phase
+        return "pausing" if self.is_pausing else self.phase
 
     @property
     def shown_reason(self) -> str:
-        if self.pause_wanted and self.phase in ("running", "starting"):
-            is_up = self.phase == "running"
-            return "after this iteration" if is_up else "pauses when the server is ready"
-        return self.reason
+        return "before the next iteration" if self.is_pausing else self.reason
 
     @property
     def plan(self) -> Plan:
@@ -3497,21 +3222,21 @@ class Run(Waits):
             return self.iteration.talk.purse.model
         return self.line.current or self.line.last_seen or self.briefing.first_model()
 
-    def warn(self) -> None:
-        for warning in self.briefing.warnings():
-            self.journal.note("warn", warning, "warn")
-
-    def tell_that_a_person_is_needed(self, said: str) -> None:
+    def need_person(self, said: str) -> None:
         self.confirming_quit = False  # what is asked is in front of a person now
         self.notify("asked", said)
 
-    def tell_end(self, end: End, is_news: bool = True) -> None:
+    def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
         self.status = end.status
         self.confirming_quit = False
-        event = {0: "complete", 1: "failed"}.get(end.status, "stopped")
-        note_end(self, event, end.status, end.reason)
-        if is_news:
+        events = {0: ("complete", "good"), 1: ("failed", "bad")}
+        event, tone = events.get(end.status, ("stopped", "warn"))
+        record = end_record(self, event, end)
+        self.journal.note("end", end.reason, tone, record=record)
+        for line in summary_of(self, record):
+            self.journal.note("end", line)
+        if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
             self.notify(event, end.reason)
 
     def notify(self, event: str, said: str) -> None:
@@ -3541,28 +3266,27 @@ class KeyHelp(NamedTuple):
 KEYS = (
     KeyHelp("S", "start", (
         Use("start", lambda run: run.waits_for_start, Run.want),
-        Use("go on", lambda run: run.phase == "complete", Run.go_on))),
+        Use("go on", lambda run: run.phase == "complete", Run.want))),
     KeyHelp("Space", "pause after this iteration, or go on", (
-        Use("", lambda run: run.waits_for_start, Run.want),
+        Use("", lambda run: run.waits_for_start or run.phase == "complete", Run.want),
         Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
         Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
-        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on),
-        Use("", lambda run: run.phase == "complete", Run.go_on))),  # R alone goes beyond a limit
+        # R alone goes beyond a limit.
+        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on))),
     KeyHelp("R", "retry after an error; go on at a limit", (
         Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-        Use("retry", lambda run: bool(run.limit), Run.go_on),
-        Use("retry", lambda run: run.phase in ("error", "waiting"), Run.go_on),
+        Use("retry", lambda run: bool(run.limit) or run.phase in ("error", "waiting"), Run.go_on),
         Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
     KeyHelp("X", "abort this iteration, or its check", (
         Use("abort", lambda run: bool(run.talk or run.check_since), Run.abort),)),
     KeyHelp("T", "this session in OpenCode's own interface, and back", (
-        Use("session", lambda run: bool(run.talk), Run.hand_over),
-        Use("", lambda run: True, Run.hand_over))),
+        Use("session", lambda run: bool(run.talk and run.talk.id and not run.server.is_down),
+            Run.hand_over),)),
     KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
-        Use("activity", lambda run: run.overlay == "plan", Run.leave_overlay),
-        Use("plan", lambda run: True, Run.show_plan))),
+        Use("activity", lambda run: run.overlay == "plan", lambda run: run.look_at("")),
+        Use("plan", lambda run: True, lambda run: run.look_at("plan")))),
     KeyHelp("?", "this help", (
-        Use("help", lambda run: True, Run.show_help),)),
+        Use("help", lambda run: True, lambda run: run.look_at("help")),)),
     KeyHelp("Q", "quit (asks once while an iteration runs)", (
         Use("quit", lambda run: True, Run.quit),)),
     KeyHelp("Y A N", "permission: once, always (it says for what), no"),
@@ -3576,15 +3300,13 @@ KEYS = (
 # Words and records for people, logs and other programs, computed from the state of the run.
 
 
-def word_for(outcome: Outcome, check: str, has_progress: bool, has_blocked: bool = False) -> str:
+def word_for(outcome: str, check: str, has_progress: bool) -> str:
     """What an iteration is called in front of people: the truth, also where an agent ended well."""
     if check == "failed":
         return "check failed"
-    if outcome.kind in WORKED and has_progress:
-        return "blocked" if has_blocked else "done"
-    if outcome.kind == "done":
-        return "nothing settled"
-    return outcome.kind
+    if outcome in WORKED and has_progress:
+        return "done"
+    return "nothing settled" if outcome == "done" else outcome
 
 
 def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
@@ -3603,30 +3325,21 @@ def counts_of(plan: Plan) -> dict[str, object]:
 
 def progress_of(plan: Plan) -> list[str]:
     """For people: done/total, and what stands beside it where there is any."""
-    said = [f"{plan.done}/{plan.total}"]
-    if plan.blocked:
-        said.append(f"{plan.blocked} blocked")
-    if plan.manual:
-        said.append(f"{plan.manual} manual")
-    return said
+    beside = ((plan.blocked, "blocked"), (plan.manual, "manual"))
+    return [f"{plan.done}/{plan.total}", *(f"{count} {word}" for count, word in beside if count)]
 
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
-    facts = [
+    facts = (
         f"{result.number} {result.word} in {duration(result.seconds)}",
         said_refused(result.refused),
         *progress_of(plan),
         f"{short_number(spend.tokens)} tokens",
         dollars_of(spend.cost),
         title_of(result.goal),
-    ]
-    record: dict[str, object] = {
-        "record": "iteration",
-        **result_record(result),
-        "progress": result.progress,
-        **counts_of(plan),
-    }
+    )
+    record = {"record": "iteration", **result_record(result), **counts_of(plan)}
     journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
 
 
@@ -3635,6 +3348,7 @@ def result_record(result: Result) -> Json:
         "iteration": result.number,
         "task": result.goal,
         "outcome": result.word,
+        "progress": result.progress,
         "problem": result.problem,
         "seconds": round(result.seconds, 1),
         "model": result.model,
@@ -3644,46 +3358,38 @@ def result_record(result: Result) -> Json:
     }
 
 
-def note_end(run: Run, event: str, status: int, reason: str) -> None:
-    plan = run.plan
-    record: dict[str, object] = {
+def end_record(run: Run, event: str, end: End) -> Json:
+    return {
         "record": "run",
         "event": event,
-        "status": status,
-        "reason": reason,
-        "summary": plan.summary,
-        **counts_of(plan),
+        "status": end.status,
+        "reason": end.reason,
+        "summary": run.plan.summary,
+        **counts_of(run.plan),
         "gone": run.books.gone,
         "refused": dict(refused_by(run.books.results)),
+        "check": {"command": run.options.check, "verdict": run.books.check},
         "iterations": run.number,
         "seconds": round(run.clock.elapsed, 1),
         **run.total.record(),
     }
-    tone = {0: "good", 1: "bad"}.get(status, "warn")
-    run.journal.note("end", reason, tone, record=record)
-    check = {"command": run.options.check, "verdict": run.books.check}
-    steps = next_steps(plan, {**record, "check": check})
-    for line in (*summary_of(run), *(f"to do: {step}" for step in steps)):
-        run.journal.note("end", line)
 
 
-def summary_of(run: Run) -> list[str]:
-    """What a person wants to know in the morning."""
+def summary_of(run: Run, record: Json) -> list[str]:
+    """What a person wants to know in the morning; `record` says how it ended."""
     plan = run.plan
-    total = run.total
     lines = plan.summary.split("\n") if plan.summary else []
     iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
-    if run.files.was_read:
+    if run.files.plan_text:
         lines.append(
             f"{plan}; {iterations} in {duration(run.clock.elapsed)}; "
-            f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
+            f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
         )
     if run.books.gone:
         lines.append(said_gone(run.books.gone))
-    lines += summary_of_models(run.books)
     for state in ("blocked", "manual"):
         lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
-    return lines
+    return lines + [f"to do: {step}" for step in next_steps(plan, record)]
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3700,21 +3406,21 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
     steps = []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
+    has_work_left = record.get("status") != 0  # else what was refused was done without
     refused = list(as_dict(record.get("refused")))
-    if refused:
+    if refused and has_work_left:
         steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
     check = as_dict(record.get("check"))
-    if check.get("verdict") == "failed":
-        steps.append(f"mend the check: `{as_text(check.get('command'))}`")
-    elif check.get("verdict") == "interrupted":
-        steps.append(f"run the check: `{as_text(check.get('command'))}`")
+    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check.get("verdict")))
+    if verb:
+        steps.append(f"{verb} the check: `{as_text(check.get('command'))}`")
     gone = [as_text(text) for text in as_list(record.get("gone"))]
     if gone:
         steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
     if plan.open_near_misses and not plan.pending:
         lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
         steps.append(f"make tasks of what looks like one: {lines}")
-    is_cut_short = record and record.get("status") != 0 and plan.summary is None
+    is_cut_short = record and has_work_left and plan.summary is None
     if plan.pending or (is_cut_short and not plan.blocked):
         steps.append(f"{tag}run again to go on" if record else f"{tag}start it with `run`")
     if plan.blocked:
@@ -3724,35 +3430,19 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     return steps
 
 
-def summary_of_models(books: Books) -> list[str]:
-    """Which model did what, where there were several."""
-    by_model: dict[str, list[Result]] = {}
-    for result in books.results:
-        by_model.setdefault(result.model, []).append(result)
-    if len(by_model) < 2:
-        return []
-    return [
-        f"{model or 'no model'}: {len(results)} iterations, "
-        f"{sum(result.word == 'done' for result in results)} done, "
-        f"{dollars_of(sum(result.spend.cost for result in results))}"
-        for model, results in by_model.items()
-    ]
-
-
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    plan = run.plan
     project = one_line(os.path.basename(run.options.directory) or run.options.directory)
-    said = event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}"
-    facts = progress_of(plan)
     gone = run.books.gone
-    if gone and said_gone(gone) not in reason:
-        facts.append(f"{tasks_of(len(gone), 'open')} gone from the plan")
-    refused = said_refused(refused_by(run.books.results))
-    if refused and "refused: " not in reason:
-        facts.append(refused)
-    facts += [dollars_of(run.total.cost), duration(run.clock.elapsed)]
-    return f"ocloop {project}: {said}, {', '.join(facts)}"
+    facts = (
+        event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}",
+        *progress_of(run.plan),
+        f"{tasks_of(len(gone), 'open')} gone from the plan" if gone else "",
+        said_refused(refused_by(run.books.results)),
+        dollars_of(run.total.cost),
+        duration(run.clock.elapsed),
+    )
+    return f"ocloop {project}: {', '.join(filter(None, facts))}"
 
 
 def facts_of(run: Run) -> dict[str, str]:
@@ -4012,23 +3702,20 @@ def state_note(run: Run, now: float) -> str:
     if run.phase == "running":
         return ""  # the facts tell the times of iteration and run
     if run.phase in ("starting", "stopping"):
-        return duration(now - run.phase_since)
-    return "since " + local_time("%H:%M", run.phase_since_wall)
+        return duration(run.clock.wall - run.phase_since)
+    return "since " + local_time("%H:%M", run.phase_since)
 
 
 def view_reason(run: Run, now: float) -> str:
     """Why it is in its state; what matters most comes first, since the rest may be cut off."""
-    files = run.files
     if run.phase == "ready":
         return f"S begins with: {title_of(run.plan.goal)}"
     if run.wait_until is not None:
         left = run.wait_until - now
         at = local_time("%H:%M", run.clock.wall + left)
         return f"again at {at}, in {duration(left)}: {run.reason}"
-    if files.trouble and files.needed_until is not None:
-        return f"stops in {duration(files.needed_until - now)} without it: {files.trouble}"
-    if files.trouble and run.rests_at is None:
-        return f"away for {duration(now - files.trouble_since)}: {files.trouble}"
+    if run.files.trouble and run.rests_at is None:
+        return run.files.trouble
     if run.check_since is not None:
         return f"the check runs, for {duration(now - run.check_since)}: {run.options.check}"
     return run.shown_reason
@@ -4097,7 +3784,7 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
         word = result.word or known.outcome
         if word == "check failed" and result.number < passed:
-            word = word_for(Outcome(result.outcome), "passed", result.progress)
+            word = word_for(result.outcome, "passed", result.progress)
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
@@ -6437,8 +6124,9 @@ class Server:
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
 
-    def start(self, launch: int) -> Started:
-        """Start it, after stopping what still runs of it. Raises Problem."""
+    def start(self, launch: int) -> tuple[str, str, int]:
+        """Start it, after stopping what still runs of it; returns its URL, the version and the
+        generation of OpenCode. Raises Problem."""
         options = self.options
         with self.turn:
             self.stop()
@@ -6455,7 +6143,7 @@ class Server:
             if self.process:
                 args = (self.process, launch)
                 threading.Thread(target=self._watch, args=args, daemon=True).start()
-            return Started(url, version, dialect_type.generation)
+            return url, version, dialect_type.generation
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -6664,8 +6352,7 @@ class Outside:
         self.stop_server = server.stop
         self.measure_server = server.look_after
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
-        self.check: subprocess.Popen[bytes] | None = None
-        self.is_check_stopped = False
+        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
 
     def make(self, reply: Reply) -> None:
         """Have a request made."""
@@ -6699,11 +6386,17 @@ class Outside:
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    def create(self, prompt: Prompt) -> Created:
+    def create(self, prompt: Prompt) -> str:
+        """A session; its id."""
         session, directory = self.dialect.create(prompt)
         here = self.options.directory
-        is_here = directory in ("", here) or os.path.realpath(directory) == os.path.realpath(here)
-        return Created(session, "" if is_here else directory)
+        if directory not in ("", here) and os.path.realpath(directory) != os.path.realpath(here):
+            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            raise Problem(
+                f"OpenCode would work in {directory[:300]} and not in {here}: rename the folder "
+                "(OpenCode reads a % in its name as the beginning of a code)"
+            )
+        return session
 
     # Shell commands of a person's: --check and --notify.
 
@@ -6730,14 +6423,13 @@ class Outside:
         mark = {MARK: self.check_mark}
         try:
             with server.lock:
-                self.is_check_stopped = server.closing
                 if server.closing:
                     return CheckResult(126, "", interrupted=True)
                 server.guard.watch(server.process.pid if server.process else 0)
                 process = self.check = self._shell(
                     options.check, facts, options.directory, subprocess.PIPE, **mark
                 )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             return CheckResult(126, f"the check cannot be started: {error}")
         tail = bytearray()
 
@@ -6757,15 +6449,15 @@ class Outside:
             late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
         with server.lock:
+            is_stopped = self.check is not process
             self.check = None
         reading.join(1)  # what it left behind may still write
         said = bytes(tail).decode("utf-8", "replace").strip()
-        return CheckResult(status, said + late, self.is_check_stopped)
+        return CheckResult(status, said + late, is_stopped)
 
     def stop_check(self) -> None:
         with self.server.lock:
-            process = self.check
-            self.is_check_stopped = process is not None
+            process, self.check = self.check, None
         if process:
             end_group(process, 0.5, self.check_mark)
 
@@ -6775,7 +6467,7 @@ class Outside:
         cwd = directory if os.path.isdir(directory) else "/"
         try:
             process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise Problem(f"--notify cannot be started: {error}") from None
 
         def wait() -> None:
@@ -8135,9 +7827,8 @@ class Driver:
             run.show("error", reason)
             run.requests.clear()
             before = run.journal.count
-            note_end(run, "failed", 1, reason)
+            run.tell_end(End("error", 1, reason))
             self.log.add(run.journal.newest(run.journal.count - before))
-            run.notify("failed", reason)
             self._make(run.requests)
 
     def _take_signals(self) -> None:
@@ -8268,9 +7959,8 @@ class Driver:
         try:
             if isinstance(screen, CursesScreen) and self.status is not None:
                 record = record_of(run, self.server, status)
-                steps = [f"to do: {step}" for step in next_steps(run.plan, record)]
                 width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.shown_reason}", *summary_of(run), *steps]
+                lines = [f"ocloop: {run.shown_reason}", *summary_of(run, record)]
                 say("\n  ".join(row for line in lines for row in wrap(line, width)))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
@@ -8286,8 +7976,8 @@ class Rehearsal(Run):
     async def main(self) -> int:
         try:
             await self.get_ready()
-        except Failed as failed:
-            self.journal.note("problem", str(failed), "bad")
+        except Problem as problem:
+            self.journal.note("problem", str(problem), "bad")
             return 1
         except Quit:
             return 130

@@ -237,9 +237,8 @@ class Core:
                 error = Problem(value.problem, again=value.again)
             return Answer(reply, error=error)
         kinds: dict[str, Any] = {
-            "start_server": lambda: ocloop.Started(*value),
+            "start_server": lambda: (*value, 1),
             "read_files": lambda: FilesRead(*value),
-            "create": lambda: ocloop.Created(*value),
             "poll": lambda: Polled(**value),
             "run_check": lambda: ocloop.CheckResult(*value),
         }
@@ -352,7 +351,6 @@ class Story(Core):
         self.memory = 0
         self.check = 0  # exit status of the check
         self.sessions = 0
-        self.directory = ""  # where it would work, when that is elsewhere
         self.good: dict[str, Way] = {
             "start_server": lambda _: ("http://127.0.0.1:4096", "1.18.33"),
             "measure_server": lambda _: self.memory,
@@ -381,14 +379,14 @@ class Story(Core):
         problem = "the prompt cannot be read" if self.prompt is None else ""
         return self.plan, self.prompt, GONE if self.plan is None else problem
 
-    def create(self, request: Any) -> tuple[str, str]:
+    def create(self, request: Any) -> str:
         self.sessions += 1
         self.activity = "working"
         self.verdict = ""
         self.fault = None
         self.asks_open = None
         self.children = ()
-        return self.id, self.directory
+        return self.id
 
     def look(self, request: Any) -> Json:
         is_shown = request.closer or self.activity == "idle"
@@ -765,7 +763,9 @@ def test_the_model_that_opencode_chose_is_named_once() -> None:
     story.begin()
     for _ in range(2):
         story.tell(Spent(story.id, "msg_a", Spend(), model="own/choice"))
-    assert story.text.count("own/choice (OpenCode's own choice: name another with --model)") == 1
+    story.works(model="own/choice")
+    story.busy()
+    assert story.text.count("model: ") == 1 and "model: own/choice" in story.text
 
 
 @pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
@@ -836,7 +836,6 @@ def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
         ({}, {"setup": Setup("a/x", {"a/b": 1000})}, "there is no model a/x"),
         ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "a/c"),
         ({}, {"prompt": "---\nagent: build\n---\n"}, "is empty"),
-        ({}, {"directory": "/project else"}, "/project else and not in /project: rename the f"),
     ],
 )
 def test_what_is_wrong_with_the_set_up_is_said_before_any_prompt(
@@ -846,7 +845,21 @@ def test_what_is_wrong_with_the_set_up_is_said_before_any_prompt(
     vars(story).update(found)
     story.begin()
     assert story.state == "error" and words in story.reason and story.exits == [1]
-    assert story.all("send") == [] and bool(story.all("create")) == ("directory" in found)
+    assert story.all("send") == [] and story.all("create") == []
+
+
+def test_a_session_that_would_work_in_another_folder_gets_no_prompt() -> None:
+    """OpenCode 1 reads `my%20project` as `my project`."""
+    outside = ocloop.Outside(ocloop.Server(Options(directory="/my%20project"), print))
+    found = ""
+    outside.server.dialect = SimpleNamespace(create=lambda prompt: ("ses_1", found))  # type: ignore
+    assert outside.create(Prompt("")) == "ses_1", "it does not say"
+    found = "/my project"
+    with pytest.raises(Problem, match="in /my project and not in /my%20project: rename the folder"):
+        outside.create(Prompt(""))
+    story = waiting_for("create", attended=False)
+    story.tell(Answer(story.last("create").reply, error=Problem("rename the folder")))
+    assert story.exits == [1] and story.all("send") == [] and "rename" in story.reason
 
 
 def test_what_the_server_cannot_tell_is_no_error() -> None:
@@ -1824,7 +1837,7 @@ def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
     assert story.now - NOON < 6 * 3600
 
 
-def test_a_front_matter_names_models_in_line_and_the_end_says_which_one_did_what() -> None:
+def test_a_front_matter_names_models_in_line_and_the_records_say_which_one_did_what() -> None:
     story = Story(NINE, start=False, attended=False)
     story.prompt = "---\nmodel: c/d, a/b\n---\nDo it"
     story.begin()
@@ -1832,9 +1845,6 @@ def test_a_front_matter_names_models_in_line_and_the_end_says_which_one_did_what
     story.fails("rate-limit")
     assert story.prompted.model == "a/b" and story.state == "running"
     story.works(0.1)
-    story.tell(Signalled("SIGTERM"))
-    assert "end: c/d: 2 iterations, 1 done, $0.10" in story.text
-    assert "end: a/b: 1 iterations, 1 done, $0.10" in story.text
     records = [entry.record for entry in story.entries if entry.record]
     models = [record["model"] for record in records if record["record"] == "iteration"]
     assert models == ["c/d", "c/d", "a/b"]
@@ -2039,7 +2049,7 @@ def test_max_time_counts_work_alone() -> None:
     story.let_pass(8 * 3600, 9)
     story.press("r")
     assert story.state == "running" and story.elapsed < 130
-    story.let_pass(290, 5)
+    story.let_pass(300, 5)
     assert story.count("interrupt") == 1 and "twice the limit" in story.text
     story.press("r")
     assert story.state == "running" and "of 8m20s" in story.picture().facts[1]
@@ -2066,7 +2076,8 @@ def test_the_check_is_tried_once_before_the_first_prompt(status: int) -> None:
     story.begin()
     if status > 100:
         assert story.exits == [1] and story.all("create") == []
-        assert "`make test` cannot be run: output of the check: mend --check" in story.reason
+        assert "`make test` cannot be run" in story.reason
+        assert "output of the check: mend --check" in story.reason
         return
     assert story.take() == "start_server setup run_check create send"
     assert ("exit status 1" in story.prompted.text) == bool(status)
@@ -2247,6 +2258,15 @@ def test_a_set_up_that_is_rejected_ends_the_run_at_once(code: int, words: str) -
     assert story.exits == [1] and words in story.reason and story.count("start_server") == 1
 
 
+def test_a_start_that_could_not_be_asked_for_is_tried_again() -> None:
+    story = in_state("starting")
+    story.mend()
+    error = RequestError(0, "too much is asked at once")
+    story.tell(Answer(story.last("start_server").reply, error=error))
+    assert "too much is asked at once" in story.text
+    assert story.state == "ready" and story.count("start_server") == 2
+
+
 def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
     """An upgrade replaces it, or its machine has no network just now."""
     story = Story(attended=False, stall_timeout=0)
@@ -2344,7 +2364,6 @@ def test_a_session_may_be_given_up_while_its_server_is_away(state: str, is_back:
         story.answer(story.last("start_server"))
     else:
         story.answer(story.last("start_server"), No("port 7 is taken"))
-        assert story.text.count("server: port 7 is taken") == 1
     if state == "paused":
         story.press("space")
     story.let_pass(30)
@@ -2382,13 +2401,13 @@ def test_a_server_that_grew_is_replaced_between_iterations() -> None:
     story.works()
     story.take()
     story.memory = 1001
-    story.let_pass(11)
+    story.let_pass(16)
     assert story.take() == "", "not in the midst of an iteration"
     story.memory = 0
     story.works()
-    assert story.take() == BEGINS and story.text.count("grew to 1001 MiB") == 1
+    assert story.take() == f"stop_server {BEGINS}" and story.text.count("grew to 1001 MiB") == 1
     story.memory = 1001
-    story.let_pass(11)
+    story.let_pass(16)
     story.memory = 0
     story.server_dies()
     story.let_pass(3)
@@ -2414,36 +2433,38 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     story.part("prt_1", "text", "running", text="I begin")
     story.take()
     story.memory = 1500
-    story.let_pass(11)
+    story.let_pass(16)
     assert "grew to 1500 MiB" in story.text and story.take() == ""
     story.memory = 2001
-    story.let_pass(12)
-    assert "twice its limit of 1000" in story.text and not story.picture().live
-    assert story.take() == "interrupt start_server setup"
-    story.memory = 400
-    story.verdict = "cut"  # by our interrupt: nobody else has done it
-    story.let_pass(3)
-    assert story.take() == "send" and story.words == []
+
+    def is_cut(request: Any) -> None:
+        """By our interrupt: nobody else has done it."""
+        story.memory = 400
+        story.verdict = "cut"
+        story.activity = "idle"
+
+    story.world["interrupt"] = is_cut
+    while story.count("send") < 2:
+        story.let_pass(0.5)
+    assert "replacing it in the midst" in story.text and not story.picture().live
+    assert story.take() == "interrupt start_server setup send" and story.words == []
     assert story.last("send").session == "ses_1" and story.last("send").attempt == 1
     story.activity = "working"
     story.works()
     assert story.words == ["done"] and story.count("start_server") == 2
 
 
-@pytest.mark.parametrize("unanswered", ["measure_server", "poll"])
-def test_a_server_at_twice_its_limit_is_replaced_after_a_session_that_ends_by_itself(
-    unanswered: str,
-) -> None:
-    """It is seen when the session is over, or while the look that shows its end is on its way."""
+def test_a_server_at_twice_its_limit_is_replaced_after_a_session_that_ends_by_itself() -> None:
+    """It is seen when the session is over."""
     story = Story(server_memory=1000)
     story.memory = 2001
     story.busy()
-    story.world[unanswered] = None
+    story.world["measure_server"] = None
     story.let_pass(12)
     story.works()
     story.mend()
     assert story.words == []
-    story.answer(story.last(unanswered))
+    story.answer(story.last("measure_server"))
     story.memory = 0
     story.let_pass(3)
     assert story.words == ["done"]
@@ -2461,16 +2482,6 @@ def test_a_server_is_measured_again_after_a_time_when_it_could_not_be(way: Way |
         story.busy()
         story.let_pass(9)
     assert "grew to 4096 MiB" in story.text
-
-
-def test_a_server_that_does_not_stop_is_told_of() -> None:
-    story = Story(start=False)
-    story.world["stop_server"] = None
-    story.begin()
-    story.fails("auth")
-    assert story.state == "error"
-    story.let_pass(200, 5)
-    assert "no answer came" in story.text
 
 
 def test_max_time_ends_a_wait_for_a_provider() -> None:
@@ -2570,7 +2581,7 @@ def test_a_key_that_is_pressed_while_the_server_is_being_stopped_is_not_lost() -
     story.fails("auth")
     assert story.state == "error" and story.shown["R"] == "retry"
     story.press("r")
-    story.let_pass(200, 5)
+    story.let_pass(400, 5)
     assert story.state == "running"
 
 
@@ -2589,17 +2600,17 @@ def test_a_file_that_is_away_while_a_session_works_ends_nothing(broken: str | No
         story.prompt = None
     else:
         story.plan = broken
-    for _ in range(20):
+    for _ in range(21):
         story.let_pass(30)
         story.busy()
     assert story.state == "running" and story.all("interrupt") == [] and story.exits == []
     plan = story.plan_seen
     assert (plan.done, plan.total) == (1, 2), "the last good progress is still there"
-    assert "away for 10m" in story.picture().reason
+    assert story.picture().reason in story.text
     assert story.text.count("PLAN.md") + story.text.count("the prompt ") == 1, "it is said once"
     story.plan, story.prompt = good
     story.works()
-    assert story.words == ["done"] and "can be read again, after 10m" in story.text
+    assert story.words == ["done"] and "can be read again" in story.text
 
 
 @pytest.mark.parametrize("what", ["a check", "a rate limit", "a pause"])
@@ -2747,10 +2758,10 @@ def test_space_while_the_server_is_renewed_asks_for_a_pause(is_taken_back: bool)
     story.let_pass(3)
     assert story.state == "starting" and story.shown["Space"] == "pause"
     story.press("space")
-    assert story.reason == "pauses when the server is ready" and story.shown["Space"] == "go on"
+    assert story.state == "pausing" and story.shown["Space"] == "go on"
     if is_taken_back:
         story.press("space")
-        assert story.reason == ""
+        assert (story.state, story.reason) == ("starting", "")
     story.answer(story.last("start_server"))
     if not is_taken_back:
         assert story.state == "paused" and story.count("send") == 1
@@ -2845,7 +2856,10 @@ def test_nothing_is_done_after_the_end() -> None:
 @pytest.mark.parametrize(
     "way, then",
     [("rests", "create send"), (fails_with(404), "create send")]
-    + [(way, BEGINS) for way in (fails_with(0), fails_with(400), fails_with(500), is_done)],
+    + [
+        (way, f"stop_server {BEGINS}")
+        for way in (fails_with(0), fails_with(400), fails_with(500), is_done)
+    ],
 )
 def test_x_aborts_the_iteration_and_where_it_may_work_on_replaces_the_server(
     way: Any, then: str
@@ -2907,15 +2921,15 @@ def test_t_gives_the_terminal_to_the_session() -> None:
     story = Story()
     story.press("t")
     assert story.last("hand_over").session == "ses_1"
-    assert "opening OpenCode's interface" in story.text and "back:" not in story.text
+    assert "opening OpenCode's interface" in story.text
     story.world["hand_over"] = None
     story.press("t")
     story.works()
     story.answer(story.last("hand_over"))
-    assert "back: that session is over" in story.text
+    assert story.text.count("back, and the loop goes on") == 2
     for story in (in_state("paused"), waiting_for("create")):
         story.press("t")
-        assert story.all("hand_over") == [] and ocloop.NO_SESSION in story.text
+        assert story.all("hand_over") == []
 
 
 @pytest.mark.parametrize("key", ["p", "escape"])
@@ -3103,7 +3117,8 @@ def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(end: str, is_q
     assert story.exits == [130], "nobody waits longer than two seconds"
     assert story.total.cost == pytest.approx(0.8 if is_quick else 0.5)
     told = {"Q": "", "SIGTERM": " notify"}  # who pressed Q in front of the screen knows of it
-    assert story.take("read_files", "measure_server") == f"interrupt poll{told[end]} exit"
+    poll = " poll" if is_quick else ""
+    assert story.take("read_files", "measure_server") == f"interrupt{poll}{told[end]} exit"
     assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
 
 
@@ -3410,11 +3425,11 @@ class Simulation(Story):
         self.launches += 1
         return ("http://127.0.0.1:4096", "1.18.33")
 
-    def create(self, request: Any) -> tuple[str, str]:
+    def create(self, request: Any) -> str:
         self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
         self.good.update(reply=self.take_reply, measure_server=self.measure)
         self.sessions += 1
-        return self.id, ""
+        return self.id
 
     def accept(self, request: Any) -> None:
         session = request.session
@@ -3907,6 +3922,7 @@ CHECK_AND_REFUSED = {
     "plan, record, steps",
     [
         (f"- [x] a\n{SO}", {"status": 0}, []),
+        (f"- [x] a\n{SO}", {"status": 0, "refused": {"bash": 2}}, []),  # it was done without
         ("- [ ] a\n", {"status": 130}, ["run again to go on"]),
         (f"- [ ] a\n{SO}", {}, [f"{TAKE_OUT}run again to go on"]),
         ("- [BLOCKED: x] a\n", {}, [f"{UNBLOCK}run again"]),
@@ -5118,7 +5134,8 @@ def test_a_folder_that_none_can_be_is_a_request_that_failed(directory: str) -> N
         Said({"POST /session": {"id": "ses_1", "directory": directory}})
     )
     outside._make(Reply("create", (PROMPT,)))
-    assert posted and (posted[0].error is None or isinstance(posted[0].error, RequestError))
+    (told,) = posted
+    assert told.error is None or isinstance(told.error, (RequestError, Problem))
 
 
 def test_a_version_may_have_any_number_of_digits() -> None:
@@ -8526,14 +8543,14 @@ SLOW_LISTS: list[tuple[Json, list[Setup], float, float, str]] = [
     ({"models": ("a/b",)},
      [growing(models=None)] * 3 + [growing(models={"c/d": 1})] * 3 + [growing()], 1.5, 3, ""),
     ({"models": ("a/b#low",)}, [growing(variants={"a/b": ("low",)})], 0, 1, ""),
-    ({"models": ("a/x",)}, [growing()], 10, 11.5, "there is no model a/x: did you mean a/b?"),
+    ({"models": ("a/x",)}, [growing()], 15, 16.5, "there is no model a/x: did you mean a/b?"),
     ({"models": ("a/x",)},
      [growing(models={f"a/{number}": 1 for number in range(n)}) for n in range(40)] * 9,
-     60, 62, "there is no model a/x"),
+     15, 17, "there is no model a/x"),
     ({"models": ("a/b",), "agent": "mine"},
      [growing()] * 9 + [growing(agents=("build", "mine"))], 2, 5, ""),
-    ({"models": ("a/b",), "agent": "mine"}, [growing()], 10, 11.5, "there is no agent mine"),
-    ({"models": ("a/b",)}, [growing(agents=None)], 3, 4, ""),
+    ({"models": ("a/b",), "agent": "mine"}, [growing()], 15, 16.5, "there is no agent mine"),
+    ({"models": ("a/b",)}, [growing(agents=None)], 0, 1, ""),
     ({}, [growing(models=None)] * 4 + [growing()], 2.5, 5, ""),
 ]  # fmt: skip
 
@@ -9659,7 +9676,7 @@ RUNS: list[Case] = [
     ("a limit without an end", "--max-wait 3s", "error:429", dict(patch=SHORT_WAITS),
      3, ["--max-wait"], {}),
     ("the next model in line", LINE, "error:429, work", TWO_MODELS,
-     0, ["fake/other: 2 iterations, 2 done"],
+     0, [],
      dict(outcomes="rate-limited, done, done", models=["fake/model", "fake/other", "fake/other"])),
     # README: nothing settled: tells the agent after --stuck iterations, then stops. To check and
     # un-check, or to reword a task, settles nothing. The second model has the last try.
@@ -9762,7 +9779,7 @@ RUNS: list[Case] = [
      0, ["grew to "], {}),
     ("a server that grows without an end", "--server-memory 150",
      "swell:40, work", dict(patch=MEASURED_OFTEN, **STORED),
-     0, ["MiB (limit 150)", "MiB, twice its limit of 150: replacing it in the midst"],
+     0, ["MiB (limit 150)", "MiB (limit 150): replacing it in the midst"],
      dict(replaced=True, outcomes="done, done", sessions=2)),
     ("a server that is large from the start", "--server-memory 60",
      "sleep:5", dict(patch=MEASURED_OFTEN, memory=[200]),
