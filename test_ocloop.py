@@ -10990,10 +10990,8 @@ class SideBySide:
                     said = now
                     done = f"{len(session.items) - len(left)} of {len(session.items)} tests"
                     last = ", ".join(item.name for item in left.values() if len(left) < 9)
-                    failed = f"{self.counts['failed']} failed"
-                    print(
-                        f"{now - began:4.0f} s: {done}, {failed}; left: {last or '…'}", flush=True
-                    )
+                    print(f"{now - began:4.0f} s: {done}, {self.counts['failed']} failed; {last}")
+                    sys.stdout.flush()
         finally:
             ends = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
         for item in left.values() if not session.config.option.maxfail else ():
