@@ -19,11 +19,10 @@ what OpenCode says, the rules, the run, what is shown; below that everything tha
                                       +--> view --> layout --> screen
 
 Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
-waits in one place: `Run.work` iterates, `iterate` is one session, the plan after it and the check,
-`lead` is a session from its creation to its end, `watch` looks at it until an end is believed, and
-`recall` stops what must not work on. It touches no clock, file, socket or screen: what is to be
-done it asks for as *requests*, which `Outside` carries out, each on a thread of its own. Whoever
-wants to understand ocloop reads the section "run" from its top, and looks up what it needs above.
+waits in one place (section "run": `Run.work` iterates, `iterate` is one session, the plan after it
+and the check, `lead` and `watch` are the session, `recall` stops what must not work on). It touches
+no clock, file, socket or screen: what is to be done it asks for as *requests*, which `Outside`
+carries out, each on a thread of its own.
 
 Glossary:
 
@@ -42,9 +41,6 @@ Glossary:
     code        of HTTP;  status  exit status of a process
 
 A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
-
-Exit statuses: 0 the plan is complete, all of it; 1 it failed; 2 usage; 3 it stopped with work left
-(a limit, stuck, something blocked, marked complete too early); 130 a person or a signal stopped it.
 """
 
 from __future__ import annotations  # an error here: run it with Python 3.9 or newer
@@ -105,23 +101,18 @@ __version__ = "3.0.0"
 
 
 class Problem(Exception):
-    """Something that a person can act on.
-
-    `str()` of it reads "what went wrong: what to do next". `status` is the exit status it leads to;
-    `again` says whether trying again, with nothing changed, can help.
-    """
+    """Something that a person can act on: "what went wrong: what to do next"."""
 
     def __init__(self, message: str, status: int = 1, again: bool = False) -> None:
         super().__init__(message)
-        self.status = status
-        self.again = again
+        self.status = status  # the exit status it leads to
+        self.again = again  # trying again, with nothing changed, can help
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────
-# One frozen value holds what the person asked for, and it is the only place where defaults stand:
-# the help text and the README are held against it by a test. The environment is asked for nothing
-# that an option can say; what has no option (the password of --server, colours, the terminal's
-# abilities, where state is kept) is read where it is used.
+# The only place where defaults stand. The environment is asked for nothing that an option can say;
+# what has no option (the password of --server, colours, where state is kept) is read where it is
+# used.
 
 
 class Options(NamedTuple):
@@ -165,13 +156,13 @@ class Options(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One checkbox. `state` is pending, done, manual or blocked; `line` counts from 1."""
+    """One checkbox."""
 
-    state: str
+    state: str  # pending, done, manual or blocked
     text: str
     reason: str = ""  # of what is manual or blocked
     phase: str = ""  # the heading above it
-    line: int = 0
+    line: int = 0  # counts from 1
     begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
     depth: int = 0  # tasks in which it is nested
 
@@ -339,17 +330,15 @@ def _without_code(line: str) -> str:
     if "`" not in line:
         return line
     parts = _TICKS.split(line)
-    ahead = collections.Counter(parts[1::2])
-    opening = ""
+    last = {part: index for index, part in enumerate(parts)}
+    closing = ""
     for index, part in enumerate(parts):
-        is_code = bool(opening)
-        if index % 2:
-            ahead[part] -= 1
-            if part == opening:
-                opening = ""
-            elif ahead[part] and not opening:
-                opening = part
-        if is_code or opening:
+        is_code = bool(closing)
+        if index % 2 and part == closing:
+            closing = ""
+        elif index % 2 and not closing and last[part] > index:
+            closing = part
+        if is_code or closing:
             parts[index] = "c" * len(part)
     return "".join(parts)
 
@@ -430,10 +419,8 @@ def _read_box(inside: str) -> tuple[str, str]:
     if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
         return "begun", ""
     word = _WORD.match(box)
-    state = word.lastgroup if word else None
-    if not word or not state:
-        return "", ""
-    if state not in ("manual", "blocked"):
+    state = word.lastgroup or "" if word else ""
+    if not word or state not in ("manual", "blocked"):
         return state, ""
     reason = _PARENTHESES.sub(r"\1", box[word.end() :]).strip()
     said = word[state].lower()
@@ -518,16 +505,16 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     What stands between two rules and does not look like that is text for the agent.
     """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    block = r"---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n|$)"
-    match = re.match(block, text, re.DOTALL | re.MULTILINE)
-    if not match or not all(map(_FIELD.match, match.group(1).split("\n"))):
+    block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
+    lines = block[1].split("\n") if block else [""]
+    if not block or not all(map(_FIELD.match, lines)):
         return {}, text.strip()
     fields: dict[str, str] = {}
-    for line in match.group(1).split("\n"):
+    for line in lines:
         key, colon, value = line.partition(":")
         if colon and key.strip() and not line.lstrip().startswith("#"):
             fields[key.strip()] = value.strip().strip("'\"")
-    return fields, text[match.end() :].strip()
+    return fields, text[block.end() :].strip()
 
 
 def models_of(fields: dict[str, str]) -> tuple[str, ...]:
@@ -535,39 +522,28 @@ def models_of(fields: dict[str, str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in fields.get("model", "").split(",") if name.strip())
 
 
-def render_prompt(body: str, plan: str, task: str, iteration: int, told: str) -> str:
-    """Fill the placeholders in one pass, so that no value is searched for placeholders itself.
+def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
+    """What the next session is told; `path` is the plan's, `told` what the loop has to tell.
 
-    `told` is what the loop has to tell: it fills {{CHECK}}.
+    The places are filled in one pass, so that no value is searched for places itself.
     """
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
-    values = dict(zip(PLACES, (plan, task, str(iteration), told)))
+    values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
     names = "|".join(PLACES)
-    return re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
-
-
-def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """What the next session is told; `path` is the plan's, `told` as in `render_prompt`."""
+    text = re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
     place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
-    title = f"ocloop {place}: {plan.goal}"[:100]
-    return Prompt(render_prompt(body, path, plan.goal, iteration, told), title)
+    return Prompt(text, f"ocloop {place}: {plan.goal}"[:100])
 
 
 def told_of_near_misses(plan: Plan) -> str:
     """What the agent is told that is to wrap up a plan in which something looks undone."""
-    if plan.current or not plan.open_near_misses:
-        return ""
-    lines = "\n".join(
-        f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]
-    )
-    return LOOK_LIKE_TASKS.format(lines=lines)
+    near = [f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]]
+    return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
 
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
-NO_PROMPT = (
-    "{} is empty: write the prompt into it, or delete it and let `bootstrap` write a starter"
-)
+NO_PROMPT = "{} is empty: write the prompt into it, or delete it and run `bootstrap`"
 NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
 CHECK_FAILED = """\
 The project's check fails. Mend that before anything else: it comes before the next task.
@@ -596,8 +572,8 @@ look so, and do the first task."""
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
-# What OpenCode says, and what is said to it, in neutral words: values without behaviour. No
-# dictionary of OpenCode's passes this line.
+# What OpenCode says, and what is said to it, in neutral words: no dictionary of OpenCode's passes
+# this line.
 
 
 class Prompt(NamedTuple):
@@ -612,18 +588,14 @@ class Prompt(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One question of an agent's. `options` are labels and descriptions."""
-
     text: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()  # labels and descriptions
 
 
 class Ask(NamedTuple):
-    """A permission or a question, as the server tells it. `kind`: permission or question."""
-
     id: str
     session: str
-    kind: str
+    kind: str  # permission or question
     title: str = ""  # of a permission: what kind of thing it is for, such as "bash"
     detail: str = ""  # what exactly
     questions: tuple[Question, ...] = ()
@@ -640,21 +612,11 @@ class Spend(NamedTuple):
     cached: int = 0
 
     def plus(self, other: Spend) -> Spend:
-        return Spend(
-            self.cost + other.cost,
-            self.input + other.input,
-            self.output + other.output,
-            self.cached + other.cached,
-        )
+        return Spend._make(one + another for one, another in zip(self, other))
 
     def at_least(self, other: Spend) -> Spend:
         """The larger of each: two counts of the same thing, of which either may lag behind."""
-        return Spend(
-            max(self.cost, other.cost),
-            max(self.input, other.input),
-            max(self.output, other.output),
-            max(self.cached, other.cached),
-        )
+        return Spend._make(map(max, self, other))
 
     @property
     def tokens(self) -> int:
@@ -667,27 +629,22 @@ class Spend(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An error, told apart by structured names and codes alone, never by a model's prose.
+    """An error, told apart by structured names and codes alone, never by a model's prose."""
 
-    `kind` is one of the keys of FAULTS; `retry_after` is in seconds, 0 when nothing was announced.
-    """
-
-    kind: str
+    kind: str  # one of the keys of FAULTS
     message: str
     code: int = 0
-    retry_after: float = 0.0
+    retry_after: float = 0.0  # seconds, where they were announced
 
 
-LOG_IN = "log in with `opencode auth login`, or look at the provider's key"
-LOOK = "look at the model {model} and at the provider's address in the configuration"
 # What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
 # help as long as nothing has worked yet.
 FAULTS = {
     "rate-limit": "",  # passes by itself, at the announced time or some time later
     "outage": "",  # the provider or the network is away: passes by itself
-    "auth": LOG_IN,
+    "auth": "log in with `opencode auth login`, or look at the provider's key",
     "balance": "look at the provider's balance",
-    "no-model": LOOK,
+    "no-model": "look at the model {model} and at the provider's address in the configuration",
     "no-agent": "look at the agent's name",
     "configuration": "",  # OpenCode's own: the run cannot go on
     "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
@@ -712,22 +669,21 @@ class Setup(NamedTuple):
 
 
 class Polled(NamedTuple):
-    """How the session stands. The truth, where events are only quick.
+    """How the session stands: the truth, where events are only quick.
 
-    `activity`: idle, working or retrying.
     `verdict`, on the answer to our own prompt:
-        answered     it ended well
-        failed       it ended with `fault`
-        refused      it ended because something was rejected
-        cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
-                     by the model's output limit
-        unfinished   it has begun and not ended: it works, or its server died
-        undelivered  the session does not know the prompt, or nothing came of it
-        nothing-ran  the session says that it is through, and there is no answer
-        ""           not looked at: it works, or `is_unsure`
+    answered     it ended well
+    failed       it ended with `fault`
+    refused      it ended because something was rejected
+    cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
+                 by the model's output limit
+    unfinished   it has begun and not ended: it works, or its server died
+    undelivered  the session does not know the prompt, or nothing came of it
+    nothing-ran  the session says that it is through, and there is no answer
+    ""           not looked at: it works, or `is_unsure`
     """
 
-    activity: str
+    activity: str  # idle, working or retrying
     verdict: str = ""
     fault: Fault | None = None
     spent: Spend | None = None  # of the session and all its subagents; None: it cannot be told
@@ -740,43 +696,36 @@ class Polled(NamedTuple):
 
 
 class CheckResult(NamedTuple):
-    """What came of --check."""
-
-    status: int  # exit status
+    status: int  # exit status of --check
     output: str
     interrupted: bool = False
 
 
 class FilesRead(NamedTuple):
-    """The texts of plan and prompt; None for one that cannot be read, and then the problem."""
-
-    plan: str | None
+    plan: str | None  # None: it cannot be read
     prompt: str | None
     problem: str = ""
 
 
-# What the server's stream says: hints, and quick. Each names the session that it is about, but for
-# Edited.
+# What the server's stream says: hints, and quick.
 
 
 class Activity(NamedTuple):
-    """`kind` is idle, working or retrying; `wait` is the seconds until OpenCode tries again."""
-
     session: str
-    kind: str
+    kind: str  # idle, working or retrying
     attempt: int = 0
-    wait: float = 0.0
+    wait: float = 0.0  # seconds until OpenCode tries again
     message: str = ""
 
 
 class Part(NamedTuple):
-    """A piece of a message. `kind`: text, thinking or tool; `state`: running, done or failed."""
+    """A piece of a message."""
 
     session: str
     message: str
     key: str  # tells it from all other parts of the session
-    kind: str
-    state: str
+    kind: str  # text, thinking or tool
+    state: str  # running, done or failed
     text: str = ""  # what is said; of a tool that failed, why
     tool: str = ""
     argument: str = ""  # of a tool: the one that matters, in a line
@@ -787,19 +736,13 @@ class Part(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """New text of a part."""
-
     session: str
-    key: str
+    key: str  # of the part that grows
     text: str
 
 
 class Spent(NamedTuple):
-    """A message of the agent's, with what it has cost so far.
-
-    `ended` is "" while it is being written, else answered, calls (it wants tools to run) or nowhere
-    (it ended without saying why). `parent` is the message that it answers, "" when not known.
-    """
+    """A message of the agent's, with what it has cost so far."""
 
     session: str
     message: str
@@ -807,8 +750,8 @@ class Spent(NamedTuple):
     context: int = 0  # tokens in the session's context
     model: str = ""
     agent: str = ""
-    parent: str = ""
-    ended: str = ""
+    parent: str = ""  # the message that it answers, where that is known
+    ended: str = ""  # answered, calls (it wants tools to run), nowhere (without saying why)
     complete: bool = False  # nothing of it is being written any more
 
 
@@ -818,16 +761,12 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An ask was answered, by whomever."""
-
     session: str
-    id: str
+    id: str  # of the ask that was answered, by whomever
 
 
 class Child(NamedTuple):
-    """A subagent's session was made."""
-
-    session: str
+    session: str  # a subagent's
     parent: str
 
 
@@ -841,9 +780,7 @@ class Compacted(NamedTuple):
 
 
 class Alive(NamedTuple):
-    """A sign of life that says no more than that."""
-
-    session: str
+    session: str  # which shows life, and no more than that
 
 
 class Woke(NamedTuple):
@@ -853,9 +790,7 @@ class Woke(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """A file was changed by the agent."""
-
-    path: str
+    path: str  # of a file that the agent changed
 
 
 SessionEvent = Union[
@@ -871,20 +806,13 @@ class StreamOpened(NamedTuple):
 
 
 class ServerDied(NamedTuple):
-    """The server's process ended by itself."""
-
     launch: int
     problem: str
 
 
 class Key(NamedTuple):
-    """A key that was pressed: one character in lower case, or a name such as `space`.
-
-    `about` is the ask that was on the screen (or QUIT_SHOWN), "" when none was; None: it is not
-    known. By the time that the key arrives, another one may be the first.
-    """
-
-    name: str
+    name: str  # one character in lower case, or a name such as `space`
+    # The ask that was on the screen when it was pressed (or QUIT_SHOWN), "": none; None: not known.
     about: str | None = None
 
 
@@ -893,15 +821,7 @@ class Signalled(NamedTuple):
 
 
 class ScreenLost(NamedTuple):
-    """Nobody can see or press anything any more."""
-
-    reason: str
-
-
-class Heard(NamedTuple):
-    """An event of the server's as it came, for --verbose."""
-
-    text: str
+    reason: str  # why nobody can see or press anything any more
 
 
 class Noted(NamedTuple):
@@ -909,6 +829,7 @@ class Noted(NamedTuple):
 
     kind: str
     text: str
+    tone: str = "warn"
 
 
 class RequestError(Exception):
@@ -3052,10 +2973,8 @@ class Run:
             self.end(f"stopped by {event.name}")
         elif isinstance(event, ScreenLost):
             self.lose_screen(event.reason)
-        elif isinstance(event, Heard):
-            self.journal.note("event", event.text, "dim")
         elif isinstance(event, Noted):
-            self.journal.note(event.kind, event.text, "warn")
+            self.journal.note(event.kind, event.text, event.tone)
 
     def hear_answer(self, answer: Answer) -> None:
         """For one that comes too late nobody waits; what fails unawaited is said."""
@@ -5836,7 +5755,8 @@ class StreamReader:
         with suppress(ValueError, RecursionError):
             event = as_dict(json.loads(data.decode("utf-8", "replace")))
         if self.verbose and event.get("type"):
-            self.post(Heard(f"{event['type']} {data[:300].decode('utf-8', 'replace')}"))
+            what = f"{event['type']} {data[:300].decode('utf-8', 'replace')}"
+            self.post(Noted("event", what, "dim"))
         for said in self.dialect.decode(event):
             self.post(said)
 
@@ -6809,15 +6729,10 @@ def read_whole(number: int) -> str:
     try:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise OSError(0, "it is not a file")
-        pieces = []
-        left = LARGEST
-        # Of the system's own files some wait for more.
-        for piece in iter(lambda: os.read(number, 1 << 20), b""):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:
-                raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
-        raw = b"".join(pieces)
+        with os.fdopen(number, "rb", closefd=False) as file:
+            raw = file.read(LARGEST + 1) or b""  # some of the system's own wait for more: None
+        if len(raw) > LARGEST:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
         is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
     finally:
@@ -6837,18 +6752,19 @@ def read_text(path: str, what: str) -> tuple[str | None, str]:
 
 
 class Writer:
-    """One thread that writes, in order. What cannot be written is no reason to stop."""
+    """One thread that writes, in order. What cannot be written is said once, and tried on."""
 
     MOST = 20_000  # jobs that wait for a file system that hangs; more are dropped
 
-    def __init__(self) -> None:
-        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(self.MOST)
+    def __init__(self, post: Callable[[Any], None]) -> None:
+        self.post = post
+        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(self.MOST)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def put(self, job: Callable[[], None]) -> None:
+    def put(self, job: Callable[[], None], what: str, advice: str) -> None:
         with suppress(queue.Full):
-            self.jobs.put_nowait(job)
+            self.jobs.put_nowait((job, what, advice))
 
     def close(self, seconds: float) -> None:
         """Wait until all is written, but no longer than that."""
@@ -6857,46 +6773,45 @@ class Writer:
             self.thread.join(seconds)
 
     def _run(self) -> None:
-        for job in iter(self.jobs.get, None):
-            with suppress(OSError):
+        failing = set()
+        for job, what, advice in iter(self.jobs.get, None):
+            try:
                 job()
+                failing.discard(what)
+            except OSError as error:
+                if what not in failing:
+                    problem = f"{what} cannot be written ({error.strerror}): {advice}"
+                    self.post(Noted("warn", problem))
+                failing.add(what)
 
 
 class Log:
     """`--log`: every entry of the journal, appended; JSON lines when the path ends in .jsonl."""
 
-    def __init__(self, path: str, writer: Writer, post: Callable[[Any], None]) -> None:
+    def __init__(self, path: str, writer: Writer) -> None:
         self.path = path
         self.writer = writer
-        self.post = post
-        self.has_warned = False
 
     def add(self, entries: Sequence[Entry]) -> None:
         if self.path and entries:
             lines = "".join(f"{self.line(entry)}\n" for entry in entries)
-            self.writer.put(lambda: self._append(lines.encode("utf-8", "backslashreplace")))
+            raw = lines.encode("utf-8", "backslashreplace")
+            advice = "going on without; name another path with --log"
+            self.writer.put(lambda: self._append(raw), f"the log {self.path}", advice)
 
     def _append(self, left: bytes) -> None:
-        """All of it or nothing, since half a line would make the file unreadable for others. That
-        it cannot be written is said once, and tried on."""
+        """All of it or nothing, since half a line would make the file unreadable for others."""
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
+        before = os.fstat(number).st_size
         try:
-            number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
-            with os.fdopen(number, "ab", buffering=0):
-                before = os.fstat(number).st_size
-                try:
-                    while left:
-                        left = left[os.write(number, left) :]
-                except OSError:
-                    with suppress(OSError):
-                        os.ftruncate(number, before)  # not of a pipe
-                    raise
-            self.has_warned = False
-        except OSError as error:
-            if not self.has_warned:
-                self.has_warned = True
-                problem = f"cannot write the log {self.path}: {error.strerror}; going on without"
-                self.post(Noted("warn", f"{problem}: name another path with --log"))
+            while left:
+                left = left[os.write(number, left) :]
+        finally:
+            if left:
+                with suppress(OSError):
+                    os.ftruncate(number, before)  # not of a pipe
+            os.close(number)
 
     def line(self, entry: Entry) -> str:
         if not self.path.endswith(".jsonl"):
@@ -6908,9 +6823,8 @@ class Log:
             "iteration": entry.iteration,
             "session": entry.session,
             "text": entry.text,
-            **(entry.record or {}),
         }
-        return json.dumps(record)
+        return json.dumps({**record, **(entry.record or {})})
 
 
 def iso_time(seconds: float) -> str:
@@ -6918,7 +6832,7 @@ def iso_time(seconds: float) -> str:
 
 
 def local_time(form: str, seconds: float) -> str:
-    """The time in that form; "?" for what is none, as in a state file that somebody damaged."""
+    """The time in that form; "?" for what is none, as in a damaged state file."""
     with suppress(OSError, OverflowError, ValueError):
         return time.strftime(form, time.localtime(seconds))
     return "?"
@@ -6940,7 +6854,6 @@ class RunFile:
         self.lock: int | None = None  # the file descriptor that holds it
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
-        self.libraries = os.path.join(self.folder, f"{name}.libraries")
 
     def open_lock(self, flags: int) -> int:
         if not self.folder:
@@ -6950,27 +6863,29 @@ class RunFile:
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        for _attempt in range(5):
+        attempts = 0
+        while self.lock is None:
             try:
                 number = self.open_lock(os.O_RDWR | os.O_CREAT)
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                self.lock = number
             except BlockingIOError:
-                time.sleep(0.1)  # `status` holds it for a moment
                 os.close(number)
+                attempts += 1
+                held = self.running()
+                if held and attempts > 5:
+                    return held
+                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
                     "sure that no second loop works on this plan"
                 )
                 return 0
-        else:
-            return self.running() or self.acquire()  # its owner may have ended just now
-        self.lock = number
         if self.folder:
             with suppress(OSError):  # a full disk: the lock is what counts
-                os.ftruncate(number, 0)
-                os.pwrite(number, b"%d\n" % os.getpid(), 0)
+                os.ftruncate(self.lock, 0)
+                os.pwrite(self.lock, b"%d\n" % os.getpid(), 0)
         return 0
 
     def running(self) -> int:
@@ -6988,22 +6903,22 @@ class RunFile:
 
     def keep_lock(self, folder: int) -> None:
         """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""
+        if self.lock is None:
+            return
         with suppress(OSError):
             named = os.stat(self.lock_name, dir_fd=folder, follow_symlinks=False)
-            if self.lock is None or os.path.samestat(named, os.fstat(self.lock)):
+            if os.path.samestat(named, os.fstat(self.lock)):
                 return
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
-            self.acquire()
+        os.close(self.lock)
+        self.lock = None
+        self.acquire()
 
     def make_libraries(self) -> str:
         """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
         is there cannot be run."""
         with suppress(OSError):
             if self.folder and not os.statvfs(self.folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-                with private(self.libraries):
-                    return self.libraries
+                return f"{self.path[:-5]}.libraries"
         return ""
 
     def write(self, record: Json) -> None:
@@ -7013,10 +6928,10 @@ class RunFile:
         with private(self.folder) as folder:
             self.keep_lock(folder)
             draft = f"{self.name}.{os.getpid()}"
-            with suppress(FileNotFoundError):  # of one that was killed, with our number
-                os.unlink(draft, dir_fd=folder)
-            number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
             try:
+                with suppress(FileNotFoundError):  # of one that was killed, with our number
+                    os.unlink(draft, dir_fd=folder)
+                number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
                 with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                     json.dump(record, file)
                 os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -7027,7 +6942,7 @@ class RunFile:
 
     def read(self) -> Json:
         """The state file; empty when there is none, or when somebody damaged it."""
-        return read_record(self.folder, self.name) if self.folder else {}
+        return read_record(self.folder, self.name)
 
 
 def read_record(folder: str, name: str) -> Json:
@@ -7059,10 +6974,9 @@ def private(folder: str) -> Iterator[int]:
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(number)
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, "it is somebody else's, or others may write into it")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "it cannot be written")
+        is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
+        if not is_ours or not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EPERM, "it cannot be written, or others may write into it")
         yield number
     finally:
         os.close(number)
@@ -7079,24 +6993,17 @@ def open_ours(name: str, flags: int, folder: int) -> int:
     return number
 
 
-def belongs_to_others(path: str) -> bool:
-    """Whether a folder, or the link in its place, is somebody else's: there they decide where it
-    leads. `sudo` may leave us the home of another."""
-    with suppress(OSError):
-        return os.lstat(path).st_uid != os.getuid()
-    return False
-
-
 def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
-    home = os.path.expanduser("~")
-    steps = [os.path.join(home, step) for step in ("", ".local", ".local/state")]
+    steps = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     if os.environ.get("XDG_STATE_HOME"):
         steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
     wanted = os.path.join(steps[-1], "ocloop")
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
+    # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
+    found = [os.lstat(step) for step in steps if os.path.lexists(step)]
     places = [(fallback, f"{wanted} cannot be used: using {fallback}")]
-    if not any(map(belongs_to_others, steps)):
+    if all(step.st_uid == os.getuid() for step in found):
         places.insert(0, (wanted, ""))
     for folder, problem in places:
         with suppress(OSError), private(folder):
@@ -7129,20 +7036,18 @@ def changes_since(directory: str, commit: str) -> Json | None:
     if differ is None:  # without a run, git is not let loose on what may be somebody else's
         return None
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
-    counts = [line.split("\t") for line in differ.split("\n") if line]
+    rows = [line.split("\t") for line in differ.split("\n") if line]
     names = [name for name in others.split("\0") if name]
-    added = sum(int(count[0]) for count in counts if count[0].isdigit())  # "-": it is binary
-    removed = sum(int(count[1]) for count in counts if count[1].isdigit())
+    added = sum(int(row[0]) for row in rows if row[0] != "-")  # "-": it is binary
+    removed = sum(int(row[1]) for row in rows if row[1] != "-")
     until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind
     for name in names[:1000]:
         if time.monotonic() > until:
             break
         text, _problem = read_text(os.path.join(directory, name), "file")
         added += (text or "").count("\n")
-    untracked = len(names)
-    files = len(counts) + untracked
-    sums = {"files": files, "untracked": untracked, "added": added, "removed": removed}
-    return {"commit": commit, **sums}
+    sums = {"untracked": len(names), "added": added, "removed": removed}
+    return {"commit": commit, "files": len(rows) + len(names), **sums}
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
@@ -7155,7 +7060,6 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     talk = run.talk
     retry = talk.retry if talk else None
     asks = talk.asks.open.values() if talk else ()
-    tasks = view_tasks(run.plan, run.books.results, view_under_way(run, run.now))
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
     record: Json = {
         "pid": os.getpid(),
@@ -7185,7 +7089,17 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
             "verdict": run.books.check,
             "told": run.books.complaint,
         },
-        "tasks": [task_record(item) for item in tasks],
+        "tasks": [
+            {
+                **item.task._asdict(),
+                "iterations": item.iterations,
+                "seconds": round(item.seconds),
+                "model": item.model,
+                "outcome": item.outcome,
+                **item.spend.record(),
+            }
+            for item in view_tasks(run.plan, run.books.results, view_under_way(run, run.now))
+        ],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "summary": run.plan.summary,
         "gone": run.books.gone,
@@ -7201,26 +7115,10 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     return {**record, "state": "ended", "status": status, "ended": next(ends, run.clock.wall)}
 
 
-def task_record(item: TaskView) -> Json:
-    task = item.task
-    return {
-        "state": task.state,
-        "text": task.text,
-        "reason": task.reason,
-        "phase": task.phase,
-        "iterations": item.iterations,
-        "seconds": round(item.seconds),
-        "model": item.model,
-        "outcome": item.outcome,
-        **item.spend.record(),
-    }
-
-
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    dialect: type[Dialect] = OpenCode1
-    if record.get("generation") == OpenCode2.generation:
-        dialect = OpenCode2
+    is_second = record.get("generation") == OpenCode2.generation
+    dialect: type[Dialect] = OpenCode2 if is_second else OpenCode1
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
     where = [as_text(record.get(name)) for name in ("server", "session", "directory")]
     login = [as_text(record.get(name)) for name in ("username", "password")]
@@ -7779,8 +7677,8 @@ class Driver:
         libraries = run_file.make_libraries() if run_file and not options.server else ""
         self.server = Server(options, post, libraries)
         self.outside = Outside(self.server)
-        self.writer = Writer()
-        self.log = Log(options.log, self.writer, post)
+        self.writer = Writer(post)
+        self.log = Log(options.log, self.writer)
         self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
@@ -7789,7 +7687,6 @@ class Driver:
         self.is_dirty = True  # something may have changed since it was drawn
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
-        self.has_warned = False  # that the state file cannot be written
         # What the state file says, in short: what matters at once, and what may wait a moment.
         self.recorded: tuple[object, object] = ((), ())
         self.record_at = 0.0  # not before this time, on the run's own clock
@@ -7905,16 +7802,9 @@ class Driver:
         run_file = self.run_file
         if run_file:
             record = record_of(self.run, self.server, status, self.commit)
-            self.writer.put(lambda: self._write(run_file, record))
-
-    def _write(self, run_file: RunFile, record: Json) -> None:
-        try:
-            run_file.write(record)
-        except OSError as error:
-            if not self.has_warned:
-                self.has_warned = True
-                problem = f"{run_file.path} cannot be written ({error.strerror})"
-                self.inbox.put(Noted("warn", f"{problem}: `status` cannot tell of this run"))
+            self.writer.put(
+                lambda: run_file.write(record), run_file.path, "`status` cannot tell of this run"
+            )
 
     def _leave(self) -> None:
         """End everything, in the order in which it stands here; whatever a step raises, the others

@@ -110,7 +110,6 @@ from ocloop import (
     EventStream,
     Fault,
     FilesRead,
-    Heard,
     Key,
     ModelLine,
     Noted,
@@ -3250,7 +3249,7 @@ def test_numbers_run_on_and_the_journal_is_capped() -> None:
     story.tell(Noted("note", "x" * 1_000_000))
     text = story.entries[-1].text
     assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
-    story.tell(Heard("never.heard.of"))
+    story.tell(Noted("event", "never.heard.of", "dim"))
     assert "event: never.heard.of" in story.text
 
 
@@ -4694,7 +4693,8 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
     body: str, told: str, expected: str
 ) -> None:
     task = "a {{TASK}} \\1 {{CHECK}} b"
-    assert ocloop.render_prompt(body, "/p/PLAN.md", task, 7, told) == expected
+    plan = ocloop.Plan([ocloop.Task("pending", task)])
+    assert ocloop.make_prompt(body, "/p/PLAN.md", plan, 7, told).text == expected
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -5053,7 +5053,7 @@ def test_events_are_decoded_in_their_order() -> None:
     (words,) = read([frame("message.part.updated", part=part, sessionID="ses_1")], live=False)
     assert isinstance(words, Part) and words.session == "ses_1", "what a model quotes is no event"
     heard, idle = read([frame("session.idle", sessionID="ses_1", more="x" * 9999)], verbose=True)
-    assert isinstance(heard, Heard) and idle == Activity("ses_1", "idle")
+    assert isinstance(heard, Noted) and idle == Activity("ses_1", "idle")
     assert heard.text.startswith("session.idle {") and len(heard.text) < 400
 
 
@@ -6669,9 +6669,9 @@ def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
     """Writes entries into a log of that name; returns what stands in it, and what was posted."""
 
     def write(name: str, *entries: Entry) -> tuple[str, list[Event]]:
-        writer = ocloop.Writer()
         posted: list[Event] = []
-        log = ocloop.Log(str(tmp_path / name), writer, posted.append)
+        writer = ocloop.Writer(posted.append)
+        log = ocloop.Log(str(tmp_path / name), writer)
         log.add(entries)
         log.add(())
         writer.close(GENEROUS)
@@ -6743,11 +6743,11 @@ def test_nothing_that_is_printed_can_rewrite_the_terminal(
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) -> None:
-    writer = ocloop.Writer()
     posted: list[Event] = []
-    log = ocloop.Log(str(tmp_path / "later" / "x.log"), writer, posted.append)
+    writer = ocloop.Writer(posted.append)
+    log = ocloop.Log(str(tmp_path / "later" / "x.log"), writer)
     os.mkfifo(tmp_path / "pipe")
-    pipe = ocloop.Log(str(tmp_path / "pipe"), writer, posted.append)
+    pipe = ocloop.Log(str(tmp_path / "pipe"), writer)
     for _ in range(3):
         log.add([an_entry()])
         pipe.add([an_entry()])
@@ -6763,8 +6763,8 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
 def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = ocloop.Writer()
-    log = ocloop.Log(str(tmp_path / "x.jsonl"), writer, lambda event: None)
+    writer = ocloop.Writer(lambda event: None)
+    log = ocloop.Log(str(tmp_path / "x.jsonl"), writer)
     write = os.write
     room = [200]
 
@@ -9753,7 +9753,7 @@ RUNS: list[Case] = [
     ("a log in no folder", "--log PLAN.md/below.log", "", {},
      1, ["folder is not there): name another path with --log"], dict(boxes="  ")),
     ("a log on a full disk", "--log /dev/full", "", {},
-     0, ["cannot write the log /dev/full", "No space left"], dict(complaints=1)),
+     0, ["the log /dev/full cannot be written", "No space left"], dict(complaints=1)),
     ("no home", "", "", dict(env={"HOME": "/dev/null", "XDG_STATE_HOME": ""}),
      0, ["cannot be used: using"], dict(boxes="xx")),
     ("no folder at all", "",
