@@ -6870,12 +6870,12 @@ class RunFile:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.lock = number
             except BlockingIOError:
+                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
                 os.close(number)
                 attempts += 1
                 held = self.running()
-                if held and attempts > 5:
+                if held and attempts >= 5:
                     return held
-                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "

@@ -9298,7 +9298,7 @@ FACTS: dict[str, Callable[[ChildProcess], Any]] = {
     "progress": lambda run: [int(one["progress"]) for one in run.records(record="iteration")],
     "counted": lambda run: [(one["done"], one["total"]) for one in run.records(record="run")],
     "waits": lambda run: run.log_text().count("trying again in 1s"),
-    "complaints": lambda run: run.output.count("cannot write the log"),
+    "complaints": lambda run: run.output.count("/dev/full cannot be written"),
     "has_tag": lambda run: "<plan-complete>" in run.plan,
     "prompts": lambda run: len(run.prompts()),
     "models": lambda run: [note["model"] for note in run.prompt_notes()],
