@@ -4148,64 +4148,9 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -
     return tail[-height:] if height else []
 
 
-# ── server-sent events ────────────────────────────────────────────────────────────────────────────
-# Bytes to events, after the WHATWG rules (html.spec.whatwg.org, "Server-sent events").
-
-
-class EventStream:
-    """Feed it bytes, cut anywhere; get the data of the events that became complete.
-
-    The names of events are dropped: OpenCode gives them none, what an event is stands in its data.
-    One that is larger than anything real raises ValueError.
-    """
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []  # a line that has no end yet, in pieces
-        self._has_begun = False
-        self._after_cr = False  # the chunk before ended in CR: an LF now belongs to it
-        self._data: list[bytes] = []
-        self._sizes = [0, 0]  # of the two, in bytes
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        if chunk:
-            if self._after_cr:
-                self._after_cr = chunk.endswith(b"\r")
-                chunk = chunk.removeprefix(b"\n")
-            else:
-                self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b"\n" not in chunk:
-            self._rest.append(chunk)
-            self._sizes[0] += len(chunk)
-            self._check_size()
-            return []
-        lines = b"".join((*self._rest, chunk)).split(b"\n")
-        self._rest = [lines.pop()]
-        self._sizes[0] = len(self._rest[0])
-        if not self._has_begun:
-            self._has_begun = True
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        events: list[bytes] = []
-        for line in lines:
-            name, _, value = line.partition(b":")
-            if name == b"data":
-                self._data.append(value.removeprefix(b" "))
-                self._sizes[1] += len(line)
-            elif not line and self._data:
-                events.append(b"\n".join(self._data))
-                self._data.clear()
-                self._sizes[1] = 0
-        self._check_size()
-        return events
-
-    def _check_size(self) -> None:
-        if sum(self._sizes) > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-
-
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be older,
-# newer or broken: anything may be missing or of another type, and nothing here raises for that.
+# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be newer
+# or broken: anything may be missing or of another type, and nothing here raises for that.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
@@ -4220,157 +4165,169 @@ LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is 
 LONGEST_TAIL = 4096  # bytes, of what a check prints
 MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
 MOST_THREADS = 200  # of this process: far above what a run needs
-EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
-SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]*)"')  # in an event of either generation
 
 
-def as_dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}
+def dig(told: Any, *names: str) -> Any:
+    """What stands there, name below name, if anything does; the next ones: of that type."""
+    for name in names:
+        told = told.get(name) if isinstance(told, dict) else None
+    return told
 
 
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def as_dict(told: Any, *names: str) -> Json:
+    found = dig(told, *names)
+    return found if isinstance(found, dict) else {}
 
 
-def dicts(value: Any) -> list[Json]:
-    return [as_dict(item) for item in as_list(value)]
+def as_list(told: Any, *names: str) -> list[Any]:
+    found = dig(told, *names)
+    return found if isinstance(found, list) else []
 
 
-def as_text(value: Any) -> str:
+def dicts(told: Any, *names: str) -> list[Json]:
+    return [as_dict(item) for item in as_list(told, *names)]
+
+
+def as_text(told: Any, *names: str) -> str:
+    found = dig(told, *names)
     with suppress(RecursionError):
-        return "" if value is None else str(value)
+        return "" if found is None else str(found)
     return ""
 
 
-def as_id(value: Any) -> str:
+def as_id(told: Any, *names: str) -> str:
     """An id that may be part of a path and a word of a command; "" for what is none."""
-    text = as_text(value)
+    text = as_text(told, *names)
     return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
 
 
-def as_float(value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e18 else 0.0
+def as_float(told: Any, *names: str) -> float:
+    found = dig(told, *names)
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if is_number and abs(found) < 1e18 else 0.0
 
 
-def as_int(value: Any) -> int:
-    return int(as_float(value))
+def as_int(told: Any, *names: str) -> int:
+    return int(as_float(told, *names))
 
 
 def spend_of(told: Json) -> Spend:
-    """What a session, a message or a step has used. Both generations count alike: what was read
-    from the cache is not in `input`."""
-    tokens = as_dict(told.get("tokens"))
-    cache = as_dict(tokens.get("cache"))
-    return Spend(
-        as_float(told.get("cost")),
-        as_int(tokens.get("input")),
-        as_int(tokens.get("output")) + as_int(tokens.get("reasoning")),
-        as_int(cache.get("read")) + as_int(cache.get("write")),
-    )
+    """What a session, a message or a step has used. What comes from the cache is not in `input`."""
+    tokens = as_dict(told, "tokens")
+    output = as_int(tokens, "output") + as_int(tokens, "reasoning")
+    cached = as_int(tokens, "cache", "read") + as_int(tokens, "cache", "write")
+    return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
 
 
 # The arguments that say what a tool does, the best first, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
+ELSEWHERE = "global"  # stands for the session in what an MCP server asks by itself
 
 
-def argument_of(tool: str, given: Json, directory: str, title: str = "") -> str:
+def argument_of(given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    below = directory.rstrip("/") + "/"
-    texts = [as_text(given.get(name)) for name in MAIN_ARGUMENTS]
+    texts = [as_text(given, name) for name in MAIN_ARGUMENTS]
     texts += [title, *(value for value in given.values() if isinstance(value, str))]
-    text = next(filter(None, texts), "").removeprefix(below)
-    if tool in ("grep", "glob") and given.get("path"):
-        text += f" in {as_text(given['path']).removeprefix(below)}"
-    elif tool == "todowrite":
-        todos = dicts(given.get("todos"))
-        done = sum(todo.get("status") == "completed" for todo in todos)
-        doing = [
-            as_text(todo.get("content")) for todo in todos if todo.get("status") == "in_progress"
-        ]
-        text = " ".join([f"{done}/{len(todos)}", *doing[:1]])
+    text = next(filter(None, texts), "").removeprefix(directory.rstrip("/") + "/")
     return " ".join(text.split())[:LONGEST_ARGUMENT]
 
 
 def call_id(tool: str, given: Any) -> int:
     """The same number for the same tool with the same input; 0 for one that is nested too deep."""
-    try:
-        text = json.dumps([tool, given], sort_keys=True, ensure_ascii=True)
-    except RecursionError:
-        return 0
-    return zlib.crc32(text.encode()) + 1
+    with suppress(RecursionError):
+        return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
+    return 0
 
 
 def change_of(changes: Sequence[Json]) -> str:
     """What an edit has changed: `  +3 -1` for each file."""
-    return "".join(
-        f"  +{as_int(change.get('additions'))} -{as_int(change.get('deletions'))}"
-        for change in changes
-        if change
-    )
+    counts = [(as_int(one, "additions"), as_int(one, "deletions")) for one in changes if one]
+    return "".join(f"  +{added} -{deleted}" for added, deleted in counts)
 
 
-def how_ended(finish: Any) -> str:
+def how_ended(told: Json) -> str:
     """A message's `finish` in the words of `Spent`."""
-    return {"": "", "unknown": "nowhere", "tool-calls": "calls"}.get(as_text(finish), "answered")
+    words = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
+    return words.get(as_text(told, "finish"), "answered")
 
 
-def permission_of(asked: Json, title: Any, wanted: Any, allows: Any, lasts: str) -> Ask:
-    """A permission that is asked for: what kind of thing, and what exactly, which is the command,
-    file or address, and the patterns. `allows` are the patterns that the answer "always" approves,
-    for as long as it `lasts`."""
-    metadata = as_dict(asked.get("metadata"))
-    patterns = ", ".join(map(as_text, wanted)) if isinstance(wanted, list) else as_text(wanted)
-    exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
-    is_said = exact and patterns in exact
-    detail = exact if is_said else ", ".join(text for text in (patterns, exact) if text)
-    return Ask(
-        id=as_id(asked.get("id")),
-        session=as_id(asked.get("sessionID")),
-        kind="permission",
-        title=as_text(title or "something"),
-        detail=detail + change_of(dicts(metadata.get("files"))),
-        is_circle=title == "doom_loop",
-        always=f"{', '.join(map(as_text, allows))}, {lasts}" if as_list(allows) else "",
-    )
+def fields_of(form: Json) -> list[Json]:
+    """What is to be filled in: the questions of OpenCode 1, the fields of a form of OpenCode 2."""
+    fields = [field for field in dicts(form, "fields") if not field.get("hidden")]
+    return dicts(form, "questions") or fields
 
 
 def label_of(option: Json) -> str:
     return as_text(option.get("label") or option.get("value"))
 
 
-def options_of(question: Json) -> tuple[tuple[str, str], ...]:
-    """Labels and descriptions of what a question lets one choose from."""
-    options = dicts(question.get("options"))
-    return tuple((label_of(option), as_text(option.get("description"))) for option in options)
+def retry_of(session: str, told: Json) -> Activity:
+    """OpenCode tries again at a time told in ms since 1970."""
+    wait = as_float(told.get("next") or told.get("at")) / 1000 - time.time()
+    attempt = as_int(told, "attempt")
+    if "at" in told:
+        attempt = max(1, attempt - 1)  # OpenCode 2 counts the one to come, not the one that failed
+    message = as_text(told.get("message") or dig(told, "error", "message") or "the provider failed")
+    return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-def question_of(asked: Json, session: str, questions: Sequence[Question]) -> Ask:
-    detail = " / ".join(question.text for question in questions) or as_text(asked.get("title"))
-    return Ask(as_id(asked.get("id")), session, "question", "", detail, tuple(questions))
+# Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
+FAULT_KINDS = {
+    "MessageAbortedError": "aborted",
+    "MessageOutputLengthError": "length",
+    "ContextOverflowError": "overflow",
+    "ProviderAuthError": "auth",
+    "ProviderModelNotFoundError": "no-model",
+    "ProviderInitError": "no-model",
+    "AgentNotFoundError": "no-agent",
+    "provider.rate-limit": "rate-limit",
+    "provider.quota": "balance",
+    "provider.auth": "auth",
+    "provider.no-route": "no-model",
+    "provider.internal": "outage",
+    "provider.transport": "outage",
+    "provider.timeout": "outage",
+    "aborted": "aborted",
+}
+# Kinds by the provider's HTTP code, in OpenCode 1 alone: in OpenCode 2 it may be 200.
+CODE_KINDS = {401: "auth", 402: "balance", 403: "auth", 404: "no-model", 429: "rate-limit"}
+# What OpenCode says itself, without a name of its own, before a provider is asked.
+NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
-def retry_of(session: str, attempt: int, at: Any, message: Any) -> Activity:
-    """OpenCode tries again at that time, in ms since 1970; `attempt` is the one that failed."""
-    wait = min(as_float(at) / 1000 - time.time(), LONGEST_TIME)
-    return Activity(session, "retrying", attempt, wait, as_text(message or "the provider failed"))
-
-
-def announced_in(headers: Any) -> float:
-    """Seconds that a provider's answer tells to wait, as a number or as a date; 0: it does not."""
-    lower = {as_text(name).lower(): as_text(value) for name, value in as_dict(headers).items()}
-    told = lower.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", told):
-        return min(float(told), LONGEST_TIME)
-    from email.utils import parsedate_to_datetime  # a rare case, and not worth every start
-
-    with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
-    return 0.0
+def fault_of(error: Any) -> Fault | None:
+    """Read OpenCode 1's `{name, data: {message, statusCode}}`, or OpenCode 2's `{type, message,
+    status}`; None for what is no error. Some of OpenCode 1's are wrapped: `UnknownError` with a
+    message whose first word is the real name, and a stack behind it."""
+    name = as_text(dig(error, "name") or dig(error, "type"))
+    if not name:
+        return None
+    told = as_dict(error, "data") or as_dict(error)
+    message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
+    wrapped = re.match(r"(\w+Error): ", message)
+    if name == "UnknownError" and wrapped and wrapped.group(1) in FAULT_KINDS:
+        name = wrapped.group(1)
+        message = message[wrapped.end() :]
+    code = as_int(told.get("statusCode") or told.get("status"))
+    kind = FAULT_KINDS.get(name) or ("provider" if name.startswith("provider.") else "unknown")
+    missing = NOT_THERE.match(message)
+    if name == "APIError":
+        is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
+        kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
+    elif kind == "unknown" and missing:
+        kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
+    elif kind == "length":
+        message = CUT_OFF  # it has no words of its own
+    retry_after = as_float(told, "retryAfterMs") / 1000
+    announced = as_text(told, "responseHeaders", "retry-after")
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
+        retry_after = float(announced)
+    retry_after = min(max(0.0, retry_after), LONGEST_TIME)
+    return Fault(kind, message, code if code >= 400 else 0, retry_after)
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -4382,16 +4339,12 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
 
 
 def name_of_model(described: Any) -> str:
-    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant.
-
-    A configuration has it as a string or as an object, all others as an object.
-    """
-    if isinstance(described, str):
+    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant."""
+    if isinstance(described, str):  # so in a configuration
         return described
-    model = as_dict(described)
-    provider = as_text(model.get("providerID"))
-    id = as_text(model.get("id") or model.get("modelID") or model.get("model"))
-    variant = as_text(model.get("variant"))
+    provider = as_text(described, "providerID")
+    id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
+    variant = as_text(described, "variant")
     if not provider or not id:
         return ""
     return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
@@ -4401,33 +4354,35 @@ def without_variant(name: str) -> str:
     return name.partition("#")[0]
 
 
-def parts_of_model(name: str) -> tuple[str, str, str]:
-    """The inverse of `name_of_model`: provider, model and variant."""
+def body_of_model(name: str, key: str) -> Json:
+    """The inverse of `name_of_model`; `key` is what the model's id is called."""
     provider, _, rest = name.partition("/")
     model, _, variant = rest.partition("#")
-    return provider, model, variant
+    return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
 
 
 def without_input(message: str) -> str:
-    """OpenCode's error on a broken configuration, less the file, which may hold somebody's keys:
-    where it is broken, in a line."""
-    head, mark, rest = message.partition("--- JSONC Input ---")
-    if not mark:
-        return message
-    _file, _mark, errors = rest.partition("--- Errors ---")
-    return f"{head.strip()} {errors.strip().partition(chr(10))[0]}".strip()
+    """OpenCode's error on a broken configuration, less the file, which may hold keys."""
+    head, _, rest = message.partition("--- JSONC Input ---")
+    errors = rest.partition("--- Errors ---")[2].strip()
+    return f"{head.strip()} {errors.partition(chr(10))[0]}".strip()
+
+
+def login_environment(username: str, password: str) -> dict[str, str]:
+    """What tells server and interface their login. In OpenCode 2 the user is always `opencode`."""
+    return {
+        "OPENCODE_SERVER_USERNAME": username,
+        "OPENCODE_SERVER_PASSWORD": password,
+        "OPENCODE_PASSWORD": password,
+    }
 
 
 class Receiver(io.RawIOBase):
-    """What a connection receives until that moment, however slowly it trickles in: all of a socket
-    that an HTTPResponse needs."""
+    """What a connection receives until that moment, however slowly it trickles in."""
 
     def __init__(self, connection: socket.socket, until: float) -> None:
         self.connection = connection
         self.until = until
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -4440,72 +4395,71 @@ class Receiver(io.RawIOBase):
             self.connection.settimeout(left)
         return self.connection.recv_into(buffer)
 
-    def fileno(self) -> int:
-        return self.connection.fileno()
-
     def close(self) -> None:
         super().close()
         self.connection.close()
 
 
 class Client:
-    """HTTP to one server. No proxy is asked: the server is on our own machine, as a rule.
+    """HTTP to one server; no proxy is asked. `is_gone` tells that the server's process has ended:
+    its port may be somebody else's by now."""
 
-    `is_gone` tells that the server's process has ended: its port may be somebody else's by now.
-    """
+    # What a request that is not answered raises.
+    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def __init__(
         self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
     ) -> None:
         self.url = url.rstrip("/")
         self.is_gone = is_gone
+        self.stream: socket.socket | None = None  # of the event stream
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    # What a request that is not answered raises.
-    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
-
     def open(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        timeout: float = REQUEST_TIMEOUT,
-        accept: str = "application/json",
+        self, method: str, path: str, body: Any, timeout: float, is_stream: bool = False
     ) -> http.client.HTTPResponse:
-        """Send a request; the answer, whatever it is, of which nothing is read but its head.
-        `timeout`, in seconds, is for all of it, to the last byte; where the answer is an event
-        stream, for each single wait.
-
-        No redirect is followed: it could lead to another host, which would be told the login.
-        """
+        """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
+        is for all of it, to the last byte; of an event stream, for each single wait. No redirect
+        is followed: another host would be told the login."""
         if self.is_gone():
             raise RequestError(0, "the server has ended")
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
+        headers = {
+            **self.headers,
+            "Accept": "text/event-stream" if is_stream else "application/json",
+        }
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
-            headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
             assert connection.sock
-            until = math.inf if accept == EVENTS else time.monotonic() + timeout
-            receiver: Any = Receiver(connection.sock, until)
-            answer = http.client.HTTPResponse(receiver, method=method)
+            if is_stream:
+                self.stream = connection.sock
+            until = math.inf if is_stream else time.monotonic() + timeout
+            receiver = io.BufferedReader(Receiver(connection.sock, until))
+            source: Any = types.SimpleNamespace(makefile=lambda _mode: receiver)
+            answer = http.client.HTTPResponse(source, method=method)
             answer.begin()
             return answer
         except self.ERRORS:
             connection.close()
             raise
 
+    def hang_up(self) -> None:
+        """End the event stream, whatever the thread does that reads it."""
+        if self.stream:
+            with suppress(OSError):
+                self.stream.shutdown(socket.SHUT_RDWR)
+
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
-        """Send a request and return the decoded JSON, or None for an empty answer; RequestError
-        for one that is not 2xx, or that trickles in for longer than `timeout`."""
+        """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
         raw = bytearray()
         try:
             with self.open(method, path, body, timeout) as answer:
@@ -4521,48 +4475,35 @@ class Client:
             message = str(error) or type(error).__name__
             raise RequestError(0, message, is_timeout=is_timeout) from None
         said: Any = None
-        is_json = not raw.strip()
+        is_json = False
         with suppress(ValueError, RecursionError):
-            said = json.loads(raw)
+            said = json.loads(raw.strip() or b"null")
             is_json = True
-        route = f"{method} {path}"
         if answer.status >= 400:
-            raise refusal(answer.status, as_dict(said), route)
-        if answer.status >= 300:  # as from a host elsewhere, which is asked what is not known here
-            raise RequestError(404, f"{route} was answered with a redirect", "NotJSON")
-        if not is_json:  # servers answer an unknown route with a page
-            raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
+            raise refusal(answer.status, said, f"{method} {path}")
+        if answer.status >= 300 or not is_json:  # servers answer an unknown route with a page
+            raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
         return said
 
-    def ask_if_possible(self, path: str) -> Any:
-        """GET what is good to know; None when the server fails at it."""
-        try:
-            return self.request("GET", path)
-        except RequestError as error:
-            if error.code == 0:
-                raise
-            return None
 
-
-def refusal(code: int, said: Json, route: str) -> RequestError:
+def refusal(code: int, said: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
-    details = as_dict(said.get("data"))
-    issues = "; ".join(as_text(issue.get("message")) for issue in dicts(details.get("issues")))
-    words = (details.get("path"), details.get("message"), said.get("message"), issues)
+    details = as_dict(said, "data")
+    issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
+    words = (details.get("path"), details.get("message"), dig(said, "message"), issues)
     message = without_input(" ".join(as_text(word) for word in words if word))
-    name = as_text(said.get("name") or said.get("_tag") or said.get("code"))
+    name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
 def asked_before(config: Json) -> dict[str, bool]:
-    """Whether a configuration wants a person to be asked: by permission, as 1.x has it, or by the
-    action of a rule, as 2.x has it."""
+    """Whether a configuration wants a person to be asked: by permission (1.x) or action (2.x)."""
     rules = config.get("permission")
     found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
     for name, rule in as_dict(rules).items():
         found[name] = "ask" in (rule, *as_dict(rule).values())
-    for rule in dicts(config.get("permissions")):
-        action = as_text(rule.get("action"))
+    for rule in dicts(config, "permissions"):
+        action = as_text(rule, "action")
         found[action] = found.get(action, False) or rule.get("effect") == "ask"
     return found
 
@@ -4570,18 +4511,18 @@ def asked_before(config: Json) -> dict[str, bool]:
 class OpenCode:
     """OpenCode in neutral words: what its generations have in common.
 
-    Each has a class with the same methods, and nothing else knows its wire: a third one would be
-    written beside them, and found by `detect`; nothing else would change. Whatever cannot be had
-    raises RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at
-    again.
+    Each has a class of its own, and nothing else knows its wire. Whatever cannot be had raises
+    RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
     """
 
     generation: ClassVar[int]
-    oldest: ClassVar[tuple[int, int, int]]
     place: ClassVar[str]  # what the directory is called in a query
-    events_path: ClassVar[str]
+    children_path: ClassVar[str]
+    active_path: ClassVar[str]
+    interrupt_word: ClassVar[str]
     asks_paths: ClassVar[tuple[str, str]]  # of permissions and questions
-    deltas: ClassVar[re.Pattern[bytes]]  # an event that is a piece of a text
+    # What is asked for, for what exactly, what the answer "always" allows, and for how long.
+    permission_words: ClassVar[tuple[str, str, str, str]]
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -4594,43 +4535,59 @@ class OpenCode:
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
         self.chosen = ""  # the model that OpenCode takes where nothing names one
         self.asked: dict[str, bool] = {}  # by kind of permission: whether a person is asked
-        self.relatives: tuple[str, ...] = ()  # a session and its subagents, at the last look
+        # The session.
+        self.session = ""  # the last one that was looked at, or was given a prompt
+        self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
+        self.resting = ""  # the session that was seen at rest once
+        self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+        # Tools at work, by message and id: since when, by the server's clock, and the id of the
+        # shell that one lets run. In OpenCode 2 name, input and end come with different events.
+        self.calls: dict[tuple[str, str], tuple[Part, float, str]] = {}
+        self.printed: dict[str, int] = {}  # bytes, by shell
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
-    def data(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """What an answer wraps in `data`; OpenCode 1 wraps nothing."""
-        answer = self.client.request("GET", path, timeout=timeout)
-        return answer.get("data") if isinstance(answer, dict) else answer
+    def post(self, path: str, body: Json, timeout: float = SLOW_TIMEOUT) -> Any:
+        return self.client.request("POST", self.path(path), body, timeout)
+
+    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+        """What the server says there; OpenCode 2 wraps it in `data`."""
+        answer = self.client.request("GET", self.path(path), timeout=timeout)
+        return answer.get("data", answer) if isinstance(answer, dict) else answer
+
+    def get_if_possible(self, path: str) -> Any:
+        """What is good to know; None when the server fails at it."""
+        try:
+            return self.get(path)
+        except RequestError as error:
+            if error.code == 0:
+                raise
+            return None
 
     def setup(self) -> Setup:
-        """What the server knows. Lists that are late grow: the run asks again until it believes
-        them."""
+        """What the server knows; a list that is empty may only be late."""
         models, agents = self.read_setup()
         self.agent_models = {
-            name: name_of_model(agent.get("model")) for name, agent in (agents or {}).items()
+            name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
         }
-        # Hidden ones do OpenCode's own chores.
-        names = [name for name, agent in (agents or {}).items() if not agent.get("hidden")]
-        contexts: dict[str, int] = {}
         variants: dict[str, tuple[str, ...]] = {}
         free = set()
-        for name, model in (models or {}).items():
-            contexts[name] = as_int(as_dict(model.get("limit")).get("context"))
-            listed = model.get("variants")
-            variants[name] = tuple(as_dict(listed)) or tuple(
-                as_text(variant.get("id")) for variant in dicts(listed)
-            )
-            tiers = dicts(model.get("cost")) or [as_dict(model.get("cost"))]
-            prices = [tier.get(way) for tier in tiers for way in ("input", "output")]
-            if not any(map(as_float, prices)):
+        for name, model in models.items():
+            listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
+            variants[name] = tuple(as_dict(model, "variants") or listed)
+            tiers = dicts(model, "cost") or [as_dict(model, "cost")]
+            if not any(as_float(tier, way) for tier in tiers for way in ("input", "output")):
                 free.add(name)
+        contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
+        # Hidden ones do OpenCode's own chores.
+        shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
         return Setup(
             model=self.model_for(self.options.agent),
-            models=None if models is None else contexts,
-            agents=None if agents is None else tuple(names),
+            models=contexts or None,
+            agents=shown or None,
             free=frozenset(free),
             variants=variants,
             chosen=self.chosen,
@@ -4642,61 +4599,157 @@ class OpenCode:
         """The model that a configuration means for this agent."""
         return self.agent_models.get(agent or self.agent or "build") or self.model
 
-    def family(self, session: str, own: Json) -> tuple[tuple[str, ...], Spend | None]:
-        """The subagents' sessions, and what all of them have used; None: it cannot be told.
+    # Sessions.
 
-        OpenCode 2 lists the newest 50 of a parent. That is enough: older ones are known by then,
-        and the larger sum counts.
-        """
-        spent = spend_of(own) if "cost" in own else None
+    def create(self, prompt: Prompt) -> tuple[str, str]:
+        """Make a session; returns its id and the directory in which it thinks that it works."""
+        answer = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
+        made = as_dict(answer, "data") or as_dict(answer)
+        id = as_id(made, "id")
+        if not id:
+            raise RequestError(502, "the server made a session without an id that can be used")
+        return id, as_text(made.get("directory") or dig(made, "location", "directory"))
+
+    def family(self, session: str, own: Json) -> Spend:
+        """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
+        newest 50 of a parent: older ones are known by then, and the larger sum counts."""
+        spent = spend_of(own)
         found = [session]
         for parent in found:  # it grows meanwhile
             if len(found) > MOST_RELATIVES:
                 break
-            for child in self.children(parent):
-                id = as_id(child.get("id"))
-                if child.get("parentID", parent) != parent or not id or id in found:
-                    continue  # early versions of OpenCode 2 list all there are
-                found.append(id)
-                spent = spent.plus(spend_of(child)) if spent is not None else None
+            for child in dicts(self.get_if_possible(self.children_path.format(parent))):
+                id = as_id(child, "id")
+                # Early versions of OpenCode 2 list all there are.
+                if id and id not in found and child.get("parentID", parent) == parent:
+                    found.append(id)
+                    spent = spent.plus(spend_of(child))
         self.relatives = tuple(found)
-        return self.relatives[1:], spent
+        return spent
 
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> list[str]:
-        """Who of the family is at work."""
-        active = self.active(timeout)
-        return [id for id in dict.fromkeys((session, *self.relatives)) if id in active]
+    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> Json:
+        """Who of the family is at work: who is not listed is idle."""
+        listed = as_dict(self.get(self.active_path, timeout))
+        family = dict.fromkeys((session, *self.relatives))
+        working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
+        return {id: listed[id] for id in working}
+
+    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+        """Look how the session stands; `closer` asks for a verdict although it is at work."""
+        self.session = session
+        own = as_dict(self.get_if_possible(f"/session/{session}"))
+        spent = self.family(session, own)
+        polled = Polled("idle", spent=spent, children=self.relatives[1:])
+        working = self.at_work(session)
+        if working or self.generation > 1:  # OpenCode 1 lists what is not asked any more
+            asks, unlisted = self.asks()
+            polled = polled._replace(asks=asks, unlisted=unlisted)
+        # A subagent may work on while its parent rests: then there is no verdict.
+        if working or self.is_asked(polled.asks or ()):
+            self.resting = ""
+            retry = self.retry(session, working[session]) if session in working else None
+            activity = "retrying" if retry else "working"
+            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints())
+        elif self.generation > 1 and self.resting != session:
+            self.resting = session
+            return polled._replace(is_unsure=True)  # one look alone may fall between two runs
+        if polled.activity == "idle" or (closer and session in working):
+            verdict, fault = self.verdict(prompt, attempt, own, session in working)
+            polled = polled._replace(verdict=verdict, fault=fault)
+        return polled
+
+    def interrupt(
+        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
+    ) -> None:
+        """Stop a session, and what works on for it in the background; it may rest later."""
+        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
+            self.post(f"/session/{id}/{self.interrupt_word}", {}, timeout)
+
+    def dispose(self) -> None:
+        """End the tools that the server has started: OpenCode 2 does so itself when it ends."""
+
+    # What is asked.
 
     def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What is asked now, by any session of the directory; and the kinds of it that the server
-        failed to list."""
+        """What any session of the directory asks, and the kinds that could not be listed."""
         found: list[Ask] = []
         unlisted: list[str] = []
         readers = {"permission": self.permission, "question": self.question}
         for (kind, read), path in zip(readers.items(), self.asks_paths):
             try:
-                found += map(read, dicts(self.data(self.path(path))))
+                found += map(read, dicts(self.get(path)))
             except RequestError as error:
                 if error.code == 0:
                     raise
                 unlisted.append(kind)
         return tuple(ask for ask in found if ask.id), tuple(unlisted)
 
+    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
+        """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
+        family = [ask.id for ask in asks if ask.session in self.relatives]
+        return any(dig(self.forms, id, "sessionID") != ELSEWHERE for id in family)
+
+    def permission(self, asked: Json) -> Ask:
+        """What kind of thing, and what exactly: the command, file or address, and the patterns."""
+        name, wanted, allowed, lasts = self.permission_words
+        title = as_text(asked.get(name) or "something")
+        patterns = ", ".join(map(as_text, as_list(asked, wanted)))
+        metadata = as_dict(asked, "metadata")
+        exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
+        detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
+        detail += change_of(dicts(metadata, "files"))
+        patterns = ", ".join(map(as_text, as_list(asked, allowed)))
+        always = f"{patterns}, {lasts}" if patterns else ""
+        session = as_id(asked, "sessionID")
+        is_circle = title == "doom_loop"
+        return Ask(as_id(asked, "id"), session, "permission", title, detail, (), is_circle, always)
+
+    def question(self, asked: Json) -> Ask:
+        """Questions, as many as there are to be answered at once.
+
+        What an MCP server asks names no session. On a server of our own it is ours: unanswered it
+        blocks the tool for ever. On somebody else's server it is left to them.
+        """
+        questions: list[Question] = []
+        for told in fields_of(asked):
+            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
+            options = dicts(told, "options")
+            choices = [(label_of(option), as_text(option, "description")) for option in options]
+            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
+        detail = " / ".join(question.text for question in questions) or as_text(asked, "title")
+        id = as_id(asked, "id")
+        session = as_id(asked, "sessionID")
+        self.forms[id] = asked
+        if session == ELSEWHERE and not self.options.server:
+            session = self.session
+        return Ask(id, session, "question", "", detail, tuple(questions))
+
+    def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
+        """An event about a permission or a question."""
+        if type.endswith((".asked", ".created")):
+            ask = self.permission(told) if type == "permission.asked" else self.question(told)
+            return Asked(ask.session or session, ask) if ask.id else Alive(session)
+        if type.endswith((".replied", ".rejected", ".cancelled")):
+            return Answered(session, as_text(told.get("requestID") or told.get("id")))
+        return Alive(session)
+
     # What each of them has in words of its own.
 
-    # Models and agents by name, None where it cannot be told; it notes model and agent meant.
-    read_setup: Callable[[], tuple[dict[str, Json] | None, dict[str, Json] | None]]
-    children: Callable[[str], list[Json]]
-    active: Callable[[float], Json]  # who is at work, by session
-    permission: Callable[[Json], Ask]
-    question: Callable[[Json], Ask]
+    # Models and agents by name; it notes which are meant.
+    read_setup: Callable[[], tuple[dict[str, Json], dict[str, Json]]]
+    # How the answer to our own prompt stands: for an attempt, by the session and whether it works.
+    verdict: Callable[[Prompt, int, Json, bool], tuple[str, Fault | None]]
 
+    def session_body(self, _prompt: Prompt) -> Json:
+        return {}
 
-def id_of(made: Json) -> str:
-    id = as_id(made.get("id"))
-    if not id:
-        raise RequestError(502, "the server made a session without an id that can be used")
-    return id
+    def retry(self, session: str, status: Any) -> Activity | None:
+        """The retry that a session at work waits for."""
+        return retry_of(session, status) if dig(status, "type") == "retry" else None
+
+    def prints(self) -> bool:
+        """Whether a shell has printed something of which the stream is silent."""
+        return False
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4706,139 +4759,54 @@ def id_of(made: Json) -> str:
 
 class OpenCode1(OpenCode):
     generation = 1
-    oldest = (1, 2, 0)
     place = "directory="
-    events_path = "/event"
+    children_path = "/session/{}/children"
+    active_path = "/session/status"
+    interrupt_word = "abort"
     asks_paths = ("/permission", "/question")
-    deltas = re.compile(rb'"type":\s*"message\.part\.delta"')
+    permission_words = ("permission", "patterns", "always", "until the server ends")
 
-    def __init__(self, client: Client, options: Options) -> None:
-        super().__init__(client, options)
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
-
-    @staticmethod
-    def environment(username: str, password: str) -> dict[str, str]:
-        """What the server is told of its login."""
-        return {"OPENCODE_SERVER_USERNAME": username, "OPENCODE_SERVER_PASSWORD": password}
-
-    @staticmethod
-    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
-        """What joins a session in OpenCode's own interface."""
-        return [*opencode, "attach", url, "--session", session, "--dir", directory]
-
-    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        return self.client.request("GET", self.path(path), timeout=timeout)
-
-    def get_if_possible(self, path: str) -> Any:
-        return self.client.ask_if_possible(self.path(path))
-
-    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
-        self.model = as_text(config.get("model"))
-        self.agent = as_text(config.get("default_agent"))
+        self.model = as_text(config, "model")
+        self.agent = as_text(config, "default_agent")
         self.asked = asked_before(config)
-        listed = as_dict(self.get("/config/providers", SETUP_TIMEOUT))
-        providers = listed.get("providers")
-        defaults = [
-            f"{provider}/{model}" for provider, model in as_dict(listed.get("default")).items()
-        ]
+        listed = self.get("/config/providers", SETUP_TIMEOUT)
+        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
         self.chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
-        agents = self.get("/agent", SETUP_TIMEOUT)
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
-            for provider in dicts(providers)
-            for name, model in as_dict(provider.get("models")).items()
+            for provider in dicts(listed, "providers")
+            for name, model in as_dict(provider, "models").items()
         }
-        by_name = {as_text(agent.get("name")): agent for agent in dicts(agents)}
-        return (
-            models if isinstance(providers, list) else None,
-            by_name if isinstance(agents, list) else None,
-        )
-
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works."""
-        body = {"title": prompt.title}
-        made = as_dict(self.client.request("POST", self.path("/session"), body, SLOW_TIMEOUT))
-        return id_of(made), as_text(made.get("directory"))
+        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        return models, {as_text(agent, "name"): agent for agent in agents}
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. The same ids may be sent again: an answered prompt stays answered,
-        one that was cut or swallowed runs again."""
+        """Hand the prompt over. Sent again with its ids it runs again, if it was not answered."""
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
-            provider, model, variant = parts_of_model(prompt.model)
-            body["model"] = {"providerID": provider, "modelID": model}
-            if variant:
-                body["variant"] = variant
+            body["model"] = model = body_of_model(prompt.model, "modelID")
+            body.update({"variant": model.pop("variant")} if "variant" in model else {})
         if prompt.agent:
             body["agent"] = prompt.agent
-        path = self.path(f"/session/{session}/prompt_async")
-        self.client.request("POST", path, body, SLOW_TIMEOUT)
+        self.post(f"/session/{session}/prompt_async", body)
 
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
-        """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        children, spent = self.family(session, as_dict(self.get_if_possible(f"/session/{session}")))
-        statuses = self.active(REQUEST_TIMEOUT)
-        status = as_dict(statuses.get(session))
-        polled = Polled("idle", spent=spent, children=children)
-        if status.get("type") == "retry":
-            polled = polled._replace(activity="retrying", retry=retry_of_status(session, status))
-        elif status or any(child in statuses for child in children):
-            # A subagent in the background works on while its parent rests: there is no verdict.
-            polled = polled._replace(activity="working")
-        if polled.activity == "idle" or (closer and status):
-            messages = dicts(self.get(f"/session/{session}/message?limit=20"))
-            verdict, fault = judge_messages(messages, prompt.message_id, bool(status))
-            polled = polled._replace(verdict=verdict, fault=fault)
-        if polled.activity == "idle":
-            return polled
-        asks, unlisted = self.asks()
-        return polled._replace(asks=asks, unlisted=unlisted)
-
-    def children(self, parent: str) -> list[Json]:
-        return dicts(self.get_if_possible(f"/session/{parent}/children"))
-
-    def active(self, timeout: float) -> Json:
-        """Who is not listed is idle."""
-        statuses = as_dict(self.get("/session/status", timeout))
-        return {
-            id: status
-            for id, status in statuses.items()
-            if as_dict(status).get("type", "idle") != "idle"
-        }
-
-    def permission(self, asked: Json) -> Ask:
-        wanted = asked.get("patterns")
-        lasts = "until the server ends"
-        return permission_of(asked, asked.get("permission"), wanted, asked.get("always"), lasts)
-
-    def question(self, asked: Json) -> Ask:
-        questions = [
-            Question(as_text(question.get("question")), options_of(question))
-            for question in dicts(asked.get("questions"))
-        ]
-        return question_of(asked, as_id(asked.get("sessionID")), questions)
+    def verdict(
+        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+    ) -> tuple[str, Fault | None]:
+        messages = dicts(self.get(f"/session/{self.session}/message?limit=20"))
+        return judge_messages(messages, prompt.message_id, is_at_work)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask. `decision` is once, always or reject; a question takes a label for each
-        of its questions. A rejection carries a message, so that the agent goes on without."""
+        """Answer an ask. `decision` is once, always or reject; `answers` are the labels for its
+        questions. A bare rejection would end the turn, and so would any of a question."""
+        body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
-            # A question that is rejected ends the turn: each one is answered, with words.
             said = [*answers, *[message] * (len(ask.questions) - len(answers))]
-            body: Json = {"answers": [[answer] for answer in said]}
-            self.client.request("POST", self.path(f"/question/{ask.id}/reply"), body)
-            return
-        body = {"reply": decision, **({"message": message} if message else {})}
-        self.client.request("POST", self.path(f"/permission/{ask.id}/reply"), body)
-
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
-        """Stop a session, and what works on for it in the background. It is answered when it
-        rests, or a moment before."""
-        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
-            self.client.request("POST", self.path(f"/session/{id}/abort"), {}, timeout)
+            body = {"answers": [[answer] for answer in said]}
+        self.post(f"/{ask.kind}/{ask.id}/reply", body)
 
     def dispose(self) -> None:
         """End the tools that the server has started: they survive it, otherwise."""
@@ -4846,34 +4814,34 @@ class OpenCode1(OpenCode):
 
     # The event stream.
 
-    def decode(self, event: Json) -> list[SessionEvent | Edited]:
+    def decode(self, event: Any) -> list[SessionEvent | Edited]:
         """One event of the stream, in neutral words; [] for what is nothing to us."""
-        type = as_text(event.get("type"))
-        p = as_dict(event.get("properties"))
-        info = as_dict(p.get("info"))
-        part = as_dict(p.get("part"))
+        type = as_text(event, "type")
+        p = as_dict(event, "properties")
+        info = as_dict(p, "info")
+        part = as_dict(p, "part")
+        own_id = info.get("id") if type.startswith("session.") else None
         session = as_id(
-            p.get("sessionID")
-            or part.get("sessionID")
-            or info.get("sessionID")
-            or (info.get("id") if type.startswith("session.") else "")
+            p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
         )
+        status = dig(p, "status", "type")
+        fault = fault_of(p.get("error"))
         if type == "file.edited":
-            return [Edited(as_text(p.get("file")))]
+            return [Edited(as_text(p, "file"))]
         if not session:
             return []
+        if type.startswith(("permission.", "question.")):
+            return [self.decode_ask(session, type, p)]
         if type == "session.created":
-            return [Child(session, as_text(info.get("parentID")))]
-        if type == "session.idle":
+            return [Child(session, as_text(info, "parentID"))]
+        if type == "session.idle" or status == "idle":
             return [Activity(session, "idle")]
-        status = as_dict(p.get("status"))
-        if type == "session.status" and status.get("type") == "retry":
-            return [retry_of_status(session, status)]
-        if type == "session.status" and status.get("type") in ("busy", "idle"):
-            return [Activity(session, "working" if status["type"] == "busy" else "idle")]
-        if type == "session.error":
-            fault = fault_of(p.get("error"))
-            return [Broke(session, fault) if fault else Alive(session)]
+        if status == "busy":
+            return [Activity(session, "working")]
+        if status == "retry":
+            return [retry_of(session, as_dict(p, "status"))]
+        if type == "session.error" and fault:
+            return [Broke(session, fault)]
         if type == "session.compacted":
             return [Compacted(session)]
         if type == "message.updated":
@@ -4881,165 +4849,82 @@ class OpenCode1(OpenCode):
         if type == "message.part.updated":
             return [self.decode_part(session, part)]
         if type == "message.part.delta":
-            return [Delta(session, as_text(p.get("partID")), as_text(p.get("delta")))]
-        if type == "permission.asked" and as_id(p.get("id")):
-            return [Asked(session, self.permission(p))]
-        if type == "question.asked" and as_id(p.get("id")):
-            return [Asked(session, self.question(p))]
-        if type in ("permission.replied", "question.replied", "question.rejected"):
-            return [Answered(session, as_text(p.get("requestID")))]
+            return [Delta(session, as_text(p, "partID"), as_text(p, "delta"))]
         return [Alive(session)]
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
-        message = as_text(info.get("id"))
+        message = as_text(info, "id")
         if info.get("role") == "user":
             self.prompts.add(message)
             return Alive(session)
         spend = spend_of(info)
-        is_complete = bool(as_dict(info.get("time")).get("completed"))
-        # A compaction's summary is no answer.
-        has_ended = is_complete and info.get("summary") is not True
+        model = without_variant(name_of_model({**info, "id": ""}))
+        agent = as_text(info, "agent")
+        parent = as_text(info, "parentID")
+        is_complete = bool(dig(info, "time", "completed"))
+        has_ended = is_complete and info.get("summary") is not True  # a compaction's is no answer
+        ended = how_ended(info) if has_ended else ""
         return Spent(
-            session,
-            message,
-            spend,
-            context=spend.tokens,
-            model=name_of_model({"providerID": info.get("providerID"), "id": info.get("modelID")}),
-            agent=as_text(info.get("agent")),
-            parent=as_text(info.get("parentID")),
-            ended=how_ended(info.get("finish")) if has_ended else "",
-            complete=is_complete,
+            session, message, spend, spend.tokens, model, agent, parent, ended, is_complete
         )
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
-        message = as_text(part.get("messageID"))
-        kind = as_text(part.get("type"))
-        if message in self.prompts or kind not in ("tool", "text", "reasoning"):
+        message = as_text(part, "messageID")
+        key = as_text(part, "id")
+        kind = {"text": "text", "reasoning": "thinking", "tool": "tool"}.get(as_text(part, "type"))
+        if message in self.prompts or not kind:
             return Alive(session)
-        if kind == "tool":
-            said = self.tool_part(session, message, part)
-            # What a subagent works for is told a moment after its tool.
-            return said if said.argument or not said.opens else Alive(session)
-        return Part(
-            session,
-            message,
-            as_text(part.get("id")),
-            "text" if kind == "text" else "thinking",
-            "done" if as_dict(part.get("time")).get("end") else "running",
-            text=as_text(part.get("text")),
-            synthetic=bool(part.get("synthetic")),
-        )
-
-    def tool_part(self, session: str, message: str, part: Json) -> Part:
+        if kind != "tool":
+            state = "done" if dig(part, "time", "end") else "running"
+            is_synthetic = bool(part.get("synthetic"))
+            text = as_text(part, "text")
+            return Part(session, message, key, kind, state, text, synthetic=is_synthetic)
         tool = as_text(part.get("tool") or "tool")
-        told = as_dict(part.get("state"))
-        given = as_dict(told.get("input"))
-        argument = argument_of(tool, given, self.directory, as_text(told.get("title")))
-        argument += change_of([as_dict(as_dict(told.get("metadata")).get("filediff"))])
-        times = as_dict(told.get("time"))
-        state = {"completed": "done", "error": "failed"}.get(as_text(told.get("status")), "running")
-        return Part(
-            session,
-            message,
-            as_text(part.get("id")),
-            "tool",
-            state,
-            text=as_text(told.get("error")) if state == "failed" else "",
-            tool=tool,
-            argument=argument,
-            call=call_id(tool, given) if state != "running" else 0,
-            seconds=(as_int(times.get("end")) - as_int(times.get("start"))) / 1000,
-            opens=tool in SUBAGENT_TOOLS,
-        )
-
-
-def retry_of_status(session: str, status: Json) -> Activity:
-    attempt = as_int(status.get("attempt"))
-    return retry_of(session, attempt, status.get("next"), status.get("message"))
-
-
-# OpenCode 1's own names of errors.
-ERROR_KINDS = {
-    "MessageAbortedError": "aborted",
-    "MessageOutputLengthError": "length",
-    "ContextOverflowError": "overflow",
-    "ProviderAuthError": "auth",
-    "ProviderModelNotFoundError": "no-model",
-    "ProviderInitError": "no-model",
-    "AgentNotFoundError": "no-agent",
-}
-# Faults by the HTTP code of the provider.
-CODE_KINDS = {
-    401: "auth",
-    402: "balance",
-    403: "auth",
-    404: "no-model",
-    429: "rate-limit",
-    529: "rate-limit",
-}
-
-
-def fault_of(error: Any) -> Fault | None:
-    """Read OpenCode 1's `{name, data: {message, statusCode}}`; None for what is no error.
-
-    Some errors are wrapped: `UnknownError` with a message whose first word is the real name, and a
-    stack behind it. The stack is never shown.
-    """
-    name = as_text(as_dict(error).get("name"))
-    data = as_dict(as_dict(error).get("data"))
-    if not name:
-        return None
-    message = as_text(data.get("message") or name)
-    message = re.split(r"\n\s+at ", message)[0].strip() or name
-    wrapped = re.match(r"(\w+Error): ", message)
-    if name == "UnknownError" and wrapped and wrapped.group(1) in ERROR_KINDS:
-        name = wrapped.group(1)
-        message = message[wrapped.end() :]
-    code = as_int(data.get("statusCode"))
-    kind = ERROR_KINDS.get(name, "unknown")
-    if name == "APIError":
-        has_no_answer = not code and data.get("isRetryable") is True
-        is_outage = code >= 500 or has_no_answer
-        kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
-    if kind == "length":
-        message = CUT_OFF  # it has no words of its own
-    return Fault(kind, message, code, announced_in(data.get("responseHeaders")))
+        opens = tool in SUBAGENT_TOOLS
+        told = as_dict(part, "state")
+        given = as_dict(told, "input")
+        argument = argument_of(given, self.directory, as_text(told, "title"))
+        if opens and not argument:
+            return Alive(session)  # what a subagent works for is told a moment after its tool
+        argument += change_of([as_dict(told, "metadata", "filediff")])
+        status = as_text(told, "status")
+        state = {"completed": "done", "error": "failed"}.get(status, "running")
+        text = as_text(told, "error")
+        call = 0 if state == "running" else call_id(tool, given)
+        seconds = (as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000
+        return Part(session, message, key, kind, state, text, tool, argument, call, seconds, opens)
 
 
 def judge_messages(
     messages: Sequence[Json], own: str, is_at_work: bool = False
 ) -> tuple[str, Fault | None]:
-    """How the answer to one's own message stands, in a session of OpenCode 1.
+    """How the answer to one's own message stands, by the session's newest messages, oldest first.
 
-    Messages are `{info, parts}`, oldest first. Each answer names the message that it answers; what
-    a person typed into the session is not ours, what a compaction put there is. While the session
-    is at work on such a prompt of a person's, ours is not over.
+    Each answer names the message that it answers. What a person typed into the session is not ours,
+    what a compaction put there is. While it works on a person's prompt, ours is not over.
     """
-    infos = [as_dict(message.get("info")) for message in messages]
-    foreign = {
-        as_text(info.get("id"))
-        for info, message in zip(infos, messages)
-        if info.get("role") == "user" and info.get("id") != own and not is_of_compaction(message)
-    }
-    newest = infos[-1] if infos else {}
-    if is_at_work and {as_text(newest.get("id")), as_text(newest.get("parentID"))} & foreign:
+    foreign = set()
+    newest: Json = {}
+    last: Json = {}  # of the answers to ours
+    for message in messages:
+        newest = as_dict(message, "info")
+        id = as_text(newest, "id")
+        if newest.get("role") == "user" and id != own and not is_of_compaction(message):
+            foreign.add(id)
+        if newest.get("role") == "assistant" and as_text(newest, "parentID") not in foreign:
+            last = newest
+    if is_at_work and {as_text(newest, "id"), as_text(newest, "parentID")} & foreign:
         return "unfinished", None
-    answers = [
-        info
-        for info in infos
-        if info.get("role") == "assistant" and as_text(info.get("parentID")) not in foreign
-    ]
-    if not answers:
+    if not last:
         return "undelivered", None
-    last = answers[-1]
-    if not as_dict(last.get("time")).get("completed"):
+    if not dig(last, "time", "completed"):
         return "unfinished", None
     fault = fault_of(last.get("error"))
+    if fault and fault.message.startswith("The user rejected permission to use this"):
+        return "refused", None  # a doom_loop: it ends the turn, words or not
     if fault:
-        if fault.message.startswith("The user rejected permission to use this"):
-            return "refused", None  # a doom_loop: it ends the turn, words or not
         return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
-    finish = as_text(last.get("finish"))
+    finish = as_text(last, "finish")
     if finish == "length":
         return "cut", Fault("length", CUT_OFF)
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
@@ -5047,10 +4932,9 @@ def judge_messages(
 
 def is_of_compaction(message: Json) -> bool:
     """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
-    parts = dicts(message.get("parts"))
-    texts = [part for part in parts if part.get("type") in ("text", "compaction")]
-    return bool(texts) and all(
-        part.get("synthetic") or part.get("type") == "compaction" for part in texts
+    parts = [part for part in dicts(message, "parts") if part.get("type") in ("text", "compaction")]
+    return bool(parts) and all(
+        part.get("synthetic") or part.get("type") == "compaction" for part in parts
     )
 
 
@@ -5058,255 +4942,144 @@ def is_of_compaction(message: Json) -> bool:
 # The dialect of 2.0.4 and later: routes below /api, the directory in `location`. A prompt waits in
 # the session's inbox, becomes a message when it is delivered, and never runs again after that: to
 # go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
-# prompt: what follows a prompt belongs to it. Who works is listed as active; of whoever is not
-# listed (any more) the messages alone tell how it ended.
+# prompt: what follows a prompt belongs to it.
 
 PAGE = 50  # messages asked for at once
 MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
 NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
-ELSEWHERE = "global"  # stands for the session in forms that an MCP server asks by itself
-
-
-class ToolCall(NamedTuple):
-    """A tool at work: its name and its input come with different events."""
-
-    session: str
-    tool: str
-    since: float  # by the server's clock, in seconds
-    given: Json
-    shell: str = ""  # the id of the one that it lets run
+INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
 class OpenCode2(OpenCode):
     generation = 2
-    oldest = (2, 0, 4)
     place = "location%5Bdirectory%5D="
-    events_path = "/api/event"
-    asks_paths = ("/api/permission/request", "/api/form")
-    deltas = re.compile(rb'"type":\s*"session\.[a-z.]+\.delta"')
+    children_path = "/session?parentID={}"
+    active_path = "/session/active"
+    interrupt_word = "interrupt"
+    asks_paths = ("/permission/request", "/form")
+    permission_words = ("action", "resources", "save", "in this project from now on")
 
-    def __init__(self, client: Client, options: Options) -> None:
-        super().__init__(client, options)
-        self.session = ""  # the last one that was given a prompt
-        self.resting = ""  # the session that was seen at rest once
-        self.forms: dict[str, Json] = {}  # by id: fields and values behind what is shown of them
-        self.calls: dict[tuple[str, str], ToolCall] = {}  # by message and tool id
-        self.printed: dict[str, int] = {}  # bytes, by shell
+    def path(self, path: str) -> str:
+        """A session knows where it is."""
+        return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    @staticmethod
-    def environment(username: str, password: str) -> dict[str, str]:
-        """The user is always `opencode`."""
-        return {"OPENCODE_PASSWORD": password}
-
-    @staticmethod
-    def attach_argv(opencode: Sequence[str], url: str, session: str, directory: str) -> list[str]:
-        return [*opencode, directory, "--server", url, "--session", session]
-
-    def data_if_possible(self, path: str) -> Any:
-        return as_dict(self.client.ask_if_possible(path)).get("data")
-
-    def read_setup(self) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
-        documents = dicts(self.data(self.path("/api/config"), SETUP_TIMEOUT))
-        for document in documents:  # the lowest first: the last word counts
-            info = as_dict(document.get("info"))
+    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
+        for document in dicts(self.get("/config", SETUP_TIMEOUT)):
+            info = as_dict(document, "info")  # the lowest first: the last word counts
             self.asked.update(asked_before(info))
             self.model = name_of_model(info.get("model")) or self.model
-            self.agent = as_text(info.get("default_agent")) or self.agent
-        models = dicts(self.data(self.path("/api/model"), SETUP_TIMEOUT))
-        agents = dicts(self.data(self.path("/api/agent"), SETUP_TIMEOUT))
-        default = as_dict(self.client.ask_if_possible(self.path("/api/model/default")))
-        self.chosen = name_of_model(default.get("data"))
-        # A list that stays empty is no finding.
-        return (
-            {without_variant(name_of_model(model)): model for model in models} or None,
-            {as_text(agent.get("id")): agent for agent in agents} or None,
-        )
+            self.agent = as_text(info, "default_agent") or self.agent
+        models = dicts(self.get("/model", SETUP_TIMEOUT))
+        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        self.chosen = name_of_model(self.get_if_possible("/model/default"))
+        by_name = {without_variant(name_of_model(model)): model for model in models}
+        return by_name, {as_text(agent, "id"): agent for agent in agents}
 
     # Sessions and prompts.
 
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session. Its id is the server's: OpenCode's free models refuse others. Model and
-        agent of the configuration are not applied by the server."""
-        body: Json = {"title": prompt.title, "location": {"directory": self.directory}}
+    def session_body(self, prompt: Prompt) -> Json:
+        """No id: OpenCode's free models want the server's. Model and agent of the configuration
+        are not applied by the server."""
+        body: Json = {"location": {"directory": self.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
-            provider, id, variant = parts_of_model(model)
-            more = {"variant": variant} if variant else {}
-            body["model"] = {"id": id, "providerID": provider, **more}
+            body["model"] = body_of_model(model, "id")
         if prompt.agent:
             body["agent"] = prompt.agent
         if not self.options.attended:
-            # A model that has no such tool does not stop to ask where nobody would answer.
-            body["permissions"] = [NO_QUESTIONS]
-        made = as_dict(self.client.request("POST", "/api/session", body, SLOW_TIMEOUT))
-        made = as_dict(made.get("data"))
-        return id_of(made), as_text(as_dict(made.get("location")).get("directory"))
+            body["permissions"] = [NO_QUESTIONS]  # nobody would answer
+        return body
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. The same id is safe to be sent again: once it was delivered it
-        does nothing. What was not delivered of earlier attempts must not run beside this one."""
+        """The same id is safe to be sent again: once it was delivered it does nothing. What was
+        not delivered of earlier attempts must not run beside this one."""
         ids = ids_of_attempts(prompt, attempt)
         self.session = session
         self.resting = ""
         self.withdraw(session, ids[:-1], REQUEST_TIMEOUT)
-        body = {"id": ids[-1], "text": prompt.text}
-        self.client.request("POST", f"/api/session/{session}/prompt", body, SLOW_TIMEOUT)
+        self.post(f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
     def withdraw(self, session: str, ids: Iterable[str], timeout: float) -> None:
         """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
         for id in ids:
+            path = self.path(f"/session/{session}/inbox/{id}")
             try:
-                path = f"/api/session/{session}/inbox/{id}"
                 self.client.request("DELETE", path, timeout=timeout)
             except RequestError as error:
                 # A server without an inbox answers such a path with its web page.
                 if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
+    def interrupt(
+        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
+    ) -> None:
+        """It leaves in the inbox what was not delivered, which would join whatever comes next."""
+        super().interrupt(session, prompt, attempt, timeout)
+        self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
+
     # How a session stands.
 
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
-        self.session = session
-        own = as_dict(self.data_if_possible(f"/api/session/{session}"))
-        children, spent = self.family(session, own)
-        working = self.at_work(session)
-        asks, unlisted = self.asks()
-        polled = Polled("working", "", None, spent, children, asks, unlisted)
-        is_at_work = session in working
-        # A subagent in the background may work on while its parent rests: then there is no verdict.
-        if working or self.is_asked(asks):
-            self.resting = ""
-            retry = self.retry(session) if is_at_work else None
-            polled = polled._replace(retry=retry, is_alive=self.prints())
-            if retry:
-                polled = polled._replace(activity="retrying")
-        elif self.resting != session:  # one look alone may fall between two runs
-            self.resting = session
-            return polled._replace(activity="idle", is_unsure=True)
-        else:
-            polled = polled._replace(activity="idle")
-        if polled.activity == "idle" or (closer and is_at_work):
-            verdict, fault = self.verdict(session, prompt, attempt, own, is_at_work)
-            polled = polled._replace(verdict=verdict, fault=fault)
-        return polled
-
     def prints(self) -> bool:
-        """Whether a shell of the family's has printed something: the stream does not tell."""
         has_grown = False
-        for call in list(self.calls.values()):
-            if call.shell and call.session in self.relatives:
-                known = self.printed.get(call.shell, 0)
-                path = f"/api/shell/{quote(call.shell, safe='')}/output?cursor={known}"
-                answer = as_dict(self.client.ask_if_possible(self.path(path)))
-                size = as_int(as_dict(answer.get("data") or answer).get("size"))
-                has_grown = has_grown or size > known
-                self.printed[call.shell] = size
+        for part, _since, shell in list(self.calls.values()):
+            if shell and part.session in self.relatives:
+                known = self.printed.get(shell, 0)
+                path = f"/shell/{quote(shell, safe='')}/output?cursor={known}"
+                self.printed[shell] = as_int(self.get_if_possible(path), "size")
+                has_grown = has_grown or self.printed[shell] > known
         return has_grown
 
-    def active(self, timeout: float) -> Json:
-        return as_dict(self.data("/api/session/active", timeout))
-
-    def children(self, parent: str) -> list[Json]:
-        return dicts(self.data_if_possible(f"/api/session?parentID={quote(parent, safe='')}"))
-
-    def retry(self, session: str) -> Activity | None:
+    def retry(self, session: str, _status: Any) -> Activity | None:
         """The retry that the newest step waits for: the server counts that as work."""
-        newest = dicts(self.data_if_possible(f"/api/session/{session}/message?limit=1"))
-        retry = retry_of_step(session, as_dict(newest[0].get("retry") if newest else None))
+        newest = dicts(self.get_if_possible(f"/session/{session}/message?limit=1"))
+        retry = retry_of(session, as_dict(newest[0], "retry") if newest else {})
         return retry if retry.wait > 0 else None
 
     def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
-        """How the answer to our own prompt stands, and why it failed."""
         ids = ids_of_attempts(prompt, attempt)
-        delivered, messages = self.since_prompt(session, ids)
+        delivered, messages = self.since_prompt(ids)
         has_step = any(message.get("type") == "assistant" for message in messages)
         if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
-            # Before the first step, as with a model, a variant or an agent that is not there. Why,
-            # the message tells since 2.1; before, the stream alone.
+            # Before the first step, as with a model that is not there. Why, the message tells since
+            # 2.1; before, the stream alone.
             idles = [message for message in messages if message.get("type") == "idle"]
-            return "failed", fault_of_type(idles[-1].get("error")) if idles else None
-        if not delivered:
-            return "undelivered", None
-        return judge_steps(messages, is_at_work)
+            return "failed", fault_of(idles[-1].get("error")) if idles else None
+        return judge_steps(messages, is_at_work) if delivered else ("undelivered", None)
 
-    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
-        """The newest of our prompts that was delivered, "" when none was, and the messages after
-        it, oldest first."""
-        path = f"/api/session/{session}/message?limit={PAGE}"
+    def since_prompt(self, ids: Sequence[str]) -> tuple[str, list[Json]]:
+        """The newest of our prompts that was delivered, or "", and what came after it."""
+        path = self.path(f"/session/{self.session}/message?limit={PAGE}")
         newer: list[Json] = []
         cursor = ""
         for _ in range(MOST_PAGES):
-            answer = as_dict(self.client.request("GET", path + cursor))
-            page = dicts(answer.get("data"))
-            for message in page:
-                id = as_text(message.get("id"))
+            answer = self.client.request("GET", path + cursor)
+            for message in dicts(answer, "data"):
+                id = as_text(message, "id")
                 if id in ids:
                     return id, newer[::-1]
                 newer.append(message)
-            following = as_text(as_dict(answer.get("cursor")).get("next"))
-            if not page or not following:  # the last page names a next one, too: an empty one
+            following = as_text(answer, "cursor", "next")
+            if not dicts(answer, "data") or not following:  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", newer[::-1]
 
     # What is asked.
 
-    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
-        """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
-        return any(
-            ask.session in self.relatives
-            and self.forms.get(ask.id, {}).get("sessionID") != ELSEWHERE
-            for ask in asks
-        )
-
-    def permission(self, asked: Json) -> Ask:
-        wanted = asked.get("resources")
-        lasts = "in this project from now on"
-        return permission_of(asked, asked.get("action"), wanted, asked.get("save"), lasts)
-
-    def question(self, form: Json) -> Ask:
-        """A form of questions, one for each field.
-
-        What an MCP server asks names no session. On a server of our own nobody else can have
-        caused it, and unanswered it blocks the tool for ever: it is ours. On somebody else's
-        server it is left to them.
-        """
-        id = as_id(form.get("id"))
-        session = as_id(form.get("sessionID"))
-        if id:
-            self.forms[id] = form
-        if session == ELSEWHERE and not self.options.server:
-            session = self.session
-        questions = [
-            Question(
-                as_text(field.get("description") or field.get("title") or field.get("key")),
-                options_of(field) or tuple((word, "") for word in yes_or_no(field)),
-            )
-            for field in fields_of(form)
-        ]
-        return question_of(form, session, questions)
-
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        if ask.kind == "question":
-            self.reply_to_form(ask, decision, answers, message)
+        """A form is refused with words where it takes them: to dismiss it would end the turn."""
+        if ask.kind == "permission":
+            body = {"decision": decision, "message": message}
+            self.post(f"/session/{ask.session}/permission/{ask.id}/reply", body)
             return
-        # A bare rejection would end the turn.
-        body = {"decision": decision, **({"message": message} if message else {})}
-        path = f"/api/session/{ask.session}/permission/{ask.id}/reply"
-        self.client.request("POST", path, body)
-
-    def reply_to_form(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer a form. It is refused with words where it takes them: to dismiss it would end
-        the turn."""
         form = self.forms.get(ask.id, {})
-        session = as_id(form.get("sessionID") or ask.session)
-        path = f"/api/session/{session}/form/{ask.id}"
-        answer = answer_to_form(form, answers, message)
+        path = f"/session/{as_id(form.get('sessionID') or ask.session)}/form/{ask.id}"
+        values = answer_to_form(form, answers, message)
         try:
-            if answer:
-                self.client.request("POST", f"{path}/reply", {"answer": answer})
+            if values:
+                self.post(f"{path}/reply", {"answer": values})
                 return
         except RequestError as error:
             if error.code == 409:
@@ -5314,251 +5087,130 @@ class OpenCode2(OpenCode):
             if error.code != 400 or decision != "reject":
                 raise
         # Versions differ in where they take the words, and none minds them elsewhere.
-        said = {"message": message}
-        self.client.request("DELETE", f"{path}?message={quote(message, safe='')}", said)
-
-    # How a session is stopped.
-
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
-        """Interrupt the family. It is answered before it has had its effect, and leaves in the
-        inbox what was not delivered, where it would join whatever comes next."""
-        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
-            self.client.request("POST", f"/api/session/{id}/interrupt", {}, timeout)
-        self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
-
-    def dispose(self) -> None:
-        """Nothing to do: OpenCode 2 ends its tools itself when it is asked to end."""
+        path = self.path(f"{path}?message={quote(message, safe='')}")
+        self.client.request("DELETE", path, {"message": message})
 
     # The event stream.
 
-    def decode(self, event: Json) -> list[SessionEvent | Edited]:
+    def decode(self, event: Any) -> list[SessionEvent | Edited]:
         """One event of the stream, in neutral words. It is fed them in their order."""
-        type = as_text(event.get("type"))
-        data = as_dict(event.get("data"))
+        type = as_text(event, "type")
+        data = as_dict(event, "data")
+        session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
+        area, _, what = type.removeprefix("session.").partition(".")
+        fault = fault_of(data.get("error"))
+        broke: list[SessionEvent | Edited] = [Broke(session, fault)] if fault else []
         if type == "filesystem.changed":
-            place = as_text(as_dict(event.get("location")).get("directory"))
-            return [Edited(os.path.join(place, as_text(data.get("file"))))]
-        if type == "form.created":
-            ask = self.question(as_dict(data.get("form")))
-            return [Asked(ask.session, ask)] if ask.id and ask.session else []
-        session = as_id(data.get("sessionID"))
+            place = as_text(event, "location", "directory")
+            return [Edited(os.path.join(place, as_text(data, "file")))]
         if not session:
             return []
-        if type == "session.created" and data.get("parentID"):
-            return [Child(session, as_text(data["parentID"]))]
-        if (
-            type == "session.inbox.enqueued"
-            and as_dict(data.get("item")).get("type") == "synthetic"
-        ):
+        if area in ("permission", "form"):
+            return [self.decode_ask(session, type, as_dict(data, "form") or data)]
+        if area == "created":
+            return [Child(session, as_text(data, "parentID"))]
+        if type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
             return [Woke(session)]  # nobody typed it: something in its background has ended
-        if type == "session.execution.started":
+        if area == "execution" and what != "started":
+            return [*broke, Activity(session, "idle")]
+        if area == "execution":
             return [Activity(session, "working")]
-        if type in EXECUTION_OVER:
-            return [*broke(session, data), Activity(session, "idle")]
-        if type.startswith("session.step."):
-            return self.decode_step(session, type.removeprefix("session.step."), data)
+        if area == "step" and what == "started":  # again after a retry, for the same message
+            return [Activity(session, "working"), self.decode_step(session, data, False)]
+        if area == "step" and what in ("ended", "failed"):
+            return [self.decode_step(session, data, True), *broke]
         if type == "session.retry.scheduled":
-            return [retry_of_step(session, data)]
+            return [retry_of(session, data)]
         if type == "session.compaction.ended":
             return [Compacted(session)]
-        if type.startswith(("session.text.", "session.reasoning.")):
-            return [self.decode_written(session, type, data)]
-        if type.startswith("session.tool."):
-            now = as_float(event.get("created")) / 1000
-            return [self.decode_tool(session, type.removeprefix("session.tool."), data, now)]
-        if type == "permission.asked" and as_id(data.get("id")):
-            return [Asked(session, self.permission(data))]
-        if type in ("permission.replied", "form.replied", "form.cancelled"):
-            id = as_text(data.get("requestID") or data.get("id"))
-            self.forms.pop(id, None)
-            return [Answered(session, id)]
+        if area in ("text", "reasoning"):
+            return [self.decode_written(session, area, what, data)]
+        if area == "tool":
+            return [self.decode_tool(session, what, data, as_float(event, "created") / 1000)]
         return [Alive(session)]
 
-    def decode_step(self, session: str, type: str, data: Json) -> list[SessionEvent | Edited]:
-        """A step's end alone tells what it has cost: the sums that `usage.updated` tells would
-        count it again. Its beginning comes again after a retry, for the same message."""
-        message = as_text(data.get("assistantMessageID"))
-        if type == "started":
-            model = without_variant(name_of_model(data.get("model")))
-            agent = as_text(data.get("agent"))
-            spent = Spent(session, message, Spend(), model=model, agent=agent)
-            return [Activity(session, "working"), spent]
-        if type not in ("ended", "failed"):
-            return [Alive(session)]
-        for key in [key for key in self.calls if key[0] == message]:
+    def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
+        """A step's end alone tells what it has cost: `usage.updated` would count it again."""
+        message = as_text(data, "assistantMessageID")
+        for key in [key for key in self.calls if is_over and key[0] == message]:
             del self.calls[key]  # broken off: no word of their end will come
         spend = spend_of(data)
         context = spend.input + spend.cached
-        ended = how_ended(data.get("finish"))
-        spent = Spent(session, message, spend, context=context, ended=ended, complete=True)
-        return [spent, *broke(session, data)]
+        model = without_variant(name_of_model(data.get("model")))
+        agent = as_text(data, "agent")
+        return Spent(session, message, spend, context, model, agent, "", how_ended(data), is_over)
 
-    def decode_written(self, session: str, type: str, data: Json) -> SessionEvent:
-        """A text or a thought of a step. There are no ids: both are counted, each on its own."""
-        message = as_text(data.get("assistantMessageID"))
-        kind = "text" if type.startswith("session.text.") else "thinking"
-        key = f"{message} {kind} {as_int(data.get('ordinal'))}"
-        if type.endswith(".delta"):
-            return Delta(session, key, as_text(data.get("delta")))
-        state = "done" if type.endswith(".ended") else "running"
-        return Part(session, message, key, kind, state, text=as_text(data.get("text")))
+    def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
+        """A text or a thought of a step. They have no ids: they are counted, each on its own."""
+        message = as_text(data, "assistantMessageID")
+        kind = "text" if area == "text" else "thinking"
+        key = f"{message} {kind} {as_int(data, 'ordinal')}"
+        if what == "delta":
+            return Delta(session, key, as_text(data, "delta"))
+        state = "done" if what == "ended" else "running"
+        return Part(session, message, key, kind, state, as_text(data, "text"))
 
-    def decode_tool(self, session: str, type: str, data: Json, now: float) -> SessionEvent:
-        """Its name comes first, then its input, then its end. Its id tells it from all others only
-        within its message."""
-        key = (as_text(data.get("assistantMessageID")), as_text(data.get("id")))
-        call = self.calls.get(key)
-        if type == "input.started":
-            call = ToolCall(session, as_text(data.get("name") or "tool"), now, {})
-        elif type == "called":
-            tool = call.tool if call else "tool"
-            call = ToolCall(session, tool, now, as_dict(data.get("input")))
-        elif call is None:
+    def decode_tool(self, session: str, what: str, data: Json, now: float) -> SessionEvent:
+        """Its name comes first, then its input, then its end. Its id is its own in its message."""
+        message = as_text(data, "assistantMessageID")
+        id = as_text(data, "id")
+        if what == "input.started":
+            tool = as_text(data.get("name") or "tool")
+            opens = tool in SUBAGENT_TOOLS
+            key = f"{message} tool {id}"
+            part = Part(session, message, key, "tool", "running", tool=tool, opens=opens)
+            self.calls[message, id] = (part, now, "")
+            return Alive(session) if opens else part  # it is shown once, when it is known what for
+        if (message, id) not in self.calls:
             return Alive(session)  # of a server that is gone: nobody knows what it was
-        elif type in ("success", "failed"):
-            del self.calls[key]
-            part = self.tool_part(key, call, "done" if type == "success" else "failed")
-            changes = dicts(as_dict(data.get("metadata")).get("files"))
+        part, since, shell = self.calls.pop((message, id))
+        if what in ("success", "failed"):
+            state = "done" if what == "success" else "failed"
+            argument = part.argument + change_of(dicts(data, "metadata", "files"))
+            text = as_text(data, "error", "message")
             return part._replace(
-                argument=part.argument + change_of(changes),
-                text=as_text(as_dict(data.get("error")).get("message")),
-                call=call_id(call.tool, call.given),
-                seconds=max(0.0, now - call.since),
+                state=state, argument=argument, text=text, seconds=max(0.0, now - since)
             )
-        else:
-            shell = as_text(as_dict(data.get("metadata")).get("shellID"))
-            self.calls[key] = call._replace(shell=shell or call.shell)
+        if what != "called":
+            shell = as_text(data, "metadata", "shellID") or shell
+            self.calls[message, id] = (part, since, shell)
             return Alive(session)
-        self.calls[key] = call
-        if call.tool in SUBAGENT_TOOLS and not call.given:
-            return Alive(session)  # it is shown once, when it is known what for
-        return self.tool_part(key, call, "running")
-
-    def tool_part(self, key: tuple[str, str], call: ToolCall, state: str) -> Part:
-        message, id = key
-        return Part(
-            call.session,
-            message,
-            f"{message} tool {id}",
-            "tool",
-            state,
-            tool=call.tool,
-            argument=argument_of(call.tool, call.given, self.directory),
-            opens=call.tool in SUBAGENT_TOOLS,
-        )
-
-
-EXECUTION_OVER = (
-    "session.execution.succeeded",
-    "session.execution.failed",
-    "session.execution.interrupted",
-    "session.execution.settled",
-)
-
-
-def broke(session: str, data: Json) -> list[SessionEvent | Edited]:
-    """What has gone wrong, if anything has."""
-    fault = fault_of_type(data.get("error"))
-    return [Broke(session, fault)] if fault else []
+        given = as_dict(data, "input")
+        part = part._replace(argument=argument_of(given, self.directory))
+        self.calls[message, id] = (part._replace(call=call_id(part.tool, given)), now, "")
+        return part
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
-    """The ids of a prompt's attempts up to this one; none for a prompt that is not known.
-
-    A prompt that was delivered never runs again, so that each attempt has an id of its own. It
-    follows from the first one, which always ends in digits, and thus from nothing else.
-    """
+    """The ids of a prompt's attempts up to this one. They follow from the first, which ends in
+    digits; a prompt that is not known has none."""
     first = prompt.message_id
-    if not first:
-        return ()
-    return (first, *(f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)))
-
-
-def retry_of_step(session: str, retry: Json) -> Activity:
-    """OpenCode 2 counts the attempt that is to come, the run the one that failed."""
-    failed = max(1, as_int(retry.get("attempt")) - 1)
-    error = as_dict(retry.get("error"))
-    return retry_of(session, failed, retry.get("at"), error.get("message"))
-
-
-def fields_of(form: Json) -> list[Json]:
-    """The fields of a form that are to be filled in."""
-    return [field for field in dicts(form.get("fields")) if not field.get("hidden")]
-
-
-def yes_or_no(field: Json) -> dict[str, bool]:
-    return {"yes": True, "no": False} if field.get("type") == "boolean" else {}
+    further = [f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)]
+    return (first, *further) if first else ()
 
 
 def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
-    """Values by the fields' keys; {} when there is nothing to be said in the form's own terms.
-
-    What has no label is answered with the message, where the field takes words of one's own. An
-    MCP server would take them for the value that it asked for: it is told nothing.
-    """
+    """Values by the fields' keys. What has no label is answered with the message, where the field
+    takes words; an MCP server would take them for the value that it asked for."""
     answer: Json = {}
-    takes_words = form.get("sessionID") != ELSEWHERE
+    takes_words = bool(message) and form.get("sessionID") != ELSEWHERE
     for number, field in enumerate(fields_of(form)):
         value: Any = message
         if number < len(labels):
-            values = {
-                **yes_or_no(field),
-                **{
-                    label_of(one): one.get("value", label_of(one))
-                    for one in dicts(field.get("options"))
-                },
-            }
-            value = values.get(labels[number], labels[number])
-        elif not (takes_words and message and field.get("custom")):
+            options = {label_of(option): option for option in dicts(field, "options")}
+            value = as_dict(options, labels[number]).get("value", labels[number])
+        elif not takes_words or not field.get("custom"):
             continue
         is_list = field.get("type") == "multiselect"
-        answer[as_text(field.get("key"))] = [value] if is_list else value
+        answer[as_text(field, "key")] = [value] if is_list else value
     return answer
 
 
-# OpenCode 2's own types of errors. The code beside them is no guide: it is 200 for an error that
-# came in the middle of a stream.
-FAULT_KINDS = {
-    "provider.rate-limit": "rate-limit",
-    "provider.quota": "balance",
-    "provider.auth": "auth",
-    "provider.no-route": "no-model",
-    "provider.internal": "outage",
-    "provider.transport": "outage",
-    "provider.timeout": "outage",
-    "aborted": "aborted",
-}
-INTERRUPTED = Fault("aborted", "it was interrupted")
-# What it says itself, without a type of its own, before a provider is asked.
-NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
-
-
-def fault_of_type(error: Any) -> Fault | None:
-    """Read OpenCode 2's `{type, message, status?, response?, retryAfterMs?}`; None for no error."""
-    error = as_dict(error)
-    type = as_text(error.get("type"))
-    if not type:
-        return None
-    message = as_text(error.get("message") or type)
-    kind = FAULT_KINDS.get(type) or ("provider" if type.startswith("provider.") else "unknown")
-    missing = NOT_THERE.match(message)
-    if kind == "unknown" and missing:
-        kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
-    code = as_int(error.get("status"))
-    announced = announced_in(as_dict(error.get("response")).get("headers"))
-    retry_after = as_float(error.get("retryAfterMs")) / 1000 or announced
-    retry_after = min(max(0.0, retry_after), LONGEST_TIME)
-    return Fault(kind, message, code if code >= 400 else 0, retry_after)
-
-
 def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str, Fault | None]:
-    """How the answer to a prompt stands, by the messages after the prompt.
+    """How the answer to a prompt stands, by the messages after the prompt. The last step decides.
 
-    The last step decides; an error of an earlier one was overcome. What a person said meanwhile
-    belongs to the answer; what they said after its end begins one of their own, and while the
-    session is at work on that, ours is not over.
+    What a person said meanwhile belongs to the answer; what they said after its end begins one of
+    their own, and while the session is at work on that, ours is not over.
     """
     step: Json = {}  # the last one
     idle: Json = {}  # the end of the run that it belongs to
@@ -5573,103 +5225,89 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         if type == "assistant":
             step = message
             idle = {}
-            has_more = False
         elif type == "idle":
             idle = message
-            has_more = False
-        elif type in ("user", "synthetic"):
-            has_more = True
-    outcome = as_text(idle.get("outcome"))
+        if type in ("user", "synthetic", "assistant", "idle"):
+            has_more = type in ("user", "synthetic")
+    outcome = as_text(idle, "outcome")
+    finish = as_text(step, "finish")
+    fault = fault_of(step.get("error"))
+    why = fault_of(idle.get("error"))
+    was_interrupted = outcome == "interrupted"
     if not step:
         ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
-        fault = INTERRUPTED if outcome == "interrupted" else fault_of_type(idle.get("error"))
-        return ends.get(outcome, "unfinished"), fault
-    is_complete = bool(as_dict(step.get("time")).get("completed"))
-    if has_more or (not is_complete and outcome not in ("failed", "interrupted")):
+        return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else why
+    is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
+    if has_more or not is_complete:
         return "unfinished", None  # it works, or its server died
-    finish = as_text(step.get("finish"))
-    fault = fault_of_type(step.get("error"))
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if finish == "length" and not fault:
-        return "cut", Fault("length", CUT_OFF)
-    if finish == "stop" and not fault:
+    if not fault and finish in ("stop", "content-filter"):
         return "answered", None
-    if finish == "content-filter":
-        return "failed", Fault("provider", "the provider's content filter ended the answer")
+    if not fault and finish == "length":
+        return "cut", Fault("length", CUT_OFF)
     if outcome == "failed" or (finish == "error" and not fault):
-        return "failed", fault_of_type(idle.get("error"))
-    # A bare refusal looks like an interruption, but for what the tool says, and ends without a
-    # word; what is left is a step whose tools' results nobody has asked for.
-    if outcome != "interrupted" and any(map(was_refused, dicts(step.get("content")))):
+        return "failed", why
+    # A bare refusal looks like an interruption, but for what the tool says.
+    if not was_interrupted and any(map(was_refused, dicts(step, "content"))):
         return "refused", None
-    was_interrupted = outcome == "interrupted" or fault is not None  # of kind `aborted`
-    return "cut", INTERRUPTED if was_interrupted else None
+    return "cut", INTERRUPTED if was_interrupted or fault else None
 
 
 def was_refused(part: Json) -> bool:
     """Whether a part of a step is a tool that somebody refused, in OpenCode's own words."""
-    error = as_dict(as_dict(part.get("state")).get("error"))
-    says_so = re.match("The user (?:dismissed|declined) this", as_text(error.get("message")))
+    error = as_dict(part, "state", "error")
+    says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
     return error.get("type") == "permission.rejected" or bool(says_so)
 
 
 # ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
-OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
-TOO_OLD = f"this OpenCode is too old: {OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
-
 Dialect = Union[OpenCode1, OpenCode2]
+
+OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
+# Where a version is told, and the oldest one that will do.
+PROBES: tuple[tuple[str, type[Dialect], tuple[int, int, int]], ...] = (
+    ("/api/info", OpenCode2, (2, 0, 4)),
+    ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
+    ("/global/health", OpenCode1, (1, 2, 0)),
+)
 
 
 def detect(client: Client) -> tuple[type[Dialect], str]:
-    """Which dialect the server speaks, and its version; the Problem where it speaks neither.
-
-    Unknown paths are answered with a page by both generations: only JSON proves anything. Raises
-    RequestError when the server does not answer (yet).
-    """
-    for path in ("/api/info", "/api/status"):  # 2.0.4 and 2.0.5 have only the second one
-        version = as_text(probe(client, path).get("version"))
+    """Which dialect the server speaks, and its version. Unknown paths are answered with a page by
+    both: only JSON proves anything. Problem: it speaks neither; RequestError: none yet."""
+    for path, dialect, oldest in PROBES:
+        try:
+            version = as_text(client.request("GET", path, timeout=5.0), "version")
+        except RequestError as error:
+            if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
+                raise
+            continue
+        numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
+        if numbers and tuple(map(int, numbers.groups())) < oldest:
+            advice = f"{OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
+            raise Problem(f"OpenCode {version} is too old: {advice}")
         if version:
-            check_age(OpenCode2, version)
-            return OpenCode2, version
-    health = probe(client, "/global/health")
-    if "healthy" in health or health.get("version"):
-        version = as_text(health.get("version"))
-        check_age(OpenCode1, version)
-        return OpenCode1, version
-    if probe(client, "/api/health").get("version"):
-        raise Problem(TOO_OLD)  # 2.0.0 to 2.0.3
-    raise Problem(f"{client.url} is not OpenCode: look at the address")
-
-
-def probe(client: Client, path: str) -> Json:
-    """What the server says there; nothing when it does not know the path, or fails at it."""
-    try:
-        return as_dict(client.request("GET", path, timeout=5.0))
-    except RequestError as error:
-        if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
-            raise
-        return {}
-
-
-def check_age(dialect: type[Dialect], version: str) -> None:
-    numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
-    if numbers and tuple(map(int, numbers.groups())) < dialect.oldest:
-        raise Problem(f"OpenCode {version}: {TOO_OLD}")
+            return dialect, version
+    raise Problem(f"{client.url} is not OpenCode ({OLDEST_KNOWN}): look at the address")
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
+# An event is one line of JSON behind `data:`; what else the stream holds, such as heartbeats in the
+# form of comments, says nothing.
 
 LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
 LIVE_WINDOW = 0.1  # seconds
+DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
+SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either generation
 
 
 class StreamReader:
-    """Reads a server's event stream on a thread of its own, until it is told to stop.
+    """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    It always reads on, since a client that does not makes the server grow. Deltas are decoded only
-    when somebody looks and they are few: of a flood of them, a sign of life is enough.
+    Deltas are decoded only when somebody looks and they are few: of a flood of them, a sign of
+    life is enough.
     """
 
     def __init__(
@@ -5680,7 +5318,6 @@ class StreamReader:
         self.live = live
         self.verbose = verbose
         self.stopped = False
-        self.socket: socket.socket | None = None  # of the connection
         self.has_warned = False  # that an event cannot be read
         self.window_ends = 0.0
         self.budget = 0
@@ -5692,12 +5329,12 @@ class StreamReader:
     def _run(self) -> None:
         """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
         client = self.dialect.client
-        path = self.dialect.path(self.dialect.events_path)
+        path = self.dialect.path("/event")
         failures = 0
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, EVENTS))
+                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True))
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
             time.sleep(wait_after(failures, STREAM_WAITS))
@@ -5705,66 +5342,47 @@ class StreamReader:
     def _connect(self, response: http.client.HTTPResponse) -> None:
         with response:
             if response.status == 200:
-                self.socket = socket.socket(fileno=os.dup(response.fileno()))
-                with self.socket:
-                    self.post(StreamOpened())
-                    self.read(iter(lambda: response.read1(1 << 18), b""))
+                self.post(StreamOpened())
+                self.read(iter(lambda: response.readline(LARGEST), b""))
 
     def stop(self) -> None:
-        """Hang up, whatever the reading thread does: OpenCode 2 would not end for 20 s while
-        somebody listens."""
+        """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
-        if self.socket:
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
+        self.dialect.client.hang_up()
 
-    def read(self, chunks: Iterator[bytes]) -> None:
-        stream = EventStream()
-        for chunk in chunks:
+    def read(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             if self.stopped:
                 return
-            now = time.monotonic()
-            if now >= self.window_ends:
-                self.window_ends = now + LIVE_WINDOW
-                self.budget = LIVE_DELTAS if self.live else 0
-                self.alive.clear()
             try:
-                events = stream.feed(chunk)
-            except ValueError as error:
-                self._warn(error)
-                return  # and connect anew
-            for data in events:
-                try:
-                    self._take(data)
-                except Exception as error:  # what a model says decides of which kind it is
-                    self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        if not self.has_warned:
-            self.has_warned = True
-            problem = f"{type(error).__name__}: {error}"[:200]
-            self.post(Noted("warn", f"an event cannot be read ({problem}): going on without it"))
+                if line.startswith(b"data:") and line.endswith(b"\n"):  # else it was cut off
+                    self._take(line[5:].strip())
+            except Exception as error:  # what a model says decides of which kind it is
+                if not self.has_warned:
+                    self.has_warned = True
+                    said = f"an event cannot be read ({type(error).__name__}: {error})"
+                    self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
-        if self.dialect.deltas.search(data, 0, 200):
-            if self.budget <= 0:
-                self._sign_of_life(data)
-                return
+        now = time.monotonic()
+        if now >= self.window_ends:
+            self.window_ends = now + LIVE_WINDOW
+            self.budget = LIVE_DELTAS if self.live else 0
+            self.alive.clear()
+        if DELTA.search(data, 0, 200):
             self.budget -= 1
-        event: Json = {}
-        with suppress(ValueError, RecursionError):
-            event = as_dict(json.loads(data.decode("utf-8", "replace")))
-        if self.verbose and event.get("type"):
-            what = f"{event['type']} {data[:300].decode('utf-8', 'replace')}"
+            found = SESSION_ID.search(data)
+            if self.budget < 0 and found and found.group(1) not in self.alive:
+                self.alive.add(found.group(1))
+                self.post(Alive(found.group(1).decode("utf-8", "replace")))
+            if self.budget < 0:
+                return
+        event = json.loads(data.decode("utf-8", "replace"))
+        if self.verbose:
+            what = f"{as_text(event, 'type')} {data[:300].decode('utf-8', 'replace')}"
             self.post(Noted("event", what, "dim"))
         for said in self.dialect.decode(event):
             self.post(said)
-
-    def _sign_of_life(self, data: bytes) -> None:
-        found = SESSION_ID.search(data)
-        if found and found.group(1) and found.group(1) not in self.alive:
-            self.alive.add(found.group(1))
-            self.post(Alive(found.group(1).decode("utf-8", "replace")))
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
@@ -6076,8 +5694,7 @@ class Server:
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         environment = {
             **self.environment,
-            **OpenCode1.environment(self.username, self.password),
-            **OpenCode2.environment(self.username, self.password),
+            **login_environment(self.username, self.password),
             MARK: self.mark,
         }
         self.lend_libraries(environment)
@@ -7117,16 +6734,17 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    is_second = record.get("generation") == OpenCode2.generation
-    dialect: type[Dialect] = OpenCode2 if is_second else OpenCode1
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
-    where = [as_text(record.get(name)) for name in ("server", "session", "directory")]
-    login = [as_text(record.get(name)) for name in ("username", "password")]
-    environment = {**os.environ, **dialect.environment(*login)}
+    names = ("server", "session", "directory", "username", "password")
+    server, session, directory, *login = [as_text(record.get(name)) for name in names]
+    environment = {**os.environ, **login_environment(*login)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
         known = (environment.get(name), "127.0.0.1", "localhost")
         environment[name] = ",".join(filter(None, known))
-    return dialect.attach_argv(opencode, *where), environment
+    if record.get("generation") == OpenCode2.generation:
+        return [*opencode, directory, "--server", server, "--session", session], environment
+    where = ["attach", server, "--session", session, "--dir", directory]
+    return [*opencode, *where], environment
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
