@@ -4344,10 +4344,9 @@ def name_of_model(described: Any) -> str:
         return described
     provider = as_text(described, "providerID")
     id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
+    name = f"{provider}/{id}" if provider and id else ""
     variant = as_text(described, "variant")
-    if not provider or not id:
-        return ""
-    return f"{provider}/{id}#{variant}" if variant else f"{provider}/{id}"
+    return f"{name}#{variant}" if name and variant else name
 
 
 def without_variant(name: str) -> str:
@@ -4427,15 +4426,13 @@ class Client:
         if self.is_gone():
             raise RequestError(0, "the server has ended")
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
-        headers = {
-            **self.headers,
-            "Accept": "text/event-stream" if is_stream else "application/json",
-        }
+        accept = "text/event-stream" if is_stream else "application/json"
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
+            headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
             assert connection.sock
             if is_stream:
