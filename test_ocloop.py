@@ -10693,7 +10693,7 @@ REAL_CIRCLES: list[RealCase] = [
     ("turns:2*", ["--retries", "1"],
      1, "20 times in a row the same calls, the last one bash echo turn", "failed, failed", 120),
     ("subagent-turns:1*", ["--retries", "1"],
-     1, "20 times in a row bash echo turn 0", "failed, failed", 80),
+     1, "20 times in a row the same calls, the last one bash echo turn 0", "failed, failed", 80),
 ]
 # fmt: on
 
