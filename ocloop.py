@@ -1075,33 +1075,6 @@ def outcome_of_error(error: RequestError) -> Outcome:
     return outcome_of(Fault("configuration", problem))
 
 
-class Purse:
-    """What a session and its subagents have used: the larger of two counts, since the stream may
-    lose messages, and a poll may lag behind."""
-
-    def __init__(self, model: str, agent: str) -> None:
-        self.by_message: dict[str, Spend] = {}
-        self.polled = Spend()
-        self.context = 0  # tokens in the own session's context
-        self.model = model
-        self.agent = agent
-
-    def take(self, event: Spent, is_own: bool) -> None:
-        self.by_message[event.message] = event.spend
-        if is_own:
-            self.context = event.context or self.context
-            self.agent = event.agent or self.agent
-            if event.model and event.model != without_variant(self.model):
-                self.model = event.model
-
-    @property
-    def total(self) -> Spend:
-        told = Spend()
-        for spend in self.by_message.values():
-            told = told.plus(spend)
-        return told.at_least(self.polled)
-
-
 class Circles:
     """The circles that an agent or a server can walk in, each session of the family in its own.
 
@@ -1310,12 +1283,8 @@ class Asks:
         self.ends_turn = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
-            self.talk.give_up(
-                "failed",
-                f"it asked {REFUSALS} times for what was refused, the last time for "
-                f"{ask.title or 'an answer'} ({ask.detail}): allow it in opencode.json, "
-                "use --auto, or say in the prompt how to do without",
-            )
+            last = f"the last time {ask.title} ({ask.detail}): {ALLOW}"
+            self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
     def answered(self, id: str) -> None:
         """By whomever. A poll that is on its way may list it still."""
@@ -1445,7 +1414,13 @@ class Talk:
         self.server_was_lost = False  # in the midst of the answer, which that has cut off
         self.ends_as: Outcome | None = None
         self.circles = Circles()
-        self.purse = Purse(prompt.model, prompt.agent)
+        # What it and its subagents have used is the larger of two counts: the stream may lose
+        # messages, and a poll may lag behind.
+        self.by_message: dict[str, Spend] = {}
+        self.polled = Spend()
+        self.context = 0  # tokens in its own context
+        self.model = prompt.model
+        self.agent = prompt.agent
         self.transcript = Transcript(journal)
         self.asks: Asks  # whoever leads the session puts it there
 
@@ -1536,7 +1511,12 @@ class Talk:
             self.give_up("failed", self.circles.call(event))
 
     def hear_spent(self, event: Spent) -> None:
-        self.purse.take(event, event.session == self.id)
+        self.by_message[event.message] = event.spend
+        if event.session == self.id:
+            self.context = event.context or self.context
+            self.agent = event.agent or self.agent
+            if event.model and event.model != without_variant(self.model):
+                self.model = event.model
         if event.ended:
             self.told_attempt = 0
         if event.complete:
@@ -1559,10 +1539,17 @@ class Talk:
         for child in polled.children:
             self.family.setdefault(child, 1)
         if polled.spent:
-            self.purse.polled = self.purse.polled.at_least(polled.spent)
+            self.polled = self.polled.at_least(polled.spent)
         if polled.is_alive:
             self.last_sign = looked
         self.asks.compare(polled, looked)
+
+    @property
+    def spent(self) -> Spend:
+        told = Spend()
+        for spend in self.by_message.values():
+            told = told.plus(spend)
+        return told.at_least(self.polled)
 
     def weigh(self, polled: Polled, now: float) -> tuple[str, Fault | None] | None:
         """The verdict that is believed, and why it failed; None: it is not over yet.
@@ -1958,11 +1945,7 @@ class ModelLine:
 
 
 # The limits that R raises, by as much again, and how they are told.
-RAISED_BY_R: dict[str, Callable[[Any], str]] = {
-    "max_iterations": str,
-    "max_cost": dollars_of,
-    "max_time": duration,
-}
+RAISED_BY_R: dict[str, Any] = {"max_iterations": str, "max_cost": dollars_of, "max_time": duration}
 
 
 class Limits:
@@ -1988,10 +1971,8 @@ class Limits:
             return "stuck", why
         failures = self.books.check_failures
         if most and failures >= most:
-            return "stuck", (
-                f"the check failed {failures} times in a row (--stuck): run "
-                f"`{self.options.check}` yourself and mend what it shows"
-            )
+            check = f"mend what `{self.options.check}` shows"
+            return "stuck", f"the check failed {failures} times in a row (--stuck): {check}"
         return None
 
     def overrun(self, used: dict[str, float]) -> str:
@@ -2252,8 +2233,8 @@ class Iteration(NamedTuple):
             word="",
             problem="",
             seconds=now - self.talk.started,
-            spend=self.talk.purse.total,
-            model=self.talk.purse.model,
+            spend=self.talk.spent,
+            model=self.talk.model,
             check="",
             progress=False,
             refused=tuple(self.talk.asks.refused.most_common()),
@@ -2550,7 +2531,7 @@ class Run:
             result = self.settle(iteration, outcome, check, plan)
         except (Interrupt, Problem):
             # It is in no book but for what it has cost: nothing has come of it.
-            self.books.spent = self.books.spent.plus(talk.purse.total)
+            self.books.spent = self.books.spent.plus(talk.spent)
             self.left_session = talk.id
             raise
         finally:
@@ -3004,7 +2985,7 @@ class Run:
             self.request("interrupt", event.session, Prompt(""), 0)
         elif talk and talk.hears(event):
             talk.hear(event, self.now)
-            model = talk.purse.model
+            model = talk.model
             if model and not talk.prompt.model and model != self.line.last_seen:
                 self.line.last_seen = model  # nobody named one: it costs, and it sees the code
                 self.journal.note("model", f"{model}, by OpenCode's own choice", "dim")
@@ -3123,7 +3104,7 @@ class Run:
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
         under_way = self.iteration
-        return self.books.spent.plus(under_way.talk.purse.total) if under_way else self.books.spent
+        return self.books.spent.plus(under_way.talk.spent) if under_way else self.books.spent
 
     @property
     def used(self) -> dict[str, float]:
@@ -3137,8 +3118,8 @@ class Run:
     @property
     def model(self) -> str:
         """The model at work, or the one that will be."""
-        if self.iteration and self.iteration.talk.purse.model:
-            return self.iteration.talk.purse.model
+        if self.iteration and self.iteration.talk.model:
+            return self.iteration.talk.model
         return self.line.current or self.line.last_seen or self.briefing.first_model()
 
     def need_person(self, said: str) -> None:
@@ -3587,7 +3568,7 @@ def view(run: Run, now: float) -> Picture:
     is_retrying = run.talk is not None and run.talk.retry is not None
     model = run.model
     size = (run.briefing.setup.models or {}).get(without_variant(model), 0)
-    context = talk.purse.context if talk else 0
+    context = talk.context if talk else 0
     return Picture(
         state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
         state_note=state_note(run, now),
@@ -3598,7 +3579,7 @@ def view(run: Run, now: float) -> Picture:
         task=run.iteration.task if run.iteration else run.plan.current,
         check="running" if run.check_since is not None else run.books.check,
         model=model,
-        agent=talk.purse.agent if talk else run.options.agent,
+        agent=talk.agent if talk else run.options.agent,
         spend=run.total,
         budget=run.limits.most["max_cost"],
         context=min(100, 100 * context // size) if talk and size else -1,

@@ -4924,7 +4924,7 @@ def limits_of(options: Json, unsettled: int = 0, check_failures: int = 0) -> ocl
     ({"stuck": 2}, {"unsettled": 3}, "stuck", "3 iterations in a row settled no task"),
     ({"stuck": 0}, {"unsettled": 99, "check_failures": 99}, "", ""),
     ({"check": "make test"}, {"check_failures": 5}, "stuck",
-     "the check failed 5 times in a row (--stuck): run `make test` yourself"),
+     "the check failed 5 times in a row (--stuck): mend what `make test` shows"),
 ])
 # fmt: on
 def test_a_limit_that_is_reached_is_named_with_what_was_used(
@@ -9155,16 +9155,17 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
 
 def test_nothing_is_counted_twice_in_2() -> None:
     made, _ = dialect_2({})
-    purse = ocloop.Purse("", "")
+    talk = ocloop.Talk(Prompt(""), Options(), ocloop.Journal(NOON), NOON)
+    talk.id = "ses_A"
     for message in ("msg_2", "msg_3"):
         data = {**IN_A, "assistantMessageID": message}
         for type in ("step.started", "step.started", "step.ended", "usage.updated"):
             more = {"cost": 0.5, "tokens": USED} if type != "step.started" else {}
             for event in made.decode(told(f"session.{type}", {**data, **more})):
                 if isinstance(event, Spent):
-                    purse.take(event, True)
-    assert purse.total == SPENT_2.plus(SPENT_2)
-    assert purse.context == 1000
+                    talk.hear_spent(event)
+    assert talk.spent == SPENT_2.plus(SPENT_2)
+    assert talk.context == 1000
 
 
 ODD: tuple[Any, ...] = (None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True)
