@@ -89,6 +89,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
@@ -2029,7 +2030,7 @@ class Briefing:
         if not self.read()[0] and not setup.model and model in setup.free:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-                f"{model.partition('/')[0]}; name another one with -m, or log in with "
+                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
                 "`opencode auth login`"
             )
         if model in setup.free and self.options.max_cost:
@@ -5383,51 +5384,46 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
-    words: str  # its command line and environment, where `ps` shows them
-
-
-def has_proc() -> bool:
-    return os.path.isdir(f"{PROC}/self")
+    entries: Sequence[str]  # of its environment, as far as they are shown
 
 
 def list_processes() -> list[Process]:
     """All processes; none where there is no `ps` either, or it takes other options."""
-    rows: list[tuple[Any, ...]] = []
-    if has_proc():
+    found = []
+    if os.path.isdir(f"{PROC}/self"):
         page = os.sysconf("SC_PAGE_SIZE") >> 10
+        how: Json = {"encoding": "utf-8", "errors": "replace"}
         for pid in filter(str.isdigit, os.listdir(PROC)):
-            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", "rb") as file:
-                _state, parent, group, *more = file.read().rpartition(b")")[2].split()
-                rows.append((pid, int(parent), int(group), int(more[18]) * page, ""))
+            environment = ""
+            with suppress(OSError), open(f"{PROC}/{pid}/environ", **how) as file:
+                environment = file.read()
+            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
+                _state, parent, group, *more = file.read().rpartition(")")[2].split()
+                entries = environment.split("\0")
+                resident = int(more[18]) * page
+                found.append(Process(int(pid), int(parent), int(group), resident, entries))
     else:
+        told = ""
         with suppress(OSError, subprocess.SubprocessError):
             told = subprocess.run(
                 PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
             ).stdout.decode("utf-8", "replace")
-            rows = re.findall(r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)", told, re.MULTILINE)
-    return [
-        Process(int(pid), int(parent), int(group), int(memory), words)
-        for pid, parent, group, memory, words in rows
-    ]
+        row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
+        for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
+            process = Process(int(pid), int(parent), int(group), int(memory), words.split())
+            found.append(process)
+    return found
 
 
 def marked_pids(mark: str) -> list[int]:
     """The processes that carry the mark in their environment."""
-    found = []
-    for process in list_processes():
-        entries = process.words.split()
-        if not entries:
-            with suppress(OSError), open(f"{PROC}/{process.pid}/environ", "rb") as file:
-                entries = file.read().decode("utf-8", "replace").split("\0")
-        if f"{MARK}={mark}" in entries:
-            found.append(process.pid)
-    return found
+    return [process.pid for process in list_processes() if f"{MARK}={mark}" in process.entries]
 
 
 def descendants(pid: int) -> list[int]:
-    """All that a process has started and that still runs below it, where there is no /proc: what
-    leaves the group is found by its mark afterwards, but not wherever `ps` shows no marks."""
-    processes = [] if has_proc() else list_processes()
+    """All that a process has started and that still runs below it: what leaves its group is found
+    by its mark, but not where `ps` shows no marks."""
+    processes = list_processes()
     found = [pid]
     for one in found:  # it grows meanwhile
         found += [process.pid for process in processes if process.parent == one]
@@ -5484,7 +5480,7 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
     SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
     whatever carries the mark: tools that went into groups of their own. Only here is it reaped.
     """
-    strays = descendants(process.pid)
+    strays = descendants(process.pid) if process.returncode is None else []
     with suppress(ProcessLookupError, PermissionError):
         for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
             signal_group(process, number)
@@ -5502,10 +5498,11 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
 def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
     """Start a program; in a session of its own ctrl-c and ctrl-z in our terminal are not its.
 
-    A child inherits its starter's mask. One with SIGWINCH and SIGTSTP blocked, which only the
-    screen's thread is to have, would behave differently from one that a person starts.
+    A child inherits its starter's mask. One with signals blocked that `run` holds back would behave
+    differently from one that a person starts.
     """
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+    held_back = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTTOU)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
     try:
         return subprocess.Popen(argv, start_new_session=own_session, **how)
     finally:
@@ -5564,30 +5561,19 @@ class Guard:
     """Ends what we started when we are killed without being able to do it ourselves."""
 
     def __init__(self, mark: str, environment: dict[str, str], libraries: str = "") -> None:
-        self.arguments = (mark, PROC, " ".join(PS), libraries, LIBRARY)
+        self.argv = ["/bin/sh", "-c", GUARD, "ocloop-guard"]
+        self.argv += [mark, PROC, " ".join(PS), libraries, LIBRARY]
         self.environment = {name: value for name, value in environment.items() if name != MARK}
         self.process: subprocess.Popen[bytes] | None = None
-        self.group = 0
         self.lock = threading.Lock()
 
     def watch(self, group: int) -> None:
-        """From now on this process group is to be ended, too; 0: none."""
-        with self.lock:
-            self.group = group
-            self._tell(group)
-
-    def look_after(self) -> None:
-        """Somebody may have killed it: have another one."""
-        with self.lock:
-            if self.process and self.process.poll() is not None:
-                self.process = None
-                self._tell(self.group)
-
-    def _tell(self, word: object) -> None:
-        with suppress(OSError):
-            if self.process is None:
+        """From now on this process group is to be ended, too; 0: none. Somebody may have killed the
+        guard: then there is another one."""
+        with self.lock, suppress(OSError):
+            if self.process is None or self.process.poll() is not None:
                 self.process = spawn(
-                    ["/bin/sh", "-c", GUARD, "ocloop-guard", *self.arguments],
+                    self.argv,
                     cwd="/",
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
@@ -5595,14 +5581,13 @@ class Guard:
                     env=self.environment,
                 )
             assert self.process.stdin
-            self.process.stdin.write(f"{word}\n".encode())
+            self.process.stdin.write(f"{group}\n".encode())
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
         with self.lock, suppress(OSError, subprocess.TimeoutExpired):
             if self.process:
-                self._tell("over")
-                self.process.communicate(timeout=2)
+                self.process.communicate(b"over\n", timeout=2)
 
 
 # ── opencode: the server's process ────────────────────────────────────────────────────────────────
@@ -5635,7 +5620,6 @@ class Server:
         self.reader: StreamReader | None = None
         self.guard = Guard(self.mark, self.environment, libraries)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
-        self.is_showing_input = False  # it prints a configuration, which may hold keys
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
@@ -5667,7 +5651,7 @@ class Server:
         port = self.options.port
         if port and not port_is_free(port):
             advice = "choose another one with --port, or leave --port out for a free one"
-            raise Problem(f"port {port} is taken: {advice}")
+            raise Problem(f"port {port} is taken, or is none: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         environment = {
@@ -5714,23 +5698,20 @@ class Server:
                     environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
-        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or ""."""
+        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
+        rest is kept for its last words, less what is nobody's business: a broken configuration may
+        hold keys, and 2.x may print the password that it made."""
+        is_input = False
         for raw in iter(lambda: stdout.readline(1 << 16), b""):
             line = printable(raw.decode("utf-8", "replace").rstrip())
             match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
             if match:
                 found.put(match.group(1))
-            else:
-                self._keep(line)
+            elif "--- JSONC Input ---" in line or "--- Errors ---" in line:
+                is_input = "Input" in line
+            elif not is_input and not re.search(r"^\s*Line \d+: |password", line):
+                self.last_lines.append(line[:300])
         found.put("")
-
-    def _keep(self, line: str) -> None:
-        """Keep what it prints, for its last words, less what is nobody's business."""
-        if "--- JSONC Input ---" in line or "--- Errors ---" in line:
-            self.is_showing_input = "Input" in line
-        is_quoted = self.is_showing_input or re.match(r"\s*Line \d+: ", line)
-        if not is_quoted and "password" not in line:  # 2.x may print the one it made
-            self.last_lines.append(line[:300])
 
     def _last_words(self) -> str:
         return "".join(f"\n  {line}" for line in self.last_lines)
@@ -5745,7 +5726,9 @@ class Server:
         """Wait until it answers, and find out whom we talk to."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
-        has_said = not self.options.server
+        advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
+        if self.options.server:
+            advice = "start it, or leave --server out"
 
         def is_gone() -> bool:
             return process is not None and exit_status(process) is not None
@@ -5755,26 +5738,19 @@ class Server:
             try:
                 return (client, *detect(client))
             except RequestError as error:
-                is_locked = error.code in (401, 403)
-                is_booting = error.code == 503 and error.name != "service_failed"
-                if is_locked and self.username != DEFAULT_USER:
-                    self.username = DEFAULT_USER  # OpenCode 2 knows no other
-                    continue
                 if process and is_gone():
                     problem = ENDED_BY_ITSELF.format(exit_status(process))
                     raise Problem(problem, again=True) from None
-                if is_locked:
-                    raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                if error.code in (401, 403):
+                    if self.username == DEFAULT_USER:
+                        raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                    self.username = DEFAULT_USER  # OpenCode 2 knows no other
+                    continue
+                is_booting = error.code == 503 and error.name != "service_failed"
                 is_final = error.code != 0 and not is_booting
                 if is_final or self.closing or time.monotonic() > until:
-                    advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
-                    if self.options.server:
-                        advice = "start it, or leave --server out"
                     raise Problem(f"{url} does not answer ({error}): {advice}") from None
-                if not has_said:
-                    has_said = True
-                    self.post(Noted("server", f"waiting for {url}: {error}"))
-                time.sleep(0.25 if is_booting else 1.0)
+                time.sleep(0.25)
 
     def stop(self, session: str = "") -> None:
         """Interrupt the session, and stop what we started: the tools, then the group, then what has
@@ -5832,14 +5808,15 @@ class Server:
     def look_after(self) -> int:
         """See to what must not grow as the night goes on; returns MiB resident of its process
         group, 0 when they cannot be told."""
-        self.guard.look_after()
+        with self.lock:
+            process = self.process
+            self.guard.watch(process.pid if process else 0)
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
-        process = self.process
         return group_memory(process.pid) if process else 0
 
 
 def port_is_free(port: int) -> bool:
-    with suppress(OSError), socket.socket() as probe:
+    with suppress(OSError, OverflowError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
         return True
@@ -6781,101 +6758,13 @@ exit statuses:
 
 HELP = f"""\
 examples:
-  python3 ocloop.py bootstrap      write PLAN.md and .loop-prompt.md here
   python3 ocloop.py run            show the screen; S starts
-  python3 ocloop.py run --run      start at once
-  python3 ocloop.py run --run --max-cost 20 --max-time 8h \\
-      --check 'make test' --log ../night.jsonl \\
+  python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
       --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'
   python3 ocloop.py status         how is it doing? (from any other terminal)
 
 {EXIT_STATUSES}"""
 
-RUN_HELP = f"""\
-keys:
-{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
-durations read 90, 90s, 15m, 2h, 1h30m; 0 means off.
-The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
-a `---` block on its top may set `model:` (a comma separates several), `agent:`.
-
-{EXIT_STATUSES}"""
-
-BOOTSTRAP_HELP = """\
-It leaves alone what is there already. With --force it replaces that too, and
-keeps what it replaces as PLAN.md~ and .loop-prompt.md~.
-
-exit statuses:
-  0 written, or there already   1 it cannot be written   2 usage
-"""
-STATUS_HELP = """\
-It reads the plan, and what the run on it keeps up to date: from any terminal,
-and after the run has ended until the next one begins. `kill PID` ends a run in
-good order.
-
-exit statuses:
-  0 the plan is complete   1 there is no plan   2 usage
-  3 work is left: something is pending or blocked, or it is not marked complete
-"""
-ATTACH_HELP = """\
-Leave the interface with ctrl-c: the loop goes on. A session that is over stays
-on the screen: attach again for the next one.
-
-exit statuses:
-  OpenCode's own   1 there is no loop, or no session right now   2 usage
-"""
-
-
-def seconds(text: str) -> float:
-    """Read `90`, `90s`, `15m`, `1h30m`; argparse's error for anything else."""
-    compact = "".join(text.lower().split())
-    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", compact):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off"
-        )
-    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    pairs = re.findall(r"([\d.]+)([dhms]?)", compact)
-    return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in pairs))
-
-
-def matched(pattern: str, text: str, advice: str) -> str:
-    """The text, where it looks like that; argparse's error for anything else."""
-    if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
-    return text
-
-
-def count(text: str) -> int:
-    return int(matched("[0-9]+", text, "count: write a whole number; 0 means off"))
-
-
-def dollars(text: str) -> float:
-    amount = r"\$?([0-9]+(\.[0-9]*)?|\.[0-9]+)"
-    return float(matched(amount, text, "amount: write US dollars such as 20 or 0.50").lstrip("$"))
-
-
-def model_name(text: str) -> str:
-    for name in text.split(","):
-        matched(
-            r"[^/\s]+/\S+", name, "model: write providerID/modelID; `opencode models` lists them"
-        )
-    return text
-
-
-def port_number(text: str) -> int:
-    advice = "port: write a number up to 65535"
-    if int(matched("[0-9]+", text, advice)) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
-    return int(text)
-
-
-VALUES: dict[str, Callable[[str], Any]] = {
-    "N": count,
-    "MIB": count,
-    "USD": dollars,
-    "DURATION": seconds,
-    "PORT": port_number,
-    "PROVIDER/MODEL": model_name,
-}
 # The options of each command. A line without a description begins a group. The defaults in brackets
 # are those of Options; a test holds the two together.
 RUN_OPTIONS = """\
@@ -6893,7 +6782,7 @@ when it stops
 --max-time DURATION           when this much time has passed; the same at twice that
 --max-wait DURATION           after waiting so long, in a row, for a provider (24h)
 --stuck N                     after N iterations in a row that settle no task, or fail the check (5)
---retries N                   after N failed iterations in a row (5; 0: never)
+--retries N                   after N failed iterations in a row (5)
 --iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
 --stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
 when nobody is there
@@ -6912,92 +6801,117 @@ the server
 --server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
 --server-memory MIB           replace the server between iterations when it has grown larger (2048)
 """
-
-
+PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
 STATUS_OPTIONS = """\
 --plan PATH                   the plan file (PLAN.md)
 --all                         a line for each loop on this machine that runs, or ran last
 --json                        print it as JSON
 """
-ATTACH_OPTIONS = """\
---plan PATH                   the plan file (PLAN.md)
-"""
-BOOTSTRAP_OPTIONS = """\
--f --force                    replace what exists, and keep a copy of it
-"""
+BOOTSTRAP_OPTIONS = "-f --force                    replace what exists, and keep a copy of it\n"
+
+RUN_HELP = f"""\
+keys:
+{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
+Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
+The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
+a `---` block on its top may set `model:` (a comma separates several), `agent:`.
+
+{EXIT_STATUSES}"""
+BOOTSTRAP_HELP = "Without --force it leaves alone what is there already."
+STATUS_HELP = """\
+It reads the plan, and what the run on it keeps up to date: from any terminal,
+and after the run has ended until the next one begins. It exits like `run`, with
+3 while work is left, and with 1 where there is no plan."""
+ATTACH_HELP = """\
+Leave the interface with ctrl-c: the loop goes on. A session that is over stays
+on the screen: attach again for the next one."""
 COMMANDS = (
     ("run", "work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
     ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, BOOTSTRAP_HELP),
     ("status", "how far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
-    (
-        "attach",
-        "join the running loop's session in OpenCode's own interface",
-        ATTACH_OPTIONS,
-        ATTACH_HELP,
-    ),
+    ("attach", "join the loop's session in OpenCode's own interface", PLAN_OPTION, ATTACH_HELP),
 )
 
 
+def seconds(text: str) -> float:
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    parts = re.findall(r"([\d.]+)([dhms]?)", text)
+    return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
+
+
+# What a value looks like, what becomes of it, and what is said of any other.
+COUNT = (r"\d+", int, "count: write a whole number; 0 means off")
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
+_MODEL = r"[^/\s,]+/[^\s,]+"
+VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "N": COUNT,
+    "MIB": COUNT,
+    "USD": (r"\d+(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
+    "DURATION": (
+        r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
+        seconds,
+        "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
+    ),
+    "PORT": (r"\d{1,5}", int, "port: write a number up to 65535"),
+    "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str, "URL: write http://HOST:PORT, no login"),
+    "PROVIDER/MODEL": (
+        f"{_MODEL}(,{_MODEL})*",
+        lambda text: text.split(","),
+        "model: write providerID/modelID; `opencode models` lists them",
+    ),
+}
+
+
+def value_of(kind: str, text: str) -> Any:
+    """What a text stands for; argparse's error where it does not look like that."""
+    pattern, convert, advice = VALUES.get(kind, ("(?s:.*)", str, ""))
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
+    return convert(text)
+
+
 class Parser(argparse.ArgumentParser):
-    """Says of a mistake what was probably meant, and whose --help has more."""
+    """Says of a mistake whose --help has more."""
 
     def error(self, message: str) -> NoReturn:
-        choice = re.search(r"invalid choice: '([^']*)'", message)
-        if choice:
-            message = f"there is no command {choice.group(1)}{self.suggestion(choice.group(1))}"
         raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
 
     def options(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
-
-    def suggestion(self, word: str) -> str:
-        """`: did you mean …?`, from all that this parser knows."""
-        known = self.options()
-        for action in self._actions:
-            known += list(action.choices or ())
-        likeness = 0.75 if word.startswith("-") else 0.6  # `--budget` is not meant to be `--debug`
-        close = difflib.get_close_matches(word, known, 1, likeness)
-        return f": did you mean {close[0]}?" if close else ""
 
     def add_options(self, described: str) -> None:
         group: argparse._ActionsContainer = self
         for line in described.splitlines():
             option, _, what = line.partition("  ")
             *flags, last = option.split()
-            more: dict[str, Any] = {"metavar": last, "type": VALUES.get(last, str)}
             if not what:
                 group = self.add_argument_group(line)
-                continue
-            if last.startswith("-"):
-                flags.append(last)
-                more = {"action": "store_true"}
-            elif "--model" in flags:
-                more.update(dest="models", action="append")
-            group.add_argument(*flags, help=what.strip(), **more)
+            elif last.startswith("-"):
+                group.add_argument(*flags, last, help=what.strip(), action="store_true")
+            else:
+                how: dict[str, Any] = {"metavar": last, "type": partial(value_of, last)}
+                if last == "PROVIDER/MODEL":
+                    how.update(dest="models", action="extend")
+                group.add_argument(*flags, help=what.strip(), **how)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
+    how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = Parser(
         prog="ocloop.py",
-        formatter_class=formatter,
         epilog=HELP,
         description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
         "per task, until the plan is complete.",
+        **how,
     )
     parser.add_argument("--version", action="store_true", help="which ocloop, and its SHA-256")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
     commands: dict[str, Parser] = {}
     for name, what, options, epilog in COMMANDS:
-        commands[name] = command = subparsers.add_parser(
-            name,
-            help=what,
-            description=f"{what[0].upper()}{what[1:]}.",
-            epilog=epilog,
-            formatter_class=formatter,
-            allow_abbrev=False,
-        )
+        sentence = f"{what[0].upper()}{what[1:]}."
+        command = subparsers.add_parser(name, help=what, description=sentence, epilog=epilog, **how)
         command.add_options(options)
+        commands[name] = command
     commands["bootstrap"].add_argument(
         "directory", nargs="?", default=".", metavar="DIRECTORY", help="where to write them (here)"
     )
@@ -7012,11 +6926,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         command = commands[given.command]
         word = unknown[0].partition("=")[0]
-        if not word.startswith("-"):
-            if given.command == "bootstrap":
-                command.error(f"one directory at a time: {word} is one too many")
-            command.error(f"{word} is not expected here: a plan is named with --plan {word}")
-        command.error(f"there is no option {word}{command.suggestion(word)}")
+        close = difflib.get_close_matches(word, command.options(), 1, 0.75)
+        command.error(
+            f"{word} is not known here" + (f": did you mean {close[0]}?" if close else "")
+        )
     return given
 
 
@@ -7037,49 +6950,29 @@ def make_options(given: argparse.Namespace) -> Options:
         for name, value in vars(given).items()
         if name in Options._fields and value is not None
     }
-    given_models = ",".join(values.get("models", ()))  # again, or with a comma between them
-    values["models"] = tuple(filter(None, given_models.split(",")))
     options = Options(**values)
-    host = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
-    if options.server and not re.fullmatch(rf"https?://{host}(:\d+)?(/[^@\s]*)?", options.server):
-        raise Problem(
-            f"--server {options.server} is no URL: write http://HOST:PORT (user and password come "
-            "from OPENCODE_SERVER_USERNAME and OPENCODE_SERVER_PASSWORD)",
-            2,
-        )
-
     return options._replace(
-        directory=current_directory(),
+        directory=absolute("."),
         plan=absolute(options.plan),
         prompt=absolute(options.prompt),
+        models=tuple(options.models),
         log=absolute(options.log) if options.log else "",
         opencode=() if options.server else find_opencode(given.opencode or ""),
     )
 
 
 def absolute(path: str) -> str:
-    path = os.path.expanduser(path)
-    if os.path.isabs(path):
-        return path
-    return os.path.normpath(os.path.join(current_directory(), path))
-
-
-def current_directory() -> str:
     try:
-        directory = os.getcwd()
+        path = os.path.abspath(os.path.expanduser(path))
+        path.encode("utf-8")
     except OSError as error:
-        raise Problem(
-            f"this directory is gone ({error.strerror}): change into one that exists"
-        ) from None
-    try:
-        directory.encode("utf-8")
+        problem = f"this directory is gone ({error.strerror}): change into one that exists"
+        raise Problem(problem) from None
     except UnicodeEncodeError:
-        shown = os.fsencode(directory).decode("utf-8", "replace")
-        raise Problem(
-            f"the name of this directory is not UTF-8 ({shown}), and OpenCode cannot be told of "
-            "it: rename it"
-        ) from None
-    return directory
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        problem = f"{shown} is not UTF-8, and OpenCode cannot be told of it: rename it"
+        raise Problem(problem) from None
+    return path
 
 
 def find_opencode(asked: str) -> tuple[str, ...]:
@@ -7089,9 +6982,9 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     except ValueError as error:
         raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
     found = shutil.which(argv[0])
-    if found is None and not asked:
+    if not found and not asked:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
-    if found is None:
+    if not found:
         raise Problem(
             f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai` for 1.x, "
             "`npm install -g @opencode/cli` for 2.x), or let npx fetch it with "
@@ -7100,121 +6993,74 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     return (os.path.abspath(found), *argv[1:])
 
 
-# What can be checked in the evening.
-
-
-class Preflight(NamedTuple):
-    """What was found before anything was started."""
-
-    plan: Plan
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    tasks: tuple[str, ...]  # the first ones, in lines, as they were read
-
-
-def preflight(options: Options) -> Preflight:
-    """Look at all that a run needs; `run` and `--dry-run` refuse the same."""
+def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
+    """The plan, what is wrong and what is odd, before anything is started; `run` and `--dry-run`
+    refuse the same."""
     text, plan_problem = read_text(options.plan, "plan")
     prompt, prompt_problem = read_text(options.prompt, "prompt")
     plan = parse_plan(text or "")
     fields, body = split_front_matter(prompt or "")
     name = os.path.basename(options.plan)
-    near_misses = name_near_misses(name, plan.near_misses)
     problems = [problem for problem in (plan_problem, prompt_problem) if problem]
-    warnings = [*near_misses, *warnings_of(options, fields, body)]
-    if not problems and not plan.tasks and plan.summary is None:
-        problems = [NO_TASK.format(options.plan), *near_misses]
-    elif not problems and not body:
+    warnings = name_near_misses(name, plan.near_misses)
+    if not plan_problem and not plan.tasks and plan.summary is None:
+        problems.append(NO_TASK.format(options.plan))
+    if not prompt_problem and not body:
         problems.append(NO_PROMPT.format(options.prompt))
-    starter = parse_plan(STARTER_PLAN).tasks[0].text
-    if any(task.text == starter for task in plan.tasks):
+    if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
         said = f"{name} is still the starter: write your own tasks into it"
         (warnings if options.attended else problems).append(said)
     if options.debug:
-        problems = []
+        problems.clear()
     try:
-        for model in models_of(fields):
-            model_name(model)
+        if fields.get("model"):
+            value_of("PROVIDER/MODEL", ",".join(models_of(fields)))
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
-    problems += check_log(options)
-    problems += check_commands(options)
-    tasks = tasks_as_read(plan, text or "")
-    return Preflight(plan, tuple(problems), tuple(warnings), tuple(tasks))
 
-
-def warnings_of(options: Options, fields: dict[str, str], body: str) -> list[str]:
-    """What is odd, and may be meant."""
-    warnings = []
-    if body and "{{PLAN_FILE}}" not in body:
+    places = re.findall(r"\{\{(\w+)\}\}", body)
+    if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(options.prompt))
-    there = (
-        (FRONT_MATTER, fields, "its front matter says"),
-        (PLACES, re.findall(r"\{\{(\w+)\}\}", body), "it has the places"),
-    )
-    for known, used, where in there:
+    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
         unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
         if unknown:
-            warnings.append(
-                f"{options.prompt}: {where} {unknown}, which means nothing here: "
-                f"{', '.join(known)} do"
-            )
-    homes = (os.path.expanduser("~"), "/")
-    if os.path.realpath(options.directory) in map(os.path.realpath, homes):
-        warnings.append(
-            f"the project is {options.directory}, all of it: change into the project's own folder"
-        )
-    return warnings
+            means = f"{unknown} means nothing here: {', '.join(known)} do"
+            warnings.append(f"{options.prompt}: {means}")
+    if os.path.realpath(options.directory) in (os.path.realpath(os.path.expanduser("~")), "/"):
+        advice = "change into the project's own folder"
+        warnings.append(f"the project is {options.directory}, all of it: {advice}")
+
+    log = options.log
+    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
+    if log and (os.path.isdir(log) or not os.access(place, os.W_OK)):
+        problems.append(f"the log {log} cannot be written: name another path with --log")
+    for name, command in (("check", options.check), ("notify", options.notify)):
+        word = (command.split() or [""])[0]
+        look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
+        # Where it is a shell's own syntax only the shell can tell.
+        is_plain = re.fullmatch(r"[\w./+-]+", word)
+        if is_plain and subprocess.call(look, cwd=options.directory, stdin=subprocess.DEVNULL):
+            problems.append(f"--{name}: there is no command {word}")
+    return plan, problems, warnings
 
 
-def tasks_as_read(plan: Plan, text: str) -> list[str]:
+def tasks_as_read(plan: Plan) -> list[str]:
     """How the plan was understood, in its first twenty tasks: phase, nesting, sign."""
-    rows = re.split("\r\n|\r|\n", text)
     lines: list[str] = []
     phase = ""
     for task in plan.tasks[:20]:
         if task.phase != phase:
             phase = task.phase
             lines.append(f"# {phase}")
-        nesting = re.match(r"\s*", rows[task.line - 1])
-        sign = {"pending": " ", "done": "x"}.get(task.state, task.state.upper())
-        lines.append(
-            f"{nesting.group() if nesting else ''}[{'~' if task.begun else sign}] {task.text}"
-        )
+        sign = {"pending": "~" if task.begun else " ", "done": "x"}.get(task.state)
+        lines.append(f"{'  ' * task.depth}[{sign or task.state.upper()}] {task.text}")
     if len(plan.tasks) > 20:
         lines.append(f"… and {len(plan.tasks) - 20} more")
     return lines
 
 
-def check_log(options: Options) -> list[str]:
-    path = options.log
-    folder = os.path.join(os.path.dirname(path), ".")
-    can_be_written = os.access(path if os.path.exists(path) else folder, os.W_OK)
-    if not path or (can_be_written and not os.path.isdir(path)):
-        return []
-    why = "" if os.path.isdir(folder) else " (its folder is not there)"
-    return [f"the log {path} cannot be written{why}: name another path with --log"]
-
-
-def check_commands(options: Options) -> list[str]:
-    """Whether the first words of --check and --notify are commands, as far as that can be told."""
-    problems = []
-    for name, command in (("check", options.check), ("notify", options.notify)):
-        word = (command.split() or [""])[0]
-        look = ["/bin/sh", "-c", 'command -v "$1"', "sh", word]
-        if not re.fullmatch(r"[\w./+-]+", word):
-            continue  # a shell's own syntax: only the shell can tell
-        if subprocess.call(
-            look, cwd=options.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        ):
-            problems.append(f"--{name}: there is no command {word}")
-    return problems
-
-
-def why_no_screen(options: Options) -> str:
-    """Why there are plain lines and no screen; "" where there is one."""
-    if options.plain:
-        return "that was asked for"
+def why_no_screen() -> str:
+    """Why there are plain lines and no screen, though nobody asked for them; "": there is one."""
     with suppress(OSError):
         if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
             return "it runs in the background of this shell"
@@ -7224,31 +7070,34 @@ def why_no_screen(options: Options) -> str:
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
-    why_plain = why_no_screen(options)
-    options = options._replace(attended=not why_plain)
-    found = preflight(options)
-    plan = found.plan
+    why_plain = "" if options.plain else why_no_screen()
+    options = options._replace(attended=not options.plain and not why_plain)
+    plan, problems, warnings = preflight(options)
     run_file = RunFile(options.plan)
-    if given.dry_run:
-        return dry_run(options, found, run_file)
-    if found.problems:
-        raise Problem("\n        ".join(found.problems))
-    if plan.summary is not None:
-        say(f"ocloop: {complete_already(options.plan, plan)}")
-        return how_complete(plan)[0]
-    held = run_file.acquire()
+    comes_to_work = not given.dry_run and not problems and plan.summary is None
+    held = run_file.acquire() if comes_to_work else run_file.running()
     if held:
-        raise Problem(
-            f"another loop works on this plan ({process_of(held)}): `status` shows it, "
-            "`attach` joins it"
-        )
-    warnings = [run_file.problem, *found.warnings]
-    if why_plain and not options.plain and sys.stdout.isatty():
+        advice = "`status` shows it, `attach` joins it"
+        problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
+    if given.dry_run:
+        say_found(options, plan, problems, warnings)
+    if plan.summary is not None and not problems:
+        status, how = how_complete(plan)
+        how = how.removeprefix("the plan is ").replace("complete", "complete already")
+        say(f"{options.plan} is {how}: take out its <plan-complete> tag to work on it again")
+        return status
+    if given.dry_run:
+        return rehearse(options, problems)
+    if problems:
+        raise Problem("\n        ".join([*problems, *warnings]))
+    warnings.append(run_file.problem)
+    if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
-    if options.attended:
-        # These two are for the screen's thread alone. Threads inherit what is blocked, so it is
-        # done before there are any.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+    # Two of them are for the screen's thread alone; the third one would stop lines that are printed
+    # in the background of a terminal with `stty tostop`. Threads inherit what is blocked: it is
+    # done before there are any.
+    held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     return Driver(options, run_file, warnings).work()
 
 
@@ -7257,7 +7106,6 @@ class Driver:
 
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
-    RECORD_AGAIN = 1.0  # seconds between two writings at the least, but for what matters at once
 
     def __init__(
         self,
@@ -7278,29 +7126,33 @@ class Driver:
         self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.status: int | None = None
-        self.ticked_at = 0.0
-        self.drawn_at = 0.0
-        self.is_dirty = True  # something may have changed since it was drawn
+        self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
-        # What the state file says, in short: what matters at once, and what may wait a moment.
-        self.recorded: tuple[object, object] = ((), ())
-        self.record_at = 0.0  # not before this time, on the run's own clock
+        self.recorded: object = None  # what the state file says, in short
         for warning in filter(None, warnings):
             post(Noted("warn", warning))
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
-        self._take_signals()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             threading.Thread(target=self._note_commit, daemon=True).start()
             self._make(self.run.handle(None, time.time()))
             self.screen = choose_screen(self.options, self.inbox.put)
             self.log.add(self.run.journal.newest(self.run.journal.count))
+            event = None  # only time has passed
             while self.run.exit_status is None:
-                self._turn()
+                patience = self.TICK if event is None else CursesScreen.FRAME  # it is to be shown
+                event = None
+                with suppress(queue.Empty):
+                    event = self.inbox.get(timeout=patience)
+                self._handle(event)
+                if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
+                    self._show()
             self.status = self.run.exit_status
         except Exception as error:
             self._tell_of_bug(error)
@@ -7308,6 +7160,13 @@ class Driver:
         finally:
             self._leave()
         return self.status
+
+    def _take_signal(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGHUP":
+            self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
+        elif name != "SIGINT" or not self.screen or not self.screen.is_given_away:
+            self.inbox.put(Signalled(name))  # else ctrl-c is not for us
 
     def _note_commit(self) -> None:
         self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
@@ -7324,44 +7183,14 @@ class Driver:
             self.log.add(run.journal.newest(run.journal.count - before))
             self._make(run.requests)
 
-    def _take_signals(self) -> None:
-        def post(number: int, frame: Any) -> None:
-            name = signal.Signals(number).name
-            if name == "SIGINT" and self.screen and self.screen.is_given_away:
-                return  # ctrl-c is not for us at the moment
-            if name == "SIGHUP":
-                self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-            else:
-                self.inbox.put(Signalled(name))
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, post)
-
-    def _turn(self) -> None:
-        """Take what is in the inbox, let the run decide, carry it out, write it down, show it."""
-        now = time.time()
-        wake = self.ticked_at + self.TICK
-        if self.is_dirty:
-            wake = min(wake, self.drawn_at + CursesScreen.FRAME)
-        with suppress(queue.Empty):
-            self._handle(self.inbox.get(timeout=min(max(0.0, wake - now), self.TICK)))
-        now = time.time()
-        if not 0 <= now - self.ticked_at < self.TICK:
-            self.ticked_at = now
-            self._handle(None)
-        if self.is_dirty and not 0 <= now - self.drawn_at < CursesScreen.FRAME:
-            self.drawn_at = now
-            self.is_dirty = False
-            self._show()
-
     def _handle(self, event: Any) -> None:
+        """Let the run decide, carry it out, and write it down."""
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
         journal = self.run.journal
         before = journal.count
         self._make(self.run.handle(event, time.time()))
         self.log.add(journal.newest(journal.count - before))
-        self.is_dirty = True
 
     def _make(self, requests: Sequence[Reply]) -> None:
         """Have requests made. The terminal is the screen's to give away."""
@@ -7378,6 +7207,7 @@ class Driver:
     def _show(self) -> None:
         run = self.run
         now = run.now
+        self.shown_at = time.time()
         last = self.picture
         picture = view(run, now)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
@@ -7385,13 +7215,11 @@ class Driver:
             known = last.newest if last else 0
             self.screen.show(picture, run.journal.newest(picture.newest - known))
         talk = run.talk
-        asks = len(talk.asks.open) if talk else 0
-        matters = (run.shown_state, run.shown_reason, asks)
-        changed = (run.number, talk.id if talk else "", int(now / self.RECORD_EVERY))
-        is_time = now >= self.record_at
-        if matters != self.recorded[0] or (is_time and changed != self.recorded[1]):
-            self.recorded = (matters, changed)
-            self.record_at = now + self.RECORD_AGAIN
+        at_work = (talk.id, len(talk.asks.open)) if talk else None
+        often = int(now / self.RECORD_EVERY)
+        changed = (run.shown_state, run.shown_reason, run.number, at_work, often)
+        if changed != self.recorded:
+            self.recorded = changed
             self._record(None)
 
     def _record(self, status: int | None) -> None:
@@ -7413,24 +7241,14 @@ class Driver:
             self.outside.stop_check,
             lambda: self.server.close(session),
             self.outside.stop_check,  # one that was about to start
-            self._close_screen,
+            self.screen.close if self.screen else lambda: None,
             lambda: self._record(status),
             lambda: self.writer.close(3.0),
-            lambda: self._end_at_once_on(status),
             lambda: self._say_goodbye(status),
         )
         with ExitStack() as stack:  # it begins with the last one, and tries each
             for step in reversed(steps):
                 stack.callback(step)
-
-    def _close_screen(self) -> None:
-        if self.screen:
-            self.screen.close()
-
-    def _end_at_once_on(self, status: int) -> None:
-        """A second signal cuts short what is left."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-            signal.signal(number, lambda *_: os._exit(status))
 
     def _say_goodbye(self, status: int) -> None:
         """Leave the summary where it can be scrolled back to: the screen is gone.
@@ -7453,9 +7271,6 @@ class Driver:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-OWN_CHOICE = "OpenCode's own: none is named"
-
-
 class Rehearsal(Run):
     """`--dry-run`: a run up to where it would wait for S, and no further."""
 
@@ -7467,110 +7282,80 @@ class Rehearsal(Run):
             return 1
         except Quit:
             return 130
+        models, agent, _body = self.briefing.read()
+        own = "OpenCode's own: none is named"
+        self.journal.note("model", ", then ".join(models) or self.model or own)
+        self.journal.note("agent", agent or own)
         return 0
 
 
-def dry_run(options: Options, found: Preflight, run_file: RunFile) -> int:
-    """Check all that `run` would check, with the real server, and print it; returns 0 or 1."""
-    plan = found.plan
-    problems = list(found.problems)
-    held = run_file.running()
-    if held:
-        problems.append(f"another loop works on this plan ({process_of(held)})")
+def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
-        ("directory", options.directory),
         ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
-        *(("", line) for line in found.tasks),
-        ("prompt", options.prompt),
-        ("check", options.check),
-        ("notify", options.notify),
-        ("log", options.log),
-        *(("warning", warning) for warning in found.warnings),
+        *(("", line) for line in tasks_as_read(plan)),
+        *(("warning", warning) for warning in warnings),
         *(("problem", problem) for problem in problems),
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
-    if plan.summary is not None and not problems:
-        say(complete_already(options.plan, plan))
-        return how_complete(plan)[0]
+
+
+def rehearse(options: Options, problems: list[str]) -> int:
+    """Have the real server check what it can; returns 0 or 1."""
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
-    rehearsal.files.trouble = "".join(found.problems)  # it was said
+    rehearsal.files.trouble = "".join(problems)  # it was said
     status = Driver(silent, None, (), rehearsal).work()
-    if status == 130:
-        return status
-    if not status:
-        models, agent, _body = rehearsal.briefing.read()
-        say(f"model     {', then '.join(models) or rehearsal.model or OWN_CHOICE}")
-        say(f"agent     {agent or OWN_CHOICE}")
-    did = "asked" if options.server else "started, asked and stopped"
-    status = 1 if problems else status
-    said = "there are problems" if status else "no problem was found"
-    say(f"{said}; the server was {did}, and no prompt was sent")
+    if status != 130:
+        status = 1 if problems else status
+        said = "there are problems" if status else "no problem was found"
+        did = "asked" if options.server else "started, asked and stopped"
+        say(f"{said}; the server was {did}, and no prompt was sent")
     return status
-
-
-def complete_already(path: str, plan: Plan) -> str:
-    _status, how = how_complete(plan)
-    how = how.removeprefix("the plan is ").replace("complete", "complete already")
-    return f"{path} is {how}: take out its <plan-complete> tag to work on it again"
 
 
 def bootstrap(given: argparse.Namespace) -> int:
     """Write the starter files; what is there is left alone, or kept as a copy."""
     folder = absolute(given.directory)
-    has_skipped = False
     try:
         os.makedirs(folder, exist_ok=True)
         for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
             path = os.path.join(folder, name)
-            if os.path.lexists(path) and not given.force:
-                has_skipped = True
-                say(f"skipped  {path}: it exists already")
-                continue
             if os.path.lexists(path):
-                copy = spare_name(path)
+                if not given.force:
+                    say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
+                    continue
+                copy = f"{path}~"
+                while os.path.lexists(copy):
+                    copy += "~"
                 os.replace(path, copy)
                 say(f"kept     {copy}: what {name} was")
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
             say(f"wrote    {path}")
     except OSError as error:
-        raise Problem(
-            f"cannot write into {folder} ({error.strerror}): choose another directory"
-        ) from None
-    if has_skipped:
-        say("\n--force replaces what exists, and keeps it as a copy that ends in ~.")
-    there = "" if folder == current_directory() else f"cd {shlex.quote(folder)} && "
-    me = f"{there}python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
+        problem = f"cannot write into {folder} ({error.strerror}): choose another directory"
+        raise Problem(problem) from None
+    me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
-    say(f"  {me} run --dry-run\n  {me} run")
+    say(f"  cd {shlex.quote(folder)}\n  {me} run --dry-run\n  {me} run")
     return 0
-
-
-def spare_name(path: str) -> str:
-    """Where a copy can be kept without replacing an older one: PLAN.md~, then PLAN.md~2."""
-    copy = f"{path}~"
-    number = 1
-    while os.path.lexists(copy):
-        number += 1
-        copy = f"{path}~{number}"
-    return copy
 
 
 def look_at(path: str) -> tuple[Plan | None, str, int, Json]:
     """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
     text, problem = read_text(path, "plan")
+    plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
         record = {}  # it is the last run's: this one has not written any yet
-    plan = None if problem else parse_plan(text or "")
-    if record:
-        tasks = dicts(record.get("tasks"))
-        record["tasks"] = [dict(task, state=state_in(plan or Plan(), task)) for task in tasks]
-    return plan, problem, pid, record
+    states = {(task.phase, task.text): task.state for task in plan.tasks}
+    for task in dicts(record.get("tasks")):
+        name = (as_text(task.get("phase")), as_text(task.get("text")))
+        task["state"] = states.get(name, "gone")
+    return (None if problem else plan), problem, pid, record
 
 
 def status(given: argparse.Namespace) -> int:
@@ -7581,54 +7366,33 @@ def status(given: argparse.Namespace) -> int:
     plan, problem, pid, record = look_at(path)
     if plan is None:
         raise Problem(problem)
-    changes = changes_since(as_text(record.get("directory")), as_id(record.get("commit")))
-    if given.json:
-        say(json.dumps(status_record(path, plan, pid, record, changes)))
-    else:
-        say("\n".join(status_lines(path, plan, pid, record, changes)))
-    return 0 if is_complete(plan) else 3
+    said = status_record(path, plan, pid, record)
+    say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
+    return 0 if said["complete"] else 3
 
 
 def status_of_all(as_json: bool) -> int:
     """A line for each loop on this machine that runs, or ran last; the newest comes first."""
-    seen = [(path, *look_at(path)) for path in plans_of_all()]
+    paths = [path for path in plans_of_all() if os.path.isdir(os.path.dirname(path))]
+    seen = [(path, *look_at(path)) for path in paths]
     if as_json:
-        records = [
-            status_record(path, plan or Plan(), pid, record) for path, plan, _, pid, record in seen
-        ]
-        say(json.dumps(records))
+        said = [status_record(path, plan or Plan(), pid, run) for path, plan, _, pid, run in seen]
+        say(json.dumps(said))
         return 0
-    for path, plan, _problem, pid, record in seen:
-        state = state_of(pid, record)
-        how = f"{state} {record.get('status', '')}" if state == "ended" else state
+    for path, plan, _problem, pid, run in seen:
+        how = f"{state_of(pid, run)} {run.get('status', '')}"
         far = " · ".join(progress_of(plan)) if plan else "no plan any more"
-        reason = " ".join(as_text(record.get("reason")).split())[:60]
-        spent = dollars_of(as_float(record.get("cost")))
-        took = duration(as_float(record.get("elapsed")))
-        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{': ' if reason else ''}{reason}")
+        why = f": {one_line(as_text(run.get('reason')))[:60]}" if run.get("reason") else ""
+        spent = dollars_of(as_float(run.get("cost")))
+        took = duration(as_float(run.get("elapsed")))
+        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
     if not seen:
         say("no loop has run on this machine")
     return 0
 
 
-def is_complete(plan: Plan) -> bool:
-    """Marked so, and with nothing left."""
-    return plan.summary is not None and not plan.pending and not plan.blocked
-
-
-def known_pid(pid: int) -> int | None:
-    """A process that can be ended; 0 and -1 never: `kill` would take them for many."""
-    return pid if pid > 0 else None
-
-
-def process_of(pid: int) -> str:
-    return f"process {pid}" if pid > 0 else "its process is not known"
-
-
-def state_in(plan: Plan, task: Json) -> str:
-    """How a recorded task stands in the plan now."""
-    name = (task.get("phase"), task.get("text"))
-    return next((one.state for one in plan.tasks if (one.phase, one.text) == name), "gone")
+def process_of(pid: int | None) -> str:
+    return f"process {pid}" if pid and pid > 0 else "its process is not known"
 
 
 def state_of(pid: int, record: Json) -> str:
@@ -7637,138 +7401,116 @@ def state_of(pid: int, record: Json) -> str:
     return "ended" if record.get("ended") else "killed"
 
 
-def status_record(
-    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
-) -> Json:
-    run = {**record, "pid": known_pid(pid), "state": state_of(pid, record)}
+def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
+    """What `status --json` says."""
+    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
+    run = {**record, "pid": known_pid, "state": state_of(pid, record)}
     said = {
         **counts_of(plan),
         "percent": plan.percent,
-        "complete": is_complete(plan),
+        "complete": plan.summary is not None and not plan.pending and not plan.blocked,
         "summary": plan.summary,
         "running": bool(pid),
-        "pid": known_pid(pid),
+        "pid": known_pid,
         "near_misses": [str(near) for near in plan.near_misses],
-        "changes": changes,
+        "changes": changes_since(as_text(record.get("directory")), as_id(record.get("commit"))),
         "next_steps": next_steps(plan, record, bool(pid)),
         "run": run if record.get("state") or pid else None,
     }
     return {"plan": path, **all_printable(said)}
 
 
-def status_lines(
-    path: str, plan: Plan, pid: int, record: Json, changes: Json | None = None
-) -> list[str]:
-    """What a person wants to know in the morning, in lines."""
+def status_lines(plan: Plan, said: Json) -> list[str]:
+    """What a person wants to know in the morning, in lines; what is empty is not shown."""
+    run = as_dict(said["run"])
     mark = ""
     if plan.summary is not None:
         mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
     elif not plan.pending:
         mark = ", not marked complete yet"
-    check = as_dict(record.get("check"))
+    changes = said["changes"]
+    changed = ""
+    if changes:
+        changed = (
+            "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff "
+            "{commit:.7})"
+        ).format(since=clock(run.get("started")), **changes)
+    check = as_dict(run.get("check"))
     told = []
     if check.get("verdict") == "failed":
-        said = as_text(check.get("told")).rstrip().split("\n")[-8:]
-        told = ["it failed; what the next session is told of it:", *said]
-    near_misses = name_near_misses(os.path.basename(path), plan.near_misses)
+        told.append("it failed; what the next session is told of it:")
+        told += as_text(check.get("told")).rstrip().split("\n")[-8:]
+    near_misses = name_near_misses(os.path.basename(said["plan"]), plan.near_misses)
     facts = [
-        ("plan", path),
+        ("plan", said["plan"]),
         ("progress", f"{plan}{mark}"),
         ("next", plan.current.text if plan.current else ""),
-        *run_facts(pid, record),
-        ("changes", said_changes(changes, as_float(record.get("started"))) if changes else ""),
+        ("run", said_run(run, said["running"]) if run else "none so far"),
+        *((name, show(run[field])) for name, field, show in SHOWN if run.get(field)),
+        ("changes", changed),
         *(("summary", line) for line in (plan.summary or "").split("\n")),
-        *((state, said) for state in ("blocked", "manual") for said in tasks_in(plan, state)),
+        *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
         *(("warning", near) for near in near_misses),
         *(("check", line) for line in told),
-        *(("gone", as_text(text)) for text in as_list(record.get("gone"))),
+        *(("gone", as_text(text)) for text in as_list(run.get("gone"))),
     ]
-    steps = [f"to do     {step}" for step in next_steps(plan, record, bool(pid))]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    return [*lines, *task_lines(pid, record), *([""] if steps else []), *steps]
+    steps = [f"to do     {step}" for step in said["next_steps"]]
+    return [*lines, *task_lines(run), *([""] if steps else []), *steps]
 
 
-def said_changes(changes: Json, since: float) -> str:
-    files = as_int(changes.get("files"))
-    said = f"{files} file{'' if files == 1 else 's'}"
-    if changes.get("untracked"):
-        said += f" ({changes['untracked']} untracked)"
-    return (
-        f"{said}, +{changes.get('added')} −{changes.get('removed')} since {clock(since)} "
-        f"(git diff {as_text(changes.get('commit'))[:7]})"
-    )
+def said_run(run: Json, is_running: bool) -> str:
+    why = f": {one_line(as_text(run.get('reason')))}" if run.get("reason") else ""
+    if is_running:
+        pid = run["pid"]
+        how = f" (`kill {pid}` ends it in good order)" if pid else ""
+        return f"{run['state']}{why}, {process_of(pid)}{how}"
+    how = "ended" if run["state"] == "ended" else "was killed after"
+    return f"{how} {iso_time(as_float(run.get('ended') or run.get('updated')))}{why}"
 
 
-def run_facts(pid: int, record: Json) -> list[tuple[str, str]]:
-    """What is recorded of a run, by name; what is empty is not shown."""
-    state = as_text(record.get("state"))
-    if not state:
-        return [("run", f"starting, {process_of(pid)}" if pid else "none so far")]
-    reason = " ".join(as_text(record.get("reason")).split())
-    doing = [f"{state}: {reason}" if reason else state]
-    doing += [f"waits for you: {title}" for title in as_list(record.get("waits_for"))]
-    if record.get("retry"):
-        doing.append(f"OpenCode tries again: {record['retry']}")
-    if record.get("waiting_until"):
-        doing.append(f"again at {clock(record['waiting_until'])}")
-    how = f" (`kill {pid}` ends it in good order)" if pid > 0 else ""
-    said = f"{', '.join(doing)}, {process_of(pid)}{how}"
-    task, session = record.get("task"), record.get("session")
-    if not pid:
-        how = "ended" if record.get("ended") else "was killed after"
-        last = iso_time(as_float(record.get("ended") or record.get("updated")))
-        said = f"{how} {last}: {reason or state}"
-        task = session = None
-    started = as_float(record.get("started"))
-    tokens = sum(map(as_int, as_dict(record.get("tokens")).values()))
-    outcomes = collections.Counter(
-        as_text(result.get("outcome")) for result in dicts(record.get("outcomes"))
-    )
-    refused = as_dict(record.get("refused")).items()
-    return [
-        ("run", said),
-        ("iteration", f"{record.get('iteration')}: {task}" if task else ""),
-        ("session", f"{session} on {as_text(record.get('server'))}" if session else ""),
-        ("started", iso_time(started) if started else ""),
-        ("log", as_text(record.get("log"))),
-        ("model", as_text(record.get("model"))),
-        (
-            "spent",
-            f"{duration(as_float(record.get('elapsed')))}, {short_number(tokens)} tokens, "
-            f"{dollars_of(as_float(record.get('cost')))}{spent_of(as_dict(record.get('limits')))}",
-        ),
-        ("outcomes", ", ".join(f"{number} {word}" for word, number in outcomes.most_common())),
-        ("refused", ", ".join(f"{title} ×{as_int(times)}" for title, times in refused)),
-    ]
+def counted(counts: Any) -> str:
+    return ", ".join(f"{name} ×{as_int(times)}" for name, times in as_dict(counts).items())
 
 
-def spent_of(limits: Json) -> str:
-    names = ("max_cost", "max_time", "max_iterations")
-    budget, longest, most = (as_float(limits.get(name)) for name in names)
-    said = [dollars_of(budget).removesuffix(".00")] if budget else []
-    said += [duration(longest)] if longest else []
-    said += [f"{most:.0f} iterations"] if most else []
-    return f" (of {', '.join(said)})" if said else ""
+def outcomes_of(results: Any) -> str:
+    return counted(collections.Counter(as_text(result.get("outcome")) for result in dicts(results)))
 
 
-def task_lines(pid: int, record: Json) -> list[str]:
+# What `status` shows of a run: the name, the field of the state file, and how it is said.
+SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
+    ("retry", "retry", lambda retry: f"OpenCode tries again: {as_text(retry)}"),
+    ("again", "waiting_until", lambda at: f"at {clock(at)}"),
+    ("iteration", "iteration", lambda number: f"{as_int(number)}"),
+    ("task", "task", as_text),
+    ("session", "session", as_text),
+    ("server", "server", as_text),
+    ("started", "started", lambda at: iso_time(as_float(at))),
+    ("log", "log", as_text),
+    ("model", "model", as_text),
+    ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
+    ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
+    ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
+    ("outcomes", "outcomes", outcomes_of),
+    ("refused", "refused", counted),
+)
+
+
+def task_lines(run: Json) -> list[str]:
     """What the run spent on each task that it worked on."""
-    worked = [task for task in dicts(record.get("tasks")) if as_int(task.get("iterations"))]
-    if not worked:
-        return []
-    lines = ["", "state          time     cost  tries  task"]
-    for task in worked:
+    lines = []
+    for task in dicts(run.get("tasks")):
         state = as_text(task.get("state"))
         if state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
-        if pid and state == "pending" and task.get("text") == record.get("task"):
-            state = "working"
-        lines.append(
-            f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
-            f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
-            f"{as_text(task.get('text'))}"
-        )
-    return lines
+        if as_int(task.get("iterations")):
+            lines.append(
+                f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
+                f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
+                f"{as_text(task.get('text'))}"
+            )
+    return ["", "state          time     cost  tries  task", *lines] if lines else []
 
 
 def clock(value: Any) -> str:
@@ -7781,17 +7523,15 @@ def attach(given: argparse.Namespace) -> int:
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
-        raise Problem(
-            f"no loop works on {path}: start one with `run`, or name its plan with --plan"
-        )
+        problem = f"no loop works on {path}: start one with `run`, or name its plan with --plan"
+        raise Problem(problem)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
     has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
     if not as_id(record.get("session")) or not record.get("server") or not has_secrets:
         state = as_text(record.get("state")) or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
-    if not as_list(record.get("opencode")):
-        record["opencode"] = list(find_opencode(""))
+    record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
     try:
         os.execvpe(argv[0], argv, environment)

@@ -111,6 +111,15 @@ if [ $# = 0 ]; then
 fi
 plans=$1
 shift
+
+# A wrong option is told before anything is made: / is no plan, so that nothing is begun.
+status=0
+said=$(python3 "$OCLOOP" run "$@" --plan / 2>&1) || status=$?
+if [ $status = 2 ]; then
+    echo "$said" >&2
+    exit 2
+fi
+
 plans=$(cd "$plans" && pwd)
 top=$(git -C "$plans" rev-parse --show-toplevel)
 MANY=$top.many
