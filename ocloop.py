@@ -1629,6 +1629,7 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
+NO_SESSION = "no session is at work: each iteration has one of its own"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
 
 
@@ -3364,25 +3365,29 @@ def facts_of(run: Run) -> dict[str, str]:
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
 # What is shown is computed from state alone. `view` takes a frozen picture of the run: where two
 # pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
-# that never exceed width and height, whatever the size. A number says what it counts, and nothing
-# counts on once the run has ended. What stands out carries a sign as well as a colour.
+# that never exceed width and height, whatever the size. Where a row has no room for all its pieces,
+# `pack` drops them by rank; whatever is too long all the same ends in "…". A number says what it
+# counts, and nothing counts on at rest. What stands out carries a sign as well as a colour.
 
 Span = tuple[str, str]  # style, text
 Row = list[Span]
+Piece = tuple[int, str, str]  # rank, style, text: the highest rank goes first, 0 never
+GAP: Piece = (0, "gap", "")  # takes what is left of a row
 
-# State -> sign, style, what it means for a person.
+# State -> sign, style.
 # fmt: off
 STATES = {
-    "starting": ("◌", "accent", "the server is starting"),
-    "ready":    ("○", "accent", "S starts"),
-    "running":  ("●", "good", "a session is at work"),
-    "retrying": ("⟳", "warn", "OpenCode tries again"),
-    "pausing":  ("◐", "warn", "pauses after this one"),
-    "paused":   ("‖", "warn", "Space goes on"),
-    "waiting":  ("◷", "warn", "goes on by itself"),
-    "stopping": ("◌", "warn", "ends everything"),
-    "complete": ("✔", "good", "the plan is done"),
-    "error":    ("✖", "bad", "R starts again"),
+    "starting": ("◌", "accent"),
+    "ready":    ("○", "accent"),
+    "running":  ("●", "good"),
+    "retrying": ("⟳", "warn"),
+    "pausing":  ("◐", "warn"),
+    "paused":   ("‖", "warn"),
+    "waiting":  ("◷", "warn"),
+    "stopping": ("◌", "warn"),
+    "complete": ("✔", "good"),
+    "error":    ("✖", "bad"),
+    "waits for you": ("?", "warn"),
 }
 # A task's state -> sign, style.
 TASK_SIGNS = {
@@ -3395,13 +3400,8 @@ TASK_SIGNS = {
     "check failed": ("×", "bad"),
     "gone":    ("-", "warn"),
 }
-# What the last check said -> sign, style.
-CHECK_SIGNS = {
-    "running":     ("◷", "accent"),
-    "passed":      ("✔", "good"),
-    "failed":      ("✖", "bad"),
-    "interrupted": ("‖", "warn"),
-}
+# The footer's words -> the rank of their keys.
+RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
 # Kinds of entries that are too long for their column.
 SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
 # fmt: on
@@ -3417,15 +3417,13 @@ _TO_ASCII = str.maketrans(
     "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
     "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
 )
+_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
 SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
     """The text without colours, and a sign for each character that could rewrite the screen or that
-    nobody would see.
-
-    Models and tools write what they like; so do other programs whose output is shown.
-    """
+    nobody would see: models, tools and other programs write what they like."""
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
@@ -3465,8 +3463,6 @@ def row_width(row: Row) -> int:
 
 def clip(text: str, width: int) -> str:
     """The longest beginning of the text that fits into `width` cells."""
-    if text.isascii():
-        return text[: max(width, 0)]
     used = 0
     for at, char in enumerate(text):
         used += cell_width(char)
@@ -3476,17 +3472,36 @@ def clip(text: str, width: int) -> str:
 
 
 def ellipsis(text: str, width: int) -> str:
-    """The text, or as much of it as fits and a sign; nothing where only scraps would fit."""
+    """The text, or as much of it as fits, and a sign that it was cut."""
     if text_width(text) <= width:
         return text
-    return clip(text, width - 1) + "…" if width > 8 else ""
+    return clip(text, width - 1) + "…" if width > 0 else ""
+
+
+def fit(row: Row, width: int) -> Row:
+    """As much of the row as fits into `width` cells."""
+    fitting: Row = []
+    for style, text in row:
+        shown = ellipsis(text, width)
+        width -= text_width(shown)
+        if shown:
+            fitting.append((style, shown))
+    return fitting
+
+
+def pack(pieces: Iterable[Piece], width: int) -> Row:
+    """The pieces for which there is room; a gap takes the rest of the width."""
+    pieces = list(pieces)
+    while True:
+        spare = width - sum(text_width(text) for _, _, text in pieces)
+        worst = max((rank for rank, _, _ in pieces), default=0)
+        if spare >= 0 or worst == 0:
+            return [(style, " " * spare if style == "gap" else text) for _, style, text in pieces]
+        pieces = [piece for piece in pieces if piece[0] < worst]
 
 
 def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
 
 
 def title_of(text: str) -> str:
@@ -3494,16 +3509,19 @@ def title_of(text: str) -> str:
     return one_line(_EMPHASIS.sub(r"\1", text))
 
 
+def indented(depth: int) -> str:
+    return "  " * min(depth, 4)
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
     lines: list[str] = []
-    for paragraph in map(printable, text.split("\n")):
-        rest = paragraph
+    for paragraph in text.split("\n"):
+        rest = printable(paragraph)
         head = clip(rest, width)
         while len(head) < len(rest):  # to measure all of a long rest each time would take minutes
             head = head or rest[:1]
-            ends_at_space = rest[len(head) : len(head) + 1] == " "
-            space = len(head) if ends_at_space else head.rfind(" ")
+            space = rest[: len(head) + 1].rfind(" ")
             if space > width // 3:
                 head = head[:space]
             lines.append(head)
@@ -3525,122 +3543,146 @@ class TaskView(NamedTuple):
     outcome: str = ""  # the word of the last iteration that worked on it
 
     @property
-    def failed_its_check(self) -> bool:
-        return self.task.state == "done" and self.outcome == "check failed"
-
-    @property
-    def reason(self) -> str:
-        """Why it is as it is, for a row of its own."""
-        return self.outcome if self.failed_its_check else self.task.reason
+    def kind(self) -> str:
+        """Which of TASK_SIGNS it has."""
+        if self.is_current:
+            return "current"
+        if self.task.state == "done" and self.outcome == "check failed":
+            return self.outcome
+        return "begun" if self.task.begun else self.task.state
 
 
 class Picture(NamedTuple):
     """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
 
     state: str
-    state_note: str  # how long it has been in this state, or since when
-    status: int  # the exit status, if it ended now
-    reason: str
-    facts: tuple[str, ...]  # on iteration and run, the first ones matter most
+    header: tuple[tuple[Piece, ...], ...]  # four rows; the second one stands behind the bar
     plan: Plan
-    task: Task | None
-    check: str  # what the last check said
-    model: str
-    agent: str
-    spend: Spend
-    budget: float  # US dollars, 0: none
-    context: int  # percent, -1: not known
+    tasks: list[TaskView]
     live: tuple[Entry, ...]
-    ask: tuple[str, ...]  # the panel's lines, the first one a title, the last one the keys
-    ask_id: str  # the screen rings for each new one
-    ask_shown: str  # goes with the keys that are pressed, as `Key.about`
+    ask: tuple[str, ...]  # what is asked: a title, what exactly, the choices, the way out
+    ask_shown: str  # goes with the keys that are pressed, as `Key.about`; the screen rings for it
     keys: tuple[tuple[str, str], ...]
-    confirming_quit: bool
     overlay: str
-    results: tuple[Result, ...]  # so far
-    under_way: Result | None  # the iteration under way, as far as it has come
     newest: int  # the number of the newest entry of the journal
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
 def view(run: Run, now: float) -> Picture:
     """Take the picture; `now` is on the run's own clock, in seconds."""
-    talk = run.iteration.talk if run.iteration else None
-    is_retrying = run.talk is not None and run.talk.retry is not None
-    model = run.model
-    size = (run.briefing.setup.models or {}).get(without_variant(model), 0)
-    context = talk.context if talk else 0
+    ask = ask_panel(run)
+    asked = run.talk.asks.shown if run.talk else ""
+    state = run.shown_state
+    if ask:
+        state = "waits for you"
+    elif state == "running" and run.talk and run.talk.retry:
+        state = "retrying"
+    sign, style = STATES[state]
+    if state == "complete" and run.status:  # an end with work left looks like no good one
+        sign, style = "◐", "warn"
     return Picture(
-        state="retrying" if is_retrying and run.shown_state == "running" else run.shown_state,
-        state_note=state_note(run, now),
-        status=run.status,
-        reason=view_reason(run, now),
-        facts=view_facts(run, now),
+        state=state,
+        header=(
+            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run, now)),
+            progress_pieces(run),
+            task_pieces(run, now, style),
+            spend_pieces(run),
+        ),
         plan=run.plan,
-        task=run.iteration.task if run.iteration else run.plan.current,
-        check="running" if run.check_since is not None else run.books.check,
-        model=model,
-        agent=talk.agent if talk else run.options.agent,
-        spend=run.total,
-        budget=run.limits.most["max_cost"],
-        context=min(100, 100 * context // size) if talk and size else -1,
+        tasks=view_tasks(run, now),
         live=view_live(run, now),
-        ask=ask_panel(run, now),
-        ask_id=next(iter(talk.asks.open), "") if talk else "",
-        ask_shown=QUIT_SHOWN if run.confirming_quit else talk.asks.shown if talk else "",
+        ask=ask,
+        ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
         keys=hints(run),
-        confirming_quit=run.confirming_quit,
         overlay=run.overlay,
-        results=tuple(run.books.results),
-        under_way=view_under_way(run, now),
         newest=run.journal.count,
         journal=tuple(run.journal.entries),
     )
 
 
-def state_note(run: Run, now: float) -> str:
-    """How long it has been starting or stopping; at rest since when: nothing counts on there."""
-    if run.phase == "running":
-        return ""  # the facts tell the times of iteration and run
-    if run.phase in ("starting", "stopping"):
-        return duration(run.clock.wall - run.phase_since)
-    return "since " + local_time("%H:%M", run.phase_since)
+def state_pieces(run: Run, now: float) -> tuple[Piece, ...]:
+    """Since when it is in its state, and numbers on what is asked, iteration and run."""
+    since = f" since {local_time('%H:%M', run.phase_since)}"
+    facts = []
+    asks = run.talk.asks if run.talk else None
+    if asks and asks.first:
+        if run.options.ask_timeout:
+            left = asks.first.since + run.options.ask_timeout - now
+            facts.append(f"refused in {duration(left + 0.9)}")
+        if len(asks.open) > 1:
+            facts.append(f"+{len(asks.open) - 1} more")
+    if run.number:
+        fact = f"iteration {run.number}"
+        most = run.limits.most["max_iterations"]
+        if most and run.books.counted == run.number - bool(run.iteration):
+            fact += f" of {most:.0f}"
+        if run.iteration:
+            fact += f" {duration(now - run.iteration.talk.started)}"
+        most = run.limits.most["max_time"]
+        limit = f" of {duration(most)}" if most else ""
+        facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
+        average = run.books.average
+        if average >= 1 and run.plan.pending and run.phase in ("running", "waiting"):
+            facts.append(f"≈{duration(average * run.plan.pending)} left")
+            facts.append(f"{duration(average)} each")
+    pieces = [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
+    return ((1, "dim", "" if run.phase == "running" else since), GAP, *pieces)
 
 
-def view_reason(run: Run, now: float) -> str:
-    """Why it is in its state; what matters most comes first, since the rest may be cut off."""
+def progress_pieces(run: Run) -> tuple[Piece, ...]:
+    """Counts of the plan, and what the last check said."""
+    plan = run.plan
+    if not plan.tasks:
+        return ((0, "dim", "no task"),)  # it has not been read yet, perhaps
+    check = "running" if run.check_since is not None else run.books.check
+    style = {"passed": "good", "failed": "bad"}.get(check, "warn")
+    return (
+        (0, "bold", f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"),
+        (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
+        (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
+        (3, style, f"  check {check}" if check else ""),
+    )
+
+
+def task_pieces(run: Run, now: float, style: str) -> tuple[Piece, ...]:
+    """Why it is in its state, what matters most first; else what it works on."""
+    reason = run.shown_reason
+    task = run.iteration.task if run.iteration else run.plan.current
     if run.phase == "ready":
-        return f"S begins with: {title_of(run.plan.goal)}"
-    if run.wait_until is not None:
+        reason = f"S begins with: {title_of(run.plan.goal)}"
+    elif run.wait_until is not None:
         left = run.wait_until - now
         at = local_time("%H:%M", run.clock.wall + left)
-        return f"again at {at}, in {duration(left)}: {run.reason}"
-    if run.files.trouble and run.rests_at is None:
-        return run.files.trouble
-    if run.check_since is not None:
-        return f"the check runs, for {duration(now - run.check_since)}: {run.options.check}"
-    return run.shown_reason
+        reason = f"again at {at}, in {duration(left)}: {run.reason}"
+    elif run.files.trouble and run.rests_at is None:
+        reason = run.files.trouble
+    if reason or task is None:
+        return ((0, style, f" {one_line(reason or 'no pending task')}"),)
+    title, phase = title_of(task.text[:500]), title_of(task.phase[:500])  # far beyond any screen
+    return ((0, "accent", " ▸ "), (0, "bold", title), (0, "dim", f"  {phase}"))
 
 
-def view_facts(run: Run, now: float) -> tuple[str, ...]:
-    """Numbers on iteration and run, each with what it counts."""
-    if not run.number:
-        return ()
-    most = run.limits.most["max_iterations"]
-    over = run.number - bool(run.iteration)
-    number = f"{run.number} of {most:.0f}" if most and run.books.counted == over else run.number
-    facts = [f"{number} iteration" if run.number == 1 else f"{number} iterations"]
-    if run.iteration:
-        facts = [f"iteration {number} {duration(now - run.iteration.talk.started)}"]
-    most = run.limits.most["max_time"]
-    facts.append(f"run {duration(run.clock.elapsed)}" + (f" of {duration(most)}" if most else ""))
-    average = run.books.average
-    is_steady = run.talk is None or run.talk.retry is None  # else a guess would be too bright
-    has_more = run.plan.pending and run.rests_at is None and run.phase != "stopping"
-    if average >= 1 and has_more and is_steady:
-        facts.append(f"≈{duration(average * run.plan.pending)} left")
-        facts.append(f"{duration(average)} each")
-    return tuple(facts)
+def spend_pieces(run: Run) -> tuple[Piece, ...]:
+    """Model and agent, and what was spent."""
+    talk = run.iteration.talk if run.iteration else None
+    agent = talk.agent if talk else run.options.agent
+    size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
+    context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
+    provider, slash, model = printable(run.model or "OpenCode's default model").rpartition("/")
+    total = run.total
+    tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
+    most = run.limits.most["max_cost"]
+    return (
+        (0, "", " "),
+        (6, "accent", provider + slash),
+        (1, "accent", model),
+        (4, "accent", f" · {printable(agent)}" if agent else ""),
+        GAP,
+        (3, "", "".join(f" {sign}{short_number(number):>4}" for sign, number in tokens)),
+        (5, "", context),
+        (0, "", f"  {dollars_of(total.cost)}"),
+        (2, "", f" of {dollars_of(most).removesuffix('.00')}" if most else ""),
+    )
 
 
 def view_live(run: Run, now: float) -> tuple[Entry, ...]:
@@ -3662,25 +3704,21 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def view_under_way(run: Run, now: float) -> Result | None:
-    """The iteration under way, as if it were a result; in whole seconds, as it is shown."""
-    if run.iteration is None:
-        return None
-    result = run.iteration.result(now)
-    return result._replace(seconds=float(int(result.seconds)))
-
-
-def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) -> list[TaskView]:
+def view_tasks(run: Run, now: float) -> list[TaskView]:
     """All tasks of the plan, with what this run spent on them.
 
     Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
     task of its own. The iteration under way counts for its task. What was worked on and is no
     longer in the plan comes last, as "gone".
     """
+    results = list(run.books.results)
     # A check looks at the whole project: one that passes is the end of all failures before it.
     passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
-    for result in (*results, *([under_way] if under_way else [])):
+    if run.iteration:
+        began = run.iteration.talk.started  # in whole seconds, or every picture were a new one
+        results.append(run.iteration.result(began + int(now - began)))
+    for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
         word = result.word or known.outcome
@@ -3693,51 +3731,42 @@ def view_tasks(plan: Plan, results: Sequence[Result], under_way: Result | None) 
             model=result.model,
             outcome=word,
         )
-    current = ("", "")
-    if under_way and under_way.task:
-        current = (under_way.phase, under_way.task)
-    elif plan.current:
-        current = (plan.current.phase, plan.current.text)
+    goal = (run.iteration and run.iteration.task) or run.plan.current
+    current = (goal.phase, goal.text) if goal else None
     views = []
-    for task in plan.tasks:
+    for task in run.plan.tasks:
         name = (task.phase, task.text)
         known = spent.pop(name, TaskView(task))  # the first one, where two have that name
-        is_current = task.state == "pending" and name == current
+        is_current = name == current and task.state == "pending"
         if is_current:
-            current = ("", "")
+            current = None
         views.append(known._replace(task=task, is_current=is_current))
     return [*views, *(known for (_phase, text), known in spent.items() if text)]
 
 
-def ask_panel(run: Run, now: float) -> tuple[str, ...]:
-    """What is asked first, in lines: a title, what exactly, the choices."""
+def ask_panel(run: Run) -> tuple[str, ...]:
+    """What is asked first, in lines: a title, what exactly, the choices, the way out."""
     waiting = run.talk.asks.first if run.talk else None
-    if not run.talk or not waiting:
+    if not waiting or run.confirming_quit:
         return ()
     ask = waiting.ask
-    others = len(run.talk.asks.open) - 1
-    notes = ""
-    if run.options.ask_timeout:
-        left = waiting.since + run.options.ask_timeout - now
-        notes = f"  (refused in {duration(left + 0.9)})"
-    if others:
-        notes += f"  (+{others} more)"
     if ask.kind == "permission":
-        always = (f"A allows {ask.always}",) if ask.always else ()
-        title = f"May it? {ask.title}{notes}"
-        return (title, ask.detail, *always, "Y once   A always   N no")
-    has_more = len(waiting.answers) < len(ask.questions)
-    question = ask.questions[len(waiting.answers)] if has_more else Question(ask.detail)
-    lines = [f"It asks{notes}", question.text]
-    for number, (label, description) in enumerate(question.options[:9], 1):
-        lines.append(f"{number} {label}" + (f" - {description}" if description else ""))
-    return (*lines, "N none of these")
+        always = [f"A allows {ask.always}"] if ask.always else []
+        return (f"May it? {ask.title}", ask.detail, *always, "Y once, A always, N no")
+    question = (*ask.questions[len(waiting.answers) :], Question(ask.detail))[0]
+    choices = (
+        f"{number} {label}" + (f" - {description}" if description else "")
+        for number, (label, description) in enumerate(question.options[:9], 1)
+    )
+    return (question.text, *choices, "N none of these")
 
 
 def hints(run: Run) -> tuple[tuple[str, str], ...]:
     """The keys that do something now, each with what it does."""
     if run.phase == "stopping":
         return ()
+    if run.confirming_quit:
+        return (("Q", "again quits"), ("any other key", "goes on"))
     if run.overlay == "help":
         return (("any key", "back"), ("Q", "quit"))
     labels = (
@@ -3747,387 +3776,219 @@ def hints(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 class Scroll:
-    """Which part of the activity, or of the plan, is looked at.
-
-    Of the activity: the tail, or a place that stays while new lines come. Of plan and help: the
-    rows by which they are scrolled away from where they would be.
-    """
+    """Where somebody looks at the activity, the plan and the help."""
 
     def __init__(self) -> None:
-        self.entry = 0  # the number of the entry of the last row that is shown; 0: the tail
-        self.row = 0  # which row of that entry
-        self.moved = 0  # rows to move, not yet carried out: only the layout knows the heights
-        self.overlay = 0  # rows
-        self.of = ""  # the overlay to which they belong
+        self.moved = 0  # rows, not yet carried out: only the layout knows the heights
+        self.of = ""  # what is moved: the overlay, or "", the activity
+        self.away: collections.Counter[str] = collections.Counter()  # of each, from its usual place
+        self.newest = 0  # the entry of the journal up to which the activity's rows were counted
 
 
-def layout(
-    picture: Picture, width: int, height: int, utf8: bool = True, scroll: Scroll | None = None
-) -> list[Row]:
-    """Rows for a screen of that size. When it gets small, the activity goes first, then the keys,
-    then the rows of the header, of which the first ones matter most."""
+def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
+    """Rows for a screen of that size. When it gets small, the activity goes first, then the rows of
+    the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
-    if scroll and scroll.of != picture.overlay:
-        scroll.of = picture.overlay
-        scroll.overlay = 0
-    rule: Row = [("dim", "─" * width)]
+    scroll.of = picture.overlay
+    rules: list[Row] = [[("dim", "─" * width)]] if height >= 8 else []
+    room = height - 2 * len(rules)
     panel: list[Row] = []
-    if picture.ask and not picture.confirming_quit:
-        most = height - (4 if height >= 12 else 2)
-        panel = [rule, *ask_rows(picture, width, max(3, most))]
-    top = [
-        state_row(picture, width),
-        progress_row(picture, width),
-        task_row(picture, width),
-        spend_row(picture, width),
-    ][: max(0, height - len(panel))]
-    if picture.overlay == "help" and height < 30:
-        top = top[: 1 if height < 24 else 2]  # it needs the room
-    bottom = panel or [footer(picture, width)]
-    if not top:
-        bottom = panel[1:]
-    spare = height - len(top) - len(bottom)
-    if spare >= 3:  # room for a rule and some activity
-        top.append(rule)
-        spare -= 1
-        if not panel and spare >= 4:
-            bottom.insert(0, rule)
-            spare -= 1
-    spare = max(0, spare)
-    rows = middle(picture, width, spare, scroll)
-    rows = (rows + [[]] * spare)[:spare]
-    return [fit(row, width, utf8) for row in (top + rows + bottom)[:height]]
+    if picture.ask:
+        panel = ask_rows(picture.ask, width, max(1, room - (4 if height >= 12 else len(rules))))
+    top = [fit(pack(pieces, width - 1), width - 1) for pieces in picture.header]
+    top[1] = progress_row(picture.plan, picture.header[1], width)
+    most = 2 if picture.overlay == "help" else 4  # the help needs the room
+    top = top[: min(most, room - len(panel))] + rules
+    bottom = rules + (panel or [footer(picture, width)])
+    spare = max(0, height - len(top) - len(bottom))
+    rows = [*middle(picture, width, spare, scroll), *([[]] * spare)][:spare]
+    return [fit(row, width) for row in (top + rows + bottom)[:height]]
 
 
-def middle(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
+def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """What fills the screen between header and footer."""
     if picture.overlay == "help":
-        return help_rows(width, height, scroll)
+        return scrolled(help_rows(width), height, 0, scroll)
     if picture.overlay == "plan":
-        return plan_rows(picture, width, height, scroll, moves=True)
-    if width < SIDE_BY_SIDE or height < 4 or not picture.plan.tasks:
+        return plan_rows(picture, width, height, scroll)
+    if width < SIDE_BY_SIDE:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
-            rows += [[], *plan_rows(picture, width, room, None, moves=False)]
+            rows += [[], *plan_rows(picture, width, room, None)]
         return rows
     right = min(70, width * 9 // 20)
     left = width - right - 2
     blank: list[Row] = [[]] * height
-    rows = [fit(row, left, True) for row in activity(picture, left, height, scroll)]
-    beside = plan_rows(picture, right, height, scroll, moves=False)
+    rows = [fit(row, left) for row in activity(picture, left, height, scroll)]
+    beside = plan_rows(picture, right, height, None)
     return [
         [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
-        for row, other in zip((rows + blank)[:height], (beside + blank)[:height])
+        for row, other in zip((rows + blank)[:height], beside + blank)
     ]
 
 
-def fit(row: Row, width: int, utf8: bool) -> Row:
-    """As much of the row as fits into `width` cells, in characters that the terminal knows."""
-    out: Row = []
-    for style, text in row:
-        clipped = clip(text, width)
-        width -= text_width(clipped)
-        if clipped:
-            out.append((style, clipped if utf8 else ascii_only(clipped)))
-    return out
-
-
-def sign_of(picture: Picture) -> tuple[str, str]:
-    """Sign and style of its state: an end with work left looks like no good one."""
-    sign, style, _meaning = STATES[picture.state]
-    if picture.state == "complete" and picture.status:
-        return "◐", "warn"
-    return sign, style
-
-
-def state_row(picture: Picture, width: int) -> Row:
-    sign, style = sign_of(picture)
-    word = f"{sign} {picture.state}"
-    if picture.ask:
-        word = "? asked" if width < 40 else "? waits for you"
-        style = "warn"
-    note = f" {picture.state_note}" if picture.state_note else ""
-    row: Row = [(f"{style} bold", f" {word}"), ("dim", note)]
-    room = width - row_width(row) - 2
-    facts = list(picture.facts)
-    while facts and text_width("  ".join(facts)) > room:
-        facts.pop()
-    shown = facts or [fact.replace("iteration ", "#") for fact in picture.facts[:1]]
-    return [*row, ("", " " + "  ".join(shown).rjust(room))]
-
-
-def progress_row(picture: Picture, width: int) -> Row:
-    plan = picture.plan
-    if not plan.tasks:
-        return [("dim", " no task")]  # it has not been read yet, perhaps
-    counts = f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"
-    rest: Row = []
-    if width >= 50:
-        if plan.blocked:
-            rest.append(("bad", f"  {plan.blocked} blocked"))
-        if plan.manual:
-            rest.append(("warn", f"  {plan.manual} manual"))
-        if picture.check:
-            sign, style = CHECK_SIGNS[picture.check]
-            rest.append((style, f"  check {sign} {picture.check}"))
-    size = min(width - len(counts) - row_width(rest) - 2, 60)
-    if size >= 4:
-        return [("", " "), *progress_bar(plan, size), ("bold", counts), *rest]
-    has_room = len(counts) + row_width(rest) <= width  # but none for a bar: the words say more
-    return [("bold", counts), *(rest if has_room else [])]
-
-
-def progress_bar(plan: Plan, size: int) -> Row:
-    """What is done, what is blocked, and what is left, in so many cells."""
+def progress_row(plan: Plan, pieces: Sequence[Piece], width: int) -> Row:
+    """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
+    numbers = pack(pieces, width - 12)
+    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0
     full, eighths = divmod(size * 8 * plan.done // plan.total if plan.total else size * 8, 8)
     done = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
     blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
-    done = done[: size - blocked]  # one of many is seen, too
+    done = done[: max(0, size - blocked)]  # one of many is seen, too
     left = size - len(done) - blocked
-    return [("bar", done), ("bad", "▒" * blocked), ("dim", "·" * left)]
+    return [("", " "), ("good", done), ("bad", "▒" * blocked), ("dim", "·" * left), *numbers]
 
 
-def task_row(picture: Picture, width: int) -> Row:
-    """What it works on; at rest, why it rests."""
-    if picture.reason:
-        _sign, style = sign_of(picture)
-        return [(style, ellipsis(" " + one_line(picture.reason), width))]
-    if picture.task is None:
-        return [("dim", " no pending task")]
-    task = ellipsis(title_of(picture.task.text), width - 4)
-    phase = title_of(picture.task.phase)
-    phase = ellipsis(f"  {phase}" if phase else "", width - 4 - text_width(task))
-    return [("accent", " ▸ "), ("bold", task), ("dim", phase)]
-
-
-def spend_row(picture: Picture, width: int) -> Row:
-    """Model and agent, and what was spent, as far as there is room."""
-    spend = picture.spend
-    tokens = (
-        f"↑{short_number(spend.input):>4} ↓{short_number(spend.output):>4} "
-        f"⟳{short_number(spend.cached):>4}"
-    )
-    context = f"  context {picture.context:2}%" if picture.context >= 0 else ""
-    cost = f"  {dollars_of(spend.cost)}"
-    if picture.budget:
-        cost += " of " + dollars_of(picture.budget).removesuffix(".00")
-    right = tokens + context + cost
-    if text_width(right) + 14 > width:
-        right = tokens + cost
-    if text_width(right) >= width:
-        right = cost.strip()
-    model = printable(picture.model or "OpenCode's default model")
-    name = model + printable(f" · {picture.agent}" if picture.agent else "")
-    room = width - text_width(right) - 3
-    if text_width(name) > room:
-        name = model.rpartition("/")[2]
-    name = ellipsis(name, room)
-    filler = " " * max(1, room - text_width(name) + 1)
-    return [("accent", f" {name}{filler}"), ("", right)]
-
-
-def ask_rows(picture: Picture, width: int, height: int) -> list[Row]:
-    """What is asked, in at most `height` rows: details are cut first, the way out always stays."""
-    title, detail, *choices = picture.ask
-
-    def rows(text: str) -> list[Row]:
-        lines = wrap(" ".join(text.split()), max(1, width - 4))
-        return [[("", "   " + line)] for line in lines[:4]]
-
-    titles = wrap(" ".join(title.split()), max(1, width - 4))[: 2 if height >= 6 else 1]
-    room = height - len(titles) - 1  # the last row tells the way out
-    answers = [row for choice in choices[:-1] for row in rows(choice)]
-    details = rows(detail)[: max(1, room - len(answers))]
-    return [
-        [("warn bold", f" ? {titles[0]}")],
-        *([("warn bold", f"   {line}")] for line in titles[1:]),
-        *details,
-        *answers[: max(0, room - len(details))],
-        [("accent", "   " + printable(choices[-1]))],
-    ]
+def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
+    """What is asked, in at most `height` rows: what is long is cut first, the way out stays."""
+    pieces = [wrap(one_line(text), max(1, width - 4))[:4] for text in ask]
+    way_out = pieces.pop()
+    room = max(1, height - len(way_out))
+    while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
+        max(reversed(pieces), key=len).pop()
+    lines = [line for piece in pieces for line in piece][:room]
+    rows = [[("", f"   {line}")] for line in lines]
+    rows[0] = [("warn bold", f" ? {lines[0]}")]
+    return [*rows, *([("accent", f"   {line}")] for line in way_out)][-height:]
 
 
 def footer(picture: Picture, width: int) -> Row:
-    if picture.confirming_quit:
-        said = " Q again stops the iteration and quits, any other key goes on"
-        if len(said) > width:
-            said = " Q again quits, any other key goes on"
-        return [("warn bold", said)]
-    keys = list(picture.keys)
-    # The last two say where to find the others, and the way out; in front of them stands, in the
-    # plan, the way back.
-    kept = 3 if picture.overlay == "plan" else 2
-    while len(keys) > kept and sum(len(key) + len(label) + 3 for key, label in keys) > width:
-        del keys[-kept - 1]
-    row: Row = []
-    for key, label in keys:
-        row += [("accent bold", f" {key}"), ("dim", f" {label} ")]
-    return row
+    style = "warn bold" if picture.ask_shown == QUIT_SHOWN else "accent bold"
+    pieces: list[Piece] = []
+    for key, label in picture.keys:
+        rank = RANKS.get(label, 5)
+        pieces += [(rank, style, f" {key}"), (rank, "dim", f" {label} ")]
+    return pack(pieces, width)
 
 
-def help_rows(width: int, height: int, scroll: Scroll | None) -> list[Row]:
+def help_rows(width: int) -> list[Row]:
     rows: list[Row] = []
     for key in KEYS:
         name = key.name
         for line in wrap(key.help, max(1, width - 9)):
             rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
             name = ""
-    states: list[Row] = [
-        [(style, f" {sign} {state:<9}"), ("", f"{meaning:<24}")]
-        for state, (sign, style, meaning) in STATES.items()
-    ]
-    columns = 2 if width >= 72 else 1
-    for number in range(0, len(states), columns):
-        rows.append([span for cell in states[number : number + columns] for span in cell])
-    signs = ", ".join(f"{sign}\xa0{state}" for state, (sign, _style) in TASK_SIGNS.items())
+    signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
     others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
-    rows += [[("dim", f" {line}")] for line in wrap(f"{signs}; {others}", max(1, width - 2))]
-    return scrolled(rows, height, 0, scroll)
+    for line in wrap(f"\n{signs}; {others}", max(1, width - 2)):
+        rows.append([("dim", f" {line}")])
+    return rows
 
 
 def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
     """So many rows from the first one on, or from where it was scrolled to."""
+    last = max(0, len(rows) - height)
+    at = first = max(0, min(first, last))
     if scroll:
-        wanted = first + scroll.overlay + scroll.moved
-        wanted = max(0, min(wanted, max(0, len(rows) - height)))
-        scroll.overlay = wanted - first
+        at = max(0, min(first + scroll.away[scroll.of] + scroll.moved, last))
+        scroll.away[scroll.of] = at - first
         scroll.moved = 0
-        first = wanted
-    shown = list(rows[first : first + height])
-    below = len(rows) - first - height
-    if below > 0 and height >= 4:
-        shown[-1] = [("dim", f" ↓ {below + 1} more" + (" (arrows)" if scroll else ""))]
+    shown = list(rows[at : at + height])
+    if at < last and height >= 4:
+        shown[-1] = [("dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
-def plan_rows(
-    picture: Picture, width: int, height: int, scroll: Scroll | None, moves: bool
-) -> list[Row]:
+# Of what this run spent on a task: from which width on, the head, and the text, as wide as that.
+COLUMNS: tuple[tuple[int, str, Callable[[TaskView], str]], ...] = (
+    (0, "  time", lambda item: f"{duration(item.seconds):>6}"),
+    (44, "    cost", lambda item: f" {dollars_of(item.spend.cost):>7}"),
+    (60, "  tok", lambda item: f" {short_number(item.spend.tokens):>4}"),
+    (44, " ×n", lambda item: f" ×{item.iterations}" if item.iterations > 1 else "   "),
+    (90, f" {'model':<20}", lambda item: f" {item.model.rpartition('/')[2][:20]:<20}"),
+)
+
+
+def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
     """The plan: phases, tasks, what this run spent on them. The current task is kept in sight.
 
-    Where the plan has the screen for itself, it `moves`: the arrows scroll it.
+    Where the plan has the screen for itself, it can be scrolled.
     """
-    tasks = view_tasks(picture.plan, picture.results, picture.under_way)
-    # Of a task, which of its rows: only what is seen is made.
-    rows: list[Row | tuple[TaskView, int]] = []
+    rows: list[Row | TaskView] = []  # only what is seen is laid out
+    if scroll and any(item.iterations for item in picture.tasks):
+        heads = "".join(head for least, head, _text in COLUMNS if width >= least)
+        rows.append([("dim", heads.rjust(width - 1))])
     phase = ""
-    focus = 0
-    if moves and picture.results:
-        rows.append(task_heads(width))
-    for item in tasks:
+    focus = -1
+    for item in picture.tasks:
         its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
         if its_phase != phase:
             phase = its_phase
             if rows:
                 rows.append([])
-            rows.append([("dim bold", f" {ellipsis(title_of(phase), width - 2)}")])
+            rows.append([("dim bold", f" {title_of(phase)}")])
         if item.is_current:
             focus = len(rows)
-        rows += [(item, number) for number in range(2 if item.reason else 1)]
-    if not any(item.is_current for item in tasks):
-        focus = len(rows) - 1 if picture.plan.done else 0
-    first = max(0, min(focus - height // 2, len(rows) - height))
-    shown = scrolled(rows, height, first, scroll if moves else None)
-    return [task_rows(row[0], width)[row[1]] if isinstance(row, tuple) else row for row in shown]
+        rows.append(item)
+        reason = item.kind if item.kind == "check failed" else item.task.reason
+        if reason:
+            rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
+    if focus < 0:
+        focus = len(rows)
+    shown = scrolled(rows, height, focus - height // 2, scroll)
+    return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
-def task_heads(width: int) -> Row:
-    """What the columns of `task_spending` count."""
-    heads = [(0, "  time"), (44, "    cost"), (60, "  tok ×n"), (90, f" {'model':<20}")]
-    return [("dim", "".join(head for least, head in heads if width >= least).rjust(width - 1))]
-
-
-def task_rows(item: TaskView, width: int) -> list[Row]:
-    """A task in a row; where it is blocked or manual, or its check failed, why in the next one."""
+def task_row(item: TaskView, width: int) -> Row:
+    """A task, and what it took, as far as there is room."""
     task = item.task
-    kind = "begun" if task.begun else task.state
-    if item.failed_its_check:
-        kind = "check failed"
-    if item.is_current:
-        kind = "current"
-    sign, style = TASK_SIGNS[kind]
-    indent = "  " * min(task.depth, 4, max(0, width // 10 - 1))
-    spent = task_spending(item, width)
-    room = width - 4 - len(indent) - text_width(spent) - (1 if spent else 0)
-    text = ellipsis(title_of(task.text), max(1, room))
+    sign, style = TASK_SIGNS[item.kind]
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
-    filler = " " * max(0, room - text_width(text))
-    row: Row = [(style, f"{indent} {sign} "), (weight, text), ("", f"{filler} "), ("dim", spent)]
-    reason = ellipsis(one_line(item.reason), width - 6 - len(indent))
-    return [row, [("dim", f"{indent}     {reason}")]]
-
-
-def task_spending(item: TaskView, width: int) -> str:
-    """What a task took, as far as there is room: time, dollars, tokens, iterations, model."""
-    if not item.iterations:
-        return ""
-    times = f" ×{item.iterations}" if item.iterations > 1 else ""
-    said = f"{duration(item.seconds):>6}"
-    if width >= 44:
-        said += f" {dollars_of(item.spend.cost):>7}"
-    if width >= 60:
-        said += f" {short_number(item.spend.tokens):>4}"
-        times = times or "   "
-    said += times
-    if width >= 90 and item.model:
-        said += f" {clip(printable(item.model.rpartition('/')[2]), 20):<20}"
-    return said
+    spent = ""
+    if item.iterations:
+        spent = "".join(text(item) for least, _head, text in COLUMNS if width >= least)
+    row = [(style, f"{indented(task.depth)} {sign} "), (weight, title_of(task.text))]
+    room = width - 2 - len(spent)
+    row = fit(row, room)
+    return [*row, ("dim", " " * (room - row_width(row)) + f" {printable(spent)}")]
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
     """One entry of the journal as rows: time, kind, wrapped text; a rule closes an iteration."""
     if entry.kind == "iter":
-        text = clip(ellipsis(f"── {one_line(entry.text)}", width - 1) + " ", width)
+        text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[("dim", text + "─" * (width - text_width(text)))]]
     clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
     stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
     left = f" {stamp[:clock]:<{clock}} " if clock else " "
     name = SHORT_KINDS.get(entry.kind, entry.kind)
     kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
-    indent = "  " * min(entry.depth, 4)
+    indent = indented(entry.depth)
     style = "accent bold" if entry.tone == "head" else entry.tone
     if entry.kind in ("think", "text"):
         text = _EMPHASIS.sub(r"\1", entry.text)
     else:
         text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
     rows: list[Row] = []
-    room = max(1, width - len(left) - text_width(kind) - len(indent) - 1)
-    for line in wrap(text, room):
+    for line in wrap(text, max(1, width - len(left + indent) - text_width(kind) - 1)):
         rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
         left = " " * len(left)
         kind = " " * text_width(kind)
     return rows
 
 
-def activity(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The part of the journal that is looked at, oldest row first; at the tail, what runs now
-    follows it. Of the journal no more is laid out than is looked at, and what is newer."""
-    scroll = scroll or Scroll()
-    place = (scroll.entry or NEVER, scroll.row)
-    found: list[tuple[tuple[int, int], Row]] = []  # newest first; the entry's number, and the row's
-    left = height - min(0, scroll.moved)  # rows that may be shown, at the place and above it
+def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
+    """The part of the journal that is looked at, and at its end what runs now. No more of it is
+    laid out than that, and what is newer."""
+    counted = scroll.newest if scroll.away[""] else picture.newest
+    above = -scroll.away[""] - scroll.moved
+    rows: list[Row] = []  # newest first
     for entry in reversed(picture.journal):
-        if left <= 0:
+        if len(rows) >= height + max(0, above):
             break
-        rows = [((entry.number, n), row) for n, row in enumerate(entry_rows(entry, width))]
-        found += reversed(rows)
-        left -= sum(number <= place for number, _ in rows)
-    if scroll.entry or scroll.moved:
-        below = sum(number > place for number, _ in found) - scroll.moved
-        below = max(0, min(below, len(found) - max(1, height - 1)))
-        scroll.moved = 0
-        scroll.entry, scroll.row = found[below][0] if below else (0, 0)
-        if below:
-            shown = found[below : below + max(0, height - 1)]
-            more = [("warn", f" ↓ {below} more lines below (End)")]
-            return [*(row for _, row in reversed(shown)), more]
-    tail = [row for _, row in reversed(found)]
-    for entry in picture.live[-3:]:
+        its_rows = entry_rows(entry, width)
+        rows += reversed(its_rows)
+        if entry.number > counted and above > 0:  # the place stays while new ones come
+            above += len(its_rows)
+            scroll.away[""] -= len(its_rows)
+    scroll.newest = picture.newest
+    rows.reverse()
+    for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
-            tail.append([(style or "accent", text) for style, text in row])
-    return tail[-height:] if height else []
+            rows.append([(style or "accent", text) for style, text in row])
+    return scrolled(rows, height, len(rows), scroll)
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
@@ -5981,45 +5842,31 @@ class Outside:
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print lines: whoever wrote them, they cannot rewrite the terminal. Nothing else prints but
-    the LineScreen, whose lines have colours of its own."""
+    """Print lines: whoever wrote them, they cannot rewrite the terminal. Nothing else prints."""
     print(all_printable(text), file=file, flush=True)
 
 
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
-    COLOURS: ClassVar = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1;36"}
     is_given_away = False
 
-    def __init__(self, colour: bool, utf8: bool) -> None:
-        self.colours = self.COLOURS if colour else {}
-        self.utf8 = utf8
-        self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+    def __init__(self, post: Callable[[Any], None]) -> None:
+        self.writer = Writer(post)
+        self.thread = self.writer.thread
 
     def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         for entry in fresh:
-            self.queue.put(entry)
+            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            text = entry.text.replace("\n", "\n" + " " * 18)
+            line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
+            self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
 
     def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
     def close(self) -> None:
-        self.queue.put(None)
-        self.thread.join(5)
-
-    def _run(self) -> None:
-        for entry in iter(self.queue.get, None):
-            colour = self.colours.get(entry.tone, "")
-            start, end = (f"\033[{colour}m", "\033[0m") if colour else ("", "")
-            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
-            kind = f"{printable(entry.kind)[:8]:<8}"
-            text = ("\n" + " " * 18).join(map(printable, entry.text.split("\n")))
-            line = f"{stamp} {start}{kind} {'  ' * entry.depth}{text}{end}"
-            with suppress(OSError, ValueError):  # nobody may be reading any more
-                print(line if self.utf8 else ascii_only(line), flush=True)
+        self.writer.close(5.0)
 
 
 class CursesScreen:
@@ -6028,23 +5875,26 @@ class CursesScreen:
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
     CTRL_C_AGAIN = 2.0  # seconds: who leaves OpenCode's interface may press it twice
     HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
-    # Terminals that take a title, and know how to give the old one back.
-    TITLED = re.compile("xterm|rxvt|tmux|screen|alacritty|foot|kitty|vte|gnome|konsole|st-")
+    COLOURS: ClassVar = {"bad": 1, "good": 2, "warn": 3, "accent": 6}
 
-    def __init__(self, post: Callable[[Any], None], colour: bool, utf8: bool) -> None:
+    def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        self.colour = colour
-        self.utf8 = utf8
+        self.is_utf8 = False
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, "")
+            # sys.stdout.encoding may say UTF-8 where the terminal does not.
+            self.is_utf8 = locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"
         self.scroll = Scroll()
-        self.title = ""
-        self.ask_shown = ""  # what is asked on the screen, as it was drawn last
         self.picture: Picture | None = None
+        self.ask_shown = ""  # what is asked on the screen, as it was drawn last
         self.handed: tuple[Reply, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.ours_again_at = 0.0  # ctrl-c is meant for us from then on
         self.closing = False
         self.styles: dict[str, int] = {}
-        self.modes = termios_of(0)
+        self.modes: list[Any] = []
+        with suppress(OSError, termios.error):
+            self.modes = termios.tcgetattr(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -6052,9 +5902,7 @@ class CursesScreen:
         self.picture = picture
 
     def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
-        if self.handed:
-            self.post(Answer(reply))  # it is away already: T was pressed twice
-        else:
+        if not self.handed:  # else T was pressed twice
             self.handed = (reply, argv, env)
 
     @property
@@ -6068,12 +5916,17 @@ class CursesScreen:
             for end in (self.child.terminate, self.child.kill):
                 end()
                 self.thread.join(1.5)
-        self.thread.join(1)
-        if self.thread.is_alive():  # it is stuck in a write: ctrl-S, perhaps
-            restart_output()
-            self.thread.join(2)
-        if self.thread.is_alive():
-            set_termios(0, self.modes)
+        with suppress(OSError, termios.error):
+            termios.tcflow(1, termios.TCOON)  # whoever pressed ctrl-S wants the shell back now
+        self.thread.join(3)
+        if self.thread.is_alive():  # it is stuck in a write
+            self._restore()
+
+    def _restore(self) -> None:
+        """Set the terminal's modes without curses, which would write."""
+        with suppress(OSError, termios.error):
+            if self.modes:
+                termios.tcsetattr(0, termios.TCSANOW, self.modes)
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
@@ -6089,45 +5942,28 @@ class CursesScreen:
             curses.cbreak()
             window.keypad(True)
             window.timeout(int(self.FRAME * 1000))
-            if takes_output():  # curs_set writes, and does not let go of Python's lock
+            if takes_output():
                 with suppress(curses.error):
                     curses.curs_set(0)
             self._make_styles()
             self._loop(window)
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
-            if self.handed:
-                self.post(Answer(self.handed[0], error=Problem("the terminal is gone")))
-                self.handed = None
+            self.handed = None
             self.post(ScreenLost(f"the terminal is gone ({error})"))
         finally:
-            self._leave(window)
-
-    def _leave(self, window: Any) -> None:
-        if not takes_output():
-            restart_output()  # it may have been ctrl-S: whoever pressed it wants the shell back now
-        if not takes_output():
-            set_termios(0, self.modes)
-            return
-        self._title("")
-        for step in (lambda: window.keypad(False), curses.nocbreak, curses.echo, curses.endwin):
-            with suppress(curses.error):
-                step()
+            if takes_output():
+                with suppress(curses.error):
+                    curses.endwin()
+            self._restore()
 
     def _make_styles(self) -> None:
         self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
-        if not self.colour:
+        if os.environ.get("NO_COLOR"):
             return
-        colours = {
-            "good": curses.COLOR_GREEN,
-            "bar": curses.COLOR_GREEN,
-            "bad": curses.COLOR_RED,
-            "warn": curses.COLOR_YELLOW,
-            "accent": curses.COLOR_CYAN,
-        }
         with suppress(curses.error):
             curses.start_color()
             curses.use_default_colors()
-            for name, colour in colours.items():
+            for name, colour in self.COLOURS.items():
                 curses.init_pair(colour, colour, -1)
                 self.styles[name] = curses.color_pair(colour)
 
@@ -6135,7 +5971,6 @@ class CursesScreen:
         drawn: Picture | None = None  # None: draw again
         drawn_at = 0.0
         quick = 0
-        rung = ""  # the ask for which the bell was rung
         while not self.closing:
             if self.handed:
                 self._give_terminal(window, *self.handed)
@@ -6145,10 +5980,6 @@ class CursesScreen:
             now = time.monotonic()
             if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
                 self._draw(window, picture)
-                if picture.ask_id and picture.ask_id != rung:
-                    with suppress(OSError):
-                        os.write(1, b"\a")
-                rung = picture.ask_id
                 drawn = picture
                 drawn_at = now
             key = window.getch()
@@ -6184,27 +6015,18 @@ class CursesScreen:
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
         window.erase()
-        rows = layout(picture, width, height, self.utf8, self.scroll)
-        for y, row in enumerate(rows):
+        for y, row in enumerate(layout(picture, width, height, self.scroll)):
             x = 0
             for style, text in row:
                 attributes = sum(self.styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
-                    window.addstr(y, x, text, attributes)
+                    window.addstr(y, x, text if self.is_utf8 else ascii_only(text), attributes)
                 x += text_width(text)
         window.refresh()
+        if picture.ask and picture.ask_shown != self.ask_shown:
+            with suppress(OSError):
+                os.write(1, b"\a")
         self.ask_shown = picture.ask_shown
-        self._title(f"ocloop {picture.state} {picture.plan.done}/{picture.plan.total}")
-
-    def _title(self, text: str) -> None:
-        """Set the terminal's title, where it has one; "" gives the old one back."""
-        if text == self.title or not self.TITLED.match(os.environ.get("TERM", "")):
-            return
-        save = "" if self.title else "\033[22;2t"
-        restore = "" if text else "\033[23;2t"
-        self.title = text
-        with suppress(OSError):
-            os.write(1, f"{save}\033]2;{text}\007{restore}".encode())
 
     def _give_terminal(
         self, window: Any, reply: Reply, argv: Sequence[str], env: dict[str, str]
@@ -6241,39 +6063,6 @@ def takes_output(seconds: float = 0.3) -> bool:
     with suppress(OSError, ValueError):
         return bool(select.select([], [1], [], seconds)[1])
     return False
-
-
-def restart_output() -> None:
-    """Undo a ctrl-S."""
-    with suppress(OSError, termios.error):
-        termios.tcflow(1, termios.TCOON)
-
-
-def termios_of(number: int) -> list[Any]:
-    with suppress(OSError, termios.error):
-        return termios.tcgetattr(number)
-    return []
-
-
-def set_termios(number: int, modes: list[Any]) -> None:
-    with suppress(OSError, termios.error):
-        if modes:
-            termios.tcsetattr(number, termios.TCSANOW, modes)
-
-
-def choose_screen(options: Options, post: Callable[[Any], None]) -> LineScreen | CursesScreen:
-    """Curses where there is a terminal that can, plain lines elsewhere."""
-    has_colour = not os.environ.get("NO_COLOR")
-    is_utf8 = False
-    with suppress(locale.Error, AttributeError):
-        # sys.stdout.encoding may say UTF-8 where the terminal does not.
-        locale.setlocale(locale.LC_ALL, "")
-        is_utf8 = locale.nl_langinfo(locale.CODESET).upper().replace("-", "") == "UTF8"
-    if options.attended:
-        return CursesScreen(post, has_colour, is_utf8)
-    is_terminal = sys.stdout.isatty()
-    is_dumb = os.environ.get("TERM") == "dumb"
-    return LineScreen(has_colour and is_terminal and not is_dumb, is_utf8 or not is_terminal)
 
 
 def curses_problem() -> str:
@@ -6670,7 +6459,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
                 "outcome": item.outcome,
                 **item.spend.record(),
             }
-            for item in view_tasks(run.plan, run.books.results, view_under_way(run, run.now))
+            for item in view_tasks(run, run.now)
         ],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "summary": run.plan.summary,
@@ -7142,7 +6931,8 @@ class Driver:
         try:
             threading.Thread(target=self._note_commit, daemon=True).start()
             self._make(self.run.handle(None, time.time()))
-            self.screen = choose_screen(self.options, self.inbox.put)
+            screen = CursesScreen if self.options.attended else LineScreen
+            self.screen = screen(self.inbox.put)
             self.log.add(self.run.journal.newest(self.run.journal.count))
             event = None  # only time has passed
             while self.run.exit_status is None:
