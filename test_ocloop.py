@@ -48,7 +48,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -4100,11 +4100,14 @@ def test_so_many_near_misses_are_enough() -> None:
 # What speaks HTTP does so with a server of the test's own on 127.0.0.1.
 # ==================================================================================================
 
+Patch = pytest.MonkeyPatch
+Printed = pytest.CaptureFixture[str]
+Started = Callable[..., "subprocess.Popen[bytes]"]
 GENEROUS = 20.0  # seconds; what is quadratic would take minutes
 
 
 @pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def utc(monkeypatch: Patch) -> Iterator[None]:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield
@@ -4267,14 +4270,12 @@ def test_what_is_no_task_and_no_near_miss(text: str) -> None:
     assert plan.near_misses == () == plan.tasks
 
 
-# fmt: off
 BEGUN = (
     *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f",
     "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS",
     "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b",
     "partial", "review", "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
-# fmt: on
 
 
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
@@ -4309,12 +4310,6 @@ def test_an_open_box_that_begins_a_line_never_vanishes() -> None:
                 assert len(plan.tasks) + len(plan.near_misses) == 1, (sign, space, rest)
 
 
-def test_what_is_blocked_and_no_task_is_named_but_not_open() -> None:
-    plan = parse_plan("[BLOCKED: no key] Pay\n- [BLOCKED: no key Pay\n### [MANUAL] Call\n")
-    assert [near.line for near in plan.near_misses] == [1, 2, 3]
-    assert plan.tasks == () == plan.open_near_misses
-
-
 def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     def said(count: int) -> list[str]:
         return ocloop.name_near_misses("P.md", parse_plan("[ ] T\n" * count).near_misses)
@@ -4323,27 +4318,18 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     assert said(5)[4] == f'P.md:5 is nearly a task: "[ ] T": {ADVICE}'
     assert said(6)[5:] == ["P.md has 1 more such line"]
     assert said(40)[5:] == ["P.md has 35 more such lines"]
+    plan = parse_plan("[BLOCKED: no key] Pay\n- [BLOCKED: no key Pay\n### [MANUAL] Call\n")
+    assert [near.line for near in plan.near_misses] == [1, 2, 3], "settled ones are named, too"
+    assert plan.tasks == () == plan.open_near_misses
 
 
-def texts(plan: str) -> str:
-    return " ".join(task.text for task in parse_plan(plan).tasks)
-
-
-# fmt: off
 @pytest.mark.parametrize("plan, expected", [
     ("- [ ] a\n- [ ] b\n", "a b"), ("- [ ] a\r\n- [ ] b\r\n", "a b"), ("- [ ] a\r- [ ] b", "a b"),
     ("- [ ] a\n\r\n- [ ] b", "a b"), ("\ufeff- [ ] a", "a"), ("", ""), ("\n\n", ""),
     ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"), ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
     ("- [ ] a\f- [ ] b", "a\f- [ ] b"), ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
     ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
-], ids=ascii)
-# fmt: on
-def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
-    assert texts(plan) == expected
-
-
-# fmt: off
-@pytest.mark.parametrize("plan, expected", [
+    # Code and comments hold no tasks; what is never closed hides none.
     ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
     ("```python\n- [ ] no\n```\n- [ ] yes", "yes"),
     ("```\n- [ ] no\n~~~\n- [ ] no\n```\n- [ ] yes", "yes"),
@@ -4369,10 +4355,9 @@ def test_lines_end_at_line_ends_only(plan: str, expected: str) -> None:
     ("<!-- that nothing closes\n- [ ] yes", "yes"),
     ("--> <!-- that nothing closes\n- [ ] yes", "yes"),
     ("text <!-- that nothing closes\n- [ ] yes", "yes"),
-], ids=ascii)
-# fmt: on
-def test_code_and_comments_hold_no_tasks(plan: str, expected: str) -> None:
-    assert texts(plan) == expected
+], ids=ascii)  # fmt: skip
+def test_lines_end_at_line_ends_only_and_what_holds_no_tasks(plan: str, expected: str) -> None:
+    assert " ".join(task.text for task in parse_plan(plan).tasks) == expected
 
 
 def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
@@ -4385,55 +4370,38 @@ def test_a_fence_or_a_comment_that_is_never_closed_is_named() -> None:
         "12 opens a code block that is never closed",
     ]
     assert [near.line for near in plan.open_near_misses] == [4, 11], "a fault is no open task"
-def test_a_task_knows_its_line_and_its_phase() -> None:
+
+
+def test_a_task_knows_its_line_and_its_phase_and_the_current_one_is_the_first_pending() -> None:
     plan = parse_plan(
         "- [x] z\n## Phase 1 ##\n- [x] a\n\n```\n# no heading\n```\n"
-        "### Part #2\n- [ ] b\n#none\n- [ ] c\n"
+        "### Part #2\n- [BLOCKED] b\n#none\n- [~] c\n- [ ] d\n"
     )
-    found = [(task.text, task.phase, task.line) for task in plan.tasks]
+    found = [(task.text, task.phase, task.line) for task in plan.tasks[:4]]
     assert found == [("z", "", 1), ("a", "Phase 1", 3), ("b", "Part #2", 9), ("c", "Part #2", 11)]
-    assert plan.current == plan.tasks[2]
+    assert plan.current == plan.tasks[3] and plan.goal == "c"
+    over = parse_plan("- [x] a\n- [MANUAL] b\n")
+    assert over.current is None and over.goal == "wrap up"
 
 
-
-
-def boxes(done: int, pending: int, manual: int = 0, blocked: int = 0) -> str:
-    return (
-        "- [x] d\n" * done
-        + "- [ ] p\n" * pending
-        + "- [MANUAL] m\n" * manual
-        + "- [BLOCKED: b] b\n" * blocked
-    )
-
-
-# fmt: off
 @pytest.mark.parametrize("done, pending, manual, blocked, total, percent", [
     (2, 2, 2, 1, 5, 40), (1, 3, 0, 0, 4, 25), (1, 7, 0, 0, 8, 13), (0, 0, 0, 3, 3, 0),
     (0, 0, 3, 0, 0, 100), (5, 0, 1, 1, 6, 83), (0, 0, 0, 0, 0, 100), (0, 5, 0, 0, 5, 0),
-    (5, 0, 2, 0, 5, 100), (1, 2, 0, 0, 3, 33), (2, 1, 0, 0, 3, 67), (1, 199, 0, 0, 200, 1),
-    (199, 1, 0, 0, 200, 99), (3, 5, 0, 0, 8, 38), (1, 0, 0, 1, 2, 50), (0, 0, 2, 0, 0, 100),
-])
-# fmt: on
+    (5, 0, 2, 0, 5, 100), (1, 199, 0, 0, 200, 1), (199, 1, 0, 0, 200, 99), (3, 5, 0, 0, 8, 38),
+])  # fmt: skip
 def test_progress(
     done: int, pending: int, manual: int, blocked: int, total: int, percent: int
 ) -> None:
-    plan = parse_plan(boxes(done, pending, manual, blocked))
+    marks = "x" * done + " " * pending + "M" * manual + "B" * blocked
+    words = {"M": "MANUAL", "B": "BLOCKED: b"}
+    plan = parse_plan("".join(f"- [{words.get(mark, mark)}] t\n" for mark in marks))
     assert (plan.total, plan.percent) == (total, percent)
     assert (plan.done, plan.pending, plan.manual, plan.blocked) == (done, pending, manual, blocked)
     assert plan.settled == done + manual + blocked
     said = f"{done} of {total} tasks done ({percent} %), {blocked} blocked, {manual} manual"
-    said = said if plan.tasks else "no task"
-    assert str(plan) == said
+    assert str(plan) == (said if plan.tasks else "no task")
 
 
-def test_the_current_task_is_the_first_pending_one() -> None:
-    over = parse_plan(boxes(2, 0, 1, 1))
-    assert over.current is None and over.goal == "wrap up"
-    plan = parse_plan("- [x] a\n- [MANUAL] b\n- [BLOCKED] c\n- [~] d\n- [ ] e\n")
-    assert plan.current and plan.current.text == "d" and plan.goal == "d"
-
-
-# fmt: off
 @pytest.mark.parametrize("before, now, missing", [
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]), ("- [ ] a\n- [x] b", "- [ ] a", []),
     ("- [ ] a\n- [MANUAL] b\n- [BLOCKED] c", "- [ ] a", []),
@@ -4442,85 +4410,41 @@ def test_the_current_task_is_the_first_pending_one() -> None:
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a\n- [ ] d", ["b"]),
     ("- [ ] test\n- [ ] b\n- [ ] test", "- [ ] test\n- [ ] b", ["test"]), ("- [ ] a", "", ["a"]),
     ("", "- [ ] a", []),
-])
-# fmt: on
+])  # fmt: skip
 def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: list[str]) -> None:
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
+
+
 # Plans as people write them, each counted by hand: done, pending, manual, blocked, and lines with
 # an open box that is no task.
-
 STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "GitHub": (
-        "# Release\n\n- [x] #739\n- [ ] https://github.com/o/r/issues/740\n"
-        "- [ ] Add delight :tada:\n  - [x] ~~first~~\n  * [X] second\n\n"
-        "> [!NOTE]\n> Read [the docs](u).\n",
-        (3, 2, 0, 0, 0),
-    ),
-    "Obsidian": (
-        "---\ntags: []\n---\n- [x] done \u2705 2026-01-29\n- [/] half\n- [>] sent on\n"
-        "- [-] dropped\n"
-        "- [!] important\n- [?] unclear [[Note]]\n- [ ] due \U0001f4c5 2026-02-01 #tag\n",
-        (1, 6, 0, 0, 0),
-    ),
-    "org": (
-        "* Phase one [1/3]\n** Part\n- [X] one\n- [-] two [50%]\n  + [ ] three\n  1. [ ] four\n"
-        "* TODO no box\n# a comment\n",
-        (1, 3, 0, 0, 0),
-    ),
-    "agent's phases": (
+    "an agent's": (
         "# Plan: shop\n\n## Phase 1: data [DONE]\n\n"
-        "- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n"
-        "- [\u2705 DONE] 1.2 Seeds\n\n## Phase 2: pages [IN PROGRESS]\n\n"
-        "- [IN PROGRESS - agent 1] Search\n"
-        "- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests (optional)\n"
-        "- [FAILED - tests do not pass] Import\n"
-        "- [ ] Deploy [BLOCKED: no key]\n- [ ] **[MANUAL]** Call the bank\n\n### Notes\n"
-        "Ran `npm test` [ok].\n```sh\necho '- [ ] no'\n",
+        "- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n- [\u2705 DONE] 1.2 Seeds\n\n"
+        "- [IN PROGRESS - agent 1] Search\n- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests\n"
+        "- [FAILED - tests do not pass] Import\n\t- [ ] Deploy [BLOCKED: no key]\n"
+        "- [ ] **[MANUAL]** Call the bank\n\n### Notes\nRan `npm test` [ok].\n"
+        "```sh\necho '- [ ] no'\n",
         (2, 3, 1, 2, 0),
     ),
-    "numbers": (
-        "1. [x] one\n2. [ ] two\n   1) [ ] two and a half\n3 [ ] three\n4.1 [ ] four\n"
-        "(5) [x] five\n"
-        "a) [ ] six\n1. **[ ] seven** and more\n",
-        (1, 3, 0, 0, 3),
+    "a person's": (
+        "\ufeff---\ntags: []\n---\r\n* Phase one [1/3]\r\n- [X] #739\r\n"
+        "  1) [/] half [[Note]] #tag\n3 [ ] three\n4.1 [ ] four\n(5) [x] five\na) [ ] six\n"
+        "> [!NOTE]\n> Read [the docs](u).\n```\r\n- [ ] no\r\n```\r\n* TODO no box\n"
+        "| Task | State |\n| --- | :-: |\n| one | [x] |\n| two | [ ] |\n| use `[ ]` | |\n"
+        "Dear agent, see [x] in the notes, or a[ ] in the code.\nTask 3 [ ]\n",
+        (1, 1, 0, 0, 5),
     ),
-    "tabs": (
-        "- [ ] a\n\t- [x] b\n\t\t* [ ]\tc\n\t\t\t+\t[x]\td\n\t\t\t\t- [MANUAL: phone] e\n"
-        "\t-[ ] f\n",
-        (2, 2, 1, 0, 1),
-    ),
-    "table": (
-        "| Task | State |\n| --- | :-: |\n| one | [x] |\n| two | [ ] |\n| [ ] three | |\n"
-        "| use `[ ]` | |\n\n- [ ] Work through the table\n",
-        (0, 1, 0, 0, 2),
-    ),
-    "pictures": (
-        "- [\u2705] a\n- [\u2714\ufe0f] b\n- [\u23f3] c\n- [\u26a0\ufe0f] d\n- [\u274c] e\n"
-        "- \u2b1c f\n\u2610 g\n"
-        "- \u2611 h\n- \U0001f6a7 no box\n- [\U0001f6ab BLOCKED: no key] i\n",
-        (2, 3, 0, 1, 2),
-    ),
-    "Chinese and Japanese": (
-        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n"
-        "- [ ]\u3000\u30bf\u30b9\u30af\u3002\n"
-        "- [BLOCKED\uff1a\u6ca1\u6709\u5bc6\u94a5] \u90e8\u7f72\n"
+    "with pictures and in other scripts": (
+        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n- [\u274c] e\n"
+        "- [ ]\u3000\u30bf\u30b9\u30af\u3002\n- [BLOCKED\uff1a\u6ca1\u6709] \u90e8\u7f72\n"
         "- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb\n- [ ]\u6ca1\u6709\u7a7a\u683c\n"
         "\uff3b\u3000\uff3d \u5168\u89d2\n- \u4efb\u52a1\uff1a[ ] \u5b57\n"
-        "\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n",
-        (1, 1, 1, 1, 4),
+        "\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n- \U0001f6a7 no box\n"
+        "- [\U0001f6ab BLOCKED: no key] i\n- \u2b1c f\n",
+        (1, 2, 1, 2, 5),
     ),
-    "Windows": (
-        "\ufeff# Plan\r\n\r\n- [x] a\r\n- [ ] b\r\n```\r\n- [ ] no\r\n```\r\n[ ] c\r\n"
-        "* [Blocked] d\r\n",
-        (1, 1, 0, 1, 1),
-    ),
-    "a letter": (
-        "Dear agent, see [x] in the notes, or a[ ] in the code.\n\n\u2022 [ ] first this\n"
-        "\u2013 [x] that\n"
-        "[ ] then this\nTask 3 [ ]\n**[ ] at last**\n- [ ] and once more\n- [todo] the end\n",
-        (0, 2, 0, 0, 4),
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -4531,7 +4455,6 @@ def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
     assert found == expected, (plan.tasks, plan.near_misses)
 
 
-# fmt: off
 @pytest.mark.parametrize("plan, summary", [
     ("<plan-complete>all done</plan-complete>", "all done"),
     ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
@@ -4554,25 +4477,20 @@ def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
     ("\ufeff<plan-complete>a</plan-complete>", "a"),
     ("a\u2028<plan-complete>b</plan-complete>", None),
     ("- [ ] still pending\n<plan-complete>early</plan-complete>", "early"),
-], ids=ascii)
-# fmt: on
+], ids=ascii)  # fmt: skip
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
-LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and more" * 5 + "\n"
 
 
-# fmt: off
 @pytest.mark.parametrize("text, tasks", [
-    (LONG_TASK * 100_000, 100_000),
+    (("- [ ] a task of a very long plan" + " and more" * 8 + "\n") * 100_000, 100_000),
     ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
     ("- [ ]a near miss\n" * 100_000, 0), ("<!-- a comment\n" * 100_000, 0),
     ("text <!-- that nothing closes\n" * 100_000, 0), ("<plan-complete>\n" * 100_000, 0),
     ("- " + "[" * 1_000_000, 0), ("- [" + " " * 1_000_000, 0), ("x" * 10_000_000, 0),
-    ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1),
+    ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1), ("[" * 2_000_000, 0),
     ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
-    ("- [ ] " + "[MANUAL] " * 10_000 + "x", 1),
-    ("`" * 100_000 + "x`\n- [ ] after many backticks", 1),
-    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1), ("[" * 2_000_000, 0),
+    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
     ("`" * 2_000_000, 0), ("<!--" * 500_000, 0), ("- [ ] [" * 300_000, 1),
     ("- [ ] " + "[" * 2_000_000, 1), ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
     ("- [ ] T " + "]" * 5_000_000, 1), ("`a" * 300_000 + "[ ]", 0), ("<!--\n" * 100_000, 0),
@@ -4580,8 +4498,7 @@ LONG_TASK = "- [ ] a task of a very long plan, with some words in it" + " and mo
     ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
     ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0), ("[ ] [" * 500_000, 0),
     ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
-], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")
-# fmt: on
+], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")  # fmt: skip
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.process_time()
     assert len(parse_plan(text).tasks) == tasks
@@ -4601,11 +4518,6 @@ PIECES = (
 WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
 
 
-def means_the_same_anew(text: str) -> bool:
-    """Whether a task's text means the same when it is written anew."""
-    return not re.search(r"<|-->|`|^\**\[|\]\**$", text)
-
-
 def test_any_text_is_a_plan() -> None:
     rng = random.Random(1)
     seen: collections.Counter[str] = collections.Counter()
@@ -4616,36 +4528,28 @@ def test_any_text_is_a_plan() -> None:
         assert plan.settled + plan.pending == len(states)
         assert set(states) <= set(WRITTEN)
         assert plan.total == plan.done + plan.pending + plan.blocked and 0 <= plan.percent <= 100
-        assert all(task.state == "pending" for task in plan.tasks if task.begun)
+        assert (plan.current is None) == (plan.pending == 0)
         for task in plan.tasks:
             assert task.text and "\n" not in task.text and task.text == task.text.strip()
-        assert (plan.current is None) == (plan.pending == 0)
+            assert task.state == "pending" or not task.begun
         lines = {task.line for task in plan.tasks}
         assert lines.isdisjoint(near.line for near in plan.near_misses if near.text)
-        again = parse_plan(text)
-        assert (again.tasks, again.summary) == (plan.tasks, plan.summary)
-        crlf = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
-        other = parse_plan(crlf)
-        assert (other.tasks, other.summary) == (plan.tasks, plan.summary), "line ends are alike"
         assert set(plan.open_near_misses) <= set(plan.near_misses)
-        if text[:1] != "\ufeff":
-            assert parse_plan("\ufeff" + text).tasks == plan.tasks
-        tasks = [task for task in plan.tasks if means_the_same_anew(task.text)]
-        anew = parse_plan("".join(f"- {WRITTEN[task.state]} {task.text}\n" for task in tasks))
-        assert [task[:2] for task in anew.tasks] == [task[:2] for task in tasks]
-        seen.update(states)
-        seen.update(
-            complete=plan.summary is not None,
-            begun=sum(task.begun for task in plan.tasks),
-            near=len(plan.near_misses),
-        )
+        crlf = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+        for same in (text, crlf, *["\ufeff" + text] * (text[:1] != "\ufeff")):
+            other = parse_plan(same)
+            assert (other.tasks, other.summary) == (plan.tasks, plan.summary)
+        plain = [task for task in plan.tasks if not re.search(r"<|-->|`|^\**\[|\]\**$", task.text)]
+        anew = parse_plan("".join(f"- {WRITTEN[task.state]} {task.text}\n" for task in plain))
+        assert [task[:2] for task in anew.tasks] == [task[:2] for task in plain]
+        seen.update(states, complete=plan.summary is not None, near=len(plan.near_misses))
+        seen.update(begun=sum(task.begun for task in plan.tasks))
     assert min(seen[word] for word in (*WRITTEN, "complete", "begun", "near")) > 10, seen
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
 
 
-# fmt: off
 @pytest.mark.parametrize("text, fields, body", [
     ("Just do it", {}, "Just do it"),
     ("---\nmodel: a/b\nagent: build\n---\nDo it\n", {"model": "a/b", "agent": "build"}, "Do it"),
@@ -4664,22 +4568,16 @@ def test_any_text_is_a_plan() -> None:
     ("---\nmodel: a/b\n---\nOne\n---\nTwo", {"model": "a/b"}, "One\n---\nTwo"),
     ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
     ("", {}, ""),
-], ids=ascii)
-# fmt: on
+], ids=ascii)  # fmt: skip
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
 
 
-@pytest.mark.parametrize(
-    "said, models",
-    [("a/b", ("a/b",)), ("a/b, c/d", ("a/b", "c/d")), ("a/b,c/d,,", ("a/b", "c/d")), ("", ())],
-)
-def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]) -> None:
-    assert ocloop.models_of({"model": said}) == models
-    assert ocloop.models_of({}) == ()
+def test_a_comma_separates_the_models_in_line() -> None:
+    assert ocloop.models_of({}) == () == ocloop.models_of({"model": ""})
+    assert ocloop.models_of({"model": "a/b,c/d, e/f,,"}) == ("a/b", "c/d", "e/f")
 
 
-# fmt: off
 @pytest.mark.parametrize("body, told, expected", [
     ("{{PLAN_FILE}} {{TASK}} {{ITERATION}}", "", "/p/PLAN.md a {{TASK}} \\1 {{CHECK}} b 7"),
     ("nothing", "", "nothing"),
@@ -4687,14 +4585,15 @@ def test_a_comma_separates_the_models_in_line(said: str, models: tuple[str, ...]
     ("a {{CHECK}} b", "bad {{TASK}}", "a bad {{TASK}} b"),
     ("a", "bad {{ITERATION}}", "a\n\nbad {{ITERATION}}"),
     ("{{task}} {{ TASK }} {{OTHER}}", "", "{{task}} {{ TASK }} {{OTHER}}"),
-])
-# fmt: on
+])  # fmt: skip
 def test_placeholders_are_filled_once_and_what_is_told_arrives(
     body: str, told: str, expected: str
 ) -> None:
     task = "a {{TASK}} \\1 {{CHECK}} b"
     plan = ocloop.Plan([ocloop.Task("pending", task)])
     assert ocloop.make_prompt(body, "/p/PLAN.md", plan, 7, told).text == expected
+
+
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -4711,7 +4610,6 @@ def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
     assert entry.text.endswith("… (5000000 characters)") and len(entry.text) < 4100
 
 
-# fmt: off
 @pytest.mark.parametrize("words, value, text", [
     *[(ocloop.duration, *row) for row in (
         (0, "0s"), (-3, "0s"), (9.9, "9s"), (59.9, "59s"), (60, "1m00s"), (245, "4m05s"),
@@ -4723,28 +4621,15 @@ def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
     *[(ocloop.dollars_of, *row) for row in (
         (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
         (0.0001, "$0.0001"), (0.0999, "$0.0999"), (0.1, "$0.10"))],
-])
-# fmt: on
+])  # fmt: skip
 def test_words_for_people(words: Callable[[Any], str], value: float, text: str) -> None:
     assert words(value) == text
 
 
-
-
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
-    values.update(
-        number=1,
-        task="one",
-        goal="one",
-        outcome=outcome,
-        word=outcome,
-        seconds=60.0,
-        spend=Spend(0.5, 10, 5, 4),
-        model="a/b",
-        check=check,
-        progress=progress,
-    )
+    values.update(number=1, task="one", outcome=outcome, seconds=60.0, model="a/b", check=check)
+    values.update(spend=Spend(0.5, 10, 5, 4), progress=progress)
     return Result(**{**values, **more})
 
 
@@ -4753,30 +4638,10 @@ def books_of(*results: Result) -> Books:
     for result in results:
         books.add(result)
     return books
+
+
 # Outcomes in their order -> all iterations that a provider would not let work, iterations in a row
 # that settled nothing; "+" is progress.
-
-
-# fmt: off
-@pytest.mark.parametrize("outcomes, waits, unsettled", [
-    ("", 0, 0), ("failed", 0, 0), ("failed rate-limited failed", 1, 0), ("failed outage", 1, 0),
-    ("failed done failed", 0, 1), ("failed refused", 0, 1), ("outage rate-limited", 2, 0),
-    ("done done done", 0, 3), ("done +done done", 0, 1), ("done failed refused outage", 1, 2),
-    ("done done +done", 0, 0), ("done +failed", 0, 0),
-])
-# fmt: on
-def test_streaks_are_computed_from_the_results(outcomes: str, waits: int, unsettled: int) -> None:
-    results = [a_result(word.lstrip("+"), word.startswith("+")) for word in outcomes.split()]
-    books = books_of(*results)
-    assert len(books.unsettled) == unsettled and books.counted == len(results) - waits
-
-
-def test_a_streak_begins_anew_where_a_person_went_on() -> None:
-    books = books_of(*[a_result("failed", check="failed")] * 3, a_result("done", check="failed"))
-    books.begin_anew()
-    assert (books.check_failures, books.unsettled) == (0, [])
-    books.add(a_result("done", check="failed"))
-    assert (books.check_failures, len(books.unsettled)) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -4789,10 +4654,11 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     names = {"f": "failed", "p": "passed", "i": "interrupted", "-": ""}
     books = books_of(*(a_result(check=names[letter]) for letter in checks))
     assert books.check_failures == failures
+
+
 # One plan after the other, and whether it is progress.
 
 
-# fmt: off
 @pytest.mark.parametrize("plans, progress", [
     (["- [ ] a", "- [x] a"], "+"), (["- [ ] a", "- [BLOCKED: b] a"], "+"),
     (["- [ ] a", "- [MANUAL] a"], "+"), (["- [ ] a", "- [ ] a"], "-"),
@@ -4802,8 +4668,7 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
     (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
     (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
     (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "--"),
-])
-# fmt: on
+])  # fmt: skip
 def test_progress_is_more_settled_or_less_pending_than_ever_before(
     plans: list[str], progress: str
 ) -> None:
@@ -4813,60 +4678,44 @@ def test_progress_is_more_settled_or_less_pending_than_ever_before(
     assert "".join("+" if made else "-" for made in found) == progress
 
 
-def test_sums_are_computed_from_the_results() -> None:
+def test_sums_and_streaks_are_computed_from_the_results() -> None:
     books = books_of(
         a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
         a_result("rate-limited", seconds=900.0, spend=Spend(0.25)),
         a_result("refused", seconds=20.0, task="two"),
         a_result("outage"),
-        a_result("failed"),
+        a_result("failed", check="failed"),
     )
     assert books.spent.cost == pytest.approx(1.0 + 0.25 + 3 * 0.5)
     assert books.spent.tokens == 6 + 3 * 19
     assert books.average == 60.0, "of those that went well"
     assert books.counted == 3, "what a provider would not let work does not count"
-    assert books.last_worked is books.results[2]
+    assert books.last_worked is books.results[2] and len(books.unsettled) == 2
+    books.begin_anew()
+    assert (books.check_failures, books.unsettled) == (0, []), "where a person went on"
+    books.add(a_result(check="failed"))
+    assert (books.check_failures, len(books.unsettled)) == (1, 1)
     assert Books().average == 0.0 and Books().last_worked is None and Books().spent == Spend()
 
 
-def in_line_of(*models: str) -> ModelLine:
-    return ModelLine(Options(models=models), Books(), ocloop.Journal(NOON))
-
-
 def test_the_first_model_that_does_not_rest_works() -> None:
-    line = in_line_of("a/1", "a/2", "a/3")
-    assert line.choose(0.0) == "a/1"
-    assert line.rest(0.0, 100.0) == 100.0
+    """A rest without an announced end grows until the model has worked."""
+    line = ModelLine(Options(models=("a/1", "a/2", "a/3")), Books(), ocloop.Journal(NOON))
+    assert line.choose(0.0) == "a/1" and line.rest(0.0, 100.0) == 100.0
     assert line.others(0.0) == ["a/2", "a/3"] and line.choose(0.0) == "a/2"
     line.rest(0.0, 50.0)
     assert line.choose(10.0) == "a/3" and not line.others(10.0)
     line.rest(10.0, 190.0)
     assert line.choose(10.0) == "a/2", "all rest: the one that is back first"
-    assert line.left("a/2", 10.0) == 40.0
+    assert line.left("a/2", 10.0) == 40.0 and line.left("a/1", 100.0) == 0.0
     assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
-    assert line.left("a/1", 100.0) == 0.0
-
-
-def test_a_rest_without_an_announced_end_grows_until_the_model_has_worked() -> None:
-    line = in_line_of("a/1", "a/2")
-    line.choose(0.0)
-    rests = [line.rest(0.0) for _ in range(8)]
-    assert rests == [30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
-    assert line.rest(0.0, 7200.0) == 7200.0, "an announced time is used as it is"
+    rests = [line.rest(0.0) for _ in range(7)]
+    assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
-    assert line.choose(0.0) == "a/1" and line.rest(0.0) == 30.0
-    assert line.choose(0.0) == "a/2" and line.rest(0.0) == 30.0, "each has its own"
     line.forget()
-    assert line.choose(0.0) == "a/1" and line.left("a/1", 0.0) == 0.0
-
-
-def test_who_is_in_line() -> None:
-    line = in_line_of("a/1", "a/2")
-    assert line.choose(0.0) == "a/1"
+    assert line.choose(0.0) == "a/1" and line.left("a/1", 0.0) == 0.0 and line.rest(0.0) == 30.0
     line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
-    assert line.choose(0.0) == "", "the one that was dropped is not kept"
-    line.rest(0.0, 70.0)
-    assert line.left("", 0.0) == 70.0
+    assert line.choose(0.0) == "" and line.rest(0.0, 70.0) and line.left("", 0.0) == 70.0
     assert line.choose(0.0) == "" and not line.others(0.0)
 
 
@@ -4878,7 +4727,6 @@ SETUP = Setup(
 )
 
 
-# fmt: off
 @pytest.mark.parametrize("models, agent, words", [
     (("acme/large",), "build", ""),
     (("acme/large", "acme/smal"), "", "there is no model acme/smal: did you mean acme/small"),
@@ -4891,8 +4739,7 @@ SETUP = Setup(
     (("acme/small#low",), "", "there is no variant low of acme/small: it has none"),
     (("acme/small",), "biuld", "there is no agent biuld: did you mean build?"),
     (("acme/small",), "xyz", "there is no agent xyz: there are build, plan"),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
     models: tuple[str, ...], agent: str, words: str
 ) -> None:
@@ -4902,67 +4749,39 @@ def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
     assert "debug agents" not in OCLOOP.read_text("utf-8"), "it starts a service, and lists nothing"
 
 
-def used_of(iterations: int = 0, cost: float = 0.0, elapsed: float = 0.0) -> Json:
-    return {"max_iterations": iterations, "max_cost": cost, "max_time": elapsed}
-
-
-def limits_of(options: Json, unsettled: int = 0, check_failures: int = 0) -> ocloop.Limits:
-    """After so many iterations in a row that settled nothing, or whose check failed."""
-    results = [a_result()] * unsettled + [a_result("cut", check="failed")] * check_failures
-    return ocloop.Limits(Options(**options), books_of(*results))
-# fmt: off
-@pytest.mark.parametrize("options, used, name, words", [
-    ({}, {"iterations": 10**6, "cost": 1e6, "elapsed": 1e9}, "", ""),
-    ({"max_iterations": 3}, {"iterations": 2}, "", ""),
-    ({"max_iterations": 3}, {"iterations": 3}, "max_iterations",
-     "--max-iterations is reached: 3"),
-    ({"max_cost": 2.0}, {"cost": 1.99}, "", ""),
-    ({"max_cost": 2.0}, {"cost": 2.5}, "max_cost", "--max-cost is reached: $2.50"),
-    ({"max_cost": 0.0001}, {"cost": 0.00012}, "max_cost", "--max-cost is reached: $0.0001"),
-    ({"max_time": 3600.0}, {"elapsed": 3700}, "max_time", "--max-time is reached: 1h01m"),
-    ({}, {"unsettled": 5}, "", ""),
-    ({}, {"unsettled": 6}, "stuck", "6 iterations in a row settled no task (--stuck)"),
-    ({"stuck": 2}, {"unsettled": 2}, "", ""),  # the next one is told of it
-    ({"stuck": 2}, {"unsettled": 3}, "stuck", "3 iterations in a row settled no task"),
-    ({"stuck": 0}, {"unsettled": 99, "check_failures": 99}, "", ""),
-    ({"check": "make test"}, {"check_failures": 5}, "stuck",
+@pytest.mark.parametrize("options, used, streaks, name, words", [
+    ({}, (10**6, 1e6, 1e9), (5, 0), "", ""),
+    ({"max_iterations": 3}, (2, 0, 0), (0, 0), "", ""),
+    ({"max_iterations": 3}, (3, 0, 0), (0, 0), "max_iterations", "--max-iterations is reached: 3"),
+    ({"max_cost": 2.0}, (0, 1.99, 0), (0, 0), "", ""),
+    ({"max_cost": 2.0}, (0, 2.5, 0), (0, 0), "max_cost", "--max-cost is reached: $2.50"),
+    ({"max_time": 3600.0}, (0, 0, 3700), (0, 0), "max_time", "--max-time is reached: 1h01m"),
+    ({}, (0, 0, 0), (6, 0), "stuck", "6 iterations in a row settled no task (--stuck)"),
+    ({"stuck": 2}, (0, 0, 0), (2, 0), "", ""),  # the next one is told of it
+    ({"stuck": 0}, (0, 0, 0), (99, 99), "", ""),
+    ({"check": "make test"}, (0, 0, 0), (0, 5), "stuck",
      "the check failed 5 times in a row (--stuck): mend what `make test` shows"),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_limit_that_is_reached_is_named_with_what_was_used(
-    options: Json, used: Json, name: str, words: str
+    options: Json, used: tuple[float, ...], streaks: tuple[int, int], name: str, words: str
 ) -> None:
-    rows = {row: used[row] for row in used if row in ("unsettled", "check_failures")}
-    counts = {count: used[count] for count in used if count not in rows}
-    reached = limits_of(options, **rows).reached(used_of(**counts))
+    unsettled, failures = streaks
+    results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
+    limits = ocloop.Limits(Options(**options), books_of(*results))
+    reached = limits.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
     assert (reached[0] if reached else "") == name
     assert words in (reached[1] if reached else "")
 
 
-
-
-def test_only_money_and_time_end_an_iteration_in_its_midst() -> None:
-    limits = limits_of({"max_cost": 2.0, "max_time": 60.0, "max_iterations": 1})
-    assert limits.overrun(used_of(cost=3.9)) == ""
-    assert "$4.00" in limits.overrun(used_of(cost=4.0))
-    assert "2m00s" in limits.overrun(used_of(elapsed=120.0))
-    assert limits.overrun(used_of(iterations=9)) == ""
-# fmt: off
-@pytest.mark.parametrize("options, used, most", [
-    ({"max_iterations": 3}, {"iterations": 3}, 6.0),
-    ({"max_iterations": 3}, {"iterations": 7}, 9.0),
-    ({"max_cost": 2.0}, {"cost": 4.5}, 6.0), ({"max_time": 60.0}, {"elapsed": 125.0}, 180.0),
-    ({"max_cost": 1e-6}, {"cost": 10.0}, 10.000001),  # in no time
-])
-# fmt: on
-def test_a_limit_is_raised_by_as_much_again_until_there_is_room(
-    options: Json, used: Json, most: float
-) -> None:
-    (name,) = options
-    limits = limits_of(options)
-    limits.raise_above(name, used_of(**used)[name])
-    assert limits.most[name] == pytest.approx(most)
-    assert limits.reached(used_of(**used)) is None
+def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
+    limits = ocloop.Limits(Options(max_iterations=3, max_cost=1e-6), Books())
+    for name, used, most in (
+        ("max_iterations", 3, 6.0),
+        ("max_iterations", 7, 9.0),
+        ("max_cost", 10.0, 10.000001),  # in no time
+    ):
+        limits.raise_above(name, used)
+        assert limits.most[name] == pytest.approx(most)
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
@@ -4984,10 +4803,7 @@ def frame(type: str, /, **properties: Any) -> bytes:
 
 
 def delta_of(session: str, text: str = "The") -> bytes:
-    return frame(
-        "message.part.delta", sessionID=session, messageID="msg_1", partID="prt_1", field="text",
-        delta=text,
-    )  # fmt: skip
+    return frame("message.part.delta", sessionID=session, partID="prt_1", delta=text)
 
 
 def test_events_are_decoded_in_their_order() -> None:
@@ -5009,13 +4825,11 @@ def test_events_are_decoded_in_their_order() -> None:
     assert heard.text.startswith("session.idle {") and len(heard.text) < 400
 
 
-# fmt: off
 @pytest.mark.parametrize("data", [
     b"", b"{", b"null", b"7", b"[]", b"\"text\"", b"{\"type\":\"a\"}",
     b"{\"type\":\"a\",\"properties\":[]}", b"\xff\xfe", b"9" * 5000, b"[" * 100_000,
     b"{\"type\":\"session.idle\",\"properties\":{\"sessionID\":\"ses_1\"}",
-], ids=lambda data: ascii(data[:20]))
-# fmt: on
+], ids=lambda data: ascii(data[:20]))  # fmt: skip
 def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     stream = b"data: " + data + b"\n\n" + frame("session.idle", sessionID="ses_1")
     said = [one for one in read(stream) if not isinstance(one, Noted)]
@@ -5023,6 +4837,8 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     assert read(stream.replace(b"\n", b"\r\n"))[-1:] == said
     assert read(b"event: x\nid: 1\nretry: 9\n:\n\n\ndatas: {}\n" + stream)[-1:] == said
     assert read(stream[:-2]) == read(stream)[:-1], "a line that is cut off is none"
+
+
 def test_values_that_are_nested_deep_end_nothing() -> None:
     """A model chooses them; json.dumps and str give up sooner than json.loads."""
     deep: list[Any] = []
@@ -5037,29 +4853,34 @@ def test_values_that_are_nested_deep_end_nothing() -> None:
     assert a_dialect().permission(asked).id == "per_1"
 
 
-@pytest.mark.parametrize(
-    "error", [RecursionError("too deep"), MemoryError(), ValueError("odd"), RequestError(0, "")]
-)
-def test_a_request_that_is_too_much_for_us_failed_like_any_other(error: Exception) -> None:
+@pytest.mark.parametrize("said", [
+    RecursionError("too deep"), MemoryError(), ValueError("odd"), RequestError(0, ""),
+    "/a\0b", "/\ud800", "/" * 100_000,  # folders that none can be
+], ids=lambda said: ascii(said)[:20])  # fmt: skip
+def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> None:
     posted: list[Answer] = []
-    outside = ocloop.Outside(ocloop.Server(Options(), posted.append))
-    outside.server.dialect = a_dialect(Said({"GET /session/status": error, "GET /session/s": {}}))
-    reply = Reply("poll", ("s", PROMPT, 0, False))
+    outside = ocloop.Outside(ocloop.Server(Options(directory="/project"), posted.append))
+    says = {"POST /session": {"id": "ses_1", "directory": said}, "GET /session/status": said}
+    outside.server.dialect = a_dialect(Said({**says, "GET /session/s": {}}))
+    is_folder = isinstance(said, str)
+    reply = Reply("create", (PROMPT,)) if is_folder else Reply("poll", ("s", PROMPT, 0, False))
     outside._make(reply)
     (answer,) = posted
-    assert answer.reply is reply and isinstance(answer.error, RequestError)
-    assert answer.error.why == "silent"
+    assert answer.reply is reply
+    if not is_folder:
+        assert isinstance(answer.error, RequestError) and answer.error.why == "silent"
+    elif answer.error is not None:
+        assert isinstance(answer.error, (RequestError, Problem))
 
 
 def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
-    asked = 0
-
     class Endless(OpenCode1):
+        looks = 0
+
         def get(self, path: str, timeout: float = 0.0) -> Any:
-            nonlocal asked
-            asked += 1
-            assert asked < 5000
-            return [{"id": f"ses_{asked}"}]
+            self.looks += 1
+            assert self.looks < 5000
+            return [{"id": f"ses_{self.looks}"}]
 
     dialect = Endless(Client("http://127.0.0.1:1", "", ""), Options())
     dialect.family("ses", {})
@@ -5084,42 +4905,9 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         posted.get(timeout=5)
 
 
-@pytest.mark.parametrize("directory", ["/a\0b", "/\ud800", "/" * 100_000])
-def test_a_folder_that_none_can_be_is_a_request_that_failed(directory: str) -> None:
-    posted: list[Answer] = []
-    outside = ocloop.Outside(ocloop.Server(Options(directory="/project"), posted.append))
-    outside.server.dialect = a_dialect(
-        Said({"POST /session": {"id": "ses_1", "directory": directory}})
-    )
-    outside._make(Reply("create", (PROMPT,)))
-    (told,) = posted
-    assert told.error is None or isinstance(told.error, (RequestError, Problem))
-
-
-def test_a_version_may_have_any_number_of_digits() -> None:
-    version = "9" * 5000 + ".1.1"
-    client = Said({"GET /global/health": {"healthy": True, "version": version}})
-    assert ocloop.detect(client) == (OpenCode1, version)
-
-
-@pytest.mark.parametrize(
-    "id",
-    ["-s", "a/b", "a b", "a\n", "\x1b[2J", "..", "x" * 1_000_000, "http://localhost/", "é"],
-    ids=lambda id: ascii(id[:20]),
-)
-def test_an_id_is_a_word_of_a_path_and_of_a_command_or_none(id: str) -> None:
-    """It stands in URLs, in the argv of `attach`, in every line of the log."""
-    assert ocloop.as_id(id) == "" and ocloop.as_id("ses_1-b") == "ses_1-b"
-    assert a_dialect().decode({"type": "session.idle", "properties": {"sessionID": id}}) == []
-    two = ocloop.OpenCode2(Client("http://127.0.0.1:1", "", ""), Options())
-    assert two.decode({"type": "session.execution.started", "data": {"sessionID": id}}) == []
-    with pytest.raises(RequestError):
-        a_dialect(Said({"POST /session": {"id": id}})).create(PROMPT)
-
-
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
 def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], monkeypatch: Patch
 ) -> None:
     decode = OpenCode1.decode
 
@@ -5130,12 +4918,12 @@ def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
 
     monkeypatch.setattr(OpenCode1, "decode", fails)
     bad = frame("session.error", sessionID="ses_1")
-    (said, after) = read(bad + bad + frame("session.idle", sessionID="ses_1"))
+    said, after = read(bad + bad + frame("session.idle", sessionID="ses_1"))
     assert isinstance(said, Noted) and "cannot be read" in said.text and error.__name__ in said.text
     assert after == Activity("ses_1", "idle")
 
 
-def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: Patch) -> None:
     of_nobody = b'data: {"type":"message.part.delta","properties":{"delta":"x"}}\n\n'
     stream = delta_of("ses_1") * 300 + delta_of("ses_2") * 300 + of_nobody
     idle = frame("session.idle", sessionID="ses_1")
@@ -5155,9 +4943,6 @@ def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.Monke
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
-
-
-# fmt: off
 @pytest.mark.parametrize("given, text", [
     ({"filePath": "/project/src/a.py"}, "src/a.py"), ({"path": "/project/src/a.py"}, "src/a.py"),
     ({"filePath": "/projects/a.py"}, "/projects/a.py"),
@@ -5170,8 +4955,7 @@ def test_of_a_flood_of_deltas_a_sign_of_life_is_enough(monkeypatch: pytest.Monke
     ({"name": "pdf"}, "pdf"), ({"todos": [1, 2, 3]}, "A title"), ({"path": "/project/src"}, "src"),
     ({"number": 3, "what": "this"}, "A title"), ({}, "A title"),
     ({"command": "x" * 9999}, "x" * 500),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_tool_is_told_by_the_argument_that_matters(given: Json, text: str) -> None:
     assert ocloop.argument_of(given, "/project", "A title") == text
     assert ocloop.argument_of({"what": "this"}, "/project") == "this"
@@ -5185,45 +4969,37 @@ def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments()
     assert ocloop.call_id("\ud800", float("nan")) > 0
 
 
-def announced(value: Any) -> float:
-    """What a fault says of how long to wait, when its provider says this."""
-    data = {"message": "no", "responseHeaders": {"retry-after": value}}
-    fault = ocloop.fault_of({"name": "APIError", "data": data})
-    return fault.retry_after if fault else -1.0
-
-
-# fmt: off
 @pytest.mark.parametrize("value, seconds", [
     ("30", 30.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
     ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0),
-],
-)  # fmt: skip
+])  # fmt: skip
 def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
-    assert announced(value) == seconds
-# fmt: off
-@pytest.mark.parametrize("code, may_pass, kind", [
-    (429, False, "rate-limit"), (529, False, "outage"), (401, False, "auth"),
-    (403, False, "auth"), (402, False, "balance"), (404, False, "no-model"), (500, False, "outage"),
-    (502, False, "outage"), (503, False, "outage"), (0, True, "outage"), (0, False, "provider"),
-    (400, False, "provider"), (422, False, "provider"),
-])
-# fmt: on
-def test_what_a_provider_s_code_means(code: int, may_pass: bool, kind: str) -> None:
-    data = {"message": "no", "statusCode": code, "isRetryable": may_pass}
-    fault = ocloop.fault_of({"name": "APIError", "data": data})
-    assert fault and fault.kind == kind and kind in ocloop.FAULTS
-# fmt: off
+    fault = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": value}))
+    assert fault and fault.retry_after == seconds
+
+
+@pytest.mark.parametrize("kind, codes", [
+    ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
+    ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0]),
+])  # fmt: skip
+def test_what_a_provider_s_code_means(kind: str, codes: list[int]) -> None:
+    assert kind in ocloop.FAULTS
+    for code in codes:
+        assert ocloop.fault_of(api_error(code)) == Fault(kind, "it failed", code)
+
+
 @pytest.mark.parametrize("cost, tokens, spend", [
     (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
      Spend(0.5, 10, 6, 6)),
     (None, None, Spend()), ("1", {"input": "10"}, Spend()), (True, {"input": True}, Spend()),
     (float("nan"), {"input": float("inf")}, Spend()), (10**30, {"cache": 3}, Spend()),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_was_spent_is_read_from_whatever_is_there(
     cost: Any, tokens: Any, spend: Spend
 ) -> None:
     assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
+
+
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
 PAGE = "<!doctype html><title>OpenCode</title>"
@@ -5232,47 +5008,35 @@ PAGE = "<!doctype html><title>OpenCode</title>"
 class Wire:
     """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
 
-    A dict, a list or None is JSON; a text is a page; a number alone is a code with an empty body;
-    (code, answer) is an answer with a code; a list of answers in a `Turns` is given one by one.
-    What is not in there is answered with `otherwise`.
+    A text is a page, a number alone is a code with an empty body, else it is JSON; (code, answer)
+    is an answer with a code; the answers of a `Turns` are given one by one. What is not in there is
+    answered with `otherwise`.
     """
 
     def __init__(self) -> None:
-        self.says: Json = {}
-        self.otherwise: Any = PAGE  # both generations answer unknown paths like this
-        self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
-        self.headers: list[dict[str, str]] = []
+        self.forget()
         wire = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def answer(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                raw = self.rfile.read(length)
+                raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 wire.heard.append((self.command, self.path, json.loads(raw) if raw else None))
                 wire.headers.append(dict(self.headers.items()))
                 route = f"{self.command} {self.path.partition('?')[0]}"
-                self.reply(wire.says.get(route, wire.otherwise))
-
-            do_GET = do_POST = do_DELETE = answer
-
-            def reply(self, said: Any) -> None:
-                if isinstance(said, Turns):
-                    said = said.next()
-                code = 200
-                if isinstance(said, tuple):
-                    code, said = said
+                said = wire.says.get(route, wire.otherwise)
+                said = said.next() if isinstance(said, Turns) else said
+                code, said = said if isinstance(said, tuple) else (200, said)
                 if type(said) is int:
-                    code, body, kind = said, b"", "text/plain"
-                elif isinstance(said, (str, bytes)):
-                    body = said if isinstance(said, bytes) else said.encode()
-                    kind = "text/html"
-                else:
-                    body, kind = json.dumps(said).encode(), "application/json"
+                    code, said = said, b""
+                if not isinstance(said, (str, bytes)):
+                    said = json.dumps(said)
+                body = said if isinstance(said, bytes) else said.encode()
                 self.send_response(code)
-                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_GET = do_POST = do_DELETE = answer
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -5282,17 +5046,13 @@ class Wire:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def forget(self) -> None:
-        self.says = {}
-        self.otherwise = PAGE
-        self.heard = []
-        self.headers = []
+        self.says: Json = {}
+        self.otherwise: Any = PAGE  # both generations answer unknown paths like this
+        self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
+        self.headers: list[dict[str, str]] = []
 
     def client(self, password: str = "") -> Client:
         return Client(self.url, "opencode", password)
-
-    @property
-    def routes(self) -> list[str]:
-        return [f"{method} {path.partition('?')[0]}" for method, path, _ in self.heard]
 
 
 class Turns:
@@ -5319,8 +5079,12 @@ def wire(one_wire: Wire) -> Wire:
     return one_wire
 
 
-def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
-    wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204}
+def test_a_request_is_answered_with_json_or_with_nothing_and_no_proxy_is_asked(
+    wire: Wire, monkeypatch: Patch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204, "GET /c": (500, {})}
     client = wire.client("secret")
     assert client.request("GET", "/a?b=c") == {"x": [1, "\u00e9"]}
     assert client.request("POST", "/b", {"text": "\ud800"}) is None
@@ -5328,16 +5092,11 @@ def test_a_request_is_answered_with_json_or_with_nothing(wire: Wire) -> None:
     for headers in wire.headers:
         assert headers["Authorization"] == "Basic b3BlbmNvZGU6c2VjcmV0"
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
+    dialect = a_dialect(client)
+    assert dialect.get_if_possible("/a") == {"x": [1, "\u00e9"]}
+    assert dialect.get_if_possible("/c") is None, "what is only good to know may fail"
 
 
-def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    wire.says = {"GET /a": {}}
-    assert wire.client().request("GET", "/a") == {}
-
-
-# fmt: off
 @pytest.mark.parametrize("said, code, name, message", [
     ((400, {"name": "ConfigInvalidError", "data": {
         "path": "/p/opencode.json", "message": "bad", "issues": [{"message": "a"},
@@ -5354,8 +5113,7 @@ def test_no_proxy_is_asked(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     (PAGE, 502, "NotJSON", "GET /a was not answered with JSON"),
     (b"[" * 100_000, 502, "NotJSON", "GET /a was not answered with JSON"),
     (b"\xff\xfe", 502, "NotJSON", "GET /a was not answered with JSON"),
-], ids=lambda value: ascii(value)[:30])
-# fmt: on
+], ids=lambda value: ascii(value)[:30])  # fmt: skip
 def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
     wire: Wire, said: Any, code: int, name: str, message: str
 ) -> None:
@@ -5365,6 +5123,8 @@ def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
     found = error.value
     assert (found.code, found.name, str(found)) == (code, name, message)
     assert not found.is_timeout
+
+
 def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
@@ -5375,8 +5135,10 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         with pytest.raises(RequestError) as error:
             ask("GET", "/")
         assert error.value.code == 0 and not error.value.is_timeout
-
-
+    for said in (b"SSH-2.0-OpenSSH_9.2\r\n", b"", OK + b"Content-Length: 9\r\n\r\n{"):
+        with talker(said) as (url, _), pytest.raises(RequestError) as error:
+            Client(url, "", "").request("GET", "/")
+        assert error.value.code == 0 and str(error.value), "what speaks no HTTP does not answer"
 
 
 @contextmanager
@@ -5398,44 +5160,41 @@ def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]
 
         threading.Thread(target=talk, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
-@pytest.mark.parametrize(
-    "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", OK + b"Content-Length: 9\r\n\r\n{"]
+
+
+ODD_IDS = (
+    *("--port=1", "-s", "../x", "..", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\x1b[2J"),
+    *("x" * 1_000_000, "http://localhost/", "\u00e9", "", None),
 )
-def test_what_speaks_no_http_does_not_answer(said: bytes) -> None:
-    with talker(said) as (url, _), pytest.raises(RequestError) as error:
-        Client(url, "", "").request("GET", "/")
-    assert error.value.code == 0 and str(error.value)
 
 
-ODD_IDS = ("--port=1", "-s", "../x", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\u00e9", "", None)
-
-
-@pytest.mark.parametrize("id", ODD_IDS)
+@pytest.mark.parametrize("id", ODD_IDS, ids=lambda id: ascii(id)[:20])
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_an_id_that_leads_elsewhere_is_none(wire: Wire, generation: int, id: Any) -> None:
-    """A server chooses them, and they become a part of paths and a word of a command."""
+def test_an_id_that_leads_elsewhere_is_none(generation: int, id: Any) -> None:
+    """A server chooses them; they become a part of paths, a word of `attach`, and of the log."""
+    assert ocloop.as_id(id) == "" and ocloop.as_id("ses_1-b") == "ses_1-b"
     made = {"id": id, "parentID": "ses_1", "directory": "/project"}
-    wire.says = {
+    asked = {"id": id, "sessionID": "ses_1"}
+    client = Said({
         "POST /session": made, "POST /api/session": {"data": made},
         "GET /session/ses_1/children": [made], "GET /api/session": {"data": [made]},
-        "GET /permission": [{"id": id, "sessionID": "ses_1"}],
-        "GET /question": [{"id": id, "sessionID": "ses_1"}],
-    }  # fmt: skip
-    options = Options(directory="/project")
-    dialect: OpenCode1 | OpenCode2 = OpenCode2(wire.client(), options)
-    if generation == 1:
-        dialect = OpenCode1(wire.client(), options)
+        "GET /permission": [asked], "GET /question": [asked],
+    })  # fmt: skip
+    dialect = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/project"))
     with pytest.raises(RequestError, match="without an id"):
-        dialect.create(Prompt("text"))
+        dialect.create(PROMPT)
     dialect.family("ses_1", {})
     assert dialect.relatives == ("ses_1",)
     if generation == 1:
         assert dialect.asks()[0] == ()
-        asked = {"id": id, "sessionID": "ses_1"}
-        asked = {"type": "permission.asked", "properties": asked}
-        assert dialect.decode(asked) == [Alive("ses_1")]
-    paths = [path for _, path, _ in wire.heard]
+        assert dialect.decode(event("permission.asked", **asked)) == [Alive("ses_1")]
+        assert dialect.decode(event("session.idle", sessionID=id)) == []
+    else:
+        assert dialect.decode(told("session.execution.started", {"sessionID": id})) == []
+    paths = [path for _, path, _ in client.heard]
     assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
 
 
@@ -5452,6 +5211,8 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
         with pytest.raises(Problem, match="is not OpenCode"):
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
+
+
 TRICKLES: dict[str, tuple[bytes, ...]] = {
     "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
     "line of the head": (OK, b"X: ", *[b"a"] * 90),
@@ -5474,7 +5235,7 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
 def test_an_answer_without_an_end_is_an_error_like_any_other(
-    head: bytes, monkeypatch: pytest.MonkeyPatch
+    head: bytes, monkeypatch: Patch
 ) -> None:
     assert ocloop.LARGEST == 64 << 20
     monkeypatch.setattr(ocloop, "LARGEST", 1 << 20)
@@ -5483,22 +5244,17 @@ def test_an_answer_without_an_end_is_an_error_like_any_other(
         Client(url, "", "").request("GET", "/")
     with talker(OK + b"\r\n[", b" " * 1000_000, b"]") as (url, _):
         assert Client(url, "", "").request("GET", "/") == []
-def test_what_is_only_good_to_know_may_fail(wire: Wire) -> None:
-    wire.says = {"GET /a": (500, {}), "GET /b": {"x": 1}}
-    dialect = a_dialect(wire.client())
-    assert dialect.get_if_possible("/a") is None
-    assert dialect.get_if_possible("/b") == {"x": 1}
 
 
 # ── opencode: which generation answers, and its server ────────────────────────────────────────────
 
 INFO = {"version": "2.0.20", "pid": 7, "urls": [], "paths": {"tmp": "/tmp"}}
 HEALTH = {"healthy": True, "version": "1.18.33"}
+DIGITS = "9" * 5000 + ".1.1"
 STRANGERS: tuple[Any, ...] = (PAGE, (404, {"detail": "Not"}), [], {}, (500, {"message": "a"}), 204)
 
 
 # What a server says -> the dialect and its version, after so many requests; or the Problem.
-# fmt: off
 @pytest.mark.parametrize("says, otherwise, found, requests", [
     ({"GET /api/info": INFO}, PAGE, (OpenCode2, "2.0.20"), 1),
     ({"GET /api/info": {**INFO, "version": "local"}}, PAGE, (OpenCode2, "local"), 1),
@@ -5507,6 +5263,7 @@ STRANGERS: tuple[Any, ...] = (PAGE, (404, {"detail": "Not"}), [], {}, (500, {"me
     ({"GET /api/status": {"version": "2.0.5"}}, (404, {}), (OpenCode2, "2.0.5"), 2),
     ({"GET /global/health": HEALTH}, PAGE, (OpenCode1, "1.18.33"), 3),
     ({"GET /global/health": HEALTH}, (404, {}), (OpenCode1, "1.18.33"), 3),
+    ({"GET /global/health": {**HEALTH, "version": DIGITS}}, PAGE, (OpenCode1, DIGITS), 3),
     ({"GET /global/health": HEALTH, "GET /api/session": [], "GET /api/health": {"healthy": True},
       "GET /api/session/active": {"data": {}}}, PAGE, (OpenCode1, "1.18.33"), 3),
     ({"GET /api/info": (500, {}), "GET /global/health": HEALTH}, PAGE, (OpenCode1, "1.18.33"), 3),
@@ -5516,8 +5273,7 @@ STRANGERS: tuple[Any, ...] = (PAGE, (404, {"detail": "Not"}), [], {}, (500, {"me
     ({"GET /global/health": {"version": "1.1.9"}}, PAGE, "OpenCode 1.1.9 is too old", 3),
     ({"GET /global/health": {"version": "0.9.9"}}, PAGE, "OpenCode 0.9.9 is too old", 3),
     *[({}, otherwise, "is not OpenCode", 3) for otherwise in STRANGERS],
-])
-# fmt: on
+])  # fmt: skip
 def test_which_generation_answers(
     wire: Wire, says: Json, otherwise: Any, found: Any, requests: int
 ) -> None:
@@ -5535,50 +5291,31 @@ def test_which_generation_answers(
     assert len(wire.heard) == requests
 
 
-
-
-@pytest.mark.parametrize("path", ["/wrong/path", "/wrong/path/"])
-def test_an_address_with_a_wrong_path_is_not_opencode(wire: Wire, path: str) -> None:
-    wire.says = {"GET /api/info": INFO, "GET /global/health": HEALTH, "GET /config": {}}
-    with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
-        ocloop.detect(Client(wire.url + path, "", ""))
-
-
-@pytest.mark.parametrize("code", [401, 403, 503])
-def test_a_server_that_refuses_or_boots_is_not_judged(wire: Wire, code: int) -> None:
-    wire.otherwise = (code, {})
-    with pytest.raises(RequestError) as error:
-        ocloop.detect(wire.client())
-    assert error.value.code == code
-def a_server(says: Wire) -> tuple[ocloop.Server, list[Event]]:
-    posted: list[Event] = []
-    return ocloop.Server(Options(server=says.url), posted.append), posted
-
-
-
-
-def test_a_server_that_boots_is_waited_for(wire: Wire) -> None:
+def test_a_server_that_boots_is_waited_for_and_one_that_will_not_do_is_told_at_once(
+    wire: Wire,
+) -> None:
+    server = ocloop.Server(Options(server=wire.url), print)
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
-    server, posted = a_server(wire)
-    _client, dialect, version = server._meet(wire.url)
-    assert (dialect, version) == (OpenCode2, "2.0.20")
+    assert server._meet(wire.url)[1:] == (OpenCode2, "2.0.20")
+    with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
+        ocloop.detect(Client(f"{wire.url}/wrong/path/", "", ""))
+    wire.forget()
+    for code, said, words in (
+        (503, {"code": "service_failed", "message": "no disk"}, "does not answer (no disk)"),
+        (401, {"_tag": "Unauthorized"}, "refuses the password: set OPENCODE_SERVER_PASSWORD"),
+        (403, {}, "refuses the password"),
+    ):
+        wire.otherwise = (code, said)
+        with pytest.raises(RequestError) as error:
+            ocloop.detect(wire.client())
+        assert error.value.code == code, "it is not judged"
+        before = time.monotonic()
+        with pytest.raises(Problem) as problem:
+            server._meet(wire.url)
+        assert words in str(problem.value) and time.monotonic() - before < GENEROUS
 
 
-# fmt: off
-@pytest.mark.parametrize("said, words", [
-    ((503, {"code": "service_failed", "message": "no disk"}), "does not answer (no disk)"),
-    ((401, {"_tag": "UnauthorizedError"}), "refuses the password: set OPENCODE_SERVER_PASSWORD"),
-    ((403, {}), "refuses the password"),
-])
-# fmt: on
-def test_a_server_that_will_not_do_is_told_at_once(wire: Wire, said: Any, words: str) -> None:
-    wire.otherwise = said
-    server, _posted = a_server(wire)
-    before = time.monotonic()
-    with pytest.raises(Problem) as problem:
-        server._meet(wire.url)
-    assert words in str(problem.value) and time.monotonic() - before < GENEROUS
 CONFIGURATION = """/project/opencode.json
 --- JSONC Input ---
 { "apiKey": "sk-SECRET",,, }
@@ -5588,7 +5325,7 @@ PropertyNameExpected at line 3, column 23
 --- End ---"""
 
 
-def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     monkeypatch.delenv("OPENCODE_PASSWORD", raising=False)
     monkeypatch.delenv("OPENCODE_SERVER_USERNAME", raising=False)
     monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
@@ -5612,11 +5349,9 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: pytest.MonkeyPa
     assert ocloop.without_input("no such thing") == "no such thing"
 
 
-
-
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
+    tmp_path: Path, monkeypatch: Patch, generation: int
 ) -> None:
     """Not the login, not a farewell, not the event stream; and the next start has its own login."""
     monkeypatch.setenv("FAKE_OPENCODE", json.dumps({"generation": generation}))
@@ -5653,9 +5388,9 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
         assert len(server.password) >= 32 and server.password != first
     finally:
         server.close()
+
+
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
-
-
 
 
 def event(type: str, /, **properties: Any) -> Json:
@@ -5674,6 +5409,8 @@ def tool_event(tool: str, **state: Any) -> Json:
 def message_event(**info: Any) -> Json:
     given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
     return event("message.updated", info=given)
+
+
 UNAUTHORIZED = {"name": "APIError", "data": {"message": "no key", "statusCode": 401}}
 ABORTED = {"name": "MessageAbortedError", "data": {"message": "Aborted"}}
 OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
@@ -5688,8 +5425,8 @@ def said_part(kind: str, state: str, **more: Any) -> Part:
 
 # fmt: off
 DECODED: list[tuple[Json, list[Any]]] = [
-    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}), [Child("ses_2",
-     "ses_1")]),
+    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}),
+     [Child("ses_2", "ses_1")]),
     (event("session.created", info={"id": "ses_2"}), [Child("ses_2", "")]),
     (event("session.updated", info={"id": "ses_2"}), [Alive("ses_2")]),
     (event("session.idle", sessionID="ses_1"), [Activity("ses_1", "idle")]),
@@ -5698,46 +5435,35 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (event("session.status", sessionID="ses_1", status={"type": "idle"}),
      [Activity("ses_1", "idle")]),
     (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
-    (event("session.status", sessionID="ses_1"), [Alive("ses_1")]),
     (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
      [Broke("ses_1", Fault("auth", "no key", 401))]),
-    (event("session.error", sessionID="ses_1", error=ABORTED),
-     [Broke("ses_1", Fault("aborted", "Aborted"))]),
     (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
     (event("session.error", error=UNAUTHORIZED), []),
     (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
-    (event("session.diff", sessionID="ses_1"), [Alive("ses_1")]),
-    (event("todo.updated", sessionID="ses_1", todos=[]), [Alive("ses_1")]),
     (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
     (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
      [Delta("ses_1", "prt_1", "The")]),
-    (event("permission.replied", sessionID="ses_1", requestID="per_1"),
-     [Answered("ses_1", "per_1")]),
-    (event("question.replied", sessionID="ses_1", requestID="que_1"), [Answered("ses_1", "que_1")]),
-    (event("question.rejected", sessionID="ses_1", requestID="que_1"),
-     [Answered("ses_1", "que_1")]),
+    *[(event(kind, sessionID="ses_1", requestID="que_1"), [Answered("ses_1", "que_1")])
+      for kind in ("permission.replied", "question.replied", "question.rejected")],
     (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
      metadata={"command": "rm -r x"}),
      [Asked("ses_1", Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x"))]),
-    (event("permission.asked", sessionID="ses_1"), [Alive("ses_1")]),
     (event("question.asked", sessionID="ses_1", id="que_1", questions=[
-     {"question": "Which?", "options": [{"label": "red", "description": "warm"},
-     {"label": "b"}]}]),
+     {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
      [Asked("ses_1", Ask("que_1", "ses_1", "question", "", "Which?", (
      Question("Which?", (("red", "warm"), ("b", ""))),)))]),
-    (event("question.asked", sessionID="ses_1"), [Alive("ses_1")]),
+    *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
+      "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
     (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
      finish="stop", time={"completed": 2}),
      [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
     (message_event(agent="plan", finish="stop"),
      [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
-    (message_event(finish="tool-calls", time={"completed": 2}),
-     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended="calls", complete=True)]),
-    (message_event(finish="unknown", time={"completed": 2}),
-     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended="nowhere", complete=True)]),
-    (message_event(finish="stop", summary=True, time={"completed": 2}),
-     [Spent("ses_1", "msg_1", Spend(), parent="msg_0", complete=True)]),
+    *[(message_event(finish=finish, time={"completed": 2}, **more),
+       [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
+      for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
+                                  ("stop", "", {"summary": True}))],
     (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
     (part_event(type="text", text="I begin.", time={"start": 1, "end": 2}),
      [said_part("text", "done", text="I begin.")]),
@@ -5745,12 +5471,9 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [said_part("text", "done", text="Continue", synthetic=True)]),
     (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
     (part_event(type="step-start"), [Alive("ses_1")]),
-    (part_event(type="step-finish"), [Alive("ses_1")]),
     (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
     (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
      [said_part("tool", "running", tool="lsp", argument="parser.py:3")]),
-    (tool_event("bash", status="running", input={"command": "ls"}),
-     [said_part("tool", "running", tool="bash", argument="ls")]),
     (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
      "end": 1500}),
      [said_part("tool", "done", tool="bash", argument="ls", call=LISTING, seconds=1.5)]),
@@ -5759,8 +5482,8 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (tool_event("edit", status="running", input={"filePath": "/project/a"},
      metadata={"filediff": {"additions": 3, "deletions": 1}}),
      [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
-    (event("server.connected"), []), (event("never.heard.of", sessionID="ses_1"), [Alive("ses_1")]),
-    ({}, []), ({"type": "session.idle"}, []), ({"type": None, "properties": None}, []),
+    (event("server.connected"), []), ({"type": "session.idle"}, []), ({}, []),
+    ({"type": None, "properties": None}, []),
 ]
 # fmt: on
 
@@ -5770,21 +5493,22 @@ def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> 
     assert is_same(a_dialect().decode(said), expected)
 
 
-def test_the_text_of_a_prompt_is_no_answer() -> None:
+def test_the_text_of_a_prompt_is_no_answer_and_a_retry_has_a_countdown() -> None:
     dialect = a_dialect()
     assert is_same(dialect.decode(message_event(id="msg_u", role="user")), [Alive("ses_1")])
     said = part_event(messageID="msg_u", type="text", text="Do it", time={"end": 2})
     assert is_same(dialect.decode(said), [Alive("ses_1")])
     assert [type(one) for one in dialect.decode(part_event(type="text", text="x"))] == [Part]
-
-
-def test_a_retry_is_told_with_its_countdown() -> None:
     at = (time.time() + 12) * 1000
     status = {"type": "retry", "attempt": 2, "message": "overloaded", "next": at}
-    (found,) = a_dialect().decode(event("session.status", sessionID="ses_1", status=status))
+    (found,) = dialect.decode(event("session.status", sessionID="ses_1", status=status))
     assert isinstance(found, Activity)
     assert found._replace(wait=0.0) == Activity("ses_1", "retrying", 2, 0.0, "overloaded")
     assert 10 < found.wait <= 12
+    says = whole_server(**{"GET /session/status": {"ses_1": status}})
+    look = polled(says)
+    assert look.activity == "retrying" and look.retry
+    assert look.retry == found._replace(wait=look.retry.wait)
 
 
 # fmt: off
@@ -5794,38 +5518,28 @@ WORDS = (
     "todowrite", "in_progress", "\ud800", "\x1b[2J", "UnknownError", "APIError",
     "ProviderModelNotFoundError: x\n   at y", "Thu, 32 Jan 1970 99:00:00", "9" * 30,
 )
-TYPES = (
-    "session.created", "session.status", "session.idle", "session.error", "session.compacted",
-    "message.updated", "message.part.updated", "message.part.delta", "permission.asked",
-    "permission.updated", "question.asked", "permission.replied", "question.replied",
-    "question.rejected", "todo.updated", "file.edited", "never.heard.of",
-)
-NAMES = (
-    "sessionID", "info", "part", "status", "error", "id", "todos", "questions", "question",
-    "options", "patterns", "pattern", "metadata", "state", "input", "time", "tokens", "cache",
-    "parentID", "type", "role", "finish", "name", "data", "statusCode", "next", "label", "attempt",
-    "completed", "end", "start", "messageID", "tool", "requestID", "cost", "file", "content",
-    "filediff", "synthetic", "responseHeaders", "retry-after", "isRetryable", "message", "title",
-    "providers", "models", "limit", "context", "directory", "path", "filePath", "parts", "summary",
-    "providerID", "modelID", "partID", "delta", "command", "model", "agent", "additions", "ses_1",
-)
 NUMBERS = (
     None, True, False, 0, 1, -1, 429, 1e300, -1e300, float("nan"), float("inf"), 10**30, -(10**400),
     2_000_000_000_000, 1e17, -1e17,
 )
-TYPES_2 = (
-    "session.created", "session.inbox.enqueued", "session.inbox.delivered",
-    "session.execution.started", "session.execution.succeeded", "session.execution.failed",
-    "session.execution.interrupted", "session.step.started", "session.step.ended",
-    "session.step.failed", "session.text.started", "session.text.delta", "session.text.ended",
-    "session.reasoning.started", "session.reasoning.delta", "session.reasoning.ended",
-    "session.tool.input.started", "session.tool.input.ended", "session.tool.called",
-    "session.tool.progress", "session.tool.success", "session.tool.failed",
-    "session.usage.updated", "session.retry.scheduled", "session.compaction.started",
-    "session.compaction.ended", "permission.asked", "permission.replied", "form.created",
-    "form.replied", "form.cancelled", "filesystem.changed", "session.deleted", "never.heard.of",
-)
 # fmt: on
+
+
+def names_in(value: Any) -> set[str]:
+    """All names of the objects in it."""
+    if isinstance(value, dict):
+        return {*value, *names_in(list(value.values()))}
+    if isinstance(value, (list, tuple)):
+        return {name for one in value for name in names_in(one)}
+    return set()
+
+
+TYPES = sorted({str(said.get("type")) for said, _ in DECODED})
+NAMES = sorted(
+    names_in([said for said, _ in DECODED])
+    | {"providers", "models", "limit", "context", "responseHeaders", "retry-after", "isRetryable"}
+    | {"next", "attempt", "path", "content", "model", "command", "question", "parts", "ses_1"}
+)
 
 
 def anything(rng: random.Random, depth: int = 0) -> Any:
@@ -5949,19 +5663,15 @@ def test_what_opencode_1_knows() -> None:
         a_dialect(Said(says)).setup()
 
 
-def test_a_session_is_made_and_says_where_it_works(wire: Wire) -> None:
-    wire.says = {"POST /session": {"id": "ses_1", "directory": "/my project"}}
-    dialect = a_dialect(wire.client(), "/my%20project/\u00e9")
-    assert dialect.create(PROMPT) == ("ses_1", "/my project")
-    method, path, body = wire.heard[0]
-    assert path == "/session?directory=%2Fmy%2520project%2F%C3%A9"
-    assert unquote(path.partition("=")[2]) == "/my%20project/\u00e9"
-    assert (method, body) == ("POST", {"title": PROMPT.title})
-
-
-def test_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
-    client = Said({"POST /session/ses_1/prompt_async": None})
-    dialect = a_dialect(client)
+def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
+    route = "/session/ses_1/prompt_async"
+    client = Said({
+        "POST /session": {"id": "ses_1", "directory": "/my project"}, f"POST {route}": None,
+    })  # fmt: skip
+    dialect = a_dialect(client, "/my%20project/\u00e9")
+    assert dialect.create(PROMPT) == ("ses_1", "/my project"), "it says where it works"
+    path = "/session?directory=%2Fmy%2520project%2F%C3%A9"
+    assert client.heard == [("POST", path, {"title": PROMPT.title})]
     part = {"id": "prt_0", "type": "text", "text": "Do it"}
     bare = {"messageID": "msg_0", "parts": [part]}
     model = {"providerID": "acme", "modelID": "large/v2"}
@@ -5973,7 +5683,7 @@ def test_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
         (PROMPT._replace(model="", agent=""), 0, bare),
     ):
         dialect.send("ses_1", prompt, attempt)
-        assert client.sent[-1] == ("/session/ses_1/prompt_async", body)
+        assert client.sent[-1] == (route, body)
 
 
 # Messages as OpenCode 1.18.33 lists them, cut down to what matters.
@@ -6009,69 +5719,49 @@ NO_KEY_1 = Fault("auth", "no key", 401)
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
 
 
-# fmt: off
-@pytest.mark.parametrize("messages, verdict, fault", [
-    ([], "undelivered", None),
-    ([ASKED], "undelivered", None),
-    ([ASKED, CALLS_1, STOPPED_1], "answered", None),
-    ([ASKED, assistant("msg_1", "length")], "cut", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], "cut", TOO_LONG_1),
-    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished", None),
-    ([ASKED, WORKS_1], "unfinished", None),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], "answered", None),
-    ([ASKED, assistant("msg_1", error=ABORTED)], "cut", Fault("aborted", "Aborted")),
-    ([ASKED, assistant("msg_1", error=REJECTED)], "refused", None),
-    ([ASKED, assistant("msg_1")], "cut", None),
-    ([ASKED, assistant("msg_1", "unknown")], "cut", None),
-    ([ASKED, CALLS_1], "refused", None),
-    ([TYPED, assistant("msg_2", "stop")], "undelivered", None),
-    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "answered", None),
+@pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
+    ([], False, "undelivered", None),
+    ([ASKED], False, "undelivered", None),
+    ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
+    ([ASKED, assistant("msg_1", "length")], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "cut", TOO_LONG_1),
+    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
+     None),
+    ([ASKED, WORKS_1], False, "unfinished", None),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], False, "failed", NO_KEY_1),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], False, "answered", None),
+    ([ASKED, assistant("msg_1", error=ABORTED)], False, "cut", Fault("aborted", "Aborted")),
+    ([ASKED, assistant("msg_1", error=REJECTED)], False, "refused", None),
+    ([ASKED, assistant("msg_1")], False, "cut", None),
+    ([ASKED, assistant("msg_1", "unknown")], False, "cut", None),
+    ([ASKED, CALLS_1], False, "refused", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], False, "undelivered", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], False, "answered", None),
     ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
+      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], False, "answered", None),
+    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], False,
      "unfinished", None),
-    ([CALLS_1, STOPPED_1], "answered", None),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
-])
-# fmt: on
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], False, "undelivered", None),
+    # While a session is at work on a person's prompt, ours is not over.
+    ([ASKED, STOPPED_1], True, "answered", None),
+    ([ASKED, STOPPED_1, TYPED], True, "unfinished", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], True, "unfinished", None),
+    ([ASKED, STOPPED_1, COMPACTION], True, "answered", None),
+])  # fmt: skip
 def test_how_the_answer_to_our_own_prompt_stands(
-    messages: list[Json], verdict: str, fault: Fault | None
+    messages: list[Json], is_at_work: bool, verdict: str, fault: Fault | None
 ) -> None:
-    assert ocloop.judge_messages(messages, "msg_1") == (verdict, fault)
+    assert ocloop.judge_messages(messages, "msg_1", is_at_work=is_at_work) == (verdict, fault)
 
 
-# fmt: off
-@pytest.mark.parametrize("messages, verdict", [
-    ([ASKED, STOPPED_1], "answered"), ([ASKED, STOPPED_1, TYPED], "unfinished"),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], "unfinished"),
-    ([ASKED, STOPPED_1, COMPACTION], "answered"), ([], "undelivered"),
-])
-# fmt: on
-def test_while_a_session_is_at_work_on_a_persons_prompt_ours_is_not_over(
-    messages: list[Json], verdict: str
-) -> None:
-    assert ocloop.judge_messages(messages, "msg_1", is_at_work=True)[0] == verdict
+def test_what_a_compaction_wrote_is_told_from_what_a_person_typed() -> None:
+    assert ocloop.is_of_compaction(COMPACTION) and ocloop.is_of_compaction(GO_ON)
+    mixed = user("a", {"type": "text", "text": "x"}, {"type": "text", "synthetic": True})
+    for typed in (user("a"), mixed, user("a", {"type": "file"}), {"info": {"role": "user"}}, {}):
+        assert not ocloop.is_of_compaction(typed), typed
 
 
-
-
-# fmt: off
-@pytest.mark.parametrize("message, is_its", [
-    (user("a"), False), (COMPACTION, True), (GO_ON, True),
-    (user("a", {"type": "text", "text": "x"}, {"type": "text", "text": "y", "synthetic": True}),
-     False),
-    (user("a", {"type": "file"}), False), ({"info": {"id": "a", "role": "user"}}, False),
-    ({}, False),
-])
-# fmt: on
-def test_what_a_compaction_wrote_is_told_from_what_a_person_typed(
-    message: Json, is_its: bool
-) -> None:
-    assert ocloop.is_of_compaction(message) is is_its
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
-WRAPPED = "ProviderModelNotFoundError: acme/nope"
 
 
 def wrapped(message: str) -> Json:
@@ -6082,43 +5772,36 @@ def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
 
 
-# fmt: off
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
     (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
     (UNAUTHORIZED, Fault("auth", "no key", 401)),
-    (api_error(429), Fault("rate-limit", "it failed", 429)),
     (api_error(429, responseHeaders={"retry-after": "120"}),
      Fault("rate-limit", "it failed", 429, 120.0)),
-    (api_error(429, responseHeaders={"retry-after": None, "x": 1}),
-     Fault("rate-limit", "it failed", 429)),
-    (api_error(402), Fault("balance", "it failed", 402)),
-    (api_error(404), Fault("no-model", "it failed", 404)),
-    (api_error(503), Fault("outage", "it failed", 503)),
+    (api_error(429, responseHeaders={"x": 1}), Fault("rate-limit", "it failed", 429)),
     (api_error(None, isRetryable=True), Fault("outage", "it failed")),
     (api_error(None, isRetryable=False), Fault("provider", "it failed")),
     (api_error(400, isRetryable=True), Fault("provider", "it failed", 400)),
     (api_error("429"), Fault("provider", "it failed")),
-    (wrapped(WRAPPED), Fault("no-model", "acme/nope")),
-    (wrapped(WRAPPED + STACK), Fault("no-model", "acme/nope")),
-    (wrapped("ProviderInitError: acme" + STACK), Fault("no-model", "acme")),
-    (wrapped("AgentNotFoundError: x"), Fault("no-agent", "x")),
-    (wrapped("TypeError: undefined is not a function" + STACK),
-     Fault("unknown", "TypeError: undefined is not a function")),
-    (wrapped("the model says: ProviderAuthError: 429 unauthorized"),
-     Fault("unknown", "the model says: ProviderAuthError: 429 unauthorized")),
+    *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
+        ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
+        ("ProviderInitError: acme", "no-model", "acme"), ("AgentNotFoundError: x", "no-agent", "x"),
+        *[(message, "unknown", message) for message in (
+            "TypeError: undefined is not a function",
+            "the model says: ProviderAuthError: 429 unauthorized")])],
     ({"name": "X", "data": {"message": "ProviderAuthError: y"}},
      Fault("unknown", "ProviderAuthError: y")),
     ({"name": "ProviderAuthError"}, Fault("auth", "ProviderAuthError")),
     ({"name": "ProviderModelNotFoundError", "data": {"providerID": "a"}},
      Fault("no-model", "ProviderModelNotFoundError")),
     ({"name": "X", "data": "text"}, Fault("unknown", "X")),
-], ids=lambda value: ascii(value)[:50])
-# fmt: on
+], ids=lambda value: ascii(value)[:50])  # fmt: skip
 def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
     error: Any, fault: Fault | None
 ) -> None:
     assert ocloop.fault_of(error) == fault
+
+
 def test_an_error_always_has_a_message_and_a_kind_that_is_known() -> None:
     for message in ("", "\n    at x", "UnknownError", "  "):
         fault = ocloop.fault_of(wrapped(message))
@@ -6150,6 +5833,8 @@ def whole_server(**more: Any) -> Json:
         "GET /question": [ASKED_2],
         **more,
     }
+
+
 NO_STATUS: Json = {"GET /session/status": {}}
 FAILED_1 = {"GET /session/ses_1/message": [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]}
 
@@ -6158,20 +5843,30 @@ def polled(says: Json, closer: bool = False) -> Polled:
     return a_dialect(Said(says)).poll("ses_1", PROMPT, 0, closer)
 
 
-def test_a_poll_of_a_session_that_works_tells_costs_family_and_asks() -> None:
-    found = polled(whole_server())
+@pytest.mark.parametrize("route, error, changed", [
+    ("", None, {}),
+    ("/question", BOOM, {"asks": (REQUEST_1,), "unlisted": ("question",)}),
+    ("/permission", PAGE_ERROR, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
+    ("/session/ses_1", BOOM, {"spent": Spend(0.25, 1)}),
+    ("/session/ses_1/children", BOOM, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
+])  # fmt: skip
+def test_a_poll_tells_costs_family_and_asks_and_what_fails_beside_it_does_not_fail_it(
+    route: str, error: Any, changed: Json
+) -> None:
     spent = Spend(0.75, 11, 6, 4)
-    asks = (REQUEST_1, REQUEST_2)
-    assert found == Polled("working", spent=spent, children=("ses_2",), asks=asks)
-    assert polled(whole_server(), closer=True) == found._replace(verdict="answered")
-    at = (time.time() + 9) * 1000
-    status = {"type": "retry", "attempt": 3, "message": "busy", "next": at}
-    found = polled(whole_server(**{"GET /session/status": {"ses_1": status}}))
-    assert found.activity == "retrying" and found.retry
-    assert found.retry[:3] == ("ses_1", "retrying", 3) and 5 < found.retry.wait <= 9
+    whole = Polled("working", spent=spent, children=("ses_2",), asks=(REQUEST_1, REQUEST_2))
+    fails = {f"GET {route}": error}
+    assert polled(whole_server(**fails)) == whole._replace(**changed)
+    assert polled(whole_server(**fails), closer=True).verdict == "answered"
+    if route:  # else it would seem to say that nothing is asked
+        with pytest.raises(RequestError):
+            polled(whole_server(**{f"GET {route}": RequestError(0, "connection refused")}))
+    for decides in ("GET /session/status", "GET /session/ses_1/message"):
+        for error in (BOOM, PAGE_ERROR):
+            with pytest.raises(RequestError):
+                polled(whole_server(**{**NO_STATUS, decides: error}))
 
 
-# fmt: off
 @pytest.mark.parametrize("says, closer, activity, verdict, fault", [
     (NO_STATUS, False, "idle", "answered", None),  # who is not listed is idle
     ({"GET /session/status": {"ses_1": {"type": "idle"}}}, False, "idle", "answered", None),
@@ -6181,8 +5876,7 @@ def test_a_poll_of_a_session_that_works_tells_costs_family_and_asks() -> None:
     # A subagent in the background works on while its parent rests.
     ({"GET /session/status": {"ses_2": {"type": "busy"}}}, False, "working", "", None),
     ({"GET /session/status": {"ses_2": {"type": "busy"}}}, True, "working", "", None),
-])
-# fmt: on
+])  # fmt: skip
 def test_who_works(
     says: Json, closer: bool, activity: str, verdict: str, fault: Fault | None
 ) -> None:
@@ -6190,42 +5884,12 @@ def test_who_works(
     assert (found.activity, found.verdict, found.fault) == (activity, verdict, fault)
 
 
-# fmt: off
-@pytest.mark.parametrize("route, error, changed", [
-    ("/question", BOOM, {"asks": (REQUEST_1,), "unlisted": ("question",)}),
-    ("/permission", BOOM, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
-    ("/permission", PAGE_ERROR, {"asks": (REQUEST_2,), "unlisted": ("permission",)}),
-    ("/session/ses_1", BOOM, {"spent": Spend(0.25, 1)}),
-    ("/session/ses_1/children", BOOM, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
-])
-# fmt: on
-def test_what_fails_beside_it_does_not_fail_the_poll(
-    route: str, error: RequestError, changed: Json
-) -> None:
-    assert polled(whole_server(**{f"GET {route}": error})) == polled(whole_server())._replace(
-        **changed
-    )
-    with pytest.raises(RequestError):  # else it would seem to say that nothing is asked
-        polled(whole_server(**{f"GET {route}": RequestError(0, "connection refused")}))
-
-
-@pytest.mark.parametrize("route", ["GET /session/status", "GET /session/ses_1/message"])
-@pytest.mark.parametrize("error", [BOOM, PAGE_ERROR])
-def test_what_decides_must_not_fail(route: str, error: RequestError) -> None:
-    with pytest.raises(RequestError):
-        polled(whole_server(**{**NO_STATUS, route: error}))
-
-
 @pytest.mark.parametrize("kind", ["question", "permission"])
 def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind: str) -> None:
     story = Story()
     lists: Json = {"GET /permission": [], "GET /question": [], f"GET /{kind}": BOOM}
     client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **lists})
-
-    def poll(request: Any) -> Json:
-        return a_dialect(client).poll(*request.reply.args)._asdict()
-
-    story.world["poll"] = poll
+    story.world["poll"] = lambda request: a_dialect(client).poll(*request.reply.args)._asdict()
     if kind == "question":
         story.question("red", "blue", id="ask_1")
     else:
@@ -6237,12 +5901,10 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
     assert story.asked == [], "somebody else has answered it"
 
 
-# fmt: off
 @pytest.mark.parametrize("children", [
     [{**CHILD_1, "id": "ses_1"}], [CHILD_1],
     [CHILD_1, {**CHILD_1, "parentID": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
-])
-# fmt: on
+])  # fmt: skip
 def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
     """A server that does not know the route may list all its sessions."""
     routes = ("GET /session/ses_1/children", "GET /session/ses_2/children")
@@ -6263,32 +5925,29 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
                 raise RequestError(rng.choice((0, 400, 404, 500)), "no", rng.choice(("", "X")))
             return anything(rng)
 
-    def ask_all(dialect: OpenCode1) -> Iterator[Callable[[], Any]]:
-        yield dialect.setup
-        yield lambda: dialect.create(PROMPT)
-        yield lambda: dialect.send("ses_1", PROMPT, 1)
-        yield lambda: dialect.poll("ses_1", PROMPT, 0, rng.random() < 0.5)
-        yield lambda: dialect.reply(REQUEST_2, "once", ("a",), "")
-        yield lambda: dialect.interrupt("ses_1", PROMPT, 0)
-
     done = 0
     for _ in range(1500):
-        for ask in ask_all(a_dialect(Whatever({}))):
-            try:
-                found = ask()
-            except RequestError:
-                continue
-            done += 1
-            if isinstance(found, Polled):
-                assert found.activity in ("idle", "working", "retrying")
-                assert is_sound(tuple(found)), found
+        dialect = a_dialect(Whatever({}))
+        for ask, *args in (
+            (dialect.setup,),
+            (dialect.create, PROMPT),
+            (dialect.send, "ses_1", PROMPT, 1),
+            (dialect.poll, "ses_1", PROMPT, 0, rng.random() < 0.5),
+            (dialect.reply, REQUEST_2, "once", ("a",), ""),
+            (dialect.interrupt, "ses_1", PROMPT, 0),
+        ):
+            with suppress(RequestError):
+                found = ask(*args)
+                done += 1
+                if isinstance(found, Polled):
+                    assert found.activity in ("idle", "working", "retrying")
+                    assert is_sound(tuple(found)), found
     assert done > 3000
 
 
 # What is asked, and what is replied.
 
 
-# fmt: off
 @pytest.mark.parametrize("asked, title, detail", [
     ({"permission": "bash", "patterns": ["echo hi"], "metadata": {"command": "echo hi"}},
      "bash", "echo hi"),
@@ -6299,8 +5958,7 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
     ({"permission": "webfetch", "patterns": ["*"], "metadata": {"url": "https://e.org"}},
      "webfetch", "*, https://e.org"),
     ({"patterns": [], "metadata": "text"}, "something", ""),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_permission_says_what_exactly_it_is_for(asked: Json, title: str, detail: str) -> None:
     request = a_dialect().permission({"id": "per_1", "sessionID": "ses_1", **asked})
     assert request == Ask("per_1", "ses_1", "permission", title, detail)
@@ -6314,7 +5972,6 @@ NO_MORE = "Go on without."
 
 
 # A bare refusal of a question would end the turn: each is answered with words.
-# fmt: off
 @pytest.mark.parametrize("ask, decision, answers, message, body", [
     (REQUEST_1, "once", (), "", {"reply": "once", "message": ""}),
     (REQUEST_1, "always", (), "", {"reply": "always", "message": ""}),
@@ -6322,8 +5979,7 @@ NO_MORE = "Go on without."
     (BOTH, "once", ("red", "blue"), "", {"answers": [["red"], ["blue"]]}),
     (BOTH, "reject", ("red",), NO_MORE, {"answers": [["red"], [NO_MORE]]}),
     (BOTH, "reject", (), NO_MORE, {"answers": [[NO_MORE], [NO_MORE]]}),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_is_asked_of_1_is_replied_to(
     ask: Ask, decision: str, answers: tuple[str, ...], message: str, body: Json
 ) -> None:
@@ -6336,13 +5992,11 @@ def test_what_is_asked_of_1_is_replied_to(
         a_dialect(client).reply(ask, decision, answers, message)
 
 
-# fmt: off
 @pytest.mark.parametrize("statuses, aborted", [
     ({}, ["ses_1"]), ({"ses_1": {"type": "busy"}}, ["ses_1"]),
     ({"ses_2": {"type": "busy"}, "ses_3": {"type": "busy"}}, ["ses_1", "ses_2"]),
     ({"ses_1": {"type": "busy"}, "ses_2": {"type": "idle"}}, ["ses_1"]),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
     statuses: Json, aborted: list[str]
 ) -> None:
@@ -6357,14 +6011,10 @@ def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
     assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
 
-
-
-# fmt: off
 @pytest.mark.parametrize("generation, argv", [
     (1, ["npx", "opencode", "attach", "http://x", "--session", "ses_1", "--dir", "/project"]),
     (2, ["npx", "opencode", "/project", "--server", "http://x", "--session", "ses_1"]),
-])
-# fmt: on
+])  # fmt: skip
 def test_how_a_session_is_joined(generation: int, argv: list[str]) -> None:
     """The password is nowhere where other users see it."""
     record: Json = {"generation": generation, "opencode": ["npx", "opencode"], "server": "http://x"}
@@ -6382,7 +6032,7 @@ NO_PROC = "/nonexistent/proc"
 
 
 @pytest.fixture(params=["proc", "ps"])
-def seam(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def seam(request: pytest.FixtureRequest, monkeypatch: Patch) -> str:
     if request.param == "ps":
         monkeypatch.setattr(ocloop, "PROC", NO_PROC)
         if not ocloop.list_processes():
@@ -6438,34 +6088,22 @@ def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
     return True
 
 
-def test_processes_are_found_by_their_mark(
-    seam: str, started: Callable[..., subprocess.Popen[bytes]]
+def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
+    seam: str, started: Started
 ) -> None:
     mark = os.urandom(8).hex()
-    marked = started("echo up; exec sleep 60", mark)
+    code = "x = bytearray(50 << 20); print('up', flush=True); input()"
+    marked = started(f'exec "{sys.executable}" -c "{code}"', mark, stdin=subprocess.PIPE)
     other = started("echo up; exec sleep 60", f"{mark}.check")
     assert first_line(marked) == first_line(other) == "up"
     assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
     assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
     assert ocloop.marked_pids("nobody has this one") == []
-
-
-def test_the_memory_of_a_group_is_known(
-    seam: str, started: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    code = "x = bytearray(50 << 20); print('up', flush=True); input()"
-    command = f'exec "{sys.executable}" -c "{code}"'
-    child = started(command, stdin=subprocess.PIPE)
-    assert first_line(child) == "up"
-    assert 50 <= ocloop.group_memory(child.pid) < 200
+    assert 50 <= ocloop.group_memory(marked.pid) < 200
     assert ocloop.group_memory(2**22 + 1) == 0
-    assert child.stdin
-    child.stdin.close()
 
 
-def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(monkeypatch: Patch) -> None:
     monkeypatch.setattr(ocloop, "PROC", NO_PROC)
     for ps in (("/nonexistent/ps",), ("false",), ("echo", "PID TTY\n nonsense")):
         monkeypatch.setattr(ocloop, "PS", ps)
@@ -6474,30 +6112,26 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(
 
 
 def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
-    seam: str, started: Callable[..., subprocess.Popen[bytes]]
+    seam: str, started: Started
 ) -> None:
     mark = os.urandom(8).hex()
-    leaves = (
-        "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); "
-        "sys.stdout.close(); time.sleep(60)"
-    )
-    child = started(
-        f"trap '' TERM; \"{sys.executable}\" -c '{leaves}' & sleep 60 & wait; wait; sleep 60", mark
-    )
+    leaves = "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); sys.stdout.close()"
+    leaves += "; time.sleep(60)"
+    away = f"\"{sys.executable}\" -c '{leaves}'"
+    child = started(f"trap '' TERM; {away} & sleep 60 & wait; wait; sleep 60", mark)
     left = int(first_line(child))
     assert is_alive(left) and os.getpgid(left) == left
     before = time.monotonic()
     ocloop.end_group(child, 0.3, mark)
-    assert child.poll() is not None
-    assert comes_true(lambda: not is_alive(left))
+    assert 0.25 < time.monotonic() - before < 10, "it had its time"
+    assert child.poll() is not None and comes_true(lambda: not is_alive(left))
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
-    assert 0.25 < time.monotonic() - before < 10, "it had its time"
 
 
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
 def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
-    looks: str, monkeypatch: pytest.MonkeyPatch, started: Callable[..., subprocess.Popen[bytes]]
+    looks: str, monkeypatch: Patch, started: Started
 ) -> None:
     """Looking at how it ended does not reap it; and who has its number afterwards is not killed."""
     if looks == "poll":
@@ -6521,7 +6155,7 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
 def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
-    started: Callable[..., subprocess.Popen[bytes]],
+    started: Started,
 ) -> None:
     """The main thread blocks SIGWINCH and SIGTSTP for the screen's sake, and children inherit."""
     theirs = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGTTOU}
@@ -6537,9 +6171,7 @@ def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
 
 
 @pytest.mark.parametrize("where", ["farewell", "start"])
-def test_leaving_waits_for_nothing_without_an_end(
-    where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch) -> None:
     """A name that is looked up for ever, say: no deadline of a request covers that."""
     monkeypatch.setattr(ocloop, "FAREWELL_WITHIN", 0.3)
     monkeypatch.setattr(ocloop, "CLOSED_WITHIN", 2.0 if where == "farewell" else 0.3)
@@ -6561,80 +6193,61 @@ def test_leaving_waits_for_nothing_without_an_end(
     end.set()
     guard.stdin.close()
     guard.wait(GENEROUS)
-def test_a_port_that_is_taken_is_known() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert not ocloop.port_is_free(port)
-    assert ocloop.port_is_free(port)
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-
-
-def test_a_file_s_text_is_read_whatever_its_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "PLAN.md"
-    path.write_bytes(b"\xef\xbb\xbf- [ ] \xff\x00\n")
-    assert ocloop.read_text(str(path), "plan") == ("- [ ] \ufffd\x00\n", "")
-    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
-        mark = "" if encoding == "utf-16" else "\ufeff"
-        path.write_bytes((mark + "- [ ] \u00e9\n").encode(encoding))
-        assert ocloop.read_text(str(path), "plan") == ("- [ ] \u00e9\n", "")
-    path.write_bytes(b"\xff\xfe-")
-    assert ocloop.read_text(str(path), "plan") == ("\ufffd", "")
-def test_what_is_no_file_is_told_with_what_to_do_and_a_pipe_is_not_waited_for(
+def test_a_file_s_text_is_read_whatever_its_bytes_and_a_pipe_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
+    path = tmp_path / "PLAN.md"
+    for raw, text in (
+        (b"\xef\xbb\xbf- [ ] \xff\x00\n", "- [ ] \ufffd\x00\n"),
+        *[
+            ("\ufeff- [ ] \u00e9\n".encode(f"utf-16-{end}"), "- [ ] \u00e9\n")
+            for end in ("le", "be")
+        ],
+        (b"\xff\xfe-", "\ufffd"),
+    ):
+        path.write_bytes(raw)
+        assert ocloop.read_text(str(path), "plan") == (text, "")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("gone", "pipe", ".", "loop", "gone/gone"):
-        text, problem = ocloop.read_text(str(tmp_path / name), "plan")
-        assert text is None
+        said, problem = ocloop.read_text(str(tmp_path / name), "plan")
+        assert said is None
         assert problem.startswith(f"the plan {tmp_path / name} cannot be read (")
         assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
-    with open(tmp_path / "PLAN.md", "w") as file:
-        file.truncate(4 << 30)  # of nothing
-    text, problem = ocloop.read_text(str(tmp_path / "PLAN.md"), "plan")
-    assert text is None and "it is larger than 64 MiB" in problem
-
-
+    os.truncate(path, 4 << 30)  # of nothing
+    said, problem = ocloop.read_text(str(path), "plan")
+    assert said is None and "it is larger than 64 MiB" in problem
 
 
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Callable[..., tuple[str, list[Event]]]:
-    """Writes entries into a log of that name; returns what stands in it, and what was posted."""
-
-    def write(name: str, *entries: Entry) -> tuple[str, list[Event]]:
-        posted: list[Event] = []
-        writer = ocloop.Writer(posted.append)
+def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(tmp_path: Path) -> None:
+    def written(name: str, *entries: Entry) -> str:
+        writer = ocloop.Writer(lambda event: pytest.fail(str(event)))
         log = ocloop.Log(str(tmp_path / name), writer)
         log.add(entries)
         log.add(())
         writer.close(GENEROUS)
-        path = tmp_path / name
-        return (path.read_text("utf-8") if path.is_file() else ""), posted
+        return (tmp_path / name).read_text("utf-8")
 
-    return write
-def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(
-    written: Callable[..., tuple[str, list[Event]]], tmp_path: Path
-) -> None:
     entry = an_entry("bash", "one\ntwo\x1b[31m\x07")
-    text, posted = written("x.log", entry, entry)
     line = "2027-01-15T08:00:00+0000 bash     one / two\ufffd\n"
-    assert text == line * 2 and posted == []
-    assert written("x.log", entry)[0] == line * 3
+    assert written("x.log", entry, entry) == line * 2
+    assert written("x.log", entry) == line * 3
     assert (tmp_path / "x.log").stat().st_mode & 0o777 == 0o600
     (tmp_path / "y.log").touch(0o644)
-    text, _ = written("y.log", an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
+    text = written("y.log", an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
     assert not re.search("[\x00-\x1f\u2028]", text.rstrip("\n"))
     assert (tmp_path / "y.log").stat().st_mode & 0o777 == 0o644, "it is not ours to change"
     entry = an_entry("iter", "1 done\n\ud800", iteration=1, session="ses_1", record={"cost": 0.5})
-    text, _ = written("x.jsonl", entry)
+    text = written("x.jsonl", entry)
     said = {"kind": "iter", "iteration": 1, "session": "ses_1", "text": "1 done\n\ud800"}
     assert json.loads(text) == {"time": "2027-01-15T08:00:00+0000", "cost": 0.5, **said}
     assert text.count("\n") == 1
@@ -6642,6 +6255,8 @@ def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(
 
 HOSTILE = "a\x1b]52;c;eA==\x07b\u200bc\u200dd\U000e0041e\u202ef\ufeffg\u2060h\x9bi"
 HARMLESS = "a\ufffd]52;c;eA==\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg\ufffdh\ufffdi"
+
+
 def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None:
     """Whoever shows them need not think of it: `jq`, a shell, another program."""
     journal = ocloop.Journal(NOON)
@@ -6666,13 +6281,10 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None
         assert not set(HOSTILE) & set(text) - set(HARMLESS), text
 
 
-
-
 @pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
 def test_nothing_that_is_printed_can_rewrite_the_terminal(
-    command: str, tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    command: str, tmp_path: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+) -> None:
     folder = tmp_path / HOSTILE.replace("/", "")
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -6701,9 +6313,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     assert (tmp_path / "later" / "x.log").read_text().count("\n") == 1
 
 
-def test_a_disk_that_fills_up_tears_no_line_of_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_tears_no_line_of_the_log(tmp_path: Path, monkeypatch: Patch) -> None:
     writer = ocloop.Writer(lambda event: None)
     log = ocloop.Log(str(tmp_path / "x.jsonl"), writer)
     write = os.write
@@ -6711,7 +6321,7 @@ def test_a_disk_that_fills_up_tears_no_line_of_the_log(
 
     def small(number: int, data: bytes) -> int:
         if not room[0]:
-            raise OSError(28, "No space left on device")
+            full()
         written = write(number, data[: room[0]])
         room[0] -= written
         return written
@@ -6726,15 +6336,25 @@ def test_a_disk_that_fills_up_tears_no_line_of_the_log(
     writer.close(GENEROUS)
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert records[-1]["text"] == "the last one" and len(records) >= 2
+
+
 def full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_state_file_that_cannot_be_written_is_said_once_and_leaves_no_draft(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
+    tmp_path: Path, state_home: Path, monkeypatch: Patch
 ) -> None:
     run_file = RunFile(str(tmp_path / "PLAN.md"))
-    driver = ocloop.Driver(project_options(tmp_path), run_file, ())
+    driver = ocloop.Driver(project_options(tmp_path, notify="mail"), run_file, ())
+    made: list[Reply] = []
+    monkeypatch.setattr(driver.outside, "make", made.append)
+    driver._tell_of_bug(ValueError("of a strange kind"))  # whoever sleeps hears of a bug
+    (notify,) = made
+    assert notify.request == "notify"
+    assert notify.args[0] == "failed" and "ocloop itself failed" in notify.args[1]
+    record = ocloop.record_of(driver.run, driver.server, 1)
+    assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
     monkeypatch.setattr(json, "dump", full)
     for _ in range(3):
         driver._record(None)
@@ -6746,25 +6366,8 @@ def test_a_state_file_that_cannot_be_written_is_said_once_and_leaves_no_draft(
     assert left == []
 
 
-def test_a_bug_is_told_to_whoever_sleeps(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = project_options(tmp_path, notify="mail")
-    driver = ocloop.Driver(options, RunFile(str(tmp_path / "PLAN.md")), ())
-    made: list[Reply] = []
-    monkeypatch.setattr(driver.outside, "make", made.append)
-    driver._tell_of_bug(ValueError("of a strange kind"))
-    (notify,) = made
-    assert notify.request == "notify"
-    assert notify.args[0] == "failed" and "ocloop itself failed" in notify.args[1]
-    record = ocloop.record_of(driver.run, driver.server, 1)
-    assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
-
-
-
-
 @pytest.fixture
-def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def state_home(tmp_path: Path, monkeypatch: Patch) -> Path:
     home = tmp_path / "state"
     monkeypatch.setenv("XDG_STATE_HOME", str(home))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -6787,29 +6390,30 @@ def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home
     assert os.stat(run_file.path).st_mode & 0o777 == 0o600
     assert os.stat(run_file.folder).st_mode & 0o777 == 0o700
     assert os.listdir(run_file.folder) == [Path(run_file.path).name], "no draft is left"
-
-
-def test_plans_of_one_name_in_two_projects_have_files_of_their_own(
-    tmp_path: Path, state_home: Path
-) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     paths = [RunFile(str(tmp_path / name)).path for name in ("a/P", "a/Q", "b/P", "link/P")]
     assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
 
 
-def test_where_state_cannot_be_kept_it_is_kept_elsewhere_and_said(
+def test_where_state_cannot_be_kept_it_is_kept_elsewhere_or_the_plan_s_folder_is_locked(
     tmp_path: Path, state_home: Path
 ) -> None:
     state_home.write_text("a file is in the way")
-    run_file = RunFile("/project/PLAN.md")
+    (tmp_path / "project").mkdir()
+    plan = str(tmp_path / "project" / "PLAN.md")
+    run_file = RunFile(plan)
     assert run_file.folder == str(tmp_path / f"ocloop-{os.getuid()}")
     assert "cannot be used: using" in run_file.problem
     os.chmod(run_file.folder, 0o777)  # anybody could put a state file there
-    run_file = RunFile("/project/PLAN.md")
-    assert run_file.folder == "" and "no `status`" in run_file.problem
-    run_file.write({"state": "running"})
-    assert run_file.read() == {} and run_file.acquire() == 0 == run_file.running()
+    first, second = RunFile(plan), RunFile(plan)
+    assert first.folder == "" and "no `status`" in first.problem
+    assert "no second loop on any plan in this folder" in first.problem
+    assert first.running() == 0 == first.acquire()
+    first.write({"state": "running"})
+    assert second.acquire() == -1 == second.running() and second.read() == {}
+    assert os.listdir(tmp_path / "project") == []
+    assert RunFile(str(tmp_path / "PLAN.md")).acquire() == 0, "of another folder"
 
 
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
@@ -6829,25 +6433,20 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
     if trap == "link to a folder":
         (tmp_path / "theirs").mkdir(mode=0o700)
         folder.symlink_to(tmp_path / "theirs")
-    elif trap == "open to all":
-        folder.chmod(0o777)
     else:
-        folder.mkdir(mode=0o700)
-    if trap == "symlink":
-        draft.symlink_to(precious)
-    elif trap == "hard link":
-        os.link(precious, draft)
-    if trap in ("link to a folder", "open to all"):
-        with pytest.raises(OSError):
-            run_file.write({"password": "second"})
-        assert run_file.read() == {} and run_file.running() == 0
-    else:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o777 if trap == "open to all" else 0o700)
+    if trap.endswith("link"):
+        (os.symlink if trap == "symlink" else os.link)(precious, draft)
         run_file.write({"password": "second"})
         assert run_file.read() == {"password": "second"}
         assert RunFile(str(tmp_path / "PLAN.md")).running() == os.getpid(), "it is locked, too"
-    assert precious.read_text() == "mine"
-    if trap not in ("symlink", "hard link"):
+    else:
+        with pytest.raises(OSError):
+            run_file.write({"password": "second"})
+        assert run_file.read() == {} and run_file.running() == 0
         assert "second" not in "".join(path.read_text() for path in folder.iterdir())
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("is_open", ["", "state", "state/a.libraries"])
@@ -6871,7 +6470,7 @@ def test_a_library_is_unpacked_only_where_nobody_else_can_write(
 
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    tmp_path: Path, state_home: Path, monkeypatch: Patch, step: str
 ) -> None:
     """As root, with the HOME of another: they could lead us where they like."""
     monkeypatch.delenv("XDG_STATE_HOME")
@@ -6890,41 +6489,20 @@ def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
 
 
-def test_where_no_folder_can_be_had_the_plan_s_own_is_locked(
-    tmp_path: Path, state_home: Path
-) -> None:
-    """Somebody else has made the one in the temporary folder, so that two loops could meet."""
-    state_home.write_text("a file is in the way")
-    (tmp_path / f"ocloop-{os.getuid()}").mkdir()
-    (tmp_path / f"ocloop-{os.getuid()}").chmod(0o777)
-    (tmp_path / "project").mkdir()
-    first, second = (RunFile(str(tmp_path / "project" / "PLAN.md")) for _ in range(2))
-    assert "no second loop on any plan in this folder" in first.problem
-    assert first.running() == 0 == first.acquire()
-    first.write({"state": "running"})
-    assert second.acquire() == -1 == second.running() and second.read() == {}
-    assert os.listdir(tmp_path / "project") == []
-    assert RunFile(str(tmp_path / "PLAN.md")).acquire() == 0, "of another folder"
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "{", "[1]", "null", "7", "\ufeff{}", "[" * 100_000, "\x00"),
-        *('{"plan": "/a\\u0000b"}', '{"plan": "\\ud800"}'),
-        f'{{"plan": "/a", "state": {"[" * 600 + "]" * 600}}}',
-    ],
-    ids=lambda text: text[:20],
-)
 def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
-    tmp_path: Path, state_home: Path, text: str
+    tmp_path: Path, state_home: Path
 ) -> None:
     gc.collect()  # not in the depths of a recursion, where pytest's own hooks have no room
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     state = Path(run_file.path)
-    state.write_text(text)
-    assert run_file.read() == {}
-    assert ocloop.main(["status", "--all", "--json"]) == 0
-    state.write_bytes(b"\xff\xfe")
-    assert run_file.read() == {}
+    for raw in (
+        *(b"", b"{", b"[1]", b"null", b"7", b"\xef\xbb\xbf{}", b"[" * 100_000, b"\0", b"\xff\xfe"),
+        *(b'{"plan": "/a\\u0000b"}', b'{"plan": "\\ud800"}'),
+        b'{"plan": "/a", "state": %s}' % (b"[" * 600 + b"]" * 600),
+    ):
+        state.write_bytes(raw)
+        assert run_file.read() == {}, raw[:20]
+        assert ocloop.main(["status", "--all", "--json"]) == 0
     state.unlink()
     (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
     state.symlink_to(tmp_path / "theirs")
@@ -6947,101 +6525,65 @@ def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
 
 
-
 # fmt: off
-OPTION_VALUES: list[tuple[str, str, Any]] = [
-    ("DURATION", "90", 90.0), ("DURATION", "90s", 90.0), ("DURATION", "15m", 900.0),
-    ("DURATION", "2h", 7200.0), ("DURATION", "1.5h", 5400.0), ("DURATION", "0", 0.0),
-    ("DURATION", "1d", 86400.0), ("DURATION", "9999999999d", ocloop.LONGEST_TIME),
-    ("DURATION", "1h30m", 5400.0), ("DURATION", "-1", None), ("DURATION", "2x", None),
-    ("DURATION", "", None), ("DURATION", "inf", None), ("DURATION", "1h30", None),
-    ("N", "0", 0), ("N", "27", 27), ("N", "-1", None), ("N", "1.5", None), ("N", "", None),
-    ("N", "many", None), ("MIB", "\u00b2", None), ("USD", "20", 20.0),
-    ("USD", "0.50", 0.5), ("USD", ".5", 0.5), ("USD", "5.", 5.0), ("USD", "-1", None),
-    ("USD", "20 USD", None), ("USD", "nan", None), ("USD", "", None),
-    ("PROVIDER/MODEL", "a/b", ["a/b"]), ("PROVIDER/MODEL", "a/b,c/d/e", ["a/b", "c/d/e"]),
-    ("PROVIDER/MODEL", "openrouter/x/y:free", ["openrouter/x/y:free"]),
-    ("PROVIDER/MODEL", "sonnet", None), ("PROVIDER/MODEL", "/b", None),
-    ("PROVIDER/MODEL", "a/", None), ("PROVIDER/MODEL", "a b/c", None),
-    ("PROVIDER/MODEL", "a/b,", None), ("PROVIDER/MODEL", "", None), ("PORT", "4096", 4096),
-    ("PORT", "655360", None), ("PORT", "x", None), ("PATH", "a b", "a b"), ("CMD", "", ""),
-    ("URL", "http://127.0.0.1:4096", "http://127.0.0.1:4096"),
-    ("URL", "https://example.org/base/", "https://example.org/base/"),
-    ("URL", "http://[::1]:4096", "http://[::1]:4096"), ("URL", "127.0.0.1:4096", None),
-    ("URL", "ftp://x", None), ("URL", "http://", None), ("URL", "http://me:secret@x", None),
-    ("URL", "http://x:port", None),
-]
+OPTION_VALUES: dict[str, dict[str, Any]] = {
+    "DURATION": {
+        "90": 90.0, "90s": 90.0, "15m": 900.0, "2h": 7200.0, "1.5h": 5400.0, "1h30m": 5400.0,
+        "0": 0.0, "1d": 86400.0, "9999999999d": ocloop.LONGEST_TIME,
+        **dict.fromkeys(("-1", "2x", "", "inf", "1h30"))},
+    "N": {"0": 0, "27": 27, **dict.fromkeys(("-1", "1.5", "", "many", "\u00b2"))},
+    "USD": {"20": 20.0, "0.50": 0.5, ".5": 0.5, "5.": 5.0,
+            **dict.fromkeys(("-1", "20 USD", "nan", ""))},
+    "PROVIDER/MODEL": {
+        "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
+        "openrouter/x/y:free": ["openrouter/x/y:free"],
+        **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", ""))},
+    "PORT": {"4096": 4096, **dict.fromkeys(("655360", "x"))},
+    "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
+    "URL": {
+        **{url: url for url in (
+            "http://127.0.0.1:4096", "https://example.org/base/", "http://[::1]:4096")},
+        **dict.fromkeys((
+            "127.0.0.1:4096", "ftp://x", "http://", "http://me:secret@x", "http://x:port"))},
+}
 # fmt: on
 
 
-@pytest.mark.parametrize("kind, text, value", OPTION_VALUES, ids=ascii)
-def test_values_of_options(kind: str, text: str, value: Any) -> None:
-    if value is None:
+@pytest.mark.parametrize("kind", OPTION_VALUES)
+def test_values_of_options(kind: str) -> None:
+    for text, value in OPTION_VALUES[kind].items():
+        if value is not None:
+            assert ocloop.value_of(kind, text) == value, text
+            continue
         with pytest.raises(argparse.ArgumentTypeError, match="write "):
             ocloop.value_of(kind, text)
-    else:
-        assert ocloop.value_of(kind, text) == value
-
-
-class Described(TypedDict):
-    flags: list[str]
-    metavar: str
-    text: str
-
-
-def described_options() -> dict[str, Described]:
-    """RUN_OPTIONS by the names of the fields of Options."""
-    found: dict[str, Described] = {}
-    for line in ocloop.RUN_OPTIONS.splitlines():
-        option, _, text = line.partition("  ")
-        if not option.startswith("-"):
-            continue
-        words = option.split()
-        flags = [word for word in words if word.startswith("-")]
-        metavar = words[-1] if words[-1] not in flags else ""
-        name = flags[-1].removeprefix("--").replace("-", "_")
-        found[name] = {"flags": flags, "metavar": metavar, "text": text.strip()}
-    return found
-
-
-def default_of(name: str) -> Any:
-    return getattr(Options(), {"model": "models"}.get(name, name), None)
-
-
-def told_default(described: Described, text: str) -> Any:
-    """The value of what a text says in front: `4h` -> 14400.0; None when it says no value."""
-    word = (text.split() or [""])[0].strip("`;,")
-    try:
-        return ocloop.value_of(described["metavar"], word)
-    except argparse.ArgumentTypeError:
-        return None
-
-
-# What has a default that no field of Options can say: it is told in words.
-TOLD_IN_WORDS = ("opencode", "port")
 
 
 def test_every_option_is_a_field_and_its_help_says_its_default() -> None:
-    fields = set(Options._fields) - {"directory", "attended", "models"}
-    described = described_options()
-    assert set(described) == fields | {"model", "dry_run"}
-    for name, option in described.items():
-        default = default_of(name)
-        if name in TOLD_IN_WORDS or not option["metavar"]:
-            continue
-        brackets = re.findall(r"\(([^()]*)\)$", option["text"])
+    found = set()
+    for flags, metavar, text in re.findall(
+        r"^(-[-\w]*(?:,? --[-\w]+)?)(?: ([A-Z/]+))?  +(.*)$", ocloop.RUN_OPTIONS, re.M
+    ):
+        name = flags.rpartition("--")[2].replace("-", "_")
+        found.add(name)
+        default = getattr(Options(), {"model": "models"}.get(name, name), None)
+        if name in ("opencode", "port") or not metavar:
+            continue  # no default, or one that is told in words
+        brackets = re.findall(r"\(([^()]*)\)$", text)
         assert brackets or not default, f"{name} does not say its default"
-        for text in brackets:
-            value = told_default(option, text)
+        for said in brackets:  # with a value in front: `4h` -> 14400.0
+            value: Any = None
+            with suppress(argparse.ArgumentTypeError):
+                value = ocloop.value_of(metavar, (said.split() or [""])[0].strip("`;,"))
             if default:
-                assert value == default, f"{name}: {text!r}, and it is {default}"
+                assert value == default, f"{name}: {said!r}, and it is {default}"
             else:
-                assert not isinstance(value, (int, float)), f"{name}: {text!r}, and there is none"
+                assert not isinstance(value, (int, float)), f"{name}: {said!r}, there is none"
+    fields = set(Options._fields) - {"directory", "attended", "models"}
+    assert found == fields | {"model", "dry_run"}
 
 
-def test_what_is_parsed_is_what_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     program = tmp_path / "bin" / "opencode"
     program.parent.mkdir()
@@ -7069,7 +6611,6 @@ def test_what_is_parsed_is_what_was_asked_for(
     assert (options.server, options.opencode) == ("http://h:1", ())
 
 
-# fmt: off
 @pytest.mark.parametrize("words, said", [
     ("rnu", "invalid choice: 'rnu' (choose from"),
     ("--run", "--run is an option of a command: did you mean `run --run`?"),
@@ -7091,28 +6632,26 @@ def test_what_is_parsed_is_what_was_asked_for(
     ("attach --pln x", "did you mean --plan? (`ocloop.py attach --help` lists what there is)"),
     ("bootstrap --forse",
      "did you mean --force? (`ocloop.py bootstrap --help` lists what there is)"),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
-    words: str, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, said: str, capsys: Printed
 ) -> None:
     assert ocloop.main(words.split()) == 2
     out, err = capsys.readouterr()
     assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
+
+
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
-STARTERS = {"PLAN.md": ocloop.STARTER_PLAN, ".loop-prompt.md": ocloop.STARTER_PROMPT}
 
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
-def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bootstrap_writes_what_is_missing_and_with_force_loses_nothing(
+    tmp_path: Path, capsys: Printed
 ) -> None:
     folder = tmp_path / "new" / "project"
-    plan = folder / "PLAN.md"
+    plan, prompt = folder / "PLAN.md", folder / ".loop-prompt.md"
     assert ocloop.main(["bootstrap", str(folder)]) == 0
-    assert contents(folder) == STARTERS
+    assert plan.read_text() == ocloop.STARTER_PLAN
+    assert prompt.read_text() == ocloop.STARTER_PROMPT and len(list(folder.iterdir())) == 2
     assert f"wrote    {plan}" in capsys.readouterr().out
     read, problems, (warning,) = ocloop.preflight(project_options(folder, attended=True))
     assert "is still the starter: write your own tasks into it" in warning
@@ -7120,40 +6659,27 @@ def test_bootstrap_writes_what_is_missing_and_leaves_alone_what_is_there(
     assert ocloop.preflight(project_options(folder))[1:] == ([warning], []), "nobody looks"
     assert read.pending == 3 and read.manual == 1 and read.summary is None
     plan.write_text("mine")
-    (folder / ".loop-prompt.md").unlink()
+    prompt.unlink()
     assert ocloop.main(["bootstrap", str(folder)]) == 0
-    assert contents(folder) == {**STARTERS, "PLAN.md": "mine"}
+    assert plan.read_text() == "mine" and prompt.read_text() == ocloop.STARTER_PROMPT
     assert f"skipped  {plan}" in capsys.readouterr().out
     assert ocloop.main(["bootstrap", str(plan)]) == 1
     assert "choose another directory" in capsys.readouterr().err
-
-
-def test_bootstrap_with_force_loses_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     for text in ("mine", "also mine"):
-        (tmp_path / "PLAN.md").write_text(text)
-        assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
-    assert f"kept     {tmp_path / 'PLAN.md~'}" in capsys.readouterr().out
-    assert ocloop.main(["bootstrap", "--force", str(tmp_path)]) == 0
-    found = contents(tmp_path)
-    assert {"mine", "also mine"} <= set(found.values()) and found["PLAN.md~"] == "mine"
-    assert found["PLAN.md"] == ocloop.STARTER_PLAN
+        plan.write_text(text)
+        assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
+    assert f"kept     {folder / 'PLAN.md~'}" in capsys.readouterr().out
+    assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
+    assert (folder / "PLAN.md~").read_text() == "mine" and plan.read_text() == ocloop.STARTER_PLAN
+    assert "also mine" in [path.read_text() for path in folder.iterdir()]
 
 
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
 
 
-
-
 def project_options(folder: Path, **options: Any) -> Options:
-    given: Json = {
-        "directory": str(folder),
-        "plan": str(folder / "PLAN.md"),
-        "prompt": str(folder / ".loop-prompt.md"),
-        **options,
-    }
-    return Options(**given)
+    files = {"plan": f"{folder}/PLAN.md", "prompt": f"{folder}/.loop-prompt.md"}
+    return Options(**{"directory": str(folder), **files, **options})
 
 
 @pytest.fixture
@@ -7171,12 +6697,15 @@ def problems(folder: Path, **options: Any) -> str:
 
 def warnings(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options))[2])
-def test_a_project_in_order_has_no_problems(project: Path) -> None:
+
+
+def test_a_project_in_order_has_no_problems_and_one_without_tasks_or_words_is_refused(
+    project: Path,
+) -> None:
     options = project_options(project, check="make test", log=f"{project}/log")
-    plan, problems, warnings = ocloop.preflight(options)
-    assert problems == [] == warnings
+    plan, *found = ocloop.preflight(options)
+    assert found == [[], []]
     assert plan.pending == 1 and ocloop.tasks_as_read(plan) == ["[ ] one", "[x] two"]
-def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Path) -> None:
     (project / "PLAN.md").write_text("# Nothing\n")
     assert "has no task: add lines such as `- [ ] Build it`" in problems(project)
     assert problems(project, debug=True) == ""
@@ -7188,7 +6717,14 @@ def test_a_plan_without_tasks_and_a_prompt_without_words_are_refused(project: Pa
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
 
 
-def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
+def test_what_is_odd_in_plan_prompt_and_folder_is_a_warning(
+    project: Path, monkeypatch: Patch
+) -> None:
+    assert warnings(project) == ""
+    monkeypatch.setenv("HOME", str(project))
+    assert "change into the project's own folder" in warnings(project)
+    options = project_options(project, directory="/")
+    assert "the project is /, all of it" in "\n".join(ocloop.preflight(options)[2])
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
     said = warnings(project)
@@ -7200,33 +6736,29 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
 
 
-def test_a_home_or_a_whole_machine_as_the_project_is_a_warning(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert warnings(project) == ""
-    monkeypatch.setenv("HOME", str(project))
-    assert "change into the project's own folder" in warnings(project)
-    options = project_options(project, directory="/")
-    assert "the project is /, all of it" in "\n".join(ocloop.preflight(options)[2])
-
-
-# fmt: off
-@pytest.mark.parametrize("command, word", [
-    ("make-it-so-that-nobody-has-it test", "make-it-so-that-nobody-has-it"),
-    ("./check.sh", "./check.sh"), ("sh -c true", ""), ("./there.sh --fast", ""),
-    ("cd sub && make", ""), ("true", ""), ("X=1 nobody-has-it", ""), ("! grep -q x y", ""),
-    ("(nobody-has-it)", ""), ("", ""), ("if true; then nobody-has-it; fi", ""), ("~/bin/check", ""),
-    ("$CHECK", ""),
-])
-# fmt: on
 def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
-    project: Path, command: str, word: str
+    project: Path,
 ) -> None:
     (project / "there.sh").write_text("#!/bin/sh\n")
     (project / "there.sh").chmod(0o755)
     for name in ("check", "notify"):
-        said = problems(project, **{name: command})
-        assert said == (f"--{name}: there is no command {word}" if word else "")
+        for command in ("nobody-has-it", "nobody-has-it test", "./check.sh"):
+            said = problems(project, **{name: command})
+            assert said == f"--{name}: there is no command {command.split()[0]}"
+        for command in (
+            *("sh -c true", "./there.sh --fast", "cd sub && make", "X=1 nobody-has-it", "true", ""),
+            *("! grep -q x y", "(nobody-has-it)", "if true; then nobody-has-it; fi", "$CHECK"),
+            "~/bin/check",
+        ):
+            assert problems(project, **{name: command}) == "", command
+    for words, said in (
+        ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
+        ('npx "-y', "cannot be read (No closing quotation): mind its quotes"),
+    ):
+        with pytest.raises(Problem) as problem:
+            ocloop.find_opencode(words)
+        assert said in str(problem.value)
+    assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
 
 
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
@@ -7236,7 +6768,8 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
-# fmt: off
+
+
 @pytest.mark.parametrize("config, asks", [
     ({}, []), ({"permission": {}}, []), ({"permission": "ask"}, ["everything"]),
     ({"permission": "allow"}, []), ({"permission": 7, "permissions": [7, {}]}, []),
@@ -7245,16 +6778,14 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     ({"permission": {"edit": None, "bash": {"*": ["ask"]}}}, []),
     ({"permissions": [{"action": "bash", "effect": "ask"}, {"action": "bash", "effect": "allow"},
                       {"action": "edit", "effect": "deny"}]}, ["bash"]),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_a_configuration_wants_to_be_asked_before(config: Json, asks: list[str]) -> None:
     assert [name for name, is_asked in ocloop.asked_before(config).items() if is_asked] == asks
 
 
 def test_run_refuses_what_a_dry_run_refuses(
-    project: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr(ocloop, "START_TIMEOUT", 0.1)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
@@ -7273,9 +6804,8 @@ def test_run_refuses_what_a_dry_run_refuses(
 
 
 def test_a_plan_that_is_complete_needs_no_server(
-    project: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+) -> None:
     monkeypatch.chdir(project)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
     for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
@@ -7287,23 +6817,8 @@ def test_a_plan_that_is_complete_needs_no_server(
         assert ("complete already but for 1 pending task" in said) == bool(status)
 
 
-
-
-# fmt: off
-@pytest.mark.parametrize("asked, words", [
-    ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
-    ('npx "-y', "cannot be read (No closing quotation): mind its quotes"),
-])
-# fmt: on
-def test_how_opencode_is_started_is_looked_at_first(asked: str, words: str) -> None:
-    with pytest.raises(Problem) as problem:
-        ocloop.find_opencode(asked)
-    assert words in str(problem.value)
-    assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
-
-
 def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -7321,74 +6836,67 @@ def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
     with pytest.raises(Problem, match="is not UTF-8, .*: rename it"):
         ocloop.absolute(".")
     monkeypatch.chdir(tmp_path)
+
+
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
 
 
-
-
 def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
+    """What `status` says of a story; it has ended where an exit status is given."""
     plan = parse_plan(story.plan or "")
-    return "\n".join(status_lines("/project/PLAN.md", plan, pid, story.record(status)))
+    return status_of(story.record(status), "/project/PLAN.md", plan, pid)
 
 
-def status_lines(path: str, plan: Plan, pid: int, record: Json) -> list[str]:
-    return ocloop.status_lines(plan, ocloop.status_record(path, plan, pid, record))
+def status_of(
+    record: Json, path: str = "/p/PLAN.md", plan: Plan | None = None, pid: int = 0
+) -> str:
+    plan = plan or Plan()
+    return "\n".join(ocloop.status_lines(plan, ocloop.status_record(path, plan, pid, record)))
+
 
 def says(text: str, *words: str) -> None:
     for each in words:
         assert each in text, each
 
 
-def test_status_tells_of_a_run_at_work() -> None:
-    story = Story(
-        "- [ ] one\n- [ ] two\n- [BLOCKED: no key] Deploy\n", max_cost=20.0, check="make test"
-    )
+def test_status_tells_of_a_run_at_work_and_what_it_waits_for() -> None:
+    plan = "- [ ] one\n- [ ] two\n- [BLOCKED: no key] Deploy\n"
+    story = Story(plan, max_cost=20.0, check="make test")
     story.works(0.5)
     story.busy()
     text = status_text(story)
     says(
-        text,
+        f"{text}\n",
         "plan      /project/PLAN.md",
         "progress  1 of 3 tasks done (33 %), 1 blocked, 0 manual",
         "next      two",
         "run       running, process 4711 (`kill 4711` ends it in good order)",
-        "iteration 2\n",
-        "task      two\n",
-        "session   ses_2\n",
-        "server    http://127.0.0.1:4096\n",
-        "model     a/b",
-        "cost      $0.50\n",
-        "outcomes  done ×1\n",
+        *("iteration 2\n", "task      two\n", "session   ses_2\n", "model     a/b\n"),
+        *("server    http://127.0.0.1:4096\n", "cost      $0.50\n", "outcomes  done ×1\n"),
         "blocked   Deploy (no key)",
     )
     assert re.search(r"^done +\d+s +\$0.50 +1  one$", text, re.MULTILINE)
     story.check = 2
     story.works()
-    assert re.search(r"^check failed .* 1  two$", status_text(story), re.MULTILINE), "and not done"
-    says(
-        status_text(story),
-        "check     it failed; what the next session is told of it:",
-        "output of the check",
-        "check failed ×1",
-    )
-
-
-
-
-def test_status_tells_what_a_run_waits_for() -> None:
+    text = status_text(story)
+    assert re.search(r"^check failed .* 1  two$", text, re.MULTILINE), "and not done"
+    says(text, "check     it failed; what the next session is told of it:", "output of the check")
+    says(text, "check failed ×1")
     story = Story()
     story.asks()
-    assert "waits for you: bash rm -r x" in status_text(story)
+    says(status_text(story), "waits for you: bash rm -r x")
     story = Story()
     story.retries(1, 20, "overloaded")
-    assert "OpenCode tries again: overloaded" in status_text(story)
+    says(status_text(story), "OpenCode tries again: overloaded")
     story = Story()
     story.fails("rate-limit", "Too many requests", retry_after=3600)
     assert re.search(r"waiting: .*, process 4711(.|\n)*\nagain +at \d\d:\d\d", status_text(story))
-def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
+    says(status_text(Story(), 0), "was killed after")
+
+
+def test_status_tells_how_a_run_ended() -> None:
     story = Story("- [ ] one\n- [MANUAL] Tell Bob\n", log="/night.jsonl")
-    plan = "- [x] one\n- [MANUAL] Tell Bob\n<plan-complete>It works.\nSo.</plan-complete>"
-    story.plan = plan
+    story.plan = "- [x] one\n- [MANUAL] Tell Bob\n<plan-complete>It works.\nSo.</plan-complete>"
     story.ends()
     ended = story.now
     story.let_pass(3600, 60)
@@ -7396,20 +6904,21 @@ def test_status_tells_how_a_run_ended_until_the_next_one() -> None:
     record = story.record(0)
     assert record["ended"] == pytest.approx(ended, abs=1), "not when somebody pressed Q"
     assert (record["state"], record["opencode_version"]) == ("ended", "1.18.33")
-    text = "\n".join(status_lines("/PLAN.md", parse_plan(plan), 0, record))
+    text = status_text(story, 0, 0)
     assert re.search(r"^run       ended 2027-01-15T\S+: the plan is complete$", text, re.MULTILINE)
-    says(
-        text,
-        ", complete",
-        "summary   It works.",
-        "summary   So.",
-        "manual    Tell Bob",
-        f"\nstarted   {ocloop.iso_time(NOON)}\n",
-        "\nlog       /night.jsonl\n",
-    )
-    assert "was killed after" in status_text(Story(), 0)
-
-
+    says(text, ", complete", "summary   It works.", "summary   So.", "manual    Tell Bob")
+    says(text, f"\nstarted   {ocloop.iso_time(NOON)}\n", "\nlog       /night.jsonl")
+    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", attended=False)
+    story.asks(title="bash")
+    story.works()
+    story.plan = "- [x] one, and more\n- [x] two\n"
+    story.ends()
+    text = status_text(story, 0, 3)
+    says(text, "refused   bash ×1", "gone      three")
+    says(text, "to do     allow bash in opencode.json, or use --auto")
+    says(text, "to do     write back what is gone from the plan, or let it be: three")
+    assert re.search(r"^gone .* 1  one$", text, re.MULTILINE), "it was worked on, and is no more"
+    assert "- one" in seen(story, 160, 40)
 
 
 def test_the_fields_of_status_json_are_in_the_readme() -> None:
@@ -7423,55 +6932,39 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
         assert name in ocloop.SECRETS or name == "pid" or f"`run.{name}`" in readme, name
 
 
-def test_status_says_what_is_gone_from_the_plan_and_what_was_refused() -> None:
-    story = Story("- [ ] one\n- [ ] two\n- [ ] three\n", attended=False)
-    story.asks(title="bash")
-    story.works()
-    story.plan = "- [x] one, and more\n- [x] two\n"
-    story.ends()
-    text = status_text(story, 0, 3)
-    for words in (
-        "refused   bash ×1",
-        "gone      three",
-        "to do     allow bash in opencode.json, or use --auto",
-        "to do     write back what is gone from the plan, or let it be: three",
-    ):
-        assert words in text, words
-    assert re.search(r"^gone .* 1  one$", text, re.MULTILINE), "it was worked on, and is no more"
-    assert "- one" in seen(story, 160, 40)
 def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
-    tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, state_home: Path, capsys: Printed
 ) -> None:
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
+
+    def said(*more: str) -> str:
+        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
+        return capsys.readouterr().out
+
     story = Story("- [ ] one\n", attended=False)
     story.fails("auth", "no login")
     run_file = RunFile(str(plan))
     run_file.write({**story.record(1), "pid": 4711})
-    words = ["status", "--plan", str(plan)]
-    assert ocloop.main(words) == 3
-    assert "no login" in capsys.readouterr().out
+    assert "no login" in said()
     plan.write_text("- [ ] two\n")  # after the run
-    assert ocloop.main(words) == 3
-    assert re.search(r"^gone .* 1  one$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^gone .* 1  one$", said(), re.MULTILINE)
     assert run_file.acquire() == 0
-    assert ocloop.main(words) == 3
-    said = capsys.readouterr().out
-    assert "no login" not in said and f"run       starting, process {os.getpid()}" in said
-    assert ocloop.main([*words, "--json"]) == 3
-    run = json.loads(capsys.readouterr().out)["run"]
+    starting = f"run       starting, process {os.getpid()}"
+    assert starting in said() and "no login" not in said()
+    run = json.loads(said("--json"))["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
-
-
 
 
 def in_git(folder: Path, *words: str) -> None:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 @pytest.mark.parametrize("record", [{}, {"state": "ended", "commit": "--output=written"}])
 def test_without_a_commit_status_lets_git_alone(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch, record: Json
+    tmp_path: Path, state_home: Path, monkeypatch: Patch, record: Json
 ) -> None:
     """What a repository has configured is run by git, and an option could make it write a file."""
     in_git(tmp_path, "init", "-q")
@@ -7485,7 +6978,7 @@ def test_without_a_commit_status_lets_git_alone(
     assert not Path("written").exists()
 
 
-def test_status_does_not_read_large_files_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_does_not_read_large_files_for_minutes(monkeypatch: Patch) -> None:
     now = 0.0
 
     def read_text(path: str, what: str) -> tuple[str, str]:
@@ -7503,7 +6996,7 @@ def test_status_does_not_read_large_files_for_minutes(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 def test_status_says_what_changed_since_the_run_began(
-    tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, state_home: Path, monkeypatch: Patch
 ) -> None:
     folder = str(tmp_path)
     assert ocloop.git(folder, "rev-parse", "HEAD") is None, "no repository: nothing is said"
@@ -7513,31 +7006,27 @@ def test_status_says_what_changed_since_the_run_began(
     (tmp_path / ".gitignore").write_text("ignored\nstate\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "one")
-    driver = ocloop.Driver(project_options(tmp_path), RunFile(f"{tmp_path}/PLAN.md"), ())
+    driver = ocloop.Driver(project_options(tmp_path), RunFile(f"{folder}/PLAN.md"), ())
     driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
-    commit = RunFile(f"{tmp_path}/PLAN.md").read()["commit"]
+    commit = RunFile(f"{folder}/PLAN.md").read()["commit"]
     assert commit == ocloop.git(folder, "rev-parse", "HEAD")
     (tmp_path / "committed").write_text("a\nb\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "two")
-    (tmp_path / "old").write_text("1\n")
-    (tmp_path / "new").write_text("a\nb\nc\n")
-    (tmp_path / "ignored").write_text("a\n")
-    (tmp_path / "picture").write_bytes(b"\0\1")
+    for name, text in (("old", "1\n"), ("new", "a\nb\nc\n"), ("ignored", "a\n"), ("picture", "\0")):
+        (tmp_path / name).write_text(text)
     (tmp_path / "link").symlink_to("/nowhere")
     changes = ocloop.changes_since(folder, commit)
     assert changes == {"commit": commit, "files": 5, "untracked": 3, "added": 5, "removed": 2}
     assert ocloop.changes_since(folder, "0" * 40) is None, "it was rewritten: nothing is said"
     record = {"state": "ended", "started": NOON, "directory": folder, "commit": commit}
-    lines = status_lines("/PLAN.md", parse_plan("- [x] a\n"), 0, record)
     said = f"5 files (3 untracked), +5 −2 since {ocloop.clock(NOON)} (git diff {commit[:7]})"
-    assert f"changes   {said}" in lines
-    program = tmp_path / "git"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert f"changes   {said}" in status_of(record)
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", folder, prepend=os.pathsep)
     monkeypatch.setattr(ocloop, "GIT_WITHIN", 0.2)
     began = time.monotonic()
     assert ocloop.git(folder, "status") is None, "one that hangs is not waited for"
@@ -7545,82 +7034,75 @@ def test_status_says_what_changed_since_the_run_began(
 
 
 def test_status_without_a_run_and_with_near_misses() -> None:
-    plan = parse_plan("- [x] a\n- [ ]b\n")
-    lines = status_lines("/project/PLAN.md", plan, 0, {})
-    assert "run       none so far" in lines and ", not marked complete yet" in lines[1]
-    assert f'warning   PLAN.md:2 is nearly a task: "- [ ]b": {ADVICE}' in lines
+    text = status_of({}, plan=parse_plan("- [x] a\n- [ ]b\n"))
+    says(text, "run       none so far", ", not marked complete yet")
+    says(text, f'warning   PLAN.md:2 is nearly a task: "- [ ]b": {ADVICE}')
     # `kill $(… | jq .pid)` with 0 would end the process group of whoever says it.
     for pid, shown in ((0, None), (18, 18)):
         record = ocloop.status_record("/p", Plan(), pid, {"pid": 17, "state": "complete"})
         assert record["pid"] == shown == record["run"]["pid"]
 
 
-
-
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
-    tmp_path: Path, state_home: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, state_home: Path, capsys: Printed
 ) -> None:
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
-    story = Story()
-    live = {**story.record(), "password": "correct horse battery staple"}
-    assert set(ocloop.SECRETS) <= set(story.record())
-    assert not set(ocloop.SECRETS) & set(story.record(0))
+    live = {**Story().record(), "password": "correct horse battery staple"}
+    assert set(ocloop.SECRETS) <= set(live)
+    assert not set(ocloop.SECRETS) & set(Story().record(0))
     RunFile(str(plan)).write(live)
-    assert ocloop.main(["status", "--plan", str(plan), "--json"]) == 3
-    text = capsys.readouterr().out
-    assert live["password"] not in text
+    for more in ([], ["--json"]):
+        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
+        text = capsys.readouterr().out
+        assert live["password"] not in text
     found = json.loads(text)
     assert found["run"]["state"] == "killed" and found["total"] == 1 and not found["running"]
     assert not set(ocloop.SECRETS) & set(found["run"])
-    assert ocloop.main(["status", "--plan", str(plan)]) == 3
-    assert live["password"] not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "text, status",
-    [("- [ ] a\n", 3), ("- [x] a\n", 3), ("- [x] a\n<plan-complete>b</plan-complete>", 0),
-     ("- [ ] a\n<plan-complete>b</plan-complete>", 3),
-     ("- [x] a\n- [BLOCKED: x] c\n<plan-complete>b</plan-complete>", 3)],
-)  # fmt: skip
 def test_the_exit_status_of_status_says_whether_work_is_left(
-    tmp_path: Path, state_home: Path, text: str, status: int
+    tmp_path: Path, state_home: Path
 ) -> None:
-    (tmp_path / "PLAN.md").write_text(text)
-    assert ocloop.main(["status", "--plan", str(tmp_path / "PLAN.md")]) == status
-    assert ocloop.main(["status", "--plan", str(tmp_path / "gone.md")]) == 1
-RECORD_NAMES = (
-    "pid", "plan", "directory", "state", "reason", "iteration", "task", "session", "model",
-    "elapsed", "updated", "ended", "status", "cost", "tokens", "input", "limits", "max_cost",
-    "max_time", "max_iterations", "server", "generation", "opencode_version",
-    "waits_for", "retry",
-    "waiting_until", "check", "verdict", "told", "command", "tasks", "outcomes", "outcome",
-    "summary", "text", "seconds", "iterations", "username", "password", "opencode",
-)  # fmt: skip
+    words = ["status", "--plan", str(tmp_path / "PLAN.md")]
+    assert ocloop.main(words) == 1, "there is no plan"
+    tag = "<plan-complete>b</plan-complete>"
+    for text, status in (
+        ("- [ ] a\n", 3),
+        ("- [x] a\n", 3),
+        (f"- [x] a\n{tag}", 0),
+        (f"- [ ] a\n{tag}", 3),
+        (f"- [x] a\n- [BLOCKED: x] c\n{tag}", 3),
+    ):
+        (tmp_path / "PLAN.md").write_text(text)
+        assert ocloop.main(words) == status, text
 
 
-def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> None:
     monkeypatch.setattr(ocloop, "changes_since", lambda *_: None)
     rng = random.Random(8)
     plan = parse_plan("- [ ] a\n")
-    base = Story(max_cost=1.0, check="make").record()
+    story = Story(max_cost=1.0, check="make")
+    story.works()
+    base = story.record()
+    names = sorted(set(base) | names_in([base, story.record(1)]) | {"summary", "verdict", "told"})
     for number in range(3000):
         record = dict(base) if number % 2 else {}
         for _ in range(rng.randrange(8)):
-            record[rng.choice(RECORD_NAMES)] = anything(rng)
+            record[rng.choice(names)] = anything(rng)
         if rng.random() < 0.3:
-            tasks = [{rng.choice(RECORD_NAMES): anything(rng) for _ in range(5)} for _ in range(3)]
+            tasks = [{rng.choice(names): anything(rng) for _ in range(5)} for _ in range(3)]
             record[rng.choice(("tasks", "outcomes"))] = tasks
         for pid in (0, 7):
-            for line in status_lines("/p", plan, pid, record):
-                assert isinstance(line, str)
+            assert isinstance(status_of(record, "/p", plan, pid), str)
         argv, environment = ocloop.attach_command(record)
         assert all(isinstance(word, str) for word in [*argv, *environment.values()])
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
 def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
-    tmp_path: Path, state_home: Path, text: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tmp_path: Path, state_home: Path, text: str, monkeypatch: Patch, capsys: Printed
+) -> None:
     words = ["attach", "--plan", str(tmp_path / "PLAN.md")]
     run_file = RunFile(words[-1])
     assert ocloop.main(words) == 1
@@ -7639,11 +7121,7 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 # What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
-
-
-def drawn(
-    picture: Picture, width: int, height: int, scroll: Scroll | None = None
-) -> list[str]:
+def drawn(picture: Picture, width: int, height: int, scroll: Scroll | None = None) -> list[str]:
     rows = layout(picture, width, height, scroll or Scroll())
     return ["".join(text for _, text in row) for row in rows]
 
@@ -7660,6 +7138,8 @@ def timeless(picture: Picture) -> str:
 
 def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
     return "\n".join(drawn(story.picture(), width, height, scroll))
+
+
 SCENERY = """# The plan
 
 ## Phase 1: foundations
@@ -7674,8 +7154,6 @@ SCENERY = """# The plan
 """
 
 
-
-
 def scenery(**options: Any) -> Story:
     """An iteration that went well, and one under way."""
     limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
@@ -7683,15 +7161,8 @@ def scenery(**options: Any) -> Story:
     story.busy()
     story.part("prt_1", "thinking", text="I have to read the plan first.")
     story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    story.part(
-        "prt_3",
-        "tool",
-        "failed",
-        tool="bash",
-        argument="make test",
-        text="exit status 2",
-        seconds=72.0,
-    )
+    failed: Json = {"tool": "bash", "argument": "make test", "text": "exit status 2"}
+    story.part("prt_3", "tool", "failed", seconds=72.0, **failed)
     story.let_pass(95, 5)
     story.part("prt_4", "tool", tool="todowrite", argument="0/2 write it")
     story.part("prt_5", "tool", tool="edit", argument="parser.py  +120 -3")
@@ -7708,14 +7179,6 @@ def scenery(**options: Any) -> Story:
     return story
 
 
-def complete(story: Story) -> None:
-    assert story.plan
-    story.plan = story.plan.replace("[ ]", "[x]").replace("[~]", "[x]")
-    story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
-    story.message("answered", 0.25)
-    story.ends()
-
-
 def scene(name: str) -> Story:
     if name in ("starting", "ready"):
         story = Story(SCENERY, run=False, start=False)
@@ -7724,61 +7187,45 @@ def scene(name: str) -> Story:
         story.begin()
         story.let_pass(7)
         return story
-    options: Json = {}
-    if name == "paused":
-        options["max_iterations"] = 2
-    if name in ("checking", "check failed"):
-        options["check"] = "make test"
-    story = scenery(**options)
+    story = scenery(
+        max_iterations=2 if name == "paused" else 0, check="make test" if "check" in name else ""
+    )
+    keys = {"pausing": ["space"], "stopping": ["q", "q"], "help": ["?"], "plan": ["p"]}
+    story.press(*keys.get(name, ["q"] if name == "quit" else []))
     if name == "retrying":
         story.world["poll"] = None  # else it would count from the beginning
         story.retries(2, 20.0, "Provider is overloaded")
         story.let_pass(6)
-    elif name == "pausing":
-        story.press("space")
-    elif name == "paused":
-        story.works(0.0766)
     elif name == "waiting":
         story.fails("rate-limit", "Rate limit reached: try again later")
-    elif name == "checking":
-        story.world["run_check"] = None
+    elif name in ("paused", "checking", "check failed"):
+        if name == "checking":
+            story.world["run_check"] = None
+        story.check = 2 if name == "check failed" else 0
         story.works(0.0766)
-        story.let_pass(12)
-    elif name == "check failed":
-        story.check = 2
-        story.works(0.0766)
-        story.busy()
-        story.let_pass(3)
-    elif name == "plan away":
+        if name == "check failed":
+            story.busy()
+        story.let_pass({"checking": 12, "check failed": 3}.get(name, 0))
+    elif name in ("plan away", "files trouble", "error"):
         story.plan = None
-        story.let_pass(12)
-    elif name == "files trouble":
-        story.plan = None
-        story.ends()
-        story.let_pass(12)
-    elif name == "stopping":
-        story.press("q", "q")
+        if name != "plan away":
+            story.ends()
+        story.let_pass(70 if name == "error" else 12)
     elif name == "complete":
-        complete(story)
-    elif name == "error":
-        story.plan = None
+        story.plan = SCENERY.replace("[ ]", "[x]").replace("[~]", "[x]")
+        story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
+        story.message("answered", 0.25)
         story.ends()
-        story.let_pass(70)
     elif name == "permission":
         story.asks()
         story.asks("per_2")
     elif name == "question":
-        options_of_it = (("English", "As the plan says"), ("Local", ""))
-        text = "In which language?"
-        asked = (Question(text, options_of_it),)
-        story.tell(Asked(story.id, Ask("que_1", story.id, "question", "", text, asked)))
-    elif name == "help":
-        story.press("?")
-    elif name == "plan":
-        story.press("p")
-    elif name == "quit":
-        story.press("q")
+        asked = Question("In which language?", (("English", "As the plan says"), ("Local", "")))
+        ask = Ask("que_1", story.id, "question", "", asked.text, (asked,))
+        story.tell(Asked(story.id, ask))
     return story
+
+
 # Scene -> the state that a person reads there.
 # fmt: off
 SCENES = {
@@ -7793,11 +7240,9 @@ SCENES = {
 SCREENS = LAB / "screens.txt"
 SIZES = ((80, 24), (40, 12))
 MORE_SIZES = {
-    "running": ((120, 40), (20, 5)),
-    "question": ((120, 40), (20, 5)),
+    **dict.fromkeys(("running", "question"), ((120, 40), (20, 5))),
+    **dict.fromkeys(("plan", "complete"), ((120, 40),)),
     "permission": ((20, 5),),
-    "plan": ((120, 40),),
-    "complete": ((120, 40),),
 }
 
 
@@ -7805,10 +7250,9 @@ def screens() -> dict[str, list[str]]:
     """All scenes in their sizes: title -> rows."""
     found = {}
     for name in SCENES:
-        story = scene(name)
+        picture = scene(name).picture()
         for width, height in (*SIZES, *MORE_SIZES.get(name, ())):
-            rows = drawn(story.picture(), width, height)
-            found[f"{name} {width}x{height}"] = rows
+            found[f"{name} {width}x{height}"] = drawn(picture, width, height)
     return found
 
 
@@ -7829,18 +7273,29 @@ def test_the_screen_is_as_it_was_looked_at() -> None:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_every_scene_says_where_it_stands(name: str) -> None:
+def test_every_scene_says_where_it_stands_and_offers_only_keys_that_do_something(name: str) -> None:
     story = scene(name)
     picture = story.picture()
-    assert story.state == {"waits for you": "running", "retrying": "running"}.get(
-        SCENES[name], SCENES[name]
-    )
+    shown = SCENES[name]
+    assert story.state == ("running" if shown in ("waits for you", "retrying") else shown)
     for width, height in ((120, 40), *SIZES):
         first, *others = drawn(picture, width, height)
-        assert SCENES[name] in first and len(others) == height - 1
+        assert shown in first and len(others) == height - 1
         is_low_help = name == "help" and height < 24  # it needs the room
         has_progress = any(re.search(r"\d+/\d+", row) for row in others[:3])
         assert has_progress or is_low_help
+    screen = seen(story)
+    assert screen.count("?") == ocloop.ascii_only(screen).count("?"), "each sign has an ASCII one"
+    for key, label in picture.keys:
+        assert picture.ask or label in screen.split("\n")[-1], "all of them fit into 80 columns"
+        story = scene(name)
+        story.take()
+        story.press("z" if key.startswith("any") else key.lower())
+        assert timeless(story.picture()) != timeless(picture) or story.take("-"), key
+    keys = {key for key, _ in picture.keys}
+    if name == "stopping":
+        assert not keys
+    assert {"?", "Q", "P"} <= keys or name in ("help", "quit", "stopping")
 
 
 def test_a_wide_screen_shows_the_plan_beside_the_activity_all_the_time() -> None:
@@ -7855,20 +7310,6 @@ def test_a_wide_screen_shows_the_plan_beside_the_activity_all_the_time() -> None
 
 def tasks_of(story: Story) -> list[ocloop.TaskView]:
     return story.picture().tasks
-
-
-def test_no_number_of_a_task_is_that_of_another_one() -> None:
-    """Tasks of one name in two phases are two tasks."""
-    story = Story("# A\n- [ ] test\n# B\n- [ ] test\n")
-    story.works(0.5)
-    story.busy()
-    story.message("calls", 0.125)
-    first, second = tasks_of(story)
-    assert (first.is_current, second.is_current) == (False, True)
-    assert (first.iterations, second.iterations) == (1, 1)
-    assert (first.spend.cost, second.spend.cost) == (0.5, 0.125)
-    story = Story("# A\n- [ ] test\n# B\n- [ ] test\n")
-    assert [task.is_current for task in tasks_of(story)] == [True, False]
 
 
 def test_what_a_task_took_is_added_up_over_its_iterations() -> None:
@@ -7898,42 +7339,18 @@ def test_nothing_counts_on_at_rest(name: str) -> None:
     assert seen(story) == screen
 
 
-@pytest.mark.parametrize("name", SCENES)
-def test_only_keys_that_do_something_are_offered(name: str) -> None:
-    story = scene(name)
-    picture = story.picture()
-    if name == "stopping":
-        assert picture.keys == ()
-        return
-    for key, _label in picture.keys:
-        story = scene(name)
-        story.take()
-        story.press(
-            "z" if key.startswith("any") else key.lower(),
-        )
-        assert timeless(story.picture()) != timeless(picture) or story.take("-"), key
-    assert {"?", "Q", "P"} <= {key for key, _ in picture.keys} or name in ("help", "quit")
-    footer = drawn(picture, 80, 24)[-1]
-    if not picture.ask:
-        assert all(label in footer for _, label in picture.keys), "all of them fit into 80 columns"
-
-
-def test_the_way_out_is_named_on_any_screen() -> None:
+def test_the_way_out_is_named_on_any_screen_and_what_is_small_or_cut_says_so() -> None:
     says(drawn(scene("quit").picture(), 40, 12)[-1], "Q again", "any other key goes on")
     says(drawn(scene("running").picture(), 20, 10)[-1], "? help", "Q quit")
     for width in (30, 40, 200):
         says(drawn(scene("plan").picture(), width, 12)[-1], "P activity", "Q quit")
-
-
-def test_what_is_small_or_cut_says_so() -> None:
-    rows = seen(scene("paused")).split("\n")
-    row = next(row for row in rows if row.startswith("── 2 done"))
+    (row,) = (row for row in seen(scene("paused")).split("\n") if row.startswith("── 2 done"))
     assert row.rstrip().endswith(("…", "─")), row
     for size in SIZES:
         assert re.search(r" again at 08:0\d, in \d+s", seen(scene("waiting"), *size))
-    assert ocloop.ellipsis("123456789", 9) == "123456789"
-    assert ocloop.ellipsis("1234567890", 9) == "12345678…"
-    assert ocloop.ellipsis("123456789", 1) == "…" and ocloop.ellipsis("1", 0) == ""
+    assert [ocloop.ellipsis("123456789", width) for width in (9, 8, 1)] == [
+        *("123456789", "1234567…", "…")
+    ]
 
 
 def test_a_low_screen_keeps_the_choices() -> None:
@@ -7960,14 +7377,12 @@ def test_a_low_screen_keeps_the_choices() -> None:
 # ── view and layout: rows ─────────────────────────────────────────────────────────────────────────
 
 
-# fmt: off
 @pytest.mark.parametrize("kind, tone, style, shown", [
     ("bash", "bad", "bad", "✖ x"), ("check", "good", "good", "✔ x"), ("bash", "", "", "x"),
     ("text", "bad", "bad", "x"), ("text", "good", "good", "x"), ("think", "bad", "bad", "x"),
     ("server", "head", "accent bold", "x"), ("server", "warn", "warn", "x"),
     ("server", "dim", "dim", "x"),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_happened_has_a_sign_as_well_as_a_colour(
     kind: str, tone: str, style: str, shown: str
 ) -> None:
@@ -7976,7 +7391,6 @@ def test_what_happened_has_a_sign_as_well_as_a_colour(
 
 
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
-
 
 
 # fmt: off
@@ -7996,62 +7410,40 @@ def nasty_text(rng: random.Random) -> str:
     return "".join(rng.choice(NASTY) for _ in range(rng.randrange(6)))
 
 
-def nasty_entry(rng: random.Random, number: int) -> Entry:
-    return Entry(
-        number,
-        rng.choice((0.0, NOON)),
-        rng.choice(("text", "iter", "think", "bash", nasty_text(rng))),
-        nasty_text(rng),
-        rng.choice(("", "dim", "good", "bad", "warn", "head")),
-        rng.randrange(7),
-    )
-
-
-def nasty_task(rng: random.Random) -> ocloop.Task:
-    state = rng.choice(("pending", "done", "blocked", "manual"))
-    begun = state == "pending" and rng.random() < 0.3
-    reason = rng.choice(("", nasty_text(rng)))
-    return ocloop.Task(state, nasty_text(rng), reason, nasty_text(rng), 1, begun)
-
-
-def nasty_view(rng: random.Random, task: ocloop.Task) -> ocloop.TaskView:
-    big = rng.choice((0, 7, 10**4, 10**9))
-    spend = Spend(float(big), big, big, big)
-    outcome = rng.choice(("", "done", "check failed"))
-    return ocloop.TaskView(
-        task, rng.random() < 0.1, rng.randrange(3), float(big), spend, nasty_text(rng), outcome
-    )
-
-
-def nasty_header(rng: random.Random) -> tuple[tuple[ocloop.Piece, ...], ...]:
-    """Four rows, some of whose pieces stay, whatever the width."""
-
-    def row() -> tuple[ocloop.Piece, ...]:
-        pieces = [
-            (rng.randrange(4), "", ocloop.one_line(nasty_text(rng)))
-            for _ in range(rng.randrange(7))
-        ]
-        return (*pieces, ocloop.GAP, *pieces)
-
-    return (row(), row(), row(), row())
+def spoiled(value: Any, rng: random.Random) -> Any:
+    """The same with other texts and numbers here and there."""
+    if isinstance(value, str):
+        return rng.choice((value, nasty_text(rng)))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return type(value)(rng.choice((value, 0, 7, 10**4, 10**9)))
+    if hasattr(value, "_replace"):  # but for the words that choose a sign or a colour
+        kept = ("state", "tone", "depth", "line")
+        names = [name for name in value._fields if name not in kept]
+        return value._replace(**{name: spoiled(getattr(value, name), rng) for name in names})
+    return value
 
 
 def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
-    story = rng.choice(stories)
-    big = rng.choice((0, 7, 10**4, 10**9))
-    entries = tuple(nasty_entry(rng, number) for number in range(1, rng.randrange(2, 30)))
-    tasks = [nasty_task(rng) for _ in range(rng.randrange(40))]
-    views = [nasty_view(rng, task) for task in tasks]
-    plan = Plan(tasks)
-    plan.done = plan.blocked = plan.manual = big
-    plan.total = 2 * big + rng.choice((0, 5))
+    def some(things: Sequence[Any], most: int) -> list[Any]:
+        return [spoiled(rng.choice(things), rng) for _ in range(rng.randrange(most))]
+
+    picture = rng.choice(stories).picture()
+    pieces = [(rng.randrange(4), "", ocloop.one_line(nasty_text(rng))) for _ in range(6)]
+    row = (*pieces[rng.randrange(6) :], ocloop.GAP, *pieces[rng.randrange(6) :])
+    tasks = some(picture.tasks, 40)
+    plan = Plan([one.task for one in tasks])
+    plan.done = plan.blocked = plan.manual = rng.choice((0, 7, 10**9))
+    plan.total = 2 * plan.done + rng.choice((0, 5))
     plan.percent = rng.choice((0, 100))
-    return story.picture()._replace(
+    entries = tuple(
+        entry._replace(number=n) for n, entry in enumerate(some(picture.journal, 30), 1)
+    )
+    return picture._replace(
         state=rng.choice(list(ocloop.STATES)),
-        header=nasty_header(rng),
+        header=(row, row[::-1], row, row),
         plan=plan,
-        tasks=views,
-        live=tuple(nasty_entry(rng, 0) for _ in range(rng.randrange(5))),
+        tasks=tasks,
+        live=tuple(some(picture.journal, 5)),
         ask=tuple(nasty_text(rng) for _ in range(rng.choice((0, 0, 3, 12)))),
         overlay=rng.choice(("", "", "plan", "help")),
         newest=len(entries),
@@ -8072,11 +7464,9 @@ def check_rows(picture: Picture, width: int, height: int, scroll: Scroll | None 
 
 def test_layout_at_every_small_size() -> None:
     for name in SCENES:
-        story = scene(name)
-        picture = story.picture()
-        for width in range(13):
-            for height in range(13):
-                check_rows(picture, width, height)
+        picture = scene(name).picture()
+        for width, height in itertools.product(range(13), range(13)):
+            check_rows(picture, width, height)
 
 
 def test_layout_of_anything_at_any_size() -> None:
@@ -8094,7 +7484,7 @@ def test_layout_of_anything_at_any_size() -> None:
         check_rows(picture, width, height)
 
 
-def test_a_long_line_is_wrapped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_line_is_wrapped_in_time(monkeypatch: Patch) -> None:
     """A model that asks with a hundred thousand characters must not stop the screen for minutes."""
     looks = 0
 
@@ -8122,19 +7512,14 @@ def test_escape_sequences_and_markup_are_text() -> None:
     says(seen(story, 100, 30), "[x] [bold]not bold[/bold] <b> %s {0} \\n")
 
 
-def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_there() -> None:
+def test_no_two_states_of_a_task_look_alike_in_ascii() -> None:
     signs = [sign for sign, _style in ocloop.TASK_SIGNS.values()]
     plain = [ocloop.ascii_only(sign) for sign in signs]
     assert len(set(signs)) == len(signs) and len(set(plain)) == len(plain), plain
     states = [ocloop.ascii_only(sign) for sign, _style in ocloop.STATES.values() if sign != "?"]
     assert "?" not in plain + states
-    for name in SCENES:
-        story = scene(name)
-        shown = seen(story)
-        assert shown.count("?") == ocloop.ascii_only(shown).count("?"), name
 
 
-# fmt: off
 @pytest.mark.parametrize("function, args, expected", [
     *[(text_width, (text,), width) for text, width in (
         ("abc", 3), ("\u6f22\u5b57", 4), ("e\u0301", 1), ("\u00e9", 1), ("\uff21", 2),
@@ -8147,8 +7532,7 @@ def test_every_sign_has_an_ascii_one_and_no_two_states_of_a_task_look_alike_ther
         ("one two three", 7, ["one two", "three"]), ("one two three", 8, ["one two", "three"]),
         ("", 5, [""]), ("abcdefghij", 4, ["abcd", "efgh", "ij"]), ("a\n\nb", 5, ["a", "", "b"]),
         ("\u6f22\u5b57\u6f22", 4, ["\u6f22\u5b57", "\u6f22"]))],
-])
-# fmt: on
+])  # fmt: skip
 def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any) -> None:
     assert function(*args) == expected
 
@@ -8156,21 +7540,19 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
 
 
-
-
 class Reader:
     """Somebody who looks at the activity of a story with numbered lines."""
 
-    def __init__(self, lines: int) -> None:
-        self.story = Story()
+    def __init__(self, lines: int, plan: str = TWO) -> None:
+        self.story = Story(plan)
         self.scroll = Scroll()
         self.size = (80, 24)
         self.rows: list[str] = []
         self.add(lines)
 
-    def add(self, lines: int, text: str = "") -> None:
+    def add(self, lines: int) -> None:
         for _ in range(lines):
-            self.story.tell(Noted("note", f"<{self.last + 1}>{text}"))
+            self.story.tell(Noted("note", f"<{self.last + 1}>"))
 
     @property
     def last(self) -> int:
@@ -8179,10 +7561,8 @@ class Reader:
     def look(self, moved: int = 0) -> list[int]:
         """The numbers of the lines that are shown."""
         self.scroll.moved += moved
-        picture = self.story.picture()
-        self.rows = drawn(picture, *self.size, scroll=self.scroll)
-        middle = "\n".join(self.rows[4:])
-        return [int(number) for number in re.findall(r"<(\d+)>", middle)]
+        self.rows = drawn(self.story.picture(), *self.size, scroll=self.scroll)
+        return [int(number) for number in re.findall(r"<(\d+)>", "\n".join(self.rows[4:]))]
 
     @property
     def below(self) -> int:
@@ -8204,14 +7584,6 @@ def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
     assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
     reader.add(1)
     assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
-def test_few_lines_cannot_be_scrolled_and_the_tail_is_followed() -> None:
-    reader = Reader(2)
-    shown = reader.look()
-    assert reader.look(-5) == shown and reader.below == 0
-    reader.add(1)
-    assert reader.look() == [*shown, reader.last]
-    reader.add(100)
-    assert reader.look()[-1] == reader.last and reader.below == 0
 
 
 LONG_PLAN = "".join(
@@ -8225,8 +7597,7 @@ class PlanReader(Reader):
     """Somebody who looks at a long plan."""
 
     def __init__(self, plan: str = LONG_PLAN) -> None:
-        super().__init__(0)
-        self.story = Story(plan)
+        super().__init__(0, plan)
         self.story.press("p")
 
 
@@ -8272,18 +7643,25 @@ def test_the_place_in_the_activity_is_kept_while_the_plan_is_looked_at() -> None
 
 
 def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
-    reader = Reader(0)
-    reader.story = Story(LONG_PLAN)
-    reader.add(100)
+    reader = Reader(100, LONG_PLAN)
     reader.size = (160, 40)
     reader.look()
     beside = [row.partition("│")[2] for row in reader.rows]
     before = reader.look(-10)
     assert [row.partition("│")[2] for row in reader.rows] == beside
     assert before and reader.below == 11
-def test_a_short_plan_cannot_be_scrolled() -> None:
-    reader = PlanReader("- [ ] a <1>\n- [ ] b <2>\n")
+
+
+def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
+    reader: Reader = PlanReader("- [ ] a <1>\n- [ ] b <2>\n")
     assert reader.look() == [1, 2] == reader.look(5) == reader.look(-9)
+    reader = Reader(2)
+    shown = reader.look()
+    assert reader.look(-5) == shown and reader.below == 0
+    reader.add(1)
+    assert reader.look() == [*shown, reader.last]
+    reader.add(100)
+    assert reader.look()[-1] == reader.last and reader.below == 0
 
 
 # ==================================================================================================
@@ -8379,7 +7757,7 @@ def look(says: Json, attempt: int = 0, closer: bool = False, **options: Any) -> 
     return made.poll("ses_A", PROMPT_2, attempt, closer) if polled.is_unsure else polled
 
 
-def test_where_opencode_2_is_and_how_to_log_in() -> None:
+def test_where_opencode_2_is() -> None:
     made = OpenCode2(Said({}), Options(directory="/w/my %20 ü"))
     assert made.path("/form") == "/api/form?location%5Bdirectory%5D=%2Fw%2Fmy%20%2520%20%C3%BC"
     assert "&location" in made.path("/form?a=b")
@@ -8421,9 +7799,8 @@ AGENTS = [
 def test_what_opencode_2_knows() -> None:
     tier = {"input": 1.25, "output": 10, "cache": {"read": 0.1, "write": 0}}
     models = [model_2("sim/m1", cost=[tier]), model_2("sim/a/b", variants=[])]
-    lower = document(model="sim/m0")
     higher = document(model={"providerID": "sim", "model": "m1", "variant": "high"})
-    says = catalogue(models, AGENTS, lower, higher, document(share="disabled"))
+    says = catalogue(models, AGENTS, document(model="sim/m0"), higher, document(share="disabled"))
     made, client = dialect_2(says)
     setup = made.setup()
     assert setup == Setup(
@@ -8439,30 +7816,12 @@ def test_what_opencode_2_knows() -> None:
     assert problem == "there is no variant high of sim/m1: low"
     empty = dialect_2(catalogue([], []))[0].setup()
     assert (empty.models, empty.agents) == (None, None), "lists that stay empty are no finding"
-
-
-# fmt: off
-@pytest.mark.parametrize("config, agent, model", [
-    ({"model": "sim/a/b#low"}, "", "sim/a/b#low"),
-    ({"model": {"providerID": "sim", "model": "a/b"}}, "", "sim/a/b"),
-    ({"model": "sim/m1"}, "mine", "sim/m2"),
-    ({"model": "sim/m1", "default_agent": "mine"}, "", "sim/m2"),
-    ({"model": "sim/m1", "default_agent": "mine"}, "build", "sim/m1"),
-    ({}, "", ""),
-])
-# fmt: on
-def test_the_model_that_a_configuration_means(config: Json, agent: str, model: str) -> None:
-    made, _ = dialect_2(catalogue([model_2("sim/m1")], AGENTS, document(**config)), agent=agent)
-    assert made.setup().model == model
-
-
-@pytest.mark.parametrize("route", ["config", "model", "agent"])
-def test_a_set_up_that_a_server_refuses_is_an_error(route: str) -> None:
-    refused = RequestError(400, "no", "ConfigJsonError")
-    made, _ = dialect_2({**catalogue([], []), f"GET /api/{route}": refused})
-    with pytest.raises(RequestError) as caught:
-        made.setup()
-    assert caught.value.why == "configuration"
+    for route in ("config", "model", "agent"):
+        refused = RequestError(400, "no", "ConfigJsonError")
+        made, _ = dialect_2({**catalogue([], []), f"GET /api/{route}": refused})
+        with pytest.raises(RequestError) as caught:
+            made.setup()
+        assert caught.value.why == "configuration"
 
 
 def growing(**more: Any) -> Setup:
@@ -8511,24 +7870,28 @@ CREATED = {"data": {"id": "ses_A", "cost": 0, "tokens": ZERO, "location": {"dire
 NOBODY_ASKS = {"permissions": [{"action": "question", "resource": "*", "effect": "deny"}]}
 
 
-# fmt: off
-@pytest.mark.parametrize("prompt, config, attended, more", [
-    ({}, {}, False, NOBODY_ASKS),
-    ({}, {}, True, {}),
-    ({}, {"model": "sim/m1#high"}, True,
+@pytest.mark.parametrize("prompt, config, attended, known, more", [
+    ({}, {}, False, "", NOBODY_ASKS),
+    ({}, {}, True, "", {}),
+    ({}, {"model": "sim/m1#high"}, True, "sim/m1#high",
      {"model": {"id": "m1", "providerID": "sim", "variant": "high"}}),
-    ({"model": "sim/a/b#low", "agent": "mine"}, {"model": "sim/m1"}, True,
+    ({}, {"model": {"providerID": "sim", "model": "a/b"}}, True, "sim/a/b",
+     {"model": {"id": "a/b", "providerID": "sim"}}),
+    ({}, {"model": "sim/m1", "default_agent": "mine"}, True, "sim/m2",
+     {"model": {"id": "m2", "providerID": "sim"}}),
+    ({"agent": "build"}, {"model": "sim/m1", "default_agent": "mine"}, True, "sim/m1",
+     {"model": {"id": "m1", "providerID": "sim"}, "agent": "build"}),
+    ({"model": "sim/a/b#low", "agent": "mine"}, {"model": "sim/m1"}, True, "sim/m2",
      {"model": {"id": "a/b", "providerID": "sim", "variant": "low"}, "agent": "mine"}),
-    ({"agent": "mine"}, {"model": "sim/m1"}, True,
+    ({"agent": "mine"}, {"model": "sim/m1"}, True, "sim/m2",
      {"model": {"id": "m2", "providerID": "sim"}, "agent": "mine"}),
-])
-# fmt: on
+])  # fmt: skip
 def test_a_session_is_made_with_the_model_that_is_meant(
-    prompt: Json, config: Json, attended: bool, more: Json
+    prompt: Json, config: Json, attended: bool, known: str, more: Json
 ) -> None:
     says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
-    made, client = dialect_2(says, attended=attended)
-    made.setup()
+    made, client = dialect_2(says, attended=attended, agent=prompt.get("agent", ""))
+    assert made.setup().model == known
     assert made.create(PROMPT_2._replace(**prompt)) == ("ses_A", "/w")
     body = {"title": PROMPT_2.title, "location": {"directory": "/w"}, **more}
     assert client.heard[-1] == ("POST", "/api/session", body)
@@ -8633,7 +7996,6 @@ def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
 
 
 # All of the messages, what the session says of its newest run, which attempt is looked for.
-# fmt: off
 @pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", [
     ([], "", 0, "undelivered", None),
     ([user_2("msg_p"), STOP, DONE_2], "", 0, "undelivered", None),
@@ -8650,19 +8012,14 @@ def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
     ([user_2(FIRST), step()], "", 1, "unfinished", None),
     ([user_2(FIRST), STOP, user_2(SECOND), step()], "", 1, "unfinished", None),
     ([user_2(FIRST), *[CALLS] * 180, STOP, DONE_2], "", 0, "answered", None),  # four pages
-])
-# fmt: on
+])  # fmt: skip
 def test_the_newest_delivered_attempt_counts(
     messages: list[Json], outcome: str, attempt: int, verdict: str, fault: Fault | None
 ) -> None:
     polled = look(stand_in(messages, session={"outcome": outcome}), attempt=attempt)
     assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
-
-
-def test_a_server_that_pages_in_circles_is_left_alone() -> None:
-    says = stand_in([])
-    says["GET /api/session/ses_A/message"] = {"data": [STOP], "cursor": {"next": "again"}}
-    assert look(says).verdict == "undelivered"
+    circles = {"GET /api/session/ses_A/message": {"data": [STOP], "cursor": {"next": "again"}}}
+    assert look({**stand_in([]), **circles}).verdict == "undelivered", "it pages in circles"
 
 
 # ── opencode 2: activity ──────────────────────────────────────────────────────────────────────────
@@ -8677,7 +8034,6 @@ def child_2(id: str, parent: str, **more: Any) -> Json:
     return {"id": id, "parentID": parent, "cost": 0.25, "tokens": USED, **more}
 
 
-# fmt: off
 @pytest.mark.parametrize("messages, more, closer, activity, verdict", [
     ([user_2(FIRST), CALLS], {"active": RUNNING}, False, "working", ""),
     (OVER, {"active": RUNNING}, True, "working", "answered"),
@@ -8688,8 +8044,7 @@ def child_2(id: str, parent: str, **more: Any) -> Json:
     # A subagent in the background, of which only the list has told.
     (OVER, {"active": RUNS_B, "children": [child_2("ses_B", "ses_A")]}, True, "working", ""),
     (OVER, {"active": Turns(NOBODY, RUNNING)}, False, "working", ""),
-])
-# fmt: on
+])  # fmt: skip
 def test_who_works_in_2(
     messages: list[Json], more: Json, closer: bool, activity: str, verdict: str
 ) -> None:
@@ -8700,28 +8055,21 @@ def test_who_works_in_2(
 def test_a_session_that_seems_to_rest_for_the_first_time_is_not_judged() -> None:
     made, _ = dialect_2(stand_in(OVER, active=Turns(NOBODY, RUNNING, NOBODY)))
     polls = [made.poll("ses_A", PROMPT_2, 0, False) for _ in range(4)]
-    assert [(one.activity, one.is_unsure, one.verdict) for one in polls] == [
-        ("idle", True, ""),
-        ("working", False, ""),
-        ("idle", True, ""),
-        ("idle", False, "answered"),
-    ]
+    found = [(one.activity, one.is_unsure, one.verdict) for one in polls]
+    assert found[:3] == [("idle", True, ""), ("working", False, ""), ("idle", True, "")]
+    assert found[3] == ("idle", False, "answered")
 
 
-def test_a_retry_counts_as_work_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_counts_as_work_for_the_server(monkeypatch: Patch) -> None:
     error = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
     waiting = step(retry={"attempt": 2, "at": 1007_000, "error": error})
-    for now, activity in ((1000.0, "retrying"), (1008.0, "working")):
+    told = Activity("ses_A", "retrying", 1, 7.0, "slow down")
+    for now, activity, retry in ((1000.0, "retrying", told), (1008.0, "working", None)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         polled = look(stand_in([user_2(FIRST), waiting], active=RUNNING))
-        assert polled.activity == activity
-        told = Activity("ses_A", "retrying", 1, 7.0, "slow down")
-        assert polled.retry == (told if activity == "retrying" else None)
-
-
-@pytest.mark.parametrize("told, failed", [(0, 1), (1, 1), (2, 1), (3, 2), (5, 4)])
-def test_the_attempt_that_is_told_is_the_one_to_come(told: int, failed: int) -> None:
-    assert ocloop.retry_of("ses_A", {"attempt": told, "at": 1}).attempt == failed
+        assert (polled.activity, polled.retry) == (activity, retry)
+    for coming, failed in ((0, 1), (1, 1), (2, 1), (3, 2), (5, 4)):
+        assert ocloop.retry_of("ses_A", {"attempt": coming, "at": 1}).attempt == failed
 
 
 @pytest.mark.parametrize("is_filtering", [False, True])
@@ -8740,25 +8088,24 @@ def test_the_family_in_2_and_what_it_has_used(is_filtering: bool) -> None:
 
 
 def test_what_cannot_be_told_in_2_and_what_must_not_fail() -> None:
+    says = stand_in(OVER)
     no = RequestError(500, "no")
-    says = {**stand_in(OVER), "GET /api/session/ses_A": no, "GET /api/session": no}
-    polled = look(says)
+    polled = look({**says, "GET /api/session/ses_A": no, "GET /api/session": no})
     assert (polled.verdict, polled.spent, polled.children) == ("answered", Spend(), ())
     gone = RequestError(404, "Session not found: ses_A", "SessionNotFoundError")
-    for route in ("/api/session/active", "/api/session/ses_A/message"):
-        with pytest.raises(RequestError):
-            look({**stand_in(OVER), f"GET {route}": no})
     with pytest.raises(RequestError) as caught:
-        routes = ("GET /api/session/ses_A", "GET /api/session/ses_A/message")
-        look({**stand_in([]), **dict.fromkeys(routes, gone)})
+        look(
+            {
+                **stand_in([]),
+                **dict.fromkeys(["GET /api/session/ses_A", "GET /api/session/ses_A/message"], gone),
+            }
+        )
     assert caught.value.why == "gone"
-
-
-@pytest.mark.parametrize("route", [route for route in stand_in([])])
-def test_a_server_of_2_that_is_gone_in_the_middle_of_a_poll_fails_the_poll(route: str) -> None:
-    """Else it would seem to say that nothing is asked."""
-    with pytest.raises(RequestError):
-        look({**stand_in(OVER), route: RequestError(0, "connection refused")})
+    decide = ("GET /api/session/active", "GET /api/session/ses_A/message")
+    away = RequestError(0, "connection refused")  # else it would seem to say that nothing is asked
+    for route, error in (*((route, no) for route in decide), *((route, away) for route in says)):
+        with pytest.raises(RequestError):
+            look({**says, route: error})
 
 
 def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
@@ -8791,14 +8138,10 @@ def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
 # ── opencode 2: what is asked, and the answers ────────────────────────────────────────────────────
 
 PERMISSION: Json = {
-    "id": "per_1",
-    "sessionID": "ses_A",
-    "action": "edit",
-    "resources": ["notes.txt"],
-    "save": ["*"],
+    "id": "per_1", "sessionID": "ses_A", "action": "edit", "resources": ["notes.txt"],
     "metadata": {"files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}]},
-    "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
-}
+    "save": ["*"], "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
+}  # fmt: skip
 # fmt: off
 FORM: Json = {
     "id": "frm_1",
@@ -8837,7 +8180,6 @@ FAILS = RequestError(500, "no")
 
 # What is asked keeps a session from being over, but not what others ask, nor an MCP server, which
 # names no session: on a server of our own that is ours, elsewhere it is left to them.
-# fmt: off
 @pytest.mark.parametrize("more, options, activity, asks", [
     ({"permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
     ({"forms": [FORM]}, {}, "working", (ASKED_FORM,)),
@@ -8848,8 +8190,7 @@ FAILS = RequestError(500, "no")
     ({"forms": [ELICITED]}, {"server": "http://h:1"}, "idle",
      (ASKED_MCP._replace(session="global"),)),
     ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_is_asked_in_2(more: Json, options: Json, activity: str, asks: Any) -> None:
     polled = look(stand_in(OVER, **more), **options)
     assert (polled.activity, polled.verdict) == (activity, "answered" if activity == "idle" else "")
@@ -8864,7 +8205,6 @@ INVALID = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
 SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
 
 
-# fmt: off
 @pytest.mark.parametrize("form, ask, decision, answers, message, sent", [
     (None, ASKED_PERMISSION, "once", (), "",
      [("POST", PERMISSION_1, {"decision": "once", "message": ""})]),
@@ -8880,8 +8220,7 @@ SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
      [("POST", f"{FORM_2}/reply", {"answer": {"sure": "y"}})]),
     (ELICITED, ASKED_MCP, "reject", (), "nobody",
      [("DELETE", f"{FORM_2}?message=nobody", {"message": "nobody"})]),
-])
-# fmt: on
+])  # fmt: skip
 def test_what_is_asked_is_answered(
     form: Any, ask: Ask, decision: str, answers: tuple[str, ...], message: str, sent: Any
 ) -> None:
@@ -8914,15 +8253,13 @@ def test_an_answer_that_is_not_taken() -> None:
 GONE_2 = RequestError(404, "Session not found", "SessionNotFoundError")
 
 
-# fmt: off
 @pytest.mark.parametrize("active, prompt, sent", [
     (RUNNING, PROMPT_2, [("POST", "/api/session/ses_A/interrupt"),
                          ("DELETE", f"/api/session/ses_A/inbox/{FIRST}"),
                          ("DELETE", f"/api/session/ses_A/inbox/{SECOND}")]),
     ({"data": {"ses_B": {}, "ses_X": {}}}, Prompt(""), [("POST", "/api/session/ses_A/interrupt"),
                                                         ("POST", "/api/session/ses_B/interrupt")]),
-])
-# fmt: on
+])  # fmt: skip
 def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
     active: Json, prompt: Prompt, sent: list[tuple[str, str]]
 ) -> None:
@@ -8960,41 +8297,27 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
 # ── opencode 2: faults ────────────────────────────────────────────────────────────────────────────
 
 
-# fmt: off
-@pytest.mark.parametrize("type, message, kind", [
-    ("provider.rate-limit", "slow down", "rate-limit"),
-    ("provider.quota", "no money", "balance"),
-    ("provider.auth", "who?", "auth"),
-    ("provider.no-route", "Model unavailable: p/m", "no-model"),
-    ("provider.internal", "oh", "outage"),
-    ("provider.transport", "oh", "outage"),
-    ("provider.timeout", "oh", "outage"),
-    ("provider.unknown", "Model unavailable: says the provider", "provider"),
-    ("provider.content-filter", "oh", "provider"),
-    ("aborted", "Step interrupted", "aborted"),
-    ("unknown", "Model unavailable: p/m", "no-model"),
-    ("unknown", "Variant unavailable: high", "no-model"),
-    ("unknown", "Agent not found: mine", "no-agent"),
-    ("unknown", "something", "unknown"),
-    ("of.tomorrow", "something", "unknown"),
-])
-# fmt: on
-def test_faults_by_type(type: str, message: str, kind: str) -> None:
-    assert kind in ocloop.FAULTS
-    error = {"type": type, "message": message, "status": 200}
-    assert ocloop.fault_of(error) == Fault(kind, message)
-
-
-# fmt: off
-@pytest.mark.parametrize("more, code, retry_after", [
-    ({}, 0, 0.0), ({"status": 200}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
-    ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5),
-])
-# fmt: on
-def test_codes_and_announced_waits(more: Json, code: int, retry_after: float) -> None:
-    """What came in the middle of a stream has no code of its own."""
-    fault = ocloop.fault_of({"type": "provider.internal", "message": "m", **more})
-    assert fault == Fault("outage", "m", code, retry_after)
+@pytest.mark.parametrize("error, fault", [
+    *[({"type": f"provider.{type}", "message": "oh", "status": 200}, Fault(kind, "oh"))
+      for type, kind in (
+        ("rate-limit", "rate-limit"), ("quota", "balance"), ("auth", "auth"), ("timeout", "outage"),
+        ("no-route", "no-model"), ("internal", "outage"), ("transport", "outage"),
+        ("content-filter", "provider"), ("unknown", "provider"))],
+    *[({"type": "unknown", "message": said}, Fault(kind, said)) for said, kind in (
+        ("Model unavailable: p/m", "no-model"), ("Variant unavailable: high", "no-model"),
+        ("Agent not found: mine", "no-agent"), ("something", "unknown"))],
+    ({"type": "provider.unknown", "message": "Model unavailable: p/m"},
+     Fault("provider", "Model unavailable: p/m")),
+    (INTERRUPTED, Fault("aborted", "Step interrupted")),
+    ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
+    # What came in the middle of a stream has no code of its own.
+    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", code, wait))
+      for more, code, wait in (
+        ({}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
+        ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5))],
+])  # fmt: skip
+def test_faults_by_type_with_codes_and_announced_waits(error: Json, fault: Fault) -> None:
+    assert fault.kind in ocloop.FAULTS and ocloop.fault_of(error) == fault
 
 
 # ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
@@ -9007,51 +8330,54 @@ def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
     return {"id": "evt_1", "created": at, "type": type, "data": data, **more}
 
 
+ALIVE_A = Alive("ses_A")
+THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
+TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
+SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
+LISTED = ocloop.call_id("shell", {"command": "ls -l"})
+BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
+WORK = Activity("ses_A", "working")
+# A turn with a tool. The order is that of the recording: a thought ends after what follows it has
+# begun.
+# fmt: off
+TURN: list[tuple[str, Json, int, list[Any]]] = [
+    ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [Child("ses_A", "")]),
+    ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [ALIVE_A]),
+    ("execution.started", {}, 1000, [WORK]),
+    ("instructions.updated", {"delta": {}}, 1000, [ALIVE_A]),
+    ("inbox.delivered", {"inboxID": FIRST}, 1000, [ALIVE_A]),
+    ("step.started", BY, 1000,
+     [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
+    ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
+    ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
+     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
+    ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
+    ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
+     [Delta("ses_A", "msg_2 text 0", "I will")]),
+    ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
+     [Part(*SHELL, "running", tool="shell")]),
+    ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
+     [Part(*THOUGHT, "done", text="Let me think.")]),
+    ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [ALIVE_A]),
+    ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
+     [Part(*SHELL, "running", tool="shell", argument="ls -l")]),
+    ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
+     [Part(*TEXT_2, "done", text="I will probe.")]),
+    ("step.streamed", {}, 2000, [ALIVE_A]),
+    ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [ALIVE_A]),
+    ("tool.success", {"id": "call_1", "content": []}, 4500,
+     [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
+    ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
+     [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
+    ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
+    ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
+]
+# fmt: on
+
+
 def test_a_turn_with_a_tool() -> None:
-    """The order is that of the recording: a thought ends after what follows it has begun."""
-    alive = Alive("ses_A")
-    thought = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
-    text = ("ses_A", "msg_2", "msg_2 text 0", "text")
-    shell = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
-    call = ocloop.call_id("shell", {"command": "ls -l"})
-    by = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
-    work = Activity("ses_A", "working")
-    # fmt: off
-    turn: list[tuple[str, Json, int, list[Any]]] = [
-        ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [Child("ses_A", "")]),
-        ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [alive]),
-        ("execution.started", {}, 1000, [work]),
-        ("instructions.updated", {"delta": {}}, 1000, [alive]),
-        ("inbox.delivered", {"inboxID": FIRST}, 1000, [alive]),
-        ("step.started", by, 1000,
-         [work, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
-        ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*thought, "running")]),
-        ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
-         [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
-        ("text.started", {"ordinal": 0}, 1000, [Part(*text, "running")]),
-        ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
-         [Delta("ses_A", "msg_2 text 0", "I will")]),
-        ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
-         [Part(*shell, "running", tool="shell")]),
-        ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
-         [Part(*thought, "done", text="Let me think.")]),
-        ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [alive]),
-        ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
-         [Part(*shell, "running", tool="shell", argument="ls -l")]),
-        ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
-         [Part(*text, "done", text="I will probe.")]),
-        ("step.streamed", {}, 2000, [alive]),
-        ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [alive]),
-        ("tool.success", {"id": "call_1", "content": []}, 4500,
-         [Part(*shell, "done", tool="shell", argument="ls -l", call=call, seconds=2.5)]),
-        ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-         [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
-        ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [alive]),
-        ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
-    ]
-    # fmt: on
     made, _ = dialect_2({})
-    for type, data, at, expected in turn:
+    for type, data, at, expected in TURN:
         assert is_same(made.decode(told(f"session.{type}", {**IN_A, **data}, at)), expected), type
     assert not made.calls
 
@@ -9106,7 +8432,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
 
 @pytest.mark.parametrize("type, data, expected", DECODED_2)
 def test_opencode_2_events_in_neutral_words(
-    type: str, data: Json, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+    type: str, data: Json, expected: list[Any], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     made, _ = dialect_2({})
@@ -9172,7 +8498,8 @@ def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
     made, _ = dialect_2({})
     keys = "id name input ordinal delta text error cost tokens finish model agent at attempt item"
     keys += " parentID assistantMessageID requestID resources metadata fields title action form"
-    for type in TYPES_2:
+    types = {type for type, *_ in DECODED_2} | {f"session.{type}" for type, *_ in TURN}
+    for type in types | {"session.deleted", "session.tool.failed"}:
         made.decode(told(type, odd))
         made.decode(told(type, {**HERE, **dict.fromkeys(keys.split(), odd)}, at=odd))
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
