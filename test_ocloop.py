@@ -2720,6 +2720,19 @@ def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(
     assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
 
 
+@pytest.mark.parametrize("plan", ["- [ ] test\n- [ ] test\n", "# A\n- [ ] test\n# B\n- [ ] test\n"])
+def test_no_number_of_a_task_is_that_of_another_one_with_the_same_words(plan: str) -> None:
+    story = Story(plan)
+    assert [task.is_current for task in tasks_of(story)] == [True, False]
+    story.works(0.5)
+    story.busy()
+    story.message("calls", 0.125)
+    first, second = tasks_of(story)
+    assert (first.is_current, second.is_current) == (False, True)
+    assert (first.iterations, second.iterations) == (1, 1)
+    assert (first.spend.cost, second.spend.cost) == (0.5, 0.125)
+
+
 # ── the journal ───────────────────────────────────────────────────────────────────────────────────
 
 
