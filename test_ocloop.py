@@ -1300,20 +1300,17 @@ def test_an_answer_that_did_not_arrive_is_asked_for_again_within_seconds(how: st
 
 
 def test_answers_that_come_too_late_or_at_the_second_try_are_not_lost() -> None:
-    story = Story(stall_timeout=0)
-    story.world["reply"] = fails_with(404, "not found")
+    story = Story(finds={"reply": fails_with(404, "not found")}, stall_timeout=0)
     story.asks()
     story.press("y")
     assert story.state == "running" and "did not arrive" not in story.text
     story.busy()
     for number in range(4):
-        story.world["reply"] = fails_with(0)
-        story.asks(f"per_1{number}")
-        story.press("y")
-        story.mend()
+        story.world["reply"] = fails_first(1, fails_with(0), is_done)
         story.asks_open = (permission(f"per_1{number}", "ses_1"),)
-        story.let_pass(3)
-        story.press("y")
+        for _ in range(2):
+            story.let_pass(6)
+            story.press("y")
         story.asks_open = ()
     assert story.all("interrupt") == [] and story.count("reply") == 9
 
@@ -1351,11 +1348,10 @@ def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
     story = at_work()
     story.retries(1, 4)
     assert "retry: attempt 1 failed: Too Many Requests" in story.text
-    shown = [story.picture().live[-1].text]
-    story.let_pass(1)
-    shown.append(story.picture().live[-1].text)
-    assert shown == ["attempt 2 in 4s: Too Many Requests", "attempt 2 in 3s: Too Many Requests"]
-    assert story.picture().state == "retrying"
+    for seconds in (4, 3):
+        said = f"attempt 2 in {seconds}s: Too Many Requests"
+        assert (story.picture().state, story.picture().live[-1].text) == ("retrying", said)
+        story.let_pass(1)
     story.retries(2, 8)
     story.busy()
     assert story.picture().state == "running" and not story.picture().live, "it works again"
@@ -2720,15 +2716,18 @@ def test_what_the_last_step_has_cost_is_looked_up_before_the_exit(
     assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
 
 
-@pytest.mark.parametrize("plan", ["- [ ] test\n- [ ] test\n", "# A\n- [ ] test\n# B\n- [ ] test\n"])
-def test_no_number_of_a_task_is_that_of_another_one_with_the_same_words(plan: str) -> None:
-    story = Story(plan)
-    assert [task.is_current for task in tasks_of(story)] == [True, False]
-    story.works(0.5)
+def test_no_number_of_a_task_is_that_of_another_one() -> None:
+    """Tasks of one name in two phases are two tasks."""
+    for plan in ("- [ ] test\n- [ ] test\n", "# A\n- [ ] test\n# B\n- [ ] test\n"):
+        story = Story(plan)
+        assert [task.is_current for task in tasks_of(story)] == [True, False]
+        story.works(0.5)
+        first, second = tasks_of(story)
+        assert (first.is_current, second.is_current) == (False, True)
+        assert (first.spend.cost, second.spend.cost) == (0.5, 0.0)
     story.busy()
     story.message("calls", 0.125)
     first, second = tasks_of(story)
-    assert (first.is_current, second.is_current) == (False, True)
     assert (first.iterations, second.iterations) == (1, 1)
     assert (first.spend.cost, second.spend.cost) == (0.5, 0.125)
 
