@@ -3514,9 +3514,9 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
     ],
     "done": [
         ("- [x] Done", "Done"), ("- [X] Done", "Done"), ("- [x] [MANUAL] Call Bob", "Call Bob"),
-        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"),
-        ("2) [x] two", "two"), ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"),
-        ("- __[x]__ x", "x"), ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
+        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"), ("2) [x] two", "two"),
+        ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"), ("- __[x]__ x", "x"),
+        ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
         ("- [COMPLETED - agent 1] T", "T"), ("- [finished by agent 1] T", "T"),
         ("- [DONE 2026-01-29] T", "T"), ("- [\u2705 DONE] T", "T"),
         ("- [x] Deploy [BLOCKED: no key]", "Deploy"), ("- [\u2713] T", "T"), ("- [\u2714] T", "T"),
@@ -3531,6 +3531,7 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
         ("- [ ] **[MANUAL]** Call Bob", "Call Bob"), ("- [ ] [MANUAL] [BLOCKED: x] Task", "Task"),
         ("- [MANUAL TEST] Call", "Call", "TEST"), ("- [MANUAL - by Bob] Call", "Call", "by Bob"),
         ("- [human] Call", "Call"), ("- [human: by phone] Call", "Call", "by phone"),
+        ("- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb", "\u8054\u7cfb", "\u7535\u8bdd"),
         ("- [ ] **[MANUAL]: T**", "**T**"), ("- [ ] **[MANUAL]:** T", "T"),
         ("- [ ] **Deploy [Manual]**", "**Deploy**"),
         ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "Deploy"),
@@ -3547,6 +3548,7 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
         ("- [BLOCKED - no key] Deploy", "Deploy", "no key"),
         ("- [BLOCKED \u2014 no key] Deploy", "Deploy", "no key"),
         ("- [BLOCKED\uff1ano key] Deploy", "Deploy", "no key"),
+        ("- [\U0001f6ab BLOCKED: no key] Deploy", "Deploy", "no key"),
         ("- [BLOCKED (no key)] Deploy", "Deploy", "no key"),
         ("- [BLOCKED (a) and (b)] Deploy", "Deploy", "(a) and (b)"),
         ("- [BLOCKED no key] Deploy", "Deploy", "no key"),
@@ -3570,19 +3572,20 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
 }
 NO_TASKS = [
     "- [x](https://e.org)", "- [](u)", "- [ ](u)", "- [x][ref]", "- [x]:word", "- [a][b]",
-    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T",
-    "- [\xe9] T", "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T",
-    "- [skipping] T", "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a",
-    "a - [ ] b", "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
+    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T", "- [\xe9] T",
+    "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T", "- [skipping] T",
+    "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a", "a - [ ] b",
+    "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
     "- see [x] in the docs", "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
     "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
     "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
     "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
     "- [ [x] T](u)", "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
     "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
-    "- \u2705 works at night", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
-    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too",
-    "- [ ", "- [",
+    "- \u2705 works at night", "- \U0001f6a7 no box", "* Phase one [1/3]",
+    "\u3010\u91cd\u8981\u3011", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
+    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too", "- [ ",
+    "- [",
 ]
 # What is nearly a task, with an open box but for those that say x, by what it lacks.
 NEAR_MISSES = {
@@ -3596,21 +3599,17 @@ NEAR_MISSES = {
     ],
     "a space before the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
     "a space on both sides": ["-[ ]T"],
-    "a list sign in place of a heading": [
-        "### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]",
-    ],
+    "a list sign in place of a heading": ["### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]"],
     "a list sign in place of a quotation": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
-    "a line outside of a table": [
-        "| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|",
-    ],
+    "a line outside of a table": ["| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|"],
     "a list sign in place of the number": [
-        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T",
-        "\u2460 [ ] T", "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
+        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T", "\u2460 [ ] T",
+        "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
     ],
     "the box right behind the list sign": [
-        "- Task 1: [ ] T", "- Task 1: [x] T", "- T [ ]", "- T []", "- T [x]", "- T [TODO]",
-        "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a", "- T \u2610",
-        "- [ ] [MANUAL]",
+        "- Task 1: [ ] T", "- \u4efb\u52a1\uff1a[ ] \u5b57", "- Task 1: [x] T", "- T [ ]", "- T []",
+        "- T [x]", "- T [TODO]", "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a",
+        "- T \u2610", "- [ ] [MANUAL]",
     ],
     "a box of square brackets": [
         "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
@@ -3618,9 +3617,7 @@ NEAR_MISSES = {
     ],
     "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
     "square brackets and a space": ["1) \u25a1T"],
-    "a list sign that is one": [
-        "\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T",
-    ],
+    "a list sign that is one": ["\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T"],
     "a text": ["- [ ]", "- [ ]   ", "- [x]"],
 }
 # fmt: on
@@ -3642,10 +3639,10 @@ def test_what_is_no_task_and_no_near_miss(text: str) -> None:
 
 
 BEGUN = (
-    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\U0001f3d7", "~~", "...", " ~ ", "->", "\u26a0\ufe0f",
-    "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress", "IN_PROGRESS",
-    "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing", "active: b",
-    "partial", "review", "in review", "\U0001f6a7 WIP",
+    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\u274c\U0001f3d7", "~~", "...", " ~ ", "->",
+    "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
+    "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
+    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP",
 )  # fmt: skip
 
 
@@ -3784,46 +3781,6 @@ def test_progress(
 ])  # fmt: skip
 def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: list[str]) -> None:
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
-
-
-# Plans as people write them, each counted by hand: done, pending, manual, blocked, and lines with
-# an open box that is no task.
-STYLES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "an agent's": (
-        "# Plan: shop\n\n## Phase 1: data [DONE]\n\n"
-        "- [x] **1.1 Schema:** tables `a[ ]`, see [docs](u)\n- [\u2705 DONE] 1.2 Seeds\n\n"
-        "- [IN PROGRESS - agent 1] Search\n- **[ ] Export:** as CSV\n- [ ]* 2.3 Tests\n"
-        "- [FAILED - tests do not pass] Import\n\t- [ ] Deploy [BLOCKED: no key]\n"
-        "- [ ] **[MANUAL]** Call the bank\n\n### Notes\nRan `npm test` [ok].\n"
-        "```sh\necho '- [ ] no'\n",
-        (2, 3, 1, 2, 0),
-    ),
-    "a person's": (
-        "\ufeff---\ntags: []\n---\r\n* Phase one [1/3]\r\n- [X] #739\r\n"
-        "  1) [/] half [[Note]] #tag\n3 [ ] three\n4.1 [ ] four\n(5) [x] five\na) [ ] six\n"
-        "> [!NOTE]\n> Read [the docs](u).\n```\r\n- [ ] no\r\n```\r\n* TODO no box\n"
-        "| Task | State |\n| --- | :-: |\n| one | [x] |\n| two | [ ] |\n| use `[ ]` | |\n"
-        "Dear agent, see [x] in the notes, or a[ ] in the code.\nTask 3 [ ]\n",
-        (1, 1, 0, 0, 5),
-    ),
-    "with pictures and in other scripts": (
-        "## \u9636\u6bb5\u4e00\uff1a\u6570\u636e\n- [x] \u5b8c\u6210\n- [\u274c] e\n"
-        "- [ ]\u3000\u30bf\u30b9\u30af\u3002\n- [BLOCKED\uff1a\u6ca1\u6709] \u90e8\u7f72\n"
-        "- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb\n- [ ]\u6ca1\u6709\u7a7a\u683c\n"
-        "\uff3b\u3000\uff3d \u5168\u89d2\n- \u4efb\u52a1\uff1a[ ] \u5b57\n"
-        "\u4e00\u3001[ ] \u5b57\n\u3010\u91cd\u8981\u3011\n- \U0001f6a7 no box\n"
-        "- [\U0001f6ab BLOCKED: no key] i\n- \u2b1c f\n",
-        (1, 2, 1, 2, 5),
-    ),
-}
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_a_plan_is_counted_as_a_person_would(style: str) -> None:
-    text, expected = STYLES[style]
-    plan = parse_plan(text)
-    found = (plan.done, plan.pending, plan.manual, plan.blocked, len(plan.open_near_misses))
-    assert found == expected, (plan.tasks, plan.near_misses)
 
 
 @pytest.mark.parametrize("plan, summary", [
@@ -4015,16 +3972,11 @@ def books_of(*results: Result) -> Books:
 # that settled nothing; "+" is progress.
 
 
-@pytest.mark.parametrize(
-    "checks, failures",
-    [("", 0), ("f", 1), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)],
-)
-def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail(
-    checks: str, failures: int
-) -> None:
+def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
     names = {"f": "failed", "p": "passed", "i": "interrupted", "-": ""}
-    books = books_of(*(a_result(check=names[letter]) for letter in checks))
-    assert books.check_failures == failures
+    for checks, failures in (("", 0), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)):
+        books = books_of(*(a_result(check=names[letter]) for letter in checks))
+        assert books.check_failures == failures, checks
 
 
 # One plan after the other, and whether it is progress.
@@ -4083,6 +4035,7 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     rests = [line.rest(0.0) for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
+    assert line.choose(0.0) == line.current and line.rest(0.0) == 30.0
     line.forget()
     assert line.choose(0.0) == "a/1" and line.left("a/1", 0.0) == 0.0 and line.rest(0.0) == 30.0
     line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
@@ -4264,15 +4217,14 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
     outside = ocloop.Outside(ocloop.Server(Options(), posted.put))
     hold = threading.Event()
     outside.stop_check = hold.wait  # type: ignore[assignment]
-    replies = [Reply("stop_check", ()) for _ in range(ocloop.MOST_THREADS + 50)]
     try:
-        for reply in replies:
-            outside.make(reply)
+        for _ in range(ocloop.MOST_THREADS + 50):
+            outside.make(Reply("stop_check", ()))
         assert threading.active_count() <= ocloop.MOST_THREADS + 1
         assert isinstance(posted.get(timeout=5).error, RequestError)
     finally:
         hold.set()
-    for _ in replies[1:]:
+    for _ in range(ocloop.MOST_THREADS + 49):
         posted.get(timeout=5)
 
 
@@ -4340,35 +4292,15 @@ def test_the_same_call_has_the_same_number_whatever_the_order_of_its_arguments()
     assert ocloop.call_id("\ud800", float("nan")) > 0
 
 
-@pytest.mark.parametrize("value, seconds", [
-    ("30", 30.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-    ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0),
-])  # fmt: skip
-def test_how_long_a_provider_says_to_wait(value: Any, seconds: float) -> None:
-    fault = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": value}))
-    assert fault and fault.retry_after == seconds
-
-
-@pytest.mark.parametrize("kind, codes", [
-    ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
-    ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0]),
-])  # fmt: skip
-def test_what_a_provider_s_code_means(kind: str, codes: list[int]) -> None:
-    assert kind in ocloop.FAULTS
-    for code in codes:
-        assert ocloop.fault_of(api_error(code)) == Fault(kind, "it failed", code)
-
-
-@pytest.mark.parametrize("cost, tokens, spend", [
-    (0.5, {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 2}},
-     Spend(0.5, 10, 6, 6)),
-    (None, None, Spend()), ("1", {"input": "10"}, Spend()), (True, {"input": True}, Spend()),
-    (float("nan"), {"input": float("inf")}, Spend()), (10**30, {"cache": 3}, Spend()),
-])  # fmt: skip
-def test_what_was_spent_is_read_from_whatever_is_there(
-    cost: Any, tokens: Any, spend: Spend
-) -> None:
-    assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == spend
+def test_what_was_spent_is_read_from_whatever_is_there() -> None:
+    used = {**TOKENS, "cache": {"read": 4, "write": 2}}
+    assert ocloop.spend_of({"cost": 0.5, "tokens": used}) == Spend(0.5, 10, 6, 6)
+    nothings: list[tuple[Any, Any]] = [
+        *[(None, None), ("1", {"input": "10"}), (True, {"input": True}), (10**30, {"cache": 3})],
+        (float("nan"), {"input": float("inf")}),
+    ]
+    for cost, tokens in nothings:
+        assert ocloop.spend_of({"cost": cost, "tokens": tokens}) == Spend(), cost
 
 
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
@@ -4740,8 +4672,8 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             process = server.process
-            assert comes_true(lambda: ocloop.exit_status(process) is not None)
-            assert comes_true(lambda: ocloop.port_is_free(options.port))
+            until(lambda: ocloop.exit_status(process) is not None, "its end")
+            until(lambda: ocloop.port_is_free(options.port), "the port")
             taken.bind(("127.0.0.1", options.port))
             taken.listen()
             taken.settimeout(2.0)  # the stream would have been connected anew by then
@@ -5147,9 +5079,14 @@ def api_error(code: Any, **data: Any) -> Json:
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
     (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
     (UNAUTHORIZED, Fault("auth", "no key", 401)),
-    (api_error(429, responseHeaders={"retry-after": "120"}),
-     Fault("rate-limit", "it failed", 429, 120.0)),
-    (api_error(429, responseHeaders={"x": 1}), Fault("rate-limit", "it failed", 429)),
+    *[(api_error(429, responseHeaders={"retry-after": said}),
+       Fault("rate-limit", "it failed", 429, seconds))
+      for said, seconds in (
+        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
+    *[(api_error(code), Fault(kind, "it failed", code)) for kind, codes in (
+        ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
+        ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
     (api_error(None, isRetryable=True), Fault("outage", "it failed")),
     (api_error(None, isRetryable=False), Fault("provider", "it failed")),
     (api_error(400, isRetryable=True), Fault("provider", "it failed", 400)),
@@ -5171,15 +5108,13 @@ def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
     error: Any, fault: Fault | None
 ) -> None:
     assert ocloop.fault_of(error) == fault
-
-
-def test_an_error_always_has_a_message_and_a_kind_that_is_known() -> None:
-    for message in ("", "\n    at x", "UnknownError", "  "):
-        fault = ocloop.fault_of(wrapped(message))
-        assert fault and fault.message.strip()
     assert set(ocloop.FAULT_KINDS.values()) <= set(ocloop.FAULTS)
-    passing = ("rate-limit", "outage")
-    assert not any(ocloop.FAULTS[kind] for kind in passing), "what passes needs no advice"
+    assert not ocloop.FAULTS["rate-limit"] and not ocloop.FAULTS["outage"], (
+        "they pass by themselves"
+    )
+    for message in ("", "\n    at x", "UnknownError", "  "):
+        nameless = ocloop.fault_of(wrapped(message))
+        assert nameless and nameless.message.strip()
 
 
 # How a session stands.
@@ -5238,15 +5173,16 @@ def test_a_poll_tells_costs_family_and_asks_and_what_fails_beside_it_does_not_fa
                 polled(whole_server(**{**NO_STATUS, decides: error}))
 
 
+BUSY_2 = {"GET /session/status": {"ses_2": {"type": "busy"}}}  # a subagent in the background
+
+
 @pytest.mark.parametrize("says, closer, activity, verdict, fault", [
     (NO_STATUS, False, "idle", "answered", None),  # who is not listed is idle
     ({"GET /session/status": {"ses_1": {"type": "idle"}}}, False, "idle", "answered", None),
     ({"GET /session/status": {"ses_3": {"type": "busy"}}}, False, "idle", "answered", None),
     ({**NO_STATUS, **FAILED_1}, False, "idle", "failed", NO_KEY_1),
     ({"GET /session/status": {"ses_1": {"type": "of tomorrow"}}}, False, "working", "", None),
-    # A subagent in the background works on while its parent rests.
-    ({"GET /session/status": {"ses_2": {"type": "busy"}}}, False, "working", "", None),
-    ({"GET /session/status": {"ses_2": {"type": "busy"}}}, True, "working", "", None),
+    (BUSY_2, False, "working", "", None), (BUSY_2, True, "working", "", None),
 ])  # fmt: skip
 def test_who_works(
     says: Json, closer: bool, activity: str, verdict: str, fault: Fault | None
@@ -5272,17 +5208,17 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
     assert story.asked == [], "somebody else has answered it"
 
 
-@pytest.mark.parametrize("children", [
-    [{**CHILD_1, "id": "ses_1"}], [CHILD_1],
-    [CHILD_1, {**CHILD_1, "parentID": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
-])  # fmt: skip
-def test_a_family_that_goes_in_circles_is_counted_once(children: Any) -> None:
+def test_a_family_that_goes_in_circles_is_counted_once() -> None:
     """A server that does not know the route may list all its sessions."""
-    routes = ("GET /session/ses_1/children", "GET /session/ses_2/children")
-    client = Said(whole_server(**dict.fromkeys(routes, children)))
-    spent = a_dialect(client).poll("ses_1", PROMPT, 0, False).spent
-    assert spent and spent.cost <= 0.75
-    assert len(client.heard) < 20
+    for children in (
+        [{**CHILD_1, "id": "ses_1"}],
+        [CHILD_1],
+        [CHILD_1, {**CHILD_1, "parentID": "ses_2"}, {"id": "ses_1"}, {}, None, {"id": ""}],
+    ):
+        routes = ("GET /session/ses_1/children", "GET /session/ses_2/children")
+        client = Said(whole_server(**dict.fromkeys(routes, children)))
+        spent = a_dialect(client).poll("ses_1", PROMPT, 0, False).spent
+        assert spent and spent.cost <= 0.75 and len(client.heard) < 20
 
 
 def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None:
@@ -5319,20 +5255,17 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
 # What is asked, and what is replied.
 
 
-@pytest.mark.parametrize("asked, title, detail", [
-    ({"permission": "bash", "patterns": ["echo hi"], "metadata": {"command": "echo hi"}},
-     "bash", "echo hi"),
-    ({"permission": "external_directory", "patterns": ["/etc/*"],
-     "metadata": {"filepath": "/etc/hosts"}},
-     "external_directory", "/etc/*, /etc/hosts"),
-    ({"permission": "edit", "patterns": ["a", "b"], "metadata": {}}, "edit", "a, b"),
-    ({"permission": "webfetch", "patterns": ["*"], "metadata": {"url": "https://e.org"}},
-     "webfetch", "*, https://e.org"),
-    ({"patterns": [], "metadata": "text"}, "something", ""),
-])  # fmt: skip
-def test_a_permission_says_what_exactly_it_is_for(asked: Json, title: str, detail: str) -> None:
-    request = a_dialect().permission({"id": "per_1", "sessionID": "ses_1", **asked})
-    assert request == Ask("per_1", "ses_1", "permission", title, detail)
+def test_a_permission_says_what_exactly_it_is_for() -> None:
+    for name, patterns, metadata, detail in (
+        ("bash", ["echo hi"], {"command": "echo hi"}, "echo hi"),
+        ("external_directory", ["/etc/*"], {"filepath": "/etc/hosts"}, "/etc/*, /etc/hosts"),
+        ("edit", ["a", "b"], {}, "a, b"),
+        ("webfetch", ["*"], {"url": "https://e.org"}, "*, https://e.org"),
+        ("", [], "text", ""),
+    ):
+        asked = {"permission": name, "patterns": patterns, "metadata": metadata}
+        request = a_dialect().permission({"id": "per_1", "sessionID": "ses_1", **asked})
+        assert request == Ask("per_1", "ses_1", "permission", name or "something", detail)
     questions = [{"question": "A?"}, {"question": "B?"}]
     several = a_dialect().question({"id": "que_1", "sessionID": "s", "questions": questions})
     assert several.detail == "A? / B?" and len(several.questions) == 2
@@ -5363,37 +5296,32 @@ def test_what_is_asked_of_1_is_replied_to(
         a_dialect(client).reply(ask, decision, answers, message)
 
 
-@pytest.mark.parametrize("statuses, aborted", [
-    ({}, ["ses_1"]), ({"ses_1": {"type": "busy"}}, ["ses_1"]),
-    ({"ses_2": {"type": "busy"}, "ses_3": {"type": "busy"}}, ["ses_1", "ses_2"]),
-    ({"ses_1": {"type": "busy"}, "ses_2": {"type": "idle"}}, ["ses_1"]),
-])  # fmt: skip
-def test_a_session_is_stopped_with_what_works_for_it_in_the_background(
-    statuses: Json, aborted: list[str]
-) -> None:
+def test_a_session_is_stopped_with_what_works_for_it_in_the_background() -> None:
     posts = {f"POST /session/ses_{number}/abort": True for number in (1, 2, 3)}
-    says = {**whole_server(**{"GET /session/status": statuses}), **posts}
-    client = Said({**says, "POST /global/dispose": True})
-    dialect = a_dialect(client)
-    dialect.poll("ses_1", PROMPT, 0, False)  # it tells of the family
-    dialect.interrupt("ses_1", PROMPT, 0)
-    dialect.dispose()
-    routes = [f"/session/{id}/abort" for id in aborted]
-    assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
+    for working, aborted in (("", "1"), ("1", "1"), ("23", "12")):
+        statuses = {f"ses_{number}": {"type": "busy"} for number in working}
+        says = {**whole_server(**{"GET /session/status": statuses}), **posts}
+        client = Said({**says, "POST /global/dispose": True})
+        dialect = a_dialect(client)
+        dialect.poll("ses_1", PROMPT, 0, False)  # it tells of the family
+        dialect.interrupt("ses_1", PROMPT, 0)
+        dialect.dispose()
+        routes = [f"/session/ses_{number}/abort" for number in aborted]
+        assert [route for route, _ in client.sent] == [*routes, "/global/dispose"]
 
 
-@pytest.mark.parametrize("generation, argv", [
-    (1, ["npx", "opencode", "attach", "http://x", "--session", "ses_1", "--dir", "/project"]),
-    (2, ["npx", "opencode", "/project", "--server", "http://x", "--session", "ses_1"]),
-])  # fmt: skip
-def test_how_a_session_is_joined(generation: int, argv: list[str]) -> None:
+def test_how_a_session_is_joined() -> None:
     """The password is nowhere where other users see it."""
-    record: Json = {"generation": generation, "opencode": ["npx", "opencode"], "server": "http://x"}
-    record.update(session="ses_1", directory="/project", username="me", password="secret")
-    found, environment = ocloop.attach_command(record)
-    assert found == argv
-    names = ("OPENCODE_SERVER_USERNAME", "OPENCODE_SERVER_PASSWORD", "OPENCODE_PASSWORD")
-    assert [environment[name] for name in names] == ["me", "secret", "secret"]
+    record: Json = {"opencode": ["npx", "opencode"], "server": "http://x", "session": "ses_1"}
+    record.update(directory="/project", username="me", password="secret")
+    for generation, words in (
+        (1, "attach http://x --session ses_1 --dir /project"),
+        (2, "/project --server http://x --session ses_1"),
+    ):
+        argv, environment = ocloop.attach_command({**record, "generation": generation})
+        assert argv == ["npx", "opencode", *words.split()]
+        names = ("OPENCODE_SERVER_USERNAME", "OPENCODE_SERVER_PASSWORD", "OPENCODE_PASSWORD")
+        assert [environment[name] for name in names] == ["me", "secret", "secret"]
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
@@ -5450,15 +5378,6 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def comes_true(condition: Callable[[], bool], within: float = GENEROUS) -> bool:
-    until = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
     seam: str, started: Started
 ) -> None:
@@ -5467,7 +5386,7 @@ def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
     marked = started(f'exec "{sys.executable}" -c "{code}"', mark, stdin=subprocess.PIPE)
     other = started("echo up; exec sleep 60", f"{mark}.check")
     assert first_line(marked) == first_line(other) == "up"
-    assert comes_true(lambda: ocloop.marked_pids(mark) == [marked.pid])
+    until(lambda: ocloop.marked_pids(mark) == [marked.pid], "its mark")
     assert ocloop.marked_pids(f"{mark}.check") == [other.pid]
     assert ocloop.marked_pids("nobody has this one") == []
     assert 50 <= ocloop.group_memory(marked.pid) < 200
@@ -5495,7 +5414,8 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     before = time.monotonic()
     ocloop.end_group(child, 0.3, mark)
     assert 0.25 < time.monotonic() - before < 10, "it had its time"
-    assert child.poll() is not None and comes_true(lambda: not is_alive(left))
+    assert child.poll() is not None
+    until(lambda: not is_alive(left), "the end of what left the group")
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
 
@@ -5547,15 +5467,13 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
     monkeypatch.setattr(ocloop, "FAREWELL_WITHIN", 0.3)
     monkeypatch.setattr(ocloop, "CLOSED_WITHIN", 2.0 if where == "farewell" else 0.3)
     server = ocloop.Server(Options(server="http://127.0.0.1:9"), print)
-    dialect = a_dialect()
     end = threading.Event()
     monkeypatch.setattr(server, "_stop_session", lambda *_: end.wait(GENEROUS))
-    server.dialect = dialect
+    server.dialect = a_dialect()
     server.guard.watch(0)
     guard = server.guard.process
-    holder = threading.Thread(target=lambda: server.turn.acquire() and end.wait(GENEROUS))
     if where == "start":
-        holder.start()
+        threading.Thread(target=lambda: server.turn.acquire() and end.wait(GENEROUS)).start()
     before = time.monotonic()
     server.close("ses_1")
     assert time.monotonic() - before < GENEROUS / 2
@@ -5675,7 +5593,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_tried_on(tmp_path: Path) 
     for _ in range(3):
         log.add([an_entry()])
         pipe.add([an_entry()])
-    assert comes_true(writer.jobs.empty)
+    until(writer.jobs.empty, "what was to be written")
     (tmp_path / "later").mkdir()
     log.add([an_entry()])
     writer.close(GENEROUS)
@@ -5701,7 +5619,7 @@ def test_a_disk_that_fills_up_tears_no_line_of_the_log(tmp_path: Path, monkeypat
         patch.setattr(os, "write", small)
         for _ in range(5):
             log.add([an_entry("iter", "x" * 60)])
-        assert comes_true(writer.jobs.empty)
+        until(writer.jobs.empty, "what was to be written")
         time.sleep(0.1)
     log.add([an_entry("iter", "the last one")])
     writer.close(GENEROUS)
@@ -5880,19 +5798,6 @@ def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     assert run_file.read() == {}
 
 
-def test_two_loops_never_share_a_plan(tmp_path: Path, state_home: Path) -> None:
-    first, second = RunFile(str(tmp_path / "P")), RunFile(str(tmp_path / "P"))
-    other = RunFile(str(tmp_path / "Q"))
-    assert first.running() == 0
-    assert first.acquire() == 0 and first.problem == ""
-    assert second.acquire() == os.getpid() == second.running()
-    assert other.acquire() == 0
-    third = RunFile(str(tmp_path / "R"))
-    with open(lock_of(third), "w") as file:  # of somebody who does not say who it is
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert third.running() == -1 == third.acquire()
-
-
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
 
 
@@ -5956,25 +5861,17 @@ def test_every_option_is_a_field_and_its_help_says_its_default() -> None:
 
 def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
-    program = tmp_path / "bin" / "opencode"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    given = ocloop.parse_arguments(["run"])
+    (tmp_path / "opencode").write_text("#!/bin/sh\n")
+    (tmp_path / "opencode").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     here = str(Path.cwd())
-    assert ocloop.make_options(given) == Options(
-        directory=here,
-        plan=f"{here}/PLAN.md",
-        prompt=f"{here}/.loop-prompt.md",
-        opencode=(str(program),),
-    )
+    options = ocloop.make_options(ocloop.parse_arguments(["run"]))
+    assert options == project_options(Path(here), opencode=(f"{tmp_path}/opencode",))
     words = (
         "run -m a/b --model c/d -a x -p 5 -r -d --auto --plain --verbose --stuck 0 --log l "
         "--max-cost 3 --max-time 1h30m --server http://h:1 --check"
     )
-    given = ocloop.parse_arguments([*words.split(), "make test"])
-    options = ocloop.make_options(given)
+    options = ocloop.make_options(ocloop.parse_arguments([*words.split(), "make test"]))
     assert options.models == ("a/b", "c/d") and options.agent == "x" and options.port == 5
     assert options.run and options.debug and options.auto and options.plain and options.verbose
     assert (options.stuck, options.max_cost, options.max_time) == (0, 3.0, 5400.0)
@@ -5990,19 +5887,16 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
     ("run --stuck few", "'few' is no count"), ("run --port 999999", "'999999' is no port"),
     ("run --server here", "'here' is no URL: write http://HOST:PORT"),
     ("", "required: command (`ocloop.py --help` lists what there is)"),
-    ("run --max-costs 3", "--max-costs is not known here: did you mean --max-cost?"),
     ("run --max-costs=3", "--max-costs is not known here: did you mean --max-cost?"),
     ("run --modle a/b", "did you mean --model? (`ocloop.py run --help` lists what there is)"),
     ("run --max-c 3", "--max-c is not known here"),
     ("bootstrap a b", "b is not known here (`ocloop.py bootstrap --help` lists what there is)"),
-    ("run --zzz", "--zzz is not known here (`ocloop.py run --help` lists what there is)"),
     ("run --max-cost many", "'many' is no amount: write US dollars such as 20 or 0.50"),
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
     ("run -m sonnet", "'sonnet' is no model: write providerID/modelID; `opencode models` lists"),
-    ("status --jsn", "did you mean --json? (`ocloop.py status --help` lists what there is)"),
-    ("attach --pln x", "did you mean --plan? (`ocloop.py attach --help` lists what there is)"),
-    ("bootstrap --forse",
-     "did you mean --force? (`ocloop.py bootstrap --help` lists what there is)"),
+    *[(f"{command} {wrong}", f"did you mean {right}? (`ocloop.py {command} --help` lists what")
+      for command, wrong, right in (("status", "--jsn", "--json"), ("attach", "--pln x", "--plan"),
+                                    ("bootstrap", "--forse", "--force"))],
 ])  # fmt: skip
 def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
     words: str, said: str, capsys: Printed
@@ -6141,17 +6035,20 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
 
 
-@pytest.mark.parametrize("config, asks", [
-    ({}, []), ({"permission": {}}, []), ({"permission": "ask"}, ["everything"]),
-    ({"permission": "allow"}, []), ({"permission": 7, "permissions": [7, {}]}, []),
-    ({"permission": {"edit": "ask", "bash": {"ls": "allow", "*": "ask"}, "read": "deny"}},
-     ["edit", "bash"]),
-    ({"permission": {"edit": None, "bash": {"*": ["ask"]}}}, []),
-    ({"permissions": [{"action": "bash", "effect": "ask"}, {"action": "bash", "effect": "allow"},
-                      {"action": "edit", "effect": "deny"}]}, ["bash"]),
-])  # fmt: skip
-def test_what_a_configuration_wants_to_be_asked_before(config: Json, asks: list[str]) -> None:
-    assert [name for name, is_asked in ocloop.asked_before(config).items() if is_asked] == asks
+def test_what_a_configuration_wants_to_be_asked_before() -> None:
+    rules = [("bash", "ask"), ("bash", "allow"), ("edit", "deny")]
+    configurations: list[tuple[Json, list[str]]] = [
+        ({"permission": {}}, []), ({"permission": "allow"}, []), ({}, []),
+        ({"permission": {"edit": None, "bash": {"*": ["ask"]}}}, []),
+        ({"permission": 7, "permissions": [7, {}]}, []),
+        ({"permission": "ask"}, ["everything"]),
+        ({"permission": {"edit": "ask", "bash": {"ls": "allow", "*": "ask"}, "read": "deny"}},
+         ["edit", "bash"]),
+        ({"permissions": [{"action": name, "effect": effect} for name, effect in rules]}, ["bash"]),
+    ]  # fmt: skip
+    for config, asks in configurations:
+        found = [name for name, is_asked in ocloop.asked_before(config).items() if is_asked]
+        assert found == asks, config
 
 
 def test_run_refuses_what_a_dry_run_refuses(
@@ -6162,14 +6059,11 @@ def test_run_refuses_what_a_dry_run_refuses(
     words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
     assert ocloop.main(words) == 1
     assert "--check: there is no command nobody-has-it" in capsys.readouterr().err
-    assert ocloop.main([*words, "--dry-run"]) == 1
-    out = capsys.readouterr().out
-    assert "problem   --check: there is no command nobody-has-it" in out
-    assert "          [ ] one\n" in out
     for name in ("PLAN.md", ".loop-prompt.md"):
         (project / name).unlink()
     assert ocloop.main([*words, "--dry-run"]) == 1
     out = capsys.readouterr().out
+    assert "problem   --check: there is no command nobody-has-it" in out
     assert out.count("cannot be read") == 2, "both are named, and neither is shown"
     assert "100 %" not in out
 
@@ -6188,24 +6082,13 @@ def test_a_plan_that_is_complete_needs_no_server(
         assert ("complete already but for 1 pending task" in said) == bool(status)
 
 
-def test_a_directory_that_is_gone_or_has_no_readable_name_is_told(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    with pytest.raises(Problem, match="this directory is gone"):
-        ocloop.absolute(".")
-    monkeypatch.chdir(tmp_path)
+def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
     odd = os.fsencode(tmp_path) + b"/\xff"
-    try:
+    with suppress(OSError):  # a file system that has no such names
         os.mkdir(odd)
-    except OSError:
-        return  # a file system that has no such names
-    monkeypatch.chdir(odd)  # type: ignore[arg-type]
-    with pytest.raises(Problem, match="is not UTF-8, .*: rename it"):
-        ocloop.absolute(".")
+        monkeypatch.chdir(odd)  # type: ignore[arg-type]
+        with pytest.raises(Problem, match="is not UTF-8, .*: rename it"):
+            ocloop.absolute(".")
     monkeypatch.chdir(tmp_path)
 
 
@@ -6748,17 +6631,14 @@ def test_a_low_screen_keeps_the_choices() -> None:
 # ── view and layout: rows ─────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind, tone, style, shown", [
-    ("bash", "bad", "bad", "✖ x"), ("check", "good", "good", "✔ x"), ("bash", "", "", "x"),
-    ("text", "bad", "bad", "x"), ("text", "good", "good", "x"), ("think", "bad", "bad", "x"),
-    ("server", "head", "accent bold", "x"), ("server", "warn", "warn", "x"),
-    ("server", "dim", "dim", "x"),
-])  # fmt: skip
-def test_what_happened_has_a_sign_as_well_as_a_colour(
-    kind: str, tone: str, style: str, shown: str
-) -> None:
-    ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, kind, "x", tone), 80)
-    assert spans[-1] == (style, shown)
+def test_what_happened_has_a_sign_as_well_as_a_colour() -> None:
+    for kind, tone, style, shown in (
+        ("bash", "bad", "bad", "✖ x"), ("check", "good", "good", "✔ x"), ("bash", "", "", "x"),
+        ("text", "bad", "bad", "x"), ("text", "good", "good", "x"), ("think", "bad", "bad", "x"),
+        ("server", "head", "accent bold", "x"), ("server", "warn", "warn", "x"),
+    ):  # fmt: skip
+        ((*spans,),) = ocloop.entry_rows(Entry(1, 0.0, kind, "x", tone), 80)
+        assert spans[-1] == (style, shown)
 
 
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
@@ -6869,20 +6749,6 @@ def test_a_long_line_is_wrapped_in_time(monkeypatch: Patch) -> None:
     assert looks < 10_000, "each character once, more or less"
 
 
-def test_escape_sequences_and_markup_are_text() -> None:
-    story = Story("- [ ] \x1b]0;title\x07 task\n")
-    story.part("prt_1", "tool", tool="\x1b[2Jx", argument="\x1b[2J")
-    story.asks()
-    text = seen(story)
-    assert "\x1b" not in text and "\x07" not in text
-    says(text, "]0;title", "[2J")
-    said = "\x1b[91m\x1b[1mError: \x1b[0m\x1b]0;x\x07"
-    assert ocloop.printable(said) == "Error: \ufffd]0;x\ufffd", "colours are taken out"
-    story = scene("running")
-    story.tell(Noted("note", "[x] [bold]not bold[/bold] <b> %s {0} \\n"))
-    says(seen(story, 100, 30), "[x] [bold]not bold[/bold] <b> %s {0} \\n")
-
-
 def test_no_two_states_of_a_task_look_alike_in_ascii() -> None:
     signs = [sign for sign, _style in ocloop.TASK_SIGNS.values()]
     plain = [ocloop.ascii_only(sign) for sign in signs]
@@ -6914,8 +6780,9 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 class Reader:
     """Somebody who looks at the activity of a story with numbered lines."""
 
-    def __init__(self, lines: int, plan: str = TWO) -> None:
+    def __init__(self, lines: int, plan: str = TWO, is_plan_read: bool = False) -> None:
         self.story = Story(plan)
+        self.story.press(*["p"] * is_plan_read)
         self.scroll = Scroll()
         self.size = (80, 24)
         self.rows: list[str] = []
@@ -6964,16 +6831,8 @@ LONG_PLAN = "".join(
 ).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>
 
 
-class PlanReader(Reader):
-    """Somebody who looks at a long plan."""
-
-    def __init__(self, plan: str = LONG_PLAN) -> None:
-        super().__init__(0, plan)
-        self.story.press("p")
-
-
 def test_the_current_task_is_kept_in_sight() -> None:
-    reader = PlanReader()
+    reader = Reader(0, LONG_PLAN, is_plan_read=True)
     shown = reader.look()
     assert 30 in shown and shown == sorted(shown) and 10 not in shown and 69 not in shown
     assert any(row.startswith(" ▸ task 30") for row in reader.rows)
@@ -6985,7 +6844,7 @@ def test_the_current_task_is_kept_in_sight() -> None:
 
 
 def test_the_plan_scrolls_from_its_first_task_to_its_last_and_no_further() -> None:
-    reader = PlanReader()
+    reader = Reader(0, LONG_PLAN, is_plan_read=True)
     middle = reader.look()
     one_up = reader.look(-1)
     assert one_up != middle and reader.look(1) == middle
@@ -7024,7 +6883,7 @@ def test_beside_the_activity_the_plan_does_not_take_the_arrows() -> None:
 
 
 def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
-    reader: Reader = PlanReader("- [ ] a <1>\n- [ ] b <2>\n")
+    reader = Reader(0, "- [ ] a <1>\n- [ ] b <2>\n", is_plan_read=True)
     assert reader.look() == [1, 2] == reader.look(5) == reader.look(-9)
     reader = Reader(2)
     shown = reader.look()
@@ -7445,13 +7304,11 @@ def test_a_retry_counts_as_work_for_the_server(monkeypatch: Patch) -> None:
 
 @pytest.mark.parametrize("is_filtering", [False, True])
 def test_the_family_in_2_and_what_it_has_used(is_filtering: bool) -> None:
-    everybody = [child_2("ses_B", "ses_A"), child_2("ses_C", "ses_B"), child_2("ses_X", "ses_Y")]
-    everybody += [child_2("ses_A", "ses_B"), child_2("ses_B", "ses_B")]
+    everybody = [child_2(f"ses_{id}", f"ses_{of}") for id, of in ("BA", "CB", "XY", "AB", "BB")]
 
     def listed(path: str) -> Json:
         parent = path.rpartition("parentID=")[2]
-        found = [one for one in everybody if one["parentID"] == parent]
-        return {"data": found if is_filtering else everybody}
+        return {"data": [one for one in everybody if one["parentID"] == parent or not is_filtering]}
 
     polled = look(stand_in(OVER, **{"GET /api/session": listed}))
     assert polled.children == ("ses_B", "ses_C")
@@ -7812,25 +7669,23 @@ def test_opencode_2_events_in_neutral_words(
     assert made.decode(told(type, {})) in ([], [Edited("")])
 
 
-def tool_events(tool: str, id: str, given: Json, type: str, **more: Any) -> list[Any]:
-    """What a tool's end is told as, after its beginning."""
-    made, _ = dialect_2({})
-    made.decode(told("session.tool.input.started", {**IN_A, "id": id, "name": tool}))
-    made.decode(told("session.tool.called", {**IN_A, "id": id, "input": given}))
-    found = made.decode(told(f"session.tool.{type}", {**IN_A, "id": id, **more}))
-    assert not made.calls
-    return list(found)
-
-
 def test_how_a_tool_of_2_ends() -> None:
-    (part,) = tool_events("write", "c", {"path": "/w/a.txt"}, "failed", error=NOT_NOW)
-    assert (part.state, part.text, part.argument) == ("failed", "not now", "a.txt")
     files = [{"file": "a.txt", "additions": 2, "deletions": 1}, {"additions": 3}]
-    given = {"path": "/w/a.txt"}
-    (part,) = tool_events("edit", "c", given, "success", metadata={"files": files})
-    assert (part.state, part.argument) == ("done", "a.txt  +2 -1  +3 -0")
-    (part,) = tool_events("subagent", "c", {"description": "probe"}, "success")
-    assert (part.tool, part.argument, part.opens) == ("subagent", "probe", True)
+    path = {"path": "/w/a.txt"}
+    for tool, given, type, more, state, argument in (
+        ("write", path, "failed", {"error": NOT_NOW}, "failed", "a.txt"),
+        ("edit", path, "success", {"metadata": {"files": files}}, "done", "a.txt  +2 -1  +3 -0"),
+        ("subagent", {"description": "probe"}, "success", {}, "done", "probe"),
+    ):
+        made, _ = dialect_2({})
+        call: Json = {**IN_A, "id": "c", "name": tool, "input": given}
+        made.decode(told("session.tool.input.started", call))
+        made.decode(told("session.tool.called", call))
+        (part,) = made.decode(told(f"session.tool.{type}", {**call, **more}))
+        assert isinstance(part, Part) and not made.calls
+        assert (part.tool, part.state, part.argument) == (tool, state, argument)
+        assert part.text == ("not now" if state == "failed" else "")
+        assert part.opens == (tool == "subagent")
 
 
 def test_a_tools_id_is_its_own_only_within_its_message() -> None:
