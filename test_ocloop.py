@@ -7542,7 +7542,8 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
     *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", code, wait))
       for more, code, wait in (
         ({}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
-        ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5))],
+        ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5),
+        ({"retryAfterMs": -1}, 0, 0.0))],
 ])  # fmt: skip
 def test_faults_by_type_with_codes_and_announced_waits(error: Json, fault: Fault) -> None:
     assert fault.kind in ocloop.FAULTS and ocloop.fault_of(error) == fault
