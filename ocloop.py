@@ -6312,8 +6312,7 @@ def read_record(folder: str, name: str) -> Json:
             record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
-        os.path.realpath(as_text(record.get("plan")))
-        return record
+        return {} if b"\0" in os.fsencode(as_text(record.get("plan"))) else record
     except (OSError, ValueError, RecursionError):
         return {}
 

@@ -5787,11 +5787,13 @@ def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     for raw in (
         *(b"", b"{", b"[1]", b"null", b"7", b"\xef\xbb\xbf{}", b"[" * 100_000, b"\0", b"\xff\xfe"),
         *(b'{"plan": "/a\\u0000b"}', b'{"plan": "\\ud800"}'),
-        b'{"plan": "/a", "state": %s}' % (b"[" * 600 + b"]" * 600),
     ):
         state.write_bytes(raw)
         assert run_file.read() == {}, raw[:20]
         assert ocloop.main(["status", "--all", "--json"]) == 0
+    # How deep is too deep is each Python's own affair: what is read can be shown.
+    state.write_bytes(b'{"plan": "/a", "state": %s}' % (b"[" * 600 + b"]" * 600))
+    assert ocloop.main(["status", "--all", "--json"]) == 0
     state.unlink()
     (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
     state.symlink_to(tmp_path / "theirs")
