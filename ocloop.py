@@ -243,7 +243,8 @@ MOST_NEAR_MISSES = 1_000
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    shown, near_misses = _hide(text)
+    shown, unclosed = _hide(text)
+    near_misses: list[NearMiss] = []
     tasks: list[Task] = []
     phase = ""
     above: list[int] = []  # the indentations of the tasks in which the next one may be nested
@@ -271,7 +272,7 @@ def parse_plan(text: str) -> Plan:
     # The last complete tag counts; in its text code and comments are kept.
     tags = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE)))]
     summary = text[tags[-1] : shown.find(_TAG_CLOSE, tags[-1])].strip() if tags else None
-    return Plan(tasks, summary, sorted(set(near_misses)))
+    return Plan(tasks, summary, sorted({*unclosed[:MOST_NEAR_MISSES], *near_misses}))
 
 
 # Code and comments.
@@ -356,18 +357,18 @@ _END_MARK = re.compile(
     rf"(?:^|\s)([*_]*)\[(?=\s*(?:blocked|manual)(?![^\W_])){_INSIDE}\]([*_]*)$", re.IGNORECASE
 )
 _TICK_SIGNS = "✓✔✅☑🗸"
-_PART = re.compile(r"\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
+_PART = re.compile(r"[~≈]?\s*\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
 # What stands behind the first three kinds must not go on with a letter; behind the others it is
 # the reason. A picture may stand in front: `[✅ DONE]`.
 _WORD = re.compile(
     rf"(?:[{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
-    r"|(?P<pending>to[-_ ]?do|pending|open)"
+    r"|(?P<pending>to[-_ ]?do|pending|open|not[-_ ]?started)"
     r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review)"
     r")(?:(?=\s+by\s)|(?!(?:[-_]|\s*)[^\W\d_]))|(?:"
     r"(?P<manual>manual|human)"
-    r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won'?t[-_ ]?fix"
-    r"|on[-_ ]?hold|obsolete)"
+    r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won['’]?t[-_ ]?fix"
+    r"|on[-_ ]?hold|obsolete|n/a)"
     r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
@@ -412,7 +413,7 @@ def _read_box(inside: str) -> tuple[str, str]:
 
     `BLOCKED - no key` -> ("blocked", "no key"), `~` -> ("begun", "").
     """
-    box = inside.replace("\ufe0f", "").strip()
+    box = " ".join(inside.replace("\ufe0f", "").split())
     if not box:
         return "pending", ""
     if box in ("x", "X") or not box.strip(_TICK_SIGNS):
@@ -438,23 +439,24 @@ _DONE_BOXES = "☑☒🗹🗷🗵"
 _WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
 _ANY_BOX = re.compile(
     r"\[([^\[\]]*)\]|\\\[([^\[\]\\]*)\\\]|［([^［］]*)］"
-    r"|\[([ x]?|blocked|manual)(?=[\s:][^\[\]]*[^\s\[\]][^\[\]]*$)"  # which nothing closes
+    r"|\[([ x]?|blocked|manual)(?=[\s:]\s*[^\s\[\]][^\[\]]*$)"  # which nothing closes
     rf"|([{_OPEN_BOXES}])\ufe0f?|([{_DONE_BOXES}])|([(（{{<【]\s*[)）}}>】])",
     re.IGNORECASE,
 )
-_LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*\S*\s*$)", re.IGNORECASE)
+_LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*(?:\S+\s*)?$)", re.IGNORECASE)
 _LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand before a box
+# In a lookahead, so that what it took is not given back piece by piece: that took minutes.
 _LABEL = (
-    r"[(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
-    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)"
+    r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\{}"
 )
 _NEAR_MISS = re.compile(
-    rf"{_LEAD}*(?:{_LABEL}{_LEAD}*)?\[([ xod?-])\]"  # it begins the line
+    rf"{_LEAD}*(?:{_LABEL.format(1)}{_LEAD}*)?\[([ xod?-])\]"  # it begins the line
     r"|.*?(?<![^\s*_|:：])\[([ x])\][\s*_|]*$"  # it ends the line
     rf"|\s*{_LIST_SIGN}\s.*?(?<![^\s*_|:：])\[([od])\][\s*_|]*$"
     r"|.*?\|[\s*_]*\[([ x])\][\s*_|:：]"  # in a table
     # In the middle of what does not begin like prose.
-    rf"|\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL})"
+    rf"|\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL.format(6)})"
     r".*?(?:(?<![^\s*_|:：])\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]"
 )
 
@@ -2724,8 +2726,12 @@ class Run:
         gone = [text for text in self.books.gone if text not in known_gone]
         if gone:
             self.journal.note("warn", said_gone(gone), "warn")
-        known = {near.text for near in iteration.plan.near_misses}
-        near_misses = [near for near in plan.near_misses if near.text not in known]
+        known = collections.Counter(near.fault for near in iteration.plan.near_misses)
+        near_misses = []
+        for near in plan.near_misses:
+            if known[near.fault] <= 0:
+                near_misses.append(near)
+            known[near.fault] -= 1
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
         word = word_for(outcome.kind, check, has_progress)

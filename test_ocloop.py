@@ -3461,6 +3461,8 @@ def test_so_many_near_misses_are_enough() -> None:
     assert len(plan.near_misses) == ocloop.MOST_NEAR_MISSES
     (last,) = plan.open_near_misses
     assert last == plan.near_misses[-1], "what is not looked at may be open"
+    plan = parse_plan("<!-- a\n" * 1_001 + "- [ ]a task that is none\n")
+    assert [near.line for near in plan.open_near_misses] == [1_002], "comments leave room for it"
 
 
 # ==================================================================================================
@@ -3564,6 +3566,7 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
         ("- [ON-HOLD] Export", "Export", "on hold"),
         ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
         ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
+        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [N/A: no such host] T", "T", "no such host"),
         ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
         ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
         ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
@@ -3642,7 +3645,7 @@ BEGUN = (
     *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\u274c\U0001f3d7", "~~", "...", " ~ ", "->",
     "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
     "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
-    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP",
+    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP", "in  progress", "~50%",
 )  # fmt: skip
 
 
@@ -3826,6 +3829,8 @@ def test_the_completion_tag(plan: str, summary: str | None) -> None:
     ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
     ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0), ("[ ] [" * 500_000, 0),
     ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
+    ("x [ " + "a" * 500_000 + "[", 0), ("x [x]:" + " " * 500_000 + "a b", 0),
+    ("1." * 120_000 + "[x", 0), ("1" + "." * 240_000 + "[x", 0),
 ], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")  # fmt: skip
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.process_time()
