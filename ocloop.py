@@ -71,7 +71,6 @@ import http.client
 import io
 import json
 import locale
-import math
 import queue
 import re
 import select
@@ -89,6 +88,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
@@ -899,8 +899,8 @@ class Answer(NamedTuple):
 LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
-SERVER_WAITS = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
-FIRST_WAITS = (0.0, 1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
+SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
+FIRST_WAITS = (0.0, 0.0, 1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
 STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
@@ -1036,6 +1036,7 @@ _DO_WITHOUT = (
 )
 NOBODY = f"Nobody is there to answer. {_DO_WITHOUT}"
 A_PERSON = f"A person refused this. {_DO_WITHOUT}"
+SAME_CALL = f"You made the same call again and again: it will not help. {_DO_WITHOUT}"
 WRONG_PASSWORD = (
     "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
 )
@@ -1265,7 +1266,9 @@ class Asks:
         is_auto = self.talk.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
-        elif is_auto or not self.attended:
+        elif ask.is_circle and (is_auto or not self.attended):
+            self.refuse(waiting, "it is the same call again and again", SAME_CALL)
+        elif not self.attended:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
@@ -1409,7 +1412,7 @@ class Talk:
         self.retry: Activity | None = None  # OpenCode waits for its provider
         self.retry_at = 0.0  # until then
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
-        self.goes_on = GOES_ON  # times that it may be told to go on after a refusal
+        self.pushes_left = GOES_ON  # times that it may be told to go on after a refusal
         self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
@@ -1631,7 +1634,6 @@ FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
-NO_SESSION = "no session is at work: each iteration has one of its own"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
 
 
@@ -2083,10 +2085,10 @@ SILENCES = 2  # requests in a row without an answer, then the server is to blame
 # Each request times out outside. For one whose thread hangs nobody waits longer than that; a check
 # has an end of its own.
 ANSWER_WITHIN = 300.0
-LOOK_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
+LOCAL_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
 ATTEMPTS = 4  # one prompt is handed over so often at the most
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
-PARTS_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
+LAST_STEP_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
 INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 # OpenCode 2 loads models and agents behind the first request: a name that is not listed may come.
@@ -2448,6 +2450,9 @@ class Run:
             self.clock.works = True
             with self.showing("running"):
                 while True:
+                    if self.options.check and not self.books.check:
+                        await self.read_files()  # it is told of the plan, and may write it
+                        await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
                     end = self.reason_to_rest(plan)
                     if not end and (self.server.is_down or self.server.replace):
@@ -2515,8 +2520,6 @@ class Run:
 
     async def iterate(self, plan: Plan) -> tuple[Result, Outcome]:
         """One session, the plan read after it, and the check."""
-        if self.options.check and not self.books.check:
-            await self.run_check()  # what it says is told to the first session
         self.look_through(with_prompt=True)  # it may name another model by now
         if not self.books.tasks:
             self.books.note_plan(plan)  # progress is what comes after
@@ -2574,7 +2577,7 @@ class Run:
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id and not self.server.is_down:
                 with self.shield(Interrupt), suppress(RequestError, ServerGone):
-                    await self.comes_to_rest(talk, PARTS_WITHIN)
+                    await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
         finally:
             self.talk = None
@@ -2601,10 +2604,10 @@ class Run:
             outcome = await self.watch(talk)
             if outcome is None:
                 talk.attempt += 1
-            elif outcome.kind == "refused" and talk.asks.ends_turn and talk.goes_on:
+            elif outcome.kind == "refused" and talk.asks.ends_turn and talk.pushes_left:
                 # Of two asks at once the server rejects the second one by itself when the first one
                 # is refused, without our words, and that ends the turn.
-                talk.goes_on -= 1
+                talk.pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
                 prompt = talk.prompt._replace(text=text)
@@ -2807,7 +2810,7 @@ class Run:
         files.read_at = self.now + READ_EVERY
         reading = files.reading = self.request("read_files")
         with suppress(RequestError):  # `hear` sees to it
-            await self.wait(self.now + LOOK_WITHIN, reading)
+            await self.wait(self.now + LOCAL_WITHIN, reading)
         if not reading.done:
             self.hear(Answer(reading, error=RequestError(0, "no answer came")))
 
@@ -2852,7 +2855,7 @@ class Run:
                     last = server.problem.rstrip(".") + (DATA_BASE if server.is_busy else "")
                     times = f"{server.failures} times in a row, the last time"
                     raise Problem(f"the server failed {times}: {last}")
-                await self.wait(self.now + wait_after(server.failures - 1, waits))
+                await self.wait(self.now + wait_after(server.failures, waits))
             try:
                 await self.start_server()
             except Problem as problem:
@@ -2919,7 +2922,7 @@ class Run:
         memory = 0
         with suppress(RequestError):
             reply = self.request("measure_server")
-            memory = await self.wait(self.now + LOOK_WITHIN, reply) or 0
+            memory = await self.wait(self.now + LOCAL_WITHIN, reply) or 0
         server.measure_at = self.now + MEASURE_EVERY
         most = self.most_memory
         is_bursting = memory > 2 * most and self.talk is not None and not server.is_fresh
@@ -2995,8 +2998,10 @@ class Run:
             talk.hear(event, self.now)
             model = talk.model
             if model and not talk.prompt.model and model != self.line.last_seen:
-                self.line.last_seen = model  # nobody named one: it costs, and it sees the code
-                self.journal.note("model", f"{model}, by OpenCode's own choice", "dim")
+                self.line.last_seen = model  # `run` named none: it costs, and it sees the code
+                is_named = model == without_variant(self.briefing.setup.model)
+                whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
+                self.journal.note("model", f"{model}, {whose}", "dim")
 
     def lose_screen(self, reason: str) -> None:
         """Nobody looks any more: go on, as long as there is something to go on with."""
@@ -3074,7 +3079,7 @@ class Run:
         self.journal.note("note", "opening OpenCode's interface on this session", "dim")
         self.request("hand_over", self.talk.id if self.talk else "")
 
-    def look_at(self, overlay: str) -> None:
+    def show_overlay(self, overlay: str) -> None:
         self.overlay = overlay
 
     def quit(self) -> None:
@@ -3186,15 +3191,15 @@ KEYS = (
         Use("retry", lambda run: bool(run.limit) or run.phase in ("error", "waiting"), Run.go_on),
         Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
     KeyHelp("X", "abort this iteration, or its check", (
-        Use("abort", lambda run: bool(run.talk or run.check_since), Run.abort),)),
+        Use("abort", lambda run: bool(run.talk) or run.check_since is not None, Run.abort),)),
     KeyHelp("T", "this session in OpenCode's own interface, and back", (
         Use("session", lambda run: bool(run.talk and run.talk.id and not run.server.is_down),
             Run.hand_over),)),
     KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
-        Use("activity", lambda run: run.overlay == "plan", lambda run: run.look_at("")),
-        Use("plan", lambda run: True, lambda run: run.look_at("plan")))),
+        Use("activity", lambda run: run.overlay == "plan", lambda run: run.show_overlay("")),
+        Use("plan", lambda run: True, lambda run: run.show_overlay("plan")))),
     KeyHelp("?", "this help", (
-        Use("help", lambda run: True, lambda run: run.look_at("help")),)),
+        Use("help", lambda run: True, lambda run: run.show_overlay("help")),)),
     KeyHelp("Q", "quit (asks once while an iteration runs)", (
         Use("quit", lambda run: True, Run.quit),)),
     KeyHelp("Y A N", "permission: once, always (it says for what), no"),
@@ -3240,7 +3245,7 @@ def progress_of(plan: Plan) -> list[str]:
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     spend = result.spend
     facts = (
-        f"{result.number} {result.word} in {duration(result.seconds)}",
+        f"#{result.number} {result.word} in {duration(result.seconds)}",
         said_refused(result.refused),
         *progress_of(plan),
         f"{short_number(spend.tokens)} tokens",
@@ -3330,7 +3335,10 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         steps.append(f"make tasks of what looks like one: {lines}")
     is_cut_short = record and has_work_left and plan.summary is None
     if plan.pending or (is_cut_short and not plan.blocked):
-        steps.append(f"{tag}run again to go on" if record else f"{tag}start it with `run`")
+        again = (
+            "mend what stopped it, run again" if record.get("status") == 1 else "run again to go on"
+        )
+        steps.append(f"{tag}{again}" if record else f"{tag}start it with `run`")
     if plan.blocked:
         steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
     if plan.manual:
@@ -3355,11 +3363,11 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    task = run.iteration.task if run.iteration else run.plan.current
+    plan = run.iteration.plan if run.iteration else run.plan
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        "task": one_line(task.text) if task else "",
+        "task": one_line(plan.goal),  # whoever commits with it needs one at the end, too
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -4124,6 +4132,11 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
+# A message's `finish` that is no good end, though OpenCode tells no error: verdict and fault.
+ENDED_EARLY = {
+    "length": ("cut", Fault("length", CUT_OFF)),
+    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
+}
 # Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
 FAULT_KINDS = {
     "MessageAbortedError": "aborted",
@@ -4171,12 +4184,19 @@ def fault_of(error: Any) -> Fault | None:
         kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
     elif kind == "length":
         message = CUT_OFF  # it has no words of its own
-    retry_after = as_float(told, "retryAfterMs") / 1000
-    announced = as_text(told, "responseHeaders", "retry-after")
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
-        retry_after = float(announced)
+    announced = seconds_until(as_text(told, "responseHeaders", "retry-after"))
+    retry_after = announced or as_float(told, "retryAfterMs") / 1000
     retry_after = min(max(0.0, retry_after), LONGEST_TIME)
     return Fault(kind, message, code if code >= 400 else 0, retry_after)
+
+
+def seconds_until(announced: str) -> float:
+    """What a `retry-after` says: seconds, or a date of HTTP's; 0 for anything else."""
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
+        return float(announced)
+    with suppress(ValueError, TypeError, OverflowError):  # TypeError: so before Python 3.10
+        return parsedate_to_datetime(announced).timestamp() - time.time()
+    return 0.0
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -4236,7 +4256,7 @@ class Receiver(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self.until < math.inf:
+        if self.until < NEVER:
             left = self.until - time.monotonic()
             if left <= 0:
                 raise socket.timeout("timed out")
@@ -4286,7 +4306,7 @@ class Client:
             assert connection.sock
             if is_stream:
                 self.stream = connection.sock
-            until = math.inf if is_stream else time.monotonic() + timeout
+            until = NEVER if is_stream else time.monotonic() + timeout
             receiver = io.BufferedReader(Receiver(connection.sock, until))
             source: Any = types.SimpleNamespace(makefile=lambda _mode: receiver)
             answer = http.client.HTTPResponse(source, method=method)
@@ -4771,8 +4791,8 @@ def judge_messages(
     if fault:
         return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
     finish = as_text(last, "finish")
-    if finish == "length":
-        return "cut", Fault("length", CUT_OFF)
+    if finish in ENDED_EARLY:
+        return ENDED_EARLY[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -5088,10 +5108,10 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "unfinished", None  # it works, or its server died
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if not fault and finish in ("stop", "content-filter"):
+    if not fault and finish == "stop":
         return "answered", None
-    if not fault and finish == "length":
-        return "cut", Fault("length", CUT_OFF)
+    if not fault and finish in ENDED_EARLY:
+        return ENDED_EARLY[finish]
     if outcome == "failed" or (finish == "error" and not fault):
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.
@@ -5111,7 +5131,7 @@ def was_refused(part: Json) -> bool:
 
 Dialect = Union[OpenCode1, OpenCode2]
 
-OLDEST_KNOWN = "1.2 or newer, or 2.0.4 or newer"
+SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 # Where a version is told, and the oldest one that will do.
 PROBES: tuple[tuple[str, type[Dialect], tuple[int, int, int]], ...] = (
     ("/api/info", OpenCode2, (2, 0, 4)),
@@ -5132,11 +5152,11 @@ def detect(client: Client) -> tuple[type[Dialect], str]:
             continue
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
-            advice = f"{OLDEST_KNOWN} is needed: upgrade it with `opencode upgrade`"
+            advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
             raise Problem(f"OpenCode {version} is too old: {advice}")
         if version:
             return dialect, version
-    raise Problem(f"{client.url} is not OpenCode ({OLDEST_KNOWN}): look at the address")
+    raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
@@ -5380,14 +5400,18 @@ def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subproce
 LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib)"
 
 
-def remove_libraries(folder: str, before: float = math.inf) -> None:
-    """Remove the libraries in that folder that were written before then, and nothing else."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if re.fullmatch(LIBRARY, entry.name):
+def remove_libraries(folder: str, before: float = NEVER) -> None:
+    """Remove the libraries in that folder of ours that were written before then, and nothing
+    else."""
+    if not os.path.isdir(folder):
+        return
+    with suppress(OSError), private(folder) as number:
+        for name in os.listdir(number):
+            if re.fullmatch(LIBRARY, name):
                 with suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < before:
-                        os.unlink(entry.path)
+                    found = os.stat(name, dir_fd=number, follow_symlinks=False)
+                    if found.st_mtime < before:
+                        os.unlink(name, dir_fd=number)
 
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
@@ -5419,7 +5443,8 @@ for signal in TERM KILL; do
     for pid in $(marked "$1" "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
-[ -d "$4" ] && ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
+[ -d "$4" ] && [ ! -L "$4" ] || exit 0
+ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 exit 0
 """
 
@@ -5802,7 +5827,7 @@ class Outside:
         reading = threading.Thread(target=read, daemon=True)
         reading.start()
         late = ""
-        status = wait_for_end(process, options.check_timeout or math.inf)
+        status = wait_for_end(process, options.check_timeout or NEVER)
         if status is None:
             status = 124
             late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
@@ -6234,11 +6259,14 @@ class RunFile:
         while self.lock is None:
             try:
                 number = self.open_lock(os.O_RDWR | os.O_CREAT)
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    os.close(number)
+                    raise
                 self.lock = number
             except BlockingIOError:
                 time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
-                os.close(number)
                 attempts += 1
                 held = self.running()
                 if held and attempts >= 5:
@@ -6280,7 +6308,7 @@ class RunFile:
         self.lock = None
         self.acquire()
 
-    def make_libraries(self) -> str:
+    def libraries_folder(self) -> str:
         """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
         is there cannot be run."""
         with suppress(OSError):
@@ -6474,7 +6502,8 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
         secrets = (server.username, server.password, list(run.options.opencode))
-        return {**record, **dict(zip(SECRETS, secrets))}
+        record.update(zip(SECRETS, secrets))
+        return {**record, "status": run.status} if run.rests_at else record
     # It may have been looked at for hours before somebody pressed Q.
     entries = reversed(run.journal.entries)
     ends = (one.time for one in entries if (one.record or {}).get("record") == "run")
@@ -6633,20 +6662,26 @@ def seconds(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
 
 
+def port_number(text: str) -> int:
+    if int(text) > 65535:
+        raise ValueError
+    return int(text)
+
+
 # What a value looks like, what becomes of it, and what is said of any other.
-COUNT = (r"\d+", int, "count: write a whole number; 0 means off")
+COUNT = (r"\d{1,9}", int, "count: write a whole number; 0 means off")
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
-_MODEL = r"[^/\s,]+/[^\s,]+"
+_MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
 VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "N": COUNT,
     "MIB": COUNT,
-    "USD": (r"\d+(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
+    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
     "DURATION": (
         r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
         seconds,
         "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
     ),
-    "PORT": (r"\d{1,5}", int, "port: write a number up to 65535"),
+    "PORT": (r"\d{1,5}", port_number, "port: write a number up to 65535"),
     "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str, "URL: write http://HOST:PORT, no login"),
     "PROVIDER/MODEL": (
         f"{_MODEL}(,{_MODEL})*",
@@ -6659,9 +6694,10 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
 def value_of(kind: str, text: str) -> Any:
     """What a text stands for; argparse's error where it does not look like that."""
     pattern, convert, advice = VALUES.get(kind, ("(?s:.*)", str, ""))
-    if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
-    return convert(text)
+    with suppress(ValueError):
+        if re.fullmatch(pattern, text):
+            return convert(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -6828,6 +6864,10 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
     if log and (os.path.isdir(log) or not os.access(place, os.W_OK)):
         problems.append(f"the log {log} cannot be written: name another path with --log")
+    with suppress(OSError):  # what is not there is not the same
+        for what, path in (("plan", options.plan), ("prompt", options.prompt)):
+            if log and os.path.samefile(log, path):
+                problems.append(f"the log {log} is the {what}: name another path with --log")
     for name, command in (("check", options.check), ("notify", options.notify)):
         word = (command.split() or [""])[0]
         look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
@@ -6868,14 +6908,14 @@ def run(given: argparse.Namespace) -> int:
     options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
     run_file = RunFile(options.plan)
-    comes_to_work = not given.dry_run and not problems and plan.summary is None
+    comes_to_work = not given.dry_run and not problems and (plan.summary is None or options.check)
     held = run_file.acquire() if comes_to_work else run_file.running()
     if held:
         advice = "`status` shows it, `attach` joins it"
         problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
     if given.dry_run:
         say_found(options, plan, problems, warnings)
-    if plan.summary is not None and not problems:
+    if plan.summary is not None and not problems and not options.check:
         status, how = how_complete(plan)
         how = how.removeprefix("the plan is ").replace("complete", "complete already")
         say(f"{options.plan} is {how}: take out its <plan-complete> tag to work on it again")
@@ -6912,7 +6952,7 @@ class Driver:
         self.run_file = run_file
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         post = self.inbox.put
-        libraries = run_file.make_libraries() if run_file and not options.server else ""
+        libraries = run_file.libraries_folder() if run_file and not options.server else ""
         self.server = Server(options, post, libraries)
         self.outside = Outside(self.server)
         self.writer = Writer(post)
@@ -7137,7 +7177,7 @@ def bootstrap(given: argparse.Namespace) -> int:
     return 0
 
 
-def look_at(path: str) -> tuple[Plan | None, str, int, Json]:
+def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
     """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
     text, problem = read_text(path, "plan")
     plan = parse_plan(text or "")
@@ -7158,7 +7198,7 @@ def status(given: argparse.Namespace) -> int:
     if given.all:
         return status_of_all(given.json)
     path = absolute(given.plan or Options().plan)
-    plan, problem, pid, record = look_at(path)
+    plan, problem, pid, record = plan_and_record(path)
     if plan is None:
         raise Problem(problem)
     said = status_record(path, plan, pid, record)
@@ -7169,7 +7209,7 @@ def status(given: argparse.Namespace) -> int:
 def status_of_all(as_json: bool) -> int:
     """A line for each loop on this machine that runs, or ran last; the newest comes first."""
     paths = [path for path in plans_of_all() if os.path.isdir(os.path.dirname(path))]
-    seen = [(path, *look_at(path)) for path in paths]
+    seen = [(path, *plan_and_record(path)) for path in paths]
     if as_json:
         said = [status_record(path, plan or Plan(), pid, run) for path, plan, _, pid, run in seen]
         say(json.dumps(said))
@@ -7200,16 +7240,21 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     """What `status --json` says."""
     known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
     run = {**record, "pid": known_pid, "state": state_of(pid, record)}
+    is_told = plan.summary is not None or record.get("status") == 0
+    is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
+    is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted")
+    gone = [as_text(text) for text in as_list(record, "gone")]
+    is_all_done = how_complete(plan, gone)[0] == 0
     said = {
         **counts_of(plan),
         "percent": plan.percent,
-        "complete": plan.summary is not None and not plan.pending and not plan.blocked,
+        "complete": is_told and is_checked and is_all_done and not is_at_work,
         "summary": plan.summary,
         "running": bool(pid),
         "pid": known_pid,
         "near_misses": [str(near) for near in plan.near_misses],
         "changes": changes_since(as_text(record.get("directory")), as_id(record.get("commit"))),
-        "next_steps": next_steps(plan, record, bool(pid)),
+        "next_steps": next_steps(plan, record, is_at_work),
         "run": run if record.get("state") or pid else None,
     }
     return {"plan": path, **all_printable(said)}

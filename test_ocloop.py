@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import errno
 import fcntl
 import functools
 import gc
@@ -751,7 +752,11 @@ def test_what_the_server_cannot_tell_is_no_error_and_its_own_model_is_named_once
         story.tell(Spent(story.id, "msg_a", Spend(), model="own/choice"))
     story.works(model="own/choice")
     story.busy()
-    assert story.text.count("model: ") == 1 and "model: own/choice" in story.text
+    assert story.text.count("model: ") == 1
+    assert "model: own/choice, by OpenCode's own choice" in story.text
+    story = Story(finds={"setup": Setup("own/named#high", {"own/named": 0})})
+    story.works(model="own/named")
+    assert "model: own/named, from OpenCode's configuration" in story.text
 
 
 @pytest.mark.parametrize("model, most, is_said", [("a/b", 0, 0), ("a/b", 20, 1), ("c/d", 20, 0)])
@@ -1078,6 +1083,15 @@ def test_other_calls_in_between_are_no_circle() -> None:
         story.part("prt_1", "tool", tool="bash", argument="make", call=7)
     story.let_pass(5)
     assert story.all("interrupt") == [] and story.state == "running"
+
+
+@pytest.mark.parametrize("options", [{"auto": True}, {"attended": False}], ids=str)
+def test_an_identical_call_that_is_refused_is_called_that(options: Json) -> None:
+    """With --auto somebody may well be there: what is refused is the call."""
+    story = at_work(**options)
+    story.asks(title="doom_loop")
+    assert "ask: refused: it is the same call again and again" in story.text
+    assert story.last("reply").message.startswith("You made the same call again and again")
 
 
 @pytest.mark.parametrize("auto, title", [(False, "bash"), (True, "doom_loop")])
@@ -1738,7 +1752,7 @@ def test_what_is_progress(first: str, then: list[str], words: str) -> None:
         story.plan = plan.replace("[", "- [")
         story.idles()
     assert ", ".join(story.words) == words
-    assert f"iter: 1 {story.words[0]} in" in story.text
+    assert f"iter: #1 {story.words[0]} in" in story.text
 
 
 def test_r_raises_a_limit_by_as_much_again_and_q_says_that_work_is_left() -> None:
@@ -1829,6 +1843,26 @@ def test_the_check_is_tried_once_before_the_first_prompt(status: int) -> None:
     story.mend()
     story.works()
     assert story.words == ["done"] and story.count("run_check") == 2
+
+
+def test_a_tag_is_believed_when_the_first_check_has_passed() -> None:
+    """What stands in the plan was written before this run, or by the check itself."""
+    for status, end in ((1, []), (0, [0])):
+        story = Story(DONE, finds={"check": status}, check="make test", attended=False)
+        assert story.exits == end
+    assert story.all("create") == [], "nothing is left to do"
+    story = Story("- [ ] one\n", finds={"run_check": None}, check="./write-plan", attended=False)
+    story.plan = DONE
+    story.answer(story.last("run_check"))
+    assert story.exits == [0] and story.all("create") == [], "the plan is read after it"
+
+
+def test_whoever_commits_has_a_word_for_the_last_iteration() -> None:
+    story = Story("- [ ] one\n", check="git commit -m $OCLOOP_TASK")
+    story.works()
+    story.idles()
+    said = [request.facts["OCLOOP_TASK"] for request in story.all("run_check")]
+    assert said == ["one", "one", "wrap up"]
 
 
 def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
@@ -1938,7 +1972,8 @@ def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
 def test_a_check_ends_at_twice_max_time_and_costs_no_money() -> None:
     story = Story(check="make test", max_time=100, max_cost=1, attended=False)
     story.world["run_check"] = None
-    story.works(2.0)
+    story.spent = Spend(2.0)  # told by the last look: too late to end the session for it
+    story.works()
     story.let_pass(90, 5)
     assert story.count("stop_check") == 0, "it costs time, and no money"
     story.let_pass(120, 5)
@@ -2722,7 +2757,7 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str, is_checked: boo
         story.let_pass(3)
     else:
         story.fails(how)
-    assert story.words == [word] and f"iter: 1 {word} in" in story.text
+    assert story.words == [word] and f"iter: #1 {word} in" in story.text
     assert story.count("run_check") == 1 + is_checked, "not where nothing may have been done"
 
 
@@ -3312,7 +3347,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
         for number, title in enumerate(("bash", "edit", "bash")):
             story.asks(f"per_{story.sessions}_{number}", title=title)
         story.idles()
-    assert "iter: 1 nothing settled in" in story.text
+    assert "iter: #1 nothing settled in" in story.text
     assert "· refused: bash ×2, edit ×1 ·" in story.text
     assert "What they asked for was refused: bash ×4, edit ×2: do without it." in told
     why = "refused: bash ×6, edit ×3: allow them in opencode.json, or use --auto"
@@ -3341,7 +3376,7 @@ def test_an_answer_that_a_limit_cut_off_is_tried_again(attended: bool, is_busy: 
     if not is_busy:
         story.idle()
     story.let_pass(90 if is_busy else 2)
-    assert story.words[0] == "cut" and "iter: 1 cut in" in story.text
+    assert story.words[0] == "cut" and "iter: #1 cut in" in story.text
     assert "error: its answer was cut off at the model's output limit" in story.text
     if not is_busy:
         story.wait_out()
@@ -3370,6 +3405,7 @@ FAILED = {**REFUSED, "check": {"command": "make test", "verdict": "failed"}}
     ("- [x] a\n- [ ]b\n", {}, ["make tasks of what looks like one: line 2"]),
     ("- [x] a\n- [MANUAL] b\n", {"status": 0}, ["do by hand what is manual: 1 task"]),
     ("- [ ] a\n", {"state": ""}, ["start it with `run`"]), ("- [x] a\n", {"state": ""}, []),
+    ("- [ ] a\n", {"status": 1}, ["mend what stopped it, run again"]),
 ])  # fmt: skip
 def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str]) -> None:
     ended = {"state": "ended", "status": 3, **record} if record.get("state", "x") else {}
@@ -3377,6 +3413,46 @@ def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str
     assert ocloop.next_steps(parse_plan(plan), {"waits_for": ["bash rm -r x"]}, True) == [
         "answer what it asks (bash rm -r x): `attach` joins it"
     ]
+
+
+@pytest.mark.parametrize("plan, record, is_complete", [
+    (f"- [x] a\n{SO}", {}, True), (f"- [x] a\n{SO}", {"status": 130}, True),
+    (f"- [x] a\n- [ ] b\n{SO}", {}, False), (f"- [BLOCKED] a\n{SO}", {}, False),
+    ("- [x] a\n", {}, False), ("- [x] a\n", {"status": 0}, True),  # no summary was written
+    ("- [x] a\n- [ ] b\n", {"status": 0}, False),  # a person added a task
+    ("- [x] a\n- [ ]b\n", {"status": 0}, False), ("- [x] a\n", {"status": 3}, False),
+    *[(f"- [x] a\n{SO}", {"check": {"verdict": verdict}}, verdict == "passed")
+      for verdict in ("passed", "failed", "interrupted")],
+])  # fmt: skip
+def test_status_says_complete_when_nothing_contradicts_it(
+    plan: str, record: Json, is_complete: bool
+) -> None:
+    read = parse_plan(plan)
+    assert ocloop.status_record("/p", read, 0, record)["complete"] == is_complete
+    at_work = {name: fact for name, fact in record.items() if name != "status"}
+    assert not ocloop.status_record("/p", read, 17, at_work)["complete"], "it is worked on"
+
+
+def test_a_run_that_stands_at_its_end_has_a_status_and_next_steps() -> None:
+    story = Story("- [ ] one\n")
+    assert "status" not in story.record()
+    story.plan = "- [BLOCKED: no key] one\n" + SO
+    story.ends()
+    record = story.record()
+    assert (story.state, record["status"]) == ("complete", 3)
+    assert ocloop.status_record("/p", story.run.plan, 17, record)["next_steps"] == [
+        f"{UNBLOCK}{TAG}run again"
+    ]
+    story = in_state("complete")
+    assert ocloop.status_record("/p", story.run.plan, 17, story.record())["complete"]
+
+
+def test_a_second_block_that_nothing_closes_is_told_as_the_first_one_was() -> None:
+    story = Story(TWO)
+    for number in (1, 2):
+        story.plan = TWO + "<!-- b\n" * number
+        story.idles()
+        assert story.text.count("opens a comment that is never closed") == number
 
 
 # ── what a person sees ────────────────────────────────────────────────────────────────────────────
@@ -3566,7 +3642,8 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
         ("- [ON-HOLD] Export", "Export", "on hold"),
         ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
         ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
-        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [N/A: no such host] T", "T", "no such host"),
+        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"),
+        ("- [N/A: no such host] T", "T", "no such host"),
         ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
         ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
         ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
@@ -5025,6 +5102,7 @@ TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key", 401)
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
+FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
 
 @pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
@@ -5032,6 +5110,7 @@ TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
     ([ASKED], False, "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
     ([ASKED, assistant("msg_1", "length")], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
     ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "cut", TOO_LONG_1),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
      None),
@@ -5113,6 +5192,9 @@ def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
     error: Any, fault: Fault | None
 ) -> None:
     assert ocloop.fault_of(error) == fault
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))
+    announced = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": date}))
+    assert announced and 3000 < announced.retry_after <= 3600
     assert set(ocloop.FAULT_KINDS.values()) <= set(ocloop.FAULTS)
     assert not ocloop.FAULTS["rate-limit"] and not ocloop.FAULTS["outage"], (
         "they pass by themselves"
@@ -5673,6 +5755,22 @@ def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
 
 
+def test_where_no_lock_can_be_had_that_is_said_and_nothing_is_left_open(
+    tmp_path: Path, state_home: Path, monkeypatch: Patch
+) -> None:
+    def flock(number: int, how: int) -> None:
+        opened.append(number)
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    opened: list[int] = []
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run_file = RunFile(str(tmp_path / "PLAN.md"))
+    assert run_file.acquire() == 0 and run_file.lock is None
+    assert "make sure that no second loop works on this plan" in run_file.problem
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+
+
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
     run_file = RunFile(str(tmp_path / "my project" / "PLAN.md"))
     assert run_file.problem == "" and Path(run_file.folder) == state_home / "ocloop"
@@ -5762,6 +5860,27 @@ def test_a_library_is_unpacked_only_where_nobody_else_can_write(
     assert (tmp_path / "seen").read_text().strip() == ("" if is_open else str(libraries))
 
 
+def test_what_the_folder_of_libraries_leads_to_is_left_alone(tmp_path: Path) -> None:
+    libraries, theirs = tmp_path / "a.libraries", tmp_path / "theirs"
+    for folder in (libraries, theirs):
+        folder.mkdir(mode=0o700)
+        (folder / ".a-01234567.so").touch()
+        (folder / "mine").touch()
+    ocloop.remove_libraries(str(libraries), time.time() - 60)
+    assert len(list(libraries.iterdir())) == 2, "it may not be mapped yet"
+    ocloop.remove_libraries(str(libraries))
+    assert [path.name for path in libraries.iterdir()] == ["mine"]
+    shutil.rmtree(libraries)
+    libraries.symlink_to(theirs)
+    ocloop.remove_libraries(str(libraries))
+    guard = ocloop.Guard("0" * 24, dict(os.environ), str(libraries))
+    guard.watch(0)
+    assert guard.process and guard.process.stdin
+    guard.process.stdin.close()
+    guard.process.wait(GENEROUS)
+    assert len(list(theirs.iterdir())) == 2
+
+
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: Patch, step: str
@@ -5814,14 +5933,14 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
         "90": 90.0, "90s": 90.0, "15m": 900.0, "2h": 7200.0, "1.5h": 5400.0, "1h30m": 5400.0,
         "0": 0.0, "1d": 86400.0, "9999999999d": ocloop.LONGEST_TIME,
         **dict.fromkeys(("-1", "2x", "", "inf", "1h30"))},
-    "N": {"0": 0, "27": 27, **dict.fromkeys(("-1", "1.5", "", "many", "\u00b2"))},
+    "N": {"0": 0, "27": 27, **dict.fromkeys(("-1", "1.5", "", "many", "\u00b2", "9" * 400))},
     "USD": {"20": 20.0, "0.50": 0.5, ".5": 0.5, "5.": 5.0,
-            **dict.fromkeys(("-1", "20 USD", "nan", ""))},
+            **dict.fromkeys(("-1", "20 USD", "nan", "", "9" * 400))},
     "PROVIDER/MODEL": {
         "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
-        "openrouter/x/y:free": ["openrouter/x/y:free"],
-        **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", ""))},
-    "PORT": {"4096": 4096, **dict.fromkeys(("655360", "x"))},
+        "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
+        **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
+    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
     "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
     "URL": {
         **{url: url for url in (
@@ -6034,8 +6153,12 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
 
 
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
-    for path in (project / "there.log", project / "PLAN.md"):
-        assert problems(project, log=str(path)) == ""
+    assert problems(project, log=f"{project}/there.log") == ""
+    (project / "link").symlink_to("PLAN.md")
+    os.link(project / ".loop-prompt.md", project / "hard")
+    for name, what in (("PLAN.md", "plan"), ("link", "plan"), ("hard", "prompt")):
+        said = f"the log {project}/{name} is the {what}: name another path with --log"
+        assert problems(project, log=f"{project}/{name}") == said
     for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
@@ -6605,7 +6728,7 @@ def test_the_way_out_is_named_on_any_screen_and_what_is_small_or_cut_says_so() -
     says(drawn(scene("running").picture(), 20, 10)[-1], "? help", "Q quit")
     for width in (30, 40, 200):
         says(drawn(scene("plan").picture(), width, 12)[-1], "P activity", "Q quit")
-    (row,) = (row for row in seen(scene("paused")).split("\n") if row.startswith("── 2 done"))
+    (row,) = (row for row in seen(scene("paused")).split("\n") if row.startswith("── #2 done"))
     assert row.rstrip().endswith(("…", "─")), row
     for size in SIZES:
         assert re.search(r" again at 08:0\d, in \d+s", seen(scene("waiting"), *size))
@@ -7172,6 +7295,7 @@ CUT = step("error", error=INTERRUPTED)
 DONE_2 = idle("succeeded")
 STOPPED = idle("interrupted")
 CUT_BY = ("cut", ocloop.INTERRUPTED)
+FILTERED = Fault("provider", "the provider's content filter ended it")
 NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
 
 
@@ -7191,7 +7315,7 @@ VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "nobody says why": ([step("error"), idle("failed")], "failed", None),
     "failed before the first step": ([idle("failed")], "failed", None),
     "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
-    "filtered": ([step("content-filter"), DONE_2], "answered", None),
+    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
     "aborted": ([CUT, STOPPED], *CUT_BY),
     "aborted before the first step": ([STOPPED], *CUT_BY),
     "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
