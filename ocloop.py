@@ -864,11 +864,11 @@ class RequestError(Exception):
         return "gone" if self.code == 404 else "rejected"
 
 
-class Reply:
-    """What a request will be answered with: it is made elsewhere, and `hear` fills this in."""
+class Request:
+    """What the run wants done outside: it is made elsewhere, and `hear` writes the answer in."""
 
-    def __init__(self, request: str, args: tuple[Any, ...]) -> None:
-        self.request = request  # the name of a method of Outside
+    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
+        self.name = name  # the name of a method of Outside
         self.args = args
         self.done = False
         self.result: Any = None
@@ -885,7 +885,7 @@ class Reply:
 class Answer(NamedTuple):
     """A request was carried out (or not: `error`)."""
 
-    reply: Reply
+    request: Request
     result: Any = None
     error: Exception | None = None
 
@@ -1241,7 +1241,7 @@ class Asks:
         self,
         talk: Talk,
         attended: bool,
-        request: Callable[..., Reply],
+        request: Callable[..., Request],
         needs_person: Callable[[str], None],
     ) -> None:
         self.talk = talk
@@ -1315,11 +1315,11 @@ class Asks:
             if timeout and now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
-    def take_answer(self, reply: Reply) -> bool:
+    def take_answer(self, request: Request) -> bool:
         """An answer of ours was delivered, or lost: then the agent waits for ever for it, and the
         next look finds again what it asks. Whether it was lost."""
-        ask = reply.args[0]
-        error = reply.error
+        ask = request.args[0]
+        error = request.error
         if error is None:
             self.lost_replies = 0
             return False
@@ -2187,7 +2187,7 @@ class Files:
         self.plan = Plan()
         self.plan_text = ""
         self.prompt_text = ""
-        self.reading: Reply | None = None  # the newest look, while it is on its way
+        self.reading: Request | None = None  # the newest look, while it is on its way
         self.read_at = 0.0  # when they are looked at again
         self.trouble = ""  # why they cannot be read now
 
@@ -2258,8 +2258,8 @@ class Run:
         self.server = ServerState()
         self.most_memory = float(options.server_memory or NEVER)  # MiB
         # How it waits.
-        self.requests: list[Reply] = []  # to be made now
-        self.sending: Reply | None = None  # the newest prompt on its way
+        self.requests: list[Request] = []  # to be made now
+        self.sending: Request | None = None  # the newest prompt on its way
         self.quitting: Quit | None = None  # the first reason counts
         self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
         self.mind_at = 0.0  # what has a time-out is looked at then
@@ -2294,7 +2294,7 @@ class Run:
 
     # How it waits, and makes requests.
 
-    def handle(self, event: Any, wall: float) -> list[Reply]:
+    def handle(self, event: Any, wall: float) -> list[Request]:
         """One event has happened (None: only time has passed); returns the requests to be made.
 
         `wall` is in seconds since 1970. The first call begins the run, without an event.
@@ -2318,14 +2318,14 @@ class Run:
     async def wait(
         self,
         until: float = NEVER,
-        reply: Reply | None = None,
+        request: Request | None = None,
         sooner: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Live on until then, or until the reply is there, or what was hoped for.
+        """Live on until then, or until the request is answered, or what was hoped for.
 
-        Returns the reply's value, or raises its error; None when it is not there.
+        Returns the answer's value, or raises its error; None when it is not there.
         """
-        while not (reply and reply.done) and not sooner() and self.now < until:
+        while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
             interrupt: Interrupt | None = self.quitting
             if not interrupt and self.talk and self.talk.ends_as:
@@ -2333,11 +2333,11 @@ class Run:
             if interrupt and not isinstance(interrupt, self.shielded):
                 raise interrupt
             self.hear(await next_event(until))
-        return reply.value if reply and reply.done else None
+        return request.value if request and request.done else None
 
-    def request(self, method: str, *args: Any) -> Reply:
+    def request(self, method: str, *args: Any) -> Request:
         """Have a request made, on another thread."""
-        self.requests.append(Reply(method, args))
+        self.requests.append(Request(method, args))
         return self.requests[-1]
 
     async def call(self, method: str, *args: Any, until: float = NEVER) -> Any:
@@ -2347,14 +2347,14 @@ class Run:
         for _ in range(SILENCES):
             if self.server.is_down or self.now >= until:
                 break
-            reply = self.request(method, *args)
+            request = self.request(method, *args)
             if method == "send":
-                self.sending = reply
+                self.sending = request
             within = min(until, self.now + ANSWER_WITHIN)
             try:
-                await self.wait(within, reply, lambda: self.server.is_down)
-                if reply.done:
-                    return reply.value
+                await self.wait(within, request, lambda: self.server.is_down)
+                if request.done:
+                    return request.value
             except RequestError as said:
                 if said.why != "silent":
                     raise
@@ -2691,12 +2691,12 @@ class Run:
             # Its own end is --check-timeout, or X; it costs time, and no money.
             checking = self.request("run_check", facts_of(self))
             await self.wait(
-                reply=checking,
+                request=checking,
                 sooner=lambda: bool(self.limits.overrun({**self.used, "max_cost": 0.0})),
             )
             if not checking.done:
                 self.request("stop_check")
-                await self.wait(reply=checking)
+                await self.wait(request=checking)
             checked: CheckResult = checking.value
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
@@ -2832,10 +2832,10 @@ class Run:
     async def stop_server(self) -> None:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.server.let_go()
-        reply = self.request("stop_server", self.left_session)
+        request = self.request("stop_server", self.left_session)
         self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
-            await self.wait(self.now + ANSWER_WITHIN, reply)
+            await self.wait(self.now + ANSWER_WITHIN, request)
 
     async def get_server(self) -> None:
         """Have the server started, until it is up and has told its setup. Raises Problem where it
@@ -2873,9 +2873,9 @@ class Run:
         server.let_go()
         where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
         self.journal.note("server", where, "dim")
-        reply = self.request("start_server", server.launch)
+        request = self.request("start_server", server.launch)
         try:
-            started = await self.wait(self.now + ANSWER_WITHIN, reply)
+            started = await self.wait(self.now + ANSWER_WITHIN, request)
             if started is None:
                 raise Problem("the server was not started: no answer came", again=True)
             server.url, server.version, server.generation = started
@@ -2921,8 +2921,8 @@ class Run:
             return
         memory = 0
         with suppress(RequestError):
-            reply = self.request("measure_server")
-            memory = await self.wait(self.now + LOCAL_WITHIN, reply) or 0
+            request = self.request("measure_server")
+            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
         server.measure_at = self.now + MEASURE_EVERY
         most = self.most_memory
         is_bursting = memory > 2 * most and self.talk is not None and not server.is_fresh
@@ -2970,21 +2970,21 @@ class Run:
 
     def hear_answer(self, answer: Answer) -> None:
         """For one that comes too late nobody waits; what fails unawaited is said."""
-        reply = answer.reply
-        if reply.done:
+        request = answer.request
+        if request.done:
             return
-        reply.done = True
-        reply.result = answer.result
-        reply.error = answer.error
-        if reply is self.files.reading:
-            problem = f"{self.options.plan} cannot be read: {reply.error}"
-            self.files.take(reply.result or FilesRead(None, None, problem))
-        elif reply.request == "reply":
-            if self.talk and self.talk.asks.take_answer(reply):
+        request.done = True
+        request.result = answer.result
+        request.error = answer.error
+        if request is self.files.reading:
+            problem = f"{self.options.plan} cannot be read: {request.error}"
+            self.files.take(request.result or FilesRead(None, None, problem))
+        elif request.name == "reply":
+            if self.talk and self.talk.asks.take_answer(request):
                 self.talk.look_within(self.now, 1.0)
-        elif reply.error and reply.request in ("notify", "stop_check", "stop_server", "hand_over"):
-            self.journal.note("warn", str(reply.error), "warn")
-        elif reply.request == "hand_over":
+        elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
+            self.journal.note("warn", str(request.error), "warn")
+        elif request.name == "hand_over":
             self.journal.note("note", "back, and the loop goes on", "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
@@ -3077,7 +3077,7 @@ class Run:
 
     def hand_over(self) -> None:
         self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-        self.request("hand_over", self.talk.id if self.talk else "")
+        self.request("hand_over")
 
     def show_overlay(self, overlay: str) -> None:
         self.overlay = overlay
@@ -3156,7 +3156,7 @@ class Run:
         if self.options.notify:
             message = message_of(self, event, said)
             facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
-            self.request("notify", event, message, facts)
+            self.request("notify", facts)
 
 
 class Use(NamedTuple):
@@ -4014,6 +4014,7 @@ SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 10.0
 SLOW_TIMEOUT = 30.0  # for requests that do some work
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
+NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
 CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
@@ -5738,25 +5739,25 @@ class Outside:
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
 
-    def make(self, reply: Reply) -> None:
+    def make(self, request: Request) -> None:
         """Have a request made."""
-        if reply.request == "notify":
-            self._make(reply)  # at once, since the program may be about to end
+        if request.name == "notify":
+            self._make(request)  # at once, since the program may be about to end
         elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
-            self.post(Answer(reply, error=RequestError(0, "too much is asked at once")))
+            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
         else:
-            threading.Thread(target=self._make, args=(reply,), daemon=True).start()
+            threading.Thread(target=self._make, args=(request,), daemon=True).start()
 
-    def _make(self, reply: Reply) -> None:
+    def _make(self, request: Request) -> None:
         try:
-            place = self if hasattr(self, reply.request) else self.dialect
-            result = getattr(place, reply.request)(*reply.args)
+            place = self if hasattr(self, request.name) else self.dialect
+            result = getattr(place, request.name)(*request.args)
         except (RequestError, Problem) as error:
-            self.post(Answer(reply, error=error))
+            self.post(Answer(request, error=error))
         except (RecursionError, MemoryError, ValueError) as error:  # an answer may say anything
-            self.post(Answer(reply, error=RequestError(0, str(error) or type(error).__name__)))
+            self.post(Answer(request, error=RequestError(0, str(error) or type(error).__name__)))
         else:
-            self.post(Answer(reply, result))
+            self.post(Answer(request, result))
 
     @property
     def dialect(self) -> Dialect:
@@ -5845,8 +5846,9 @@ class Outside:
         if process:
             end_group(process, 0.5, self.check_mark)
 
-    def notify(self, event: str, message: str, facts: dict[str, str]) -> None:
-        """Never waited for, but for saying that it failed."""
+    def notify(self, facts: dict[str, str]) -> None:
+        """Never waited for, but for saying that it failed. It may outlive the run, so that what it
+        starts carries no mark."""
         directory = self.options.directory
         cwd = directory if os.path.isdir(directory) else "/"
         try:
@@ -5855,9 +5857,11 @@ class Outside:
             raise Problem(f"--notify cannot be started: {error}") from None
 
         def wait() -> None:
-            status = process.wait()
-            if status:
-                self.post(Noted("warn", f"--notify ended with exit status {status}"))
+            if wait_for_end(process, NOTIFY_WITHIN) is None:
+                end_group(process, 0.5, "")
+                self.post(Noted("warn", f"--notify was ended after {duration(NOTIFY_WITHIN)}"))
+            elif process.wait():
+                self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
 
         threading.Thread(target=wait, daemon=True).start()
 
@@ -5893,7 +5897,7 @@ class LineScreen:
             line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
             self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
 
-    def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
+    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
         """There is no terminal to give: T is never pressed here."""
 
     def close(self) -> None:
@@ -5918,7 +5922,7 @@ class CursesScreen:
         self.scroll = Scroll()
         self.picture: Picture | None = None
         self.ask_shown = ""  # what is asked on the screen, as it was drawn last
-        self.handed: tuple[Reply, Sequence[str], dict[str, str]] | None = None
+        self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.ours_again_at = 0.0  # ctrl-c is meant for us from then on
         self.closing = False
@@ -5932,9 +5936,9 @@ class CursesScreen:
     def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         self.picture = picture
 
-    def hand_over(self, reply: Reply, argv: Sequence[str], env: dict[str, str]) -> None:
+    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
         if not self.handed:  # else T was pressed twice
-            self.handed = (reply, argv, env)
+            self.handed = (request, argv, env)
 
     @property
     def is_given_away(self) -> bool:
@@ -6060,12 +6064,12 @@ class CursesScreen:
         self.ask_shown = picture.ask_shown
 
     def _give_terminal(
-        self, window: Any, reply: Reply, argv: Sequence[str], env: dict[str, str]
+        self, window: Any, request: Request, argv: Sequence[str], env: dict[str, str]
     ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         if not takes_output():
             error = Problem("the terminal takes no output: ctrl-q, perhaps")
-            self.post(Answer(reply, error=error))
+            self.post(Answer(request, error=error))
             return
         curses.def_prog_mode()
         curses.endwin()
@@ -6083,16 +6087,16 @@ class CursesScreen:
                 failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
         except OSError as error:
             failure = Problem(f"cannot start {argv[0]}: {error}")
-        self.post(Answer(reply, error=failure))
+        self.post(Answer(request, error=failure))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
 
 
-def takes_output(seconds: float = 0.3) -> bool:
+def takes_output() -> bool:
     """Whether the terminal takes output: not under ctrl-S, nor when nobody reads it any more."""
     with suppress(OSError, ValueError):
-        return bool(select.select([], [1], [], seconds)[1])
+        return bool(select.select([], [1], [], 0.3)[1])
     return False
 
 
@@ -6925,6 +6929,11 @@ def run(given: argparse.Namespace) -> int:
     if problems:
         raise Problem("\n        ".join([*problems, *warnings]))
     warnings.append(run_file.problem)
+    for path in plans_of_all():
+        beside = RunFile(path)
+        is_here = beside.read().get("directory") == options.directory
+        if is_here and beside.path != run_file.path and beside.running():
+            warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
     # Two of them are for the screen's thread alone; the third one would stop lines that are printed
@@ -7027,17 +7036,17 @@ class Driver:
         self._make(self.run.handle(event, time.time()))
         self.log.add(journal.newest(journal.count - before))
 
-    def _make(self, requests: Sequence[Reply]) -> None:
+    def _make(self, requests: Sequence[Request]) -> None:
         """Have requests made. The terminal is the screen's to give away."""
-        for reply in requests:
-            if reply.request == "hand_over":
+        for request in requests:
+            if request.name == "hand_over":
                 assert self.screen
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
                 self.server.lend_libraries(environment)
-                self.screen.hand_over(reply, argv, environment)
+                self.screen.hand_over(request, argv, environment)
             else:
-                self.outside.make(reply)
+                self.outside.make(request)
 
     def _show(self) -> None:
         run = self.run

@@ -109,7 +109,7 @@ from ocloop import (
     Problem,
     Prompt,
     Question,
-    Reply,
+    Request,
     RequestError,
     Result,
     Run,
@@ -179,7 +179,7 @@ CARRIES = {
     "start_server": "launch", "stop_server": "session", "create": "prompt",
     "send": "session prompt attempt", "interrupt": "session prompt attempt",
     "poll": "session prompt attempt closer", "reply": "request decision answers message",
-    "run_check": "facts", "notify": "event message facts", "hand_over": "session",
+    "run_check": "facts", "notify": "facts",
 }  # fmt: skip
 
 
@@ -284,7 +284,7 @@ class Story:
             error = RequestError(value.code, value.problem, value.name)
             if request.name == "start_server":
                 error = Problem(value.problem, again=value.again)
-        self.hear(Answer(request.reply, None if error else value, error))
+        self.hear(Answer(request.made, None if error else value, error))
 
     def carry_out(self, requests: Sequence[Any]) -> None:
         self.requests += requests
@@ -296,9 +296,9 @@ class Story:
     def hear(self, event: Any = None) -> None:
         """The run is told of it, or that time has passed; and what it requests is carried out."""
         requests = []
-        for reply in self.run.handle(event, self.now):
-            fields = zip(CARRIES.get(reply.request, "").split(), reply.args)
-            requests.append(SimpleNamespace(name=reply.request, reply=reply, **dict(fields)))
+        for made in self.run.handle(event, self.now):
+            fields = zip(CARRIES.get(made.name, "").split(), made.args)
+            requests.append(SimpleNamespace(name=made.name, made=made, **dict(fields)))
         if self.run.exit_status is not None and not self.count("exit"):
             requests.append(SimpleNamespace(name="exit", status=self.run.exit_status))
         if self.state != self.states[-1]:
@@ -501,6 +501,12 @@ class Story:
         """The newest prompt."""
         prompt: Prompt = self.last("send").prompt
         return prompt
+
+    @property
+    def notified(self) -> str:
+        """What --notify was told last."""
+        message: str = self.last("notify").facts["OCLOOP_MESSAGE"]
+        return message
 
     @property
     def replied(self) -> list[tuple[str, str]]:
@@ -739,7 +745,7 @@ def test_a_session_that_would_work_in_another_folder_gets_no_prompt() -> None:
     with pytest.raises(Problem, match="in /my project and not in /my%20project: rename the folder"):
         outside.create(Prompt(""))
     story = waiting_for("create", attended=False)
-    story.tell(Answer(story.last("create").reply, error=Problem("rename the folder")))
+    story.tell(Answer(story.last("create").made, error=Problem("rename the folder")))
     assert story.exits == [1] and story.all("send") == [] and "rename" in story.reason
 
 
@@ -917,8 +923,8 @@ def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
     story.ends("cut", BY_SOMEBODY)
     story.let_pass(2.5)
     assert story.state == "paused" and story.number == 1
-    (told,) = story.all("notify")
-    assert (told.event, "broken off" in told.message) == ("stopped", True)
+    assert story.count("notify") == 1 and story.last("notify").facts["OCLOOP_EVENT"] == "stopped"
+    assert "broken off" in story.notified
     story.press("space")
     assert story.state == "running" and story.number == 2
 
@@ -2030,8 +2036,8 @@ def test_a_first_server_that_does_not_start_is_an_error(again: bool, attended: b
     assert story.count("start_server") == (3 if again else 1)
     assert story.state == "error" and "port 7 is taken" in story.reason
     assert story.exits == ([] if attended else [1])
-    (told,) = story.all("notify")
-    assert "\n" not in told.message and len(told.message) < 400, "one line for a telephone"
+    assert story.count("notify") == 1
+    assert "\n" not in story.notified and len(story.notified) < 400, "one line for a telephone"
     if attended:
         story.mend()
         story.press("r")
@@ -2053,7 +2059,7 @@ def test_a_first_server_that_answers_that_it_cannot_is_tried_for_two_minutes() -
     story = in_state("starting")
     story.mend()
     error = RequestError(0, "too much is asked at once")
-    story.tell(Answer(story.last("start_server").reply, error=error))
+    story.tell(Answer(story.last("start_server").made, error=error))
     assert "too much is asked at once" in story.text
     assert story.state == "ready" and story.count("start_server") == 2
 
@@ -2537,7 +2543,7 @@ def test_x_before_the_prompt_runs_waits_until_it_does() -> None:
 def test_t_gives_the_terminal_to_the_session() -> None:
     story = Story()
     story.press("t")
-    assert story.last("hand_over").session == "ses_1"
+    assert story.count("hand_over") == 1 and story.record()["session"] == "ses_1"
     assert "opening OpenCode's interface" in story.text
     story.world["hand_over"] = None
     story.press("t")
@@ -3272,7 +3278,7 @@ def test_a_tagged_plan_ends_well_with_nothing_left(plan: str, status: int, reaso
     story.plan = plan + SO
     story.ends()
     assert story.exits == [status] and reason in story.reason and f"{reason}\n" in story.text
-    assert story.last("notify").event == ("stopped" if status else "complete")
+    assert story.last("notify").facts["OCLOOP_EVENT"] == ("stopped" if status else "complete")
     assert f"{'◐' if status else '✔'} complete" in seen(story)
 
 
@@ -3304,7 +3310,7 @@ def test_an_open_task_that_goes_out_of_the_plan_is_named(is_tagged: bool) -> Non
     gone = "1 open task gone from the plan: lost"
     assert f"end: {gone}" in story.text
     assert (f"end: nothing is pending, but {gone}" in story.text) != is_tagged
-    assert "1 open task" in story.last("notify").message
+    assert "1 open task" in story.notified
     assert "to do: write back what is gone from the plan, or let it be: lost" in story.text
     story = Story("- [ ] a\n- [ ] b\n- [ ] c\n", attended=False)
     for plan in ("- [x] a\n- [ ] c\n", "- [x] a\n- [x] c\n- [x] b\n"):
@@ -3326,7 +3332,7 @@ def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
     assert "· 1/3 · 1 blocked · 1 manual ·" in story.text
     story.works()
     story.idles()
-    assert story.exits == [3] and ", 2/3, 1 blocked, 1 manual, " in story.last("notify").message
+    assert story.exits == [3] and ", 2/3, 1 blocked, 1 manual, " in story.notified
     for plan, shown in (
         ("- [x] a\n- [BLOCKED] b\n- [ ] c\n- [ ] d\n", "██▒▒····"),
         ("- [x] a\n- [BLOCKED] b\n", "████▒▒▒▒"),
@@ -3353,7 +3359,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
     why = "refused: bash ×6, edit ×3: allow them in opencode.json, or use --auto"
     assert story.exits == [3]
     assert f"end: 3 iterations in a row settled no task (--stuck): {why}" in story.text
-    assert why in story.last("notify").message
+    assert why in story.notified
     assert "end: to do: allow bash, edit in opencode.json, or use --auto" in story.text
     first, *_others, last = (entry.record for entry in story.entries if entry.record)
     assert first["refused"] == {"bash": 2, "edit": 1}
@@ -3362,7 +3368,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
     story.asks(title="webfetch")
     story.plan = f"- [x] a\n{SO}"
     story.ends()
-    message = story.last("notify").message
+    message = story.notified
     assert story.exits == [0] and ", refused: webfetch ×1, " in message, "on the way"
 
 
@@ -4269,10 +4275,10 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> N
     says = {"POST /session": {"id": "ses_1", "directory": said}, "GET /session/status": said}
     outside.server.dialect = a_dialect(Said({**says, "GET /session/s": {}}))
     is_folder = isinstance(said, str)
-    reply = Reply("create", (PROMPT,)) if is_folder else Reply("poll", ("s", PROMPT, 0, False))
+    reply = Request("create", (PROMPT,)) if is_folder else Request("poll", ("s", PROMPT, 0, False))
     outside._make(reply)
     (answer,) = posted
-    assert answer.reply is reply
+    assert answer.request is reply
     if not is_folder:
         assert isinstance(answer.error, RequestError) and answer.error.why == "silent"
     elif answer.error is not None:
@@ -4301,13 +4307,23 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
     outside.stop_check = hold.wait  # type: ignore[assignment]
     try:
         for _ in range(ocloop.MOST_THREADS + 50):
-            outside.make(Reply("stop_check", ()))
+            outside.make(Request("stop_check", ()))
         assert threading.active_count() <= ocloop.MOST_THREADS + 1
         assert isinstance(posted.get(timeout=5).error, RequestError)
     finally:
         hold.set()
     for _ in range(ocloop.MOST_THREADS + 49):
         posted.get(timeout=5)
+
+
+def test_a_notification_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(ocloop, "NOTIFY_WITHIN", 0.3)
+    posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    options = Options(directory=str(tmp_path), notify="echo $$ >pid; sleep 1000; true")
+    ocloop.Outside(ocloop.Server(options, posted.put)).notify({})
+    assert posted.get(timeout=GENEROUS) == Noted("warn", "--notify was ended after 0s")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
@@ -5283,7 +5299,7 @@ def test_what_is_asked_is_not_forgotten_because_the_server_fails_to_list_it(kind
     story = Story()
     lists: Json = {"GET /permission": [], "GET /question": [], f"GET /{kind}": BOOM}
     client = Said({"GET /session/status": {story.id: {"type": "busy"}}, **lists})
-    story.world["poll"] = lambda request: a_dialect(client).poll(*request.reply.args)
+    story.world["poll"] = lambda request: a_dialect(client).poll(*request.made.args)
     if kind == "question":
         story.question("red", "blue", id="ask_1")
     else:
@@ -5723,12 +5739,13 @@ def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
 ) -> None:
     run_file = RunFile(str(tmp_path / "PLAN.md"))
     driver = ocloop.Driver(project_options(tmp_path, notify="mail"), run_file, ())
-    made: list[Reply] = []
+    made: list[Request] = []
     monkeypatch.setattr(driver.outside, "make", made.append)
     driver._tell_of_bug(ValueError("of a strange kind"))  # whoever sleeps hears of a bug
     (notify,) = made
-    assert notify.request == "notify"
-    assert notify.args[0] == "failed" and "ocloop itself failed" in notify.args[1]
+    (facts,) = notify.args
+    assert (notify.name, facts["OCLOOP_EVENT"]) == ("notify", "failed")
+    assert "ocloop itself failed" in facts["OCLOOP_MESSAGE"]
     record = ocloop.record_of(driver.run, driver.server, 1)
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
     monkeypatch.setattr(json, "dump", full)
@@ -8715,6 +8732,10 @@ def test_a_second_loop_on_a_plan_is_refused(world: World) -> None:
     refused = f"another loop works on this plan (process {first.pid})"
     second = expect(world.fake(project=first.project), 1, refused)
     assert not second.notes()
+    shutil.copy(first.project / "PLAN.md", first.project / "OTHER.md")
+    beside = world.fake("--plan", "OTHER.md", project=first.project)
+    said = f"another loop works in this folder, on {first.project}/PLAN.md: they share all files"
+    expect(beside, 0, said)
     link = world.folder / "link"
     link.symlink_to(first.project)
     expect(world.start(link, "run", "--opencode", fake_command()), 1, refused)

@@ -29,19 +29,22 @@ shown() {       # TEXT: as much of it as no terminal obeys
     printf '%s' "$1" | LC_ALL=C tr -c '[:print:]' '?'
 }
 
+make_tree() {   # PLAN: its worktree and branch, where they are not there; git makes one at a time
+    name_of "$1"
+    rm -f "$MANY/$name.status"
+    [ ! -d "$MANY/$name" ] || return 0
+    if git rev-parse -q --verify "refs/heads/ocloop/$name" >/dev/null; then
+        git worktree add -q "$MANY/$name" "ocloop/$name"
+    else
+        git worktree add -q -b "ocloop/$name" "$MANY/$name"
+    fi
+}
+
 run_one() {     # PLAN [options …]: work one plan in its worktree, and keep its exit status
     plan=$1
     shift
     name_of "$plan"
     tree=$MANY/$name
-    rm -f "$MANY/$name.status"
-    if [ ! -d "$tree" ]; then
-        if git rev-parse -q --verify "refs/heads/ocloop/$name" >/dev/null; then
-            git worktree add -q "$tree" "ocloop/$name"
-        else
-            git worktree add -q -b "ocloop/$name" "$tree"
-        fi
-    fi
     [ -e "$tree/$plan" ] || { mkdir -p "$tree/$(dirname "$plan")" && cp "$plan" "$tree/$plan"; }
     if [ ! -e "$tree/.loop-prompt.md" ]; then
         if [ -e .loop-prompt.md ]; then
@@ -56,7 +59,7 @@ run_one() {     # PLAN [options …]: work one plan in its worktree, and keep it
     echo "$(shown "$name"): begins, on branch ocloop/$(shown "$name") in $(shown "$tree")"
     status=0
     (cd "$tree" && exec python3 "$OCLOOP" run --plain --plan "$plan" "$@") \
-        >"$MANY/$name.log" 2>&1 || status=$?
+        >>"$MANY/$name.log" 2>&1 || status=$?
     echo "$status" >"$MANY/$name.status"
     echo "$(shown "$name"): ended with exit status $status, see $(shown "$MANY/$name.log")"
 }
@@ -145,9 +148,9 @@ fits() {        # PLAN: whether it is there, and git takes its name for a branch
     [ -e "$1" ] && git check-ref-format "refs/heads/ocloop/$name"
 }
 
-list() {        # the plans, relative to the repository, each ended by a NUL
+list() {        # the plans that have a worktree, relative to the repository, each ended by a NUL
     for plan in "./${folder:+$folder/}"*.md; do
-        ! fits "$plan" || printf '%s\0' "$plan"
+        ! fits "$plan" || [ ! -d "$MANY/$name" ] || printf '%s\0' "$plan"
     done
 }
 
@@ -156,6 +159,8 @@ for plan in "./${folder:+$folder/}"*.md; do
     if [ -e "$plan" ] && ! fits "$plan"; then
         echo "many.sh: git takes no branch ocloop/$(shown "$name"): rename that plan" >&2
         failed=1
+    elif [ -e "$plan" ]; then
+        make_tree "$plan" || failed=1
     fi
 done
 if [ $failed = 0 ] && [ -z "$(list | tr -d '\0')" ]; then

@@ -108,6 +108,11 @@ def until(
 def marked(mark: str) -> dict[int, str]:
     """The processes that carry the mark in their environment: pid -> command line."""
     found = {}
+    if not os.path.isdir("/proc"):
+        how = ("ps", "-A", "-E", "-ww", "-o", "pid=,command=")  # as macOS spells it
+        told = subprocess.run(how, capture_output=True, text=True, check=True).stdout
+        lines = re.findall(r"^ *(\d+) (.*)", told, re.MULTILINE)
+        return {int(pid): line for pid, line in lines if mark in line}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
