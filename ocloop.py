@@ -758,11 +758,6 @@ class Spent(NamedTuple):
     complete: bool = False  # nothing of it is being written any more
 
 
-class Asked(NamedTuple):
-    session: str
-    ask: Ask
-
-
 class Answered(NamedTuple):
     session: str
     id: str  # of the ask that was answered, by whomever
@@ -797,7 +792,7 @@ class Edited(NamedTuple):
 
 
 SessionEvent = Union[
-    Activity, Part, Delta, Spent, Asked, Answered, Child, Broke, Compacted, Alive, Woke
+    Activity, Part, Delta, Spent, Ask, Answered, Child, Broke, Compacted, Alive, Woke
 ]
 FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Python 3.10 on
 
@@ -1045,15 +1040,23 @@ WRONG_PASSWORD = (
 class Outcome(NamedTuple):
     """What became of a session.
 
-    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage
-    or aborted. `lost_control`: the session may still be at work, so that nothing new may begin on
-    this server.
+    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage,
+    aborted, or swallowed (the prompt has to be sent again). `lost_control`: the session may still
+    be at work, so that nothing new may begin on this server.
     """
 
     kind: str
     problem: str = ""
     fault: Fault | None = None
     lost_control: bool = False
+
+
+# What the verdict on an answer means. One that is not here failed, or it was swallowed.
+ENDS = {
+    "answered": Outcome("done"),
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
 
 
 def outcome_of(fault: Fault | None) -> Outcome:
@@ -1237,17 +1240,9 @@ class Asks:
     What nobody has to be asked for it decides by itself.
     """
 
-    def __init__(
-        self,
-        talk: Talk,
-        attended: bool,
-        request: Callable[..., Request],
-        needs_person: Callable[[str], None],
-    ) -> None:
+    def __init__(self, talk: Talk, run: Run) -> None:
         self.talk = talk
-        self.attended = attended  # somebody can answer
-        self.request = request  # has an answer delivered
-        self.needs_person = needs_person  # is told what waits for somebody
+        self.run = run  # has answers delivered, and knows whether somebody is there
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
@@ -1266,20 +1261,20 @@ class Asks:
         is_auto = self.talk.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
-        elif ask.is_circle and (is_auto or not self.attended):
+        elif ask.is_circle and (is_auto or not self.run.attended):
             self.refuse(waiting, "it is the same call again and again", SAME_CALL)
-        elif not self.attended:
+        elif not self.run.attended:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
-            self.needs_person(said)
+            self.run.need_person(said)
 
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
         """`decision` is once, always or reject; `said` is for the journal."""
         ask = waiting.ask
         self.answered(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
-        self.request("reply", ask, decision, waiting.answers, message)
+        self.run.request("reply", ask, decision, waiting.answers, message)
 
     def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
         """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
@@ -1312,7 +1307,9 @@ class Asks:
     def mind(self, now: float) -> None:
         timeout = self.talk.options.ask_timeout
         for waiting in list(self.open.values()):
-            if timeout and now >= waiting.since + timeout:
+            if not self.run.attended:
+                self.refuse(waiting, "nobody is there to answer")
+            elif timeout and now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
     def take_answer(self, request: Request) -> bool:
@@ -1342,12 +1339,6 @@ class Asks:
     def close(self) -> None:
         self.is_closed = True
         self.open.clear()
-
-    def leave_alone(self) -> None:
-        """Nobody is there any more."""
-        self.attended = False
-        for waiting in list(self.open.values()):
-            self.refuse(waiting, "nobody is there to answer")
 
     # People.
 
@@ -1467,8 +1458,8 @@ class Talk:
             self.hear_spent(event)
         elif isinstance(event, Activity):
             self.hear_activity(event, now)
-        elif isinstance(event, Asked):
-            self.asks.hear(event.ask, now)
+        elif isinstance(event, Ask):
+            self.asks.hear(event, now)
         elif isinstance(event, Answered):
             self.asks.answered(event.id)
         elif isinstance(event, Child):
@@ -1557,8 +1548,8 @@ class Talk:
             told = told.plus(spend)
         return told.at_least(self.polled)
 
-    def weigh(self, polled: Polled, now: float) -> tuple[str, Fault | None] | None:
-        """The verdict that is believed, and why it failed; None: it is not over yet.
+    def weigh(self, polled: Polled, now: float) -> Outcome | None:
+        """What became of it, once that is believed; None: it is not over yet.
 
         An end that is believed too early begins a second session beside the first: one that is odd
         must stay as it is for some time, and whatever says that it works makes us forget it.
@@ -1569,8 +1560,7 @@ class Talk:
         if polled.retry:
             self.hear_activity(polled.retry, now)
         elif polled.activity == "working":
-            self.retry = None
-            self.verdict = ""
+            self.begin()
         verdict, fault = polled.verdict, polled.fault
         is_long_silent = now - self.last_sign > LOOK_CLOSER
         is_finished = verdict in ("answered", "failed") or is_cut_off(fault)
@@ -1591,10 +1581,12 @@ class Talk:
         if verdict != self.verdict:
             self.verdict = verdict
             self.verdict_since = now
-        if now - self.verdict_since >= patience:
-            return verdict, fault
-        self.look_within(now, LOOK_AGAIN)
-        return None
+        if now - self.verdict_since < patience:
+            self.look_within(now, LOOK_AGAIN)
+            return None
+        if verdict == "failed" or is_cut_off(fault):
+            return outcome_of(fault)
+        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
     # Time, and the server.
 
@@ -1653,6 +1645,7 @@ class Result(NamedTuple):
     progress: bool
     phase: str = ""  # of the task
     refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
+    fault: Fault | None = None  # behind the problem
 
     @property
     def worked(self) -> bool:
@@ -1742,8 +1735,6 @@ class Books:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.counted = 0  # towards --max-iterations: not those that a provider would not let work
-        self.last_worked: Result | None = None
         self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
         self.check_failures = 0  # in a row: only a check that passes ends it
         self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
@@ -1758,13 +1749,11 @@ class Books:
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
-        self.counted += not result.waited_for
         if result.check == "failed":
             self.check_failures += 1
         elif result.check == "passed":
             self.check_failures = 0
         if result.worked:
-            self.last_worked = result
             self.unsettled.append(result)
         if result.progress:
             self.unsettled.clear()
@@ -1816,9 +1805,18 @@ class Books:
     def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
         last = self.results[-1] if self.results else None
-        if last is None or last.problem != CUT_OFF or last.progress:
+        if last is None or last.progress or not is_cut_off(last.fault):
             return ""
         return CUT_SHORT.format(goal=last.goal)
+
+    @property
+    def counted(self) -> int:
+        """Towards --max-iterations: not those that a provider would not let work."""
+        return sum(not result.waited_for for result in self.results)
+
+    @property
+    def last_worked(self) -> Result | None:
+        return next((result for result in reversed(self.results) if result.worked), None)
 
     @property
     def average(self) -> float:
@@ -1889,18 +1887,18 @@ class ModelLine:
         self.rests.clear()
         self.failures.clear()
 
-    def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Wait | End | None:
+    def after(self, result: Result, model: str, now: float) -> Wait | End | None:
         """What comes before the next iteration; None: nothing. Raises Problem.
 
         `model` is what a person knows the model at work by.
         """
-        fault = outcome.fault
-        problem = outcome.problem
+        fault = result.fault
+        problem = result.problem
         if result.waited_for:
             if not result.spend.tokens:
                 self.books.waited += result.seconds  # it did nothing but wait
             return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
-        if outcome.kind not in FAILURES:
+        if result.outcome not in FAILURES:
             return None
         if fault and fault.kind == "configuration":
             raise Problem(problem)
@@ -2133,17 +2131,9 @@ class End(NamedTuple):
 
 
 @types.coroutine
-def next_event(until: float) -> Generator[float, Any, Any]:
+def next_event() -> Generator[None, Any, Any]:
     """The only place where the run stands still: `handle` sends the next event in."""
-    return (yield until)
-
-
-# What the verdict on an answer means; what is not here was swallowed: once more.
-ENDS = {
-    "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
-}
+    return (yield)
 
 
 class ServerState:
@@ -2163,16 +2153,13 @@ class ServerState:
         self.measure_at = 0.0
         # Something may be at work there, or it grew: before the next iteration.
         self.replace = False
-        self.is_fresh = True  # nothing has worked there yet
 
     def let_go(self) -> None:
         """It is to be stopped, and that is no failure: its last words are old news."""
         self.is_down = True
         self.problem = ""
         self.launch += 1
-        self.measure_at = 0.0
         self.replace = False
-        self.is_fresh = True
 
 
 class Files:
@@ -2267,7 +2254,6 @@ class Run:
         self.phase = "starting"  # for people
         self.reason = ""  # of the phase
         self.phase_since = wall  # in seconds since 1970
-        self.status = 130  # the exit status, if it ended now
         self.exit_status: int | None = None  # once the run has ended
         self.rests_at: End | None = None  # an end that was told, and at which it stands
         # Iterations.
@@ -2332,7 +2318,7 @@ class Run:
                 interrupt = Abort()
             if interrupt and not isinstance(interrupt, self.shielded):
                 raise interrupt
-            self.hear(await next_event(until))
+            self.hear(await next_event())
         return request.value if request and request.done else None
 
     def request(self, method: str, *args: Any) -> Request:
@@ -2416,7 +2402,6 @@ class Run:
                     end = End("error", 1, str(problem))
                 await self.rest(end)
         except Quit as quit:
-            self.clock.works = False
             last = self.rests_at or End("stopping", 130, str(quit))
             # Where nobody was there to go on, it ends as it is.
             self.show("stopping" if self.attended else last.phase, last.reason)
@@ -2440,7 +2425,6 @@ class Run:
     async def work(self) -> End:
         """The server, a person's S, then one iteration after another, until there is a reason to
         rest. Raises Problem."""
-        self.status = 130
         try:
             await self.get_ready()
             while not self.wanted:
@@ -2461,10 +2445,11 @@ class Run:
                                 await self.stop_server()
                             await self.get_server()
                     elif not end:
-                        end = await self.follow(*await self.iterate(plan))
+                        end = await self.follow(await self.iterate(plan))
                     if end:
                         return end
         finally:
+            self.clock.works = False
             self.pause_wanted = False
 
     def reason_to_rest(self, plan: Plan) -> End | None:
@@ -2486,7 +2471,6 @@ class Run:
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
-        self.clock.works = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.phase, end.reason):
             if end.status != 130:
@@ -2518,7 +2502,7 @@ class Run:
 
     # One iteration.
 
-    async def iterate(self, plan: Plan) -> tuple[Result, Outcome]:
+    async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
         self.look_through(with_prompt=True)  # it may name another model by now
         if not self.books.tasks:
@@ -2535,7 +2519,7 @@ class Run:
             has_worked = outcome.kind in (*WORKED, "cut")
             if self.options.check and (has_worked or plan.summary is not None):
                 check = await self.run_check()
-            result = self.settle(iteration, outcome, check, plan)
+            return self.settle(iteration, outcome, check, plan)
         except (Interrupt, Problem):
             # It is in no book but for what it has cost: nothing has come of it.
             self.books.spent = self.books.spent.plus(talk.spent)
@@ -2545,7 +2529,6 @@ class Run:
             self.iteration = None
             self.confirming_quit = False  # it was about what is over now
             self.journal.iteration = 0
-        return result, outcome
 
     def new_talk(self) -> Talk:
         """A session that is to be made, with the prompt and what the loop has to tell."""
@@ -2561,7 +2544,7 @@ class Run:
         talk = Talk(prompt, self.options, self.journal, self.now)
         if self.line.others(self.now):
             talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
-        talk.asks = Asks(talk, self.attended, self.request, self.need_person)
+        talk.asks = Asks(talk, self)
         return talk
 
     async def lead(self, talk: Talk) -> Outcome:
@@ -2583,7 +2566,6 @@ class Run:
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             talk.transcript.close()
-            talk.asks.close()
         if outcome.problem:
             talk.transcript.error(outcome.problem, talk.id)
         return outcome
@@ -2598,11 +2580,10 @@ class Run:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
             talk.prepare()
             await self.surely("send", talk.id, talk.prompt, talk.attempt)
-            self.server.is_fresh = False
             talk.last_sign = self.now
             talk.look_within(self.now, FIRST_LOOK)
             outcome = await self.watch(talk)
-            if outcome is None:
+            if outcome.kind == "swallowed":
                 talk.attempt += 1
             elif outcome.kind == "refused" and talk.asks.ends_turn and talk.pushes_left:
                 # Of two asks at once the server rejects the second one by itself when the first one
@@ -2617,32 +2598,23 @@ class Run:
                 return outcome
         return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
 
-    async def watch(self, talk: Talk) -> Outcome | None:
-        """Look until an end is believed: polling decides, an event only makes us look sooner.
-
-        None: the prompt was swallowed, or cut off by the end of its server.
-        """
+    async def watch(self, talk: Talk) -> Outcome:
+        """Look until an end is believed: polling decides, an event only makes us look sooner."""
         while True:
             await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
-            await self.measure_server()
+            await self.measure_server(talk)
             looked = self.now
             talk.look_at = looked + POLL_EVERY
             closer = looked - talk.last_sign > LOOK_CLOSER
             polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
             talk.take_in(polled, looked)
-            end = talk.weigh(polled, self.now)
-            if not end:
-                continue
-            verdict, fault = end
-            if verdict == "failed" or is_cut_off(fault):
-                outcome = outcome_of(fault)
-            elif verdict in ENDS:
-                outcome = ENDS[verdict]._replace(fault=fault)
-            else:
-                return None
-            # It may have answered long ago, and say that it works. Whatever works there must not
-            # work on beside the next session.
-            return outcome if polled.activity == "idle" else await self.recall(talk, outcome)
+            outcome = talk.weigh(polled, self.now)
+            if outcome and polled.activity != "idle":
+                # It may have answered long ago, and say that it works. Whatever works there must
+                # not work on beside the next session.
+                return await self.recall(talk, outcome)
+            if outcome:
+                return outcome
 
     async def recall(self, talk: Talk, outcome: Outcome) -> Outcome:
         """Stop what may be at work, so that nothing of it runs on beside the next session."""
@@ -2744,6 +2716,7 @@ class Run:
             outcome=outcome.kind,
             word=word,
             problem=outcome.problem[: Journal.LONGEST_TEXT],
+            fault=outcome.fault,
             check=check,
             progress=has_progress,
         )
@@ -2760,15 +2733,15 @@ class Run:
             self.line.note_success()
         return result
 
-    async def follow(self, result: Result, outcome: Outcome) -> End | None:
-        """Do what an outcome means for the run. Raises Problem."""
-        fault = outcome.fault
-        if outcome.kind == "cut" and fault and not is_cut_off(fault) and self.attended:
+    async def follow(self, result: Result) -> End | None:
+        """Do what an iteration means for the run. Raises Problem."""
+        fault = result.fault
+        if result.outcome == "cut" and fault and not is_cut_off(fault) and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again, or waited for
-        step = self.line.after(result, outcome, self.model, self.now)
+        step = self.line.after(result, self.model, self.now)
         if not isinstance(step, Wait):
             return step
         self.goes_on = False
@@ -2894,7 +2867,12 @@ class Run:
                 "hang while it is loaded: try `OPENCODE_PURE=1`"
             ) from None
         server.has_worked = True
-        await self.measure_server()  # how large is one that has not worked yet?
+        memory = await self.memory_of_server()
+        most = self.most_memory
+        if memory > most:  # it would be replaced for ever
+            self.most_memory = NEVER
+            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
+            self.journal.note("server", said, "warn")
 
     async def read_setup(self) -> Setup:
         """Models, agents and configuration, once they are complete, as far as that shows."""
@@ -2913,33 +2891,35 @@ class Run:
                 return setup
             await self.wait(self.now + LOOK_TWICE)
 
-    async def measure_server(self) -> None:
+    async def memory_of_server(self) -> int:
+        """In MiB; 0 where it cannot be told."""
+        memory = 0
+        with suppress(RequestError):
+            request = self.request("measure_server")
+            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
+        self.server.measure_at = self.now + MEASURE_EVERY
+        return memory
+
+    async def measure_server(self, talk: Talk) -> None:
         """Look how large it is, if that is due: one that has grown is replaced between two
         iterations, at twice the limit at once."""
         server = self.server
         if server.is_down or self.now < server.measure_at:
             return
-        memory = 0
-        with suppress(RequestError):
-            request = self.request("measure_server")
-            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
-        server.measure_at = self.now + MEASURE_EVERY
+        memory = await self.memory_of_server()
         most = self.most_memory
-        is_bursting = memory > 2 * most and self.talk is not None and not server.is_fresh
+        is_bursting = memory > 2 * most
         if memory <= most or (server.replace and not is_bursting):
             return
-        server.replace = not server.is_fresh
+        server.replace = True
         said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
-        if server.is_fresh:  # it would be replaced for ever
-            self.most_memory = NEVER
-            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
         self.journal.note("server", said + " in the midst" * is_bursting, "warn")
-        if is_bursting and self.talk:
+        if is_bursting:
             with self.shield(Abort):
                 with suppress(RequestError, ServerGone):
-                    await self.comes_to_rest(self.talk, INTERRUPT_WITHIN)
+                    await self.comes_to_rest(talk, INTERRUPT_WITHIN)
                 server.let_go()
-                self.talk.lose_server()
+                talk.lose_server()
                 await self.get_server()
 
     # What happens, wherever it stands.
@@ -3009,8 +2989,6 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.talk:
-            self.talk.asks.leave_alone()
         if self.phase in ("ready", "paused", "complete", "error") or not self.wanted:
             self.end("the terminal is gone, and nobody is there to go on")
 
@@ -3092,6 +3070,11 @@ class Run:
     # What people and programs are told.
 
     @property
+    def status(self) -> int:
+        """The exit status, if it ended now."""
+        return self.rests_at.status if self.rests_at else 130
+
+    @property
     def limit(self) -> str:
         """The option that makes it rest, such as max_cost."""
         return self.rests_at.limit if self.rests_at else ""
@@ -3141,8 +3124,6 @@ class Run:
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
-        self.status = end.status
-        self.confirming_quit = False
         events = {0: ("complete", "good"), 1: ("failed", "bad")}
         event, tone = events.get(end.status, ("stopped", "warn"))
         record = end_record(self, event, end)
@@ -4595,7 +4576,7 @@ class OpenCode:
         """An event about a permission or a question."""
         if type.endswith((".asked", ".created")):
             ask = self.permission(told) if type == "permission.asked" else self.question(told)
-            return Asked(ask.session or session, ask) if ask.id else Alive(session)
+            return ask if ask.id else Alive(session)
         if type.endswith((".replied", ".rejected", ".cancelled")):
             return Answered(session, as_text(told.get("requestID") or told.get("id")))
         return Alive(session)

@@ -87,7 +87,6 @@ from ocloop import (
     Answer,
     Answered,
     Ask,
-    Asked,
     Books,
     Broke,
     Child,
@@ -373,12 +372,12 @@ class Story:
 
     def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
         request = permission(id, session or self.id, title)
-        self.tell(Asked(request.session, request))
+        self.tell(request)
 
     def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
         asked = Question("Which?", tuple((label, "") for label in labels))
         request = Ask(id, session or self.id, "question", "", "Which?", (asked,) * times)
-        self.tell(Asked(request.session, request))
+        self.tell(request)
 
     # How a session ends.
 
@@ -1179,7 +1178,7 @@ def test_a_question_is_answered_with_a_number_or_refused_so_that_the_agent_goes_
     story.question("red", "green", id="que_2", times=2)
     story.press("1", "n")
     assert story.last("reply").answers == ("red",) and "BLOCKED" in story.last("reply").message
-    story.tell(Asked(story.id, Ask("que_3", story.id, "question", "", "?", ())))
+    story.tell(Ask("que_3", story.id, "question", "", "?", ()))
     story.press("1", "2")
     assert story.asked == ["que_3"], "without options it can only be refused"
     story.press("n")
@@ -3022,7 +3021,7 @@ class Simulation(Story):
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Ask(f"que_{session}", session, "question", "", "?", question)
-            self.say(2.0, Asked(asks.session, asks))
+            self.say(2.0, asks)
             is_ended = does == "two asks"
             agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
@@ -3472,7 +3471,7 @@ def test_always_says_for_what_and_how_long(size: tuple[int, int]) -> None:
     assert first.always == "make *, git *, until the server ends"
     assert second.always == "make *, git *, in this project from now on"
     story = Story()
-    story.tell(Asked(story.id, first._replace(session=story.id)))
+    story.tell(first._replace(session=story.id))
     shown = " ".join(seen(story, *size).split())
     assert "A allows make *, git *, until the server ends Y once, A always, N no" in shown
     assert "A allows" not in seen(scene("permission")), "not every server says so"
@@ -4848,11 +4847,11 @@ DECODED: list[tuple[Json, list[Any]]] = [
       for kind in ("permission.replied", "question.replied", "question.rejected")],
     (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
      metadata={"command": "rm -r x"}),
-     [Asked("ses_1", Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x"))]),
+     [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
     (event("question.asked", sessionID="ses_1", id="que_1", questions=[
      {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
-     [Asked("ses_1", Ask("que_1", "ses_1", "question", "", "Which?", (
-     Question("Which?", (("red", "warm"), ("b", ""))),)))]),
+     [Ask("que_1", "ses_1", "question", "", "Which?", (
+     Question("Which?", (("red", "warm"), ("b", ""))),))]),
     *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
       "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
     (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
@@ -6623,7 +6622,7 @@ def scene(name: str) -> Story:
     elif name == "question":
         asked = Question("In which language?", (("English", "As the plan says"), ("Local", "")))
         ask = Ask("que_1", story.id, "question", "", asked.text, (asked,))
-        story.tell(Asked(story.id, ask))
+        story.tell(ask)
     return story
 
 
@@ -6756,7 +6755,7 @@ def test_the_way_out_is_named_on_any_screen_and_what_is_small_or_cut_says_so() -
 
 def test_a_low_screen_keeps_the_choices() -> None:
     story = Story()
-    story.tell(Asked(story.id, permission("per_1", story.id, detail="make " * 80)))
+    story.tell(permission("per_1", story.id, detail="make " * 80))
     for height in range(4, 12):
         assert "Y once" in drawn(story.picture(), 80, height)[-1], height
     story = Story()
@@ -7792,12 +7791,12 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     # The end of a tool of which nobody knows the beginning, as after a crash.
     ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
     ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
-    ("permission.asked", PERMISSION, [Asked("ses_A", ASKED_PERMISSION)]),
-    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [Asked("ses_A", DOOM)]),
+    ("permission.asked", PERMISSION, [ASKED_PERMISSION]),
+    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [DOOM]),
     ("permission.asked", GIT_PUSH,
-     [Asked("ses_A", ASKED_PERMISSION._replace(title="shell", detail="git push origin"))]),
+     [ASKED_PERMISSION._replace(title="shell", detail="git push origin")]),
     ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
-    ("form.created", {"form": FORM}, [Asked("ses_A", ASKED_FORM)]),
+    ("form.created", {"form": FORM}, [ASKED_FORM]),
     ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
     ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
     ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
