@@ -636,7 +636,6 @@ class Fault(NamedTuple):
 
     kind: str  # one of the keys of FAULTS
     message: str
-    code: int = 0
     retry_after: float = 0.0  # seconds, where they were announced
 
 
@@ -929,8 +928,8 @@ class Journal:
     LENGTH = 5000
     LONGEST_TEXT = 4000  # characters of one entry
 
-    def __init__(self, wall: float) -> None:
-        self.wall = wall  # the time, in seconds since 1970; the run sets it
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
         self.iteration = 0  # what is noted belongs to this one; 0: to none
         self.family: dict[str, int] = {}  # the session at work and its subagents' -> depth
         self.count = 0
@@ -942,7 +941,7 @@ class Journal:
         self.count += 1
         kind, text, more = all_printable((kind, text, more))
         place = (self.family.get(session, 0), self.iteration, session)
-        self.entries.append(Entry(self.count, self.wall, kind, text, tone, *place, **more))
+        self.entries.append(Entry(self.count, self.clock.wall, kind, text, tone, *place, **more))
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -1022,6 +1021,7 @@ SPINS = 3  # answers that end nowhere, compactions without anything new, answers
 SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
 LONGEST_TURN = 4  # calls that come by turns
 REFUSALS = 20  # in one session
+SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
 LOST_REPLIES = 3  # answers to asks that the server would not take, in a row
 
@@ -1389,22 +1389,23 @@ class Talk:
     silence, a wait of days) stands in `ends_as`.
     """
 
-    def __init__(self, prompt: Prompt, options: Options, journal: Journal, now: float) -> None:
+    def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
-        self.options = options
-        self.journal = journal
-        self.id = ""
-        self.family = journal.family = {}  # this session and its subagents' -> depth
+        self.options = run.options
+        self.journal = run.journal
+        self.id: str = ""
+        self.family = run.journal.family = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
         self.has_begun = False  # the prompt is known to run
         self.look_at = NEVER  # when the session is to be looked at
-        self.started = now
-        self.last_sign = now  # the last sign of life
+        self.started = run.now
+        self.last_sign = run.now  # the last sign of life
         self.retry: Activity | None = None  # OpenCode waits for its provider
         self.retry_at = 0.0  # until then
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
         self.pushes_left = GOES_ON  # times that it may be told to go on after a refusal
-        self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
+        # What OpenCode may wait for its provider, where another model could work meanwhile or not.
+        self.longest_retry = SHORT_WAIT if run.line.others(run.now) else LONGEST_WAIT
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.verdict_since = 0.0
@@ -1418,8 +1419,8 @@ class Talk:
         self.context = 0  # tokens in its own context
         self.model = prompt.model
         self.agent = prompt.agent
-        self.transcript = Transcript(journal)
-        self.asks: Asks  # whoever leads the session puts it there
+        self.transcript = Transcript(run.journal)
+        self.asks = Asks(self, run)
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
         self.journal.note(kind, text, tone, session or self.id)
@@ -1443,11 +1444,11 @@ class Talk:
 
     # What the stream says.
 
-    def hears(self, event: SessionEvent) -> bool:
-        """Whether it is about this session or one of its subagents'."""
-        return (event.parent if isinstance(event, Child) else event.session) in self.family
-
     def hear(self, event: SessionEvent, now: float) -> None:
+        """Take it in, if it is about this session or one of its subagents'."""
+        about = event.parent if isinstance(event, Child) else event.session
+        if about not in self.family:
+            return
         self.last_sign = now
         if isinstance(event, Delta):
             self.begin()
@@ -2070,7 +2071,6 @@ class Briefing:
 #    nothing else, since only whoever asks knows how to go on without an answer.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
-SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
 READ_AGAIN = 0.5  # the same, while they are needed and away
 FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
@@ -2240,7 +2240,7 @@ class Run:
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
         self.clock = RunClock(wall)
-        self.journal = Journal(wall)
+        self.journal = Journal(self.clock)
         self.files = Files(options, self.journal)
         self.server = ServerState()
         self.most_memory = float(options.server_memory or NEVER)  # MiB
@@ -2285,7 +2285,6 @@ class Run:
 
         `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
-        self.journal.wall = wall
         was_away = not self.clock.move_to(wall)
         events = (StreamOpened(), event) if was_away else (event,)  # what became of it meanwhile?
         for one in events:
@@ -2541,11 +2540,7 @@ class Run:
             times = len(self.books.unsettled)
             said = f"{times} iterations settled nothing: the last try, and the prompt says so"
             self.journal.note("warn", said, "warn")
-        talk = Talk(prompt, self.options, self.journal, self.now)
-        if self.line.others(self.now):
-            talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
-        talk.asks = Asks(talk, self)
-        return talk
+        return Talk(prompt, self)
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2777,11 +2772,14 @@ class Run:
                 raise Problem(self.files.trouble)
             await self.wait(self.now + READ_AGAIN)
 
+    def read_again(self) -> Request:
+        self.files.read_at = self.now + READ_EVERY
+        self.files.reading = self.request("read_files")
+        return self.files.reading
+
     async def look_at_files(self) -> None:
         """Have plan and prompt read, whatever look is on its way: it may be too old."""
-        files = self.files
-        files.read_at = self.now + READ_EVERY
-        reading = files.reading = self.request("read_files")
+        reading = self.read_again()
         with suppress(RequestError):  # `hear` sees to it
             await self.wait(self.now + LOCAL_WITHIN, reading)
         if not reading.done:
@@ -2974,7 +2972,7 @@ class Run:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
-        elif talk and talk.hears(event):
+        elif talk:
             talk.hear(event, self.now)
             model = talk.model
             if model and not talk.prompt.model and model != self.line.last_seen:
@@ -2994,16 +2992,15 @@ class Run:
 
     def mind(self) -> None:
         """What has to be looked after wherever it stands: what it finds interrupts, or is asked."""
-        talk = self.talk
-        if self.now >= self.mind_at:
-            self.mind_at = self.now + MIND_EVERY
-            files = self.files
-            if not files.reading and self.now >= files.read_at and not self.rests_at:
-                files.read_at = self.now + READ_EVERY
-                files.reading = self.request("read_files")
-            if talk:
-                talk.mind(self.now, self.server.is_down)
-                talk.give_up("aborted", self.limits.overrun(self.used))
+        if self.now < self.mind_at:
+            return
+        self.mind_at = self.now + MIND_EVERY
+        files = self.files
+        if not files.reading and self.now >= files.read_at and not self.rests_at:
+            self.read_again()
+        if self.talk:
+            self.talk.mind(self.now, self.server.is_down)
+            self.talk.give_up("aborted", self.limits.overrun(self.used))
 
     # People.
 
@@ -4169,7 +4166,7 @@ def fault_of(error: Any) -> Fault | None:
     announced = seconds_until(as_text(told, "responseHeaders", "retry-after"))
     retry_after = announced or as_float(told, "retryAfterMs") / 1000
     retry_after = min(max(0.0, retry_after), LONGEST_TIME)
-    return Fault(kind, message, code if code >= 400 else 0, retry_after)
+    return Fault(kind, message, retry_after)
 
 
 def seconds_until(announced: str) -> float:

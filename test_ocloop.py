@@ -408,7 +408,7 @@ class Story:
         cost: float = 0.0,
     ) -> None:
         """An error of the provider's ends the turn."""
-        fault = Fault(kind, message, 0, retry_after)
+        fault = Fault(kind, message, retry_after)
         self.busy()
         if cost:
             self.message("", cost)
@@ -975,7 +975,7 @@ def test_what_nothing_mends_ends_the_run(name: str, code: int, kind: str, words:
 @pytest.mark.parametrize("is_late", [True, False])
 def test_an_error_may_come_without_its_message_or_before_it(verdict: str, is_late: bool) -> None:
     story = at_work(attended=False, retries=1)
-    fault = Fault("auth", "no entry", 401)
+    fault = Fault("auth", "no entry")
     story.tell(Broke(story.id, fault))
     story.ends(verdict)  # no answer of the assistant's yet
     assert story.state == "running"
@@ -2818,7 +2818,7 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
 
 def test_an_error_is_told_once_and_a_subagents_is_indented_and_ends_nothing() -> None:
     story = Story(NINE, stall_timeout=60)
-    fault = Fault("auth", "no entry", 401)
+    fault = Fault("auth", "no entry")
     story.tell(Child("ses_child", "ses_1"), *[Broke("ses_child", fault)] * 3)
     story.part("prt_c", "text", session="ses_child", text="I look")
     story.works()
@@ -3025,7 +3025,7 @@ class Simulation(Story):
             is_ended = does == "two asks"
             agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
-            fault = Fault("rate-limit", "Too Many Requests", 429)
+            fault = Fault("rate-limit", "Too Many Requests")
             agent = agent._replace(fault=fault, until=self.now + 4)
         if does == "retry":
             self.say(2.0, Activity(session, "retrying", 1, 8.0, "busy"))
@@ -4013,7 +4013,7 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
 
 
 def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
-    journal = ocloop.Journal(NOON)
+    journal = ocloop.Journal(ocloop.RunClock(NOON))
     for number in range(journal.LENGTH + 10):
         journal.note("note", str(number))
     assert journal.count == journal.LENGTH + 10 and len(journal.entries) == journal.LENGTH
@@ -4110,7 +4110,9 @@ def test_sums_and_streaks_are_computed_from_the_results() -> None:
 
 def test_the_first_model_that_does_not_rest_works() -> None:
     """A rest without an announced end grows until the model has worked."""
-    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), Books(), ocloop.Journal(NOON))
+    line = ocloop.ModelLine(
+        Options(models=("a/1", "a/2", "a/3")), Books(), ocloop.Journal(ocloop.RunClock(NOON))
+    )
     assert line.choose(0.0) == "a/1" and line.rest(0.0, 100.0) == 100.0
     assert line.others(0.0) == ["a/2", "a/3"] and line.choose(0.0) == "a/2"
     line.rest(0.0, 50.0)
@@ -4836,7 +4838,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [Activity("ses_1", "idle")]),
     (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
     (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
-     [Broke("ses_1", Fault("auth", "no key", 401))]),
+     [Broke("ses_1", Fault("auth", "no key"))]),
     (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
     (event("session.error", error=UNAUTHORIZED), []),
     (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
@@ -5115,7 +5117,7 @@ CALLS_1 = assistant("msg_1", "tool-calls")
 WORKS_1 = assistant("msg_1", completed=False)
 TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
-NO_KEY_1 = Fault("auth", "no key", 401)
+NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
 FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
@@ -5177,18 +5179,18 @@ def api_error(code: Any, **data: Any) -> Json:
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
     (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
-    (UNAUTHORIZED, Fault("auth", "no key", 401)),
+    (UNAUTHORIZED, Fault("auth", "no key")),
     *[(api_error(429, responseHeaders={"retry-after": said}),
-       Fault("rate-limit", "it failed", 429, seconds))
+       Fault("rate-limit", "it failed", seconds))
       for said, seconds in (
         ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
-    *[(api_error(code), Fault(kind, "it failed", code)) for kind, codes in (
+    *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
         ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
         ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
     (api_error(None, isRetryable=True), Fault("outage", "it failed")),
     (api_error(None, isRetryable=False), Fault("provider", "it failed")),
-    (api_error(400, isRetryable=True), Fault("provider", "it failed", 400)),
+    (api_error(400, isRetryable=True), Fault("provider", "it failed")),
     (api_error("429"), Fault("provider", "it failed")),
     *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
         ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
@@ -5650,7 +5652,7 @@ HARMLESS = "a\ufffd]52;c;eA==\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg\ufffdh\u
 
 def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None:
     """Whoever shows them need not think of it: `jq`, a shell, another program."""
-    journal = ocloop.Journal(NOON)
+    journal = ocloop.Journal(ocloop.RunClock(NOON))
     journal.note(HOSTILE, f"{HOSTILE}\n{HOSTILE}", record={"task": HOSTILE, "list": [HOSTILE]})
     (entry,) = journal.newest(1)
     assert (entry.kind, entry.text) == (HARMLESS, f"{HARMLESS}\n{HARMLESS}")
@@ -7685,14 +7687,12 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
      Fault("provider", "Model unavailable: p/m")),
     (INTERRUPTED, Fault("aborted", "Step interrupted")),
     ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
-    # What came in the middle of a stream has no code of its own.
-    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", code, wait))
-      for more, code, wait in (
-        ({}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
-        ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5),
-        ({"retryAfterMs": -1}, 0, 0.0))],
+    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", wait))
+      for more, wait in (
+        ({}, 0.0), ({"status": 503}, 0.0), ({"retryAfterMs": 90_500}, 90.5),
+        ({"retryAfterMs": -1}, 0.0))],
 ])  # fmt: skip
-def test_faults_by_type_with_codes_and_announced_waits(error: Json, fault: Fault) -> None:
+def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
     assert fault.kind in ocloop.FAULTS and ocloop.fault_of(error) == fault
 
 
@@ -7851,7 +7851,7 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
 
 def test_nothing_is_counted_twice_in_2() -> None:
     made, _ = dialect_2({})
-    talk = ocloop.Talk(Prompt(""), Options(), ocloop.Journal(NOON), NOON)
+    talk = ocloop.Talk(Prompt(""), ocloop.Run(Options(), NOON))
     talk.id = "ses_A"
     for message in ("msg_2", "msg_3"):
         data = {**IN_A, "assistantMessageID": message}
