@@ -1240,9 +1240,9 @@ class Asks:
     What nobody has to be asked for it decides by itself.
     """
 
-    def __init__(self, talk: Talk, run: Run) -> None:
+    def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.run = run  # has answers delivered, and knows whether somebody is there
+        self.run = talk.run  # has answers delivered, and knows whether somebody is there
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
@@ -1258,7 +1258,7 @@ class Asks:
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
         waiting = OpenAsk(ask, now)
-        is_auto = self.talk.options.auto and is_permission
+        is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
@@ -1305,7 +1305,7 @@ class Asks:
             self.hear(ask, looked)
 
     def mind(self, now: float) -> None:
-        timeout = self.talk.options.ask_timeout
+        timeout = self.run.options.ask_timeout
         for waiting in list(self.open.values()):
             if not self.run.attended:
                 self.refuse(waiting, "nobody is there to answer")
@@ -1391,8 +1391,7 @@ class Talk:
 
     def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
-        self.options = run.options
-        self.journal = run.journal
+        self.run = run
         self.id: str = ""
         self.family = run.journal.family = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
@@ -1403,9 +1402,6 @@ class Talk:
         self.retry: Activity | None = None  # OpenCode waits for its provider
         self.retry_at = 0.0  # until then
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
-        self.pushes_left = GOES_ON  # times that it may be told to go on after a refusal
-        # What OpenCode may wait for its provider, where another model could work meanwhile or not.
-        self.longest_retry = SHORT_WAIT if run.line.others(run.now) else LONGEST_WAIT
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.verdict_since = 0.0
@@ -1420,10 +1416,10 @@ class Talk:
         self.model = prompt.model
         self.agent = prompt.agent
         self.transcript = Transcript(run.journal)
-        self.asks = Asks(self, run)
+        self.asks = Asks(self)
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
-        self.journal.note(kind, text, tone, session or self.id)
+        self.run.journal.note(kind, text, tone, session or self.id)
 
     def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
@@ -1492,7 +1488,7 @@ class Talk:
             if event.attempt != self.told_attempt:
                 self.told_attempt = event.attempt
                 self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
-            if event.wait > self.longest_retry:
+            if event.wait > (SHORT_WAIT if self.run.line.others(now) else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
                 # another model could work meanwhile, and whoever looks should know.
                 problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
@@ -1596,8 +1592,8 @@ class Talk:
         if server_is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
         self.asks.mind(now)
-        longest = self.options.iteration_timeout
-        silence = self.options.stall_timeout
+        longest = self.run.options.iteration_timeout
+        silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
             self.give_up("stalled", f"the iteration took longer than {duration(longest)}")
         elif silence and now - self.last_sign >= silence:
@@ -2438,13 +2434,15 @@ class Run:
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
                     end = self.reason_to_rest(plan)
-                    if not end and (self.server.is_down or self.server.replace):
+                    if end:
+                        return end
+                    if self.server.is_down or self.server.replace:
                         with self.showing("starting"):
                             if self.server.replace:
                                 await self.stop_server()
                             await self.get_server()
-                    elif not end:
-                        end = await self.follow(await self.iterate(plan))
+                        continue  # the plan may be another one by now
+                    end = await self.follow(await self.iterate(plan))
                     if end:
                         return end
         finally:
@@ -2570,6 +2568,7 @@ class Run:
         answered."""
         talk.id = await self.surely("create", talk.prompt)
         talk.family[talk.id] = 0
+        pushes_left = GOES_ON
         while talk.attempt < ATTEMPTS:
             if talk.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
@@ -2580,10 +2579,10 @@ class Run:
             outcome = await self.watch(talk)
             if outcome.kind == "swallowed":
                 talk.attempt += 1
-            elif outcome.kind == "refused" and talk.asks.ends_turn and talk.pushes_left:
+            elif outcome.kind == "refused" and talk.asks.ends_turn and pushes_left:
                 # Of two asks at once the server rejects the second one by itself when the first one
                 # is refused, without our words, and that ends the turn.
-                talk.pushes_left -= 1
+                pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
                 prompt = talk.prompt._replace(text=text)
@@ -2717,7 +2716,6 @@ class Run:
         )
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
-        self.line.last_seen = result.model or self.line.last_seen
         self.left_session = ""
         if outcome.lost_control:  # it may still run: the next session gets a new server
             self.left_session = iteration.talk.id
