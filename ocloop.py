@@ -885,8 +885,8 @@ class Answer(NamedTuple):
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits, asks for
-# anything outside, or knows where the run stands.
+# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
+# Talk with its Asks knows the run.
 
 # Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
 # on. No wait that grows gets longer than a quarter of an hour.
@@ -1164,7 +1164,7 @@ class Transcript:
             self.journaled.add(message)
             self.journal.note("error", message, "bad", session)
 
-    def show(self, part: Part, now: float) -> bool:
+    def show(self, part: Part) -> bool:
         """Whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
@@ -1177,7 +1177,7 @@ class Transcript:
             if known is None and part.opens:
                 self.note_tool(part, kind, text)
             shown = text[-Journal.LONGEST_TEXT :]
-            since = known.since if known else now
+            since = known.since if known else self.journal.clock.now
             depth = self.journal.family.get(part.session, 0)
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
             return False
@@ -1250,14 +1250,14 @@ class Asks:
         self.ends_turn = ""  # what the agent was told of the last refusal; "": there is none
         self.is_closed = False  # the session is being ended: nothing is answered any more
 
-    def hear(self, ask: Ask, now: float) -> None:
+    def hear(self, ask: Ask) -> None:
         is_known = ask.id in self.open or ask.id in self.settled
         if is_known or self.is_closed or ask.session not in self.talk.family:
             return
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
-        waiting = OpenAsk(ask, now)
+        waiting = OpenAsk(ask, self.run.now)
         is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
@@ -1302,14 +1302,14 @@ class Asks:
             if not is_listed and waiting.since < looked:
                 del self.open[id]
         for ask in polled.asks:
-            self.hear(ask, looked)
+            self.hear(ask)
 
-    def mind(self, now: float) -> None:
+    def mind(self) -> None:
         timeout = self.run.options.ask_timeout
         for waiting in list(self.open.values()):
             if not self.run.attended:
                 self.refuse(waiting, "nobody is there to answer")
-            elif timeout and now >= waiting.since + timeout:
+            elif timeout and self.run.now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
     def take_answer(self, request: Request) -> bool:
@@ -1426,8 +1426,8 @@ class Talk:
         if problem and self.ends_as is None:
             self.ends_as = Outcome(kind, problem, fault)
 
-    def look_within(self, now: float, seconds: float = 0.0) -> None:
-        self.look_at = min(self.look_at, now + seconds)
+    def look_within(self, seconds: float) -> None:
+        self.look_at = min(self.look_at, self.run.now + seconds)
 
     def prepare(self) -> None:
         """The prompt is handed over now: what was heard before is old."""
@@ -1440,29 +1440,29 @@ class Talk:
 
     # What the stream says.
 
-    def hear(self, event: SessionEvent, now: float) -> None:
+    def hear(self, event: SessionEvent) -> None:
         """Take it in, if it is about this session or one of its subagents'."""
         about = event.parent if isinstance(event, Child) else event.session
         if about not in self.family:
             return
-        self.last_sign = now
+        self.last_sign = self.run.now
         if isinstance(event, Delta):
             self.begin()
             self.transcript.grow(event)
         elif isinstance(event, Part):
-            self.hear_part(event, now)
+            self.hear_part(event)
         elif isinstance(event, Spent):
             self.hear_spent(event)
         elif isinstance(event, Activity):
-            self.hear_activity(event, now)
+            self.hear_activity(event)
         elif isinstance(event, Ask):
-            self.asks.hear(event, now)
+            self.asks.hear(event)
         elif isinstance(event, Answered):
             self.asks.answered(event.id)
         elif isinstance(event, Child):
             self.family[event.session] = self.family[event.parent] + 1
         elif isinstance(event, Broke):
-            self.hear_fault(event, now)
+            self.hear_fault(event)
         elif isinstance(event, Compacted):
             self.note("note", "the session was compacted", "dim", event.session)
             self.give_up("failed", self.circles.compaction(event.session))
@@ -1475,32 +1475,32 @@ class Talk:
         self.retry = None
         self.verdict = ""
 
-    def hear_activity(self, event: Activity, now: float) -> None:
+    def hear_activity(self, event: Activity) -> None:
         if event.session != self.id:
             return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.look_within(now)
+            self.look_within(0)
             return
         self.begin()
         if event.kind == "retrying":
             self.retry = event
-            self.retry_at = now + event.wait
+            self.retry_at = self.run.now + event.wait
             if event.attempt != self.told_attempt:
                 self.told_attempt = event.attempt
                 self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
-            if event.wait > (SHORT_WAIT if self.run.line.others(now) else LONGEST_WAIT):
+            if event.wait > (SHORT_WAIT if self.run.line.others(self.run.now) else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
                 # another model could work meanwhile, and whoever looks should know.
                 problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
                 fault = Fault("rate-limit", problem, retry_after=event.wait)
                 self.give_up("rate-limited", problem, fault)
 
-    def hear_part(self, event: Part, now: float) -> None:
+    def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
             return  # our own prompt, and what OpenCode puts in by itself
         if event.state == "running":
             self.begin()
-        has_ended = self.transcript.show(event, now)
+        has_ended = self.transcript.show(event)
         if has_ended and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
@@ -1517,13 +1517,13 @@ class Talk:
             self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
-    def hear_fault(self, event: Broke, now: float) -> None:
+    def hear_fault(self, event: Broke) -> None:
         fault = event.fault
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
             self.fault = fault
-            self.look_within(now, 1.0)
+            self.look_within(1.0)
         self.transcript.error(fault.message, event.session)
 
     # Looks at it.
@@ -1545,20 +1545,21 @@ class Talk:
             told = told.plus(spend)
         return told.at_least(self.polled)
 
-    def weigh(self, polled: Polled, now: float) -> Outcome | None:
+    def weigh(self, polled: Polled) -> Outcome | None:
         """What became of it, once that is believed; None: it is not over yet.
 
         An end that is believed too early begins a second session beside the first: one that is odd
         must stay as it is for some time, and whatever says that it works makes us forget it.
         """
         if polled.is_unsure:
-            self.look_within(now, LOOK_TWICE)
+            self.look_within(LOOK_TWICE)
             return None
         if polled.retry:
-            self.hear_activity(polled.retry, now)
+            self.hear_activity(polled.retry)
         elif polled.activity == "working":
             self.begin()
         verdict, fault = polled.verdict, polled.fault
+        now = self.run.now
         is_long_silent = now - self.last_sign > LOOK_CLOSER
         is_finished = verdict in ("answered", "failed") or is_cut_off(fault)
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
@@ -1579,7 +1580,7 @@ class Talk:
             self.verdict = verdict
             self.verdict_since = now
         if now - self.verdict_since < patience:
-            self.look_within(now, LOOK_AGAIN)
+            self.look_within(LOOK_AGAIN)
             return None
         if verdict == "failed" or is_cut_off(fault):
             return outcome_of(fault)
@@ -1587,11 +1588,12 @@ class Talk:
 
     # Time, and the server.
 
-    def mind(self, now: float, server_is_down: bool) -> None:
+    def mind(self) -> None:
+        now = self.run.now
         is_retrying = self.retry is not None and self.retry_at > now
-        if server_is_down or self.asks.open or is_retrying:
+        if self.run.server.is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
-        self.asks.mind(now)
+        self.asks.mind()
         longest = self.run.options.iteration_timeout
         silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
@@ -1606,13 +1608,12 @@ class Talk:
         self.transcript.close()
         self.retry = None
 
-    def find_server(self, now: float) -> None:
+    def find_server(self) -> None:
         """It is there again: what was heard before is old, and was broken off by its end."""
-        self.last_sign = now
         self.fault = None
         self.verdict = ""
         self.server_was_lost = True
-        self.look_within(now)
+        self.look_within(0)
 
 
 # The books, the models in line, what an outcome means for the run, limits, the check.
@@ -2575,7 +2576,7 @@ class Run:
             talk.prepare()
             await self.surely("send", talk.id, talk.prompt, talk.attempt)
             talk.last_sign = self.now
-            talk.look_within(self.now, FIRST_LOOK)
+            talk.look_within(FIRST_LOOK)
             outcome = await self.watch(talk)
             if outcome.kind == "swallowed":
                 talk.attempt += 1
@@ -2602,7 +2603,7 @@ class Run:
             closer = looked - talk.last_sign > LOOK_CLOSER
             polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
             talk.take_in(polled, looked)
-            outcome = talk.weigh(polled, self.now)
+            outcome = talk.weigh(polled)
             if outcome and polled.activity != "idle":
                 # It may have answered long ago, and say that it works. Whatever works there must
                 # not work on beside the next session.
@@ -2834,7 +2835,7 @@ class Run:
             except ServerGone as gone:
                 self.lose_server(str(gone), gone.error.code >= 500)
         if self.talk:
-            self.talk.find_server(self.now)
+            self.talk.find_server()
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -2933,7 +2934,7 @@ class Run:
             self.press(event)
         elif isinstance(event, StreamOpened):
             if self.talk:
-                self.talk.look_within(self.now)
+                self.talk.look_within(0)
         elif isinstance(event, ServerDied):
             if event.launch == self.server.launch and not self.server.is_down:
                 self.lose_server(event.problem)
@@ -2957,7 +2958,7 @@ class Run:
             self.files.take(request.result or FilesRead(None, None, problem))
         elif request.name == "reply":
             if self.talk and self.talk.asks.take_answer(request):
-                self.talk.look_within(self.now, 1.0)
+                self.talk.look_within(1.0)
         elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(request.error), "warn")
         elif request.name == "hand_over":
@@ -2971,7 +2972,7 @@ class Run:
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
         elif talk:
-            talk.hear(event, self.now)
+            talk.hear(event)
             model = talk.model
             if model and not talk.prompt.model and model != self.line.last_seen:
                 self.line.last_seen = model  # `run` named none: it costs, and it sees the code
@@ -2997,7 +2998,7 @@ class Run:
         if not files.reading and self.now >= files.read_at and not self.rests_at:
             self.read_again()
         if self.talk:
-            self.talk.mind(self.now, self.server.is_down)
+            self.talk.mind()
             self.talk.give_up("aborted", self.limits.overrun(self.used))
 
     # People.
