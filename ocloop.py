@@ -677,8 +677,7 @@ class Polled(NamedTuple):
     answered     it ended well
     failed       it ended with `fault`
     refused      it ended because something was rejected
-    cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
-                 by the model's output limit
+    cut          it was broken off: where `fault` says so, by somebody who interrupted it
     unfinished   it has begun and not ended: it works, or its server died
     undelivered  the session does not know the prompt, or nothing came of it
     nothing-ran  the session says that it is through, and there is no answer
@@ -916,7 +915,7 @@ class Entry(NamedTuple):
     depth: int = 0  # 1 for what a subagent does
     iteration: int = 0
     session: str = ""
-    record: dict[str, object] | None = None  # for --log in JSON lines
+    record: Json | None = None  # for --log in JSON lines
 
 
 class Journal:
@@ -935,13 +934,26 @@ class Journal:
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
-    def note(self, kind: str, text: str, tone: str = "", session: str = "", **more: Any) -> None:
+    def note(
+        self, kind: str, text: str, tone: str = "", session: str = "", record: Json | None = None
+    ) -> None:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
+        kind, text, record = all_printable((kind, text, record))
         self.count += 1
-        kind, text, more = all_printable((kind, text, more))
-        place = (self.family.get(session, 0), self.iteration, session)
-        self.entries.append(Entry(self.count, self.clock.wall, kind, text, tone, *place, **more))
+        self.entries.append(
+            Entry(
+                number=self.count,
+                time=self.clock.wall,
+                kind=kind,
+                text=text,
+                tone=tone,
+                depth=self.family.get(session, 0),
+                iteration=self.iteration,
+                session=session,
+                record=record,
+            )
+        )
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -1065,11 +1077,6 @@ def outcome_of(fault: Fault | None) -> Outcome:
         fault = Fault("unknown", "it failed, and OpenCode does not say why")
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
     return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
-
-
-def is_cut_off(fault: Fault | None) -> bool:
-    """By the model's own limit: what it wrote until then is there, and nobody interrupted it."""
-    return fault is not None and fault.kind == "length"
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
@@ -1561,13 +1568,13 @@ class Talk:
         verdict, fault = polled.verdict, polled.fault
         now = self.run.now
         is_long_silent = now - self.last_sign > LOOK_CLOSER
-        is_finished = verdict in ("answered", "failed") or is_cut_off(fault)
+        is_finished = verdict in ("answered", "failed")
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
         if polled.activity != "idle" and not (is_finished and is_long_silent):
             return None
         if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost and not is_cut_off(fault):
+        elif verdict == "cut" and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         patience = ODD_END_STAYS
         if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
@@ -1582,7 +1589,7 @@ class Talk:
         if now - self.verdict_since < patience:
             self.look_within(LOOK_AGAIN)
             return None
-        if verdict == "failed" or is_cut_off(fault):
+        if verdict == "failed":
             return outcome_of(fault)
         return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
@@ -1803,9 +1810,9 @@ class Books:
     def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
         last = self.results[-1] if self.results else None
-        if last is None or last.progress or not is_cut_off(last.fault):
-            return ""
-        return CUT_SHORT.format(goal=last.goal)
+        if last and last.fault and last.fault.kind == "length" and not last.progress:
+            return CUT_SHORT.format(goal=last.goal)
+        return ""
 
     @property
     def counted(self) -> int:
@@ -2099,11 +2106,11 @@ DATA_BASE = (
 
 
 class Interrupt(Exception):
-    """Raised by `wait`, and by nothing else."""
+    """What `wait` raises in place of an answer."""
 
 
 class Quit(Interrupt):
-    """The run is to end: Q, a signal, nobody there to go on. `str()` is why."""
+    """The run is to end: Q, a signal, nobody there to go on (so says `rest`). `str()` is why."""
 
 
 class Abort(Interrupt):
@@ -2730,7 +2737,7 @@ class Run:
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
         fault = result.fault
-        if result.outcome == "cut" and fault and not is_cut_off(fault) and self.attended:
+        if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
@@ -2815,12 +2822,11 @@ class Run:
         while server.is_down:
             if server.problem:
                 # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-                most = (self.options.retries or Options().retries) + 1
+                most: float = (self.options.retries or Options().retries) + 1
                 waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
                 if not server.has_worked:
-                    most = FIRST_STARTS
-                    if server.is_busy and self.now - began < BUSY_WITHIN:
-                        most = server.failures + 1
+                    is_patient = server.is_busy and self.now - began < BUSY_WITHIN
+                    most = NEVER if is_patient else FIRST_STARTS
                 if server.failures >= most:
                     last = server.problem.rstrip(".") + (DATA_BASE if server.is_busy else "")
                     times = f"{server.failures} times in a row, the last time"
@@ -4110,10 +4116,10 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` that is no good end, though OpenCode tells no error: verdict and fault.
+# A message's `finish` that is no good end, though OpenCode tells no error.
 ENDED_EARLY = {
-    "length": ("cut", Fault("length", CUT_OFF)),
-    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
+    "length": Fault("length", CUT_OFF),
+    "content-filter": Fault("provider", "the provider's content filter ended it"),
 }
 # Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
 FAULT_KINDS = {
@@ -4767,10 +4773,10 @@ def judge_messages(
     if fault and fault.message.startswith("The user rejected permission to use this"):
         return "refused", None  # a doom_loop: it ends the turn, words or not
     if fault:
-        return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
+        return ("cut" if fault.kind == "aborted" else "failed"), fault
     finish = as_text(last, "finish")
     if finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+        return "failed", ENDED_EARLY[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -5089,7 +5095,7 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     if not fault and finish == "stop":
         return "answered", None
     if not fault and finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+        return "failed", ENDED_EARLY[finish]
     if outcome == "failed" or (finish == "error" and not fault):
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.

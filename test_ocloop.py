@@ -3376,7 +3376,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
 def test_an_answer_that_a_limit_cut_off_is_tried_again(attended: bool, is_busy: bool) -> None:
     """Nobody interrupted it: it is no reason for a pause. A server may say busy for ever."""
     story = at_work("- [ ] a\n", attended=attended)
-    story.verdict = "cut"
+    story.verdict = "failed"
     story.fault = Fault("length", ocloop.CUT_OFF)
     if not is_busy:
         story.idle()
@@ -5126,9 +5126,9 @@ FILTERED_1 = Fault("provider", "the provider's content filter ended it")
     ([], False, "undelivered", None),
     ([ASKED], False, "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", "length")], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
     ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
      None),
     ([ASKED, WORKS_1], False, "unfinished", None),
@@ -7324,7 +7324,7 @@ def saying(message: str) -> Json:
 # fmt: off
 VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "answered": ([CALLS, STOP, DONE_2], "answered", None),
-    "too long": ([step("length"), DONE_2], "cut", Fault("length", ocloop.CUT_OFF)),
+    "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
     "no idle": ([STOP], "answered", None),
     "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
     "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
