@@ -1626,7 +1626,6 @@ class Talk:
 # The books, the models in line, what an outcome means for the run, limits, the check.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
-FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
@@ -1903,7 +1902,7 @@ class ModelLine:
             if not result.spend.tokens:
                 self.books.waited += result.seconds  # it did nothing but wait
             return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
-        if result.outcome not in FAILURES:
+        if result.worked or result.outcome == "aborted":
             return None
         if fault and fault.kind == "configuration":
             raise Problem(problem)
@@ -1965,11 +1964,11 @@ class Limits:
         self.books = books
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
-    def reached(self, used: dict[str, float]) -> tuple[str, str] | None:
-        """The option whose limit is reached, and the reason in words."""
+    def reached(self, used: dict[str, float]) -> End | None:
+        """Work is left, and a person has to say whether to go on."""
         for name, count in used.items():
             if self.most[name] and count >= self.most[name]:
-                return name, self.told(name, count)
+                return End("paused", 3, self.told(name, count), name)
         most = self.options.stuck
         unsettled = self.books.unsettled
         if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
@@ -1977,11 +1976,12 @@ class Limits:
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             advice = f"{refused}: {ALLOW}" if refused else advice
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-            return "stuck", why
+            return End("paused", 3, why, "stuck")
         failures = self.books.check_failures
         if most and failures >= most:
-            check = f"mend what `{self.options.check}` shows"
-            return "stuck", f"the check failed {failures} times in a row (--stuck): {check}"
+            advice = f"mend what `{self.options.check}` shows"
+            why = f"the check failed {failures} times in a row (--stuck): {advice}"
+            return End("paused", 3, why, "stuck")
         return None
 
     def overrun(self, used: dict[str, float]) -> str:
@@ -2469,10 +2469,8 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        limit = self.limits.reached(self.used)
-        if limit:  # work is left, and a person has to say whether to go on
-            return End("paused", 3, limit[1], limit[0])
-        return End("paused") if self.pause_wanted else None
+        pause = End("paused") if self.pause_wanted else None
+        return self.limits.reached(self.used) or pause
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
@@ -2883,14 +2881,12 @@ class Run:
         models, agent, _body = self.briefing.read()
         while True:
             setup: Setup = await self.call("setup")
-            waited = self.now - began
-            wanted = models or ((setup.model,) if setup.model else ())
-            listed = setup.models or {}
-            has_models = all(model.partition("#")[0] in listed for model in wanted)
-            if not wanted:
-                has_models = bool(listed) and waited >= LISTS_REST
-            has_agent = not agent or agent in (setup.agents or ())
-            if not setup.grows or (has_models and has_agent) or waited >= MISSING_AFTER:
+            patience = 0.0
+            if not setup.models or problem_of_names(setup, models, agent):
+                patience = MISSING_AFTER
+            elif not models and not setup.model:
+                patience = LISTS_REST
+            if not setup.grows or self.now - began >= patience:
                 return setup
             await self.wait(self.now + LOOK_TWICE)
 

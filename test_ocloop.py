@@ -4182,8 +4182,8 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
     results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
     limits = ocloop.Limits(Options(**options), books_of(*results))
     reached = limits.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
-    assert (reached[0] if reached else "") == name
-    assert words in (reached[1] if reached else "")
+    assert (reached.limit if reached else "") == name
+    assert words in (reached.reason if reached else "")
 
 
 def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
