@@ -1053,14 +1053,12 @@ class Outcome(NamedTuple):
     """What became of a session.
 
     `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage,
-    aborted, or swallowed (the prompt has to be sent again). `lost_control`: the session may still
-    be at work, so that nothing new may begin on this server.
+    aborted, or swallowed (the prompt has to be sent again).
     """
 
     kind: str
     problem: str = ""
     fault: Fault | None = None
-    lost_control: bool = False
 
 
 # What the verdict on an answer means. One that is not here failed, or it was swallowed.
@@ -2446,8 +2444,6 @@ class Run:
                         return end
                     if self.server.is_down or self.server.replace:
                         with self.showing("starting"):
-                            if self.server.replace:
-                                await self.stop_server()
                             await self.get_server()
                         continue  # the plan may be another one by now
                     end = await self.follow(await self.iterate(plan))
@@ -2553,11 +2549,13 @@ class Run:
             outcome = await self.have_answered(talk)
         except Abort:
             assert talk.ends_as
-            outcome = await self.recall(talk, talk.ends_as)
+            outcome = talk.ends_as
+            await self.recall(talk)
         except RequestError as error:
-            outcome = await self.recall(talk, outcome_of_error(error))
+            outcome = outcome_of_error(error)
+            await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
-            if talk.id and not self.server.is_down:
+            if talk.id:
                 with self.shield(Interrupt), suppress(RequestError, ServerGone):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
@@ -2610,17 +2608,16 @@ class Run:
             talk.take_in(polled, looked)
             outcome = talk.weigh(polled)
             if outcome and polled.activity != "idle":
-                # It may have answered long ago, and say that it works. Whatever works there must
-                # not work on beside the next session.
-                return await self.recall(talk, outcome)
+                await self.recall(talk)  # it may have answered long ago, and say that it works
             if outcome:
                 return outcome
 
-    async def recall(self, talk: Talk, outcome: Outcome) -> Outcome:
-        """Stop what may be at work, so that nothing of it runs on beside the next session."""
+    async def recall(self, talk: Talk) -> None:
+        """Stop what may be at work, so that nothing of it runs on beside the next session. What may
+        run all the same is left behind, and the next session gets a new server."""
         sending = self.sending
         if sending is None or sending.args[0] != talk.id:
-            return outcome  # nothing of ours runs there
+            return  # nothing of ours runs there
         talk.asks.close()
         with self.shield(Abort):
             try:
@@ -2636,7 +2633,9 @@ class Run:
             except ServerGone:
                 # Ours is gone, with all that ran there; somebody else's may be out of reach.
                 lost_control = bool(self.options.server) or not self.server.is_down
-        return outcome._replace(lost_control=lost_control)
+        if lost_control:
+            self.left_session = talk.id
+            self.server.replace = True
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
         """Interrupt a session until it rests, for so long; whether it does. Raises RequestError and
@@ -2722,10 +2721,6 @@ class Run:
         )
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
-        self.left_session = ""
-        if outcome.lost_control:  # it may still run: the next session gets a new server
-            self.left_session = iteration.talk.id
-            self.server.replace = True
         if result.worked:
             self.server.failures = 0
             self.books.waited = 0.0
@@ -2813,9 +2808,11 @@ class Run:
             await self.wait(self.now + ANSWER_WITHIN, request)
 
     async def get_server(self) -> None:
-        """Have the server started, until it is up and has told its setup. Raises Problem where it
-        is no use to start it again."""
+        """Have the server started, until it is up and has told its setup; one that is to be
+        replaced is ended before. Raises Problem where it is no use to start it again."""
         server = self.server
+        if server.replace:
+            await self.stop_server()
         began = self.now
         while server.is_down:
             if server.problem:
