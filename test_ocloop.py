@@ -2151,6 +2151,12 @@ def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_t
         if not server:
             story.works()
         assert story.state == "paused" and story.left_session == session
+        if server:  # it goes away meanwhile
+            story.take()
+            story.server_dies()
+            story.press("r")
+            assert story.take().startswith("stop_server start_server")
+            assert story.last("stop_server").session == "ses_1" and not story.run.left_session
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
