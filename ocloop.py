@@ -941,19 +941,9 @@ class Journal:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         kind, text, record = all_printable((kind, text, record))
         self.count += 1
-        self.entries.append(
-            Entry(
-                number=self.count,
-                time=self.clock.wall,
-                kind=kind,
-                text=text,
-                tone=tone,
-                depth=self.family.get(session, 0),
-                iteration=self.iteration,
-                session=session,
-                record=record,
-            )
-        )
+        said = (self.count, self.clock.wall, kind, text, tone)
+        depth = self.family.get(session, 0)
+        self.entries.append(Entry(*said, depth, self.iteration, session, record))
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -1827,6 +1817,15 @@ class Books:
         return sum(times) / len(times) if times else 0.0
 
 
+class End(NamedTuple):
+    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
+
+    phase: str
+    status: int = 130  # exit status; 130: a person's pause or end
+    reason: str = ""
+    limit: str = ""  # the option that makes it rest, such as max_cost
+
+
 class Wait(NamedTuple):
     """What comes after an iteration that failed. `seconds` is how long."""
 
@@ -2123,15 +2122,6 @@ class ServerGone(Exception):
         self.error = error
 
 
-class End(NamedTuple):
-    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
-
-    phase: str
-    status: int = 130  # exit status; 130: a person's pause or end
-    reason: str = ""
-    limit: str = ""  # the option that makes it rest, such as max_cost
-
-
 @types.coroutine
 def next_event() -> Generator[None, Any, Any]:
     """The only place where the run stands still: `handle` sends the next event in."""
@@ -2314,11 +2304,10 @@ class Run:
         """
         while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
-            interrupt: Interrupt | None = self.quitting
-            if not interrupt and self.talk and self.talk.ends_as:
-                interrupt = Abort()
-            if interrupt and not isinstance(interrupt, self.shielded):
-                raise interrupt
+            if self.quitting and Quit not in self.shielded:
+                raise self.quitting
+            if self.talk and self.talk.ends_as and Abort not in self.shielded:
+                raise Abort
             self.hear(await next_event())
         return request.value if request and request.done else None
 
@@ -2556,7 +2545,7 @@ class Run:
             await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id:
-                with self.shield(Interrupt), suppress(RequestError, ServerGone):
+                with self.shield(Quit, Abort), suppress(RequestError, ServerGone):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
         finally:
