@@ -1307,24 +1307,24 @@ class Asks:
             elif timeout and self.run.now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
-    def take_answer(self, request: Request) -> bool:
-        """An answer of ours was delivered, or lost: then the agent waits for ever for it, and the
-        next look finds again what it asks. Whether it was lost."""
+    def delivered(self, request: Request) -> None:
+        """An answer of ours has arrived, or it was lost: then the agent waits for ever for it, and
+        the next look finds again what it asks."""
         ask = request.args[0]
         error = request.error
         if error is None:
             self.lost_replies = 0
-            return False
+            return
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if is_gone or self.is_closed or ask.session not in self.talk.family:
-            return False
+            return
         self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
         self.settled.discard(ask.id)
         self.lost_replies += 1
         if self.lost_replies >= LOST_REPLIES:
             problem = f"{LOST_REPLIES} answers to what it asks did not arrive: {error}"
             self.talk.give_up("failed", problem)
-        return True
+        self.talk.look_within(1.0)
 
     def forget(self) -> None:
         """The server is gone: what it was asked and told is asked again where it still matters."""
@@ -1506,11 +1506,22 @@ class Talk:
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
+                self.tell_of_model()
         if event.ended:
             self.told_attempt = 0
         if event.complete:
             self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
+
+    def tell_of_model(self) -> None:
+        """Where `run` named none: it costs, and it sees the code."""
+        run = self.run
+        if self.prompt.model or self.model == run.line.last_seen:
+            return
+        run.line.last_seen = self.model
+        is_named = self.model == without_variant(run.briefing.setup.model)
+        whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
+        run.journal.note("model", f"{self.model}, {whose}", "dim")
 
     def hear_fault(self, event: Broke) -> None:
         fault = event.fault
@@ -1584,6 +1595,7 @@ class Talk:
     # Time, and the server.
 
     def mind(self) -> None:
+        """What has to end it when nothing is heard."""
         now = self.run.now
         is_retrying = self.retry is not None and self.retry_at > now
         if self.run.server.is_down or self.asks.open or is_retrying:
@@ -1595,6 +1607,7 @@ class Talk:
             self.give_up("stalled", f"the iteration took longer than {duration(longest)}")
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
+        self.give_up("aborted", self.run.limits.overrun(self.run.used))
 
     def lose_server(self) -> None:
         """Whoever looks at the session next finds that out, and has it started."""
@@ -2945,8 +2958,8 @@ class Run:
             problem = f"{self.options.plan} cannot be read: {request.error}"
             self.files.take(request.result or FilesRead(None, None, problem))
         elif request.name == "reply":
-            if self.talk and self.talk.asks.take_answer(request):
-                self.talk.look_within(1.0)
+            if self.talk:
+                self.talk.asks.delivered(request)
         elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(request.error), "warn")
         elif request.name == "hand_over":
@@ -2954,19 +2967,12 @@ class Run:
 
     def hear_session(self, event: SessionEvent) -> None:
         """Only our own session and its subagents count."""
-        talk = self.talk
         if isinstance(event, Woke) and event.session in self.earlier and not self.server.is_down:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
-        elif talk:
-            talk.hear(event)
-            model = talk.model
-            if model and not talk.prompt.model and model != self.line.last_seen:
-                self.line.last_seen = model  # `run` named none: it costs, and it sees the code
-                is_named = model == without_variant(self.briefing.setup.model)
-                whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
-                self.journal.note("model", f"{model}, {whose}", "dim")
+        elif self.talk:
+            self.talk.hear(event)
 
     def lose_screen(self, reason: str) -> None:
         """Nobody looks any more: go on, as long as there is something to go on with."""
@@ -2987,7 +2993,6 @@ class Run:
             self.read_again()
         if self.talk:
             self.talk.mind()
-            self.talk.give_up("aborted", self.limits.overrun(self.used))
 
     # People.
 
