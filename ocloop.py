@@ -1390,6 +1390,7 @@ class Talk:
         self.id: str = ""
         self.family = run.journal.family = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
+        self.sending: Request | None = None  # which hands it over, or has done so
         self.has_begun = False  # the prompt is known to run
         self.look_at = NEVER  # when the session is to be looked at
         self.started = run.now
@@ -2251,7 +2252,6 @@ class Run:
         self.most_memory = float(options.server_memory or NEVER)  # MiB
         # How it waits.
         self.requests: list[Request] = []  # to be made now
-        self.sending: Request | None = None  # the newest prompt on its way
         self.quitting: Quit | None = None  # the first reason counts
         self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
         self.mind_at = 0.0  # what has a time-out is looked at then
@@ -2337,8 +2337,8 @@ class Run:
             if self.server.is_down or self.now >= until:
                 break
             request = self.request(method, *args)
-            if method == "send":
-                self.sending = request
+            if self.talk and method == "send":
+                self.talk.sending = request
             within = min(until, self.now + ANSWER_WITHIN)
             try:
                 await self.wait(within, request, lambda: self.server.is_down)
@@ -2617,8 +2617,8 @@ class Run:
     async def recall(self, talk: Talk) -> None:
         """Stop what may be at work, so that nothing of it runs on beside the next session. What may
         run all the same is left behind, and the next session gets a new server."""
-        sending = self.sending
-        if sending is None or sending.args[0] != talk.id:
+        sending = talk.sending
+        if sending is None:
             return  # nothing of ours runs there
         talk.asks.close()
         with self.shield(Abort):
