@@ -884,8 +884,8 @@ class Answer(NamedTuple):
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
-# Talk with its Asks knows the run.
+# What a run remembers and reckons with, as values with one job each. None of them waits. Only a Talk,
+# with its Asks and its Transcript, knows the run: it looks at it, and has answers delivered.
 
 # Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
 # on. No wait that grows gets longer than a quarter of an hour.
@@ -930,19 +930,23 @@ class Journal:
     def __init__(self, clock: RunClock) -> None:
         self.clock = clock
         self.iteration = 0  # what is noted belongs to this one; 0: to none
-        self.family: dict[str, int] = {}  # the session at work and its subagents' -> depth
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
     def note(
-        self, kind: str, text: str, tone: str = "", session: str = "", record: Json | None = None
+        self,
+        kind: str,
+        text: str,
+        tone: str = "",
+        session: str = "",
+        depth: int = 0,
+        record: Json | None = None,
     ) -> None:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         kind, text, record = all_printable((kind, text, record))
         self.count += 1
         said = (self.count, self.clock.wall, kind, text, tone)
-        depth = self.family.get(session, 0)
         self.entries.append(Entry(*said, depth, self.iteration, session, record))
 
     def newest(self, count: int) -> list[Entry]:
@@ -1147,8 +1151,8 @@ class Transcript:
     that of the tool that it announces, or never. So a tool waits for the texts of its message.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
         self.held: list[tuple[str, str, str, str]] = []  # tools that wait
@@ -1157,7 +1161,7 @@ class Transcript:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
-            self.journal.note("error", message, "bad", session)
+            self.talk.note("error", message, "bad", session)
 
     def show(self, part: Part) -> bool:
         """Whether it has ended, and that is news."""
@@ -1172,8 +1176,8 @@ class Transcript:
             if known is None and part.opens:
                 self.note_tool(part, kind, text)
             shown = text[-Journal.LONGEST_TEXT :]
-            since = known.since if known else self.journal.clock.now
-            depth = self.journal.family.get(part.session, 0)
+            since = known.since if known else self.talk.run.now
+            depth = self.talk.family.get(part.session, 0)
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
             return False
         self.journaled.add(part.key)
@@ -1185,7 +1189,7 @@ class Transcript:
                 tone = "bad"
             self.note_tool(part, kind, text, tone)
         elif text.strip():
-            self.journal.note(kind, text.strip(), tone, part.session)
+            self.talk.note(kind, text.strip(), tone, part.session)
         if part.kind == "text":
             self.release()
         return True
@@ -1209,12 +1213,12 @@ class Transcript:
                 del self.live[key]
                 if live.text.strip():
                     self.journaled.add(key)
-                    self.journal.note("text", live.text.strip(), "", session)
+                    self.talk.note("text", live.text.strip(), "", session)
         self.release()
 
     def release(self) -> None:
         for entry in self.held:
-            self.journal.note(*entry)
+            self.talk.note(*entry)
         self.held.clear()
 
     def close(self) -> None:
@@ -1237,7 +1241,7 @@ class Asks:
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.run = talk.run  # has answers delivered, and knows whether somebody is there
+        self.run = talk.run
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
@@ -1388,7 +1392,7 @@ class Talk:
         self.prompt = prompt
         self.run = run
         self.id: str = ""
-        self.family = run.journal.family = {}  # this session and its subagents' -> depth
+        self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
         self.sending: Request | None = None  # which hands it over, or has done so
         self.has_begun = False  # the prompt is known to run
@@ -1411,11 +1415,12 @@ class Talk:
         self.context = 0  # tokens in its own context
         self.model = prompt.model
         self.agent = prompt.agent
-        self.transcript = Transcript(run.journal)
+        self.transcript = Transcript(self)
         self.asks = Asks(self)
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
-        self.run.journal.note(kind, text, tone, session or self.id)
+        session = session or self.id
+        self.run.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
     def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
