@@ -884,8 +884,8 @@ class Answer(NamedTuple):
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits. Only a Talk,
-# with its Asks and its Transcript, knows the run: it looks at it, and has answers delivered.
+# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
+# Talk, with its Asks and its Transcript, knows the run.
 
 # Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
 # on. No wait that grows gets longer than a quarter of an hour.
@@ -1489,7 +1489,8 @@ class Talk:
             if event.attempt != self.told_attempt:
                 self.told_attempt = event.attempt
                 self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
-            if event.wait > (SHORT_WAIT if self.run.line.others(self.run.now) else LONGEST_WAIT):
+            has_others = self.run.line.others(self.run.now)
+            if event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
                 # another model could work meanwhile, and whoever looks should know.
                 problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
