@@ -1073,12 +1073,12 @@ def outcome_of(fault: Fault | None) -> Outcome:
 
 def outcome_of_error(error: RequestError) -> Outcome:
     """What becomes of a session when this is said to a request that it cannot go on without."""
-    if error.why not in ("locked", "configuration"):
-        return Outcome("failed", str(error))
-    problem = f"OpenCode's configuration is broken: mend it: {error}"
     if error.why == "locked":
-        problem = WRONG_PASSWORD
-    return outcome_of(Fault("configuration", problem))
+        return outcome_of(Fault("configuration", WRONG_PASSWORD))
+    if error.why == "configuration":
+        problem = f"OpenCode's configuration is broken: mend it: {error}"
+        return outcome_of(Fault("configuration", problem))
+    return Outcome("failed", str(error))
 
 
 class Circles:
