@@ -636,7 +636,6 @@ class Fault(NamedTuple):
 
     kind: str  # one of the keys of FAULTS
     message: str
-    code: int = 0
     retry_after: float = 0.0  # seconds, where they were announced
 
 
@@ -678,8 +677,7 @@ class Polled(NamedTuple):
     answered     it ended well
     failed       it ended with `fault`
     refused      it ended because something was rejected
-    cut          it was broken off: where `fault` says so, by somebody who interrupted it, or
-                 by the model's output limit
+    cut          it was broken off: where `fault` says so, by somebody who interrupted it
     unfinished   it has begun and not ended: it works, or its server died
     undelivered  the session does not know the prompt, or nothing came of it
     nothing-ran  the session says that it is through, and there is no answer
@@ -758,11 +756,6 @@ class Spent(NamedTuple):
     complete: bool = False  # nothing of it is being written any more
 
 
-class Asked(NamedTuple):
-    session: str
-    ask: Ask
-
-
 class Answered(NamedTuple):
     session: str
     id: str  # of the ask that was answered, by whomever
@@ -797,7 +790,7 @@ class Edited(NamedTuple):
 
 
 SessionEvent = Union[
-    Activity, Part, Delta, Spent, Asked, Answered, Child, Broke, Compacted, Alive, Woke
+    Activity, Part, Delta, Spent, Ask, Answered, Child, Broke, Compacted, Alive, Woke
 ]
 FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Python 3.10 on
 
@@ -891,8 +884,8 @@ class Answer(NamedTuple):
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits, asks for
-# anything outside, or knows where the run stands.
+# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
+# Talk, with its Asks and its Transcript, knows the run.
 
 # Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
 # on. No wait that grows gets longer than a quarter of an hour.
@@ -922,7 +915,7 @@ class Entry(NamedTuple):
     depth: int = 0  # 1 for what a subagent does
     iteration: int = 0
     session: str = ""
-    record: dict[str, object] | None = None  # for --log in JSON lines
+    record: Json | None = None  # for --log in JSON lines
 
 
 class Journal:
@@ -934,20 +927,27 @@ class Journal:
     LENGTH = 5000
     LONGEST_TEXT = 4000  # characters of one entry
 
-    def __init__(self, wall: float) -> None:
-        self.wall = wall  # the time, in seconds since 1970; the run sets it
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
         self.iteration = 0  # what is noted belongs to this one; 0: to none
-        self.family: dict[str, int] = {}  # the session at work and its subagents' -> depth
         self.count = 0
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
-    def note(self, kind: str, text: str, tone: str = "", session: str = "", **more: Any) -> None:
+    def note(
+        self,
+        kind: str,
+        text: str,
+        tone: str = "",
+        session: str = "",
+        depth: int = 0,
+        record: Json | None = None,
+    ) -> None:
         if len(text) > self.LONGEST_TEXT:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
+        kind, text, record = all_printable((kind, text, record))
         self.count += 1
-        kind, text, more = all_printable((kind, text, more))
-        place = (self.family.get(session, 0), self.iteration, session)
-        self.entries.append(Entry(self.count, self.wall, kind, text, tone, *place, **more))
+        said = (self.count, self.clock.wall, kind, text, tone)
+        self.entries.append(Entry(*said, depth, self.iteration, session, record))
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -1027,6 +1027,7 @@ SPINS = 3  # answers that end nowhere, compactions without anything new, answers
 SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
 LONGEST_TURN = 4  # calls that come by turns
 REFUSALS = 20  # in one session
+SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
 LOST_REPLIES = 3  # answers to asks that the server would not take, in a row
 
@@ -1045,15 +1046,21 @@ WRONG_PASSWORD = (
 class Outcome(NamedTuple):
     """What became of a session.
 
-    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage
-    or aborted. `lost_control`: the session may still be at work, so that nothing new may begin on
-    this server.
+    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage,
+    aborted, or swallowed (the prompt has to be sent again).
     """
 
     kind: str
     problem: str = ""
     fault: Fault | None = None
-    lost_control: bool = False
+
+
+# What the verdict on an answer means. One that is not here failed, or it was swallowed.
+ENDS = {
+    "answered": Outcome("done"),
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
 
 
 def outcome_of(fault: Fault | None) -> Outcome:
@@ -1064,19 +1071,14 @@ def outcome_of(fault: Fault | None) -> Outcome:
     return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
 
 
-def is_cut_off(fault: Fault | None) -> bool:
-    """By the model's own limit: what it wrote until then is there, and nobody interrupted it."""
-    return fault is not None and fault.kind == "length"
-
-
 def outcome_of_error(error: RequestError) -> Outcome:
     """What becomes of a session when this is said to a request that it cannot go on without."""
-    if error.why not in ("locked", "configuration"):
-        return Outcome("failed", str(error))
-    problem = f"OpenCode's configuration is broken: mend it: {error}"
     if error.why == "locked":
-        problem = WRONG_PASSWORD
-    return outcome_of(Fault("configuration", problem))
+        return outcome_of(Fault("configuration", WRONG_PASSWORD))
+    if error.why == "configuration":
+        problem = f"OpenCode's configuration is broken: mend it: {error}"
+        return outcome_of(Fault("configuration", problem))
+    return Outcome("failed", str(error))
 
 
 class Circles:
@@ -1149,8 +1151,8 @@ class Transcript:
     that of the tool that it announces, or never. So a tool waits for the texts of its message.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
         self.held: list[tuple[str, str, str, str]] = []  # tools that wait
@@ -1159,9 +1161,9 @@ class Transcript:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
-            self.journal.note("error", message, "bad", session)
+            self.talk.note("error", message, "bad", session)
 
-    def show(self, part: Part, now: float) -> bool:
+    def show(self, part: Part) -> bool:
         """Whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
@@ -1174,8 +1176,8 @@ class Transcript:
             if known is None and part.opens:
                 self.note_tool(part, kind, text)
             shown = text[-Journal.LONGEST_TEXT :]
-            since = known.since if known else now
-            depth = self.journal.family.get(part.session, 0)
+            since = known.since if known else self.talk.run.now
+            depth = self.talk.family.get(part.session, 0)
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
             return False
         self.journaled.add(part.key)
@@ -1187,7 +1189,7 @@ class Transcript:
                 tone = "bad"
             self.note_tool(part, kind, text, tone)
         elif text.strip():
-            self.journal.note(kind, text.strip(), tone, part.session)
+            self.talk.note(kind, text.strip(), tone, part.session)
         if part.kind == "text":
             self.release()
         return True
@@ -1211,12 +1213,12 @@ class Transcript:
                 del self.live[key]
                 if live.text.strip():
                     self.journaled.add(key)
-                    self.journal.note("text", live.text.strip(), "", session)
+                    self.talk.note("text", live.text.strip(), "", session)
         self.release()
 
     def release(self) -> None:
         for entry in self.held:
-            self.journal.note(*entry)
+            self.talk.note(*entry)
         self.held.clear()
 
     def close(self) -> None:
@@ -1237,17 +1239,9 @@ class Asks:
     What nobody has to be asked for it decides by itself.
     """
 
-    def __init__(
-        self,
-        talk: Talk,
-        attended: bool,
-        request: Callable[..., Request],
-        needs_person: Callable[[str], None],
-    ) -> None:
+    def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.attended = attended  # somebody can answer
-        self.request = request  # has an answer delivered
-        self.needs_person = needs_person  # is told what waits for somebody
+        self.run = talk.run
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
@@ -1255,31 +1249,31 @@ class Asks:
         self.ends_turn = ""  # what the agent was told of the last refusal; "": there is none
         self.is_closed = False  # the session is being ended: nothing is answered any more
 
-    def hear(self, ask: Ask, now: float) -> None:
+    def hear(self, ask: Ask) -> None:
         is_known = ask.id in self.open or ask.id in self.settled
         if is_known or self.is_closed or ask.session not in self.talk.family:
             return
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
-        waiting = OpenAsk(ask, now)
-        is_auto = self.talk.options.auto and is_permission
+        waiting = OpenAsk(ask, self.run.now)
+        is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
-        elif ask.is_circle and (is_auto or not self.attended):
+        elif ask.is_circle and (is_auto or not self.run.attended):
             self.refuse(waiting, "it is the same call again and again", SAME_CALL)
-        elif not self.attended:
+        elif not self.run.attended:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
-            self.needs_person(said)
+            self.run.need_person(said)
 
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
         """`decision` is once, always or reject; `said` is for the journal."""
         ask = waiting.ask
         self.answered(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
-        self.request("reply", ask, decision, waiting.answers, message)
+        self.run.request("reply", ask, decision, waiting.answers, message)
 
     def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
         """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
@@ -1307,32 +1301,34 @@ class Asks:
             if not is_listed and waiting.since < looked:
                 del self.open[id]
         for ask in polled.asks:
-            self.hear(ask, looked)
+            self.hear(ask)
 
-    def mind(self, now: float) -> None:
-        timeout = self.talk.options.ask_timeout
+    def mind(self) -> None:
+        timeout = self.run.options.ask_timeout
         for waiting in list(self.open.values()):
-            if timeout and now >= waiting.since + timeout:
+            if not self.run.attended:
+                self.refuse(waiting, "nobody is there to answer")
+            elif timeout and self.run.now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
-    def take_answer(self, request: Request) -> bool:
-        """An answer of ours was delivered, or lost: then the agent waits for ever for it, and the
-        next look finds again what it asks. Whether it was lost."""
+    def delivered(self, request: Request) -> None:
+        """An answer of ours has arrived, or it was lost: then the agent waits for ever for it, and
+        the next look finds again what it asks."""
         ask = request.args[0]
         error = request.error
         if error is None:
             self.lost_replies = 0
-            return False
+            return
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if is_gone or self.is_closed or ask.session not in self.talk.family:
-            return False
+            return
         self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
         self.settled.discard(ask.id)
         self.lost_replies += 1
         if self.lost_replies >= LOST_REPLIES:
             problem = f"{LOST_REPLIES} answers to what it asks did not arrive: {error}"
             self.talk.give_up("failed", problem)
-        return True
+        self.talk.look_within(1.0)
 
     def forget(self) -> None:
         """The server is gone: what it was asked and told is asked again where it still matters."""
@@ -1342,12 +1338,6 @@ class Asks:
     def close(self) -> None:
         self.is_closed = True
         self.open.clear()
-
-    def leave_alone(self) -> None:
-        """Nobody is there any more."""
-        self.attended = False
-        for waiting in list(self.open.values()):
-            self.refuse(waiting, "nobody is there to answer")
 
     # People.
 
@@ -1398,22 +1388,20 @@ class Talk:
     silence, a wait of days) stands in `ends_as`.
     """
 
-    def __init__(self, prompt: Prompt, options: Options, journal: Journal, now: float) -> None:
+    def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
-        self.options = options
-        self.journal = journal
-        self.id = ""
-        self.family = journal.family = {}  # this session and its subagents' -> depth
+        self.run = run
+        self.id: str = ""
+        self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
+        self.sending: Request | None = None  # which hands it over, or has done so
         self.has_begun = False  # the prompt is known to run
         self.look_at = NEVER  # when the session is to be looked at
-        self.started = now
-        self.last_sign = now  # the last sign of life
+        self.started = run.now
+        self.last_sign = run.now  # the last sign of life
         self.retry: Activity | None = None  # OpenCode waits for its provider
         self.retry_at = 0.0  # until then
         self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
-        self.pushes_left = GOES_ON  # times that it may be told to go on after a refusal
-        self.longest_retry = LONGEST_WAIT  # what OpenCode may wait for its provider
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.verdict_since = 0.0
@@ -1427,19 +1415,20 @@ class Talk:
         self.context = 0  # tokens in its own context
         self.model = prompt.model
         self.agent = prompt.agent
-        self.transcript = Transcript(journal)
-        self.asks: Asks  # whoever leads the session puts it there
+        self.transcript = Transcript(self)
+        self.asks = Asks(self)
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
-        self.journal.note(kind, text, tone, session or self.id)
+        session = session or self.id
+        self.run.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
     def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
         if problem and self.ends_as is None:
             self.ends_as = Outcome(kind, problem, fault)
 
-    def look_within(self, now: float, seconds: float = 0.0) -> None:
-        self.look_at = min(self.look_at, now + seconds)
+    def look_within(self, seconds: float) -> None:
+        self.look_at = min(self.look_at, self.run.now + seconds)
 
     def prepare(self) -> None:
         """The prompt is handed over now: what was heard before is old."""
@@ -1452,29 +1441,29 @@ class Talk:
 
     # What the stream says.
 
-    def hears(self, event: SessionEvent) -> bool:
-        """Whether it is about this session or one of its subagents'."""
-        return (event.parent if isinstance(event, Child) else event.session) in self.family
-
-    def hear(self, event: SessionEvent, now: float) -> None:
-        self.last_sign = now
+    def hear(self, event: SessionEvent) -> None:
+        """Take it in, if it is about this session or one of its subagents'."""
+        about = event.parent if isinstance(event, Child) else event.session
+        if about not in self.family:
+            return
+        self.last_sign = self.run.now
         if isinstance(event, Delta):
             self.begin()
             self.transcript.grow(event)
         elif isinstance(event, Part):
-            self.hear_part(event, now)
+            self.hear_part(event)
         elif isinstance(event, Spent):
             self.hear_spent(event)
         elif isinstance(event, Activity):
-            self.hear_activity(event, now)
-        elif isinstance(event, Asked):
-            self.asks.hear(event.ask, now)
+            self.hear_activity(event)
+        elif isinstance(event, Ask):
+            self.asks.hear(event)
         elif isinstance(event, Answered):
             self.asks.answered(event.id)
         elif isinstance(event, Child):
             self.family[event.session] = self.family[event.parent] + 1
         elif isinstance(event, Broke):
-            self.hear_fault(event, now)
+            self.hear_fault(event)
         elif isinstance(event, Compacted):
             self.note("note", "the session was compacted", "dim", event.session)
             self.give_up("failed", self.circles.compaction(event.session))
@@ -1487,32 +1476,33 @@ class Talk:
         self.retry = None
         self.verdict = ""
 
-    def hear_activity(self, event: Activity, now: float) -> None:
+    def hear_activity(self, event: Activity) -> None:
         if event.session != self.id:
             return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.look_within(now)
+            self.look_within(0)
             return
         self.begin()
         if event.kind == "retrying":
             self.retry = event
-            self.retry_at = now + event.wait
+            self.retry_at = self.run.now + event.wait
             if event.attempt != self.told_attempt:
                 self.told_attempt = event.attempt
                 self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
-            if event.wait > self.longest_retry:
+            has_others = self.run.line.others(self.run.now)
+            if event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
                 # another model could work meanwhile, and whoever looks should know.
                 problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
                 fault = Fault("rate-limit", problem, retry_after=event.wait)
                 self.give_up("rate-limited", problem, fault)
 
-    def hear_part(self, event: Part, now: float) -> None:
+    def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
             return  # our own prompt, and what OpenCode puts in by itself
         if event.state == "running":
             self.begin()
-        has_ended = self.transcript.show(event, now)
+        has_ended = self.transcript.show(event)
         if has_ended and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
@@ -1523,19 +1513,30 @@ class Talk:
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
+                self.tell_of_model()
         if event.ended:
             self.told_attempt = 0
         if event.complete:
             self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
 
-    def hear_fault(self, event: Broke, now: float) -> None:
+    def tell_of_model(self) -> None:
+        """Where `run` named none: it costs, and it sees the code."""
+        run = self.run
+        if self.prompt.model or self.model == run.line.last_seen:
+            return
+        run.line.last_seen = self.model
+        is_named = self.model == without_variant(run.briefing.setup.model)
+        whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
+        run.journal.note("model", f"{self.model}, {whose}", "dim")
+
+    def hear_fault(self, event: Broke) -> None:
         fault = event.fault
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
             self.fault = fault
-            self.look_within(now, 1.0)
+            self.look_within(1.0)
         self.transcript.error(fault.message, event.session)
 
     # Looks at it.
@@ -1557,29 +1558,29 @@ class Talk:
             told = told.plus(spend)
         return told.at_least(self.polled)
 
-    def weigh(self, polled: Polled, now: float) -> tuple[str, Fault | None] | None:
-        """The verdict that is believed, and why it failed; None: it is not over yet.
+    def weigh(self, polled: Polled) -> Outcome | None:
+        """What became of it, once that is believed; None: it is not over yet.
 
         An end that is believed too early begins a second session beside the first: one that is odd
         must stay as it is for some time, and whatever says that it works makes us forget it.
         """
         if polled.is_unsure:
-            self.look_within(now, LOOK_TWICE)
+            self.look_within(LOOK_TWICE)
             return None
         if polled.retry:
-            self.hear_activity(polled.retry, now)
+            self.hear_activity(polled.retry)
         elif polled.activity == "working":
-            self.retry = None
-            self.verdict = ""
+            self.begin()
         verdict, fault = polled.verdict, polled.fault
+        now = self.run.now
         is_long_silent = now - self.last_sign > LOOK_CLOSER
-        is_finished = verdict in ("answered", "failed") or is_cut_off(fault)
+        is_finished = verdict in ("answered", "failed")
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
         if polled.activity != "idle" and not (is_finished and is_long_silent):
             return None
         if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost and not is_cut_off(fault):
+        elif verdict == "cut" and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         patience = ODD_END_STAYS
         if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
@@ -1591,24 +1592,29 @@ class Talk:
         if verdict != self.verdict:
             self.verdict = verdict
             self.verdict_since = now
-        if now - self.verdict_since >= patience:
-            return verdict, fault
-        self.look_within(now, LOOK_AGAIN)
-        return None
+        if now - self.verdict_since < patience:
+            self.look_within(LOOK_AGAIN)
+            return None
+        if verdict == "failed":
+            return outcome_of(fault)
+        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
     # Time, and the server.
 
-    def mind(self, now: float, server_is_down: bool) -> None:
+    def mind(self) -> None:
+        """What has to end it when nothing is heard."""
+        now = self.run.now
         is_retrying = self.retry is not None and self.retry_at > now
-        if server_is_down or self.asks.open or is_retrying:
+        if self.run.server.is_down or self.asks.open or is_retrying:
             self.last_sign = now  # it waits, and for something that is known
-        self.asks.mind(now)
-        longest = self.options.iteration_timeout
-        silence = self.options.stall_timeout
+        self.asks.mind()
+        longest = self.run.options.iteration_timeout
+        silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
             self.give_up("stalled", f"the iteration took longer than {duration(longest)}")
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
+        self.give_up("aborted", self.run.limits.overrun(self.run.used))
 
     def lose_server(self) -> None:
         """Whoever looks at the session next finds that out, and has it started."""
@@ -1617,19 +1623,17 @@ class Talk:
         self.transcript.close()
         self.retry = None
 
-    def find_server(self, now: float) -> None:
+    def find_server(self) -> None:
         """It is there again: what was heard before is old, and was broken off by its end."""
-        self.last_sign = now
         self.fault = None
         self.verdict = ""
         self.server_was_lost = True
-        self.look_within(now)
+        self.look_within(0)
 
 
 # The books, the models in line, what an outcome means for the run, limits, the check.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
-FAILURES = ("failed", "stalled", "cut")  # outcomes that are somebody's fault
 
 PLAN_COMPLETE = "the plan is complete"
 ALLOW = "allow them in opencode.json, or use --auto"
@@ -1653,6 +1657,7 @@ class Result(NamedTuple):
     progress: bool
     phase: str = ""  # of the task
     refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
+    fault: Fault | None = None  # behind the problem
 
     @property
     def worked(self) -> bool:
@@ -1742,8 +1747,6 @@ class Books:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.counted = 0  # towards --max-iterations: not those that a provider would not let work
-        self.last_worked: Result | None = None
         self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
         self.check_failures = 0  # in a row: only a check that passes ends it
         self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
@@ -1758,13 +1761,11 @@ class Books:
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
-        self.counted += not result.waited_for
         if result.check == "failed":
             self.check_failures += 1
         elif result.check == "passed":
             self.check_failures = 0
         if result.worked:
-            self.last_worked = result
             self.unsettled.append(result)
         if result.progress:
             self.unsettled.clear()
@@ -1816,15 +1817,33 @@ class Books:
     def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
         last = self.results[-1] if self.results else None
-        if last is None or last.problem != CUT_OFF or last.progress:
-            return ""
-        return CUT_SHORT.format(goal=last.goal)
+        if last and last.fault and last.fault.kind == "length" and not last.progress:
+            return CUT_SHORT.format(goal=last.goal)
+        return ""
+
+    @property
+    def counted(self) -> int:
+        """Towards --max-iterations: not those that a provider would not let work."""
+        return sum(not result.waited_for for result in self.results)
+
+    @property
+    def last_worked(self) -> Result | None:
+        return next((result for result in reversed(self.results) if result.worked), None)
 
     @property
     def average(self) -> float:
         """Seconds of an iteration that went well; 0 when there was none."""
         times = [result.seconds for result in self.results if result.worked]
         return sum(times) / len(times) if times else 0.0
+
+
+class End(NamedTuple):
+    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
+
+    phase: str
+    status: int = 130  # exit status; 130: a person's pause or end
+    reason: str = ""
+    limit: str = ""  # the option that makes it rest, such as max_cost
 
 
 class Wait(NamedTuple):
@@ -1889,18 +1908,18 @@ class ModelLine:
         self.rests.clear()
         self.failures.clear()
 
-    def after(self, result: Result, outcome: Outcome, model: str, now: float) -> Wait | End | None:
+    def after(self, result: Result, model: str, now: float) -> Wait | End | None:
         """What comes before the next iteration; None: nothing. Raises Problem.
 
         `model` is what a person knows the model at work by.
         """
-        fault = outcome.fault
-        problem = outcome.problem
+        fault = result.fault
+        problem = result.problem
         if result.waited_for:
             if not result.spend.tokens:
                 self.books.waited += result.seconds  # it did nothing but wait
             return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
-        if outcome.kind not in FAILURES:
+        if result.worked or result.outcome == "aborted":
             return None
         if fault and fault.kind == "configuration":
             raise Problem(problem)
@@ -1962,11 +1981,11 @@ class Limits:
         self.books = books
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
-    def reached(self, used: dict[str, float]) -> tuple[str, str] | None:
-        """The option whose limit is reached, and the reason in words."""
+    def reached(self, used: dict[str, float]) -> End | None:
+        """Work is left, and a person has to say whether to go on."""
         for name, count in used.items():
             if self.most[name] and count >= self.most[name]:
-                return name, self.told(name, count)
+                return End("paused", 3, self.told(name, count), name)
         most = self.options.stuck
         unsettled = self.books.unsettled
         if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
@@ -1974,11 +1993,12 @@ class Limits:
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             advice = f"{refused}: {ALLOW}" if refused else advice
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-            return "stuck", why
+            return End("paused", 3, why, "stuck")
         failures = self.books.check_failures
         if most and failures >= most:
-            check = f"mend what `{self.options.check}` shows"
-            return "stuck", f"the check failed {failures} times in a row (--stuck): {check}"
+            advice = f"mend what `{self.options.check}` shows"
+            why = f"the check failed {failures} times in a row (--stuck): {advice}"
+            return End("paused", 3, why, "stuck")
         return None
 
     def overrun(self, used: dict[str, float]) -> str:
@@ -2072,7 +2092,6 @@ class Briefing:
 #    nothing else, since only whoever asks knows how to go on without an answer.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
-SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
 READ_AGAIN = 0.5  # the same, while they are needed and away
 FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
@@ -2104,11 +2123,11 @@ DATA_BASE = (
 
 
 class Interrupt(Exception):
-    """Raised by `wait`, and by nothing else."""
+    """What `wait` raises in place of an answer."""
 
 
 class Quit(Interrupt):
-    """The run is to end: Q, a signal, nobody there to go on. `str()` is why."""
+    """The run is to end: Q, a signal, nobody there to go on (so says `rest`). `str()` is why."""
 
 
 class Abort(Interrupt):
@@ -2123,27 +2142,10 @@ class ServerGone(Exception):
         self.error = error
 
 
-class End(NamedTuple):
-    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
-
-    phase: str
-    status: int = 130  # exit status; 130: a person's pause or end
-    reason: str = ""
-    limit: str = ""  # the option that makes it rest, such as max_cost
-
-
 @types.coroutine
-def next_event(until: float) -> Generator[float, Any, Any]:
+def next_event() -> Generator[None, Any, Any]:
     """The only place where the run stands still: `handle` sends the next event in."""
-    return (yield until)
-
-
-# What the verdict on an answer means; what is not here was swallowed: once more.
-ENDS = {
-    "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
-}
+    return (yield)
 
 
 class ServerState:
@@ -2163,16 +2165,13 @@ class ServerState:
         self.measure_at = 0.0
         # Something may be at work there, or it grew: before the next iteration.
         self.replace = False
-        self.is_fresh = True  # nothing has worked there yet
 
     def let_go(self) -> None:
         """It is to be stopped, and that is no failure: its last words are old news."""
         self.is_down = True
         self.problem = ""
         self.launch += 1
-        self.measure_at = 0.0
         self.replace = False
-        self.is_fresh = True
 
 
 class Files:
@@ -2253,13 +2252,12 @@ class Run:
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
         self.clock = RunClock(wall)
-        self.journal = Journal(wall)
+        self.journal = Journal(self.clock)
         self.files = Files(options, self.journal)
         self.server = ServerState()
         self.most_memory = float(options.server_memory or NEVER)  # MiB
         # How it waits.
         self.requests: list[Request] = []  # to be made now
-        self.sending: Request | None = None  # the newest prompt on its way
         self.quitting: Quit | None = None  # the first reason counts
         self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
         self.mind_at = 0.0  # what has a time-out is looked at then
@@ -2267,7 +2265,6 @@ class Run:
         self.phase = "starting"  # for people
         self.reason = ""  # of the phase
         self.phase_since = wall  # in seconds since 1970
-        self.status = 130  # the exit status, if it ended now
         self.exit_status: int | None = None  # once the run has ended
         self.rests_at: End | None = None  # an end that was told, and at which it stands
         # Iterations.
@@ -2299,7 +2296,6 @@ class Run:
 
         `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
-        self.journal.wall = wall
         was_away = not self.clock.move_to(wall)
         events = (StreamOpened(), event) if was_away else (event,)  # what became of it meanwhile?
         for one in events:
@@ -2327,12 +2323,11 @@ class Run:
         """
         while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
-            interrupt: Interrupt | None = self.quitting
-            if not interrupt and self.talk and self.talk.ends_as:
-                interrupt = Abort()
-            if interrupt and not isinstance(interrupt, self.shielded):
-                raise interrupt
-            self.hear(await next_event(until))
+            if self.quitting and Quit not in self.shielded:
+                raise self.quitting
+            if self.talk and self.talk.ends_as and Abort not in self.shielded:
+                raise Abort
+            self.hear(await next_event())
         return request.value if request and request.done else None
 
     def request(self, method: str, *args: Any) -> Request:
@@ -2348,8 +2343,8 @@ class Run:
             if self.server.is_down or self.now >= until:
                 break
             request = self.request(method, *args)
-            if method == "send":
-                self.sending = request
+            if self.talk and method == "send":
+                self.talk.sending = request
             within = min(until, self.now + ANSWER_WITHIN)
             try:
                 await self.wait(within, request, lambda: self.server.is_down)
@@ -2416,7 +2411,6 @@ class Run:
                     end = End("error", 1, str(problem))
                 await self.rest(end)
         except Quit as quit:
-            self.clock.works = False
             last = self.rests_at or End("stopping", 130, str(quit))
             # Where nobody was there to go on, it ends as it is.
             self.show("stopping" if self.attended else last.phase, last.reason)
@@ -2440,7 +2434,6 @@ class Run:
     async def work(self) -> End:
         """The server, a person's S, then one iteration after another, until there is a reason to
         rest. Raises Problem."""
-        self.status = 130
         try:
             await self.get_ready()
             while not self.wanted:
@@ -2455,16 +2448,17 @@ class Run:
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
                     end = self.reason_to_rest(plan)
-                    if not end and (self.server.is_down or self.server.replace):
+                    if end:
+                        return end
+                    if self.server.is_down or self.server.replace:
                         with self.showing("starting"):
-                            if self.server.replace:
-                                await self.stop_server()
                             await self.get_server()
-                    elif not end:
-                        end = await self.follow(*await self.iterate(plan))
+                        continue  # the plan may be another one by now
+                    end = await self.follow(await self.iterate(plan))
                     if end:
                         return end
         finally:
+            self.clock.works = False
             self.pause_wanted = False
 
     def reason_to_rest(self, plan: Plan) -> End | None:
@@ -2479,14 +2473,11 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        limit = self.limits.reached(self.used)
-        if limit:  # work is left, and a person has to say whether to go on
-            return End("paused", 3, limit[1], limit[0])
-        return End("paused") if self.pause_wanted else None
+        pause = End("paused") if self.pause_wanted else None
+        return self.limits.reached(self.used) or pause
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
-        self.clock.works = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.phase, end.reason):
             if end.status != 130:
@@ -2518,7 +2509,7 @@ class Run:
 
     # One iteration.
 
-    async def iterate(self, plan: Plan) -> tuple[Result, Outcome]:
+    async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
         self.look_through(with_prompt=True)  # it may name another model by now
         if not self.books.tasks:
@@ -2535,7 +2526,7 @@ class Run:
             has_worked = outcome.kind in (*WORKED, "cut")
             if self.options.check and (has_worked or plan.summary is not None):
                 check = await self.run_check()
-            result = self.settle(iteration, outcome, check, plan)
+            return self.settle(iteration, outcome, check, plan)
         except (Interrupt, Problem):
             # It is in no book but for what it has cost: nothing has come of it.
             self.books.spent = self.books.spent.plus(talk.spent)
@@ -2545,7 +2536,6 @@ class Run:
             self.iteration = None
             self.confirming_quit = False  # it was about what is over now
             self.journal.iteration = 0
-        return result, outcome
 
     def new_talk(self) -> Talk:
         """A session that is to be made, with the prompt and what the loop has to tell."""
@@ -2558,11 +2548,7 @@ class Run:
             times = len(self.books.unsettled)
             said = f"{times} iterations settled nothing: the last try, and the prompt says so"
             self.journal.note("warn", said, "warn")
-        talk = Talk(prompt, self.options, self.journal, self.now)
-        if self.line.others(self.now):
-            talk.longest_retry = SHORT_WAIT  # the next model works meanwhile
-        talk.asks = Asks(talk, self.attended, self.request, self.need_person)
-        return talk
+        return Talk(prompt, self)
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2571,19 +2557,20 @@ class Run:
             outcome = await self.have_answered(talk)
         except Abort:
             assert talk.ends_as
-            outcome = await self.recall(talk, talk.ends_as)
+            outcome = talk.ends_as
+            await self.recall(talk)
         except RequestError as error:
-            outcome = await self.recall(talk, outcome_of_error(error))
+            outcome = outcome_of_error(error)
+            await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
-            if talk.id and not self.server.is_down:
-                with self.shield(Interrupt), suppress(RequestError, ServerGone):
+            if talk.id:
+                with self.shield(Quit, Abort), suppress(RequestError, ServerGone):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
         finally:
             self.talk = None
             self.earlier.append(talk.id)  # from here on it is a stray when it wakes
             talk.transcript.close()
-            talk.asks.close()
         if outcome.problem:
             talk.transcript.error(outcome.problem, talk.id)
         return outcome
@@ -2593,21 +2580,21 @@ class Run:
         answered."""
         talk.id = await self.surely("create", talk.prompt)
         talk.family[talk.id] = 0
+        pushes_left = GOES_ON
         while talk.attempt < ATTEMPTS:
             if talk.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
             talk.prepare()
             await self.surely("send", talk.id, talk.prompt, talk.attempt)
-            self.server.is_fresh = False
             talk.last_sign = self.now
-            talk.look_within(self.now, FIRST_LOOK)
+            talk.look_within(FIRST_LOOK)
             outcome = await self.watch(talk)
-            if outcome is None:
+            if outcome.kind == "swallowed":
                 talk.attempt += 1
-            elif outcome.kind == "refused" and talk.asks.ends_turn and talk.pushes_left:
+            elif outcome.kind == "refused" and talk.asks.ends_turn and pushes_left:
                 # Of two asks at once the server rejects the second one by itself when the first one
                 # is refused, without our words, and that ends the turn.
-                talk.pushes_left -= 1
+                pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
                 prompt = talk.prompt._replace(text=text)
@@ -2617,38 +2604,28 @@ class Run:
                 return outcome
         return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
 
-    async def watch(self, talk: Talk) -> Outcome | None:
-        """Look until an end is believed: polling decides, an event only makes us look sooner.
-
-        None: the prompt was swallowed, or cut off by the end of its server.
-        """
+    async def watch(self, talk: Talk) -> Outcome:
+        """Look until an end is believed: polling decides, an event only makes us look sooner."""
         while True:
             await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
-            await self.measure_server()
+            await self.measure_server(talk)
             looked = self.now
             talk.look_at = looked + POLL_EVERY
             closer = looked - talk.last_sign > LOOK_CLOSER
             polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
             talk.take_in(polled, looked)
-            end = talk.weigh(polled, self.now)
-            if not end:
-                continue
-            verdict, fault = end
-            if verdict == "failed" or is_cut_off(fault):
-                outcome = outcome_of(fault)
-            elif verdict in ENDS:
-                outcome = ENDS[verdict]._replace(fault=fault)
-            else:
-                return None
-            # It may have answered long ago, and say that it works. Whatever works there must not
-            # work on beside the next session.
-            return outcome if polled.activity == "idle" else await self.recall(talk, outcome)
+            outcome = talk.weigh(polled)
+            if outcome and polled.activity != "idle":
+                await self.recall(talk)  # it may have answered long ago, and say that it works
+            if outcome:
+                return outcome
 
-    async def recall(self, talk: Talk, outcome: Outcome) -> Outcome:
-        """Stop what may be at work, so that nothing of it runs on beside the next session."""
-        sending = self.sending
-        if sending is None or sending.args[0] != talk.id:
-            return outcome  # nothing of ours runs there
+    async def recall(self, talk: Talk) -> None:
+        """Stop what may be at work, so that nothing of it runs on beside the next session. What may
+        run all the same is left behind, and the next session gets a new server."""
+        sending = talk.sending
+        if sending is None:
+            return  # nothing of ours runs there
         talk.asks.close()
         with self.shield(Abort):
             try:
@@ -2664,7 +2641,9 @@ class Run:
             except ServerGone:
                 # Ours is gone, with all that ran there; somebody else's may be out of reach.
                 lost_control = bool(self.options.server) or not self.server.is_down
-        return outcome._replace(lost_control=lost_control)
+        if lost_control:
+            self.left_session = talk.id
+            self.server.replace = True
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
         """Interrupt a session until it rests, for so long; whether it does. Raises RequestError and
@@ -2744,31 +2723,27 @@ class Run:
             outcome=outcome.kind,
             word=word,
             problem=outcome.problem[: Journal.LONGEST_TEXT],
+            fault=outcome.fault,
             check=check,
             progress=has_progress,
         )
         note_result(self.journal, result, plan, iteration.talk.id)
         self.books.add(result)
-        self.line.last_seen = result.model or self.line.last_seen
-        self.left_session = ""
-        if outcome.lost_control:  # it may still run: the next session gets a new server
-            self.left_session = iteration.talk.id
-            self.server.replace = True
         if result.worked:
             self.server.failures = 0
             self.books.waited = 0.0
             self.line.note_success()
         return result
 
-    async def follow(self, result: Result, outcome: Outcome) -> End | None:
-        """Do what an outcome means for the run. Raises Problem."""
-        fault = outcome.fault
-        if outcome.kind == "cut" and fault and not is_cut_off(fault) and self.attended:
+    async def follow(self, result: Result) -> End | None:
+        """Do what an iteration means for the run. Raises Problem."""
+        fault = result.fault
+        if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again, or waited for
-        step = self.line.after(result, outcome, self.model, self.now)
+        step = self.line.after(result, self.model, self.now)
         if not isinstance(step, Wait):
             return step
         self.goes_on = False
@@ -2804,11 +2779,14 @@ class Run:
                 raise Problem(self.files.trouble)
             await self.wait(self.now + READ_AGAIN)
 
+    def read_again(self) -> Request:
+        self.files.read_at = self.now + READ_EVERY
+        self.files.reading = self.request("read_files")
+        return self.files.reading
+
     async def look_at_files(self) -> None:
         """Have plan and prompt read, whatever look is on its way: it may be too old."""
-        files = self.files
-        files.read_at = self.now + READ_EVERY
-        reading = files.reading = self.request("read_files")
+        reading = self.read_again()
         with suppress(RequestError):  # `hear` sees to it
             await self.wait(self.now + LOCAL_WITHIN, reading)
         if not reading.done:
@@ -2838,19 +2816,20 @@ class Run:
             await self.wait(self.now + ANSWER_WITHIN, request)
 
     async def get_server(self) -> None:
-        """Have the server started, until it is up and has told its setup. Raises Problem where it
-        is no use to start it again."""
+        """Have the server started, until it is up and has told its setup; one that is to be
+        replaced is ended before. Raises Problem where it is no use to start it again."""
         server = self.server
+        if server.replace:
+            await self.stop_server()
         began = self.now
         while server.is_down:
             if server.problem:
                 # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-                most = (self.options.retries or Options().retries) + 1
+                most: float = (self.options.retries or Options().retries) + 1
                 waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
                 if not server.has_worked:
-                    most = FIRST_STARTS
-                    if server.is_busy and self.now - began < BUSY_WITHIN:
-                        most = server.failures + 1
+                    is_patient = server.is_busy and self.now - began < BUSY_WITHIN
+                    most = NEVER if is_patient else FIRST_STARTS
                 if server.failures >= most:
                     last = server.problem.rstrip(".") + (DATA_BASE if server.is_busy else "")
                     times = f"{server.failures} times in a row, the last time"
@@ -2865,7 +2844,7 @@ class Run:
             except ServerGone as gone:
                 self.lose_server(str(gone), gone.error.code >= 500)
         if self.talk:
-            self.talk.find_server(self.now)
+            self.talk.find_server()
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -2894,7 +2873,12 @@ class Run:
                 "hang while it is loaded: try `OPENCODE_PURE=1`"
             ) from None
         server.has_worked = True
-        await self.measure_server()  # how large is one that has not worked yet?
+        memory = await self.memory_of_server()
+        most = self.most_memory
+        if memory > most:  # it would be replaced for ever
+            self.most_memory = NEVER
+            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
+            self.journal.note("server", said, "warn")
 
     async def read_setup(self) -> Setup:
         """Models, agents and configuration, once they are complete, as far as that shows."""
@@ -2902,44 +2886,44 @@ class Run:
         models, agent, _body = self.briefing.read()
         while True:
             setup: Setup = await self.call("setup")
-            waited = self.now - began
-            wanted = models or ((setup.model,) if setup.model else ())
-            listed = setup.models or {}
-            has_models = all(model.partition("#")[0] in listed for model in wanted)
-            if not wanted:
-                has_models = bool(listed) and waited >= LISTS_REST
-            has_agent = not agent or agent in (setup.agents or ())
-            if not setup.grows or (has_models and has_agent) or waited >= MISSING_AFTER:
+            patience = 0.0
+            if not setup.models or problem_of_names(setup, models, agent):
+                patience = MISSING_AFTER
+            elif not models and not setup.model:
+                patience = LISTS_REST
+            if not setup.grows or self.now - began >= patience:
                 return setup
             await self.wait(self.now + LOOK_TWICE)
 
-    async def measure_server(self) -> None:
+    async def memory_of_server(self) -> int:
+        """In MiB; 0 where it cannot be told."""
+        memory = 0
+        with suppress(RequestError):
+            request = self.request("measure_server")
+            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
+        self.server.measure_at = self.now + MEASURE_EVERY
+        return memory
+
+    async def measure_server(self, talk: Talk) -> None:
         """Look how large it is, if that is due: one that has grown is replaced between two
         iterations, at twice the limit at once."""
         server = self.server
         if server.is_down or self.now < server.measure_at:
             return
-        memory = 0
-        with suppress(RequestError):
-            request = self.request("measure_server")
-            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
-        server.measure_at = self.now + MEASURE_EVERY
+        memory = await self.memory_of_server()
         most = self.most_memory
-        is_bursting = memory > 2 * most and self.talk is not None and not server.is_fresh
+        is_bursting = memory > 2 * most
         if memory <= most or (server.replace and not is_bursting):
             return
-        server.replace = not server.is_fresh
+        server.replace = True
         said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
-        if server.is_fresh:  # it would be replaced for ever
-            self.most_memory = NEVER
-            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
         self.journal.note("server", said + " in the midst" * is_bursting, "warn")
-        if is_bursting and self.talk:
+        if is_bursting:
             with self.shield(Abort):
                 with suppress(RequestError, ServerGone):
-                    await self.comes_to_rest(self.talk, INTERRUPT_WITHIN)
+                    await self.comes_to_rest(talk, INTERRUPT_WITHIN)
                 server.let_go()
-                self.talk.lose_server()
+                talk.lose_server()
                 await self.get_server()
 
     # What happens, wherever it stands.
@@ -2957,7 +2941,7 @@ class Run:
             self.press(event)
         elif isinstance(event, StreamOpened):
             if self.talk:
-                self.talk.look_within(self.now)
+                self.talk.look_within(0)
         elif isinstance(event, ServerDied):
             if event.launch == self.server.launch and not self.server.is_down:
                 self.lose_server(event.problem)
@@ -2980,8 +2964,8 @@ class Run:
             problem = f"{self.options.plan} cannot be read: {request.error}"
             self.files.take(request.result or FilesRead(None, None, problem))
         elif request.name == "reply":
-            if self.talk and self.talk.asks.take_answer(request):
-                self.talk.look_within(self.now, 1.0)
+            if self.talk:
+                self.talk.asks.delivered(request)
         elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(request.error), "warn")
         elif request.name == "hand_over":
@@ -2989,19 +2973,12 @@ class Run:
 
     def hear_session(self, event: SessionEvent) -> None:
         """Only our own session and its subagents count."""
-        talk = self.talk
         if isinstance(event, Woke) and event.session in self.earlier and not self.server.is_down:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
-        elif talk and talk.hears(event):
-            talk.hear(event, self.now)
-            model = talk.model
-            if model and not talk.prompt.model and model != self.line.last_seen:
-                self.line.last_seen = model  # `run` named none: it costs, and it sees the code
-                is_named = model == without_variant(self.briefing.setup.model)
-                whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
-                self.journal.note("model", f"{model}, {whose}", "dim")
+        elif self.talk:
+            self.talk.hear(event)
 
     def lose_screen(self, reason: str) -> None:
         """Nobody looks any more: go on, as long as there is something to go on with."""
@@ -3009,23 +2986,19 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.talk:
-            self.talk.asks.leave_alone()
         if self.phase in ("ready", "paused", "complete", "error") or not self.wanted:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
         """What has to be looked after wherever it stands: what it finds interrupts, or is asked."""
-        talk = self.talk
-        if self.now >= self.mind_at:
-            self.mind_at = self.now + MIND_EVERY
-            files = self.files
-            if not files.reading and self.now >= files.read_at and not self.rests_at:
-                files.read_at = self.now + READ_EVERY
-                files.reading = self.request("read_files")
-            if talk:
-                talk.mind(self.now, self.server.is_down)
-                talk.give_up("aborted", self.limits.overrun(self.used))
+        if self.now < self.mind_at:
+            return
+        self.mind_at = self.now + MIND_EVERY
+        files = self.files
+        if not files.reading and self.now >= files.read_at and not self.rests_at:
+            self.read_again()
+        if self.talk:
+            self.talk.mind()
 
     # People.
 
@@ -3092,6 +3065,11 @@ class Run:
     # What people and programs are told.
 
     @property
+    def status(self) -> int:
+        """The exit status, if it ended now."""
+        return self.rests_at.status if self.rests_at else 130
+
+    @property
     def limit(self) -> str:
         """The option that makes it rest, such as max_cost."""
         return self.rests_at.limit if self.rests_at else ""
@@ -3141,8 +3119,6 @@ class Run:
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
-        self.status = end.status
-        self.confirming_quit = False
         events = {0: ("complete", "good"), 1: ("failed", "bad")}
         event, tone = events.get(end.status, ("stopped", "warn"))
         record = end_record(self, event, end)
@@ -4133,10 +4109,10 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` that is no good end, though OpenCode tells no error: verdict and fault.
+# A message's `finish` that is no good end, though OpenCode tells no error.
 ENDED_EARLY = {
-    "length": ("cut", Fault("length", CUT_OFF)),
-    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
+    "length": Fault("length", CUT_OFF),
+    "content-filter": Fault("provider", "the provider's content filter ended it"),
 }
 # Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
 FAULT_KINDS = {
@@ -4188,7 +4164,7 @@ def fault_of(error: Any) -> Fault | None:
     announced = seconds_until(as_text(told, "responseHeaders", "retry-after"))
     retry_after = announced or as_float(told, "retryAfterMs") / 1000
     retry_after = min(max(0.0, retry_after), LONGEST_TIME)
-    return Fault(kind, message, code if code >= 400 else 0, retry_after)
+    return Fault(kind, message, retry_after)
 
 
 def seconds_until(announced: str) -> float:
@@ -4595,7 +4571,7 @@ class OpenCode:
         """An event about a permission or a question."""
         if type.endswith((".asked", ".created")):
             ask = self.permission(told) if type == "permission.asked" else self.question(told)
-            return Asked(ask.session or session, ask) if ask.id else Alive(session)
+            return ask if ask.id else Alive(session)
         if type.endswith((".replied", ".rejected", ".cancelled")):
             return Answered(session, as_text(told.get("requestID") or told.get("id")))
         return Alive(session)
@@ -4790,10 +4766,10 @@ def judge_messages(
     if fault and fault.message.startswith("The user rejected permission to use this"):
         return "refused", None  # a doom_loop: it ends the turn, words or not
     if fault:
-        return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
+        return ("cut" if fault.kind == "aborted" else "failed"), fault
     finish = as_text(last, "finish")
     if finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+        return "failed", ENDED_EARLY[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -5112,7 +5088,7 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
     if not fault and finish == "stop":
         return "answered", None
     if not fault and finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+        return "failed", ENDED_EARLY[finish]
     if outcome == "failed" or (finish == "error" and not fault):
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.

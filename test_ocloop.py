@@ -87,7 +87,6 @@ from ocloop import (
     Answer,
     Answered,
     Ask,
-    Asked,
     Books,
     Broke,
     Child,
@@ -373,12 +372,12 @@ class Story:
 
     def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
         request = permission(id, session or self.id, title)
-        self.tell(Asked(request.session, request))
+        self.tell(request)
 
     def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
         asked = Question("Which?", tuple((label, "") for label in labels))
         request = Ask(id, session or self.id, "question", "", "Which?", (asked,) * times)
-        self.tell(Asked(request.session, request))
+        self.tell(request)
 
     # How a session ends.
 
@@ -409,7 +408,7 @@ class Story:
         cost: float = 0.0,
     ) -> None:
         """An error of the provider's ends the turn."""
-        fault = Fault(kind, message, 0, retry_after)
+        fault = Fault(kind, message, retry_after)
         self.busy()
         if cost:
             self.message("", cost)
@@ -976,7 +975,7 @@ def test_what_nothing_mends_ends_the_run(name: str, code: int, kind: str, words:
 @pytest.mark.parametrize("is_late", [True, False])
 def test_an_error_may_come_without_its_message_or_before_it(verdict: str, is_late: bool) -> None:
     story = at_work(attended=False, retries=1)
-    fault = Fault("auth", "no entry", 401)
+    fault = Fault("auth", "no entry")
     story.tell(Broke(story.id, fault))
     story.ends(verdict)  # no answer of the assistant's yet
     assert story.state == "running"
@@ -1179,7 +1178,7 @@ def test_a_question_is_answered_with_a_number_or_refused_so_that_the_agent_goes_
     story.question("red", "green", id="que_2", times=2)
     story.press("1", "n")
     assert story.last("reply").answers == ("red",) and "BLOCKED" in story.last("reply").message
-    story.tell(Asked(story.id, Ask("que_3", story.id, "question", "", "?", ())))
+    story.tell(Ask("que_3", story.id, "question", "", "?", ()))
     story.press("1", "2")
     assert story.asked == ["que_3"], "without options it can only be refused"
     story.press("n")
@@ -2152,6 +2151,12 @@ def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_t
         if not server:
             story.works()
         assert story.state == "paused" and story.left_session == session
+        if server:  # it goes away meanwhile
+            story.take()
+            story.server_dies()
+            story.press("r")
+            assert story.take().startswith("stop_server start_server")
+            assert story.last("stop_server").session == "ses_1" and not story.run.left_session
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -2819,7 +2824,7 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
 
 def test_an_error_is_told_once_and_a_subagents_is_indented_and_ends_nothing() -> None:
     story = Story(NINE, stall_timeout=60)
-    fault = Fault("auth", "no entry", 401)
+    fault = Fault("auth", "no entry")
     story.tell(Child("ses_child", "ses_1"), *[Broke("ses_child", fault)] * 3)
     story.part("prt_c", "text", session="ses_child", text="I look")
     story.works()
@@ -3022,11 +3027,11 @@ class Simulation(Story):
             if does == "question":
                 question = (Question("Which?", (("red", ""),)),)
                 asks = Ask(f"que_{session}", session, "question", "", "?", question)
-            self.say(2.0, Asked(asks.session, asks))
+            self.say(2.0, asks)
             is_ended = does == "two asks"
             agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
         if does == "limit":
-            fault = Fault("rate-limit", "Too Many Requests", 429)
+            fault = Fault("rate-limit", "Too Many Requests")
             agent = agent._replace(fault=fault, until=self.now + 4)
         if does == "retry":
             self.say(2.0, Activity(session, "retrying", 1, 8.0, "busy"))
@@ -3377,7 +3382,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
 def test_an_answer_that_a_limit_cut_off_is_tried_again(attended: bool, is_busy: bool) -> None:
     """Nobody interrupted it: it is no reason for a pause. A server may say busy for ever."""
     story = at_work("- [ ] a\n", attended=attended)
-    story.verdict = "cut"
+    story.verdict = "failed"
     story.fault = Fault("length", ocloop.CUT_OFF)
     if not is_busy:
         story.idle()
@@ -3472,7 +3477,7 @@ def test_always_says_for_what_and_how_long(size: tuple[int, int]) -> None:
     assert first.always == "make *, git *, until the server ends"
     assert second.always == "make *, git *, in this project from now on"
     story = Story()
-    story.tell(Asked(story.id, first._replace(session=story.id)))
+    story.tell(first._replace(session=story.id))
     shown = " ".join(seen(story, *size).split())
     assert "A allows make *, git *, until the server ends Y once, A always, N no" in shown
     assert "A allows" not in seen(scene("permission")), "not every server says so"
@@ -4014,7 +4019,7 @@ def test_placeholders_are_filled_once_and_what_is_told_arrives(
 
 
 def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
-    journal = ocloop.Journal(NOON)
+    journal = ocloop.Journal(ocloop.RunClock(NOON))
     for number in range(journal.LENGTH + 10):
         journal.note("note", str(number))
     assert journal.count == journal.LENGTH + 10 and len(journal.entries) == journal.LENGTH
@@ -4111,7 +4116,9 @@ def test_sums_and_streaks_are_computed_from_the_results() -> None:
 
 def test_the_first_model_that_does_not_rest_works() -> None:
     """A rest without an announced end grows until the model has worked."""
-    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), Books(), ocloop.Journal(NOON))
+    line = ocloop.ModelLine(
+        Options(models=("a/1", "a/2", "a/3")), Books(), ocloop.Journal(ocloop.RunClock(NOON))
+    )
     assert line.choose(0.0) == "a/1" and line.rest(0.0, 100.0) == 100.0
     assert line.others(0.0) == ["a/2", "a/3"] and line.choose(0.0) == "a/2"
     line.rest(0.0, 50.0)
@@ -4181,8 +4188,8 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
     results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
     limits = ocloop.Limits(Options(**options), books_of(*results))
     reached = limits.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
-    assert (reached[0] if reached else "") == name
-    assert words in (reached[1] if reached else "")
+    assert (reached.limit if reached else "") == name
+    assert words in (reached.reason if reached else "")
 
 
 def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
@@ -4837,7 +4844,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [Activity("ses_1", "idle")]),
     (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
     (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
-     [Broke("ses_1", Fault("auth", "no key", 401))]),
+     [Broke("ses_1", Fault("auth", "no key"))]),
     (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
     (event("session.error", error=UNAUTHORIZED), []),
     (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
@@ -4848,11 +4855,11 @@ DECODED: list[tuple[Json, list[Any]]] = [
       for kind in ("permission.replied", "question.replied", "question.rejected")],
     (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
      metadata={"command": "rm -r x"}),
-     [Asked("ses_1", Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x"))]),
+     [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
     (event("question.asked", sessionID="ses_1", id="que_1", questions=[
      {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
-     [Asked("ses_1", Ask("que_1", "ses_1", "question", "", "Which?", (
-     Question("Which?", (("red", "warm"), ("b", ""))),)))]),
+     [Ask("que_1", "ses_1", "question", "", "Which?", (
+     Question("Which?", (("red", "warm"), ("b", ""))),))]),
     *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
       "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
     (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
@@ -5116,7 +5123,7 @@ CALLS_1 = assistant("msg_1", "tool-calls")
 WORKS_1 = assistant("msg_1", completed=False)
 TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
-NO_KEY_1 = Fault("auth", "no key", 401)
+NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
 FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
@@ -5125,9 +5132,9 @@ FILTERED_1 = Fault("provider", "the provider's content filter ended it")
     ([], False, "undelivered", None),
     ([ASKED], False, "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", "length")], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
     ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "cut", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
      None),
     ([ASKED, WORKS_1], False, "unfinished", None),
@@ -5184,18 +5191,18 @@ def test_a_provider_may_announce_a_date() -> None:
 @pytest.mark.parametrize("error, fault", [
     (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
     (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
-    (UNAUTHORIZED, Fault("auth", "no key", 401)),
+    (UNAUTHORIZED, Fault("auth", "no key")),
     *[(api_error(429, responseHeaders={"retry-after": said}),
-       Fault("rate-limit", "it failed", 429, seconds))
+       Fault("rate-limit", "it failed", seconds))
       for said, seconds in (
         ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
-    *[(api_error(code), Fault(kind, "it failed", code)) for kind, codes in (
+    *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
         ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
         ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
     (api_error(None, isRetryable=True), Fault("outage", "it failed")),
     (api_error(None, isRetryable=False), Fault("provider", "it failed")),
-    (api_error(400, isRetryable=True), Fault("provider", "it failed", 400)),
+    (api_error(400, isRetryable=True), Fault("provider", "it failed")),
     (api_error("429"), Fault("provider", "it failed")),
     *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
         ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
@@ -5654,7 +5661,7 @@ HARMLESS = "a\ufffd]52;c;eA==\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg\ufffdh\u
 
 def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None:
     """Whoever shows them need not think of it: `jq`, a shell, another program."""
-    journal = ocloop.Journal(NOON)
+    journal = ocloop.Journal(ocloop.RunClock(NOON))
     journal.note(HOSTILE, f"{HOSTILE}\n{HOSTILE}", record={"task": HOSTILE, "list": [HOSTILE]})
     (entry,) = journal.newest(1)
     assert (entry.kind, entry.text) == (HARMLESS, f"{HARMLESS}\n{HARMLESS}")
@@ -6626,7 +6633,7 @@ def scene(name: str) -> Story:
     elif name == "question":
         asked = Question("In which language?", (("English", "As the plan says"), ("Local", "")))
         ask = Ask("que_1", story.id, "question", "", asked.text, (asked,))
-        story.tell(Asked(story.id, ask))
+        story.tell(ask)
     return story
 
 
@@ -6759,7 +6766,7 @@ def test_the_way_out_is_named_on_any_screen_and_what_is_small_or_cut_says_so() -
 
 def test_a_low_screen_keeps_the_choices() -> None:
     story = Story()
-    story.tell(Asked(story.id, permission("per_1", story.id, detail="make " * 80)))
+    story.tell(permission("per_1", story.id, detail="make " * 80))
     for height in range(4, 12):
         assert "Y once" in drawn(story.picture(), 80, height)[-1], height
     story = Story()
@@ -7326,7 +7333,7 @@ def saying(message: str) -> Json:
 # fmt: off
 VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "answered": ([CALLS, STOP, DONE_2], "answered", None),
-    "too long": ([step("length"), DONE_2], "cut", Fault("length", ocloop.CUT_OFF)),
+    "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
     "no idle": ([STOP], "answered", None),
     "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
     "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
@@ -7689,14 +7696,12 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
      Fault("provider", "Model unavailable: p/m")),
     (INTERRUPTED, Fault("aborted", "Step interrupted")),
     ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
-    # What came in the middle of a stream has no code of its own.
-    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", code, wait))
-      for more, code, wait in (
-        ({}, 0, 0.0), ({"status": 399}, 0, 0.0), ({"status": 400}, 400, 0.0),
-        ({"status": 503}, 503, 0.0), ({"retryAfterMs": 90_500}, 0, 90.5),
-        ({"retryAfterMs": -1}, 0, 0.0))],
+    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", wait))
+      for more, wait in (
+        ({}, 0.0), ({"status": 503}, 0.0), ({"retryAfterMs": 90_500}, 90.5),
+        ({"retryAfterMs": -1}, 0.0))],
 ])  # fmt: skip
-def test_faults_by_type_with_codes_and_announced_waits(error: Json, fault: Fault) -> None:
+def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
     assert fault.kind in ocloop.FAULTS and ocloop.fault_of(error) == fault
 
 
@@ -7795,12 +7800,12 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     # The end of a tool of which nobody knows the beginning, as after a crash.
     ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
     ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
-    ("permission.asked", PERMISSION, [Asked("ses_A", ASKED_PERMISSION)]),
-    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [Asked("ses_A", DOOM)]),
+    ("permission.asked", PERMISSION, [ASKED_PERMISSION]),
+    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [DOOM]),
     ("permission.asked", GIT_PUSH,
-     [Asked("ses_A", ASKED_PERMISSION._replace(title="shell", detail="git push origin"))]),
+     [ASKED_PERMISSION._replace(title="shell", detail="git push origin")]),
     ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
-    ("form.created", {"form": FORM}, [Asked("ses_A", ASKED_FORM)]),
+    ("form.created", {"form": FORM}, [ASKED_FORM]),
     ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
     ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
     ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
@@ -7855,7 +7860,7 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
 
 def test_nothing_is_counted_twice_in_2() -> None:
     made, _ = dialect_2({})
-    talk = ocloop.Talk(Prompt(""), Options(), ocloop.Journal(NOON), NOON)
+    talk = ocloop.Talk(Prompt(""), ocloop.Run(Options(), NOON))
     talk.id = "ses_A"
     for message in ("msg_2", "msg_3"):
         data = {**IN_A, "assistantMessageID": message}
