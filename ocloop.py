@@ -86,6 +86,7 @@ import time
 import types
 import unicodedata
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -283,45 +284,47 @@ _HIDING = re.compile(
     re.MULTILINE,
 )
 _OPENING = re.compile("```|~~~|<!--")
-_TICKS = re.compile("(`+)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
     """Replace fenced code and HTML comments by spaces, and name those that are never closed.
 
-    What nothing closes is text. Whether something will is known beforehand, so that nothing is
-    read twice: `longest` is the longest sign of each kind that closes in what follows.
+    What nothing closes is text. Whether something will is found out from the end of the text, so
+    that nothing is searched for twice.
     """
     if not _OPENING.search(text):
         return text, []
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
     signs = []
-    longest = {"`": 0, "~": 0, "": 0}
+    longest = {"`": -1, "~": -1, "": -1}  # fence that closes in what follows; "": a comment
     for sign in reversed(list(_HIDING.finditer("\n".join(lines)))):
-        item, fence, info = (group or "" for group in sign.groups())
+        item, fence, info = sign.groups("")
         closes = sign[0] == "-->" or bool(fence and not item and not info.strip())
-        signs.append((sign, fence, closes, longest[fence[:1]] >= max(1, len(fence))))
+        signs.append((sign, fence, closes, len(fence) <= longest[fence[:1]]))
         if closes:
-            longest[fence[:1]] = max(longest[fence[:1]], len(fence), 1)
+            longest[fence[:1]] = max(longest[fence[:1]], len(fence))
     shown = []
     faults = []
     at = 0  # where what is not in `shown` yet begins
     line = 1
-    seen = 0
-    opening: str | None = None  # of what hides: a fence, or "" of a comment
-    for sign, fence, closes, is_closed in reversed(signs):
-        if opening is not None:
-            if closes and fence.startswith(opening) and bool(fence) == bool(opening):
-                shown.append(re.sub(".+", lambda row: " " * len(row[0]), text[at : sign.end()]))
-                at = sign.end()
-                opening = None
-        elif is_closed and sign[0] != "-->":
-            shown.append(text[at : sign.start()])
-            at = sign.start()
-            opening = fence
-        elif sign[0] != "-->":
-            line += text.count("\n", seen, sign.start())
-            seen = sign.start()
+    seen = 0  # its lines are counted
+    rest = reversed(signs)
+    for sign, fence, _closes, is_closed in rest:
+        start = sign.start()
+        if sign[0] == "-->":
+            continue  # there is nothing to close
+        if is_closed:
+            end = next(
+                other.end()
+                for other, close, closes, _is_closed in rest
+                if closes and close[:1] == fence[:1] and len(close) >= len(fence)
+            )
+            hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
+            shown += [text[at:start], hidden]
+            at = end
+        else:
+            line += text.count("\n", seen, start)
+            seen = start
             what = "code block" if fence else "comment"
             faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
     return "".join([*shown, text[at:]]), faults
@@ -329,19 +332,15 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    if "`" not in line:
-        return line
-    parts = _TICKS.split(line)
+    parts = re.split("(`+)", line)
     last = {part: index for index, part in enumerate(parts)}
-    closing = ""
-    for index, part in enumerate(parts):
-        is_code = bool(closing)
-        if index % 2 and part == closing:
-            closing = ""
-        elif index % 2 and not closing and last[part] > index:
-            closing = part
-        if is_code or closing:
-            parts[index] = "c" * len(part)
+    ticks = 1  # every other part is
+    while ticks < len(parts):
+        closing = ticks
+        if last[parts[ticks]] > ticks:
+            closing = parts.index(parts[ticks], ticks + 1)
+            parts[ticks : closing + 1] = ["c" * len(part) for part in parts[ticks : closing + 1]]
+        ticks = closing + 2
     return "".join(parts)
 
 
@@ -509,11 +508,10 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
-    lines = block[1].split("\n") if block else [""]
-    if not block or not all(map(_FIELD.match, lines)):
+    if not block or not all(map(_FIELD.match, block[1].split("\n"))):
         return {}, text.strip()
     fields: dict[str, str] = {}
-    for line in lines:
+    for line in block[1].split("\n"):
         key, colon, value = line.partition(":")
         if colon and key.strip() and not line.lstrip().startswith("#"):
             fields[key.strip()] = value.strip().strip("'\"")
@@ -4375,7 +4373,7 @@ def asked_before(config: Json) -> dict[str, bool]:
     return found
 
 
-class OpenCode:
+class OpenCode(ABC):
     """OpenCode in neutral words: what its generations have in common.
 
     Each has a class of its own, and nothing else knows its wire. Whatever cannot be had raises
@@ -4387,31 +4385,23 @@ class OpenCode:
     children_path: ClassVar[str]
     active_path: ClassVar[str]
     interrupt_word: ClassVar[str]
-    asks_paths: ClassVar[tuple[str, str]]  # of permissions and questions
+    asks_paths: ClassVar[dict[str, str]]  # of permissions and questions
     # What is asked for, for what exactly, what the answer "always" allows, and for how long.
     permission_words: ClassVar[tuple[str, str, str, str]]
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.directory = options.directory
         self.query = self.place + quote(os.fsencode(options.directory), safe="")
         # The configuration.
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        self.chosen = ""  # the model that OpenCode takes where nothing names one
-        self.asked: dict[str, bool] = {}  # by kind of permission: whether a person is asked
         # The session.
         self.session = ""  # the last one that was looked at, or was given a prompt
         self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
         self.resting = ""  # the session that was seen at rest once
         self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
-        # Tools at work, by message and id: since when, by the server's clock, and the id of the
-        # shell that one lets run. In OpenCode 2 name, input and end come with different events.
-        self.calls: dict[tuple[str, str], tuple[Part, float, str]] = {}
-        self.printed: dict[str, int] = {}  # bytes, by shell
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
@@ -4436,7 +4426,12 @@ class OpenCode:
 
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
-        models, agents = self.read_setup()
+        documents, models, agents, chosen = self.read_setup()
+        asked: dict[str, bool] = {}
+        for document in documents:
+            asked.update(asked_before(document))
+            self.model = name_of_model(document.get("model")) or self.model
+            self.agent = as_text(document, "default_agent") or self.agent
         self.agent_models = {
             name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
         }
@@ -4457,10 +4452,15 @@ class OpenCode:
             agents=shown or None,
             free=frozenset(free),
             variants=variants,
-            chosen=self.chosen,
-            asks=tuple(name for name, is_asked in self.asked.items() if is_asked),
+            chosen=chosen,
+            asks=tuple(name for name, is_asked in asked.items() if is_asked),
             grows=self.generation > 1,
         )
+
+    @abstractmethod
+    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
+        """The documents of the configuration, of which the last word counts; models and agents by
+        name; the model that OpenCode takes where nothing names one."""
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent."""
@@ -4476,6 +4476,14 @@ class OpenCode:
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
         return id, as_text(made.get("directory") or dig(made, "location", "directory"))
+
+    def session_body(self, _prompt: Prompt) -> Json:
+        """What else a session has to be told when it is made."""
+        return {}
+
+    @abstractmethod
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over; one that was handed over before must not run twice."""
 
     def family(self, session: str, own: Json) -> Spend:
         """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
@@ -4525,6 +4533,20 @@ class OpenCode:
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
+    @abstractmethod
+    def verdict(
+        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+    ) -> tuple[str, Fault | None]:
+        """How the answer to our own prompt stands; `own` is the session as the server tells it."""
+
+    def retry(self, session: str, status: Any) -> Activity | None:
+        """The retry that a session at work waits for."""
+        return retry_of(session, status) if dig(status, "type") == "retry" else None
+
+    def prints(self) -> bool:
+        """Whether a shell has printed something of which the stream is silent."""
+        return False
+
     def interrupt(
         self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
     ) -> None:
@@ -4532,8 +4554,9 @@ class OpenCode:
         for id in dict.fromkeys((session, *self.at_work(session, timeout))):
             self.post(f"/session/{id}/{self.interrupt_word}", {}, timeout)
 
+    @abstractmethod
     def dispose(self) -> None:
-        """End the tools that the server has started: OpenCode 2 does so itself when it ends."""
+        """End the tools that the server has started: they may survive it."""
 
     # What is asked.
 
@@ -4541,8 +4564,8 @@ class OpenCode:
         """What any session of the directory asks, and the kinds that could not be listed."""
         found: list[Ask] = []
         unlisted: list[str] = []
-        readers = {"permission": self.permission, "question": self.question}
-        for (kind, read), path in zip(readers.items(), self.asks_paths):
+        for kind, path in self.asks_paths.items():
+            read = self.permission if kind == "permission" else self.question
             try:
                 found += map(read, dicts(self.get(path)))
             except RequestError as error:
@@ -4566,10 +4589,15 @@ class OpenCode:
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
         detail += change_of(dicts(metadata, "files"))
         patterns = ", ".join(map(as_text, as_list(asked, allowed)))
-        always = f"{patterns}, {lasts}" if patterns else ""
-        session = as_id(asked, "sessionID")
-        is_circle = title == "doom_loop"
-        return Ask(as_id(asked, "id"), session, "permission", title, detail, (), is_circle, always)
+        return Ask(
+            as_id(asked, "id"),
+            as_id(asked, "sessionID"),
+            "permission",
+            title,
+            detail,
+            is_circle=title == "doom_loop",
+            always=f"{patterns}, {lasts}" if patterns else "",
+        )
 
     def question(self, asked: Json) -> Ask:
         """Questions, as many as there are to be answered at once.
@@ -4589,7 +4617,7 @@ class OpenCode:
         self.forms[id] = asked
         if session == ELSEWHERE and not self.options.server:
             session = self.session
-        return Ask(id, session, "question", "", detail, tuple(questions))
+        return Ask(id, session, "question", detail=detail, questions=tuple(questions))
 
     def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
         """An event about a permission or a question."""
@@ -4600,23 +4628,16 @@ class OpenCode:
             return Answered(session, as_text(told.get("requestID") or told.get("id")))
         return Alive(session)
 
-    # What each of them has in words of its own.
+    @abstractmethod
+    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        """Answer an ask, and let the turn go on. `decision` is once, always or reject; `answers`
+        are the labels for its questions."""
 
-    # Models and agents by name; it notes which are meant.
-    read_setup: Callable[[], tuple[dict[str, Json], dict[str, Json]]]
-    # How the answer to our own prompt stands: for an attempt, by the session and whether it works.
-    verdict: Callable[[Prompt, int, Json, bool], tuple[str, Fault | None]]
+    # The event stream.
 
-    def session_body(self, _prompt: Prompt) -> Json:
-        return {}
-
-    def retry(self, session: str, status: Any) -> Activity | None:
-        """The retry that a session at work waits for."""
-        return retry_of(session, status) if dig(status, "type") == "retry" else None
-
-    def prints(self) -> bool:
-        """Whether a shell has printed something of which the stream is silent."""
-        return False
+    @abstractmethod
+    def decode(self, event: Any) -> list[SessionEvent | Edited]:
+        """One event, in neutral words; [] for what is nothing to us. They come in their order."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4630,27 +4651,28 @@ class OpenCode1(OpenCode):
     children_path = "/session/{}/children"
     active_path = "/session/status"
     interrupt_word = "abort"
-    asks_paths = ("/permission", "/question")
+    asks_paths: ClassVar = {"permission": "/permission", "question": "/question"}
     permission_words = ("permission", "patterns", "always", "until the server ends")
 
-    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+
+    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
-        self.model = as_text(config, "model")
-        self.agent = as_text(config, "default_agent")
-        self.asked = asked_before(config)
         listed = self.get("/config/providers", SETUP_TIMEOUT)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        self.chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
+        chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        return models, {as_text(agent, "name"): agent for agent in agents}
+        return [config], models, {as_text(agent, "name"): agent for agent in agents}, chosen
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. Sent again with its ids it runs again, if it was not answered."""
+        """Sent again with its ids it runs again, if it was not answered."""
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
@@ -4667,8 +4689,7 @@ class OpenCode1(OpenCode):
         return judge_messages(messages, prompt.message_id, is_at_work)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask. `decision` is once, always or reject; `answers` are the labels for its
-        questions. A bare rejection would end the turn, and so would any of a question."""
+        """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
             said = [*answers, *[message] * (len(ask.questions) - len(answers))]
@@ -4676,13 +4697,11 @@ class OpenCode1(OpenCode):
         self.post(f"/{ask.kind}/{ask.id}/reply", body)
 
     def dispose(self) -> None:
-        """End the tools that the server has started: they survive it, otherwise."""
         self.client.request("POST", "/global/dispose", {}, timeout=1.5)
 
     # The event stream.
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words; [] for what is nothing to us."""
         type = as_text(event, "type")
         p = as_dict(event, "properties")
         info = as_dict(p, "info")
@@ -4725,14 +4744,18 @@ class OpenCode1(OpenCode):
             self.prompts.add(message)
             return Alive(session)
         spend = spend_of(info)
-        model = without_variant(name_of_model({**info, "id": ""}))
-        agent = as_text(info, "agent")
-        parent = as_text(info, "parentID")
         is_complete = bool(dig(info, "time", "completed"))
         has_ended = is_complete and info.get("summary") is not True  # a compaction's is no answer
-        ended = how_ended(info) if has_ended else ""
         return Spent(
-            session, message, spend, spend.tokens, model, agent, parent, ended, is_complete
+            session,
+            message,
+            spend,
+            context=spend.tokens,
+            model=without_variant(name_of_model({**info, "id": ""})),  # its id is the message's
+            agent=as_text(info, "agent"),
+            parent=as_text(info, "parentID"),
+            ended=how_ended(info) if has_ended else "",
+            complete=is_complete,
         )
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
@@ -4743,23 +4766,31 @@ class OpenCode1(OpenCode):
             return Alive(session)
         if kind != "tool":
             state = "done" if dig(part, "time", "end") else "running"
-            is_synthetic = bool(part.get("synthetic"))
             text = as_text(part, "text")
+            is_synthetic = bool(part.get("synthetic"))
             return Part(session, message, key, kind, state, text, synthetic=is_synthetic)
         tool = as_text(part.get("tool") or "tool")
         opens = tool in SUBAGENT_TOOLS
         told = as_dict(part, "state")
         given = as_dict(told, "input")
-        argument = argument_of(given, self.directory, as_text(told, "title"))
+        argument = argument_of(given, self.options.directory, as_text(told, "title"))
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        argument += change_of([as_dict(told, "metadata", "filediff")])
         status = as_text(told, "status")
         state = {"completed": "done", "error": "failed"}.get(status, "running")
-        text = as_text(told, "error")
-        call = 0 if state == "running" else call_id(tool, given)
-        seconds = (as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000
-        return Part(session, message, key, kind, state, text, tool, argument, call, seconds, opens)
+        return Part(
+            session,
+            message,
+            key,
+            kind,
+            state,
+            text=as_text(told, "error"),
+            tool=tool,
+            argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
+            call=0 if state == "running" else call_id(tool, given),
+            seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
+            opens=opens,
+        )
 
 
 def judge_messages(
@@ -4817,37 +4848,49 @@ NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
+class Call(NamedTuple):
+    """A tool at work: its name, its input and its end come with different events."""
+
+    part: Part
+    since: float  # by the server's clock
+    shell: str = ""  # the id of one that it lets run
+
+
 class OpenCode2(OpenCode):
     generation = 2
     place = "location%5Bdirectory%5D="
     children_path = "/session?parentID={}"
     active_path = "/session/active"
     interrupt_word = "interrupt"
-    asks_paths = ("/permission/request", "/form")
+    asks_paths: ClassVar = {"permission": "/permission/request", "question": "/form"}
     permission_words = ("action", "resources", "save", "in this project from now on")
+
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
+        self.printed: dict[str, int] = {}  # bytes, by shell
 
     def path(self, path: str) -> str:
         """A session knows where it is."""
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
-        for document in dicts(self.get("/config", SETUP_TIMEOUT)):
-            info = as_dict(document, "info")  # the lowest first: the last word counts
-            self.asked.update(asked_before(info))
-            self.model = name_of_model(info.get("model")) or self.model
-            self.agent = as_text(info, "default_agent") or self.agent
-        models = dicts(self.get("/model", SETUP_TIMEOUT))
+    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
+        listed = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
+        documents = [as_dict(document, "info") for document in listed]
+        models = {
+            without_variant(name_of_model(model)): model
+            for model in dicts(self.get("/model", SETUP_TIMEOUT))
+        }
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        self.chosen = name_of_model(self.get_if_possible("/model/default"))
-        by_name = {without_variant(name_of_model(model)): model for model in models}
-        return by_name, {as_text(agent, "id"): agent for agent in agents}
+        chosen = name_of_model(self.get_if_possible("/model/default"))
+        return documents, models, {as_text(agent, "id"): agent for agent in agents}, chosen
 
     # Sessions and prompts.
 
     def session_body(self, prompt: Prompt) -> Json:
         """No id: OpenCode's free models want the server's. Model and agent of the configuration
         are not applied by the server."""
-        body: Json = {"location": {"directory": self.directory}}
+        body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
             body["model"] = body_of_model(model, "id")
@@ -4884,16 +4927,21 @@ class OpenCode2(OpenCode):
         super().interrupt(session, prompt, attempt, timeout)
         self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
 
+    def dispose(self) -> None:
+        """It does so itself when it ends."""
+
     # How a session stands.
 
     def prints(self) -> bool:
         has_grown = False
-        for part, _since, shell in list(self.calls.values()):
-            if shell and part.session in self.relatives:
-                known = self.printed.get(shell, 0)
-                path = f"/shell/{quote(shell, safe='')}/output?cursor={known}"
-                self.printed[shell] = as_int(self.get_if_possible(path), "size")
-                has_grown = has_grown or self.printed[shell] > known
+        for call in list(self.calls.values()):
+            if call.shell and call.part.session in self.relatives:
+                known = self.printed.get(call.shell, 0)
+                path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
+                size = as_int(self.get_if_possible(path), "size")
+                if size > known:
+                    self.printed[call.shell] = size
+                    has_grown = True
         return has_grown
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4960,7 +5008,6 @@ class OpenCode2(OpenCode):
     # The event stream.
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words. It is fed them in their order."""
         type = as_text(event, "type")
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
@@ -4999,13 +5046,20 @@ class OpenCode2(OpenCode):
     def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
         """A step's end alone tells what it has cost: `usage.updated` would count it again."""
         message = as_text(data, "assistantMessageID")
-        for key in [key for key in self.calls if is_over and key[0] == message]:
-            del self.calls[key]  # broken off: no word of their end will come
+        if is_over:  # whose tools were broken off: no word of their end will come
+            for key in [key for key, call in self.calls.items() if call.part.message == message]:
+                del self.calls[key]
         spend = spend_of(data)
-        context = spend.input + spend.cached
-        model = without_variant(name_of_model(data.get("model")))
-        agent = as_text(data, "agent")
-        return Spent(session, message, spend, context, model, agent, "", how_ended(data), is_over)
+        return Spent(
+            session,
+            message,
+            spend,
+            context=spend.input + spend.cached,
+            model=without_variant(name_of_model(data.get("model"))),
+            agent=as_text(data, "agent"),
+            ended=how_ended(data),
+            complete=is_over,
+        )
 
     def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
         """A text or a thought of a step. They have no ids: they are counted, each on its own."""
@@ -5020,32 +5074,32 @@ class OpenCode2(OpenCode):
     def decode_tool(self, session: str, what: str, data: Json, now: float) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
         message = as_text(data, "assistantMessageID")
-        id = as_text(data, "id")
+        key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
             tool = as_text(data.get("name") or "tool")
             opens = tool in SUBAGENT_TOOLS
-            key = f"{message} tool {id}"
             part = Part(session, message, key, "tool", "running", tool=tool, opens=opens)
-            self.calls[message, id] = (part, now, "")
+            self.calls[key] = Call(part, now)
             return Alive(session) if opens else part  # it is shown once, when it is known what for
-        if (message, id) not in self.calls:
+        call = self.calls.get(key)
+        if call is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
-        part, since, shell = self.calls.pop((message, id))
+        if what == "called":
+            given = as_dict(data, "input")
+            part = call.part._replace(argument=argument_of(given, self.options.directory))
+            self.calls[key] = Call(part._replace(call=call_id(part.tool, given)), now)
+            return part
         if what in ("success", "failed"):
-            state = "done" if what == "success" else "failed"
-            argument = part.argument + change_of(dicts(data, "metadata", "files"))
-            text = as_text(data, "error", "message")
-            return part._replace(
-                state=state, argument=argument, text=text, seconds=max(0.0, now - since)
+            del self.calls[key]
+            return call.part._replace(
+                state="done" if what == "success" else "failed",
+                argument=call.part.argument + change_of(dicts(data, "metadata", "files")),
+                text=as_text(data, "error", "message"),
+                seconds=max(0.0, now - call.since),
             )
-        if what != "called":
-            shell = as_text(data, "metadata", "shellID") or shell
-            self.calls[message, id] = (part, since, shell)
-            return Alive(session)
-        given = as_dict(data, "input")
-        part = part._replace(argument=argument_of(given, self.directory))
-        self.calls[message, id] = (part._replace(call=call_id(part.tool, given)), now, "")
-        return part
+        shell = as_text(data, "metadata", "shellID")
+        self.calls[key] = call._replace(shell=shell or call.shell)
+        return Alive(session)
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -5130,18 +5184,16 @@ def was_refused(part: Json) -> bool:
 
 # ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
-Dialect = Union[OpenCode1, OpenCode2]
-
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 # Where a version is told, and the oldest one that will do.
-PROBES: tuple[tuple[str, type[Dialect], tuple[int, int, int]], ...] = (
+PROBES: tuple[tuple[str, type[OpenCode], tuple[int, int, int]], ...] = (
     ("/api/info", OpenCode2, (2, 0, 4)),
     ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
     ("/global/health", OpenCode1, (1, 2, 0)),
 )
 
 
-def detect(client: Client) -> tuple[type[Dialect], str]:
+def detect(client: Client) -> tuple[type[OpenCode], str]:
     """Which dialect the server speaks, and its version. Unknown paths are answered with a page by
     both: only JSON proves anything. Problem: it speaks neither; RequestError: none yet."""
     for path, dialect, oldest in PROBES:
@@ -5178,7 +5230,7 @@ class StreamReader:
     """
 
     def __init__(
-        self, dialect: Dialect, post: Callable[[Any], None], live: bool, verbose: bool
+        self, dialect: OpenCode, post: Callable[[Any], None], live: bool, verbose: bool
     ) -> None:
         self.dialect = dialect
         self.post = post
@@ -5201,24 +5253,22 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True))
+                response = client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True)
+                with response:
+                    if response.status == 200:
+                        self.post(StreamOpened())
+                        self.read(response)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
             time.sleep(wait_after(failures, STREAM_WAITS))
-
-    def _connect(self, response: http.client.HTTPResponse) -> None:
-        with response:
-            if response.status == 200:
-                self.post(StreamOpened())
-                self.read(iter(lambda: response.readline(LARGEST), b""))
 
     def stop(self) -> None:
         """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
         self.dialect.client.hang_up()
 
-    def read(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
+    def read(self, stream: io.BufferedIOBase) -> None:
+        for line in iter(lambda: stream.readline(LARGEST), b""):
             if self.stopped:
                 return
             try:
@@ -5238,11 +5288,11 @@ class StreamReader:
             self.alive.clear()
         if DELTA.search(data, 0, 200):
             self.budget -= 1
-            found = SESSION_ID.search(data)
-            if self.budget < 0 and found and found.group(1) not in self.alive:
-                self.alive.add(found.group(1))
-                self.post(Alive(found.group(1).decode("utf-8", "replace")))
             if self.budget < 0:
+                found = SESSION_ID.search(data)
+                if found and found.group(1) not in self.alive:
+                    self.alive.add(found.group(1))
+                    self.post(Alive(found.group(1).decode("utf-8", "replace")))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
         if self.verbose:
@@ -5508,7 +5558,7 @@ class Server:
             known = self.environment.get
             self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
             self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
-        self.dialect: Dialect | None = None
+        self.dialect: OpenCode | None = None  # of one that has answered
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
         self.guard = Guard(self.mark, self.environment, libraries)
@@ -5525,18 +5575,18 @@ class Server:
             self.stop()
             try:
                 url = options.server or self._launch()
-                client, dialect_type, version = self._meet(url)
+                dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop()
                 said = f"{problem}{self._last_words()}"
                 raise Problem(said, problem.status, problem.again) from None
-            self.dialect = dialect_type(client, options)
-            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
+            self.dialect = dialect
+            self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
             self.reader.start()
             if self.process:
                 args = (self.process, launch)
                 threading.Thread(target=self._watch, args=args, daemon=True).start()
-            return url, version, dialect_type.generation
+            return url, version, dialect.generation
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -5615,8 +5665,8 @@ class Server:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, problem + self._last_words()))
 
-    def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
-        """Wait until it answers, and find out whom we talk to."""
+    def _meet(self, url: str) -> tuple[OpenCode, str]:
+        """Wait until it answers; the dialect that it speaks, and its version."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
         advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
@@ -5629,7 +5679,8 @@ class Server:
         while True:
             client = Client(url, self.username, self.password, is_gone)
             try:
-                return (client, *detect(client))
+                dialect, version = detect(client)
+                return dialect(client, self.options), version
             except RequestError as error:
                 if process and is_gone():
                     problem = ENDED_BY_ITSELF.format(exit_status(process))
@@ -5666,7 +5717,7 @@ class Server:
                 self.guard.watch(0)
             remove_libraries(self.libraries)
 
-    def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
+    def _say_farewell(self, dialect: OpenCode, session: str, is_ours: bool) -> None:
         """One that is gone hears none of it: the client sees to that."""
         with suppress(RequestError, RecursionError):
             if session:
@@ -5677,7 +5728,7 @@ class Server:
                 time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
                 self._stop_session(dialect, session)
 
-    def _stop_session(self, dialect: Dialect, session: str) -> None:
+    def _stop_session(self, dialect: OpenCode, session: str) -> None:
         """Interrupt a session in a hurry. What is not at rest when its server ends leaves a claim
         behind, with which another process of OpenCode 2 may wake it."""
         until = time.monotonic() + 2.0
@@ -5760,7 +5811,7 @@ class Outside:
             self.post(Answer(request, result))
 
     @property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> OpenCode:
         dialect = self.server.dialect
         if dialect is None:
             raise RequestError(0, "the server is not running")
@@ -5786,11 +5837,11 @@ class Outside:
     # Shell commands of a person's: --check and --notify.
 
     def _shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int, **mark: str
+        self, command: str, facts: dict[str, str], cwd: str, stdout: int
     ) -> subprocess.Popen[bytes]:
         """Start a shell command. Facts from plan and model may be longer and stranger than an
         environment can hold."""
-        environment: dict[str, Any] = {**self.server.environment, **mark}
+        environment: dict[str, Any] = dict(self.server.environment)
         for name, value in facts.items():
             environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(
@@ -5805,15 +5856,14 @@ class Outside:
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
         server = self.server
-        mark = {MARK: self.check_mark}
+        facts = {**facts, MARK: self.check_mark}
         try:
             with server.lock:
                 if server.closing:
                     return CheckResult(126, "", interrupted=True)
                 server.guard.watch(server.process.pid if server.process else 0)
-                process = self.check = self._shell(
-                    options.check, facts, options.directory, subprocess.PIPE, **mark
-                )
+                process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
+                self.check = process
         except OSError as error:
             return CheckResult(126, f"the check cannot be started: {error}")
         tail = bytearray()

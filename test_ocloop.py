@@ -4698,7 +4698,8 @@ def test_a_server_that_boots_is_waited_for_and_one_that_will_not_do_is_told_at_o
     server = ocloop.Server(Options(server=wire.url), print)
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
-    assert server._meet(wire.url)[1:] == (OpenCode2, "2.0.20")
+    dialect, version = server._meet(wire.url)
+    assert isinstance(dialect, OpenCode2) and version == "2.0.20"
     with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
         ocloop.detect(Client(f"{wire.url}/wrong/path/", "", ""))
     wire.forget()
