@@ -4221,6 +4221,17 @@ def without_variant(name: str) -> str:
     return name.partition("#")[0]
 
 
+def is_free(model: Json) -> bool:
+    tiers = dicts(model, "cost") or [as_dict(model, "cost")]
+    return not any(as_float(tier, way) for tier in tiers for way in ("input", "output"))
+
+
+def variants_of(model: Json) -> tuple[str, ...]:
+    """A table by name in OpenCode 1, a list in OpenCode 2."""
+    listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
+    return tuple(as_dict(model, "variants") or listed)
+
+
 def body_of_model(name: str, key: str) -> Json:
     """The inverse of `name_of_model`; `key` is what the model's id is called."""
     provider, _, rest = name.partition("/")
@@ -4268,17 +4279,21 @@ class Receiver(io.RawIOBase):
 
 
 class Client:
-    """HTTP to one server; no proxy is asked. `is_gone` tells that the server's process has ended:
-    its port may be somebody else's by now."""
+    """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
 
     # What a request that is not answered raises.
     ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def __init__(
-        self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
+        self,
+        url: str,
+        username: str,
+        password: str,
+        process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.is_gone = is_gone
+        self.process = process
+        self.patience = NEVER  # no request may take longer, in seconds
         self.stream: socket.socket | None = None  # of the event stream
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
@@ -4291,8 +4306,8 @@ class Client:
         """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
         is for all of it, to the last byte; of an event stream, for each single wait. No redirect
         is followed: another host would be told the login."""
-        if self.is_gone():
-            raise RequestError(0, "the server has ended")
+        if self.process and exit_status(self.process) is not None:
+            raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         accept = "text/event-stream" if is_stream else "application/json"
         where = urlsplit(self.url)
@@ -4327,7 +4342,7 @@ class Client:
         """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
         raw = bytearray()
         try:
-            with self.open(method, path, body, timeout) as answer:
+            with self.open(method, path, body, min(timeout, self.patience)) as answer:
                 for piece in iter(lambda: answer.read1(1 << 18), b""):
                     raw += piece
                     if len(raw) > LARGEST:
@@ -4407,13 +4422,18 @@ class OpenCode(ABC):
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
+        """What the server answers; OpenCode 2 wraps it in `data`."""
+        answer = self.client.request(method, self.path(path), body, timeout)
+        return answer.get("data", answer) if isinstance(answer, dict) else answer
+
     def post(self, path: str, body: Json, timeout: float = SLOW_TIMEOUT) -> Any:
-        return self.client.request("POST", self.path(path), body, timeout)
+        return self.request("POST", path, body, timeout)
 
     def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """What the server says there; OpenCode 2 wraps it in `data`."""
-        answer = self.client.request("GET", self.path(path), timeout=timeout)
-        return answer.get("data", answer) if isinstance(answer, dict) else answer
+        return self.request("GET", path, timeout=timeout)
 
     def get_if_possible(self, path: str) -> Any:
         """What is good to know; None when the server fails at it."""
@@ -4435,14 +4455,6 @@ class OpenCode(ABC):
         self.agent_models = {
             name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
         }
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for name, model in models.items():
-            listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
-            variants[name] = tuple(as_dict(model, "variants") or listed)
-            tiers = dicts(model, "cost") or [as_dict(model, "cost")]
-            if not any(as_float(tier, way) for tier in tiers for way in ("input", "output")):
-                free.add(name)
         contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
         # Hidden ones do OpenCode's own chores.
         shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
@@ -4450,8 +4462,8 @@ class OpenCode(ABC):
             model=self.model_for(self.options.agent),
             models=contexts or None,
             agents=shown or None,
-            free=frozenset(free),
-            variants=variants,
+            free=frozenset(name for name, model in models.items() if is_free(model)),
+            variants={name: variants_of(model) for name, model in models.items()},
             chosen=chosen,
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
             grows=self.generation > 1,
@@ -4470,12 +4482,11 @@ class OpenCode(ABC):
 
     def create(self, prompt: Prompt) -> tuple[str, str]:
         """Make a session; returns its id and the directory in which it thinks that it works."""
-        answer = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
-        made = as_dict(answer, "data") or as_dict(answer)
+        made = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
-        return id, as_text(made.get("directory") or dig(made, "location", "directory"))
+        return id, as_text(dig(made, "directory") or dig(made, "location", "directory"))
 
     def session_body(self, _prompt: Prompt) -> Json:
         """What else a session has to be told when it is made."""
@@ -4502,9 +4513,9 @@ class OpenCode(ABC):
         self.relatives = tuple(found)
         return spent
 
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> Json:
+    def at_work(self, session: str) -> Json:
         """Who of the family is at work: who is not listed is idle."""
-        listed = as_dict(self.get(self.active_path, timeout))
+        listed = as_dict(self.get(self.active_path))
         family = dict.fromkeys((session, *self.relatives))
         working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
         return {id: listed[id] for id in working}
@@ -4547,12 +4558,10 @@ class OpenCode(ABC):
         """Whether a shell has printed something of which the stream is silent."""
         return False
 
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
-        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
-            self.post(f"/session/{id}/{self.interrupt_word}", {}, timeout)
+        for id in dict.fromkeys((session, *self.at_work(session))):
+            self.post(f"/session/{id}/{self.interrupt_word}", {}, REQUEST_TIMEOUT)
 
     @abstractmethod
     def dispose(self) -> None:
@@ -4584,19 +4593,18 @@ class OpenCode(ABC):
         name, wanted, allowed, lasts = self.permission_words
         title = as_text(asked.get(name) or "something")
         patterns = ", ".join(map(as_text, as_list(asked, wanted)))
+        always = ", ".join(map(as_text, as_list(asked, allowed)))
         metadata = as_dict(asked, "metadata")
         exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
-        detail += change_of(dicts(metadata, "files"))
-        patterns = ", ".join(map(as_text, as_list(asked, allowed)))
         return Ask(
             as_id(asked, "id"),
             as_id(asked, "sessionID"),
             "permission",
             title,
-            detail,
+            detail + change_of(dicts(metadata, "files")),
             is_circle=title == "doom_loop",
-            always=f"{patterns}, {lasts}" if patterns else "",
+            always=f"{always}, {lasts}" if always else "",
         )
 
     def question(self, asked: Json) -> Ask:
@@ -4677,7 +4685,8 @@ class OpenCode1(OpenCode):
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
             body["model"] = model = body_of_model(prompt.model, "modelID")
-            body.update({"variant": model.pop("variant")} if "variant" in model else {})
+            if "variant" in model:
+                body["variant"] = model.pop("variant")  # it stands beside the model here
         if prompt.agent:
             body["agent"] = prompt.agent
         self.post(f"/session/{session}/prompt_async", body)
@@ -4697,7 +4706,7 @@ class OpenCode1(OpenCode):
         self.post(f"/{ask.kind}/{ask.id}/reply", body)
 
     def dispose(self) -> None:
-        self.client.request("POST", "/global/dispose", {}, timeout=1.5)
+        self.client.request("POST", "/global/dispose", {})
 
     # The event stream.
 
@@ -4906,26 +4915,23 @@ class OpenCode2(OpenCode):
         ids = ids_of_attempts(prompt, attempt)
         self.session = session
         self.resting = ""
-        self.withdraw(session, ids[:-1], REQUEST_TIMEOUT)
+        self.withdraw(session, ids[:-1])
         self.post(f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
-    def withdraw(self, session: str, ids: Iterable[str], timeout: float) -> None:
+    def withdraw(self, session: str, ids: Iterable[str]) -> None:
         """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
         for id in ids:
-            path = self.path(f"/session/{session}/inbox/{id}")
             try:
-                self.client.request("DELETE", path, timeout=timeout)
+                self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
                 # A server without an inbox answers such a path with its web page.
                 if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """It leaves in the inbox what was not delivered, which would join whatever comes next."""
-        super().interrupt(session, prompt, attempt, timeout)
-        self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
+        super().interrupt(session, prompt, attempt)
+        self.withdraw(session, ids_of_attempts(prompt, attempt))
 
     def dispose(self) -> None:
         """It does so itself when it ends."""
@@ -4992,18 +4998,17 @@ class OpenCode2(OpenCode):
         form = self.forms.get(ask.id, {})
         path = f"/session/{as_id(form.get('sessionID') or ask.session)}/form/{ask.id}"
         values = answer_to_form(form, answers, message)
-        try:
-            if values:
+        if values:
+            try:
                 self.post(f"{path}/reply", {"answer": values})
                 return
-        except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
-            if error.code != 400 or decision != "reject":
-                raise
+            except RequestError as error:
+                if error.code == 409:
+                    return  # somebody else has answered it
+                if error.code != 400 or decision != "reject":
+                    raise
         # Versions differ in where they take the words, and none minds them elsewhere.
-        path = self.path(f"{path}?message={quote(message, safe='')}")
-        self.client.request("DELETE", path, {"message": message})
+        self.request("DELETE", f"{path}?message={quote(message, safe='')}", {"message": message})
 
     # The event stream.
 
@@ -5146,10 +5151,12 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         if type == "assistant":
             step = message
             idle = {}
+            has_more = False
         elif type == "idle":
             idle = message
-        if type in ("user", "synthetic", "assistant", "idle"):
-            has_more = type in ("user", "synthetic")
+            has_more = False
+        elif type in ("user", "synthetic"):
+            has_more = True
     outcome = as_text(idle, "outcome")
     finish = as_text(step, "finish")
     fault = fault_of(step.get("error"))
@@ -5373,20 +5380,19 @@ def group_memory(group: int) -> int:
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
-    """A child's exit status once it has ended; `waits` for that.
+def exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """A child's exit status once it has ended.
 
     It is looked at without reaping, where that can be done: until then its number, which is that of
     its group too, is given to nobody else.
     """
     if process.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
         with suppress(ChildProcessError):  # another thread has reaped it just now
-            how = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
-            found = os.waitid(os.P_PID, process.pid, how)
+            found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if found is None:
                 return None
             return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-    return process.wait() if waits else process.poll()
+    return process.poll()
 
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -5660,7 +5666,7 @@ class Server:
         return "".join(f"\n  {line}" for line in self.last_lines)
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        problem = ENDED_BY_ITSELF.format(exit_status(process, waits=True))
+        problem = ENDED_BY_ITSELF.format(wait_for_end(process, NEVER))
         if self.process is process:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, problem + self._last_words()))
@@ -5672,19 +5678,15 @@ class Server:
         advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
         if self.options.server:
             advice = "start it, or leave --server out"
-
-        def is_gone() -> bool:
-            return process is not None and exit_status(process) is not None
-
         while True:
-            client = Client(url, self.username, self.password, is_gone)
+            client = Client(url, self.username, self.password, process)
             try:
                 dialect, version = detect(client)
                 return dialect(client, self.options), version
             except RequestError as error:
-                if process and is_gone():
-                    problem = ENDED_BY_ITSELF.format(exit_status(process))
-                    raise Problem(problem, again=True) from None
+                status = exit_status(process) if process else None
+                if status is not None:
+                    raise Problem(ENDED_BY_ITSELF.format(status), again=True) from None
                 if error.code in (401, 403):
                     if self.username == DEFAULT_USER:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
@@ -5718,7 +5720,8 @@ class Server:
             remove_libraries(self.libraries)
 
     def _say_farewell(self, dialect: OpenCode, session: str, is_ours: bool) -> None:
-        """One that is gone hears none of it: the client sees to that."""
+        """In a hurry. One that is gone hears none of it: the client sees to that."""
+        dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
@@ -5729,11 +5732,11 @@ class Server:
                 self._stop_session(dialect, session)
 
     def _stop_session(self, dialect: OpenCode, session: str) -> None:
-        """Interrupt a session in a hurry. What is not at rest when its server ends leaves a claim
-        behind, with which another process of OpenCode 2 may wake it."""
+        """Interrupt a session. What is not at rest when its server ends leaves a claim behind, with
+        which another process of OpenCode 2 may wake it."""
         until = time.monotonic() + 2.0
-        dialect.interrupt(session, Prompt(""), 0, timeout=1.5)
-        while dialect.at_work(session, timeout=1.0) and time.monotonic() < until:
+        dialect.interrupt(session, Prompt(""), 0)
+        while dialect.at_work(session) and time.monotonic() < until:
             time.sleep(0.1)
 
     def close(self, session: str = "") -> None:

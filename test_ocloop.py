@@ -5533,7 +5533,7 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
         monkeypatch.delattr(os, "waitid")
     for command, status in (("exit 3", 3), ("kill -9 $$", -9)):
         child = started(command)
-        assert ocloop.exit_status(child, waits=True) == status == ocloop.exit_status(child)
+        assert ocloop.wait_for_end(child, GENEROUS) == status == ocloop.exit_status(child)
         if looks == "waitid":
             assert child.returncode is None, "its number is its own as long as nobody has reaped it"
         ocloop.end_group(child, 1.0, "nobody has this one")
