@@ -531,8 +531,7 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> 
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
     values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
-    names = "|".join(PLACES)
-    text = re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
+    text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
     place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
     return Prompt(text, f"ocloop {place}: {plan.goal}"[:100])
 
@@ -4239,11 +4238,16 @@ def body_of_model(name: str, key: str) -> Json:
     return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
 
 
-def without_input(message: str) -> str:
-    """OpenCode's error on a broken configuration, less the file, which may hold keys."""
-    head, _, rest = message.partition("--- JSONC Input ---")
-    errors = rest.partition("--- Errors ---")[2].strip()
-    return f"{head.strip()} {errors.partition(chr(10))[0]}".strip()
+def without_secrets(lines: Iterable[str]) -> Iterator[str]:
+    """What OpenCode says, less what is nobody's business: a broken configuration, which it shows,
+    may hold keys, and 2.x may print the password that it made."""
+    is_input = False
+    for line in lines:
+        part = re.search("--- (JSONC Input|Errors|End) ---", line)
+        if part:
+            is_input = part[1] == "JSONC Input"
+        elif not is_input and not re.search(r"^\s*Line \d+: |^\s*\^$|password", line):
+            yield line
 
 
 def login_environment(username: str, password: str) -> dict[str, str]:
@@ -4371,7 +4375,8 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     details = as_dict(said, "data")
     issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
     words = (details.get("path"), details.get("message"), dig(said, "message"), issues)
-    message = without_input(" ".join(as_text(word) for word in words if word))
+    lines = "\n".join(as_text(word) for word in words if word).split("\n")
+    message = " ".join(without_secrets(lines)).strip()
     name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
@@ -4659,7 +4664,7 @@ class OpenCode1(OpenCode):
     children_path = "/session/{}/children"
     active_path = "/session/status"
     interrupt_word = "abort"
-    asks_paths: ClassVar = {"permission": "/permission", "question": "/question"}
+    asks_paths = {"permission": "/permission", "question": "/question"}
     permission_words = ("permission", "patterns", "always", "until the server ends")
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -4871,7 +4876,7 @@ class OpenCode2(OpenCode):
     children_path = "/session?parentID={}"
     active_path = "/session/active"
     interrupt_word = "interrupt"
-    asks_paths: ClassVar = {"permission": "/permission/request", "question": "/form"}
+    asks_paths = {"permission": "/permission/request", "question": "/form"}
     permission_words = ("action", "resources", "save", "in this project from now on")
 
     def __init__(self, client: Client, options: Options) -> None:
@@ -4897,8 +4902,8 @@ class OpenCode2(OpenCode):
     # Sessions and prompts.
 
     def session_body(self, prompt: Prompt) -> Json:
-        """No id: OpenCode's free models want the server's. Model and agent of the configuration
-        are not applied by the server."""
+        """No id: OpenCode's free models want the server's. The server does not apply the model that
+        its configuration gives to an agent."""
         body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
@@ -5648,17 +5653,14 @@ class Server:
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
-        rest is kept for its last words, less what is nobody's business: a broken configuration may
-        hold keys, and 2.x may print the password that it made."""
-        is_input = False
-        for raw in iter(lambda: stdout.readline(1 << 16), b""):
-            line = printable(raw.decode("utf-8", "replace").rstrip())
+        rest is kept for its last words."""
+        printed = iter(lambda: stdout.readline(1 << 16), b"")
+        lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in printed)
+        for line in without_secrets(lines):
             match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
             if match:
                 found.put(match.group(1))
-            elif "--- JSONC Input ---" in line or "--- Errors ---" in line:
-                is_input = "Input" in line
-            elif not is_input and not re.search(r"^\s*Line \d+: |password", line):
+            else:
                 self.last_lines.append(line[:300])
         found.put("")
 

@@ -4724,6 +4724,7 @@ CONFIGURATION = """/project/opencode.json
 --- Errors ---
 PropertyNameExpected at line 3, column 23
    Line 3: { "apiKey": "sk-SECRET",,, }
+                                ^
 --- End ---"""
 
 
@@ -4746,9 +4747,8 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     assert max(map(len, lines)) <= 300
     kept = "\n".join(lines)
     assert "hunter2" not in kept and "SECRET" not in kept and "PropertyNameExpected" in kept
-    said = ocloop.without_input(CONFIGURATION)
-    assert said == "/project/opencode.json PropertyNameExpected at line 3, column 23"
-    assert ocloop.without_input("no such thing") == "no such thing"
+    error = ocloop.refusal(400, {"data": {"message": CONFIGURATION}}, "GET /a")
+    assert str(error) == "/project/opencode.json PropertyNameExpected at line 3, column 23"
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
