@@ -4393,6 +4393,15 @@ def asked_before(config: Json) -> dict[str, bool]:
     return found
 
 
+class Catalogue(NamedTuple):
+    """What a server tells of models and agents, in its own words."""
+
+    documents: list[Json]  # of its configuration; the last word counts
+    models: dict[str, Json]  # by name
+    agents: dict[str, Json]
+    chosen: str  # the model that OpenCode takes where nothing names one
+
+
 class OpenCode(ABC):
     """OpenCode in neutral words: what its generations have in common.
 
@@ -4451,9 +4460,11 @@ class OpenCode(ABC):
 
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
-        documents, models, agents, chosen = self.read_setup()
+        told = self.catalogue()
+        models = told.models
+        agents = told.agents
         asked: dict[str, bool] = {}
-        for document in documents:
+        for document in told.documents:
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
@@ -4469,15 +4480,14 @@ class OpenCode(ABC):
             agents=shown or None,
             free=frozenset(name for name, model in models.items() if is_free(model)),
             variants={name: variants_of(model) for name, model in models.items()},
-            chosen=chosen,
+            chosen=told.chosen,
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
             grows=self.generation > 1,
         )
 
     @abstractmethod
-    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
-        """The documents of the configuration, of which the last word counts; models and agents by
-        name; the model that OpenCode takes where nothing names one."""
+    def catalogue(self) -> Catalogue:
+        """Ask for all of it; a list that cannot be had raises."""
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent."""
@@ -4671,7 +4681,7 @@ class OpenCode1(OpenCode):
         super().__init__(client, options)
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
-    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
+    def catalogue(self) -> Catalogue:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
         listed = self.get("/config/providers", SETUP_TIMEOUT)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
@@ -4682,7 +4692,8 @@ class OpenCode1(OpenCode):
             for name, model in as_dict(provider, "models").items()
         }
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        return [config], models, {as_text(agent, "name"): agent for agent in agents}, chosen
+        by_name = {as_text(agent, "name"): agent for agent in agents}
+        return Catalogue([config], models, by_name, chosen)
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Sent again with its ids it runs again, if it was not answered."""
@@ -4888,16 +4899,16 @@ class OpenCode2(OpenCode):
         """A session knows where it is."""
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    def read_setup(self) -> tuple[list[Json], dict[str, Json], dict[str, Json], str]:
-        listed = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
-        documents = [as_dict(document, "info") for document in listed]
-        models = {
-            without_variant(name_of_model(model)): model
-            for model in dicts(self.get("/model", SETUP_TIMEOUT))
-        }
+    def catalogue(self) -> Catalogue:
+        documents = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
+        models = dicts(self.get("/model", SETUP_TIMEOUT))
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        chosen = name_of_model(self.get_if_possible("/model/default"))
-        return documents, models, {as_text(agent, "id"): agent for agent in agents}, chosen
+        return Catalogue(
+            [as_dict(document, "info") for document in documents],
+            {without_variant(name_of_model(model)): model for model in models},
+            {as_text(agent, "id"): agent for agent in agents},
+            chosen=name_of_model(self.get_if_possible("/model/default")),
+        )
 
     # Sessions and prompts.
 
@@ -5705,12 +5716,10 @@ class Server:
         left the group."""
         with self.turn:
             with self.lock:
-                process = self.process
-                dialect = self.dialect
-                self.process = None
-                self.dialect = None
+                process, self.process = self.process, None
+                dialect, self.dialect = self.dialect, None
             if dialect:
-                args = (dialect, session, process is not None)
+                args = (dialect, session)
                 farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
                 farewell.start()
                 farewell.join(FAREWELL_WITHIN)
@@ -5721,13 +5730,13 @@ class Server:
                 self.guard.watch(0)
             remove_libraries(self.libraries)
 
-    def _say_farewell(self, dialect: OpenCode, session: str, is_ours: bool) -> None:
+    def _say_farewell(self, dialect: OpenCode, session: str) -> None:
         """In a hurry. One that is gone hears none of it: the client sees to that."""
         dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
-            if is_ours:
+            if dialect.client.process:  # it is ours
                 dialect.dispose()
             elif session:
                 time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
