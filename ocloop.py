@@ -4281,6 +4281,10 @@ class Receiver(io.RawIOBase):
         super().close()
         self.connection.close()
 
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """What HTTPResponse wants of a socket."""
+        return io.BufferedReader(self)
+
 
 class Client:
     """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
@@ -4325,9 +4329,8 @@ class Client:
             if is_stream:
                 self.stream = connection.sock
             until = NEVER if is_stream else time.monotonic() + timeout
-            receiver = io.BufferedReader(Receiver(connection.sock, until))
-            source: Any = types.SimpleNamespace(makefile=lambda _mode: receiver)
-            answer = http.client.HTTPResponse(source, method=method)
+            receiver: Any = Receiver(connection.sock, until)
+            answer = http.client.HTTPResponse(receiver, method=method)
             answer.begin()
             return answer
         except self.ERRORS:
@@ -4495,13 +4498,21 @@ class OpenCode(ABC):
 
     # Sessions.
 
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works."""
+    def create(self, prompt: Prompt) -> str:
+        """Make a session; returns its id. Problem: it would work elsewhere."""
         made = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
-        return id, as_text(dig(made, "directory") or dig(made, "location", "directory"))
+        there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
+        here = self.options.directory
+        if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
+            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            raise Problem(
+                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder "
+                "(OpenCode reads a % in its name as the beginning of a code)"
+            )
+        return id
 
     def session_body(self, _prompt: Prompt) -> Json:
         """What else a session has to be told when it is made."""
@@ -5789,7 +5800,7 @@ def port_is_free(port: int) -> bool:
 
 class Outside:
     """The world as a run knows it: a request is the name of a method, and its arguments. What is
-    not known here (setup, send, poll, interrupt, reply) the server's dialect knows.
+    not known here (setup, create, send, poll, interrupt, reply) the server's dialect knows.
 
     What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
     """
@@ -5835,18 +5846,6 @@ class Outside:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
-
-    def create(self, prompt: Prompt) -> str:
-        """A session; its id."""
-        session, directory = self.dialect.create(prompt)
-        here = self.options.directory
-        if directory not in ("", here) and os.path.realpath(directory) != os.path.realpath(here):
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
-            raise Problem(
-                f"OpenCode would work in {directory[:300]} and not in {here}: rename the folder "
-                "(OpenCode reads a % in its name as the beginning of a code)"
-            )
-        return session
 
     # Shell commands of a person's: --check and --notify.
 

@@ -737,13 +737,12 @@ def test_a_wrong_set_up_is_said_before_any_prompt(options: Json, finds: Json, wo
 
 def test_a_session_that_would_work_in_another_folder_gets_no_prompt() -> None:
     """OpenCode 1 reads `my%20project` as `my project`."""
-    outside = ocloop.Outside(ocloop.Server(Options(directory="/my%20project"), print))
-    found = ""
-    outside.server.dialect = SimpleNamespace(create=lambda prompt: ("ses_1", found))  # type: ignore
-    assert outside.create(Prompt("")) == "ses_1", "it does not say"
-    found = "/my project"
+    made: Json = {"id": "ses_1"}
+    dialect = a_dialect(Said({"POST /session": made}), "/my%20project")
+    assert dialect.create(Prompt("")) == "ses_1", "it does not say"
+    made["directory"] = "/my project"
     with pytest.raises(Problem, match="in /my project and not in /my%20project: rename the folder"):
-        outside.create(Prompt(""))
+        dialect.create(Prompt(""))
     story = waiting_for("create", attended=False)
     story.tell(Answer(story.last("create").made, error=Problem("rename the folder")))
     assert story.exits == [1] and story.all("send") == [] and "rename" in story.reason
@@ -5068,10 +5067,11 @@ def test_what_opencode_1_knows() -> None:
 def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
     route = "/session/ses_1/prompt_async"
     client = Said({
-        "POST /session": {"id": "ses_1", "directory": "/my project"}, f"POST {route}": None,
+        "POST /session": {"id": "ses_1", "directory": "/my%20project/\u00e9"},
+        f"POST {route}": None,
     })  # fmt: skip
     dialect = a_dialect(client, "/my%20project/\u00e9")
-    assert dialect.create(PROMPT) == ("ses_1", "/my project"), "it says where it works"
+    assert dialect.create(PROMPT) == "ses_1"
     path = "/session?directory=%2Fmy%2520project%2F%C3%A9"
     assert client.heard == [("POST", path, {"title": PROMPT.title})]
     part = {"id": "prt_0", "type": "text", "text": "Do it"}
@@ -7270,7 +7270,7 @@ def test_a_session_is_made_with_the_model_that_is_meant(
     says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
     made, client = dialect_2(says, attended=attended, agent=prompt.get("agent", ""))
     assert made.setup().model == known
-    assert made.create(PROMPT_2._replace(**prompt)) == ("ses_A", "/w")
+    assert made.create(PROMPT_2._replace(**prompt)) == "ses_A"
     body = {"title": PROMPT_2.title, "location": {"directory": "/w"}, **more}
     assert client.heard[-1] == ("POST", "/api/session", body)
 
