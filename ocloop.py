@@ -4024,6 +4024,13 @@ MOST_THREADS = 200  # of this process: far above what a run needs
 Json = dict[str, Any]
 
 
+def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
+    """Have it done on a thread of its own; the end of the program does not wait for that."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
 def dig(told: Any, *names: str) -> Any:
     """What stands there, name below name, if anything does; the next ones: of that type."""
     for name in names:
@@ -4739,21 +4746,21 @@ class OpenCode1(OpenCode):
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
-        p = as_dict(event, "properties")
-        info = as_dict(p, "info")
-        part = as_dict(p, "part")
+        told = as_dict(event, "properties")
+        info = as_dict(told, "info")
+        part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
         session = as_id(
-            p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
+            told.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
         )
-        status = dig(p, "status", "type")
-        fault = fault_of(p.get("error"))
+        status = dig(told, "status", "type")
+        fault = fault_of(told.get("error"))
         if type == "file.edited":
-            return [Edited(as_text(p, "file"))]
+            return [Edited(as_text(told, "file"))]
         if not session:
             return []
         if type.startswith(("permission.", "question.")):
-            return [self.decode_ask(session, type, p)]
+            return [self.decode_ask(session, type, told)]
         if type == "session.created":
             return [Child(session, as_text(info, "parentID"))]
         if type == "session.idle" or status == "idle":
@@ -4761,7 +4768,7 @@ class OpenCode1(OpenCode):
         if status == "busy":
             return [Activity(session, "working")]
         if status == "retry":
-            return [retry_of(session, as_dict(p, "status"))]
+            return [retry_of(session, as_dict(told, "status"))]
         if type == "session.error" and fault:
             return [Broke(session, fault)]
         if type == "session.compacted":
@@ -4771,7 +4778,7 @@ class OpenCode1(OpenCode):
         if type == "message.part.updated":
             return [self.decode_part(session, part)]
         if type == "message.part.delta":
-            return [Delta(session, as_text(p, "partID"), as_text(p, "delta"))]
+            return [Delta(session, as_text(told, "partID"), as_text(told, "delta"))]
         return [Alive(session)]
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
@@ -5276,10 +5283,7 @@ class StreamReader:
         self.budget = 0
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
 
-    def start(self) -> None:
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
         client = self.dialect.client
         path = self.dialect.path("/event")
@@ -5615,10 +5619,9 @@ class Server:
                 raise Problem(said, problem.status, problem.again) from None
             self.dialect = dialect
             self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
-            self.reader.start()
+            in_thread(self.reader.run)
             if self.process:
-                args = (self.process, launch)
-                threading.Thread(target=self._watch, args=args, daemon=True).start()
+                in_thread(self._watch, self.process, launch)
             return url, version, dialect.generation
 
     def _launch(self) -> str:
@@ -5655,7 +5658,7 @@ class Server:
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
+        in_thread(self._drain, process.stdout, found)
         how = f"did not start within {START_TIMEOUT:.0f} s"
         with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
@@ -5730,10 +5733,7 @@ class Server:
                 process, self.process = self.process, None
                 dialect, self.dialect = self.dialect, None
             if dialect:
-                args = (dialect, session)
-                farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
-                farewell.start()
-                farewell.join(FAREWELL_WITHIN)
+                in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
                 self.reader.stop()
             if process:
@@ -5768,8 +5768,7 @@ class Server:
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        stopping = threading.Thread(target=self.stop, args=(session,), daemon=True)
-        stopping.start()
+        stopping = in_thread(self.stop, session)
         stopping.join(CLOSED_WITHIN)
         if not stopping.is_alive():
             self.guard.dismiss()
@@ -5822,7 +5821,7 @@ class Outside:
         elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
         else:
-            threading.Thread(target=self._make, args=(request,), daemon=True).start()
+            in_thread(self._make, request)
 
     def _make(self, request: Request) -> None:
         try:
@@ -5888,8 +5887,7 @@ class Outside:
                 tail.extend(piece)
                 del tail[:-LONGEST_TAIL]
 
-        reading = threading.Thread(target=read, daemon=True)
-        reading.start()
+        reading = in_thread(read)
         late = ""
         status = wait_for_end(process, options.check_timeout or NEVER)
         if status is None:
@@ -5926,7 +5924,7 @@ class Outside:
             elif process.wait():
                 self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
 
-        threading.Thread(target=wait, daemon=True).start()
+        in_thread(wait)
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
