@@ -430,8 +430,8 @@ def _read_box(inside: str) -> tuple[str, str]:
     return state, reason
 
 
-# Near misses: each box becomes a sign that tells its kind, and one pattern says where such signs
-# look like the box of a task.
+# Near misses: each box is written anew so that it tells its kind, and a few patterns say where such
+# a box looks like that of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
@@ -447,27 +447,34 @@ _LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand befor
 # In a lookahead, so that what it took is not given back piece by piece: that took minutes.
 _LABEL = (
     r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
-    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\{}"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
 )
-_NEAR_MISS = re.compile(
-    rf"{_LEAD}*(?:{_LABEL.format(1)}{_LEAD}*)?\[([ xod?-])\]"  # it begins the line
-    r"|.*?(?<![^\s*_|:：])\[([ x])\][\s*_|]*$"  # it ends the line
-    rf"|\s*{_LIST_SIGN}\s.*?(?<![^\s*_|:：])\[([od])\][\s*_|]*$"
-    r"|.*?\|[\s*_]*\[([ x])\][\s*_|:：]"  # in a table
-    # In the middle of what does not begin like prose.
-    rf"|\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL.format(6)})"
-    r".*?(?:(?<![^\s*_|:：])\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]"
+_APART = r"(?<![^\s*_|:：])"  # no word stands right before it
+_NEAR_MISSES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"{_LEAD}*(?:{_LABEL}{_LEAD}*)?\[([ xod?-])\]",  # it begins the line
+        rf".*?{_APART}\[([ x])\][\s*_|]*$",  # it ends the line
+        rf"\s*{_LIST_SIGN}\s.*?{_APART}\[([od])\][\s*_|]*$",  # it ends a list's item
+        r".*?\|[\s*_]*\[([ x])\][\s*_|:：]",  # in a table
+        # In the middle of what does not begin like prose.
+        rf"\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL})"
+        rf".*?(?:{_APART}\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]",
+    )
 )
 
 
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
-    found = _NEAR_MISS.match(boxes) if "[" in boxes else None
-    if not found:
+    if "[" not in boxes:
         return []
     text = line.strip()
     fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-    return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
+    for pattern in _NEAR_MISSES:
+        found = pattern.match(boxes)
+        if found:
+            return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
+    return []
 
 
 def _with_letter(box: re.Match[str]) -> str:
