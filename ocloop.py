@@ -4144,8 +4144,9 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` that is no good end, though OpenCode tells no error: verdict and fault.
-ENDED_EARLY = {
+# Verdict and fault by a message's `finish`, where OpenCode tells no error.
+FINISHES: dict[str, tuple[str, Fault | None]] = {
+    "stop": ("answered", None),
     "length": ("cut", Fault("length", CUT_OFF)),
     "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
 }
@@ -4873,8 +4874,8 @@ def judge_messages(
     if fault:
         return ("cut" if fault.kind in ("aborted", "length") else "failed"), fault
     finish = as_text(last, "finish")
-    if finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+    if finish in FINISHES:
+        return FINISHES[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -5211,10 +5212,8 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "unfinished", None  # it works, or its server died
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if not fault and finish == "stop":
-        return "answered", None
-    if not fault and finish in ENDED_EARLY:
-        return ENDED_EARLY[finish]
+    if not fault and finish in FINISHES:
+        return FINISHES[finish]
     if outcome == "failed" or (finish == "error" and not fault):
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.
@@ -5382,9 +5381,9 @@ def list_processes() -> list[Process]:
                 environment = file.read()
             with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
                 _state, parent, group, *more = file.read().rpartition(")")[2].split()
+                memory = int(more[18]) * page
                 entries = environment.split("\0")
-                resident = int(more[18]) * page
-                found.append(Process(int(pid), int(parent), int(group), resident, entries))
+                found.append(Process(int(pid), int(parent), int(group), memory, entries))
     else:
         told = ""
         with suppress(OSError, subprocess.SubprocessError):
@@ -5393,8 +5392,7 @@ def list_processes() -> list[Process]:
             ).stdout.decode("utf-8", "replace")
         row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
         for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
-            process = Process(int(pid), int(parent), int(group), int(memory), words.split())
-            found.append(process)
+            found.append(Process(int(pid), int(parent), int(group), int(memory), words.split()))
     return found
 
 
