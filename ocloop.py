@@ -4557,7 +4557,8 @@ class OpenCode(ABC):
     def at_work(self, session: str) -> Json:
         """Who of the family is at work: who is not listed is idle."""
         listed = as_dict(self.get(self.active_path))
-        family = dict.fromkeys((session, *self.relatives))
+        # An earlier session that woke up is none of the family that was looked at last.
+        family = self.relatives if session in self.relatives else (session,)
         working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
         return {id: listed[id] for id in working}
 

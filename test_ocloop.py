@@ -7651,6 +7651,24 @@ def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
         made.interrupt("ses_A", prompt, 1)
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_an_earlier_session_is_interrupted_without_the_one_at_work(generation: int) -> None:
+    """It woke up by itself: the family that was looked at last is that of the session under way."""
+    prefix, word, active = (
+        ("", "abort", "/session/status"),
+        ("/api", "interrupt", "/api/session/active"),
+    )[generation - 1]
+    client = Said({
+        f"GET {active}": {"ses_A": {"type": "busy"}, "ses_B": {"type": "busy"}},
+        f"POST {prefix}/session/ses_old/{word}": True,
+    })  # fmt: skip
+    made = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/w"))
+    made.relatives = ("ses_A", "ses_B")
+    made.interrupt("ses_old", Prompt(""), 0)
+    posted = [path.partition("?")[0] for method, path, _ in client.heard if method == "POST"]
+    assert posted == [f"{prefix}/session/ses_old/{word}"]
+
+
 def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice() -> None:
     story = Story()
     story.busy()
