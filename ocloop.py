@@ -4445,7 +4445,7 @@ class OpenCode(ABC):
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
         # The session.
-        self.session = ""  # the last one that was looked at, or was given a prompt
+        self.session = ""  # the one at work: it was looked at, or given a prompt, last
         self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
         self.resting = ""  # the session that was seen at rest once
         self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
@@ -4582,15 +4582,15 @@ class OpenCode(ABC):
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(prompt, attempt, own, session in working)
+            verdict, fault = self.verdict(session, prompt, attempt, own, session in working)
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
     @abstractmethod
     def verdict(
-        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
-        """How the answer to our own prompt stands; `own` is the session as the server tells it."""
+        """How the answer to our own prompt stands; `own` is the session in the server's words."""
 
     def retry(self, session: str, status: Any) -> Activity | None:
         """The retry that a session at work waits for."""
@@ -4735,9 +4735,9 @@ class OpenCode1(OpenCode):
         self.post(f"/session/{session}/prompt_async", body)
 
     def verdict(
-        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
-        messages = dicts(self.get(f"/session/{self.session}/message?limit=20"))
+        messages = dicts(self.get(f"/session/{session}/message?limit=20"))
         return judge_messages(messages, prompt.message_id, is_at_work)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
@@ -5000,10 +5000,10 @@ class OpenCode2(OpenCode):
         return retry if retry.wait > 0 else None
 
     def verdict(
-        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
         ids = ids_of_attempts(prompt, attempt)
-        delivered, messages = self.since_prompt(ids)
+        delivered, messages = self.since_prompt(session, ids)
         has_step = any(message.get("type") == "assistant" for message in messages)
         if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
             # Before the first step, as with a model that is not there. Why, the message tells since
@@ -5012,9 +5012,9 @@ class OpenCode2(OpenCode):
             return "failed", fault_of(idles[-1].get("error")) if idles else None
         return judge_steps(messages, is_at_work) if delivered else ("undelivered", None)
 
-    def since_prompt(self, ids: Sequence[str]) -> tuple[str, list[Json]]:
+    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
         """The newest of our prompts that was delivered, or "", and what came after it."""
-        path = self.path(f"/session/{self.session}/message?limit={PAGE}")
+        path = self.path(f"/session/{session}/message?limit={PAGE}")
         newer: list[Json] = []
         cursor = ""
         for _ in range(MOST_PAGES):
