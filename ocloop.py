@@ -308,7 +308,7 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
     at = 0  # where what is not in `shown` yet begins
     line = 1
     seen = 0  # its lines are counted
-    rest = reversed(signs)
+    rest = reversed(signs)  # whoever looks for an end takes from it, too
     for sign, fence, _closes, is_closed in rest:
         start = sign.start()
         if sign[0] == "-->":
@@ -487,9 +487,9 @@ def _with_letter(box: re.Match[str]) -> str:
     link = _LINK.match(box.string, box.end())
     if link and (inside.strip() or link[0] in "(]"):
         return "c"
-    state, _reason = _read_box(inside)
     if inside.isspace():
         return "[ ]"
+    state, _reason = _read_box(inside)
     if state == "done":
         return "[x]" if len(inside.strip()) == 1 else "[d]"
     if state in ("pending", "begun"):
