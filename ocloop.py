@@ -86,6 +86,7 @@ import time
 import types
 import unicodedata
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -283,45 +284,47 @@ _HIDING = re.compile(
     re.MULTILINE,
 )
 _OPENING = re.compile("```|~~~|<!--")
-_TICKS = re.compile("(`+)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
     """Replace fenced code and HTML comments by spaces, and name those that are never closed.
 
-    What nothing closes is text. Whether something will is known beforehand, so that nothing is
-    read twice: `longest` is the longest sign of each kind that closes in what follows.
+    What nothing closes is text. Whether something will is found out from the end of the text, so
+    that nothing is searched for twice.
     """
     if not _OPENING.search(text):
         return text, []
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
     signs = []
-    longest = {"`": 0, "~": 0, "": 0}
+    longest = {"`": -1, "~": -1, "": -1}  # fence that closes in what follows; "": a comment
     for sign in reversed(list(_HIDING.finditer("\n".join(lines)))):
-        item, fence, info = (group or "" for group in sign.groups())
+        item, fence, info = sign.groups("")
         closes = sign[0] == "-->" or bool(fence and not item and not info.strip())
-        signs.append((sign, fence, closes, longest[fence[:1]] >= max(1, len(fence))))
+        signs.append((sign, fence, closes, len(fence) <= longest[fence[:1]]))
         if closes:
-            longest[fence[:1]] = max(longest[fence[:1]], len(fence), 1)
+            longest[fence[:1]] = max(longest[fence[:1]], len(fence))
     shown = []
     faults = []
     at = 0  # where what is not in `shown` yet begins
     line = 1
-    seen = 0
-    opening: str | None = None  # of what hides: a fence, or "" of a comment
-    for sign, fence, closes, is_closed in reversed(signs):
-        if opening is not None:
-            if closes and fence.startswith(opening) and bool(fence) == bool(opening):
-                shown.append(re.sub(".+", lambda row: " " * len(row[0]), text[at : sign.end()]))
-                at = sign.end()
-                opening = None
-        elif is_closed and sign[0] != "-->":
-            shown.append(text[at : sign.start()])
-            at = sign.start()
-            opening = fence
-        elif sign[0] != "-->":
-            line += text.count("\n", seen, sign.start())
-            seen = sign.start()
+    seen = 0  # its lines are counted
+    rest = reversed(signs)  # whoever looks for an end takes from it, too
+    for sign, fence, _closes, is_closed in rest:
+        start = sign.start()
+        if sign[0] == "-->":
+            continue  # there is nothing to close
+        if is_closed:
+            end = next(
+                other.end()
+                for other, close, closes, _is_closed in rest
+                if closes and close[:1] == fence[:1] and len(close) >= len(fence)
+            )
+            hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
+            shown += [text[at:start], hidden]
+            at = end
+        else:
+            line += text.count("\n", seen, start)
+            seen = start
             what = "code block" if fence else "comment"
             faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
     return "".join([*shown, text[at:]]), faults
@@ -329,19 +332,15 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    if "`" not in line:
-        return line
-    parts = _TICKS.split(line)
+    parts = re.split("(`+)", line)
     last = {part: index for index, part in enumerate(parts)}
-    closing = ""
-    for index, part in enumerate(parts):
-        is_code = bool(closing)
-        if index % 2 and part == closing:
-            closing = ""
-        elif index % 2 and not closing and last[part] > index:
-            closing = part
-        if is_code or closing:
-            parts[index] = "c" * len(part)
+    ticks = 1  # every other part is
+    while ticks < len(parts):
+        closing = ticks
+        if last[parts[ticks]] > ticks:
+            closing = parts.index(parts[ticks], ticks + 1)
+            parts[ticks : closing + 1] = ["c" * len(part) for part in parts[ticks : closing + 1]]
+        ticks = closing + 2
     return "".join(parts)
 
 
@@ -431,8 +430,8 @@ def _read_box(inside: str) -> tuple[str, str]:
     return state, reason
 
 
-# Near misses: each box becomes a sign that tells its kind, and one pattern says where such signs
-# look like the box of a task.
+# Near misses: each box is written anew so that it tells its kind, and a few patterns say where such
+# a box looks like that of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
@@ -448,27 +447,34 @@ _LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand befor
 # In a lookahead, so that what it took is not given back piece by piece: that took minutes.
 _LABEL = (
     r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
-    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\{}"
+    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
 )
-_NEAR_MISS = re.compile(
-    rf"{_LEAD}*(?:{_LABEL.format(1)}{_LEAD}*)?\[([ xod?-])\]"  # it begins the line
-    r"|.*?(?<![^\s*_|:：])\[([ x])\][\s*_|]*$"  # it ends the line
-    rf"|\s*{_LIST_SIGN}\s.*?(?<![^\s*_|:：])\[([od])\][\s*_|]*$"
-    r"|.*?\|[\s*_]*\[([ x])\][\s*_|:：]"  # in a table
-    # In the middle of what does not begin like prose.
-    rf"|\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL.format(6)})"
-    r".*?(?:(?<![^\s*_|:：])\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]"
+_APART = r"(?<![^\s*_|:：])"  # no word stands right before it
+_NEAR_MISSES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"{_LEAD}*(?:{_LABEL}{_LEAD}*)?\[([ xod?-])\]",  # it begins the line
+        rf".*?{_APART}\[([ x])\][\s*_|]*$",  # it ends the line
+        rf"\s*{_LIST_SIGN}\s.*?{_APART}\[([od])\][\s*_|]*$",  # it ends a list's item
+        r".*?\|[\s*_]*\[([ x])\][\s*_|:：]",  # in a table
+        # In the middle of what does not begin like prose.
+        rf"\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL})"
+        rf".*?(?:{_APART}\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]",
+    )
 )
 
 
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
-    found = _NEAR_MISS.match(boxes) if "[" in boxes else None
-    if not found:
+    if "[" not in boxes:
         return []
     text = line.strip()
     fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-    return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
+    for pattern in _NEAR_MISSES:
+        found = pattern.match(boxes)
+        if found:
+            return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
+    return []
 
 
 def _with_letter(box: re.Match[str]) -> str:
@@ -481,9 +487,9 @@ def _with_letter(box: re.Match[str]) -> str:
     link = _LINK.match(box.string, box.end())
     if link and (inside.strip() or link[0] in "(]"):
         return "c"
-    state, _reason = _read_box(inside)
     if inside.isspace():
         return "[ ]"
+    state, _reason = _read_box(inside)
     if state == "done":
         return "[x]" if len(inside.strip()) == 1 else "[d]"
     if state in ("pending", "begun"):
@@ -509,11 +515,10 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     """
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
-    lines = block[1].split("\n") if block else [""]
-    if not block or not all(map(_FIELD.match, lines)):
+    if not block or not all(map(_FIELD.match, block[1].split("\n"))):
         return {}, text.strip()
     fields: dict[str, str] = {}
-    for line in lines:
+    for line in block[1].split("\n"):
         key, colon, value = line.partition(":")
         if colon and key.strip() and not line.lstrip().startswith("#"):
             fields[key.strip()] = value.strip().strip("'\"")
@@ -533,8 +538,7 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> 
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
     values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
-    names = "|".join(PLACES)
-    text = re.sub(rf"\{{\{{({names})\}}\}}", lambda match: values[match.group(1)], body)
+    text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
     place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
     return Prompt(text, f"ocloop {place}: {plan.goal}"[:100])
 
@@ -4003,6 +4007,13 @@ MOST_THREADS = 200  # of this process: far above what a run needs
 Json = dict[str, Any]
 
 
+def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
+    """Have it done on a thread of its own; the end of the program does not wait for that."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
 def dig(told: Any, *names: str) -> Any:
     """What stands there, name below name, if anything does; the next ones: of that type."""
     for name in names:
@@ -4109,10 +4120,11 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` that is no good end, though OpenCode tells no error.
-ENDED_EARLY = {
-    "length": Fault("length", CUT_OFF),
-    "content-filter": Fault("provider", "the provider's content filter ended it"),
+# Verdict and fault by a message's `finish`, where OpenCode tells no error.
+FINISHES: dict[str, tuple[str, Fault | None]] = {
+    "stop": ("answered", None),
+    "length": ("failed", Fault("length", CUT_OFF)),
+    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
 }
 # Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
 FAULT_KINDS = {
@@ -4199,6 +4211,17 @@ def without_variant(name: str) -> str:
     return name.partition("#")[0]
 
 
+def is_free(model: Json) -> bool:
+    tiers = dicts(model, "cost") or [as_dict(model, "cost")]
+    return not any(as_float(tier, way) for tier in tiers for way in ("input", "output"))
+
+
+def variants_of(model: Json) -> tuple[str, ...]:
+    """A table by name in OpenCode 1, a list in OpenCode 2."""
+    listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
+    return tuple(as_dict(model, "variants") or listed)
+
+
 def body_of_model(name: str, key: str) -> Json:
     """The inverse of `name_of_model`; `key` is what the model's id is called."""
     provider, _, rest = name.partition("/")
@@ -4206,11 +4229,16 @@ def body_of_model(name: str, key: str) -> Json:
     return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
 
 
-def without_input(message: str) -> str:
-    """OpenCode's error on a broken configuration, less the file, which may hold keys."""
-    head, _, rest = message.partition("--- JSONC Input ---")
-    errors = rest.partition("--- Errors ---")[2].strip()
-    return f"{head.strip()} {errors.partition(chr(10))[0]}".strip()
+def without_secrets(lines: Iterable[str]) -> Iterator[str]:
+    """What OpenCode says, less what is nobody's business: a broken configuration, which it shows,
+    may hold keys, and 2.x may print the password that it made."""
+    is_input = False
+    for line in lines:
+        part = re.search("--- (JSONC Input|Errors|End) ---", line)
+        if part:
+            is_input = part[1] == "JSONC Input"
+        elif not is_input and not re.search(r"^\s*Line \d+: |^\s*\^$|password", line):
+            yield line
 
 
 def login_environment(username: str, password: str) -> dict[str, str]:
@@ -4244,19 +4272,27 @@ class Receiver(io.RawIOBase):
         super().close()
         self.connection.close()
 
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """What HTTPResponse wants of a socket."""
+        return io.BufferedReader(self)
+
 
 class Client:
-    """HTTP to one server; no proxy is asked. `is_gone` tells that the server's process has ended:
-    its port may be somebody else's by now."""
+    """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
 
     # What a request that is not answered raises.
     ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
 
     def __init__(
-        self, url: str, username: str, password: str, is_gone: Callable[[], bool] = lambda: False
+        self,
+        url: str,
+        username: str,
+        password: str,
+        process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.is_gone = is_gone
+        self.process = process
+        self.patience = NEVER  # no request may take longer, in seconds
         self.stream: socket.socket | None = None  # of the event stream
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
@@ -4269,8 +4305,8 @@ class Client:
         """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
         is for all of it, to the last byte; of an event stream, for each single wait. No redirect
         is followed: another host would be told the login."""
-        if self.is_gone():
-            raise RequestError(0, "the server has ended")
+        if self.process and exit_status(self.process) is not None:
+            raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         accept = "text/event-stream" if is_stream else "application/json"
         where = urlsplit(self.url)
@@ -4284,9 +4320,8 @@ class Client:
             if is_stream:
                 self.stream = connection.sock
             until = NEVER if is_stream else time.monotonic() + timeout
-            receiver = io.BufferedReader(Receiver(connection.sock, until))
-            source: Any = types.SimpleNamespace(makefile=lambda _mode: receiver)
-            answer = http.client.HTTPResponse(source, method=method)
+            receiver: Any = Receiver(connection.sock, until)
+            answer = http.client.HTTPResponse(receiver, method=method)
             answer.begin()
             return answer
         except self.ERRORS:
@@ -4305,7 +4340,7 @@ class Client:
         """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
         raw = bytearray()
         try:
-            with self.open(method, path, body, timeout) as answer:
+            with self.open(method, path, body, min(timeout, self.patience)) as answer:
                 for piece in iter(lambda: answer.read1(1 << 18), b""):
                     raw += piece
                     if len(raw) > LARGEST:
@@ -4334,7 +4369,8 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     details = as_dict(said, "data")
     issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
     words = (details.get("path"), details.get("message"), dig(said, "message"), issues)
-    message = without_input(" ".join(as_text(word) for word in words if word))
+    lines = "\n".join(as_text(word) for word in words if word).split("\n")
+    message = " ".join(without_secrets(lines)).strip()
     name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
@@ -4351,7 +4387,16 @@ def asked_before(config: Json) -> dict[str, bool]:
     return found
 
 
-class OpenCode:
+class Catalogue(NamedTuple):
+    """What a server tells of models and agents, in its own words."""
+
+    documents: list[Json]  # of its configuration; the last word counts
+    models: dict[str, Json]  # by name
+    agents: dict[str, Json]
+    chosen: str  # the model that OpenCode takes where nothing names one
+
+
+class OpenCode(ABC):
     """OpenCode in neutral words: what its generations have in common.
 
     Each has a class of its own, and nothing else knows its wire. Whatever cannot be had raises
@@ -4363,43 +4408,40 @@ class OpenCode:
     children_path: ClassVar[str]
     active_path: ClassVar[str]
     interrupt_word: ClassVar[str]
-    asks_paths: ClassVar[tuple[str, str]]  # of permissions and questions
+    asks_paths: ClassVar[dict[str, str]]  # of permissions and questions
     # What is asked for, for what exactly, what the answer "always" allows, and for how long.
     permission_words: ClassVar[tuple[str, str, str, str]]
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.directory = options.directory
         self.query = self.place + quote(os.fsencode(options.directory), safe="")
         # The configuration.
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        self.chosen = ""  # the model that OpenCode takes where nothing names one
-        self.asked: dict[str, bool] = {}  # by kind of permission: whether a person is asked
         # The session.
-        self.session = ""  # the last one that was looked at, or was given a prompt
+        self.session = ""  # the one at work: it was looked at, or given a prompt, last
         self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
         self.resting = ""  # the session that was seen at rest once
         self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
-        # Tools at work, by message and id: since when, by the server's clock, and the id of the
-        # shell that one lets run. In OpenCode 2 name, input and end come with different events.
-        self.calls: dict[tuple[str, str], tuple[Part, float, str]] = {}
-        self.printed: dict[str, int] = {}  # bytes, by shell
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
+        """What the server answers; OpenCode 2 wraps it in `data`."""
+        answer = self.client.request(method, self.path(path), body, timeout)
+        return answer.get("data", answer) if isinstance(answer, dict) else answer
+
     def post(self, path: str, body: Json, timeout: float = SLOW_TIMEOUT) -> Any:
-        return self.client.request("POST", self.path(path), body, timeout)
+        return self.request("POST", path, body, timeout)
 
     def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        """What the server says there; OpenCode 2 wraps it in `data`."""
-        answer = self.client.request("GET", self.path(path), timeout=timeout)
-        return answer.get("data", answer) if isinstance(answer, dict) else answer
+        return self.request("GET", path, timeout=timeout)
 
     def get_if_possible(self, path: str) -> Any:
         """What is good to know; None when the server fails at it."""
@@ -4412,18 +4454,17 @@ class OpenCode:
 
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
-        models, agents = self.read_setup()
+        told = self.catalogue()
+        models = told.models
+        agents = told.agents
+        asked: dict[str, bool] = {}
+        for document in told.documents:
+            asked.update(asked_before(document))
+            self.model = name_of_model(document.get("model")) or self.model
+            self.agent = as_text(document, "default_agent") or self.agent
         self.agent_models = {
             name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
         }
-        variants: dict[str, tuple[str, ...]] = {}
-        free = set()
-        for name, model in models.items():
-            listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
-            variants[name] = tuple(as_dict(model, "variants") or listed)
-            tiers = dicts(model, "cost") or [as_dict(model, "cost")]
-            if not any(as_float(tier, way) for tier in tiers for way in ("input", "output")):
-                free.add(name)
         contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
         # Hidden ones do OpenCode's own chores.
         shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
@@ -4431,12 +4472,16 @@ class OpenCode:
             model=self.model_for(self.options.agent),
             models=contexts or None,
             agents=shown or None,
-            free=frozenset(free),
-            variants=variants,
-            chosen=self.chosen,
-            asks=tuple(name for name, is_asked in self.asked.items() if is_asked),
+            free=frozenset(name for name, model in models.items() if is_free(model)),
+            variants={name: variants_of(model) for name, model in models.items()},
+            chosen=told.chosen,
+            asks=tuple(name for name, is_asked in asked.items() if is_asked),
             grows=self.generation > 1,
         )
+
+    @abstractmethod
+    def catalogue(self) -> Catalogue:
+        """Ask for all of it; a list that cannot be had raises."""
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent."""
@@ -4444,14 +4489,29 @@ class OpenCode:
 
     # Sessions.
 
-    def create(self, prompt: Prompt) -> tuple[str, str]:
-        """Make a session; returns its id and the directory in which it thinks that it works."""
-        answer = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
-        made = as_dict(answer, "data") or as_dict(answer)
+    def create(self, prompt: Prompt) -> str:
+        """Make a session; returns its id. Problem: it would work elsewhere."""
+        made = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
-        return id, as_text(made.get("directory") or dig(made, "location", "directory"))
+        there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
+        here = self.options.directory
+        if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
+            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            raise Problem(
+                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder "
+                "(OpenCode reads a % in its name as the beginning of a code)"
+            )
+        return id
+
+    def session_body(self, _prompt: Prompt) -> Json:
+        """What else a session has to be told when it is made."""
+        return {}
+
+    @abstractmethod
+    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Hand the prompt over; one that was handed over before must not run twice."""
 
     def family(self, session: str, own: Json) -> Spend:
         """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
@@ -4470,10 +4530,11 @@ class OpenCode:
         self.relatives = tuple(found)
         return spent
 
-    def at_work(self, session: str, timeout: float = REQUEST_TIMEOUT) -> Json:
+    def at_work(self, session: str) -> Json:
         """Who of the family is at work: who is not listed is idle."""
-        listed = as_dict(self.get(self.active_path, timeout))
-        family = dict.fromkeys((session, *self.relatives))
+        listed = as_dict(self.get(self.active_path))
+        # An earlier session that woke up is none of the family that was looked at last.
+        family = self.relatives if session in self.relatives else (session,)
         working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
         return {id: listed[id] for id in working}
 
@@ -4497,19 +4558,32 @@ class OpenCode:
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(prompt, attempt, own, session in working)
+            verdict, fault = self.verdict(session, prompt, attempt, own, session in working)
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
-        """Stop a session, and what works on for it in the background; it may rest later."""
-        for id in dict.fromkeys((session, *self.at_work(session, timeout))):
-            self.post(f"/session/{id}/{self.interrupt_word}", {}, timeout)
+    @abstractmethod
+    def verdict(
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+    ) -> tuple[str, Fault | None]:
+        """How the answer to our own prompt stands; `own` is the session in the server's words."""
 
+    def retry(self, session: str, status: Any) -> Activity | None:
+        """The retry that a session at work waits for."""
+        return retry_of(session, status) if dig(status, "type") == "retry" else None
+
+    def prints(self) -> bool:
+        """Whether a shell has printed something of which the stream is silent."""
+        return False
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop a session, and what works on for it in the background; it may rest later."""
+        for id in dict.fromkeys((session, *self.at_work(session))):
+            self.post(f"/session/{id}/{self.interrupt_word}", {}, REQUEST_TIMEOUT)
+
+    @abstractmethod
     def dispose(self) -> None:
-        """End the tools that the server has started: OpenCode 2 does so itself when it ends."""
+        """End the tools that the server has started: they may survive it."""
 
     # What is asked.
 
@@ -4517,8 +4591,8 @@ class OpenCode:
         """What any session of the directory asks, and the kinds that could not be listed."""
         found: list[Ask] = []
         unlisted: list[str] = []
-        readers = {"permission": self.permission, "question": self.question}
-        for (kind, read), path in zip(readers.items(), self.asks_paths):
+        for kind, path in self.asks_paths.items():
+            read = self.permission if kind == "permission" else self.question
             try:
                 found += map(read, dicts(self.get(path)))
             except RequestError as error:
@@ -4537,15 +4611,19 @@ class OpenCode:
         name, wanted, allowed, lasts = self.permission_words
         title = as_text(asked.get(name) or "something")
         patterns = ", ".join(map(as_text, as_list(asked, wanted)))
+        always = ", ".join(map(as_text, as_list(asked, allowed)))
         metadata = as_dict(asked, "metadata")
         exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
-        detail += change_of(dicts(metadata, "files"))
-        patterns = ", ".join(map(as_text, as_list(asked, allowed)))
-        always = f"{patterns}, {lasts}" if patterns else ""
-        session = as_id(asked, "sessionID")
-        is_circle = title == "doom_loop"
-        return Ask(as_id(asked, "id"), session, "permission", title, detail, (), is_circle, always)
+        return Ask(
+            as_id(asked, "id"),
+            as_id(asked, "sessionID"),
+            "permission",
+            title,
+            detail + change_of(dicts(metadata, "files")),
+            is_circle=title == "doom_loop",
+            always=f"{always}, {lasts}" if always else "",
+        )
 
     def question(self, asked: Json) -> Ask:
         """Questions, as many as there are to be answered at once.
@@ -4565,7 +4643,7 @@ class OpenCode:
         self.forms[id] = asked
         if session == ELSEWHERE and not self.options.server:
             session = self.session
-        return Ask(id, session, "question", "", detail, tuple(questions))
+        return Ask(id, session, "question", detail=detail, questions=tuple(questions))
 
     def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
         """An event about a permission or a question."""
@@ -4576,23 +4654,16 @@ class OpenCode:
             return Answered(session, as_text(told.get("requestID") or told.get("id")))
         return Alive(session)
 
-    # What each of them has in words of its own.
+    @abstractmethod
+    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+        """Answer an ask, and let the turn go on. `decision` is once, always or reject; `answers`
+        are the labels for its questions."""
 
-    # Models and agents by name; it notes which are meant.
-    read_setup: Callable[[], tuple[dict[str, Json], dict[str, Json]]]
-    # How the answer to our own prompt stands: for an attempt, by the session and whether it works.
-    verdict: Callable[[Prompt, int, Json, bool], tuple[str, Fault | None]]
+    # The event stream.
 
-    def session_body(self, _prompt: Prompt) -> Json:
-        return {}
-
-    def retry(self, session: str, status: Any) -> Activity | None:
-        """The retry that a session at work waits for."""
-        return retry_of(session, status) if dig(status, "type") == "retry" else None
-
-    def prints(self) -> bool:
-        """Whether a shell has printed something of which the stream is silent."""
-        return False
+    @abstractmethod
+    def decode(self, event: Any) -> list[SessionEvent | Edited]:
+        """One event, in neutral words; [] for what is nothing to us. They come in their order."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4606,45 +4677,47 @@ class OpenCode1(OpenCode):
     children_path = "/session/{}/children"
     active_path = "/session/status"
     interrupt_word = "abort"
-    asks_paths = ("/permission", "/question")
+    asks_paths = {"permission": "/permission", "question": "/question"}
     permission_words = ("permission", "patterns", "always", "until the server ends")
 
-    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
+
+    def catalogue(self) -> Catalogue:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
-        self.model = as_text(config, "model")
-        self.agent = as_text(config, "default_agent")
-        self.asked = asked_before(config)
         listed = self.get("/config/providers", SETUP_TIMEOUT)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        self.chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
+        chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        return models, {as_text(agent, "name"): agent for agent in agents}
+        by_name = {as_text(agent, "name"): agent for agent in agents}
+        return Catalogue([config], models, by_name, chosen)
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over. Sent again with its ids it runs again, if it was not answered."""
+        """Sent again with its ids it runs again, if it was not answered."""
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
         if prompt.model:
             body["model"] = model = body_of_model(prompt.model, "modelID")
-            body.update({"variant": model.pop("variant")} if "variant" in model else {})
+            if "variant" in model:
+                body["variant"] = model.pop("variant")  # it stands beside the model here
         if prompt.agent:
             body["agent"] = prompt.agent
         self.post(f"/session/{session}/prompt_async", body)
 
     def verdict(
-        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
-        messages = dicts(self.get(f"/session/{self.session}/message?limit=20"))
+        messages = dicts(self.get(f"/session/{session}/message?limit=20"))
         return judge_messages(messages, prompt.message_id, is_at_work)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask. `decision` is once, always or reject; `answers` are the labels for its
-        questions. A bare rejection would end the turn, and so would any of a question."""
+        """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
             said = [*answers, *[message] * (len(ask.questions) - len(answers))]
@@ -4652,29 +4725,27 @@ class OpenCode1(OpenCode):
         self.post(f"/{ask.kind}/{ask.id}/reply", body)
 
     def dispose(self) -> None:
-        """End the tools that the server has started: they survive it, otherwise."""
-        self.client.request("POST", "/global/dispose", {}, timeout=1.5)
+        self.client.request("POST", "/global/dispose", {})
 
     # The event stream.
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words; [] for what is nothing to us."""
         type = as_text(event, "type")
-        p = as_dict(event, "properties")
-        info = as_dict(p, "info")
-        part = as_dict(p, "part")
+        told = as_dict(event, "properties")
+        info = as_dict(told, "info")
+        part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
         session = as_id(
-            p.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
+            told.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
         )
-        status = dig(p, "status", "type")
-        fault = fault_of(p.get("error"))
+        status = dig(told, "status", "type")
+        fault = fault_of(told.get("error"))
         if type == "file.edited":
-            return [Edited(as_text(p, "file"))]
+            return [Edited(as_text(told, "file"))]
         if not session:
             return []
         if type.startswith(("permission.", "question.")):
-            return [self.decode_ask(session, type, p)]
+            return [self.decode_ask(session, type, told)]
         if type == "session.created":
             return [Child(session, as_text(info, "parentID"))]
         if type == "session.idle" or status == "idle":
@@ -4682,7 +4753,7 @@ class OpenCode1(OpenCode):
         if status == "busy":
             return [Activity(session, "working")]
         if status == "retry":
-            return [retry_of(session, as_dict(p, "status"))]
+            return [retry_of(session, as_dict(told, "status"))]
         if type == "session.error" and fault:
             return [Broke(session, fault)]
         if type == "session.compacted":
@@ -4692,7 +4763,7 @@ class OpenCode1(OpenCode):
         if type == "message.part.updated":
             return [self.decode_part(session, part)]
         if type == "message.part.delta":
-            return [Delta(session, as_text(p, "partID"), as_text(p, "delta"))]
+            return [Delta(session, as_text(told, "partID"), as_text(told, "delta"))]
         return [Alive(session)]
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
@@ -4701,14 +4772,18 @@ class OpenCode1(OpenCode):
             self.prompts.add(message)
             return Alive(session)
         spend = spend_of(info)
-        model = without_variant(name_of_model({**info, "id": ""}))
-        agent = as_text(info, "agent")
-        parent = as_text(info, "parentID")
         is_complete = bool(dig(info, "time", "completed"))
         has_ended = is_complete and info.get("summary") is not True  # a compaction's is no answer
-        ended = how_ended(info) if has_ended else ""
         return Spent(
-            session, message, spend, spend.tokens, model, agent, parent, ended, is_complete
+            session,
+            message,
+            spend,
+            context=spend.tokens,
+            model=without_variant(name_of_model({**info, "id": ""})),  # its id is the message's
+            agent=as_text(info, "agent"),
+            parent=as_text(info, "parentID"),
+            ended=how_ended(info) if has_ended else "",
+            complete=is_complete,
         )
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
@@ -4719,23 +4794,31 @@ class OpenCode1(OpenCode):
             return Alive(session)
         if kind != "tool":
             state = "done" if dig(part, "time", "end") else "running"
-            is_synthetic = bool(part.get("synthetic"))
             text = as_text(part, "text")
+            is_synthetic = bool(part.get("synthetic"))
             return Part(session, message, key, kind, state, text, synthetic=is_synthetic)
         tool = as_text(part.get("tool") or "tool")
         opens = tool in SUBAGENT_TOOLS
         told = as_dict(part, "state")
         given = as_dict(told, "input")
-        argument = argument_of(given, self.directory, as_text(told, "title"))
+        argument = argument_of(given, self.options.directory, as_text(told, "title"))
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        argument += change_of([as_dict(told, "metadata", "filediff")])
         status = as_text(told, "status")
         state = {"completed": "done", "error": "failed"}.get(status, "running")
-        text = as_text(told, "error")
-        call = 0 if state == "running" else call_id(tool, given)
-        seconds = (as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000
-        return Part(session, message, key, kind, state, text, tool, argument, call, seconds, opens)
+        return Part(
+            session,
+            message,
+            key,
+            kind,
+            state,
+            text=as_text(told, "error"),
+            tool=tool,
+            argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
+            call=0 if state == "running" else call_id(tool, given),
+            seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
+            opens=opens,
+        )
 
 
 def judge_messages(
@@ -4768,8 +4851,8 @@ def judge_messages(
     if fault:
         return ("cut" if fault.kind == "aborted" else "failed"), fault
     finish = as_text(last, "finish")
-    if finish in ENDED_EARLY:
-        return "failed", ENDED_EARLY[finish]
+    if finish in FINISHES:
+        return FINISHES[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
@@ -4793,37 +4876,49 @@ NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
+class Call(NamedTuple):
+    """A tool at work: its name, its input and its end come with different events."""
+
+    part: Part
+    since: float  # by the server's clock
+    shell: str = ""  # the id of one that it lets run
+
+
 class OpenCode2(OpenCode):
     generation = 2
     place = "location%5Bdirectory%5D="
     children_path = "/session?parentID={}"
     active_path = "/session/active"
     interrupt_word = "interrupt"
-    asks_paths = ("/permission/request", "/form")
+    asks_paths = {"permission": "/permission/request", "question": "/form"}
     permission_words = ("action", "resources", "save", "in this project from now on")
+
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
+        self.printed: dict[str, int] = {}  # bytes, by shell
 
     def path(self, path: str) -> str:
         """A session knows where it is."""
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    def read_setup(self) -> tuple[dict[str, Json], dict[str, Json]]:
-        for document in dicts(self.get("/config", SETUP_TIMEOUT)):
-            info = as_dict(document, "info")  # the lowest first: the last word counts
-            self.asked.update(asked_before(info))
-            self.model = name_of_model(info.get("model")) or self.model
-            self.agent = as_text(info, "default_agent") or self.agent
+    def catalogue(self) -> Catalogue:
+        documents = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
         models = dicts(self.get("/model", SETUP_TIMEOUT))
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        self.chosen = name_of_model(self.get_if_possible("/model/default"))
-        by_name = {without_variant(name_of_model(model)): model for model in models}
-        return by_name, {as_text(agent, "id"): agent for agent in agents}
+        return Catalogue(
+            [as_dict(document, "info") for document in documents],
+            {without_variant(name_of_model(model)): model for model in models},
+            {as_text(agent, "id"): agent for agent in agents},
+            chosen=name_of_model(self.get_if_possible("/model/default")),
+        )
 
     # Sessions and prompts.
 
     def session_body(self, prompt: Prompt) -> Json:
-        """No id: OpenCode's free models want the server's. Model and agent of the configuration
-        are not applied by the server."""
-        body: Json = {"location": {"directory": self.directory}}
+        """No id: OpenCode's free models want the server's. The server does not apply the model that
+        its configuration gives to an agent."""
+        body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
             body["model"] = body_of_model(model, "id")
@@ -4839,37 +4934,39 @@ class OpenCode2(OpenCode):
         ids = ids_of_attempts(prompt, attempt)
         self.session = session
         self.resting = ""
-        self.withdraw(session, ids[:-1], REQUEST_TIMEOUT)
+        self.withdraw(session, ids[:-1])
         self.post(f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
-    def withdraw(self, session: str, ids: Iterable[str], timeout: float) -> None:
+    def withdraw(self, session: str, ids: Iterable[str]) -> None:
         """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
         for id in ids:
-            path = self.path(f"/session/{session}/inbox/{id}")
             try:
-                self.client.request("DELETE", path, timeout=timeout)
+                self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
                 # A server without an inbox answers such a path with its web page.
                 if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
-    def interrupt(
-        self, session: str, prompt: Prompt, attempt: int, timeout: float = REQUEST_TIMEOUT
-    ) -> None:
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """It leaves in the inbox what was not delivered, which would join whatever comes next."""
-        super().interrupt(session, prompt, attempt, timeout)
-        self.withdraw(session, ids_of_attempts(prompt, attempt), timeout)
+        super().interrupt(session, prompt, attempt)
+        self.withdraw(session, ids_of_attempts(prompt, attempt))
+
+    def dispose(self) -> None:
+        """It does so itself when it ends."""
 
     # How a session stands.
 
     def prints(self) -> bool:
         has_grown = False
-        for part, _since, shell in list(self.calls.values()):
-            if shell and part.session in self.relatives:
-                known = self.printed.get(shell, 0)
-                path = f"/shell/{quote(shell, safe='')}/output?cursor={known}"
-                self.printed[shell] = as_int(self.get_if_possible(path), "size")
-                has_grown = has_grown or self.printed[shell] > known
+        for call in list(self.calls.values()):
+            if call.shell and call.part.session in self.relatives:
+                known = self.printed.get(call.shell, 0)
+                path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
+                size = as_int(self.get_if_possible(path), "size")
+                if size > known:
+                    self.printed[call.shell] = size
+                    has_grown = True
         return has_grown
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4879,10 +4976,10 @@ class OpenCode2(OpenCode):
         return retry if retry.wait > 0 else None
 
     def verdict(
-        self, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
+        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
     ) -> tuple[str, Fault | None]:
         ids = ids_of_attempts(prompt, attempt)
-        delivered, messages = self.since_prompt(ids)
+        delivered, messages = self.since_prompt(session, ids)
         has_step = any(message.get("type") == "assistant" for message in messages)
         if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
             # Before the first step, as with a model that is not there. Why, the message tells since
@@ -4891,9 +4988,9 @@ class OpenCode2(OpenCode):
             return "failed", fault_of(idles[-1].get("error")) if idles else None
         return judge_steps(messages, is_at_work) if delivered else ("undelivered", None)
 
-    def since_prompt(self, ids: Sequence[str]) -> tuple[str, list[Json]]:
+    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
         """The newest of our prompts that was delivered, or "", and what came after it."""
-        path = self.path(f"/session/{self.session}/message?limit={PAGE}")
+        path = self.path(f"/session/{session}/message?limit={PAGE}")
         newer: list[Json] = []
         cursor = ""
         for _ in range(MOST_PAGES):
@@ -4920,23 +5017,21 @@ class OpenCode2(OpenCode):
         form = self.forms.get(ask.id, {})
         path = f"/session/{as_id(form.get('sessionID') or ask.session)}/form/{ask.id}"
         values = answer_to_form(form, answers, message)
-        try:
-            if values:
+        if values:
+            try:
                 self.post(f"{path}/reply", {"answer": values})
                 return
-        except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
-            if error.code != 400 or decision != "reject":
-                raise
+            except RequestError as error:
+                if error.code == 409:
+                    return  # somebody else has answered it
+                if error.code != 400 or decision != "reject":
+                    raise
         # Versions differ in where they take the words, and none minds them elsewhere.
-        path = self.path(f"{path}?message={quote(message, safe='')}")
-        self.client.request("DELETE", path, {"message": message})
+        self.request("DELETE", f"{path}?message={quote(message, safe='')}", {"message": message})
 
     # The event stream.
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words. It is fed them in their order."""
         type = as_text(event, "type")
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
@@ -4975,13 +5070,20 @@ class OpenCode2(OpenCode):
     def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
         """A step's end alone tells what it has cost: `usage.updated` would count it again."""
         message = as_text(data, "assistantMessageID")
-        for key in [key for key in self.calls if is_over and key[0] == message]:
-            del self.calls[key]  # broken off: no word of their end will come
+        if is_over:  # whose tools were broken off: no word of their end will come
+            for key in [key for key, call in self.calls.items() if call.part.message == message]:
+                del self.calls[key]
         spend = spend_of(data)
-        context = spend.input + spend.cached
-        model = without_variant(name_of_model(data.get("model")))
-        agent = as_text(data, "agent")
-        return Spent(session, message, spend, context, model, agent, "", how_ended(data), is_over)
+        return Spent(
+            session,
+            message,
+            spend,
+            context=spend.input + spend.cached,
+            model=without_variant(name_of_model(data.get("model"))),
+            agent=as_text(data, "agent"),
+            ended=how_ended(data),
+            complete=is_over,
+        )
 
     def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
         """A text or a thought of a step. They have no ids: they are counted, each on its own."""
@@ -4996,32 +5098,32 @@ class OpenCode2(OpenCode):
     def decode_tool(self, session: str, what: str, data: Json, now: float) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
         message = as_text(data, "assistantMessageID")
-        id = as_text(data, "id")
+        key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
             tool = as_text(data.get("name") or "tool")
             opens = tool in SUBAGENT_TOOLS
-            key = f"{message} tool {id}"
             part = Part(session, message, key, "tool", "running", tool=tool, opens=opens)
-            self.calls[message, id] = (part, now, "")
+            self.calls[key] = Call(part, now)
             return Alive(session) if opens else part  # it is shown once, when it is known what for
-        if (message, id) not in self.calls:
+        call = self.calls.get(key)
+        if call is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
-        part, since, shell = self.calls.pop((message, id))
+        if what == "called":
+            given = as_dict(data, "input")
+            part = call.part._replace(argument=argument_of(given, self.options.directory))
+            self.calls[key] = Call(part._replace(call=call_id(part.tool, given)), now)
+            return part
         if what in ("success", "failed"):
-            state = "done" if what == "success" else "failed"
-            argument = part.argument + change_of(dicts(data, "metadata", "files"))
-            text = as_text(data, "error", "message")
-            return part._replace(
-                state=state, argument=argument, text=text, seconds=max(0.0, now - since)
+            del self.calls[key]
+            return call.part._replace(
+                state="done" if what == "success" else "failed",
+                argument=call.part.argument + change_of(dicts(data, "metadata", "files")),
+                text=as_text(data, "error", "message"),
+                seconds=max(0.0, now - call.since),
             )
-        if what != "called":
-            shell = as_text(data, "metadata", "shellID") or shell
-            self.calls[message, id] = (part, since, shell)
-            return Alive(session)
-        given = as_dict(data, "input")
-        part = part._replace(argument=argument_of(given, self.directory))
-        self.calls[message, id] = (part._replace(call=call_id(part.tool, given)), now, "")
-        return part
+        shell = as_text(data, "metadata", "shellID")
+        self.calls[key] = call._replace(shell=shell or call.shell)
+        return Alive(session)
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -5068,10 +5170,12 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         if type == "assistant":
             step = message
             idle = {}
+            has_more = False
         elif type == "idle":
             idle = message
-        if type in ("user", "synthetic", "assistant", "idle"):
-            has_more = type in ("user", "synthetic")
+            has_more = False
+        elif type in ("user", "synthetic"):
+            has_more = True
     outcome = as_text(idle, "outcome")
     finish = as_text(step, "finish")
     fault = fault_of(step.get("error"))
@@ -5085,10 +5189,8 @@ def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str
         return "unfinished", None  # it works, or its server died
     if fault and fault.kind != "aborted":
         return "failed", fault
-    if not fault and finish == "stop":
-        return "answered", None
-    if not fault and finish in ENDED_EARLY:
-        return "failed", ENDED_EARLY[finish]
+    if not fault and finish in FINISHES:
+        return FINISHES[finish]
     if outcome == "failed" or (finish == "error" and not fault):
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.
@@ -5106,18 +5208,16 @@ def was_refused(part: Json) -> bool:
 
 # ── opencode: which generation answers ────────────────────────────────────────────────────────────
 
-Dialect = Union[OpenCode1, OpenCode2]
-
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 # Where a version is told, and the oldest one that will do.
-PROBES: tuple[tuple[str, type[Dialect], tuple[int, int, int]], ...] = (
+PROBES: tuple[tuple[str, type[OpenCode], tuple[int, int, int]], ...] = (
     ("/api/info", OpenCode2, (2, 0, 4)),
     ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
     ("/global/health", OpenCode1, (1, 2, 0)),
 )
 
 
-def detect(client: Client) -> tuple[type[Dialect], str]:
+def detect(client: Client) -> tuple[type[OpenCode], str]:
     """Which dialect the server speaks, and its version. Unknown paths are answered with a page by
     both: only JSON proves anything. Problem: it speaks neither; RequestError: none yet."""
     for path, dialect, oldest in PROBES:
@@ -5154,7 +5254,7 @@ class StreamReader:
     """
 
     def __init__(
-        self, dialect: Dialect, post: Callable[[Any], None], live: bool, verbose: bool
+        self, dialect: OpenCode, post: Callable[[Any], None], live: bool, verbose: bool
     ) -> None:
         self.dialect = dialect
         self.post = post
@@ -5166,10 +5266,7 @@ class StreamReader:
         self.budget = 0
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
 
-    def start(self) -> None:
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
         client = self.dialect.client
         path = self.dialect.path("/event")
@@ -5177,24 +5274,22 @@ class StreamReader:
         while not self.stopped:
             opened = time.monotonic()
             with suppress(RequestError, *client.ERRORS):
-                self._connect(client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True))
+                response = client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True)
+                with response:
+                    if response.status == 200:
+                        self.post(StreamOpened())
+                        self.read(response)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
             time.sleep(wait_after(failures, STREAM_WAITS))
-
-    def _connect(self, response: http.client.HTTPResponse) -> None:
-        with response:
-            if response.status == 200:
-                self.post(StreamOpened())
-                self.read(iter(lambda: response.readline(LARGEST), b""))
 
     def stop(self) -> None:
         """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
         self.dialect.client.hang_up()
 
-    def read(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
+    def read(self, stream: io.BufferedIOBase) -> None:
+        for line in iter(lambda: stream.readline(LARGEST), b""):
             if self.stopped:
                 return
             try:
@@ -5214,11 +5309,11 @@ class StreamReader:
             self.alive.clear()
         if DELTA.search(data, 0, 200):
             self.budget -= 1
-            found = SESSION_ID.search(data)
-            if self.budget < 0 and found and found.group(1) not in self.alive:
-                self.alive.add(found.group(1))
-                self.post(Alive(found.group(1).decode("utf-8", "replace")))
             if self.budget < 0:
+                found = SESSION_ID.search(data)
+                if found and found.group(1) not in self.alive:
+                    self.alive.add(found.group(1))
+                    self.post(Alive(found.group(1).decode("utf-8", "replace")))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
         if self.verbose:
@@ -5263,9 +5358,9 @@ def list_processes() -> list[Process]:
                 environment = file.read()
             with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
                 _state, parent, group, *more = file.read().rpartition(")")[2].split()
+                memory = int(more[18]) * page
                 entries = environment.split("\0")
-                resident = int(more[18]) * page
-                found.append(Process(int(pid), int(parent), int(group), resident, entries))
+                found.append(Process(int(pid), int(parent), int(group), memory, entries))
     else:
         told = ""
         with suppress(OSError, subprocess.SubprocessError):
@@ -5274,8 +5369,7 @@ def list_processes() -> list[Process]:
             ).stdout.decode("utf-8", "replace")
         row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
         for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
-            process = Process(int(pid), int(parent), int(group), int(memory), words.split())
-            found.append(process)
+            found.append(Process(int(pid), int(parent), int(group), int(memory), words.split()))
     return found
 
 
@@ -5299,20 +5393,19 @@ def group_memory(group: int) -> int:
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def exit_status(process: subprocess.Popen[bytes], waits: bool = False) -> int | None:
-    """A child's exit status once it has ended; `waits` for that.
+def exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """A child's exit status once it has ended.
 
     It is looked at without reaping, where that can be done: until then its number, which is that of
     its group too, is given to nobody else.
     """
     if process.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
         with suppress(ChildProcessError):  # another thread has reaped it just now
-            how = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
-            found = os.waitid(os.P_PID, process.pid, how)
+            found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if found is None:
                 return None
             return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-    return process.wait() if waits else process.poll()
+    return process.poll()
 
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -5484,7 +5577,7 @@ class Server:
             known = self.environment.get
             self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
             self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
-        self.dialect: Dialect | None = None
+        self.dialect: OpenCode | None = None  # of one that has answered
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
         self.guard = Guard(self.mark, self.environment, libraries)
@@ -5501,18 +5594,17 @@ class Server:
             self.stop()
             try:
                 url = options.server or self._launch()
-                client, dialect_type, version = self._meet(url)
+                dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop()
                 said = f"{problem}{self._last_words()}"
                 raise Problem(said, problem.status, problem.again) from None
-            self.dialect = dialect_type(client, options)
-            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
-            self.reader.start()
+            self.dialect = dialect
+            self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
+            in_thread(self.reader.run)
             if self.process:
-                args = (self.process, launch)
-                threading.Thread(target=self._watch, args=args, daemon=True).start()
-            return url, version, dialect_type.generation
+                in_thread(self._watch, self.process, launch)
+            return url, version, dialect.generation
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -5548,7 +5640,7 @@ class Server:
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._drain, args=(process.stdout, found), daemon=True).start()
+        in_thread(self._drain, process.stdout, found)
         how = f"did not start within {START_TIMEOUT:.0f} s"
         with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
@@ -5568,17 +5660,14 @@ class Server:
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
-        rest is kept for its last words, less what is nobody's business: a broken configuration may
-        hold keys, and 2.x may print the password that it made."""
-        is_input = False
-        for raw in iter(lambda: stdout.readline(1 << 16), b""):
-            line = printable(raw.decode("utf-8", "replace").rstrip())
+        rest is kept for its last words."""
+        printed = iter(lambda: stdout.readline(1 << 16), b"")
+        lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in printed)
+        for line in without_secrets(lines):
             match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
             if match:
                 found.put(match.group(1))
-            elif "--- JSONC Input ---" in line or "--- Errors ---" in line:
-                is_input = "Input" in line
-            elif not is_input and not re.search(r"^\s*Line \d+: |password", line):
+            else:
                 self.last_lines.append(line[:300])
         found.put("")
 
@@ -5586,30 +5675,27 @@ class Server:
         return "".join(f"\n  {line}" for line in self.last_lines)
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        problem = ENDED_BY_ITSELF.format(exit_status(process, waits=True))
+        problem = ENDED_BY_ITSELF.format(wait_for_end(process, NEVER))
         if self.process is process:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, problem + self._last_words()))
 
-    def _meet(self, url: str) -> tuple[Client, type[Dialect], str]:
-        """Wait until it answers, and find out whom we talk to."""
+    def _meet(self, url: str) -> tuple[OpenCode, str]:
+        """Wait until it answers; the dialect that it speaks, and its version."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
         advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
         if self.options.server:
             advice = "start it, or leave --server out"
-
-        def is_gone() -> bool:
-            return process is not None and exit_status(process) is not None
-
         while True:
-            client = Client(url, self.username, self.password, is_gone)
+            client = Client(url, self.username, self.password, process)
             try:
-                return (client, *detect(client))
+                dialect, version = detect(client)
+                return dialect(client, self.options), version
             except RequestError as error:
-                if process and is_gone():
-                    problem = ENDED_BY_ITSELF.format(exit_status(process))
-                    raise Problem(problem, again=True) from None
+                status = exit_status(process) if process else None
+                if status is not None:
+                    raise Problem(ENDED_BY_ITSELF.format(status), again=True) from None
                 if error.code in (401, 403):
                     if self.username == DEFAULT_USER:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
@@ -5626,15 +5712,10 @@ class Server:
         left the group."""
         with self.turn:
             with self.lock:
-                process = self.process
-                dialect = self.dialect
-                self.process = None
-                self.dialect = None
+                process, self.process = self.process, None
+                dialect, self.dialect = self.dialect, None
             if dialect:
-                args = (dialect, session, process is not None)
-                farewell = threading.Thread(target=self._say_farewell, args=args, daemon=True)
-                farewell.start()
-                farewell.join(FAREWELL_WITHIN)
+                in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
                 self.reader.stop()
             if process:
@@ -5642,23 +5723,24 @@ class Server:
                 self.guard.watch(0)
             remove_libraries(self.libraries)
 
-    def _say_farewell(self, dialect: Dialect, session: str, is_ours: bool) -> None:
-        """One that is gone hears none of it: the client sees to that."""
+    def _say_farewell(self, dialect: OpenCode, session: str) -> None:
+        """In a hurry. One that is gone hears none of it: the client sees to that."""
+        dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
                 self._stop_session(dialect, session)
-            if is_ours:
+            if dialect.client.process:  # it is ours
                 dialect.dispose()
             elif session:
                 time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
                 self._stop_session(dialect, session)
 
-    def _stop_session(self, dialect: Dialect, session: str) -> None:
-        """Interrupt a session in a hurry. What is not at rest when its server ends leaves a claim
-        behind, with which another process of OpenCode 2 may wake it."""
+    def _stop_session(self, dialect: OpenCode, session: str) -> None:
+        """Interrupt a session. What is not at rest when its server ends leaves a claim behind, with
+        which another process of OpenCode 2 may wake it."""
         until = time.monotonic() + 2.0
-        dialect.interrupt(session, Prompt(""), 0, timeout=1.5)
-        while dialect.at_work(session, timeout=1.0) and time.monotonic() < until:
+        dialect.interrupt(session, Prompt(""), 0)
+        while dialect.at_work(session) and time.monotonic() < until:
             time.sleep(0.1)
 
     def close(self, session: str = "") -> None:
@@ -5668,8 +5750,7 @@ class Server:
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        stopping = threading.Thread(target=self.stop, args=(session,), daemon=True)
-        stopping.start()
+        stopping = in_thread(self.stop, session)
         stopping.join(CLOSED_WITHIN)
         if not stopping.is_alive():
             self.guard.dismiss()
@@ -5700,7 +5781,7 @@ def port_is_free(port: int) -> bool:
 
 class Outside:
     """The world as a run knows it: a request is the name of a method, and its arguments. What is
-    not known here (setup, send, poll, interrupt, reply) the server's dialect knows.
+    not known here (setup, create, send, poll, interrupt, reply) the server's dialect knows.
 
     What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
     """
@@ -5722,7 +5803,7 @@ class Outside:
         elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
         else:
-            threading.Thread(target=self._make, args=(request,), daemon=True).start()
+            in_thread(self._make, request)
 
     def _make(self, request: Request) -> None:
         try:
@@ -5736,7 +5817,7 @@ class Outside:
             self.post(Answer(request, result))
 
     @property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> OpenCode:
         dialect = self.server.dialect
         if dialect is None:
             raise RequestError(0, "the server is not running")
@@ -5747,26 +5828,14 @@ class Outside:
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    def create(self, prompt: Prompt) -> str:
-        """A session; its id."""
-        session, directory = self.dialect.create(prompt)
-        here = self.options.directory
-        if directory not in ("", here) and os.path.realpath(directory) != os.path.realpath(here):
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
-            raise Problem(
-                f"OpenCode would work in {directory[:300]} and not in {here}: rename the folder "
-                "(OpenCode reads a % in its name as the beginning of a code)"
-            )
-        return session
-
     # Shell commands of a person's: --check and --notify.
 
     def _shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int, **mark: str
+        self, command: str, facts: dict[str, str], cwd: str, stdout: int
     ) -> subprocess.Popen[bytes]:
         """Start a shell command. Facts from plan and model may be longer and stranger than an
         environment can hold."""
-        environment: dict[str, Any] = {**self.server.environment, **mark}
+        environment: dict[str, Any] = dict(self.server.environment)
         for name, value in facts.items():
             environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(
@@ -5781,15 +5850,14 @@ class Outside:
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
         server = self.server
-        mark = {MARK: self.check_mark}
+        facts = {**facts, MARK: self.check_mark}
         try:
             with server.lock:
                 if server.closing:
                     return CheckResult(126, "", interrupted=True)
                 server.guard.watch(server.process.pid if server.process else 0)
-                process = self.check = self._shell(
-                    options.check, facts, options.directory, subprocess.PIPE, **mark
-                )
+                process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
+                self.check = process
         except OSError as error:
             return CheckResult(126, f"the check cannot be started: {error}")
         tail = bytearray()
@@ -5801,8 +5869,7 @@ class Outside:
                 tail.extend(piece)
                 del tail[:-LONGEST_TAIL]
 
-        reading = threading.Thread(target=read, daemon=True)
-        reading.start()
+        reading = in_thread(read)
         late = ""
         status = wait_for_end(process, options.check_timeout or NEVER)
         if status is None:
@@ -5839,7 +5906,7 @@ class Outside:
             elif process.wait():
                 self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
 
-        threading.Thread(target=wait, daemon=True).start()
+        in_thread(wait)
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────

@@ -736,13 +736,12 @@ def test_a_wrong_set_up_is_said_before_any_prompt(options: Json, finds: Json, wo
 
 def test_a_session_that_would_work_in_another_folder_gets_no_prompt() -> None:
     """OpenCode 1 reads `my%20project` as `my project`."""
-    outside = ocloop.Outside(ocloop.Server(Options(directory="/my%20project"), print))
-    found = ""
-    outside.server.dialect = SimpleNamespace(create=lambda prompt: ("ses_1", found))  # type: ignore
-    assert outside.create(Prompt("")) == "ses_1", "it does not say"
-    found = "/my project"
+    made: Json = {"id": "ses_1"}
+    dialect = a_dialect(Said({"POST /session": made}), "/my%20project")
+    assert dialect.create(Prompt("")) == "ses_1", "it does not say"
+    made["directory"] = "/my project"
     with pytest.raises(Problem, match="in /my project and not in /my%20project: rename the folder"):
-        outside.create(Prompt(""))
+        dialect.create(Prompt(""))
     story = waiting_for("create", attended=False)
     story.tell(Answer(story.last("create").made, error=Problem("rename the folder")))
     assert story.exits == [1] and story.all("send") == [] and "rename" in story.reason
@@ -4705,7 +4704,8 @@ def test_a_server_that_boots_is_waited_for_and_one_that_will_not_do_is_told_at_o
     server = ocloop.Server(Options(server=wire.url), print)
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
-    assert server._meet(wire.url)[1:] == (OpenCode2, "2.0.20")
+    dialect, version = server._meet(wire.url)
+    assert isinstance(dialect, OpenCode2) and version == "2.0.20"
     with pytest.raises(Problem, match=f"{wire.url}/wrong/path is not OpenCode"):
         ocloop.detect(Client(f"{wire.url}/wrong/path/", "", ""))
     wire.forget()
@@ -4730,6 +4730,7 @@ CONFIGURATION = """/project/opencode.json
 --- Errors ---
 PropertyNameExpected at line 3, column 23
    Line 3: { "apiKey": "sk-SECRET",,, }
+                                ^
 --- End ---"""
 
 
@@ -4752,9 +4753,8 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     assert max(map(len, lines)) <= 300
     kept = "\n".join(lines)
     assert "hunter2" not in kept and "SECRET" not in kept and "PropertyNameExpected" in kept
-    said = ocloop.without_input(CONFIGURATION)
-    assert said == "/project/opencode.json PropertyNameExpected at line 3, column 23"
-    assert ocloop.without_input("no such thing") == "no such thing"
+    error = ocloop.refusal(400, {"data": {"message": CONFIGURATION}}, "GET /a")
+    assert str(error) == "/project/opencode.json PropertyNameExpected at line 3, column 23"
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -5074,10 +5074,11 @@ def test_what_opencode_1_knows() -> None:
 def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_again() -> None:
     route = "/session/ses_1/prompt_async"
     client = Said({
-        "POST /session": {"id": "ses_1", "directory": "/my project"}, f"POST {route}": None,
+        "POST /session": {"id": "ses_1", "directory": "/my%20project/\u00e9"},
+        f"POST {route}": None,
     })  # fmt: skip
     dialect = a_dialect(client, "/my%20project/\u00e9")
-    assert dialect.create(PROMPT) == ("ses_1", "/my project"), "it says where it works"
+    assert dialect.create(PROMPT) == "ses_1"
     path = "/session?directory=%2Fmy%2520project%2F%C3%A9"
     assert client.heard == [("POST", path, {"title": PROMPT.title})]
     part = {"id": "prt_0", "type": "text", "text": "Do it"}
@@ -5542,7 +5543,7 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(
         monkeypatch.delattr(os, "waitid")
     for command, status in (("exit 3", 3), ("kill -9 $$", -9)):
         child = started(command)
-        assert ocloop.exit_status(child, waits=True) == status == ocloop.exit_status(child)
+        assert ocloop.wait_for_end(child, GENEROUS) == status == ocloop.exit_status(child)
         if looks == "waitid":
             assert child.returncode is None, "its number is its own as long as nobody has reaped it"
         ocloop.end_group(child, 1.0, "nobody has this one")
@@ -7279,7 +7280,7 @@ def test_a_session_is_made_with_the_model_that_is_meant(
     says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
     made, client = dialect_2(says, attended=attended, agent=prompt.get("agent", ""))
     assert made.setup().model == known
-    assert made.create(PROMPT_2._replace(**prompt)) == ("ses_A", "/w")
+    assert made.create(PROMPT_2._replace(**prompt)) == "ses_A"
     body = {"title": PROMPT_2.title, "location": {"directory": "/w"}, **more}
     assert client.heard[-1] == ("POST", "/api/session", body)
 
@@ -7658,6 +7659,24 @@ def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
     client.says["POST /api/session/ses_A/interrupt"] = GONE_2
     with pytest.raises(RequestError):
         made.interrupt("ses_A", prompt, 1)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_an_earlier_session_is_interrupted_without_the_one_at_work(generation: int) -> None:
+    """It woke up by itself: the family that was looked at last is that of the session under way."""
+    prefix, word, active = (
+        ("", "abort", "/session/status"),
+        ("/api", "interrupt", "/api/session/active"),
+    )[generation - 1]
+    client = Said({
+        f"GET {active}": {"ses_A": {"type": "busy"}, "ses_B": {"type": "busy"}},
+        f"POST {prefix}/session/ses_old/{word}": True,
+    })  # fmt: skip
+    made = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/w"))
+    made.relatives = ("ses_A", "ses_B")
+    made.interrupt("ses_old", Prompt(""), 0)
+    posted = [path.partition("?")[0] for method, path, _ in client.heard if method == "POST"]
+    assert posted == [f"{prefix}/session/ses_old/{word}"]
 
 
 def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice() -> None:
