@@ -5410,6 +5410,9 @@ def exit_status(process: subprocess.Popen[bytes]) -> int | None:
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     """Its exit status, not reaped; None when it runs for longer than that."""
+    if seconds == NEVER and hasattr(os, "waitid"):  # nothing wakes up all night to look
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     until = time.monotonic() + seconds
     pause = 0.001
     while exit_status(process) is None and time.monotonic() < until:
