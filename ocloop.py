@@ -3147,7 +3147,7 @@ class Run:
         event, tone = events.get(end.status, ("stopped", "warn"))
         record = end_record(self, event, end)
         self.journal.note("end", end.reason, tone, record=record)
-        for line in summary_of(self, record):
+        for line in summary_of(self):
             self.journal.note("end", line)
         if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
             self.notify(event, end.reason)
@@ -3277,19 +3277,27 @@ def end_record(run: Run, event: str, end: End) -> Json:
         "event": event,
         "status": end.status,
         "reason": end.reason,
-        "summary": run.plan.summary,
         **counts_of(run.plan),
-        "gone": run.books.gone,
-        "refused": dict(refused_by(run.books.results)),
-        "check": {"command": run.options.check, "verdict": run.books.check},
+        **left_behind(run),
         "iterations": run.number,
         "seconds": round(run.clock.elapsed, 1),
+    }
+
+
+def left_behind(run: Run) -> Json:
+    """What a run leaves, for JSON and for `next_steps`."""
+    check = {"command": run.options.check, "verdict": run.books.check, "told": run.books.complaint}
+    return {
+        "summary": run.plan.summary,
+        "gone": run.books.gone,
+        "refused": dict(refused_by(run.books.results)),
+        "check": check,
         **run.total.record(),
     }
 
 
-def summary_of(run: Run, record: Json) -> list[str]:
-    """What a person wants to know in the morning; `record` says how it ended."""
+def summary_of(run: Run) -> list[str]:
+    """What a person wants to know in the morning."""
     plan = run.plan
     lines = plan.summary.split("\n") if plan.summary else []
     iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
@@ -3302,7 +3310,8 @@ def summary_of(run: Run, record: Json) -> list[str]:
         lines.append(said_gone(run.books.gone))
     for state in ("blocked", "manual"):
         lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
-    return lines + [f"to do: {step}" for step in next_steps(plan, record)]
+    steps = next_steps(plan, {"status": run.status, **left_behind(run)})
+    return lines + [f"to do: {step}" for step in steps]
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3374,6 +3383,21 @@ def facts_of(run: Run) -> dict[str, str]:
         "seconds": int(run.clock.elapsed),
     }
     return {f"OCLOOP_{name.upper()}": str(fact) for name, fact in facts.items()}
+
+
+def local_time(form: str, moment: Any) -> str:
+    """A time, in seconds since 1970; "?" for what is none, as in a damaged state file."""
+    with suppress(OSError, OverflowError, ValueError):
+        return time.strftime(form, time.localtime(as_float(moment)))
+    return "?"
+
+
+def iso_time(moment: Any) -> str:
+    return local_time("%Y-%m-%dT%H:%M:%S%z", moment)
+
+
+def time_of_day(moment: Any) -> str:
+    return local_time("%H:%M", moment)
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
@@ -3582,8 +3606,8 @@ class Picture(NamedTuple):
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
-def view(run: Run, now: float) -> Picture:
-    """Take the picture; `now` is on the run's own clock, in seconds."""
+def view(run: Run) -> Picture:
+    """Take the picture."""
     ask = ask_panel(run)
     asked = run.talk.asks.shown if run.talk else ""
     state = run.shown_state
@@ -3597,14 +3621,14 @@ def view(run: Run, now: float) -> Picture:
     return Picture(
         state=state,
         header=(
-            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run, now)),
+            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run)),
             progress_pieces(run),
-            task_pieces(run, now, style),
+            task_pieces(run, style),
             spend_pieces(run),
         ),
         plan=run.plan,
-        tasks=view_tasks(run, now),
-        live=view_live(run, now),
+        tasks=view_tasks(run),
+        live=view_live(run),
         ask=ask,
         ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
         keys=hints(run),
@@ -3614,14 +3638,14 @@ def view(run: Run, now: float) -> Picture:
     )
 
 
-def state_pieces(run: Run, now: float) -> tuple[Piece, ...]:
+def state_pieces(run: Run) -> tuple[Piece, ...]:
     """Since when it is in its state, and numbers on what is asked, iteration and run."""
-    since = f" since {local_time('%H:%M', run.phase_since)}"
+    since = f" since {time_of_day(run.phase_since)}"
     facts = []
     asks = run.talk.asks if run.talk else None
     if asks and asks.first:
         if run.options.ask_timeout:
-            left = asks.first.since + run.options.ask_timeout - now
+            left = asks.first.since + run.options.ask_timeout - run.now
             facts.append(f"refused in {duration(left + 0.9)}")
         if len(asks.open) > 1:
             facts.append(f"+{len(asks.open) - 1} more")
@@ -3631,7 +3655,7 @@ def state_pieces(run: Run, now: float) -> tuple[Piece, ...]:
         if most and run.books.counted == run.number - bool(run.iteration):
             fact += f" of {most:.0f}"
         if run.iteration:
-            fact += f" {duration(now - run.iteration.talk.started)}"
+            fact += f" {duration(run.now - run.iteration.talk.started)}"
         most = run.limits.most["max_time"]
         limit = f" of {duration(most)}" if most else ""
         facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
@@ -3658,15 +3682,15 @@ def progress_pieces(run: Run) -> tuple[Piece, ...]:
     )
 
 
-def task_pieces(run: Run, now: float, style: str) -> tuple[Piece, ...]:
+def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
     """Why it is in its state, what matters most first; else what it works on."""
     reason = run.shown_reason
     task = run.iteration.task if run.iteration else run.plan.current
     if run.phase == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
     elif run.wait_until is not None:
-        left = run.wait_until - now
-        at = local_time("%H:%M", run.clock.wall + left)
+        left = run.wait_until - run.now
+        at = time_of_day(run.clock.wall + left)
         reason = f"again at {at}, in {duration(left)}: {run.reason}"
     elif run.files.trouble and run.rests_at is None:
         reason = run.files.trouble
@@ -3699,8 +3723,9 @@ def spend_pieces(run: Run) -> tuple[Piece, ...]:
     )
 
 
-def view_live(run: Run, now: float) -> tuple[Entry, ...]:
+def view_live(run: Run) -> tuple[Entry, ...]:
     """What runs now, as entries without a time."""
+    now = run.now
     talk = run.iteration.talk if run.iteration else None
     entries: list[Entry] = []
     for live in talk.transcript.live.values() if talk else ():
@@ -3718,7 +3743,7 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def view_tasks(run: Run, now: float) -> list[TaskView]:
+def view_tasks(run: Run) -> list[TaskView]:
     """All tasks of the plan, with what this run spent on them.
 
     Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
@@ -3731,7 +3756,7 @@ def view_tasks(run: Run, now: float) -> list[TaskView]:
     spent: dict[tuple[str, str], TaskView] = {}
     if run.iteration:
         began = run.iteration.talk.started  # in whole seconds, or every picture were a new one
-        results.append(run.iteration.result(began + int(now - began)))
+        results.append(run.iteration.result(began + int(run.now - began)))
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
@@ -3965,7 +3990,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[("dim", text + "─" * (width - text_width(text)))]]
     clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
-    stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
+    stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
     left = f" {stamp[:clock]:<{clock}} " if clock else " "
     name = SHORT_KINDS.get(entry.kind, entry.kind)
     kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
@@ -3986,15 +4011,16 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """The part of the journal that is looked at, and at its end what runs now. No more of it is
     laid out than that, and what is newer."""
-    counted = scroll.newest if scroll.away[""] else picture.newest
     above = -scroll.away[""] - scroll.moved
+    is_away = scroll.away[""] != 0
     rows: list[Row] = []  # newest first
     for entry in reversed(picture.journal):
         if len(rows) >= height + max(0, above):
             break
         its_rows = entry_rows(entry, width)
         rows += reversed(its_rows)
-        if entry.number > counted and above > 0:  # the place stays while new ones come
+        # The place stays while new ones come.
+        if is_away and above > 0 and entry.number > scroll.newest:
             above += len(its_rows)
             scroll.away[""] -= len(its_rows)
     scroll.newest = picture.newest
@@ -5884,21 +5910,16 @@ def say(text: str, file: Any = None) -> None:
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
-    is_given_away = False
-
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.writer = Writer(post)
         self.thread = self.writer.thread
 
     def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
         for entry in fresh:
-            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            stamp = local_time("%H:%M:%S", entry.time)
             text = entry.text.replace("\n", "\n" + " " * 18)
             line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
             self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
-
-    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
-        """There is no terminal to give: T is never pressed here."""
 
     def close(self) -> None:
         self.writer.close(5.0)
@@ -6100,8 +6121,11 @@ def takes_output() -> bool:
     return False
 
 
-def curses_problem() -> str:
-    """Why this terminal cannot have the curses screen; "" when it can."""
+def why_no_screen() -> str:
+    """Why there can be plain lines alone; "": there can be a screen."""
+    with suppress(OSError):
+        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
+            return "it runs in the background of this shell"
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "there is no terminal"
     if curses is None:
@@ -6221,17 +6245,6 @@ class Log:
             "text": entry.text,
         }
         return json.dumps({**record, **(entry.record or {})})
-
-
-def iso_time(seconds: float) -> str:
-    return local_time("%Y-%m-%dT%H:%M:%S%z", seconds)
-
-
-def local_time(form: str, seconds: float) -> str:
-    """The time in that form; "?" for what is none, as in a damaged state file."""
-    with suppress(OSError, OverflowError, ValueError):
-        return time.strftime(form, time.localtime(seconds))
-    return "?"
 
 
 class RunFile:
@@ -6474,19 +6487,16 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "updated": run.clock.wall,
         "log": run.options.log,
         "commit": commit,
-        **run.total.record(),
+        **left_behind(run),
         "limits": {name: most for name, most in run.limits.most.items() if most},
         "server": run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
         "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
-        "retry": f"{retry.message} (at {clock(began + talk.retry_at)})" if talk and retry else "",
+        "retry": f"{retry.message} (at {time_of_day(began + talk.retry_at)})"
+        if talk and retry
+        else "",
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
-        "check": {
-            "command": run.options.check,
-            "verdict": run.books.check,
-            "told": run.books.complaint,
-        },
         "tasks": [
             {
                 **item.task._asdict(),
@@ -6496,12 +6506,9 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
                 "outcome": item.outcome,
                 **item.spend.record(),
             }
-            for item in view_tasks(run, run.now)
+            for item in view_tasks(run)
         ],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "summary": run.plan.summary,
-        "gone": run.books.gone,
-        "refused": dict(refused_by(run.books.results)),
     }
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
@@ -6629,8 +6636,8 @@ the server
 --server-memory MIB           replace the server between iterations when it has grown larger (2048)
 """
 PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
-STATUS_OPTIONS = """\
---plan PATH                   the plan file (PLAN.md)
+STATUS_OPTIONS = f"""\
+{PLAN_OPTION}\
 --all                         a line for each loop on this machine that runs, or ran last
 --json                        print it as JSON
 """
@@ -6660,7 +6667,7 @@ COMMANDS = (
 )
 
 
-def seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     parts = re.findall(r"([\d.]+)([dhms]?)", text)
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
@@ -6682,7 +6689,7 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
     "DURATION": (
         r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
-        seconds,
+        seconds_of,
         "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
     ),
     "PORT": (r"\d{1,5}", port_number, "port: write a number up to 65535"),
@@ -6897,14 +6904,6 @@ def tasks_as_read(plan: Plan) -> list[str]:
     return lines
 
 
-def why_no_screen() -> str:
-    """Why there are plain lines and no screen, though nobody asked for them; "": there is one."""
-    with suppress(OSError):
-        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
-            return "it runs in the background of this shell"
-    return curses_problem()
-
-
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
@@ -6966,9 +6965,9 @@ class Driver:
         self.outside = Outside(self.server)
         self.writer = Writer(post)
         self.log = Log(options.log, self.writer)
+        self.logged = 0  # entries of the journal
         self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
-        self.status: int | None = None
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
@@ -6984,10 +6983,9 @@ class Driver:
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             threading.Thread(target=self._note_commit, daemon=True).start()
-            self._make(self.run.handle(None, time.time()))
+            self._handle(None)
             screen = CursesScreen if self.options.attended else LineScreen
             self.screen = screen(self.inbox.put)
-            self.log.add(self.run.journal.newest(self.run.journal.count))
             event = None  # only time has passed
             while self.run.exit_status is None:
                 patience = self.TICK if event is None else CursesScreen.FRAME  # it is to be shown
@@ -6997,20 +6995,22 @@ class Driver:
                 self._handle(event)
                 if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
                     self._show()
-            self.status = self.run.exit_status
         except Exception as error:
             self._tell_of_bug(error)
             raise
         finally:
             self._leave()
-        return self.status
+        return self.run.exit_status
 
     def _take_signal(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
+        screen = self.screen
         if name == "SIGHUP":
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif name != "SIGINT" or not self.screen or not self.screen.is_given_away:
-            self.inbox.put(Signalled(name))  # else ctrl-c is not for us
+        elif name == "SIGINT" and isinstance(screen, CursesScreen) and screen.is_given_away:
+            pass  # ctrl-c is not for us
+        else:
+            self.inbox.put(Signalled(name))
 
     def _note_commit(self) -> None:
         self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
@@ -7022,25 +7022,28 @@ class Driver:
         with suppress(Exception):
             run.show("error", reason)
             run.requests.clear()
-            before = run.journal.count
             run.tell_end(End("error", 1, reason))
-            self.log.add(run.journal.newest(run.journal.count - before))
+            self._log()
             self._make(run.requests)
 
     def _handle(self, event: Any) -> None:
         """Let the run decide, carry it out, and write it down."""
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        journal = self.run.journal
-        before = journal.count
         self._make(self.run.handle(event, time.time()))
-        self.log.add(journal.newest(journal.count - before))
+        self._log()
+
+    def _log(self) -> None:
+        """What is new in the journal goes into the log."""
+        journal = self.run.journal
+        self.log.add(journal.newest(journal.count - self.logged))
+        self.logged = journal.count
 
     def _make(self, requests: Sequence[Request]) -> None:
         """Have requests made. The terminal is the screen's to give away."""
         for request in requests:
             if request.name == "hand_over":
-                assert self.screen
+                assert isinstance(self.screen, CursesScreen)  # lines take no key
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
                 self.server.lend_libraries(environment)
@@ -7050,17 +7053,16 @@ class Driver:
 
     def _show(self) -> None:
         run = self.run
-        now = run.now
         self.shown_at = time.time()
         last = self.picture
-        picture = view(run, now)
+        picture = view(run)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
             known = last.newest if last else 0
             self.screen.show(picture, run.journal.newest(picture.newest - known))
         talk = run.talk
         at_work = (talk.id, len(talk.asks.open)) if talk else None
-        often = int(now / self.RECORD_EVERY)
+        often = int(run.now / self.RECORD_EVERY)
         changed = (run.shown_state, run.shown_reason, run.number, at_work, often)
         if changed != self.recorded:
             self.recorded = changed
@@ -7078,7 +7080,7 @@ class Driver:
         """End everything, in the order in which it stands here; whatever a step raises, the others
         are needed all the same."""
         run = self.run
-        status = 1 if self.status is None else self.status
+        status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
         session = run.talk.id if run.talk else run.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
@@ -7105,10 +7107,9 @@ class Driver:
         if screen and (screen.thread.is_alive() or not takes_output()):
             os._exit(status)
         try:
-            if isinstance(screen, CursesScreen) and self.status is not None:
-                record = record_of(run, self.server, status)
+            if isinstance(screen, CursesScreen) and run.exit_status is not None:
                 width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.shown_reason}", *summary_of(run, record)]
+                lines = [f"ocloop: {run.shown_reason}", *summary_of(run)]
                 say("\n  ".join(row for line in lines for row in wrap(line, width)))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
@@ -7283,7 +7284,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         changed = (
             "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff "
             "{commit:.7})"
-        ).format(since=clock(run.get("started")), **changes)
+        ).format(since=time_of_day(run.get("started")), **changes)
     check = as_dict(run.get("check"))
     told = []
     if check.get("verdict") == "failed":
@@ -7315,7 +7316,7 @@ def said_run(run: Json, is_running: bool) -> str:
         how = f" (`kill {pid}` ends it in good order)" if pid else ""
         return f"{run['state']}{why}, {process_of(pid)}{how}"
     how = "ended" if run["state"] == "ended" else "was killed after"
-    return f"{how} {iso_time(as_float(run.get('ended') or run.get('updated')))}{why}"
+    return f"{how} {iso_time(run.get('ended') or run.get('updated'))}{why}"
 
 
 def counted(counts: Any) -> str:
@@ -7330,12 +7331,12 @@ def outcomes_of(results: Any) -> str:
 SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
     ("retry", "retry", lambda retry: f"OpenCode tries again: {as_text(retry)}"),
-    ("again", "waiting_until", lambda at: f"at {clock(at)}"),
+    ("again", "waiting_until", lambda at: f"at {time_of_day(at)}"),
     ("iteration", "iteration", lambda number: f"{as_int(number)}"),
     ("task", "task", as_text),
     ("session", "session", as_text),
     ("server", "server", as_text),
-    ("started", "started", lambda at: iso_time(as_float(at))),
+    ("started", "started", iso_time),
     ("log", "log", as_text),
     ("model", "model", as_text),
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
@@ -7360,10 +7361,6 @@ def task_lines(run: Json) -> list[str]:
                 f"{as_text(task.get('text'))}"
             )
     return ["", "state          time     cost  tries  task", *lines] if lines else []
-
-
-def clock(value: Any) -> str:
-    return local_time("%H:%M", as_float(value))
 
 
 def attach(given: argparse.Namespace) -> int:

@@ -423,7 +423,7 @@ class Story:
         return getattr(self.run, name)
 
     def picture(self) -> Picture:
-        return view(self.run, self.run.now)
+        return view(self.run)
 
     @property
     def asks_whether_to_quit(self) -> bool:
@@ -6423,7 +6423,7 @@ def test_status_says_what_changed_since_the_run_began(
     assert changes == {"commit": commit, "files": 5, "untracked": 3, "added": 5, "removed": 2}
     assert ocloop.changes_since(folder, "0" * 40) is None, "it was rewritten: nothing is said"
     record = {"state": "ended", "started": NOON, "directory": folder, "commit": commit}
-    said = f"5 files (3 untracked), +5 −2 since {ocloop.clock(NOON)} (git diff {commit[:7]})"
+    said = f"5 files (3 untracked), +5 −2 since {ocloop.time_of_day(NOON)} (git diff {commit[:7]})"
     assert f"changes   {said}" in status_of(record)
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
