@@ -5913,13 +5913,17 @@ class LineScreen:
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.writer = Writer(post)
         self.thread = self.writer.thread
+        self.newest = 0  # the number of the newest entry that was printed
 
-    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
-        for entry in fresh:
+    def show(self, picture: Picture) -> None:
+        for entry in picture.journal:
+            if entry.number <= self.newest:
+                continue
             stamp = local_time("%H:%M:%S", entry.time)
             text = entry.text.replace("\n", "\n" + " " * 18)
             line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
             self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
+        self.newest = picture.newest
 
     def close(self) -> None:
         self.writer.close(5.0)
@@ -5954,7 +5958,7 @@ class CursesScreen:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
+    def show(self, picture: Picture) -> None:
         self.picture = picture
 
     def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
@@ -6462,7 +6466,6 @@ def changes_since(directory: str, commit: str) -> Json | None:
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
-EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
 def record_of(run: Run, server: Server, status: int | None, commit: str = "") -> Json:
@@ -6510,7 +6513,6 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         ],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
     }
-    record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
         secrets = (server.username, server.password, list(run.options.opencode))
         record.update(zip(SECRETS, secrets))
@@ -6879,13 +6881,12 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         for what, path in (("plan", options.plan), ("prompt", options.prompt)):
             if log and os.path.samefile(log, path):
                 problems.append(f"the log {log} is the {what}: name another path with --log")
-    for name, command in (("check", options.check), ("notify", options.notify)):
+    for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = (command.split() or [""])[0]
         look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
-        # Where it is a shell's own syntax only the shell can tell.
-        is_plain = re.fullmatch(r"[\w./+-]+", word)
+        is_plain = re.fullmatch(r"[\w./+-]+", word)  # else it is a shell's own syntax
         if is_plain and subprocess.call(look, cwd=options.directory, stdin=subprocess.DEVNULL):
-            problems.append(f"--{name}: there is no command {word}")
+            problems.append(f"{option}: there is no command {word}")
     return plan, problems, warnings
 
 
@@ -6911,14 +6912,15 @@ def run(given: argparse.Namespace) -> int:
     options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
     run_file = RunFile(options.plan)
-    comes_to_work = not given.dry_run and not problems and (plan.summary is None or options.check)
+    is_over = plan.summary is not None and not options.check
+    comes_to_work = not (given.dry_run or problems or is_over)
     held = run_file.acquire() if comes_to_work else run_file.running()
     if held:
         advice = "`status` shows it, `attach` joins it"
         problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
     if given.dry_run:
         say_found(options, plan, problems, warnings)
-    if plan.summary is not None and not problems and not options.check:
+    if is_over and not problems:
         status, how = how_complete(plan)
         how = how.removeprefix("the plan is ").replace("complete", "complete already")
         say(f"{options.plan} is {how}: take out its <plan-complete> tag to work on it again")
@@ -7058,8 +7060,7 @@ class Driver:
         picture = view(run)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
-            known = last.newest if last else 0
-            self.screen.show(picture, run.journal.newest(picture.newest - known))
+            self.screen.show(picture)
         talk = run.talk
         at_work = (talk.id, len(talk.asks.open)) if talk else None
         often = int(run.now / self.RECORD_EVERY)
