@@ -3372,11 +3372,11 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.iteration.plan if run.iteration else run.plan
+    goal = run.iteration.plan.goal if run.iteration else run.plan.goal
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        "task": one_line(plan.goal),  # whoever commits with it needs one at the end, too
+        "task": one_line(goal),  # whoever commits with it needs one at the end, too
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -3726,7 +3726,7 @@ def spend_pieces(run: Run) -> tuple[Piece, ...]:
 def view_live(run: Run) -> tuple[Entry, ...]:
     """What runs now, as entries without a time."""
     now = run.now
-    talk = run.iteration.talk if run.iteration else None
+    talk = run.talk
     entries: list[Entry] = []
     for live in talk.transcript.live.values() if talk else ():
         is_timed = live.kind not in ("text", "think") and now - live.since >= 1
@@ -3989,11 +3989,14 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[("dim", text + "─" * (width - text_width(text)))]]
-    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
-    stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
-    left = f" {stamp[:clock]:<{clock}} " if clock else " "
-    name = SHORT_KINDS.get(entry.kind, entry.kind)
-    kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
+    left = " "
+    kind = ""
+    if width >= 30:
+        stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
+        stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
+        left = f" {stamp[:stamp_size]:<{stamp_size}} "
+        name = printable(SHORT_KINDS.get(entry.kind, entry.kind))
+        kind = f"{name[:kind_size]:<{kind_size}} "
     indent = indented(entry.depth)
     style = "accent bold" if entry.tone == "head" else entry.tone
     if entry.kind in ("think", "text"):
@@ -4011,19 +4014,16 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """The part of the journal that is looked at, and at its end what runs now. No more of it is
     laid out than that, and what is newer."""
-    above = -scroll.away[""] - scroll.moved
-    is_away = scroll.away[""] != 0
-    rows: list[Row] = []  # newest first
+    if scroll.away[""]:  # the place stays while new entries come
+        fresh = [entry for entry in picture.journal if entry.number > scroll.newest]
+        scroll.away[""] -= sum(len(entry_rows(entry, width)) for entry in fresh)
+    scroll.newest = picture.newest
+    above = -scroll.away[""] - scroll.moved  # rows above the end
+    rows: list[Row] = []  # the lowest one first
     for entry in reversed(picture.journal):
         if len(rows) >= height + max(0, above):
             break
-        its_rows = entry_rows(entry, width)
-        rows += reversed(its_rows)
-        # The place stays while new ones come.
-        if is_away and above > 0 and entry.number > scroll.newest:
-            above += len(its_rows)
-            scroll.away[""] -= len(its_rows)
-    scroll.newest = picture.newest
+        rows += reversed(entry_rows(entry, width))
     rows.reverse()
     for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
@@ -7195,7 +7195,7 @@ def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
+    if pid and record.get("pid") != pid:
         record = {}  # it is the last run's: this one has not written any yet
     states = {(task.phase, task.text): task.state for task in plan.tasks}
     for task in dicts(record.get("tasks")):
