@@ -3344,10 +3344,10 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         steps.append(f"make tasks of what looks like one: {lines}")
     is_cut_short = record and has_work_left and plan.summary is None
     if plan.pending or (is_cut_short and not plan.blocked):
-        again = (
-            "mend what stopped it, run again" if record.get("status") == 1 else "run again to go on"
-        )
-        steps.append(f"{tag}{again}" if record else f"{tag}start it with `run`")
+        start = "run again to go on" if record else "start it with `run`"
+        if record.get("status") == 1:
+            start = "mend what stopped it, run again"
+        steps.append(f"{tag}{start}")
     if plan.blocked:
         steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
     if plan.manual:
@@ -3834,7 +3834,8 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     room = height - 2 * len(rules)
     panel: list[Row] = []
     if picture.ask:
-        panel = ask_rows(picture.ask, width, max(1, room - (4 if height >= 12 else len(rules))))
+        kept = 4 if height >= 12 else len(rules)  # rows of the header
+        panel = ask_rows(picture.ask, width, max(1, room - kept))
     top = [fit(pack(pieces, width - 1), width - 1) for pieces in picture.header]
     top[1] = progress_row(picture.plan, picture.header[1], width)
     most = 2 if picture.overlay == "help" else 4  # the help needs the room
@@ -6942,7 +6943,10 @@ def run(given: argparse.Namespace) -> int:
     # done before there are any.
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
-    return Driver(options, run_file, warnings).work()
+    run = Run(options, time.time(), os.urandom(4).hex())
+    for warning in filter(None, warnings):
+        run.journal.note("warn", warning, "warn")
+    return Driver(run, run_file).work()
 
 
 class Driver:
@@ -6951,16 +6955,11 @@ class Driver:
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
 
-    def __init__(
-        self,
-        options: Options,
-        run_file: RunFile | None,  # None: nothing is left of it
-        warnings: Sequence[str],
-        run: Run | None = None,
-    ) -> None:
-        self.options = options
-        self.run_file = run_file
+    def __init__(self, run: Run, run_file: RunFile | None) -> None:
+        self.run = run
+        self.run_file = run_file  # None: nothing is left of it
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        options = run.options
         post = self.inbox.put
         libraries = run_file.libraries_folder() if run_file and not options.server else ""
         self.server = Server(options, post, libraries)
@@ -6968,14 +6967,11 @@ class Driver:
         self.writer = Writer(post)
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
-        self.run = run or Run(options, time.time(), os.urandom(4).hex())
         self.screen: LineScreen | CursesScreen | None = None
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
         self.recorded: object = None  # what the state file says, in short
-        for warning in filter(None, warnings):
-            post(Noted("warn", warning))
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
@@ -6986,7 +6982,7 @@ class Driver:
         try:
             threading.Thread(target=self._note_commit, daemon=True).start()
             self._handle(None)
-            screen = CursesScreen if self.options.attended else LineScreen
+            screen = CursesScreen if self.run.options.attended else LineScreen
             self.screen = screen(self.inbox.put)
             event = None  # only time has passed
             while self.run.exit_status is None:
@@ -7015,7 +7011,7 @@ class Driver:
             self.inbox.put(Signalled(name))
 
     def _note_commit(self) -> None:
-        self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
+        self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, wherever the run stands."""
@@ -7151,7 +7147,7 @@ def rehearse(options: Options, problems: list[str]) -> int:
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
     rehearsal.files.trouble = "".join(problems)  # it was said
-    status = Driver(silent, None, (), rehearsal).work()
+    status = Driver(rehearsal, None).work()
     if status != 130:
         status = 1 if problems else status
         said = "there are problems" if status else "no problem was found"

@@ -5736,7 +5736,7 @@ def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
     tmp_path: Path, state_home: Path, monkeypatch: Patch
 ) -> None:
     run_file = RunFile(str(tmp_path / "PLAN.md"))
-    driver = ocloop.Driver(project_options(tmp_path, notify="mail"), run_file, ())
+    driver = ocloop.Driver(ocloop.Run(project_options(tmp_path, notify="mail"), NOON), run_file)
     made: list[Request] = []
     monkeypatch.setattr(driver.outside, "make", made.append)
     driver._tell_of_bug(ValueError("of a strange kind"))  # whoever sleeps hears of a bug
@@ -6405,7 +6405,9 @@ def test_status_says_what_changed_since_the_run_began(
     (tmp_path / ".gitignore").write_text("ignored\nstate\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "one")
-    driver = ocloop.Driver(project_options(tmp_path), RunFile(f"{folder}/PLAN.md"), ())
+    driver = ocloop.Driver(
+        ocloop.Run(project_options(tmp_path), NOON), RunFile(f"{folder}/PLAN.md")
+    )
     driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
