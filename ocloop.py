@@ -3872,9 +3872,9 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 def progress_row(plan: Plan, pieces: Sequence[Piece], width: int) -> Row:
     """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
     numbers = pack(pieces, width - 12)
-    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0
-    full, eighths = divmod(size * 8 * plan.done // plan.total if plan.total else size * 8, 8)
-    done = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
+    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
+    eighths = size * 8 * plan.done // plan.total if plan.total else size * 8
+    done = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
     done = done[: max(0, size - blocked)]  # one of many is seen, too
     left = size - len(done) - blocked
@@ -6411,19 +6411,18 @@ def open_ours(name: str, flags: int, folder: int) -> int:
 
 def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
-    steps = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
+    user = os.getuid()
+    above = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     if os.environ.get("XDG_STATE_HOME"):
-        steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
-    wanted = os.path.join(steps[-1], "ocloop")
-    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
+        above = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
+    wanted = os.path.join(above[-1], "ocloop")
     # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
-    found = [os.lstat(step) for step in steps if os.path.lexists(step)]
-    places = [(fallback, f"{wanted} cannot be used: using {fallback}")]
-    if all(step.st_uid == os.getuid() for step in found):
-        places.insert(0, (wanted, ""))
-    for folder, problem in places:
-        with suppress(OSError), private(folder):
-            return folder, problem
+    if all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step)):
+        with suppress(OSError), private(wanted):
+            return wanted, ""
+    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{user}")
+    with suppress(OSError), private(fallback):
+        return fallback, f"{wanted} cannot be used: using {fallback}"
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
 
@@ -6528,15 +6527,14 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
     opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
     names = ("server", "session", "directory", "username", "password")
-    server, session, directory, *login = [as_text(record.get(name)) for name in names]
-    environment = {**os.environ, **login_environment(*login)}
+    server, session, directory, user, password = (as_text(record.get(name)) for name in names)
+    environment = {**os.environ, **login_environment(user, password)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
         known = (environment.get(name), "127.0.0.1", "localhost")
         environment[name] = ",".join(filter(None, known))
     if record.get("generation") == OpenCode2.generation:
         return [*opencode, directory, "--server", server, "--session", session], environment
-    where = ["attach", server, "--session", session, "--dir", directory]
-    return [*opencode, *where], environment
+    return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
