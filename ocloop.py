@@ -3324,19 +3324,19 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     """What a person can do now, in the order in which it helps. `record` is what the state file
     says of the run; empty: there was none."""
     if is_running:
-        asked = [as_text(title) for title in as_list(record.get("waits_for"))]
+        asked = [as_text(title) for title in as_list(record, "waits_for")]
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
     steps = []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
-    refused = list(as_dict(record.get("refused")))
+    refused = list(as_dict(record, "refused"))
     if refused and has_work_left:
         steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
-    check = as_dict(record.get("check"))
-    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check.get("verdict")))
+    check = as_dict(record, "check")
+    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check, "verdict"))
     if verb:
-        steps.append(f"{verb} the check: `{as_text(check.get('command'))}`")
-    gone = [as_text(text) for text in as_list(record.get("gone"))]
+        steps.append(f"{verb} the check: `{as_text(check, 'command')}`")
+    gone = [as_text(text) for text in as_list(record, "gone")]
     if gone:
         steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
     if plan.open_near_misses and not plan.pending:
@@ -6368,7 +6368,7 @@ def read_record(folder: str, name: str) -> Json:
             record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
-        return {} if b"\0" in os.fsencode(as_text(record.get("plan"))) else record
+        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -6378,8 +6378,8 @@ def plans_of_all() -> list[str]:
     folder, _problem = private_folder()
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
-    records.sort(key=lambda record: as_float(record.get("updated")), reverse=True)
-    return [plan for plan in (as_text(record.get("plan")) for record in records) if plan]
+    records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
+    return [plan for plan in (as_text(record, "plan") for record in records) if plan]
 
 
 @contextmanager
@@ -6525,7 +6525,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
+    opencode = [as_text(word) for word in as_list(record, "opencode")] or ["opencode"]
     names = ("server", "session", "directory", "username", "password")
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
@@ -6873,13 +6873,14 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
 
     log = options.log
-    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
-    if log and (os.path.isdir(log) or not os.access(place, os.W_OK)):
-        problems.append(f"the log {log} cannot be written: name another path with --log")
-    with suppress(OSError):  # what is not there is not the same
+    if log:
+        place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
+        if os.path.isdir(log) or not os.access(place, os.W_OK):
+            problems.append(f"the log {log} cannot be written: name another path with --log")
         for what, path in (("plan", options.plan), ("prompt", options.prompt)):
-            if log and os.path.samefile(log, path):
-                problems.append(f"the log {log} is the {what}: name another path with --log")
+            with suppress(OSError):  # what is not there is not the same
+                if os.path.samefile(log, path):
+                    problems.append(f"the log {log} is the {what}: name another path with --log")
     for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = (command.split() or [""])[0]
         look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
@@ -7192,8 +7193,8 @@ def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
     if pid and record.get("pid") != pid:
         record = {}  # it is the last run's: this one has not written any yet
     states = {(task.phase, task.text): task.state for task in plan.tasks}
-    for task in dicts(record.get("tasks")):
-        name = (as_text(task.get("phase")), as_text(task.get("text")))
+    for task in dicts(record, "tasks"):
+        name = (as_text(task, "phase"), as_text(task, "text"))
         task["state"] = states.get(name, "gone")
     return (None if problem else plan), problem, pid, record
 
@@ -7222,9 +7223,9 @@ def status_of_all(as_json: bool) -> int:
     for path, plan, _problem, pid, run in seen:
         how = f"{state_of(pid, run)} {run.get('status', '')}"
         far = " · ".join(progress_of(plan)) if plan else "no plan any more"
-        why = f": {one_line(as_text(run.get('reason')))[:60]}" if run.get("reason") else ""
-        spent = dollars_of(as_float(run.get("cost")))
-        took = duration(as_float(run.get("elapsed")))
+        why = f": {one_line(as_text(run, 'reason'))[:60]}" if run.get("reason") else ""
+        spent = dollars_of(as_float(run, "cost"))
+        took = duration(as_float(run, "elapsed"))
         say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
     if not seen:
         say("no loop has run on this machine")
@@ -7237,7 +7238,7 @@ def process_of(pid: int | None) -> str:
 
 def state_of(pid: int, record: Json) -> str:
     if pid:
-        return as_text(record.get("state")) or "starting"
+        return as_text(record, "state") or "starting"
     return "ended" if record.get("ended") else "killed"
 
 
@@ -7258,7 +7259,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "running": bool(pid),
         "pid": known_pid,
         "near_misses": [str(near) for near in plan.near_misses],
-        "changes": changes_since(as_text(record.get("directory")), as_id(record.get("commit"))),
+        "changes": changes_since(as_text(record, "directory"), as_id(record, "commit")),
         "next_steps": next_steps(plan, record, is_at_work),
         "run": run if record.get("state") or pid else None,
     }
@@ -7280,11 +7281,11 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
             "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff "
             "{commit:.7})"
         ).format(since=time_of_day(run.get("started")), **changes)
-    check = as_dict(run.get("check"))
+    check = as_dict(run, "check")
     told = []
     if check.get("verdict") == "failed":
         told.append("it failed; what the next session is told of it:")
-        told += as_text(check.get("told")).rstrip().split("\n")[-8:]
+        told += as_text(check, "told").rstrip().split("\n")[-8:]
     near_misses = name_near_misses(os.path.basename(said["plan"]), plan.near_misses)
     facts = [
         ("plan", said["plan"]),
@@ -7297,7 +7298,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
         *(("warning", near) for near in near_misses),
         *(("check", line) for line in told),
-        *(("gone", as_text(text)) for text in as_list(run.get("gone"))),
+        *(("gone", as_text(text)) for text in as_list(run, "gone")),
     ]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
     steps = [f"to do     {step}" for step in said["next_steps"]]
@@ -7305,7 +7306,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
 
 
 def said_run(run: Json, is_running: bool) -> str:
-    why = f": {one_line(as_text(run.get('reason')))}" if run.get("reason") else ""
+    why = f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
     if is_running:
         pid = run["pid"]
         how = f" (`kill {pid}` ends it in good order)" if pid else ""
@@ -7319,7 +7320,7 @@ def counted(counts: Any) -> str:
 
 
 def outcomes_of(results: Any) -> str:
-    return counted(collections.Counter(as_text(result.get("outcome")) for result in dicts(results)))
+    return counted(collections.Counter(as_text(result, "outcome") for result in dicts(results)))
 
 
 # What `status` shows of a run: the name, the field of the state file, and how it is said.
@@ -7345,15 +7346,15 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 def task_lines(run: Json) -> list[str]:
     """What the run spent on each task that it worked on."""
     lines = []
-    for task in dicts(run.get("tasks")):
-        state = as_text(task.get("state"))
+    for task in dicts(run, "tasks"):
+        state = as_text(task, "state")
         if state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
-        if as_int(task.get("iterations")):
+        if as_int(task, "iterations"):
             lines.append(
-                f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
-                f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
-                f"{as_text(task.get('text'))}"
+                f"{state:<12} {duration(as_float(task, 'seconds')):>6} "
+                f"{dollars_of(as_float(task, 'cost')):>8} {as_int(task, 'iterations'):>6}  "
+                f"{as_text(task, 'text')}"
             )
     return ["", "state          time     cost  tries  task", *lines] if lines else []
 
@@ -7369,8 +7370,8 @@ def attach(given: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
     has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not as_id(record.get("session")) or not record.get("server") or not has_secrets:
-        state = as_text(record.get("state")) or "starting"
+    if not as_id(record, "session") or not record.get("server") or not has_secrets:
+        state = as_text(record, "state") or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
