@@ -3819,8 +3819,8 @@ class Scroll:
 
     def __init__(self) -> None:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
-        self.of = ""  # what is moved: the overlay, or "", the activity
-        self.away: collections.Counter[str] = collections.Counter()  # of each, from its usual place
+        # Rows from the usual place, by overlay; "" is the activity.
+        self.away: collections.Counter[str] = collections.Counter()
         self.newest = 0  # the entry of the journal up to which the activity's rows were counted
 
 
@@ -3829,7 +3829,6 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
-    scroll.of = picture.overlay
     rules: list[Row] = [[("dim", "─" * width)]] if height >= 8 else []
     room = height - 2 * len(rules)
     panel: list[Row] = []
@@ -3849,7 +3848,7 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """What fills the screen between header and footer."""
     if picture.overlay == "help":
-        return scrolled(help_rows(width), height, 0, scroll)
+        return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll)
     if width < SIDE_BY_SIDE:
@@ -3887,7 +3886,8 @@ def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
     way_out = pieces.pop()
     room = max(1, height - len(way_out))
     while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
-        max(reversed(pieces), key=len).pop()
+        longest = max(reversed(pieces), key=len)  # of those the last one
+        longest.pop()
     lines = [line for piece in pieces for line in piece][:room]
     rows = [[("", f"   {line}")] for line in lines]
     rows[0] = [("warn bold", f" ? {lines[0]}")]
@@ -3917,13 +3917,15 @@ def help_rows(width: int) -> list[Row]:
     return rows
 
 
-def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
-    """So many rows from the first one on, or from where it was scrolled to."""
+def scrolled(
+    rows: Sequence[Any], height: int, first: int, scroll: Scroll | None, overlay: str
+) -> list[Any]:
+    """So many rows from the first one on, or from where the overlay was scrolled to."""
     last = max(0, len(rows) - height)
     at = first = max(0, min(first, last))
     if scroll:
-        at = max(0, min(first + scroll.away[scroll.of] + scroll.moved, last))
-        scroll.away[scroll.of] = at - first
+        at = max(0, min(first + scroll.away[overlay] + scroll.moved, last))
+        scroll.away[overlay] = at - first
         scroll.moved = 0
     shown = list(rows[at : at + height])
     if at < last and height >= 4:
@@ -3967,7 +3969,7 @@ def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) 
             rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
     if focus < 0:
         focus = len(rows)
-    shown = scrolled(rows, height, focus - height // 2, scroll)
+    shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
@@ -4029,7 +4031,7 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[
     for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
             rows.append([(style or "accent", text) for style, text in row])
-    return scrolled(rows, height, len(rows), scroll)
+    return scrolled(rows, height, len(rows), scroll, "")
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
