@@ -3271,6 +3271,17 @@ def result_record(result: Result) -> Json:
     }
 
 
+def task_record(item: TaskView) -> Json:
+    return {
+        **item.task._asdict(),
+        "iterations": item.iterations,
+        "seconds": round(item.seconds),
+        "model": item.model,
+        "outcome": item.outcome,
+        **item.spend.record(),
+    }
+
+
 def end_record(run: Run, event: str, end: End) -> Json:
     return {
         "record": "run",
@@ -3821,7 +3832,7 @@ class Scroll:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
         # Rows from the usual place, by overlay; "" is the activity.
         self.away: collections.Counter[str] = collections.Counter()
-        self.newest = 0  # the entry of the journal up to which the activity's rows were counted
+        self.newest = 0  # the entry of the journal up to which the activity's place is reckoned
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
@@ -5919,9 +5930,8 @@ class LineScreen:
         self.newest = 0  # the number of the newest entry that was printed
 
     def show(self, picture: Picture) -> None:
-        for entry in picture.journal:
-            if entry.number <= self.newest:
-                continue
+        fresh = [entry for entry in picture.journal if entry.number > self.newest]
+        for entry in fresh:
             stamp = local_time("%H:%M:%S", entry.time)
             text = entry.text.replace("\n", "\n" + " " * 18)
             line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
@@ -6474,9 +6484,11 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    retry = talk.retry if talk else None
     asks = talk.asks.open.values() if talk else ()
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
+    retry = ""
+    if talk and talk.retry:
+        retry = f"{talk.retry.message} (at {time_of_day(began + talk.retry_at)})"
     record: Json = {
         "pid": os.getpid(),
         "plan": run.options.plan,
@@ -6498,21 +6510,9 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "generation": run.server.generation,
         "opencode_version": run.server.version,
         "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
-        "retry": f"{retry.message} (at {time_of_day(began + talk.retry_at)})"
-        if talk and retry
-        else "",
+        "retry": retry,
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
-        "tasks": [
-            {
-                **item.task._asdict(),
-                "iterations": item.iterations,
-                "seconds": round(item.seconds),
-                "model": item.model,
-                "outcome": item.outcome,
-                **item.spend.record(),
-            }
-            for item in view_tasks(run)
-        ],
+        "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
     }
     if status is None:
@@ -6604,9 +6604,10 @@ examples:
 
 # The options of each command. A line without a description begins a group. The defaults in brackets
 # are those of Options; a test holds the two together.
-RUN_OPTIONS = """\
+PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
+RUN_OPTIONS = f"""\
 what is worked
---plan PATH                   the plan file (PLAN.md)
+{PLAN_OPTION}\
 --prompt PATH                 the loop prompt (.loop-prompt.md)
 -m --model PROVIDER/MODEL     model to use; given again, the next one in line when that one cannot
 -a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
@@ -6638,7 +6639,6 @@ the server
 --server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
 --server-memory MIB           replace the server between iterations when it has grown larger (2048)
 """
-PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
 STATUS_OPTIONS = f"""\
 {PLAN_OPTION}\
 --all                         a line for each loop on this machine that runs, or ran last
