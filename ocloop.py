@@ -7185,10 +7185,9 @@ def bootstrap(given: argparse.Namespace) -> int:
     return 0
 
 
-def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
-    """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
-    text, problem = read_text(path, "plan")
-    plan = parse_plan(text or "")
+def run_on(path: str, plan: Plan) -> tuple[int, Json]:
+    """The pid of the loop that works on a plan, and what is recorded of its run, in which each task
+    has the state that it has in the plan now."""
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
@@ -7198,7 +7197,7 @@ def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
     for task in dicts(record, "tasks"):
         name = (as_text(task, "phase"), as_text(task, "text"))
         task["state"] = states.get(name, "gone")
-    return (None if problem else plan), problem, pid, record
+    return pid, record
 
 
 def status(given: argparse.Namespace) -> int:
@@ -7206,9 +7205,11 @@ def status(given: argparse.Namespace) -> int:
     if given.all:
         return status_of_all(given.json)
     path = absolute(given.plan or Options().plan)
-    plan, problem, pid, record = plan_and_record(path)
-    if plan is None:
+    text, problem = read_text(path, "plan")
+    if text is None:
         raise Problem(problem)
+    plan = parse_plan(text)
+    pid, record = run_on(path, plan)
     said = status_record(path, plan, pid, record)
     say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
     return 0 if said["complete"] else 3
@@ -7216,21 +7217,27 @@ def status(given: argparse.Namespace) -> int:
 
 def status_of_all(as_json: bool) -> int:
     """A line for each loop on this machine that runs, or ran last; the newest comes first."""
-    paths = [path for path in plans_of_all() if os.path.isdir(os.path.dirname(path))]
-    seen = [(path, *plan_and_record(path)) for path in paths]
-    if as_json:
-        said = [status_record(path, plan or Plan(), pid, run) for path, plan, _, pid, run in seen]
-        say(json.dumps(said))
-        return 0
-    for path, plan, _problem, pid, run in seen:
+    records = []
+    lines = []
+    for path in plans_of_all():
+        if not os.path.isdir(os.path.dirname(path)):
+            continue
+        text, _problem = read_text(path, "plan")
+        plan = parse_plan(text or "")
+        pid, run = run_on(path, plan)
+        if as_json:
+            records.append(status_record(path, plan, pid, run))
+            continue
         how = f"{state_of(pid, run)} {run.get('status', '')}"
-        far = " · ".join(progress_of(plan)) if plan else "no plan any more"
-        why = f": {one_line(as_text(run, 'reason'))[:60]}" if run.get("reason") else ""
+        far = "no plan any more" if text is None else " · ".join(progress_of(plan))
         spent = dollars_of(as_float(run, "cost"))
         took = duration(as_float(run, "elapsed"))
-        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
-    if not seen:
-        say("no loop has run on this machine")
+        why = f": {one_line(as_text(run, 'reason'))[:60]}" if run.get("reason") else ""
+        lines.append(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
+    if as_json:
+        say(json.dumps(records))
+    else:
+        say("\n".join(lines) or "no loop has run on this machine")
     return 0
 
 
