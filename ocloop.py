@@ -6478,6 +6478,7 @@ def changes_since(directory: str, commit: str) -> Json | None:
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
 def record_of(run: Run, server: Server, status: int | None, commit: str = "") -> Json:
@@ -6515,6 +6516,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
     }
+    record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
         secrets = (server.username, server.password, list(run.options.opencode))
         record.update(zip(SECRETS, secrets))
