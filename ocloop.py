@@ -3127,7 +3127,7 @@ class Run:
         event, tone = events.get(end.status, ("stopped", "warn"))
         record = end_record(self, event, end)
         self.journal.note("end", end.reason, tone, record=record)
-        for line in summary_of(self, record):
+        for line in summary_of(self):
             self.journal.note("end", line)
         if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
             self.notify(event, end.reason)
@@ -3251,25 +3251,44 @@ def result_record(result: Result) -> Json:
     }
 
 
+def task_record(item: TaskView) -> Json:
+    return {
+        **item.task._asdict(),
+        "iterations": item.iterations,
+        "seconds": round(item.seconds),
+        "model": item.model,
+        "outcome": item.outcome,
+        **item.spend.record(),
+    }
+
+
 def end_record(run: Run, event: str, end: End) -> Json:
     return {
         "record": "run",
         "event": event,
         "status": end.status,
         "reason": end.reason,
-        "summary": run.plan.summary,
         **counts_of(run.plan),
-        "gone": run.books.gone,
-        "refused": dict(refused_by(run.books.results)),
-        "check": {"command": run.options.check, "verdict": run.books.check},
+        **left_behind(run),
         "iterations": run.number,
         "seconds": round(run.clock.elapsed, 1),
+    }
+
+
+def left_behind(run: Run) -> Json:
+    """What a run leaves, for JSON and for `next_steps`."""
+    check = {"command": run.options.check, "verdict": run.books.check, "told": run.books.complaint}
+    return {
+        "summary": run.plan.summary,
+        "gone": run.books.gone,
+        "refused": dict(refused_by(run.books.results)),
+        "check": check,
         **run.total.record(),
     }
 
 
-def summary_of(run: Run, record: Json) -> list[str]:
-    """What a person wants to know in the morning; `record` says how it ended."""
+def summary_of(run: Run) -> list[str]:
+    """What a person wants to know in the morning."""
     plan = run.plan
     lines = plan.summary.split("\n") if plan.summary else []
     iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
@@ -3282,7 +3301,8 @@ def summary_of(run: Run, record: Json) -> list[str]:
         lines.append(said_gone(run.books.gone))
     for state in ("blocked", "manual"):
         lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
-    return lines + [f"to do: {step}" for step in next_steps(plan, record)]
+    steps = next_steps(plan, {"status": run.status, **left_behind(run)})
+    return lines + [f"to do: {step}" for step in steps]
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3295,19 +3315,19 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     """What a person can do now, in the order in which it helps. `record` is what the state file
     says of the run; empty: there was none."""
     if is_running:
-        asked = [as_text(title) for title in as_list(record.get("waits_for"))]
+        asked = [as_text(title) for title in as_list(record, "waits_for")]
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
     steps = []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
-    refused = list(as_dict(record.get("refused")))
+    refused = list(as_dict(record, "refused"))
     if refused and has_work_left:
         steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
-    check = as_dict(record.get("check"))
-    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check.get("verdict")))
+    check = as_dict(record, "check")
+    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check, "verdict"))
     if verb:
-        steps.append(f"{verb} the check: `{as_text(check.get('command'))}`")
-    gone = [as_text(text) for text in as_list(record.get("gone"))]
+        steps.append(f"{verb} the check: `{as_text(check, 'command')}`")
+    gone = [as_text(text) for text in as_list(record, "gone")]
     if gone:
         steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
     if plan.open_near_misses and not plan.pending:
@@ -3315,10 +3335,10 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         steps.append(f"make tasks of what looks like one: {lines}")
     is_cut_short = record and has_work_left and plan.summary is None
     if plan.pending or (is_cut_short and not plan.blocked):
-        again = (
-            "mend what stopped it, run again" if record.get("status") == 1 else "run again to go on"
-        )
-        steps.append(f"{tag}{again}" if record else f"{tag}start it with `run`")
+        start = "run again to go on" if record else "start it with `run`"
+        if record.get("status") == 1:
+            start = "mend what stopped it, run again"
+        steps.append(f"{tag}{start}")
     if plan.blocked:
         steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
     if plan.manual:
@@ -3343,17 +3363,32 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.iteration.plan if run.iteration else run.plan
+    goal = run.iteration.plan.goal if run.iteration else run.plan.goal
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        "task": one_line(plan.goal),  # whoever commits with it needs one at the end, too
+        "task": one_line(goal),  # whoever commits with it needs one at the end, too
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
         "seconds": int(run.clock.elapsed),
     }
     return {f"OCLOOP_{name.upper()}": str(fact) for name, fact in facts.items()}
+
+
+def local_time(form: str, moment: Any) -> str:
+    """A time, in seconds since 1970; "?" for what is none, as in a damaged state file."""
+    with suppress(OSError, OverflowError, ValueError):
+        return time.strftime(form, time.localtime(as_float(moment)))
+    return "?"
+
+
+def iso_time(moment: Any) -> str:
+    return local_time("%Y-%m-%dT%H:%M:%S%z", moment)
+
+
+def time_of_day(moment: Any) -> str:
+    return local_time("%H:%M", moment)
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
@@ -3562,8 +3597,8 @@ class Picture(NamedTuple):
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
-def view(run: Run, now: float) -> Picture:
-    """Take the picture; `now` is on the run's own clock, in seconds."""
+def view(run: Run) -> Picture:
+    """Take the picture."""
     ask = ask_panel(run)
     asked = run.talk.asks.shown if run.talk else ""
     state = run.shown_state
@@ -3577,14 +3612,14 @@ def view(run: Run, now: float) -> Picture:
     return Picture(
         state=state,
         header=(
-            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run, now)),
+            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run)),
             progress_pieces(run),
-            task_pieces(run, now, style),
+            task_pieces(run, style),
             spend_pieces(run),
         ),
         plan=run.plan,
-        tasks=view_tasks(run, now),
-        live=view_live(run, now),
+        tasks=view_tasks(run),
+        live=view_live(run),
         ask=ask,
         ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
         keys=hints(run),
@@ -3594,14 +3629,14 @@ def view(run: Run, now: float) -> Picture:
     )
 
 
-def state_pieces(run: Run, now: float) -> tuple[Piece, ...]:
+def state_pieces(run: Run) -> tuple[Piece, ...]:
     """Since when it is in its state, and numbers on what is asked, iteration and run."""
-    since = f" since {local_time('%H:%M', run.phase_since)}"
+    since = f" since {time_of_day(run.phase_since)}"
     facts = []
     asks = run.talk.asks if run.talk else None
     if asks and asks.first:
         if run.options.ask_timeout:
-            left = asks.first.since + run.options.ask_timeout - now
+            left = asks.first.since + run.options.ask_timeout - run.now
             facts.append(f"refused in {duration(left + 0.9)}")
         if len(asks.open) > 1:
             facts.append(f"+{len(asks.open) - 1} more")
@@ -3611,7 +3646,7 @@ def state_pieces(run: Run, now: float) -> tuple[Piece, ...]:
         if most and run.books.counted == run.number - bool(run.iteration):
             fact += f" of {most:.0f}"
         if run.iteration:
-            fact += f" {duration(now - run.iteration.talk.started)}"
+            fact += f" {duration(run.now - run.iteration.talk.started)}"
         most = run.limits.most["max_time"]
         limit = f" of {duration(most)}" if most else ""
         facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
@@ -3638,15 +3673,15 @@ def progress_pieces(run: Run) -> tuple[Piece, ...]:
     )
 
 
-def task_pieces(run: Run, now: float, style: str) -> tuple[Piece, ...]:
+def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
     """Why it is in its state, what matters most first; else what it works on."""
     reason = run.shown_reason
     task = run.iteration.task if run.iteration else run.plan.current
     if run.phase == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
     elif run.wait_until is not None:
-        left = run.wait_until - now
-        at = local_time("%H:%M", run.clock.wall + left)
+        left = run.wait_until - run.now
+        at = time_of_day(run.clock.wall + left)
         reason = f"again at {at}, in {duration(left)}: {run.reason}"
     elif run.files.trouble and run.rests_at is None:
         reason = run.files.trouble
@@ -3679,9 +3714,10 @@ def spend_pieces(run: Run) -> tuple[Piece, ...]:
     )
 
 
-def view_live(run: Run, now: float) -> tuple[Entry, ...]:
+def view_live(run: Run) -> tuple[Entry, ...]:
     """What runs now, as entries without a time."""
-    talk = run.iteration.talk if run.iteration else None
+    now = run.now
+    talk = run.talk
     entries: list[Entry] = []
     for live in talk.transcript.live.values() if talk else ():
         is_timed = live.kind not in ("text", "think") and now - live.since >= 1
@@ -3698,7 +3734,7 @@ def view_live(run: Run, now: float) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def view_tasks(run: Run, now: float) -> list[TaskView]:
+def view_tasks(run: Run) -> list[TaskView]:
     """All tasks of the plan, with what this run spent on them.
 
     Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
@@ -3711,7 +3747,7 @@ def view_tasks(run: Run, now: float) -> list[TaskView]:
     spent: dict[tuple[str, str], TaskView] = {}
     if run.iteration:
         began = run.iteration.talk.started  # in whole seconds, or every picture were a new one
-        results.append(run.iteration.result(began + int(now - began)))
+        results.append(run.iteration.result(began + int(run.now - began)))
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
@@ -3774,9 +3810,9 @@ class Scroll:
 
     def __init__(self) -> None:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
-        self.of = ""  # what is moved: the overlay, or "", the activity
-        self.away: collections.Counter[str] = collections.Counter()  # of each, from its usual place
-        self.newest = 0  # the entry of the journal up to which the activity's rows were counted
+        # Rows from the usual place, by overlay; "" is the activity.
+        self.away: collections.Counter[str] = collections.Counter()
+        self.newest = 0  # the entry of the journal up to which the activity's place is reckoned
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
@@ -3784,12 +3820,12 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
-    scroll.of = picture.overlay
     rules: list[Row] = [[("dim", "─" * width)]] if height >= 8 else []
     room = height - 2 * len(rules)
     panel: list[Row] = []
     if picture.ask:
-        panel = ask_rows(picture.ask, width, max(1, room - (4 if height >= 12 else len(rules))))
+        kept = 4 if height >= 12 else len(rules)  # rows of the header
+        panel = ask_rows(picture.ask, width, max(1, room - kept))
     top = [fit(pack(pieces, width - 1), width - 1) for pieces in picture.header]
     top[1] = progress_row(picture.plan, picture.header[1], width)
     most = 2 if picture.overlay == "help" else 4  # the help needs the room
@@ -3803,7 +3839,7 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """What fills the screen between header and footer."""
     if picture.overlay == "help":
-        return scrolled(help_rows(width), height, 0, scroll)
+        return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll)
     if width < SIDE_BY_SIDE:
@@ -3826,9 +3862,9 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 def progress_row(plan: Plan, pieces: Sequence[Piece], width: int) -> Row:
     """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
     numbers = pack(pieces, width - 12)
-    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0
-    full, eighths = divmod(size * 8 * plan.done // plan.total if plan.total else size * 8, 8)
-    done = "█" * full + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")
+    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
+    eighths = size * 8 * plan.done // plan.total if plan.total else size * 8
+    done = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
     done = done[: max(0, size - blocked)]  # one of many is seen, too
     left = size - len(done) - blocked
@@ -3841,7 +3877,8 @@ def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
     way_out = pieces.pop()
     room = max(1, height - len(way_out))
     while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
-        max(reversed(pieces), key=len).pop()
+        longest = max(reversed(pieces), key=len)  # of those the last one
+        longest.pop()
     lines = [line for piece in pieces for line in piece][:room]
     rows = [[("", f"   {line}")] for line in lines]
     rows[0] = [("warn bold", f" ? {lines[0]}")]
@@ -3871,13 +3908,15 @@ def help_rows(width: int) -> list[Row]:
     return rows
 
 
-def scrolled(rows: Sequence[Any], height: int, first: int, scroll: Scroll | None) -> list[Any]:
-    """So many rows from the first one on, or from where it was scrolled to."""
+def scrolled(
+    rows: Sequence[Any], height: int, first: int, scroll: Scroll | None, overlay: str
+) -> list[Any]:
+    """So many rows from the first one on, or from where the overlay was scrolled to."""
     last = max(0, len(rows) - height)
     at = first = max(0, min(first, last))
     if scroll:
-        at = max(0, min(first + scroll.away[scroll.of] + scroll.moved, last))
-        scroll.away[scroll.of] = at - first
+        at = max(0, min(first + scroll.away[overlay] + scroll.moved, last))
+        scroll.away[overlay] = at - first
         scroll.moved = 0
     shown = list(rows[at : at + height])
     if at < last and height >= 4:
@@ -3921,7 +3960,7 @@ def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) 
             rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
     if focus < 0:
         focus = len(rows)
-    shown = scrolled(rows, height, focus - height // 2, scroll)
+    shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
@@ -3944,11 +3983,14 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[("dim", text + "─" * (width - text_width(text)))]]
-    clock, cells = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
-    stamp = time.strftime("%H:%M:%S", time.localtime(entry.time)) if entry.time else ""
-    left = f" {stamp[:clock]:<{clock}} " if clock else " "
-    name = SHORT_KINDS.get(entry.kind, entry.kind)
-    kind = f"{printable(name)[:cells]:<{cells}} " if cells else ""
+    left = " "
+    kind = ""
+    if width >= 30:
+        stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
+        stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
+        left = f" {stamp[:stamp_size]:<{stamp_size}} "
+        name = printable(SHORT_KINDS.get(entry.kind, entry.kind))
+        kind = f"{name[:kind_size]:<{kind_size}} "
     indent = indented(entry.depth)
     style = "accent bold" if entry.tone == "head" else entry.tone
     if entry.kind in ("think", "text"):
@@ -3966,23 +4008,21 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """The part of the journal that is looked at, and at its end what runs now. No more of it is
     laid out than that, and what is newer."""
-    counted = scroll.newest if scroll.away[""] else picture.newest
-    above = -scroll.away[""] - scroll.moved
-    rows: list[Row] = []  # newest first
+    if scroll.away[""]:  # the place stays while new entries come
+        fresh = [entry for entry in picture.journal if entry.number > scroll.newest]
+        scroll.away[""] -= sum(len(entry_rows(entry, width)) for entry in fresh)
+    scroll.newest = picture.newest
+    above = -scroll.away[""] - scroll.moved  # rows above the end
+    rows: list[Row] = []  # the lowest one first
     for entry in reversed(picture.journal):
         if len(rows) >= height + max(0, above):
             break
-        its_rows = entry_rows(entry, width)
-        rows += reversed(its_rows)
-        if entry.number > counted and above > 0:  # the place stays while new ones come
-            above += len(its_rows)
-            scroll.away[""] -= len(its_rows)
-    scroll.newest = picture.newest
+        rows += reversed(entry_rows(entry, width))
     rows.reverse()
     for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
             rows.append([(style or "accent", text) for style, text in row])
-    return scrolled(rows, height, len(rows), scroll)
+    return scrolled(rows, height, len(rows), scroll, "")
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
@@ -5930,21 +5970,19 @@ def say(text: str, file: Any = None) -> None:
 class LineScreen:
     """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
 
-    is_given_away = False
-
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.writer = Writer(post)
         self.thread = self.writer.thread
+        self.newest = 0  # the number of the newest entry that was printed
 
-    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
+    def show(self, picture: Picture) -> None:
+        fresh = [entry for entry in picture.journal if entry.number > self.newest]
         for entry in fresh:
-            stamp = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            stamp = local_time("%H:%M:%S", entry.time)
             text = entry.text.replace("\n", "\n" + " " * 18)
             line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
             self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
-
-    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
-        """There is no terminal to give: T is never pressed here."""
+        self.newest = picture.newest
 
     def close(self) -> None:
         self.writer.close(5.0)
@@ -5979,7 +6017,7 @@ class CursesScreen:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def show(self, picture: Picture, fresh: Sequence[Entry]) -> None:
+    def show(self, picture: Picture) -> None:
         self.picture = picture
 
     def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
@@ -6146,8 +6184,11 @@ def takes_output() -> bool:
     return False
 
 
-def curses_problem() -> str:
-    """Why this terminal cannot have the curses screen; "" when it can."""
+def why_no_screen() -> str:
+    """Why there can be plain lines alone; "": there can be a screen."""
+    with suppress(OSError):
+        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
+            return "it runs in the background of this shell"
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "there is no terminal"
     if curses is None:
@@ -6269,17 +6310,6 @@ class Log:
         return json.dumps({**record, **(entry.record or {})})
 
 
-def iso_time(seconds: float) -> str:
-    return local_time("%Y-%m-%dT%H:%M:%S%z", seconds)
-
-
-def local_time(form: str, seconds: float) -> str:
-    """The time in that form; "?" for what is none, as in a damaged state file."""
-    with suppress(OSError, OverflowError, ValueError):
-        return time.strftime(form, time.localtime(seconds))
-    return "?"
-
-
 class RunFile:
     """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
 
@@ -6396,7 +6426,7 @@ def read_record(folder: str, name: str) -> Json:
             record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
-        return {} if b"\0" in os.fsencode(as_text(record.get("plan"))) else record
+        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -6406,8 +6436,8 @@ def plans_of_all() -> list[str]:
     folder, _problem = private_folder()
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
-    records.sort(key=lambda record: as_float(record.get("updated")), reverse=True)
-    return [plan for plan in (as_text(record.get("plan")) for record in records) if plan]
+    records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
+    return [plan for plan in (as_text(record, "plan") for record in records) if plan]
 
 
 @contextmanager
@@ -6439,19 +6469,18 @@ def open_ours(name: str, flags: int, folder: int) -> int:
 
 def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
-    steps = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
+    user = os.getuid()
+    above = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     if os.environ.get("XDG_STATE_HOME"):
-        steps = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
-    wanted = os.path.join(steps[-1], "ocloop")
-    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{os.getuid()}")
+        above = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
+    wanted = os.path.join(above[-1], "ocloop")
     # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
-    found = [os.lstat(step) for step in steps if os.path.lexists(step)]
-    places = [(fallback, f"{wanted} cannot be used: using {fallback}")]
-    if all(step.st_uid == os.getuid() for step in found):
-        places.insert(0, (wanted, ""))
-    for folder, problem in places:
-        with suppress(OSError), private(folder):
-            return folder, problem
+    if all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step)):
+        with suppress(OSError), private(wanted):
+            return wanted, ""
+    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{user}")
+    with suppress(OSError), private(fallback):
+        return fallback, f"{wanted} cannot be used: using {fallback}"
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
 
@@ -6502,9 +6531,11 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    retry = talk.retry if talk else None
     asks = talk.asks.open.values() if talk else ()
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
+    retry = ""
+    if talk and talk.retry:
+        retry = f"{talk.retry.message} (at {time_of_day(began + talk.retry_at)})"
     record: Json = {
         "pid": os.getpid(),
         "plan": run.options.plan,
@@ -6520,34 +6551,16 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "updated": run.clock.wall,
         "log": run.options.log,
         "commit": commit,
-        **run.total.record(),
+        **left_behind(run),
         "limits": {name: most for name, most in run.limits.most.items() if most},
         "server": run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
         "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
-        "retry": f"{retry.message} (at {clock(began + talk.retry_at)})" if talk and retry else "",
+        "retry": retry,
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
-        "check": {
-            "command": run.options.check,
-            "verdict": run.books.check,
-            "told": run.books.complaint,
-        },
-        "tasks": [
-            {
-                **item.task._asdict(),
-                "iterations": item.iterations,
-                "seconds": round(item.seconds),
-                "model": item.model,
-                "outcome": item.outcome,
-                **item.spend.record(),
-            }
-            for item in view_tasks(run, run.now)
-        ],
+        "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "summary": run.plan.summary,
-        "gone": run.books.gone,
-        "refused": dict(refused_by(run.books.results)),
     }
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
@@ -6562,17 +6575,16 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    opencode = [as_text(word) for word in as_list(record.get("opencode"))] or ["opencode"]
+    opencode = [as_text(word) for word in as_list(record, "opencode")] or ["opencode"]
     names = ("server", "session", "directory", "username", "password")
-    server, session, directory, *login = [as_text(record.get(name)) for name in names]
-    environment = {**os.environ, **login_environment(*login)}
+    server, session, directory, user, password = (as_text(record.get(name)) for name in names)
+    environment = {**os.environ, **login_environment(user, password)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
         known = (environment.get(name), "127.0.0.1", "localhost")
         environment[name] = ",".join(filter(None, known))
     if record.get("generation") == OpenCode2.generation:
         return [*opencode, directory, "--server", server, "--session", session], environment
-    where = ["attach", server, "--session", session, "--dir", directory]
-    return [*opencode, *where], environment
+    return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
@@ -6640,9 +6652,10 @@ examples:
 
 # The options of each command. A line without a description begins a group. The defaults in brackets
 # are those of Options; a test holds the two together.
-RUN_OPTIONS = """\
+PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
+RUN_OPTIONS = f"""\
 what is worked
---plan PATH                   the plan file (PLAN.md)
+{PLAN_OPTION}\
 --prompt PATH                 the loop prompt (.loop-prompt.md)
 -m --model PROVIDER/MODEL     model to use; given again, the next one in line when that one cannot
 -a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
@@ -6674,9 +6687,8 @@ the server
 --server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
 --server-memory MIB           replace the server between iterations when it has grown larger (2048)
 """
-PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
-STATUS_OPTIONS = """\
---plan PATH                   the plan file (PLAN.md)
+STATUS_OPTIONS = f"""\
+{PLAN_OPTION}\
 --all                         a line for each loop on this machine that runs, or ran last
 --json                        print it as JSON
 """
@@ -6706,7 +6718,7 @@ COMMANDS = (
 )
 
 
-def seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     parts = re.findall(r"([\d.]+)([dhms]?)", text)
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
@@ -6728,7 +6740,7 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
     "DURATION": (
         r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
-        seconds,
+        seconds_of,
         "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
     ),
     "PORT": (r"\d{1,5}", port_number, "port: write a number up to 65535"),
@@ -6911,20 +6923,20 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
 
     log = options.log
-    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
-    if log and (os.path.isdir(log) or not os.access(place, os.W_OK)):
-        problems.append(f"the log {log} cannot be written: name another path with --log")
-    with suppress(OSError):  # what is not there is not the same
+    if log:
+        place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
+        if os.path.isdir(log) or not os.access(place, os.W_OK):
+            problems.append(f"the log {log} cannot be written: name another path with --log")
         for what, path in (("plan", options.plan), ("prompt", options.prompt)):
-            if log and os.path.samefile(log, path):
-                problems.append(f"the log {log} is the {what}: name another path with --log")
-    for name, command in (("check", options.check), ("notify", options.notify)):
+            with suppress(OSError):  # what is not there is not the same
+                if os.path.samefile(log, path):
+                    problems.append(f"the log {log} is the {what}: name another path with --log")
+    for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = (command.split() or [""])[0]
         look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
-        # Where it is a shell's own syntax only the shell can tell.
-        is_plain = re.fullmatch(r"[\w./+-]+", word)
+        is_plain = re.fullmatch(r"[\w./+-]+", word)  # else it is a shell's own syntax
         if is_plain and subprocess.call(look, cwd=options.directory, stdin=subprocess.DEVNULL):
-            problems.append(f"--{name}: there is no command {word}")
+            problems.append(f"{option}: there is no command {word}")
     return plan, problems, warnings
 
 
@@ -6943,14 +6955,6 @@ def tasks_as_read(plan: Plan) -> list[str]:
     return lines
 
 
-def why_no_screen() -> str:
-    """Why there are plain lines and no screen, though nobody asked for them; "": there is one."""
-    with suppress(OSError):
-        if os.tcgetpgrp(0) != os.getpgrp():  # whoever takes the terminal now is stopped by it
-            return "it runs in the background of this shell"
-    return curses_problem()
-
-
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     options = make_options(given)
@@ -6958,14 +6962,15 @@ def run(given: argparse.Namespace) -> int:
     options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
     run_file = RunFile(options.plan)
-    comes_to_work = not given.dry_run and not problems and (plan.summary is None or options.check)
+    is_over = plan.summary is not None and not options.check
+    comes_to_work = not (given.dry_run or problems or is_over)
     held = run_file.acquire() if comes_to_work else run_file.running()
     if held:
         advice = "`status` shows it, `attach` joins it"
         problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
     if given.dry_run:
         say_found(options, plan, problems, warnings)
-    if plan.summary is not None and not problems and not options.check:
+    if is_over and not problems:
         status, how = how_complete(plan)
         how = how.removeprefix("the plan is ").replace("complete", "complete already")
         say(f"{options.plan} is {how}: take out its <plan-complete> tag to work on it again")
@@ -6987,7 +6992,10 @@ def run(given: argparse.Namespace) -> int:
     # done before there are any.
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
-    return Driver(options, run_file, warnings).work()
+    run = Run(options, time.time(), os.urandom(4).hex())
+    for warning in filter(None, warnings):
+        run.journal.note("warn", warning, "warn")
+    return Driver(run, run_file).work()
 
 
 class Driver:
@@ -6996,31 +7004,23 @@ class Driver:
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
 
-    def __init__(
-        self,
-        options: Options,
-        run_file: RunFile | None,  # None: nothing is left of it
-        warnings: Sequence[str],
-        run: Run | None = None,
-    ) -> None:
-        self.options = options
-        self.run_file = run_file
+    def __init__(self, run: Run, run_file: RunFile | None) -> None:
+        self.run = run
+        self.run_file = run_file  # None: nothing is left of it
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        options = run.options
         post = self.inbox.put
         libraries = run_file.libraries_folder() if run_file and not options.server else ""
         self.server = Server(options, post, libraries)
         self.outside = Outside(self.server)
         self.writer = Writer(post)
         self.log = Log(options.log, self.writer)
-        self.run = run or Run(options, time.time(), os.urandom(4).hex())
+        self.logged = 0  # entries of the journal
         self.screen: LineScreen | CursesScreen | None = None
-        self.status: int | None = None
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
         self.recorded: object = None  # what the state file says, in short
-        for warning in filter(None, warnings):
-            post(Noted("warn", warning))
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
@@ -7030,10 +7030,9 @@ class Driver:
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             threading.Thread(target=self._note_commit, daemon=True).start()
-            self._make(self.run.handle(None, time.time()))
-            screen = CursesScreen if self.options.attended else LineScreen
+            self._handle(None)
+            screen = CursesScreen if self.run.options.attended else LineScreen
             self.screen = screen(self.inbox.put)
-            self.log.add(self.run.journal.newest(self.run.journal.count))
             event = None  # only time has passed
             while self.run.exit_status is None:
                 patience = self.TICK if event is None else CursesScreen.FRAME  # it is to be shown
@@ -7043,23 +7042,25 @@ class Driver:
                 self._handle(event)
                 if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
                     self._show()
-            self.status = self.run.exit_status
         except Exception as error:
             self._tell_of_bug(error)
             raise
         finally:
             self._leave()
-        return self.status
+        return self.run.exit_status
 
     def _take_signal(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
+        screen = self.screen
         if name == "SIGHUP":
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif name != "SIGINT" or not self.screen or not self.screen.is_given_away:
-            self.inbox.put(Signalled(name))  # else ctrl-c is not for us
+        elif name == "SIGINT" and isinstance(screen, CursesScreen) and screen.is_given_away:
+            pass  # ctrl-c is not for us
+        else:
+            self.inbox.put(Signalled(name))
 
     def _note_commit(self) -> None:
-        self.commit = git(self.options.directory, "rev-parse", "HEAD") or ""
+        self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, wherever the run stands."""
@@ -7068,25 +7069,28 @@ class Driver:
         with suppress(Exception):
             run.show("error", reason)
             run.requests.clear()
-            before = run.journal.count
             run.tell_end(End("error", 1, reason))
-            self.log.add(run.journal.newest(run.journal.count - before))
+            self._log()
             self._make(run.requests)
 
     def _handle(self, event: Any) -> None:
         """Let the run decide, carry it out, and write it down."""
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        journal = self.run.journal
-        before = journal.count
         self._make(self.run.handle(event, time.time()))
-        self.log.add(journal.newest(journal.count - before))
+        self._log()
+
+    def _log(self) -> None:
+        """What is new in the journal goes into the log."""
+        journal = self.run.journal
+        self.log.add(journal.newest(journal.count - self.logged))
+        self.logged = journal.count
 
     def _make(self, requests: Sequence[Request]) -> None:
         """Have requests made. The terminal is the screen's to give away."""
         for request in requests:
             if request.name == "hand_over":
-                assert self.screen
+                assert isinstance(self.screen, CursesScreen)  # lines take no key
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
                 self.server.lend_libraries(environment)
@@ -7096,17 +7100,15 @@ class Driver:
 
     def _show(self) -> None:
         run = self.run
-        now = run.now
         self.shown_at = time.time()
         last = self.picture
-        picture = view(run, now)
+        picture = view(run)
         if self.screen and (last is None or picture[:-1] != last[:-1]):
             self.picture = picture
-            known = last.newest if last else 0
-            self.screen.show(picture, run.journal.newest(picture.newest - known))
+            self.screen.show(picture)
         talk = run.talk
         at_work = (talk.id, len(talk.asks.open)) if talk else None
-        often = int(now / self.RECORD_EVERY)
+        often = int(run.now / self.RECORD_EVERY)
         changed = (run.shown_state, run.shown_reason, run.number, at_work, often)
         if changed != self.recorded:
             self.recorded = changed
@@ -7124,7 +7126,7 @@ class Driver:
         """End everything, in the order in which it stands here; whatever a step raises, the others
         are needed all the same."""
         run = self.run
-        status = 1 if self.status is None else self.status
+        status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
         session = run.talk.id if run.talk else run.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
@@ -7151,10 +7153,9 @@ class Driver:
         if screen and (screen.thread.is_alive() or not takes_output()):
             os._exit(status)
         try:
-            if isinstance(screen, CursesScreen) and self.status is not None:
-                record = record_of(run, self.server, status)
+            if isinstance(screen, CursesScreen) and run.exit_status is not None:
                 width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.shown_reason}", *summary_of(run, record)]
+                lines = [f"ocloop: {run.shown_reason}", *summary_of(run)]
                 say("\n  ".join(row for line in lines for row in wrap(line, width)))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
@@ -7195,7 +7196,7 @@ def rehearse(options: Options, problems: list[str]) -> int:
     silent = options._replace(attended=False, log="", notify="")
     rehearsal = Rehearsal(silent, time.time())
     rehearsal.files.trouble = "".join(problems)  # it was said
-    status = Driver(silent, None, (), rehearsal).work()
+    status = Driver(rehearsal, None).work()
     if status != 130:
         status = 1 if problems else status
         said = "there are problems" if status else "no problem was found"
@@ -7232,20 +7233,19 @@ def bootstrap(given: argparse.Namespace) -> int:
     return 0
 
 
-def plan_and_record(path: str) -> tuple[Plan | None, str, int, Json]:
-    """A plan or the problem with it, the loop at work on it, and what is recorded of its run."""
-    text, problem = read_text(path, "plan")
-    plan = parse_plan(text or "")
+def run_on(path: str, plan: Plan) -> tuple[int, Json]:
+    """The pid of the loop that works on a plan, and what is recorded of its run, in which each task
+    has the state that it has in the plan now."""
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if pid and (record.get("ended") if pid < 0 else record.get("pid") != pid):
+    if pid and record.get("pid") != pid:
         record = {}  # it is the last run's: this one has not written any yet
     states = {(task.phase, task.text): task.state for task in plan.tasks}
-    for task in dicts(record.get("tasks")):
-        name = (as_text(task.get("phase")), as_text(task.get("text")))
+    for task in dicts(record, "tasks"):
+        name = (as_text(task, "phase"), as_text(task, "text"))
         task["state"] = states.get(name, "gone")
-    return (None if problem else plan), problem, pid, record
+    return pid, record
 
 
 def status(given: argparse.Namespace) -> int:
@@ -7253,9 +7253,11 @@ def status(given: argparse.Namespace) -> int:
     if given.all:
         return status_of_all(given.json)
     path = absolute(given.plan or Options().plan)
-    plan, problem, pid, record = plan_and_record(path)
-    if plan is None:
+    text, problem = read_text(path, "plan")
+    if text is None:
         raise Problem(problem)
+    plan = parse_plan(text)
+    pid, record = run_on(path, plan)
     said = status_record(path, plan, pid, record)
     say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
     return 0 if said["complete"] else 3
@@ -7263,21 +7265,27 @@ def status(given: argparse.Namespace) -> int:
 
 def status_of_all(as_json: bool) -> int:
     """A line for each loop on this machine that runs, or ran last; the newest comes first."""
-    paths = [path for path in plans_of_all() if os.path.isdir(os.path.dirname(path))]
-    seen = [(path, *plan_and_record(path)) for path in paths]
-    if as_json:
-        said = [status_record(path, plan or Plan(), pid, run) for path, plan, _, pid, run in seen]
-        say(json.dumps(said))
-        return 0
-    for path, plan, _problem, pid, run in seen:
+    records = []
+    lines = []
+    for path in plans_of_all():
+        if not os.path.isdir(os.path.dirname(path)):
+            continue
+        text, _problem = read_text(path, "plan")
+        plan = parse_plan(text or "")
+        pid, run = run_on(path, plan)
+        if as_json:
+            records.append(status_record(path, plan, pid, run))
+            continue
         how = f"{state_of(pid, run)} {run.get('status', '')}"
-        far = " · ".join(progress_of(plan)) if plan else "no plan any more"
-        why = f": {one_line(as_text(run.get('reason')))[:60]}" if run.get("reason") else ""
-        spent = dollars_of(as_float(run.get("cost")))
-        took = duration(as_float(run.get("elapsed")))
-        say(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
-    if not seen:
-        say("no loop has run on this machine")
+        far = "no plan any more" if text is None else " · ".join(progress_of(plan))
+        spent = dollars_of(as_float(run, "cost"))
+        took = duration(as_float(run, "elapsed"))
+        why = f": {one_line(as_text(run, 'reason'))[:60]}" if run.get("reason") else ""
+        lines.append(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
+    if as_json:
+        say(json.dumps(records))
+    else:
+        say("\n".join(lines) or "no loop has run on this machine")
     return 0
 
 
@@ -7287,7 +7295,7 @@ def process_of(pid: int | None) -> str:
 
 def state_of(pid: int, record: Json) -> str:
     if pid:
-        return as_text(record.get("state")) or "starting"
+        return as_text(record, "state") or "starting"
     return "ended" if record.get("ended") else "killed"
 
 
@@ -7308,7 +7316,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "running": bool(pid),
         "pid": known_pid,
         "near_misses": [str(near) for near in plan.near_misses],
-        "changes": changes_since(as_text(record.get("directory")), as_id(record.get("commit"))),
+        "changes": changes_since(as_text(record, "directory"), as_id(record, "commit")),
         "next_steps": next_steps(plan, record, is_at_work),
         "run": run if record.get("state") or pid else None,
     }
@@ -7329,12 +7337,12 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         changed = (
             "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff "
             "{commit:.7})"
-        ).format(since=clock(run.get("started")), **changes)
-    check = as_dict(run.get("check"))
+        ).format(since=time_of_day(run.get("started")), **changes)
+    check = as_dict(run, "check")
     told = []
     if check.get("verdict") == "failed":
         told.append("it failed; what the next session is told of it:")
-        told += as_text(check.get("told")).rstrip().split("\n")[-8:]
+        told += as_text(check, "told").rstrip().split("\n")[-8:]
     near_misses = name_near_misses(os.path.basename(said["plan"]), plan.near_misses)
     facts = [
         ("plan", said["plan"]),
@@ -7347,7 +7355,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
         *(("warning", near) for near in near_misses),
         *(("check", line) for line in told),
-        *(("gone", as_text(text)) for text in as_list(run.get("gone"))),
+        *(("gone", as_text(text)) for text in as_list(run, "gone")),
     ]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
     steps = [f"to do     {step}" for step in said["next_steps"]]
@@ -7355,13 +7363,13 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
 
 
 def said_run(run: Json, is_running: bool) -> str:
-    why = f": {one_line(as_text(run.get('reason')))}" if run.get("reason") else ""
+    why = f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
     if is_running:
         pid = run["pid"]
         how = f" (`kill {pid}` ends it in good order)" if pid else ""
         return f"{run['state']}{why}, {process_of(pid)}{how}"
     how = "ended" if run["state"] == "ended" else "was killed after"
-    return f"{how} {iso_time(as_float(run.get('ended') or run.get('updated')))}{why}"
+    return f"{how} {iso_time(run.get('ended') or run.get('updated'))}{why}"
 
 
 def counted(counts: Any) -> str:
@@ -7369,19 +7377,19 @@ def counted(counts: Any) -> str:
 
 
 def outcomes_of(results: Any) -> str:
-    return counted(collections.Counter(as_text(result.get("outcome")) for result in dicts(results)))
+    return counted(collections.Counter(as_text(result, "outcome") for result in dicts(results)))
 
 
 # What `status` shows of a run: the name, the field of the state file, and how it is said.
 SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
     ("retry", "retry", lambda retry: f"OpenCode tries again: {as_text(retry)}"),
-    ("again", "waiting_until", lambda at: f"at {clock(at)}"),
+    ("again", "waiting_until", lambda at: f"at {time_of_day(at)}"),
     ("iteration", "iteration", lambda number: f"{as_int(number)}"),
     ("task", "task", as_text),
     ("session", "session", as_text),
     ("server", "server", as_text),
-    ("started", "started", lambda at: iso_time(as_float(at))),
+    ("started", "started", iso_time),
     ("log", "log", as_text),
     ("model", "model", as_text),
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
@@ -7395,21 +7403,17 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 def task_lines(run: Json) -> list[str]:
     """What the run spent on each task that it worked on."""
     lines = []
-    for task in dicts(run.get("tasks")):
-        state = as_text(task.get("state"))
+    for task in dicts(run, "tasks"):
+        state = as_text(task, "state")
         if state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
-        if as_int(task.get("iterations")):
+        if as_int(task, "iterations"):
             lines.append(
-                f"{state:<12} {duration(as_float(task.get('seconds'))):>6} "
-                f"{dollars_of(as_float(task.get('cost'))):>8} {as_int(task.get('iterations')):>6}  "
-                f"{as_text(task.get('text'))}"
+                f"{state:<12} {duration(as_float(task, 'seconds')):>6} "
+                f"{dollars_of(as_float(task, 'cost')):>8} {as_int(task, 'iterations'):>6}  "
+                f"{as_text(task, 'text')}"
             )
     return ["", "state          time     cost  tries  task", *lines] if lines else []
-
-
-def clock(value: Any) -> str:
-    return local_time("%H:%M", as_float(value))
 
 
 def attach(given: argparse.Namespace) -> int:
@@ -7423,8 +7427,8 @@ def attach(given: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
     has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not as_id(record.get("session")) or not record.get("server") or not has_secrets:
-        state = as_text(record.get("state")) or "starting"
+    if not as_id(record, "session") or not record.get("server") or not has_secrets:
+        state = as_text(record, "state") or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)

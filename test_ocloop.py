@@ -422,7 +422,7 @@ class Story:
         return getattr(self.run, name)
 
     def picture(self) -> Picture:
-        return view(self.run, self.run.now)
+        return view(self.run)
 
     @property
     def asks_whether_to_quit(self) -> bool:
@@ -5749,7 +5749,7 @@ def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
     tmp_path: Path, state_home: Path, monkeypatch: Patch
 ) -> None:
     run_file = RunFile(str(tmp_path / "PLAN.md"))
-    driver = ocloop.Driver(project_options(tmp_path, notify="mail"), run_file, ())
+    driver = ocloop.Driver(ocloop.Run(project_options(tmp_path, notify="mail"), NOON), run_file)
     made: list[Request] = []
     monkeypatch.setattr(driver.outside, "make", made.append)
     driver._tell_of_bug(ValueError("of a strange kind"))  # whoever sleeps hears of a bug
@@ -6418,7 +6418,9 @@ def test_status_says_what_changed_since_the_run_began(
     (tmp_path / ".gitignore").write_text("ignored\nstate\n")
     in_git(tmp_path, "add", "-A")
     in_git(tmp_path, "commit", "-qm", "one")
-    driver = ocloop.Driver(project_options(tmp_path), RunFile(f"{folder}/PLAN.md"), ())
+    driver = ocloop.Driver(
+        ocloop.Run(project_options(tmp_path), NOON), RunFile(f"{folder}/PLAN.md")
+    )
     driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
@@ -6434,7 +6436,7 @@ def test_status_says_what_changed_since_the_run_began(
     assert changes == {"commit": commit, "files": 5, "untracked": 3, "added": 5, "removed": 2}
     assert ocloop.changes_since(folder, "0" * 40) is None, "it was rewritten: nothing is said"
     record = {"state": "ended", "started": NOON, "directory": folder, "commit": commit}
-    said = f"5 files (3 untracked), +5 −2 since {ocloop.clock(NOON)} (git diff {commit[:7]})"
+    said = f"5 files (3 untracked), +5 −2 since {ocloop.time_of_day(NOON)} (git diff {commit[:7]})"
     assert f"changes   {said}" in status_of(record)
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
