@@ -1452,7 +1452,7 @@ class Talk:
             return
         self.last_sign = self.run.now
         if isinstance(event, Delta):
-            self.begin()
+            self.begin(event.session)
             self.transcript.grow(event)
         elif isinstance(event, Part):
             self.hear_part(event)
@@ -1472,13 +1472,15 @@ class Talk:
             self.note("note", "the session was compacted", "dim", event.session)
             self.give_up("failed", self.circles.compaction(event.session))
         elif isinstance(event, Woke):
-            self.begin()
+            self.begin(event.session)
 
-    def begin(self) -> None:
-        """The prompt runs, and does not wait for its provider: an end that was seen was none."""
+    def begin(self, session: str) -> None:
+        """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
+        another of the family may."""
         self.has_begun = True
-        self.retry = None
         self.verdict = ""
+        if session == self.id:
+            self.retry = None
 
     def hear_activity(self, event: Activity) -> None:
         if event.session != self.id:
@@ -1486,7 +1488,7 @@ class Talk:
         if event.kind == "idle":
             self.look_within(0)
             return
-        self.begin()
+        self.begin(self.id)
         if event.kind == "retrying":
             self.retry = event
             self.retry_at = self.run.now + event.wait
@@ -1505,7 +1507,7 @@ class Talk:
         if event.key == self.prompt.part_id or event.synthetic:
             return  # our own prompt, and what OpenCode puts in by itself
         if event.state == "running":
-            self.begin()
+            self.begin(event.session)
         has_ended = self.transcript.show(event)
         if has_ended and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
@@ -1574,7 +1576,7 @@ class Talk:
         if polled.retry:
             self.hear_activity(polled.retry)
         elif polled.activity == "working":
-            self.begin()
+            self.begin(self.id)
         verdict, fault = polled.verdict, polled.fault
         now = self.run.now
         is_long_silent = now - self.last_sign > LOOK_CLOSER
@@ -1646,13 +1648,13 @@ QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on
 
 
 class Result(NamedTuple):
-    """One iteration, as it stands in the books. `word` is what people are told: `word_for`."""
+    """One iteration, as it stands in the books."""
 
     number: int
     task: str  # "" when nothing was left but the summary
     goal: str
-    outcome: str
-    word: str
+    outcome: str  # of the session
+    ended: str  # done, blocked, nothing settled, or the outcome; "" while it is under way
     problem: str
     seconds: float
     spend: Spend
@@ -1662,6 +1664,11 @@ class Result(NamedTuple):
     phase: str = ""  # of the task
     refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
     fault: Fault | None = None  # behind the problem
+
+    @property
+    def word(self) -> str:
+        """What people are told: the truth, also where an agent ended well."""
+        return "check failed" if self.check == "failed" else self.ended
 
     @property
     def worked(self) -> bool:
@@ -2239,7 +2246,7 @@ class Iteration(NamedTuple):
             phase=self.task.phase if self.task else "",
             goal=self.plan.goal,
             outcome="",
-            word="",
+            ended="",
             problem="",
             seconds=now - self.talk.started,
             spend=self.talk.spent,
@@ -2720,12 +2727,15 @@ class Run:
             known[near.fault] -= 1
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
-        word = word_for(outcome.kind, check, has_progress)
-        if word == "done" and has_blocked(iteration.task, iteration.plan, plan):
-            word = "blocked"
+        ended = outcome.kind
+        if ended in WORKED and has_progress:
+            has_done = not has_blocked(iteration.task, iteration.plan, plan)
+            ended = "done" if has_done else "blocked"
+        elif ended == "done":
+            ended = "nothing settled"
         result = iteration.result(self.now)._replace(
             outcome=outcome.kind,
-            word=word,
+            ended=ended,
             problem=outcome.problem[: Journal.LONGEST_TEXT],
             fault=outcome.fault,
             check=check,
@@ -3191,15 +3201,6 @@ KEYS = (
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
 # Words and records for people, logs and other programs, computed from the state of the run.
-
-
-def word_for(outcome: str, check: str, has_progress: bool) -> str:
-    """What an iteration is called in front of people: the truth, also where an agent ended well."""
-    if check == "failed":
-        return "check failed"
-    if outcome in WORKED and has_progress:
-        return "done"
-    return "nothing settled" if outcome == "done" else outcome
 
 
 def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
@@ -3751,15 +3752,13 @@ def view_tasks(run: Run) -> list[TaskView]:
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
-        word = result.word or known.outcome
-        if word == "check failed" and result.number < passed:
-            word = word_for(result.outcome, "passed", result.progress)
+        word = result.ended if result.number < passed else result.word
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
             spend=known.spend.plus(result.spend),
             model=result.model,
-            outcome=word,
+            outcome=word or known.outcome,
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
     current = (goal.phase, goal.text) if goal else None
@@ -6386,7 +6385,9 @@ class RunFile:
                 return
         os.close(self.lock)
         self.lock = None
-        self.acquire()
+        held = self.acquire()
+        if held:
+            raise OSError(errno.EBUSY, f"another loop works on this plan, process {held}")
 
     def libraries_folder(self) -> str:
         """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
@@ -6471,8 +6472,9 @@ def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
     user = os.getuid()
     above = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
-    if os.environ.get("XDG_STATE_HOME"):
-        above = [os.path.join(os.environ["XDG_STATE_HOME"], "")]
+    given = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(given):  # its specification says so: else it would follow the working folder
+        above = [os.path.join(given, "")]
     wanted = os.path.join(above[-1], "ocloop")
     # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
     if all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step)):

@@ -2771,6 +2771,28 @@ def test_an_iteration_is_called_what_it_was(how: str, word: str, is_checked: boo
     assert story.count("run_check") == 1 + is_checked, "not where nothing may have been done"
 
 
+def test_a_check_that_passes_later_makes_no_blocked_task_a_done_one() -> None:
+    story = Story("- [ ] one\n- [ ] two\n", check="make test")
+    story.check = 1
+    story.plan = "- [BLOCKED: no key] one\n- [ ] two\n"
+    story.ends()
+    story.check = 0
+    story.works()
+    assert story.words == ["check failed", "done"]
+    assert [task["outcome"] for task in story.record()["tasks"]] == ["blocked", "done"]
+
+
+def test_what_a_subagent_does_is_no_end_of_a_wait_for_the_provider() -> None:
+    story = at_work()
+    story.tell(Child("ses_child", story.id))
+    story.retries(1, 60)
+    story.tell(Delta("ses_child", "prt_1", "a"))
+    story.part("prt_2", "tool", "running", session="ses_child", tool="bash")
+    assert story.picture().state == "retrying"
+    story.part("prt_3", "tool", "running", tool="bash")
+    assert story.picture().state == "running"
+
+
 def test_texts_thoughts_and_tools_are_journaled_once() -> None:
     story = Story()
     story.part(story.prompted.part_id, "text", text=story.prompted.text)
@@ -5797,6 +5819,28 @@ def test_where_no_lock_can_be_had_that_is_said_and_nothing_is_left_open(
     assert "make sure that no second loop works on this plan" in run_file.problem
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
+
+
+def test_a_folder_of_state_that_was_cleaned_away_lets_no_second_loop_stay_unseen(
+    tmp_path: Path, state_home: Path
+) -> None:
+    first, second = RunFile(str(tmp_path / "PLAN.md")), RunFile(str(tmp_path / "PLAN.md"))
+    first.write({"state": "running"})
+    assert first.acquire() == 0
+    shutil.rmtree(first.folder)
+    assert second.acquire() == 0
+    with pytest.raises(OSError, match="another loop works on this plan, process"):
+        first.write({"state": "running"})
+
+
+def test_a_state_home_that_depends_on_the_working_folder_is_none(
+    tmp_path: Path, state_home: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("XDG_STATE_HOME", "here")
+    monkeypatch.chdir(tmp_path)
+    assert RunFile("PLAN.md").folder == str(tmp_path / "home/.local/state/ocloop")
+    assert not (tmp_path / "here").exists()
 
 
 def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home: Path) -> None:
