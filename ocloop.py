@@ -671,6 +671,7 @@ class Setup(NamedTuple):
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
     asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
+    unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
     grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
@@ -2076,6 +2077,11 @@ class Briefing:
                 f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
                 "night means refused: allow it in opencode.json, or use --auto"
             )
+        if setup.unread:
+            said.append(
+                f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or "
+                "what it denies is not denied"
+            )
         fresh = [warning for warning in said if warning not in self.warned]
         self.warned.update(fresh)
         return fresh
@@ -2432,7 +2438,18 @@ class Run:
     async def get_ready(self) -> None:
         """The server, its setup, and what a person has to know of them. Raises Problem."""
         await self.get_server()
+        if self.left_session:
+            await self.stop_left_session()
         self.look_through()
+
+    async def stop_left_session(self) -> None:
+        """A run that was killed may have left it at work, on a server that is not ours."""
+        self.journal.note("warn", "a run that was killed left a session here: stopping it", "warn")
+        talk = Talk(Prompt(""), self)
+        talk.id = self.left_session
+        with suppress(RequestError, ServerGone):
+            await self.comes_to_rest(talk, INTERRUPT_WITHIN)
+        self.left_session = ""
 
     def look_through(self, with_prompt: bool = False) -> None:
         """What is wrong with models, agent and prompt ends the run; what is odd is said."""
@@ -4183,7 +4200,7 @@ FAULT_KINDS = {
     "provider.timeout": "outage",
     "aborted": "aborted",
 }
-# Kinds by the provider's HTTP code, in OpenCode 1 alone: in OpenCode 2 it may be 200.
+# Kinds by the provider's HTTP code, where no type of OpenCode 2's says more; there it may be 200.
 CODE_KINDS = {401: "auth", 402: "balance", 403: "auth", 404: "no-model", 429: "rate-limit"}
 # What OpenCode says itself, without a name of its own, before a provider is asked.
 NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
@@ -4208,6 +4225,8 @@ def fault_of(error: Any) -> Fault | None:
     if name == "APIError":
         is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
+    elif kind == "provider":
+        kind = CODE_KINDS.get(code, kind)
     elif kind == "unknown" and missing:
         kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
     elif kind == "length":
@@ -4433,6 +4452,7 @@ class Catalogue(NamedTuple):
     models: dict[str, Json]  # by name
     agents: dict[str, Json]
     chosen: str  # the model that OpenCode takes where nothing names one
+    unread: tuple[str, ...] = ()  # files of its configuration that it found and cannot read
 
 
 class OpenCode(ABC):
@@ -4514,6 +4534,7 @@ class OpenCode(ABC):
             free=frozenset(name for name, model in models.items() if is_free(model)),
             variants={name: variants_of(model) for name, model in models.items()},
             chosen=told.chosen,
+            unread=told.unread,
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
             grows=self.generation > 1,
         )
@@ -4942,7 +4963,10 @@ class OpenCode2(OpenCode):
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
     def catalogue(self) -> Catalogue:
-        documents = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
+        entries = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
+        documents = [entry for entry in entries if "info" in entry]
+        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
+        read = {as_text(document, "path") for document in documents}
         models = dicts(self.get("/model", SETUP_TIMEOUT))
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
         return Catalogue(
@@ -4950,6 +4974,7 @@ class OpenCode2(OpenCode):
             {without_variant(name_of_model(model)): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
             chosen=name_of_model(self.get_if_possible("/model/default")),
+            unread=tuple(path for path in found if path not in read),
         )
 
     # Sessions and prompts.
@@ -6995,6 +7020,9 @@ def run(given: argparse.Namespace) -> int:
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     run = Run(options, time.time(), os.urandom(4).hex())
+    record = run_file.read()
+    if options.server == record.get("server") and not record.get("ended"):
+        run.left_session = as_id(record, "session")
     for warning in filter(None, warnings):
         run.journal.note("warn", warning, "warn")
     return Driver(run, run_file).work()

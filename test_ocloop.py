@@ -773,6 +773,20 @@ def test_a_model_without_a_price_is_named_once(model: str, most: float, is_said:
     assert story.text.count("a/b has no price") == is_said
 
 
+def test_a_configuration_that_is_not_read_denies_nothing_and_is_named() -> None:
+    story = Story(finds={"setup": Setup(unread=("/project/opencode.json",))})
+    assert "OpenCode cannot read /project/opencode.json, and goes on without" in story.text
+
+
+def test_what_a_killed_run_left_on_another_s_server_is_stopped_before_anything_else() -> None:
+    story = Story(start=False, finds={"poll": fails_with(404)})
+    story.run.left_session = "ses_left"
+    story.hear()
+    assert story.take("read_files").startswith("start_server setup measure_server interrupt")
+    assert story.last("interrupt").session == "ses_left"
+    assert story.state == "running" and story.count("send") == 1, "it is gone, and no error"
+
+
 # ── when a session is over ────────────────────────────────────────────────────────────────────────
 # Polling is the truth: the stream only makes us look.
 
@@ -7246,6 +7260,9 @@ def test_what_opencode_2_knows() -> None:
         grows=True,
     )
     assert all("location%5Bdirectory%5D=%2Fw" in path for _, path, _ in client.heard)
+    files = [{"type": "file", "path": path} for path in ("/w/opencode.json", "/w/broken.json")]
+    there = {"path": "/w/opencode.json", **document(model="sim/m1")}
+    assert dialect_2(catalogue([], [], there, *files))[0].setup().unread == ("/w/broken.json",)
     problem = ocloop.problem_of_names(setup, (), "")
     assert problem == "there is no variant high of sim/m1: low"
     empty = dialect_2(catalogue([], []))[0].setup()
@@ -7754,6 +7771,8 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
         ("rate-limit", "rate-limit"), ("quota", "balance"), ("auth", "auth"), ("timeout", "outage"),
         ("no-route", "no-model"), ("internal", "outage"), ("transport", "outage"),
         ("content-filter", "provider"), ("unknown", "provider"))],
+    *[({"type": "provider.invalid-request", "message": "oh", "status": code}, Fault(kind, "oh"))
+      for code, kind in ((400, "provider"), (402, "balance"), (404, "no-model"))],
     *[({"type": "unknown", "message": said}, Fault(kind, said)) for said, kind in (
         ("Model unavailable: p/m", "no-model"), ("Variant unavailable: high", "no-model"),
         ("Agent not found: mine", "no-agent"), ("something", "unknown"))],
@@ -8683,6 +8702,30 @@ def test_a_server_that_runs_already(world: World) -> None:
     child = world.start(world.project(1), "run", "--server", f"http://127.0.0.1:{free_port()}")
     child.wait_for("waiting for http")  # it is not there yet
     child.stop(signal.SIGTERM)
+
+
+def test_what_a_killed_run_left_at_work_on_a_server_that_is_not_its_own(world: World) -> None:
+    """README: --server: the next run stops it before its own session begins."""
+    log = world.folder / "server.jsonl"
+    url = world.fake_server(answers=["hang", "work"], log=str(log), login=SECRET)
+    project = world.project(1)
+
+    def start() -> ChildProcess:
+        child = world.start(project, "run", "--server", url, **SECRET)
+        child.requests_path = log
+        return child
+
+    def recorded() -> Any:
+        said = json.loads(world.say(project, "status", "--json", status=3))
+        return (said["run"] or {}).get("session")
+
+    first = start()
+    first.wait_prompts(1)
+    until(recorded, "the session in the state file", 20)
+    left = recorded()
+    first.stop(signal.SIGKILL)
+    second = expect(start(), 0, "a run that was killed left a session here: stopping it")
+    assert set(second.aborts()) == {left}
 
 
 def commit_all(world: World, folder: Path) -> list[str]:
