@@ -1400,13 +1400,13 @@ class Talk:
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
         self.sending: Request | None = None  # which hands it over, or has done so
-        self.has_begun = False  # the prompt is known to run
+        self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
         self.look_at = NEVER  # when the session is to be looked at
         self.started = run.now
         self.last_sign = run.now  # the last sign of life
-        self.retry: Activity | None = None  # OpenCode waits for its provider
+        self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
         self.retry_at = 0.0  # until then
-        self.told_attempt = 0  # of OpenCode's own, the last one that the journal tells of
+        self.told_attempt = ("", 0)  # session and OpenCode's own attempt: the journal tells of it
         self.fault: Fault | None = None  # the last error that the stream told of
         self.verdict = ""  # that is not believed yet
         self.verdict_since = 0.0
@@ -1437,7 +1437,7 @@ class Talk:
 
     def prepare(self) -> None:
         """The prompt is handed over now: what was heard before is old."""
-        self.has_begun = False
+        self.begun_at = 0.0
         self.look_at = NEVER
         self.fault = None
         self.verdict = ""
@@ -1478,24 +1478,24 @@ class Talk:
     def begin(self, session: str) -> None:
         """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
         another of the family may."""
-        self.has_begun = True
+        self.begun_at = self.run.now
         self.verdict = ""
-        if session == self.id:
+        if self.retry and self.retry.session == session:
             self.retry = None
 
     def hear_activity(self, event: Activity) -> None:
-        if event.session != self.id:
-            return  # a subagent's rest is not ours
         if event.kind == "idle":
-            self.look_within(0)
+            if event.session == self.id:  # a subagent's rest is not ours
+                self.look_within(0)
             return
-        self.begin(self.id)
+        self.begin(event.session)
         if event.kind == "retrying":
             self.retry = event
             self.retry_at = self.run.now + event.wait
-            if event.attempt != self.told_attempt:
-                self.told_attempt = event.attempt
-                self.note("retry", f"attempt {event.attempt} failed: {event.message}", "warn")
+            if (event.session, event.attempt) != self.told_attempt:
+                self.told_attempt = (event.session, event.attempt)
+                said = f"attempt {event.attempt} failed: {event.message}"
+                self.note("retry", said, "warn", event.session)
             has_others = self.run.line.others(self.run.now)
             if event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
@@ -1522,7 +1522,7 @@ class Talk:
                 self.model = event.model
                 self.tell_of_model()
         if event.ended:
-            self.told_attempt = 0
+            self.told_attempt = ("", 0)
         if event.complete:
             self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
@@ -1565,19 +1565,20 @@ class Talk:
             told = told.plus(spend)
         return told.at_least(self.polled)
 
-    def weigh(self, polled: Polled) -> Outcome | None:
+    def weigh(self, polled: Polled, looked: float) -> Outcome | None:
         """What became of it, once that is believed; None: it is not over yet.
 
         An end that is believed too early begins a second session beside the first: one that is odd
         must stay as it is for some time, and whatever says that it works makes us forget it.
         """
-        if polled.is_unsure:
+        if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
             self.look_within(LOOK_TWICE)
             return None
         if polled.retry:
             self.hear_activity(polled.retry)
         elif polled.activity == "working":
             self.begin(self.id)
+            self.retry = None
         verdict, fault = polled.verdict, polled.fault
         now = self.run.now
         is_long_silent = now - self.last_sign > LOOK_CLOSER
@@ -2105,8 +2106,8 @@ class Briefing:
 # 1. Everything that is waited for is waited for in `wait`. All that happens is heard there
 #    (`hear`), all deadlines are minded there (`mind`), and all that interrupts is raised there. A
 #    wait without `until` waits for a person, or for something that has an end of its own.
-# 2. Only Quit and Abort interrupt. That the server is gone is found out by a request, and by
-#    nothing else, since only whoever asks knows how to go on without an answer.
+# 2. Only Quit and Abort interrupt. That the server is gone is raised by a request alone, since only
+#    whoever asks knows how to go on without an answer; what else tells of it marks it as down.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
@@ -2166,13 +2167,13 @@ def next_event() -> Generator[None, Any, Any]:
 
 
 class ServerState:
-    """The server, as the run knows it. It is down until it has told its setup."""
+    """The server, as the run knows it. It is down until it has been started."""
 
     def __init__(self) -> None:
         self.is_down = True
         self.problem = ""  # why it is down; "" before the first start, and when it was given up
         self.launch = 0  # counts the starts; what is said of an older one is old news
-        self.failures = 0  # since an iteration worked
+        self.failures = 0  # in a row: until an iteration works, or a person goes on
         self.has_worked = False  # one of its starts was good for something
         self.is_busy = False  # the last one answered, and failed at everything
         self.up_since = 0.0
@@ -2314,7 +2315,7 @@ class Run:
         `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
         was_away = not self.clock.move_to(wall)
-        events = (StreamOpened(), event) if was_away else (event,)  # what became of it meanwhile?
+        events = (event, StreamOpened()) if was_away else (event,)  # what became of it meanwhile?
         for one in events:
             if self.exit_status is None:
                 try:
@@ -2394,7 +2395,7 @@ class Run:
     @contextmanager
     def shield(self, *kinds: type[Interrupt]) -> Iterator[None]:
         """What interrupts waits until this is over."""
-        before, self.shielded = self.shielded, kinds
+        before, self.shielded = self.shielded, (*self.shielded, *kinds)
         try:
             yield
         finally:
@@ -2479,8 +2480,7 @@ class Run:
                     if end:
                         return end
                     if self.server.is_down or self.server.replace:
-                        with self.showing("starting"):
-                            await self.get_server()
+                        await self.get_server()
                         continue  # the plan may be another one by now
                     end = await self.follow(await self.iterate(plan))
                     if end:
@@ -2548,18 +2548,25 @@ class Run:
         iteration = self.iteration = Iteration(self.number, plan, talk)
         self.journal.note("task", title_of(plan.goal), "head")
         try:
-            outcome = await self.lead(talk)
-            plan = await self.read_files()  # as the session left it: a check may hide it
+            try:
+                outcome = await self.lead(talk)
+                plan = await self.read_files()  # as the session left it: a check may hide it
+            except (Interrupt, Problem):
+                # It is in no book but for what it has cost: nothing has come of it.
+                self.books.spent = self.books.spent.plus(talk.spent)
+                self.left_session = talk.id
+                raise
             check = ""
-            has_worked = outcome.kind in (*WORKED, "cut")
-            if self.options.check and (has_worked or plan.summary is not None):
-                check = await self.run_check()
-            return self.settle(iteration, outcome, check, plan)
-        except (Interrupt, Problem):
-            # It is in no book but for what it has cost: nothing has come of it.
-            self.books.spent = self.books.spent.plus(talk.spent)
-            self.left_session = talk.id
-            raise
+            is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
+            try:
+                if self.options.check and is_to_be_checked:
+                    check = await self.run_check()
+            except Quit:
+                check = self.books.check = "interrupted"
+                raise
+            finally:
+                result = self.settle(iteration, outcome, check, plan)
+            return result
         finally:
             self.iteration = None
             self.confirming_quit = False  # it was about what is over now
@@ -2642,7 +2649,7 @@ class Run:
             closer = looked - talk.last_sign > LOOK_CLOSER
             polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
             talk.take_in(polled, looked)
-            outcome = talk.weigh(polled)
+            outcome = talk.weigh(polled, looked)
             if outcome and polled.activity != "idle":
                 await self.recall(talk)  # it may have answered long ago, and say that it works
             if outcome:
@@ -2661,7 +2668,9 @@ class Run:
                 with suppress(RequestError):
                     await self.wait(self.now + 60.0, sending, lambda: self.server.is_down)
                 begins_by = self.now + BEGINS
-                await self.wait(begins_by, sooner=lambda: talk.has_begun or self.server.is_down)
+                await self.wait(
+                    begins_by, sooner=lambda: bool(talk.begun_at) or self.server.is_down
+                )
                 is_at_rest = await self.comes_to_rest(talk, INTERRUPT_WITHIN)
                 lost_control = not is_at_rest or not sending.done
             except RequestError as error:
@@ -2852,6 +2861,13 @@ class Run:
         server = self.server
         if server.replace:
             await self.stop_server()
+        with self.showing("starting", server.problem):
+            await self.start_until_up()
+        if self.talk:
+            self.talk.find_server()
+
+    async def start_until_up(self) -> None:
+        server = self.server
         began = self.now
         while server.is_down:
             if server.problem:
@@ -2874,8 +2890,6 @@ class Run:
                 self.lose_server(str(problem))
             except ServerGone as gone:
                 self.lose_server(str(gone), gone.error.code >= 500)
-        if self.talk:
-            self.talk.find_server()
 
     async def start_server(self) -> None:
         """Start the server, and read its setup. Raises Problem and ServerGone."""
@@ -2950,12 +2964,11 @@ class Run:
         said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
         self.journal.note("server", said + " in the midst" * is_bursting, "warn")
         if is_bursting:
-            with self.shield(Abort):
-                with suppress(RequestError, ServerGone):
-                    await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-                server.let_go()
-                talk.lose_server()
-                await self.get_server()
+            with self.shield(Abort), suppress(RequestError, ServerGone):
+                await self.comes_to_rest(talk, INTERRUPT_WITHIN)
+            server.let_go()
+            talk.lose_server()
+            await self.get_server()
 
     # What happens, wherever it stands.
 
@@ -2984,7 +2997,7 @@ class Run:
             self.journal.note(event.kind, event.text, event.tone)
 
     def hear_answer(self, answer: Answer) -> None:
-        """For one that comes too late nobody waits; what fails unawaited is said."""
+        """For one that comes too late nobody waits; of what nobody awaits failures are said."""
         request = answer.request
         if request.done:
             return
@@ -3037,6 +3050,8 @@ class Run:
         """Whatever is in front of a person takes the key first."""
         if key.about == QUIT_SHOWN and not self.confirming_quit:
             return  # the iteration has ended meanwhile, and the question with it
+        if self.confirming_quit and key.about not in (None, QUIT_SHOWN):
+            return  # it was pressed before the question was on the screen: a key held down
         if self.confirming_quit:
             self.confirming_quit = False
             if key.name == "q":
@@ -4241,7 +4256,7 @@ def seconds_until(announced: str) -> float:
     """What a `retry-after` says: seconds, or a date of HTTP's; 0 for anything else."""
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
         return float(announced)
-    with suppress(ValueError, TypeError, OverflowError):  # TypeError: so before Python 3.10
+    with suppress(ValueError, TypeError, IndexError, OverflowError):  # before 3.10 more of them
         return parsedate_to_datetime(announced).timestamp() - time.time()
     return 0.0
 
@@ -4611,7 +4626,8 @@ class OpenCode(ABC):
         # A subagent may work on while its parent rests: then there is no verdict.
         if working or self.is_asked(polled.asks or ()):
             self.resting = ""
-            retry = self.retry(session, working[session]) if session in working else None
+            retries = (self.retry(id, status) for id, status in working.items())
+            retry = next(filter(None, retries), None)
             activity = "retrying" if retry else "working"
             polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints())
         elif self.generation > 1 and self.resting != session:
@@ -5739,7 +5755,7 @@ class Server:
         found.put("")
 
     def _last_words(self) -> str:
-        return "".join(f"\n  {line}" for line in self.last_lines)
+        return "".join(f"\n  {line}" for line in list(self.last_lines))
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
         problem = ENDED_BY_ITSELF.format(wait_for_end(process, NEVER))
@@ -5862,15 +5878,18 @@ class Outside:
         self.measure_server = server.look_after
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
+        self.check_is_wanted = False
 
     def make(self, request: Request) -> None:
         """Have a request made."""
-        if request.name == "notify":
-            self._make(request)  # at once, since the program may be about to end
-        elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
+        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
+            self.check_is_wanted = request.name == "run_check"
+        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
-        else:
-            in_thread(self._make, request)
+            return
+        making = in_thread(self._make, request)
+        if request.name == "notify":
+            making.join(1.0)  # the program may be about to end
 
     def _make(self, request: Request) -> None:
         try:
@@ -5878,8 +5897,9 @@ class Outside:
             result = getattr(place, request.name)(*request.args)
         except (RequestError, Problem) as error:
             self.post(Answer(request, error=error))
-        except (RecursionError, MemoryError, ValueError) as error:  # an answer may say anything
-            self.post(Answer(request, error=RequestError(0, str(error) or type(error).__name__)))
+        except Exception as error:  # what a server says decides of which kind it is
+            said = f"{type(error).__name__}: {error}"
+            self.post(Answer(request, error=RequestError(0, said)))
         else:
             self.post(Answer(request, result))
 
@@ -5920,7 +5940,7 @@ class Outside:
         facts = {**facts, MARK: self.check_mark}
         try:
             with server.lock:
-                if server.closing:
+                if server.closing or not self.check_is_wanted:
                     return CheckResult(126, "", interrupted=True)
                 server.guard.watch(server.process.pid if server.process else 0)
                 process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
@@ -6038,6 +6058,10 @@ class CursesScreen:
         self.modes: list[Any] = []
         with suppress(OSError, termios.error):
             self.modes = termios.tcgetattr(0)
+        # Here, since no other thread may read the environment while it is changed.
+        for name in ("LINES", "COLUMNS"):  # a resize would never be seen
+            os.environ.pop(name, None)
+        os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -6073,9 +6097,6 @@ class CursesScreen:
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-        for name in ("LINES", "COLUMNS"):  # a resize would never be seen
-            os.environ.pop(name, None)
-        os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
         while not takes_output():  # ctrl-S before the first frame: initscr writes, too
             if self.closing:
                 return
@@ -6348,6 +6369,7 @@ class RunFile:
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
         self.folder, self.problem = private_folder()
         self.lock: int | None = None  # the file descriptor that holds it
+        self.taken_by = 0  # the pid of the one that holds it in our place
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
 
@@ -6373,8 +6395,8 @@ class RunFile:
                 time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
                 attempts += 1
                 held = self.running()
-                if held and attempts >= 5:
-                    return held
+                if attempts >= 5 and (held or attempts >= 50):
+                    return held or -1
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
@@ -6410,9 +6432,7 @@ class RunFile:
                 return
         os.close(self.lock)
         self.lock = None
-        held = self.acquire()
-        if held:
-            raise OSError(errno.EBUSY, f"another loop works on this plan, process {held}")
+        self.taken_by = self.acquire()
 
     def libraries_folder(self) -> str:
         """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
@@ -6428,6 +6448,9 @@ class RunFile:
             return
         with private(self.folder) as folder:
             self.keep_lock(folder)
+            if self.taken_by:
+                said = f"another loop works on this plan, {process_of(self.taken_by)}"
+                raise OSError(errno.EBUSY, said)
             draft = f"{self.name}.{os.getpid()}"
             try:
                 with suppress(FileNotFoundError):  # of one that was killed, with our number
@@ -6615,7 +6638,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
-# The parser, the commands, and in `main` the one place where a Problem is caught.
+# The parser, the commands, and in `main` the last place where a Problem is caught.
 
 STARTER_PLAN = """\
 # Plan
@@ -6694,8 +6717,8 @@ when it stops
 --max-cost USD                when this much was spent; in the midst of an iteration at twice that
 --max-time DURATION           when this much time has passed; the same at twice that
 --max-wait DURATION           after waiting so long, in a row, for a provider (24h)
---stuck N                     after N iterations in a row that settle no task, or fail the check (5)
---retries N                   after N failed iterations in a row (5)
+--stuck N                     after N in a row settled no task, and one more; or failed --check (5)
+--retries N                   when an iteration failed, and N more tries in a row (5)
 --iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
 --stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
 when nobody is there
@@ -7056,13 +7079,14 @@ class Driver:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, self._take_signal)
+            if signal.getsignal(number) != signal.SIG_IGN:  # so a script starts `… &`
+                signal.signal(number, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
-            threading.Thread(target=self._note_commit, daemon=True).start()
             self._handle(None)
             screen = CursesScreen if self.run.options.attended else LineScreen
             self.screen = screen(self.inbox.put)
+            in_thread(self._note_commit)
             event = None  # only time has passed
             while self.run.exit_status is None:
                 patience = self.TICK if event is None else CursesScreen.FRAME  # it is to be shown

@@ -2082,7 +2082,8 @@ def test_a_server_that_has_worked_is_given_a_minute_to_come_back() -> None:
     story.world["start_server"] = fails_with(0, "opencode is not there: an upgrade?", again=False)
     story.server_dies()
     story.let_pass(60)
-    assert story.state == "running" and story.exits == [], story.reason
+    assert story.state == "starting" and story.exits == []
+    assert story.reason == "it died", "whoever looks sees why"
     story.mend()
     story.let_pass(60)
     story.works()
@@ -2380,7 +2381,7 @@ def test_space_pauses_whatever_the_running_run_does(what: str) -> None:
     story.press("space")
     assert story.state == "pausing"
     story.press("space")
-    assert story.state == "running"
+    assert story.state == ("starting" if what == "server" else "running")
 
 
 @pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage"])
@@ -2473,9 +2474,12 @@ def test_q_asks_once_while_an_iteration_runs(what: str, overlay: str) -> None:
     story.press(overlay)
     assert story.shown["Q"] == "quit"
     story.press("q")
-    assert story.asks_whether_to_quit and story.state == "running"
+    state = "starting" if what == "server" else "running"
+    assert story.asks_whether_to_quit and story.state == state
+    story.tell(Key("q", about=""))
+    assert story.asks_whether_to_quit, "of a key held down, before the question was to be seen"
     story.press("z")
-    assert not story.asks_whether_to_quit and story.state == "running"
+    assert not story.asks_whether_to_quit and story.state == state
     story.press("q")
     story.asks()
     has_come = bool(story.asked)
@@ -2794,6 +2798,70 @@ def test_a_check_that_passes_later_makes_no_blocked_task_a_done_one() -> None:
     story.works()
     assert story.words == ["check failed", "done"]
     assert [task["outcome"] for task in story.record()["tasks"]] == ["blocked", "done"]
+
+
+@pytest.mark.parametrize("is_polled", [False, True])
+def test_a_subagent_that_waits_for_its_provider_is_not_silent(is_polled: bool) -> None:
+    """It may have a model of its own. A wait of hours is one for the whole session."""
+    story = at_work()
+    story.tell(Child("ses_child", story.id))
+    told = Activity("ses_child", "retrying", 1, 800.0, "Too Many Requests")
+    for _ in range(3):
+        if is_polled:
+            story.activity, story.retry = "retrying", told
+            story.let_pass(790, 9)
+            story.activity, story.retry = "working", None
+        else:
+            story.tell(told)
+            story.let_pass(790, 9)
+        story.tell(Activity("ses_child", "working"))
+    assert story.all("interrupt") == [] and story.words == []
+    assert "attempt 1 failed: Too Many Requests" in story.text
+    story.tell(told._replace(attempt=2, wait=7200.0))
+    story.let_pass(30)
+    assert story.words == ["rate-limited"] and story.state == "waiting"
+
+
+def test_an_end_is_not_believed_of_a_look_that_is_older_than_the_news() -> None:
+    story = at_work()
+    story.world["poll"] = None
+    story.idle()
+    looking = story.last("poll")
+    story.tell(Woke(story.id), Activity(story.id, "working"))
+    story.answer(looking, Polled("idle", "answered"))
+    assert story.words == [], "it works again since"
+    story.world["poll"] = answers(Polled("idle", "answered"))
+    story.let_pass(1)
+    assert story.words == ["nothing settled"]
+
+
+def test_x_also_ends_a_session_whose_server_is_replaced_in_the_midst() -> None:
+    story = at_work(server_memory=100, retries=40)
+    story.memory = 300
+    story.world["start_server"] = fails_with(0, "no port")
+    story.let_pass(60)
+    assert "in the midst" in story.text and story.state == "starting" and story.number == 1
+    story.press("x")
+    story.let_pass(5)
+    assert story.words == ["aborted"]
+
+
+def test_who_quits_during_a_check_loses_nothing_of_what_was_done() -> None:
+    story = waiting_for("run_check", notify="mail")
+    done = story.count("run_check")
+    story.press("q", "q")
+    assert story.exits == [130] and done == 2
+    (result,) = story.books.results
+    assert (result.word, result.check) == ("done", "interrupted")
+    assert "iter: #1 done in" in story.text and story.record(130)["outcomes"]
+    assert "to do: run the check" in story.text
+
+
+def test_a_clock_that_steps_back_before_the_first_event_is_no_bug() -> None:
+    story = Story(start=False)
+    story.now -= 0.001
+    story.hear()
+    assert story.state == "running"
 
 
 def test_what_a_subagent_does_is_no_end_of_a_wait_for_the_provider() -> None:
@@ -4358,6 +4426,40 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         posted.get(timeout=5)
 
 
+def test_a_check_that_is_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    options = Options(directory=str(tmp_path), check="echo x >ran", check_timeout=0)
+    outside = ocloop.Outside(ocloop.Server(options, posted.put))
+    with outside.server.lock:  # as busy as it can be
+        for name, args in (("run_check", ({},)), ("stop_check", ())):
+            outside.make(Request(name, args))
+    results = [posted.get(timeout=GENEROUS).result for _ in range(2)]
+    assert any(result and result.interrupted for result in results)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_last_words_are_read_while_more_are_said() -> None:
+    server = ocloop.Server(Options(), print)
+
+    stop = threading.Event()
+
+    def say() -> None:
+        while not stop.is_set():
+            server.last_lines.append("a")
+
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    saying = threading.Thread(target=say)
+    saying.start()
+    try:
+        for _ in range(20_000):
+            server._last_words()
+    finally:
+        stop.set()
+        saying.join()
+        sys.setswitchinterval(patience)
+
+
 def test_a_notification_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(ocloop, "NOTIFY_WITHIN", 0.3)
     posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -5843,8 +5945,22 @@ def test_a_folder_of_state_that_was_cleaned_away_lets_no_second_loop_stay_unseen
     assert first.acquire() == 0
     shutil.rmtree(first.folder)
     assert second.acquire() == 0
-    with pytest.raises(OSError, match="another loop works on this plan, process"):
-        first.write({"state": "running"})
+    second.write({"state": "theirs"})
+    for _ in range(2):
+        with pytest.raises(OSError, match="another loop works on this plan, process"):
+            first.write({"state": "running"})
+    assert first.read() == {"state": "theirs"}
+
+
+def test_a_lock_that_only_somebody_stopped_holds_is_not_waited_for_all_night(
+    tmp_path: Path, state_home: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    ours = RunFile(str(tmp_path / "P"))
+    ours.write({})
+    with open(lock_of(ours), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)  # as `status` does, for a moment
+        assert ours.acquire() == -1
 
 
 def test_a_state_home_that_depends_on_the_working_folder_is_none(
