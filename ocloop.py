@@ -224,13 +224,15 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
-    """The texts of open tasks that a plan has lost since it was read before.
+    """The texts of tasks that a plan has lost since it was read before, and that were not done.
 
     Rewording, splitting and reordering lose nothing: at most as many are missing as there are
     fewer tasks now.
     """
-    missing = collections.Counter(task.text for task in before.tasks if task.state == "pending")
+    missing = collections.Counter(task.text for task in before.tasks)
     missing -= collections.Counter(task.text for task in now.tasks)
+    undone = (task.text for task in before.tasks if task.state in ("pending", "blocked"))
+    missing &= collections.Counter(undone)
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
@@ -360,17 +362,19 @@ _PART = re.compile(r"[~≈]?\s*\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
 # What stands behind the first three kinds must not go on with a letter; behind the others it is
 # the reason. A picture may stand in front: `[✅ DONE]`.
 _WORD = re.compile(
-    rf"(?:[{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
+    rf"(?:[❌{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
     r"|(?P<pending>to[-_ ]?do|pending|open|not[-_ ]?started)"
-    r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review)"
+    r"|(?P<begun>wip|in[-_ ]?progress|doing|started|ongoing|active|partial|(?:in[-_ ]?)?review"
+    r"|incomplete|unfinished|not[-_ ]?done|partially[-_ ]done|waiting|paused|stuck)"
     r")(?:(?=\s+by\s)|(?!(?:[-_]|\s*)[^\W\d_]))|(?:"
     r"(?P<manual>manual|human)"
-    r"|(?P<blocked>blocked|failed|skip(?:ped)?|deferred|postponed|cancell?ed|won['’]?t[-_ ]?fix"
-    r"|on[-_ ]?hold|obsolete|n/a)"
+    r"|(?P<blocked>blocked|fail(?:ed|ure)?|skip(?:ped)?|deferred|postponed|cancell?ed"
+    r"|won['’]?t[-_ ]?fix|on[-_ ]?hold|obsolete|n/a)"
     r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
+_DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail)", re.IGNORECASE)  # `[done, but tests fail]`
 _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
@@ -421,6 +425,8 @@ def _read_box(inside: str) -> tuple[str, str]:
         return "begun", ""
     word = _WORD.match(box)
     state = word.lastgroup or "" if word else ""
+    if word and state == "done" and _DOUBT.search(box, word.end()):
+        return "begun", ""
     if not word or state not in ("manual", "blocked"):
         return state, ""
     reason = _PARENTHESES.sub(r"\1", box[word.end() :]).strip()
@@ -1763,11 +1769,13 @@ class Books:
         self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
         self.check_failures = 0  # in a row: only a check that passes ends it
         self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
+        self.is_unchecked = True  # something was at work since it said so
         self.complaint = ""  # of the check, for the next agent; "" when the last one passed
         self.waited = 0.0  # seconds, for a provider, since an iteration worked
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.tasks: set[str] = set()  # of the plan that was noted last
+        self.has_tagged = False  # an agent has said that the plan is complete
         self.most_settled = 0  # tasks, so far
         self.least_pending = NEVER  # the same
 
@@ -1793,8 +1801,10 @@ class Books:
         """
         tasks = {task.text for task in plan.tasks}
         lost = missing_tasks(self.plan, plan)
-        gone = dict.fromkeys((*self.gone, *lost))
-        self.gone = [text for text in gone if text not in tasks]  # some come back
+        came = collections.Counter(task.text for task in plan.tasks)  # some come back
+        came -= collections.Counter(task.text for task in self.plan.tasks)
+        gone = collections.Counter((*self.gone, *lost)) - came
+        self.gone = list(gone.elements())
         self.plan = plan
         has_more = plan.settled > self.most_settled
         has_less = plan.pending < self.least_pending
@@ -1812,8 +1822,14 @@ class Books:
         self.check_failures = 0
         self.waited = 0.0
         self.tasks = set()  # the plan is noted anew before the next iteration
+        self.has_tagged = False
         self.most_settled = 0
         self.least_pending = NEVER
+
+    @property
+    def verdict(self) -> str:
+        """What a check says of the work as it stands: passed, failed, interrupted or not run."""
+        return "not run" if self.is_unchecked and self.check in ("", "passed") else self.check
 
     def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
@@ -2225,6 +2241,8 @@ class Files:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
         if problem:
+            if read.plan is not None and (plan.tasks or plan.summary is not None):
+                self.plan, self.plan_text = plan, read.plan  # the prompt alone is away
             return
         if self.plan_text and plan.done > self.plan.done:
             self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
@@ -2473,9 +2491,10 @@ class Run:
             with self.showing("running"):
                 while True:
                     if self.options.check and not self.books.check:
-                        await self.read_files()  # it is told of the plan, and may write it
+                        self.note_plan(await self.read_files())  # a check may change it
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
+                    self.note_plan(plan)
                     end = self.reason_to_rest(plan)
                     if end:
                         return end
@@ -2540,11 +2559,10 @@ class Run:
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
         self.look_through(with_prompt=True)  # it may name another model by now
-        if not self.books.tasks:
-            self.books.note_plan(plan)  # progress is what comes after
         self.number += 1
         self.journal.iteration = self.number
         talk = self.new_talk()
+        self.books.is_unchecked = True
         iteration = self.iteration = Iteration(self.number, plan, talk)
         self.journal.note("task", title_of(plan.goal), "head")
         try:
@@ -2721,6 +2739,7 @@ class Run:
             self.check_since = None
         books = self.books
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
+        books.is_unchecked = checked.interrupted
         if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
@@ -2740,11 +2759,9 @@ class Run:
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
-        known_gone = set(self.books.gone)
-        has_progress = self.books.note_plan(plan) or plan.summary is not None
-        gone = [text for text in self.books.gone if text not in known_gone]
-        if gone:
-            self.journal.note("warn", said_gone(gone), "warn")
+        is_tagged = plan.summary is not None
+        has_progress = self.note_plan(plan) or (is_tagged and not self.books.has_tagged)
+        self.books.has_tagged = self.books.has_tagged or is_tagged
         known = collections.Counter(near.fault for near in iteration.plan.near_misses)
         near_misses = []
         for near in plan.near_misses:
@@ -2774,6 +2791,15 @@ class Run:
             self.books.waited = 0.0
             self.line.note_success()
         return result
+
+    def note_plan(self, plan: Plan) -> bool:
+        """Note it in the books, and say what has gone out of it; whether it is progress."""
+        known = collections.Counter(self.books.gone)
+        has_progress = self.books.note_plan(plan)
+        gone = list((collections.Counter(self.books.gone) - known).elements())
+        if gone:
+            self.journal.note("warn", said_gone(gone), "warn")
+        return has_progress
 
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
@@ -3310,7 +3336,9 @@ def end_record(run: Run, event: str, end: End) -> Json:
 
 def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
-    check = {"command": run.options.check, "verdict": run.books.check, "told": run.books.complaint}
+    books = run.books
+    verdict = books.verdict if run.options.check else ""
+    check = {"command": run.options.check, "verdict": verdict, "told": books.complaint}
     return {
         "summary": run.plan.summary,
         "gone": run.books.gone,
@@ -3357,8 +3385,9 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     if refused and has_work_left:
         steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
     check = as_dict(record, "check")
-    verb = {"failed": "mend", "interrupted": "run"}.get(as_text(check, "verdict"))
-    if verb:
+    verdict = as_text(check, "verdict")
+    verb = {"failed": "mend", "interrupted": "run", "not run": "run"}.get(verdict)
+    if verb and not (verdict == "not run" and plan.pending):  # the next run begins with it
         steps.append(f"{verb} the check: `{as_text(check, 'command')}`")
     gone = [as_text(text) for text in as_list(record, "gone")]
     if gone:
@@ -5533,6 +5562,10 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
     for pid in {*strays, *marked_pids(mark)}:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+    time.sleep(0.02)  # one that is just being executed shows no environment for a moment
+    for pid in marked_pids(mark):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
@@ -7018,6 +7051,8 @@ def run(given: argparse.Namespace) -> int:
     if held:
         advice = "`status` shows it, `attach` joins it"
         problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
+    if plan.summary is not None and options.check:
+        warnings.append(f"{options.plan} is marked complete: --check says whether it is")
     if given.dry_run:
         say_found(options, plan, problems, warnings)
     if is_over and not problems:
@@ -7046,6 +7081,9 @@ def run(given: argparse.Namespace) -> int:
     record = run_file.read()
     if options.server == record.get("server") and not record.get("ended"):
         run.left_session = as_id(record, "session")
+    texts = {task.text for task in plan.tasks}
+    if any(as_text(task, "text") in texts for task in dicts(record, "tasks")):  # the same plan
+        run.books.gone = [as_text(text) for text in as_list(record, "gone")]
     for warning in filter(None, warnings):
         run.journal.note("warn", warning, "warn")
     return Driver(run, run_file).work()
@@ -7060,6 +7098,7 @@ class Driver:
     def __init__(self, run: Run, run_file: RunFile | None) -> None:
         self.run = run
         self.run_file = run_file  # None: nothing is left of it
+        self.before = run_file.read() if run_file else {}  # what the last run left
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         options = run.options
         post = self.inbox.put
@@ -7172,6 +7211,8 @@ class Driver:
         run_file = self.run_file
         if run_file:
             record = record_of(self.run, self.server, status, self.commit)
+            if status == 130 and not self.run.number and self.before.get("ended"):
+                record = self.before  # somebody has only looked: the last night's is still true
             self.writer.put(
                 lambda: run_file.write(record), run_file.path, "`status` cannot tell of this run"
             )
@@ -7295,10 +7336,14 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     if pid and record.get("pid") != pid:
         record = {}  # it is the last run's: this one has not written any yet
-    states = {(task.phase, task.text): task.state for task in plan.tasks}
+    exact = {(task.phase, task.text): task.state for task in plan.tasks}
+    states = {task.text: task.state for task in plan.tasks}  # a heading may be another now
     for task in dicts(record, "tasks"):
-        name = (as_text(task, "phase"), as_text(task, "text"))
-        task["state"] = states.get(name, "gone")
+        phase, text = as_text(task, "phase"), as_text(task, "text")
+        task["state"] = exact.get((phase, text)) or states.get(text, "gone")
+    if record:
+        gone = map(as_text, as_list(record, "gone"))
+        record["gone"] = [text for text in gone if text not in states]
     return pid, record
 
 
@@ -7357,9 +7402,9 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     """What `status --json` says."""
     known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
     run = {**record, "pid": known_pid, "state": state_of(pid, record)}
-    is_told = plan.summary is not None or record.get("status") == 0
+    is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
-    is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted")
+    is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
     gone = [as_text(text) for text in as_list(record, "gone")]
     is_all_done = how_complete(plan, gone)[0] == 0
     said = {
@@ -7381,8 +7426,11 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
     """What a person wants to know in the morning, in lines; what is empty is not shown."""
     run = as_dict(said["run"])
     mark = ""
-    if plan.summary is not None:
-        mark = f", {how_complete(plan)[1].removeprefix('the plan is ')}"
+    if said["complete"]:
+        mark = ", complete"
+    elif plan.summary is not None:
+        how = how_complete(plan, [as_text(text) for text in as_list(run, "gone")])[1]
+        mark = f", {how if how != PLAN_COMPLETE else 'marked complete'}"
     elif not plan.pending:
         mark = ", not marked complete yet"
     changes = said["changes"]

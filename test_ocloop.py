@@ -3426,6 +3426,15 @@ def test_an_open_task_that_goes_out_of_the_plan_is_named(is_tagged: bool) -> Non
         story.idles()
     story.idles()
     assert story.exits == [0], "one that comes back was not lost"
+    story = Story("- [ ] a\n" + "- [ ] test\n" * 3, attended=False)
+    story.plan = "- [x] a\n- [x] test\n"
+    story.idles()
+    story.idles()
+    assert story.exits == [3] and "2 open tasks gone from the plan: test, test" in story.reason
+    story = Story("- [x] a\n- [ ] b\n- [ ] lost\n", check="git stash", finds={"run_check": None})
+    story.plan = "- [x] a\n- [x] b\n" + SO
+    story.answer(story.last("run_check"))
+    assert "warn: 1 open task gone from the plan: lost" in story.text, "the check did it"
     story = Story(NINE, attended=False)
     story.plan = SO
     story.ends()
@@ -3529,6 +3538,76 @@ def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str
     ]
 
 
+def test_a_prompt_that_goes_with_the_last_task_hides_no_plan() -> None:
+    """`git clean -fdx` by the agent: the plan is complete, and the prompt is needed no more."""
+    story = Story("- [ ] a\n- [ ] b\n", attended=False)
+    story.works()
+    story.prompt = None
+    story.plan = f"- [x] a\n- [x] b\n{SO}"
+    story.ends()
+    assert story.exits == [0] and "2 of 2 tasks done (100 %)" in story.text
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_no_check_has_seen_is_not_complete(is_late: bool) -> None:
+    story = Story("- [ ] one\n", check="make test")
+    story.world["run_check"] = None
+    story.plan = DONE
+    if is_late:
+        story.ends()
+    story.press("q", "q")
+    record = story.record(130)
+    assert record["check"]["verdict"] == ("interrupted" if is_late else "not run")
+    said = ocloop.status_record("/p", parse_plan(DONE), 0, record)
+    assert not said["complete"] and said["next_steps"] == ["run the check: `make test`"]
+    assert in_state("ready", check="make test").record(130)["check"]["verdict"] == "not run"
+
+
+def test_a_tag_that_somebody_takes_out_each_time_is_progress_once() -> None:
+    story = Story("- [ ] one\n", check="git checkout PLAN.md", stuck=2, attended=False)
+    for _ in range(4):
+        story.plan = "- [ ] one\n" + SO
+        story.world["run_check"] = None
+        story.ends()
+        story.plan = "- [ ] one\n"
+        story.answer(story.last("run_check"), ocloop.CheckResult(0, ""))
+    assert story.words == ["done", *["nothing settled"] * 3] and story.exits == [3]
+
+
+@pytest.mark.parametrize("plan, record, said", [
+    (DONE, {"status": 0}, "(100 %), 0 blocked, 0 manual, complete\n"),
+    (DONE, {"check": {"verdict": "failed"}}, ", marked complete\n"),
+    ("- [x] one\n", {"status": 0}, ", complete\n"), ("- [x] one\n", {}, ", not marked complete"),
+    ("- [ ] one\n" + SO, {"status": 3}, ", complete but for 1 pending task\n"),
+    (SO, {"status": 3, "gone": ["lost"], "state": "ended"}, "1 open task gone from the plan: lost"),
+    ("", {"status": 0}, "no task, not marked complete yet"),
+])  # fmt: skip
+def test_status_contradicts_neither_itself_nor_its_exit_status(
+    plan: str, record: Json, said: str
+) -> None:
+    read = parse_plan(plan)
+    lines = ocloop.status_lines(read, ocloop.status_record("/p", read, 0, record))
+    assert said in "\n".join(lines) + "\n"
+
+
+def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> None:
+    """A task that an agent took out is not done the next day; and who only looks wipes nothing."""
+    plan = tmp_path / "PLAN.md"
+    plan.write_text("# B\n- [x] a\n")
+    run_file = RunFile(str(plan))
+    tasks = [{"phase": "A", "text": "a", "iterations": 1}]
+    last = {"state": "ended", "ended": NOON, "status": 3, "gone": ["lost", "a"], "tasks": tasks}
+    run_file.write(last)
+    _pid, record = ocloop.run_on(str(plan), parse_plan(plan.read_text()))
+    assert record["gone"] == ["lost"], "one was written back"
+    assert record["tasks"][0]["state"] == "done", "under another heading"
+    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
+    driver._record(None)
+    driver._record(130)
+    driver.writer.close(GENEROUS)
+    assert run_file.read() == last
+
+
 @pytest.mark.parametrize("plan, record, is_complete", [
     (f"- [x] a\n{SO}", {}, True), (f"- [x] a\n{SO}", {"status": 130}, True),
     (f"- [x] a\n- [ ] b\n{SO}", {}, False), (f"- [BLOCKED] a\n{SO}", {}, False),
@@ -3536,7 +3615,7 @@ def test_every_end_says_what_to_do_next(plan: str, record: Json, steps: list[str
     ("- [x] a\n- [ ] b\n", {"status": 0}, False),  # a person added a task
     ("- [x] a\n- [ ]b\n", {"status": 0}, False), ("- [x] a\n", {"status": 3}, False),
     *[(f"- [x] a\n{SO}", {"check": {"verdict": verdict}}, verdict == "passed")
-      for verdict in ("passed", "failed", "interrupted")],
+      for verdict in ("passed", "failed", "interrupted", "not run")],
 ])  # fmt: skip
 def test_status_says_complete_when_nothing_contradicts_it(
     plan: str, record: Json, is_complete: bool
@@ -3756,7 +3835,7 @@ BOXES: dict[str, list[tuple[str, ...]]] = {
         ("- [ON-HOLD] Export", "Export", "on hold"),
         ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
         ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
-        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"),
+        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [\u274c FAILED] T", "T", "failed"),
         ("- [N/A: no such host] T", "T", "no such host"),
         ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
         ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
@@ -3837,6 +3916,8 @@ BEGUN = (
     "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
     "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
     "active: b", "partial", "review", "in review", "\U0001f6a7 WIP", "in  progress", "~50%",
+    "INCOMPLETE: no key", "not done", "waiting: key", "done?", "done, but tests fail",
+    "completed 50%",
 )  # fmt: skip
 
 
@@ -3966,7 +4047,9 @@ def test_progress(
 
 @pytest.mark.parametrize("before, now, missing", [
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a", ["b", "c"]), ("- [ ] a\n- [x] b", "- [ ] a", []),
-    ("- [ ] a\n- [MANUAL] b\n- [BLOCKED] c", "- [ ] a", []),
+    ("- [ ] a\n- [MANUAL] b\n- [x] c", "- [ ] a", []),
+    ("- [ ] a\n- [BLOCKED] c", "- [ ] a", ["c"]),  # it is not done
+    ("- [x] test\n- [ ] a\n- [ ] test", "- [x] test\n- [x] a", ["test"]),
     ("- [ ] a\n- [ ] b", "- [ ] b, in other words\n- [x] a", []),
     ("- [ ] a\n- [ ] b", "- [ ] b\n- [ ] a", []), ("- [ ] a", "- [ ] a1\n- [ ] a2", []),
     ("- [ ] a\n- [ ] b\n- [ ] c", "- [x] a\n- [ ] d", ["b"]),
@@ -8945,7 +9028,7 @@ def test_signals(world: World, number: int) -> None:
     assert "0 of 2 tasks done" in term.shown()
 
 
-@pytest.mark.parametrize("where", ["Talk.hear", "Outside.send"])
+@pytest.mark.parametrize("where", ["Talk.hear", "Driver._show"])
 def test_a_crash_of_its_own(world: World, where: str) -> None:
     """README: every end leaves nothing behind. It says where, and the terminal is restored."""
     lines = world.fake(answers=["spawn:hang"], patch=BUG.format(where))
