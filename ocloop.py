@@ -3515,6 +3515,8 @@ SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 def printable(text: str) -> str:
     """The text without colours, and a sign for each character that could rewrite the screen or that
     nobody would see: models, tools and other programs write what they like."""
+    if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
+        return text
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
