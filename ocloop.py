@@ -935,7 +935,7 @@ class Journal:
     It holds the newest entries; numbers go on beyond those that have been dropped.
     """
 
-    LENGTH = 5000
+    LENGTH = 3000
     LONGEST_TEXT = 4000  # characters of one entry
 
     def __init__(self, clock: RunClock) -> None:
