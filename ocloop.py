@@ -4619,7 +4619,7 @@ class OpenCode(ABC):
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Hand the prompt over; one that was handed over before must not run twice."""
 
-    def family(self, session: str, own: Json) -> Spend:
+    def spent_by_family(self, session: str, own: Json) -> Spend:
         """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
         newest 50 of a parent: older ones are known by then, and the larger sum counts."""
         spent = spend_of(own)
@@ -4648,7 +4648,7 @@ class OpenCode(ABC):
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
         self.session = session
         own = as_dict(self.get_if_possible(f"/session/{session}"))
-        spent = self.family(session, own)
+        spent = self.spent_by_family(session, own)
         polled = Polled("idle", spent=spent, children=self.relatives[1:])
         working = self.at_work(session)
         if working or self.generation > 1:  # OpenCode 1 lists what is not asked any more

@@ -4488,7 +4488,7 @@ def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
             return [{"id": f"ses_{self.looks}"}]
 
     dialect = Endless(Client("http://127.0.0.1:1", "", ""), Options())
-    dialect.family("ses", {})
+    dialect.spent_by_family("ses", {})
     assert len(dialect.relatives) == ocloop.MOST_RELATIVES + 1
 
 
@@ -4814,7 +4814,7 @@ def test_an_id_that_leads_elsewhere_is_none(generation: int, id: Any) -> None:
     dialect = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/project"))
     with pytest.raises(RequestError, match="without an id"):
         dialect.create(PROMPT)
-    dialect.family("ses_1", {})
+    dialect.spent_by_family("ses_1", {})
     assert dialect.relatives == ("ses_1",)
     if generation == 1:
         assert dialect.asks()[0] == ()
