@@ -678,7 +678,6 @@ class Setup(NamedTuple):
     chosen: str = ""  # the model that OpenCode would take where nobody names one
     asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
     unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
-    grows: bool = False  # OpenCode 2 fills its lists after the first request for them
 
 
 class Polled(NamedTuple):
@@ -705,6 +704,11 @@ class Polled(NamedTuple):
     retry: Activity | None = None  # the details, when it is retrying
     is_unsure: bool = False  # it seems to rest, which has to be seen twice
     is_alive: bool = False  # something of it goes on that the stream does not tell of
+
+    @property
+    def is_finished(self) -> bool:
+        """There is an answer that has come to its own end."""
+        return self.verdict in ("answered", "failed")
 
 
 class CheckResult(NamedTuple):
@@ -1391,6 +1395,45 @@ class Asks:
                 self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
 
 
+class Ending:
+    """The end that looks show, until it is believed.
+
+    An end that is believed too early begins a second session beside the first: one that is odd must
+    stay as it is for some time, and whatever says that the session works makes us forget it.
+    """
+
+    def __init__(self, server_was_lost: bool = False) -> None:
+        self.server_was_lost = server_was_lost  # in the midst of the answer, which has cut it off
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.verdict = ""  # that is not believed yet
+        self.since = 0.0  # it was seen first
+
+    def believe(self, polled: Polled, now: float, is_silent: bool, attempt: int) -> Outcome | None:
+        """What became of the session, by a look at one that rests; None: not believed yet.
+
+        `is_silent`: nothing was heard of it for long. `attempt` is how often the prompt was handed
+        over before.
+        """
+        verdict, fault = polled.verdict, polled.fault
+        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
+        elif verdict == "cut" and self.server_was_lost:
+            verdict = "unfinished"  # no person did it: the prompt is sent again
+        patience = ODD_END_STAYS
+        if verdict == "undelivered" or (verdict == "unfinished" and attempt):
+            patience = SWALLOWED  # the answer to an attempt before stays unfinished for ever
+        elif verdict == "answered" or (polled.is_finished and (fault or is_silent)):
+            patience = 0.0  # else the message's own error comes a little later
+        if verdict != self.verdict:
+            self.verdict = verdict
+            self.since = now
+        if now - self.since < patience:
+            return None
+        if verdict == "failed":
+            return outcome_of(fault or self.fault)
+        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
+
+
 class Talk:
     """One session: what it was told, and what is known of it by its own words and by looks at it.
 
@@ -1413,10 +1456,7 @@ class Talk:
         self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
         self.retry_at = 0.0  # until then
         self.told_attempt = ("", 0)  # session and OpenCode's own attempt: the journal tells of it
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.verdict = ""  # that is not believed yet
-        self.verdict_since = 0.0
-        self.server_was_lost = False  # in the midst of the answer, which that has cut off
+        self.ending = Ending()
         self.ends_as: Outcome | None = None
         self.circles = Circles()
         # What it and its subagents have used is the larger of two counts: the stream may lose
@@ -1445,9 +1485,7 @@ class Talk:
         """The prompt is handed over now: what was heard before is old."""
         self.begun_at = 0.0
         self.look_at = NEVER
-        self.fault = None
-        self.verdict = ""
-        self.server_was_lost = False
+        self.ending = Ending()
         self.asks.ends_turn = ""
 
     # What the stream says.
@@ -1485,7 +1523,7 @@ class Talk:
         """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
         another of the family may."""
         self.begun_at = self.run.now
-        self.verdict = ""
+        self.ending.verdict = ""
         if self.retry and self.retry.session == session:
             self.retry = None
 
@@ -1548,7 +1586,7 @@ class Talk:
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.fault = fault
+            self.ending.fault = fault
             self.look_within(1.0)
         self.transcript.error(fault.message, event.session)
 
@@ -1572,11 +1610,7 @@ class Talk:
         return told.at_least(self.polled)
 
     def weigh(self, polled: Polled, looked: float) -> Outcome | None:
-        """What became of it, once that is believed; None: it is not over yet.
-
-        An end that is believed too early begins a second session beside the first: one that is odd
-        must stay as it is for some time, and whatever says that it works makes us forget it.
-        """
+        """What became of it, once that is believed; None: it is not over yet."""
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
             self.look_within(LOOK_TWICE)
             return None
@@ -1585,33 +1619,15 @@ class Talk:
         elif polled.activity == "working":
             self.begin(self.id)
             self.retry = None
-        verdict, fault = polled.verdict, polled.fault
-        now = self.run.now
-        is_long_silent = now - self.last_sign > LOOK_CLOSER
-        is_finished = verdict in ("answered", "failed")
+        is_silent = self.run.now - self.last_sign > LOOK_CLOSER
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
-        if polled.activity != "idle" and not (is_finished and is_long_silent):
+        is_over = polled.activity == "idle" or (polled.is_finished and is_silent)
+        if not is_over:
             return None
-        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost:
-            verdict = "unfinished"  # no person did it: the prompt is sent again
-        patience = ODD_END_STAYS
-        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
-            patience = SWALLOWED  # the answer to an attempt before stays unfinished for ever
-        elif is_finished and (verdict == "answered" or fault or is_long_silent):
-            patience = 0.0  # else the message's own error comes a little later
-        if verdict == "failed":
-            fault = fault or self.fault
-        if verdict != self.verdict:
-            self.verdict = verdict
-            self.verdict_since = now
-        if now - self.verdict_since < patience:
+        outcome = self.ending.believe(polled, self.run.now, is_silent, self.attempt)
+        if outcome is None:
             self.look_within(LOOK_AGAIN)
-            return None
-        if verdict == "failed":
-            return outcome_of(fault)
-        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
+        return outcome
 
     # Time, and the server.
 
@@ -1639,9 +1655,7 @@ class Talk:
 
     def find_server(self) -> None:
         """It is there again: what was heard before is old, and was broken off by its end."""
-        self.fault = None
-        self.verdict = ""
-        self.server_was_lost = True
+        self.ending = Ending(server_was_lost=True)
         self.look_within(0)
 
 
@@ -2182,11 +2196,14 @@ def next_event() -> Generator[None, Any, Any]:
     return (yield)
 
 
-class ServerState:
-    """The server, as the run knows it. It is down until it has been started."""
+class Supervisor:
+    """The server, as the run knows it: it is started, and again where it died, hangs or grew. It is
+    down until it has been started."""
 
-    def __init__(self) -> None:
-        self.is_down = True
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.options = run.options
+        self.is_down: bool = True
         self.problem = ""  # why it is down; "" before the first start, and when it was given up
         self.launch = 0  # counts the starts; what is said of an older one is old news
         self.failures = 0  # in a row: until an iteration works, or a person goes on
@@ -2197,8 +2214,27 @@ class ServerState:
         self.version = ""
         self.generation = 0
         self.measure_at = 0.0
+        self.most_memory = float(run.options.server_memory or NEVER)  # MiB
         # Something may be at work there, or it grew: before the next iteration.
         self.replace = False
+        self.left_session = ""  # the last one, where it may still be at work
+
+    def note(self, text: str, tone: str) -> None:
+        self.run.journal.note("server", text, tone)
+
+    def lose(self, problem: str, is_busy: bool = False) -> None:
+        """It is gone, or was not started: once for each start."""
+        if self.is_down and self.problem:
+            return
+        if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
+            self.failures = 0  # it was good for long: not in a row
+        self.failures += 1
+        self.is_down = True
+        self.is_busy = is_busy
+        self.problem = problem
+        self.note(problem, "bad")
+        if self.run.talk:
+            self.run.talk.lose_server()
 
     def let_go(self) -> None:
         """It is to be stopped, and that is no failure: its last words are old news."""
@@ -2206,6 +2242,126 @@ class ServerState:
         self.problem = ""
         self.launch += 1
         self.replace = False
+
+    async def stop(self) -> None:
+        """Interrupt the session that was left, and end the server, where it is ours."""
+        self.let_go()
+        request = self.run.request("stop_server", self.left_session)
+        self.left_session = ""
+        with suppress(RequestError, Problem):  # it was noted
+            await self.run.wait(self.run.now + ANSWER_WITHIN, request)
+
+    async def bring_up(self) -> None:
+        """Have it started, until it is up and has told its setup; one that is to be replaced is
+        ended before. Raises Problem where it is no use to start it again."""
+        if self.replace:
+            await self.stop()
+        with self.run.showing("starting", self.problem):
+            await self.start_until_up()
+        if self.run.talk:
+            self.run.talk.find_server()
+
+    async def start_until_up(self) -> None:
+        began = self.run.now
+        while self.is_down:
+            if self.problem:
+                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
+                most: float = (self.options.retries or Options().retries) + 1
+                waits = SERVER_WAITS if self.has_worked else FIRST_WAITS
+                if not self.has_worked:
+                    is_patient = self.is_busy and self.run.now - began < BUSY_WITHIN
+                    most = NEVER if is_patient else FIRST_STARTS
+                if self.failures >= most:
+                    last = self.problem.rstrip(".") + (DATA_BASE if self.is_busy else "")
+                    times = f"{self.failures} times in a row, the last time"
+                    raise Problem(f"the server failed {times}: {last}")
+                await self.run.wait(self.run.now + wait_after(self.failures, waits))
+            try:
+                await self.start()
+            except Problem as problem:
+                if not problem.again and not self.has_worked:
+                    raise
+                self.lose(str(problem))
+            except ServerGone as gone:
+                self.lose(str(gone), gone.error.code >= 500)
+
+    async def start(self) -> None:
+        """Start it, and read its setup. Raises Problem and ServerGone."""
+        self.let_go()
+        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
+        self.note(where, "dim")
+        request = self.run.request("start_server", self.launch)
+        try:
+            started = await self.run.wait(self.run.now + ANSWER_WITHIN, request)
+            if started is None:
+                raise Problem("the server was not started: no answer came", again=True)
+            self.url, self.version, self.generation = started
+            self.is_down = False
+            self.up_since = self.run.now
+            self.note(f"OpenCode {self.version} on {self.url}", "dim")
+            self.run.briefing.setup = await self.read_setup()
+        except RequestError as error:
+            problem = outcome_of_error(error).problem
+            raise Problem(problem, again=error.why == "silent") from None
+        except ServerGone as gone:
+            if not gone.error.is_timeout or self.is_down:
+                raise
+            raise Problem(
+                f"OpenCode does not answer for this directory ({gone}): a plugin or MCP server may "
+                "hang while it is loaded: try `OPENCODE_PURE=1`"
+            ) from None
+        self.has_worked = True
+        memory = await self.memory()
+        most = self.most_memory
+        if memory > most:  # it would be replaced for ever
+            self.most_memory = NEVER
+            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
+            self.note(said, "warn")
+
+    async def read_setup(self) -> Setup:
+        """Models, agents and configuration, once they are complete, as far as that shows."""
+        began = self.run.now
+        models, agent, _body = self.run.briefing.read()
+        while True:
+            setup: Setup = await self.run.call("setup")
+            patience = 0.0
+            if not setup.models or problem_of_names(setup, models, agent):
+                patience = MISSING_AFTER
+            elif not models and not setup.model:
+                patience = LISTS_REST
+            # OpenCode 2 alone fills its lists after the first request for them.
+            if self.generation < 2 or self.run.now - began >= patience:
+                return setup
+            await self.run.wait(self.run.now + LOOK_TWICE)
+
+    async def memory(self) -> int:
+        """In MiB; 0 where it cannot be told."""
+        memory = 0
+        with suppress(RequestError):
+            request = self.run.request("measure_server")
+            memory = await self.run.wait(self.run.now + LOCAL_WITHIN, request) or 0
+        self.measure_at = self.run.now + MEASURE_EVERY
+        return memory
+
+    async def measure(self, talk: Talk) -> None:
+        """Look how large it is, if that is due: one that has grown is replaced between two
+        iterations, at twice the limit at once."""
+        if self.is_down or self.run.now < self.measure_at:
+            return
+        memory = await self.memory()
+        most = self.most_memory
+        is_bursting = memory > 2 * most
+        if memory <= most or (self.replace and not is_bursting):
+            return
+        self.replace = True
+        said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
+        self.note(said + " in the midst" * is_bursting, "warn")
+        if is_bursting:
+            with self.run.shield(Abort), suppress(RequestError, ServerGone):
+                await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
+            self.let_go()
+            talk.lose_server()
+            await self.bring_up()
 
 
 class Files:
@@ -2290,8 +2446,7 @@ class Run:
         self.clock = RunClock(wall)
         self.journal = Journal(self.clock)
         self.files = Files(options, self.journal)
-        self.server = ServerState()
-        self.most_memory = float(options.server_memory or NEVER)  # MiB
+        self.server: Supervisor = Supervisor(self)
         # How it waits.
         self.requests: list[Request] = []  # to be made now
         self.quitting: Quit | None = None  # the first reason counts
@@ -2310,7 +2465,6 @@ class Run:
         self.check_since: float | None = None  # since when its check runs
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
-        self.left_session = ""  # the last one, where it may still be at work
         # What it reckons with.
         self.books = Books()
         self.line = ModelLine(options, self.books, self.journal)
@@ -2403,8 +2557,8 @@ class Run:
             try:
                 return await self.call(method, *args)
             except ServerGone as gone:
-                self.lose_server(str(gone))
-                await self.get_server()
+                self.server.lose(str(gone))
+                await self.server.bring_up()
 
     def end(self, why: str) -> None:
         """The next wait ends the run."""
@@ -2456,8 +2610,8 @@ class Run:
 
     async def get_ready(self) -> None:
         """The server, its setup, and what a person has to know of them. Raises Problem."""
-        await self.get_server()
-        if self.left_session:
+        await self.server.bring_up()
+        if self.server.left_session:
             await self.stop_left_session()
         self.look_through()
 
@@ -2465,10 +2619,10 @@ class Run:
         """A run that was killed may have left it at work, on a server that is not ours."""
         self.journal.note("warn", "a run that was killed left a session here: stopping it", "warn")
         talk = Talk(Prompt(""), self)
-        talk.id = self.left_session
+        talk.id = self.server.left_session
         with suppress(RequestError, ServerGone):
             await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-        self.left_session = ""
+        self.server.left_session = ""
 
     def look_through(self, with_prompt: bool = False) -> None:
         """What is wrong with models, agent and prompt ends the run; what is odd is said."""
@@ -2486,7 +2640,7 @@ class Run:
             while not self.wanted:
                 with self.showing("ready"):
                     await self.wait(sooner=lambda: self.wanted or self.server.is_down)
-                await self.get_server()
+                await self.server.bring_up()
             self.clock.works = True
             with self.showing("running"):
                 while True:
@@ -2499,7 +2653,7 @@ class Run:
                     if end:
                         return end
                     if self.server.is_down or self.server.replace:
-                        await self.get_server()
+                        await self.server.bring_up()
                         continue  # the plan may be another one by now
                     end = await self.follow(await self.iterate(plan))
                     if end:
@@ -2535,7 +2689,7 @@ class Run:
             if not self.attended:
                 raise Quit("paused, and the terminal is gone")
             if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
-                await self.stop_server()
+                await self.server.stop()
             while True:
                 await self.wait(sooner=lambda: self.goes_on)
                 self.goes_on = False
@@ -2572,7 +2726,7 @@ class Run:
             except (Interrupt, Problem):
                 # It is in no book but for what it has cost: nothing has come of it.
                 self.books.spent = self.books.spent.plus(talk.spent)
-                self.left_session = talk.id
+                self.server.left_session = talk.id
                 raise
             check = ""
             is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
@@ -2661,7 +2815,7 @@ class Run:
         """Look until an end is believed: polling decides, an event only makes us look sooner."""
         while True:
             await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
-            await self.measure_server(talk)
+            await self.server.measure(talk)
             looked = self.now
             talk.look_at = looked + POLL_EVERY
             closer = looked - talk.last_sign > LOOK_CLOSER
@@ -2697,7 +2851,7 @@ class Run:
                 # Ours is gone, with all that ran there; somebody else's may be out of reach.
                 lost_control = bool(self.options.server) or not self.server.is_down
         if lost_control:
-            self.left_session = talk.id
+            self.server.left_session = talk.id
             self.server.replace = True
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
@@ -2858,144 +3012,6 @@ class Run:
         if not reading.done:
             self.hear(Answer(reading, error=RequestError(0, "no answer came")))
 
-    def lose_server(self, problem: str, is_busy: bool = False) -> None:
-        """It is gone, or was not started: once for each start."""
-        server = self.server
-        if server.is_down and server.problem:
-            return
-        if not server.is_down and self.now - server.up_since > LONGEST_WAIT:
-            server.failures = 0  # it was good for long: not in a row
-        server.failures += 1
-        server.is_down = True
-        server.is_busy = is_busy
-        server.problem = problem
-        self.journal.note("server", problem, "bad")
-        if self.talk:
-            self.talk.lose_server()
-
-    async def stop_server(self) -> None:
-        """Interrupt the session that was left, and end the server, where it is ours."""
-        self.server.let_go()
-        request = self.request("stop_server", self.left_session)
-        self.left_session = ""
-        with suppress(RequestError, Problem):  # it was noted
-            await self.wait(self.now + ANSWER_WITHIN, request)
-
-    async def get_server(self) -> None:
-        """Have the server started, until it is up and has told its setup; one that is to be
-        replaced is ended before. Raises Problem where it is no use to start it again."""
-        server = self.server
-        if server.replace:
-            await self.stop_server()
-        with self.showing("starting", server.problem):
-            await self.start_until_up()
-        if self.talk:
-            self.talk.find_server()
-
-    async def start_until_up(self) -> None:
-        server = self.server
-        began = self.now
-        while server.is_down:
-            if server.problem:
-                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-                most: float = (self.options.retries or Options().retries) + 1
-                waits = SERVER_WAITS if server.has_worked else FIRST_WAITS
-                if not server.has_worked:
-                    is_patient = server.is_busy and self.now - began < BUSY_WITHIN
-                    most = NEVER if is_patient else FIRST_STARTS
-                if server.failures >= most:
-                    last = server.problem.rstrip(".") + (DATA_BASE if server.is_busy else "")
-                    times = f"{server.failures} times in a row, the last time"
-                    raise Problem(f"the server failed {times}: {last}")
-                await self.wait(self.now + wait_after(server.failures, waits))
-            try:
-                await self.start_server()
-            except Problem as problem:
-                if not problem.again and not server.has_worked:
-                    raise
-                self.lose_server(str(problem))
-            except ServerGone as gone:
-                self.lose_server(str(gone), gone.error.code >= 500)
-
-    async def start_server(self) -> None:
-        """Start the server, and read its setup. Raises Problem and ServerGone."""
-        server = self.server
-        server.let_go()
-        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
-        self.journal.note("server", where, "dim")
-        request = self.request("start_server", server.launch)
-        try:
-            started = await self.wait(self.now + ANSWER_WITHIN, request)
-            if started is None:
-                raise Problem("the server was not started: no answer came", again=True)
-            server.url, server.version, server.generation = started
-            server.is_down = False
-            server.up_since = self.now
-            self.journal.note("server", f"OpenCode {server.version} on {server.url}", "dim")
-            self.briefing.setup = await self.read_setup()
-        except RequestError as error:
-            problem = outcome_of_error(error).problem
-            raise Problem(problem, again=error.why == "silent") from None
-        except ServerGone as gone:
-            if not gone.error.is_timeout or server.is_down:
-                raise
-            raise Problem(
-                f"OpenCode does not answer for this directory ({gone}): a plugin or MCP server may "
-                "hang while it is loaded: try `OPENCODE_PURE=1`"
-            ) from None
-        server.has_worked = True
-        memory = await self.memory_of_server()
-        most = self.most_memory
-        if memory > most:  # it would be replaced for ever
-            self.most_memory = NEVER
-            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
-            self.journal.note("server", said, "warn")
-
-    async def read_setup(self) -> Setup:
-        """Models, agents and configuration, once they are complete, as far as that shows."""
-        began = self.now
-        models, agent, _body = self.briefing.read()
-        while True:
-            setup: Setup = await self.call("setup")
-            patience = 0.0
-            if not setup.models or problem_of_names(setup, models, agent):
-                patience = MISSING_AFTER
-            elif not models and not setup.model:
-                patience = LISTS_REST
-            if not setup.grows or self.now - began >= patience:
-                return setup
-            await self.wait(self.now + LOOK_TWICE)
-
-    async def memory_of_server(self) -> int:
-        """In MiB; 0 where it cannot be told."""
-        memory = 0
-        with suppress(RequestError):
-            request = self.request("measure_server")
-            memory = await self.wait(self.now + LOCAL_WITHIN, request) or 0
-        self.server.measure_at = self.now + MEASURE_EVERY
-        return memory
-
-    async def measure_server(self, talk: Talk) -> None:
-        """Look how large it is, if that is due: one that has grown is replaced between two
-        iterations, at twice the limit at once."""
-        server = self.server
-        if server.is_down or self.now < server.measure_at:
-            return
-        memory = await self.memory_of_server()
-        most = self.most_memory
-        is_bursting = memory > 2 * most
-        if memory <= most or (server.replace and not is_bursting):
-            return
-        server.replace = True
-        said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
-        self.journal.note("server", said + " in the midst" * is_bursting, "warn")
-        if is_bursting:
-            with self.shield(Abort), suppress(RequestError, ServerGone):
-                await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-            server.let_go()
-            talk.lose_server()
-            await self.get_server()
-
     # What happens, wherever it stands.
 
     def hear(self, event: Any) -> None:
@@ -3014,7 +3030,7 @@ class Run:
                 self.talk.look_within(0)
         elif isinstance(event, ServerDied):
             if event.launch == self.server.launch and not self.server.is_down:
-                self.lose_server(event.problem)
+                self.server.lose(event.problem)
         elif isinstance(event, Signalled):
             self.end(f"stopped by {event.name}")
         elif isinstance(event, ScreenLost):
@@ -4582,7 +4598,6 @@ class OpenCode(ABC):
             chosen=told.chosen,
             unread=told.unread,
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
-            grows=self.generation > 1,
         )
 
     @abstractmethod
@@ -7082,7 +7097,7 @@ def run(given: argparse.Namespace) -> int:
     run = Run(options, time.time(), os.urandom(4).hex())
     record = run_file.read()
     if options.server == record.get("server") and not record.get("ended"):
-        run.left_session = as_id(record, "session")
+        run.server.left_session = as_id(record, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(record, "tasks")):  # the same plan
         run.books.gone = [as_text(text) for text in as_list(record, "gone")]
@@ -7224,7 +7239,7 @@ class Driver:
         are needed all the same."""
         run = self.run
         status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
-        session = run.talk.id if run.talk else run.left_session
+        session = run.talk.id if run.talk else run.server.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
             self.outside.stop_check,

@@ -454,7 +454,7 @@ class Story:
     @property
     def left_session(self) -> str:
         """The one that is stopped when the program leaves, on whoever's server."""
-        return self.run.talk.id if self.run.talk else self.run.left_session
+        return self.run.talk.id if self.run.talk else self.run.server.left_session
 
     def record(self, status: int | None = None) -> Json:
         """The state file of the run."""
@@ -780,7 +780,7 @@ def test_a_configuration_that_is_not_read_denies_nothing_and_is_named() -> None:
 
 def test_what_a_killed_run_left_on_another_s_server_is_stopped_before_anything_else() -> None:
     story = Story(start=False, finds={"poll": fails_with(404)})
-    story.run.left_session = "ses_left"
+    story.run.server.left_session = "ses_left"
     story.hear()
     assert story.take("read_files").startswith("start_server setup measure_server interrupt")
     assert story.last("interrupt").session == "ses_left"
@@ -2170,7 +2170,9 @@ def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_t
             story.server_dies()
             story.press("r")
             assert story.take().startswith("stop_server start_server")
-            assert story.last("stop_server").session == "ses_1" and not story.run.left_session
+            assert (
+                story.last("stop_server").session == "ses_1" and not story.run.server.left_session
+            )
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -7456,7 +7458,6 @@ def test_what_opencode_2_knows() -> None:
         agents=("build", "mine"),
         free=frozenset(("sim/a/b",)),
         variants={"sim/m1": ("low",), "sim/a/b": ()},
-        grows=True,
     )
     assert all("location%5Bdirectory%5D=%2Fw" in path for _, path, _ in client.heard)
     files = [{"type": "file", "path": path} for path in ("/w/opencode.json", "/w/broken.json")]
@@ -7475,7 +7476,7 @@ def test_what_opencode_2_knows() -> None:
 
 
 def growing(**more: Any) -> Setup:
-    given: Json = {"agents": ("build",), "grows": True, **more}
+    given: Json = {"agents": ("build",), **more}
     return Setup(**{"models": {"a/b": 1000}, **given})
 
 
@@ -7503,6 +7504,7 @@ def test_lists_that_fill_slowly_are_looked_at_until_what_is_looked_for_is_there(
     options: Json, lists: list[Setup], least: float, most: float, said: str
 ) -> None:
     story = Story(start=False, **options)
+    story.world["start_server"] = answers(("http://127.0.0.1:4096", "2.1.0", 2))
     turns = Turns(*lists)
     story.world["setup"] = lambda _: turns.next()
     began = story.now
