@@ -1676,7 +1676,7 @@ class Result(NamedTuple):
     task: str  # "" when nothing was left but the summary
     goal: str
     outcome: str  # of the session
-    ended: str  # done, blocked, nothing settled, or the outcome; "" while it is under way
+    ended: str  # done, blocked, progress, nothing settled, or the outcome; "": it is under way
     problem: str
     seconds: float
     spend: Spend
@@ -2926,8 +2926,7 @@ class Run:
             self.journal.note("warn", said, "warn")
         ended = outcome.kind
         if ended in WORKED and has_progress:
-            has_done = not has_blocked(iteration.task, iteration.plan, plan)
-            ended = "done" if has_done else "blocked"
+            ended = what_was_settled(iteration.task, iteration.plan, plan)
         elif ended == "done":
             ended = "nothing settled"
         result = iteration.result(self.now)._replace(
@@ -3277,12 +3276,15 @@ KEYS = (
 # Words and records for people, logs and other programs, computed from the state of the run.
 
 
-def has_blocked(task: Task | None, before: Plan, after: Plan) -> bool:
-    """Whether an agent marked the task that it began with as blocked, or others and did none."""
-    blocked = [(one.phase, one.text) for one in after.tasks if one.state == "blocked"]
-    if task and (task.phase, task.text) in blocked:
-        return True
-    return after.blocked > before.blocked and after.done <= before.done
+def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
+    """The word for an iteration that got on: done, blocked, or progress, where the task that it
+    began with (None: to wrap up) is pending as before, and something else was settled."""
+    name = (task.phase, task.text) if task else None
+    states = {one.state for one in after.tasks if (one.phase, one.text) == name}
+    # An agent may word it anew as it marks it.
+    if "blocked" in states or (after.blocked > before.blocked and after.done <= before.done):
+        return "blocked"
+    return "progress" if states == {"pending"} else "done"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -6423,36 +6425,25 @@ class RunFile:
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.path = os.path.join(self.folder, self.name)
 
-    def open_lock(self, flags: int) -> int:
-        if not self.folder:
-            return os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with private(self.folder) as folder:
-            return open_ours(self.lock_name, flags, folder)
-
     def acquire(self) -> int:
         """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        attempts = 0
-        while self.lock is None:
+        for attempt in range(50):
             try:
-                number = self.open_lock(os.O_RDWR | os.O_CREAT)
-                try:
-                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    os.close(number)
-                    raise
-                self.lock = number
+                self.lock = self.locked(fcntl.LOCK_EX)
+                break
             except BlockingIOError:
-                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
-                attempts += 1
                 held = self.running()
-                if attempts >= 5 and (held or attempts >= 50):
-                    return held or -1
+                if held and attempt >= 4:
+                    return held
+                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
             except OSError as error:  # some file systems know no locks
                 self.problem = (
                     f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
                     "sure that no second loop works on this plan"
                 )
                 return 0
+        if self.lock is None:
+            return -1
         if self.folder:
             with suppress(OSError):  # a full disk: the lock is what counts
                 os.ftruncate(self.lock, 0)
@@ -6461,16 +6452,31 @@ class RunFile:
 
     def running(self) -> int:
         """The pid of the loop that works on the plan now (-1: it does not say), 0: none does."""
-        with suppress(OSError):
-            number = self.open_lock(os.O_RDONLY)
-            try:
-                fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                said = os.read(number, 100).strip() if self.folder else b""
-                return int(said) if said.isdigit() else -1
-            finally:
-                os.close(number)
+        try:
+            os.close(self.locked(fcntl.LOCK_SH))
+        except BlockingIOError:
+            with suppress(OSError, ValueError), private(self.folder) as folder:
+                return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder)))
+            return -1
+        except OSError:
+            pass
         return 0
+
+    def locked(self, how: int) -> int:
+        """The descriptor of what is locked, until it is closed. BlockingIOError where another
+        process has it, another OSError where there are no locks."""
+        if self.folder:
+            flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
+            with private(self.folder) as folder:
+                number = open_ours(self.lock_name, flags, folder)
+        else:
+            number = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(number, how | fcntl.LOCK_NB)
+        except OSError:
+            os.close(number)
+            raise
+        return number
 
     def keep_lock(self, folder: int) -> None:
         """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""

@@ -1763,6 +1763,9 @@ def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, 
     ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[x] b\n[ ] c\n"], "blocked"),
     ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[BLOCKED: x] b\n[ ] c\n"], "blocked"),
     ("[ ] a\n[ ] b\n", ["[BLOCKED: x] a, reworded\n[ ] b\n"], "blocked"),
+    # The task that it began with is not done where another one is.
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[x] b\n[ ] c\n", "[x] a\n[x] b\n[ ] c\n"], "progress, done"),
+    ("[ ] a\n" * 2, ["[x] a\n[ ] a\n"], "done"),
 ])  # fmt: skip
 def test_what_is_progress(first: str, then: list[str], words: str) -> None:
     story = Story(first.replace("[", "- ["), stuck=9)
@@ -3573,7 +3576,7 @@ def test_a_tag_that_somebody_takes_out_each_time_is_progress_once() -> None:
         story.ends()
         story.plan = "- [ ] one\n"
         story.answer(story.last("run_check"), ocloop.CheckResult(0, ""))
-    assert story.words == ["done", *["nothing settled"] * 3] and story.exits == [3]
+    assert story.words == ["progress", *["nothing settled"] * 3] and story.exits == [3]
 
 
 @pytest.mark.parametrize("plan, record, said", [
