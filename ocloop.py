@@ -5458,6 +5458,8 @@ class StreamReader:
 
 PROC = "/proc"
 MARK = "OCLOOP_RUN"
+# Bytes, above what a program can be started with; who likes can make theirs look endless.
+LARGEST_ENVIRONMENT = 8 << 20
 # pid, parent, group, resident KiB, then the command with its environment. macOS spells it -E,
 # the BSDs -e; procps, and with it Linux without /proc in sight, knows `e` among the BSD flags.
 PS = {
@@ -5471,7 +5473,7 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
-    entries: Sequence[str]  # of its environment, as far as they are shown
+    marks: list[str]  # values of MARK in its environment, as far as that is shown
 
 
 def list_processes() -> list[Process]:
@@ -5483,12 +5485,12 @@ def list_processes() -> list[Process]:
         for pid in filter(str.isdigit, os.listdir(PROC)):
             environment = ""
             with suppress(OSError), open(f"{PROC}/{pid}/environ", **how) as file:
-                environment = file.read()
+                environment = file.read(LARGEST_ENVIRONMENT)
             with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
                 _state, parent, group, *more = file.read().rpartition(")")[2].split()
                 memory = int(more[18]) * page
-                entries = environment.split("\0")
-                found.append(Process(int(pid), int(parent), int(group), memory, entries))
+                marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
+                found.append(Process(int(pid), int(parent), int(group), memory, marks))
     else:
         told = ""
         with suppress(OSError, subprocess.SubprocessError):
@@ -5497,13 +5499,14 @@ def list_processes() -> list[Process]:
             ).stdout.decode("utf-8", "replace")
         row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
         for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
-            found.append(Process(int(pid), int(parent), int(group), int(memory), words.split()))
+            marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
+            found.append(Process(int(pid), int(parent), int(group), int(memory), marks))
     return found
 
 
 def marked_pids(mark: str) -> list[int]:
     """The processes that carry the mark in their environment."""
-    return [process.pid for process in list_processes() if f"{MARK}={mark}" in process.entries]
+    return [process.pid for process in list_processes() if mark in process.marks]
 
 
 def descendants(pid: int) -> list[int]:
@@ -5629,8 +5632,10 @@ trap '' HUP INT TERM
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
     if [ -r "$2/self/environ" ]; then
-        for file in $(grep -lasF "OCLOOP_RUN=$1" "$2"/[0-9]*/environ 2>/dev/null); do
-            tr '\\n\\0' '\\1\\n' 2>/dev/null <"$file" | grep -aqE "^$entry\\$" || continue
+        for file in "$2"/[0-9]*/environ; do
+            [ -r "$file" ] || continue
+            head -c 8388608 "$file" 2>/dev/null | tr '\\n\\0' '\\1\\n' |
+                grep -aqE "^$entry\\$" || continue
             file=${file%/environ}
             echo "${file##*/}"
         done

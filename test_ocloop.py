@@ -5733,6 +5733,27 @@ def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
     assert ocloop.group_memory(2**22 + 1) == 0
 
 
+def test_an_environment_that_looks_endless_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Any user can make theirs so, and root reads it: gigabytes would end the night."""
+    stat = " ".join(["4242 (a) b) S 1 77", *["0"] * 18, "256", *["0"] * 20])
+    for name in ("self", "4242"):
+        folder = tmp_path / "proc" / name
+        folder.mkdir(parents=True)
+        (folder / "stat").write_text(stat)
+        with open(folder / "environ", "wb") as file:
+            file.write(b"A=1\0OCLOOP_RUN=me\0OCLOOP_RUNS=no\0" + b"x" * (12 << 20))
+            file.write(b"\0OCLOOP_RUN=far\0")
+    monkeypatch.setattr(ocloop, "PROC", str(tmp_path / "proc"))
+    page = os.sysconf("SC_PAGE_SIZE") >> 10
+    assert ocloop.list_processes() == [ocloop.Process(4242, 1, 77, 256 * page, ["me"])]
+    script = ocloop.GUARD.partition("group=0")[0] + 'marked "$1" "$2" "$3"'
+    for mark, found in (("me", b"4242\n"), ("m", b""), ("far", b"")):
+        argv = ["/bin/sh", "-c", script, "guard", mark, str(tmp_path / "proc"), "false"]
+        assert subprocess.check_output(argv) == found
+
+
 def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(monkeypatch: Patch) -> None:
     monkeypatch.setattr(ocloop, "PROC", NO_PROC)
     for ps in (("/nonexistent/ps",), ("false",), ("echo", "PID TTY\n nonsense")):

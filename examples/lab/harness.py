@@ -116,8 +116,8 @@ def marked(mark: str) -> dict[int, str]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        with suppress(OSError):
-            if mark.encode() in Path("/proc", name, "environ").read_bytes():
+        with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            if mark.encode() in file.read(8 << 20):  # one can look endless
                 line = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(name)] = line.decode("utf-8", "replace")
     return found
