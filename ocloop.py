@@ -5626,21 +5626,26 @@ def remove_libraries(folder: str, before: float = NEVER) -> None:
 # "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
 # arguments: the mark, where /proc is, the command that lists processes where there is none, the
 # folder with OpenCode's libraries and what they are called. The mark is looked for as a whole entry
-# of an environment; that of a check is longer.
+# of an environment; that of a check is longer. Where an environment lies is told by the 50th and
+# 51st field of `stat`: one that is larger than any real one is not looked into.
 GUARD = """\
 trap '' HUP INT TERM
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
-    if [ -r "$2/self/environ" ]; then
-        for file in "$2"/[0-9]*/environ; do
-            [ -r "$file" ] || continue
-            head -c 8388608 "$file" 2>/dev/null | tr '\\n\\0' '\\1\\n' |
-                grep -aqE "^$entry\\$" || continue
+    mark=$1 proc=$2 ps=$3 files=
+    if [ -r "$proc/self/environ" ]; then
+        for folder in "$proc"/[0-9]*; do
+            read -r stat <"$folder/stat" || continue
+            set -- ${stat##*) }
+            [ $((${49:-9999999} - ${48:-0})) -lt 8388608 ] && files="$files $folder/environ"
+        done
+        for file in $(grep -lasF "OCLOOP_RUN=$mark" $files /dev/null); do
+            head -c 8388608 "$file" | tr '\\n\\0' '\\1\\n' | grep -aqE "^$entry\\$" || continue
             file=${file%/environ}
             echo "${file##*/}"
         done
     else
-        $3 2>/dev/null | grep -E "(^| )$entry( |\\$)" | while read -r pid rest; do echo "$pid"; done
+        $ps | grep -E "(^| )$entry( |\\$)" | while read -r pid rest; do echo "$pid"; done
     fi
 }
 group=0
