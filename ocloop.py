@@ -67,7 +67,6 @@ import collections
 import difflib
 import errno
 import fcntl
-import http.client
 import io
 import json
 import locale
@@ -89,10 +88,12 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:
+    import http.client  # with email and ssl it takes long: it is loaded while the server starts
 
 try:
     import curses
@@ -4305,6 +4306,8 @@ def seconds_until(announced: str) -> float:
     """What a `retry-after` says: seconds, or a date of HTTP's; 0 for anything else."""
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
         return float(announced)
+    from email.utils import parsedate_to_datetime  # as http.client
+
     with suppress(ValueError, TypeError, IndexError, OverflowError):  # before 3.10 more of them
         return parsedate_to_datetime(announced).timestamp() - time.time()
     return 0.0
@@ -4402,9 +4405,6 @@ class Receiver(io.RawIOBase):
 class Client:
     """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
 
-    # What a request that is not answered raises.
-    ERRORS: ClassVar = (OSError, ValueError, http.client.HTTPException)
-
     def __init__(
         self,
         url: str,
@@ -4421,12 +4421,21 @@ class Client:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What a request that is not answered raises."""
+        import http.client
+
+        return OSError, ValueError, http.client.HTTPException
+
     def open(
         self, method: str, path: str, body: Any, timeout: float, is_stream: bool = False
     ) -> http.client.HTTPResponse:
         """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
         is for all of it, to the last byte; of an event stream, for each single wait. No redirect
         is followed: another host would be told the login."""
+        import http.client
+
         if self.process and exit_status(self.process) is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
@@ -4446,7 +4455,7 @@ class Client:
             answer = http.client.HTTPResponse(receiver, method=method)
             answer.begin()
             return answer
-        except self.ERRORS:
+        except self.errors:
             connection.close()
             raise
 
@@ -4460,6 +4469,8 @@ class Client:
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
         """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
+        import http.client
+
         raw = bytearray()
         try:
             with self.open(method, path, body, min(timeout, self.patience)) as answer:
@@ -4469,7 +4480,7 @@ class Client:
                         raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
                 if answer.length:  # what was announced did not come
                     raise http.client.IncompleteRead(b"", answer.length)
-        except self.ERRORS as error:
+        except self.errors as error:
             # socket.timeout is a TimeoutError only since Python 3.10.
             is_timeout = isinstance(error, (TimeoutError, socket.timeout))
             message = str(error) or type(error).__name__
@@ -5401,7 +5412,7 @@ class StreamReader:
         failures = 0
         while not self.stopped:
             opened = time.monotonic()
-            with suppress(RequestError, *client.ERRORS):
+            with suppress(RequestError, *client.errors):
                 response = client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True)
                 with response:
                     if response.status == 200:
@@ -5784,6 +5795,8 @@ class Server:
             # It may be missing for some seconds only: an upgrade replaces it.
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
+        import http.client  # noqa: F401 (whoever needs it next has not to wait for it)
+
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
         how = f"did not start within {START_TIMEOUT:.0f} s"
