@@ -2961,8 +2961,13 @@ class Run:
         if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
-        if self.plan.summary is not None and not self.books.complaint:
-            return None  # nothing needs to be tried again, or waited for
+
+        def is_complete() -> bool:
+            """Nothing needs to be tried again, or waited for: a person may have done it all."""
+            return self.plan.summary is not None and not self.books.complaint
+
+        if is_complete():
+            return None
         step = self.line.after(result, self.model, self.now)
         if not isinstance(step, Wait):
             return step
@@ -2970,7 +2975,8 @@ class Run:
 
         def is_over() -> bool:
             """The next turn finds out what made the wait end, such as --max-time."""
-            return self.goes_on or self.pause_wanted or bool(self.limits.reached(self.used))
+            has_limit = self.limits.reached(self.used) is not None
+            return self.goes_on or self.pause_wanted or is_complete() or has_limit
 
         if is_over():
             return None

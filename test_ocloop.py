@@ -1430,6 +1430,13 @@ def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str)
     assert (story.state, story.reason) == ("running", ""), "what it was for is no reason any more"
 
 
+def test_a_plan_that_a_person_completes_meanwhile_is_not_waited_for() -> None:
+    story = in_state("waiting", attended=False)
+    story.plan = DONE
+    story.let_pass(3.5)  # of the first wait, which takes 4
+    assert story.exits == [0] and story.number == 1
+
+
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
 @pytest.mark.parametrize("attended", [True, False])
 def test_max_wait_ends_the_waiting_with_3(kind: str, attended: bool) -> None:
