@@ -86,7 +86,7 @@ import types
 import unicodedata
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union, get_args
@@ -1299,7 +1299,7 @@ class Asks:
         self.ends_turn = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
-            last = f"the last time {ask.title} ({ask.detail}): {ALLOW}"
+            last = f"the last time {ask.title} ({ask.detail}): {how_to_allow(self.refused)}"
             self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
     def answered(self, id: str) -> None:
@@ -1665,7 +1665,6 @@ class Talk:
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 
 PLAN_COMPLETE = "the plan is complete"
-ALLOW = "allow them in opencode.json, or use --auto"
 A_PERSON_QUIT = "a person quit"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
 
@@ -1773,6 +1772,15 @@ def said_refused(refused: Iterable[tuple[str, int]]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
     said = ", ".join(f"{title} ×{times}" for title, times in refused)
     return f"refused: {said}" if said else ""
+
+
+def how_to_allow(refused: Collection[str]) -> str:
+    """What a person can do about what was refused: titles of permissions, or "question"."""
+    permissions = [title for title in refused if title != "question"]
+    steps = ["write into the plan what it asked"] if "question" in refused else []
+    if permissions:
+        steps.append(f"allow {first_of(permissions)} in opencode.json, or use --auto")
+    return "; ".join(steps)
 
 
 class Books:
@@ -2014,7 +2022,11 @@ class ModelLine:
 
 
 # The limits that R raises, by as much again, and how they are told.
-RAISED_BY_R: dict[str, Any] = {"max_iterations": str, "max_cost": dollars_of, "max_time": duration}
+RAISED_BY_R: dict[str, Callable[[float], str]] = {
+    "max_iterations": "{:.0f}".format,
+    "max_cost": dollars_of,
+    "max_time": duration,
+}
 
 
 class Limits:
@@ -2033,9 +2045,10 @@ class Limits:
         most = self.options.stuck
         unsettled = self.books.unsettled
         if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            refused = said_refused(refused_by(unsettled))
+            refused = refused_by(unsettled)
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
-            advice = f"{refused}: {ALLOW}" if refused else advice
+            if refused:
+                advice = f"{said_refused(refused)}: {how_to_allow(dict(refused))}"
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
             return End("paused", 3, why, "stuck")
         failures = self.books.check_failures
@@ -2053,7 +2066,9 @@ class Limits:
         return ""
 
     def told(self, name: str, count: float) -> str:
-        return f"--{name.replace('_', '-')} is reached: {RAISED_BY_R[name](count)}"
+        shown = RAISED_BY_R[name]
+        option = f"--{name.replace('_', '-')}"
+        return f"{option} is reached: {shown(count)} of {shown(self.most[name])}"
 
     def raise_above(self, name: str, count: float) -> None:
         """By as much again as was asked for, until there is room."""
@@ -2614,7 +2629,8 @@ class Run:
         await self.server.bring_up()
         if self.server.left_session:
             await self.stop_left_session()
-        self.look_through()
+        if self.look_through() and self.attended and not self.options.run:
+            self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
         """A run that was killed may have left it at work, on a server that is not ours."""
@@ -2625,13 +2641,16 @@ class Run:
             await self.comes_to_rest(talk, INTERRUPT_WITHIN)
         self.server.left_session = ""
 
-    def look_through(self, with_prompt: bool = False) -> None:
-        """What is wrong with models, agent and prompt ends the run; what is odd is said."""
+    def look_through(self, with_prompt: bool = False) -> list[str]:
+        """What is wrong with models, agent and prompt ends the run; what is odd is said, once, and
+        returned."""
         problem = self.briefing.problem(with_prompt)
         if problem:
             raise Problem(problem)
-        for warning in self.briefing.warnings():
+        warnings = self.briefing.warnings()
+        for warning in warnings:
             self.journal.note("warn", warning, "warn")
+        return warnings
 
     async def work(self) -> End:
         """The server, a person's S, then one iteration after another, until there is a reason to
@@ -3169,17 +3188,15 @@ class Run:
         return self.rests_at.limit if self.rests_at else ""
 
     @property
-    def is_pausing(self) -> bool:
-        return self.pause_wanted and self.phase in ("running", "starting")
-
-    @property
     def shown_state(self) -> str:
-        """The phase in a person's words."""
-        return "pausing" if self.is_pausing else self.phase
-
-    @property
-    def shown_reason(self) -> str:
-        return "before the next iteration" if self.is_pausing else self.reason
+        """The phase in a person's words: one of STATES."""
+        if self.talk and self.talk.asks.first and not self.confirming_quit:
+            return "waits for you"
+        if self.pause_wanted and self.phase in ("running", "starting"):
+            return "pausing"
+        if self.phase == "running" and self.talk and self.talk.retry:
+            return "retrying"
+        return "stopped" if self.phase == "complete" and self.status else self.phase
 
     @property
     def plan(self) -> Plan:
@@ -3376,7 +3393,7 @@ def left_behind(run: Run) -> Json:
 def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
     plan = run.plan
-    lines = plan.summary.split("\n") if plan.summary else []
+    lines = [f"the agent says: {plan.summary}"] if plan.summary else []
     iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
     if run.files.plan_text:
         lines.append(
@@ -3408,12 +3425,12 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     has_work_left = record.get("status") != 0  # else what was refused was done without
     refused = list(as_dict(record, "refused"))
     if refused and has_work_left:
-        steps.append(f"allow {first_of(refused)} in opencode.json, or use --auto")
+        steps.append(how_to_allow(refused))
     check = as_dict(record, "check")
     verdict = as_text(check, "verdict")
     verb = {"failed": "mend", "interrupted": "run", "not run": "run"}.get(verdict)
     if verb and not (verdict == "not run" and plan.pending):  # the next run begins with it
-        steps.append(f"{verb} the check: `{as_text(check, 'command')}`")
+        steps.append(f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`")
     gone = [as_text(text) for text in as_list(record, "gone")]
     if gone:
         steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
@@ -3441,7 +3458,7 @@ def message_of(run: Run, event: str, reason: str) -> str:
         event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}",
         *progress_of(run.plan),
         f"{tasks_of(len(gone), 'open')} gone from the plan" if gone else "",
-        said_refused(refused_by(run.books.results)),
+        "" if "refused: " in reason else said_refused(refused_by(run.books.results)),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )
@@ -3451,6 +3468,8 @@ def message_of(run: Run, event: str, reason: str) -> str:
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
     goal = run.iteration.plan.goal if run.iteration else run.plan.goal
+    if not run.number:
+        goal = "before the first task"  # what a check commits now is nobody's work on it
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
@@ -3502,6 +3521,7 @@ STATES = {
     "waiting":  ("◷", "warn"),
     "stopping": ("◌", "warn"),
     "complete": ("✔", "good"),
+    "stopped":  ("◐", "warn"),  # by its agents, with work left
     "error":    ("✖", "bad"),
     "waits for you": ("?", "warn"),
 }
@@ -3691,13 +3711,7 @@ def view(run: Run) -> Picture:
     ask = ask_panel(run)
     asked = run.talk.asks.shown if run.talk else ""
     state = run.shown_state
-    if ask:
-        state = "waits for you"
-    elif state == "running" and run.talk and run.talk.retry:
-        state = "retrying"
     sign, style = STATES[state]
-    if state == "complete" and run.status:  # an end with work left looks like no good one
-        sign, style = "◐", "warn"
     return Picture(
         state=state,
         header=(
@@ -3764,7 +3778,7 @@ def progress_pieces(run: Run) -> tuple[Piece, ...]:
 
 def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
     """Why it is in its state, what matters most first; else what it works on."""
-    reason = run.shown_reason
+    reason = run.reason
     task = run.iteration.task if run.iteration else run.plan.current
     if run.phase == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
@@ -3849,15 +3863,19 @@ def view_tasks(run: Run) -> list[TaskView]:
             outcome=word or known.outcome,
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
-    current = (goal.phase, goal.text) if goal else None
+    current = None
+    if goal:  # it may be ticked while its iteration goes on
+        same = [
+            task for task in run.plan.tasks if (task.phase, task.text) == (goal.phase, goal.text)
+        ]
+        current = next(
+            (task for task in same if task.state == "pending"), same[0] if same else None
+        )
     views = []
     for task in run.plan.tasks:
-        name = (task.phase, task.text)
-        known = spent.pop(name, TaskView(task))  # the first one, where two have that name
-        is_current = name == current and task.state == "pending"
-        if is_current:
-            current = None
-        views.append(known._replace(task=task, is_current=is_current))
+        # The first one, where two have that name.
+        known = spent.pop((task.phase, task.text), TaskView(task))
+        views.append(known._replace(task=task, is_current=task is current))
     return [*views, *(known for (_phase, text), known in spent.items() if text)]
 
 
@@ -3989,7 +4007,7 @@ def help_rows(width: int) -> list[Row]:
             rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
             name = ""
     signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
-    others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; ▒ blocked"
+    others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; bar: ▒ blocked"
     for line in wrap(f"\n{signs}; {others}", max(1, width - 2)):
         rows.append([("dim", f" {line}")])
     return rows
@@ -4031,7 +4049,7 @@ def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) 
         heads = "".join(head for least, head, _text in COLUMNS if width >= least)
         rows.append([("dim", heads.rjust(width - 1))])
     phase = ""
-    focus = -1
+    focus = 0
     for item in picture.tasks:
         its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
         if its_phase != phase:
@@ -4039,14 +4057,13 @@ def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) 
             if rows:
                 rows.append([])
             rows.append([("dim bold", f" {title_of(phase)}")])
-        if item.is_current:
+        if item.is_current or (not focus and item.task.state == "pending"):
             focus = len(rows)
         rows.append(item)
         reason = item.kind if item.kind == "check failed" else item.task.reason
         if reason:
             rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
-    if focus < 0:
-        focus = len(rows)
+    focus = focus or len(rows)  # where all is settled, the end is what is new
     shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
@@ -5886,6 +5903,8 @@ class Server:
                 end_group(process, 1.0, self.mark)
                 self.guard.watch(0)
             remove_libraries(self.libraries)
+            with suppress(OSError):
+                os.rmdir(self.libraries)  # the next start makes it anew
 
     def _say_farewell(self, dialect: OpenCode, session: str) -> None:
         """In a hurry. One that is gone hears none of it: the client sees to that."""
@@ -6117,7 +6136,6 @@ class CursesScreen:
     """The terminal. One thread makes all curses calls."""
 
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
-    CTRL_C_AGAIN = 2.0  # seconds: who leaves OpenCode's interface may press it twice
     HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
     COLOURS: ClassVar = {"bad": 1, "good": 2, "warn": 3, "accent": 6}
 
@@ -6133,7 +6151,6 @@ class CursesScreen:
         self.ask_shown = ""  # what is asked on the screen, as it was drawn last
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
-        self.ours_again_at = 0.0  # ctrl-c is meant for us from then on
         self.closing = False
         self.styles: dict[str, int] = {}
         self.modes: list[Any] = []
@@ -6152,10 +6169,6 @@ class CursesScreen:
     def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
         if not self.handed:  # else T was pressed twice
             self.handed = (request, argv, env)
-
-    @property
-    def is_given_away(self) -> bool:
-        return self.handed is not None or time.monotonic() < self.ours_again_at
 
     def close(self) -> None:
         """Give the terminal back as it was; one that takes no output is left as it is."""
@@ -6291,7 +6304,6 @@ class CursesScreen:
             # It leaves with a stack of its own: nobody wants to see that.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
-            self.ours_again_at = time.monotonic() + self.CTRL_C_AGAIN
             if status not in (0, 130, -signal.SIGINT):
                 said = f"OpenCode's interface ended with exit status {status}"
                 failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
@@ -6676,7 +6688,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "plan": run.options.plan,
         "directory": run.options.directory,
         "state": run.shown_state,
-        "reason": run.shown_reason,
+        "reason": run.reason,
         "iteration": run.number,
         "task": run.iteration.task.text if run.iteration and run.iteration.task else "",
         "session": talk.id if talk else "",
@@ -6688,10 +6700,10 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "commit": commit,
         **left_behind(run),
         "limits": {name: most for name, most in run.limits.most.items() if most},
-        "server": run.server.url,
+        "server": "" if run.server.is_down or status is not None else run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
-        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}" for waiting in asks],
+        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}".strip() for waiting in asks],
         "retry": retry,
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "tasks": [task_record(item) for item in view_tasks(run)],
@@ -7084,7 +7096,8 @@ def tasks_as_read(plan: Plan) -> list[str]:
             phase = task.phase
             lines.append(f"# {phase}")
         sign = {"pending": "~" if task.begun else " ", "done": "x"}.get(task.state)
-        lines.append(f"{'  ' * task.depth}[{sign or task.state.upper()}] {task.text}")
+        mark = sign or task.state.upper() + (f": {task.reason}" if task.reason else "")
+        lines.append(f"{'  ' * task.depth}[{mark}] {task.text}")
     if len(plan.tasks) > 20:
         lines.append(f"… and {len(plan.tasks) - 20} more")
     return lines
@@ -7109,8 +7122,8 @@ def run(given: argparse.Namespace) -> int:
         say_found(options, plan, problems, warnings)
     if is_over and not problems:
         status, how = how_complete(plan)
-        how = how.removeprefix("the plan is ").replace("complete", "complete already")
-        say(f"{options.plan} is {how}: take out its <plan-complete> tag to work on it again")
+        advice = "it is marked so already: take out its <plan-complete> tag to work on it again"
+        say(f"{options.plan}: {how}; {advice}")
         return status
     if given.dry_run:
         return rehearse(options, problems)
@@ -7199,8 +7212,9 @@ class Driver:
         screen = self.screen
         if name == "SIGHUP":
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif name == "SIGINT" and isinstance(screen, CursesScreen) and screen.is_given_away:
-            pass  # ctrl-c is not for us
+        elif name == "SIGINT" and isinstance(screen, CursesScreen):
+            if screen.handed is None:  # else ctrl-c is not for us
+                self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
         else:
             self.inbox.put(Signalled(name))
 
@@ -7254,7 +7268,7 @@ class Driver:
         talk = run.talk
         at_work = (talk.id, len(talk.asks.open)) if talk else None
         often = int(run.now / self.RECORD_EVERY)
-        changed = (run.shown_state, run.shown_reason, run.number, at_work, often)
+        changed = (run.shown_state, run.reason, run.number, at_work, often)
         if changed != self.recorded:
             self.recorded = changed
             self._record(None)
@@ -7302,7 +7316,7 @@ class Driver:
         try:
             if isinstance(screen, CursesScreen) and run.exit_status is not None:
                 width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.shown_reason}", *summary_of(run)]
+                lines = [f"ocloop: {run.reason}", *summary_of(run)]
                 say("\n  ".join(row for line in lines for row in wrap(line, width)))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
@@ -7431,12 +7445,13 @@ def status_of_all(as_json: bool) -> int:
         far = "no plan any more" if text is None else " · ".join(progress_of(plan))
         spent = dollars_of(as_float(run, "cost"))
         took = duration(as_float(run, "elapsed"))
-        why = f": {one_line(as_text(run, 'reason'))[:60]}" if run.get("reason") else ""
-        lines.append(f"{how:<9} {far:<28} {spent:>8} {took:>7}  {path}{why}")
+        why = f": {ellipsis(one_line(as_text(run, 'reason')), 60)}" if run.get("reason") else ""
+        lines.append(f"{how:<15} {far:<28} {spent:>8} {took:>7}  {path}{why}")
     if as_json:
         say(json.dumps(records))
     else:
-        say("\n".join(lines) or "no loop has run on this machine")
+        heads = f"{'state':<15} {'tasks':<28} {'cost':>8} {'time':>7}  plan"
+        say("\n".join([heads, *lines] if lines else ["no loop has run on this machine"]))
     return 0
 
 
@@ -7489,14 +7504,15 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
     changed = ""
     if changes:
         changed = (
-            "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff "
+            "{files} file{s} ({untracked} untracked), +{added} −{removed} since {since} (git diff "
             "{commit:.7})"
-        ).format(since=time_of_day(run.get("started")), **changes)
+        ).format(s="s" * (changes["files"] != 1), since=time_of_day(run.get("started")), **changes)
     check = as_dict(run, "check")
     told = []
     if check.get("verdict") == "failed":
         told.append("it failed; what the next session is told of it:")
-        told += as_text(check, "told").rstrip().split("\n")[-8:]
+        output = as_text(check, "told").rstrip().split("\n")
+        told += ["…"] * (len(output) > 8) + output[-8:]
     near_misses = name_near_misses(os.path.basename(said["plan"]), plan.near_misses)
     facts = [
         ("plan", said["plan"]),
@@ -7513,7 +7529,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
     ]
     lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
     steps = [f"to do     {step}" for step in said["next_steps"]]
-    return [*lines, *task_lines(run), *([""] if steps else []), *steps]
+    return [*lines, *task_lines(run, said["running"]), *([""] if steps else []), *steps]
 
 
 def said_run(run: Json, is_running: bool) -> str:
@@ -7554,12 +7570,14 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def task_lines(run: Json) -> list[str]:
+def task_lines(run: Json, is_running: bool) -> list[str]:
     """What the run spent on each task that it worked on."""
     lines = []
     for task in dicts(run, "tasks"):
         state = as_text(task, "state")
-        if state == "done" and task.get("outcome") == "check failed":
+        if state == "pending" and is_running and as_text(task, "text") == run.get("task"):
+            state = "at work"
+        elif state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
         if as_int(task, "iterations"):
             lines.append(
