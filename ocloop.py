@@ -58,7 +58,9 @@ if sys.platform == "win32":
 import os
 
 if __name__ == "__main__" and os.path.dirname(os.path.realpath(__file__)) in sys.path[:1]:
-    del sys.path[0]  # what lies beside this file may be an agent's: it is no library of ours
+    # What lies beside this file may be an agent's: it is no library of ours. (A `__future__.py` is
+    # read before this can be said; `python3 -I` minds it, too.)
+    del sys.path[0]
 
 import argparse
 import base64
@@ -4144,6 +4146,7 @@ CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to a
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
+LARGEST_TEXT = 4 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 LONGEST_TAIL = 4096  # bytes, of what a check prints
 MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
 MOST_THREADS = 200  # of this process: far above what a run needs
@@ -5507,6 +5510,7 @@ class Process(NamedTuple):
     parent: int
     group: int
     memory: int  # KiB resident
+    started: str  # tells it from another one of that number, where that is known
     marks: list[str]  # values of MARK in its environment, as far as that is shown
 
 
@@ -5524,7 +5528,8 @@ def list_processes() -> list[Process]:
                 _state, parent, group, *more = file.read().rpartition(")")[2].split()
                 memory = int(more[18]) * page
                 marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
-                found.append(Process(int(pid), int(parent), int(group), memory, marks))
+                process = Process(int(pid), int(parent), int(group), memory, more[16], marks)
+                found.append(process)
     else:
         told = ""
         with suppress(OSError, subprocess.SubprocessError):
@@ -5534,7 +5539,7 @@ def list_processes() -> list[Process]:
         row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
         for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
             marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
-            found.append(Process(int(pid), int(parent), int(group), int(memory), marks))
+            found.append(Process(int(pid), int(parent), int(group), int(memory), "", marks))
     return found
 
 
@@ -5543,14 +5548,17 @@ def marked_pids(mark: str) -> list[int]:
     return [process.pid for process in list_processes() if mark in process.marks]
 
 
-def descendants(pid: int) -> list[int]:
-    """All that a process has started and that still runs below it: what leaves its group is found
-    by its mark, but not where `ps` shows no marks."""
+def descendants(pid: int) -> set[tuple[int, str]]:
+    """All that a process has started and that still runs below it, by number and start: what leaves
+    its group is found by its mark, but not where `ps` shows no marks."""
     processes = list_processes()
-    found = [pid]
-    for one in found:  # it grows meanwhile
-        found += [process.pid for process in processes if process.parent == one]
-    return found[1:]
+    found: set[tuple[int, str]] = set()
+    above = [pid]
+    for one in above:  # it grows meanwhile
+        below = [process for process in processes if process.parent == one]
+        above += [process.pid for process in below]
+        found.update((process.pid, process.started) for process in below)
+    return found
 
 
 def group_memory(group: int) -> int:
@@ -5605,7 +5613,7 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
     SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
     whatever carries the mark: tools that went into groups of their own. Only here is it reaped.
     """
-    strays = descendants(process.pid) if process.returncode is None else []
+    strays = descendants(process.pid) if process.returncode is None else set()
     with suppress(ProcessLookupError, PermissionError):
         for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
             signal_group(process, number)
@@ -5615,9 +5623,10 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
                 signal_group(process, 0)
                 time.sleep(0.01)
     process.poll()
-    for pid in {*strays, *marked_pids(mark)}:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    for other in list_processes():
+        if (other.pid, other.started) in strays or mark in other.marks:
+            with suppress(OSError):
+                os.kill(other.pid, signal.SIGKILL)
     time.sleep(0.02)  # one that is just being executed shows no environment for a moment
     for pid in marked_pids(mark):
         with suppress(OSError):
@@ -5654,6 +5663,15 @@ def remove_libraries(folder: str, before: float = NEVER) -> None:
                     found = os.stat(name, dir_fd=number, follow_symlinks=False)
                     if found.st_mtime < before:
                         os.unlink(name, dir_fd=number)
+
+
+def lend_libraries(folder: str, environment: dict[str, str]) -> None:
+    """Name the folder to what unpacks and runs a library there, as long as it is ours alone: in the
+    temporary folder somebody else may have put another one in its place. "": there is none."""
+    with suppress(OSError):
+        if folder:
+            with private(os.path.dirname(folder)), private(folder):
+                environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
 
 
 # The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
@@ -5799,7 +5817,7 @@ class Server:
             **login_environment(self.username, self.password),
             MARK: self.mark,
         }
-        self.lend_libraries(environment)
+        lend_libraries(self.libraries, environment)
         try:
             with self.lock:
                 if self.closing:
@@ -5830,14 +5848,6 @@ class Server:
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
-
-    def lend_libraries(self, environment: dict[str, str]) -> None:
-        """Name the folder to what unpacks and runs a library there, as long as it is ours alone:
-        in the temporary folder somebody else may have put another one in its place."""
-        with suppress(OSError):
-            if self.libraries:
-                with private(os.path.dirname(self.libraries)), private(self.libraries):
-                    environment.setdefault("BUN_TMPDIR", self.libraries)  # a person's own is kept
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
         """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
@@ -6345,15 +6355,15 @@ def why_no_screen() -> str:
 # is done on one thread, so that a file system that hangs holds up neither the run nor its end.
 
 
-def read_whole(number: int) -> str:
-    """The text of an open file, which is closed. OSError when it is none, or larger than any."""
+def read_whole(number: int, most: int) -> str:
+    """The text of an open file, which is closed. OSError when it is none, or larger than that."""
     try:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise OSError(0, "it is not a file")
         with os.fdopen(number, "rb", closefd=False) as file:
-            raw = file.read(LARGEST + 1) or b""  # some of the system's own wait for more: None
-        if len(raw) > LARGEST:
-            raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
+            raw = file.read(most + 1) or b""  # some of the system's own wait for more: None
+        if len(raw) > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
         is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
     finally:
@@ -6364,7 +6374,8 @@ def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem. A pipe would never end: it must be
     a file."""
     try:
-        return read_whole(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)), ""
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_whole(number, LARGEST_TEXT), ""
     except OSError as error:
         return None, (
             f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
@@ -6423,9 +6434,14 @@ class Log:
     def _append(self, left: bytes) -> None:
         """All of it or nothing, since half a line would make the file unreadable for others."""
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        if not self.path.startswith("/dev/"):
+            how |= os.O_NOFOLLOW  # whoever may write into its folder could put a link there
         number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
-        before = os.fstat(number).st_size
+        found = os.fstat(number)
+        before = found.st_size
         try:
+            if found.st_uid not in (0, os.getuid()):
+                raise PermissionError(errno.EPERM, "it is somebody else's")
             while left:
                 left = left[os.write(number, left) :]
         finally:
@@ -6497,7 +6513,7 @@ class RunFile:
             os.close(self.locked(fcntl.LOCK_SH))
         except BlockingIOError:
             with suppress(OSError, ValueError), private(self.folder) as folder:
-                return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder)))
+                return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder), 100))
             return -1
         except OSError:
             pass
@@ -6569,7 +6585,7 @@ class RunFile:
 def read_record(folder: str, name: str) -> Json:
     try:
         with private(folder) as number:
-            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number))))
+            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number), LARGEST)))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
         return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
@@ -6622,14 +6638,25 @@ def private_folder() -> tuple[str, str]:
         above = [os.path.join(given, "")]
     wanted = os.path.join(above[-1], "ocloop")
     # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
-    if all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step)):
+    is_ours = all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step))
+    if is_ours and not any(map(is_open_to_others, above)):
         with suppress(OSError), private(wanted):
             return wanted, ""
-    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"ocloop-{user}")
-    with suppress(OSError), private(fallback):
-        return fallback, f"{wanted} cannot be used: using {fallback}"
+    temporary = os.environ.get("TMPDIR") or "/tmp"
+    fallback = os.path.join(temporary, f"ocloop-{user}")
+    if not is_open_to_others(temporary):
+        with suppress(OSError), private(fallback):
+            return fallback, f"{wanted} cannot be used: using {fallback}"
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
+
+
+def is_open_to_others(folder: str) -> bool:
+    """Whether others may put something else in the place of what is ours in it."""
+    with suppress(OSError):
+        mode = os.stat(folder).st_mode
+        return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+    return False
 
 
 GIT_WITHIN = 5.0  # seconds: what git says is worth no more
@@ -6711,8 +6738,9 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     }
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
-        secrets = (server.username, server.password, list(run.options.opencode))
-        record.update(zip(SECRETS, secrets))
+        if not run.server.is_down:  # else: the next one's password, beside the last one's address
+            secrets = (server.username, server.password, list(run.options.opencode))
+            record.update(zip(SECRETS, secrets))
         return {**record, "status": run.status} if run.rests_at else record
     # It may have been looked at for hours before somebody pressed Q.
     entries = reversed(run.journal.entries)
@@ -6997,6 +7025,8 @@ def make_options(given: argparse.Namespace) -> Options:
         models=tuple(options.models),
         log=absolute(options.log) if options.log else "",
         opencode=() if options.server else find_opencode(given.opencode or ""),
+        # Of the two addresses of that name, the other one may be somebody else's.
+        server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
     )
 
 
@@ -7021,7 +7051,7 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     except ValueError as error:
         raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
     found = shutil.which(argv[0])
-    if not found and not asked:
+    if not found and not asked and not home_of_another():
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if not found:
         raise Problem(
@@ -7030,6 +7060,28 @@ def find_opencode(asked: str) -> tuple[str, ...]:
             '--opencode "npx -y opencode-ai"'
         )
     return (os.path.abspath(found), *argv[1:])
+
+
+def home_of_another() -> str:
+    """The home folder, where it is another user's, as `sudo` may leave it; else ""."""
+    home = os.path.expanduser("~/")
+    with suppress(OSError):
+        return home if os.stat(home).st_uid != os.getuid() else ""
+    return ""
+
+
+def configuration_of_others(directory: str) -> str:
+    """What OpenCode would read above a project, up to where git or the file system begins, and that
+    neither we, nor root, nor whoever has the project put there; else ""."""
+    trusted = {0, os.getuid(), os.stat(directory).st_uid}
+    folder = os.path.realpath(directory)
+    while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
+        folder = os.path.dirname(folder)
+        for name in ("opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md", "CLAUDE.md"):
+            path = os.path.join(folder, name)
+            if os.path.lexists(path) and os.lstat(path).st_uid not in trusted:
+                return path
+    return ""
 
 
 def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
@@ -7065,6 +7117,14 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         if unknown:
             means = f"{unknown} means nothing here: {', '.join(known)} do"
             warnings.append(f"{options.prompt}: {means}")
+    if home_of_another():
+        said = f"{home_of_another()} is another user's, and OpenCode reads its configuration there"
+        warnings.append(f"{said}: use `sudo -H`")
+    with suppress(OSError):
+        foreign = configuration_of_others(options.directory)
+        if foreign:
+            said = f"OpenCode would read {foreign}, which is another user's: have that removed"
+            problems.append(f"{said}, or make the project a git repository")
     if os.path.realpath(options.directory) in (os.path.realpath(os.path.expanduser("~")), "/"):
         advice = "change into the project's own folder"
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
@@ -7074,6 +7134,8 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
         if os.path.isdir(log) or not os.access(place, os.W_OK):
             problems.append(f"the log {log} cannot be written: name another path with --log")
+        if os.path.islink(log) and not log.startswith("/dev/"):
+            problems.append(f"the log {log} is a link: name what it leads to with --log")
         for what, path in (("plan", options.plan), ("prompt", options.prompt)):
             with suppress(OSError):  # what is not there is not the same
                 if os.path.samefile(log, path):
@@ -7252,7 +7314,7 @@ class Driver:
                 assert isinstance(self.screen, CursesScreen)  # lines take no key
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
-                self.server.lend_libraries(environment)
+                lend_libraries(self.server.libraries, environment)
                 self.screen.hand_over(request, argv, environment)
             else:
                 self.outside.make(request)
@@ -7604,6 +7666,7 @@ def attach(given: argparse.Namespace) -> int:
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
+    lend_libraries(run_file.libraries_folder(), environment)  # the run clears it
     try:
         os.execvpe(argv[0], argv, environment)
     except (OSError, ValueError) as error:

@@ -1432,6 +1432,21 @@ def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str)
     assert (story.state, story.reason) == ("running", ""), "what it was for is no reason any more"
 
 
+def test_s_that_was_pressed_before_there_was_something_to_read_is_asked_for_again() -> None:
+    """What a person has to know before the code goes to a provider that nobody chose."""
+    chosen = Setup("", {"free/m": 9}, ("build",), frozenset(("free/m",)), chosen="free/m")
+    for setup in (chosen, Setup("a/b", {"a/b": 1000})):
+        story = Story(finds={"setup": None}, run=False)
+        story.press("s")
+        assert "begins when the server is ready" in story.reason
+        story.answer(story.last("setup"), setup)
+        is_told = setup is chosen
+        assert story.state == ("ready" if is_told else "running")
+        assert ("your code goes to" in story.text) == is_told
+        story.press("s")
+        assert story.state == "running"
+
+
 def test_a_plan_that_a_person_completes_meanwhile_is_not_waited_for() -> None:
     story = in_state("waiting", attended=False)
     story.plan = DONE
@@ -5772,7 +5787,7 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(monkeypatch: Pat
     for ps in (("/nonexistent/ps",), ("false",), ("echo", "PID TTY\n nonsense")):
         monkeypatch.setattr(ocloop, "PS", ps)
         assert ocloop.list_processes() == [] == ocloop.marked_pids("x")
-        assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == []
+        assert ocloop.group_memory(1) == 0 and ocloop.descendants(1) == set()
 
 
 def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
@@ -5792,6 +5807,22 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
     until(lambda: not is_alive(left), "the end of what left the group")
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
+
+
+def test_whoever_has_the_number_of_one_that_ended_is_not_killed(
+    seam: str, started: Started, monkeypatch: Patch
+) -> None:
+    """Between two looks a number may become that of somebody else's process."""
+    mark = os.urandom(8).hex()
+    others = [started("echo up; exec sleep 60") for _ in range(2)]
+    for other in others:
+        assert first_line(other) == "up"
+    starts = {process.pid: process.started for process in ocloop.list_processes()}
+    found = {(others[0].pid, starts[others[0].pid]), (others[1].pid, "at another time")}
+    monkeypatch.setattr(ocloop, "descendants", lambda pid: found)
+    ocloop.end_group(started("exit 0"), 0.1, mark)
+    until(lambda: not is_alive(others[0].pid), "the end of what it has started")
+    assert others[1].poll() is None
 
 
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
@@ -5884,14 +5915,16 @@ def test_a_file_s_text_is_read_whatever_its_bytes_and_a_pipe_is_not_waited_for(
         assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
     os.truncate(path, 4 << 30)  # of nothing
     said, problem = ocloop.read_text(str(path), "plan")
-    assert said is None and "it is larger than 64 MiB" in problem
+    assert said is None and "it is larger than 4 MiB" in problem
 
 
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
 
 
-def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(tmp_path: Path) -> None:
+def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
     def written(name: str, *entries: Entry) -> str:
         writer = ocloop.Writer(lambda event: pytest.fail(str(event)))
         log = ocloop.Log(str(tmp_path / name), writer)
@@ -5905,6 +5938,22 @@ def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(tmp_path: Pa
     assert written("x.log", entry, entry) == line * 2
     assert written("x.log", entry) == line * 3
     assert (tmp_path / "x.log").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link.log").symlink_to("precious")
+    (tmp_path / "precious").touch()
+    warned: list[Any] = []
+    for name in ("link.log", "theirs.log"):
+        if name == "theirs.log":
+            (tmp_path / name).touch()
+            monkeypatch.setattr(os, "getuid", lambda: 4242)
+            monkeypatch.setattr(
+                os, "fstat", lambda number: os.stat_result((0o100600, *[0] * 3, 77, *[0] * 5))
+            )
+        writer = ocloop.Writer(warned.append)
+        ocloop.Log(str(tmp_path / name), writer).add((entry,))
+        writer.close(GENEROUS)
+        monkeypatch.undo()
+    assert len(warned) == 2 and "somebody else's" in warned[1].text
+    assert not (tmp_path / "precious").read_text() + (tmp_path / "theirs.log").read_text()
     (tmp_path / "y.log").touch(0o644)
     text = written("y.log", an_entry("\x1b[2J\n", "a\nb\x1b[2J\u2028"))
     assert not re.search("[\x00-\x1f\u2028]", text.rstrip("\n"))
@@ -6206,6 +6255,24 @@ def test_what_the_folder_of_libraries_leads_to_is_left_alone(tmp_path: Path) -> 
     assert len(list(theirs.iterdir())) == 2
 
 
+@pytest.mark.parametrize("step", ["state", "tmp"])
+def test_below_a_folder_in_which_others_may_write_nothing_is_kept(
+    tmp_path: Path, monkeypatch: Patch, step: str
+) -> None:
+    """They could put another folder in the place of ours, but where it is sticky."""
+    for name, variable in (("state", "XDG_STATE_HOME"), ("tmp", "TMPDIR")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    assert RunFile("/PLAN.md").folder == str(tmp_path / "state" / "ocloop")
+    (tmp_path / "state").chmod(0o777)
+    fallback = str(tmp_path / "tmp" / f"ocloop-{os.getuid()}")
+    assert RunFile("/PLAN.md").folder == fallback
+    (tmp_path / "tmp").chmod(0o777)
+    assert RunFile("/PLAN.md").folder == "" and "no second loop" in RunFile("/PLAN.md").problem
+    (tmp_path / step).chmod(0o1777)
+    assert RunFile("/PLAN.md").folder == (fallback if step == "tmp" else f"{tmp_path}/state/ocloop")
+
+
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
 def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: Patch, step: str
@@ -6481,13 +6548,73 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert problems(project, log=f"{project}/there.log") == ""
     (project / "link").symlink_to("PLAN.md")
     os.link(project / ".loop-prompt.md", project / "hard")
-    for name, what in (("PLAN.md", "plan"), ("link", "plan"), ("hard", "prompt")):
+    for name, what in (("PLAN.md", "plan"), ("hard", "prompt")):
         said = f"the log {project}/{name} is the {what}: name another path with --log"
         assert problems(project, log=f"{project}/{name}") == said
+    said = f"the log {project}/link is a link: name what it leads to with --log"
+    assert said in problems(project, log=f"{project}/link")
     for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
+
+
+def of_others(monkeypatch: Patch, *paths: Path) -> None:
+    """These paths belong to another user from now on."""
+    for name in ("stat", "lstat"):
+        look = getattr(os, name)
+
+        def looks(path: Any, look: Any = look, **how: Any) -> os.stat_result:
+            found = look(path, **how)
+            is_theirs = not isinstance(path, int) and Path(path) in paths
+            return os.stat_result((*found[:4], 4242, *found[5:])) if is_theirs else found
+
+        monkeypatch.setattr(os, name, looks)
+
+
+@pytest.mark.parametrize("name", ["opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md"])
+def test_what_others_put_above_a_project_is_not_read(
+    tmp_path: Path, project: Path, monkeypatch: Patch, name: str
+) -> None:
+    """OpenCode reads its configuration upwards, to where git begins: it may start programs."""
+    (tmp_path / name).mkdir()
+    assert problems(project) == ""
+    of_others(monkeypatch, tmp_path / name)
+    assert f"OpenCode would read {tmp_path / name}, which is another user's" in problems(project)
+    (project / ".git").mkdir()
+    assert problems(project) == ""
+    (project / ".git").rmdir()
+    of_others(monkeypatch, tmp_path / name, project)  # as root, in a project of theirs
+    assert problems(project) == ""
+
+
+def test_in_the_home_of_another_no_program_is_looked_for(
+    tmp_path: Path, project: Path, monkeypatch: Patch
+) -> None:
+    program = tmp_path / ".opencode" / "bin" / "opencode"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert ocloop.find_opencode("") == (str(program),)
+    of_others(monkeypatch, tmp_path)
+    with pytest.raises(ocloop.Problem, match="opencode is not there"):
+        ocloop.find_opencode("")
+    options = Options(str(project), f"{project}/PLAN.md", f"{project}/.loop-prompt.md")
+    _plan, _problems, warnings = ocloop.preflight(options)
+    assert any("is another user's" in warning and "sudo -H" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("url, asked", [
+    ("http://localhost:4096", "http://127.0.0.1:4096"), ("http://localhost", "http://127.0.0.1"),
+    ("http://localhost.example:1", "http://localhost.example:1"),
+    ("https://localhost:1", "https://localhost:1"), ("http://[::1]:1", "http://[::1]:1"),
+])  # fmt: skip
+def test_of_the_two_addresses_of_localhost_one_is_asked(url: str, asked: str) -> None:
+    """Somebody else may listen on the other one, and would be told the password."""
+    given = ocloop.parse_arguments(["run", "--server", url])
+    assert ocloop.make_options(given).server == asked
 
 
 def test_what_a_configuration_wants_to_be_asked_before() -> None:
@@ -6752,6 +6879,16 @@ def test_status_without_a_run_and_with_near_misses() -> None:
     for pid, shown in ((0, None), (18, 18)):
         record = ocloop.status_record("/p", Plan(), pid, {"pid": 17, "state": "complete"})
         assert record["pid"] == shown == record["run"]["pid"]
+
+
+def test_no_password_stands_beside_the_address_of_a_server_that_is_gone() -> None:
+    """It would be the next one's already, and its port may be anybody's by now."""
+    story = Story()
+    assert {"password", "server"} <= set(story.record()) and story.record()["server"]
+    story.world["start_server"] = None
+    story.tell(ServerDied(1, "it died"))
+    record = story.record()
+    assert "password" not in record and record["server"] == "", story.state
 
 
 def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
@@ -9014,6 +9151,9 @@ def test_many_plans_with_odd_names_and_options(bare: World) -> None:
         "git does not know who you are",  # said before the night, not after it
     )
     many = f"{bare.folder}/repo.many"
+    os.chmod(many, 0o777)  # as somebody else may have made it, with an OpenCode plugin in it
+    expect(bare.execute(top, argv, **env, **AUTHOR), 1, f"{many} is not yours alone")
+    os.chmod(many, 0o755)
     child = expect(
         bare.execute(top, argv, **env, **AUTHOR),
         1,

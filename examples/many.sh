@@ -128,6 +128,11 @@ top=$(git -C "$plans" rev-parse --show-toplevel)
 MANY=$top.many
 export MANY
 mkdir -p "$MANY"
+# Somebody else may have made it, with worktrees that are theirs.
+if [ -z "$(find "$MANY" -prune -type d -user "$(id -u)" ! -perm -002)" ]; then
+    echo "many.sh: $(shown "$MANY") is not yours alone: look at it, and move it away" >&2
+    exit 1
+fi
 cd "$top"
 folder=${plans#"$top"}
 folder=${folder#/}
