@@ -6765,7 +6765,7 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
     for name in whole:
         assert f"`{name}`" in readme, name
     for name in whole["run"]:
-        assert name in ocloop.SECRETS or name == "pid" or f"`run.{name}`" in readme, name
+        assert name in ocloop.SECRETS or name == "pid" or f"`{name}`" in readme, name
 
 
 def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(

@@ -66,13 +66,13 @@ def find_opencode() -> str:
     print(said, flush=True)
     # This call is for npm's progress and errors to be seen. Then the program's own path is asked
     # for, because `npx opencode-ai` would put two processes in front of the server and would look
-    # for npm's settings in the demonstration's home.
-    if subprocess.run([npx, "-y", FETCHED, "--version"], check=False).returncode != 0:
+    # for npm's settings in the demonstration's home. OpenCode itself is not run before it has that.
+    fetch = [npx, "-y", "-p", FETCHED, "-c"]
+    if subprocess.run([*fetch, "true"], check=False).returncode != 0:
         raise DemoError(
-            f"`npx -y {FETCHED} --version` failed, see above: try again, or install OpenCode "
-            "yourself"
+            f"`npx -y {FETCHED}` failed, see above: try again, or install OpenCode yourself"
         )
-    where = [npx, "-y", "-p", FETCHED, "-c", "command -v opencode"]
+    where = [*fetch, "command -v opencode"]
     done = subprocess.run(where, check=False, stdout=subprocess.PIPE, text=True)
     path = done.stdout.strip()
     if not shutil.which(path):

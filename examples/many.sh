@@ -3,12 +3,12 @@
 #
 #     examples/many.sh [-j N] PLANS [options of `ocloop.py run` …]
 #
-# PLANS is a folder with plans (*.md) inside of a git repository. For plans/login.md there will be a
+# PLANS is a folder with committed plans (*.md) of a git repository. For plans/login.md there will be a
 # branch ocloop/login and a worktree beside the repository, REPOSITORY.many/login. At most N loops
 # (2) run at a time; xargs sees to that. A line says when each begins and ends, what it printed is in
 # REPOSITORY.many/login.log, and at the end stands a table. What is complete is committed on its
-# branch and its worktree removed; what is not is kept for a look, and going on is running this
-# again. OCLOOP names the program when it is not ../ocloop.py beside this file.
+# branch and its worktree removed: `git merge ocloop/login` brings it home. What is not is kept for a
+# look (`ocloop.py status` there says what to do), and going on is running this again. OCLOOP names the program when it is not ../ocloop.py beside this file.
 set -eu
 
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
@@ -160,6 +160,11 @@ list() {        # the plans that have a worktree, relative to the repository, ea
 }
 
 failed=0
+if [ -n "$(git status --porcelain -- "./${folder:+$folder/}"*.md)" ]; then
+    echo "many.sh: a plan in $(shown "$plans") is not committed, and a worktree begins with what is:" \
+        "commit the plans first" >&2
+    exit 1
+fi
 for plan in "./${folder:+$folder/}"*.md; do
     if [ -e "$plan" ] && ! fits "$plan"; then
         echo "many.sh: git takes no branch ocloop/$(shown "$name"): rename that plan" >&2
@@ -181,5 +186,6 @@ for plan in "./${folder:+$folder/}"*.md; do
     keep "$plan"
 done
 echo "the work is on the branches ocloop/*, the logs are in $(shown "$MANY")"
-[ $failed = 0 ] || echo "what is not complete is kept in $(shown "$MANY"): run this again to go on"
+[ $failed = 0 ] || echo "what is not complete is kept in $(shown "$MANY"): \`ocloop.py status\` in its" \
+    "worktree says what to do, then run this again"
 exit $failed
