@@ -136,6 +136,7 @@ class Options(NamedTuple):
     plain: bool = False
     auto: bool = False  # approve what is asked
     ask_timeout: float = 300.0
+    asks_wait: bool = False  # that was named: what is asked waits although there is no screen
     max_iterations: int = 0
     max_cost: float = 0.0  # US dollars
     max_time: float = 0.0
@@ -244,6 +245,7 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
 MOST_NEAR_MISSES = 1_000
+MOST_TASKS = 10_000  # of a plan that can be worked: more are no plan of anybody's
 
 
 def parse_plan(text: str) -> Plan:
@@ -377,7 +379,9 @@ _WORD = re.compile(
     r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail)", re.IGNORECASE)  # `[done, but tests fail]`
+_DOUBT = re.compile(
+    r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE
+)  # `[done, but tests fail]`
 _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
@@ -556,6 +560,13 @@ def told_of_near_misses(plan: Plan) -> str:
     """What the agent is told that is to wrap up a plan in which something looks undone."""
     near = [f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]]
     return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
+
+
+def problem_of_plan(plan: Plan, path: str) -> str:
+    """Why it cannot be worked; "": it can."""
+    if len(plan.tasks) > MOST_TASKS:
+        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
+    return "" if plan.tasks or plan.summary is not None else NO_TASK.format(path)
 
 
 NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
@@ -1280,7 +1291,7 @@ class Asks:
             self.reply(waiting, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
             self.refuse(waiting, "it is the same call again and again", SAME_CALL)
-        elif not self.run.attended:
+        elif not self.can_wait:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
@@ -1321,10 +1332,15 @@ class Asks:
         for ask in polled.asks:
             self.hear(ask)
 
+    @property
+    def can_wait(self) -> bool:
+        """Somebody may answer: on the screen, or with `attach`."""
+        return self.run.attended or self.run.options.asks_wait
+
     def mind(self) -> None:
         timeout = self.run.options.ask_timeout
         for waiting in list(self.open.values()):
-            if not self.run.attended:
+            if not self.can_wait:
                 self.refuse(waiting, "nobody is there to answer")
             elif timeout and self.run.now >= waiting.since + timeout:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
@@ -1678,7 +1694,7 @@ class Result(NamedTuple):
     task: str  # "" when nothing was left but the summary
     goal: str
     outcome: str  # of the session
-    ended: str  # done, blocked, progress, nothing settled, or the outcome; "": it is under way
+    ended: str  # what was settled, "nothing settled", or the outcome; "": it is under way
     problem: str
     seconds: float
     spend: Spend
@@ -1752,6 +1768,10 @@ def tasks_of(number: int, word: str = "") -> str:
     return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
 
 
+def times_of(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
 def first_of(names: Sequence[str]) -> str:
     """The first five, and how many more there are."""
     shown = ", ".join(name[:60] for name in names[:5])
@@ -1820,7 +1840,8 @@ class Books:
         """Take in a plan; whether it is progress.
 
         Progress is more settled, or less pending, than ever before in this run, and nothing gone.
-        To un-check a task and to check it again, or to reword it, is none: agents did so all night.
+        To un-check a task and to check it again, to reword it, or to add a line that is done, is
+        none: agents did so all night.
         A plan of several tasks, none of which was in the one before, is another one, and counts
         from where it begins.
         """
@@ -1830,6 +1851,10 @@ class Books:
         came -= collections.Counter(task.text for task in self.plan.tasks)
         gone = collections.Counter((*self.gone, *lost)) - came
         self.gone = list(gone.elements())
+        was_open, is_open = (
+            collections.Counter(task.text for task in each.tasks if task.state == "pending")
+            for each in (self.plan, plan)
+        )
         self.plan = plan
         has_more = plan.settled > self.most_settled
         has_less = plan.pending < self.least_pending
@@ -1839,7 +1864,7 @@ class Books:
             self.most_settled = plan.settled
         if has_less or is_another:
             self.least_pending = plan.pending
-        return has_more or (has_less and not lost)
+        return bool(has_more and was_open - is_open) or (has_less and not lost)
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
@@ -1994,7 +2019,8 @@ class ModelLine:
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
         times = sum(self.failures.values())
-        raise Problem(f"{times} iterations in a row failed, the last one: {problem}")
+        advice = advice and f": {advice.format(model=model or 'of the configuration')}"
+        raise Problem(f"{times} iterations in a row failed, the last one: {problem}{advice}")
 
     def let_another_work(self, why: str, now: float, seconds: float) -> None:
         """Let the model at work rest for so long (0: longer each time), and the next one work."""
@@ -2056,7 +2082,7 @@ class Limits:
         failures = self.books.check_failures
         if most and failures >= most:
             advice = f"mend what `{self.options.check}` shows"
-            why = f"the check failed {failures} times in a row (--stuck): {advice}"
+            why = f"the check failed {times_of(failures)} in a row (--stuck): {advice}"
             return End("paused", 3, why, "stuck")
         return None
 
@@ -2097,10 +2123,8 @@ class Briefing:
         models = self.options.models or models_of(fields)
         return models, self.options.agent or fields.get("agent", ""), body
 
-    def problem(self, with_prompt: bool = False) -> str:
-        models, agent, body = self.read()
-        if with_prompt and not body:
-            return NO_PROMPT.format(self.options.prompt)
+    def problem(self) -> str:
+        models, agent, _body = self.read()
         return problem_of_names(self.setup, models, agent)
 
     def first_model(self) -> str:
@@ -2404,18 +2428,19 @@ class Files:
         plan = self.plan
         if read.plan is not None and read.plan != self.plan_text:
             plan = parse_plan(read.plan)
-        problem = read.problem
-        if not problem and not plan.tasks and plan.summary is None:
-            problem = NO_TASK.format(self.options.plan)
+        plan_problem = problem_of_plan(plan, self.options.plan)
+        problem = read.problem or plan_problem
         if self.options.debug and read.prompt is not None:
             problem = ""  # it takes any plan
+        if not problem and not split_front_matter(read.prompt or "")[1]:
+            problem = NO_PROMPT.format(self.options.prompt)
         if problem and not self.trouble:
             self.journal.note("warn", problem, "warn")
         elif self.trouble and self.plan_text and not problem:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
         if problem:
-            if read.plan is not None and (plan.tasks or plan.summary is not None):
+            if read.plan is not None and not plan_problem:
                 self.plan, self.plan_text = plan, read.plan  # the prompt alone is away
             return
         if self.plan_text and plan.done > self.plan.done:
@@ -2643,10 +2668,10 @@ class Run:
             await self.comes_to_rest(talk, INTERRUPT_WITHIN)
         self.server.left_session = ""
 
-    def look_through(self, with_prompt: bool = False) -> list[str]:
-        """What is wrong with models, agent and prompt ends the run; what is odd is said, once, and
+    def look_through(self) -> list[str]:
+        """What is wrong with models and agent ends the run; what is odd is said, once, and
         returned."""
-        problem = self.briefing.problem(with_prompt)
+        problem = self.briefing.problem()
         if problem:
             raise Problem(problem)
         warnings = self.briefing.warnings()
@@ -2734,7 +2759,7 @@ class Run:
 
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
-        self.look_through(with_prompt=True)  # it may name another model by now
+        self.look_through()  # it may name another model by now
         self.number += 1
         self.journal.iteration = self.number
         talk = self.new_talk()
@@ -2746,7 +2771,8 @@ class Run:
                 outcome = await self.lead(talk)
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except (Interrupt, Problem):
-                # It is in no book but for what it has cost: nothing has come of it.
+                # It is in no book but for what it has cost, and what it has taken out of the plan.
+                self.note_plan(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
                 self.server.left_session = talk.id
                 raise
@@ -2775,7 +2801,7 @@ class Run:
         prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
         if stuck:
             times = len(self.books.unsettled)
-            said = f"{times} iterations settled nothing: the last try, and the prompt says so"
+            said = f"nothing was settled {times_of(times)}: the last try, and the prompt says so"
             self.journal.note("warn", said, "warn")
         return Talk(prompt, self)
 
@@ -3303,14 +3329,22 @@ KEYS = (
 
 
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
-    """The word for an iteration that got on: done, blocked, or progress, where the task that it
-    began with (None: to wrap up) is pending as before, and something else was settled."""
-    name = (task.phase, task.text) if task else None
-    states = {one.state for one in after.tasks if (one.phase, one.text) == name}
+    """The word for an iteration that got on: done, blocked or manual, as it left the task that it
+    began with (None: to wrap up), or progress, where that is open still and another is not."""
+    if task is None:
+        return "done"
+
+    def count(plan: Plan, state: str) -> int:
+        name = (task.phase, task.text)
+        return sum(one.state == state and (one.phase, one.text) == name for one in plan.tasks)
+
+    for state in ("done", "blocked", "manual"):
+        if count(after, state) > count(before, state):
+            return state
     # An agent may word it anew as it marks it.
-    if "blocked" in states or (after.blocked > before.blocked and after.done <= before.done):
-        return "blocked"
-    return "progress" if states == {"pending"} else "done"
+    if after.done > before.done and not count(after, "pending"):
+        return "done"
+    return "blocked" if after.blocked > before.blocked and after.done <= before.done else "progress"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -3385,7 +3419,7 @@ def left_behind(run: Run) -> Json:
     check = {"command": run.options.check, "verdict": verdict, "told": books.complaint}
     return {
         "summary": run.plan.summary,
-        "gone": run.books.gone,
+        "gone": [*run.books.gone, *missing_tasks(run.books.plan, run.plan)],
         "refused": dict(refused_by(run.books.results)),
         "check": check,
         **run.total.record(),
@@ -3472,10 +3506,15 @@ def facts_of(run: Run) -> dict[str, str]:
     goal = run.iteration.plan.goal if run.iteration else run.plan.goal
     if not run.number:
         goal = "before the first task"  # what a check commits now is nobody's work on it
+    finished: collections.Counter[str] = collections.Counter()
+    if run.iteration:
+        finished.update(task.text for task in run.plan.tasks if task.state == "done")
+        finished.subtract(task.text for task in run.iteration.plan.tasks if task.state == "done")
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
         "task": one_line(goal),  # whoever commits with it needs one at the end, too
+        "finished": one_line(", ".join((+finished).elements())),  # in this iteration
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -4146,7 +4185,7 @@ CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to a
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
-LARGEST_TEXT = 4 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
+LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 LONGEST_TAIL = 4096  # bytes, of what a check prints
 MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
 MOST_THREADS = 200  # of this process: far above what a run needs
@@ -5089,7 +5128,7 @@ class OpenCode2(OpenCode):
             body["model"] = body_of_model(model, "id")
         if prompt.agent:
             body["agent"] = prompt.agent
-        if not self.options.attended:
+        if not (self.options.attended or self.options.asks_wait):
             body["permissions"] = [NO_QUESTIONS]  # nobody would answer
         return body
 
@@ -5648,7 +5687,7 @@ def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subproce
 
 
 # What OpenCode, as a program of Bun's, unpacks for itself at each start, maps, and leaves behind.
-LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib)"
+LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 
 def remove_libraries(folder: str, before: float = NEVER) -> None:
@@ -5989,6 +6028,7 @@ class Outside:
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
         self.check_is_wanted = False
+        self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
         """Have a request made."""
@@ -6103,7 +6143,7 @@ class Outside:
             elif process.wait():
                 self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
 
-        in_thread(wait)
+        self.notifying = in_thread(wait)
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -6502,9 +6542,10 @@ class RunFile:
         if self.lock is None:
             return -1
         if self.folder:
-            with suppress(OSError):  # a full disk: the lock is what counts
-                os.ftruncate(self.lock, 0)
-                os.pwrite(self.lock, b"%d\n" % os.getpid(), 0)
+            with suppress(OSError):
+                os.pwrite(
+                    self.lock, b"%-19d\n" % os.getpid(), 0
+                )  # in its place: a disk may be full
         return 0
 
     def running(self) -> int:
@@ -6512,11 +6553,15 @@ class RunFile:
         try:
             os.close(self.locked(fcntl.LOCK_SH))
         except BlockingIOError:
-            with suppress(OSError, ValueError), private(self.folder) as folder:
-                return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder), 100))
-            return -1
+            return self.last_pid() or -1
         except OSError:
             pass
+        return 0
+
+    def last_pid(self) -> int:
+        """Who took the lock last; 0: it does not say."""
+        with suppress(OSError, ValueError), private(self.folder) as folder:
+            return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder), 100))
         return 0
 
     def locked(self, how: int) -> int:
@@ -6735,6 +6780,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
+        "counts": collections.Counter(result.word for result in run.books.results),
     }
     record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
     if status is None:
@@ -6839,7 +6885,7 @@ what is worked
 --dry-run                     check everything, also with the server, and work nothing
 when it stops
 --max-iterations N            after N iterations
---max-cost USD                when this much was spent; in the midst of an iteration at twice that
+--max-cost USD                when OpenCode counts this much; in the midst of an iteration at twice
 --max-time DURATION           when this much time has passed; the same at twice that
 --max-wait DURATION           after waiting so long, in a row, for a provider (24h)
 --stuck N                     after N in a row settled no task, and one more; or failed --check (5)
@@ -6880,8 +6926,8 @@ a `---` block on its top may set `model:` (a comma separates several), `agent:`.
 BOOTSTRAP_HELP = "Without --force it leaves alone what is there already."
 STATUS_HELP = """\
 It reads the plan, and what the run on it keeps up to date: from any terminal,
-and after the run has ended until the next one begins. It exits like `run`, with
-3 while work is left, and with 1 where there is no plan."""
+and after the run has ended until the next one begins. It exits with 0 when the
+plan is complete, with 3 while work is left, and with 1 where there is no plan."""
 ATTACH_HELP = """\
 Leave the interface with ctrl-c: the loop goes on. A session that is over stays
 on the screen: attach again for the next one."""
@@ -7024,6 +7070,7 @@ def make_options(given: argparse.Namespace) -> Options:
         prompt=absolute(options.prompt),
         models=tuple(options.models),
         log=absolute(options.log) if options.log else "",
+        asks_wait=given.ask_timeout is not None,
         opencode=() if options.server else find_opencode(given.opencode or ""),
         # Of the two addresses of that name, the other one may be somebody else's.
         server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
@@ -7094,8 +7141,8 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     name = os.path.basename(options.plan)
     problems = [problem for problem in (plan_problem, prompt_problem) if problem]
     warnings = name_near_misses(name, plan.near_misses)
-    if not plan_problem and not plan.tasks and plan.summary is None:
-        problems.append(NO_TASK.format(options.plan))
+    if not plan_problem and problem_of_plan(plan, options.plan):
+        problems.append(problem_of_plan(plan, options.plan))
     if not prompt_problem and not body:
         problems.append(NO_PROMPT.format(options.prompt))
     if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
@@ -7340,7 +7387,8 @@ class Driver:
         if run_file:
             record = record_of(self.run, self.server, status, self.commit)
             if status == 130 and not self.run.number and self.before.get("ended"):
-                record = self.before  # somebody has only looked: the last night's is still true
+                # Somebody has only looked: the last night's is still true.
+                record = {**self.before, "pid": os.getpid()}
             self.writer.put(
                 lambda: run_file.write(record), run_file.path, "`status` cannot tell of this run"
             )
@@ -7356,6 +7404,7 @@ class Driver:
             self.outside.stop_check,
             lambda: self.server.close(session),
             self.outside.stop_check,  # one that was about to start
+            self._hear_last,
             self.screen.close if self.screen else lambda: None,
             lambda: self._record(status),
             lambda: self.writer.close(3.0),
@@ -7364,6 +7413,18 @@ class Driver:
         with ExitStack() as stack:  # it begins with the last one, and tries each
             for step in reversed(steps):
                 stack.callback(step)
+
+    def _hear_last(self) -> None:
+        """What comes too late for the run, such as how the last --notify ended, is in the log."""
+        if self.outside.notifying:
+            self.outside.notifying.join(3.0)
+        with suppress(queue.Empty):
+            while True:
+                event = self.inbox.get_nowait()
+                if isinstance(event, Noted):
+                    self.run.hear(event)
+        self._log()
+        self._show()
 
     def _say_goodbye(self, status: int) -> None:
         """Leave the summary where it can be scrolled back to: the screen is gone.
@@ -7462,13 +7523,18 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if pid and record.get("pid") != pid:
-        record = {}  # it is the last run's: this one has not written any yet
-    exact = {(task.phase, task.text): task.state for task in plan.tasks}
+    if record.get("pid") != (pid or run_file.last_pid() or record.get("pid")):
+        record = {}  # an earlier run's: the last one has not written any, or could not
+    exact: dict[tuple[str, str], list[str]] = {}  # of those with one name, in their order
+    for one in plan.tasks:
+        exact.setdefault((one.phase, one.text), []).append(one.state)
     states = {task.text: task.state for task in plan.tasks}  # a heading may be another now
     for task in dicts(record, "tasks"):
         phase, text = as_text(task, "phase"), as_text(task, "text")
-        task["state"] = exact.get((phase, text)) or states.get(text, "gone")
+        same = exact.get((phase, text))
+        task["state"] = same.pop(0) if same else states.get(text, "gone")
+    if record and not pid:  # it may have been killed while it waited
+        record.update(waits_for=[], retry="", waiting_until=None)
     if record:
         gone = map(as_text, as_list(record, "gone"))
         record["gone"] = [text for text in gone if text not in states]
@@ -7608,10 +7674,6 @@ def counted(counts: Any) -> str:
     return ", ".join(f"{name} ×{as_int(times)}" for name, times in as_dict(counts).items())
 
 
-def outcomes_of(results: Any) -> str:
-    return counted(collections.Counter(as_text(result, "outcome") for result in dicts(results)))
-
-
 # What `status` shows of a run: the name, the field of the state file, and how it is said.
 SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
@@ -7627,7 +7689,7 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
     ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
     ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
-    ("outcomes", "outcomes", outcomes_of),
+    ("outcomes", "counts", counted),
     ("refused", "refused", counted),
 )
 

@@ -728,7 +728,6 @@ def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
     ({"agent": "biuld"}, {}, "there is no agent biuld: did you mean build?"),
     ({}, {"setup": Setup("a/x", {"a/b": 1000})}, "there is no model a/x"),
     ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "a/c"),
-    ({}, {"prompt": "---\nagent: build\n---\n"}, "is empty"),
 ])  # fmt: skip
 def test_a_wrong_set_up_is_said_before_any_prompt(options: Json, finds: Json, words: str) -> None:
     story = Story(finds=finds, attended=False, **options)
@@ -1447,6 +1446,21 @@ def test_s_that_was_pressed_before_there_was_something_to_read_is_asked_for_agai
         assert story.state == "running"
 
 
+def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
+    """Whoever is told by --notify can answer with `attach`."""
+    story = Story(attended=False, ask_timeout=60.0, asks_wait=True, notify="mail")
+    story.asks()
+    assert story.all("reply") == [] and story.last("notify").facts["OCLOOP_EVENT"] == "asked"
+    story.let_pass(61)
+    assert story.last("reply").decision == "reject" and "nobody answered for 1m00s" in story.text
+    given = ocloop.parse_arguments(["run", "--ask-timeout", "60"])
+    given.server = "http://x"
+    assert ocloop.make_options(given).asks_wait
+    assert not ocloop.make_options(
+        ocloop.parse_arguments(["run", "--server", "http://x"])
+    ).asks_wait
+
+
 def test_a_plan_that_a_person_completes_meanwhile_is_not_waited_for() -> None:
     story = in_state("waiting", attended=False)
     story.plan = DONE
@@ -1734,7 +1748,7 @@ def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
         text = story.prompted.text
         assert "The last 3 sessions settled nothing" in text and "- one (" in text
         assert "[BLOCKED: the reason" in text and text.startswith("Do one")
-        told = [entry for entry in story.entries if "settled nothing:" in entry.text]
+        told = [entry for entry in story.entries if "the last try" in entry.text]
         assert told[-1].iteration == number + 1, "it is noted with the iteration that is told"
         story.idles()
         assert (story.state, story.status) == ("paused", 3) and "--stuck" in story.reason
@@ -1780,7 +1794,9 @@ def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, 
     ("[x] old\n" * 20 + "[ ] older\n",
      ["[x] old\n" * 21, "[ ] new\n[ ] newer\n" * 2, "[x] new\n[ ] newer\n" * 2],
      "done, nothing settled, done"),
-    ("[ ] a\n" * 2, ["[MANUAL] a\n[ ] a\n"], "done"),
+    ("[ ] a\n" * 2, ["[MANUAL] a\n[ ] a\n"], "manual"),
+    ("[BLOCKED: x] a\n[ ] a\n", ["[BLOCKED: x] a\n[x] a\n"], "done"),
+    ("[ ] a\n[ ] b\n", ["[x] a, by way of c\n[BLOCKED: x] b\n"], "done"),
     # One that was marked as blocked is not done.
     ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[ ] b\n[ ] c\n"], "blocked"),
     ("[ ] a\n[ ] b\n[ ] c\n", ["[x] a\n[BLOCKED: x] b\n[ ] c\n"], "done"),
@@ -1906,8 +1922,9 @@ def test_whoever_commits_has_a_word_for_the_last_iteration() -> None:
     story = Story("- [ ] one\n", check="git commit -m $OCLOOP_TASK")
     story.works()
     story.idles()
-    said = [request.facts["OCLOOP_TASK"] for request in story.all("run_check")]
-    assert said == ["before the first task", "one", "wrap up"]
+    facts = [request.facts for request in story.all("run_check")]
+    assert [fact["OCLOOP_TASK"] for fact in facts] == ["before the first task", "one", "wrap up"]
+    assert [fact["OCLOOP_FINISHED"] for fact in facts] == ["", "one", ""]
 
 
 def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
@@ -3637,7 +3654,59 @@ def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> N
     driver._record(None)
     driver._record(130)
     driver.writer.close(GENEROUS)
-    assert run_file.read() == last
+    assert run_file.read() == {**last, "pid": os.getpid()}
+
+
+def test_what_is_recorded_is_told_of_the_run_that_it_is_about(
+    tmp_path: Path, state_home: Path
+) -> None:
+    path = str(tmp_path / "PLAN.md")
+    run_file = RunFile(path)
+    plan = parse_plan("- [ ] a\n- [x] a\n")
+    waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
+    tasks = [{"phase": "", "text": "a"}, {"phase": "", "text": "a"}]
+    run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
+    _pid, record = ocloop.run_on(path, plan)
+    assert [task["state"] for task in record["tasks"]] == ["pending", "done"], "in their order"
+    assert {name: record[name] for name in waits} == {
+        "waits_for": [], "retry": "", "waiting_until": None,
+    }, "it was killed, and waits for nobody"  # fmt: skip
+    assert run_file.acquire() == 0
+    assert ocloop.run_on(path, plan)[1] == {}
+    os.close(run_file.lock or 0)
+    assert ocloop.run_on(path, plan) == (0, {}), "a full disk took no word of the one after that"
+
+
+def test_what_an_iteration_took_out_before_it_was_broken_off_is_gone() -> None:
+    story = Story("- [ ] one\n- [ ] two\n")
+    story.plan = "- [ ] one\n"
+    story.let_pass(4)
+    assert story.record()["gone"] == ["two"], "also where nobody can say so at its end"
+    story.press("q", "q")
+    assert story.record(130)["gone"] == ["two"] and "1 open task gone from the plan" in story.text
+
+
+def test_a_prompt_that_is_emptied_is_waited_for_as_one_that_is_away() -> None:
+    for seconds in (20, 70):
+        story = Story(attended=False)
+        story.prompt = "---\nagent: build\n---\n"
+        story.idles()
+        story.let_pass(min(seconds, 50))
+        assert (story.number, story.exits) == (1, [])
+        story.prompt = "Do it" if seconds < 60 else ""
+        story.let_pass(20)
+        assert story.exits == ([] if seconds < 60 else [1])
+        assert story.number == 2 or "is empty: write the prompt into it" in story.reason
+
+
+def test_a_plan_with_more_tasks_than_anybody_planned_is_refused() -> None:
+    many = "- [ ] x\n" * (ocloop.MOST_TASKS + 1)
+    story = Story(attended=False)
+    story.plan = many
+    story.idles()
+    story.let_pass(70)
+    assert story.exits == [1] and "has 10001 tasks: 10000 are the most" in story.reason
+    assert story.run.plan.total == 2, "the last one that was good stays"
 
 
 @pytest.mark.parametrize("plan, record, is_complete", [
@@ -4300,7 +4369,10 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
     (["- [ ] a", "- [x] a", "- [ ] a", "- [x] a", "- [ ] a", "- [x] a"], "+----"),
     (["- [x] a\n- [ ] b", "- [ ] a\n- [x] b"], "-"), (["- [ ] a\n- [ ] b", "- [ ] b"], "-"),
     (["- [ ] a", "- [ ] a\n- [ ] b", "- [ ] a"], "--"),
-    (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "+--"),
+    (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a", "- [ ] a\n- [x] b"], "---"),
+    # A line that is done from the beginning is nobody's progress: agents add one each time.
+    (["- [ ] a", "- [ ] a\n- [x] b", "- [ ] a\n- [x] b\n- [x] c", "- [x] a\n- [x] b"], "--+"),
+    (["- [ ] a\n- [ ] b", "- [x] a\n- [ ] b\n- [ ] c\n- [ ] d"], "+"),
     (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "--"),
 ])  # fmt: skip
 def test_progress_is_more_settled_or_less_pending_than_ever_before(
@@ -5915,7 +5987,7 @@ def test_a_file_s_text_is_read_whatever_its_bytes_and_a_pipe_is_not_waited_for(
         assert "--plan" in problem and "`bootstrap`" in problem and "force" not in problem
     os.truncate(path, 4 << 30)  # of nothing
     said, problem = ocloop.read_text(str(path), "plan")
-    assert said is None and "it is larger than 4 MiB" in problem
+    assert said is None and "it is larger than 10 MiB" in problem
 
 
 def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
@@ -6373,7 +6445,7 @@ def test_every_option_is_a_field_and_its_help_says_its_default() -> None:
                 assert value == default, f"{name}: {said!r}, and it is {default}"
             else:
                 assert not isinstance(value, (int, float)), f"{name}: {said!r}, there is none"
-    fields = set(Options._fields) - {"directory", "attended", "models"}
+    fields = set(Options._fields) - {"directory", "attended", "models", "asks_wait"}
     assert found == fields | {"model", "dry_run"}
 
 
@@ -8485,7 +8557,7 @@ def test_the_program_and_its_manual(bare: World) -> None:
         (no_plan, ("the plan", "cannot be read", "bootstrap", "--plan")),
         (no_program, ("opencode is not there: install OpenCode", "npm install", "npx -y")),
         (general, ("examples:", "exit statuses:", "bootstrap")),
-        (manual, ("keys:", "exit statuses:", "Durations", "of an iteration at twice that")),
+        (manual, ("keys:", "exit statuses:", "Durations", "of an iteration at twice")),
         (bare.say(bare.project(), "run", "--unknown", status=2), ["--unknown is not known here"]),
         (bare.say(bare.project(), "run", "--opencode", "it's", status=2), ["cannot be read"]),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("wrote", "Next:", " run")),
@@ -8859,7 +8931,8 @@ RUNS: list[Case] = [
     ("a task that fits into no environment", "--check true --notify true",
      "", dict(tasks="- [ ] one \0 " + "x" * 200_000 + "\n"),
      0, [], dict(checks="passed")),
-    ("a notification that fails", "--notify 'exit 3'", "", {}, 0, [], {}),
+    ("a notification that fails", "--notify 'sleep 0.3; exit 3'", "", {},
+     0, ["--notify ended with exit status 3"], {}),
     ("a notification that is not there", "--notify no-such-program", "", {},
      1, ["--notify: there is no command no-such-program"], {}),
     # README: it writes a lock and a state file, else in the temporary folder, else nothing; a full
