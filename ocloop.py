@@ -1799,9 +1799,11 @@ def said_refused(refused: Iterable[tuple[str, int]]) -> str:
 def how_to_allow(refused: Collection[str]) -> str:
     """What a person can do about what was refused: titles of permissions, or "question"."""
     permissions = [title for title in refused if title != "question"]
-    steps = ["write into the plan what it asked"] if "question" in refused else []
+    steps = []
     if permissions:
         steps.append(f"allow {first_of(permissions)} in opencode.json, or use --auto")
+    if "question" in refused:
+        steps.append("answer in the plan what it asked")
     return "; ".join(steps)
 
 

@@ -3528,7 +3528,7 @@ def test_what_was_refused_is_counted_and_named() -> None:
     assert first["refused"] == {"bash": 2, "edit": 1}
     assert last["refused"] == {"bash": 6, "edit": 3}
     assert ocloop.how_to_allow(("bash", "question")) == (
-        "write into the plan what it asked; allow bash in opencode.json, or use --auto"
+        "allow bash in opencode.json, or use --auto; answer in the plan what it asked"
     ), "to allow a question would be to ask again"
     story = Story("- [ ] a\n", attended=False, notify="mail")
     story.asks(title="webfetch")
@@ -9070,7 +9070,7 @@ def test_notify(world: World) -> None:
     """README: --notify tells when it ends or needs you."""
     facts = "$OCLOOP_EVENT|$OCLOOP_MESSAGE|$OCLOOP_DONE/$OCLOOP_TOTAL|$OCLOOP_PLAN"
     command = ("--notify", f'echo "{facts}" >> notes')
-    limit = r"stopped\|ocloop \S+: stopped: --max-iterations is reached: 1, 1/2, "
+    limit = r"stopped\|ocloop \S+: stopped: --max-iterations is reached: 1 of 1, 1/2, "
     complete = r"complete\|ocloop \S+: complete, 2/2, \$0\.\d+, \d+s\|2/2\|"
     for child, status, expected in (
         (world.fake(*command), 0, complete),
