@@ -30,8 +30,9 @@ Glossary:
     session     OpenCode's session; a `Talk` is what the run knows of the one at work
     iteration   one session, the plan read after it, and the check: what makes one `Result`
     task        one checkbox of the plan; it is settled when it is done, blocked or manual
+    phase       the heading above a task
     outcome     what became of an iteration
-    phase       where the run stands, for people;  activity  what OpenCode says a session is doing
+    stage       where the run stands, for people;  activity  what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
     generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
@@ -171,6 +172,11 @@ class Task(NamedTuple):
     line: int = 0  # counts from 1
     begun: bool = False  # pending, and marked as begun: `[~]`, `[wip]`
     depth: int = 0  # tasks in which it is nested
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What tells it from others: an agent may move it, and phases share texts."""
+        return self.phase, self.text
 
 
 class NearMiss(NamedTuple):
@@ -1919,9 +1925,9 @@ class Books:
 
 
 class End(NamedTuple):
-    """Why a run rests or ends. `phase`: paused, complete, error or stopping."""
+    """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
-    phase: str
+    stage: str
     status: int = 130  # exit status; 130: a person's pause or end
     reason: str = ""
     limit: str = ""  # the option that makes it rest, such as max_cost
@@ -2498,9 +2504,9 @@ class Run:
         self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
         self.mind_at = 0.0  # what has a time-out is looked at then
         # Where it stands.
-        self.phase = "starting"  # for people
-        self.reason = ""  # of the phase
-        self.phase_since = wall  # in seconds since 1970
+        self.stage = "starting"  # for people
+        self.reason = ""  # of the stage
+        self.stage_since = wall  # in seconds since 1970
         self.exit_status: int | None = None  # once the run has ended
         self.rests_at: End | None = None  # an end that was told, and at which it stands
         # Iterations.
@@ -2619,19 +2625,19 @@ class Run:
             self.shielded = before
 
     @contextmanager
-    def showing(self, phase: str, reason: str = "") -> Iterator[None]:
-        """What people see cannot lie: however it is left, the phase before is back."""
-        before = (self.phase, self.reason)
-        self.show(phase, reason)
+    def showing(self, stage: str, reason: str = "") -> Iterator[None]:
+        """What people see cannot lie: however it is left, the stage before is back."""
+        before = (self.stage, self.reason)
+        self.show(stage, reason)
         try:
             yield
         finally:
             self.show(*before)
 
-    def show(self, phase: str, reason: str = "") -> None:
-        if phase != self.phase:
-            self.phase_since = self.clock.wall
-        self.phase = phase
+    def show(self, stage: str, reason: str = "") -> None:
+        if stage != self.stage:
+            self.stage_since = self.clock.wall
+        self.stage = stage
         self.reason = reason
 
     # From its first to its last breath.
@@ -2648,7 +2654,7 @@ class Run:
         except Quit as quit:
             last = self.rests_at or End("stopping", 130, str(quit))
             # Where nobody was there to go on, it ends as it is.
-            self.show("stopping" if self.attended else last.phase, last.reason)
+            self.show("stopping" if self.attended else last.stage, last.reason)
             if self.rests_at is None:  # else it was told
                 self.tell_end(last)
         return self.status
@@ -2729,7 +2735,7 @@ class Run:
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
         self.goes_on = False  # what is pressed from here on counts
-        with self.showing(end.phase, end.reason):
+        with self.showing(end.stage, end.reason):
             if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
@@ -2737,12 +2743,12 @@ class Run:
                 self.notify("stopped", end.reason)
             if not self.attended:
                 raise Quit("paused, and the terminal is gone")
-            if end.phase != "paused":  # nobody knows when somebody comes: the server does not wait
+            if end.stage != "paused":  # nobody knows when somebody comes: the server does not wait
                 await self.server.stop()
             while True:
                 await self.wait(sooner=lambda: self.goes_on)
                 self.goes_on = False
-                if end.phase != "complete":
+                if end.stage != "complete":
                     break
                 await self.look_at_files()
                 if not self.files.trouble:
@@ -3127,7 +3133,7 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.phase in ("ready", "paused", "complete", "error") or not self.wanted:
+        if self.stage in ("ready", "paused", "complete", "error") or not self.wanted:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
@@ -3166,17 +3172,17 @@ class Run:
 
     @property
     def waits_for_start(self) -> bool:
-        return not self.wanted and self.phase in ("starting", "ready")
+        return not self.wanted and self.stage in ("starting", "ready")
 
     @property
     def is_at_work(self) -> bool:
         """Working, or waiting to: it can be paused."""
-        return self.wanted and self.phase in ("running", "waiting", "starting")
+        return self.wanted and self.stage in ("running", "waiting", "starting")
 
     def want(self) -> None:
         """S: start, or go on from where it rests."""
         self.wanted = self.goes_on = True
-        if self.phase == "starting":
+        if self.stage == "starting":
             self.reason = "begins when the server is ready"
 
     def go_on(self) -> None:
@@ -3219,14 +3225,14 @@ class Run:
 
     @property
     def shown_state(self) -> str:
-        """The phase in a person's words: one of STATES."""
+        """The stage in a person's words: one of STATES."""
         if self.talk and self.talk.asks.first and not self.confirming_quit:
             return "waits for you"
-        if self.pause_wanted and self.phase in ("running", "starting"):
+        if self.pause_wanted and self.stage in ("running", "starting"):
             return "pausing"
-        if self.phase == "running" and self.talk and self.talk.retry:
+        if self.stage == "running" and self.talk and self.talk.retry:
             return "retrying"
-        return "stopped" if self.phase == "complete" and self.status else self.phase
+        return "stopped" if self.stage == "complete" and self.status else self.stage
 
     @property
     def plan(self) -> Plan:
@@ -3296,17 +3302,17 @@ class KeyHelp(NamedTuple):
 KEYS = (
     KeyHelp("S", "start", (
         Use("start", lambda run: run.waits_for_start, Run.want),
-        Use("go on", lambda run: run.phase == "complete", Run.want))),
+        Use("go on", lambda run: run.stage == "complete", Run.want))),
     KeyHelp("Space", "pause after this iteration, or go on", (
-        Use("", lambda run: run.waits_for_start or run.phase == "complete", Run.want),
+        Use("", lambda run: run.waits_for_start or run.stage == "complete", Run.want),
         Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
         Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
         # R alone goes beyond a limit.
-        Use("go on", lambda run: run.phase == "paused" and not run.rests_at, Run.go_on))),
+        Use("go on", lambda run: run.stage == "paused" and not run.rests_at, Run.go_on))),
     KeyHelp("R", "retry after an error; go on at a limit", (
         Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-        Use("retry", lambda run: bool(run.limit) or run.phase in ("error", "waiting"), Run.go_on),
-        Use("", lambda run: run.phase in ("paused", "complete"), Run.go_on))),
+        Use("retry", lambda run: bool(run.limit) or run.stage in ("error", "waiting"), Run.go_on),
+        Use("", lambda run: run.stage in ("paused", "complete"), Run.go_on))),
     KeyHelp("X", "abort this iteration, or its check", (
         Use("abort", lambda run: bool(run.talk) or run.check_since is not None, Run.abort),)),
     KeyHelp("T", "this session in OpenCode's own interface, and back", (
@@ -3337,8 +3343,7 @@ def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
         return "done"
 
     def count(plan: Plan, state: str) -> int:
-        name = (task.phase, task.text)
-        return sum(one.state == state and (one.phase, one.text) == name for one in plan.tasks)
+        return sum(one.state == state and one.name == task.name for one in plan.tasks)
 
     for state in ("done", "blocked", "manual"):
         if count(after, state) > count(before, state):
@@ -3777,7 +3782,7 @@ def view(run: Run) -> Picture:
 
 def state_pieces(run: Run) -> tuple[Piece, ...]:
     """Since when it is in its state, and numbers on what is asked, iteration and run."""
-    since = f" since {time_of_day(run.phase_since)}"
+    since = f" since {time_of_day(run.stage_since)}"
     facts = []
     asks = run.talk.asks if run.talk else None
     if asks and asks.first:
@@ -3797,11 +3802,11 @@ def state_pieces(run: Run) -> tuple[Piece, ...]:
         limit = f" of {duration(most)}" if most else ""
         facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
         average = run.books.average
-        if average >= 1 and run.plan.pending and run.phase in ("running", "waiting"):
+        if average >= 1 and run.plan.pending and run.stage in ("running", "waiting"):
             facts.append(f"≈{duration(average * run.plan.pending)} left")
             facts.append(f"{duration(average)} each")
     pieces = [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
-    return ((1, "dim", "" if run.phase == "running" else since), GAP, *pieces)
+    return ((1, "dim", "" if run.stage == "running" else since), GAP, *pieces)
 
 
 def progress_pieces(run: Run) -> tuple[Piece, ...]:
@@ -3823,7 +3828,7 @@ def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
     """Why it is in its state, what matters most first; else what it works on."""
     reason = run.reason
     task = run.iteration.task if run.iteration else run.plan.current
-    if run.phase == "ready":
+    if run.stage == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
     elif run.wait_until is not None:
         left = run.wait_until - run.now
@@ -3906,18 +3911,13 @@ def view_tasks(run: Run) -> list[TaskView]:
             outcome=word or known.outcome,
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
-    current = None
-    if goal:  # it may be ticked while its iteration goes on
-        same = [
-            task for task in run.plan.tasks if (task.phase, task.text) == (goal.phase, goal.text)
-        ]
-        current = next(
-            (task for task in same if task.state == "pending"), same[0] if same else None
-        )
+    same = [task for task in run.plan.tasks if goal and task.name == goal.name]
+    # It may be ticked while its iteration goes on.
+    current = min(same, key=lambda task: task.state != "pending", default=None)
     views = []
     for task in run.plan.tasks:
         # The first one, where two have that name.
-        known = spent.pop((task.phase, task.text), TaskView(task))
+        known = spent.pop(task.name, TaskView(task))
         views.append(known._replace(task=task, is_current=task is current))
     return [*views, *(known for (_phase, text), known in spent.items() if text)]
 
@@ -3941,7 +3941,7 @@ def ask_panel(run: Run) -> tuple[str, ...]:
 
 def hints(run: Run) -> tuple[tuple[str, str], ...]:
     """The keys that do something now, each with what it does."""
-    if run.phase == "stopping":
+    if run.stage == "stopping":
         return ()
     if run.confirming_quit:
         return (("Q", "again quits"), ("any other key", "goes on"))
@@ -7529,7 +7529,7 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
         record = {}  # an earlier run's: the last one has not written any, or could not
     exact: dict[tuple[str, str], list[str]] = {}  # of those with one name, in their order
     for one in plan.tasks:
-        exact.setdefault((one.phase, one.text), []).append(one.state)
+        exact.setdefault(one.name, []).append(one.state)
     states = {task.text: task.state for task in plan.tasks}  # a heading may be another now
     for task in dicts(record, "tasks"):
         phase, text = as_text(task, "phase"), as_text(task, "text")

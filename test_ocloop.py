@@ -436,7 +436,7 @@ class Story:
     def state(self) -> str:
         """Where the run stands, whatever its session does meanwhile."""
         shown = self.run.shown_state
-        return "pausing" if shown == "pausing" else self.run.phase
+        return "pausing" if shown == "pausing" else self.run.stage
 
     @property
     def reason(self) -> str:
