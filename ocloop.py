@@ -246,6 +246,15 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
+def problem_of_plan(plan: Plan, path: str) -> str:
+    """Why it cannot be worked; "": it can."""
+    if len(plan.tasks) > MOST_TASKS:
+        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
+    if not plan.tasks and plan.summary is None:
+        return f"{path} has no task: add lines such as `- [ ] Build it`"
+    return ""
+
+
 _LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
@@ -568,14 +577,6 @@ def told_of_near_misses(plan: Plan) -> str:
     return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
 
 
-def problem_of_plan(plan: Plan, path: str) -> str:
-    """Why it cannot be worked; "": it can."""
-    if len(plan.tasks) > MOST_TASKS:
-        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
-    return "" if plan.tasks or plan.summary is not None else NO_TASK.format(path)
-
-
-NO_TASK = "{} has no task: add lines such as `- [ ] Build it`"
 NO_PROMPT = "{} is empty: write the prompt into it, or delete it and run `bootstrap`"
 NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
 CHECK_FAILED = """\
@@ -3422,11 +3423,12 @@ def end_record(run: Run, event: str, end: End) -> Json:
 def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
     books = run.books
+    gone_now = missing_tasks(books.plan, run.plan) if run.iteration else []
     verdict = books.verdict if run.options.check else ""
     check = {"command": run.options.check, "verdict": verdict, "told": books.complaint}
     return {
         "summary": run.plan.summary,
-        "gone": [*run.books.gone, *missing_tasks(run.books.plan, run.plan)],
+        "gone": [*books.gone, *gone_now],
         "refused": dict(refused_by(run.books.results)),
         "check": check,
         **run.total.record(),
@@ -7115,7 +7117,7 @@ def home_of_another() -> str:
     """The home folder, where it is another user's, as `sudo` may leave it; else ""."""
     home = os.path.expanduser("~/")
     with suppress(OSError):
-        return home if os.stat(home).st_uid != os.getuid() else ""
+        return home if os.stat(home).st_uid not in (0, os.getuid()) else ""
     return ""
 
 
@@ -7323,7 +7325,7 @@ class Driver:
         screen = self.screen
         if name == "SIGHUP":
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif name == "SIGINT" and isinstance(screen, CursesScreen):
+        elif name == "SIGINT" and isinstance(screen, CursesScreen) and self.run.attended:
             if screen.handed is None:  # else ctrl-c is not for us
                 self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
         else:
