@@ -3324,7 +3324,7 @@ KEYS = (
         Use("plan", lambda run: True, lambda run: run.show_overlay("plan")))),
     KeyHelp("?", "this help", (
         Use("help", lambda run: True, lambda run: run.show_overlay("help")),)),
-    KeyHelp("Q", "quit (asks once while an iteration runs)", (
+    KeyHelp("Q", "quit, like ctrl-c (asks once while an iteration runs)", (
         Use("quit", lambda run: True, Run.quit),)),
     KeyHelp("Y A N", "permission: once, always (it says for what), no"),
     KeyHelp("1-9 N", "question: an answer, or none"),
