@@ -70,6 +70,10 @@ def end(run: Terminal, way: str) -> None:
             run.send("q")
             time.sleep(0.3)
             run.send("q")
+        elif way == "SIGINT":  # asks once, as Q does
+            run.signal(signal.SIGINT)
+            time.sleep(0.3)
+            run.signal(signal.SIGINT)
         else:
             run.signal(getattr(signal, way))
 
@@ -90,9 +94,9 @@ def end_once(world: World, chance: random.Random) -> str:
     run = world.fake_terminal("--run", tasks=30, answers=["spawn", "sleep:0.2", "work"], delay=0.02)
     time.sleep(moment)
     end(run, way)
-    if way == "Q" and not wait(run, 3):
-        run.signal(signal.SIGTERM)  # Q came before there was a screen
-        way = "Q, then SIGTERM"
+    if way in ("Q", "SIGINT") and not wait(run, 3):
+        run.signal(signal.SIGTERM)  # Q came before there was a screen, or another iteration between
+        way += ", then SIGTERM"
     what = f"{way} after {moment:.2f} s"
     if not wait(run, 20):
         run.close()
