@@ -1282,7 +1282,7 @@ class Asks:
         self.settled: set[str] = set()  # ids
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
         self.lost_replies = 0  # in a row
-        self.ends_turn = ""  # what the agent was told of the last refusal; "": there is none
+        self.last_refusal = ""  # what the agent was told of it; "": there is none
         self.is_closed = False  # the session is being ended: nothing is answered any more
 
     def hear(self, ask: Ask) -> None:
@@ -1316,7 +1316,7 @@ class Asks:
         not take no for an answer is stopped."""
         ask = waiting.ask
         self.reply(waiting, "reject", f"refused: {why}", message)
-        self.ends_turn = message
+        self.last_refusal = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
             last = f"the last time {ask.title} ({ask.detail}): {how_to_allow(self.refused)}"
@@ -1443,7 +1443,7 @@ class Ending:
         verdict, fault = polled.verdict, polled.fault
         if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict == "cut" and self.server_was_lost:
+        elif verdict in ("cut", "refused") and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         patience = ODD_END_STAYS
         if verdict == "undelivered" or (verdict == "unfinished" and attempt):
@@ -1481,6 +1481,7 @@ class Talk:
         self.last_sign = run.now  # the last sign of life
         self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
         self.retry_at = 0.0  # until then
+        self.retry_since = 0.0  # it has waited since then, however often it tried
         self.told_attempt = ("", 0)  # session and OpenCode's own attempt: the journal tells of it
         self.ending = Ending()
         self.ends_as: Outcome | None = None
@@ -1512,7 +1513,7 @@ class Talk:
         self.begun_at = 0.0
         self.look_at = NEVER
         self.ending = Ending()
-        self.asks.ends_turn = ""
+        self.asks.last_refusal = ""
 
     # What the stream says.
 
@@ -1566,8 +1567,16 @@ class Talk:
                 self.told_attempt = (event.session, event.attempt)
                 said = f"attempt {event.attempt} failed: {event.message}"
                 self.note("retry", said, "warn", event.session)
+            if event.attempt <= 1 or not self.retry_since:
+                self.retry_since = self.run.now
+            waited = self.run.now - self.retry_since
             has_others = self.run.line.others(self.run.now)
-            if event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
+            longest = self.run.options.max_wait or NEVER
+            if waited > (SHORT_WAIT if has_others else longest):
+                # OpenCode tries for ever, every 30 s, where no time is announced.
+                problem = f"OpenCode has waited {duration(waited)}: {event.message}"
+                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
+            elif event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
                 # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
                 # another model could work meanwhile, and whoever looks should know.
                 problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
@@ -1667,7 +1676,11 @@ class Talk:
         longest = self.run.options.iteration_timeout
         silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
-            self.give_up("stalled", f"the iteration took longer than {duration(longest)}")
+            problem = f"the iteration took longer than {duration(longest)}"
+            if self.retry and is_retrying:  # nobody's fault, and it is waited for
+                problem += f", waiting for the provider: {self.retry.message}"
+                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
+            self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
         self.give_up("aborted", self.run.limits.overrun(self.run.used))
@@ -1868,27 +1881,34 @@ class Books:
         has_more = plan.settled > self.most_settled
         has_less = plan.pending < self.least_pending
         is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
-        self.tasks = tasks or self.tasks
+        if tasks:  # an agent may empty it for a moment
+            self.tasks = tasks
         if has_more or is_another:
             self.most_settled = plan.settled
         if has_less or is_another:
             self.least_pending = plan.pending
-        return bool(has_more and was_open - is_open) or (has_less and not lost)
+        settles = has_more and bool(was_open - is_open)  # and no line came that was done already
+        shrinks = has_less and not lost
+        return settles or shrinks
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
         self.unsettled.clear()
         self.check_failures = 0
         self.waited = 0.0
-        self.tasks = set()  # the plan is noted anew before the next iteration
         self.has_tagged = False
+
+    def forget_progress(self) -> None:
+        """Progress counts from the plan that is noted next."""
+        self.tasks = set()
         self.most_settled = 0
         self.least_pending = NEVER
 
     @property
     def verdict(self) -> str:
         """What a check says of the work as it stands: passed, failed, interrupted or not run."""
-        return "not run" if self.is_unchecked and self.check in ("", "passed") else self.check
+        is_stale = self.is_unchecked and self.check in ("", "passed")  # a failure stays one
+        return "not run" if is_stale else self.check
 
     def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
@@ -2144,7 +2164,7 @@ class Briefing:
     def warnings(self) -> list[str]:
         """What a person should know before the first prompt; each is said once."""
         setup = self.setup
-        model = self.first_model()
+        model = without_variant(self.first_model())
         said = []
         if not self.read()[0] and not setup.model and model in setup.free:
             said.append(
@@ -2205,6 +2225,7 @@ SILENCES = 2  # requests in a row without an answer, then the server is to blame
 ANSWER_WITHIN = 300.0
 LOCAL_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
 ATTEMPTS = 4  # one prompt is handed over so often at the most
+SENT_WITHIN = 60.0  # a prompt that is on its way has arrived by then, or is lost
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
 LAST_STEP_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
@@ -2266,7 +2287,7 @@ class Supervisor:
         self.generation = 0
         self.measure_at = 0.0
         self.most_memory = float(run.options.server_memory or NEVER)  # MiB
-        # Something may be at work there, or it grew: before the next iteration.
+        # Before the next iteration: a session may still be at work in it, or it grew.
         self.replace = False
         self.left_session = ""  # the last one, where it may still be at work
 
@@ -2298,7 +2319,8 @@ class Supervisor:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.let_go()
         request = self.run.request("stop_server", self.left_session)
-        self.left_session = ""
+        if not self.options.server:  # else it may be out of reach, and is stopped by `bring_up`
+            self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
             await self.run.wait(self.run.now + ANSWER_WITHIN, request)
 
@@ -2311,17 +2333,19 @@ class Supervisor:
             await self.start_until_up()
         if self.run.talk:
             self.run.talk.find_server()
+        elif self.left_session:
+            await self.run.stop_left_session()
 
     async def start_until_up(self) -> None:
         began = self.run.now
         while self.is_down:
             if self.problem:
-                # `--retries 0` is for what costs nothing; a server that fails to start has a count.
-                most: float = (self.options.retries or Options().retries) + 1
+                most: float = FIRST_STARTS
+                if self.has_worked:  # `--retries 0` is for what costs nothing: here it has a count
+                    most = (self.options.retries or Options().retries) + 1
+                elif self.is_busy and self.run.now - began < BUSY_WITHIN:
+                    most = NEVER
                 waits = SERVER_WAITS if self.has_worked else FIRST_WAITS
-                if not self.has_worked:
-                    is_patient = self.is_busy and self.run.now - began < BUSY_WITHIN
-                    most = NEVER if is_patient else FIRST_STARTS
                 if self.failures >= most:
                     last = self.problem.rstrip(".") + (DATA_BASE if self.is_busy else "")
                     times = f"{self.failures} times in a row, the last time"
@@ -2350,7 +2374,11 @@ class Supervisor:
             self.is_down = False
             self.up_since = self.run.now
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
-            self.run.briefing.setup = await self.read_setup()
+            setup = await self.read_setup()
+            models, agent, _body = self.run.briefing.read()
+            # Started again it may list less than before: a plugin, or a provider of this machine.
+            if not self.has_worked or not problem_of_names(setup, models, agent):
+                self.run.briefing.setup = setup
         except RequestError as error:
             problem = outcome_of_error(error).problem
             raise Problem(problem, again=error.why == "silent") from None
@@ -2529,7 +2557,7 @@ class Run:
         self.pause_wanted = False  # after this iteration
         self.confirming_quit = False
         self.overlay = ""  # what a person looks at instead of the activity: help or plan
-        self.story: Coroutine[Any, Any, int] = self.main()
+        self.coroutine: Coroutine[Any, Any, int] = self.main()
 
     # How it waits, and makes requests.
 
@@ -2543,7 +2571,7 @@ class Run:
         for one in events:
             if self.exit_status is None:
                 try:
-                    self.story.send(one)
+                    self.coroutine.send(one)
                 except StopIteration as end:
                     self.exit_status = end.value
         requests, self.requests = self.requests, []
@@ -2663,19 +2691,18 @@ class Run:
     async def get_ready(self) -> None:
         """The server, its setup, and what a person has to know of them. Raises Problem."""
         await self.server.bring_up()
-        if self.server.left_session:
-            await self.stop_left_session()
         if self.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
-        """A run that was killed may have left it at work, on a server that is not ours."""
-        self.journal.note("warn", "a run that was killed left a session here: stopping it", "warn")
+        """It may be at work, on a server that is not ours."""
+        self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
         talk = Talk(Prompt(""), self)
         talk.id = self.server.left_session
         with suppress(RequestError, ServerGone):
-            await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-        self.server.left_session = ""
+            with suppress(RequestError):
+                await self.comes_to_rest(talk, INTERRUPT_WITHIN)
+            self.server.left_session = ""  # but where the server was gone again
 
     def look_through(self) -> list[str]:
         """What is wrong with models and agent ends the run; what is odd is said, once, and
@@ -2700,7 +2727,8 @@ class Run:
             self.clock.works = True
             with self.showing("running"):
                 while True:
-                    if self.options.check and not self.books.check:
+                    is_due = not self.books.check or self.plan.summary is not None
+                    if self.options.check and self.books.verdict == "not run" and is_due:
                         self.note_plan(await self.read_files())  # a check may change it
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
@@ -2757,6 +2785,7 @@ class Run:
                         break
                     self.journal.note("note", STILL_COMPLETE, "warn")
         self.rests_at = None
+        self.books.forget_progress()  # what happened to the plan at rest is a person's
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
         elif end.status != 130:  # whatever went wrong so far, this is a new beginning
@@ -2855,17 +2884,20 @@ class Run:
             outcome = await self.watch(talk)
             if outcome.kind == "swallowed":
                 talk.attempt += 1
-            elif outcome.kind == "refused" and talk.asks.ends_turn and pushes_left:
+            elif outcome.kind == "refused" and talk.asks.last_refusal and pushes_left:
                 # Of two asks at once the server rejects the second one by itself when the first one
                 # is refused, without our words, and that ends the turn.
                 pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
-                text = f"{REFUSAL_ENDED_TURN} {talk.asks.ends_turn}"
+                text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
                 prompt = talk.prompt._replace(text=text)
                 talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.briefing.seed)
                 talk.attempt = 0
             else:
                 return outcome
+        # It may begin late, and must not run beside the next session.
+        self.server.left_session = talk.id
+        self.server.replace = True
         return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
 
     async def watch(self, talk: Talk) -> Outcome:
@@ -2880,7 +2912,7 @@ class Run:
             talk.take_in(polled, looked)
             outcome = talk.weigh(polled, looked)
             if outcome and polled.activity != "idle":
-                await self.recall(talk)  # it may have answered long ago, and say that it works
+                await self.recall(talk)  # it has answered long ago, and says "busy" for ever
             if outcome:
                 return outcome
 
@@ -2895,7 +2927,7 @@ class Run:
             try:
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
                 with suppress(RequestError):
-                    await self.wait(self.now + 60.0, sending, lambda: self.server.is_down)
+                    await self.wait(self.now + SENT_WITHIN, sending, lambda: self.server.is_down)
                 begins_by = self.now + BEGINS
                 await self.wait(
                     begins_by, sooner=lambda: bool(talk.begun_at) or self.server.is_down
@@ -5666,14 +5698,12 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
                 signal_group(process, 0)
                 time.sleep(0.01)
     process.poll()
-    for other in list_processes():
-        if (other.pid, other.started) in strays or mark in other.marks:
-            with suppress(OSError):
-                os.kill(other.pid, signal.SIGKILL)
-    time.sleep(0.02)  # one that is just being executed shows no environment for a moment
-    for pid in marked_pids(mark):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    for _ in range(2):
+        for other in list_processes():
+            if (other.pid, other.started) in strays or (mark and mark in other.marks):
+                with suppress(OSError):
+                    os.kill(other.pid, signal.SIGKILL)
+        time.sleep(0.02)  # one that is just being executed shows no environment for a moment
 
 
 def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
@@ -6688,7 +6718,8 @@ def private_folder() -> tuple[str, str]:
     wanted = os.path.join(above[-1], "ocloop")
     # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
     is_ours = all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step))
-    if is_ours and not any(map(is_open_to_others, above)):
+    has_home = os.path.isabs(wanted)  # without HOME and an entry of this user's, "~" stays
+    if has_home and is_ours and not any(map(is_open_to_others, above)):
         with suppress(OSError), private(wanted):
             return wanted, ""
     temporary = os.environ.get("TMPDIR") or "/tmp"
@@ -6955,6 +6986,11 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def server_url(text: str) -> str:
+    port_number(str(urlsplit(text).port or 0))  # ValueError where it is none
+    return text
+
+
 # What a value looks like, what becomes of it, and what is said of any other.
 COUNT = (r"\d{1,9}", int, "count: write a whole number; 0 means off")
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
@@ -6969,7 +7005,11 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
     ),
     "PORT": (r"\d{1,5}", port_number, "port: write a number up to 65535"),
-    "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str, "URL: write http://HOST:PORT, no login"),
+    "URL": (
+        rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?",
+        server_url,
+        "URL: write http://HOST:PORT, no login",
+    ),
     "PROVIDER/MODEL": (
         f"{_MODEL}(,{_MODEL})*",
         lambda text: text.split(","),
@@ -7218,6 +7258,7 @@ def tasks_as_read(plan: Plan) -> list[str]:
 
 def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every exit status would read as 0
     options = make_options(given)
     why_plain = "" if options.plain else why_no_screen()
     options = options._replace(attended=not options.plain and not why_plain)
@@ -7257,7 +7298,7 @@ def run(given: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     run = Run(options, time.time(), os.urandom(4).hex())
     record = run_file.read()
-    if options.server == record.get("server") and not record.get("ended"):
+    if options.server and options.server == record.get("server") and not record.get("ended"):
         run.server.left_session = as_id(record, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(record, "tasks")):  # the same plan
@@ -7390,7 +7431,7 @@ class Driver:
         run_file = self.run_file
         if run_file:
             record = record_of(self.run, self.server, status, self.commit)
-            if status == 130 and not self.run.number and self.before.get("ended"):
+            if status == 130 and not self.run.number and self.before:
                 # Somebody has only looked: the last night's is still true.
                 record = {**self.before, "pid": os.getpid()}
             self.writer.put(
@@ -7405,9 +7446,10 @@ class Driver:
         session = run.talk.id if run.talk else run.server.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
-            self.outside.stop_check,
-            lambda: self.server.close(session),
-            self.outside.stop_check,  # one that was about to start
+            # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
+            lambda: in_thread(self.outside.stop_check).join(5.0),
+            lambda: in_thread(self.server.close, session).join(2 * CLOSED_WITHIN),
+            lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close if self.screen else lambda: None,
             lambda: self._record(status),
@@ -7425,7 +7467,7 @@ class Driver:
         with suppress(queue.Empty):
             while True:
                 event = self.inbox.get_nowait()
-                if isinstance(event, Noted):
+                if isinstance(event, (Noted, Answer)):
                     self.run.hear(event)
         self._log()
         self._show()
@@ -7527,7 +7569,8 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if record.get("pid") != (pid or run_file.last_pid() or record.get("pid")):
+    last_pid = pid or run_file.last_pid()
+    if last_pid and record.get("pid") != last_pid:
         record = {}  # an earlier run's: the last one has not written any, or could not
     exact: dict[tuple[str, str], list[str]] = {}  # of those with one name, in their order
     for one in plan.tasks:

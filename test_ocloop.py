@@ -1409,6 +1409,38 @@ def test_a_long_retry_is_waited_for_unless_another_model_can_work(models: tuple[
         assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
 
 
+@pytest.mark.parametrize("models, minutes, words, used", [
+    (("a/b", "c/d"), 3, "rate-limited", "c/d"), (("a/b",), 65, "", "a/b"),
+])  # fmt: skip
+def test_short_retries_without_an_end_are_a_limit_too(
+    models: tuple[str, ...], minutes: float, words: str, used: str
+) -> None:
+    """OpenCode 1 tries for ever, each 30 s, where no time is announced."""
+    story = Story(models=models, attended=False, max_wait=3600.0)
+    story.busy()
+    began = story.now
+    attempt = 0
+    while story.now - began < minutes * 60 and story.count("create") == 1 and not story.exits:
+        attempt += 1
+        story.retries(attempt, 30, "Overloaded")
+        story.activity = "retrying"
+        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
+        story.let_pass(29.9, 5)
+    assert story.prompted.model == used and story.words[:1] == [words or "rate-limited"]
+    assert story.exits == ([] if words else [3]) and (words or "--max-wait" in story.reason)
+
+
+def test_an_iteration_that_only_waited_is_no_failure() -> None:
+    story = Story(attended=False, iteration_timeout=600.0)
+    story.busy()
+    for attempt in range(1, 25):
+        story.retries(attempt, 30, "Overloaded")
+        story.activity = "retrying"
+        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
+        story.let_pass(29.9, 5)
+    assert story.words == ["rate-limited"] and story.run.books.waited > 590
+
+
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
 def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str) -> None:
     story = Story(retries=2, attended=False)
@@ -1459,6 +1491,63 @@ def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
     assert not ocloop.make_options(
         ocloop.parse_arguments(["run", "--server", "http://x"])
     ).asks_wait
+
+
+def test_a_prompt_that_was_never_answered_may_begin_late_and_is_stopped() -> None:
+    story = Story(attended=False)
+    story.activity, story.verdict = "idle", "undelivered"
+    while story.count("create") == 1:
+        story.let_pass(1)
+    names = [request.name for request in story.requests]
+    assert names[: names.index("stop_server")].count("send") == 4
+    assert story.last("stop_server").session == "ses_1"
+    assert names.index("stop_server") < len(names) - names[::-1].index("create")
+
+
+def test_a_plan_that_a_person_completes_has_been_checked() -> None:
+    story = Story("- [ ] one\n", check="make test", attended=False)
+    story.fails("provider")
+    assert story.count("run_check") == 1
+    story.check = 1
+    story.plan = DONE
+    story.let_pass(5)
+    assert story.count("run_check") == 2 and story.exits == []
+    assert "project's check fails" in story.prompted.text
+
+
+def test_what_a_person_unticks_at_a_rest_is_work_again() -> None:
+    cases: list[Json] = [{}, {"max_iterations": 3}]
+    for options in cases:
+        story = Story(NINE, stuck=2, **options)
+        for number in range(3):
+            if number == 2 and not options:
+                story.press("space")
+            story.works()
+        assert story.state == "paused"
+        story.plan = NINE
+        story.let_pass(5)
+        story.press("r" if options else "space")
+        story.works()
+        assert story.words == ["done"] * 4
+
+
+def test_a_server_that_lists_less_when_it_is_started_again_ends_nothing() -> None:
+    """A plugin, or a provider of this machine, may be late."""
+    story = Story(models=("a/b",), attended=False)
+    story.setup = Setup("c/d", {"c/d": 1000}, ("build",))
+    story.works()
+    story.server_dies()
+    story.let_pass(10)
+    story.works()
+    assert story.exits == [0] or story.state == "running", story.reason
+
+
+def test_a_refusal_that_a_dead_server_seems_to_tell_is_an_answer_cut_off() -> None:
+    story = at_work(attended=False)
+    story.activity, story.verdict = "idle", "refused"
+    story.server_dies()
+    story.let_pass(3)
+    assert story.count("send") == 2 and story.words == []
 
 
 def test_a_plan_that_a_person_completes_meanwhile_is_not_waited_for() -> None:
@@ -2201,6 +2290,15 @@ def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_t
     story.press("x")
     assert story.take() == "stop_server start_server"
     assert story.last("stop_server").session == "ses_1"
+    story.world["start_server"], story.world["poll"] = (
+        story.good[name] for name in ("start_server", "poll")
+    )
+    story.answer(story.last("start_server"))
+    story.let_pass(5)
+    interrupted = [request.name for request in story.requests].index("interrupt")
+    assert story.requests[interrupted].session == "ses_1", "nobody heard the farewell"
+    created = [number for number, one in enumerate(story.requests) if one.name == "create"]
+    assert len(created) == 2 and created[1] > interrupted
     for server, session in (("http://127.0.0.1:4096", "ses_1"), ("", "")):
         story = at_work(server=server, max_iterations=1 if server else 2)
         story.world["interrupt"] = fails_with(0)
@@ -2214,9 +2312,10 @@ def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_t
             story.server_dies()
             story.press("r")
             assert story.take().startswith("stop_server start_server")
-            assert (
-                story.last("stop_server").session == "ses_1" and not story.run.server.left_session
-            )
+            assert story.last("stop_server").session == "ses_1"
+            story.world["interrupt"] = story.good["interrupt"]
+            story.let_pass(5)
+            assert story.run.server.left_session == "" and "an earlier session" in story.text
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -3652,6 +3751,12 @@ def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> N
     assert record["tasks"][0]["state"] == "done", "under another heading"
     driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
     driver._record(None)
+    driver._record(130)
+    driver.writer.close(GENEROUS)
+    assert run_file.read() == {**last, "pid": os.getpid()}
+    del last["ended"]  # it was killed, and somebody has only looked
+    run_file.write(last)
+    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
     driver._record(130)
     driver.writer.close(GENEROUS)
     assert run_file.read() == {**last, "pid": os.getpid()}
@@ -5891,10 +5996,13 @@ def test_whoever_has_the_number_of_one_that_ended_is_not_killed(
         assert first_line(other) == "up"
     starts = {process.pid: process.started for process in ocloop.list_processes()}
     found = {(others[0].pid, starts[others[0].pid]), (others[1].pid, "at another time")}
+    nobody = started("echo up; OCLOOP_RUN= exec sleep 60")
+    assert first_line(nobody) == "up"
     monkeypatch.setattr(ocloop, "descendants", lambda pid: found)
     ocloop.end_group(started("exit 0"), 0.1, mark)
     until(lambda: not is_alive(others[0].pid), "the end of what it has started")
-    assert others[1].poll() is None
+    ocloop.end_group(started("exit 0"), 0.1, "")
+    assert others[1].poll() is None and nobody.poll() is None
 
 
 @pytest.mark.parametrize("looks", ["waitid", "poll"])
@@ -6336,6 +6444,12 @@ def test_below_a_folder_in_which_others_may_write_nothing_is_kept(
         (tmp_path / name).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / name))
     assert RunFile("/PLAN.md").folder == str(tmp_path / "state" / "ocloop")
+    with monkeypatch.context() as without:  # HOME and an entry of this user's
+        without.delenv("XDG_STATE_HOME")
+        without.setattr(os.path, "expanduser", lambda path: path)
+        without.chdir(tmp_path)
+        assert RunFile("/PLAN.md").folder == str(tmp_path / "tmp" / f"ocloop-{os.getuid()}")
+        assert not (tmp_path / "~").exists()
     (tmp_path / "state").chmod(0o777)
     fallback = str(tmp_path / "tmp" / f"ocloop-{os.getuid()}")
     assert RunFile("/PLAN.md").folder == fallback
@@ -9749,6 +9863,15 @@ def test_stop_and_continue(world: World) -> None:
     shell.wait_for(r"prompt>\s*$")
     shell.send("exit\n")
     expect(shell, 0, boxes="xx")
+
+
+def test_a_check_that_fails_where_the_ends_of_children_are_ignored(world: World) -> None:
+    """Some supervisors start programs so: then every exit status would read as 0."""
+    command = world.on_fake("--check", "sleep 0.3; exit 3", "--max-iterations", "1")
+    code = "import os, sys, signal as s; s.signal(s.SIGCHLD, s.SIG_IGN); "
+    code += "os.execv(sys.argv[1], sys.argv[1:])"
+    run = world.execute(command.folder, [sys.executable, "-c", code, *command.argv], **command.env)
+    expect(run, 3, "failed with exit status 3")
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
