@@ -1949,9 +1949,14 @@ class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
-    status: int = 130  # exit status; 130: a person's pause or end
+    status: int = 130  # exit status
     reason: str = ""
     limit: str = ""  # the option that makes it rest, such as max_cost
+
+    @property
+    def is_pause(self) -> bool:
+        """A person's: nothing is told of it, and nothing begins anew after it."""
+        return self.status == 130
 
 
 class Wait(NamedTuple):
@@ -2567,13 +2572,13 @@ class Run:
         `wall` is in seconds since 1970. The first call begins the run, without an event.
         """
         was_away = not self.clock.move_to(wall)
-        events = (event, StreamOpened()) if was_away else (event,)  # what became of it meanwhile?
-        for one in events:
-            if self.exit_status is None:
-                try:
-                    self.coroutine.send(one)
-                except StopIteration as end:
-                    self.exit_status = end.value
+        if was_away and self.talk:
+            self.talk.look_within(0)  # what became of it meanwhile?
+        if self.exit_status is None:
+            try:
+                self.coroutine.send(event)
+            except StopIteration as end:
+                self.exit_status = end.value
         requests, self.requests = self.requests, []
         return requests
 
@@ -2587,9 +2592,9 @@ class Run:
         request: Request | None = None,
         sooner: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Live on until then, or until the request is answered, or what was hoped for.
+        """Live on until then; less long where the request is answered, or `sooner` holds.
 
-        Returns the answer's value, or raises its error; None when it is not there.
+        Returns the answer's value, or raises its error; None where there is no answer.
         """
         while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
@@ -2729,10 +2734,10 @@ class Run:
                 while True:
                     is_due = not self.books.check or self.plan.summary is not None
                     if self.options.check and self.books.verdict == "not run" and is_due:
-                        self.note_plan(await self.read_files())  # a check may change it
+                        self.take_stock(await self.read_files())  # a check may change it
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
-                    self.note_plan(plan)
+                    self.take_stock(plan)
                     end = self.reason_to_rest(plan)
                     if end:
                         return end
@@ -2765,7 +2770,7 @@ class Run:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.stage, end.reason):
-            if end.status != 130:
+            if not end.is_pause:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
@@ -2788,7 +2793,7 @@ class Run:
         self.books.forget_progress()  # what happened to the plan at rest is a person's
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
-        elif end.status != 130:  # whatever went wrong so far, this is a new beginning
+        elif not end.is_pause:  # whatever went wrong so far, this is a new beginning
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
@@ -2810,7 +2815,7 @@ class Run:
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except (Interrupt, Problem):
                 # It is in no book but for what it has cost, and what it has taken out of the plan.
-                self.note_plan(self.plan)
+                self.take_stock(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
                 self.server.left_session = talk.id
                 raise
@@ -3003,7 +3008,7 @@ class Run:
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
         is_tagged = plan.summary is not None
-        has_progress = self.note_plan(plan) or (is_tagged and not self.books.has_tagged)
+        has_progress = self.take_stock(plan) or (is_tagged and not self.books.has_tagged)
         self.books.has_tagged = self.books.has_tagged or is_tagged
         known = collections.Counter(near.fault for near in iteration.plan.near_misses)
         near_misses = []
@@ -3034,7 +3039,7 @@ class Run:
             self.line.note_success()
         return result
 
-    def note_plan(self, plan: Plan) -> bool:
+    def take_stock(self, plan: Plan) -> bool:
         """Note it in the books, and say what has gone out of it; whether it is progress."""
         known = collections.Counter(self.books.gone)
         has_progress = self.books.note_plan(plan)
@@ -6042,7 +6047,7 @@ def port_is_free(port: int) -> bool:
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────
 # What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
 # file system, a check of an hour, a server that is being started) holds up nothing else. Nothing is
-# decided here.
+# decided here, but that a check which was stopped before it began does not begin.
 
 
 class Outside:
@@ -6929,7 +6934,7 @@ when it stops
 --stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
 when nobody is there
 --auto                        approve what is asked, except what the configuration denies
---ask-timeout DURATION        refuse what nobody answered for so long (5m; without a terminal: 0s)
+--ask-timeout DURATION        refuse what nobody answered so long (5m; without a terminal: at once)
 --check CMD                   shell command that must succeed after every iteration
 --check-timeout DURATION      end the check then (10m)
 --notify CMD                  shell command to run when it ends, stops, or asks
@@ -7717,7 +7722,7 @@ def said_run(run: Json, is_running: bool) -> str:
     return f"{how} {iso_time(run.get('ended') or run.get('updated'))}{why}"
 
 
-def counted(counts: Any) -> str:
+def said_counts(counts: Any) -> str:
     return ", ".join(f"{name} ×{as_int(times)}" for name, times in as_dict(counts).items())
 
 
@@ -7736,8 +7741,8 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
     ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
     ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
-    ("outcomes", "counts", counted),
-    ("refused", "refused", counted),
+    ("outcomes", "counts", said_counts),
+    ("refused", "refused", said_counts),
 )
 
 
