@@ -9296,7 +9296,7 @@ def test_what_a_killed_run_left_at_work_on_a_server_that_is_not_its_own(world: W
     until(recorded, "the session in the state file", 20)
     left = recorded()
     first.stop(signal.SIGKILL)
-    second = expect(start(), 0, "a run that was killed left a session here: stopping it")
+    second = expect(start(), 0, "an earlier session was left here: stopping it")
     assert set(second.aborts()) == {left}
 
 
