@@ -795,6 +795,7 @@ class Spent(NamedTuple):
 class Answered(NamedTuple):
     session: str
     id: str  # of the ask that was answered, by whomever
+    is_refused: bool = False
 
 
 class Child(NamedTuple):
@@ -1075,7 +1076,8 @@ NOBODY = f"Nobody is there to answer. {_DO_WITHOUT}"
 A_PERSON = f"A person refused this. {_DO_WITHOUT}"
 SAME_CALL = f"You made the same call again and again: it will not help. {_DO_WITHOUT}"
 WRONG_PASSWORD = (
-    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with"
+    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with "
+    "(OPENCODE_PASSWORD goes before it)"
 )
 
 
@@ -1322,6 +1324,17 @@ class Asks:
             last = f"the last time {ask.title} ({ask.detail}): {how_to_allow(self.refused)}"
             self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
+    def hear_answered(self, event: Answered) -> None:
+        """What is open still was answered elsewhere, as in OpenCode's own interface."""
+        waiting = self.open.get(event.id)
+        if waiting and event.is_refused:
+            self.talk.note("ask", "refused elsewhere", "warn", waiting.ask.session)
+            self.last_refusal = A_PERSON
+            self.refused[waiting.ask.title or waiting.ask.kind] += 1
+        elif waiting:
+            self.talk.note("ask", "answered elsewhere", "good", waiting.ask.session)
+        self.answered(event.id)
+
     def answered(self, id: str) -> None:
         """By whomever. A poll that is on its way may list it still."""
         self.open.pop(id, None)
@@ -1535,7 +1548,7 @@ class Talk:
         elif isinstance(event, Ask):
             self.asks.hear(event)
         elif isinstance(event, Answered):
-            self.asks.answered(event.id)
+            self.asks.hear_answered(event)
         elif isinstance(event, Child):
             self.family[event.session] = self.family[event.parent] + 1
         elif isinstance(event, Broke):
@@ -1631,9 +1644,10 @@ class Talk:
         """What the stream may have lost."""
         for child in polled.children:
             self.family.setdefault(child, 1)
+        known = self.polled
         if polled.spent:
-            self.polled = self.polled.at_least(polled.spent)
-        if polled.is_alive:
+            self.polled = known.at_least(polled.spent)
+        if polled.is_alive or self.polled != known:
             self.last_sign = looked
         self.asks.compare(polled, looked)
 
@@ -1680,6 +1694,8 @@ class Talk:
             if self.retry and is_retrying:  # nobody's fault, and it is waited for
                 problem += f", waiting for the provider: {self.retry.message}"
                 self.give_up("rate-limited", problem, Fault("rate-limit", problem))
+            elif self.asks.first:
+                problem += f", waiting for an answer: {self.asks.first.ask.detail}"
             self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
@@ -2040,7 +2056,7 @@ class ModelLine:
         if advice and self.others(now):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
-        if advice and self.books.last_worked is None:
+        if advice and self.books.last_worked is None and not result.spend.tokens:
             advice = advice.format(model=model or "of the configuration")
             raise Problem(f"{problem.rstrip('.')}: {advice}")
         self.failures[self.current] += 1
@@ -2180,9 +2196,12 @@ class Briefing:
         if model in setup.free and self.options.max_cost:
             said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
         if setup.asks and not self.options.auto:
+            means = "asked at night means refused"
+            if self.options.asks_wait:
+                means = f"each waits {duration(self.options.ask_timeout)} for an answer (`attach`)"
             said.append(
-                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
-                "night means refused: allow it in opencode.json, or use --auto"
+                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: {means}: "
+                "allow it in opencode.json, or use --auto"
             )
         if setup.unread:
             said.append(
@@ -2911,7 +2930,7 @@ class Run:
             await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
             await self.server.measure(talk)
             looked = self.now
-            talk.look_at = looked + POLL_EVERY
+            talk.look_at = looked + min(POLL_EVERY, (self.options.stall_timeout or NEVER) / 3)
             closer = looked - talk.last_sign > LOOK_CLOSER
             polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
             talk.take_in(polled, looked)
@@ -3537,7 +3556,9 @@ def message_of(run: Run, event: str, reason: str) -> str:
     project = one_line(os.path.basename(run.options.directory) or run.options.directory)
     gone = run.books.gone
     facts = (
-        event if reason == PLAN_COMPLETE else f"{event}: {one_line(reason)[:300]}",
+        event
+        if reason == PLAN_COMPLETE
+        else f"{event}: {one_line(reason).removeprefix(event).strip()[:300]}",
         *progress_of(run.plan),
         f"{tasks_of(len(gone), 'open')} gone from the plan" if gone else "",
         "" if "refused: " in reason else said_refused(refused_by(run.books.results)),
@@ -4892,7 +4913,8 @@ class OpenCode(ABC):
             ask = self.permission(told) if type == "permission.asked" else self.question(told)
             return ask if ask.id else Alive(session)
         if type.endswith((".replied", ".rejected", ".cancelled")):
-            return Answered(session, as_text(told.get("requestID") or told.get("id")))
+            is_refused = told.get("reply") == "reject" or not type.endswith(".replied")
+            return Answered(session, as_text(told.get("requestID") or told.get("id")), is_refused)
         return Alive(session)
 
     @abstractmethod
@@ -5526,6 +5548,9 @@ class StreamReader:
                         self.read(response)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
+            if failures == 2 * len(STREAM_WAITS):
+                said = "there is no event stream: what the agent does cannot be shown"
+                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
@@ -7119,7 +7144,7 @@ def make_options(given: argparse.Namespace) -> Options:
         prompt=absolute(options.prompt),
         models=tuple(options.models),
         log=absolute(options.log) if options.log else "",
-        asks_wait=given.ask_timeout is not None,
+        asks_wait=bool(given.ask_timeout),
         opencode=() if options.server else find_opencode(given.opencode or ""),
         # Of the two addresses of that name, the other one may be somebody else's.
         server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
@@ -7427,7 +7452,8 @@ class Driver:
         talk = run.talk
         at_work = (talk.id, len(talk.asks.open)) if talk else None
         often = int(run.now / self.RECORD_EVERY)
-        changed = (run.shown_state, run.reason, run.number, at_work, often)
+        counts = (run.plan.done, len(run.plan.tasks))  # what is gone must not be lost by `kill -9`
+        changed = (run.shown_state, run.reason, run.number, at_work, counts, often)
         if changed != self.recorded:
             self.recorded = changed
             self._record(None)
@@ -7508,6 +7534,8 @@ class Rehearsal(Run):
             return 1
         except Quit:
             return 130
+        if self.briefing.setup.unread:
+            return 1  # it was said
         models, agent, _body = self.briefing.read()
         own = "OpenCode's own: none is named"
         self.journal.note("model", ", then ".join(models) or self.model or own)
@@ -7573,7 +7601,8 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     has the state that it has in the plan now."""
     run_file = RunFile(path)
     pid = run_file.running()
-    record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
+    found = run_file.read()
+    record = {name: fact for name, fact in found.items() if name not in SECRETS}
     last_pid = pid or run_file.last_pid()
     if last_pid and record.get("pid") != last_pid:
         record = {}  # an earlier run's: the last one has not written any, or could not
@@ -7587,6 +7616,8 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
         task["state"] = same.pop(0) if same else states.get(text, "gone")
     if record and not pid:  # it may have been killed while it waited
         record.update(waits_for=[], retry="", waiting_until=None)
+        if found.get("opencode"):  # its server was its own, and the guard has ended it
+            record["server"] = ""
     if record:
         gone = map(as_text, as_list(record, "gone"))
         record["gone"] = [text for text in gone if text not in states]

@@ -1485,12 +1485,41 @@ def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
     assert story.all("reply") == [] and story.last("notify").facts["OCLOOP_EVENT"] == "asked"
     story.let_pass(61)
     assert story.last("reply").decision == "reject" and "nobody answered for 1m00s" in story.text
-    given = ocloop.parse_arguments(["run", "--ask-timeout", "60"])
-    given.server = "http://x"
-    assert ocloop.make_options(given).asks_wait
-    assert not ocloop.make_options(
-        ocloop.parse_arguments(["run", "--server", "http://x"])
-    ).asks_wait
+    for words in (["--ask-timeout", "60"], ["--ask-timeout", "0"], []):
+        given = ocloop.parse_arguments(["run", "--server", "http://x", *words])
+        assert ocloop.make_options(given).asks_wait == ("60" in words)
+
+
+def test_what_somebody_answers_elsewhere_is_told_and_a_refusal_goes_on() -> None:
+    story = Story(attended=False, ask_timeout=60.0, asks_wait=True)
+    story.asks("per_1")
+    story.tell(Answered("ses_1", "per_1"))
+    assert "ask: answered elsewhere" in story.text
+    story.asks("per_2")
+    story.tell(Answered("ses_1", "per_2", is_refused=True))
+    story.activity, story.verdict = "idle", "refused"
+    story.let_pass(5)
+    assert "ask: refused elsewhere" in story.text and story.all("reply") == []
+    assert story.count("send") == 2 and "has ended your turn" in story.prompted.text
+    assert story.run.iteration and dict(story.run.iteration.result(0).refused) == {"bash": 1}
+
+
+def test_growing_costs_are_a_sign_of_life_also_where_the_time_out_is_short() -> None:
+    """There may be no event stream; and a silence of 3 s is not to be found out after 5 s."""
+    story = at_work(attended=False, stall_timeout=3.0)
+    for second in range(20):
+        story.spent = Spend(cost=float(second))
+        story.let_pass(1, 1)
+    assert story.words == [] and story.number == 1
+    story.let_pass(5, 1)
+    assert story.words == ["stalled"]
+
+
+def test_what_fails_in_the_midst_of_the_first_iteration_is_tried_again() -> None:
+    story = Story(attended=False)
+    story.message("calls", 0.1)
+    story.fails("auth")
+    assert story.state == "waiting" and story.exits == [], "it has worked"
 
 
 def test_a_prompt_that_was_never_answered_may_begin_late_and_is_stopped() -> None:
@@ -5281,8 +5310,11 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
     (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
      [Delta("ses_1", "prt_1", "The")]),
-    *[(event(kind, sessionID="ses_1", requestID="que_1"), [Answered("ses_1", "que_1")])
-      for kind in ("permission.replied", "question.replied", "question.rejected")],
+    *[(event(kind, sessionID="ses_1", requestID="que_1", **more),
+       [Answered("ses_1", "que_1", is_refused)])
+      for kind, more, is_refused in (
+        ("permission.replied", {"reply": "once"}, False), ("question.replied", {}, False),
+        ("permission.replied", {"reply": "reject"}, True), ("question.rejected", {}, True))],
     (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
      metadata={"command": "rm -r x"}),
      [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
@@ -8459,7 +8491,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
     ("form.created", {"form": FORM}, [ASKED_FORM]),
     ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
-    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
+    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1", True)]),
     ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
     ("filesystem.changed", {"file": "a.txt", "event": "change"}, [Edited("/w/a.txt")]),
     ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
