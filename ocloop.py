@@ -3767,7 +3767,9 @@ def wrap(text: str, width: int) -> list[str]:
         head = clip(rest, width)
         while len(head) < len(rest):  # to measure all of a long rest each time would take minutes
             head = head or rest[:1]
-            space = rest[: len(head) + 1].rfind(" ")
+            space = rest.rfind(" ", 0, len(head) + 1)
+            if rest[space - 1 : space + 2] == "[ ]":  # a box is one word
+                space = rest.rfind(" ", 0, space)
             if space > width // 3:
                 head = head[:space]
             lines.append(head)

@@ -7548,6 +7548,13 @@ def test_layout_of_anything_at_any_size() -> None:
         check_rows(picture, width, height)
 
 
+def test_a_box_is_not_torn_in_two() -> None:
+    said = "change its box back to `[ ]`, run again"
+    for width in range(12, 50):
+        lines = ocloop.wrap(said, width)
+        assert any("`[ ]`," in line for line in lines), width
+
+
 def test_a_long_line_is_wrapped_in_time(monkeypatch: Patch) -> None:
     """A model that asks with a hundred thousand characters must not stop the screen for minutes."""
     looks = 0
