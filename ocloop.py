@@ -1615,6 +1615,7 @@ class Talk:
                 self.tell_of_model()
         if event.ended:
             self.told_attempt = ("", 0)
+            self.retry_since = 0.0
         if event.complete:
             self.transcript.end_message(event.message, event.session)
         self.give_up("failed", self.circles.message(event, self.prompt.message_id))
@@ -7231,15 +7232,7 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
             value_of("PROVIDER/MODEL", ",".join(models_of(fields)))
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
-
-    places = re.findall(r"\{\{(\w+)\}\}", body)
-    if body and "PLAN_FILE" not in places:
-        warnings.append(NO_PLACE.format(options.prompt))
-    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
-        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
-        if unknown:
-            means = f"{unknown} means nothing here: {', '.join(known)} do"
-            warnings.append(f"{options.prompt}: {means}")
+    warnings += oddities_of_prompt(options.prompt, fields, body)
     if home_of_another():
         said = f"{home_of_another()} is another user's, and OpenCode reads its configuration there"
         warnings.append(f"{said}: use `sudo -H`")
@@ -7251,25 +7244,51 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if os.path.realpath(options.directory) in (os.path.realpath(os.path.expanduser("~")), "/"):
         advice = "change into the project's own folder"
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
+    return plan, [*problems, *problems_of_log(options), *problems_of_commands(options)], warnings
 
+
+def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
+    """What is in it and means nothing, or is not in it and should be."""
+    odd = []
+    places = re.findall(r"\{\{(\w+)\}\}", body)
+    if body and "PLAN_FILE" not in places:
+        odd.append(NO_PLACE.format(path))
+    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
+        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        if unknown:
+            means = f"{unknown} means nothing here: {', '.join(known)} do"
+            odd.append(f"{path}: {means}")
+    return odd
+
+
+def problems_of_log(options: Options) -> list[str]:
+    """Why --log cannot be written, or must not."""
     log = options.log
-    if log:
-        place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
-        if os.path.isdir(log) or not os.access(place, os.W_OK):
-            problems.append(f"the log {log} cannot be written: name another path with --log")
-        if os.path.islink(log) and not log.startswith("/dev/"):
-            problems.append(f"the log {log} is a link: name what it leads to with --log")
-        for what, path in (("plan", options.plan), ("prompt", options.prompt)):
-            with suppress(OSError):  # what is not there is not the same
-                if os.path.samefile(log, path):
-                    problems.append(f"the log {log} is the {what}: name another path with --log")
+    if not log:
+        return []
+    problems = []
+    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
+    if os.path.isdir(log) or not os.access(place, os.W_OK):
+        problems.append(f"the log {log} cannot be written: name another path with --log")
+    if os.path.islink(log) and not log.startswith("/dev/"):
+        problems.append(f"the log {log} is a link: name what it leads to with --log")
+    for what, path in (("plan", options.plan), ("prompt", options.prompt)):
+        with suppress(OSError):  # what is not there is not the same
+            if os.path.samefile(log, path):
+                problems.append(f"the log {log} is the {what}: name another path with --log")
+    return problems
+
+
+def problems_of_commands(options: Options) -> list[str]:
+    """Commands that are not there, as far as that can be told of a shell's text."""
+    problems = []
     for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = (command.split() or [""])[0]
         look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
         is_plain = re.fullmatch(r"[\w./+-]+", word)  # else it is a shell's own syntax
         if is_plain and subprocess.call(look, cwd=options.directory, stdin=subprocess.DEVNULL):
             problems.append(f"{option}: there is no command {word}")
-    return plan, problems, warnings
+    return problems
 
 
 def tasks_as_read(plan: Plan) -> list[str]:

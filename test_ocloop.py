@@ -1430,6 +1430,17 @@ def test_short_retries_without_an_end_are_a_limit_too(
     assert story.exits == ([] if words else [3]) and (words or "--max-wait" in story.reason)
 
 
+def test_waits_of_two_rows_are_not_added_up() -> None:
+    """The first attempt of the second one may be lost with the stream."""
+    story = Story(models=("a/b", "c/d"), attended=False)
+    story.retries(1, 30, "Overloaded")
+    story.let_pass(30)
+    story.message("calls", 0.1)
+    story.let_pass(600, 5)
+    story.retries(2, 30, "Overloaded")
+    assert story.count("interrupt") == 0 and story.number == 1
+
+
 def test_an_iteration_that_only_waited_is_no_failure() -> None:
     story = Story(attended=False, iteration_timeout=600.0)
     story.busy()
