@@ -2229,9 +2229,9 @@ class Briefing:
 # be made. A test is a world that has the clock and answers the requests.
 #
 # Three rules make it safe:
-# 1. Everything that is waited for is waited for in `wait`. All that happens is heard there
-#    (`hear`), all deadlines are minded there (`mind`), and all that interrupts is raised there. A
-#    wait without `until` waits for a person, or for something that has an end of its own.
+# 1. It waits in `wait` and nowhere else. There events are heard (`hear`), deadlines are minded
+#    (`mind`), and interrupts are raised. A wait without `until` waits for a person, or for what has
+#    an end of its own.
 # 2. Only Quit and Abort interrupt. That the server is gone is raised by a request alone, since only
 #    whoever asks knows how to go on without an answer; what else tells of it marks it as down.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
@@ -2245,9 +2245,7 @@ MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # a request that failed is made again after so long
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
-# Each request times out outside. For one whose thread hangs nobody waits longer than that; a check
-# has an end of its own.
-ANSWER_WITHIN = 300.0
+ANSWER_WITHIN = 300.0  # a request times out outside; if its thread hangs, nobody waits longer
 LOCAL_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
 ATTEMPTS = 4  # one prompt is handed over so often at the most
 SENT_WITHIN = 60.0  # a prompt that is on its way has arrived by then, or is lost
@@ -2312,15 +2310,14 @@ class Supervisor:
         self.generation = 0
         self.measure_at = 0.0
         self.most_memory = float(run.options.server_memory or NEVER)  # MiB
-        # Before the next iteration: a session may still be at work in it, or it grew.
-        self.replace = False
+        self.replace = False  # before the next iteration: it grew, or a session may work on in it
         self.left_session = ""  # the last one, where it may still be at work
 
     def note(self, text: str, tone: str) -> None:
         self.run.journal.note("server", text, tone)
 
     def lose(self, problem: str, is_busy: bool = False) -> None:
-        """It is gone, or was not started: once for each start."""
+        """Mark it as down, and count the failure; once for each start."""
         if self.is_down and self.problem:
             return
         if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
@@ -2334,11 +2331,16 @@ class Supervisor:
             self.run.talk.lose_server()
 
     def let_go(self) -> None:
-        """It is to be stopped, and that is no failure: its last words are old news."""
+        """Mark it as down on purpose: that is no failure, and what it still says is old news."""
         self.is_down = True
         self.problem = ""
         self.launch += 1
         self.replace = False
+
+    def leave(self, session: str) -> None:
+        """It may be at work still, and must not run beside the next one: that gets a new server."""
+        self.left_session = session
+        self.replace = True
 
     async def stop(self) -> None:
         """Interrupt the session that was left, and end the server, where it is ours."""
@@ -2350,8 +2352,8 @@ class Supervisor:
             await self.run.wait(self.run.now + ANSWER_WITHIN, request)
 
     async def bring_up(self) -> None:
-        """Have it started, until it is up and has told its setup; one that is to be replaced is
-        ended before. Raises Problem where it is no use to start it again."""
+        """Start it where it is down, or is to be replaced, until it has told its setup. Raises
+        Problem where it is no use to start it again."""
         if self.replace:
             await self.stop()
         with self.run.showing("starting", self.problem):
@@ -2366,7 +2368,7 @@ class Supervisor:
         while self.is_down:
             if self.problem:
                 most: float = FIRST_STARTS
-                if self.has_worked:  # `--retries 0` is for what costs nothing: here it has a count
+                if self.has_worked:  # `--retries 0` means for ever, but not here
                     most = (self.options.retries or Options().retries) + 1
                 elif self.is_busy and self.run.now - began < BUSY_WITHIN:
                     most = NEVER
@@ -2401,7 +2403,7 @@ class Supervisor:
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
             setup = await self.read_setup()
             models, agent, _body = self.run.briefing.read()
-            # Started again it may list less than before: a plugin, or a provider of this machine.
+            # Started again it may list less than before: a provider on this machine may be away.
             if not self.has_worked or not problem_of_names(setup, models, agent):
                 self.run.briefing.setup = setup
         except RequestError as error:
@@ -2417,8 +2419,8 @@ class Supervisor:
         self.has_worked = True
         memory = await self.memory()
         most = self.most_memory
-        if memory > most:  # it would be replaced for ever
-            self.most_memory = NEVER
+        if memory > most:
+            self.most_memory = NEVER  # else it would be replaced for ever
             said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
             self.note(said, "warn")
 
@@ -2448,8 +2450,8 @@ class Supervisor:
         return memory
 
     async def measure(self, talk: Talk) -> None:
-        """Look how large it is, if that is due: one that has grown is replaced between two
-        iterations, at twice the limit at once."""
+        """If it is due, see how large it is: above the limit it is replaced before the next
+        iteration, above twice the limit at once."""
         if self.is_down or self.run.now < self.measure_at:
             return
         memory = await self.memory()
@@ -2463,16 +2465,13 @@ class Supervisor:
         if is_bursting:
             with self.run.shield(Abort), suppress(RequestError, ServerGone):
                 await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
-            self.let_go()
             talk.lose_server()
             await self.bring_up()
 
 
 class Files:
-    """Plan and prompt, as they were read last while they were good.
-
-    An agent may stash them while it works: that is no mistake. Only who needs them waits for them.
-    """
+    """Plan and prompt, as they were when they could be read last: an agent may stash them while it
+    works, and only who needs them waits for them."""
 
     def __init__(self, options: Options, journal: Journal) -> None:
         self.options = options
@@ -2697,7 +2696,7 @@ class Run:
     # From its first to its last breath.
 
     async def main(self) -> int:
-        """Live until a person, a signal or the end of the work ends it; the exit status."""
+        """The whole run; returns the exit status."""
         try:
             while True:
                 try:
@@ -2707,20 +2706,19 @@ class Run:
                 await self.rest(end)
         except Quit as quit:
             last = self.rests_at or End("stopping", 130, str(quit))
-            # Where nobody was there to go on, it ends as it is.
             self.show("stopping" if self.attended else last.stage, last.reason)
             if self.rests_at is None:  # else it was told
                 self.tell_end(last)
         return self.status
 
     async def get_ready(self) -> None:
-        """The server, its setup, and what a person has to know of them. Raises Problem."""
+        """Start the server, and say what its setup makes a person want to know. Raises Problem."""
         await self.server.bring_up()
         if self.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
-        """It may be at work, on a server that is not ours."""
+        """On a server that is not ours it may still be at work."""
         self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
         talk = Talk(Prompt(""), self)
         talk.id = self.server.left_session
@@ -2730,8 +2728,8 @@ class Run:
             self.server.left_session = ""  # but where the server was gone again
 
     def look_through(self) -> list[str]:
-        """What is wrong with models and agent ends the run; what is odd is said, once, and
-        returned."""
+        """Look at models and agent: returns the warnings, each of which is said once. Raises
+        Problem."""
         problem = self.briefing.problem()
         if problem:
             raise Problem(problem)
@@ -2741,8 +2739,8 @@ class Run:
         return warnings
 
     async def work(self) -> End:
-        """The server, a person's S, then one iteration after another, until there is a reason to
-        rest. Raises Problem."""
+        """Start the server, wait for S, then iterate until there is a reason to rest. Raises
+        Problem."""
         try:
             await self.get_ready()
             while not self.wanted:
@@ -2754,9 +2752,9 @@ class Run:
                 while True:
                     is_due = not self.books.check or self.plan.summary is not None
                     if self.options.check and self.books.verdict == "not run" and is_due:
-                        self.take_stock(await self.read_files())  # a check may change it
-                        await self.run_check()  # what it says is told to the first session
-                    plan = await self.read_files()  # whoever wrote it may have been quick
+                        self.take_stock(await self.read_files())  # a check may change the plan
+                        await self.run_check()  # if it fails, the first session is told
+                    plan = await self.read_files()
                     self.take_stock(plan)
                     end = self.reason_to_rest(plan)
                     if end:
@@ -2773,8 +2771,8 @@ class Run:
 
     def reason_to_rest(self, plan: Plan) -> End | None:
         """Whether the plan is complete, a limit is reached, or a pause was wanted."""
-        # The agent of an iteration without a task was told to wrap up, and may have written no
-        # summary. (Where --debug takes any plan, an empty one says nothing.)
+        # An agent that was told to wrap up may have written no summary; with --debug a plan may be
+        # empty, and that says nothing.
         last = self.books.last_worked
         was_last = last is not None and not last.task
         has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
@@ -2797,7 +2795,7 @@ class Run:
                 self.notify("stopped", end.reason)
             if not self.attended:
                 raise Quit("paused, and the terminal is gone")
-            if end.stage != "paused":  # nobody knows when somebody comes: the server does not wait
+            if end.stage != "paused":  # somebody may come in days
                 await self.server.stop()
             while True:
                 await self.wait(sooner=lambda: self.goes_on)
@@ -2810,10 +2808,10 @@ class Run:
                         break
                     self.journal.note("note", STILL_COMPLETE, "warn")
         self.rests_at = None
-        self.books.forget_progress()  # what happened to the plan at rest is a person's
+        self.books.forget_progress()  # a person may have changed the plan meanwhile
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
-        elif not end.is_pause:  # whatever went wrong so far, this is a new beginning
+        elif not end.is_pause:
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
@@ -2834,7 +2832,7 @@ class Run:
                 outcome = await self.lead(talk)
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except (Interrupt, Problem):
-                # It is in no book but for what it has cost, and what it has taken out of the plan.
+                # It is no result, but it has cost something, and may have deleted tasks.
                 self.take_stock(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
                 self.server.left_session = talk.id
@@ -2852,11 +2850,11 @@ class Run:
             return result
         finally:
             self.iteration = None
-            self.confirming_quit = False  # it was about what is over now
+            self.confirming_quit = False  # the question was about this iteration
             self.journal.iteration = 0
 
     def new_talk(self) -> Talk:
-        """A session that is to be made, with the prompt and what the loop has to tell."""
+        """The next session, which is not made yet: its prompt, with what the loop has to tell."""
         stuck = self.books.told_of_stuck(self.options.stuck)
         near = told_of_near_misses(self.plan)
         all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
@@ -2887,7 +2885,7 @@ class Run:
             raise
         finally:
             self.talk = None
-            self.earlier.append(talk.id)  # from here on it is a stray when it wakes
+            self.earlier.append(talk.id)  # when it wakes up from now on, it is stopped
             talk.transcript.close()
         if outcome.problem:
             talk.transcript.error(outcome.problem, talk.id)
@@ -2910,8 +2908,8 @@ class Run:
             if outcome.kind == "swallowed":
                 talk.attempt += 1
             elif outcome.kind == "refused" and talk.asks.last_refusal and pushes_left:
-                # Of two asks at once the server rejects the second one by itself when the first one
-                # is refused, without our words, and that ends the turn.
+                # When one of two asks is refused, the server rejects the other one by itself,
+                # without our words, and that ends the turn.
                 pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
@@ -2920,9 +2918,7 @@ class Run:
                 talk.attempt = 0
             else:
                 return outcome
-        # It may begin late, and must not run beside the next session.
-        self.server.left_session = talk.id
-        self.server.replace = True
+        self.server.leave(talk.id)  # it may begin late
         return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
 
     async def watch(self, talk: Talk) -> Outcome:
@@ -2942,11 +2938,10 @@ class Run:
                 return outcome
 
     async def recall(self, talk: Talk) -> None:
-        """Stop what may be at work, so that nothing of it runs on beside the next session. What may
-        run all the same is left behind, and the next session gets a new server."""
+        """Stop what may be at work, so that nothing of it runs on beside the next session."""
         sending = talk.sending
         if sending is None:
-            return  # nothing of ours runs there
+            return  # it has no prompt
         talk.asks.close()
         with self.shield(Abort):
             try:
@@ -2965,8 +2960,7 @@ class Run:
                 # Ours is gone, with all that ran there; somebody else's may be out of reach.
                 lost_control = bool(self.options.server) or not self.server.is_down
         if lost_control:
-            self.server.left_session = talk.id
-            self.server.replace = True
+            self.server.leave(talk.id)
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
         """Interrupt a session until it rests, for so long; whether it does. Raises RequestError and
@@ -3108,12 +3102,12 @@ class Run:
     # What it needs: plan and prompt, and the server.
 
     async def read_files(self) -> Plan:
-        """Plan and prompt, read afresh, and waited for where they are away. Raises Problem."""
+        """Read plan and prompt; where they are away, wait for them. Raises Problem."""
         until = self.now + FILES_WITHIN
         while True:
             await self.look_at_files()
             if not self.files.trouble or self.plan.summary is not None:
-                return self.plan  # one that was complete may be moved away after that
+                return self.plan  # once it is complete, an agent may move it away
             if self.now >= until:
                 raise Problem(self.files.trouble)
             await self.wait(self.now + READ_AGAIN)
@@ -3124,7 +3118,7 @@ class Run:
         return self.files.reading
 
     async def look_at_files(self) -> None:
-        """Have plan and prompt read, whatever look is on its way: it may be too old."""
+        """Read plan and prompt once; a look that is on its way may be too old."""
         reading = self.read_again()
         with suppress(RequestError):  # `hear` sees to it
             await self.wait(self.now + LOCAL_WITHIN, reading)
@@ -3158,10 +3152,10 @@ class Run:
             self.journal.note(event.kind, event.text, event.tone)
 
     def hear_answer(self, answer: Answer) -> None:
-        """For one that comes too late nobody waits; of what nobody awaits failures are said."""
+        """Write it into its request; say what failed of those that nobody waits for."""
         request = answer.request
         if request.done:
-            return
+            return  # it was given up
         request.done = True
         request.result = answer.result
         request.error = answer.error
@@ -3186,7 +3180,7 @@ class Run:
             self.talk.hear(event)
 
     def lose_screen(self, reason: str) -> None:
-        """Nobody looks any more: go on, as long as there is something to go on with."""
+        """Go on without it; end where only a person could go on."""
         if not self.attended:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
@@ -3195,7 +3189,7 @@ class Run:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
-        """What has to be looked after wherever it stands: what it finds interrupts, or is asked."""
+        """See to deadlines, and to plan and prompt, a few times a second."""
         if self.now < self.mind_at:
             return
         self.mind_at = self.now + MIND_EVERY
@@ -3208,7 +3202,7 @@ class Run:
     # People.
 
     def press(self, key: Key) -> None:
-        """Whatever is in front of a person takes the key first."""
+        """Give the key to what is in front of the person: a question, else the table KEYS."""
         if key.about == QUIT_SHOWN and not self.confirming_quit:
             return  # the iteration has ended meanwhile, and the question with it
         if self.confirming_quit and key.about not in (None, QUIT_SHOWN):
@@ -3233,8 +3227,7 @@ class Run:
         return not self.wanted and self.stage in ("starting", "ready")
 
     @property
-    def is_at_work(self) -> bool:
-        """Working, or waiting to: it can be paused."""
+    def can_pause(self) -> bool:
         return self.wanted and self.stage in ("running", "waiting", "starting")
 
     def want(self) -> None:
@@ -3263,7 +3256,7 @@ class Run:
         self.overlay = overlay
 
     def quit(self) -> None:
-        """An iteration that would be lost is asked for once."""
+        """Q: where an iteration would be lost, ask first."""
         if self.iteration:
             self.confirming_quit = True
         else:
@@ -3363,8 +3356,8 @@ KEYS = (
         Use("go on", lambda run: run.stage == "complete", Run.want))),
     KeyHelp("Space", "pause after this iteration, or go on", (
         Use("", lambda run: run.waits_for_start or run.stage == "complete", Run.want),
-        Use("go on", lambda run: run.is_at_work and run.pause_wanted, Run.toggle_pause),
-        Use("pause", lambda run: run.is_at_work, Run.toggle_pause),
+        Use("go on", lambda run: run.can_pause and run.pause_wanted, Run.toggle_pause),
+        Use("pause", lambda run: run.can_pause, Run.toggle_pause),
         # R alone goes beyond a limit.
         Use("go on", lambda run: run.stage == "paused" and not run.rests_at, Run.go_on))),
     KeyHelp("R", "retry after an error; go on at a limit", (
