@@ -2465,6 +2465,7 @@ class Supervisor:
         if is_bursting:
             with self.run.shield(Abort), suppress(RequestError, ServerGone):
                 await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
+            self.let_go()
             talk.lose_server()
             await self.bring_up()
 
