@@ -930,7 +930,7 @@ LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
 SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
-FIRST_WAITS = (0.0, 0.0, 1.0, 4.0, 15.0)  # the same, for a server that never ran: see BUSY_WITHIN
+FIRST_WAIT = 15.0  # the longest of these for a server that never ran: see BUSY_WITHIN
 STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
@@ -1304,7 +1304,8 @@ class Asks:
             self.refuse(waiting, "nobody is there to answer")
         else:
             self.open[ask.id] = waiting
-            self.run.need_person(said)
+            self.run.confirming_quit = False  # what is asked is in front of a person now
+            self.run.notify("asked", said)
 
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
         """`decision` is once, always or reject; `said` is for the journal."""
@@ -1484,6 +1485,7 @@ class Talk:
     def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
         self.run = run
+        self.plan = run.plan  # before it
         self.id: str = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
@@ -1679,6 +1681,18 @@ class Talk:
             self.look_within(LOOK_AGAIN)
         return outcome
 
+    @property
+    def task(self) -> Task | None:
+        """The one that it began with; None: nothing was left but the summary."""
+        return self.plan.current
+
+    def result(self, now: float, *became: Any) -> Result:
+        """Its iteration in the books; `became` is what became of it, where it is over."""
+        phase, text = self.task.name if self.task else ("", "")
+        refused = tuple(self.asks.refused.most_common())
+        used = (now - self.started, self.spent, self.model, refused)
+        return Result(self.run.number, phase, text, self.plan.goal, *used, *became)
+
     # Time, and the server.
 
     def mind(self) -> None:
@@ -1728,19 +1742,20 @@ class Result(NamedTuple):
     """One iteration, as it stands in the books."""
 
     number: int
+    phase: str  # of the task
     task: str  # "" when nothing was left but the summary
     goal: str
-    outcome: str  # of the session
-    ended: str  # what was settled, "nothing settled", or the outcome; "": it is under way
-    problem: str
     seconds: float
     spend: Spend
     model: str
-    check: str  # passed, failed, interrupted, or "" when none ran
-    progress: bool
-    phase: str = ""  # of the task
-    refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
+    refused: tuple[tuple[str, int], ...]  # what it asked for in vain, and how often
+    # What is known once it is over.
+    outcome: str = ""  # of the session
+    ended: str = ""  # what was settled, "nothing settled", or the outcome; "": it is under way
+    problem: str = ""
     fault: Fault | None = None  # behind the problem
+    check: str = ""  # passed, failed, interrupted, or "" when none ran
+    progress: bool = False
 
     @property
     def word(self) -> str:
@@ -1976,6 +1991,9 @@ class End(NamedTuple):
         return self.status == 130
 
 
+NO_END = End("")  # it goes on; ended by somebody now, its status is 130
+
+
 class Wait(NamedTuple):
     """What comes after an iteration that failed. `seconds` is how long."""
 
@@ -2174,21 +2192,22 @@ class Briefing:
         models = self.options.models or models_of(fields)
         return models, self.options.agent or fields.get("agent", ""), body
 
-    def problem(self) -> str:
-        models, agent, _body = self.read()
-        return problem_of_names(self.setup, models, agent)
-
     def first_model(self) -> str:
         """The model that is first in line, as far as it is known."""
         models, _agent, _body = self.read()
         return (*models, self.setup.model or self.setup.chosen)[0]
 
-    def warnings(self) -> list[str]:
-        """What a person should know before the first prompt; each is said once."""
+    def look_through(self) -> list[str]:
+        """Say what a person should know before the first prompt, each once; returns what is new.
+        Raises Problem where the server does not know a model or the agent."""
         setup = self.setup
+        models, agent, _body = self.read()
+        problem = problem_of_names(setup, models, agent)
+        if problem:
+            raise Problem(problem)
         model = without_variant(self.first_model())
         said = []
-        if not self.read()[0] and not setup.model and model in setup.free:
+        if not models and not setup.model and model in setup.free:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
@@ -2211,6 +2230,8 @@ class Briefing:
             )
         fresh = [warning for warning in said if warning not in self.warned]
         self.warned.update(fresh)
+        for warning in fresh:
+            self.line.journal.note("warn", warning, "warn")
         return fresh
 
     def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
@@ -2230,10 +2251,11 @@ class Briefing:
 #
 # Three rules make it safe:
 # 1. It waits in `wait` and nowhere else. There events are heard (`hear`), deadlines are minded
-#    (`mind`), and interrupts are raised. A wait without `until` waits for a person, or for what has
-#    an end of its own.
-# 2. Only Quit and Abort interrupt. That the server is gone is raised by a request alone, since only
-#    whoever asks knows how to go on without an answer; what else tells of it marks it as down.
+#    (`mind`), and interrupts are raised. A wait without `until` is for a person, a check, or the
+#    next look at a session, and each of these ends.
+# 2. Only Quit and Abort interrupt. That the server is gone is raised by a request alone (it is
+#    "silent"), since only whoever asks knows how to go on without an answer; what else tells of it
+#    marks it as down.
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
@@ -2265,24 +2287,12 @@ DATA_BASE = (
 )
 
 
-class Interrupt(Exception):
-    """What `wait` raises in place of an answer."""
-
-
-class Quit(Interrupt):
+class Quit(Exception):
     """The run is to end: Q, a signal, nobody there to go on (so says `rest`). `str()` is why."""
 
 
-class Abort(Interrupt):
+class Abort(Exception):
     """This session is to end (X, a silence, a circle, twice a budget): see `Talk.ends_as`."""
-
-
-class ServerGone(Exception):
-    """Found out by a request, and by nothing else. `error` is the last thing that it said."""
-
-    def __init__(self, problem: str, error: RequestError) -> None:
-        super().__init__(problem)
-        self.error = error
 
 
 @types.coroutine
@@ -2299,15 +2309,13 @@ class Supervisor:
         self.run = run
         self.options = run.options
         self.is_down: bool = True
-        self.problem = ""  # why it is down; "" before the first start, and when it was given up
+        self.problem = ""  # why it was lost; "" where it is down on purpose, and nothing failed
         self.launch = 0  # counts the starts; what is said of an older one is old news
         self.failures = 0  # in a row: until an iteration works, or a person goes on
         self.has_worked = False  # one of its starts was good for something
         self.is_busy = False  # the last one answered, and failed at everything
         self.up_since = 0.0
-        self.url = ""
-        self.version = ""
-        self.generation = 0
+        self.url, self.version, self.generation = "", "", 0
         self.measure_at = 0.0
         self.most_memory = float(run.options.server_memory or NEVER)  # MiB
         self.replace = False  # before the next iteration: it grew, or a session may work on in it
@@ -2316,15 +2324,14 @@ class Supervisor:
     def note(self, text: str, tone: str) -> None:
         self.run.journal.note("server", text, tone)
 
-    def lose(self, problem: str, is_busy: bool = False) -> None:
+    def lose(self, problem: str) -> None:
         """Mark it as down, and count the failure; once for each start."""
         if self.is_down and self.problem:
-            return
+            return  # a request, its process and a start that fails may all tell of it
         if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
             self.failures = 0  # it was good for long: not in a row
         self.failures += 1
         self.is_down = True
-        self.is_busy = is_busy
         self.problem = problem
         self.note(problem, "bad")
         if self.run.talk:
@@ -2346,7 +2353,7 @@ class Supervisor:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.let_go()
         request = self.run.request("stop_server", self.left_session)
-        if not self.options.server:  # else it may be out of reach, and is stopped by `bring_up`
+        if not self.options.server:  # else it may not hear that: `bring_up` stops the session
             self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
             await self.run.wait(self.run.now + ANSWER_WITHIN, request)
@@ -2372,50 +2379,42 @@ class Supervisor:
                     most = (self.options.retries or Options().retries) + 1
                 elif self.is_busy and self.run.now - began < BUSY_WITHIN:
                     most = NEVER
-                waits = SERVER_WAITS if self.has_worked else FIRST_WAITS
                 if self.failures >= most:
-                    last = self.problem.rstrip(".") + (DATA_BASE if self.is_busy else "")
+                    last = self.problem.rstrip(".") + DATA_BASE * self.is_busy
                     times = f"{self.failures} times in a row, the last time"
                     raise Problem(f"the server failed {times}: {last}")
-                await self.run.wait(self.run.now + wait_after(self.failures, waits))
+                longest = NEVER if self.has_worked else FIRST_WAIT
+                seconds = min(wait_after(self.failures, SERVER_WAITS), longest)
+                await self.run.wait(self.run.now + seconds)
             try:
                 await self.start()
             except Problem as problem:
                 if not problem.again and not self.has_worked:
                     raise
                 self.lose(str(problem))
-            except ServerGone as gone:
-                self.lose(str(gone), gone.error.code >= 500)
 
     async def start(self) -> None:
-        """Start it, and read its setup. Raises Problem and ServerGone."""
+        """Start it, and read its setup. Raises Problem; `again` where the next try may work."""
         self.let_go()
+        self.is_busy = False
         where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
         self.note(where, "dim")
         request = self.run.request("start_server", self.launch)
         try:
             started = await self.run.wait(self.run.now + ANSWER_WITHIN, request)
-            if started is None:
-                raise Problem("the server was not started: no answer came", again=True)
             self.url, self.version, self.generation = started
             self.is_down = False
             self.up_since = self.run.now
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
-            setup = await self.read_setup()
-            models, agent, _body = self.run.briefing.read()
-            # Started again it may list less than before: a provider on this machine may be away.
-            if not self.has_worked or not problem_of_names(setup, models, agent):
-                self.run.briefing.setup = setup
+            await self.read_setup()
         except RequestError as error:
-            problem = outcome_of_error(error).problem
-            raise Problem(problem, again=error.why == "silent") from None
-        except ServerGone as gone:
-            if not gone.error.is_timeout or self.is_down:
-                raise
-            raise Problem(
-                f"OpenCode does not answer for this directory ({gone}): a plugin or MCP server may "
-                "hang while it is loaded: try `OPENCODE_PURE=1`"
-            ) from None
+            problem, again = outcome_of_error(error).problem, error.why == "silent"
+            if error.is_timeout and not self.is_down:
+                why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
+                problem = f"OpenCode does not answer for this directory ({problem}): {why}"
+                again = False
+            self.is_busy = error.code >= 500 and not self.is_down
+            raise Problem(problem, again=again) from None
         self.has_worked = True
         memory = await self.memory()
         most = self.most_memory
@@ -2424,21 +2423,24 @@ class Supervisor:
             said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
             self.note(said, "warn")
 
-    async def read_setup(self) -> Setup:
+    async def read_setup(self) -> None:
         """Models, agents and configuration, once they are complete, as far as that shows."""
         began = self.run.now
         models, agent, _body = self.run.briefing.read()
         while True:
             setup: Setup = await self.run.call("setup")
+            problem = problem_of_names(setup, models, agent)
             patience = 0.0
-            if not setup.models or problem_of_names(setup, models, agent):
+            if not setup.models or problem:
                 patience = MISSING_AFTER
             elif not models and not setup.model:
                 patience = LISTS_REST
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
-                return setup
+                break
             await self.run.wait(self.run.now + LOOK_TWICE)
+        if not (self.has_worked and problem):  # else a provider on this machine may be away
+            self.run.briefing.setup = setup
 
     async def memory(self) -> int:
         """In MiB; 0 where it cannot be told."""
@@ -2463,7 +2465,7 @@ class Supervisor:
         said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
         self.note(said + " in the midst" * is_bursting, "warn")
         if is_bursting:
-            with self.run.shield(Abort), suppress(RequestError, ServerGone):
+            with self.run.shield(Abort), suppress(RequestError):
                 await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
             self.let_go()
             talk.lose_server()
@@ -2485,62 +2487,29 @@ class Files:
         self.trouble = ""  # why they cannot be read now
 
     def take(self, read: FilesRead) -> None:
-        """Keep what was read, if it is good; else `trouble` is what is wrong with it."""
+        """Keep what was read, as far as it is good; else `trouble` is what is wrong with it."""
         self.reading = None
-        plan = self.plan
-        if read.plan is not None and read.plan != self.plan_text:
-            plan = parse_plan(read.plan)
-        plan_problem = problem_of_plan(plan, self.options.plan)
-        problem = read.problem or plan_problem
+        plan, text = self.plan, read.plan
+        if text is not None and text != self.plan_text:
+            plan = parse_plan(text)
+        problem = problem_of_plan(plan, self.options.plan)
+        is_good = text is not None and not problem  # though the prompt may be away
+        problem = read.problem or problem
         if self.options.debug and read.prompt is not None:
             problem = ""  # it takes any plan
         if not problem and not split_front_matter(read.prompt or "")[1]:
             problem = NO_PROMPT.format(self.options.prompt)
         if problem and not self.trouble:
             self.journal.note("warn", problem, "warn")
-        elif self.trouble and self.plan_text and not problem:
+        elif self.trouble and not problem:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
-        if problem:
-            if read.plan is not None and not plan_problem:
-                self.plan, self.plan_text = plan, read.plan  # the prompt alone is away
-            return
-        if self.plan_text and plan.done > self.plan.done:
-            self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
-        self.plan = plan
-        self.plan_text = read.plan or ""
-        self.prompt_text = read.prompt or ""
-
-
-class Iteration(NamedTuple):
-    """One session, the plan read after it, and the check."""
-
-    number: int
-    plan: Plan  # before it
-    talk: Talk
-
-    @property
-    def task(self) -> Task | None:
-        """The one that it began with; None: nothing was left but the summary."""
-        return self.plan.current
-
-    def result(self, now: float) -> Result:
-        """How it stands, while it is under way."""
-        return Result(
-            number=self.number,
-            task=self.task.text if self.task else "",
-            phase=self.task.phase if self.task else "",
-            goal=self.plan.goal,
-            outcome="",
-            ended="",
-            problem="",
-            seconds=now - self.talk.started,
-            spend=self.talk.spent,
-            model=self.talk.model,
-            check="",
-            progress=False,
-            refused=tuple(self.talk.asks.refused.most_common()),
-        )
+        if is_good or not problem:
+            if self.plan_text and plan.done > self.plan.done:
+                self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
+            self.plan, self.plan_text = plan, text or ""
+        if not problem:
+            self.prompt_text = read.prompt or ""
 
 
 class Run:
@@ -2555,18 +2524,18 @@ class Run:
         # How it waits.
         self.requests: list[Request] = []  # to be made now
         self.quitting: Quit | None = None  # the first reason counts
-        self.shielded: tuple[type[Interrupt], ...] = ()  # must not be raised now
+        self.shielded: tuple[type[Exception], ...] = ()  # must not be raised now
         self.mind_at = 0.0  # what has a time-out is looked at then
         # Where it stands.
         self.stage = "starting"  # for people
         self.reason = ""  # of the stage
         self.stage_since = wall  # in seconds since 1970
         self.exit_status: int | None = None  # once the run has ended
-        self.rests_at: End | None = None  # an end that was told, and at which it stands
+        self.rests_at = NO_END  # the end that was told, and at which it stands
         # Iterations.
         self.number = 0  # of the newest one
-        self.iteration: Iteration | None = None  # the one under way
-        self.talk: Talk | None = None  # its session, while that is at work
+        self.iteration: Talk | None = None  # the session of the one under way, its check included
+        self.talk: Talk | None = None  # the same, while it is at work
         self.check_since: float | None = None  # since when its check runs
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
@@ -2614,7 +2583,7 @@ class Run:
     ) -> Any:
         """Live on until then; less long where the request is answered, or `sooner` holds.
 
-        Returns the answer's value, or raises its error; None where there is no answer.
+        Returns the answer's value, or raises its error; RequestError where there is no answer.
         """
         while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
@@ -2623,7 +2592,9 @@ class Run:
             if self.talk and self.talk.ends_as and Abort not in self.shielded:
                 raise Abort
             self.hear(await next_event())
-        return request.value if request and request.done else None
+        if request and not request.done:
+            raise RequestError(0, "no answer came")
+        return request.value if request else None
 
     def request(self, method: str, *args: Any) -> Request:
         """Have a request made, on another thread."""
@@ -2632,19 +2603,17 @@ class Run:
 
     async def call(self, method: str, *args: Any, until: float = NEVER) -> Any:
         """Make a request of the server and wait for its answer. For one that comes too late nobody
-        waits. Raises RequestError, and ServerGone where it is gone or twice silent."""
+        waits. Raises RequestError: it is "silent" where the server is gone, or was so twice."""
         error = RequestError(0, "no answer came")
         for _ in range(SILENCES):
             if self.server.is_down or self.now >= until:
                 break
             request = self.request(method, *args)
-            if self.talk and method == "send":
+            if self.talk and method == "send":  # `recall` waits until it has arrived
                 self.talk.sending = request
             within = min(until, self.now + ANSWER_WITHIN)
             try:
-                await self.wait(within, request, lambda: self.server.is_down)
-                if request.done:
-                    return request.value
+                return await self.wait(within, request, lambda: self.server.is_down)
             except RequestError as said:
                 if said.why != "silent":
                     raise
@@ -2652,17 +2621,20 @@ class Run:
             # Its process may have ended: that is told a moment later, with its last words.
             again_at = min(until, self.now + REPEAT_AFTER)
             await self.wait(again_at, sooner=lambda: self.server.is_down)
+        problem = f"the server does not answer: {error}"
         if self.server.is_down:
-            raise ServerGone(self.server.problem, error)
-        raise ServerGone(f"the server does not answer: {error}", error)
+            problem = self.server.problem
+        raise RequestError(error.code, problem, error.name, error.is_timeout)
 
     async def surely(self, method: str, *args: Any) -> Any:
         """Call, however often the server has to be got back: requests are safe to be repeated."""
         while True:
             try:
                 return await self.call(method, *args)
-            except ServerGone as gone:
-                self.server.lose(str(gone))
+            except RequestError as error:
+                if error.why != "silent":
+                    raise
+                self.server.lose(str(error))
                 await self.server.bring_up()
 
     def end(self, why: str) -> None:
@@ -2670,7 +2642,7 @@ class Run:
         self.quitting = self.quitting or Quit(why)
 
     @contextmanager
-    def shield(self, *kinds: type[Interrupt]) -> Iterator[None]:
+    def shield(self, *kinds: type[Exception]) -> Iterator[None]:
         """What interrupts waits until this is over."""
         before, self.shielded = self.shielded, (*self.shielded, *kinds)
         try:
@@ -2679,20 +2651,19 @@ class Run:
             self.shielded = before
 
     @contextmanager
-    def showing(self, stage: str, reason: str = "") -> Iterator[None]:
+    def showing(self, stage: str, reason: str = "", until: float | None = None) -> Iterator[None]:
         """What people see cannot lie: however it is left, the stage before is back."""
-        before = (self.stage, self.reason)
-        self.show(stage, reason)
+        before = (self.stage, self.reason, self.wait_until)
+        self.show(stage, reason, until)
         try:
             yield
         finally:
             self.show(*before)
 
-    def show(self, stage: str, reason: str = "") -> None:
+    def show(self, stage: str, reason: str = "", until: float | None = None) -> None:
         if stage != self.stage:
             self.stage_since = self.clock.wall
-        self.stage = stage
-        self.reason = reason
+        self.stage, self.reason, self.wait_until = stage, reason, until
 
     # From its first to its last breath.
 
@@ -2706,16 +2677,18 @@ class Run:
                     end = End("error", 1, str(problem))
                 await self.rest(end)
         except Quit as quit:
-            last = self.rests_at or End("stopping", 130, str(quit))
-            self.show("stopping" if self.attended else last.stage, last.reason)
-            if self.rests_at is None:  # else it was told
+            self.clock.works = False
+            last = self.rests_at
+            if last is NO_END:
+                last = End("stopping", reason=str(quit))
                 self.tell_end(last)
-        return self.status
+            self.show("stopping" if self.attended else last.stage, last.reason)
+        return last.status
 
     async def get_ready(self) -> None:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
         await self.server.bring_up()
-        if self.look_through() and self.attended and not self.options.run:
+        if self.briefing.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
@@ -2723,60 +2696,47 @@ class Run:
         self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
         talk = Talk(Prompt(""), self)
         talk.id = self.server.left_session
-        with suppress(RequestError, ServerGone):
-            with suppress(RequestError):
-                await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-            self.server.left_session = ""  # but where the server was gone again
-
-    def look_through(self) -> list[str]:
-        """Look at models and agent: returns the warnings, each of which is said once. Raises
-        Problem."""
-        problem = self.briefing.problem()
-        if problem:
-            raise Problem(problem)
-        warnings = self.briefing.warnings()
-        for warning in warnings:
-            self.journal.note("warn", warning, "warn")
-        return warnings
+        try:
+            if not await self.comes_to_rest(talk, INTERRUPT_WITHIN):
+                self.journal.note("warn", "it does not stop, and may work beside this run", "warn")
+        except RequestError as error:
+            if error.why == "silent":
+                self.server.lose(str(error))  # the next start comes here again
+                return
+        self.server.left_session = ""
 
     async def work(self) -> End:
         """Start the server, wait for S, then iterate until there is a reason to rest. Raises
         Problem."""
-        try:
-            await self.get_ready()
-            while not self.wanted:
-                with self.showing("ready"):
-                    await self.wait(sooner=lambda: self.wanted or self.server.is_down)
-                await self.server.bring_up()
-            self.clock.works = True
-            with self.showing("running"):
-                while True:
-                    is_due = not self.books.check or self.plan.summary is not None
-                    if self.options.check and self.books.verdict == "not run" and is_due:
-                        self.take_stock(await self.read_files())  # a check may change the plan
-                        await self.run_check()  # if it fails, the first session is told
-                    plan = await self.read_files()
-                    self.take_stock(plan)
-                    end = self.reason_to_rest(plan)
-                    if end:
-                        return end
-                    if self.server.is_down or self.server.replace:
-                        await self.server.bring_up()
-                        continue  # the plan may be another one by now
+        await self.get_ready()
+        while not self.wanted:
+            with self.showing("ready"):
+                await self.wait(sooner=lambda: self.wanted or self.server.is_down)
+            await self.server.bring_up()
+        self.clock.works = True
+        with self.showing("running"):
+            end = None
+            while end is None:
+                plan = await self.read_files()
+                self.take_stock(plan)
+                # The first session is told of a check that fails; one may change the plan.
+                is_due = not self.books.check or plan.summary is not None
+                if self.options.check and self.books.verdict == "not run" and is_due:
+                    await self.run_check()
+                    continue
+                end = self.reason_to_rest(plan)
+                if end is None and (self.server.is_down or self.server.replace):
+                    await self.server.bring_up()  # the plan may be another one by then
+                elif end is None:
                     end = await self.follow(await self.iterate(plan))
-                    if end:
-                        return end
-        finally:
-            self.clock.works = False
-            self.pause_wanted = False
+            return end
 
     def reason_to_rest(self, plan: Plan) -> End | None:
         """Whether the plan is complete, a limit is reached, or a pause was wanted."""
         # An agent that was told to wrap up may have written no summary; with --debug a plan may be
         # empty, and that says nothing.
         last = self.books.last_worked
-        was_last = last is not None and not last.task
-        has_wrapped_up = was_last and not plan.pending and bool(self.files.plan_text)
+        has_wrapped_up = last and not last.task and not plan.pending and self.files.plan_text
         if (plan.summary is not None or has_wrapped_up) and not self.books.complaint:
             status, how = how_complete(plan, self.books.gone)
             if status == 0 and self.books.check == "interrupted":
@@ -2787,6 +2747,7 @@ class Run:
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
+        self.clock.works = self.pause_wanted = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.stage, end.reason):
             if not end.is_pause:
@@ -2808,7 +2769,7 @@ class Run:
                     if self.plan.summary is None and self.plan.pending:
                         break
                     self.journal.note("note", STILL_COMPLETE, "warn")
-        self.rests_at = None
+        self.rests_at = NO_END
         self.books.forget_progress()  # a person may have changed the plan meanwhile
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
@@ -2821,18 +2782,17 @@ class Run:
 
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
-        self.look_through()  # it may name another model by now
+        self.briefing.look_through()  # it may name another model by now
         self.number += 1
         self.journal.iteration = self.number
-        talk = self.new_talk()
+        talk = self.iteration = self.new_talk()
         self.books.is_unchecked = True
-        iteration = self.iteration = Iteration(self.number, plan, talk)
         self.journal.note("task", title_of(plan.goal), "head")
         try:
             try:
                 outcome = await self.lead(talk)
                 plan = await self.read_files()  # as the session left it: a check may hide it
-            except (Interrupt, Problem):
+            except (Quit, Problem):
                 # It is no result, but it has cost something, and may have deleted tasks.
                 self.take_stock(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
@@ -2847,7 +2807,7 @@ class Run:
                 check = self.books.check = "interrupted"
                 raise
             finally:
-                result = self.settle(iteration, outcome, check, plan)
+                result = self.settle(talk, outcome, check, plan)
             return result
         finally:
             self.iteration = None
@@ -2881,7 +2841,7 @@ class Run:
             await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id:
-                with self.shield(Quit, Abort), suppress(RequestError, ServerGone):
+                with self.shield(Quit, Abort), suppress(RequestError):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
         finally:
@@ -2925,7 +2885,7 @@ class Run:
     async def watch(self, talk: Talk) -> Outcome:
         """Look until an end is believed: polling decides, an event only makes us look sooner."""
         while True:
-            await self.wait(talk.look_at, sooner=lambda: self.now >= talk.look_at)
+            await self.wait(sooner=lambda: self.now >= talk.look_at)
             await self.server.measure(talk)
             looked = self.now
             talk.look_at = looked + min(POLL_EVERY, (self.options.stall_timeout or NEVER) / 3)
@@ -2942,7 +2902,7 @@ class Run:
         """Stop what may be at work, so that nothing of it runs on beside the next session."""
         sending = talk.sending
         if sending is None:
-            return  # it has no prompt
+            return  # it was never given its prompt, and does nothing
         talk.asks.close()
         with self.shield(Abort):
             try:
@@ -2953,32 +2913,29 @@ class Run:
                 await self.wait(
                     begins_by, sooner=lambda: bool(talk.begun_at) or self.server.is_down
                 )
-                is_at_rest = await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-                lost_control = not is_at_rest or not sending.done
+                if await self.comes_to_rest(talk, INTERRUPT_WITHIN) and sending.done:
+                    return
             except RequestError as error:
-                lost_control = error.why != "gone"
-            except ServerGone:
-                # Ours is gone, with all that ran there; somebody else's may be out of reach.
-                lost_control = bool(self.options.server) or not self.server.is_down
-        if lost_control:
-            self.server.leave(talk.id)
+                # Ours is down with all that ran there; somebody else's may only be out of reach.
+                if error.why == "gone" or (self.server.is_down and not self.options.server):
+                    return
+        self.server.leave(talk.id)
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
-        """Interrupt a session until it rests, for so long; whether it does. Raises RequestError and
-        ServerGone."""
+        """Interrupt a session until it rests, for so long; whether it does. Raises RequestError."""
         until = self.now + within
         again_at = self.now
-        while True:
+        while self.now < until:
             if self.now >= again_at:
                 await self.call("interrupt", talk.id, talk.prompt, talk.attempt, until=until)
                 again_at = self.now + INTERRUPT_AGAIN
             looked = self.now
             polled = await self.call("poll", talk.id, talk.prompt, talk.attempt, False, until=until)
             talk.take_in(polled, looked)  # what it has cost, to the last
-            is_at_rest: bool = polled.activity == "idle" and not polled.is_unsure
-            if is_at_rest or self.now >= until:
-                return is_at_rest
+            if polled.activity == "idle" and not polled.is_unsure:
+                return True
             await self.wait(min(until, self.now + LOOK_TWICE))
+        return False
 
     async def run_check(self) -> str:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
@@ -2987,22 +2944,20 @@ class Run:
         try:
             # Its own end is --check-timeout, or X; it costs time, and no money.
             checking = self.request("run_check", facts_of(self))
+            in_time = {"max_cost": 0.0}
             await self.wait(
-                request=checking,
-                sooner=lambda: bool(self.limits.overrun({**self.used, "max_cost": 0.0})),
+                sooner=lambda: checking.done or bool(self.limits.overrun({**self.used, **in_time}))
             )
             if not checking.done:
                 self.request("stop_check")
-                await self.wait(request=checking)
-            checked: CheckResult = checking.value
+            checked: CheckResult = await self.wait(request=checking)
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
             checked = CheckResult(126, "", interrupted=True)
         finally:
             self.check_since = None
-        books = self.books
+        books, command = self.books, self.options.check
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
-        books.is_unchecked = checked.interrupted
         if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
@@ -3010,22 +2965,20 @@ class Run:
             books.complaint = ""
             self.journal.note("check", "passed", "good")
         elif checked.status in (126, 127) and not books.check:  # a shell's "no such"
-            command = self.options.check
             raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")
         else:
             books.check = "failed"
-            books.complaint = CHECK_FAILED.format(
-                command=self.options.check, status=checked.status, output=checked.output
-            )
+            books.complaint = CHECK_FAILED.format(command=command, **checked._asdict())
             self.journal.note("check", said, "bad")
+        books.is_unchecked = checked.interrupted
         return books.check
 
-    def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
+    def settle(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
         is_tagged = plan.summary is not None
         has_progress = self.take_stock(plan) or (is_tagged and not self.books.has_tagged)
         self.books.has_tagged = self.books.has_tagged or is_tagged
-        known = collections.Counter(near.fault for near in iteration.plan.near_misses)
+        known = collections.Counter(near.fault for near in talk.plan.near_misses)
         near_misses = []
         for near in plan.near_misses:
             if known[near.fault] <= 0:
@@ -3035,18 +2988,13 @@ class Run:
             self.journal.note("warn", said, "warn")
         ended = outcome.kind
         if ended in WORKED and has_progress:
-            ended = what_was_settled(iteration.task, iteration.plan, plan)
+            ended = what_was_settled(talk.task, talk.plan, plan)
         elif ended == "done":
             ended = "nothing settled"
-        result = iteration.result(self.now)._replace(
-            outcome=outcome.kind,
-            ended=ended,
-            problem=outcome.problem[: Journal.LONGEST_TEXT],
-            fault=outcome.fault,
-            check=check,
-            progress=has_progress,
-        )
-        note_result(self.journal, result, plan, iteration.talk.id)
+        kind, problem, fault = outcome
+        result = talk.result(self.now, kind, ended, problem[: Journal.LONGEST_TEXT], fault)
+        result = result._replace(check=check, progress=has_progress)
+        note_result(self.journal, result, plan, talk.id)
         self.books.add(result)
         if result.worked:
             self.server.failures = 0
@@ -3070,34 +3018,24 @@ class Run:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
 
-        def is_complete() -> bool:
-            """Nothing needs to be tried again, or waited for: a person may have done it all."""
-            return self.plan.summary is not None and not self.books.complaint
-
-        if is_complete():
-            return None
+        if self.plan.summary is not None and not self.books.complaint:
+            return None  # nothing needs to be tried again: a person may have done it all
         step = self.line.after(result, self.model, self.now)
         if not isinstance(step, Wait):
             return step
         self.goes_on = False
 
-        def is_over() -> bool:
-            """The next turn finds out what made the wait end, such as --max-time."""
-            has_limit = self.limits.reached(self.used) is not None
-            return self.goes_on or self.pause_wanted or is_complete() or has_limit
+        def is_over() -> bool:  # the next turn rests for the same reason
+            return self.goes_on or self.reason_to_rest(self.plan) is not None
 
         if is_over():
             return None
         self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
         began = self.now
-        self.wait_until = began + step.seconds
-        try:
-            with self.showing("waiting", step.why):
-                await self.wait(self.wait_until, sooner=is_over)
-        finally:
-            self.wait_until = None
-            if step.for_provider:
-                self.books.waited += self.now - began
+        with self.showing("waiting", step.why, began + step.seconds):
+            await self.wait(began + step.seconds, sooner=is_over)
+        if step.for_provider:
+            self.books.waited += self.now - began
         return None
 
     # What it needs: plan and prompt, and the server.
@@ -3121,10 +3059,10 @@ class Run:
     async def look_at_files(self) -> None:
         """Read plan and prompt once; a look that is on its way may be too old."""
         reading = self.read_again()
-        with suppress(RequestError):  # `hear` sees to it
+        try:
             await self.wait(self.now + LOCAL_WITHIN, reading)
-        if not reading.done:
-            self.hear(Answer(reading, error=RequestError(0, "no answer came")))
+        except RequestError as error:  # it has failed, which was heard, or it hangs
+            self.hear_answer(Answer(reading, error=error))
 
     # What happens, wherever it stands.
 
@@ -3134,16 +3072,14 @@ class Run:
             self.hear_answer(event)
         elif isinstance(event, FROM_SESSION):
             self.hear_session(event)
-        elif isinstance(event, Edited):
-            if event.path == self.options.plan:
-                self.files.read_at = self.mind_at = self.now
+        elif isinstance(event, Edited) and event.path == self.options.plan:
+            self.files.read_at = self.mind_at = self.now
         elif isinstance(event, Key):
             self.press(event)
-        elif isinstance(event, StreamOpened):
-            if self.talk:
-                self.talk.look_within(0)
-        elif isinstance(event, ServerDied):
-            if event.launch == self.server.launch and not self.server.is_down:
+        elif isinstance(event, StreamOpened) and self.talk:
+            self.talk.look_within(0)
+        elif isinstance(event, ServerDied) and event.launch == self.server.launch:
+            if not self.server.is_down:  # else it is being started, which finds it out
                 self.server.lose(event.problem)
         elif isinstance(event, Signalled):
             self.end(f"stopped by {event.name}")
@@ -3163,9 +3099,8 @@ class Run:
         if request is self.files.reading:
             problem = f"{self.options.plan} cannot be read: {request.error}"
             self.files.take(request.result or FilesRead(None, None, problem))
-        elif request.name == "reply":
-            if self.talk:
-                self.talk.asks.delivered(request)
+        elif request.name == "reply" and self.talk:
+            self.talk.asks.delivered(request)
         elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(request.error), "warn")
         elif request.name == "hand_over":
@@ -3186,7 +3121,7 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.stage in ("ready", "paused", "complete", "error") or not self.wanted:
+        if self.stage in ("paused", "complete", "error") or not self.wanted:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
@@ -3195,7 +3130,7 @@ class Run:
             return
         self.mind_at = self.now + MIND_EVERY
         files = self.files
-        if not files.reading and self.now >= files.read_at and not self.rests_at:
+        if not files.reading and self.now >= files.read_at and self.rests_at is NO_END:
             self.read_again()
         if self.talk:
             self.talk.mind()
@@ -3204,10 +3139,8 @@ class Run:
 
     def press(self, key: Key) -> None:
         """Give the key to what is in front of the person: a question, else the table KEYS."""
-        if key.about == QUIT_SHOWN and not self.confirming_quit:
-            return  # the iteration has ended meanwhile, and the question with it
-        if self.confirming_quit and key.about not in (None, QUIT_SHOWN):
-            return  # it was pressed before the question was on the screen: a key held down
+        if key.about is not None and (key.about == QUIT_SHOWN) != self.confirming_quit:
+            return  # "Q again" was not on the screen yet, or is out of date
         if self.confirming_quit:
             self.confirming_quit = False
             if key.name == "q":
@@ -3217,23 +3150,12 @@ class Run:
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
         else:
-            uses = [use for known in KEYS if known.name.lower() == key.name for use in known.uses]
-            for use in uses:
-                if use.when(self):
-                    use.do(self)
-                    return
-
-    @property
-    def waits_for_start(self) -> bool:
-        return not self.wanted and self.stage in ("starting", "ready")
-
-    @property
-    def can_pause(self) -> bool:
-        return self.wanted and self.stage in ("running", "waiting", "starting")
+            _label, do = uses_of(self).get(key.name.capitalize(), ("", lambda: None))
+            do()
 
     def want(self) -> None:
-        """S: start, or go on from where it rests."""
-        self.wanted = self.goes_on = True
+        """S: start."""
+        self.wanted = True
         if self.stage == "starting":
             self.reason = "begins when the server is ready"
 
@@ -3253,8 +3175,11 @@ class Run:
         self.journal.note("note", "opening OpenCode's interface on this session", "dim")
         self.request("hand_over")
 
-    def show_overlay(self, overlay: str) -> None:
-        self.overlay = overlay
+    def toggle_plan(self) -> None:
+        self.overlay = "" if self.overlay == "plan" else "plan"
+
+    def show_help(self) -> None:
+        self.overlay = "help"
 
     def quit(self) -> None:
         """Q: where an iteration would be lost, ask first."""
@@ -3268,12 +3193,7 @@ class Run:
     @property
     def status(self) -> int:
         """The exit status, if it ended now."""
-        return self.rests_at.status if self.rests_at else 130
-
-    @property
-    def limit(self) -> str:
-        """The option that makes it rest, such as max_cost."""
-        return self.rests_at.limit if self.rests_at else ""
+        return self.rests_at.status
 
     @property
     def shown_state(self) -> str:
@@ -3294,7 +3214,7 @@ class Run:
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
         under_way = self.iteration
-        return self.books.spent.plus(under_way.talk.spent) if under_way else self.books.spent
+        return self.books.spent.plus(under_way.spent) if under_way else self.books.spent
 
     @property
     def used(self) -> dict[str, float]:
@@ -3308,13 +3228,9 @@ class Run:
     @property
     def model(self) -> str:
         """The model at work, or the one that will be."""
-        if self.iteration and self.iteration.talk.model:
-            return self.iteration.talk.model
+        if self.iteration and self.iteration.model:
+            return self.iteration.model
         return self.line.current or self.line.last_seen or self.briefing.first_model()
-
-    def need_person(self, said: str) -> None:
-        self.confirming_quit = False  # what is asked is in front of a person now
-        self.notify("asked", said)
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
@@ -3334,54 +3250,44 @@ class Run:
             self.request("notify", facts)
 
 
-class Use(NamedTuple):
-    """What a key is good for, and when; `label` is the footer's word, "": it is not told there."""
-
-    label: str
-    when: Callable[[Run], bool]
-    do: Callable[[Run], None]
-
-
-class KeyHelp(NamedTuple):
-    """A key, what the help says of it, and its uses, of which the first possible one counts."""
-
-    name: str
-    help: str
-    uses: tuple[Use, ...] = ()  # none: the screen takes it, or what is asked does
-
-
-# fmt: off
-KEYS = (
-    KeyHelp("S", "start", (
-        Use("start", lambda run: run.waits_for_start, Run.want),
-        Use("go on", lambda run: run.stage == "complete", Run.want))),
-    KeyHelp("Space", "pause after this iteration, or go on", (
-        Use("", lambda run: run.waits_for_start or run.stage == "complete", Run.want),
-        Use("go on", lambda run: run.can_pause and run.pause_wanted, Run.toggle_pause),
-        Use("pause", lambda run: run.can_pause, Run.toggle_pause),
-        # R alone goes beyond a limit.
-        Use("go on", lambda run: run.stage == "paused" and not run.rests_at, Run.go_on))),
-    KeyHelp("R", "retry after an error; go on at a limit", (
-        Use("raise the limit", lambda run: run.limit in RAISED_BY_R, Run.go_on),
-        Use("retry", lambda run: bool(run.limit) or run.stage in ("error", "waiting"), Run.go_on),
-        Use("", lambda run: run.stage in ("paused", "complete"), Run.go_on))),
-    KeyHelp("X", "abort this iteration, or its check", (
-        Use("abort", lambda run: bool(run.talk) or run.check_since is not None, Run.abort),)),
-    KeyHelp("T", "this session in OpenCode's own interface, and back", (
-        Use("session", lambda run: bool(run.talk and run.talk.id and not run.server.is_down),
-            Run.hand_over),)),
-    KeyHelp("P", "the plan: what was done, what it cost; P or Esc goes back", (
-        Use("activity", lambda run: run.overlay == "plan", lambda run: run.show_overlay("")),
-        Use("plan", lambda run: True, lambda run: run.show_overlay("plan")))),
-    KeyHelp("?", "this help", (
-        Use("help", lambda run: True, lambda run: run.show_overlay("help")),)),
-    KeyHelp("Q", "quit, like ctrl-c (asks once while an iteration runs)", (
-        Use("quit", lambda run: True, Run.quit),)),
-    KeyHelp("Y A N", "permission: once, always (it says for what), no"),
-    KeyHelp("1-9 N", "question: an answer, or none"),
-    KeyHelp("arrows", "scroll; so do PgUp, PgDn, Home and End"),
+KEYS = (  # and what the help says of them
+    ("S", "start"),
+    ("Space", "pause after this iteration, or go on"),
+    ("R", "retry after an error; go on at a limit"),
+    ("X", "abort this iteration, or its check"),
+    ("T", "this session in OpenCode's own interface, and back"),
+    ("P", "the plan: what was done, what it cost; P or Esc goes back"),
+    ("?", "this help"),
+    ("Q", "quit, like ctrl-c (asks once while an iteration runs)"),
+    ("Y A N", "permission: once, always (it says for what), no"),
+    ("1-9 N", "question: an answer, or none"),
+    ("arrows", "scroll; so do PgUp, PgDn, Home and End"),
 )
-# fmt: on
+
+
+def uses_of(run: Run) -> dict[str, tuple[str, Callable[[], None]]]:
+    """What each key does now: the footer's word ("": it is not told there), and how."""
+    uses: dict[str, tuple[str, Callable[[], None]]] = {}
+    if run.stage == "ready" or (run.stage == "starting" and not run.wanted):
+        uses.update(S=("start", run.want), Space=("", run.want))
+    elif run.stage == "complete":
+        uses.update(S=("go on", run.go_on), Space=("", run.go_on))
+    elif run.stage in ("running", "waiting", "starting"):
+        uses["Space"] = ("go on" if run.pause_wanted else "pause", run.toggle_pause)
+    elif run.stage == "paused" and run.rests_at is NO_END:  # R alone goes beyond a limit
+        uses["Space"] = ("go on", run.go_on)
+    if run.rests_at.limit in RAISED_BY_R:
+        uses["R"] = ("raise the limit", run.go_on)
+    elif run.rests_at.limit or run.stage in ("error", "waiting"):
+        uses["R"] = ("retry", run.go_on)
+    elif run.stage in ("paused", "complete"):
+        uses["R"] = ("", run.go_on)
+    if run.talk or run.check_since is not None:
+        uses["X"] = ("abort", run.abort)
+    if run.talk and run.talk.id and not run.server.is_down:
+        uses["T"] = ("session", run.hand_over)
+    uses["P"] = ("activity" if run.overlay == "plan" else "plan", run.toggle_plan)
+    return {**uses, "?": ("help", run.show_help), "Q": ("quit", run.quit)}
 
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
@@ -3854,7 +3760,7 @@ def state_pieces(run: Run) -> tuple[Piece, ...]:
         if most and run.books.counted == run.number - bool(run.iteration):
             fact += f" of {most:.0f}"
         if run.iteration:
-            fact += f" {duration(run.now - run.iteration.talk.started)}"
+            fact += f" {duration(run.now - run.iteration.started)}"
         most = run.limits.most["max_time"]
         limit = f" of {duration(most)}" if most else ""
         facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
@@ -3891,7 +3797,7 @@ def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
         left = run.wait_until - run.now
         at = time_of_day(run.clock.wall + left)
         reason = f"again at {at}, in {duration(left)}: {run.reason}"
-    elif run.files.trouble and run.rests_at is None:
+    elif run.files.trouble and run.rests_at is NO_END:
         reason = run.files.trouble
     if reason or task is None:
         return ((0, style, f" {one_line(reason or 'no pending task')}"),)
@@ -3901,7 +3807,7 @@ def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
 
 def spend_pieces(run: Run) -> tuple[Piece, ...]:
     """Model and agent, and what was spent."""
-    talk = run.iteration.talk if run.iteration else None
+    talk = run.iteration
     agent = talk.agent if talk else run.options.agent
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
@@ -3954,7 +3860,7 @@ def view_tasks(run: Run) -> list[TaskView]:
     passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
     if run.iteration:
-        began = run.iteration.talk.started  # in whole seconds, or every picture were a new one
+        began = run.iteration.started  # in whole seconds, or every picture were a new one
         results.append(run.iteration.result(began + int(run.now - began)))
     for result in results:
         name = (result.phase, result.task)
@@ -4004,10 +3910,7 @@ def hints(run: Run) -> tuple[tuple[str, str], ...]:
         return (("Q", "again quits"), ("any other key", "goes on"))
     if run.overlay == "help":
         return (("any key", "back"), ("Q", "quit"))
-    labels = (
-        (key.name, next((use.label for use in key.uses if use.when(run)), "")) for key in KEYS
-    )
-    return tuple((name, label) for name, label in labels if label)
+    return tuple((name, label) for name, (label, _do) in uses_of(run).items() if label)
 
 
 class Scroll:
@@ -4101,9 +4004,9 @@ def footer(picture: Picture, width: int) -> Row:
 
 def help_rows(width: int) -> list[Row]:
     rows: list[Row] = []
-    for key in KEYS:
-        name = key.name
-        for line in wrap(key.help, max(1, width - 9)):
+    for key, told in KEYS:
+        name = key
+        for line in wrap(told, max(1, width - 9)):
             rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
             name = ""
     signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
@@ -6849,7 +6752,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         if not run.server.is_down:  # else: the next one's password, beside the last one's address
             secrets = (server.username, server.password, list(run.options.opencode))
             record.update(zip(SECRETS, secrets))
-        return {**record, "status": run.status} if run.rests_at else record
+        return {**record, "status": run.status} if run.rests_at is not NO_END else record
     # It may have been looked at for hours before somebody pressed Q.
     entries = reversed(run.journal.entries)
     ends = (one.time for one in entries if (one.record or {}).get("record") == "run")
@@ -6979,7 +6882,7 @@ BOOTSTRAP_OPTIONS = "-f --force                    replace what exists, and keep
 
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {key.name:<7} {key.help}{chr(10)}" for key in KEYS)}
+{"".join(f"  {name:<7} {told}{chr(10)}" for name, told in KEYS)}
 Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.

@@ -3940,7 +3940,7 @@ def test_the_help_can_be_read_on_a_small_screen() -> None:
         scroll.moved = moved
         read += drawn(story.picture(), 40, 12, scroll)[2:10]
     shown = " ".join(" ".join(dict.fromkeys(read)).split())
-    words = " ".join(f"{key.name} {key.help}" for key in ocloop.KEYS)
+    words = " ".join(" ".join(key) for key in ocloop.KEYS)
     for word in (*words.split(), "▸", "○", "☐", "×2", "▒", "(arrows)"):
         assert word in shown, word
     assert scroll.away["help"] > 9
