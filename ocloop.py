@@ -5787,10 +5787,8 @@ ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 
 class Server:
-    """The `opencode serve` process and everything it starts, or somebody else's server (--server).
-
-    One command at a time starts or stops it, until it is closed.
-    """
+    """The `opencode serve` process and all that it starts, or somebody else's server (--server).
+    One command at a time starts or stops it, until it is closed."""
 
     def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
@@ -5799,12 +5797,10 @@ class Server:
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
         self.mark = os.urandom(12).hex()
-        self.username = DEFAULT_USER
-        self.password = ""  # each start has one of its own
-        if options.server:
-            known = self.environment.get
-            self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
-            self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
+        known = self.environment if options.server else {}
+        self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
+        password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
+        self.password = password or ""  # each start has one of its own
         self.dialect: OpenCode | None = None  # of one that has answered
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
@@ -5822,17 +5818,15 @@ class Server:
             self.stop()
             try:
                 url = options.server or self._launch()
-                dialect, version = self._meet(url)
+                self.dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop()
-                said = f"{problem}{self._last_words()}"
-                raise Problem(said, problem.status, problem.again) from None
-            self.dialect = dialect
-            self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
+                raise Problem(f"{problem}{self._last_words()}", again=problem.again) from None
+            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             in_thread(self.reader.run)
             if self.process:
                 in_thread(self._watch, self.process, launch)
-            return url, version, dialect.generation
+            return url, version, self.dialect.generation
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -5840,7 +5834,7 @@ class Server:
         port = self.options.port
         if port and not port_is_free(port):
             advice = "choose another one with --port, or leave --port out for a free one"
-            raise Problem(f"port {port} is taken, or is none: {advice}")
+            raise Problem(f"port {port} is taken: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
         environment = {**self.environment, **login_environment(self.username, self.password)}
@@ -5856,11 +5850,10 @@ class Server:
                 )
                 self.process = process
                 self.guard.watch(process.pid)
-        except OSError as error:
-            # It may be missing for some seconds only: an upgrade replaces it.
+        except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
-        import http.client  # noqa: F401 (whoever needs it next has not to wait for it)
+        import http.client  # noqa: F401 (who needs it next has not to wait for it)
 
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
@@ -5910,9 +5903,10 @@ class Server:
                 if process and process.poll() is not None:
                     said = ENDED_BY_ITSELF.format(process.returncode)
                     raise Problem(said, again=True) from None
-                if error.code in (401, 403):
-                    if self.username == DEFAULT_USER:
-                        raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                is_refused = error.code in (401, 403)
+                if is_refused and self.username == DEFAULT_USER:
+                    raise Problem(f"{url}: {WRONG_PASSWORD}") from None
+                if is_refused:
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
                 is_booting = error.code == 503 and error.name != "service_failed"
@@ -5984,8 +5978,7 @@ def port_is_free(port: int) -> bool:
 
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────
 # What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else. Nothing is
-# decided here, but that a check which was stopped before it began does not begin.
+# file system, a check of an hour, a server that is being started) holds up nothing else.
 
 
 class Outside:
@@ -6002,19 +5995,15 @@ class Outside:
         self.measure_server = server.look_after
         self.check_mark = f"{server.mark}.check"  # what the check starts carries it
         self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
-        self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
-        """Have a request made."""
-        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
-            self.check_is_wanted = request.name == "run_check"
         if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
             return
         making = in_thread(self._make, request)
         if request.name == "notify":
-            making.join(1.0)  # the program may be about to end
+            self.notifying = making
 
     def _make(self, request: Request) -> None:
         try:
@@ -6034,13 +6023,10 @@ class Outside:
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    # Shell commands of a person's: --check and --notify.
-
     def _shell(
         self, command: str, facts: dict[str, str], cwd: str, stdout: int
     ) -> subprocess.Popen[bytes]:
-        """Start one. Facts from plan and model may be longer and stranger than an environment can
-        hold."""
+        """Start a command of a person's. No environment holds all that a plan or a model says."""
         env: dict[str, Any] = dict(self.server.environment)
         for name, value in facts.items():
             env[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
@@ -6050,15 +6036,12 @@ class Outside:
         options = self.options
         server = self.server
         facts = {**facts, MARK: self.check_mark}
-        try:
-            with server.lock:
-                if server.closing or not self.check_is_wanted:
-                    return CheckResult(126, "", interrupted=True)
-                server.guard.watch(server.process.pid if server.process else 0)
-                process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
-                self.check = process
-        except OSError as error:
-            return CheckResult(126, f"the check cannot be started: {error}")
+        with server.lock:
+            if server.closing:
+                return CheckResult(126, "", interrupted=True)
+            server.guard.watch(server.process.pid if server.process else 0)
+            process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
+            self.check = process
         tail = bytearray()
 
         def read() -> None:
@@ -6089,24 +6072,15 @@ class Outside:
             end_group(process, 0.5, self.check_mark)
 
     def notify(self, facts: dict[str, str]) -> None:
-        """Not waited for, but for saying that it failed. It may outlive the run: what it starts
-        carries no mark."""
-        directory = self.options.directory
-        cwd = directory if os.path.isdir(directory) else "/"
-        try:
-            process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
-        except OSError as error:
-            raise Problem(f"--notify cannot be started: {error}") from None
-
-        def wait() -> None:
-            status = wait_for_end(process, NOTIFY_WITHIN)
-            if status is None:
-                end_group(process, 0.5, "")
-                self.post(Noted("warn", f"--notify was ended after {duration(NOTIFY_WITHIN)}"))
-            elif status:
-                self.post(Noted("warn", f"--notify ended with exit status {status}"))
-
-        self.notifying = in_thread(wait)
+        """It may outlive the run: what it starts carries no mark."""
+        cwd = self.options.directory if os.path.isdir(self.options.directory) else "/"
+        process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
+        status = wait_for_end(process, NOTIFY_WITHIN)
+        if status is None:
+            end_group(process, 0.5, "")
+            raise Problem(f"--notify was ended after {duration(NOTIFY_WITHIN)}")
+        if status:
+            raise Problem(f"--notify ended with exit status {status}")
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -6517,9 +6491,8 @@ class RunFile:
         """The descriptor of what is locked, until it is closed. BlockingIOError where another
         process has it, another OSError where there are no locks."""
         if self.folder:
-            flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
             with private(self.folder) as folder:
-                number = open_ours(self.lock_name, flags, folder)
+                number = open_ours(self.lock_name, os.O_RDWR | os.O_CREAT, folder)
         else:
             number = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
