@@ -5723,18 +5723,28 @@ def remove_libraries(folder: str, before: float = NEVER) -> None:
 # The guard is a small shell that holds a pipe from ocloop: when that ends without the word "over",
 # ocloop was killed, and the guard ends what it started. Its arguments: the mark (a whole entry of
 # an environment; that of a check or of `attach` is longer), where /proc is, the command that lists
-# processes where there is none, the folder with OpenCode's libraries, and what they are called.
+# processes where there is none, the folder with OpenCode's libraries, and what they are called. The
+# 48th and 49th word behind the name in `stat` say where an environment begins and ends: one that is
+# made to look endless is not read.
 GUARD = """\
 trap '' HUP INT TERM
+mark=$1 proc=$2 ps=$3
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
-    if [ -r "$1/self/environ" ]; then
-        for folder in "$1"/[0-9]*; do
-            [ -r "$folder/environ" ] && head -c 8388608 "$folder/environ" | tr '\\n\\0' '\\1\\n' |
-                grep -aqxE "$entry" && echo "${folder##*/}"
+    files=
+    if [ -r "$proc/self/environ" ]; then
+        for folder in "$proc"/[0-9]*; do
+            read -r stat <"$folder/stat" || continue
+            set -- ${stat##*) }
+            [ $((${49:-9999999} - ${48:-0})) -lt 8388608 ] && files="$files $folder/environ"
+        done
+        for file in $(grep -lasF "OCLOOP_RUN=$mark" $files /dev/null); do
+            tr '\\n\\0' '\\1\\n' <"$file" | grep -aqxE "$entry" || continue
+            file=${file%/environ}
+            echo "${file##*/}"
         done
     else
-        $2 | sed -nE "s/^ *([0-9]+) (.* )?$entry( .*)?\\$/\\1/p"
+        $ps | sed -nE "s/^ *([0-9]+) (.* )?$entry( .*)?\\$/\\1/p"
     fi
 }
 group=0
@@ -5744,40 +5754,13 @@ while read -r word; do
 done
 for signal in TERM KILL; do
     [ "$group" -gt 1 ] && kill -$signal "-$group" 2>/dev/null
-    for pid in $(marked "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
+    for pid in $(marked); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
 [ -d "$4" ] && [ ! -L "$4" ] || exit 0
 ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 exit 0
 """
-
-
-class Guard:
-    """Ends what we started when we are killed without being able to do it ourselves."""
-
-    def __init__(self, mark: str, environment: dict[str, str], libraries: str = "") -> None:
-        given = (mark, PROC, " ".join(PS), libraries, LIBRARY)
-        self.argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", *given]
-        self.environment = environment
-        self.process: subprocess.Popen[bytes] | None = None
-        self.lock = threading.Lock()
-
-    def watch(self, group: int) -> None:
-        """From now on this process group is to be ended, too; 0: none. Somebody may have killed the
-        guard: then there is another one."""
-        with self.lock, suppress(OSError):
-            if self.process is None or self.process.poll() is not None:
-                how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-                self.process = spawn(self.argv, cwd="/", env=self.environment, **how)
-            assert self.process.stdin
-            self.process.stdin.write(f"{group}\n".encode())
-            self.process.stdin.flush()
-
-    def dismiss(self) -> None:
-        with self.lock, suppress(OSError, subprocess.TimeoutExpired):
-            if self.process:
-                self.process.communicate(b"over\n", timeout=2)
 
 
 # ── opencode: the server's process ────────────────────────────────────────────────────────────────
@@ -5804,7 +5787,7 @@ class Server:
         self.dialect: OpenCode | None = None  # of one that has answered
         self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
-        self.guard = Guard(self.mark, self.environment, libraries)
+        self.guard: subprocess.Popen[bytes] | None = None
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
@@ -5816,6 +5799,7 @@ class Server:
         options = self.options
         with self.turn:
             self.stop()
+            self._guard(0)  # it is there before there is something to guard
             try:
                 url = options.server or self._launch()
                 self.dialect, version = self._meet(url)
@@ -5844,12 +5828,11 @@ class Server:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
-                self.guard.watch(0)  # it is there before there is something to guard
                 process = spawn(
                     argv, cwd=self.options.directory, env=environment, stdout=subprocess.PIPE
                 )
                 self.process = process
-                self.guard.watch(process.pid)
+                self._guard(process.pid)
         except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
@@ -5929,7 +5912,7 @@ class Server:
                 self.reader.stop()
             if process:
                 end_group(process, 1.0, self.mark)
-                self.guard.watch(0)
+                self._guard(0)
             remove_libraries(self.libraries)
 
     def _say_farewell(self, dialect: OpenCode, session: str) -> None:
@@ -5947,24 +5930,32 @@ class Server:
                 dialect.dispose()
 
     def close(self, session: str = "") -> None:
-        """Stop for good. What cannot be ended in time is left to the guard."""
+        """Stop for good. If that is not waited for to its end, the guard does the rest."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        stopping = in_thread(self.stop, session)
-        stopping.join(CLOSED_WITHIN)
-        if not stopping.is_alive():
-            self.guard.dismiss()
+        self.stop(session)
+        if self.guard:
+            self._guard("over")
+
+    def _guard(self, word: object) -> None:
+        """Tell the guard which process group to end, too (0: none), or that all is over."""
+        with suppress(OSError):
+            if self.guard is None:
+                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)]
+                argv += [self.libraries, LIBRARY]
+                how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
+                self.guard = spawn(argv, cwd="/", env=self.environment, **how)
+            assert self.guard.stdin
+            self.guard.stdin.write(f"{word}\n".encode())
 
     def look_after(self) -> int:
         """See to what must not grow as the night goes on; returns MiB resident of its process
         group, 0 when they cannot be told."""
-        with self.lock:
-            process = self.process
-            self.guard.watch(process.pid if process else 0)
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
+        process = self.process
         return group_memory(process.pid) if process else 0
 
 
@@ -6039,7 +6030,6 @@ class Outside:
         with server.lock:
             if server.closing:
                 return CheckResult(126, "", interrupted=True)
-            server.guard.watch(server.process.pid if server.process else 0)
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             self.check = process
         tail = bytearray()
@@ -6327,9 +6317,9 @@ def why_no_screen() -> str:
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run reads, and what it leaves for others, all of it private to the user: its log, and per
-# plan a lock that dies with its owner and a state file that `status` and `attach` read. Writing is
-# done on one thread, so that a file system that hangs holds up neither the run nor its end.
+# What a run reads, and what it leaves for others, private to the user: its log, and per plan a lock
+# that dies with its owner and a state file, which `status` and `attach` read. Writing is done on one
+# thread, so that a file system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int, most: int) -> str:
@@ -6360,11 +6350,10 @@ def read_text(path: str, what: str) -> tuple[str | None, str]:
 class Writer:
     """One thread that writes, in order. What cannot be written is said once, and tried on."""
 
-    MOST = 20_000  # jobs that wait for a file system that hangs; more are dropped
-
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(self.MOST)
+        # A file system may hang: what is more than that is dropped.
+        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
         self.thread = in_thread(self._run)
 
     def put(self, job: Callable[[], None], what: str, advice: str) -> None:
@@ -6464,10 +6453,8 @@ class RunFile:
             except BlockingIOError:
                 time.sleep(0.1)
             except OSError as error:  # some file systems know no locks
-                self.problem = (
-                    f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
-                    "sure that no second loop works on this plan"
-                )
+                said = f"no lock can be had in {self.folder or self.home} ({error.strerror})"
+                self.problem = f"{said}: make sure that no second loop works on this plan"
                 return 0
         return self.last_pid() or -1
 
@@ -6483,18 +6470,17 @@ class RunFile:
 
     def last_pid(self) -> int:
         """Who took the lock last; 0: it does not say."""
-        with suppress(OSError, ValueError), private(self.folder) as folder:
-            return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder), 100))
+        with suppress(OSError, ValueError):
+            return int(read_whole(open_ours(self.folder, self.lock_name, os.O_RDONLY), 100))
         return 0
 
     def locked(self, how: int) -> int:
         """The descriptor of what is locked, until it is closed. BlockingIOError where another
         process has it, another OSError where there are no locks."""
         if self.folder:
-            with private(self.folder) as folder:
-                number = open_ours(self.lock_name, os.O_RDWR | os.O_CREAT, folder)
+            number = open_ours(self.folder, self.lock_name, os.O_RDWR | os.O_CREAT)
         else:
-            number = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            number = os.open(self.home, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(number, how | fcntl.LOCK_NB)
         except OSError:
@@ -6502,27 +6488,19 @@ class RunFile:
             raise
         return number
 
-    def keep_lock(self, folder: int) -> None:
-        """Take it anew where somebody has cleaned it away: without a name it keeps nobody out."""
-        if self.lock is None:
-            return
-        with suppress(OSError):
-            named = os.stat(self.lock_name, dir_fd=folder, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(self.lock)):
-                return
-        held = self.acquire()
-        if held:
-            raise OSError(errno.EBUSY, f"another loop works on this plan, {process_of(held)}")
-
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
+        if self.lock is not None and not os.fstat(self.lock).st_nlink:
+            held = self.acquire()  # somebody cleaned the lock away: so it keeps nobody out
+            if held:
+                said = f"another loop works on this plan, {process_of(held)}"
+                raise OSError(errno.EBUSY, said)
         with private(self.folder) as folder:
-            self.keep_lock(folder)
             draft = f"{self.name}.{os.urandom(8).hex()}"
             try:
-                number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
+                number = open_ours(self.folder, draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                     json.dump(record, file)
                 os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -6538,8 +6516,7 @@ class RunFile:
 
 def read_record(folder: str, name: str) -> Json:
     try:
-        with private(folder) as number:
-            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number), LARGEST)))
+        record = as_dict(json.loads(read_whole(open_ours(folder, name, os.O_RDONLY), LARGEST)))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
         return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
@@ -6572,10 +6549,11 @@ def private(folder: str) -> Iterator[int]:
         os.close(number)
 
 
-def open_ours(name: str, flags: int, folder: int) -> int:
-    """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+def open_ours(folder: str, name: str, flags: int) -> int:
+    """A file in a folder of our own, never by way of a link, nor one that is somebody else's."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    number = os.open(name, flags, 0o600, dir_fd=folder)
+    with private(folder) as place:
+        number = os.open(name, flags, 0o600, dir_fd=place)
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
         os.close(number)
@@ -6637,14 +6615,14 @@ def changes_since(directory: str, commit: str) -> Json | None:
     rows = re.findall(r"^(\d+|-)\t(\d+|-)\t", differ, re.MULTILINE)  # "-": it is binary
     added, removed = (sum(int(row[i]) for row in rows if row[i] != "-") for i in (0, 1))
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
-    names = [name for name in others.split("\0") if name]
+    names = list(filter(None, others.split("\0")))
     until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind
     for name in names:
         if time.monotonic() < until:
             text, _problem = read_text(os.path.join(directory, name), "file")
             added += (text or "").count("\n")
-    sums = {"untracked": len(names), "added": added, "removed": removed}
-    return {"commit": commit, "files": len(rows) + len(names), **sums}
+    counts = {"files": len(rows) + len(names), "untracked": len(names)}
+    return {"commit": commit, **counts, "added": added, "removed": removed}
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
@@ -6654,7 +6632,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    asks = [waiting.ask for waiting in talk.asks.open.values()] if talk else []
+    asks = [waiting.ask for waiting in talk.asks.open.values()] if talk else ()
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
     retry = ""
     if talk and talk.retry:
@@ -6704,8 +6682,8 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
-        known = (environment.get(name), "127.0.0.1", "localhost")
-        environment[name] = ",".join(filter(None, known))
+        known = environment.get(name)
+        environment[name] = f"{known + ',' if known else ''}127.0.0.1,localhost"
     if record.get("generation") == OpenCode2.generation:
         return [*opencode, directory, "--server", server, "--session", session], environment
     return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
@@ -7335,7 +7313,7 @@ class Driver:
             self._show,
             # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
             lambda: in_thread(self.outside.stop_check).join(5.0),
-            lambda: in_thread(self.server.close, session).join(2 * CLOSED_WITHIN),
+            lambda: in_thread(self.server.close, session).join(CLOSED_WITHIN),
             lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close if self.screen else lambda: None,

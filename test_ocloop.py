@@ -5987,8 +5987,8 @@ def test_an_environment_that_looks_endless_is_not_read_to_its_end(
     monkeypatch.setattr(ocloop, "PROC", str(proc))
     marks = {process.pid: process.marks for process in ocloop.list_processes()}
     assert marks == {1: ["me"], 42: ["me", "far"], 43: ["me", "far"], 44: ["me", "far"]}
-    script = ocloop.GUARD.partition("group=0")[0] + 'marked "$2" "$3"; true'
-    for mark, found in (("me", "1 42 43 44"), ("m", ""), ("far", "42 43 44")):
+    script = ocloop.GUARD.partition("group=0")[0] + "marked"
+    for mark, found in (("me", "42 43"), ("m", ""), ("far", "42 43")):
         argv = ["/bin/sh", "-c", script, "guard", mark, str(proc), "false"]
         assert subprocess.check_output(argv, text=True).split() == found.split()
 
@@ -6061,14 +6061,16 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
     end = threading.Event()
     monkeypatch.setattr(server, "_say_farewell", lambda *_: end.wait(GENEROUS))
     server.dialect = a_dialect()
-    server.guard.watch(0)
-    guard = server.guard.process
+    server._guard(0)
+    guard = server.guard
     if where == "start":
         threading.Thread(target=lambda: server.turn.acquire() and end.wait(GENEROUS)).start()
     before = time.monotonic()
-    server.close("ses_1")
+    ocloop.in_thread(server.close, "ses_1").join(ocloop.CLOSED_WITHIN)
     assert time.monotonic() - before < GENEROUS / 2
     assert guard and guard.stdin
+    if where == "farewell":
+        assert guard.wait(GENEROUS) == 0
     assert (guard.poll() is None) == (where == "start"), "it is needed where something may be left"
     end.set()
     guard.stdin.close()
@@ -6436,11 +6438,9 @@ def test_what_the_folder_of_libraries_leads_to_is_left_alone(tmp_path: Path) -> 
     shutil.rmtree(libraries)
     libraries.symlink_to(theirs)
     ocloop.remove_libraries(str(libraries))
-    guard = ocloop.Guard("0" * 24, dict(os.environ), str(libraries))
-    guard.watch(0)
-    assert guard.process and guard.process.stdin
-    guard.process.stdin.close()
-    guard.process.wait(GENEROUS)
+    given = ("0" * 24, ocloop.PROC, " ".join(ocloop.PS), str(libraries), ocloop.LIBRARY)
+    argv = ["/bin/sh", "-c", ocloop.GUARD, "ocloop-guard", *given]
+    subprocess.run(argv, stdin=subprocess.DEVNULL, check=True)
     assert len(list(theirs.iterdir())) == 2
 
 
@@ -9549,19 +9549,6 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     for helper, env in zip(helpers[3:], theirs):
         assert helper.poll() is None, f"what is not ours is left alone: {env}"
     assert [path.exists() for path in files] == [False, True, True]
-
-
-def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
-    """After `kill -9` a guard ends what is left, and it is there when it is needed."""
-    answers = ["sleep:0.3"] * 5 + ["spawn:hang"]
-    child = world.fake(answers=answers, tasks=10, patch=MEASURED_OFTEN)
-    guard = r".*ocloop-guard"
-    first = child.wait_process(guard)
-    child.wait_event("busy")
-    os.kill(first, signal.SIGKILL)
-    child.until(lambda: {*child.processes(guard)} - {first}, "another guard", 30)
-    child.wait_event("spawned")
-    child.stop(signal.SIGKILL)
 
 
 def test_hang_ups(world: World) -> None:
