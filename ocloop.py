@@ -5763,48 +5763,78 @@ exit 0
 """
 
 
-# ── opencode: the server's process ────────────────────────────────────────────────────────────────
+# ── outside ───────────────────────────────────────────────────────────────────────────────────────
+# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
+# file system, a check of an hour, a server that is being started) holds up nothing else.
 
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 
-class Server:
-    """The `opencode serve` process and all that it starts, or somebody else's server (--server).
-    One command at a time starts or stops it, until it is closed."""
+class Outside:
+    """The world as a run knows it: OpenCode's server (ours, with all that it starts, or that of
+    --server), the files that are read, and the commands of a person.
+
+    A request is the name of a method, of this or of the server's dialect, and its arguments. What
+    that returns, or the RequestError or Problem that it raises, is posted as an Answer.
+    """
 
     def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
         self.post = post
-        self.libraries = libraries  # the folder into which it unpacks them; "": there is none
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
-        self.mark = os.urandom(12).hex()
+        self.mark = os.urandom(12).hex()  # of the server
+        self.check_mark = f"{self.mark}.check"
+        self.guard: subprocess.Popen[bytes] | None = None
+        self.libraries = libraries  # the folder into which OpenCode unpacks them; "": there is none
         known = self.environment if options.server else {}
         self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
         password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
         self.password = password or ""  # each start has one of its own
+        self.process: subprocess.Popen[bytes] | None = None  # the server
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
-        self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
-        self.guard: subprocess.Popen[bytes] | None = None
-        self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
+        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
+        self.notifying: threading.Thread | None = None  # the last one
 
-    def start(self, launch: int) -> tuple[str, str, int]:
+    def make(self, request: Request) -> None:
+        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
+            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
+            return
+        making = in_thread(self._make, request)
+        if request.name == "notify":
+            self.notifying = making
+
+    def _make(self, request: Request) -> None:
+        try:
+            place = self if hasattr(self, request.name) else self.dialect
+            if place is None:
+                raise RequestError(0, "the server is not running")
+            answer = Answer(request, getattr(place, request.name)(*request.args))
+        except (RequestError, Problem) as error:
+            answer = Answer(request, error=error)
+        except Exception as error:  # what a server says decides of which kind it is
+            said = f"{type(error).__name__}: {error}"
+            answer = Answer(request, error=RequestError(0, said))
+        self.post(answer)
+
+    def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
         generation of OpenCode. Raises Problem."""
         options = self.options
         with self.turn:
-            self.stop()
+            self.stop_server()
             self._guard(0)  # it is there before there is something to guard
             try:
                 url = options.server or self._launch()
                 self.dialect, version = self._meet(url)
             except Problem as problem:
-                self.stop()
+                self.stop_server()
                 raise Problem(f"{problem}{self._last_words()}", again=problem.again) from None
             self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             in_thread(self.reader.run)
@@ -5842,12 +5872,11 @@ class Server:
         in_thread(self._drain, process.stdout, found)
         try:
             url = found.get(timeout=START_TIMEOUT)
+            if url:
+                return url
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
         except queue.Empty:
-            url = ""
             how = f"did not start within {START_TIMEOUT:.0f} s"
-        if url:
-            return url
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
@@ -5900,8 +5929,8 @@ class Server:
                     raise Problem(f"{url} does not answer ({error}): {advice}") from None
                 time.sleep(0.25)
 
-    def stop(self, session: str = "") -> None:
-        """Interrupt the session, and stop what we started."""
+    def stop_server(self, session: str = "") -> None:
+        """Interrupt the session, and end what we started."""
         with self.turn:
             with self.lock:
                 process, self.process = self.process, None
@@ -5929,6 +5958,13 @@ class Server:
             if dialect.client.process:  # it is ours
                 dialect.dispose()
 
+    def measure_server(self) -> int:
+        """Resident MiB of its process group, 0 when they cannot be told. What else must not grow
+        as the night goes on is removed."""
+        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
+        process = self.process
+        return group_memory(process.pid) if process else 0
+
     def close(self, session: str = "") -> None:
         """Stop for good. If that is not waited for to its end, the guard does the rest."""
         with self.lock:
@@ -5936,7 +5972,7 @@ class Server:
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        self.stop(session)
+        self.stop_server(session)
         if self.guard:
             self._guard("over")
 
@@ -5951,64 +5987,6 @@ class Server:
             assert self.guard.stdin
             self.guard.stdin.write(f"{word}\n".encode())
 
-    def look_after(self) -> int:
-        """See to what must not grow as the night goes on; returns MiB resident of its process
-        group, 0 when they cannot be told."""
-        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
-        process = self.process
-        return group_memory(process.pid) if process else 0
-
-
-def port_is_free(port: int) -> bool:
-    with suppress(OSError), socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
-# ── outside ───────────────────────────────────────────────────────────────────────────────────────
-# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else.
-
-
-class Outside:
-    """The world as a run knows it: a request is the name of a method, of this or of the server's
-    dialect, and its arguments. What that returns, or the RequestError or Problem that it raises, is
-    posted as an Answer."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.options = server.options
-        self.post = server.post
-        self.start_server = server.start
-        self.stop_server = server.stop
-        self.measure_server = server.look_after
-        self.check_mark = f"{server.mark}.check"  # what the check starts carries it
-        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
-        self.notifying: threading.Thread | None = None  # the last one
-
-    def make(self, request: Request) -> None:
-        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
-            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
-            return
-        making = in_thread(self._make, request)
-        if request.name == "notify":
-            self.notifying = making
-
-    def _make(self, request: Request) -> None:
-        try:
-            place = self if hasattr(self, request.name) else self.server.dialect
-            if place is None:
-                raise RequestError(0, "the server is not running")
-            answer = Answer(request, getattr(place, request.name)(*request.args))
-        except (RequestError, Problem) as error:
-            answer = Answer(request, error=error)
-        except Exception as error:  # what a server says decides of which kind it is
-            said = f"{type(error).__name__}: {error}"
-            answer = Answer(request, error=RequestError(0, said))
-        self.post(answer)
-
     def read_files(self) -> FilesRead:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
@@ -6018,17 +5996,16 @@ class Outside:
         self, command: str, facts: dict[str, str], cwd: str, stdout: int
     ) -> subprocess.Popen[bytes]:
         """Start a command of a person's. No environment holds all that a plan or a model says."""
-        env: dict[str, Any] = dict(self.server.environment)
+        env: dict[str, Any] = dict(self.environment)
         for name, value in facts.items():
             env[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(["/bin/sh", "-c", command], cwd=cwd, env=env, stdout=stdout)
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
-        server = self.server
         facts = {**facts, MARK: self.check_mark}
-        with server.lock:
-            if server.closing:
+        with self.lock:
+            if self.closing:
                 return CheckResult(126, "", interrupted=True)
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             self.check = process
@@ -6048,7 +6025,7 @@ class Outside:
             status = 124
             late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
-        with server.lock:
+        with self.lock:
             is_stopped = self.check is not process
             self.check = None
         reading.join(1)  # what it left behind may still write
@@ -6056,7 +6033,7 @@ class Outside:
         return CheckResult(status, said + late, is_stopped)
 
     def stop_check(self) -> None:
-        with self.server.lock:
+        with self.lock:
             process, self.check = self.check, None
         if process:
             end_group(process, 0.5, self.check_mark)
@@ -6071,6 +6048,14 @@ class Outside:
             raise Problem(f"--notify was ended after {duration(NOTIFY_WITHIN)}")
         if status:
             raise Problem(f"--notify ended with exit status {status}")
+
+
+def port_is_free(port: int) -> bool:
+    with suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -6318,7 +6303,7 @@ def why_no_screen() -> str:
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 # What a run reads, and what it leaves for others, private to the user: its log, and per plan a lock
-# that dies with its owner and a state file, which `status` and `attach` read. Writing is done on one
+# that dies with its owner and a state file, which `status` and `attach` read. All is written on one
 # thread, so that a file system that hangs holds up neither the run nor its end.
 
 
@@ -6628,7 +6613,7 @@ def changes_since(directory: str, commit: str) -> Json | None:
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 
-def record_of(run: Run, server: Server, status: int | None, commit: str = "") -> Json:
+def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
@@ -6666,7 +6651,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
     record: Json = {**exact, **all_printable(said)}
     if status is None:
         if not run.server.is_down:  # else: the next one's password, beside the last one's address
-            secrets = (server.username, server.password, list(run.options.opencode))
+            secrets = (outside.username, outside.password, list(run.options.opencode))
             record.update(zip(SECRETS, secrets))
         return {**record, "status": run.status} if run.rests_at else record
     # It may have been looked at for hours before somebody pressed Q.
@@ -7186,8 +7171,7 @@ class Driver:
         options = run.options
         post = self.inbox.put
         libraries = run_file.libraries if run_file else ""
-        self.server = Server(options, post, libraries)
-        self.outside = Outside(self.server)
+        self.outside = Outside(options, post, libraries)
         self.writer = Writer(post)
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
@@ -7268,9 +7252,9 @@ class Driver:
         for request in requests:
             if request.name == "hand_over":
                 assert isinstance(self.screen, CursesScreen)  # lines take no key
-                argv, environment = attach_command(record_of(self.run, self.server, None))
-                environment[MARK] = f"{self.server.mark}.attach"
-                lend_libraries(self.server.libraries, environment)
+                argv, environment = attach_command(record_of(self.run, self.outside, None))
+                environment[MARK] = f"{self.outside.mark}.attach"
+                lend_libraries(self.outside.libraries, environment)
                 self.screen.hand_over(request, argv, environment)
             else:
                 self.outside.make(request)
@@ -7295,7 +7279,7 @@ class Driver:
     def _record(self, status: int | None) -> None:
         run_file = self.run_file
         if run_file:
-            record = record_of(self.run, self.server, status, self.commit)
+            record = record_of(self.run, self.outside, status, self.commit)
             if status == 130 and not self.run.number and self.before:
                 # Somebody has only looked: the last night's is still true.
                 record = {**self.before, "pid": os.getpid()}
@@ -7313,7 +7297,7 @@ class Driver:
             self._show,
             # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
             lambda: in_thread(self.outside.stop_check).join(5.0),
-            lambda: in_thread(self.server.close, session).join(CLOSED_WITHIN),
+            lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
             lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close if self.screen else lambda: None,

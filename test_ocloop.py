@@ -460,7 +460,7 @@ class Story:
 
     def record(self, status: int | None = None) -> Json:
         """The state file of the run."""
-        server = ocloop.Server(self.options, print)
+        server = ocloop.Outside(self.options, print)
         return ocloop.as_dict(json.loads(json.dumps(ocloop.record_of(self.run, server, status))))
 
     # What came of it.
@@ -4713,9 +4713,9 @@ def test_values_that_are_nested_deep_end_nothing() -> None:
 ], ids=lambda said: ascii(said)[:20])  # fmt: skip
 def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> None:
     posted: list[Answer] = []
-    outside = ocloop.Outside(ocloop.Server(Options(directory="/project"), posted.append))
+    outside = ocloop.Outside(Options(directory="/project"), posted.append)
     says = {"POST /session": {"id": "ses_1", "directory": said}, "GET /session/status": said}
-    outside.server.dialect = a_dialect(Said({**says, "GET /session/s": {}}))
+    outside.dialect = a_dialect(Said({**says, "GET /session/s": {}}))
     is_folder = isinstance(said, str)
     reply = Request("create", (PROMPT,)) if is_folder else Request("poll", ("s", PROMPT, 0, False))
     outside._make(reply)
@@ -4744,7 +4744,7 @@ def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
 def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> None:
     """On another's server an earlier session may wake up twenty thousand times a second."""
     posted: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    outside = ocloop.Outside(ocloop.Server(Options(), posted.put))
+    outside = ocloop.Outside(Options(), posted.put)
     hold = threading.Event()
     outside.stop_check = hold.wait  # type: ignore[assignment]
     try:
@@ -4759,7 +4759,7 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
 
 
 def test_last_words_are_read_while_more_are_said() -> None:
-    server = ocloop.Server(Options(), print)
+    server = ocloop.Outside(Options(), print)
 
     stop = threading.Event()
 
@@ -4784,7 +4784,7 @@ def test_a_notification_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) 
     monkeypatch.setattr(ocloop, "NOTIFY_WITHIN", 0.3)
     options = Options(directory=str(tmp_path), notify="echo $$ >pid; sleep 1000; true")
     with pytest.raises(Problem, match="--notify was ended after 0s"):
-        ocloop.Outside(ocloop.Server(options, print)).notify({})
+        ocloop.Outside(options, print).notify({})
     with pytest.raises(ProcessLookupError):
         os.killpg(int((tmp_path / "pid").read_text()), 0)
 
@@ -5158,7 +5158,7 @@ def test_which_generation_answers(
 def test_a_server_that_boots_is_waited_for_and_one_that_will_not_do_is_told_at_once(
     wire: Wire,
 ) -> None:
-    server = ocloop.Server(Options(server=wire.url), print)
+    server = ocloop.Outside(Options(server=wire.url), print)
     booting = (503, {"code": "service_starting"})
     wire.says = {"GET /api/info": Turns(booting, booting, INFO)}
     dialect, version = server._meet(wire.url)
@@ -5195,7 +5195,7 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     monkeypatch.delenv("OPENCODE_PASSWORD", raising=False)
     monkeypatch.delenv("OPENCODE_SERVER_USERNAME", raising=False)
     monkeypatch.setenv("OPENCODE_SERVER_PASSWORD", "one")
-    server = ocloop.Server(Options(server="http://x"), print)
+    server = ocloop.Outside(Options(server="http://x"), print)
     assert (server.username, server.password) == ("opencode", "one")
     found: queue.SimpleQueue[str] = queue.SimpleQueue()
     printed = (
@@ -5223,10 +5223,10 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
     opencode = tuple(shlex.split(fake_command()))
     options = project_options(tmp_path, opencode=opencode, port=free_port())
     posted: queue.Queue[Event] = queue.Queue()
-    server = ocloop.Server(options, posted.put)
+    server = ocloop.Outside(options, posted.put)
     heard: list[bytes] = []
     try:
-        server.start(1)
+        server.start_server(1)
         assert posted.get(timeout=GENEROUS) == StreamOpened()
         first = server.password
         assert len(first) >= 32 and server.process and server.dialect
@@ -5244,12 +5244,12 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
             assert error.value.code == 0 and "has ended" in str(error.value)
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
-            server.stop("ses_1")
+            server.stop_server("ses_1")
             taken.settimeout(0.2)
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
         assert heard == []
-        server.start(2)
+        server.start_server(2)
         assert len(server.password) >= 32 and server.password != first
     finally:
         server.close()
@@ -6057,7 +6057,7 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
     """A name that is looked up for ever, say: no deadline of a request covers that."""
     monkeypatch.setattr(ocloop, "FAREWELL_WITHIN", 0.3)
     monkeypatch.setattr(ocloop, "CLOSED_WITHIN", 2.0 if where == "farewell" else 0.3)
-    server = ocloop.Server(Options(server="http://127.0.0.1:9"), print)
+    server = ocloop.Outside(Options(server="http://127.0.0.1:9"), print)
     end = threading.Event()
     monkeypatch.setattr(server, "_say_farewell", lambda *_: end.wait(GENEROUS))
     server.dialect = a_dialect()
@@ -6254,7 +6254,7 @@ def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
     (facts,) = notify.args
     assert (notify.name, facts["OCLOOP_EVENT"]) == ("notify", "failed")
     assert "ocloop itself failed" in facts["OCLOOP_MESSAGE"]
-    record = ocloop.record_of(driver.run, driver.server, 1)
+    record = ocloop.record_of(driver.run, driver.outside, 1)
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
     monkeypatch.setattr(json, "dump", full)
     for _ in range(3):
@@ -6417,10 +6417,10 @@ def test_a_library_is_unpacked_only_where_nobody_else_can_write(
         (libraries / "theirs").touch()  # an empty folder would be made anew
     command = ("/bin/sh", "-c", 'echo "$BUN_TMPDIR" >seen')
     options = Options(directory=str(tmp_path), opencode=command)
-    server = ocloop.Server(options, print, str(libraries))
+    server = ocloop.Outside(options, print, str(libraries))
     server.environment.pop("BUN_TMPDIR", None)
     with pytest.raises(ocloop.Problem):
-        server.start(1)  # it ends at once
+        server.start_server(1)  # it ends at once
     server.close()
     assert (tmp_path / "seen").read_text().strip() == ("" if is_open else str(libraries))
 
