@@ -5915,10 +5915,9 @@ class Outside:
                 if process and process.poll() is not None:
                     said = ENDED_BY_ITSELF.format(process.returncode)
                     raise Problem(said, again=True) from None
-                is_refused = error.code in (401, 403)
-                if is_refused and self.username == DEFAULT_USER:
-                    raise Problem(f"{url}: {WRONG_PASSWORD}") from None
-                if is_refused:
+                if error.code in (401, 403):
+                    if self.username == DEFAULT_USER:
+                        raise Problem(f"{url}: {WRONG_PASSWORD}") from None
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
                 is_booting = error.code == 503 and error.name != "service_failed"
@@ -6480,8 +6479,7 @@ class RunFile:
         if self.lock is not None and not os.fstat(self.lock).st_nlink:
             held = self.acquire()  # somebody cleaned the lock away: so it keeps nobody out
             if held:
-                said = f"another loop works on this plan, {process_of(held)}"
-                raise OSError(errno.EBUSY, said)
+                raise OSError(errno.EBUSY, f"another loop works on this plan, {process_of(held)}")
         with private(self.folder) as folder:
             draft = f"{self.name}.{os.urandom(8).hex()}"
             try:
