@@ -5644,7 +5644,7 @@ def list_processes() -> list[Process]:
 
 
 def group_memory(group: int) -> int:
-    """Resident MiB of a process group; 0 when it cannot be told."""
+    """Resident MiB of a process group; 0 when they cannot be told."""
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
@@ -5703,8 +5703,8 @@ LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 
 def lend_libraries(folder: str, environment: dict[str, str]) -> None:
-    """Name the folder ("": there is none) to what unpacks a library there and runs it, as long as
-    it is ours alone: another user may have put another one in its place."""
+    """Name the folder ("": there is none) to what unpacks libraries there and runs them, as long as
+    it is ours alone."""
     with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
         if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
             environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
@@ -5958,8 +5958,7 @@ class Outside:
                 dialect.dispose()
 
     def measure_server(self) -> int:
-        """Resident MiB of its process group, 0 when they cannot be told. What else must not grow
-        as the night goes on is removed."""
+        """Resident MiB of its process group. What else grows as the night goes on is removed."""
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
         process = self.process
         return group_memory(process.pid) if process else 0
@@ -6307,7 +6306,7 @@ def why_no_screen() -> str:
 
 
 def read_whole(number: int, most: int) -> str:
-    """The text of an open file, which is closed. OSError when it is none, or larger than that."""
+    """The text of an open file, which is closed. OSError when it is none, or larger."""
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise OSError(0, "it is not a file")
@@ -6513,7 +6512,7 @@ def plans_of_all() -> list[str]:
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
     records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
-    return list(filter(None, (as_text(record, "plan") for record in records)))
+    return [as_text(record, "plan") for record in records if as_text(record, "plan")]
 
 
 @contextmanager
@@ -6564,8 +6563,8 @@ def private_folder() -> tuple[str, str]:
 
 
 def is_safe(folder: str) -> bool:
-    """Whether nobody but root can put something else in the place of what is ours in it, if it is
-    there. `sudo` may leave us another's home."""
+    """Whether nobody but root can put something else in the place of what is ours in it; as root,
+    `sudo` may have left us another's home."""
     with suppress(OSError):
         found = os.stat(folder)
         is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
@@ -6665,8 +6664,8 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
-        known = environment.get(name)
-        environment[name] = f"{known + ',' if known else ''}127.0.0.1,localhost"
+        known = environment.get(name, "")
+        environment[name] = f"{known},127.0.0.1,localhost".lstrip(",")
     if record.get("generation") == OpenCode2.generation:
         return [*opencode, directory, "--server", server, "--session", session], environment
     return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
