@@ -5816,11 +5816,10 @@ class Outside:
             if place is None:
                 raise RequestError(0, "the server is not running")
             answer = Answer(request, getattr(place, request.name)(*request.args))
-        except (RequestError, Problem) as error:
-            answer = Answer(request, error=error)
         except Exception as error:  # what a server says decides of which kind it is
-            said = f"{type(error).__name__}: {error}"
-            answer = Answer(request, error=RequestError(0, said))
+            if not isinstance(error, (RequestError, Problem)):
+                error = RequestError(0, f"{type(error).__name__}: {error}")
+            answer = Answer(request, error=error)
         self.post(answer)
 
     def start_server(self, launch: int) -> tuple[str, str, int]:
