@@ -4463,7 +4463,7 @@ class Client:
         is followed: another host would be told the login."""
         import http.client
 
-        if self.process and exit_status(self.process) is not None:
+        if self.process and self.process.poll() is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
         data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
         accept = "text/event-stream" if is_stream else "application/json"
@@ -5494,28 +5494,23 @@ class StreamReader:
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
-# What the system can tell of processes, in one place: from /proc where it is, else from `ps`, else
-# not at all. Everything that ocloop starts carries a mark in its environment, so that tools that
-# went into groups of their own can be found when the server is gone.
+# What the system tells of processes: from /proc where it is, else from `ps`, else nothing. All that
+# ocloop starts carries a mark in its environment: so it is found in groups of its own, too.
 
 PROC = "/proc"
 MARK = "OCLOOP_RUN"
-# Bytes, above what a program can be started with; who likes can make theirs look endless.
-LARGEST_ENVIRONMENT = 8 << 20
-# pid, parent, group, resident KiB, then the command with its environment. macOS spells it -E,
+# pid, group, resident KiB, then the command with its environment. macOS spells it -E,
 # the BSDs -e; procps, and with it Linux without /proc in sight, knows `e` among the BSD flags.
 PS = {
-    "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,ppid=,pgid=,rss=,command="),
-    "linux": ("ps", "axeww", "-o", "pid=,ppid=,pgid=,rss=,args="),
-}.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,ppid=,pgid=,rss=,command="))
+    "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,pgid=,rss=,command="),
+    "linux": ("ps", "axeww", "-o", "pid=,pgid=,rss=,args="),
+}.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,pgid=,rss=,command="))
 
 
 class Process(NamedTuple):
     pid: int
-    parent: int
     group: int
     memory: int  # KiB resident
-    started: str  # tells it from another one of that number, where that is known
     marks: list[str]  # values of MARK in its environment, as far as that is shown
 
 
@@ -5528,83 +5523,38 @@ def list_processes() -> list[Process]:
         for pid in filter(str.isdigit, os.listdir(PROC)):
             environment = ""
             with suppress(OSError), open(f"{PROC}/{pid}/environ", **how) as file:
-                environment = file.read(LARGEST_ENVIRONMENT)
+                environment = file.read(8 << 20)  # who likes can make theirs look endless
             with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
-                _state, parent, group, *more = file.read().rpartition(")")[2].split()
-                memory = int(more[18]) * page
+                _state, _parent, group, *more = file.read().rpartition(")")[2].split()
                 marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
-                process = Process(int(pid), int(parent), int(group), memory, more[16], marks)
-                found.append(process)
-    else:
-        told = ""
-        with suppress(OSError, subprocess.SubprocessError):
-            told = subprocess.run(
-                PS, stdin=subprocess.DEVNULL, capture_output=True, timeout=5.0, check=False
-            ).stdout.decode("utf-8", "replace")
-        row = r"^ *(\d+) +(\d+) +(\d+) +(\d+) (.*)"
-        for pid, parent, group, memory, words in re.findall(row, told, re.MULTILINE):
-            marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
-            found.append(Process(int(pid), int(parent), int(group), int(memory), "", marks))
-    return found
-
-
-def marked_pids(mark: str) -> list[int]:
-    """The processes that carry the mark in their environment."""
-    return [process.pid for process in list_processes() if mark in process.marks]
-
-
-def descendants(pid: int) -> set[tuple[int, str]]:
-    """All that a process has started and that still runs below it, by number and start: what leaves
-    its group is found by its mark, but not where `ps` shows no marks."""
-    processes = list_processes()
-    found: set[tuple[int, str]] = set()
-    above = [pid]
-    for one in above:  # it grows meanwhile
-        below = [process for process in processes if process.parent == one]
-        above += [process.pid for process in below]
-        found.update((process.pid, process.started) for process in below)
+                found.append(Process(int(pid), int(group), int(more[18]) * page, marks))
+        return found
+    told = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 5.0}
+        told = subprocess.check_output(PS, encoding="utf-8", errors="replace", **how)
+    row = r"^ *(\d+) +(\d+) +(\d+) (.*)"
+    for pid, group, memory, words in re.findall(row, told, re.MULTILINE):
+        marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
+        found.append(Process(int(pid), int(group), int(memory), marks))
     return found
 
 
 def group_memory(group: int) -> int:
-    """Resident MiB of a process group; 0 when it cannot be told."""
+    """Resident MiB of a process group; 0 when they cannot be told."""
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def exit_status(process: subprocess.Popen[bytes]) -> int | None:
-    """A child's exit status once it has ended.
-
-    It is looked at without reaping, where that can be done: until then its number, which is that of
-    its group too, is given to nobody else.
-    """
-    if process.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
-        with suppress(ChildProcessError):  # another thread has reaped it just now
-            found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            if found is None:
-                return None
-            return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-    return process.poll()
-
-
-def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Its exit status, not reaped; None when it runs for longer than that."""
-    if seconds == NEVER and hasattr(os, "waitid"):  # nothing wakes up all night to look
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    until = time.monotonic() + seconds
-    pause = 0.001
-    while exit_status(process) is None and time.monotonic() < until:
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
-    return exit_status(process)
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
+    """Its exit status; None when it runs for longer than that."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
+    return None
 
 
 def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """Signal a child's process group; ProcessLookupError when nothing of it is left.
-
-    While anything is, no new process is given its number: whoever has it after the child was reaped
-    is somebody else.
-    """
+    """Signal a child's process group; OSError when nothing of it is left. While anything is, no new
+    process is given its number: whoever has it after the child was reaped is somebody else."""
     if process.returncode is not None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, 0)
@@ -5613,13 +5563,9 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
-    """End a child's process group, and what left it.
-
-    SIGTERM, after `patience` seconds SIGKILL, until nothing of the group is left; then SIGKILL to
-    whatever carries the mark: tools that went into groups of their own. Only here is it reaped.
-    """
-    strays = descendants(process.pid) if process.returncode is None else set()
-    with suppress(ProcessLookupError, PermissionError):
+    """End a child's process group: SIGTERM, after `patience` seconds SIGKILL, until nothing of it
+    is left; then SIGKILL to what carries the mark: tools that went into groups of their own."""
+    with suppress(OSError):
         for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
             signal_group(process, number)
             until = time.monotonic() + seconds
@@ -5628,20 +5574,19 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
                 signal_group(process, 0)
                 time.sleep(0.01)
     process.poll()
-    for _ in range(2):
+    for _ in range(2 if mark else 0):
         for other in list_processes():
-            if (other.pid, other.started) in strays or (mark and mark in other.marks):
+            if mark in other.marks:
                 with suppress(OSError):
                     os.kill(other.pid, signal.SIGKILL)
         time.sleep(0.02)  # one that is just being executed shows no environment for a moment
 
 
 def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program; in a session of its own ctrl-c and ctrl-z in our terminal are not its.
-
-    A child inherits its starter's mask. One with signals blocked that `run` holds back would behave
-    differently from one that a person starts.
-    """
+    """Start a program; in a session of its own it reads nothing, and ctrl-c and ctrl-z in our
+    terminal are not its. What `run` holds back of signals would be blocked for it, too."""
+    if own_session:
+        how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **how}
     held_back = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTTOU)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
     try:
@@ -5654,40 +5599,36 @@ def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subproce
 LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 
-def remove_libraries(folder: str, before: float = NEVER) -> None:
-    """Remove the libraries in that folder of ours that were written before then, and nothing
-    else."""
-    if not os.path.isdir(folder):
-        return
-    with suppress(OSError), private(folder) as number:
-        for name in os.listdir(number):
-            if re.fullmatch(LIBRARY, name):
-                with suppress(OSError):
-                    found = os.stat(name, dir_fd=number, follow_symlinks=False)
-                    if found.st_mtime < before:
-                        os.unlink(name, dir_fd=number)
-
-
 def lend_libraries(folder: str, environment: dict[str, str]) -> None:
-    """Name the folder to what unpacks and runs a library there, as long as it is ours alone: in the
-    temporary folder somebody else may have put another one in its place. "": there is none."""
-    with suppress(OSError):
-        if folder:
-            with private(os.path.dirname(folder)), private(folder):
-                environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
+    """Name the folder ("": there is none) to what unpacks libraries there and runs them, as long as
+    it is ours alone."""
+    with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
+        if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
+            environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
 
 
-# The guard is a small shell that holds a pipe from ocloop: when the pipe ends without the word
-# "over", ocloop is gone without having ended what it started (SIGKILL), and the guard does it. Its
-# arguments: the mark, where /proc is, the command that lists processes where there is none, the
-# folder with OpenCode's libraries and what they are called. The mark is looked for as a whole entry
-# of an environment; that of a check is longer. Where an environment lies is told by the 50th and
-# 51st field of `stat`: one that is larger than any real one is not looked into.
+def remove_libraries(folder: str, before: float = NEVER) -> None:
+    """Remove the libraries in it that were written before then; with all of them the folder."""
+    with suppress(OSError), private(folder) as number:
+        for name in filter(re.compile(LIBRARY).fullmatch, os.listdir(number)):
+            if os.stat(name, dir_fd=number, follow_symlinks=False).st_mtime < before:
+                os.unlink(name, dir_fd=number)
+        if before == NEVER:
+            os.rmdir(folder)
+
+
+# The guard is a small shell that holds a pipe from ocloop: when that ends without the word "over",
+# ocloop was killed, and the guard ends what it started. Its arguments: the mark (a whole entry of
+# an environment; that of a check or of `attach` is longer), where /proc is, the command that lists
+# processes where there is none, the folder with OpenCode's libraries, and what they are called. The
+# 48th and 49th word behind the name in `stat` say where an environment begins and ends: one that is
+# made to look endless is not read.
 GUARD = """\
 trap '' HUP INT TERM
+mark=$1 proc=$2 ps=$3
 entry="OCLOOP_RUN=$1(\\.check|\\.attach)?"
 marked() {
-    mark=$1 proc=$2 ps=$3 files=
+    files=
     if [ -r "$proc/self/environ" ]; then
         for folder in "$proc"/[0-9]*; do
             read -r stat <"$folder/stat" || continue
@@ -5695,12 +5636,12 @@ marked() {
             [ $((${49:-9999999} - ${48:-0})) -lt 8388608 ] && files="$files $folder/environ"
         done
         for file in $(grep -lasF "OCLOOP_RUN=$mark" $files /dev/null); do
-            head -c 8388608 "$file" | tr '\\n\\0' '\\1\\n' | grep -aqE "^$entry\\$" || continue
+            tr '\\n\\0' '\\1\\n' <"$file" | grep -aqxE "$entry" || continue
             file=${file%/environ}
             echo "${file##*/}"
         done
     else
-        $ps | grep -E "(^| )$entry( |\\$)" | while read -r pid rest; do echo "$pid"; done
+        $ps | sed -nE "s/^ *([0-9]+) (.* )?$entry( .*)?\\$/\\1/p"
     fi
 }
 group=0
@@ -5710,7 +5651,7 @@ while read -r word; do
 done
 for signal in TERM KILL; do
     [ "$group" -gt 1 ] && kill -$signal "-$group" 2>/dev/null
-    for pid in $(marked "$1" "$2" "$3"); do kill -$signal "$pid" 2>/dev/null; done
+    for pid in $(marked); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
 [ -d "$4" ] && [ ! -L "$4" ] || exit 0
@@ -5719,92 +5660,83 @@ exit 0
 """
 
 
-class Guard:
-    """Ends what we started when we are killed without being able to do it ourselves."""
-
-    def __init__(self, mark: str, environment: dict[str, str], libraries: str = "") -> None:
-        self.argv = ["/bin/sh", "-c", GUARD, "ocloop-guard"]
-        self.argv += [mark, PROC, " ".join(PS), libraries, LIBRARY]
-        self.environment = {name: value for name, value in environment.items() if name != MARK}
-        self.process: subprocess.Popen[bytes] | None = None
-        self.lock = threading.Lock()
-
-    def watch(self, group: int) -> None:
-        """From now on this process group is to be ended, too; 0: none. Somebody may have killed the
-        guard: then there is another one."""
-        with self.lock, suppress(OSError):
-            if self.process is None or self.process.poll() is not None:
-                self.process = spawn(
-                    self.argv,
-                    cwd="/",
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=self.environment,
-                )
-            assert self.process.stdin
-            self.process.stdin.write(f"{group}\n".encode())
-            self.process.stdin.flush()
-
-    def dismiss(self) -> None:
-        with self.lock, suppress(OSError, subprocess.TimeoutExpired):
-            if self.process:
-                self.process.communicate(b"over\n", timeout=2)
-
-
-# ── opencode: the server's process ────────────────────────────────────────────────────────────────
+# ── outside ───────────────────────────────────────────────────────────────────────────────────────
+# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
+# file system, a check of an hour, a server that is being started) holds up nothing else.
 
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 
-class Server:
-    """The `opencode serve` process and everything it starts, or somebody else's server (--server).
+class Outside:
+    """The world as a run knows it: OpenCode's server (ours, with all that it starts, or that of
+    --server), the files that are read, and the commands of a person.
 
-    One command at a time starts or stops it, until it is closed. `libraries` is the folder into
-    which it unpacks its own; "": there is none.
+    A request is the name of a method, of this or of the server's dialect, and its arguments. What
+    that returns, or the RequestError or Problem that it raises, is posted as an Answer.
     """
 
     def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
         self.post = post
-        self.libraries = libraries
         self.environment = dict(os.environ)  # a copy: the screen changes ours
-        self.mark = os.urandom(12).hex()
-        self.username = DEFAULT_USER
-        self.password = ""  # each start has one of its own
-        if options.server:
-            known = self.environment.get
-            self.username = known("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
-            self.password = known("OPENCODE_PASSWORD") or known("OPENCODE_SERVER_PASSWORD") or ""
+        self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
+        self.mark = os.urandom(12).hex()  # of the server
+        self.check_mark = f"{self.mark}.check"
+        self.guard: subprocess.Popen[bytes] | None = None
+        self.libraries = libraries  # the folder into which OpenCode unpacks them; "": there is none
+        known = self.environment if options.server else {}
+        self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
+        password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
+        self.password = password or ""  # each start has one of its own
+        self.process: subprocess.Popen[bytes] | None = None  # the server
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
-        self.process: subprocess.Popen[bytes] | None = None
         self.reader: StreamReader | None = None
-        self.guard = Guard(self.mark, self.environment, libraries)
-        self.last_lines: collections.deque[str] = collections.deque(maxlen=12)
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
+        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
+        self.notifying: threading.Thread | None = None  # the last one
 
-    def start(self, launch: int) -> tuple[str, str, int]:
+    def make(self, request: Request) -> None:
+        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
+            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
+            return
+        making = in_thread(self._make, request)
+        if request.name == "notify":
+            self.notifying = making
+
+    def _make(self, request: Request) -> None:
+        try:
+            place = self if hasattr(self, request.name) else self.dialect
+            if place is None:
+                raise RequestError(0, "the server is not running")
+            answer = Answer(request, getattr(place, request.name)(*request.args))
+        except Exception as error:  # what a server says decides of which kind it is
+            if not isinstance(error, (RequestError, Problem)):
+                error = RequestError(0, f"{type(error).__name__}: {error}")
+            answer = Answer(request, error=error)
+        self.post(answer)
+
+    def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
         generation of OpenCode. Raises Problem."""
         options = self.options
         with self.turn:
-            self.stop()
+            self.stop_server()
+            self._guard(0)  # it is there before there is something to guard
             try:
                 url = options.server or self._launch()
-                dialect, version = self._meet(url)
+                self.dialect, version = self._meet(url)
             except Problem as problem:
-                self.stop()
-                said = f"{problem}{self._last_words()}"
-                raise Problem(said, problem.status, problem.again) from None
-            self.dialect = dialect
-            self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
+                self.stop_server()
+                raise Problem(f"{problem}{self._last_words()}", again=problem.again) from None
+            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
             in_thread(self.reader.run)
             if self.process:
                 in_thread(self._watch, self.process, launch)
-            return url, version, dialect.generation
+            return url, version, self.dialect.generation
 
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
@@ -5812,43 +5744,35 @@ class Server:
         port = self.options.port
         if port and not port_is_free(port):
             advice = "choose another one with --port, or leave --port out for a free one"
-            raise Problem(f"port {port} is taken, or is none: {advice}")
+            raise Problem(f"port {port} is taken: {advice}")
         argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
-        environment = {
-            **self.environment,
-            **login_environment(self.username, self.password),
-            MARK: self.mark,
-        }
+        environment = {**self.environment, **login_environment(self.username, self.password)}
+        environment[MARK] = self.mark
         lend_libraries(self.libraries, environment)
         try:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
-                self.guard.watch(0)  # it is there before there is something to guard
-                self.process = process = spawn(
-                    argv,
-                    cwd=self.options.directory,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
+                process = spawn(
+                    argv, cwd=self.options.directory, env=environment, stdout=subprocess.PIPE
                 )
-                self.guard.watch(process.pid)
-        except OSError as error:
-            # It may be missing for some seconds only: an upgrade replaces it.
+                self.process = process
+                self._guard(process.pid)
+        except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
-        import http.client  # noqa: F401 (whoever needs it next has not to wait for it)
+        import http.client  # noqa: F401 (who needs it next has not to wait for it)
 
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
-        how = f"did not start within {START_TIMEOUT:.0f} s"
-        with suppress(queue.Empty):
+        try:
             url = found.get(timeout=START_TIMEOUT)
             if url:
                 return url
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
+        except queue.Empty:
+            how = f"did not start within {START_TIMEOUT:.0f} s"
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
@@ -5869,7 +5793,7 @@ class Server:
         return "".join(f"\n  {line}" for line in list(self.last_lines))
 
     def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
-        problem = ENDED_BY_ITSELF.format(wait_for_end(process, NEVER))
+        problem = ENDED_BY_ITSELF.format(process.wait())
         if self.process is process:
             time.sleep(0.1)  # for its last lines
             self.post(ServerDied(launch, problem + self._last_words()))
@@ -5878,32 +5802,30 @@ class Server:
         """Wait until it answers; the dialect that it speaks, and its version."""
         until = time.monotonic() + START_TIMEOUT
         process = self.process
-        advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
-        if self.options.server:
-            advice = "start it, or leave --server out"
         while True:
             client = Client(url, self.username, self.password, process)
             try:
                 dialect, version = detect(client)
                 return dialect(client, self.options), version
             except RequestError as error:
-                status = exit_status(process) if process else None
-                if status is not None:
-                    raise Problem(ENDED_BY_ITSELF.format(status), again=True) from None
+                if process and process.poll() is not None:
+                    said = ENDED_BY_ITSELF.format(process.returncode)
+                    raise Problem(said, again=True) from None
                 if error.code in (401, 403):
                     if self.username == DEFAULT_USER:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
                 is_booting = error.code == 503 and error.name != "service_failed"
-                is_final = error.code != 0 and not is_booting
-                if is_final or self.closing or time.monotonic() > until:
+                if (error.code and not is_booting) or self.closing or time.monotonic() > until:
+                    advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
+                    if self.options.server:
+                        advice = "start it, or leave --server out"
                     raise Problem(f"{url} does not answer ({error}): {advice}") from None
                 time.sleep(0.25)
 
-    def stop(self, session: str = "") -> None:
-        """Interrupt the session, and stop what we started: the tools, then the group, then what has
-        left the group."""
+    def stop_server(self, session: str = "") -> None:
+        """Interrupt the session, and end what we started."""
         with self.turn:
             with self.lock:
                 process, self.process = self.process, None
@@ -5914,153 +5836,73 @@ class Server:
                 self.reader.stop()
             if process:
                 end_group(process, 1.0, self.mark)
-                self.guard.watch(0)
+                self._guard(0)
             remove_libraries(self.libraries)
-            with suppress(OSError):
-                os.rmdir(self.libraries)  # the next start makes it anew
 
     def _say_farewell(self, dialect: OpenCode, session: str) -> None:
         """In a hurry. One that is gone hears none of it: the client sees to that."""
         dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
-                self._stop_session(dialect, session)
+                # What is not at rest when its server ends leaves a claim behind, with which another
+                # process of OpenCode 2 may wake it.
+                until = time.monotonic() + 2.0
+                dialect.interrupt(session, Prompt(""), 0)
+                while dialect.at_work(session) and time.monotonic() < until:
+                    time.sleep(0.1)
             if dialect.client.process:  # it is ours
                 dialect.dispose()
-            elif session:
-                time.sleep(1.6)  # a prompt that begins late is not stopped by the first one
-                self._stop_session(dialect, session)
 
-    def _stop_session(self, dialect: OpenCode, session: str) -> None:
-        """Interrupt a session. What is not at rest when its server ends leaves a claim behind, with
-        which another process of OpenCode 2 may wake it."""
-        until = time.monotonic() + 2.0
-        dialect.interrupt(session, Prompt(""), 0)
-        while dialect.at_work(session) and time.monotonic() < until:
-            time.sleep(0.1)
+    def measure_server(self) -> int:
+        """Resident MiB of its process group. What else grows as the night goes on is removed."""
+        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
+        process = self.process
+        return group_memory(process.pid) if process else 0
 
     def close(self, session: str = "") -> None:
-        """Stop for good. What cannot be ended in time is left to the guard."""
+        """Stop for good. If that is not waited for to its end, the guard does the rest."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
-        stopping = in_thread(self.stop, session)
-        stopping.join(CLOSED_WITHIN)
-        if not stopping.is_alive():
-            self.guard.dismiss()
+        self.stop_server(session)
+        if self.guard:
+            self._guard("over")
 
-    def look_after(self) -> int:
-        """See to what must not grow as the night goes on; returns MiB resident of its process
-        group, 0 when they cannot be told."""
-        with self.lock:
-            process = self.process
-            self.guard.watch(process.pid if process else 0)
-        remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
-        return group_memory(process.pid) if process else 0
-
-
-def port_is_free(port: int) -> bool:
-    with suppress(OSError, OverflowError), socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
-# ── outside ───────────────────────────────────────────────────────────────────────────────────────
-# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else. Nothing is
-# decided here, but that a check which was stopped before it began does not begin.
-
-
-class Outside:
-    """The world as a run knows it: a request is the name of a method, and its arguments. What is
-    not known here (setup, create, send, poll, interrupt, reply) the server's dialect knows.
-
-    What a method returns, or the RequestError or Problem that it raises, is posted as an Answer.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.options = server.options
-        self.post = server.post
-        self.start_server = server.start
-        self.stop_server = server.stop
-        self.measure_server = server.look_after
-        self.check_mark = f"{server.mark}.check"  # what the check starts carries it
-        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
-        self.check_is_wanted = False
-        self.notifying: threading.Thread | None = None  # the last one
-
-    def make(self, request: Request) -> None:
-        """Have a request made."""
-        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
-            self.check_is_wanted = request.name == "run_check"
-        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
-            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
-            return
-        making = in_thread(self._make, request)
-        if request.name == "notify":
-            making.join(1.0)  # the program may be about to end
-
-    def _make(self, request: Request) -> None:
-        try:
-            place = self if hasattr(self, request.name) else self.dialect
-            result = getattr(place, request.name)(*request.args)
-        except (RequestError, Problem) as error:
-            self.post(Answer(request, error=error))
-        except Exception as error:  # what a server says decides of which kind it is
-            said = f"{type(error).__name__}: {error}"
-            self.post(Answer(request, error=RequestError(0, said)))
-        else:
-            self.post(Answer(request, result))
-
-    @property
-    def dialect(self) -> OpenCode:
-        dialect = self.server.dialect
-        if dialect is None:
-            raise RequestError(0, "the server is not running")
-        return dialect
+    def _guard(self, word: object) -> None:
+        """Tell the guard which process group to end, too (0: none), or that all is over."""
+        with suppress(OSError):
+            if self.guard is None:
+                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)]
+                argv += [self.libraries, LIBRARY]
+                how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
+                self.guard = spawn(argv, cwd="/", env=self.environment, **how)
+            assert self.guard.stdin
+            self.guard.stdin.write(f"{word}\n".encode())
 
     def read_files(self) -> FilesRead:
         plan, problem = read_text(self.options.plan, "plan")
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    # Shell commands of a person's: --check and --notify.
-
     def _shell(
         self, command: str, facts: dict[str, str], cwd: str, stdout: int
     ) -> subprocess.Popen[bytes]:
-        """Start a shell command. Facts from plan and model may be longer and stranger than an
-        environment can hold."""
-        environment: dict[str, Any] = dict(self.server.environment)
+        """Start a command of a person's. No environment holds all that a plan or a model says."""
+        env: dict[str, Any] = dict(self.environment)
         for name, value in facts.items():
-            environment[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
-        return spawn(
-            ["/bin/sh", "-c", command],
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+            env[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
+        return spawn(["/bin/sh", "-c", command], cwd=cwd, env=env, stdout=stdout)
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
-        server = self.server
         facts = {**facts, MARK: self.check_mark}
-        try:
-            with server.lock:
-                if server.closing or not self.check_is_wanted:
-                    return CheckResult(126, "", interrupted=True)
-                server.guard.watch(server.process.pid if server.process else 0)
-                process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
-                self.check = process
-        except OSError as error:
-            return CheckResult(126, f"the check cannot be started: {error}")
+        with self.lock:
+            if self.closing:
+                return CheckResult(126, "", interrupted=True)
+            process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
+            self.check = process
         tail = bytearray()
 
         def read() -> None:
@@ -6072,12 +5914,12 @@ class Outside:
 
         reading = in_thread(read)
         late = ""
-        status = wait_for_end(process, options.check_timeout or NEVER)
+        status = wait_for_end(process, options.check_timeout or None)
         if status is None:
             status = 124
             late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
-        with server.lock:
+        with self.lock:
             is_stopped = self.check is not process
             self.check = None
         reading.join(1)  # what it left behind may still write
@@ -6085,29 +5927,29 @@ class Outside:
         return CheckResult(status, said + late, is_stopped)
 
     def stop_check(self) -> None:
-        with self.server.lock:
+        with self.lock:
             process, self.check = self.check, None
         if process:
             end_group(process, 0.5, self.check_mark)
 
     def notify(self, facts: dict[str, str]) -> None:
-        """Never waited for, but for saying that it failed. It may outlive the run, so that what it
-        starts carries no mark."""
-        directory = self.options.directory
-        cwd = directory if os.path.isdir(directory) else "/"
-        try:
-            process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
-        except OSError as error:
-            raise Problem(f"--notify cannot be started: {error}") from None
+        """It may outlive the run: what it starts carries no mark."""
+        cwd = self.options.directory if os.path.isdir(self.options.directory) else "/"
+        process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
+        status = wait_for_end(process, NOTIFY_WITHIN)
+        if status is None:
+            end_group(process, 0.5, "")
+            raise Problem(f"--notify was ended after {duration(NOTIFY_WITHIN)}")
+        if status:
+            raise Problem(f"--notify ended with exit status {status}")
 
-        def wait() -> None:
-            if wait_for_end(process, NOTIFY_WITHIN) is None:
-                end_group(process, 0.5, "")
-                self.post(Noted("warn", f"--notify was ended after {duration(NOTIFY_WITHIN)}"))
-            elif process.wait():
-                self.post(Noted("warn", f"--notify ended with exit status {process.returncode}"))
 
-        self.notifying = in_thread(wait)
+def port_is_free(port: int) -> bool:
+    with suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
@@ -6354,30 +6196,27 @@ def why_no_screen() -> str:
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run reads, and what it leaves for others: its log, and per plan a lock that dies with its
-# owner and a state file that `status` and `attach` read. All of it is private to the user. Writing
-# is done on one thread, so that a file system that hangs holds up neither the run nor its end.
+# What a run reads, and what it leaves for others, private to the user: its log, and per plan a lock
+# that dies with its owner and a state file, which `status` and `attach` read. All is written on one
+# thread, so that a file system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int, most: int) -> str:
-    """The text of an open file, which is closed. OSError when it is none, or larger than that."""
-    try:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise OSError(0, "it is not a file")
-        with os.fdopen(number, "rb", closefd=False) as file:
-            raw = file.read(most + 1) or b""  # some of the system's own wait for more: None
-        if len(raw) > most:
-            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
-        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
-    finally:
+    """The text of an open file, which is closed. OSError when it is none, or larger."""
+    if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
+        raise OSError(0, "it is not a file")
+    with os.fdopen(number, "rb") as file:
+        raw = file.read(most + 1) or b""  # some of the system's own wait for more: None
+    if len(raw) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
 
 def read_text(path: str, what: str) -> tuple[str | None, str]:
-    """A file's text whatever its bytes, or None and the problem. A pipe would never end: it must be
-    a file."""
-    try:
+    """A file's text whatever its bytes, or None and the problem."""
+    try:  # a pipe is not waited for
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return read_whole(number, LARGEST_TEXT), ""
     except OSError as error:
@@ -6390,13 +6229,11 @@ def read_text(path: str, what: str) -> tuple[str | None, str]:
 class Writer:
     """One thread that writes, in order. What cannot be written is said once, and tried on."""
 
-    MOST = 20_000  # jobs that wait for a file system that hangs; more are dropped
-
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(self.MOST)
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        # A file system may hang: what is more than that is dropped.
+        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
+        self.thread = in_thread(self._run)
 
     def put(self, job: Callable[[], None], what: str, advice: str) -> None:
         with suppress(queue.Full):
@@ -6416,9 +6253,9 @@ class Writer:
                 failing.discard(what)
             except OSError as error:
                 if what not in failing:
+                    failing.add(what)
                     problem = f"{what} cannot be written ({error.strerror}): {advice}"
                     self.post(Noted("warn", problem))
-                failing.add(what)
 
 
 class Log:
@@ -6431,9 +6268,9 @@ class Log:
     def add(self, entries: Sequence[Entry]) -> None:
         if self.path and entries:
             lines = "".join(f"{self.line(entry)}\n" for entry in entries)
-            raw = lines.encode("utf-8", "backslashreplace")
+            append = partial(self._append, lines.encode("utf-8", "backslashreplace"))
             advice = "going on without; name another path with --log"
-            self.writer.put(lambda: self._append(raw), f"the log {self.path}", advice)
+            self.writer.put(append, f"the log {self.path}", advice)
 
     def _append(self, left: bytes) -> None:
         """All of it or nothing, since half a line would make the file unreadable for others."""
@@ -6441,23 +6278,19 @@ class Log:
         if not self.path.startswith("/dev/"):
             how |= os.O_NOFOLLOW  # whoever may write into its folder could put a link there
         number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
-        found = os.fstat(number)
-        before = found.st_size
+        before = os.fstat(number)
         try:
-            if found.st_uid not in (0, os.getuid()):
+            if before.st_uid not in (0, os.getuid()):
                 raise PermissionError(errno.EPERM, "it is somebody else's")
             while left:
                 left = left[os.write(number, left) :]
         finally:
             if left:
                 with suppress(OSError):
-                    os.ftruncate(number, before)  # not of a pipe
+                    os.ftruncate(number, before.st_size)  # not of a pipe
             os.close(number)
 
     def line(self, entry: Entry) -> str:
-        if not self.path.endswith(".jsonl"):
-            text = entry.text.replace("\n", " / ")
-            return printable(f"{iso_time(entry.time)} {entry.kind:<8} {text}")
         record = {
             "time": iso_time(entry.time),
             "kind": entry.kind,
@@ -6465,52 +6298,44 @@ class Log:
             "session": entry.session,
             "text": entry.text,
         }
-        return json.dumps({**record, **(entry.record or {})})
+        if self.path.endswith(".jsonl"):
+            return json.dumps({**record, **(entry.record or {})})
+        return printable(f"{record['time']} {entry.kind:<8} {entry.text}".replace("\n", " / "))
 
 
 class RunFile:
-    """The lock and the state file of one plan, in $XDG_STATE_HOME/ocloop or a private folder.
-
-    The folder is made sure of before each use: whoever cleans it away may put another one in its
-    place. Where there is none, the plan's own folder is locked, and nothing written.
-    """
+    """The lock and the state file of one plan, in a private folder that is made sure of before each
+    use. Where there is none, the plan's own folder is locked, and nothing written."""
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
         self.home = os.path.dirname(real)
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(self.home))[:40]
         name = f"{stem}-{zlib.crc32(os.fsencode(real)):08x}"
-        self.folder, self.problem = private_folder()
-        self.lock: int | None = None  # the file descriptor that holds it
-        self.taken_by = 0  # the pid of the one that holds it in our place
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
+        self.folder, self.problem = private_folder()
         self.path = os.path.join(self.folder, self.name)
+        # What OpenCode unpacks as it works on this plan; "": nowhere.
+        self.libraries = os.path.join(self.folder, f"{name}.libraries") if self.folder else ""
+        self.lock: int | None = None  # the file descriptor that holds it
 
     def acquire(self) -> int:
-        """Take the lock until this process ends; returns 0, or the pid of the one that holds it."""
-        for attempt in range(50):
+        """Take the lock until this process ends; returns 0, or the pid of the one that holds it
+        (-1: it does not say)."""
+        for _ in range(5):  # `status` holds it for a moment, or its owner is just ending
             try:
                 self.lock = self.locked(fcntl.LOCK_EX)
-                break
-            except BlockingIOError:
-                held = self.running()
-                if held and attempt >= 4:
-                    return held
-                time.sleep(0.1)  # `status` holds it for a moment, or its owner is just ending
-            except OSError as error:  # some file systems know no locks
-                self.problem = (
-                    f"no lock can be had in {self.folder or self.home} ({error.strerror}): make "
-                    "sure that no second loop works on this plan"
-                )
+                if self.folder:
+                    with suppress(OSError):  # it is overwritten: that can be done on a full disk
+                        os.pwrite(self.lock, b"%-19d\n" % os.getpid(), 0)
                 return 0
-        if self.lock is None:
-            return -1
-        if self.folder:
-            with suppress(OSError):
-                os.pwrite(
-                    self.lock, b"%-19d\n" % os.getpid(), 0
-                )  # in its place: a disk may be full
-        return 0
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError as error:  # some file systems know no locks
+                said = f"no lock can be had in {self.folder or self.home} ({error.strerror})"
+                self.problem = f"{said}: make sure that no second loop works on this plan"
+                return 0
+        return self.last_pid() or -1
 
     def running(self) -> int:
         """The pid of the loop that works on the plan now (-1: it does not say), 0: none does."""
@@ -6524,19 +6349,17 @@ class RunFile:
 
     def last_pid(self) -> int:
         """Who took the lock last; 0: it does not say."""
-        with suppress(OSError, ValueError), private(self.folder) as folder:
-            return int(read_whole(open_ours(self.lock_name, os.O_RDONLY, folder), 100))
+        with suppress(OSError, ValueError):
+            return int(read_whole(open_ours(self.folder, self.lock_name, os.O_RDONLY), 100))
         return 0
 
     def locked(self, how: int) -> int:
         """The descriptor of what is locked, until it is closed. BlockingIOError where another
         process has it, another OSError where there are no locks."""
         if self.folder:
-            flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
-            with private(self.folder) as folder:
-                number = open_ours(self.lock_name, flags, folder)
+            number = open_ours(self.folder, self.lock_name, os.O_RDWR | os.O_CREAT)
         else:
-            number = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            number = os.open(self.home, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(number, how | fcntl.LOCK_NB)
         except OSError:
@@ -6544,40 +6367,18 @@ class RunFile:
             raise
         return number
 
-    def keep_lock(self, folder: int) -> None:
-        """Somebody may have cleaned the folder away: a lock without a name keeps nobody out."""
-        if self.lock is None:
-            return
-        with suppress(OSError):
-            named = os.stat(self.lock_name, dir_fd=folder, follow_symlinks=False)
-            if os.path.samestat(named, os.fstat(self.lock)):
-                return
-        os.close(self.lock)
-        self.lock = None
-        self.taken_by = self.acquire()
-
-    def libraries_folder(self) -> str:
-        """The folder for what OpenCode unpacks as it works on this plan; "": there is none, or what
-        is there cannot be run."""
-        with suppress(OSError):
-            if self.folder and not os.statvfs(self.folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-                return f"{self.path[:-5]}.libraries"
-        return ""
-
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
         if not self.folder:
             return
+        if self.lock is not None and not os.fstat(self.lock).st_nlink:
+            held = self.acquire()  # somebody cleaned the lock away: so it keeps nobody out
+            if held:
+                raise OSError(errno.EBUSY, f"another loop works on this plan, {process_of(held)}")
         with private(self.folder) as folder:
-            self.keep_lock(folder)
-            if self.taken_by:
-                said = f"another loop works on this plan, {process_of(self.taken_by)}"
-                raise OSError(errno.EBUSY, said)
-            draft = f"{self.name}.{os.getpid()}"
+            draft = f"{self.name}.{os.urandom(8).hex()}"
             try:
-                with suppress(FileNotFoundError):  # of one that was killed, with our number
-                    os.unlink(draft, dir_fd=folder)
-                number = open_ours(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder)
+                number = open_ours(self.folder, draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
                     json.dump(record, file)
                 os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -6593,8 +6394,7 @@ class RunFile:
 
 def read_record(folder: str, name: str) -> Json:
     try:
-        with private(folder) as number:
-            record = as_dict(json.loads(read_whole(open_ours(name, os.O_RDONLY, number), LARGEST)))
+        record = as_dict(json.loads(read_whole(open_ours(folder, name, os.O_RDONLY), LARGEST)))
         # What is nested too deep to be shown is not ours, nor a plan that no file can be.
         json.dumps(all_printable([[[record]]]))
         return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
@@ -6608,7 +6408,7 @@ def plans_of_all() -> list[str]:
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
     records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
-    return [plan for plan in (as_text(record, "plan") for record in records) if plan]
+    return [as_text(record, "plan") for record in records if as_text(record, "plan")]
 
 
 @contextmanager
@@ -6627,10 +6427,11 @@ def private(folder: str) -> Iterator[int]:
         os.close(number)
 
 
-def open_ours(name: str, flags: int, folder: int) -> int:
-    """A file of the folder's, never by way of a link, nor one that is somebody else's."""
+def open_ours(folder: str, name: str, flags: int) -> int:
+    """A file in a folder of our own, never by way of a link, nor one that is somebody else's."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    number = os.open(name, flags, 0o600, dir_fd=folder)
+    with private(folder) as place:
+        number = os.open(name, flags, 0o600, dir_fd=place)
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
         os.close(number)
@@ -6640,33 +6441,31 @@ def open_ours(name: str, flags: int, folder: int) -> int:
 
 def private_folder() -> tuple[str, str]:
     """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
-    user = os.getuid()
-    above = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
+    home = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     given = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(given):  # its specification says so: else it would follow the working folder
-        above = [os.path.join(given, "")]
-    wanted = os.path.join(above[-1], "ocloop")
-    # In what is somebody else's they decide where it leads. `sudo` may leave us another's home.
-    is_ours = all(os.lstat(step).st_uid == user for step in above if os.path.lexists(step))
-    has_home = os.path.isabs(wanted)  # without HOME and an entry of this user's, "~" stays
-    if has_home and is_ours and not any(map(is_open_to_others, above)):
-        with suppress(OSError), private(wanted):
-            return wanted, ""
+        home = [given]
+    wanted = os.path.join(home[-1], "ocloop")
     temporary = os.environ.get("TMPDIR") or "/tmp"
-    fallback = os.path.join(temporary, f"ocloop-{user}")
-    if not is_open_to_others(temporary):
-        with suppress(OSError), private(fallback):
-            return fallback, f"{wanted} cannot be used: using {fallback}"
+    fallback = os.path.join(temporary, f"ocloop-{os.getuid()}")
+    said = f"{wanted} cannot be used: using {fallback}"
+    for folder, above, problem in ((wanted, home, ""), (fallback, [temporary], said)):
+        # Without HOME and an entry of this user's, "~" stays.
+        if os.path.isabs(folder) and all(map(is_safe, above)):
+            with suppress(OSError), private(folder):
+                return folder, problem
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
 
 
-def is_open_to_others(folder: str) -> bool:
-    """Whether others may put something else in the place of what is ours in it."""
+def is_safe(folder: str) -> bool:
+    """Whether nobody but root can put something else in the place of what is ours in it; as root,
+    `sudo` may have left us another's home."""
     with suppress(OSError):
-        mode = os.stat(folder).st_mode
-        return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
-    return False
+        found = os.stat(folder)
+        is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        return found.st_uid in (0, os.getuid()) and not is_open
+    return True
 
 
 GIT_WITHIN = 5.0  # seconds: what git says is worth no more
@@ -6675,12 +6474,11 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        said = subprocess.check_output(
-            ["git", "-C", directory, *arguments],
+        said = subprocess.check_output(  # whoever works there is not disturbed
+            ["git", "--no-optional-locks", "-C", directory, *arguments],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=GIT_WITHIN,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # whoever works there is not disturbed
         )
         return said.decode("utf-8", "surrogateescape").strip("\n")
     return None
@@ -6692,38 +6490,33 @@ def changes_since(directory: str, commit: str) -> Json | None:
     differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
     if differ is None:  # without a run, git is not let loose on what may be somebody else's
         return None
+    rows = re.findall(r"^(\d+|-)\t(\d+|-)\t", differ, re.MULTILINE)  # "-": it is binary
+    added, removed = (sum(int(row[i]) for row in rows if row[i] != "-") for i in (0, 1))
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
-    rows = [line.split("\t") for line in differ.split("\n") if line]
-    names = [name for name in others.split("\0") if name]
-    added = sum(int(row[0]) for row in rows if row[0] != "-")  # "-": it is binary
-    removed = sum(int(row[1]) for row in rows if row[1] != "-")
+    names = list(filter(None, others.split("\0")))
     until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind
-    for name in names[:1000]:
-        if time.monotonic() > until:
-            break
-        text, _problem = read_text(os.path.join(directory, name), "file")
-        added += (text or "").count("\n")
-    sums = {"untracked": len(names), "added": added, "removed": removed}
-    return {"commit": commit, "files": len(rows) + len(names), **sums}
+    for name in names:
+        if time.monotonic() < until:
+            text, _problem = read_text(os.path.join(directory, name), "file")
+            added += (text or "").count("\n")
+    counts = {"files": len(rows) + len(names), "untracked": len(names)}
+    return {"commit": commit, **counts, "added": added, "removed": removed}
 
 
 SECRETS = ("username", "password", "opencode")  # of the state file; never shown
-EXACT = ("plan", "directory")  # the rest of it is printable: these have to be found
 
 
-def record_of(run: Run, server: Server, status: int | None, commit: str = "") -> Json:
+def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    asks = talk.asks.open.values() if talk else ()
+    asks = [waiting.ask for waiting in talk.asks.open.values()] if talk else ()
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
     retry = ""
     if talk and talk.retry:
         retry = f"{talk.retry.message} (at {time_of_day(began + talk.retry_at)})"
-    record: Json = {
+    said = {
         "pid": os.getpid(),
-        "plan": run.options.plan,
-        "directory": run.options.directory,
         "state": run.shown_state,
         "reason": run.reason,
         "iteration": run.number,
@@ -6740,17 +6533,18 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "server": "" if run.server.is_down or status is not None else run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
-        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}".strip() for waiting in asks],
+        "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
         "retry": retry,
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "counts": collections.Counter(result.word for result in run.books.results),
     }
-    record.update(all_printable({k: v for k, v in record.items() if k not in EXACT}))
+    exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
+    record: Json = {**exact, **all_printable(said)}
     if status is None:
         if not run.server.is_down:  # else: the next one's password, beside the last one's address
-            secrets = (server.username, server.password, list(run.options.opencode))
+            secrets = (outside.username, outside.password, list(run.options.opencode))
             record.update(zip(SECRETS, secrets))
         return {**record, "status": run.status} if run.rests_at is not NO_END else record
     # It may have been looked at for hours before somebody pressed Q.
@@ -6766,8 +6560,8 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
     for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
-        known = (environment.get(name), "127.0.0.1", "localhost")
-        environment[name] = ",".join(filter(None, known))
+        known = environment.get(name, "")
+        environment[name] = f"{known},127.0.0.1,localhost".lstrip(",")
     if record.get("generation") == OpenCode2.generation:
         return [*opencode, directory, "--server", server, "--session", session], environment
     return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
@@ -7269,9 +7063,8 @@ class Driver:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         options = run.options
         post = self.inbox.put
-        libraries = run_file.libraries_folder() if run_file and not options.server else ""
-        self.server = Server(options, post, libraries)
-        self.outside = Outside(self.server)
+        libraries = run_file.libraries if run_file else ""
+        self.outside = Outside(options, post, libraries)
         self.writer = Writer(post)
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
@@ -7352,9 +7145,9 @@ class Driver:
         for request in requests:
             if request.name == "hand_over":
                 assert isinstance(self.screen, CursesScreen)  # lines take no key
-                argv, environment = attach_command(record_of(self.run, self.server, None))
-                environment[MARK] = f"{self.server.mark}.attach"
-                lend_libraries(self.server.libraries, environment)
+                argv, environment = attach_command(record_of(self.run, self.outside, None))
+                environment[MARK] = f"{self.outside.mark}.attach"
+                lend_libraries(self.outside.libraries, environment)
                 self.screen.hand_over(request, argv, environment)
             else:
                 self.outside.make(request)
@@ -7379,7 +7172,7 @@ class Driver:
     def _record(self, status: int | None) -> None:
         run_file = self.run_file
         if run_file:
-            record = record_of(self.run, self.server, status, self.commit)
+            record = record_of(self.run, self.outside, status, self.commit)
             if status == 130 and not self.run.number and self.before:
                 # Somebody has only looked: the last night's is still true.
                 record = {**self.before, "pid": os.getpid()}
@@ -7397,7 +7190,7 @@ class Driver:
             self._show,
             # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
             lambda: in_thread(self.outside.stop_check).join(5.0),
-            lambda: in_thread(self.server.close, session).join(2 * CLOSED_WITHIN),
+            lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
             lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close if self.screen else lambda: None,
@@ -7729,7 +7522,7 @@ def attach(given: argparse.Namespace) -> int:
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
-    lend_libraries(run_file.libraries_folder(), environment)  # the run clears it
+    lend_libraries(run_file.libraries, environment)  # the run clears it
     try:
         os.execvpe(argv[0], argv, environment)
     except (OSError, ValueError) as error:
