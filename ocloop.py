@@ -4252,10 +4252,12 @@ MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
 LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 LONGEST_TAIL = 4096  # bytes, of what a check prints
-MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
 MOST_THREADS = 200  # of this process: far above what a run needs
 
+EVENTS = "text/event-stream"
+
 Json = dict[str, Any]
+Verdict = tuple[str, Union[Fault, None]]  # as in Polled
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
@@ -4288,9 +4290,7 @@ def dicts(told: Any, *names: str) -> list[Json]:
 
 def as_text(told: Any, *names: str) -> str:
     found = dig(told, *names)
-    with suppress(RecursionError):
-        return "" if found is None else str(found)
-    return ""
+    return "" if found is None else str(found)
 
 
 def as_id(told: Any, *names: str) -> str:
@@ -4319,9 +4319,7 @@ def spend_of(told: Json) -> Spend:
 
 # The arguments that say what a tool does, the best first, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
-LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
-ELSEWHERE = "global"  # stands for the session in what an MCP server asks by itself
 
 
 def argument_of(given: Json, directory: str, title: str = "") -> str:
@@ -4329,14 +4327,12 @@ def argument_of(given: Json, directory: str, title: str = "") -> str:
     texts = [as_text(given, name) for name in MAIN_ARGUMENTS]
     texts += [title, *(value for value in given.values() if isinstance(value, str))]
     text = next(filter(None, texts), "").removeprefix(directory.rstrip("/") + "/")
-    return " ".join(text.split())[:LONGEST_ARGUMENT]
+    return " ".join(text.split())[:500]
 
 
 def call_id(tool: str, given: Any) -> int:
-    """The same number for the same tool with the same input; 0 for one that is nested too deep."""
-    with suppress(RecursionError):
-        return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
-    return 0
+    """The same number for the same tool with the same input, never 0."""
+    return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
 
 
 def change_of(changes: Sequence[Json]) -> str:
@@ -4351,16 +4347,6 @@ def how_ended(told: Json) -> str:
     return words.get(as_text(told, "finish"), "answered")
 
 
-def fields_of(form: Json) -> list[Json]:
-    """What is to be filled in: the questions of OpenCode 1, the fields of a form of OpenCode 2."""
-    fields = [field for field in dicts(form, "fields") if not field.get("hidden")]
-    return dicts(form, "questions") or fields
-
-
-def label_of(option: Json) -> str:
-    return as_text(option.get("label") or option.get("value"))
-
-
 def retry_of(session: str, told: Json) -> Activity:
     """OpenCode tries again at a time told in ms since 1970."""
     wait = as_float(told.get("next") or told.get("at")) / 1000 - time.time()
@@ -4371,8 +4357,8 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# Verdict and fault by a message's `finish`, where OpenCode tells no error.
-FINISHES: dict[str, tuple[str, Fault | None]] = {
+# By a message's `finish`, where OpenCode tells no error.
+FINISHES: dict[str, Verdict] = {
     "stop": ("answered", None),
     "length": ("failed", Fault("length", CUT_OFF)),
     "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
@@ -4411,36 +4397,22 @@ def fault_of(error: Any) -> Fault | None:
     told = as_dict(error, "data") or as_dict(error)
     message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
     wrapped = re.match(r"(\w+Error): ", message)
-    if name == "UnknownError" and wrapped and wrapped.group(1) in FAULT_KINDS:
-        name = wrapped.group(1)
+    if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
+        name = wrapped[1]
         message = message[wrapped.end() :]
-    code = as_int(told.get("statusCode") or told.get("status"))
-    kind = FAULT_KINDS.get(name) or ("provider" if name.startswith("provider.") else "unknown")
+    kind = FAULT_KINDS.get(name, "unknown")
     missing = NOT_THERE.match(message)
-    if name == "APIError":
+    if name == "APIError" or (kind == "unknown" and name.startswith("provider.")):
+        code = as_int(told.get("statusCode") or told.get("status"))
         is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
-    elif kind == "provider":
-        kind = CODE_KINDS.get(code, kind)
     elif kind == "unknown" and missing:
-        kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
-    elif kind == "length":
-        message = CUT_OFF  # it has no words of its own
-    announced = seconds_until(as_text(told, "responseHeaders", "retry-after"))
-    retry_after = announced or as_float(told, "retryAfterMs") / 1000
-    retry_after = min(max(0.0, retry_after), LONGEST_TIME)
-    return Fault(kind, message, retry_after)
-
-
-def seconds_until(announced: str) -> float:
-    """What a `retry-after` says: seconds, or a date of HTTP's; 0 for anything else."""
+        kind = "no-agent" if missing[1] == "Agent" else "no-model"
+    announced = as_text(told, "responseHeaders", "retry-after")
+    wait = as_float(told, "retryAfterMs") / 1000
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
-        return float(announced)
-    from email.utils import parsedate_to_datetime  # as http.client
-
-    with suppress(ValueError, TypeError, IndexError, OverflowError):  # before 3.10 more of them
-        return parsedate_to_datetime(announced).timestamp() - time.time()
-    return 0.0
+        wait = float(announced)
+    return Fault(kind, message, min(max(0.0, wait), LONGEST_TIME))
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -4457,13 +4429,19 @@ def name_of_model(described: Any) -> str:
         return described
     provider = as_text(described, "providerID")
     id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
-    name = f"{provider}/{id}" if provider and id else ""
     variant = as_text(described, "variant")
-    return f"{name}#{variant}" if name and variant else name
+    return f"{provider}/{id}{variant and '#'}{variant}" if provider and id else ""
 
 
 def without_variant(name: str) -> str:
     return name.partition("#")[0]
+
+
+def body_of_model(name: str, key: str) -> Json:
+    """The inverse of `name_of_model`; `key` is what the model's id is called."""
+    provider, _, rest = name.partition("/")
+    model, _, variant = rest.partition("#")
+    return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
 
 
 def is_free(model: Json) -> bool:
@@ -4477,11 +4455,16 @@ def variants_of(model: Json) -> tuple[str, ...]:
     return tuple(as_dict(model, "variants") or listed)
 
 
-def body_of_model(name: str, key: str) -> Json:
-    """The inverse of `name_of_model`; `key` is what the model's id is called."""
-    provider, _, rest = name.partition("/")
-    model, _, variant = rest.partition("#")
-    return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
+def asked_before(config: Json) -> dict[str, bool]:
+    """Whether a configuration wants a person to be asked: by permission (1.x) or action (2.x)."""
+    rules = config.get("permission")
+    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
+    for name, rule in as_dict(rules).items():
+        found[name] = "ask" in (rule, *as_dict(rule).values())
+    for rule in dicts(config, "permissions"):
+        action = as_text(rule, "action")
+        found[action] = found.get(action, False) or rule.get("effect") == "ask"
+    return found
 
 
 def without_secrets(lines: Iterable[str]) -> Iterator[str]:
@@ -4505,33 +4488,6 @@ def login_environment(username: str, password: str) -> dict[str, str]:
     }
 
 
-class Receiver(io.RawIOBase):
-    """What a connection receives until that moment, however slowly it trickles in."""
-
-    def __init__(self, connection: socket.socket, until: float) -> None:
-        self.connection = connection
-        self.until = until
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.until < NEVER:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise socket.timeout("timed out")
-            self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
-
-    def close(self) -> None:
-        super().close()
-        self.connection.close()
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """What HTTPResponse wants of a socket."""
-        return io.BufferedReader(self)
-
-
 class Client:
     """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
 
@@ -4551,43 +4507,36 @@ class Client:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What a request that is not answered raises."""
-        import http.client
-
-        return OSError, ValueError, http.client.HTTPException
-
+    @contextmanager
     def open(
-        self, method: str, path: str, body: Any, timeout: float, is_stream: bool = False
-    ) -> http.client.HTTPResponse:
-        """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
-        is for all of it, to the last byte; of an event stream, for each single wait. No redirect
-        is followed: another host would be told the login."""
+        self, method: str, path: str, body: Any, timeout: float, accept: str = "application/json"
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request; the answer, whatever it is, of which only the head was read. What goes
+        wrong, also while it is read, raises RequestError. `timeout` is for each single wait. No
+        redirect is followed: another host would be told the login."""
         import http.client
 
         if self.process and exit_status(self.process) is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
-        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
-        accept = "text/event-stream" if is_stream else "application/json"
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
+            data = None if body is None else json.dumps(body)
             headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            assert connection.sock
-            if is_stream:
+            if accept == EVENTS:
                 self.stream = connection.sock
-            until = NEVER if is_stream else time.monotonic() + timeout
-            receiver: Any = Receiver(connection.sock, until)
-            answer = http.client.HTTPResponse(receiver, method=method)
-            answer.begin()
-            return answer
-        except self.errors:
+            with connection.getresponse() as answer:
+                yield answer
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # socket.timeout is a TimeoutError only since Python 3.10.
+            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            message = str(error) or type(error).__name__
+            raise RequestError(0, message, is_timeout=is_timeout) from None
+        finally:
             connection.close()
-            raise
 
     def hang_up(self) -> None:
         """End the event stream, whatever the thread does that reads it."""
@@ -4599,30 +4548,24 @@ class Client:
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
         """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
-        import http.client
-
+        timeout = min(timeout, self.patience)
+        until = time.monotonic() + timeout
         raw = bytearray()
-        try:
-            with self.open(method, path, body, min(timeout, self.patience)) as answer:
-                for piece in iter(lambda: answer.read1(1 << 18), b""):
-                    raw += piece
-                    if len(raw) > LARGEST:
-                        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-                if answer.length:  # what was announced did not come
-                    raise http.client.IncompleteRead(b"", answer.length)
-        except self.errors as error:
-            # socket.timeout is a TimeoutError only since Python 3.10.
-            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
-            message = str(error) or type(error).__name__
-            raise RequestError(0, message, is_timeout=is_timeout) from None
-        said: Any = None
-        is_json = False
+        with self.open(method, path, body, timeout) as answer:
+            for piece in iter(lambda: answer.read1(1 << 18), b""):
+                raw += piece
+                if len(raw) > LARGEST:
+                    raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+                if time.monotonic() > until:
+                    raise socket.timeout("timed out")  # it trickles
+            if answer.length:
+                raise ValueError("the answer was cut off")
+        said: Any = NotImplemented
         with suppress(ValueError, RecursionError):
             said = json.loads(raw.strip() or b"null")
-            is_json = True
         if answer.status >= 400:
             raise refusal(answer.status, said, f"{method} {path}")
-        if answer.status >= 300 or not is_json:  # servers answer an unknown route with a page
+        if answer.status >= 300 or said is NotImplemented:  # an unknown route gives a page
             raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
         return said
 
@@ -4638,28 +4581,6 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-def asked_before(config: Json) -> dict[str, bool]:
-    """Whether a configuration wants a person to be asked: by permission (1.x) or action (2.x)."""
-    rules = config.get("permission")
-    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
-    for name, rule in as_dict(rules).items():
-        found[name] = "ask" in (rule, *as_dict(rule).values())
-    for rule in dicts(config, "permissions"):
-        action = as_text(rule, "action")
-        found[action] = found.get(action, False) or rule.get("effect") == "ask"
-    return found
-
-
-class Catalogue(NamedTuple):
-    """What a server tells of models and agents, in its own words."""
-
-    documents: list[Json]  # of its configuration; the last word counts
-    models: dict[str, Json]  # by name
-    agents: dict[str, Json]
-    chosen: str  # the model that OpenCode takes where nothing names one
-    unread: tuple[str, ...] = ()  # files of its configuration that it found and cannot read
-
-
 class OpenCode(ABC):
     """OpenCode in neutral words: what its generations have in common.
 
@@ -4667,14 +4588,12 @@ class OpenCode(ABC):
     RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
     """
 
-    generation: ClassVar[int]
-    place: ClassVar[str]  # what the directory is called in a query
-    children_path: ClassVar[str]
-    active_path: ClassVar[str]
-    interrupt_word: ClassVar[str]
-    asks_paths: ClassVar[dict[str, str]]  # of permissions and questions
+    generation = 0
+    place = ""  # what the directory is called in a query
+    children_path = active_path = interrupt_word = ""
+    asks_paths = ("", "")  # of permissions, of questions
     # What is asked for, for what exactly, what the answer "always" allows, and for how long.
-    permission_words: ClassVar[tuple[str, str, str, str]]
+    permission_words = ("", "", "", "")
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -4684,25 +4603,19 @@ class OpenCode(ABC):
         self.model = ""  # providerID/modelID, perhaps with #variant
         self.agent = ""  # the one that works when none is named
         self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # The session.
-        self.session = ""  # the one at work: it was looked at, or given a prompt, last
-        self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
-        self.resting = ""  # the session that was seen at rest once
-        self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
+        # The session that was looked at last.
+        self.relatives: tuple[str, ...] = ()  # it and its subagents
+        self.resting = ""  # its id, when it was seen at rest once
 
     def path(self, path: str) -> str:
         """The path, with the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
-    def request(
-        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
-    ) -> Any:
+    def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
         """What the server answers; OpenCode 2 wraps it in `data`."""
+        timeout = timeout or (SLOW_TIMEOUT if body else REQUEST_TIMEOUT)
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
-
-    def post(self, path: str, body: Json, timeout: float = SLOW_TIMEOUT) -> Any:
-        return self.request("POST", path, body, timeout)
 
     def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         return self.request("GET", path, timeout=timeout)
@@ -4716,36 +4629,33 @@ class OpenCode(ABC):
                 raise
             return None
 
+    @abstractmethod
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
-        told = self.catalogue()
-        models = told.models
-        agents = told.agents
+
+    def setup_of(
+        self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
+    ) -> Setup:
+        """The documents are those of the configuration: the last word counts."""
         asked: dict[str, bool] = {}
-        for document in told.documents:
+        for document in documents:
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
         self.agent_models = {
             name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
         }
-        contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
         # Hidden ones do OpenCode's own chores.
         shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
+        contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
         return Setup(
             model=self.model_for(self.options.agent),
             models=contexts or None,
             agents=shown or None,
             free=frozenset(name for name, model in models.items() if is_free(model)),
             variants={name: variants_of(model) for name, model in models.items()},
-            chosen=told.chosen,
-            unread=told.unread,
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
         )
-
-    @abstractmethod
-    def catalogue(self) -> Catalogue:
-        """Ask for all of it; a list that cannot be had raises."""
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent."""
@@ -4755,7 +4665,8 @@ class OpenCode(ABC):
 
     def create(self, prompt: Prompt) -> str:
         """Make a session; returns its id. Problem: it would work elsewhere."""
-        made = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
+        body = {"title": prompt.title, **self.session_body(prompt)}
+        made = self.request("POST", "/session", body)
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
@@ -4763,10 +4674,8 @@ class OpenCode(ABC):
         here = self.options.directory
         if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
             # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
-            raise Problem(
-                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder "
-                "(OpenCode reads a % in its name as the beginning of a code)"
-            )
+            words = f"OpenCode would work in {there[:300]} and not in {here}"
+            raise Problem(f"{words}: rename the folder: its name may not have a %")
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
@@ -4783,8 +4692,6 @@ class OpenCode(ABC):
         spent = spend_of(own)
         found = [session]
         for parent in found:  # it grows meanwhile
-            if len(found) > MOST_RELATIVES:
-                break
             for child in dicts(self.get_if_possible(self.children_path.format(parent))):
                 id = as_id(child, "id")
                 # Early versions of OpenCode 2 list all there are.
@@ -4804,7 +4711,6 @@ class OpenCode(ABC):
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        self.session = session
         own = as_dict(self.get_if_possible(f"/session/{session}"))
         spent = self.spent_by_family(session, own)
         polled = Polled("idle", spent=spent, children=self.relatives[1:])
@@ -4813,7 +4719,7 @@ class OpenCode(ABC):
             asks, unlisted = self.asks()
             polled = polled._replace(asks=asks, unlisted=unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
-        if working or self.is_asked(polled.asks or ()):
+        if working or any(ask.session in self.relatives for ask in polled.asks or ()):
             self.resting = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
@@ -4823,14 +4729,12 @@ class OpenCode(ABC):
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(session, prompt, attempt, own, session in working)
+            verdict, fault = self.verdict(session, prompt, attempt, own)
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
     @abstractmethod
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         """How the answer to our own prompt stands; `own` is the session in the server's words."""
 
     def retry(self, session: str, status: Any) -> Activity | None:
@@ -4844,11 +4748,12 @@ class OpenCode(ABC):
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
         for id in dict.fromkeys((session, *self.at_work(session))):
-            self.post(f"/session/{id}/{self.interrupt_word}", {}, REQUEST_TIMEOUT)
+            self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
 
-    @abstractmethod
     def dispose(self) -> None:
-        """End the tools that the server has started: they may survive it."""
+        """End the tools that the server has started; OpenCode 2 does so itself."""
+        if self.generation == 1:
+            self.client.request("POST", "/global/dispose", {})
 
     # What is asked.
 
@@ -4856,20 +4761,13 @@ class OpenCode(ABC):
         """What any session of the directory asks, and the kinds that could not be listed."""
         found: list[Ask] = []
         unlisted: list[str] = []
-        for kind, path in self.asks_paths.items():
-            read = self.permission if kind == "permission" else self.question
-            try:
-                found += map(read, dicts(self.get(path)))
-            except RequestError as error:
-                if error.code == 0:
-                    raise
+        readers = {"permission": self.permission, "question": self.question}
+        for (kind, read), path in zip(readers.items(), self.asks_paths):
+            listed = self.get_if_possible(path)
+            found += map(read, dicts(listed))
+            if listed is None:
                 unlisted.append(kind)
         return tuple(ask for ask in found if ask.id), tuple(unlisted)
-
-    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
-        """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
-        family = [ask.id for ask in asks if ask.session in self.relatives]
-        return any(dig(self.forms, id, "sessionID") != ELSEWHERE for id in family)
 
     def permission(self, asked: Json) -> Ask:
         """What kind of thing, and what exactly: the command, file or address, and the patterns."""
@@ -4880,43 +4778,31 @@ class OpenCode(ABC):
         metadata = as_dict(asked, "metadata")
         exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
-        return Ask(
-            as_id(asked, "id"),
-            as_id(asked, "sessionID"),
-            "permission",
-            title,
-            detail + change_of(dicts(metadata, "files")),
-            is_circle=title == "doom_loop",
-            always=f"{always}, {lasts}" if always else "",
-        )
+        detail += change_of(dicts(metadata, "files"))
+        always = f"{always}, {lasts}" if always else ""
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
+        return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
 
     def question(self, asked: Json) -> Ask:
-        """Questions, as many as there are to be answered at once.
-
-        What an MCP server asks names no session. On a server of our own it is ours: unanswered it
-        blocks the tool for ever. On somebody else's server it is left to them.
-        """
+        """Questions, as many as there are to be answered at once; OpenCode 2 calls them a form."""
         questions: list[Question] = []
-        for told in fields_of(asked):
-            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
+        for told in dicts(asked, "questions") or dicts(asked, "fields"):
+            text = as_text(told.get("question") or told.get("description") or told.get("title"))
             options = dicts(told, "options")
-            choices = [(label_of(option), as_text(option, "description")) for option in options]
-            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
-        detail = " / ".join(question.text for question in questions) or as_text(asked, "title")
-        id = as_id(asked, "id")
-        session = as_id(asked, "sessionID")
-        self.forms[id] = asked
-        if session == ELSEWHERE and not self.options.server:
-            session = self.session
+            choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
+            questions.append(Question(text, tuple(choices)))
+        detail = " / ".join(question.text for question in questions)
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "question", detail=detail, questions=tuple(questions))
 
     def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
         """An event about a permission or a question."""
-        if type.endswith((".asked", ".created")):
-            ask = self.permission(told) if type == "permission.asked" else self.question(told)
+        kind, _, what = type.partition(".")
+        if what in ("asked", "created"):
+            ask = self.permission(told) if kind == "permission" else self.question(told)
             return ask if ask.id else Alive(session)
-        if type.endswith((".replied", ".rejected", ".cancelled")):
-            is_refused = told.get("reply") == "reject" or not type.endswith(".replied")
+        if what in ("replied", "rejected", "cancelled"):
+            is_refused = told.get("reply") == "reject" or what != "replied"
             return Answered(session, as_text(told.get("requestID") or told.get("id")), is_refused)
         return Alive(session)
 
@@ -4925,11 +4811,9 @@ class OpenCode(ABC):
         """Answer an ask, and let the turn go on. `decision` is once, always or reject; `answers`
         are the labels for its questions."""
 
-    # The event stream.
-
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event, in neutral words; [] for what is nothing to us. They come in their order."""
+        """One event of the stream, in neutral words; [] for what is nothing to us."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4943,26 +4827,26 @@ class OpenCode1(OpenCode):
     children_path = "/session/{}/children"
     active_path = "/session/status"
     interrupt_word = "abort"
-    asks_paths = {"permission": "/permission", "question": "/question"}
+    asks_paths = ("/permission", "/question")
     permission_words = ("permission", "patterns", "always", "until the server ends")
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
-    def catalogue(self) -> Catalogue:
+    def setup(self) -> Setup:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
         listed = self.get("/config/providers", SETUP_TIMEOUT)
-        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
+        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        by_name = {as_text(agent, "name"): agent for agent in agents}
-        return Catalogue([config], models, by_name, chosen)
+        setup = self.setup_of([config], models, {as_text(agent, "name"): agent for agent in agents})
+        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
+        # Of several it takes the last used.
+        return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Sent again with its ids it runs again, if it was not answered."""
@@ -4974,13 +4858,11 @@ class OpenCode1(OpenCode):
                 body["variant"] = model.pop("variant")  # it stands beside the model here
         if prompt.agent:
             body["agent"] = prompt.agent
-        self.post(f"/session/{session}/prompt_async", body)
+        self.request("POST", f"/session/{session}/prompt_async", body)
 
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         messages = dicts(self.get(f"/session/{session}/message?limit=20"))
-        return judge_messages(messages, prompt.message_id, is_at_work)
+        return judge_messages(messages, prompt.message_id)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """A bare rejection would end the turn, and so would any of a question."""
@@ -4988,12 +4870,7 @@ class OpenCode1(OpenCode):
         if ask.kind == "question":
             said = [*answers, *[message] * (len(ask.questions) - len(answers))]
             body = {"answers": [[answer] for answer in said]}
-        self.post(f"/{ask.kind}/{ask.id}/reply", body)
-
-    def dispose(self) -> None:
-        self.client.request("POST", "/global/dispose", {})
-
-    # The event stream.
+        self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
@@ -5001,36 +4878,34 @@ class OpenCode1(OpenCode):
         info = as_dict(told, "info")
         part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
-        session = as_id(
-            told.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
-        )
-        status = dig(told, "status", "type")
+        ids = (told.get("sessionID"), part.get("sessionID"), info.get("sessionID"), own_id)
+        session = as_id(next(filter(None, ids), None))
         fault = fault_of(told.get("error"))
+        status = "idle" if type == "session.idle" else dig(told, "status", "type")
+        said: SessionEvent | Edited = Alive(session)
         if type == "file.edited":
             return [Edited(as_text(told, "file"))]
         if not session:
             return []
         if type.startswith(("permission.", "question.")):
-            return [self.decode_ask(session, type, told)]
-        if type == "session.created":
-            return [Child(session, as_text(info, "parentID"))]
-        if type == "session.idle" or status == "idle":
-            return [Activity(session, "idle")]
-        if status == "busy":
-            return [Activity(session, "working")]
-        if status == "retry":
-            return [retry_of(session, as_dict(told, "status"))]
-        if type == "session.error" and fault:
-            return [Broke(session, fault)]
-        if type == "session.compacted":
-            return [Compacted(session)]
-        if type == "message.updated":
-            return [self.decode_message(session, info)]
-        if type == "message.part.updated":
-            return [self.decode_part(session, part)]
-        if type == "message.part.delta":
-            return [Delta(session, as_text(told, "partID"), as_text(told, "delta"))]
-        return [Alive(session)]
+            said = self.decode_ask(session, type, told)
+        elif type == "session.created":
+            said = Child(session, as_text(info, "parentID"))
+        elif status in ("idle", "busy"):
+            said = Activity(session, "idle" if status == "idle" else "working")
+        elif status == "retry":
+            said = retry_of(session, as_dict(told, "status"))
+        elif type == "session.error" and fault:
+            said = Broke(session, fault)
+        elif type == "session.compacted":
+            said = Compacted(session)
+        elif type == "message.updated":
+            said = self.decode_message(session, info)
+        elif type == "message.part.updated":
+            said = self.decode_part(session, part)
+        elif type == "message.part.delta":
+            said = Delta(session, as_text(told, "partID"), as_text(told, "delta"))
+        return [said]
 
     def decode_message(self, session: str, info: Json) -> SessionEvent:
         message = as_text(info, "id")
@@ -5054,30 +4929,24 @@ class OpenCode1(OpenCode):
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
-        key = as_text(part, "id")
         kind = {"text": "text", "reasoning": "thinking", "tool": "tool"}.get(as_text(part, "type"))
         if message in self.prompts or not kind:
             return Alive(session)
+        said = Part(session, message, as_text(part, "id"), kind, "running")
         if kind != "tool":
             state = "done" if dig(part, "time", "end") else "running"
-            text = as_text(part, "text")
             is_synthetic = bool(part.get("synthetic"))
-            return Part(session, message, key, kind, state, text, synthetic=is_synthetic)
+            return said._replace(state=state, text=as_text(part, "text"), synthetic=is_synthetic)
         tool = as_text(part.get("tool") or "tool")
-        opens = tool in SUBAGENT_TOOLS
         told = as_dict(part, "state")
         given = as_dict(told, "input")
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
+        opens = tool in SUBAGENT_TOOLS
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        status = as_text(told, "status")
-        state = {"completed": "done", "error": "failed"}.get(status, "running")
-        return Part(
-            session,
-            message,
-            key,
-            kind,
-            state,
+        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), "running")
+        return said._replace(
+            state=state,
             text=as_text(told, "error"),
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
@@ -5087,26 +4956,21 @@ class OpenCode1(OpenCode):
         )
 
 
-def judge_messages(
-    messages: Sequence[Json], own: str, is_at_work: bool = False
-) -> tuple[str, Fault | None]:
+def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
     """How the answer to one's own message stands, by the session's newest messages, oldest first.
 
     Each answer names the message that it answers. What a person typed into the session is not ours,
-    what a compaction put there is. While it works on a person's prompt, ours is not over.
+    what a compaction put there is.
     """
     foreign = set()
-    newest: Json = {}
     last: Json = {}  # of the answers to ours
     for message in messages:
-        newest = as_dict(message, "info")
-        id = as_text(newest, "id")
-        if newest.get("role") == "user" and id != own and not is_of_compaction(message):
+        info = as_dict(message, "info")
+        id = as_text(info, "id")
+        if info.get("role") == "user" and id != own and not is_of_compaction(message):
             foreign.add(id)
-        if newest.get("role") == "assistant" and as_text(newest, "parentID") not in foreign:
-            last = newest
-    if is_at_work and {as_text(newest, "id"), as_text(newest, "parentID")} & foreign:
-        return "unfinished", None
+        if info.get("role") == "assistant" and as_text(info, "parentID") not in foreign:
+            last = info
     if not last:
         return "undelivered", None
     if not dig(last, "time", "completed"):
@@ -5136,9 +5000,6 @@ def is_of_compaction(message: Json) -> bool:
 # go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
 # prompt: what follows a prompt belongs to it.
 
-PAGE = 50  # messages asked for at once
-MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
-NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
@@ -5156,29 +5017,31 @@ class OpenCode2(OpenCode):
     children_path = "/session?parentID={}"
     active_path = "/session/active"
     interrupt_word = "interrupt"
-    asks_paths = {"permission": "/permission/request", "question": "/form"}
+    asks_paths = ("/permission/request", "/form")
     permission_words = ("action", "resources", "save", "in this project from now on")
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
         self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
         self.printed: dict[str, int] = {}  # bytes, by shell
+        self.forms: dict[str, Json] = {}  # by id
 
     def path(self, path: str) -> str:
         """A session knows where it is."""
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    def catalogue(self) -> Catalogue:
+    def setup(self) -> Setup:
         entries = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
-        documents = [entry for entry in entries if "info" in entry]
-        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
-        read = {as_text(document, "path") for document in documents}
         models = dicts(self.get("/model", SETUP_TIMEOUT))
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        return Catalogue(
-            [as_dict(document, "info") for document in documents],
+        setup = self.setup_of(
+            [as_dict(entry, "info") for entry in entries],
             {without_variant(name_of_model(model)): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
+        )
+        read = {as_text(entry, "path") for entry in entries if "info" in entry}
+        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
+        return setup._replace(
             chosen=name_of_model(self.get_if_possible("/model/default")),
             unread=tuple(path for path in found if path not in read),
         )
@@ -5194,18 +5057,17 @@ class OpenCode2(OpenCode):
             body["model"] = body_of_model(model, "id")
         if prompt.agent:
             body["agent"] = prompt.agent
-        if not (self.options.attended or self.options.asks_wait):
-            body["permissions"] = [NO_QUESTIONS]  # nobody would answer
+        if not (self.options.attended or self.options.asks_wait):  # nobody would answer
+            body["permissions"] = [{"action": "question", "resource": "*", "effect": "deny"}]
         return body
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """The same id is safe to be sent again: once it was delivered it does nothing. What was
         not delivered of earlier attempts must not run beside this one."""
         ids = ids_of_attempts(prompt, attempt)
-        self.session = session
         self.resting = ""
         self.withdraw(session, ids[:-1])
-        self.post(f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
+        self.request("POST", f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
     def withdraw(self, session: str, ids: Iterable[str]) -> None:
         """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
@@ -5213,8 +5075,7 @@ class OpenCode2(OpenCode):
             try:
                 self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
-                # A server without an inbox answers such a path with its web page.
-                if error.code not in (404, 405) and error.name != "NotJSON":
+                if error.code not in (404, 502):  # 502: a web page, where there is no inbox
                     raise
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
@@ -5222,22 +5083,17 @@ class OpenCode2(OpenCode):
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
-    def dispose(self) -> None:
-        """It does so itself when it ends."""
-
     # How a session stands.
 
     def prints(self) -> bool:
-        has_grown = False
+        before = dict(self.printed)
         for call in list(self.calls.values()):
             if call.shell and call.part.session in self.relatives:
                 known = self.printed.get(call.shell, 0)
                 path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
                 size = as_int(self.get_if_possible(path), "size")
-                if size > known:
-                    self.printed[call.shell] = size
-                    has_grown = True
-        return has_grown
+                self.printed[call.shell] = max(known, size)
+        return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
         """The retry that the newest step waits for: the server counts that as work."""
@@ -5245,9 +5101,7 @@ class OpenCode2(OpenCode):
         retry = retry_of(session, as_dict(newest[0], "retry") if newest else {})
         return retry if retry.wait > 0 else None
 
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         ids = ids_of_attempts(prompt, attempt)
         delivered, messages = self.since_prompt(session, ids)
         has_step = any(message.get("type") == "assistant" for message in messages)
@@ -5256,19 +5110,18 @@ class OpenCode2(OpenCode):
             # 2.1; before, the stream alone.
             idles = [message for message in messages if message.get("type") == "idle"]
             return "failed", fault_of(idles[-1].get("error")) if idles else None
-        return judge_steps(messages, is_at_work) if delivered else ("undelivered", None)
+        return judge_steps(messages) if delivered else ("undelivered", None)
 
     def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
         """The newest of our prompts that was delivered, or "", and what came after it."""
-        path = self.path(f"/session/{session}/message?limit={PAGE}")
         newer: list[Json] = []
         cursor = ""
-        for _ in range(MOST_PAGES):
-            answer = self.client.request("GET", path + cursor)
-            for message in dicts(answer, "data"):
-                id = as_text(message, "id")
-                if id in ids:
-                    return id, newer[::-1]
+        for _ in range(200):  # a server that pages in circles is left alone
+            path = self.path(f"/session/{session}/message?limit=50{cursor}")
+            answer = self.client.request("GET", path)
+            for message in dicts(answer, "data"):  # the newest first
+                if message.get("id") in ids:
+                    return as_text(message, "id"), newer[::-1]
                 newer.append(message)
             following = as_text(answer, "cursor", "next")
             if not dicts(answer, "data") or not following:  # the last page names an empty one
@@ -5278,18 +5131,21 @@ class OpenCode2(OpenCode):
 
     # What is asked.
 
+    def question(self, asked: Json) -> Ask:
+        self.forms[as_id(asked, "id")] = asked
+        return super().question(asked)
+
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """A form is refused with words where it takes them: to dismiss it would end the turn."""
         if ask.kind == "permission":
             body = {"decision": decision, "message": message}
-            self.post(f"/session/{ask.session}/permission/{ask.id}/reply", body)
+            self.request("POST", f"/session/{ask.session}/permission/{ask.id}/reply", body)
             return
-        form = self.forms.get(ask.id, {})
-        path = f"/session/{as_id(form.get('sessionID') or ask.session)}/form/{ask.id}"
-        values = answer_to_form(form, answers, message)
+        path = f"/session/{ask.session}/form/{ask.id}"
+        values = answer_to_form(self.forms.get(ask.id, {}), answers, message)
         if values:
             try:
-                self.post(f"{path}/reply", {"answer": values})
+                self.request("POST", f"{path}/reply", {"answer": values})
                 return
             except RequestError as error:
                 if error.code == 409:
@@ -5307,46 +5163,42 @@ class OpenCode2(OpenCode):
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
         area, _, what = type.removeprefix("session.").partition(".")
         fault = fault_of(data.get("error"))
-        broke: list[SessionEvent | Edited] = [Broke(session, fault)] if fault else []
+        broke = [Broke(session, fault)] if fault else []
+        working = Activity(session, "working")
+        said: SessionEvent = Alive(session)
         if type == "filesystem.changed":
             place = as_text(event, "location", "directory")
             return [Edited(os.path.join(place, as_text(data, "file")))]
         if not session:
             return []
         if area in ("permission", "form"):
-            return [self.decode_ask(session, type, as_dict(data, "form") or data)]
-        if area == "created":
-            return [Child(session, as_text(data, "parentID"))]
-        if type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
-            return [Woke(session)]  # nobody typed it: something in its background has ended
-        if area == "execution" and what != "started":
-            return [*broke, Activity(session, "idle")]
-        if area == "execution":
-            return [Activity(session, "working")]
-        if area == "step" and what == "started":  # again after a retry, for the same message
-            return [Activity(session, "working"), self.decode_step(session, data, False)]
-        if area == "step" and what in ("ended", "failed"):
-            return [self.decode_step(session, data, True), *broke]
-        if type == "session.retry.scheduled":
-            return [retry_of(session, data)]
-        if type == "session.compaction.ended":
-            return [Compacted(session)]
-        if area in ("text", "reasoning"):
-            return [self.decode_written(session, area, what, data)]
-        if area == "tool":
-            return [self.decode_tool(session, what, data, as_float(event, "created") / 1000)]
-        return [Alive(session)]
+            said = self.decode_ask(session, type, as_dict(data, "form") or data)
+        elif area == "created":
+            said = Child(session, as_text(data, "parentID"))
+        elif type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
+            said = Woke(session)  # nobody typed it: something in its background has ended
+        elif area == "execution":
+            return [working] if what == "started" else [*broke, Activity(session, "idle")]
+        elif type == "session.step.started":  # again after a retry, for the same message
+            return [working, self.decode_step(session, data, is_over=False)]
+        elif type in ("session.step.ended", "session.step.failed"):
+            return [self.decode_step(session, data, is_over=True), *broke]
+        elif type == "session.retry.scheduled":
+            said = retry_of(session, data)
+        elif type == "session.compaction.ended":
+            said = Compacted(session)
+        elif area in ("text", "reasoning"):
+            said = self.decode_written(session, area, what, data)
+        elif area == "tool":
+            said = self.decode_tool(session, what, data, as_float(event, "created") / 1000)
+        return [said]
 
     def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
         """A step's end alone tells what it has cost: `usage.updated` would count it again."""
-        message = as_text(data, "assistantMessageID")
-        if is_over:  # whose tools were broken off: no word of their end will come
-            for key in [key for key, call in self.calls.items() if call.part.message == message]:
-                del self.calls[key]
         spend = spend_of(data)
         return Spent(
             session,
-            message,
+            as_text(data, "assistantMessageID"),
             spend,
             context=spend.input + spend.cached,
             model=without_variant(name_of_model(data.get("model"))),
@@ -5406,62 +5258,55 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
 
 def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
     """Values by the fields' keys. What has no label is answered with the message, where the field
-    takes words; an MCP server would take them for the value that it asked for."""
+    takes words."""
     answer: Json = {}
-    takes_words = bool(message) and form.get("sessionID") != ELSEWHERE
-    for number, field in enumerate(fields_of(form)):
+    for number, field in enumerate(dicts(form, "fields")):
         value: Any = message
         if number < len(labels):
-            options = {label_of(option): option for option in dicts(field, "options")}
+            options = {as_text(option, "label"): option for option in dicts(field, "options")}
             value = as_dict(options, labels[number]).get("value", labels[number])
-        elif not takes_words or not field.get("custom"):
+        elif not (message and field.get("custom")):
             continue
         is_list = field.get("type") == "multiselect"
         answer[as_text(field, "key")] = [value] if is_list else value
     return answer
 
 
-def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str, Fault | None]:
+def judge_steps(messages: Sequence[Json]) -> Verdict:
     """How the answer to a prompt stands, by the messages after the prompt. The last step decides.
 
-    What a person said meanwhile belongs to the answer; what they said after its end begins one of
-    their own, and while the session is at work on that, ours is not over.
+    What a person said meanwhile belongs to the answer, what they said after its end does not.
     """
     step: Json = {}  # the last one
     idle: Json = {}  # the end of the run that it belongs to
-    has_more = False  # something was delivered after it
+    newest = ""
     for message in messages:
-        type = message.get("type")
+        type = as_text(message, "type")
         has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
         if type == "user" and (idle or has_finished):
-            if is_at_work:
-                return "unfinished", None
             break
         if type == "assistant":
-            step = message
-            idle = {}
-            has_more = False
+            step, idle = message, {}
         elif type == "idle":
             idle = message
-            has_more = False
-        elif type in ("user", "synthetic"):
-            has_more = True
+        if type in ("assistant", "idle", "user", "synthetic"):
+            newest = type
     outcome = as_text(idle, "outcome")
+    was_interrupted = outcome == "interrupted"
     finish = as_text(step, "finish")
     fault = fault_of(step.get("error"))
     why = fault_of(idle.get("error"))
-    was_interrupted = outcome == "interrupted"
     if not step:
         ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
         return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else why
     is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-    if has_more or not is_complete:
+    if newest in ("user", "synthetic") or not is_complete:
         return "unfinished", None  # it works, or its server died
     if fault and fault.kind != "aborted":
         return "failed", fault
     if not fault and finish in FINISHES:
         return FINISHES[finish]
-    if outcome == "failed" or (finish == "error" and not fault):
+    if outcome == "failed":
         return "failed", why
     # A bare refusal looks like an interruption, but for what the tool says.
     if not was_interrupted and any(map(was_refused, dicts(step, "content"))):
@@ -5538,22 +5383,17 @@ class StreamReader:
 
     def run(self) -> None:
         """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
-        client = self.dialect.client
         path = self.dialect.path("/event")
         failures = 0
         while not self.stopped:
             opened = time.monotonic()
-            with suppress(RequestError, *client.errors):
-                response = client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True)
-                with response:
-                    if response.status == 200:
-                        self.post(StreamOpened())
-                        self.read(response)
+            connecting = self.dialect.client.open("GET", path, None, STREAM_TIMEOUT, EVENTS)
+            with suppress(RequestError), connecting as stream:
+                if stream.status == 200:
+                    self.post(StreamOpened())
+                    self.read(stream)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
-            if failures == 2 * len(STREAM_WAITS):
-                said = "there is no event stream: what the agent does cannot be shown"
-                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
@@ -5584,9 +5424,9 @@ class StreamReader:
             self.budget -= 1
             if self.budget < 0:
                 found = SESSION_ID.search(data)
-                if found and found.group(1) not in self.alive:
-                    self.alive.add(found.group(1))
-                    self.post(Alive(found.group(1).decode("utf-8", "replace")))
+                if found and found[1] not in self.alive:
+                    self.alive.add(found[1])
+                    self.post(Alive(found[1].decode("utf-8", "replace")))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
         if self.verbose:

@@ -4693,20 +4693,6 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     assert read(stream[:-2]) == read(stream)[:-1], "a line that is cut off is none"
 
 
-def test_values_that_are_nested_deep_end_nothing() -> None:
-    """A model chooses them; json.dumps and str give up sooner than json.loads."""
-    deep: list[Any] = []
-    for _ in range(50_000):
-        deep = [deep]
-    state = {"status": "completed", "input": {"x": deep}, "error": deep}
-    (said,) = a_dialect().decode(part_event(type="tool", tool=deep, state=state))
-    assert isinstance(said, Part) and said.call == 0 and said.state == "done"
-    (said,) = a_dialect().decode(tool_event("bash", status="error"))
-    assert isinstance(said, Part) and said.call
-    asked = {"id": "per_1", "permission": deep, "patterns": [deep], "metadata": {"command": deep}}
-    assert a_dialect().permission(asked).id == "per_1"
-
-
 @pytest.mark.parametrize("said", [
     RecursionError("too deep"), MemoryError(), ValueError("odd"), RequestError(0, ""),
     "/a\0b", "/\ud800", "/" * 100_000,  # folders that none can be
@@ -4725,20 +4711,6 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> N
         assert isinstance(answer.error, RequestError) and answer.error.why == "silent"
     elif answer.error is not None:
         assert isinstance(answer.error, (RequestError, Problem))
-
-
-def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
-    class Endless(OpenCode1):
-        looks = 0
-
-        def get(self, path: str, timeout: float = 0.0) -> Any:
-            self.looks += 1
-            assert self.looks < 5000
-            return [{"id": f"ses_{self.looks}"}]
-
-    dialect = Endless(Client("http://127.0.0.1:1", "", ""), Options())
-    dialect.spent_by_family("ses", {})
-    assert len(dialect.relatives) == ocloop.MOST_RELATIVES + 1
 
 
 def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> None:
@@ -5091,8 +5063,6 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
 
 
 TRICKLES: dict[str, tuple[bytes, ...]] = {
-    "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
-    "line of the head": (OK, b"X: ", *[b"a"] * 90),
     "body": (OK + b"Content-Length: 200\r\n\r\n", *[b" "] * 90),
     "body without a length": (OK + b"\r\n", *[b" "] * 90),
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
@@ -5595,47 +5565,40 @@ TYPED = user("msg_2")
 STOPPED_1 = assistant("msg_1", "stop")
 CALLS_1 = assistant("msg_1", "tool-calls")
 WORKS_1 = assistant("msg_1", completed=False)
-TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
 FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
 
-@pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
-    ([], False, "undelivered", None),
-    ([ASKED], False, "undelivered", None),
-    ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
-    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
+@pytest.mark.parametrize("messages, verdict, fault", [
+    ([], "undelivered", None),
+    ([ASKED], "undelivered", None),
+    ([ASKED, CALLS_1, STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "content-filter")], "failed", FILTERED_1),
+    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished",
      None),
-    ([ASKED, WORKS_1], False, "unfinished", None),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], False, "failed", NO_KEY_1),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", error=ABORTED)], False, "cut", Fault("aborted", "Aborted")),
-    ([ASKED, assistant("msg_1", error=REJECTED)], False, "refused", None),
-    ([ASKED, assistant("msg_1")], False, "cut", None),
-    ([ASKED, assistant("msg_1", "unknown")], False, "cut", None),
-    ([ASKED, CALLS_1], False, "refused", None),
-    ([ASKED, TYPED, assistant("msg_2", "stop")], False, "undelivered", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], False, "answered", None),
+    ([ASKED, WORKS_1], "unfinished", None),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", error=ABORTED)], "cut", Fault("aborted", "Aborted")),
+    ([ASKED, assistant("msg_1", error=REJECTED)], "refused", None),
+    ([ASKED, assistant("msg_1")], "cut", None),
+    ([ASKED, assistant("msg_1", "unknown")], "cut", None),
+    ([ASKED, CALLS_1], "refused", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "answered", None),
     ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], False, "answered", None),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], False,
+      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
+    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
      "unfinished", None),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], False, "undelivered", None),
-    # While a session is at work on a person's prompt, ours is not over.
-    ([ASKED, STOPPED_1], True, "answered", None),
-    ([ASKED, STOPPED_1, TYPED], True, "unfinished", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], True, "unfinished", None),
-    ([ASKED, STOPPED_1, COMPACTION], True, "answered", None),
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
 ])  # fmt: skip
 def test_how_the_answer_to_our_own_prompt_stands(
-    messages: list[Json], is_at_work: bool, verdict: str, fault: Fault | None
+    messages: list[Json], verdict: str, fault: Fault | None
 ) -> None:
-    assert ocloop.judge_messages(messages, "msg_1", is_at_work=is_at_work) == (verdict, fault)
+    assert ocloop.judge_messages(messages, "msg_1") == (verdict, fault)
 
 
 def test_what_a_compaction_wrote_is_told_from_what_a_person_typed() -> None:
@@ -5654,12 +5617,6 @@ def wrapped(message: str) -> Json:
 
 def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
-
-
-def test_a_provider_may_announce_a_date() -> None:
-    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))
-    fault = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": date}))
-    assert fault and 3000 < fault.retry_after <= 3600
 
 
 @pytest.mark.parametrize("error, fault", [
@@ -8107,7 +8064,6 @@ def child_2(id: str, parent: str, **more: Any) -> Json:
 @pytest.mark.parametrize("messages, more, closer, activity, verdict", [
     ([user_2(FIRST), CALLS], {"active": RUNNING}, False, "working", ""),
     (OVER, {"active": RUNNING}, True, "working", "answered"),
-    ([*OVER, user_2("msg_7")], {"active": RUNNING}, True, "working", "unfinished"),
     ([*OVER, user_2("msg_7")], {}, True, "idle", "answered"),
     (OVER, {"active": {"data": {"ses_X": {}}}, "children": [child_2("ses_B", "ses_A")]}, False,
      "idle", "answered"),
@@ -8225,12 +8181,6 @@ FORM: Json = {
     ],
 }
 STRICT = {**FORM, "fields": [{**field, "custom": False} for field in FORM["fields"]]}
-ELICITED = {  # by an MCP server
-    "id": "frm_2", "sessionID": "global", "title": "Deploy?",
-    "fields": [{"key": "sure", "type": "string",
-                "options": [{"value": "y", "label": "yes"}, {"value": "n", "label": "no"}]},
-               {"key": "note", "type": "string", "hidden": True}],
-}
 # fmt: on
 QUESTIONS = (
     Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
@@ -8239,35 +8189,25 @@ QUESTIONS = (
 LASTS = "*, in this project from now on"
 ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
 ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
-ASKED_MCP = Ask(
-    "frm_2", "ses_A", "question", "", "sure", (Question("sure", (("yes", ""), ("no", ""))),)
-)
-BARE = {"id": "frm_3", "sessionID": "ses_A", "title": "Deploy?", "fields": []}
 FAILS = RequestError(500, "no")
 
 
-# What is asked keeps a session from being over, but not what others ask, nor an MCP server, which
-# names no session: on a server of our own that is ours, elsewhere it is left to them.
-@pytest.mark.parametrize("more, options, activity, asks", [
-    ({"permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
-    ({"forms": [FORM]}, {}, "working", (ASKED_FORM,)),
-    ({"forms": [BARE]}, {}, "working", (Ask("frm_3", "ses_A", "question", "", "Deploy?"),)),
-    ({"permissions": [{**PERMISSION, "sessionID": "ses_X"}]}, {}, "idle",
+# What is asked keeps a session from being over, but not what others ask.
+@pytest.mark.parametrize("more, activity, asks", [
+    ({"permissions": [PERMISSION]}, "working", (ASKED_PERMISSION,)),
+    ({"forms": [FORM]}, "working", (ASKED_FORM,)),
+    ({"permissions": [{**PERMISSION, "sessionID": "ses_X"}]}, "idle",
      (ASKED_PERMISSION._replace(session="ses_X"),)),
-    ({"forms": [ELICITED]}, {}, "idle", (ASKED_MCP,)),
-    ({"forms": [ELICITED]}, {"server": "http://h:1"}, "idle",
-     (ASKED_MCP._replace(session="global"),)),
-    ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
+    ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, "working", (ASKED_PERMISSION,)),
 ])  # fmt: skip
-def test_what_is_asked_in_2(more: Json, options: Json, activity: str, asks: Any) -> None:
-    polled = look(stand_in(OVER, **more), **options)
+def test_what_is_asked_in_2(more: Json, activity: str, asks: Any) -> None:
+    polled = look(stand_in(OVER, **more))
     assert (polled.activity, polled.verdict) == (activity, "answered" if activity == "idle" else "")
     assert polled.asks == asks
     assert polled.unlisted == (("question",) if "GET /api/form" in more else ())
 
 
 FORM_1 = "/api/session/ses_A/form/frm_1"
-FORM_2 = "/api/session/global/form/frm_2"  # it goes back where it came from
 PERMISSION_1 = "/api/session/ses_A/permission/per_1/reply"
 INVALID = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
 SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
@@ -8284,10 +8224,6 @@ SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
      [("POST", f"{FORM_1}/reply", {"answer": {"q0": "nobody", "q1": ["nobody"]}})]),
     (STRICT, ASKED_FORM, "reject", (), "no body",  # a form that takes no words of one's own
      [("DELETE", f"{FORM_1}?message=no%20body", {"message": "no body"})]),
-    (ELICITED, ASKED_MCP, "once", ("yes",), "",
-     [("POST", f"{FORM_2}/reply", {"answer": {"sure": "y"}})]),
-    (ELICITED, ASKED_MCP, "reject", (), "nobody",
-     [("DELETE", f"{FORM_2}?message=nobody", {"message": "nobody"})]),
 ])  # fmt: skip
 def test_what_is_asked_is_answered(
     form: Any, ask: Ask, decision: str, answers: tuple[str, ...], message: str, sent: Any
@@ -8556,8 +8492,6 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
     assert isinstance(part, Part) and part.tool == "read"
     (later,) = made.decode(told("session.tool.success", {**other, "id": "call_0"}))
     assert isinstance(later, Part) and later.tool == "shell" and later.key != part.key
-    made.decode(told("session.step.failed", {**IN_A, "error": INTERRUPTED}))
-    assert not made.calls, "a step that was broken off takes its tools with it"
 
 
 def test_nothing_is_counted_twice_in_2() -> None:
