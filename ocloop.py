@@ -4236,8 +4236,8 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be newer
-# or broken: anything may be missing or of another type, and nothing here raises for that.
+# A server may be newer or broken: anything may be missing or of another type, and nothing here
+# raises for that.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
@@ -4268,7 +4268,7 @@ def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
 
 
 def dig(told: Any, *names: str) -> Any:
-    """What stands there, name below name, if anything does; the next ones: of that type."""
+    """What stands there, name below name; the next ones: of that type, or empty."""
     for name in names:
         told = told.get(name) if isinstance(told, dict) else None
     return told
@@ -4310,14 +4310,14 @@ def as_int(told: Any, *names: str) -> int:
 
 
 def spend_of(told: Json) -> Spend:
-    """What a session, a message or a step has used. What comes from the cache is not in `input`."""
+    """What a session, a message or a step has used."""
     tokens = as_dict(told, "tokens")
     output = as_int(tokens, "output") + as_int(tokens, "reasoning")
     cached = as_int(tokens, "cache", "read") + as_int(tokens, "cache", "write")
     return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
 
 
-# The arguments that say what a tool does, the best first, whatever the tool.
+# What says best what a tool does, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
@@ -4331,7 +4331,7 @@ def argument_of(given: Json, directory: str, title: str = "") -> str:
 
 
 def call_id(tool: str, given: Any) -> int:
-    """The same number for the same tool with the same input, never 0."""
+    """The same number for the same call, never 0."""
     return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
 
 
@@ -4345,6 +4345,11 @@ def how_ended(told: Json) -> str:
     """A message's `finish` in the words of `Spent`."""
     words = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
     return words.get(as_text(told, "finish"), "answered")
+
+
+def in_words(ask: Ask, answers: Sequence[str], message: str) -> list[str]:
+    """An answer to each question: a label, or the message."""
+    return [*answers, *[message] * (len(ask.questions) - len(answers))]
 
 
 def retry_of(session: str, told: Json) -> Activity:
@@ -4363,7 +4368,7 @@ FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
     "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
 }
-# Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
+# Kinds of faults by the names of errors of OpenCode 1, the types of OpenCode 2.
 FAULT_KINDS = {
     "MessageAbortedError": "aborted",
     "MessageOutputLengthError": "length",
@@ -4381,16 +4386,15 @@ FAULT_KINDS = {
     "provider.timeout": "outage",
     "aborted": "aborted",
 }
-# Kinds by the provider's HTTP code, where no type of OpenCode 2's says more; there it may be 200.
+# By the provider's HTTP code, where no type says more: in OpenCode 2 it may be 200.
 CODE_KINDS = {401: "auth", 402: "balance", 403: "auth", 404: "no-model", 429: "rate-limit"}
-# What OpenCode says itself, without a name of its own, before a provider is asked.
+# What OpenCode says without a name, before a provider is asked.
 NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of(error: Any) -> Fault | None:
     """Read OpenCode 1's `{name, data: {message, statusCode}}`, or OpenCode 2's `{type, message,
-    status}`; None for what is no error. Some of OpenCode 1's are wrapped: `UnknownError` with a
-    message whose first word is the real name, and a stack behind it."""
+    status}`. In an `UnknownError` the message may begin with the real name, and end in a stack."""
     name = as_text(dig(error, "name") or dig(error, "type"))
     if not name:
         return None
@@ -4417,15 +4421,15 @@ def fault_of(error: Any) -> Fault | None:
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     """The prompt with ids as OpenCode makes them: 12 hex digits that grow with time, 14 more
-    characters. They end in digits, of which `ids_of_attempts` makes further ones."""
+    characters. The last two are for `ids_of_attempts`."""
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**6:06}"
+    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**4:04}00"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
 def name_of_model(described: Any) -> str:
-    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant."""
-    if isinstance(described, str):  # so in a configuration
+    """A model as providerID/modelID, perhaps with #variant."""
+    if isinstance(described, str):
         return described
     provider = as_text(described, "providerID")
     id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
@@ -4456,7 +4460,7 @@ def variants_of(model: Json) -> tuple[str, ...]:
 
 
 def asked_before(config: Json) -> dict[str, bool]:
-    """Whether a configuration wants a person to be asked: by permission (1.x) or action (2.x)."""
+    """What a configuration wants a person to be asked for: by permission (1.x) or action (2.x)."""
     rules = config.get("permission")
     found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
     for name, rule in as_dict(rules).items():
@@ -4468,8 +4472,7 @@ def asked_before(config: Json) -> dict[str, bool]:
 
 
 def without_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """What OpenCode says, less what is nobody's business: a broken configuration, which it shows,
-    may hold keys, and 2.x may print the password that it made."""
+    """What OpenCode says, less a broken configuration, which may hold keys, and its password."""
     is_input = False
     for line in lines:
         part = re.search("--- (JSONC Input|Errors|End) ---", line)
@@ -4480,7 +4483,7 @@ def without_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 def login_environment(username: str, password: str) -> dict[str, str]:
-    """What tells server and interface their login. In OpenCode 2 the user is always `opencode`."""
+    """What tells server and interface their login."""
     return {
         "OPENCODE_SERVER_USERNAME": username,
         "OPENCODE_SERVER_PASSWORD": password,
@@ -4489,19 +4492,13 @@ def login_environment(username: str, password: str) -> dict[str, str]:
 
 
 class Client:
-    """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
+    """HTTP to one server; no proxy is asked."""
 
-    def __init__(
-        self,
-        url: str,
-        username: str,
-        password: str,
-        process: subprocess.Popen[bytes] | None = None,
-    ) -> None:
+    def __init__(self, url: str, username: str, password: str, process: Any = None) -> None:
         self.url = url.rstrip("/")
-        self.process = process
+        self.process = process  # the server's, where it is ours
         self.patience = NEVER  # no request may take longer, in seconds
-        self.stream: socket.socket | None = None  # of the event stream
+        self.stream: socket.socket | None = None  # of the events
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
@@ -4512,8 +4509,8 @@ class Client:
         self, method: str, path: str, body: Any, timeout: float, accept: str = "application/json"
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request; the answer, whatever it is, of which only the head was read. What goes
-        wrong, also while it is read, raises RequestError. `timeout` is for each single wait. No
-        redirect is followed: another host would be told the login."""
+        wrong meanwhile raises RequestError; `timeout` is for each single wait. No redirect is
+        followed: another host would be told the login."""
         import http.client
 
         if self.process and exit_status(self.process) is not None:
@@ -4539,7 +4536,7 @@ class Client:
             connection.close()
 
     def hang_up(self) -> None:
-        """End the event stream, whatever the thread does that reads it."""
+        """End the event stream: OpenCode 2 would not end for 20 s while somebody listens."""
         if self.stream:
             with suppress(OSError):
                 self.stream.shutdown(socket.SHUT_RDWR)
@@ -4547,7 +4544,7 @@ class Client:
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
     ) -> Any:
-        """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
+        """The decoded answer, None for an empty one. Raises RequestError."""
         timeout = min(timeout, self.patience)
         until = time.monotonic() + timeout
         raw = bytearray()
@@ -4582,33 +4579,31 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
 
 
 class OpenCode(ABC):
-    """OpenCode in neutral words: what its generations have in common.
+    """OpenCode in neutral words: what its generations have in common. Each has a class of its own.
 
-    Each has a class of its own, and nothing else knows its wire. Whatever cannot be had raises
-    RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
+    Whatever cannot be had raises RequestError. Nothing waits here: what ends later, or fills
+    slowly, the run looks at again.
     """
 
     generation = 0
     place = ""  # what the directory is called in a query
     children_path = active_path = interrupt_word = ""
     asks_paths = ("", "")  # of permissions, of questions
-    # What is asked for, for what exactly, what the answer "always" allows, and for how long.
+    # What is asked for, for what exactly, what "always" allows, and for how long.
     permission_words = ("", "", "", "")
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
         self.query = self.place + quote(os.fsencode(options.directory), safe="")
-        # The configuration.
-        self.model = ""  # providerID/modelID, perhaps with #variant
-        self.agent = ""  # the one that works when none is named
-        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # The session that was looked at last.
-        self.relatives: tuple[str, ...] = ()  # it and its subagents
-        self.resting = ""  # its id, when it was seen at rest once
+        self.model = ""  # of the configuration, as are the next two
+        self.agent = ""
+        self.agent_models: dict[str, str] = {}
+        self.relatives: tuple[str, ...] = ()  # the session that was looked at last, its subagents
+        self.resting = ""  # the session that was seen at rest once
 
     def path(self, path: str) -> str:
-        """The path, with the directory in its query."""
+        """With the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
     def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
@@ -4636,15 +4631,14 @@ class OpenCode(ABC):
     def setup_of(
         self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
     ) -> Setup:
-        """The documents are those of the configuration: the last word counts."""
+        """Of the configuration's documents the last word counts."""
         asked: dict[str, bool] = {}
         for document in documents:
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
-        self.agent_models = {
-            name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
-        }
+        named = ((name, name_of_model(agent.get("model"))) for name, agent in agents.items())
+        self.agent_models = dict(named)
         # Hidden ones do OpenCode's own chores.
         shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
         contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
@@ -4664,7 +4658,7 @@ class OpenCode(ABC):
     # Sessions.
 
     def create(self, prompt: Prompt) -> str:
-        """Make a session; returns its id. Problem: it would work elsewhere."""
+        """Make a session; its id. Problem: it would work elsewhere."""
         body = {"title": prompt.title, **self.session_body(prompt)}
         made = self.request("POST", "/session", body)
         id = as_id(made, "id")
@@ -4673,13 +4667,13 @@ class OpenCode(ABC):
         there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
         here = self.options.directory
         if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+            # OpenCode 1 reads `my%20project` as `my project`.
             words = f"OpenCode would work in {there[:300]} and not in {here}"
             raise Problem(f"{words}: rename the folder: its name may not have a %")
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
-        """What else a session has to be told when it is made."""
+        """What else a new session has to be told."""
         return {}
 
     @abstractmethod
@@ -4687,8 +4681,8 @@ class OpenCode(ABC):
         """Hand the prompt over; one that was handed over before must not run twice."""
 
     def spent_by_family(self, session: str, own: Json) -> Spend:
-        """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
-        newest 50 of a parent: older ones are known by then, and the larger sum counts."""
+        """Look for the subagents' sessions; what all of them have used. (OpenCode 2 lists the
+        newest 50 of a parent.)"""
         spent = spend_of(own)
         found = [session]
         for parent in found:  # it grows meanwhile
@@ -4702,24 +4696,23 @@ class OpenCode(ABC):
         return spent
 
     def at_work(self, session: str) -> Json:
-        """Who of the family is at work: who is not listed is idle."""
+        """Who of the family is at work."""
         listed = as_dict(self.get(self.active_path))
         # An earlier session that woke up is none of the family that was looked at last.
         family = self.relatives if session in self.relatives else (session,)
-        working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
-        return {id: listed[id] for id in working}
+        working = {id: listed[id] for id in family if id in listed}
+        return {id: status for id, status in working.items() if dig(status, "type") != "idle"}
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
         own = as_dict(self.get_if_possible(f"/session/{session}"))
         spent = self.spent_by_family(session, own)
-        polled = Polled("idle", spent=spent, children=self.relatives[1:])
         working = self.at_work(session)
-        if working or self.generation > 1:  # OpenCode 1 lists what is not asked any more
-            asks, unlisted = self.asks()
-            polled = polled._replace(asks=asks, unlisted=unlisted)
+        # OpenCode 1 lists what is not asked any more.
+        asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
+        polled = Polled("idle", "", None, spent, self.relatives[1:], asks, unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
-        if working or any(ask.session in self.relatives for ask in polled.asks or ()):
+        if working or any(ask.session in self.relatives for ask in asks or ()):
             self.resting = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
@@ -4735,7 +4728,7 @@ class OpenCode(ABC):
 
     @abstractmethod
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """How the answer to our own prompt stands; `own` is the session in the server's words."""
+        """On the answer to our own prompt; `own` is the session in the server's words."""
 
     def retry(self, session: str, status: Any) -> Activity | None:
         """The retry that a session at work waits for."""
@@ -4758,7 +4751,7 @@ class OpenCode(ABC):
     # What is asked.
 
     def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What any session of the directory asks, and the kinds that could not be listed."""
+        """What any session asks, and the kinds that could not be listed."""
         found: list[Ask] = []
         unlisted: list[str] = []
         readers = {"permission": self.permission, "question": self.question}
@@ -4770,7 +4763,7 @@ class OpenCode(ABC):
         return tuple(ask for ask in found if ask.id), tuple(unlisted)
 
     def permission(self, asked: Json) -> Ask:
-        """What kind of thing, and what exactly: the command, file or address, and the patterns."""
+        """For what kind of thing, and what exactly: patterns, and command, file or address."""
         name, wanted, allowed, lasts = self.permission_words
         title = as_text(asked.get(name) or "something")
         patterns = ", ".join(map(as_text, as_list(asked, wanted)))
@@ -4784,7 +4777,7 @@ class OpenCode(ABC):
         return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
 
     def question(self, asked: Json) -> Ask:
-        """Questions, as many as there are to be answered at once; OpenCode 2 calls them a form."""
+        """Of OpenCode 1, or a form of OpenCode 2."""
         questions: list[Question] = []
         for told in dicts(asked, "questions") or dicts(asked, "fields"):
             text = as_text(told.get("question") or told.get("description") or told.get("title"))
@@ -4808,8 +4801,8 @@ class OpenCode(ABC):
 
     @abstractmethod
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask, and let the turn go on. `decision` is once, always or reject; `answers`
-        are the labels for its questions."""
+        """Answer an ask, and let the turn go on: `decision` is once, always or reject, `answers`
+        labels for its first questions; the others are answered with the message."""
 
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
@@ -4817,8 +4810,7 @@ class OpenCode(ABC):
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
-# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
-# absence, messages that name the prompt they answer.
+# The dialect of 1.2 and later. Messages name the prompt that they answer.
 
 
 class OpenCode1(OpenCode):
@@ -4868,8 +4860,7 @@ class OpenCode1(OpenCode):
         """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
-            said = [*answers, *[message] * (len(ask.questions) - len(answers))]
-            body = {"answers": [[answer] for answer in said]}
+            body = {"answers": [[said] for said in in_words(ask, answers, message)]}
         self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
@@ -4932,36 +4923,34 @@ class OpenCode1(OpenCode):
         kind = {"text": "text", "reasoning": "thinking", "tool": "tool"}.get(as_text(part, "type"))
         if message in self.prompts or not kind:
             return Alive(session)
-        said = Part(session, message, as_text(part, "id"), kind, "running")
-        if kind != "tool":
-            state = "done" if dig(part, "time", "end") else "running"
-            is_synthetic = bool(part.get("synthetic"))
-            return said._replace(state=state, text=as_text(part, "text"), synthetic=is_synthetic)
-        tool = as_text(part.get("tool") or "tool")
-        told = as_dict(part, "state")
+        told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
+        tool = as_text(part.get("tool") or "tool") if kind == "tool" else ""
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
         opens = tool in SUBAGENT_TOOLS
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), "running")
-        return said._replace(
-            state=state,
-            text=as_text(told, "error"),
+        state = "done" if dig(part, "time", "end") else "running"
+        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), state)
+        return Part(
+            session,
+            message,
+            as_text(part, "id"),
+            kind,
+            state,
+            text=as_text(told.get("error") or part.get("text")),
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
-            call=0 if state == "running" else call_id(tool, given),
+            call=call_id(tool, given) if tool and state != "running" else 0,
             seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
             opens=opens,
+            synthetic=bool(part.get("synthetic")),
         )
 
 
 def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
-    """How the answer to one's own message stands, by the session's newest messages, oldest first.
-
-    Each answer names the message that it answers. What a person typed into the session is not ours,
-    what a compaction put there is.
-    """
+    """By the session's newest messages, oldest first. What answers a person who typed into the
+    session is not ours, what a compaction put there is."""
     foreign = set()
     last: Json = {}  # of the answers to ours
     for message in messages:
@@ -4989,22 +4978,19 @@ def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
 def is_of_compaction(message: Json) -> bool:
     """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
     parts = [part for part in dicts(message, "parts") if part.get("type") in ("text", "compaction")]
-    return bool(parts) and all(
-        part.get("synthetic") or part.get("type") == "compaction" for part in parts
-    )
+    return bool(parts) and all(part.get("synthetic") or part["type"] != "text" for part in parts)
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
-# The dialect of 2.0.4 and later: routes below /api, the directory in `location`. A prompt waits in
-# the session's inbox, becomes a message when it is delivered, and never runs again after that: to
-# go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
-# prompt: what follows a prompt belongs to it.
+# The dialect of 2.0.4 and later. A prompt waits in the inbox, becomes a message when delivered, and
+# never runs again after that: to go on takes a new id. An answer is a row of steps, each a message
+# of its own, and none names the prompt: what follows a prompt belongs to it.
 
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
 class Call(NamedTuple):
-    """A tool at work: its name, its input and its end come with different events."""
+    """A tool at work."""
 
     part: Part
     since: float  # by the server's clock
@@ -5049,8 +5035,8 @@ class OpenCode2(OpenCode):
     # Sessions and prompts.
 
     def session_body(self, prompt: Prompt) -> Json:
-        """No id: OpenCode's free models want the server's. The server does not apply the model that
-        its configuration gives to an agent."""
+        """The server does not apply the model that its configuration gives to an agent. No id of
+        ours: the free models want the server's."""
         body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
@@ -5062,8 +5048,8 @@ class OpenCode2(OpenCode):
         return body
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """The same id is safe to be sent again: once it was delivered it does nothing. What was
-        not delivered of earlier attempts must not run beside this one."""
+        """What was not delivered of earlier attempts must not run beside this one; the same id
+        does nothing once it was delivered."""
         ids = ids_of_attempts(prompt, attempt)
         self.resting = ""
         self.withdraw(session, ids[:-1])
@@ -5079,7 +5065,7 @@ class OpenCode2(OpenCode):
                     raise
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """It leaves in the inbox what was not delivered, which would join whatever comes next."""
+        """What is left in the inbox would join whatever comes next."""
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
@@ -5096,7 +5082,7 @@ class OpenCode2(OpenCode):
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
-        """The retry that the newest step waits for: the server counts that as work."""
+        """The newest step waits for it: the server counts that as work."""
         newest = dicts(self.get_if_possible(f"/session/{session}/message?limit=1"))
         retry = retry_of(session, as_dict(newest[0], "retry") if newest else {})
         return retry if retry.wait > 0 else None
@@ -5106,8 +5092,8 @@ class OpenCode2(OpenCode):
         delivered, messages = self.since_prompt(session, ids)
         has_step = any(message.get("type") == "assistant" for message in messages)
         if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
-            # Before the first step, as with a model that is not there. Why, the message tells since
-            # 2.1; before, the stream alone.
+            # Before the first step, as with a model that is not there. Before 2.1 the stream alone
+            # tells why.
             idles = [message for message in messages if message.get("type") == "idle"]
             return "failed", fault_of(idles[-1].get("error")) if idles else None
         return judge_steps(messages) if delivered else ("undelivered", None)
@@ -5119,12 +5105,13 @@ class OpenCode2(OpenCode):
         for _ in range(200):  # a server that pages in circles is left alone
             path = self.path(f"/session/{session}/message?limit=50{cursor}")
             answer = self.client.request("GET", path)
-            for message in dicts(answer, "data"):  # the newest first
+            page = dicts(answer, "data")
+            for message in page:  # the newest first
                 if message.get("id") in ids:
                     return as_text(message, "id"), newer[::-1]
                 newer.append(message)
             following = as_text(answer, "cursor", "next")
-            if not dicts(answer, "data") or not following:  # the last page names an empty one
+            if not page or not following:  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", newer[::-1]
@@ -5142,18 +5129,24 @@ class OpenCode2(OpenCode):
             self.request("POST", f"/session/{ask.session}/permission/{ask.id}/reply", body)
             return
         path = f"/session/{ask.session}/form/{ask.id}"
-        values = answer_to_form(self.forms.get(ask.id, {}), answers, message)
-        if values:
-            try:
-                self.request("POST", f"{path}/reply", {"answer": values})
-                return
-            except RequestError as error:
-                if error.code == 409:
-                    return  # somebody else has answered it
-                if error.code != 400 or decision != "reject":
-                    raise
-        # Versions differ in where they take the words, and none minds them elsewhere.
-        self.request("DELETE", f"{path}?message={quote(message, safe='')}", {"message": message})
+        values: Json = {}
+        for field, said in zip(
+            dicts(self.forms.get(ask.id), "fields"), in_words(ask, answers, message)
+        ):
+            options = {as_text(option, "label"): option for option in dicts(field, "options")}
+            value = as_dict(options, said).get("value", said)
+            is_list = field.get("type") == "multiselect"
+            values[as_text(field, "key")] = [value] if is_list else value
+        try:
+            self.request("POST", f"{path}/reply", {"answer": values})
+        except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
+            if error.code != 400 or decision != "reject":
+                raise
+            # Versions differ in where they take the words, and none minds them elsewhere.
+            path = f"{path}?message={quote(message, safe='')}"
+            self.request("DELETE", path, {"message": message})
 
     # The event stream.
 
@@ -5194,7 +5187,7 @@ class OpenCode2(OpenCode):
         return [said]
 
     def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
-        """A step's end alone tells what it has cost: `usage.updated` would count it again."""
+        """Its end alone tells what it has cost: `usage.updated` would count it again."""
         spend = spend_of(data)
         return Spent(
             session,
@@ -5208,7 +5201,7 @@ class OpenCode2(OpenCode):
         )
 
     def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
-        """A text or a thought of a step. They have no ids: they are counted, each on its own."""
+        """A text or a thought of a step: they are counted, each on its own."""
         message = as_text(data, "assistantMessageID")
         kind = "text" if area == "text" else "thinking"
         key = f"{message} {kind} {as_int(data, 'ordinal')}"
@@ -5249,34 +5242,14 @@ class OpenCode2(OpenCode):
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
-    """The ids of a prompt's attempts up to this one. They follow from the first, which ends in
-    digits; a prompt that is not known has none."""
-    first = prompt.message_id
-    further = [f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)]
-    return (first, *further) if first else ()
-
-
-def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
-    """Values by the fields' keys. What has no label is answered with the message, where the field
-    takes words."""
-    answer: Json = {}
-    for number, field in enumerate(dicts(form, "fields")):
-        value: Any = message
-        if number < len(labels):
-            options = {as_text(option, "label"): option for option in dicts(field, "options")}
-            value = as_dict(options, labels[number]).get("value", labels[number])
-        elif not (message and field.get("custom")):
-            continue
-        is_list = field.get("type") == "multiselect"
-        answer[as_text(field, "key")] = [value] if is_list else value
-    return answer
+    """The ids of a prompt's attempts up to this one; a prompt that is not known has none."""
+    start = prompt.message_id[:-2]
+    return tuple(f"{start}{number:02}" for number in range(attempt + 1)) if start else ()
 
 
 def judge_steps(messages: Sequence[Json]) -> Verdict:
-    """How the answer to a prompt stands, by the messages after the prompt. The last step decides.
-
-    What a person said meanwhile belongs to the answer, what they said after its end does not.
-    """
+    """By the messages after the prompt: the last step decides. What a person said meanwhile belongs
+    to the answer, what they said after its end does not."""
     step: Json = {}  # the last one
     idle: Json = {}  # the end of the run that it belongs to
     newest = ""
@@ -5315,7 +5288,7 @@ def judge_steps(messages: Sequence[Json]) -> Verdict:
 
 
 def was_refused(part: Json) -> bool:
-    """Whether a part of a step is a tool that somebody refused, in OpenCode's own words."""
+    """Whether a part of a step is a tool that somebody refused."""
     error = as_dict(part, "state", "error")
     says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
     return error.get("type") == "permission.rejected" or bool(says_so)
@@ -5333,8 +5306,8 @@ PROBES: tuple[tuple[str, type[OpenCode], tuple[int, int, int]], ...] = (
 
 
 def detect(client: Client) -> tuple[type[OpenCode], str]:
-    """Which dialect the server speaks, and its version. Unknown paths are answered with a page by
-    both: only JSON proves anything. Problem: it speaks neither; RequestError: none yet."""
+    """Which dialect the server speaks, and its version. Only JSON proves anything: both answer
+    unknown paths with a page. Problem: it speaks neither; RequestError: none yet."""
     for path, dialect, oldest in PROBES:
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
@@ -5352,10 +5325,9 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
-# An event is one line of JSON behind `data:`; what else the stream holds, such as heartbeats in the
-# form of comments, says nothing.
+# An event is one line of JSON behind `data:`; what else the stream holds says nothing.
 
-LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
+LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
 LIVE_WINDOW = 0.1  # seconds
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
 SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either generation
@@ -5364,8 +5336,7 @@ SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    Deltas are decoded only when somebody looks and they are few: of a flood of them, a sign of
-    life is enough.
+    Of a flood of deltas, or when nobody looks, a sign of life is enough.
     """
 
     def __init__(
@@ -5397,7 +5368,6 @@ class StreamReader:
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
-        """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
         self.dialect.client.hang_up()
 
