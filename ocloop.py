@@ -92,11 +92,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union, get_args
+from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
-
-if TYPE_CHECKING:
-    import http.client  # with email and ssl it takes long: it is loaded while the server starts
 
 try:
     import curses
@@ -4341,12 +4338,6 @@ def change_of(changes: Sequence[Json]) -> str:
     return "".join(f"  +{added} -{deleted}" for added, deleted in counts)
 
 
-def how_ended(told: Json) -> str:
-    """A message's `finish` in the words of `Spent`."""
-    words = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
-    return words.get(as_text(told, "finish"), "answered")
-
-
 def in_words(ask: Ask, answers: Sequence[str], message: str) -> list[str]:
     """An answer to each question: a label, or the message."""
     return [*answers, *[message] * (len(ask.questions) - len(answers))]
@@ -4362,7 +4353,8 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# By a message's `finish`, where OpenCode tells no error.
+# By a message's `finish`: the words of `Spent`, and the verdict where OpenCode tells no error.
+ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}  # else answered
 FINISHES: dict[str, Verdict] = {
     "stop": ("answered", None),
     "length": ("failed", Fault("length", CUT_OFF)),
@@ -4505,13 +4497,11 @@ class Client:
             self.headers["Authorization"] = f"Basic {token}"
 
     @contextmanager
-    def open(
-        self, method: str, path: str, body: Any, timeout: float, accept: str = "application/json"
-    ) -> Iterator[http.client.HTTPResponse]:
+    def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
         """Send a request; the answer, whatever it is, of which only the head was read. What goes
         wrong meanwhile raises RequestError; `timeout` is for each single wait. No redirect is
         followed: another host would be told the login."""
-        import http.client
+        import http.client  # it takes long, and is loaded while the server starts
 
         if self.process and exit_status(self.process) is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
@@ -4541,14 +4531,12 @@ class Client:
             with suppress(OSError):
                 self.stream.shutdown(socket.SHUT_RDWR)
 
-    def request(
-        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
-    ) -> Any:
+    def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
         """The decoded answer, None for an empty one. Raises RequestError."""
-        timeout = min(timeout, self.patience)
+        timeout = min(timeout or (SLOW_TIMEOUT if body else REQUEST_TIMEOUT), self.patience)
         until = time.monotonic() + timeout
         raw = bytearray()
-        with self.open(method, path, body, timeout) as answer:
+        with self.open(method, path, body, timeout, "application/json") as answer:
             for piece in iter(lambda: answer.read1(1 << 18), b""):
                 raw += piece
                 if len(raw) > LARGEST:
@@ -4608,11 +4596,10 @@ class OpenCode(ABC):
 
     def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
         """What the server answers; OpenCode 2 wraps it in `data`."""
-        timeout = timeout or (SLOW_TIMEOUT if body else REQUEST_TIMEOUT)
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
 
-    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
+    def get(self, path: str, timeout: float = 0.0) -> Any:
         return self.request("GET", path, timeout=timeout)
 
     def get_if_possible(self, path: str) -> Any:
@@ -4752,15 +4739,11 @@ class OpenCode(ABC):
 
     def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
         """What any session asks, and the kinds that could not be listed."""
-        found: list[Ask] = []
-        unlisted: list[str] = []
-        readers = {"permission": self.permission, "question": self.question}
-        for (kind, read), path in zip(readers.items(), self.asks_paths):
-            listed = self.get_if_possible(path)
-            found += map(read, dicts(listed))
-            if listed is None:
-                unlisted.append(kind)
-        return tuple(ask for ask in found if ask.id), tuple(unlisted)
+        looks = [self.get_if_possible(path) for path in self.asks_paths]
+        found = [*map(self.permission, dicts(looks[0])), *map(self.question, dicts(looks[1]))]
+        kinds = zip(("permission", "question"), looks)
+        unlisted = tuple(kind for kind, listed in kinds if listed is None)
+        return tuple(ask for ask in found if ask.id), unlisted
 
     def permission(self, asked: Json) -> Ask:
         """For what kind of thing, and what exactly: patterns, and command, file or address."""
@@ -4914,7 +4897,7 @@ class OpenCode1(OpenCode):
             model=without_variant(name_of_model({**info, "id": ""})),  # its id is the message's
             agent=as_text(info, "agent"),
             parent=as_text(info, "parentID"),
-            ended=how_ended(info) if has_ended else "",
+            ended=ENDED.get(as_text(info, "finish"), "answered") if has_ended else "",
             complete=is_complete,
         )
 
@@ -4949,16 +4932,13 @@ class OpenCode1(OpenCode):
 
 
 def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
-    """By the session's newest messages, oldest first. What answers a person who typed into the
-    session is not ours, what a compaction put there is."""
-    foreign = set()
-    last: Json = {}  # of the answers to ours
+    """By the session's newest messages, oldest first: the last answer after our own prompt."""
+    last: Json = {}
     for message in messages:
         info = as_dict(message, "info")
-        id = as_text(info, "id")
-        if info.get("role") == "user" and id != own and not is_of_compaction(message):
-            foreign.add(id)
-        if info.get("role") == "assistant" and as_text(info, "parentID") not in foreign:
+        if info.get("id") == own:
+            last = {}
+        elif info.get("role") == "assistant":
             last = info
     if not last:
         return "undelivered", None
@@ -4973,12 +4953,6 @@ def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
     if finish in FINISHES:
         return FINISHES[finish]
     return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
-
-
-def is_of_compaction(message: Json) -> bool:
-    """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
-    parts = [part for part in dicts(message, "parts") if part.get("type") in ("text", "compaction")]
-    return bool(parts) and all(part.get("synthetic") or part["type"] != "text" for part in parts)
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
@@ -5089,18 +5063,17 @@ class OpenCode2(OpenCode):
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         ids = ids_of_attempts(prompt, attempt)
-        delivered, messages = self.since_prompt(session, ids)
-        has_step = any(message.get("type") == "assistant" for message in messages)
-        if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
-            # Before the first step, as with a model that is not there. Before 2.1 the stream alone
-            # tells why.
-            idles = [message for message in messages if message.get("type") == "idle"]
-            return "failed", fault_of(idles[-1].get("error")) if idles else None
-        return judge_steps(messages) if delivered else ("undelivered", None)
+        delivered, step, idle = self.last_step(session, ids)
+        if own.get("outcome") == "failed" and (delivered != ids[-1] or not step):
+            # As with a model that is not there. Before 2.1 the stream alone tells why.
+            return "failed", fault_of(idle.get("error"))
+        return judge_step(step, idle) if delivered else ("undelivered", None)
 
-    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
-        """The newest of our prompts that was delivered, or "", and what came after it."""
-        newer: list[Json] = []
+    def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
+        """The newest of our prompts that was delivered, the last step since then, and the `idle`
+        that ends it."""
+        step: Json = {}
+        idle: Json = {}
         cursor = ""
         for _ in range(200):  # a server that pages in circles is left alone
             path = self.path(f"/session/{session}/message?limit=50{cursor}")
@@ -5108,13 +5081,16 @@ class OpenCode2(OpenCode):
             page = dicts(answer, "data")
             for message in page:  # the newest first
                 if message.get("id") in ids:
-                    return as_text(message, "id"), newer[::-1]
-                newer.append(message)
+                    return as_text(message, "id"), step, idle
+                if message.get("type") == "assistant":
+                    step = step or message
+                elif message.get("type") == "idle" and not step:
+                    idle = idle or message
             following = as_text(answer, "cursor", "next")
             if not page or not following:  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
-        return "", newer[::-1]
+        return "", step, idle
 
     # What is asked.
 
@@ -5130,9 +5106,8 @@ class OpenCode2(OpenCode):
             return
         path = f"/session/{ask.session}/form/{ask.id}"
         values: Json = {}
-        for field, said in zip(
-            dicts(self.forms.get(ask.id), "fields"), in_words(ask, answers, message)
-        ):
+        fields = dicts(self.forms.get(ask.id), "fields")
+        for field, said in zip(fields, in_words(ask, answers, message)):
             options = {as_text(option, "label"): option for option in dicts(field, "options")}
             value = as_dict(options, said).get("value", said)
             is_list = field.get("type") == "multiselect"
@@ -5154,6 +5129,7 @@ class OpenCode2(OpenCode):
         type = as_text(event, "type")
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
+        message = as_text(data, "assistantMessageID")
         area, _, what = type.removeprefix("session.").partition(".")
         fault = fault_of(data.get("error"))
         broke = [Broke(session, fault)] if fault else []
@@ -5172,47 +5148,39 @@ class OpenCode2(OpenCode):
             said = Woke(session)  # nobody typed it: something in its background has ended
         elif area == "execution":
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
-        elif type == "session.step.started":  # again after a retry, for the same message
-            return [working, self.decode_step(session, data, is_over=False)]
-        elif type in ("session.step.ended", "session.step.failed"):
-            return [self.decode_step(session, data, is_over=True), *broke]
+        elif area == "step" and what in ("started", "ended", "failed"):
+            spend = spend_of(data)  # told at its end: `usage.updated` would count it again
+            spent = Spent(
+                session,
+                message,
+                spend,
+                context=spend.input + spend.cached,
+                model=without_variant(name_of_model(data.get("model"))),
+                agent=as_text(data, "agent"),
+                ended=ENDED.get(as_text(data, "finish"), "answered"),
+                complete=what != "started",
+            )
+            return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
         elif type == "session.compaction.ended":
             said = Compacted(session)
         elif area in ("text", "reasoning"):
-            said = self.decode_written(session, area, what, data)
+            kind = "text" if area == "text" else "thinking"
+            key = f"{message} {kind} {as_int(data, 'ordinal')}"
+            state = "done" if what == "ended" else "running"
+            said = Part(session, message, key, kind, state, as_text(data, "text"))
+            if what == "delta":
+                said = Delta(session, key, as_text(data, "delta"))
         elif area == "tool":
-            said = self.decode_tool(session, what, data, as_float(event, "created") / 1000)
+            now = as_float(event, "created") / 1000
+            said = self.decode_tool(session, message, what, data, now)
         return [said]
 
-    def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
-        """Its end alone tells what it has cost: `usage.updated` would count it again."""
-        spend = spend_of(data)
-        return Spent(
-            session,
-            as_text(data, "assistantMessageID"),
-            spend,
-            context=spend.input + spend.cached,
-            model=without_variant(name_of_model(data.get("model"))),
-            agent=as_text(data, "agent"),
-            ended=how_ended(data),
-            complete=is_over,
-        )
-
-    def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
-        """A text or a thought of a step: they are counted, each on its own."""
-        message = as_text(data, "assistantMessageID")
-        kind = "text" if area == "text" else "thinking"
-        key = f"{message} {kind} {as_int(data, 'ordinal')}"
-        if what == "delta":
-            return Delta(session, key, as_text(data, "delta"))
-        state = "done" if what == "ended" else "running"
-        return Part(session, message, key, kind, state, as_text(data, "text"))
-
-    def decode_tool(self, session: str, what: str, data: Json, now: float) -> SessionEvent:
+    def decode_tool(
+        self, session: str, message: str, what: str, data: Json, now: float
+    ) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
-        message = as_text(data, "assistantMessageID")
         key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
             tool = as_text(data.get("name") or "tool")
@@ -5223,16 +5191,18 @@ class OpenCode2(OpenCode):
         call = self.calls.get(key)
         if call is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
+        part = call.part
         if what == "called":
             given = as_dict(data, "input")
-            part = call.part._replace(argument=argument_of(given, self.options.directory))
-            self.calls[key] = Call(part._replace(call=call_id(part.tool, given)), now)
+            argument = argument_of(given, self.options.directory)
+            part = part._replace(argument=argument, call=call_id(part.tool, given))
+            self.calls[key] = Call(part, now)
             return part
         if what in ("success", "failed"):
             del self.calls[key]
-            return call.part._replace(
+            return part._replace(
                 state="done" if what == "success" else "failed",
-                argument=call.part.argument + change_of(dicts(data, "metadata", "files")),
+                argument=part.argument + change_of(dicts(data, "metadata", "files")),
                 text=as_text(data, "error", "message"),
                 seconds=max(0.0, now - call.since),
             )
@@ -5247,23 +5217,8 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
     return tuple(f"{start}{number:02}" for number in range(attempt + 1)) if start else ()
 
 
-def judge_steps(messages: Sequence[Json]) -> Verdict:
-    """By the messages after the prompt: the last step decides. What a person said meanwhile belongs
-    to the answer, what they said after its end does not."""
-    step: Json = {}  # the last one
-    idle: Json = {}  # the end of the run that it belongs to
-    newest = ""
-    for message in messages:
-        type = as_text(message, "type")
-        has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
-        if type == "user" and (idle or has_finished):
-            break
-        if type == "assistant":
-            step, idle = message, {}
-        elif type == "idle":
-            idle = message
-        if type in ("assistant", "idle", "user", "synthetic"):
-            newest = type
+def judge_step(step: Json, idle: Json) -> Verdict:
+    """By the last step of an answer, and the end of the run that it belongs to."""
     outcome = as_text(idle, "outcome")
     was_interrupted = outcome == "interrupted"
     finish = as_text(step, "finish")
@@ -5273,7 +5228,7 @@ def judge_steps(messages: Sequence[Json]) -> Verdict:
         ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
         return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else why
     is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-    if newest in ("user", "synthetic") or not is_complete:
+    if not is_complete:
         return "unfinished", None  # it works, or its server died
     if fault and fault.kind != "aborted":
         return "failed", fault
