@@ -4238,8 +4238,7 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
-REQUEST_TIMEOUT = 10.0
-SLOW_TIMEOUT = 30.0  # for requests that do some work
+REQUEST_TIMEOUT = 20.0
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
@@ -4291,7 +4290,7 @@ def as_text(told: Any, *names: str) -> str:
 
 
 def as_id(told: Any, *names: str) -> str:
-    """An id that may be part of a path and a word of a command; "" for what is none."""
+    """An id that may be part of a path and a word of a command, or ""."""
     text = as_text(told, *names)
     return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
 
@@ -4353,13 +4352,16 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# By a message's `finish`: the words of `Spent`, and the verdict where OpenCode tells no error.
-ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}  # else answered
+# A message's `finish` in the words of `Spent`, and as a verdict where OpenCode tells no error; what
+# is not here has answered.
+ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
-    "stop": ("answered", None),
     "length": ("failed", Fault("length", CUT_OFF)),
-    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
+    "tool-calls": ("refused", None),
+    "unknown": ("cut", None),
+    "": ("cut", None),
 }
+ANSWERED: Verdict = ("answered", None)
 # Kinds of faults by the names of errors of OpenCode 1, the types of OpenCode 2.
 FAULT_KINDS = {
     "MessageAbortedError": "aborted",
@@ -4525,15 +4527,11 @@ class Client:
         finally:
             connection.close()
 
-    def hang_up(self) -> None:
-        """End the event stream: OpenCode 2 would not end for 20 s while somebody listens."""
-        if self.stream:
-            with suppress(OSError):
-                self.stream.shutdown(socket.SHUT_RDWR)
-
-    def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
         """The decoded answer, None for an empty one. Raises RequestError."""
-        timeout = min(timeout or (SLOW_TIMEOUT if body else REQUEST_TIMEOUT), self.patience)
+        timeout = min(timeout, self.patience)
         until = time.monotonic() + timeout
         raw = bytearray()
         with self.open(method, path, body, timeout, "application/json") as answer:
@@ -4594,12 +4592,14 @@ class OpenCode(ABC):
         """With the directory in its query."""
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
-    def request(self, method: str, path: str, body: Any = None, timeout: float = 0.0) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
         """What the server answers; OpenCode 2 wraps it in `data`."""
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
 
-    def get(self, path: str, timeout: float = 0.0) -> Any:
+    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         return self.request("GET", path, timeout=timeout)
 
     def get_if_possible(self, path: str) -> Any:
@@ -4626,15 +4626,13 @@ class OpenCode(ABC):
             self.agent = as_text(document, "default_agent") or self.agent
         named = ((name, name_of_model(agent.get("model"))) for name, agent in agents.items())
         self.agent_models = dict(named)
-        # Hidden ones do OpenCode's own chores.
-        shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
-        contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
         return Setup(
             model=self.model_for(self.options.agent),
-            models=contexts or None,
-            agents=shown or None,
-            free=frozenset(name for name, model in models.items() if is_free(model)),
-            variants={name: variants_of(model) for name, model in models.items()},
+            models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
+            # Hidden ones do OpenCode's own chores.
+            agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
+            free=frozenset(name for name, one in models.items() if is_free(one)),
+            variants={name: variants_of(one) for name, one in models.items()},
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
         )
 
@@ -4653,10 +4651,11 @@ class OpenCode(ABC):
             raise RequestError(502, "the server made a session without an id that can be used")
         there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
         here = self.options.directory
-        if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
+        if there and os.path.realpath(there) != os.path.realpath(here):
             # OpenCode 1 reads `my%20project` as `my project`.
-            words = f"OpenCode would work in {there[:300]} and not in {here}"
-            raise Problem(f"{words}: rename the folder: its name may not have a %")
+            raise Problem(
+                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder"
+            )
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
@@ -4836,8 +4835,24 @@ class OpenCode1(OpenCode):
         self.request("POST", f"/session/{session}/prompt_async", body)
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        messages = dicts(self.get(f"/session/{session}/message?limit=20"))
-        return judge_messages(messages, prompt.message_id)
+        """The last answer after our own prompt counts, whomever it answers."""
+        last: Json = {}
+        for message in dicts(self.get(f"/session/{session}/message?limit=20")):  # the oldest first
+            info = as_dict(message, "info")
+            if info.get("id") == prompt.message_id:
+                last = {}
+            elif info.get("role") == "assistant":
+                last = info
+        if not last:
+            return "undelivered", None
+        if not dig(last, "time", "completed"):
+            return "unfinished", None
+        fault = fault_of(last.get("error"))
+        if fault and fault.message.startswith("The user rejected permission to use this"):
+            return "refused", None  # a doom_loop: it ends the turn, words or not
+        if fault:
+            return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return FINISHES.get(as_text(last, "finish"), ANSWERED)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """A bare rejection would end the turn, and so would any of a question."""
@@ -4873,33 +4888,28 @@ class OpenCode1(OpenCode):
             said = Broke(session, fault)
         elif type == "session.compacted":
             said = Compacted(session)
+        elif type == "message.updated" and info.get("role") == "user":
+            self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
-            said = self.decode_message(session, info)
+            spend = spend_of(info)
+            is_over = bool(dig(info, "time", "completed"))
+            is_answer = is_over and info.get("summary") is not True  # and no compaction's
+            said = Spent(
+                session,
+                as_text(info, "id"),
+                spend,
+                context=spend.tokens,
+                model=without_variant(name_of_model({**info, "id": ""})),
+                agent=as_text(info, "agent"),
+                parent=as_text(info, "parentID"),
+                ended=ENDED.get(as_text(info, "finish"), "answered") if is_answer else "",
+                complete=is_over,
+            )
         elif type == "message.part.updated":
             said = self.decode_part(session, part)
         elif type == "message.part.delta":
             said = Delta(session, as_text(told, "partID"), as_text(told, "delta"))
         return [said]
-
-    def decode_message(self, session: str, info: Json) -> SessionEvent:
-        message = as_text(info, "id")
-        if info.get("role") == "user":
-            self.prompts.add(message)
-            return Alive(session)
-        spend = spend_of(info)
-        is_complete = bool(dig(info, "time", "completed"))
-        has_ended = is_complete and info.get("summary") is not True  # a compaction's is no answer
-        return Spent(
-            session,
-            message,
-            spend,
-            context=spend.tokens,
-            model=without_variant(name_of_model({**info, "id": ""})),  # its id is the message's
-            agent=as_text(info, "agent"),
-            parent=as_text(info, "parentID"),
-            ended=ENDED.get(as_text(info, "finish"), "answered") if has_ended else "",
-            complete=is_complete,
-        )
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
@@ -4929,30 +4939,6 @@ class OpenCode1(OpenCode):
             opens=opens,
             synthetic=bool(part.get("synthetic")),
         )
-
-
-def judge_messages(messages: Sequence[Json], own: str) -> Verdict:
-    """By the session's newest messages, oldest first: the last answer after our own prompt."""
-    last: Json = {}
-    for message in messages:
-        info = as_dict(message, "info")
-        if info.get("id") == own:
-            last = {}
-        elif info.get("role") == "assistant":
-            last = info
-    if not last:
-        return "undelivered", None
-    if not dig(last, "time", "completed"):
-        return "unfinished", None
-    fault = fault_of(last.get("error"))
-    if fault and fault.message.startswith("The user rejected permission to use this"):
-        return "refused", None  # a doom_loop: it ends the turn, words or not
-    if fault:
-        return ("cut" if fault.kind == "aborted" else "failed"), fault
-    finish = as_text(last, "finish")
-    if finish in FINISHES:
-        return FINISHES[finish]
-    return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
 
 
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
@@ -4996,7 +4982,7 @@ class OpenCode2(OpenCode):
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
         setup = self.setup_of(
             [as_dict(entry, "info") for entry in entries],
-            {without_variant(name_of_model(model)): model for model in models},
+            {name_of_model(model): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
         )
         read = {as_text(entry, "path") for entry in entries if "info" in entry}
@@ -5064,10 +5050,32 @@ class OpenCode2(OpenCode):
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         ids = ids_of_attempts(prompt, attempt)
         delivered, step, idle = self.last_step(session, ids)
-        if own.get("outcome") == "failed" and (delivered != ids[-1] or not step):
-            # As with a model that is not there. Before 2.1 the stream alone tells why.
-            return "failed", fault_of(idle.get("error"))
-        return judge_step(step, idle) if delivered else ("undelivered", None)
+        outcome = as_text(idle, "outcome")
+        why = fault_of(idle.get("error"))
+        if "failed" in (outcome, own.get("outcome")) and (delivered != ids[-1] or not step):
+            return "failed", why  # as with a model that is not there
+        if not delivered:
+            return "undelivered", None
+        was_interrupted = outcome == "interrupted"
+        finish = as_text(step, "finish")
+        fault = fault_of(step.get("error"))
+        if not step:
+            ends = {"succeeded": "nothing-ran", "interrupted": "cut"}
+            return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else None
+        is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
+        if not is_complete:
+            return "unfinished", None  # it works, or its server died
+        if fault and fault.kind != "aborted":
+            return "failed", fault
+        if not fault and finish in ("stop", "length"):
+            return FINISHES.get(finish, ANSWERED)
+        if outcome == "failed":
+            return "failed", why
+        # A bare refusal looks like an interruption, but for what the tool says.
+        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+        if not was_interrupted and any(map(is_refusal, errors)):
+            return "refused", None
+        return "cut", INTERRUPTED if was_interrupted or fault else None
 
     def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
         """The newest of our prompts that was delivered, the last step since then, and the `idle`
@@ -5217,39 +5225,12 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
     return tuple(f"{start}{number:02}" for number in range(attempt + 1)) if start else ()
 
 
-def judge_step(step: Json, idle: Json) -> Verdict:
-    """By the last step of an answer, and the end of the run that it belongs to."""
-    outcome = as_text(idle, "outcome")
-    was_interrupted = outcome == "interrupted"
-    finish = as_text(step, "finish")
-    fault = fault_of(step.get("error"))
-    why = fault_of(idle.get("error"))
-    if not step:
-        ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
-        return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else why
-    is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-    if not is_complete:
-        return "unfinished", None  # it works, or its server died
-    if fault and fault.kind != "aborted":
-        return "failed", fault
-    if not fault and finish in FINISHES:
-        return FINISHES[finish]
-    if outcome == "failed":
-        return "failed", why
-    # A bare refusal looks like an interruption, but for what the tool says.
-    if not was_interrupted and any(map(was_refused, dicts(step, "content"))):
-        return "refused", None
-    return "cut", INTERRUPTED if was_interrupted or fault else None
-
-
-def was_refused(part: Json) -> bool:
-    """Whether a part of a step is a tool that somebody refused."""
-    error = as_dict(part, "state", "error")
+def is_refusal(error: Json) -> bool:
     says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
     return error.get("type") == "permission.rejected" or bool(says_so)
 
 
-# ── opencode: which generation answers ────────────────────────────────────────────────────────────
+# ── opencode: which generation answers, and its events ────────────────────────────────────────────
 
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 # Where a version is told, and the oldest one that will do.
@@ -5279,9 +5260,6 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-# ── opencode: the event stream ────────────────────────────────────────────────────────────────────
-# An event is one line of JSON behind `data:`; what else the stream holds says nothing.
-
 LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
 LIVE_WINDOW = 0.1  # seconds
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
@@ -5291,16 +5269,13 @@ SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    Of a flood of deltas, or when nobody looks, a sign of life is enough.
+    An event is a line of JSON behind `data:`. Of a flood of deltas, or when nobody looks, a sign of
+    life is enough.
     """
 
-    def __init__(
-        self, dialect: OpenCode, post: Callable[[Any], None], live: bool, verbose: bool
-    ) -> None:
+    def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
         self.dialect = dialect
         self.post = post
-        self.live = live
-        self.verbose = verbose
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
         self.window_ends = 0.0
@@ -5308,7 +5283,7 @@ class StreamReader:
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
 
     def run(self) -> None:
-        """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
+        """Connect, read, and connect anew with growing pauses."""
         path = self.dialect.path("/event")
         failures = 0
         while not self.stopped:
@@ -5323,8 +5298,11 @@ class StreamReader:
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
+        """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
-        self.dialect.client.hang_up()
+        if self.dialect.client.stream:
+            with suppress(OSError):
+                self.dialect.client.stream.shutdown(socket.SHUT_RDWR)
 
     def read(self, stream: io.BufferedIOBase) -> None:
         for line in iter(lambda: stream.readline(LARGEST), b""):
@@ -5343,7 +5321,7 @@ class StreamReader:
         now = time.monotonic()
         if now >= self.window_ends:
             self.window_ends = now + LIVE_WINDOW
-            self.budget = LIVE_DELTAS if self.live else 0
+            self.budget = LIVE_DELTAS if self.dialect.options.attended else 0
             self.alive.clear()
         if DELTA.search(data, 0, 200):
             self.budget -= 1
@@ -5354,9 +5332,8 @@ class StreamReader:
                     self.post(Alive(found[1].decode("utf-8", "replace")))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
-        if self.verbose:
-            what = f"{as_text(event, 'type')} {data[:300].decode('utf-8', 'replace')}"
-            self.post(Noted("event", what, "dim"))
+        if self.dialect.options.verbose:
+            self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))
         for said in self.dialect.decode(event):
             self.post(said)
 
@@ -5668,7 +5645,7 @@ class Server:
                 said = f"{problem}{self._last_words()}"
                 raise Problem(said, problem.status, problem.again) from None
             self.dialect = dialect
-            self.reader = StreamReader(dialect, self.post, options.attended, options.verbose)
+            self.reader = StreamReader(dialect, self.post)
             in_thread(self.reader.run)
             if self.process:
                 in_thread(self._watch, self.process, launch)

@@ -4647,7 +4647,9 @@ def a_dialect(client: Client | None = None, directory: str = "/project") -> Open
 
 def read(stream: bytes, live: bool = True, verbose: bool = False) -> list[Event]:
     posted: list[Event] = []
-    ocloop.StreamReader(a_dialect(), posted.append, live, verbose).read(io.BytesIO(stream))
+    dialect = a_dialect()
+    dialect.options = Options(directory="/project", attended=live, verbose=verbose)
+    ocloop.StreamReader(dialect, posted.append).read(io.BytesIO(stream))
     return posted
 
 
@@ -4676,7 +4678,7 @@ def test_events_are_decoded_in_their_order() -> None:
     assert isinstance(words, Part) and words.session == "ses_1", "what a model quotes is no event"
     heard, idle = read(frame("session.idle", sessionID="ses_1", more="x" * 9999), verbose=True)
     assert isinstance(heard, Noted) and idle == Activity("ses_1", "idle")
-    assert heard.text.startswith("session.idle {") and len(heard.text) < 400
+    assert '"type": "session.idle"' in heard.text and len(heard.text) < 400
 
 
 @pytest.mark.parametrize("data", [
@@ -5568,7 +5570,6 @@ WORKS_1 = assistant("msg_1", completed=False)
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
 
 @pytest.mark.parametrize("messages, verdict, fault", [
@@ -5576,7 +5577,6 @@ FILTERED_1 = Fault("provider", "the provider's content filter ended it")
     ([ASKED], "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], "answered", None),
     ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", "content-filter")], "failed", FILTERED_1),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished",
      None),
     ([ASKED, WORKS_1], "unfinished", None),
@@ -5598,7 +5598,9 @@ FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 def test_how_the_answer_to_our_own_prompt_stands(
     messages: list[Json], verdict: str, fault: Fault | None
 ) -> None:
-    assert ocloop.judge_messages(messages, "msg_1") == (verdict, fault)
+    dialect = a_dialect(Said({"GET /session/ses_1/message": messages}))
+    prompt = PROMPT._replace(message_id="msg_1")
+    assert dialect.verdict("ses_1", prompt, 0, {}) == (verdict, fault)
 
 
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
@@ -7954,7 +7956,6 @@ CUT = step("error", error=INTERRUPTED)
 DONE_2 = idle("succeeded")
 STOPPED = idle("interrupted")
 CUT_BY = ("cut", ocloop.INTERRUPTED)
-FILTERED = Fault("provider", "the provider's content filter ended it")
 NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
 
 
@@ -7974,7 +7975,6 @@ VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "nobody says why": ([step("error"), idle("failed")], "failed", None),
     "failed before the first step": ([idle("failed")], "failed", None),
     "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
-    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
     "aborted": ([CUT, STOPPED], *CUT_BY),
     "aborted before the first step": ([STOPPED], *CUT_BY),
     "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
