@@ -4835,17 +4835,20 @@ class OpenCode1(OpenCode):
         self.request("POST", f"/session/{session}/prompt_async", body)
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """The last answer after our own prompt counts, whomever it answers."""
+        """The last answer counts, whomever it answers, but none from before those to us."""
+        messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
+        ours: Json = {}
         last: Json = {}
-        for message in dicts(self.get(f"/session/{session}/message?limit=20")):  # the oldest first
+        for message in messages:
             info = as_dict(message, "info")
             if info.get("id") == prompt.message_id:
                 last = {}
             elif info.get("role") == "assistant":
-                last = info
+                ours = info if info.get("parentID") == prompt.message_id else ours
+                last = info if ours or len(messages) >= 20 else {}  # ours may be further back
         if not last:
             return "undelivered", None
-        if not dig(last, "time", "completed"):
+        if not all(dig(answer, "time", "completed") for answer in (ours or last, last)):
             return "unfinished", None
         fault = fault_of(last.get("error"))
         if fault and fault.message.startswith("The user rejected permission to use this"):

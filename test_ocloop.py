@@ -5589,10 +5589,12 @@ TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
     ([ASKED, CALLS_1], "refused", None),
     ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "failed", NO_KEY_1),
     ([TYPED, assistant("msg_2", "stop"), ASKED], "undelivered", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
     ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
       assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
+    ([*[COMPACTION] * 17, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
      "unfinished", None),
+    ([TYPED, assistant("msg_2", "stop")], "undelivered", None),
     ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
 ])  # fmt: skip
 def test_how_the_answer_to_our_own_prompt_stands(
