@@ -4414,8 +4414,8 @@ def fault_of(error: Any) -> Fault | None:
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
-    """The prompt with ids as OpenCode makes them: 12 hex digits that grow with time, 14 more
-    characters. The last two are for `ids_of_attempts`."""
+    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
+    last two for `ids_of_attempts`."""
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
     rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**4:04}00"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
@@ -4565,11 +4565,8 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
 
 
 class OpenCode(ABC):
-    """OpenCode in neutral words: what its generations have in common. Each has a class of its own.
-
-    Whatever cannot be had raises RequestError. Nothing waits here: what ends later, or fills
-    slowly, the run looks at again.
-    """
+    """OpenCode in neutral words. Whatever cannot be had raises RequestError. Nothing waits here:
+    what ends later, or fills slowly, the run looks at again."""
 
     generation = 0
     place = ""  # what the directory is called in a query
@@ -4581,7 +4578,6 @@ class OpenCode(ABC):
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.query = self.place + quote(os.fsencode(options.directory), safe="")
         self.model = ""  # of the configuration, as are the next two
         self.agent = ""
         self.agent_models: dict[str, str] = {}
@@ -4590,7 +4586,8 @@ class OpenCode(ABC):
 
     def path(self, path: str) -> str:
         """With the directory in its query."""
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+        directory = quote(os.fsencode(self.options.directory), safe="")
+        return f"{path}{'&' if '?' in path else '?'}{self.place}{directory}"
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
@@ -4640,8 +4637,6 @@ class OpenCode(ABC):
         """The model that a configuration means for this agent."""
         return self.agent_models.get(agent or self.agent or "build") or self.model
 
-    # Sessions.
-
     def create(self, prompt: Prompt) -> str:
         """Make a session; its id. Problem: it would work elsewhere."""
         body = {"title": prompt.title, **self.session_body(prompt)}
@@ -4667,8 +4662,7 @@ class OpenCode(ABC):
         """Hand the prompt over; one that was handed over before must not run twice."""
 
     def spent_by_family(self, session: str, own: Json) -> Spend:
-        """Look for the subagents' sessions; what all of them have used. (OpenCode 2 lists the
-        newest 50 of a parent.)"""
+        """Look for the subagents' sessions; what all of them have used."""
         spent = spend_of(own)
         found = [session]
         for parent in found:  # it grows meanwhile
@@ -4953,8 +4947,6 @@ INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
 class Call(NamedTuple):
-    """A tool at work."""
-
     part: Part
     since: float  # by the server's clock
     shell: str = ""  # the id of one that it lets run
@@ -4995,8 +4987,6 @@ class OpenCode2(OpenCode):
             unread=tuple(path for path in found if path not in read),
         )
 
-    # Sessions and prompts.
-
     def session_body(self, prompt: Prompt) -> Json:
         """The server does not apply the model that its configuration gives to an agent. No id of
         ours: the free models want the server's."""
@@ -5011,8 +5001,7 @@ class OpenCode2(OpenCode):
         return body
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """What was not delivered of earlier attempts must not run beside this one; the same id
-        does nothing once it was delivered."""
+        """What was not delivered of earlier attempts must not run beside this one."""
         ids = ids_of_attempts(prompt, attempt)
         self.resting = ""
         self.withdraw(session, ids[:-1])
@@ -5031,8 +5020,6 @@ class OpenCode2(OpenCode):
         """What is left in the inbox would join whatever comes next."""
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
-
-    # How a session stands.
 
     def prints(self) -> bool:
         before = dict(self.printed)
@@ -5081,8 +5068,7 @@ class OpenCode2(OpenCode):
         return "cut", INTERRUPTED if was_interrupted or fault else None
 
     def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
-        """The newest of our prompts that was delivered, the last step since then, and the `idle`
-        that ends it."""
+        """The newest of our prompts that was delivered, the last step since, and its `idle`."""
         step: Json = {}
         idle: Json = {}
         cursor = ""
@@ -5102,8 +5088,6 @@ class OpenCode2(OpenCode):
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", step, idle
-
-    # What is asked.
 
     def question(self, asked: Json) -> Ask:
         self.forms[as_id(asked, "id")] = asked
@@ -5133,8 +5117,6 @@ class OpenCode2(OpenCode):
             # Versions differ in where they take the words, and none minds them elsewhere.
             path = f"{path}?message={quote(message, safe='')}"
             self.request("DELETE", path, {"message": message})
-
-    # The event stream.
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
@@ -5236,24 +5218,22 @@ def is_refusal(error: Json) -> bool:
 # ── opencode: which generation answers, and its events ────────────────────────────────────────────
 
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
-# Where a version is told, and the oldest one that will do.
-PROBES: tuple[tuple[str, type[OpenCode], tuple[int, int, int]], ...] = (
-    ("/api/info", OpenCode2, (2, 0, 4)),
-    ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
-    ("/global/health", OpenCode1, (1, 2, 0)),
-)
 
 
 def detect(client: Client) -> tuple[type[OpenCode], str]:
-    """Which dialect the server speaks, and its version. Only JSON proves anything: both answer
-    unknown paths with a page. Problem: it speaks neither; RequestError: none yet."""
-    for path, dialect, oldest in PROBES:
+    """Which dialect the server speaks, and its version. Problem: none; RequestError: none yet."""
+    probes: tuple[tuple[str, type[OpenCode], tuple[int, ...]], ...] = (
+        ("/api/info", OpenCode2, (2, 0, 4)),
+        ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
+        ("/global/health", OpenCode1, (1, 2, 0)),
+    )
+    for path, dialect, oldest in probes:
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
         except RequestError as error:
             if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
                 raise
-            continue
+            continue  # only JSON proves anything: unknown paths are answered with a page
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
             advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
@@ -5266,7 +5246,7 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
 LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
 LIVE_WINDOW = 0.1  # seconds
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
-SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either generation
+SESSION_ID = re.compile(rb'"sessionID":\s*"([\w-]+)"')
 
 
 class StreamReader:
@@ -5332,7 +5312,7 @@ class StreamReader:
                 found = SESSION_ID.search(data)
                 if found and found[1] not in self.alive:
                     self.alive.add(found[1])
-                    self.post(Alive(found[1].decode("utf-8", "replace")))
+                    self.post(Alive(found[1].decode()))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
         if self.dialect.options.verbose:
