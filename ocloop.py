@@ -92,11 +92,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Union, get_args
+from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
-
-if TYPE_CHECKING:
-    import http.client  # with email and ssl it takes long: it is loaded while the server starts
 
 try:
     import curses
@@ -4133,13 +4130,12 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# The HTTP client, the readers of JSON, and what the dialects have in common. A server may be newer
-# or broken: anything may be missing or of another type, and nothing here raises for that.
+# A server may be newer or broken: anything may be missing or of another type, and nothing here
+# raises for that.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
-REQUEST_TIMEOUT = 10.0
-SLOW_TIMEOUT = 30.0  # for requests that do some work
+REQUEST_TIMEOUT = 20.0
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
@@ -4149,10 +4145,12 @@ MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
 LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 LONGEST_TAIL = 4096  # bytes, of what a check prints
-MOST_RELATIVES = 1000  # subagents of a session: a server that lists them without end is left alone
 MOST_THREADS = 200  # of this process: far above what a run needs
 
+EVENTS = "text/event-stream"
+
 Json = dict[str, Any]
+Verdict = tuple[str, Union[Fault, None]]  # as in Polled
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
@@ -4163,7 +4161,7 @@ def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
 
 
 def dig(told: Any, *names: str) -> Any:
-    """What stands there, name below name, if anything does; the next ones: of that type."""
+    """What stands there, name below name; the next ones: of that type, or empty."""
     for name in names:
         told = told.get(name) if isinstance(told, dict) else None
     return told
@@ -4185,13 +4183,11 @@ def dicts(told: Any, *names: str) -> list[Json]:
 
 def as_text(told: Any, *names: str) -> str:
     found = dig(told, *names)
-    with suppress(RecursionError):
-        return "" if found is None else str(found)
-    return ""
+    return "" if found is None else str(found)
 
 
 def as_id(told: Any, *names: str) -> str:
-    """An id that may be part of a path and a word of a command; "" for what is none."""
+    """An id that may be part of a path and a word of a command, or ""."""
     text = as_text(told, *names)
     return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
 
@@ -4207,18 +4203,16 @@ def as_int(told: Any, *names: str) -> int:
 
 
 def spend_of(told: Json) -> Spend:
-    """What a session, a message or a step has used. What comes from the cache is not in `input`."""
+    """What a session, a message or a step has used."""
     tokens = as_dict(told, "tokens")
     output = as_int(tokens, "output") + as_int(tokens, "reasoning")
     cached = as_int(tokens, "cache", "read") + as_int(tokens, "cache", "write")
     return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
 
 
-# The arguments that say what a tool does, the best first, whatever the tool.
+# What says best what a tool does, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
-LONGEST_ARGUMENT = 500  # characters
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
-ELSEWHERE = "global"  # stands for the session in what an MCP server asks by itself
 
 
 def argument_of(given: Json, directory: str, title: str = "") -> str:
@@ -4226,14 +4220,12 @@ def argument_of(given: Json, directory: str, title: str = "") -> str:
     texts = [as_text(given, name) for name in MAIN_ARGUMENTS]
     texts += [title, *(value for value in given.values() if isinstance(value, str))]
     text = next(filter(None, texts), "").removeprefix(directory.rstrip("/") + "/")
-    return " ".join(text.split())[:LONGEST_ARGUMENT]
+    return " ".join(text.split())[:500]
 
 
 def call_id(tool: str, given: Any) -> int:
-    """The same number for the same tool with the same input; 0 for one that is nested too deep."""
-    with suppress(RecursionError):
-        return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
-    return 0
+    """The same number for the same call, never 0."""
+    return zlib.crc32(json.dumps([tool, given], sort_keys=True).encode()) + 1
 
 
 def change_of(changes: Sequence[Json]) -> str:
@@ -4242,20 +4234,9 @@ def change_of(changes: Sequence[Json]) -> str:
     return "".join(f"  +{added} -{deleted}" for added, deleted in counts)
 
 
-def how_ended(told: Json) -> str:
-    """A message's `finish` in the words of `Spent`."""
-    words = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
-    return words.get(as_text(told, "finish"), "answered")
-
-
-def fields_of(form: Json) -> list[Json]:
-    """What is to be filled in: the questions of OpenCode 1, the fields of a form of OpenCode 2."""
-    fields = [field for field in dicts(form, "fields") if not field.get("hidden")]
-    return dicts(form, "questions") or fields
-
-
-def label_of(option: Json) -> str:
-    return as_text(option.get("label") or option.get("value"))
+def in_words(ask: Ask, answers: Sequence[str], message: str) -> list[str]:
+    """An answer to each question: a label, or the message."""
+    return [*answers, *[message] * (len(ask.questions) - len(answers))]
 
 
 def retry_of(session: str, told: Json) -> Activity:
@@ -4268,13 +4249,17 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# Verdict and fault by a message's `finish`, where OpenCode tells no error.
-FINISHES: dict[str, tuple[str, Fault | None]] = {
-    "stop": ("answered", None),
+# A message's `finish` in the words of `Spent`, and as a verdict where OpenCode tells no error; what
+# is not here has answered.
+ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
+FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
-    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
+    "tool-calls": ("refused", None),
+    "unknown": ("cut", None),
+    "": ("cut", None),
 }
-# Kinds of faults by OpenCode's own names of errors: the names of OpenCode 1, the types of 2.
+ANSWERED: Verdict = ("answered", None)
+# Kinds of faults by the names of errors of OpenCode 1, the types of OpenCode 2.
 FAULT_KINDS = {
     "MessageAbortedError": "aborted",
     "MessageOutputLengthError": "length",
@@ -4292,75 +4277,66 @@ FAULT_KINDS = {
     "provider.timeout": "outage",
     "aborted": "aborted",
 }
-# Kinds by the provider's HTTP code, where no type of OpenCode 2's says more; there it may be 200.
+# By the provider's HTTP code, where no type says more: in OpenCode 2 it may be 200.
 CODE_KINDS = {401: "auth", 402: "balance", 403: "auth", 404: "no-model", 429: "rate-limit"}
-# What OpenCode says itself, without a name of its own, before a provider is asked.
+# What OpenCode says without a name, before a provider is asked.
 NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of(error: Any) -> Fault | None:
     """Read OpenCode 1's `{name, data: {message, statusCode}}`, or OpenCode 2's `{type, message,
-    status}`; None for what is no error. Some of OpenCode 1's are wrapped: `UnknownError` with a
-    message whose first word is the real name, and a stack behind it."""
+    status}`. In an `UnknownError` the message may begin with the real name, and end in a stack."""
     name = as_text(dig(error, "name") or dig(error, "type"))
     if not name:
         return None
     told = as_dict(error, "data") or as_dict(error)
     message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
     wrapped = re.match(r"(\w+Error): ", message)
-    if name == "UnknownError" and wrapped and wrapped.group(1) in FAULT_KINDS:
-        name = wrapped.group(1)
+    if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
+        name = wrapped[1]
         message = message[wrapped.end() :]
-    code = as_int(told.get("statusCode") or told.get("status"))
-    kind = FAULT_KINDS.get(name) or ("provider" if name.startswith("provider.") else "unknown")
+    kind = FAULT_KINDS.get(name, "unknown")
     missing = NOT_THERE.match(message)
-    if name == "APIError":
+    if name == "APIError" or (kind == "unknown" and name.startswith("provider.")):
+        code = as_int(told.get("statusCode") or told.get("status"))
         is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
-    elif kind == "provider":
-        kind = CODE_KINDS.get(code, kind)
     elif kind == "unknown" and missing:
-        kind = "no-agent" if missing.group(1) == "Agent" else "no-model"
-    elif kind == "length":
-        message = CUT_OFF  # it has no words of its own
-    announced = seconds_until(as_text(told, "responseHeaders", "retry-after"))
-    retry_after = announced or as_float(told, "retryAfterMs") / 1000
-    retry_after = min(max(0.0, retry_after), LONGEST_TIME)
-    return Fault(kind, message, retry_after)
-
-
-def seconds_until(announced: str) -> float:
-    """What a `retry-after` says: seconds, or a date of HTTP's; 0 for anything else."""
+        kind = "no-agent" if missing[1] == "Agent" else "no-model"
+    announced = as_text(told, "responseHeaders", "retry-after")
+    wait = as_float(told, "retryAfterMs") / 1000
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
-        return float(announced)
-    from email.utils import parsedate_to_datetime  # as http.client
-
-    with suppress(ValueError, TypeError, IndexError, OverflowError):  # before 3.10 more of them
-        return parsedate_to_datetime(announced).timestamp() - time.time()
-    return 0.0
+        wait = float(announced)
+    return Fault(kind, message, min(max(0.0, wait), LONGEST_TIME))
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
-    """The prompt with ids as OpenCode makes them: 12 hex digits that grow with time, 14 more
-    characters. They end in digits, of which `ids_of_attempts` makes further ones."""
+    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
+    last two for `ids_of_attempts`."""
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**6:06}"
+    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**4:04}00"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
 def name_of_model(described: Any) -> str:
-    """A model as it is named elsewhere: providerID/modelID, perhaps with #variant."""
-    if isinstance(described, str):  # so in a configuration
+    """A model as providerID/modelID, perhaps with #variant."""
+    if isinstance(described, str):
         return described
     provider = as_text(described, "providerID")
     id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
-    name = f"{provider}/{id}" if provider and id else ""
     variant = as_text(described, "variant")
-    return f"{name}#{variant}" if name and variant else name
+    return f"{provider}/{id}{variant and '#'}{variant}" if provider and id else ""
 
 
 def without_variant(name: str) -> str:
     return name.partition("#")[0]
+
+
+def body_of_model(name: str, key: str) -> Json:
+    """The inverse of `name_of_model`; `key` is what the model's id is called."""
+    provider, _, rest = name.partition("/")
+    model, _, variant = rest.partition("#")
+    return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
 
 
 def is_free(model: Json) -> bool:
@@ -4374,16 +4350,20 @@ def variants_of(model: Json) -> tuple[str, ...]:
     return tuple(as_dict(model, "variants") or listed)
 
 
-def body_of_model(name: str, key: str) -> Json:
-    """The inverse of `name_of_model`; `key` is what the model's id is called."""
-    provider, _, rest = name.partition("/")
-    model, _, variant = rest.partition("#")
-    return {"providerID": provider, key: model, **({"variant": variant} if variant else {})}
+def asked_before(config: Json) -> dict[str, bool]:
+    """What a configuration wants a person to be asked for: by permission (1.x) or action (2.x)."""
+    rules = config.get("permission")
+    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
+    for name, rule in as_dict(rules).items():
+        found[name] = "ask" in (rule, *as_dict(rule).values())
+    for rule in dicts(config, "permissions"):
+        action = as_text(rule, "action")
+        found[action] = found.get(action, False) or rule.get("effect") == "ask"
+    return found
 
 
 def without_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """What OpenCode says, less what is nobody's business: a broken configuration, which it shows,
-    may hold keys, and 2.x may print the password that it made."""
+    """What OpenCode says, less a broken configuration, which may hold keys, and its password."""
     is_input = False
     for line in lines:
         part = re.search("--- (JSONC Input|Errors|End) ---", line)
@@ -4394,7 +4374,7 @@ def without_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 def login_environment(username: str, password: str) -> dict[str, str]:
-    """What tells server and interface their login. In OpenCode 2 the user is always `opencode`."""
+    """What tells server and interface their login."""
     return {
         "OPENCODE_SERVER_USERNAME": username,
         "OPENCODE_SERVER_PASSWORD": password,
@@ -4402,124 +4382,70 @@ def login_environment(username: str, password: str) -> dict[str, str]:
     }
 
 
-class Receiver(io.RawIOBase):
-    """What a connection receives until that moment, however slowly it trickles in."""
-
-    def __init__(self, connection: socket.socket, until: float) -> None:
-        self.connection = connection
-        self.until = until
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.until < NEVER:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise socket.timeout("timed out")
-            self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
-
-    def close(self) -> None:
-        super().close()
-        self.connection.close()
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """What HTTPResponse wants of a socket."""
-        return io.BufferedReader(self)
-
-
 class Client:
-    """HTTP to one server; no proxy is asked. `process` is the server's, where it is ours."""
+    """HTTP to one server; no proxy is asked."""
 
-    def __init__(
-        self,
-        url: str,
-        username: str,
-        password: str,
-        process: subprocess.Popen[bytes] | None = None,
-    ) -> None:
+    def __init__(self, url: str, username: str, password: str, process: Any = None) -> None:
         self.url = url.rstrip("/")
-        self.process = process
+        self.process = process  # the server's, where it is ours
         self.patience = NEVER  # no request may take longer, in seconds
-        self.stream: socket.socket | None = None  # of the event stream
+        self.stream: socket.socket | None = None  # of the events
         self.headers = {"Content-Type": "application/json", "Connection": "close"}
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
             self.headers["Authorization"] = f"Basic {token}"
 
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What a request that is not answered raises."""
-        import http.client
-
-        return OSError, ValueError, http.client.HTTPException
-
-    def open(
-        self, method: str, path: str, body: Any, timeout: float, is_stream: bool = False
-    ) -> http.client.HTTPResponse:
-        """Send a request; the answer, whatever it is, of which only the head was read. `timeout`
-        is for all of it, to the last byte; of an event stream, for each single wait. No redirect
-        is followed: another host would be told the login."""
-        import http.client
+    @contextmanager
+    def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
+        """Send a request; the answer, whatever it is, of which only the head was read. What goes
+        wrong meanwhile raises RequestError; `timeout` is for each single wait. No redirect is
+        followed: another host would be told the login."""
+        import http.client  # it takes long, and is loaded while the server starts
 
         if self.process and self.process.poll() is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
-        data = None if body is None else json.dumps(body).encode("utf-8", "backslashreplace")
-        accept = "text/event-stream" if is_stream else "application/json"
         where = urlsplit(self.url)
         is_safe = where.scheme == "https"
         kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
         connection = kind(where.hostname or "", where.port, timeout=timeout)
         try:
+            data = None if body is None else json.dumps(body)
             headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
-            assert connection.sock
-            if is_stream:
+            if accept == EVENTS:
                 self.stream = connection.sock
-            until = NEVER if is_stream else time.monotonic() + timeout
-            receiver: Any = Receiver(connection.sock, until)
-            answer = http.client.HTTPResponse(receiver, method=method)
-            answer.begin()
-            return answer
-        except self.errors:
-            connection.close()
-            raise
-
-    def hang_up(self) -> None:
-        """End the event stream, whatever the thread does that reads it."""
-        if self.stream:
-            with suppress(OSError):
-                self.stream.shutdown(socket.SHUT_RDWR)
-
-    def request(
-        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
-    ) -> Any:
-        """Send a request; the decoded JSON, None for an empty answer, or RequestError."""
-        import http.client
-
-        raw = bytearray()
-        try:
-            with self.open(method, path, body, min(timeout, self.patience)) as answer:
-                for piece in iter(lambda: answer.read1(1 << 18), b""):
-                    raw += piece
-                    if len(raw) > LARGEST:
-                        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-                if answer.length:  # what was announced did not come
-                    raise http.client.IncompleteRead(b"", answer.length)
-        except self.errors as error:
+            with connection.getresponse() as answer:
+                yield answer
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # socket.timeout is a TimeoutError only since Python 3.10.
             is_timeout = isinstance(error, (TimeoutError, socket.timeout))
             message = str(error) or type(error).__name__
             raise RequestError(0, message, is_timeout=is_timeout) from None
-        said: Any = None
-        is_json = False
+        finally:
+            connection.close()
+
+    def request(
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Any:
+        """The decoded answer, None for an empty one. Raises RequestError."""
+        timeout = min(timeout, self.patience)
+        until = time.monotonic() + timeout
+        raw = bytearray()
+        with self.open(method, path, body, timeout, "application/json") as answer:
+            for piece in iter(lambda: answer.read1(1 << 18), b""):
+                raw += piece
+                if len(raw) > LARGEST:
+                    raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
+                if time.monotonic() > until:
+                    raise socket.timeout("timed out")  # it trickles
+            if answer.length:
+                raise ValueError("the answer was cut off")
+        said: Any = NotImplemented
         with suppress(ValueError, RecursionError):
             said = json.loads(raw.strip() or b"null")
-            is_json = True
         if answer.status >= 400:
             raise refusal(answer.status, said, f"{method} {path}")
-        if answer.status >= 300 or not is_json:  # servers answer an unknown route with a page
+        if answer.status >= 300 or said is NotImplemented:  # an unknown route gives a page
             raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
         return said
 
@@ -4535,61 +4461,30 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-def asked_before(config: Json) -> dict[str, bool]:
-    """Whether a configuration wants a person to be asked: by permission (1.x) or action (2.x)."""
-    rules = config.get("permission")
-    found = {"everything": rules == "ask"} if isinstance(rules, str) else {}
-    for name, rule in as_dict(rules).items():
-        found[name] = "ask" in (rule, *as_dict(rule).values())
-    for rule in dicts(config, "permissions"):
-        action = as_text(rule, "action")
-        found[action] = found.get(action, False) or rule.get("effect") == "ask"
-    return found
-
-
-class Catalogue(NamedTuple):
-    """What a server tells of models and agents, in its own words."""
-
-    documents: list[Json]  # of its configuration; the last word counts
-    models: dict[str, Json]  # by name
-    agents: dict[str, Json]
-    chosen: str  # the model that OpenCode takes where nothing names one
-    unread: tuple[str, ...] = ()  # files of its configuration that it found and cannot read
-
-
 class OpenCode(ABC):
-    """OpenCode in neutral words: what its generations have in common.
+    """OpenCode in neutral words. Whatever cannot be had raises RequestError. Nothing waits here:
+    what ends later, or fills slowly, the run looks at again."""
 
-    Each has a class of its own, and nothing else knows its wire. Whatever cannot be had raises
-    RequestError, and nothing waits here: what ends later, or fills slowly, the run looks at again.
-    """
-
-    generation: ClassVar[int]
-    place: ClassVar[str]  # what the directory is called in a query
-    children_path: ClassVar[str]
-    active_path: ClassVar[str]
-    interrupt_word: ClassVar[str]
-    asks_paths: ClassVar[dict[str, str]]  # of permissions and questions
-    # What is asked for, for what exactly, what the answer "always" allows, and for how long.
-    permission_words: ClassVar[tuple[str, str, str, str]]
+    generation = 0
+    place = ""  # what the directory is called in a query
+    children_path = active_path = interrupt_word = ""
+    asks_paths = ("", "")  # of permissions, of questions
+    # What is asked for, for what exactly, what "always" allows, and for how long.
+    permission_words = ("", "", "", "")
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.query = self.place + quote(os.fsencode(options.directory), safe="")
-        # The configuration.
-        self.model = ""  # providerID/modelID, perhaps with #variant
-        self.agent = ""  # the one that works when none is named
-        self.agent_models: dict[str, str] = {}  # what the configuration gives them, or ""
-        # The session.
-        self.session = ""  # the one at work: it was looked at, or given a prompt, last
-        self.relatives: tuple[str, ...] = ()  # it and its subagents, at the last look
+        self.model = ""  # of the configuration, as are the next two
+        self.agent = ""
+        self.agent_models: dict[str, str] = {}
+        self.relatives: tuple[str, ...] = ()  # the session that was looked at last, its subagents
         self.resting = ""  # the session that was seen at rest once
-        self.forms: dict[str, Json] = {}  # by id: the questions behind what is shown of them
 
     def path(self, path: str) -> str:
-        """The path, with the directory in its query."""
-        return f"{path}{'&' if '?' in path else '?'}{self.query}"
+        """With the directory in its query."""
+        directory = quote(os.fsencode(self.options.directory), safe="")
+        return f"{path}{'&' if '?' in path else '?'}{self.place}{directory}"
 
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT
@@ -4597,9 +4492,6 @@ class OpenCode(ABC):
         """What the server answers; OpenCode 2 wraps it in `data`."""
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
-
-    def post(self, path: str, body: Json, timeout: float = SLOW_TIMEOUT) -> Any:
-        return self.request("POST", path, body, timeout)
 
     def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
         return self.request("GET", path, timeout=timeout)
@@ -4613,61 +4505,53 @@ class OpenCode(ABC):
                 raise
             return None
 
+    @abstractmethod
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
-        told = self.catalogue()
-        models = told.models
-        agents = told.agents
+
+    def setup_of(
+        self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
+    ) -> Setup:
+        """Of the configuration's documents the last word counts."""
         asked: dict[str, bool] = {}
-        for document in told.documents:
+        for document in documents:
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
-        self.agent_models = {
-            name: name_of_model(dig(agent, "model")) for name, agent in agents.items()
-        }
-        contexts = {name: as_int(model, "limit", "context") for name, model in models.items()}
-        # Hidden ones do OpenCode's own chores.
-        shown = tuple(name for name, agent in agents.items() if not agent.get("hidden"))
+        named = ((name, name_of_model(agent.get("model"))) for name, agent in agents.items())
+        self.agent_models = dict(named)
         return Setup(
             model=self.model_for(self.options.agent),
-            models=contexts or None,
-            agents=shown or None,
-            free=frozenset(name for name, model in models.items() if is_free(model)),
-            variants={name: variants_of(model) for name, model in models.items()},
-            chosen=told.chosen,
-            unread=told.unread,
+            models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
+            # Hidden ones do OpenCode's own chores.
+            agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
+            free=frozenset(name for name, one in models.items() if is_free(one)),
+            variants={name: variants_of(one) for name, one in models.items()},
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
         )
-
-    @abstractmethod
-    def catalogue(self) -> Catalogue:
-        """Ask for all of it; a list that cannot be had raises."""
 
     def model_for(self, agent: str) -> str:
         """The model that a configuration means for this agent."""
         return self.agent_models.get(agent or self.agent or "build") or self.model
 
-    # Sessions.
-
     def create(self, prompt: Prompt) -> str:
-        """Make a session; returns its id. Problem: it would work elsewhere."""
-        made = self.post("/session", {"title": prompt.title, **self.session_body(prompt)})
+        """Make a session; its id. Problem: it would work elsewhere."""
+        body = {"title": prompt.title, **self.session_body(prompt)}
+        made = self.request("POST", "/session", body)
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
         there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
         here = self.options.directory
-        if there not in ("", here) and os.path.realpath(there) != os.path.realpath(here):
-            # OpenCode 1 reads `my%20project` as `my project`, and would work in that sibling.
+        if there and os.path.realpath(there) != os.path.realpath(here):
+            # OpenCode 1 reads `my%20project` as `my project`.
             raise Problem(
-                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder "
-                "(OpenCode reads a % in its name as the beginning of a code)"
+                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder"
             )
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
-        """What else a session has to be told when it is made."""
+        """What else a new session has to be told."""
         return {}
 
     @abstractmethod
@@ -4675,13 +4559,10 @@ class OpenCode(ABC):
         """Hand the prompt over; one that was handed over before must not run twice."""
 
     def spent_by_family(self, session: str, own: Json) -> Spend:
-        """Look for the subagents' sessions; what all of them have used. OpenCode 2 lists the
-        newest 50 of a parent: older ones are known by then, and the larger sum counts."""
+        """Look for the subagents' sessions; what all of them have used."""
         spent = spend_of(own)
         found = [session]
         for parent in found:  # it grows meanwhile
-            if len(found) > MOST_RELATIVES:
-                break
             for child in dicts(self.get_if_possible(self.children_path.format(parent))):
                 id = as_id(child, "id")
                 # Early versions of OpenCode 2 list all there are.
@@ -4692,25 +4573,23 @@ class OpenCode(ABC):
         return spent
 
     def at_work(self, session: str) -> Json:
-        """Who of the family is at work: who is not listed is idle."""
+        """Who of the family is at work."""
         listed = as_dict(self.get(self.active_path))
         # An earlier session that woke up is none of the family that was looked at last.
         family = self.relatives if session in self.relatives else (session,)
-        working = [id for id in family if id in listed and dig(listed, id, "type") != "idle"]
-        return {id: listed[id] for id in working}
+        working = {id: listed[id] for id in family if id in listed}
+        return {id: status for id, status in working.items() if dig(status, "type") != "idle"}
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        self.session = session
         own = as_dict(self.get_if_possible(f"/session/{session}"))
         spent = self.spent_by_family(session, own)
-        polled = Polled("idle", spent=spent, children=self.relatives[1:])
         working = self.at_work(session)
-        if working or self.generation > 1:  # OpenCode 1 lists what is not asked any more
-            asks, unlisted = self.asks()
-            polled = polled._replace(asks=asks, unlisted=unlisted)
+        # OpenCode 1 lists what is not asked any more.
+        asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
+        polled = Polled("idle", "", None, spent, self.relatives[1:], asks, unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
-        if working or self.is_asked(polled.asks or ()):
+        if working or any(ask.session in self.relatives for ask in asks or ()):
             self.resting = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
@@ -4720,15 +4599,13 @@ class OpenCode(ABC):
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(session, prompt, attempt, own, session in working)
+            verdict, fault = self.verdict(session, prompt, attempt, own)
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
     @abstractmethod
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
-        """How the answer to our own prompt stands; `own` is the session in the server's words."""
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+        """On the answer to our own prompt; `own` is the session in the server's words."""
 
     def retry(self, session: str, status: Any) -> Activity | None:
         """The retry that a session at work waits for."""
@@ -4741,35 +4618,25 @@ class OpenCode(ABC):
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
         for id in dict.fromkeys((session, *self.at_work(session))):
-            self.post(f"/session/{id}/{self.interrupt_word}", {}, REQUEST_TIMEOUT)
+            self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
 
-    @abstractmethod
     def dispose(self) -> None:
-        """End the tools that the server has started: they may survive it."""
+        """End the tools that the server has started; OpenCode 2 does so itself."""
+        if self.generation == 1:
+            self.client.request("POST", "/global/dispose", {})
 
     # What is asked.
 
     def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What any session of the directory asks, and the kinds that could not be listed."""
-        found: list[Ask] = []
-        unlisted: list[str] = []
-        for kind, path in self.asks_paths.items():
-            read = self.permission if kind == "permission" else self.question
-            try:
-                found += map(read, dicts(self.get(path)))
-            except RequestError as error:
-                if error.code == 0:
-                    raise
-                unlisted.append(kind)
-        return tuple(ask for ask in found if ask.id), tuple(unlisted)
-
-    def is_asked(self, asks: tuple[Ask, ...]) -> bool:
-        """Whether the family waits for an answer; what an MCP server asks keeps nobody."""
-        family = [ask.id for ask in asks if ask.session in self.relatives]
-        return any(dig(self.forms, id, "sessionID") != ELSEWHERE for id in family)
+        """What any session asks, and the kinds that could not be listed."""
+        looks = [self.get_if_possible(path) for path in self.asks_paths]
+        found = [*map(self.permission, dicts(looks[0])), *map(self.question, dicts(looks[1]))]
+        kinds = zip(("permission", "question"), looks)
+        unlisted = tuple(kind for kind, listed in kinds if listed is None)
+        return tuple(ask for ask in found if ask.id), unlisted
 
     def permission(self, asked: Json) -> Ask:
-        """What kind of thing, and what exactly: the command, file or address, and the patterns."""
+        """For what kind of thing, and what exactly: patterns, and command, file or address."""
         name, wanted, allowed, lasts = self.permission_words
         title = as_text(asked.get(name) or "something")
         patterns = ", ".join(map(as_text, as_list(asked, wanted)))
@@ -4777,61 +4644,46 @@ class OpenCode(ABC):
         metadata = as_dict(asked, "metadata")
         exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
-        return Ask(
-            as_id(asked, "id"),
-            as_id(asked, "sessionID"),
-            "permission",
-            title,
-            detail + change_of(dicts(metadata, "files")),
-            is_circle=title == "doom_loop",
-            always=f"{always}, {lasts}" if always else "",
-        )
+        detail += change_of(dicts(metadata, "files"))
+        always = f"{always}, {lasts}" if always else ""
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
+        return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
 
     def question(self, asked: Json) -> Ask:
-        """Questions, as many as there are to be answered at once.
-
-        What an MCP server asks names no session. On a server of our own it is ours: unanswered it
-        blocks the tool for ever. On somebody else's server it is left to them.
-        """
+        """Of OpenCode 1, or a form of OpenCode 2."""
         questions: list[Question] = []
-        for told in fields_of(asked):
-            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
+        for told in dicts(asked, "questions") or dicts(asked, "fields"):
+            text = as_text(told.get("question") or told.get("description") or told.get("title"))
             options = dicts(told, "options")
-            choices = [(label_of(option), as_text(option, "description")) for option in options]
-            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
-        detail = " / ".join(question.text for question in questions) or as_text(asked, "title")
-        id = as_id(asked, "id")
-        session = as_id(asked, "sessionID")
-        self.forms[id] = asked
-        if session == ELSEWHERE and not self.options.server:
-            session = self.session
+            choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
+            questions.append(Question(text, tuple(choices)))
+        detail = " / ".join(question.text for question in questions)
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "question", detail=detail, questions=tuple(questions))
 
     def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
         """An event about a permission or a question."""
-        if type.endswith((".asked", ".created")):
-            ask = self.permission(told) if type == "permission.asked" else self.question(told)
+        kind, _, what = type.partition(".")
+        if what in ("asked", "created"):
+            ask = self.permission(told) if kind == "permission" else self.question(told)
             return ask if ask.id else Alive(session)
-        if type.endswith((".replied", ".rejected", ".cancelled")):
-            is_refused = told.get("reply") == "reject" or not type.endswith(".replied")
+        if what in ("replied", "rejected", "cancelled"):
+            is_refused = told.get("reply") == "reject" or what != "replied"
             return Answered(session, as_text(told.get("requestID") or told.get("id")), is_refused)
         return Alive(session)
 
     @abstractmethod
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask, and let the turn go on. `decision` is once, always or reject; `answers`
-        are the labels for its questions."""
-
-    # The event stream.
+        """Answer an ask, and let the turn go on: `decision` is once, always or reject, `answers`
+        labels for its first questions; the others are answered with the message."""
 
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event, in neutral words; [] for what is nothing to us. They come in their order."""
+        """One event of the stream, in neutral words; [] for what is nothing to us."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
-# The dialect of 1.2 and later: routes without a prefix, the directory in the query, idle told by
-# absence, messages that name the prompt they answer.
+# The dialect of 1.2 and later. Messages name the prompt that they answer.
 
 
 class OpenCode1(OpenCode):
@@ -4840,26 +4692,26 @@ class OpenCode1(OpenCode):
     children_path = "/session/{}/children"
     active_path = "/session/status"
     interrupt_word = "abort"
-    asks_paths = {"permission": "/permission", "question": "/question"}
+    asks_paths = ("/permission", "/question")
     permission_words = ("permission", "patterns", "always", "until the server ends")
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
-    def catalogue(self) -> Catalogue:
+    def setup(self) -> Setup:
         config = as_dict(self.get("/config", SETUP_TIMEOUT))
         listed = self.get("/config/providers", SETUP_TIMEOUT)
-        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        chosen = defaults[0] if len(defaults) == 1 else ""  # of several it takes the last used
+        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        by_name = {as_text(agent, "name"): agent for agent in agents}
-        return Catalogue([config], models, by_name, chosen)
+        setup = self.setup_of([config], models, {as_text(agent, "name"): agent for agent in agents})
+        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
+        # Of several it takes the last used.
+        return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Sent again with its ids it runs again, if it was not answered."""
@@ -4871,26 +4723,37 @@ class OpenCode1(OpenCode):
                 body["variant"] = model.pop("variant")  # it stands beside the model here
         if prompt.agent:
             body["agent"] = prompt.agent
-        self.post(f"/session/{session}/prompt_async", body)
+        self.request("POST", f"/session/{session}/prompt_async", body)
 
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
-        messages = dicts(self.get(f"/session/{session}/message?limit=20"))
-        return judge_messages(messages, prompt.message_id, is_at_work)
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+        """The last answer counts, whomever it answers, but none from before those to us."""
+        messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
+        ours: Json = {}
+        last: Json = {}
+        for message in messages:
+            info = as_dict(message, "info")
+            if info.get("id") == prompt.message_id:
+                last = {}
+            elif info.get("role") == "assistant":
+                ours = info if info.get("parentID") == prompt.message_id else ours
+                last = info if ours or len(messages) >= 20 else {}  # ours may be further back
+        if not last:
+            return "undelivered", None
+        if not all(dig(answer, "time", "completed") for answer in (ours or last, last)):
+            return "unfinished", None
+        fault = fault_of(last.get("error"))
+        if fault and fault.message.startswith("The user rejected permission to use this"):
+            return "refused", None  # a doom_loop: it ends the turn, words or not
+        if fault:
+            return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return FINISHES.get(as_text(last, "finish"), ANSWERED)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
-            said = [*answers, *[message] * (len(ask.questions) - len(answers))]
-            body = {"answers": [[answer] for answer in said]}
-        self.post(f"/{ask.kind}/{ask.id}/reply", body)
-
-    def dispose(self) -> None:
-        self.client.request("POST", "/global/dispose", {})
-
-    # The event stream.
+            body = {"answers": [[said] for said in in_words(ask, answers, message)]}
+        self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
@@ -4898,150 +4761,89 @@ class OpenCode1(OpenCode):
         info = as_dict(told, "info")
         part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
-        session = as_id(
-            told.get("sessionID") or part.get("sessionID") or info.get("sessionID") or own_id
-        )
-        status = dig(told, "status", "type")
+        ids = (told.get("sessionID"), part.get("sessionID"), info.get("sessionID"), own_id)
+        session = as_id(next(filter(None, ids), None))
         fault = fault_of(told.get("error"))
+        status = "idle" if type == "session.idle" else dig(told, "status", "type")
+        said: SessionEvent | Edited = Alive(session)
         if type == "file.edited":
             return [Edited(as_text(told, "file"))]
         if not session:
             return []
         if type.startswith(("permission.", "question.")):
-            return [self.decode_ask(session, type, told)]
-        if type == "session.created":
-            return [Child(session, as_text(info, "parentID"))]
-        if type == "session.idle" or status == "idle":
-            return [Activity(session, "idle")]
-        if status == "busy":
-            return [Activity(session, "working")]
-        if status == "retry":
-            return [retry_of(session, as_dict(told, "status"))]
-        if type == "session.error" and fault:
-            return [Broke(session, fault)]
-        if type == "session.compacted":
-            return [Compacted(session)]
-        if type == "message.updated":
-            return [self.decode_message(session, info)]
-        if type == "message.part.updated":
-            return [self.decode_part(session, part)]
-        if type == "message.part.delta":
-            return [Delta(session, as_text(told, "partID"), as_text(told, "delta"))]
-        return [Alive(session)]
-
-    def decode_message(self, session: str, info: Json) -> SessionEvent:
-        message = as_text(info, "id")
-        if info.get("role") == "user":
-            self.prompts.add(message)
-            return Alive(session)
-        spend = spend_of(info)
-        is_complete = bool(dig(info, "time", "completed"))
-        has_ended = is_complete and info.get("summary") is not True  # a compaction's is no answer
-        return Spent(
-            session,
-            message,
-            spend,
-            context=spend.tokens,
-            model=without_variant(name_of_model({**info, "id": ""})),  # its id is the message's
-            agent=as_text(info, "agent"),
-            parent=as_text(info, "parentID"),
-            ended=how_ended(info) if has_ended else "",
-            complete=is_complete,
-        )
+            said = self.decode_ask(session, type, told)
+        elif type == "session.created":
+            said = Child(session, as_text(info, "parentID"))
+        elif status in ("idle", "busy"):
+            said = Activity(session, "idle" if status == "idle" else "working")
+        elif status == "retry":
+            said = retry_of(session, as_dict(told, "status"))
+        elif type == "session.error" and fault:
+            said = Broke(session, fault)
+        elif type == "session.compacted":
+            said = Compacted(session)
+        elif type == "message.updated" and info.get("role") == "user":
+            self.prompts.add(as_text(info, "id"))
+        elif type == "message.updated":
+            spend = spend_of(info)
+            is_over = bool(dig(info, "time", "completed"))
+            is_answer = is_over and info.get("summary") is not True  # and no compaction's
+            said = Spent(
+                session,
+                as_text(info, "id"),
+                spend,
+                context=spend.tokens,
+                model=without_variant(name_of_model({**info, "id": ""})),
+                agent=as_text(info, "agent"),
+                parent=as_text(info, "parentID"),
+                ended=ENDED.get(as_text(info, "finish"), "answered") if is_answer else "",
+                complete=is_over,
+            )
+        elif type == "message.part.updated":
+            said = self.decode_part(session, part)
+        elif type == "message.part.delta":
+            said = Delta(session, as_text(told, "partID"), as_text(told, "delta"))
+        return [said]
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
-        key = as_text(part, "id")
         kind = {"text": "text", "reasoning": "thinking", "tool": "tool"}.get(as_text(part, "type"))
         if message in self.prompts or not kind:
             return Alive(session)
-        if kind != "tool":
-            state = "done" if dig(part, "time", "end") else "running"
-            text = as_text(part, "text")
-            is_synthetic = bool(part.get("synthetic"))
-            return Part(session, message, key, kind, state, text, synthetic=is_synthetic)
-        tool = as_text(part.get("tool") or "tool")
-        opens = tool in SUBAGENT_TOOLS
-        told = as_dict(part, "state")
+        told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
+        tool = as_text(part.get("tool") or "tool") if kind == "tool" else ""
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
+        opens = tool in SUBAGENT_TOOLS
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        status = as_text(told, "status")
-        state = {"completed": "done", "error": "failed"}.get(status, "running")
+        state = "done" if dig(part, "time", "end") else "running"
+        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), state)
         return Part(
             session,
             message,
-            key,
+            as_text(part, "id"),
             kind,
             state,
-            text=as_text(told, "error"),
+            text=as_text(told.get("error") or part.get("text")),
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
-            call=0 if state == "running" else call_id(tool, given),
+            call=call_id(tool, given) if tool and state != "running" else 0,
             seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
             opens=opens,
+            synthetic=bool(part.get("synthetic")),
         )
 
 
-def judge_messages(
-    messages: Sequence[Json], own: str, is_at_work: bool = False
-) -> tuple[str, Fault | None]:
-    """How the answer to one's own message stands, by the session's newest messages, oldest first.
-
-    Each answer names the message that it answers. What a person typed into the session is not ours,
-    what a compaction put there is. While it works on a person's prompt, ours is not over.
-    """
-    foreign = set()
-    newest: Json = {}
-    last: Json = {}  # of the answers to ours
-    for message in messages:
-        newest = as_dict(message, "info")
-        id = as_text(newest, "id")
-        if newest.get("role") == "user" and id != own and not is_of_compaction(message):
-            foreign.add(id)
-        if newest.get("role") == "assistant" and as_text(newest, "parentID") not in foreign:
-            last = newest
-    if is_at_work and {as_text(newest, "id"), as_text(newest, "parentID")} & foreign:
-        return "unfinished", None
-    if not last:
-        return "undelivered", None
-    if not dig(last, "time", "completed"):
-        return "unfinished", None
-    fault = fault_of(last.get("error"))
-    if fault and fault.message.startswith("The user rejected permission to use this"):
-        return "refused", None  # a doom_loop: it ends the turn, words or not
-    if fault:
-        return ("cut" if fault.kind == "aborted" else "failed"), fault
-    finish = as_text(last, "finish")
-    if finish in FINISHES:
-        return FINISHES[finish]
-    return {"tool-calls": "refused", "unknown": "cut", "": "cut"}.get(finish, "answered"), None
-
-
-def is_of_compaction(message: Json) -> bool:
-    """Whether a compaction, and no person, wrote this user message of OpenCode 1's."""
-    parts = [part for part in dicts(message, "parts") if part.get("type") in ("text", "compaction")]
-    return bool(parts) and all(
-        part.get("synthetic") or part.get("type") == "compaction" for part in parts
-    )
-
-
 # ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
-# The dialect of 2.0.4 and later: routes below /api, the directory in `location`. A prompt waits in
-# the session's inbox, becomes a message when it is delivered, and never runs again after that: to
-# go on takes a new id. An answer is a row of steps, each a message of its own, and none names the
-# prompt: what follows a prompt belongs to it.
+# The dialect of 2.0.4 and later. A prompt waits in the inbox, becomes a message when delivered, and
+# never runs again after that: to go on takes a new id. An answer is a row of steps, each a message
+# of its own, and none names the prompt: what follows a prompt belongs to it.
 
-PAGE = 50  # messages asked for at once
-MOST_PAGES = 200  # of one session: a server that pages in circles is left alone
-NO_QUESTIONS = {"action": "question", "resource": "*", "effect": "deny"}
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
 class Call(NamedTuple):
-    """A tool at work: its name, its input and its end come with different events."""
-
     part: Part
     since: float  # by the server's clock
     shell: str = ""  # the id of one that it lets run
@@ -5053,56 +4855,54 @@ class OpenCode2(OpenCode):
     children_path = "/session?parentID={}"
     active_path = "/session/active"
     interrupt_word = "interrupt"
-    asks_paths = {"permission": "/permission/request", "question": "/form"}
+    asks_paths = ("/permission/request", "/form")
     permission_words = ("action", "resources", "save", "in this project from now on")
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
         self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
         self.printed: dict[str, int] = {}  # bytes, by shell
+        self.forms: dict[str, Json] = {}  # by id
 
     def path(self, path: str) -> str:
         """A session knows where it is."""
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
-    def catalogue(self) -> Catalogue:
+    def setup(self) -> Setup:
         entries = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
-        documents = [entry for entry in entries if "info" in entry]
-        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
-        read = {as_text(document, "path") for document in documents}
         models = dicts(self.get("/model", SETUP_TIMEOUT))
         agents = dicts(self.get("/agent", SETUP_TIMEOUT))
-        return Catalogue(
-            [as_dict(document, "info") for document in documents],
-            {without_variant(name_of_model(model)): model for model in models},
+        setup = self.setup_of(
+            [as_dict(entry, "info") for entry in entries],
+            {name_of_model(model): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
+        )
+        read = {as_text(entry, "path") for entry in entries if "info" in entry}
+        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
+        return setup._replace(
             chosen=name_of_model(self.get_if_possible("/model/default")),
             unread=tuple(path for path in found if path not in read),
         )
 
-    # Sessions and prompts.
-
     def session_body(self, prompt: Prompt) -> Json:
-        """No id: OpenCode's free models want the server's. The server does not apply the model that
-        its configuration gives to an agent."""
+        """The server does not apply the model that its configuration gives to an agent. No id of
+        ours: the free models want the server's."""
         body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
             body["model"] = body_of_model(model, "id")
         if prompt.agent:
             body["agent"] = prompt.agent
-        if not (self.options.attended or self.options.asks_wait):
-            body["permissions"] = [NO_QUESTIONS]  # nobody would answer
+        if not (self.options.attended or self.options.asks_wait):  # nobody would answer
+            body["permissions"] = [{"action": "question", "resource": "*", "effect": "deny"}]
         return body
 
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """The same id is safe to be sent again: once it was delivered it does nothing. What was
-        not delivered of earlier attempts must not run beside this one."""
+        """What was not delivered of earlier attempts must not run beside this one."""
         ids = ids_of_attempts(prompt, attempt)
-        self.session = session
         self.resting = ""
         self.withdraw(session, ids[:-1])
-        self.post(f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
+        self.request("POST", f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
     def withdraw(self, session: str, ids: Iterable[str]) -> None:
         """Take prompts out of the inbox; what was delivered, or never came there, is no error."""
@@ -5110,161 +4910,167 @@ class OpenCode2(OpenCode):
             try:
                 self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
-                # A server without an inbox answers such a path with its web page.
-                if error.code not in (404, 405) and error.name != "NotJSON":
+                if error.code not in (404, 502):  # 502: a web page, where there is no inbox
                     raise
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """It leaves in the inbox what was not delivered, which would join whatever comes next."""
+        """What is left in the inbox would join whatever comes next."""
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
-    def dispose(self) -> None:
-        """It does so itself when it ends."""
-
-    # How a session stands.
-
     def prints(self) -> bool:
-        has_grown = False
+        before = dict(self.printed)
         for call in list(self.calls.values()):
             if call.shell and call.part.session in self.relatives:
                 known = self.printed.get(call.shell, 0)
                 path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
                 size = as_int(self.get_if_possible(path), "size")
-                if size > known:
-                    self.printed[call.shell] = size
-                    has_grown = True
-        return has_grown
+                self.printed[call.shell] = max(known, size)
+        return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
-        """The retry that the newest step waits for: the server counts that as work."""
+        """The newest step waits for it: the server counts that as work."""
         newest = dicts(self.get_if_possible(f"/session/{session}/message?limit=1"))
         retry = retry_of(session, as_dict(newest[0], "retry") if newest else {})
         return retry if retry.wait > 0 else None
 
-    def verdict(
-        self, session: str, prompt: Prompt, attempt: int, own: Json, is_at_work: bool
-    ) -> tuple[str, Fault | None]:
+    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         ids = ids_of_attempts(prompt, attempt)
-        delivered, messages = self.since_prompt(session, ids)
-        has_step = any(message.get("type") == "assistant" for message in messages)
-        if own.get("outcome") == "failed" and (delivered != ids[-1] or not has_step):
-            # Before the first step, as with a model that is not there. Why, the message tells since
-            # 2.1; before, the stream alone.
-            idles = [message for message in messages if message.get("type") == "idle"]
-            return "failed", fault_of(idles[-1].get("error")) if idles else None
-        return judge_steps(messages, is_at_work) if delivered else ("undelivered", None)
+        delivered, step, idle = self.last_step(session, ids)
+        outcome = as_text(idle, "outcome")
+        why = fault_of(idle.get("error"))
+        if "failed" in (outcome, own.get("outcome")) and (delivered != ids[-1] or not step):
+            return "failed", why  # as with a model that is not there
+        if not delivered:
+            return "undelivered", None
+        was_interrupted = outcome == "interrupted"
+        finish = as_text(step, "finish")
+        fault = fault_of(step.get("error"))
+        if not step:
+            ends = {"succeeded": "nothing-ran", "interrupted": "cut"}
+            return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else None
+        is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
+        if not is_complete:
+            return "unfinished", None  # it works, or its server died
+        if fault and fault.kind != "aborted":
+            return "failed", fault
+        if not fault and finish in ("stop", "length"):
+            return FINISHES.get(finish, ANSWERED)
+        if outcome == "failed":
+            return "failed", why
+        # A bare refusal looks like an interruption, but for what the tool says.
+        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+        if not was_interrupted and any(map(is_refusal, errors)):
+            return "refused", None
+        return "cut", INTERRUPTED if was_interrupted or fault else None
 
-    def since_prompt(self, session: str, ids: Sequence[str]) -> tuple[str, list[Json]]:
-        """The newest of our prompts that was delivered, or "", and what came after it."""
-        path = self.path(f"/session/{session}/message?limit={PAGE}")
-        newer: list[Json] = []
+    def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
+        """The newest of our prompts that was delivered, the last step since, and its `idle`."""
+        step: Json = {}
+        idle: Json = {}
         cursor = ""
-        for _ in range(MOST_PAGES):
-            answer = self.client.request("GET", path + cursor)
-            for message in dicts(answer, "data"):
-                id = as_text(message, "id")
-                if id in ids:
-                    return id, newer[::-1]
-                newer.append(message)
+        for _ in range(200):  # a server that pages in circles is left alone
+            path = self.path(f"/session/{session}/message?limit=50{cursor}")
+            answer = self.client.request("GET", path)
+            page = dicts(answer, "data")
+            for message in page:  # the newest first
+                if message.get("id") in ids:
+                    return as_text(message, "id"), step, idle
+                if message.get("type") == "assistant":
+                    step = step or message
+                elif message.get("type") == "idle" and not step:
+                    idle = idle or message
             following = as_text(answer, "cursor", "next")
-            if not dicts(answer, "data") or not following:  # the last page names an empty one
+            if not page or not following:  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
-        return "", newer[::-1]
+        return "", step, idle
 
-    # What is asked.
+    def question(self, asked: Json) -> Ask:
+        self.forms[as_id(asked, "id")] = asked
+        return super().question(asked)
 
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """A form is refused with words where it takes them: to dismiss it would end the turn."""
         if ask.kind == "permission":
             body = {"decision": decision, "message": message}
-            self.post(f"/session/{ask.session}/permission/{ask.id}/reply", body)
+            self.request("POST", f"/session/{ask.session}/permission/{ask.id}/reply", body)
             return
-        form = self.forms.get(ask.id, {})
-        path = f"/session/{as_id(form.get('sessionID') or ask.session)}/form/{ask.id}"
-        values = answer_to_form(form, answers, message)
-        if values:
-            try:
-                self.post(f"{path}/reply", {"answer": values})
-                return
-            except RequestError as error:
-                if error.code == 409:
-                    return  # somebody else has answered it
-                if error.code != 400 or decision != "reject":
-                    raise
-        # Versions differ in where they take the words, and none minds them elsewhere.
-        self.request("DELETE", f"{path}?message={quote(message, safe='')}", {"message": message})
-
-    # The event stream.
+        path = f"/session/{ask.session}/form/{ask.id}"
+        values: Json = {}
+        fields = dicts(self.forms.get(ask.id), "fields")
+        for field, said in zip(fields, in_words(ask, answers, message)):
+            options = {as_text(option, "label"): option for option in dicts(field, "options")}
+            value = as_dict(options, said).get("value", said)
+            is_list = field.get("type") == "multiselect"
+            values[as_text(field, "key")] = [value] if is_list else value
+        try:
+            self.request("POST", f"{path}/reply", {"answer": values})
+        except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
+            if error.code != 400 or decision != "reject":
+                raise
+            # Versions differ in where they take the words, and none minds them elsewhere.
+            path = f"{path}?message={quote(message, safe='')}"
+            self.request("DELETE", path, {"message": message})
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
+        message = as_text(data, "assistantMessageID")
         area, _, what = type.removeprefix("session.").partition(".")
         fault = fault_of(data.get("error"))
-        broke: list[SessionEvent | Edited] = [Broke(session, fault)] if fault else []
+        broke = [Broke(session, fault)] if fault else []
+        working = Activity(session, "working")
+        said: SessionEvent = Alive(session)
         if type == "filesystem.changed":
             place = as_text(event, "location", "directory")
             return [Edited(os.path.join(place, as_text(data, "file")))]
         if not session:
             return []
         if area in ("permission", "form"):
-            return [self.decode_ask(session, type, as_dict(data, "form") or data)]
-        if area == "created":
-            return [Child(session, as_text(data, "parentID"))]
-        if type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
-            return [Woke(session)]  # nobody typed it: something in its background has ended
-        if area == "execution" and what != "started":
-            return [*broke, Activity(session, "idle")]
-        if area == "execution":
-            return [Activity(session, "working")]
-        if area == "step" and what == "started":  # again after a retry, for the same message
-            return [Activity(session, "working"), self.decode_step(session, data, False)]
-        if area == "step" and what in ("ended", "failed"):
-            return [self.decode_step(session, data, True), *broke]
-        if type == "session.retry.scheduled":
-            return [retry_of(session, data)]
-        if type == "session.compaction.ended":
-            return [Compacted(session)]
-        if area in ("text", "reasoning"):
-            return [self.decode_written(session, area, what, data)]
-        if area == "tool":
-            return [self.decode_tool(session, what, data, as_float(event, "created") / 1000)]
-        return [Alive(session)]
+            said = self.decode_ask(session, type, as_dict(data, "form") or data)
+        elif area == "created":
+            said = Child(session, as_text(data, "parentID"))
+        elif type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
+            said = Woke(session)  # nobody typed it: something in its background has ended
+        elif area == "execution":
+            return [working] if what == "started" else [*broke, Activity(session, "idle")]
+        elif area == "step" and what in ("started", "ended", "failed"):
+            spend = spend_of(data)  # told at its end: `usage.updated` would count it again
+            spent = Spent(
+                session,
+                message,
+                spend,
+                context=spend.input + spend.cached,
+                model=without_variant(name_of_model(data.get("model"))),
+                agent=as_text(data, "agent"),
+                ended=ENDED.get(as_text(data, "finish"), "answered"),
+                complete=what != "started",
+            )
+            return [working, spent] if what == "started" else [spent, *broke]
+        elif type == "session.retry.scheduled":
+            said = retry_of(session, data)
+        elif type == "session.compaction.ended":
+            said = Compacted(session)
+        elif area in ("text", "reasoning"):
+            kind = "text" if area == "text" else "thinking"
+            key = f"{message} {kind} {as_int(data, 'ordinal')}"
+            state = "done" if what == "ended" else "running"
+            said = Part(session, message, key, kind, state, as_text(data, "text"))
+            if what == "delta":
+                said = Delta(session, key, as_text(data, "delta"))
+        elif area == "tool":
+            now = as_float(event, "created") / 1000
+            said = self.decode_tool(session, message, what, data, now)
+        return [said]
 
-    def decode_step(self, session: str, data: Json, is_over: bool) -> Spent:
-        """A step's end alone tells what it has cost: `usage.updated` would count it again."""
-        message = as_text(data, "assistantMessageID")
-        if is_over:  # whose tools were broken off: no word of their end will come
-            for key in [key for key, call in self.calls.items() if call.part.message == message]:
-                del self.calls[key]
-        spend = spend_of(data)
-        return Spent(
-            session,
-            message,
-            spend,
-            context=spend.input + spend.cached,
-            model=without_variant(name_of_model(data.get("model"))),
-            agent=as_text(data, "agent"),
-            ended=how_ended(data),
-            complete=is_over,
-        )
-
-    def decode_written(self, session: str, area: str, what: str, data: Json) -> SessionEvent:
-        """A text or a thought of a step. They have no ids: they are counted, each on its own."""
-        message = as_text(data, "assistantMessageID")
-        kind = "text" if area == "text" else "thinking"
-        key = f"{message} {kind} {as_int(data, 'ordinal')}"
-        if what == "delta":
-            return Delta(session, key, as_text(data, "delta"))
-        state = "done" if what == "ended" else "running"
-        return Part(session, message, key, kind, state, as_text(data, "text"))
-
-    def decode_tool(self, session: str, what: str, data: Json, now: float) -> SessionEvent:
+    def decode_tool(
+        self, session: str, message: str, what: str, data: Json, now: float
+    ) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
-        message = as_text(data, "assistantMessageID")
         key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
             tool = as_text(data.get("name") or "tool")
@@ -5275,16 +5081,18 @@ class OpenCode2(OpenCode):
         call = self.calls.get(key)
         if call is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
+        part = call.part
         if what == "called":
             given = as_dict(data, "input")
-            part = call.part._replace(argument=argument_of(given, self.options.directory))
-            self.calls[key] = Call(part._replace(call=call_id(part.tool, given)), now)
+            argument = argument_of(given, self.options.directory)
+            part = part._replace(argument=argument, call=call_id(part.tool, given))
+            self.calls[key] = Call(part, now)
             return part
         if what in ("success", "failed"):
             del self.calls[key]
-            return call.part._replace(
+            return part._replace(
                 state="done" if what == "success" else "failed",
-                argument=call.part.argument + change_of(dicts(data, "metadata", "files")),
+                argument=part.argument + change_of(dicts(data, "metadata", "files")),
                 text=as_text(data, "error", "message"),
                 seconds=max(0.0, now - call.since),
             )
@@ -5294,106 +5102,35 @@ class OpenCode2(OpenCode):
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
-    """The ids of a prompt's attempts up to this one. They follow from the first, which ends in
-    digits; a prompt that is not known has none."""
-    first = prompt.message_id
-    further = [f"{first[:-3]}z{number:02}" for number in range(1, attempt + 1)]
-    return (first, *further) if first else ()
+    """The ids of a prompt's attempts up to this one; a prompt that is not known has none."""
+    start = prompt.message_id[:-2]
+    return tuple(f"{start}{number:02}" for number in range(attempt + 1)) if start else ()
 
 
-def answer_to_form(form: Json, labels: Sequence[str], message: str) -> Json:
-    """Values by the fields' keys. What has no label is answered with the message, where the field
-    takes words; an MCP server would take them for the value that it asked for."""
-    answer: Json = {}
-    takes_words = bool(message) and form.get("sessionID") != ELSEWHERE
-    for number, field in enumerate(fields_of(form)):
-        value: Any = message
-        if number < len(labels):
-            options = {label_of(option): option for option in dicts(field, "options")}
-            value = as_dict(options, labels[number]).get("value", labels[number])
-        elif not takes_words or not field.get("custom"):
-            continue
-        is_list = field.get("type") == "multiselect"
-        answer[as_text(field, "key")] = [value] if is_list else value
-    return answer
-
-
-def judge_steps(messages: Sequence[Json], is_at_work: bool = False) -> tuple[str, Fault | None]:
-    """How the answer to a prompt stands, by the messages after the prompt. The last step decides.
-
-    What a person said meanwhile belongs to the answer; what they said after its end begins one of
-    their own, and while the session is at work on that, ours is not over.
-    """
-    step: Json = {}  # the last one
-    idle: Json = {}  # the end of the run that it belongs to
-    has_more = False  # something was delivered after it
-    for message in messages:
-        type = message.get("type")
-        has_finished = bool(step) and step.get("finish") != "tool-calls"  # else another follows
-        if type == "user" and (idle or has_finished):
-            if is_at_work:
-                return "unfinished", None
-            break
-        if type == "assistant":
-            step = message
-            idle = {}
-            has_more = False
-        elif type == "idle":
-            idle = message
-            has_more = False
-        elif type in ("user", "synthetic"):
-            has_more = True
-    outcome = as_text(idle, "outcome")
-    finish = as_text(step, "finish")
-    fault = fault_of(step.get("error"))
-    why = fault_of(idle.get("error"))
-    was_interrupted = outcome == "interrupted"
-    if not step:
-        ends = {"succeeded": "nothing-ran", "failed": "failed", "interrupted": "cut"}
-        return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else why
-    is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-    if has_more or not is_complete:
-        return "unfinished", None  # it works, or its server died
-    if fault and fault.kind != "aborted":
-        return "failed", fault
-    if not fault and finish in FINISHES:
-        return FINISHES[finish]
-    if outcome == "failed" or (finish == "error" and not fault):
-        return "failed", why
-    # A bare refusal looks like an interruption, but for what the tool says.
-    if not was_interrupted and any(map(was_refused, dicts(step, "content"))):
-        return "refused", None
-    return "cut", INTERRUPTED if was_interrupted or fault else None
-
-
-def was_refused(part: Json) -> bool:
-    """Whether a part of a step is a tool that somebody refused, in OpenCode's own words."""
-    error = as_dict(part, "state", "error")
+def is_refusal(error: Json) -> bool:
     says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
     return error.get("type") == "permission.rejected" or bool(says_so)
 
 
-# ── opencode: which generation answers ────────────────────────────────────────────────────────────
+# ── opencode: which generation answers, and its events ────────────────────────────────────────────
 
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
-# Where a version is told, and the oldest one that will do.
-PROBES: tuple[tuple[str, type[OpenCode], tuple[int, int, int]], ...] = (
-    ("/api/info", OpenCode2, (2, 0, 4)),
-    ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
-    ("/global/health", OpenCode1, (1, 2, 0)),
-)
 
 
 def detect(client: Client) -> tuple[type[OpenCode], str]:
-    """Which dialect the server speaks, and its version. Unknown paths are answered with a page by
-    both: only JSON proves anything. Problem: it speaks neither; RequestError: none yet."""
-    for path, dialect, oldest in PROBES:
+    """Which dialect the server speaks, and its version. Problem: none; RequestError: none yet."""
+    probes: tuple[tuple[str, type[OpenCode], tuple[int, ...]], ...] = (
+        ("/api/info", OpenCode2, (2, 0, 4)),
+        ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
+        ("/global/health", OpenCode1, (1, 2, 0)),
+    )
+    for path, dialect, oldest in probes:
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
         except RequestError as error:
             if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
                 raise
-            continue
+            continue  # only JSON proves anything: unknown paths are answered with a page
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
             advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
@@ -5403,30 +5140,22 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-# ── opencode: the event stream ────────────────────────────────────────────────────────────────────
-# An event is one line of JSON behind `data:`; what else the stream holds, such as heartbeats in the
-# form of comments, says nothing.
-
-LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks; of more only signs of life come
+LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
 LIVE_WINDOW = 0.1  # seconds
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
-SESSION_ID = re.compile(rb'"sessionID":\s*"([^"\\]+)"')  # in an event of either generation
+SESSION_ID = re.compile(rb'"sessionID":\s*"([\w-]+)"')
 
 
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    Deltas are decoded only when somebody looks and they are few: of a flood of them, a sign of
+    An event is a line of JSON behind `data:`. Of a flood of deltas, or when nobody looks, a sign of
     life is enough.
     """
 
-    def __init__(
-        self, dialect: OpenCode, post: Callable[[Any], None], live: bool, verbose: bool
-    ) -> None:
+    def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
         self.dialect = dialect
         self.post = post
-        self.live = live
-        self.verbose = verbose
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
         self.window_ends = 0.0
@@ -5434,29 +5163,26 @@ class StreamReader:
         self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
 
     def run(self) -> None:
-        """Connect, read, and connect anew with growing pauses; polling goes on meanwhile."""
-        client = self.dialect.client
+        """Connect, read, and connect anew with growing pauses."""
         path = self.dialect.path("/event")
         failures = 0
         while not self.stopped:
             opened = time.monotonic()
-            with suppress(RequestError, *client.errors):
-                response = client.open("GET", path, None, STREAM_TIMEOUT, is_stream=True)
-                with response:
-                    if response.status == 200:
-                        self.post(StreamOpened())
-                        self.read(response)
+            connecting = self.dialect.client.open("GET", path, None, STREAM_TIMEOUT, EVENTS)
+            with suppress(RequestError), connecting as stream:
+                if stream.status == 200:
+                    self.post(StreamOpened())
+                    self.read(stream)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
-            if failures == 2 * len(STREAM_WAITS):
-                said = "there is no event stream: what the agent does cannot be shown"
-                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
         """Hang up: OpenCode 2 would not end for 20 s while somebody listens."""
         self.stopped = True
-        self.dialect.client.hang_up()
+        if self.dialect.client.stream:
+            with suppress(OSError):
+                self.dialect.client.stream.shutdown(socket.SHUT_RDWR)
 
     def read(self, stream: io.BufferedIOBase) -> None:
         for line in iter(lambda: stream.readline(LARGEST), b""):
@@ -5475,20 +5201,19 @@ class StreamReader:
         now = time.monotonic()
         if now >= self.window_ends:
             self.window_ends = now + LIVE_WINDOW
-            self.budget = LIVE_DELTAS if self.live else 0
+            self.budget = LIVE_DELTAS if self.dialect.options.attended else 0
             self.alive.clear()
         if DELTA.search(data, 0, 200):
             self.budget -= 1
             if self.budget < 0:
                 found = SESSION_ID.search(data)
-                if found and found.group(1) not in self.alive:
-                    self.alive.add(found.group(1))
-                    self.post(Alive(found.group(1).decode("utf-8", "replace")))
+                if found and found[1] not in self.alive:
+                    self.alive.add(found[1])
+                    self.post(Alive(found[1].decode()))
                 return
         event = json.loads(data.decode("utf-8", "replace"))
-        if self.verbose:
-            what = f"{as_text(event, 'type')} {data[:300].decode('utf-8', 'replace')}"
-            self.post(Noted("event", what, "dim"))
+        if self.dialect.options.verbose:
+            self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))
         for said in self.dialect.decode(event):
             self.post(said)
 
@@ -5732,7 +5457,7 @@ class Outside:
             except Problem as problem:
                 self.stop_server()
                 raise Problem(f"{problem}{self._last_words()}", again=problem.again) from None
-            self.reader = StreamReader(self.dialect, self.post, options.attended, options.verbose)
+            self.reader = StreamReader(self.dialect, self.post)
             in_thread(self.reader.run)
             if self.process:
                 in_thread(self._watch, self.process, launch)

@@ -4647,7 +4647,9 @@ def a_dialect(client: Client | None = None, directory: str = "/project") -> Open
 
 def read(stream: bytes, live: bool = True, verbose: bool = False) -> list[Event]:
     posted: list[Event] = []
-    ocloop.StreamReader(a_dialect(), posted.append, live, verbose).read(io.BytesIO(stream))
+    dialect = a_dialect()
+    dialect.options = Options(directory="/project", attended=live, verbose=verbose)
+    ocloop.StreamReader(dialect, posted.append).read(io.BytesIO(stream))
     return posted
 
 
@@ -4676,7 +4678,7 @@ def test_events_are_decoded_in_their_order() -> None:
     assert isinstance(words, Part) and words.session == "ses_1", "what a model quotes is no event"
     heard, idle = read(frame("session.idle", sessionID="ses_1", more="x" * 9999), verbose=True)
     assert isinstance(heard, Noted) and idle == Activity("ses_1", "idle")
-    assert heard.text.startswith("session.idle {") and len(heard.text) < 400
+    assert '"type": "session.idle"' in heard.text and len(heard.text) < 400
 
 
 @pytest.mark.parametrize("data", [
@@ -4691,20 +4693,6 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     assert read(stream.replace(b"\n", b"\r\n"))[-1:] == said
     assert read(b"event: x\nid: 1\nretry: 9\n:\n\n\ndatas: {}\n" + stream)[-1:] == said
     assert read(stream[:-2]) == read(stream)[:-1], "a line that is cut off is none"
-
-
-def test_values_that_are_nested_deep_end_nothing() -> None:
-    """A model chooses them; json.dumps and str give up sooner than json.loads."""
-    deep: list[Any] = []
-    for _ in range(50_000):
-        deep = [deep]
-    state = {"status": "completed", "input": {"x": deep}, "error": deep}
-    (said,) = a_dialect().decode(part_event(type="tool", tool=deep, state=state))
-    assert isinstance(said, Part) and said.call == 0 and said.state == "done"
-    (said,) = a_dialect().decode(tool_event("bash", status="error"))
-    assert isinstance(said, Part) and said.call
-    asked = {"id": "per_1", "permission": deep, "patterns": [deep], "metadata": {"command": deep}}
-    assert a_dialect().permission(asked).id == "per_1"
 
 
 @pytest.mark.parametrize("said", [
@@ -4725,20 +4713,6 @@ def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> N
         assert isinstance(answer.error, RequestError) and answer.error.why == "silent"
     elif answer.error is not None:
         assert isinstance(answer.error, (RequestError, Problem))
-
-
-def test_a_server_that_lists_subagents_without_end_is_left_alone() -> None:
-    class Endless(OpenCode1):
-        looks = 0
-
-        def get(self, path: str, timeout: float = 0.0) -> Any:
-            self.looks += 1
-            assert self.looks < 5000
-            return [{"id": f"ses_{self.looks}"}]
-
-    dialect = Endless(Client("http://127.0.0.1:1", "", ""), Options())
-    dialect.spent_by_family("ses", {})
-    assert len(dialect.relatives) == ocloop.MOST_RELATIVES + 1
 
 
 def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> None:
@@ -5078,8 +5052,6 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
 
 
 TRICKLES: dict[str, tuple[bytes, ...]] = {
-    "head": (OK, *[b"X-%d: a\r\n" % number for number in range(90)]),
-    "line of the head": (OK, b"X: ", *[b"a"] * 90),
     "body": (OK + b"Content-Length: 200\r\n\r\n", *[b" "] * 90),
     "body without a length": (OK + b"\r\n", *[b" "] * 90),
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 90),
@@ -5582,54 +5554,42 @@ TYPED = user("msg_2")
 STOPPED_1 = assistant("msg_1", "stop")
 CALLS_1 = assistant("msg_1", "tool-calls")
 WORKS_1 = assistant("msg_1", completed=False)
-TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-FILTERED_1 = Fault("provider", "the provider's content filter ended it")
 
 
-@pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
-    ([], False, "undelivered", None),
-    ([ASKED], False, "undelivered", None),
-    ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
-    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
+@pytest.mark.parametrize("messages, verdict, fault", [
+    ([], "undelivered", None),
+    ([ASKED], "undelivered", None),
+    ([ASKED, CALLS_1, STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
+    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished",
      None),
-    ([ASKED, WORKS_1], False, "unfinished", None),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], False, "failed", NO_KEY_1),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", error=ABORTED)], False, "cut", Fault("aborted", "Aborted")),
-    ([ASKED, assistant("msg_1", error=REJECTED)], False, "refused", None),
-    ([ASKED, assistant("msg_1")], False, "cut", None),
-    ([ASKED, assistant("msg_1", "unknown")], False, "cut", None),
-    ([ASKED, CALLS_1], False, "refused", None),
-    ([ASKED, TYPED, assistant("msg_2", "stop")], False, "undelivered", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], False, "answered", None),
+    ([ASKED, WORKS_1], "unfinished", None),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], "answered", None),
+    ([ASKED, assistant("msg_1", error=ABORTED)], "cut", Fault("aborted", "Aborted")),
+    ([ASKED, assistant("msg_1", error=REJECTED)], "refused", None),
+    ([ASKED, assistant("msg_1")], "cut", None),
+    ([ASKED, assistant("msg_1", "unknown")], "cut", None),
+    ([ASKED, CALLS_1], "refused", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "failed", NO_KEY_1),
+    ([TYPED, assistant("msg_2", "stop"), ASKED], "undelivered", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
     ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], False, "answered", None),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], False,
+      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
+    ([*[COMPACTION] * 17, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
      "unfinished", None),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], False, "undelivered", None),
-    # While a session is at work on a person's prompt, ours is not over.
-    ([ASKED, STOPPED_1], True, "answered", None),
-    ([ASKED, STOPPED_1, TYPED], True, "unfinished", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], True, "unfinished", None),
-    ([ASKED, STOPPED_1, COMPACTION], True, "answered", None),
+    ([TYPED, assistant("msg_2", "stop")], "undelivered", None),
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
 ])  # fmt: skip
 def test_how_the_answer_to_our_own_prompt_stands(
-    messages: list[Json], is_at_work: bool, verdict: str, fault: Fault | None
+    messages: list[Json], verdict: str, fault: Fault | None
 ) -> None:
-    assert ocloop.judge_messages(messages, "msg_1", is_at_work=is_at_work) == (verdict, fault)
-
-
-def test_what_a_compaction_wrote_is_told_from_what_a_person_typed() -> None:
-    assert ocloop.is_of_compaction(COMPACTION) and ocloop.is_of_compaction(GO_ON)
-    mixed = user("a", {"type": "text", "text": "x"}, {"type": "text", "synthetic": True})
-    for typed in (user("a"), mixed, user("a", {"type": "file"}), {"info": {"role": "user"}}, {}):
-        assert not ocloop.is_of_compaction(typed), typed
+    dialect = a_dialect(Said({"GET /session/ses_1/message": messages}))
+    prompt = PROMPT._replace(message_id="msg_1")
+    assert dialect.verdict("ses_1", prompt, 0, {}) == (verdict, fault)
 
 
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
@@ -5641,12 +5601,6 @@ def wrapped(message: str) -> Json:
 
 def api_error(code: Any, **data: Any) -> Json:
     return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
-
-
-def test_a_provider_may_announce_a_date() -> None:
-    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))
-    fault = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": date}))
-    assert fault and 3000 < fault.retry_after <= 3600
 
 
 @pytest.mark.parametrize("error, fault", [
@@ -7703,9 +7657,9 @@ def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
 # only says and the run waits for is told as stories.
 # ==================================================================================================
 
-FIRST = "msg_0123456789abseedseed000007"
-SECOND = "msg_0123456789abseedseed000z01"
-THIRD = "msg_0123456789abseedseed000z02"
+FIRST = "msg_0123456789abseedseed000700"
+SECOND = "msg_0123456789abseedseed000701"
+THIRD = "msg_0123456789abseedseed000702"
 PROMPT_2 = Prompt("Do it", "ocloop 1/1: it", message_id=FIRST, part_id="prt_1")
 ZERO = {"input": 0, "output": 0, "reasoning": 0, "cache": {"read": 0, "write": 0}}
 USED = {"input": 600, "output": 40, "reasoning": 10, "cache": {"read": 400, "write": 0}}
@@ -7970,7 +7924,6 @@ CUT = step("error", error=INTERRUPTED)
 DONE_2 = idle("succeeded")
 STOPPED = idle("interrupted")
 CUT_BY = ("cut", ocloop.INTERRUPTED)
-FILTERED = Fault("provider", "the provider's content filter ended it")
 NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
 
 
@@ -7990,7 +7943,6 @@ VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "nobody says why": ([step("error"), idle("failed")], "failed", None),
     "failed before the first step": ([idle("failed")], "failed", None),
     "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
-    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
     "aborted": ([CUT, STOPPED], *CUT_BY),
     "aborted before the first step": ([STOPPED], *CUT_BY),
     "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
@@ -8010,15 +7962,10 @@ VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "nothing yet": ([], "unfinished", None),
     "nothing ran": ([DONE_2], "nothing-ran", None),
     "it woke": ([STOP, DONE_2, SYNTHETIC, STOP], "answered", None),
-    "it is waking": ([STOP, DONE_2, SYNTHETIC], "unfinished", None),
     "a stream that went on": ([step("unknown"), SYNTHETIC, STOP], "answered", None),
     "steered": ([CALLS, user_2("msg_p"), STOP], "answered", None),
-    "steered, and not answered yet": ([CALLS, user_2("msg_p")], "unfinished", None),
     "delivered with another": ([user_2("msg_p"), STOP], "answered", None),
-    "a person goes on": ([STOP, DONE_2, user_2("msg_p"), step()], "answered", None),
-    "a queued one": ([STOP, user_2("msg_p"), step()], "answered", None),
-    "a person goes on after an abort": ([CALLS, STOPPED, user_2("msg_p"), STOP], *CUT_BY),
-    "a person after nothing": ([DONE_2, user_2("msg_p"), STOP], "nothing-ran", None),
+    "a person goes on": ([CALLS, STOPPED, user_2("msg_p"), STOP, DONE_2], "answered", None),
     "garbage": ([{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
 }
 # fmt: on
@@ -8073,7 +8020,6 @@ def child_2(id: str, parent: str, **more: Any) -> Json:
 @pytest.mark.parametrize("messages, more, closer, activity, verdict", [
     ([user_2(FIRST), CALLS], {"active": RUNNING}, False, "working", ""),
     (OVER, {"active": RUNNING}, True, "working", "answered"),
-    ([*OVER, user_2("msg_7")], {"active": RUNNING}, True, "working", "unfinished"),
     ([*OVER, user_2("msg_7")], {}, True, "idle", "answered"),
     (OVER, {"active": {"data": {"ses_X": {}}}, "children": [child_2("ses_B", "ses_A")]}, False,
      "idle", "answered"),
@@ -8190,13 +8136,6 @@ FORM: Json = {
          "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}], "custom": True},
     ],
 }
-STRICT = {**FORM, "fields": [{**field, "custom": False} for field in FORM["fields"]]}
-ELICITED = {  # by an MCP server
-    "id": "frm_2", "sessionID": "global", "title": "Deploy?",
-    "fields": [{"key": "sure", "type": "string",
-                "options": [{"value": "y", "label": "yes"}, {"value": "n", "label": "no"}]},
-               {"key": "note", "type": "string", "hidden": True}],
-}
 # fmt: on
 QUESTIONS = (
     Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
@@ -8205,35 +8144,25 @@ QUESTIONS = (
 LASTS = "*, in this project from now on"
 ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
 ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
-ASKED_MCP = Ask(
-    "frm_2", "ses_A", "question", "", "sure", (Question("sure", (("yes", ""), ("no", ""))),)
-)
-BARE = {"id": "frm_3", "sessionID": "ses_A", "title": "Deploy?", "fields": []}
 FAILS = RequestError(500, "no")
 
 
-# What is asked keeps a session from being over, but not what others ask, nor an MCP server, which
-# names no session: on a server of our own that is ours, elsewhere it is left to them.
-@pytest.mark.parametrize("more, options, activity, asks", [
-    ({"permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
-    ({"forms": [FORM]}, {}, "working", (ASKED_FORM,)),
-    ({"forms": [BARE]}, {}, "working", (Ask("frm_3", "ses_A", "question", "", "Deploy?"),)),
-    ({"permissions": [{**PERMISSION, "sessionID": "ses_X"}]}, {}, "idle",
+# What is asked keeps a session from being over, but not what others ask.
+@pytest.mark.parametrize("more, activity, asks", [
+    ({"permissions": [PERMISSION]}, "working", (ASKED_PERMISSION,)),
+    ({"forms": [FORM]}, "working", (ASKED_FORM,)),
+    ({"permissions": [{**PERMISSION, "sessionID": "ses_X"}]}, "idle",
      (ASKED_PERMISSION._replace(session="ses_X"),)),
-    ({"forms": [ELICITED]}, {}, "idle", (ASKED_MCP,)),
-    ({"forms": [ELICITED]}, {"server": "http://h:1"}, "idle",
-     (ASKED_MCP._replace(session="global"),)),
-    ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, {}, "working", (ASKED_PERMISSION,)),
+    ({"GET /api/form": FAILS, "permissions": [PERMISSION]}, "working", (ASKED_PERMISSION,)),
 ])  # fmt: skip
-def test_what_is_asked_in_2(more: Json, options: Json, activity: str, asks: Any) -> None:
-    polled = look(stand_in(OVER, **more), **options)
+def test_what_is_asked_in_2(more: Json, activity: str, asks: Any) -> None:
+    polled = look(stand_in(OVER, **more))
     assert (polled.activity, polled.verdict) == (activity, "answered" if activity == "idle" else "")
     assert polled.asks == asks
     assert polled.unlisted == (("question",) if "GET /api/form" in more else ())
 
 
 FORM_1 = "/api/session/ses_A/form/frm_1"
-FORM_2 = "/api/session/global/form/frm_2"  # it goes back where it came from
 PERMISSION_1 = "/api/session/ses_A/permission/per_1/reply"
 INVALID = RequestError(400, "Expected an answer", "FormInvalidAnswerError")
 SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
@@ -8248,12 +8177,6 @@ SETTLED = RequestError(409, "Form already settled", "FormAlreadySettledError")
      [("POST", f"{FORM_1}/reply", {"answer": {"q0": "r", "q1": ["M"]}})]),
     (FORM, ASKED_FORM, "reject", (), "nobody",
      [("POST", f"{FORM_1}/reply", {"answer": {"q0": "nobody", "q1": ["nobody"]}})]),
-    (STRICT, ASKED_FORM, "reject", (), "no body",  # a form that takes no words of one's own
-     [("DELETE", f"{FORM_1}?message=no%20body", {"message": "no body"})]),
-    (ELICITED, ASKED_MCP, "once", ("yes",), "",
-     [("POST", f"{FORM_2}/reply", {"answer": {"sure": "y"}})]),
-    (ELICITED, ASKED_MCP, "reject", (), "nobody",
-     [("DELETE", f"{FORM_2}?message=nobody", {"message": "nobody"})]),
 ])  # fmt: skip
 def test_what_is_asked_is_answered(
     form: Any, ask: Ask, decision: str, answers: tuple[str, ...], message: str, sent: Any
@@ -8272,10 +8195,13 @@ def test_an_answer_that_is_not_taken() -> None:
         made, client = dialect_2({**says, f"POST {PERMISSION_1}": error})
         made.decode({"type": "form.created", "data": {"form": FORM}})
         made.reply(*reply)
-        return [method for method, _, _ in client.heard]
+        return [f"{method} {path.partition('?')[2]}".strip() for method, path, _ in client.heard]
 
     once = ("once", ("Red", "M"), "")
-    assert routes(INVALID, ASKED_FORM, "reject", (), "nobody") == ["POST", "DELETE"]
+    assert routes(INVALID, ASKED_FORM, "reject", (), "no one") == [
+        "POST",
+        "DELETE message=no%20one",
+    ]
     assert routes(SETTLED, ASKED_FORM, *once) == ["POST"], "somebody was quicker"
     for error, ask in ((INVALID, ASKED_FORM), (RequestError(404, "gone"), ASKED_PERMISSION)):
         with pytest.raises(RequestError):
@@ -8413,7 +8339,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
      [Part(*THOUGHT, "done", text="Let me think.")]),
     ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [ALIVE_A]),
     ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
-     [Part(*SHELL, "running", tool="shell", argument="ls -l")]),
+     [Part(*SHELL, "running", tool="shell", argument="ls -l", call=LISTED)]),
     ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
      [Part(*TEXT_2, "done", text="I will probe.")]),
     ("step.streamed", {}, 2000, [ALIVE_A]),
@@ -8522,8 +8448,6 @@ def test_a_tools_id_is_its_own_only_within_its_message() -> None:
     assert isinstance(part, Part) and part.tool == "read"
     (later,) = made.decode(told("session.tool.success", {**other, "id": "call_0"}))
     assert isinstance(later, Part) and later.tool == "shell" and later.key != part.key
-    made.decode(told("session.step.failed", {**IN_A, "error": INTERRUPTED}))
-    assert not made.calls, "a step that was broken off takes its tools with it"
 
 
 def test_nothing_is_counted_twice_in_2() -> None:
