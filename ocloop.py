@@ -116,13 +116,13 @@ class Problem(Exception):
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────
-# The only place where defaults stand. The environment is asked for nothing that an option can say;
-# what has no option (the password of --server, colours, where state is kept) is read where it is
-# used.
 
 
 class Options(NamedTuple):
-    """What `run` was asked to do. Paths are absolute, durations are in seconds, 0 means off."""
+    """What `run` was asked to do: the only place where defaults stand.
+
+    Paths are absolute, durations are in seconds, 0 means off.
+    """
 
     directory: str = "."
     plan: str = "PLAN.md"
@@ -152,14 +152,13 @@ class Options(NamedTuple):
     server_memory: int = 2048  # MiB
     opencode: tuple[str, ...] = ("opencode",)
     server: str = ""  # the URL of a server that is not ours
-    attended: bool = False  # somebody can look and press keys: there is a screen
+    attended: bool = False  # there is a screen: somebody can look and press keys
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 # The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
-# Plan, nothing raises, and the time it takes grows as the text does. The loop never writes it.
-# Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a near
-# miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
+# Plan. Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a
+# near miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
 
 
 class Task(NamedTuple):
@@ -236,14 +235,17 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
     """The texts of tasks that a plan has lost since it was read before, and that were not done.
 
-    Rewording, splitting and reordering lose nothing: at most as many are missing as there are
-    fewer tasks now.
+    To reword, split or reorder loses nothing: as many are missing as there are fewer tasks now.
     """
     missing = collections.Counter(task.text for task in before.tasks)
     missing -= collections.Counter(task.text for task in now.tasks)
-    undone = (task.text for task in before.tasks if task.state in ("pending", "blocked"))
-    missing &= collections.Counter(undone)
+    missing &= collections.Counter(
+        task.text for task in before.tasks if task.state in ("pending", "blocked")
+    )
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
+
+
+MOST_TASKS = 10_000  # of a plan that can be worked: more are no plan of anybody's
 
 
 def problem_of_plan(plan: Plan, path: str) -> str:
@@ -259,15 +261,12 @@ _LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
-MOST_NEAR_MISSES = 1_000
-MOST_TASKS = 10_000  # of a plan that can be worked: more are no plan of anybody's
 
 
 def parse_plan(text: str) -> Plan:
     """Read a plan; the rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    shown, unclosed = _hide(text)
-    near_misses: list[NearMiss] = []
+    shown, near_misses = _hide(text)
     tasks: list[Task] = []
     phase = ""
     above: list[int] = []  # the indentations of the tasks in which the next one may be nested
@@ -278,16 +277,13 @@ def parse_plan(text: str) -> Plan:
         state, words, reason = _parse_task(line)
         if state:
             indentation = len(line) - len(line.lstrip())
-            while above and above[-1] >= indentation:
-                above.pop()
+            above = [outer for outer in above if outer < indentation]
             is_begun = state == "begun"
             state = "pending" if is_begun else state
             tasks.append(Task(state, words, reason, phase, number, is_begun, len(above)))
             above.append(indentation)
-        elif len(near_misses) < MOST_NEAR_MISSES:
+        else:
             near_misses += _find_near_miss(line, number)
-            if len(near_misses) == MOST_NEAR_MISSES:  # what is not looked at may be open
-                near_misses[-1] = near_misses[-1]._replace(is_open=True)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
@@ -295,75 +291,56 @@ def parse_plan(text: str) -> Plan:
     # The last complete tag counts; in its text code and comments are kept.
     tags = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE)))]
     summary = text[tags[-1] : shown.find(_TAG_CLOSE, tags[-1])].strip() if tags else None
-    return Plan(tasks, summary, sorted({*unclosed[:MOST_NEAR_MISSES], *near_misses}))
+    return Plan(tasks, summary, sorted(set(near_misses)))
 
 
 # Code and comments.
 
 _LIST_SIGN = r"(?:[-*+]|\d+[.)])"
-_HIDING = re.compile(
-    rf"^[^\S\n]*({_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})(?=(.*)$)|<!--|-->",
-    re.MULTILINE,
+_OPENING = re.compile(
+    rf"^[^\S\n]*(?:{_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})|<!--", re.MULTILINE
 )
-_OPENING = re.compile("```|~~~|<!--")
+_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
-    """Replace fenced code and HTML comments by spaces, and name those that are never closed.
-
-    What nothing closes is text. Whether something will is found out from the end of the text, so
-    that nothing is searched for twice.
-    """
-    if not _OPENING.search(text):
-        return text, []
+    """Replace fenced code and HTML comments by spaces, and name those that are never closed: they
+    are text."""
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
-    signs = []
-    longest = {"`": -1, "~": -1, "": -1}  # fence that closes in what follows; "": a comment
-    for sign in reversed(list(_HIDING.finditer("\n".join(lines)))):
-        item, fence, info = sign.groups("")
-        closes = sign[0] == "-->" or bool(fence and not item and not info.strip())
-        signs.append((sign, fence, closes, len(fence) <= longest[fence[:1]]))
-        if closes:
-            longest[fence[:1]] = max(longest[fence[:1]], len(fence))
+    bare = "\n".join(lines)
     shown = []
     faults = []
     at = 0  # where what is not in `shown` yet begins
     line = 1
     seen = 0  # its lines are counted
-    rest = reversed(signs)  # whoever looks for an end takes from it, too
-    for sign, fence, _closes, is_closed in rest:
-        start = sign.start()
-        if sign[0] == "-->":
-            continue  # there is nothing to close
-        if is_closed:
-            end = next(
-                other.end()
-                for other, close, closes, _is_closed in rest
-                if closes and close[:1] == fence[:1] and len(close) >= len(fence)
-            )
+    unclosed: dict[str, int] = {}  # the shortest fence that nothing closes any more, by its sign
+    opening = _OPENING.search(bare)
+    while opening:
+        fence = opening[1] or ""
+        sign, length = fence[:1], len(fence)
+        start, end = opening.span()
+        closing = None
+        if length < unclosed.get(sign, NEVER):
+            pattern = rf"^[^\S\n]*{sign}{{{length},}}[^\S\n]*$" if fence else "-->"
+            closing = re.compile(pattern, re.MULTILINE).search(bare, end)
+        if closing:
+            end = closing.end()
             hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
             shown += [text[at:start], hidden]
             at = end
         else:
+            unclosed[sign] = min(length, unclosed.get(sign, length))
             line += text.count("\n", seen, start)
             seen = start
             what = "code block" if fence else "comment"
             faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
+        opening = _OPENING.search(bare, end)
     return "".join([*shown, text[at:]]), faults
 
 
 def _without_code(line: str) -> str:
     """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    parts = re.split("(`+)", line)
-    last = {part: index for index, part in enumerate(parts)}
-    ticks = 1  # every other part is
-    while ticks < len(parts):
-        closing = ticks
-        if last[parts[ticks]] > ticks:
-            closing = parts.index(parts[ticks], ticks + 1)
-            parts[ticks : closing + 1] = ["c" * len(part) for part in parts[ticks : closing + 1]]
-        ticks = closing + 2
-    return "".join(parts)
+    return _INLINE_CODE.sub(lambda code: "c" * len(code[0]), line)
 
 
 # Boxes and marks.
@@ -394,9 +371,8 @@ _WORD = re.compile(
     r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(
-    r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE
-)  # `[done, but tests fail]`
+# `[done, but tests fail]` is open.
+_DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE)
 _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
@@ -446,12 +422,13 @@ def _read_box(inside: str) -> tuple[str, str]:
     if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
         return "begun", ""
     word = _WORD.match(box)
-    state = word.lastgroup or "" if word else ""
-    if word and state == "done" and _DOUBT.search(box, word.end()):
-        return "begun", ""
-    if not word or state not in ("manual", "blocked"):
-        return state, ""
-    reason = _PARENTHESES.sub(r"\1", box[word.end() :]).strip()
+    if not word:
+        return "", ""
+    state = word.lastgroup or ""
+    rest = box[word.end() :]
+    if state not in ("manual", "blocked"):
+        return ("begun" if state == "done" and _DOUBT.search(rest) else state), ""
+    reason = _PARENTHESES.sub(r"\1", rest).strip()
     said = word[state].lower()
     if state == "blocked" != said and not reason:
         reason = re.sub("[-_ ]", " ", said)
@@ -494,13 +471,11 @@ _NEAR_MISSES = tuple(
 
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
-    if "[" not in boxes:
-        return []
     text = line.strip()
-    fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-    for pattern in _NEAR_MISSES:
+    for pattern in _NEAR_MISSES if "[" in boxes else ():
         found = pattern.match(boxes)
         if found:
+            fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
             return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
     return []
 
@@ -526,9 +501,8 @@ def _with_letter(box: re.Match[str]) -> str:
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
-# The prompt file is sent as it is, less its front matter, with four placeholders filled in. What
-# the loop itself has to tell the agent (the check fails, nothing gets settled) takes the place of
-# {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
+# The prompt file is sent as it is, less its front matter, with four places filled in. What the loop
+# itself has to tell the agent takes the place of {{CHECK}}, or is appended: it must arrive.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
@@ -545,11 +519,8 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
     if not block or not all(map(_FIELD.match, block[1].split("\n"))):
         return {}, text.strip()
-    fields: dict[str, str] = {}
-    for line in block[1].split("\n"):
-        key, colon, value = line.partition(":")
-        if colon and key.strip() and not line.lstrip().startswith("#"):
-            fields[key.strip()] = value.strip().strip("'\"")
+    pairs = (line.partition(":") for line in block[1].split("\n") if line.lstrip()[:1] != "#")
+    fields = {key.strip(): value.strip().strip("'\"") for key, colon, value in pairs if colon}
     return fields, text[block.end() :].strip()
 
 
@@ -559,16 +530,14 @@ def models_of(fields: dict[str, str]) -> tuple[str, ...]:
 
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """What the next session is told; `path` is the plan's, `told` what the loop has to tell.
-
-    The places are filled in one pass, so that no value is searched for places itself.
-    """
+    """What the next session is told; `path` is the plan's, `told` what the loop has to tell."""
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
     values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
+    # In one pass: no value is searched for places itself.
     text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
-    place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
-    return Prompt(text, f"ocloop {place}: {plan.goal}"[:100])
+    number = min(plan.total - plan.pending + 1, plan.total)
+    return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
 
 
 def told_of_near_misses(plan: Plan) -> str:
@@ -606,8 +575,7 @@ look so, and do the first task."""
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
-# What OpenCode says, and what is said to it, in neutral words: no dictionary of OpenCode's passes
-# this line.
+# What OpenCode says, and what is said to it: no dictionary of OpenCode's passes this line.
 
 
 class Prompt(NamedTuple):
@@ -670,11 +638,11 @@ class Fault(NamedTuple):
     retry_after: float = 0.0  # seconds, where they were announced
 
 
-# What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
-# help as long as nothing has worked yet.
+# The kinds of faults. Those with an advice are a person's to mend: to try again cannot help as long
+# as nothing has worked yet.
 FAULTS = {
-    "rate-limit": "",  # passes by itself, at the announced time or some time later
-    "outage": "",  # the provider or the network is away: passes by itself
+    "rate-limit": "",
+    "outage": "",  # the provider or the network is away
     "auth": "log in with `opencode auth login`, or look at the provider's key",
     "balance": "look at the provider's balance",
     "no-model": "look at the model {model} and at the provider's address in the configuration",
@@ -726,11 +694,6 @@ class Polled(NamedTuple):
     is_unsure: bool = False  # it seems to rest, which has to be seen twice
     is_alive: bool = False  # something of it goes on that the stream does not tell of
 
-    @property
-    def is_finished(self) -> bool:
-        """There is an answer that has come to its own end."""
-        return self.verdict in ("answered", "failed")
-
 
 class CheckResult(NamedTuple):
     status: int  # exit status of --check
@@ -744,7 +707,7 @@ class FilesRead(NamedTuple):
     problem: str = ""
 
 
-# What the server's stream says: hints, and quick.
+# What the server's stream says. `session` is whose it is.
 
 
 class Activity(NamedTuple):
@@ -817,9 +780,7 @@ class Alive(NamedTuple):
 
 
 class Woke(NamedTuple):
-    """A session goes to work again by itself: something that it left in the background ended."""
-
-    session: str
+    session: str  # goes to work again by itself: something in its background ended
 
 
 class Edited(NamedTuple):
@@ -854,7 +815,7 @@ class Signalled(NamedTuple):
 
 
 class ScreenLost(NamedTuple):
-    reason: str  # why nobody can see or press anything any more
+    reason: str
 
 
 class Noted(NamedTuple):
@@ -866,16 +827,8 @@ class Noted(NamedTuple):
 
 
 class RequestError(Exception):
-    """A request that was not carried out. `why`:
-
-    silent         there was no answer, or the server failed at it
-    locked         the password is wrong
-    configuration  OpenCode's configuration is what is wrong
-    gone           the session, or what it asked, is not there any more
-    rejected       it says no for another reason: to ask again is no use
-
-    `code` is HTTP's, 0 without an answer; `name` is OpenCode's own name of the error.
-    """
+    """A request that was not carried out. `code` is HTTP's, 0 without an answer; `name` is
+    OpenCode's own name of the error."""
 
     def __init__(self, code: int, message: str, name: str = "", is_timeout: bool = False) -> None:
         super().__init__(message)
@@ -886,11 +839,12 @@ class RequestError(Exception):
     @property
     def why(self) -> str:
         if self.code == 0 or self.code >= 500:
-            return "silent"
+            return "silent"  # there was no answer, or the server failed at it
         if self.code in (401, 403):
-            return "locked"
+            return "locked"  # the password is wrong
         if self.name.startswith("Config"):
             return "configuration"
+        # The session, or what it asked, is not there any more; else to ask again is no use.
         return "gone" if self.code == 404 else "rejected"
 
 
@@ -937,8 +891,7 @@ NEVER = float("inf")
 
 
 def wait_after(times: int, waits: Sequence[float]) -> float:
-    """The wait after so many failures in a row."""
-    return waits[max(0, min(times, len(waits) - 1))]
+    return waits[min(times, len(waits) - 1)]
 
 
 class Entry(NamedTuple):
@@ -956,10 +909,8 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The one record of what happened: the screen, the log and the plain lines show it.
-
-    It holds the newest entries; numbers go on beyond those that have been dropped.
-    """
+    """The one record of what happened: the screen, the log and the plain lines show it. It holds
+    the newest entries."""
 
     LENGTH = 3000
     LONGEST_TEXT = 4000  # characters of one entry
@@ -967,7 +918,7 @@ class Journal:
     def __init__(self, clock: RunClock) -> None:
         self.clock = clock
         self.iteration = 0  # what is noted belongs to this one; 0: to none
-        self.count = 0
+        self.count = 0  # also of those that have been dropped
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
     def note(
@@ -991,9 +942,6 @@ class Journal:
         return list(self.entries)[-count:] if count > 0 else []
 
 
-ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
-
-
 class RunClock:
     """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
 
@@ -1011,7 +959,7 @@ class RunClock:
         """Time has passed; False: it was time away, and does not count."""
         passed = wall - self.wall
         self.wall = wall
-        if not 0 <= passed <= ABSENT:
+        if not 0 <= passed <= 10:  # a longer gap between two events: the machine slept
             return False
         self.now += passed
         if self.works:
@@ -1055,18 +1003,13 @@ def short_number(number: int) -> str:
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
 FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
-LOOK_AGAIN = 0.5  # between two looks at an end that is not believed yet
-LOOK_TWICE = 0.25  # between two looks where resting has to be seen twice
+LOOK_TWICE = 0.25  # between two looks at an end that is not believed yet
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
-ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
-SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
 SPINS = 3  # answers that end nowhere, compactions without anything new, answers to one prompt
 SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
-LONGEST_TURN = 4  # calls that come by turns
 REFUSALS = 20  # in one session
 SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
 GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
-LOST_REPLIES = 3  # answers to asks that the server would not take, in a row
 
 _DO_WITHOUT = (
     "Do not ask again: go on without it, or mark the task [BLOCKED: reason] in the plan if it "
@@ -1093,18 +1036,8 @@ class Outcome(NamedTuple):
     fault: Fault | None = None
 
 
-# What the verdict on an answer means. One that is not here failed, or it was swallowed.
-ENDS = {
-    "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
-}
-
-
-def outcome_of(fault: Fault | None) -> Outcome:
-    """What becomes of a session whose answer ended with this fault; None: nobody says why."""
-    if fault is None:
-        fault = Fault("unknown", "it failed, and OpenCode does not say why")
+def outcome_of(fault: Fault) -> Outcome:
+    """What becomes of a session whose answer ended with this fault."""
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
     return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
 
@@ -1120,7 +1053,7 @@ def outcome_of_error(error: RequestError) -> Outcome:
 
 
 class Circles:
-    """The circles that an agent or a server can walk in, each session of the family in its own.
+    """The circles that agents and servers walk in, each session of the family in its own.
 
     Each method takes in what happened, and returns the problem once that was too often.
     """
@@ -1128,8 +1061,8 @@ class Circles:
     def __init__(self) -> None:
         self.calls: dict[str, list[int]] = {}  # by session
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
-        self.spins: dict[str, set[str]] = {}  # by session: messages that ended nowhere, in a row
-        self.answers: set[str] = set()  # finished answers to our own prompt
+        # Messages: by session those that ended nowhere, in a row; by prompt its answers.
+        self.ends: dict[str, set[str]] = collections.defaultdict(set)
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
@@ -1137,28 +1070,24 @@ class Circles:
         if part.call not in calls:
             del self.compactions[part.session]
         calls.append(part.call)
-        for length in range(1, LONGEST_TURN + 1):
+        for length in range(1, 5):
             turn = calls[-length:]
             if 0 not in turn and calls[-length * SAME_CALLS :] == turn * SAME_CALLS:
-                return (
-                    f"it goes in circles: {SAME_CALLS} times in a row the same calls, the last one "
-                    f"{part.tool} {part.argument}"
-                )
+                last = f"the last one {part.tool} {part.argument}"
+                return f"it goes in circles: {SAME_CALLS} times in a row the same calls, {last}"
         return ""
 
-    def message(self, event: Spent, own_prompt: str) -> str:
+    def message(self, event: Spent) -> str:
         if event.ended == "nowhere":
-            spins = self.spins.setdefault(event.session, set())
-            spins.add(event.message)
-            if len(spins) >= SPINS:
-                return f"it spins: {SPINS} answers without an end in a row"
-        elif event.ended:
-            self.spins.pop(event.session, None)
-        if event.ended == "answered" and event.parent == own_prompt:
-            self.answers.add(event.message)
-        if len(self.answers) < SPINS:
-            return ""
-        return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+            whose, problem = event.session, f"it spins: {SPINS} answers without an end in a row"
+        else:
+            whose = event.parent if event.ended == "answered" else ""
+            problem = f"it answered one prompt {SPINS} times: was this machine's clock set back?"
+            if event.ended:
+                self.ends.pop(event.session, None)
+        if whose:
+            self.ends[whose].add(event.message)
+        return problem if len(self.ends[whose]) >= SPINS else ""
 
     def compaction(self, session: str) -> str:
         """A context that does not fit even when compacted is compacted for ever, also with answers
@@ -1183,17 +1112,17 @@ class Live(NamedTuple):
 
 
 class Transcript:
-    """What a session says and does, part by part: what runs now, and each part once in the journal.
+    """What a session says and does: what runs now, and each part once in the journal.
 
-    A server may say the same part many times, leave out pieces of a text, and tell its end after
-    that of the tool that it announces, or never. So a tool waits for the texts of its message.
+    A server may say the same part many times, and tell the end of a text after that of the tool
+    that it announces, or never. So a tool waits for the texts of its message.
     """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, str, str, str]] = []  # tools that wait
+        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # messages and their tools
 
     def error(self, message: str, session: str) -> None:
         """Each error once: a server tells it on the stream, in the message, and when polled."""
@@ -1206,30 +1135,31 @@ class Transcript:
         if part.key in self.journaled:
             return False
         is_tool = part.kind == "tool"
-        text = part.argument if is_tool else part.text
         kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
         tone = "dim" if part.kind == "thinking" else ""
+        text = part.argument if is_tool else part.text
+        known = self.live.get(part.key)
         if part.state == "running":
-            known = self.live.get(part.key)
-            if known is None and part.opens:
-                self.note_tool(part, kind, text)
-            shown = text[-Journal.LONGEST_TEXT :]
             since = known.since if known else self.talk.run.now
             depth = self.talk.family.get(part.session, 0)
+            shown = text[-Journal.LONGEST_TEXT :]
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
+            if part.opens and not known:
+                self.held.append((part.message, (kind, text, tone, part.session)))
+                self.release()
             return False
-        self.journaled.add(part.key)
         self.live.pop(part.key, None)
-        if is_tool:
-            text += f"  {duration(part.seconds)}" if part.seconds >= 1 else ""
-            if part.state == "failed":
-                text += f"  failed: {part.text}"
-                tone = "bad"
-            self.note_tool(part, kind, text, tone)
-        elif text.strip():
+        self.journaled.add(part.key)
+        if part.seconds >= 1:
+            text += f"  {duration(part.seconds)}"
+        if part.state == "failed":
+            text += f"  failed: {part.text}"
+            tone = "bad"
+        if not is_tool and text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
-        if part.kind == "text":
-            self.release()
+        if is_tool:
+            self.held.append((part.message, (kind, text, tone, part.session)))
+        self.release()
         return True
 
     def grow(self, delta: Delta) -> None:
@@ -1238,31 +1168,27 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def note_tool(self, part: Part, kind: str, text: str, tone: str = "") -> None:
-        self.held.append((kind, text, tone, part.session))
-        texts = [live.message for live in self.live.values() if live.kind == "text"]
-        if part.message not in texts:
-            self.release()
-
-    def end_message(self, message: str, session: str) -> None:
-        """Nothing of it is being written any more: its texts have ended, whoever says so."""
+    def end_message(self, message: str) -> None:
+        """Its texts have ended, whoever says so."""
         for key, live in list(self.live.items()):
             if live.message == message and live.kind == "text":
                 del self.live[key]
-                if live.text.strip():
-                    self.journaled.add(key)
-                    self.talk.note("text", live.text.strip(), "", session)
         self.release()
-
-    def release(self) -> None:
-        for entry in self.held:
-            self.talk.note(*entry)
-        self.held.clear()
 
     def close(self) -> None:
         """Nothing runs any more."""
-        self.release()
         self.live.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Tell of the tools that wait for no text."""
+        held, self.held = self.held, []
+        written = {live.message for live in self.live.values() if live.kind == "text"}
+        for message, said in held:
+            if message in written:
+                self.held.append((message, said))
+            else:
+                self.talk.note(*said)
 
 
 class OpenAsk(NamedTuple):
@@ -1272,52 +1198,61 @@ class OpenAsk(NamedTuple):
 
 
 class Asks:
-    """What a session and its subagents ask, from its coming up until the answer has arrived.
-
-    What nobody has to be asked for it decides by itself.
-    """
+    """What a session and its subagents ask. What nobody has to be asked for it decides itself."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.run = talk.run
         self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
-        self.settled: set[str] = set()  # ids
+        self.settled: set[str] = set()  # ids: a poll that is on its way may list them still
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
-        self.lost_replies = 0  # in a row
         self.last_refusal = ""  # what the agent was told of it; "": there is none
-        self.is_closed = False  # the session is being ended: nothing is answered any more
 
     def hear(self, ask: Ask) -> None:
         is_known = ask.id in self.open or ask.id in self.settled
-        if is_known or self.is_closed or ask.session not in self.talk.family:
+        if is_known or ask.session not in self.talk.family:
             return
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
-        waiting = OpenAsk(ask, self.run.now)
+        waiting = self.open[ask.id] = OpenAsk(ask, self.run.now)
         is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
             self.reply(waiting, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
             self.refuse(waiting, "it is the same call again and again", SAME_CALL)
-        elif not self.can_wait:
-            self.refuse(waiting, "nobody is there to answer")
-        else:
-            self.open[ask.id] = waiting
+        elif self.can_wait:
             self.run.need_person(said)
+        else:
+            self.mind()
+
+    @property
+    def can_wait(self) -> bool:
+        """Somebody may answer: on the screen, or with `attach`."""
+        return self.run.attended or self.run.options.asks_wait
+
+    def mind(self) -> None:
+        timeout = self.run.options.ask_timeout
+        for waiting in list(self.open.values()):
+            if not self.can_wait:
+                self.refuse(waiting, "nobody is there to answer")
+            elif timeout and self.run.now >= waiting.since + timeout:
+                self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
         """`decision` is once, always or reject; `said` is for the journal."""
         ask = waiting.ask
-        self.answered(ask.id)
+        self.settle(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
         self.run.request("reply", ask, decision, waiting.answers, message)
 
     def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
-        """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
-        not take no for an answer is stopped."""
-        ask = waiting.ask
+        """With a message: a bare rejection would end the agent's turn."""
         self.reply(waiting, "reject", f"refused: {why}", message)
+        self.count_refusal(waiting.ask, message)
+
+    def count_refusal(self, ask: Ask, message: str) -> None:
+        """An agent that does not take no for an answer is stopped."""
         self.last_refusal = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
@@ -1327,16 +1262,14 @@ class Asks:
     def hear_answered(self, event: Answered) -> None:
         """What is open still was answered elsewhere, as in OpenCode's own interface."""
         waiting = self.open.get(event.id)
+        self.settle(event.id)
         if waiting and event.is_refused:
-            self.talk.note("ask", "refused elsewhere", "warn", waiting.ask.session)
-            self.last_refusal = A_PERSON
-            self.refused[waiting.ask.title or waiting.ask.kind] += 1
+            self.talk.note("ask", "refused elsewhere", "warn", event.session)
+            self.count_refusal(waiting.ask, A_PERSON)
         elif waiting:
-            self.talk.note("ask", "answered elsewhere", "good", waiting.ask.session)
-        self.answered(event.id)
+            self.talk.note("ask", "answered elsewhere", "good", event.session)
 
-    def answered(self, id: str) -> None:
-        """By whomever. A poll that is on its way may list it still."""
+    def settle(self, id: str) -> None:
         self.open.pop(id, None)
         self.settled.add(id)
 
@@ -1352,46 +1285,18 @@ class Asks:
         for ask in polled.asks:
             self.hear(ask)
 
-    @property
-    def can_wait(self) -> bool:
-        """Somebody may answer: on the screen, or with `attach`."""
-        return self.run.attended or self.run.options.asks_wait
-
-    def mind(self) -> None:
-        timeout = self.run.options.ask_timeout
-        for waiting in list(self.open.values()):
-            if not self.can_wait:
-                self.refuse(waiting, "nobody is there to answer")
-            elif timeout and self.run.now >= waiting.since + timeout:
-                self.refuse(waiting, f"nobody answered for {duration(timeout)}")
-
     def delivered(self, request: Request) -> None:
-        """An answer of ours has arrived, or it was lost: then the agent waits for ever for it, and
-        the next look finds again what it asks."""
-        ask = request.args[0]
-        error = request.error
-        if error is None:
-            self.lost_replies = 0
-            return
+        """For an answer that was lost the agent waits for ever: the next look finds it again."""
+        ask, error = request.args[0], request.error
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
-        if is_gone or self.is_closed or ask.session not in self.talk.family:
-            return
-        self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
-        self.settled.discard(ask.id)
-        self.lost_replies += 1
-        if self.lost_replies >= LOST_REPLIES:
-            problem = f"{LOST_REPLIES} answers to what it asks did not arrive: {error}"
-            self.talk.give_up("failed", problem)
-        self.talk.look_within(1.0)
+        if error and not is_gone and ask.session in self.talk.family:
+            self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
+            self.settled.discard(ask.id)
 
     def forget(self) -> None:
         """The server is gone: what it was asked and told is asked again where it still matters."""
         self.open.clear()
         self.settled.clear()
-
-    def close(self) -> None:
-        self.is_closed = True
-        self.open.clear()
 
     # People.
 
@@ -1424,14 +1329,21 @@ class Asks:
 
     def choose(self, waiting: OpenAsk, number: int) -> None:
         """Answer the question that is shown; the reply is sent when all of the ask's are."""
-        questions = waiting.ask.questions
-        options = questions[len(waiting.answers)].options if questions else ()
+        ask, _since, answers = waiting
+        options = ask.questions[len(answers)].options if ask.questions else ()
         if number <= len(options):
-            label, _description = options[number - 1]
-            waiting = waiting._replace(answers=(*waiting.answers, label))
-            self.open[waiting.ask.id] = waiting
-            if len(waiting.answers) == len(questions):
-                self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
+            answers = (*answers, options[number - 1][0])
+            waiting = self.open[ask.id] = waiting._replace(answers=answers)
+            if len(answers) == len(ask.questions):
+                self.reply(waiting, "once", f"answered: {', '.join(answers)}")
+
+
+# What the verdict on an answer means. One that is not here failed, or it was swallowed.
+ENDS = {
+    "answered": Outcome("done"),
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
 
 
 class Ending:
@@ -1448,28 +1360,29 @@ class Ending:
         self.since = 0.0  # it was seen first
 
     def believe(self, polled: Polled, now: float, is_silent: bool, attempt: int) -> Outcome | None:
-        """What became of the session, by a look at one that rests; None: not believed yet.
+        """What became of a session at rest; None: not believed yet.
 
         `is_silent`: nothing was heard of it for long. `attempt` is how often the prompt was handed
         over before.
         """
         verdict, fault = polled.verdict, polled.fault
-        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
+        patience = 1.5
+        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
+            patience = 0.0  # else the message's own error comes a little later
         elif verdict in ("cut", "refused") and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
-        patience = ODD_END_STAYS
+        elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
         if verdict == "undelivered" or (verdict == "unfinished" and attempt):
-            patience = SWALLOWED  # the answer to an attempt before stays unfinished for ever
-        elif verdict == "answered" or (polled.is_finished and (fault or is_silent)):
-            patience = 0.0  # else the message's own error comes a little later
+            patience = 6.0  # the answer to an attempt before stays unfinished for ever
         if verdict != self.verdict:
             self.verdict = verdict
             self.since = now
         if now - self.since < patience:
             return None
         if verdict == "failed":
-            return outcome_of(fault or self.fault)
+            why = "it failed, and OpenCode does not say why"
+            return outcome_of(fault or self.fault or Fault("unknown", why))
         return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
 
@@ -1491,7 +1404,7 @@ class Talk:
         self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
         self.look_at = NEVER  # when the session is to be looked at
         self.started = run.now
-        self.last_sign = run.now  # the last sign of life
+        self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
         self.retry_at = 0.0  # until then
         self.retry_since = 0.0  # it has waited since then, however often it tried
@@ -1499,8 +1412,8 @@ class Talk:
         self.ending = Ending()
         self.ends_as: Outcome | None = None
         self.circles = Circles()
-        # What it and its subagents have used is the larger of two counts: the stream may lose
-        # messages, and a poll may lag behind.
+        # What the family has used is the larger of two counts: the stream may lose messages, and a
+        # poll may lag behind.
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
         self.context = 0  # tokens in its own context
@@ -1532,12 +1445,12 @@ class Talk:
 
     def hear(self, event: SessionEvent) -> None:
         """Take it in, if it is about this session or one of its subagents'."""
-        about = event.parent if isinstance(event, Child) else event.session
-        if about not in self.family:
+        session = event.parent if isinstance(event, Child) else event.session
+        if session not in self.family:
             return
         self.last_sign = self.run.now
         if isinstance(event, Delta):
-            self.begin(event.session)
+            self.begin(session)
             self.transcript.grow(event)
         elif isinstance(event, Part):
             self.hear_part(event)
@@ -1550,14 +1463,14 @@ class Talk:
         elif isinstance(event, Answered):
             self.asks.hear_answered(event)
         elif isinstance(event, Child):
-            self.family[event.session] = self.family[event.parent] + 1
+            self.family[event.session] = self.family[session] + 1
         elif isinstance(event, Broke):
             self.hear_fault(event)
         elif isinstance(event, Compacted):
-            self.note("note", "the session was compacted", "dim", event.session)
-            self.give_up("failed", self.circles.compaction(event.session))
+            self.note("note", "the session was compacted", "dim", session)
+            self.give_up("failed", self.circles.compaction(session))
         elif isinstance(event, Woke):
-            self.begin(event.session)
+            self.begin(session)
 
     def begin(self, session: str) -> None:
         """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
@@ -1568,41 +1481,42 @@ class Talk:
             self.retry = None
 
     def hear_activity(self, event: Activity) -> None:
-        if event.kind == "idle":
-            if event.session == self.id:  # a subagent's rest is not ours
-                self.look_within(0)
-            return
-        self.begin(event.session)
-        if event.kind == "retrying":
-            self.retry = event
-            self.retry_at = self.run.now + event.wait
-            if (event.session, event.attempt) != self.told_attempt:
-                self.told_attempt = (event.session, event.attempt)
-                said = f"attempt {event.attempt} failed: {event.message}"
-                self.note("retry", said, "warn", event.session)
-            if event.attempt <= 1 or not self.retry_since:
-                self.retry_since = self.run.now
-            waited = self.run.now - self.retry_since
-            has_others = self.run.line.others(self.run.now)
-            longest = self.run.options.max_wait or NEVER
-            if waited > (SHORT_WAIT if has_others else longest):
-                # OpenCode tries for ever, every 30 s, where no time is announced.
-                problem = f"OpenCode has waited {duration(waited)}: {event.message}"
-                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
-            elif event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
-                # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
-                # another model could work meanwhile, and whoever looks should know.
-                problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
-                fault = Fault("rate-limit", problem, retry_after=event.wait)
-                self.give_up("rate-limited", problem, fault)
+        if event.kind != "idle":
+            self.begin(event.session)
+            if event.kind == "retrying":
+                self.hear_retry(event)
+        elif event.session == self.id:  # a subagent's rest is not ours
+            self.look_within(0)
+
+    def hear_retry(self, event: Activity) -> None:
+        """OpenCode tries for ever, and honours an announced wait of days: another model could work
+        meanwhile, and whoever looks should know."""
+        now = self.run.now
+        self.retry = event
+        self.retry_at = now + event.wait
+        if (event.session, event.attempt) != self.told_attempt:
+            self.told_attempt = (event.session, event.attempt)
+            said = f"attempt {event.attempt} failed: {event.message}"
+            self.note("retry", said, "warn", event.session)
+        if event.attempt <= 1 or not self.retry_since:
+            self.retry_since = now
+        waited, announced = now - self.retry_since, event.wait
+        most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
+        if self.run.line.others(now):
+            most = longest = SHORT_WAIT
+        said = f"would wait {duration(announced)}"
+        if waited > most:
+            said, announced = f"has waited {duration(waited)}", 0.0
+        if waited > most or announced > longest:
+            problem = f"OpenCode {said}: {event.message}"
+            self.give_up("rate-limited", problem, Fault("rate-limit", problem, announced))
 
     def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
             return  # our own prompt, and what OpenCode puts in by itself
         if event.state == "running":
             self.begin(event.session)
-        has_ended = self.transcript.show(event)
-        if has_ended and event.kind == "tool":
+        if self.transcript.show(event) and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
     def hear_spent(self, event: Spent) -> None:
@@ -1617,8 +1531,8 @@ class Talk:
             self.told_attempt = ("", 0)
             self.retry_since = 0.0
         if event.complete:
-            self.transcript.end_message(event.message, event.session)
-        self.give_up("failed", self.circles.message(event, self.prompt.message_id))
+            self.transcript.end_message(event.message)
+        self.give_up("failed", self.circles.message(event))
 
     def tell_of_model(self) -> None:
         """Where `run` named none: it costs, and it sees the code."""
@@ -1671,12 +1585,13 @@ class Talk:
             self.retry = None
         is_silent = self.run.now - self.last_sign > LOOK_CLOSER
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
-        is_over = polled.activity == "idle" or (polled.is_finished and is_silent)
-        if not is_over:
+        if polled.activity != "idle" and not (
+            is_silent and polled.verdict in ("answered", "failed")
+        ):
             return None
         outcome = self.ending.believe(polled, self.run.now, is_silent, self.attempt)
         if outcome is None:
-            self.look_within(LOOK_AGAIN)
+            self.look_within(LOOK_TWICE)
         return outcome
 
     # Time, and the server.
@@ -1695,8 +1610,6 @@ class Talk:
             if self.retry and is_retrying:  # nobody's fault, and it is waited for
                 problem += f", waiting for the provider: {self.retry.message}"
                 self.give_up("rate-limited", problem, Fault("rate-limit", problem))
-            elif self.asks.first:
-                problem += f", waiting for an answer: {self.asks.first.ask.detail}"
             self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
@@ -2947,7 +2860,6 @@ class Run:
         sending = talk.sending
         if sending is None:
             return  # nothing of ours runs there
-        talk.asks.close()
         with self.shield(Abort):
             try:
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
