@@ -119,25 +119,22 @@ class Problem(Exception):
 
 
 class Options(NamedTuple):
-    """What `run` was asked to do: the only place where defaults stand.
-
-    Paths are absolute, durations are in seconds, 0 means off.
-    """
+    """What `run` was asked to do. Paths are absolute, durations in seconds, 0 means off."""
 
     directory: str = "."
     plan: str = "PLAN.md"
     prompt: str = ".loop-prompt.md"
-    models: tuple[str, ...] = ()  # providerID/modelID, the first choice first; (): OpenCode's own
+    models: tuple[str, ...] = ()  # providerID/modelID; (): OpenCode's own
     agent: str = ""
-    port: int = 0  # 0: OpenCode takes 4096, or a free one when that is taken
+    port: int = 0  # 0: 4096, or a free one
     run: bool = False  # start at once
     debug: bool = False  # no validation of the plan
-    verbose: bool = False  # every event of the server in the activity
+    verbose: bool = False
     log: str = ""
     plain: bool = False
     auto: bool = False  # approve what is asked
     ask_timeout: float = 300.0
-    asks_wait: bool = False  # that was named: what is asked waits although there is no screen
+    asks_wait: bool = False  # also without a screen
     max_iterations: int = 0
     max_cost: float = 0.0  # US dollars
     max_time: float = 0.0
@@ -156,14 +153,11 @@ class Options(NamedTuple):
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
-# The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
-# Plan. Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a
-# near miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
+# Any text gives a Plan. Nothing that looks like a task vanishes: a line with a box is a task, or it
+# is named as a near miss. Only a mark that says so settles a task.
 
 
 class Task(NamedTuple):
-    """One checkbox."""
-
     state: str  # pending, done, manual or blocked
     text: str
     reason: str = ""  # of what is manual or blocked
@@ -174,7 +168,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What tells it from others: an agent may move it, and phases share texts."""
+        """What tells it from others: an agent may move it."""
         return self.phase, self.text
 
 
@@ -233,10 +227,7 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
-    """The texts of tasks that a plan has lost since it was read before, and that were not done.
-
-    To reword, split or reorder loses nothing: as many are missing as there are fewer tasks now.
-    """
+    """The texts of undone tasks that a plan has lost; to reword or to split one loses nothing."""
     missing = collections.Counter(task.text for task in before.tasks)
     missing -= collections.Counter(task.text for task in now.tasks)
     missing &= collections.Counter(
@@ -264,12 +255,11 @@ _TAG_CLOSE = "</plan-complete>"
 
 
 def parse_plan(text: str) -> Plan:
-    """Read a plan; the rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     shown, near_misses = _hide(text)
     tasks: list[Task] = []
     phase = ""
-    above: list[int] = []  # the indentations of the tasks in which the next one may be nested
+    above: list[int] = []  # indentations of tasks in which the next may be nested
     # str.splitlines would split on U+2028 and form feeds as well.
     for number, line in enumerate(shown.split("\n"), 1):
         if not _WORTH_A_LOOK.search(line):
@@ -304,16 +294,15 @@ _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
-    """Replace fenced code and HTML comments by spaces, and name those that are never closed: they
-    are text."""
+    """Fenced code and HTML comments as spaces; those that are never closed are text, and named."""
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
     bare = "\n".join(lines)
     shown = []
     faults = []
-    at = 0  # where what is not in `shown` yet begins
+    at = 0  # what is before is in `shown`
     line = 1
-    seen = 0  # its lines are counted
-    unclosed: dict[str, int] = {}  # the shortest fence that nothing closes any more, by its sign
+    seen = 0  # up to here lines are counted
+    unclosed: dict[str, int] = {}  # the shortest fence that nothing closes any more
     opening = _OPENING.search(bare)
     while opening:
         fence = opening[1] or ""
@@ -339,7 +328,7 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
 
 
 def _without_code(line: str) -> str:
-    """The line with a letter in place of each sign of inline code: what stands in it is talk."""
+    """Inline code as letters: what stands in it is talk."""
     return _INLINE_CODE.sub(lambda code: "c" * len(code[0]), line)
 
 
@@ -348,16 +337,15 @@ def _without_code(line: str) -> str:
 _NO_BRACKET = r"[^\[\]]*"
 _BRACKETS = rf"\[{_NO_BRACKET}(?:\[{_NO_BRACKET}\]{_NO_BRACKET})*\]"
 _INSIDE = rf"({_NO_BRACKET}(?:{_BRACKETS}{_NO_BRACKET})*)"
-_BOX = rf"\[{_INSIDE}\]([*_`]*[:：]?[*_`]*)(?:\s+|$)"  # anything else behind it makes it a link
+_BOX = rf"\[{_INSIDE}\]([*_`]*[:：]?[*_`]*)(?:\s+|$)"  # else it is a link
 _TASK = re.compile(rf"\s*{_LIST_SIGN}\s+([*_`]*){_BOX}")
-_MARK = re.compile(rf"([*_]*){_BOX}")  # a mark in code is talk: "parse `[BLOCKED]`"
+_MARK = re.compile(rf"([*_]*){_BOX}")  # none in code: "parse `[BLOCKED]`"
 _END_MARK = re.compile(
     rf"(?:^|\s)([*_]*)\[(?=\s*(?:blocked|manual)(?![^\W_])){_INSIDE}\]([*_]*)$", re.IGNORECASE
 )
 _TICK_SIGNS = "✓✔✅☑🗸"
 _PART = re.compile(r"[~≈]?\s*\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
-# What stands behind the first three kinds must not go on with a letter; behind the others it is
-# the reason. A picture may stand in front: `[✅ DONE]`.
+# Behind the first three kinds no letter follows; behind the others the reason does.
 _WORD = re.compile(
     rf"(?:[❌{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
@@ -377,10 +365,7 @@ _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
 def _parse_task(line: str) -> tuple[str, str, str]:
-    """State, text and reason of a task: a list sign, a box, marks beside it, and a text.
-
-    The state may be "begun" as well; "": it is no task.
-    """
+    """State ("": no task; or "begun"), text and reason."""
     said: list[tuple[str, str]] = []
     wrapping = ""  # what the box and the marks leave open
     at = 0
@@ -410,10 +395,7 @@ def _parse_task(line: str) -> tuple[str, str, str]:
 
 
 def _read_box(inside: str) -> tuple[str, str]:
-    """What stands in a box: state and reason; the state is "" when it is no mark of ours.
-
-    `BLOCKED - no key` -> ("blocked", "no key"), `~` -> ("begun", "").
-    """
+    """State and reason: `BLOCKED - no key` -> ("blocked", "no key"); "" is no mark of ours."""
     box = " ".join(inside.replace("\ufe0f", "").split())
     if not box:
         return "pending", ""
@@ -435,8 +417,8 @@ def _read_box(inside: str) -> tuple[str, str]:
     return state, reason
 
 
-# Near misses: each box is written anew so that it tells its kind, and a few patterns say where such
-# a box looks like that of a task.
+# Near misses: each box is written anew with a letter for its kind; patterns say where it looks like
+# that of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
@@ -448,8 +430,8 @@ _ANY_BOX = re.compile(
     re.IGNORECASE,
 )
 _LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*(?:\S+\s*)?$)", re.IGNORECASE)
-_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand before a box
-# In a lookahead, so that what it took is not given back piece by piece: that took minutes.
+_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # may stand before a box
+# In a lookahead, which gives nothing back piece by piece: that took minutes.
 _LABEL = (
     r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
     r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
@@ -481,8 +463,8 @@ def _find_near_miss(line: str, number: int) -> list[NearMiss]:
 
 
 def _with_letter(box: re.Match[str]) -> str:
-    """A box of any form as [ ] or [x], or with a letter for what else it says: [o] open, [d] done,
-    [?] open and [-] settled where it begins the line. Without brackets: it is none."""
+    """A box as [ ] or [x], or by what it says: [o] open, [d] done; [?] open and [-] settled, where
+    it begins the line. "c": it is none."""
     form = box.lastindex or 0
     inside = box[form]
     if form > 4:
@@ -501,20 +483,16 @@ def _with_letter(box: re.Match[str]) -> str:
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
-# The prompt file is sent as it is, less its front matter, with four places filled in. What the loop
-# itself has to tell the agent takes the place of {{CHECK}}, or is appended: it must arrive.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
-# A line of it: nothing, a comment, a key, or what belongs to the key above.
+# A line of front matter: nothing, a comment, a key, or what belongs to the key above.
 _FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
-    """Split a leading `---` block of `key: value` lines from the prompt's body.
-
-    What stands between two rules and does not look like that is text for the agent.
-    """
+    """A leading `---` block of `key: value` lines, and the prompt's body. What stands between two
+    rules and looks different is text for the agent."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
     if not block or not all(map(_FIELD.match, block[1].split("\n"))):
@@ -525,12 +503,12 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
 
 
 def models_of(fields: dict[str, str]) -> tuple[str, ...]:
-    """The models that a front matter names: `model: A, B` names two, the first choice first."""
+    """`model: A, B` names two, the first choice first."""
     return tuple(name.strip() for name in fields.get("model", "").split(",") if name.strip())
 
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """What the next session is told; `path` is the plan's, `told` what the loop has to tell."""
+    """`told` is what the loop has to tell: it must arrive, also without a place for it."""
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
     values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
@@ -541,7 +519,7 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> 
 
 
 def told_of_near_misses(plan: Plan) -> str:
-    """What the agent is told that is to wrap up a plan in which something looks undone."""
+    """For the agent that is to wrap up."""
     near = [f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]]
     return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
 
@@ -579,8 +557,6 @@ look so, and do the first task."""
 
 
 class Prompt(NamedTuple):
-    """What one session is told."""
-
     text: str
     title: str = ""  # of the session
     model: str = ""  # providerID/modelID, "": OpenCode's own
@@ -598,10 +574,10 @@ class Ask(NamedTuple):
     id: str
     session: str
     kind: str  # permission or question
-    title: str = ""  # of a permission: what kind of thing it is for, such as "bash"
-    detail: str = ""  # what exactly
+    title: str = ""  # of a permission: such as "bash"
+    detail: str = ""
     questions: tuple[Question, ...] = ()
-    is_circle: bool = False  # OpenCode asks because the agent makes identical calls
+    is_circle: bool = False  # OpenCode asks because the calls are identical
     always: str = ""  # what "always" allows, and for how long
 
 
@@ -625,7 +601,6 @@ class Spend(NamedTuple):
         return self.input + self.output + self.cached
 
     def record(self) -> dict[str, float | dict[str, int]]:
-        """For JSON."""
         tokens = {"input": self.input, "output": self.output, "cached": self.cached}
         return {"cost": round(self.cost, 6), "tokens": tokens}
 
@@ -638,8 +613,7 @@ class Fault(NamedTuple):
     retry_after: float = 0.0  # seconds, where they were announced
 
 
-# The kinds of faults. Those with an advice are a person's to mend: to try again cannot help as long
-# as nothing has worked yet.
+# Those with an advice are a person's to mend, as long as nothing has worked.
 FAULTS = {
     "rate-limit": "",
     "outage": "",  # the provider or the network is away
@@ -647,10 +621,10 @@ FAULTS = {
     "balance": "look at the provider's balance",
     "no-model": "look at the model {model} and at the provider's address in the configuration",
     "no-agent": "look at the agent's name",
-    "configuration": "",  # OpenCode's own: the run cannot go on
-    "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
-    "length": "",  # the answer was cut off at the model's output limit
-    "provider": "",  # any other error of the provider's
+    "configuration": "",
+    "overflow": "",  # OpenCode compacts the context and goes on
+    "length": "",
+    "provider": "",  # any other of its errors
     "aborted": "",
     "unknown": "",
 }
@@ -665,38 +639,36 @@ class Setup(NamedTuple):
     free: frozenset[str] = frozenset()  # models without a price
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
-    asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
+    asks: tuple[str, ...] = ()  # what its configuration asks a person for
     unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
 
 
 class Polled(NamedTuple):
-    """How the session stands: the truth, where events are only quick.
-
-    `verdict`, on the answer to our own prompt:
+    """How the session stands. `verdict`, on the answer to our own prompt:
     answered     it ended well
     failed       it ended with `fault`
     refused      it ended because something was rejected
-    cut          it was broken off: where `fault` says so, by somebody who interrupted it
+    cut          it was broken off; by somebody, if there is a `fault`
     unfinished   it has begun and not ended: it works, or its server died
     undelivered  the session does not know the prompt, or nothing came of it
-    nothing-ran  the session says that it is through, and there is no answer
-    ""           not looked at: it works, or `is_unsure`
+    nothing-ran  the session is through, and there is no answer
+    ""           not looked at
     """
 
     activity: str  # idle, working or retrying
     verdict: str = ""
     fault: Fault | None = None
-    spent: Spend | None = None  # of the session and all its subagents; None: it cannot be told
+    spent: Spend | None = None  # by subagents, too; None: it cannot be told
     children: tuple[str, ...] = ()
     asks: tuple[Ask, ...] | None = None  # None: not looked at
     unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
-    retry: Activity | None = None  # the details, when it is retrying
+    retry: Activity | None = None
     is_unsure: bool = False  # it seems to rest, which has to be seen twice
-    is_alive: bool = False  # something of it goes on that the stream does not tell of
+    is_alive: bool = False  # it shows life that the stream does not tell of
 
 
 class CheckResult(NamedTuple):
-    status: int  # exit status of --check
+    status: int
     output: str
     interrupted: bool = False
 
@@ -707,7 +679,7 @@ class FilesRead(NamedTuple):
     problem: str = ""
 
 
-# What the server's stream says. `session` is whose it is.
+# What the server's stream says.
 
 
 class Activity(NamedTuple):
@@ -719,16 +691,14 @@ class Activity(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of a message."""
-
     session: str
     message: str
-    key: str  # tells it from all other parts of the session
+    key: str  # its own in the session
     kind: str  # text, thinking or tool
     state: str  # running, done or failed
     text: str = ""  # what is said; of a tool that failed, why
     tool: str = ""
-    argument: str = ""  # of a tool: the one that matters, in a line
+    argument: str = ""  # of a tool, in a line
     call: int = 0  # of a tool: the same for the same input, 0: not known
     seconds: float = 0.0
     opens: bool = False  # a tool that lets a subagent work
@@ -742,7 +712,7 @@ class Delta(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """A message of the agent's, with what it has cost so far."""
+    """A message of the agent's."""
 
     session: str
     message: str
@@ -750,14 +720,14 @@ class Spent(NamedTuple):
     context: int = 0  # tokens in the session's context
     model: str = ""
     agent: str = ""
-    parent: str = ""  # the message that it answers, where that is known
-    ended: str = ""  # answered, calls (it wants tools to run), nowhere (without saying why)
-    complete: bool = False  # nothing of it is being written any more
+    parent: str = ""  # what it answers, where that is known
+    ended: str = ""  # answered, calls (tools are to run), nowhere (without saying why)
+    complete: bool = False  # nothing more of it is written
 
 
 class Answered(NamedTuple):
     session: str
-    id: str  # of the ask that was answered, by whomever
+    id: str  # of the ask
     is_refused: bool = False
 
 
@@ -776,7 +746,7 @@ class Compacted(NamedTuple):
 
 
 class Alive(NamedTuple):
-    session: str  # which shows life, and no more than that
+    session: str  # shows life, and no more
 
 
 class Woke(NamedTuple):
@@ -796,7 +766,7 @@ FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Py
 
 
 class StreamOpened(NamedTuple):
-    """The event stream is being read, again; what happened meanwhile is not repeated on it."""
+    """It is being read, again; what happened meanwhile is not repeated."""
 
 
 class ServerDied(NamedTuple):
@@ -806,8 +776,7 @@ class ServerDied(NamedTuple):
 
 class Key(NamedTuple):
     name: str  # one character in lower case, or a name such as `space`
-    # The ask that was on the screen when it was pressed (or QUIT_SHOWN), "": none; None: not known.
-    about: str | None = None
+    about: str | None = None  # the ask that was on the screen, or QUIT_SHOWN; None: not known
 
 
 class Signalled(NamedTuple):
@@ -819,7 +788,7 @@ class ScreenLost(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """Something that an edge has to say in the journal."""
+    """For the journal."""
 
     kind: str
     text: str
@@ -827,32 +796,30 @@ class Noted(NamedTuple):
 
 
 class RequestError(Exception):
-    """A request that was not carried out. `code` is HTTP's, 0 without an answer; `name` is
-    OpenCode's own name of the error."""
+    """A request that was not carried out. `code` is HTTP's, 0: no answer; `name` OpenCode's."""
 
     def __init__(self, code: int, message: str, name: str = "", is_timeout: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.name = name
-        self.is_timeout = is_timeout  # tells a server that is silent from one that is gone
+        self.is_timeout = is_timeout  # else it is gone
 
     @property
     def why(self) -> str:
         if self.code == 0 or self.code >= 500:
-            return "silent"  # there was no answer, or the server failed at it
+            return "silent"
         if self.code in (401, 403):
             return "locked"  # the password is wrong
         if self.name.startswith("Config"):
             return "configuration"
-        # The session, or what it asked, is not there any more; else to ask again is no use.
         return "gone" if self.code == 404 else "rejected"
 
 
 class Request:
-    """What the run wants done outside: it is made elsewhere, and `hear` writes the answer in."""
+    """What the run wants done outside; `hear` writes the answer in."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name = name  # the name of a method of Outside
+        self.name = name  # of a method of Outside
         self.args = args
         self.done = False
         self.result: Any = None
@@ -860,26 +827,22 @@ class Request:
 
     @property
     def value(self) -> Any:
-        """The result; raises the error in its place."""
         if self.error:
             raise self.error
         return self.result
 
 
 class Answer(NamedTuple):
-    """A request was carried out (or not: `error`)."""
-
     request: Request
     result: Any = None
     error: Exception | None = None
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
-# Talk, with its Asks and its Transcript, knows the run.
+# What a run remembers and reckons with. None of it waits, and only a Talk, with its Asks and its
+# Transcript, knows the run.
 
-# Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
-# on. No wait that grows gets longer than a quarter of an hour.
+# Seconds to wait after so many failures in a row: none, one, two ...
 LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
@@ -895,8 +858,6 @@ def wait_after(times: int, waits: Sequence[float]) -> float:
 
 
 class Entry(NamedTuple):
-    """One line of the journal."""
-
     number: int
     time: float  # in seconds since 1970
     kind: str
@@ -909,15 +870,14 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The one record of what happened: the screen, the log and the plain lines show it. It holds
-    the newest entries."""
+    """What happened, its newest entries: the screen, the log and the plain lines show it."""
 
     LENGTH = 3000
     LONGEST_TEXT = 4000  # characters of one entry
 
     def __init__(self, clock: RunClock) -> None:
         self.clock = clock
-        self.iteration = 0  # what is noted belongs to this one; 0: to none
+        self.iteration = 0  # 0: none
         self.count = 0  # also of those that have been dropped
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
@@ -943,20 +903,18 @@ class Journal:
 
 
 class RunClock:
-    """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
-
-    All deadlines stand on `now`. `wall` is the time for people; both in seconds.
-    """
+    """The time of a run. `now`, on which all deadlines stand, leaves out what nobody lived through
+    (sleep, a clock that was set); `wall` is for people."""
 
     def __init__(self, wall: float) -> None:
-        self.began = wall  # for people
+        self.began = wall
         self.wall = wall
         self.now = wall
         self.works = False  # else it is at rest
         self.elapsed = 0.0  # seconds of work
 
     def move_to(self, wall: float) -> bool:
-        """Time has passed; False: it was time away, and does not count."""
+        """False: it was time away, and does not count."""
         passed = wall - self.wall
         self.wall = wall
         if not 0 <= passed <= 10:  # a longer gap between two events: the machine slept
@@ -969,11 +927,11 @@ class RunClock:
 
 # Words for people.
 
-LONGEST_TIME = 1e9  # seconds, some thirty years: nobody is told of a longer one
+LONGEST_TIME = 1e9  # seconds: thirty years
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 9s, 4m05s, 3h12m."""
+    """9s, 4m05s, 3h12m."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
@@ -981,15 +939,12 @@ def duration(seconds: float) -> str:
 
 
 def dollars_of(cost: float) -> str:
-    """US dollars for people: $3.10, $0.0012. What is not nothing never reads as nothing."""
-    if 0 < cost < 0.0001:
-        return "<$0.0001"
-    whole, _, cents = (f"{cost:.4f}" if cost < 0.1 else f"{cost:.2f}").partition(".")
-    return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
+    """$3.10, $0.0012: what is not nothing never reads as nothing."""
+    return f"${cost:.2g}" if 0 < cost < 0.095 else f"${cost:.2f}"
 
 
 def short_number(number: int) -> str:
-    """1234 -> 1.2k; four characters or fewer up to a billion."""
+    """1234 -> 1.2k"""
     value = float(number)
     signs = ["", "k", "M", "G"]
     while value >= 999.5 and len(signs) > 1:
@@ -999,17 +954,17 @@ def short_number(number: int) -> str:
     return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
 
 
-# One session: whether it is over, what it costs, whether it goes in circles, what it says.
+# One session.
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
-FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
+FIRST_LOOK = 2.0  # the first look after a prompt, without any event
 LOOK_TWICE = 0.25  # between two looks at an end that is not believed yet
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
 SPINS = 3  # answers that end nowhere, compactions without anything new, answers to one prompt
-SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
+SAME_CALLS = 20  # in a row, or two to four by turns
 REFUSALS = 20  # in one session
-SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
-GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
+SHORT_WAIT = 90.0  # for a provider, where another model could work
+GOES_ON = 5  # times that a session is told to go on after a refusal that ended its turn
 
 _DO_WITHOUT = (
     "Do not ask again: go on without it, or mark the task [BLOCKED: reason] in the plan if it "
@@ -1025,25 +980,21 @@ WRONG_PASSWORD = (
 
 
 class Outcome(NamedTuple):
-    """What became of a session.
+    """What became of a session."""
 
-    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage,
-    aborted, or swallowed (the prompt has to be sent again).
-    """
-
+    # done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage, aborted,
+    # or swallowed (the prompt has to be sent again)
     kind: str
     problem: str = ""
     fault: Fault | None = None
 
 
 def outcome_of(fault: Fault) -> Outcome:
-    """What becomes of a session whose answer ended with this fault."""
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
     return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
-    """What becomes of a session when this is said to a request that it cannot go on without."""
     if error.why == "locked":
         return outcome_of(Fault("configuration", WRONG_PASSWORD))
     if error.why == "configuration":
@@ -1053,20 +1004,17 @@ def outcome_of_error(error: RequestError) -> Outcome:
 
 
 class Circles:
-    """The circles that agents and servers walk in, each session of the family in its own.
-
-    Each method takes in what happened, and returns the problem once that was too often.
-    """
+    """Each method takes in what happened, and returns the problem once that was too often."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, list[int]] = {}  # by session
+        self.calls: dict[str, list[int]] = collections.defaultdict(list)  # by session
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
         # Messages: by session those that ended nowhere, in a row; by prompt its answers.
         self.ends: dict[str, set[str]] = collections.defaultdict(set)
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
-        calls = self.calls.setdefault(part.session, [])
+        calls = self.calls[part.session]
         if part.call not in calls:
             del self.compactions[part.session]
         calls.append(part.call)
@@ -1090,8 +1038,7 @@ class Circles:
         return problem if len(self.ends[whose]) >= SPINS else ""
 
     def compaction(self, session: str) -> str:
-        """A context that does not fit even when compacted is compacted for ever, also with answers
-        between: only a tool call that is new shows that it gets on."""
+        """Only a tool call that is new shows that it gets on: there are answers between."""
         self.compactions[session] += 1
         if self.compactions[session] < SPINS:
             return ""
@@ -1102,8 +1049,6 @@ class Circles:
 
 
 class Live(NamedTuple):
-    """A part that runs or is being written now."""
-
     kind: str
     text: str
     since: float
@@ -1112,10 +1057,10 @@ class Live(NamedTuple):
 
 
 class Transcript:
-    """What a session says and does: what runs now, and each part once in the journal.
+    """What runs now, and each part once in the journal, however often a server says it.
 
-    A server may say the same part many times, and tell the end of a text after that of the tool
-    that it announces, or never. So a tool waits for the texts of its message.
+    The end of a text may come after that of the tool that it announces: a tool waits for the texts
+    of its message.
     """
 
     def __init__(self, talk: Talk) -> None:
@@ -1125,7 +1070,7 @@ class Transcript:
         self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # messages and their tools
 
     def error(self, message: str, session: str) -> None:
-        """Each error once: a server tells it on the stream, in the message, and when polled."""
+        """A server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
             self.talk.note("error", message, "bad", session)
@@ -1144,12 +1089,11 @@ class Transcript:
             depth = self.talk.family.get(part.session, 0)
             shown = text[-Journal.LONGEST_TEXT :]
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
-            if part.opens and not known:
-                self.held.append((part.message, (kind, text, tone, part.session)))
-                self.release()
-            return False
-        self.live.pop(part.key, None)
-        self.journaled.add(part.key)
+            if known or not part.opens:
+                return False
+        else:
+            self.live.pop(part.key, None)
+            self.journaled.add(part.key)
         if part.seconds >= 1:
             text += f"  {duration(part.seconds)}"
         if part.state == "failed":
@@ -1160,7 +1104,7 @@ class Transcript:
         if is_tool:
             self.held.append((part.message, (kind, text, tone, part.session)))
         self.release()
-        return True
+        return part.state != "running"
 
     def grow(self, delta: Delta) -> None:
         live = self.live.get(delta.key)
@@ -1169,14 +1113,12 @@ class Transcript:
             self.live[delta.key] = live._replace(text=text)
 
     def end_message(self, message: str) -> None:
-        """Its texts have ended, whoever says so."""
         for key, live in list(self.live.items()):
             if live.message == message and live.kind == "text":
                 del self.live[key]
         self.release()
 
     def close(self) -> None:
-        """Nothing runs any more."""
         self.live.clear()
         self.release()
 
@@ -1198,15 +1140,15 @@ class OpenAsk(NamedTuple):
 
 
 class Asks:
-    """What a session and its subagents ask. What nobody has to be asked for it decides itself."""
+    """What a session and its subagents ask."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.run = talk.run
-        self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
-        self.settled: set[str] = set()  # ids: a poll that is on its way may list them still
+        self.open: dict[str, OpenAsk] = {}  # by the ask's id
+        self.settled: set[str] = set()  # ids: a poll on its way may list them
         self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
-        self.last_refusal = ""  # what the agent was told of it; "": there is none
+        self.last_refusal = ""  # what the agent was told of it
 
     def hear(self, ask: Ask) -> None:
         is_known = ask.id in self.open or ask.id in self.settled
@@ -1228,7 +1170,7 @@ class Asks:
 
     @property
     def can_wait(self) -> bool:
-        """Somebody may answer: on the screen, or with `attach`."""
+        """On the screen, or with `attach`."""
         return self.run.attended or self.run.options.asks_wait
 
     def mind(self) -> None:
@@ -1240,7 +1182,7 @@ class Asks:
                 self.refuse(waiting, f"nobody answered for {duration(timeout)}")
 
     def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
-        """`decision` is once, always or reject; `said` is for the journal."""
+        """`decision`: once, always or reject."""
         ask = waiting.ask
         self.settle(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
@@ -1252,7 +1194,6 @@ class Asks:
         self.count_refusal(waiting.ask, message)
 
     def count_refusal(self, ask: Ask, message: str) -> None:
-        """An agent that does not take no for an answer is stopped."""
         self.last_refusal = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
@@ -1260,7 +1201,7 @@ class Asks:
             self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
     def hear_answered(self, event: Answered) -> None:
-        """What is open still was answered elsewhere, as in OpenCode's own interface."""
+        """Perhaps elsewhere, as in OpenCode's own interface."""
         waiting = self.open.get(event.id)
         self.settle(event.id)
         if waiting and event.is_refused:
@@ -1274,7 +1215,7 @@ class Asks:
         self.settled.add(id)
 
     def compare(self, polled: Polled, looked: float) -> None:
-        """What a look does not list any more, somebody else has answered; `looked` is when."""
+        """What a look, made at `looked`, does not list any more, somebody else has answered."""
         if polled.asks is None:
             return
         listed = {ask.id for ask in polled.asks}
@@ -1286,32 +1227,25 @@ class Asks:
             self.hear(ask)
 
     def delivered(self, request: Request) -> None:
-        """For an answer that was lost the agent waits for ever: the next look finds it again."""
+        """What was to be answered by one that was lost is found again by the next look."""
         ask, error = request.args[0], request.error
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if error and not is_gone and ask.session in self.talk.family:
             self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
             self.settled.discard(ask.id)
 
-    def forget(self) -> None:
-        """The server is gone: what it was asked and told is asked again where it still matters."""
-        self.open.clear()
-        self.settled.clear()
-
-    # People.
-
     @property
     def first(self) -> OpenAsk | None:
-        """The one that a person is shown."""
+        """Which a person is shown."""
         return next(iter(self.open.values()), None)
 
     @property
     def shown(self) -> str:
-        """What tells the question that a person is shown from all others; "" when there is none."""
+        """Tells the question that a person is shown from all others."""
         return f"{self.first.ask.id} {len(self.first.answers)}" if self.first else ""
 
     def takes_key(self, key: Key) -> bool:
-        """Whether the key belongs to what is asked first; if so, it is answered with it."""
+        """Whether it answers what is asked first."""
         waiting = self.first
         if waiting is None or key.about not in (None, self.shown):
             return False
@@ -1328,7 +1262,7 @@ class Asks:
         return True
 
     def choose(self, waiting: OpenAsk, number: int) -> None:
-        """Answer the question that is shown; the reply is sent when all of the ask's are."""
+        """Answer a question; the reply is sent with the ask's last one."""
         ask, _since, answers = waiting
         options = ask.questions[len(answers)].options if ask.questions else ()
         if number <= len(options):
@@ -1338,7 +1272,7 @@ class Asks:
                 self.reply(waiting, "once", f"answered: {', '.join(answers)}")
 
 
-# What the verdict on an answer means. One that is not here failed, or it was swallowed.
+# By the verdict. One that is not here failed, or it was swallowed.
 ENDS = {
     "answered": Outcome("done"),
     "refused": Outcome("refused", "something it asked for was refused"),
@@ -1347,11 +1281,8 @@ ENDS = {
 
 
 class Ending:
-    """The end that looks show, until it is believed.
-
-    An end that is believed too early begins a second session beside the first: one that is odd must
-    stay as it is for some time, and whatever says that the session works makes us forget it.
-    """
+    """The end that looks show, until it is believed: too early, and a second session begins beside
+    the first. An odd one must stay for some time, and any sign of work makes us forget it."""
 
     def __init__(self, server_was_lost: bool = False) -> None:
         self.server_was_lost = server_was_lost  # in the midst of the answer, which has cut it off
@@ -1360,11 +1291,7 @@ class Ending:
         self.since = 0.0  # it was seen first
 
     def believe(self, polled: Polled, now: float, is_silent: bool, attempt: int) -> Outcome | None:
-        """What became of a session at rest; None: not believed yet.
-
-        `is_silent`: nothing was heard of it for long. `attempt` is how often the prompt was handed
-        over before.
-        """
+        """None: not yet. `attempt` is how often the prompt was handed over before."""
         verdict, fault = polled.verdict, polled.fault
         patience = 1.5
         if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
@@ -1389,34 +1316,30 @@ class Ending:
 class Talk:
     """One session: what it was told, and what is known of it by its own words and by looks at it.
 
-    Polling is the truth and the event stream only makes it quick: nothing that the stream says is
-    believed to be an end, it only makes us look. What has to end it before its time (a circle, a
-    silence, a wait of days) stands in `ends_as`.
+    Nothing that the event stream says is believed to be an end: it only makes us look.
     """
 
     def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
         self.run = run
-        self.id: str = ""
+        self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
-        self.sending: Request | None = None  # which hands it over, or has done so
+        self.sending: Request | None = None
         self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
-        self.look_at = NEVER  # when the session is to be looked at
+        self.look_at = NEVER
         self.started = run.now
         self.last_sign = run.now  # of life
-        self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
+        self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # until then
-        self.retry_since = 0.0  # it has waited since then, however often it tried
-        self.told_attempt = ("", 0)  # session and OpenCode's own attempt: the journal tells of it
+        self.retry_since = 0.0  # since then, however often it tried
+        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
         self.ending = Ending()
-        self.ends_as: Outcome | None = None
+        self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
-        # What the family has used is the larger of two counts: the stream may lose messages, and a
-        # poll may lag behind.
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
-        self.context = 0  # tokens in its own context
+        self.context = 0  # tokens
         self.model = prompt.model
         self.agent = prompt.agent
         self.transcript = Transcript(self)
@@ -1426,10 +1349,11 @@ class Talk:
         session = session or self.id
         self.run.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
-    def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
+    def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
         if problem and self.ends_as is None:
-            self.ends_as = Outcome(kind, problem, fault)
+            fault = Fault("rate-limit", problem, retry_after)
+            self.ends_as = Outcome(kind, problem, fault if kind == "rate-limited" else None)
 
     def look_within(self, seconds: float) -> None:
         self.look_at = min(self.look_at, self.run.now + seconds)
@@ -1444,7 +1368,6 @@ class Talk:
     # What the stream says.
 
     def hear(self, event: SessionEvent) -> None:
-        """Take it in, if it is about this session or one of its subagents'."""
         session = event.parent if isinstance(event, Child) else event.session
         if session not in self.family:
             return
@@ -1473,8 +1396,7 @@ class Talk:
             self.begin(session)
 
     def begin(self, session: str) -> None:
-        """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
-        another of the family may."""
+        """The prompt runs: an end that was seen was none."""
         self.begun_at = self.run.now
         self.ending.verdict = ""
         if self.retry and self.retry.session == session:
@@ -1489,8 +1411,7 @@ class Talk:
             self.look_within(0)
 
     def hear_retry(self, event: Activity) -> None:
-        """OpenCode tries for ever, and honours an announced wait of days: another model could work
-        meanwhile, and whoever looks should know."""
+        """OpenCode tries for ever, and honours an announced wait of days."""
         now = self.run.now
         self.retry = event
         self.retry_at = now + event.wait
@@ -1500,20 +1421,20 @@ class Talk:
             self.note("retry", said, "warn", event.session)
         if event.attempt <= 1 or not self.retry_since:
             self.retry_since = now
-        waited, announced = now - self.retry_since, event.wait
+        waited = now - self.retry_since
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
         if self.run.line.others(now):
             most = longest = SHORT_WAIT
-        said = f"would wait {duration(announced)}"
         if waited > most:
-            said, announced = f"has waited {duration(waited)}", 0.0
-        if waited > most or announced > longest:
-            problem = f"OpenCode {said}: {event.message}"
-            self.give_up("rate-limited", problem, Fault("rate-limit", problem, announced))
+            problem = f"OpenCode has waited {duration(waited)}: {event.message}"
+            self.give_up("rate-limited", problem)
+        elif event.wait > longest:
+            problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
+            self.give_up("rate-limited", problem, event.wait)
 
     def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
-            return  # our own prompt, and what OpenCode puts in by itself
+            return
         if event.state == "running":
             self.begin(event.session)
         if self.transcript.show(event) and event.kind == "tool":
@@ -1526,23 +1447,16 @@ class Talk:
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
-                self.tell_of_model()
+                line = self.run.line
+                if not self.prompt.model and self.model != line.last_seen:
+                    self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
+                line.last_seen = self.model
         if event.ended:
             self.told_attempt = ("", 0)
             self.retry_since = 0.0
         if event.complete:
             self.transcript.end_message(event.message)
         self.give_up("failed", self.circles.message(event))
-
-    def tell_of_model(self) -> None:
-        """Where `run` named none: it costs, and it sees the code."""
-        run = self.run
-        if self.prompt.model or self.model == run.line.last_seen:
-            return
-        run.line.last_seen = self.model
-        is_named = self.model == without_variant(run.briefing.setup.model)
-        whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
-        run.journal.note("model", f"{self.model}, {whose}", "dim")
 
     def hear_fault(self, event: Broke) -> None:
         fault = event.fault
@@ -1556,7 +1470,6 @@ class Talk:
     # Looks at it.
 
     def take_in(self, polled: Polled, looked: float) -> None:
-        """What the stream may have lost."""
         for child in polled.children:
             self.family.setdefault(child, 1)
         known = self.polled
@@ -1568,13 +1481,14 @@ class Talk:
 
     @property
     def spent(self) -> Spend:
+        """The stream may lose messages, and a poll may lag behind."""
         told = Spend()
         for spend in self.by_message.values():
             told = told.plus(spend)
         return told.at_least(self.polled)
 
     def weigh(self, polled: Polled, looked: float) -> Outcome | None:
-        """What became of it, once that is believed; None: it is not over yet."""
+        """What became of it; None: it is not over yet, or that is not believed."""
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
             self.look_within(LOOK_TWICE)
             return None
@@ -1609,21 +1523,22 @@ class Talk:
             problem = f"the iteration took longer than {duration(longest)}"
             if self.retry and is_retrying:  # nobody's fault, and it is waited for
                 problem += f", waiting for the provider: {self.retry.message}"
-                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
+                self.give_up("rate-limited", problem)
             self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
         self.give_up("aborted", self.run.limits.overrun(self.run.used))
 
     def lose_server(self) -> None:
-        """Whoever looks at the session next finds that out, and has it started."""
+        """Whoever looks next has it started; what was asked is asked again."""
         self.look_at = 0.0
-        self.asks.forget()
+        self.asks.open.clear()
+        self.asks.settled.clear()
         self.transcript.close()
         self.retry = None
 
     def find_server(self) -> None:
-        """It is there again: what was heard before is old, and was broken off by its end."""
+        """What was heard before is old, and was broken off by its end."""
         self.ending = Ending(server_was_lost=True)
         self.look_within(0)
 
