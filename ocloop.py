@@ -236,13 +236,8 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
-MOST_TASKS = 10_000  # of a plan that can be worked: more are no plan of anybody's
-
-
 def problem_of_plan(plan: Plan, path: str) -> str:
     """Why it cannot be worked; "": it can."""
-    if len(plan.tasks) > MOST_TASKS:
-        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
     if not plan.tasks and plan.summary is None:
         return f"{path} has no task: add lines such as `- [ ] Build it`"
     return ""
@@ -579,6 +574,8 @@ class Ask(NamedTuple):
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the calls are identical
     always: str = ""  # what "always" allows, and for how long
+    since: float = 0.0  # it is known
+    answers: tuple[str, ...] = ()  # labels, for the first questions
 
 
 class Spend(NamedTuple):
@@ -608,25 +605,20 @@ class Spend(NamedTuple):
 class Fault(NamedTuple):
     """An error, told apart by structured names and codes alone, never by a model's prose."""
 
-    kind: str  # one of the keys of FAULTS
+    # rate-limit, outage (the provider or the network is away), auth, balance, no-model, no-agent,
+    # configuration (the run cannot go on), overflow (OpenCode compacts the context and goes on),
+    # length, provider (any other of its errors), aborted or unknown
+    kind: str
     message: str
     retry_after: float = 0.0  # seconds, where they were announced
 
 
-# Those with an advice are a person's to mend, as long as nothing has worked.
-FAULTS = {
-    "rate-limit": "",
-    "outage": "",  # the provider or the network is away
+# What a person can do, as long as nothing has worked.
+ADVICE = {
     "auth": "log in with `opencode auth login`, or look at the provider's key",
     "balance": "look at the provider's balance",
     "no-model": "look at the model {model} and at the provider's address in the configuration",
     "no-agent": "look at the agent's name",
-    "configuration": "",
-    "overflow": "",  # OpenCode compacts the context and goes on
-    "length": "",
-    "provider": "",  # any other of its errors
-    "aborted": "",
-    "unknown": "",
 }
 
 
@@ -945,13 +937,11 @@ def dollars_of(cost: float) -> str:
 
 def short_number(number: int) -> str:
     """1234 -> 1.2k"""
-    value = float(number)
-    signs = ["", "k", "M", "G"]
-    while value >= 999.5 and len(signs) > 1:
-        value /= 1000
-        del signs[0]
-    has_decimal = value < 9.95 and value != number
-    return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
+    value, sign = float(number), ""
+    for larger in "kMG":
+        if value >= 999.5:
+            value, sign = value / 1000, larger
+    return f"{value:.1f}{sign}" if sign and value < 9.95 else f"{value:.0f}{sign}"
 
 
 # One session.
@@ -995,10 +985,9 @@ def outcome_of(fault: Fault) -> Outcome:
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
-    if error.why == "locked":
-        return outcome_of(Fault("configuration", WRONG_PASSWORD))
-    if error.why == "configuration":
-        problem = f"OpenCode's configuration is broken: mend it: {error}"
+    problem = f"OpenCode's configuration is broken: mend it: {error}"
+    if error.why in ("locked", "configuration"):
+        problem = WRONG_PASSWORD if error.why == "locked" else problem
         return outcome_of(Fault("configuration", problem))
     return Outcome("failed", str(error))
 
@@ -1133,21 +1122,15 @@ class Transcript:
                 self.talk.note(*said)
 
 
-class OpenAsk(NamedTuple):
-    ask: Ask
-    since: float  # whatever looks later must list it
-    answers: tuple[str, ...] = ()  # labels, one for each question answered so far
-
-
 class Asks:
     """What a session and its subagents ask."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.run = talk.run
-        self.open: dict[str, OpenAsk] = {}  # by the ask's id
+        self.open: dict[str, Ask] = {}  # by id
         self.settled: set[str] = set()  # ids: a poll on its way may list them
-        self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
+        self.refused: collections.Counter[str] = collections.Counter()  # by title
         self.last_refusal = ""  # what the agent was told of it
 
     def hear(self, ask: Ask) -> None:
@@ -1157,12 +1140,12 @@ class Asks:
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
-        waiting = self.open[ask.id] = OpenAsk(ask, self.run.now)
+        self.open[ask.id] = ask._replace(since=self.run.now)
         is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
-            self.reply(waiting, "once", "approved (--auto)")
+            self.reply(ask, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
-            self.refuse(waiting, "it is the same call again and again", SAME_CALL)
+            self.refuse(ask, "it is the same call again and again", SAME_CALL)
         elif self.can_wait:
             self.run.need_person(said)
         else:
@@ -1170,28 +1153,27 @@ class Asks:
 
     @property
     def can_wait(self) -> bool:
-        """On the screen, or with `attach`."""
+        """For a person: at the screen, or with `attach`."""
         return self.run.attended or self.run.options.asks_wait
 
     def mind(self) -> None:
         timeout = self.run.options.ask_timeout
-        for waiting in list(self.open.values()):
+        for ask in list(self.open.values()):
             if not self.can_wait:
-                self.refuse(waiting, "nobody is there to answer")
-            elif timeout and self.run.now >= waiting.since + timeout:
-                self.refuse(waiting, f"nobody answered for {duration(timeout)}")
+                self.refuse(ask, "nobody is there to answer")
+            elif timeout and self.run.now >= ask.since + timeout:
+                self.refuse(ask, f"nobody answered for {duration(timeout)}")
 
-    def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
+    def reply(self, ask: Ask, decision: str, said: str, message: str = "") -> None:
         """`decision`: once, always or reject."""
-        ask = waiting.ask
         self.settle(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
-        self.run.request("reply", ask, decision, waiting.answers, message)
+        self.run.request("reply", ask, decision, ask.answers, message)
 
-    def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
+    def refuse(self, ask: Ask, why: str, message: str = NOBODY) -> None:
         """With a message: a bare rejection would end the agent's turn."""
-        self.reply(waiting, "reject", f"refused: {why}", message)
-        self.count_refusal(waiting.ask, message)
+        self.reply(ask, "reject", f"refused: {why}", message)
+        self.count_refusal(ask, message)
 
     def count_refusal(self, ask: Ask, message: str) -> None:
         self.last_refusal = message
@@ -1201,13 +1183,13 @@ class Asks:
             self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
     def hear_answered(self, event: Answered) -> None:
-        """Perhaps elsewhere, as in OpenCode's own interface."""
-        waiting = self.open.get(event.id)
+        """What is open still was answered elsewhere, as in OpenCode's own interface."""
+        ask = self.open.get(event.id)
         self.settle(event.id)
-        if waiting and event.is_refused:
+        if ask and event.is_refused:
             self.talk.note("ask", "refused elsewhere", "warn", event.session)
-            self.count_refusal(waiting.ask, A_PERSON)
-        elif waiting:
+            self.count_refusal(ask, A_PERSON)
+        elif ask:
             self.talk.note("ask", "answered elsewhere", "good", event.session)
 
     def settle(self, id: str) -> None:
@@ -1219,9 +1201,8 @@ class Asks:
         if polled.asks is None:
             return
         listed = {ask.id for ask in polled.asks}
-        for id, waiting in list(self.open.items()):
-            is_listed = id in listed or waiting.ask.kind in polled.unlisted
-            if not is_listed and waiting.since < looked:
+        for id, ask in list(self.open.items()):
+            if id not in listed and ask.kind not in polled.unlisted and ask.since < looked:
                 del self.open[id]
         for ask in polled.asks:
             self.hear(ask)
@@ -1235,41 +1216,39 @@ class Asks:
             self.settled.discard(ask.id)
 
     @property
-    def first(self) -> OpenAsk | None:
-        """Which a person is shown."""
+    def first(self) -> Ask | None:
+        """What a person is shown."""
         return next(iter(self.open.values()), None)
 
     @property
     def shown(self) -> str:
         """Tells the question that a person is shown from all others."""
-        return f"{self.first.ask.id} {len(self.first.answers)}" if self.first else ""
+        return f"{self.first.id} {len(self.first.answers)}" if self.first else ""
 
     def takes_key(self, key: Key) -> bool:
         """Whether it answers what is asked first."""
-        waiting = self.first
-        if waiting is None or key.about not in (None, self.shown):
+        ask = self.first
+        if ask is None or key.about not in (None, self.shown):
             return False
-        is_permission = waiting.ask.kind == "permission"
+        decisions = {"y": "once", "a": "always"} if ask.kind == "permission" else {}
         if key.name == "n":
-            self.refuse(waiting, "by a person", A_PERSON)
-        elif is_permission and key.name in ("y", "a"):
-            decision = "once" if key.name == "y" else "always"
-            self.reply(waiting, decision, f"approved, {decision}")
-        elif not is_permission and key.name in tuple("123456789"):
-            self.choose(waiting, int(key.name))
+            self.refuse(ask, "by a person", A_PERSON)
+        elif key.name in decisions:
+            self.reply(ask, decisions[key.name], f"approved, {decisions[key.name]}")
+        elif ask.kind == "question" and key.name in tuple("123456789"):
+            self.choose(ask, int(key.name))
         else:
             return False
         return True
 
-    def choose(self, waiting: OpenAsk, number: int) -> None:
-        """Answer a question; the reply is sent with the ask's last one."""
-        ask, _since, answers = waiting
-        options = ask.questions[len(answers)].options if ask.questions else ()
+    def choose(self, ask: Ask, number: int) -> None:
+        """Answer the question that is shown; the reply is sent when all of the ask's are."""
+        options = ask.questions[len(ask.answers)].options if ask.questions else ()
         if number <= len(options):
-            answers = (*answers, options[number - 1][0])
-            waiting = self.open[ask.id] = waiting._replace(answers=answers)
+            answers = (*ask.answers, options[number - 1][0])
+            ask = self.open[ask.id] = ask._replace(answers=answers)
             if len(answers) == len(ask.questions):
-                self.reply(waiting, "once", f"answered: {', '.join(answers)}")
+                self.reply(ask, "once", f"answered: {', '.join(answers)}")
 
 
 # By the verdict. One that is not here failed, or it was swallowed.
@@ -1278,39 +1257,6 @@ ENDS = {
     "refused": Outcome("refused", "something it asked for was refused"),
     "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
 }
-
-
-class Ending:
-    """The end that looks show, until it is believed: too early, and a second session begins beside
-    the first. An odd one must stay for some time, and any sign of work makes us forget it."""
-
-    def __init__(self, server_was_lost: bool = False) -> None:
-        self.server_was_lost = server_was_lost  # in the midst of the answer, which has cut it off
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.verdict = ""  # that is not believed yet
-        self.since = 0.0  # it was seen first
-
-    def believe(self, polled: Polled, now: float, is_silent: bool, attempt: int) -> Outcome | None:
-        """None: not yet. `attempt` is how often the prompt was handed over before."""
-        verdict, fault = polled.verdict, polled.fault
-        patience = 1.5
-        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
-            patience = 0.0  # else the message's own error comes a little later
-        elif verdict in ("cut", "refused") and self.server_was_lost:
-            verdict = "unfinished"  # no person did it: the prompt is sent again
-        elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        if verdict == "undelivered" or (verdict == "unfinished" and attempt):
-            patience = 6.0  # the answer to an attempt before stays unfinished for ever
-        if verdict != self.verdict:
-            self.verdict = verdict
-            self.since = now
-        if now - self.since < patience:
-            return None
-        if verdict == "failed":
-            why = "it failed, and OpenCode does not say why"
-            return outcome_of(fault or self.fault or Fault("unknown", why))
-        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
 
 class Talk:
@@ -1334,8 +1280,12 @@ class Talk:
         self.retry_at = 0.0  # until then
         self.retry_since = 0.0  # since then, however often it tried
         self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
-        self.ending = Ending()
         self.ends_as: Outcome | None = None  # what has to end it before its time
+        # The end that looks show.
+        self.verdict = ""  # that is not believed yet
+        self.verdict_since = 0.0
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.server_was_lost = False  # in the midst of the answer, which has cut it off
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
@@ -1362,7 +1312,9 @@ class Talk:
         """The prompt is handed over now: what was heard before is old."""
         self.begun_at = 0.0
         self.look_at = NEVER
-        self.ending = Ending()
+        self.verdict = ""
+        self.fault = None
+        self.server_was_lost = False
         self.asks.last_refusal = ""
 
     # What the stream says.
@@ -1398,7 +1350,7 @@ class Talk:
     def begin(self, session: str) -> None:
         """The prompt runs: an end that was seen was none."""
         self.begun_at = self.run.now
-        self.ending.verdict = ""
+        self.verdict = ""
         if self.retry and self.retry.session == session:
             self.retry = None
 
@@ -1463,7 +1415,7 @@ class Talk:
         if fault.kind == "aborted":
             return
         if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.ending.fault = fault
+            self.fault = fault
             self.look_within(1.0)
         self.transcript.error(fault.message, event.session)
 
@@ -1488,7 +1440,11 @@ class Talk:
         return told.at_least(self.polled)
 
     def weigh(self, polled: Polled, looked: float) -> Outcome | None:
-        """What became of it; None: it is not over yet, or that is not believed."""
+        """What became of it; None: it is not over yet.
+
+        An end that is believed too early begins a second session beside the first: an odd one must
+        stay for some time, and any sign of work makes us forget it.
+        """
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
             self.look_within(LOOK_TWICE)
             return None
@@ -1497,16 +1453,31 @@ class Talk:
         elif polled.activity == "working":
             self.begin(self.id)
             self.retry = None
-        is_silent = self.run.now - self.last_sign > LOOK_CLOSER
+        now = self.run.now
+        verdict, fault = polled.verdict, polled.fault
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
-        if polled.activity != "idle" and not (
-            is_silent and polled.verdict in ("answered", "failed")
-        ):
+        is_silent = now - self.last_sign > LOOK_CLOSER
+        if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
-        outcome = self.ending.believe(polled, self.run.now, is_silent, self.attempt)
-        if outcome is None:
+        patience = 1.5
+        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
+            patience = 0.0  # else the message's own error comes a little later
+        elif verdict in ("cut", "refused") and self.server_was_lost:
+            verdict = "unfinished"  # no person did it: the prompt is sent again
+        elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
+        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+            patience = 6.0  # the answer to an attempt before stays unfinished for ever
+        if verdict != self.verdict:
+            self.verdict = verdict
+            self.verdict_since = now
+        if now - self.verdict_since < patience:
             self.look_within(LOOK_TWICE)
-        return outcome
+            return None
+        if verdict == "failed":
+            why = "it failed, and OpenCode does not say why"
+            return outcome_of(fault or self.fault or Fault("unknown", why))
+        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
     # Time, and the server.
 
@@ -1539,7 +1510,9 @@ class Talk:
 
     def find_server(self) -> None:
         """What was heard before is old, and was broken off by its end."""
-        self.ending = Ending(server_was_lost=True)
+        self.verdict = ""
+        self.fault = None
+        self.server_was_lost = True
         self.look_within(0)
 
 
@@ -1881,7 +1854,7 @@ class ModelLine:
             return None
         if fault and fault.kind == "configuration":
             raise Problem(problem)
-        advice = FAULTS[fault.kind] if fault else ""
+        advice = ADVICE.get(fault.kind, "") if fault else ""
         if advice and self.others(now):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
@@ -3814,14 +3787,13 @@ def view_tasks(run: Run) -> list[TaskView]:
 
 def ask_panel(run: Run) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices, the way out."""
-    waiting = run.talk.asks.first if run.talk else None
-    if not waiting or run.confirming_quit:
+    ask = run.talk.asks.first if run.talk else None
+    if not ask or run.confirming_quit:
         return ()
-    ask = waiting.ask
     if ask.kind == "permission":
         always = [f"A allows {ask.always}"] if ask.always else []
         return (f"May it? {ask.title}", ask.detail, *always, "Y once, A always, N no")
-    question = (*ask.questions[len(waiting.answers) :], Question(ask.detail))[0]
+    question = (*ask.questions[len(ask.answers) :], Question(ask.detail))[0]
     choices = (
         f"{number} {label}" + (f" - {description}" if description else "")
         for number, (label, description) in enumerate(question.options[:9], 1)
@@ -6670,7 +6642,7 @@ def record_of(run: Run, server: Server, status: int | None, commit: str = "") ->
         "server": "" if run.server.is_down or status is not None else run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
-        "waits_for": [f"{waiting.ask.title} {waiting.ask.detail}".strip() for waiting in asks],
+        "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
         "retry": retry,
         "waiting_until": None if run.wait_until is None else began + run.wait_until,
         "tasks": [task_record(item) for item in view_tasks(run)],
