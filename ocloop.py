@@ -323,7 +323,7 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
 
 
 def _without_code(line: str) -> str:
-    """Inline code as letters: what stands in it is talk."""
+    """The line with letters in place of inline code: what stands in it is talk."""
     return _INLINE_CODE.sub(lambda code: "c" * len(code[0]), line)
 
 
@@ -758,7 +758,7 @@ FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Py
 
 
 class StreamOpened(NamedTuple):
-    """It is being read, again; what happened meanwhile is not repeated."""
+    """The event stream is read, again; what happened meanwhile is not repeated."""
 
 
 class ServerDied(NamedTuple):
@@ -779,9 +779,7 @@ class ScreenLost(NamedTuple):
     reason: str
 
 
-class Noted(NamedTuple):
-    """For the journal."""
-
+class Noted(NamedTuple):  # for the journal
     kind: str
     text: str
     tone: str = "warn"
@@ -919,7 +917,7 @@ class RunClock:
 
 # Words for people.
 
-LONGEST_TIME = 1e9  # seconds: thirty years
+LONGEST_TIME = 1e9  # seconds: thirty years, for all that is longer
 
 
 def duration(seconds: float) -> str:
@@ -964,8 +962,8 @@ NOBODY = f"Nobody is there to answer. {_DO_WITHOUT}"
 A_PERSON = f"A person refused this. {_DO_WITHOUT}"
 SAME_CALL = f"You made the same call again and again: it will not help. {_DO_WITHOUT}"
 WRONG_PASSWORD = (
-    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with "
-    "(OPENCODE_PASSWORD goes before it)"
+    "the server refuses the password: set OPENCODE_SERVER_PASSWORD (or OPENCODE_PASSWORD, which "
+    "goes before it) to its own"
 )
 
 
@@ -993,7 +991,7 @@ def outcome_of_error(error: RequestError) -> Outcome:
 
 
 class Circles:
-    """Each method takes in what happened, and returns the problem once that was too often."""
+    """What happens again and again. Each method returns the problem once that was too often."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[int]] = collections.defaultdict(list)  # by session
@@ -1019,7 +1017,9 @@ class Circles:
             whose, problem = event.session, f"it spins: {SPINS} answers without an end in a row"
         else:
             whose = event.parent if event.ended == "answered" else ""
-            problem = f"it answered one prompt {SPINS} times: was this machine's clock set back?"
+            problem = (
+                f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+            )
             if event.ended:
                 self.ends.pop(event.session, None)
         if whose:
@@ -1033,7 +1033,7 @@ class Circles:
             return ""
         return (
             f"it spins: its context was compacted {SPINS} times without anything new between: the "
-            "model's context limit is too small for this task, or set too low in the configuration"
+            "model's context limit is too small for this task, or set too low"
         )
 
 
@@ -1048,15 +1048,14 @@ class Live(NamedTuple):
 class Transcript:
     """What runs now, and each part once in the journal, however often a server says it.
 
-    The end of a text may come after that of the tool that it announces: a tool waits for the texts
-    of its message.
+    A text may end after the tool that it announces: a tool waits for the texts of its message.
     """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # messages and their tools
+        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # by message, tools that wait
 
     def error(self, message: str, session: str) -> None:
         """A server tells it on the stream, in the message, and when polled."""
@@ -1102,6 +1101,7 @@ class Transcript:
             self.live[delta.key] = live._replace(text=text)
 
     def end_message(self, message: str) -> None:
+        """The end of a text may never come."""
         for key, live in list(self.live.items()):
             if live.message == message and live.kind == "text":
                 del self.live[key]
@@ -1112,7 +1112,7 @@ class Transcript:
         self.release()
 
     def release(self) -> None:
-        """Tell of the tools that wait for no text."""
+        """Note the tools that wait for no text any more."""
         held, self.held = self.held, []
         written = {live.message for live in self.live.values() if live.kind == "text"}
         for message, said in held:
@@ -1134,8 +1134,9 @@ class Asks:
         self.last_refusal = ""  # what the agent was told of it
 
     def hear(self, ask: Ask) -> None:
+        """Nothing is answered any more once the session has to end."""
         is_known = ask.id in self.open or ask.id in self.settled
-        if is_known or ask.session not in self.talk.family:
+        if is_known or ask.session not in self.talk.family or self.talk.ends_as:
             return
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
@@ -1146,20 +1147,16 @@ class Asks:
             self.reply(ask, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
             self.refuse(ask, "it is the same call again and again", SAME_CALL)
-        elif self.can_wait:
-            self.run.need_person(said)
         else:
             self.mind()
-
-    @property
-    def can_wait(self) -> bool:
-        """For a person: at the screen, or with `attach`."""
-        return self.run.attended or self.run.options.asks_wait
+            if ask.id in self.open:
+                self.run.need_person(said)
 
     def mind(self) -> None:
         timeout = self.run.options.ask_timeout
+        can_wait = self.run.attended or self.run.options.asks_wait  # for the screen, or `attach`
         for ask in list(self.open.values()):
-            if not self.can_wait:
+            if not can_wait:
                 self.refuse(ask, "nobody is there to answer")
             elif timeout and self.run.now >= ask.since + timeout:
                 self.refuse(ask, f"nobody answered for {duration(timeout)}")
@@ -1208,7 +1205,7 @@ class Asks:
             self.hear(ask)
 
     def delivered(self, request: Request) -> None:
-        """What was to be answered by one that was lost is found again by the next look."""
+        """An answer has arrived, or it was lost: the next look finds again what it was to."""
         ask, error = request.args[0], request.error
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if error and not is_gone and ask.session in self.talk.family:
@@ -1222,11 +1219,11 @@ class Asks:
 
     @property
     def shown(self) -> str:
-        """Tells the question that a person is shown from all others."""
+        """What tells the question that a person is shown from all others."""
         return f"{self.first.id} {len(self.first.answers)}" if self.first else ""
 
     def takes_key(self, key: Key) -> bool:
-        """Whether it answers what is asked first."""
+        """Whether it belongs to what is shown; if so, that is answered with it."""
         ask = self.first
         if ask is None or key.about not in (None, self.shown):
             return False
@@ -1340,7 +1337,7 @@ class Talk:
         elif isinstance(event, Child):
             self.family[event.session] = self.family[session] + 1
         elif isinstance(event, Broke):
-            self.hear_fault(event)
+            self.hear_fault(session, event.fault)
         elif isinstance(event, Compacted):
             self.note("note", "the session was compacted", "dim", session)
             self.give_up("failed", self.circles.compaction(session))
@@ -1367,8 +1364,9 @@ class Talk:
         now = self.run.now
         self.retry = event
         self.retry_at = now + event.wait
-        if (event.session, event.attempt) != self.told_attempt:
-            self.told_attempt = (event.session, event.attempt)
+        attempt = (event.session, event.attempt)
+        if attempt != self.told_attempt:
+            self.told_attempt = attempt
             said = f"attempt {event.attempt} failed: {event.message}"
             self.note("retry", said, "warn", event.session)
         if event.attempt <= 1 or not self.retry_since:
@@ -1378,11 +1376,11 @@ class Talk:
         if self.run.line.others(now):
             most = longest = SHORT_WAIT
         if waited > most:
-            problem = f"OpenCode has waited {duration(waited)}: {event.message}"
-            self.give_up("rate-limited", problem)
+            said = f"OpenCode has waited {duration(waited)}: {event.message}"
+            self.give_up("rate-limited", said)
         elif event.wait > longest:
-            problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
-            self.give_up("rate-limited", problem, event.wait)
+            said = f"OpenCode would wait {duration(event.wait)}: {event.message}"
+            self.give_up("rate-limited", said, event.wait)
 
     def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
@@ -1410,25 +1408,23 @@ class Talk:
             self.transcript.end_message(event.message)
         self.give_up("failed", self.circles.message(event))
 
-    def hear_fault(self, event: Broke) -> None:
-        fault = event.fault
+    def hear_fault(self, session: str, fault: Fault) -> None:
         if fault.kind == "aborted":
             return
-        if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
+        if session == self.id and fault.kind != "overflow":  # that one is compacted away
             self.fault = fault
             self.look_within(1.0)
-        self.transcript.error(fault.message, event.session)
+        self.transcript.error(fault.message, session)
 
     # Looks at it.
 
     def take_in(self, polled: Polled, looked: float) -> None:
         for child in polled.children:
             self.family.setdefault(child, 1)
-        known = self.polled
-        if polled.spent:
-            self.polled = known.at_least(polled.spent)
-        if polled.is_alive or self.polled != known:
+        spent = self.polled.at_least(polled.spent or Spend())
+        if polled.is_alive or spent != self.polled:
             self.last_sign = looked
+        self.polled = spent
         self.asks.compare(polled, looked)
 
     @property
@@ -1501,7 +1497,7 @@ class Talk:
         self.give_up("aborted", self.run.limits.overrun(self.run.used))
 
     def lose_server(self) -> None:
-        """Whoever looks next has it started; what was asked is asked again."""
+        """Whoever looks next has it started; what is asked still is asked again."""
         self.look_at = 0.0
         self.asks.open.clear()
         self.asks.settled.clear()
