@@ -227,7 +227,7 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
-    """The texts of undone tasks that a plan has lost; to reword or to split one loses nothing."""
+    """The texts of undone tasks that a plan has lost: at most as many as there are fewer now."""
     missing = collections.Counter(task.text for task in before.tasks)
     missing -= collections.Counter(task.text for task in now.tasks)
     missing &= collections.Counter(
@@ -250,6 +250,7 @@ _TAG_CLOSE = "</plan-complete>"
 
 
 def parse_plan(text: str) -> Plan:
+    """The rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     shown, near_misses = _hide(text)
     tasks: list[Task] = []
