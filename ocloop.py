@@ -113,28 +113,25 @@ class Problem(Exception):
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────
-# The only place where defaults stand. The environment is asked for nothing that an option can say;
-# what has no option (the password of --server, colours, where state is kept) is read where it is
-# used.
 
 
 class Options(NamedTuple):
-    """What `run` was asked to do. Paths are absolute, durations are in seconds, 0 means off."""
+    """What `run` was asked to do. Paths are absolute, durations in seconds, 0 means off."""
 
     directory: str = "."
     plan: str = "PLAN.md"
     prompt: str = ".loop-prompt.md"
-    models: tuple[str, ...] = ()  # providerID/modelID, the first choice first; (): OpenCode's own
+    models: tuple[str, ...] = ()  # providerID/modelID; (): OpenCode's own
     agent: str = ""
-    port: int = 0  # 0: OpenCode takes 4096, or a free one when that is taken
+    port: int = 0  # 0: 4096, or a free one
     run: bool = False  # start at once
     debug: bool = False  # no validation of the plan
-    verbose: bool = False  # every event of the server in the activity
+    verbose: bool = False
     log: str = ""
     plain: bool = False
     auto: bool = False  # approve what is asked
     ask_timeout: float = 300.0
-    asks_wait: bool = False  # that was named: what is asked waits although there is no screen
+    asks_wait: bool = False  # also without a screen
     max_iterations: int = 0
     max_cost: float = 0.0  # US dollars
     max_time: float = 0.0
@@ -149,19 +146,15 @@ class Options(NamedTuple):
     server_memory: int = 2048  # MiB
     opencode: tuple[str, ...] = ("opencode",)
     server: str = ""  # the URL of a server that is not ours
-    attended: bool = False  # somebody can look and press keys: there is a screen
+    attended: bool = False  # there is a screen: somebody can look and press keys
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
-# The plan is Markdown that people and the agent both edit, so reading it is total: any text gives a
-# Plan, nothing raises, and the time it takes grows as the text does. The loop never writes it.
-# Nothing that looks like a task vanishes: a line with a box is a task, or it is named as a near
-# miss. Only a mark that says so settles a task; whatever else stands in its box, it is open.
+# Any text gives a Plan. Nothing that looks like a task vanishes: a line with a box is a task, or it
+# is named as a near miss. Only a mark that says so settles a task.
 
 
 class Task(NamedTuple):
-    """One checkbox."""
-
     state: str  # pending, done, manual or blocked
     text: str
     reason: str = ""  # of what is manual or blocked
@@ -172,7 +165,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What tells it from others: an agent may move it, and phases share texts."""
+        """What tells it from others: an agent may move it."""
         return self.phase, self.text
 
 
@@ -231,22 +224,17 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
-    """The texts of tasks that a plan has lost since it was read before, and that were not done.
-
-    Rewording, splitting and reordering lose nothing: at most as many are missing as there are
-    fewer tasks now.
-    """
+    """The texts of undone tasks that a plan has lost: at most as many as there are fewer now."""
     missing = collections.Counter(task.text for task in before.tasks)
     missing -= collections.Counter(task.text for task in now.tasks)
-    undone = (task.text for task in before.tasks if task.state in ("pending", "blocked"))
-    missing &= collections.Counter(undone)
+    missing &= collections.Counter(
+        task.text for task in before.tasks if task.state in ("pending", "blocked")
+    )
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
 def problem_of_plan(plan: Plan, path: str) -> str:
     """Why it cannot be worked; "": it can."""
-    if len(plan.tasks) > MOST_TASKS:
-        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
     if not plan.tasks and plan.summary is None:
         return f"{path} has no task: add lines such as `- [ ] Build it`"
     return ""
@@ -256,18 +244,15 @@ _LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
 _TAG_CLOSE = "</plan-complete>"
-MOST_NEAR_MISSES = 1_000
-MOST_TASKS = 10_000  # of a plan that can be worked: more are no plan of anybody's
 
 
 def parse_plan(text: str) -> Plan:
-    """Read a plan; the rules are in the README under "The plan"."""
+    """The rules are in the README under "The plan"."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    shown, unclosed = _hide(text)
-    near_misses: list[NearMiss] = []
+    shown, near_misses = _hide(text)
     tasks: list[Task] = []
     phase = ""
-    above: list[int] = []  # the indentations of the tasks in which the next one may be nested
+    above: list[int] = []  # indentations of tasks in which the next may be nested
     # str.splitlines would split on U+2028 and form feeds as well.
     for number, line in enumerate(shown.split("\n"), 1):
         if not _WORTH_A_LOOK.search(line):
@@ -275,16 +260,13 @@ def parse_plan(text: str) -> Plan:
         state, words, reason = _parse_task(line)
         if state:
             indentation = len(line) - len(line.lstrip())
-            while above and above[-1] >= indentation:
-                above.pop()
+            above = [outer for outer in above if outer < indentation]
             is_begun = state == "begun"
             state = "pending" if is_begun else state
             tasks.append(Task(state, words, reason, phase, number, is_begun, len(above)))
             above.append(indentation)
-        elif len(near_misses) < MOST_NEAR_MISSES:
+        else:
             near_misses += _find_near_miss(line, number)
-            if len(near_misses) == MOST_NEAR_MISSES:  # what is not looked at may be open
-                near_misses[-1] = near_misses[-1]._replace(is_open=True)
         heading = _HEADING.match(line)
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
@@ -292,75 +274,55 @@ def parse_plan(text: str) -> Plan:
     # The last complete tag counts; in its text code and comments are kept.
     tags = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE)))]
     summary = text[tags[-1] : shown.find(_TAG_CLOSE, tags[-1])].strip() if tags else None
-    return Plan(tasks, summary, sorted({*unclosed[:MOST_NEAR_MISSES], *near_misses}))
+    return Plan(tasks, summary, sorted(set(near_misses)))
 
 
 # Code and comments.
 
 _LIST_SIGN = r"(?:[-*+]|\d+[.)])"
-_HIDING = re.compile(
-    rf"^[^\S\n]*({_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})(?=(.*)$)|<!--|-->",
-    re.MULTILINE,
+_OPENING = re.compile(
+    rf"^[^\S\n]*(?:{_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})|<!--", re.MULTILINE
 )
-_OPENING = re.compile("```|~~~|<!--")
+_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
-    """Replace fenced code and HTML comments by spaces, and name those that are never closed.
-
-    What nothing closes is text. Whether something will is found out from the end of the text, so
-    that nothing is searched for twice.
-    """
-    if not _OPENING.search(text):
-        return text, []
+    """Fenced code and HTML comments as spaces; those that are never closed are text, and named."""
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
-    signs = []
-    longest = {"`": -1, "~": -1, "": -1}  # fence that closes in what follows; "": a comment
-    for sign in reversed(list(_HIDING.finditer("\n".join(lines)))):
-        item, fence, info = sign.groups("")
-        closes = sign[0] == "-->" or bool(fence and not item and not info.strip())
-        signs.append((sign, fence, closes, len(fence) <= longest[fence[:1]]))
-        if closes:
-            longest[fence[:1]] = max(longest[fence[:1]], len(fence))
+    bare = "\n".join(lines)
     shown = []
     faults = []
-    at = 0  # where what is not in `shown` yet begins
+    at = 0  # what is before is in `shown`
     line = 1
-    seen = 0  # its lines are counted
-    rest = reversed(signs)  # whoever looks for an end takes from it, too
-    for sign, fence, _closes, is_closed in rest:
-        start = sign.start()
-        if sign[0] == "-->":
-            continue  # there is nothing to close
-        if is_closed:
-            end = next(
-                other.end()
-                for other, close, closes, _is_closed in rest
-                if closes and close[:1] == fence[:1] and len(close) >= len(fence)
-            )
+    seen = 0  # up to here lines are counted
+    unclosed: dict[str, int] = {}  # the shortest fence that nothing closes any more
+    opening = _OPENING.search(bare)
+    while opening:
+        fence = opening[1] or ""
+        sign, length = fence[:1], len(fence)
+        start, end = opening.span()
+        closing = None
+        if length < unclosed.get(sign, NEVER):
+            pattern = rf"^[^\S\n]*{sign}{{{length},}}[^\S\n]*$" if fence else "-->"
+            closing = re.compile(pattern, re.MULTILINE).search(bare, end)
+        if closing:
+            end = closing.end()
             hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
             shown += [text[at:start], hidden]
             at = end
         else:
+            unclosed[sign] = min(length, unclosed.get(sign, length))
             line += text.count("\n", seen, start)
             seen = start
             what = "code block" if fence else "comment"
             faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
+        opening = _OPENING.search(bare, end)
     return "".join([*shown, text[at:]]), faults
 
 
 def _without_code(line: str) -> str:
-    """The line with a letter in place of each sign of inline code: what stands in it is talk."""
-    parts = re.split("(`+)", line)
-    last = {part: index for index, part in enumerate(parts)}
-    ticks = 1  # every other part is
-    while ticks < len(parts):
-        closing = ticks
-        if last[parts[ticks]] > ticks:
-            closing = parts.index(parts[ticks], ticks + 1)
-            parts[ticks : closing + 1] = ["c" * len(part) for part in parts[ticks : closing + 1]]
-        ticks = closing + 2
-    return "".join(parts)
+    """The line with letters in place of inline code: what stands in it is talk."""
+    return _INLINE_CODE.sub(lambda code: "c" * len(code[0]), line)
 
 
 # Boxes and marks.
@@ -368,16 +330,15 @@ def _without_code(line: str) -> str:
 _NO_BRACKET = r"[^\[\]]*"
 _BRACKETS = rf"\[{_NO_BRACKET}(?:\[{_NO_BRACKET}\]{_NO_BRACKET})*\]"
 _INSIDE = rf"({_NO_BRACKET}(?:{_BRACKETS}{_NO_BRACKET})*)"
-_BOX = rf"\[{_INSIDE}\]([*_`]*[:：]?[*_`]*)(?:\s+|$)"  # anything else behind it makes it a link
+_BOX = rf"\[{_INSIDE}\]([*_`]*[:：]?[*_`]*)(?:\s+|$)"  # else it is a link
 _TASK = re.compile(rf"\s*{_LIST_SIGN}\s+([*_`]*){_BOX}")
-_MARK = re.compile(rf"([*_]*){_BOX}")  # a mark in code is talk: "parse `[BLOCKED]`"
+_MARK = re.compile(rf"([*_]*){_BOX}")  # none in code: "parse `[BLOCKED]`"
 _END_MARK = re.compile(
     rf"(?:^|\s)([*_]*)\[(?=\s*(?:blocked|manual)(?![^\W_])){_INSIDE}\]([*_]*)$", re.IGNORECASE
 )
 _TICK_SIGNS = "✓✔✅☑🗸"
 _PART = re.compile(r"[~≈]?\s*\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
-# What stands behind the first three kinds must not go on with a letter; behind the others it is
-# the reason. A picture may stand in front: `[✅ DONE]`.
+# Behind the first three kinds no letter follows; behind the others the reason does.
 _WORD = re.compile(
     rf"(?:[❌{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
@@ -391,17 +352,13 @@ _WORD = re.compile(
     r")(?![^\W_])\s*(?:[:：,，;—–_]|-+)?\s*)",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(
-    r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE
-)  # `[done, but tests fail]`
+# `[done, but tests fail]` is open.
+_DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE)
 _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
 def _parse_task(line: str) -> tuple[str, str, str]:
-    """State, text and reason of a task: a list sign, a box, marks beside it, and a text.
-
-    The state may be "begun" as well; "": it is no task.
-    """
+    """State ("": no task; or "begun"), text and reason."""
     said: list[tuple[str, str]] = []
     wrapping = ""  # what the box and the marks leave open
     at = 0
@@ -431,10 +388,7 @@ def _parse_task(line: str) -> tuple[str, str, str]:
 
 
 def _read_box(inside: str) -> tuple[str, str]:
-    """What stands in a box: state and reason; the state is "" when it is no mark of ours.
-
-    `BLOCKED - no key` -> ("blocked", "no key"), `~` -> ("begun", "").
-    """
+    """State and reason: `BLOCKED - no key` -> ("blocked", "no key"); "" is no mark of ours."""
     box = " ".join(inside.replace("\ufe0f", "").split())
     if not box:
         return "pending", ""
@@ -443,20 +397,21 @@ def _read_box(inside: str) -> tuple[str, str]:
     if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
         return "begun", ""
     word = _WORD.match(box)
-    state = word.lastgroup or "" if word else ""
-    if word and state == "done" and _DOUBT.search(box, word.end()):
-        return "begun", ""
-    if not word or state not in ("manual", "blocked"):
-        return state, ""
-    reason = _PARENTHESES.sub(r"\1", box[word.end() :]).strip()
+    if not word:
+        return "", ""
+    state = word.lastgroup or ""
+    rest = box[word.end() :]
+    if state not in ("manual", "blocked"):
+        return ("begun" if state == "done" and _DOUBT.search(rest) else state), ""
+    reason = _PARENTHESES.sub(r"\1", rest).strip()
     said = word[state].lower()
     if state == "blocked" != said and not reason:
         reason = re.sub("[-_ ]", " ", said)
     return state, reason
 
 
-# Near misses: each box is written anew so that it tells its kind, and a few patterns say where such
-# a box looks like that of a task.
+# Near misses: each box is written anew with a letter for its kind; patterns say where it looks like
+# that of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
@@ -468,8 +423,8 @@ _ANY_BOX = re.compile(
     re.IGNORECASE,
 )
 _LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*(?:\S+\s*)?$)", re.IGNORECASE)
-_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # signs that may stand before a box
-# In a lookahead, so that what it took is not given back piece by piece: that took minutes.
+_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # may stand before a box
+# In a lookahead, which gives nothing back piece by piece: that took minutes.
 _LABEL = (
     r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
     r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
@@ -491,20 +446,18 @@ _NEAR_MISSES = tuple(
 
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
-    if "[" not in boxes:
-        return []
     text = line.strip()
-    fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-    for pattern in _NEAR_MISSES:
+    for pattern in _NEAR_MISSES if "[" in boxes else ():
         found = pattern.match(boxes)
         if found:
+            fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
             return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
     return []
 
 
 def _with_letter(box: re.Match[str]) -> str:
-    """A box of any form as [ ] or [x], or with a letter for what else it says: [o] open, [d] done,
-    [?] open and [-] settled where it begins the line. Without brackets: it is none."""
+    """A box as [ ] or [x], or by what it says: [o] open, [d] done; [?] open and [-] settled, where
+    it begins the line. "c": it is none."""
     form = box.lastindex or 0
     inside = box[form]
     if form > 4:
@@ -523,53 +476,43 @@ def _with_letter(box: re.Match[str]) -> str:
 
 
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
-# The prompt file is sent as it is, less its front matter, with four placeholders filled in. What
-# the loop itself has to tell the agent (the check fails, nothing gets settled) takes the place of
-# {{CHECK}}, or is appended where the prompt has no such place: it must reach the agent in any case.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
-# A line of it: nothing, a comment, a key, or what belongs to the key above.
+# A line of front matter: nothing, a comment, a key, or what belongs to the key above.
 _FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
-    """Split a leading `---` block of `key: value` lines from the prompt's body.
-
-    What stands between two rules and does not look like that is text for the agent.
-    """
+    """A leading `---` block of `key: value` lines, and the prompt's body. What stands between two
+    rules and looks different is text for the agent."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
     if not block or not all(map(_FIELD.match, block[1].split("\n"))):
         return {}, text.strip()
-    fields: dict[str, str] = {}
-    for line in block[1].split("\n"):
-        key, colon, value = line.partition(":")
-        if colon and key.strip() and not line.lstrip().startswith("#"):
-            fields[key.strip()] = value.strip().strip("'\"")
+    pairs = (line.partition(":") for line in block[1].split("\n") if line.lstrip()[:1] != "#")
+    fields = {key.strip(): value.strip().strip("'\"") for key, colon, value in pairs if colon}
     return fields, text[block.end() :].strip()
 
 
 def models_of(fields: dict[str, str]) -> tuple[str, ...]:
-    """The models that a front matter names: `model: A, B` names two, the first choice first."""
+    """`model: A, B` names two, the first choice first."""
     return tuple(name.strip() for name in fields.get("model", "").split(",") if name.strip())
 
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """What the next session is told; `path` is the plan's, `told` what the loop has to tell.
-
-    The places are filled in one pass, so that no value is searched for places itself.
-    """
+    """`told` is what the loop has to tell: it must arrive, also without a place for it."""
     if told and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
     values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
+    # In one pass: no value is searched for places itself.
     text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
-    place = f"{min(plan.total - plan.pending + 1, plan.total)}/{plan.total}"
-    return Prompt(text, f"ocloop {place}: {plan.goal}"[:100])
+    number = min(plan.total - plan.pending + 1, plan.total)
+    return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
 
 
 def told_of_near_misses(plan: Plan) -> str:
-    """What the agent is told that is to wrap up a plan in which something looks undone."""
+    """For the agent that is to wrap up."""
     near = [f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]]
     return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
 
@@ -603,13 +546,10 @@ look so, and do the first task."""
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
-# What OpenCode says, and what is said to it, in neutral words: no dictionary of OpenCode's passes
-# this line.
+# What OpenCode says, and what is said to it: no dictionary of OpenCode's passes this line.
 
 
 class Prompt(NamedTuple):
-    """What one session is told."""
-
     text: str
     title: str = ""  # of the session
     model: str = ""  # providerID/modelID, "": OpenCode's own
@@ -627,11 +567,13 @@ class Ask(NamedTuple):
     id: str
     session: str
     kind: str  # permission or question
-    title: str = ""  # of a permission: what kind of thing it is for, such as "bash"
-    detail: str = ""  # what exactly
+    title: str = ""  # of a permission: such as "bash"
+    detail: str = ""
     questions: tuple[Question, ...] = ()
-    is_circle: bool = False  # OpenCode asks because the agent makes identical calls
+    is_circle: bool = False  # OpenCode asks because the calls are identical
     always: str = ""  # what "always" allows, and for how long
+    since: float = 0.0  # it is known
+    answers: tuple[str, ...] = ()  # labels, for the first questions
 
 
 class Spend(NamedTuple):
@@ -654,7 +596,6 @@ class Spend(NamedTuple):
         return self.input + self.output + self.cached
 
     def record(self) -> dict[str, float | dict[str, int]]:
-        """For JSON."""
         tokens = {"input": self.input, "output": self.output, "cached": self.cached}
         return {"cost": round(self.cost, 6), "tokens": tokens}
 
@@ -662,26 +603,20 @@ class Spend(NamedTuple):
 class Fault(NamedTuple):
     """An error, told apart by structured names and codes alone, never by a model's prose."""
 
-    kind: str  # one of the keys of FAULTS
+    # rate-limit, outage (the provider or the network is away), auth, balance, no-model, no-agent,
+    # configuration (the run cannot go on), overflow (OpenCode compacts the context and goes on),
+    # length, provider (any other of its errors), aborted or unknown
+    kind: str
     message: str
     retry_after: float = 0.0  # seconds, where they were announced
 
 
-# What kinds of faults there are. Those with an advice are a person's to mend: trying again cannot
-# help as long as nothing has worked yet.
-FAULTS = {
-    "rate-limit": "",  # passes by itself, at the announced time or some time later
-    "outage": "",  # the provider or the network is away: passes by itself
+# What a person can do, as long as nothing has worked.
+ADVICE = {
     "auth": "log in with `opencode auth login`, or look at the provider's key",
     "balance": "look at the provider's balance",
     "no-model": "look at the model {model} and at the provider's address in the configuration",
     "no-agent": "look at the agent's name",
-    "configuration": "",  # OpenCode's own: the run cannot go on
-    "overflow": "",  # the context does not fit: OpenCode compacts it and goes on
-    "length": "",  # the answer was cut off at the model's output limit
-    "provider": "",  # any other error of the provider's
-    "aborted": "",
-    "unknown": "",
 }
 
 
@@ -694,43 +629,36 @@ class Setup(NamedTuple):
     free: frozenset[str] = frozenset()  # models without a price
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
-    asks: tuple[str, ...] = ()  # what its configuration wants a person to be asked for
+    asks: tuple[str, ...] = ()  # what its configuration asks a person for
     unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
 
 
 class Polled(NamedTuple):
-    """How the session stands: the truth, where events are only quick.
-
-    `verdict`, on the answer to our own prompt:
+    """How the session stands. `verdict`, on the answer to our own prompt:
     answered     it ended well
     failed       it ended with `fault`
     refused      it ended because something was rejected
-    cut          it was broken off: where `fault` says so, by somebody who interrupted it
+    cut          it was broken off; by somebody, if there is a `fault`
     unfinished   it has begun and not ended: it works, or its server died
     undelivered  the session does not know the prompt, or nothing came of it
-    nothing-ran  the session says that it is through, and there is no answer
-    ""           not looked at: it works, or `is_unsure`
+    nothing-ran  the session is through, and there is no answer
+    ""           not looked at
     """
 
     activity: str  # idle, working or retrying
     verdict: str = ""
     fault: Fault | None = None
-    spent: Spend | None = None  # of the session and all its subagents; None: it cannot be told
+    spent: Spend | None = None  # by subagents, too; None: it cannot be told
     children: tuple[str, ...] = ()
     asks: tuple[Ask, ...] | None = None  # None: not looked at
     unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
-    retry: Activity | None = None  # the details, when it is retrying
+    retry: Activity | None = None
     is_unsure: bool = False  # it seems to rest, which has to be seen twice
-    is_alive: bool = False  # something of it goes on that the stream does not tell of
-
-    @property
-    def is_finished(self) -> bool:
-        """There is an answer that has come to its own end."""
-        return self.verdict in ("answered", "failed")
+    is_alive: bool = False  # it shows life that the stream does not tell of
 
 
 class CheckResult(NamedTuple):
-    status: int  # exit status of --check
+    status: int
     output: str
     interrupted: bool = False
 
@@ -741,7 +669,7 @@ class FilesRead(NamedTuple):
     problem: str = ""
 
 
-# What the server's stream says: hints, and quick.
+# What the server's stream says.
 
 
 class Activity(NamedTuple):
@@ -753,16 +681,14 @@ class Activity(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of a message."""
-
     session: str
     message: str
-    key: str  # tells it from all other parts of the session
+    key: str  # its own in the session
     kind: str  # text, thinking or tool
     state: str  # running, done or failed
     text: str = ""  # what is said; of a tool that failed, why
     tool: str = ""
-    argument: str = ""  # of a tool: the one that matters, in a line
+    argument: str = ""  # of a tool, in a line
     call: int = 0  # of a tool: the same for the same input, 0: not known
     seconds: float = 0.0
     opens: bool = False  # a tool that lets a subagent work
@@ -776,7 +702,7 @@ class Delta(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """A message of the agent's, with what it has cost so far."""
+    """A message of the agent's."""
 
     session: str
     message: str
@@ -784,14 +710,14 @@ class Spent(NamedTuple):
     context: int = 0  # tokens in the session's context
     model: str = ""
     agent: str = ""
-    parent: str = ""  # the message that it answers, where that is known
-    ended: str = ""  # answered, calls (it wants tools to run), nowhere (without saying why)
-    complete: bool = False  # nothing of it is being written any more
+    parent: str = ""  # what it answers, where that is known
+    ended: str = ""  # answered, calls (tools are to run), nowhere (without saying why)
+    complete: bool = False  # nothing more of it is written
 
 
 class Answered(NamedTuple):
     session: str
-    id: str  # of the ask that was answered, by whomever
+    id: str  # of the ask
     is_refused: bool = False
 
 
@@ -810,13 +736,11 @@ class Compacted(NamedTuple):
 
 
 class Alive(NamedTuple):
-    session: str  # which shows life, and no more than that
+    session: str  # shows life, and no more
 
 
 class Woke(NamedTuple):
-    """A session goes to work again by itself: something that it left in the background ended."""
-
-    session: str
+    session: str  # goes to work again by itself: something in its background ended
 
 
 class Edited(NamedTuple):
@@ -832,7 +756,7 @@ FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Py
 
 
 class StreamOpened(NamedTuple):
-    """The event stream is being read, again; what happened meanwhile is not repeated on it."""
+    """The event stream is read, again; what happened meanwhile is not repeated."""
 
 
 class ServerDied(NamedTuple):
@@ -842,8 +766,7 @@ class ServerDied(NamedTuple):
 
 class Key(NamedTuple):
     name: str  # one character in lower case, or a name such as `space`
-    # The ask that was on the screen when it was pressed (or QUIT_SHOWN), "": none; None: not known.
-    about: str | None = None
+    about: str | None = None  # the ask that was on the screen, or QUIT_SHOWN; None: not known
 
 
 class Signalled(NamedTuple):
@@ -851,51 +774,40 @@ class Signalled(NamedTuple):
 
 
 class ScreenLost(NamedTuple):
-    reason: str  # why nobody can see or press anything any more
+    reason: str
 
 
-class Noted(NamedTuple):
-    """Something that an edge has to say in the journal."""
-
+class Noted(NamedTuple):  # for the journal
     kind: str
     text: str
     tone: str = "warn"
 
 
 class RequestError(Exception):
-    """A request that was not carried out. `why`:
-
-    silent         there was no answer, or the server failed at it
-    locked         the password is wrong
-    configuration  OpenCode's configuration is what is wrong
-    gone           the session, or what it asked, is not there any more
-    rejected       it says no for another reason: to ask again is no use
-
-    `code` is HTTP's, 0 without an answer; `name` is OpenCode's own name of the error.
-    """
+    """A request that was not carried out. `code` is HTTP's, 0: no answer; `name` OpenCode's."""
 
     def __init__(self, code: int, message: str, name: str = "", is_timeout: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.name = name
-        self.is_timeout = is_timeout  # tells a server that is silent from one that is gone
+        self.is_timeout = is_timeout  # else it is gone
 
     @property
     def why(self) -> str:
         if self.code == 0 or self.code >= 500:
             return "silent"
         if self.code in (401, 403):
-            return "locked"
+            return "locked"  # the password is wrong
         if self.name.startswith("Config"):
             return "configuration"
         return "gone" if self.code == 404 else "rejected"
 
 
 class Request:
-    """What the run wants done outside: it is made elsewhere, and `hear` writes the answer in."""
+    """What the run wants done outside; `hear` writes the answer in."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name = name  # the name of a method of Outside
+        self.name = name  # of a method of Outside
         self.args = args
         self.done = False
         self.result: Any = None
@@ -903,26 +815,22 @@ class Request:
 
     @property
     def value(self) -> Any:
-        """The result; raises the error in its place."""
         if self.error:
             raise self.error
         return self.result
 
 
 class Answer(NamedTuple):
-    """A request was carried out (or not: `error`)."""
-
     request: Request
     result: Any = None
     error: Exception | None = None
 
 
 # ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with, as values with one job each. None of them waits, and only a
-# Talk, with its Asks and its Transcript, knows the run.
+# What a run remembers and reckons with. None of it waits, and only a Talk, with its Asks and its
+# Transcript, knows the run.
 
-# Seconds to wait after so many failures in a row: none, one, two ...; the last one holds from there
-# on. No wait that grows gets longer than a quarter of an hour.
+# Seconds to wait after so many failures in a row: none, one, two ...
 LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
@@ -934,13 +842,10 @@ NEVER = float("inf")
 
 
 def wait_after(times: int, waits: Sequence[float]) -> float:
-    """The wait after so many failures in a row."""
-    return waits[max(0, min(times, len(waits) - 1))]
+    return waits[min(times, len(waits) - 1)]
 
 
 class Entry(NamedTuple):
-    """One line of the journal."""
-
     number: int
     time: float  # in seconds since 1970
     kind: str
@@ -953,18 +858,15 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The one record of what happened: the screen, the log and the plain lines show it.
-
-    It holds the newest entries; numbers go on beyond those that have been dropped.
-    """
+    """What happened, its newest entries: the screen, the log and the plain lines show it."""
 
     LENGTH = 3000
     LONGEST_TEXT = 4000  # characters of one entry
 
     def __init__(self, clock: RunClock) -> None:
         self.clock = clock
-        self.iteration = 0  # what is noted belongs to this one; 0: to none
-        self.count = 0
+        self.iteration = 0  # 0: none
+        self.count = 0  # also of those that have been dropped
         self.entries: collections.deque[Entry] = collections.deque(maxlen=self.LENGTH)
 
     def note(
@@ -988,27 +890,22 @@ class Journal:
         return list(self.entries)[-count:] if count > 0 else []
 
 
-ABSENT = 10.0  # a longer gap between two events is time away: the machine slept
-
-
 class RunClock:
-    """The time of a run: it leaves out what nobody lived through (sleep, a clock that was set).
-
-    All deadlines stand on `now`. `wall` is the time for people; both in seconds.
-    """
+    """The time of a run. `now`, on which all deadlines stand, leaves out what nobody lived through
+    (sleep, a clock that was set); `wall` is for people."""
 
     def __init__(self, wall: float) -> None:
-        self.began = wall  # for people
+        self.began = wall
         self.wall = wall
         self.now = wall
         self.works = False  # else it is at rest
         self.elapsed = 0.0  # seconds of work
 
     def move_to(self, wall: float) -> bool:
-        """Time has passed; False: it was time away, and does not count."""
+        """False: it was time away, and does not count."""
         passed = wall - self.wall
         self.wall = wall
-        if not 0 <= passed <= ABSENT:
+        if not 0 <= passed <= 10:  # a longer gap between two events: the machine slept
             return False
         self.now += passed
         if self.works:
@@ -1018,11 +915,11 @@ class RunClock:
 
 # Words for people.
 
-LONGEST_TIME = 1e9  # seconds, some thirty years: nobody is told of a longer one
+LONGEST_TIME = 1e9  # seconds: thirty years, for all that is longer
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 9s, 4m05s, 3h12m."""
+    """9s, 4m05s, 3h12m."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
@@ -1030,40 +927,30 @@ def duration(seconds: float) -> str:
 
 
 def dollars_of(cost: float) -> str:
-    """US dollars for people: $3.10, $0.0012. What is not nothing never reads as nothing."""
-    if 0 < cost < 0.0001:
-        return "<$0.0001"
-    whole, _, cents = (f"{cost:.4f}" if cost < 0.1 else f"{cost:.2f}").partition(".")
-    return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
+    """$3.10, $0.0012: what is not nothing never reads as nothing."""
+    return f"${cost:.2g}" if 0 < cost < 0.095 else f"${cost:.2f}"
 
 
 def short_number(number: int) -> str:
-    """1234 -> 1.2k; four characters or fewer up to a billion."""
-    value = float(number)
-    signs = ["", "k", "M", "G"]
-    while value >= 999.5 and len(signs) > 1:
-        value /= 1000
-        del signs[0]
-    has_decimal = value < 9.95 and value != number
-    return f"{value:.1f}{signs[0]}" if has_decimal else f"{value:.0f}{signs[0]}"
+    """1234 -> 1.2k"""
+    value, sign = float(number), ""
+    for larger in "kMG":
+        if value >= 999.5:
+            value, sign = value / 1000, larger
+    return f"{value:.1f}{sign}" if sign and value < 9.95 else f"{value:.0f}{sign}"
 
 
-# One session: whether it is over, what it costs, whether it goes in circles, what it says.
+# One session.
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
-FIRST_LOOK = 2.0  # the first look after a prompt, when no event makes us look sooner
-LOOK_AGAIN = 0.5  # between two looks at an end that is not believed yet
-LOOK_TWICE = 0.25  # between two looks where resting has to be seen twice
+FIRST_LOOK = 2.0  # the first look after a prompt, without any event
+LOOK_TWICE = 0.25  # between two looks at an end that is not believed yet
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
-ODD_END_STAYS = 1.5  # an end that looks odd must look the same for so long before it is believed
-SWALLOWED = 6.0  # a prompt of which nothing is seen for so long was swallowed
 SPINS = 3  # answers that end nowhere, compactions without anything new, answers to one prompt
-SAME_CALLS = 20  # the same tool with the same input, in a row, or two to four by turns
-LONGEST_TURN = 4  # calls that come by turns
+SAME_CALLS = 20  # in a row, or two to four by turns
 REFUSALS = 20  # in one session
-SHORT_WAIT = 90.0  # OpenCode may wait so long for a provider where another model could work
-GOES_ON = 5  # times that one session is told to go on after a refusal that ended its turn
-LOST_REPLIES = 3  # answers to asks that the server would not take, in a row
+SHORT_WAIT = 90.0  # for a provider, where another model could work
+GOES_ON = 5  # times that a session is told to go on after a refusal that ended its turn
 
 _DO_WITHOUT = (
     "Do not ask again: go on without it, or mark the task [BLOCKED: reason] in the plan if it "
@@ -1073,105 +960,82 @@ NOBODY = f"Nobody is there to answer. {_DO_WITHOUT}"
 A_PERSON = f"A person refused this. {_DO_WITHOUT}"
 SAME_CALL = f"You made the same call again and again: it will not help. {_DO_WITHOUT}"
 WRONG_PASSWORD = (
-    "the server refuses the password: set OPENCODE_SERVER_PASSWORD to the one it was started with "
-    "(OPENCODE_PASSWORD goes before it)"
+    "the server refuses the password: set OPENCODE_SERVER_PASSWORD (or OPENCODE_PASSWORD, which "
+    "goes before it) to its own"
 )
 
 
 class Outcome(NamedTuple):
-    """What became of a session.
+    """What became of a session."""
 
-    `kind` is done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage,
-    aborted, or swallowed (the prompt has to be sent again).
-    """
-
+    # done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage, aborted,
+    # or swallowed (the prompt has to be sent again)
     kind: str
     problem: str = ""
     fault: Fault | None = None
 
 
-# What the verdict on an answer means. One that is not here failed, or it was swallowed.
-ENDS = {
-    "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
-}
-
-
-def outcome_of(fault: Fault | None) -> Outcome:
-    """What becomes of a session whose answer ended with this fault; None: nobody says why."""
-    if fault is None:
-        fault = Fault("unknown", "it failed, and OpenCode does not say why")
+def outcome_of(fault: Fault) -> Outcome:
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
     return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
-    """What becomes of a session when this is said to a request that it cannot go on without."""
-    if error.why == "locked":
-        return outcome_of(Fault("configuration", WRONG_PASSWORD))
-    if error.why == "configuration":
-        problem = f"OpenCode's configuration is broken: mend it: {error}"
+    problem = f"OpenCode's configuration is broken: mend it: {error}"
+    if error.why in ("locked", "configuration"):
+        problem = WRONG_PASSWORD if error.why == "locked" else problem
         return outcome_of(Fault("configuration", problem))
     return Outcome("failed", str(error))
 
 
 class Circles:
-    """The circles that an agent or a server can walk in, each session of the family in its own.
-
-    Each method takes in what happened, and returns the problem once that was too often.
-    """
+    """What happens again and again. Each method returns the problem once that was too often."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, list[int]] = {}  # by session
+        self.calls: dict[str, list[int]] = collections.defaultdict(list)  # by session
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
-        self.spins: dict[str, set[str]] = {}  # by session: messages that ended nowhere, in a row
-        self.answers: set[str] = set()  # finished answers to our own prompt
+        # Messages: by session those that ended nowhere, in a row; by prompt its answers.
+        self.ends: dict[str, set[str]] = collections.defaultdict(set)
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
-        calls = self.calls.setdefault(part.session, [])
+        calls = self.calls[part.session]
         if part.call not in calls:
             del self.compactions[part.session]
         calls.append(part.call)
-        for length in range(1, LONGEST_TURN + 1):
+        for length in range(1, 5):
             turn = calls[-length:]
             if 0 not in turn and calls[-length * SAME_CALLS :] == turn * SAME_CALLS:
-                return (
-                    f"it goes in circles: {SAME_CALLS} times in a row the same calls, the last one "
-                    f"{part.tool} {part.argument}"
-                )
+                last = f"the last one {part.tool} {part.argument}"
+                return f"it goes in circles: {SAME_CALLS} times in a row the same calls, {last}"
         return ""
 
-    def message(self, event: Spent, own_prompt: str) -> str:
+    def message(self, event: Spent) -> str:
         if event.ended == "nowhere":
-            spins = self.spins.setdefault(event.session, set())
-            spins.add(event.message)
-            if len(spins) >= SPINS:
-                return f"it spins: {SPINS} answers without an end in a row"
-        elif event.ended:
-            self.spins.pop(event.session, None)
-        if event.ended == "answered" and event.parent == own_prompt:
-            self.answers.add(event.message)
-        if len(self.answers) < SPINS:
-            return ""
-        return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+            whose, problem = event.session, f"it spins: {SPINS} answers without an end in a row"
+        else:
+            whose = event.parent if event.ended == "answered" else ""
+            problem = (
+                f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+            )
+            if event.ended:
+                self.ends.pop(event.session, None)
+        if whose:
+            self.ends[whose].add(event.message)
+        return problem if len(self.ends[whose]) >= SPINS else ""
 
     def compaction(self, session: str) -> str:
-        """A context that does not fit even when compacted is compacted for ever, also with answers
-        between: only a tool call that is new shows that it gets on."""
+        """Only a tool call that is new shows that it gets on: there are answers between."""
         self.compactions[session] += 1
         if self.compactions[session] < SPINS:
             return ""
         return (
             f"it spins: its context was compacted {SPINS} times without anything new between: the "
-            "model's context limit is too small for this task, or set too low in the configuration"
+            "model's context limit is too small for this task, or set too low"
         )
 
 
 class Live(NamedTuple):
-    """A part that runs or is being written now."""
-
     kind: str
     text: str
     since: float
@@ -1180,20 +1044,19 @@ class Live(NamedTuple):
 
 
 class Transcript:
-    """What a session says and does, part by part: what runs now, and each part once in the journal.
+    """What runs now, and each part once in the journal, however often a server says it.
 
-    A server may say the same part many times, leave out pieces of a text, and tell its end after
-    that of the tool that it announces, or never. So a tool waits for the texts of its message.
+    A text may end after the tool that it announces: a tool waits for the texts of its message.
     """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.live: dict[str, Live] = {}  # by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, str, str, str]] = []  # tools that wait
+        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # by message, tools that wait
 
     def error(self, message: str, session: str) -> None:
-        """Each error once: a server tells it on the stream, in the message, and when polled."""
+        """A server tells it on the stream, in the message, and when polled."""
         if message not in self.journaled:
             self.journaled.add(message)
             self.talk.note("error", message, "bad", session)
@@ -1203,31 +1066,31 @@ class Transcript:
         if part.key in self.journaled:
             return False
         is_tool = part.kind == "tool"
-        text = part.argument if is_tool else part.text
         kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
         tone = "dim" if part.kind == "thinking" else ""
+        text = part.argument if is_tool else part.text
+        known = self.live.get(part.key)
         if part.state == "running":
-            known = self.live.get(part.key)
-            if known is None and part.opens:
-                self.note_tool(part, kind, text)
-            shown = text[-Journal.LONGEST_TEXT :]
             since = known.since if known else self.talk.run.now
             depth = self.talk.family.get(part.session, 0)
+            shown = text[-Journal.LONGEST_TEXT :]
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
-            return False
-        self.journaled.add(part.key)
-        self.live.pop(part.key, None)
-        if is_tool:
-            text += f"  {duration(part.seconds)}" if part.seconds >= 1 else ""
-            if part.state == "failed":
-                text += f"  failed: {part.text}"
-                tone = "bad"
-            self.note_tool(part, kind, text, tone)
-        elif text.strip():
+            if known or not part.opens:
+                return False
+        else:
+            self.live.pop(part.key, None)
+            self.journaled.add(part.key)
+        if part.seconds >= 1:
+            text += f"  {duration(part.seconds)}"
+        if part.state == "failed":
+            text += f"  failed: {part.text}"
+            tone = "bad"
+        if not is_tool and text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
-        if part.kind == "text":
-            self.release()
-        return True
+        if is_tool:
+            self.held.append((part.message, (kind, text, tone, part.session)))
+        self.release()
+        return part.state != "running"
 
     def grow(self, delta: Delta) -> None:
         live = self.live.get(delta.key)
@@ -1235,87 +1098,80 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def note_tool(self, part: Part, kind: str, text: str, tone: str = "") -> None:
-        self.held.append((kind, text, tone, part.session))
-        texts = [live.message for live in self.live.values() if live.kind == "text"]
-        if part.message not in texts:
-            self.release()
-
-    def end_message(self, message: str, session: str) -> None:
-        """Nothing of it is being written any more: its texts have ended, whoever says so."""
+    def end_message(self, message: str) -> None:
+        """The end of a text may never come."""
         for key, live in list(self.live.items()):
             if live.message == message and live.kind == "text":
                 del self.live[key]
-                if live.text.strip():
-                    self.journaled.add(key)
-                    self.talk.note("text", live.text.strip(), "", session)
+        self.release()
+
+    def close(self) -> None:
+        self.live.clear()
         self.release()
 
     def release(self) -> None:
-        for entry in self.held:
-            self.talk.note(*entry)
-        self.held.clear()
-
-    def close(self) -> None:
-        """Nothing runs any more."""
-        self.release()
-        self.live.clear()
-
-
-class OpenAsk(NamedTuple):
-    ask: Ask
-    since: float  # whatever looks later must list it
-    answers: tuple[str, ...] = ()  # labels, one for each question answered so far
+        """Note the tools that wait for no text any more."""
+        held, self.held = self.held, []
+        written = {live.message for live in self.live.values() if live.kind == "text"}
+        for message, said in held:
+            if message in written:
+                self.held.append((message, said))
+            else:
+                self.talk.note(*said)
 
 
 class Asks:
-    """What a session and its subagents ask, from its coming up until the answer has arrived.
-
-    What nobody has to be asked for it decides by itself.
-    """
+    """What a session and its subagents ask."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.run = talk.run
-        self.open: dict[str, OpenAsk] = {}  # by the ask's id, in the order in which they came
-        self.settled: set[str] = set()  # ids
-        self.refused: collections.Counter[str] = collections.Counter()  # by the ask's title
-        self.lost_replies = 0  # in a row
-        self.last_refusal = ""  # what the agent was told of it; "": there is none
-        self.is_closed = False  # the session is being ended: nothing is answered any more
+        self.open: dict[str, Ask] = {}  # by id
+        self.settled: set[str] = set()  # ids: a poll on its way may list them
+        self.refused: collections.Counter[str] = collections.Counter()  # by title
+        self.last_refusal = ""  # what the agent was told of it
 
     def hear(self, ask: Ask) -> None:
+        """Nothing is answered any more once the session has to end."""
         is_known = ask.id in self.open or ask.id in self.settled
-        if is_known or self.is_closed or ask.session not in self.talk.family:
+        if is_known or ask.session not in self.talk.family or self.talk.ends_as:
             return
         is_permission = ask.kind == "permission"
         said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
-        waiting = OpenAsk(ask, self.run.now)
+        self.open[ask.id] = ask._replace(since=self.run.now)
         is_auto = self.run.options.auto and is_permission
         if is_auto and not ask.is_circle:
-            self.reply(waiting, "once", "approved (--auto)")
+            self.reply(ask, "once", "approved (--auto)")
         elif ask.is_circle and (is_auto or not self.run.attended):
-            self.refuse(waiting, "it is the same call again and again", SAME_CALL)
-        elif not self.can_wait:
-            self.refuse(waiting, "nobody is there to answer")
+            self.refuse(ask, "it is the same call again and again", SAME_CALL)
         else:
-            self.open[ask.id] = waiting
-            self.run.confirming_quit = False  # what is asked is in front of a person now
-            self.run.notify("asked", said)
+            self.mind()
+            if ask.id in self.open:
+                self.run.confirming_quit = False  # what is asked is in front of a person now
+                self.run.notify("asked", said)
 
-    def reply(self, waiting: OpenAsk, decision: str, said: str, message: str = "") -> None:
-        """`decision` is once, always or reject; `said` is for the journal."""
-        ask = waiting.ask
-        self.answered(ask.id)
+    def mind(self) -> None:
+        timeout = self.run.options.ask_timeout
+        can_wait = self.run.attended or self.run.options.asks_wait  # for the screen, or `attach`
+        for ask in list(self.open.values()):
+            if not can_wait:
+                self.refuse(ask, "nobody is there to answer")
+            elif timeout and self.run.now >= ask.since + timeout:
+                self.refuse(ask, f"nobody answered for {duration(timeout)}")
+
+    def reply(self, ask: Ask, decision: str, said: str, message: str = "") -> None:
+        """`decision`: once, always or reject."""
+        self.settle(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
-        self.run.request("reply", ask, decision, waiting.answers, message)
+        self.run.request("reply", ask, decision, ask.answers, message)
 
-    def refuse(self, waiting: OpenAsk, why: str, message: str = NOBODY) -> None:
-        """Refuse with a message: a bare rejection would end the agent's turn. An agent that does
-        not take no for an answer is stopped."""
-        ask = waiting.ask
-        self.reply(waiting, "reject", f"refused: {why}", message)
+    def refuse(self, ask: Ask, why: str, message: str = NOBODY) -> None:
+        """With a message: a bare rejection would end the agent's turn."""
+        self.reply(ask, "reject", f"refused: {why}", message)
+        self.count_refusal(ask, message)
+
+    def count_refusal(self, ask: Ask, message: str) -> None:
         self.last_refusal = message
         self.refused[ask.title or ask.kind] += 1
         if sum(self.refused.values()) >= REFUSALS:
@@ -1324,185 +1180,113 @@ class Asks:
 
     def hear_answered(self, event: Answered) -> None:
         """What is open still was answered elsewhere, as in OpenCode's own interface."""
-        waiting = self.open.get(event.id)
-        if waiting and event.is_refused:
-            self.talk.note("ask", "refused elsewhere", "warn", waiting.ask.session)
-            self.last_refusal = A_PERSON
-            self.refused[waiting.ask.title or waiting.ask.kind] += 1
-        elif waiting:
-            self.talk.note("ask", "answered elsewhere", "good", waiting.ask.session)
-        self.answered(event.id)
+        ask = self.open.get(event.id)
+        self.settle(event.id)
+        if ask and event.is_refused:
+            self.talk.note("ask", "refused elsewhere", "warn", event.session)
+            self.count_refusal(ask, A_PERSON)
+        elif ask:
+            self.talk.note("ask", "answered elsewhere", "good", event.session)
 
-    def answered(self, id: str) -> None:
-        """By whomever. A poll that is on its way may list it still."""
+    def settle(self, id: str) -> None:
         self.open.pop(id, None)
         self.settled.add(id)
 
     def compare(self, polled: Polled, looked: float) -> None:
-        """What a look does not list any more, somebody else has answered; `looked` is when."""
+        """What a look, made at `looked`, does not list any more, somebody else has answered."""
         if polled.asks is None:
             return
         listed = {ask.id for ask in polled.asks}
-        for id, waiting in list(self.open.items()):
-            is_listed = id in listed or waiting.ask.kind in polled.unlisted
-            if not is_listed and waiting.since < looked:
+        for id, ask in list(self.open.items()):
+            if id not in listed and ask.kind not in polled.unlisted and ask.since < looked:
                 del self.open[id]
         for ask in polled.asks:
             self.hear(ask)
 
-    @property
-    def can_wait(self) -> bool:
-        """Somebody may answer: on the screen, or with `attach`."""
-        return self.run.attended or self.run.options.asks_wait
-
-    def mind(self) -> None:
-        timeout = self.run.options.ask_timeout
-        for waiting in list(self.open.values()):
-            if not self.can_wait:
-                self.refuse(waiting, "nobody is there to answer")
-            elif timeout and self.run.now >= waiting.since + timeout:
-                self.refuse(waiting, f"nobody answered for {duration(timeout)}")
-
     def delivered(self, request: Request) -> None:
-        """An answer of ours has arrived, or it was lost: then the agent waits for ever for it, and
-        the next look finds again what it asks."""
-        ask = request.args[0]
-        error = request.error
-        if error is None:
-            self.lost_replies = 0
-            return
+        """An answer has arrived, or it was lost: the next look finds again what it was to."""
+        ask, error = request.args[0], request.error
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
-        if is_gone or self.is_closed or ask.session not in self.talk.family:
-            return
-        self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
-        self.settled.discard(ask.id)
-        self.lost_replies += 1
-        if self.lost_replies >= LOST_REPLIES:
-            problem = f"{LOST_REPLIES} answers to what it asks did not arrive: {error}"
-            self.talk.give_up("failed", problem)
-        self.talk.look_within(1.0)
-
-    def forget(self) -> None:
-        """The server is gone: what it was asked and told is asked again where it still matters."""
-        self.open.clear()
-        self.settled.clear()
-
-    def close(self) -> None:
-        self.is_closed = True
-        self.open.clear()
-
-    # People.
+        if error and not is_gone and ask.session in self.talk.family:
+            self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
+            self.settled.discard(ask.id)
 
     @property
-    def first(self) -> OpenAsk | None:
-        """The one that a person is shown."""
+    def first(self) -> Ask | None:
+        """What a person is shown."""
         return next(iter(self.open.values()), None)
 
     @property
     def shown(self) -> str:
-        """What tells the question that a person is shown from all others; "" when there is none."""
-        return f"{self.first.ask.id} {len(self.first.answers)}" if self.first else ""
+        """What tells the question that a person is shown from all others."""
+        return f"{self.first.id} {len(self.first.answers)}" if self.first else ""
 
     def takes_key(self, key: Key) -> bool:
-        """Whether the key belongs to what is asked first; if so, it is answered with it."""
-        waiting = self.first
-        if waiting is None or key.about not in (None, self.shown):
+        """Whether it belongs to what is shown; if so, that is answered with it."""
+        ask = self.first
+        if ask is None or key.about not in (None, self.shown):
             return False
-        is_permission = waiting.ask.kind == "permission"
+        decisions = {"y": "once", "a": "always"} if ask.kind == "permission" else {}
         if key.name == "n":
-            self.refuse(waiting, "by a person", A_PERSON)
-        elif is_permission and key.name in ("y", "a"):
-            decision = "once" if key.name == "y" else "always"
-            self.reply(waiting, decision, f"approved, {decision}")
-        elif not is_permission and key.name in tuple("123456789"):
-            self.choose(waiting, int(key.name))
+            self.refuse(ask, "by a person", A_PERSON)
+        elif key.name in decisions:
+            self.reply(ask, decisions[key.name], f"approved, {decisions[key.name]}")
+        elif ask.kind == "question" and key.name in tuple("123456789"):
+            self.choose(ask, int(key.name))
         else:
             return False
         return True
 
-    def choose(self, waiting: OpenAsk, number: int) -> None:
+    def choose(self, ask: Ask, number: int) -> None:
         """Answer the question that is shown; the reply is sent when all of the ask's are."""
-        questions = waiting.ask.questions
-        options = questions[len(waiting.answers)].options if questions else ()
+        options = ask.questions[len(ask.answers)].options if ask.questions else ()
         if number <= len(options):
-            label, _description = options[number - 1]
-            waiting = waiting._replace(answers=(*waiting.answers, label))
-            self.open[waiting.ask.id] = waiting
-            if len(waiting.answers) == len(questions):
-                self.reply(waiting, "once", f"answered: {', '.join(waiting.answers)}")
+            answers = (*ask.answers, options[number - 1][0])
+            ask = self.open[ask.id] = ask._replace(answers=answers)
+            if len(answers) == len(ask.questions):
+                self.reply(ask, "once", f"answered: {', '.join(answers)}")
 
 
-class Ending:
-    """The end that looks show, until it is believed.
-
-    An end that is believed too early begins a second session beside the first: one that is odd must
-    stay as it is for some time, and whatever says that the session works makes us forget it.
-    """
-
-    def __init__(self, server_was_lost: bool = False) -> None:
-        self.server_was_lost = server_was_lost  # in the midst of the answer, which has cut it off
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.verdict = ""  # that is not believed yet
-        self.since = 0.0  # it was seen first
-
-    def believe(self, polled: Polled, now: float, is_silent: bool, attempt: int) -> Outcome | None:
-        """What became of the session, by a look at one that rests; None: not believed yet.
-
-        `is_silent`: nothing was heard of it for long. `attempt` is how often the prompt was handed
-        over before.
-        """
-        verdict, fault = polled.verdict, polled.fault
-        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        elif verdict in ("cut", "refused") and self.server_was_lost:
-            verdict = "unfinished"  # no person did it: the prompt is sent again
-        patience = ODD_END_STAYS
-        if verdict == "undelivered" or (verdict == "unfinished" and attempt):
-            patience = SWALLOWED  # the answer to an attempt before stays unfinished for ever
-        elif verdict == "answered" or (polled.is_finished and (fault or is_silent)):
-            patience = 0.0  # else the message's own error comes a little later
-        if verdict != self.verdict:
-            self.verdict = verdict
-            self.since = now
-        if now - self.since < patience:
-            return None
-        if verdict == "failed":
-            return outcome_of(fault or self.fault)
-        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
+# By the verdict. One that is not here failed, or it was swallowed.
+ENDS = {
+    "answered": Outcome("done"),
+    "refused": Outcome("refused", "something it asked for was refused"),
+    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+}
 
 
 class Talk:
     """One session: what it was told, and what is known of it by its own words and by looks at it.
 
-    Polling is the truth and the event stream only makes it quick: nothing that the stream says is
-    believed to be an end, it only makes us look. What has to end it before its time (a circle, a
-    silence, a wait of days) stands in `ends_as`.
+    Nothing that the event stream says is believed to be an end: it only makes us look.
     """
 
     def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
         self.run = run
         self.plan = run.plan  # before it
-        self.id: str = ""
+        self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
-        self.sending: Request | None = None  # which hands it over, or has done so
+        self.sending: Request | None = None
         self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
-        self.look_at = NEVER  # when the session is to be looked at
+        self.look_at = NEVER
         self.started = run.now
-        self.last_sign = run.now  # the last sign of life
-        self.retry: Activity | None = None  # OpenCode waits for a provider, for one of the family
+        self.last_sign = run.now  # of life
+        self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # until then
-        self.retry_since = 0.0  # it has waited since then, however often it tried
-        self.told_attempt = ("", 0)  # session and OpenCode's own attempt: the journal tells of it
-        self.ending = Ending()
-        self.ends_as: Outcome | None = None
+        self.retry_since = 0.0  # since then, however often it tried
+        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
+        self.ends_as: Outcome | None = None  # what has to end it before its time
+        # The end that looks show.
+        self.verdict = ""  # that is not believed yet
+        self.verdict_since = 0.0
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.server_was_lost = False  # in the midst of the answer, which has cut it off
         self.circles = Circles()
-        # What it and its subagents have used is the larger of two counts: the stream may lose
-        # messages, and a poll may lag behind.
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
-        self.context = 0  # tokens in its own context
+        self.context = 0  # tokens
         self.model = prompt.model
         self.agent = prompt.agent
         self.transcript = Transcript(self)
@@ -1512,10 +1296,11 @@ class Talk:
         session = session or self.id
         self.run.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
-    def give_up(self, kind: str, problem: str, fault: Fault | None = None) -> None:
+    def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
         if problem and self.ends_as is None:
-            self.ends_as = Outcome(kind, problem, fault)
+            fault = Fault("rate-limit", problem, retry_after)
+            self.ends_as = Outcome(kind, problem, fault if kind == "rate-limited" else None)
 
     def look_within(self, seconds: float) -> None:
         self.look_at = min(self.look_at, self.run.now + seconds)
@@ -1524,19 +1309,20 @@ class Talk:
         """The prompt is handed over now: what was heard before is old."""
         self.begun_at = 0.0
         self.look_at = NEVER
-        self.ending = Ending()
+        self.verdict = ""
+        self.fault = None
+        self.server_was_lost = False
         self.asks.last_refusal = ""
 
     # What the stream says.
 
     def hear(self, event: SessionEvent) -> None:
-        """Take it in, if it is about this session or one of its subagents'."""
-        about = event.parent if isinstance(event, Child) else event.session
-        if about not in self.family:
+        session = event.parent if isinstance(event, Child) else event.session
+        if session not in self.family:
             return
         self.last_sign = self.run.now
         if isinstance(event, Delta):
-            self.begin(event.session)
+            self.begin(session)
             self.transcript.grow(event)
         elif isinstance(event, Part):
             self.hear_part(event)
@@ -1549,59 +1335,59 @@ class Talk:
         elif isinstance(event, Answered):
             self.asks.hear_answered(event)
         elif isinstance(event, Child):
-            self.family[event.session] = self.family[event.parent] + 1
+            self.family[event.session] = self.family[session] + 1
         elif isinstance(event, Broke):
-            self.hear_fault(event)
+            self.hear_fault(session, event.fault)
         elif isinstance(event, Compacted):
-            self.note("note", "the session was compacted", "dim", event.session)
-            self.give_up("failed", self.circles.compaction(event.session))
+            self.note("note", "the session was compacted", "dim", session)
+            self.give_up("failed", self.circles.compaction(session))
         elif isinstance(event, Woke):
-            self.begin(event.session)
+            self.begin(session)
 
     def begin(self, session: str) -> None:
-        """The prompt runs: an end that was seen was none. Who works does not wait for a provider;
-        another of the family may."""
+        """The prompt runs: an end that was seen was none."""
         self.begun_at = self.run.now
-        self.ending.verdict = ""
+        self.verdict = ""
         if self.retry and self.retry.session == session:
             self.retry = None
 
     def hear_activity(self, event: Activity) -> None:
-        if event.kind == "idle":
-            if event.session == self.id:  # a subagent's rest is not ours
-                self.look_within(0)
-            return
-        self.begin(event.session)
-        if event.kind == "retrying":
-            self.retry = event
-            self.retry_at = self.run.now + event.wait
-            if (event.session, event.attempt) != self.told_attempt:
-                self.told_attempt = (event.session, event.attempt)
-                said = f"attempt {event.attempt} failed: {event.message}"
-                self.note("retry", said, "warn", event.session)
-            if event.attempt <= 1 or not self.retry_since:
-                self.retry_since = self.run.now
-            waited = self.run.now - self.retry_since
-            has_others = self.run.line.others(self.run.now)
-            longest = self.run.options.max_wait or NEVER
-            if waited > (SHORT_WAIT if has_others else longest):
-                # OpenCode tries for ever, every 30 s, where no time is announced.
-                problem = f"OpenCode has waited {duration(waited)}: {event.message}"
-                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
-            elif event.wait > (SHORT_WAIT if has_others else LONGEST_WAIT):
-                # OpenCode honours an announced wait of days. Nothing would be lost by waiting, but
-                # another model could work meanwhile, and whoever looks should know.
-                problem = f"OpenCode would wait {duration(event.wait)}: {event.message}"
-                fault = Fault("rate-limit", problem, retry_after=event.wait)
-                self.give_up("rate-limited", problem, fault)
+        if event.kind != "idle":
+            self.begin(event.session)
+            if event.kind == "retrying":
+                self.hear_retry(event)
+        elif event.session == self.id:  # a subagent's rest is not ours
+            self.look_within(0)
+
+    def hear_retry(self, event: Activity) -> None:
+        """OpenCode tries for ever, and honours an announced wait of days."""
+        now = self.run.now
+        self.retry = event
+        self.retry_at = now + event.wait
+        attempt = (event.session, event.attempt)
+        if attempt != self.told_attempt:
+            self.told_attempt = attempt
+            said = f"attempt {event.attempt} failed: {event.message}"
+            self.note("retry", said, "warn", event.session)
+        if event.attempt <= 1 or not self.retry_since:
+            self.retry_since = now
+        waited = now - self.retry_since
+        most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
+        if self.run.line.others(now):
+            most = longest = SHORT_WAIT
+        if waited > most:
+            said = f"OpenCode has waited {duration(waited)}: {event.message}"
+            self.give_up("rate-limited", said)
+        elif event.wait > longest:
+            said = f"OpenCode would wait {duration(event.wait)}: {event.message}"
+            self.give_up("rate-limited", said, event.wait)
 
     def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
-            return  # our own prompt, and what OpenCode puts in by itself
+            return
         if event.state == "running":
             self.begin(event.session)
-        has_ended = self.transcript.show(event)
-        if has_ended and event.kind == "tool":
+        if self.transcript.show(event) and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
     def hear_spent(self, event: Spent) -> None:
@@ -1611,55 +1397,50 @@ class Talk:
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
-                self.tell_of_model()
+                line = self.run.line
+                if not self.prompt.model and self.model != line.last_seen:
+                    self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
+                line.last_seen = self.model
         if event.ended:
             self.told_attempt = ("", 0)
             self.retry_since = 0.0
         if event.complete:
-            self.transcript.end_message(event.message, event.session)
-        self.give_up("failed", self.circles.message(event, self.prompt.message_id))
+            self.transcript.end_message(event.message)
+        self.give_up("failed", self.circles.message(event))
 
-    def tell_of_model(self) -> None:
-        """Where `run` named none: it costs, and it sees the code."""
-        run = self.run
-        if self.prompt.model or self.model == run.line.last_seen:
-            return
-        run.line.last_seen = self.model
-        is_named = self.model == without_variant(run.briefing.setup.model)
-        whose = "from OpenCode's configuration" if is_named else "by OpenCode's own choice"
-        run.journal.note("model", f"{self.model}, {whose}", "dim")
-
-    def hear_fault(self, event: Broke) -> None:
-        fault = event.fault
+    def hear_fault(self, session: str, fault: Fault) -> None:
         if fault.kind == "aborted":
             return
-        if event.session == self.id and fault.kind != "overflow":  # that one is compacted away
-            self.ending.fault = fault
+        if session == self.id and fault.kind != "overflow":  # that one is compacted away
+            self.fault = fault
             self.look_within(1.0)
-        self.transcript.error(fault.message, event.session)
+        self.transcript.error(fault.message, session)
 
     # Looks at it.
 
     def take_in(self, polled: Polled, looked: float) -> None:
-        """What the stream may have lost."""
         for child in polled.children:
             self.family.setdefault(child, 1)
-        known = self.polled
-        if polled.spent:
-            self.polled = known.at_least(polled.spent)
-        if polled.is_alive or self.polled != known:
+        spent = self.polled.at_least(polled.spent or Spend())
+        if polled.is_alive or spent != self.polled:
             self.last_sign = looked
+        self.polled = spent
         self.asks.compare(polled, looked)
 
     @property
     def spent(self) -> Spend:
+        """The stream may lose messages, and a poll may lag behind."""
         told = Spend()
         for spend in self.by_message.values():
             told = told.plus(spend)
         return told.at_least(self.polled)
 
     def weigh(self, polled: Polled, looked: float) -> Outcome | None:
-        """What became of it, once that is believed; None: it is not over yet."""
+        """What became of it; None: it is not over yet.
+
+        An end that is believed too early begins a second session beside the first: an odd one must
+        stay for some time, and any sign of work makes us forget it.
+        """
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
             self.look_within(LOOK_TWICE)
             return None
@@ -1668,15 +1449,31 @@ class Talk:
         elif polled.activity == "working":
             self.begin(self.id)
             self.retry = None
-        is_silent = self.run.now - self.last_sign > LOOK_CLOSER
+        now = self.run.now
+        verdict, fault = polled.verdict, polled.fault
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
-        is_over = polled.activity == "idle" or (polled.is_finished and is_silent)
-        if not is_over:
+        is_silent = now - self.last_sign > LOOK_CLOSER
+        if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
-        outcome = self.ending.believe(polled, self.run.now, is_silent, self.attempt)
-        if outcome is None:
-            self.look_within(LOOK_AGAIN)
-        return outcome
+        patience = 1.5
+        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
+            patience = 0.0  # else the message's own error comes a little later
+        elif verdict in ("cut", "refused") and self.server_was_lost:
+            verdict = "unfinished"  # no person did it: the prompt is sent again
+        elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            verdict = "failed"  # before or in the midst of it, as with a model that is not there
+        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+            patience = 6.0  # the answer to an attempt before stays unfinished for ever
+        if verdict != self.verdict:
+            self.verdict = verdict
+            self.verdict_since = now
+        if now - self.verdict_since < patience:
+            self.look_within(LOOK_TWICE)
+            return None
+        if verdict == "failed":
+            why = "it failed, and OpenCode does not say why"
+            return outcome_of(fault or self.fault or Fault("unknown", why))
+        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
 
     @property
     def task(self) -> Task | None:
@@ -1705,24 +1502,25 @@ class Talk:
             problem = f"the iteration took longer than {duration(longest)}"
             if self.retry and is_retrying:  # nobody's fault, and it is waited for
                 problem += f", waiting for the provider: {self.retry.message}"
-                self.give_up("rate-limited", problem, Fault("rate-limit", problem))
-            elif self.asks.first:
-                problem += f", waiting for an answer: {self.asks.first.ask.detail}"
+                self.give_up("rate-limited", problem)
             self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
         self.give_up("aborted", self.run.limits.overrun(self.run.used))
 
     def lose_server(self) -> None:
-        """Whoever looks at the session next finds that out, and has it started."""
+        """Whoever looks next has it started; what is asked still is asked again."""
         self.look_at = 0.0
-        self.asks.forget()
+        self.asks.open.clear()
+        self.asks.settled.clear()
         self.transcript.close()
         self.retry = None
 
     def find_server(self) -> None:
-        """It is there again: what was heard before is old, and was broken off by its end."""
-        self.ending = Ending(server_was_lost=True)
+        """What was heard before is old, and was broken off by its end."""
+        self.verdict = ""
+        self.fault = None
+        self.server_was_lost = True
         self.look_within(0)
 
 
@@ -2068,7 +1866,7 @@ class ModelLine:
             return None
         if fault and fault.kind == "configuration":
             raise Problem(problem)
-        advice = FAULTS[fault.kind] if fault else ""
+        advice = ADVICE.get(fault.kind, "") if fault else ""
         if advice and self.others(now):
             self.let_another_work(problem, now, LONGEST_WAIT)
             return None
@@ -2900,7 +2698,6 @@ class Run:
         sending = talk.sending
         if sending is None:
             return  # it was never given its prompt, and does nothing
-        talk.asks.close()
         with self.shield(Abort):
             try:
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
@@ -3884,14 +3681,13 @@ def view_tasks(run: Run) -> list[TaskView]:
 
 def ask_panel(run: Run) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices, the way out."""
-    waiting = run.talk.asks.first if run.talk else None
-    if not waiting or run.confirming_quit:
+    ask = run.talk.asks.first if run.talk else None
+    if not ask or run.confirming_quit:
         return ()
-    ask = waiting.ask
     if ask.kind == "permission":
         always = [f"A allows {ask.always}"] if ask.always else []
         return (f"May it? {ask.title}", ask.detail, *always, "Y once, A always, N no")
-    question = (*ask.questions[len(waiting.answers) :], Question(ask.detail))[0]
+    question = (*ask.questions[len(ask.answers) :], Question(ask.detail))[0]
     choices = (
         f"{number} {label}" + (f" - {description}" if description else "")
         for number, (label, description) in enumerate(question.options[:9], 1)
@@ -6235,7 +6031,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
     """What the state file says of a run; `status` is its exit status once it has ended, `commit`
     the one at which it began."""
     talk = run.talk
-    asks = [waiting.ask for waiting in talk.asks.open.values()] if talk else ()
+    asks = talk.asks.open.values() if talk else ()
     began = run.clock.wall - run.now  # when the run's own clock stood at 0
     retry = ""
     if talk and talk.retry:
