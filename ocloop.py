@@ -1715,7 +1715,7 @@ class Talk:
         self.look_within(0)
 
 
-# The books, the models in line, what an outcome means for the run, limits, the check.
+# The books, the models in line, what an outcome means for the run, limits, the briefing.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 
@@ -1739,7 +1739,7 @@ class Result(NamedTuple):
     check: str  # passed, failed, interrupted, or "" when none ran
     progress: bool
     phase: str = ""  # of the task
-    refused: tuple[tuple[str, int], ...] = ()  # what it asked for in vain, and how often
+    refused: dict[str, int] = {}  # what it asked for in vain, and how often
     fault: Fault | None = None  # behind the problem
 
     @property
@@ -1758,16 +1758,15 @@ class Result(NamedTuple):
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
-    """What is wrong with models and agent, as far as the server can tell: a mistake must show in
-    the evening, also one in OpenCode's own configuration."""
-    for name in models or filter(None, (setup.model,)):
+    """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
+    for name in filter(None, models or [setup.model]):
         model, _, variant = name.partition("#")
         if setup.models is not None and model not in setup.models:
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
             return f"there is no model {model}: {meant(model, setup.models)}{advice}"
-        known = setup.variants.get(model, ())
-        if variant and setup.variants and variant not in known:
-            there = ", ".join(known) or "it has none"
+        variants = setup.variants.get(model, ())
+        if variant and setup.variants and variant not in variants:
+            there = ", ".join(variants) or "it has none"
             return f"there is no variant {variant} of {model}: {there}"
     if agent and setup.agents is not None and agent not in setup.agents:
         there = ", ".join(setup.agents)
@@ -1783,11 +1782,10 @@ def meant(name: str, known: Iterable[str]) -> str:
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
     """The exit status of a run that its agents have ended, and the reason for a person.
 
-    Where no agent has said that it is complete, tasks that are `gone` and what looks like an open
-    task are work that is left.
+    Where no agent has said that it is complete, what is gone or looks like an open task is left.
     """
-    left = [tasks_of(plan.pending, "pending")] if plan.pending else []
-    left += [tasks_of(plan.blocked, "blocked")] if plan.blocked else []
+    counts = {"pending": plan.pending, "blocked": plan.blocked}
+    left = [tasks_of(count, word) for word, count in counts.items() if count]
     if left:
         return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
@@ -1805,10 +1803,6 @@ def tasks_of(number: int, word: str = "") -> str:
     return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
 
 
-def times_of(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
-
-
 def first_of(names: Sequence[str]) -> str:
     """The first five, and how many more there are."""
     shown = ", ".join(name[:60] for name in names[:5])
@@ -1816,20 +1810,20 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def said_gone(gone: Sequence[str]) -> str:
-    return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}"
+    return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}" if gone else ""
 
 
-def refused_by(results: Iterable[Result]) -> tuple[tuple[str, int], ...]:
+def refused_by(results: Iterable[Result]) -> dict[str, int]:
     """What agents asked for in vain, and how often, the most frequent first."""
     refused: collections.Counter[str] = collections.Counter()
     for result in results:
-        refused.update(dict(result.refused))
-    return tuple(refused.most_common())
+        refused.update(result.refused)
+    return dict(refused.most_common())
 
 
-def said_refused(refused: Iterable[tuple[str, int]]) -> str:
+def said_refused(refused: dict[str, int]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
-    said = ", ".join(f"{title} ×{times}" for title, times in refused)
+    said = ", ".join(f"{title} ×{times}" for title, times in refused.items())
     return f"refused: {said}" if said else ""
 
 
@@ -1845,23 +1839,22 @@ def how_to_allow(refused: Collection[str]) -> str:
 
 
 class Books:
-    """All results so far, and what is reckoned from them."""
+    """All results so far, and what is reckoned from them and from the plans after them."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
         self.results: list[Result] = []
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
         self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
-        self.check_failures = 0  # in a row: only a check that passes ends it
-        self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
-        self.is_unchecked = True  # something was at work since it said so
-        self.complaint = ""  # of the check, for the next agent; "" when the last one passed
         self.waited = 0.0  # seconds, for a provider, since an iteration worked
+        # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
+        self.check = ""
+        self.complaint = ""  # for the next agent, where it failed
+        self.check_failures = 0  # in a row: only a check that passes ends it
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
-        self.tasks: set[str] = set()  # of the plan that was noted last
-        self.has_tagged = False  # an agent has said that the plan is complete
-        self.most_settled = 0  # tasks, so far
-        self.least_pending = NEVER  # the same
+        self.most_settled = 0  # so far
+        self.least_left = 0  # the same: pending tasks, and the summary
 
     def add(self, result: Result) -> None:
         self.results.append(result)
@@ -1872,60 +1865,43 @@ class Books:
             self.check_failures = 0
         if result.worked:
             self.unsettled.append(result)
+            self.waited = 0.0
         if result.progress:
             self.unsettled.clear()
 
     def note_plan(self, plan: Plan) -> bool:
-        """Take in a plan; whether it is progress.
+        """Take in a plan, and say what has gone out of it; whether it is progress.
 
-        Progress is more settled, or less pending, than ever before in this run, and nothing gone.
-        To un-check a task and to check it again, to reword it, or to add a line that is done, is
-        none: agents did so all night.
-        A plan of several tasks, none of which was in the one before, is another one, and counts
-        from where it begins.
+        Progress is more settled, or less left, than ever before in this run: all night agents
+        un-checked a task and checked it again, reworded it, and added lines that were done. A plan
+        that shares no task with the one before counts from where it begins.
         """
-        tasks = {task.text for task in plan.tasks}
-        lost = missing_tasks(self.plan, plan)
-        came = collections.Counter(task.text for task in plan.tasks)  # some come back
-        came -= collections.Counter(task.text for task in self.plan.tasks)
-        gone = collections.Counter((*self.gone, *lost)) - came
-        self.gone = list(gone.elements())
+        both = (self.plan, plan)
+        texts, now = (collections.Counter(task.text for task in each.tasks) for each in both)
         was_open, is_open = (
-            collections.Counter(task.text for task in each.tasks if task.state == "pending")
-            for each in (self.plan, plan)
+            {task.text for task in each.tasks if task.state == "pending"} for each in both
         )
-        self.plan = plan
-        has_more = plan.settled > self.most_settled
-        has_less = plan.pending < self.least_pending
-        is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
-        if tasks:  # an agent may empty it for a moment
-            self.tasks = tasks
+        lost = missing_tasks(self.plan, plan)
+        if lost:
+            self.journal.note("warn", said_gone(lost), "warn")
+        gone = collections.Counter([*self.gone, *lost]) - (now - texts)  # some come back
+        self.gone = list(gone.elements())
+        left = plan.pending + (plan.summary is None)  # which is the last task of every plan
+        has_more, has_less = plan.settled > self.most_settled, left < self.least_left
+        # One task with other words is no other plan.
+        is_another = not texts or (len(now) > 1 and texts.keys().isdisjoint(now))
         if has_more or is_another:
             self.most_settled = plan.settled
         if has_less or is_another:
-            self.least_pending = plan.pending
-        settles = has_more and bool(was_open - is_open)  # and no line came that was done already
-        shrinks = has_less and not lost
-        return settles or shrinks
+            self.least_left = left
+        self.plan = plan
+        return (has_more and not was_open <= is_open) or (has_less and not lost)
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
         self.unsettled.clear()
         self.check_failures = 0
         self.waited = 0.0
-        self.has_tagged = False
-
-    def forget_progress(self) -> None:
-        """Progress counts from the plan that is noted next."""
-        self.tasks = set()
-        self.most_settled = 0
-        self.least_pending = NEVER
-
-    @property
-    def verdict(self) -> str:
-        """What a check says of the work as it stands: passed, failed, interrupted or not run."""
-        is_stale = self.is_unchecked and self.check in ("", "passed")  # a failure stays one
-        return "not run" if is_stale else self.check
 
     def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
@@ -1941,9 +1917,9 @@ class Books:
 
     def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
-        last = self.results[-1] if self.results else None
-        if last and last.fault and last.fault.kind == "length" and not last.progress:
-            return CUT_SHORT.format(goal=last.goal)
+        for last in self.results[-1:]:
+            if last.fault and last.fault.kind == "length" and not last.progress:
+                return CUT_SHORT.format(goal=last.goal)
         return ""
 
     @property
@@ -1976,14 +1952,6 @@ class End(NamedTuple):
         return self.status == 130
 
 
-class Wait(NamedTuple):
-    """What comes after an iteration that failed. `seconds` is how long."""
-
-    why: str
-    seconds: float
-    for_provider: bool = False  # it counts towards --max-wait
-
-
 class ModelLine:
     """The models in line, and what an outcome means for them and the run.
 
@@ -1991,10 +1959,9 @@ class ModelLine:
     OpenCode's own default is the only one in line, as "".
     """
 
-    def __init__(self, options: Options, books: Books, journal: Journal) -> None:
+    def __init__(self, options: Options, books: Books) -> None:
         self.options = options
         self.books = books
-        self.journal = journal
         self.models = options.models or ("",)
         self.current = self.models[0]
         self.until: dict[str, float] = {}  # model -> when its rest is over
@@ -2008,8 +1975,7 @@ class ModelLine:
 
     def others(self, now: float) -> list[str]:
         """Those that could work now besides the one at work."""
-        others = [model for model in self.models if model != self.current]
-        return [model for model in others if not self.left(model, now)]
+        return [one for one in self.models if one != self.current and not self.left(one, now)]
 
     def choose(self, now: float, another: bool = False) -> str:
         """The model that works next: the first one that does not rest, else the first one back.
@@ -2020,12 +1986,18 @@ class ModelLine:
         self.current = min(models, key=lambda model: self.left(model, now))
         return self.current
 
-    def rest(self, now: float, announced: float = 0.0) -> float:
-        """Let the one at work rest, for the announced seconds, else longer each time; how long."""
-        self.rests[self.current] += 1
-        seconds = announced or wait_after(self.rests[self.current], RATE_LIMIT_WAITS)
-        self.until[self.current] = now + seconds
-        return seconds
+    def rest(self, why: str, now: float, announced: float = 0.0) -> float:
+        """Let the one at work rest, for the announced seconds, else longer each time; seconds until
+        one can work."""
+        model = self.current
+        self.rests[model] += 1
+        seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
+        self.until[model] = now + seconds
+        left = self.left(self.choose(now), now)
+        if not left:
+            said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
+            self.books.journal.note("retry", said, "warn")
+        return left
 
     def note_success(self) -> None:
         """The one at work has worked."""
@@ -2038,66 +2010,43 @@ class ModelLine:
         self.rests.clear()
         self.failures.clear()
 
-    def after(self, result: Result, model: str, now: float) -> Wait | End | None:
-        """What comes before the next iteration; None: nothing. Raises Problem.
+    def after(self, result: Result, model: str, now: float) -> float | End:
+        """Seconds to wait before the next iteration, or why the run rests. Raises Problem.
 
         `model` is what a person knows the model at work by.
         """
-        fault = result.fault
         problem = result.problem
-        if result.waited_for:
-            if not result.spend.tokens:
-                self.books.waited += result.seconds  # it did nothing but wait
-            return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
+        fault = result.fault or Fault("unknown", problem)
         if result.worked or result.outcome == "aborted":
-            return None
-        if fault and fault.kind == "configuration":
-            raise Problem(problem)
-        advice = FAULTS[fault.kind] if fault else ""
-        if advice and self.others(now):
-            self.let_another_work(problem, now, LONGEST_WAIT)
-            return None
-        if advice and self.books.last_worked is None and not result.spend.tokens:
-            advice = advice.format(model=model or "of the configuration")
-            raise Problem(f"{problem.rstrip('.')}: {advice}")
-        self.failures[self.current] += 1
-        times = self.failures[self.current]
-        most = self.options.retries
-        if not most or times <= most:
-            return Wait(problem, wait_after(times, FAILURE_WAITS))
-        # Two models that fail by turns would do so for ever.
-        if any(self.failures[other] <= most for other in self.others(now)):
-            self.let_another_work(problem, now, LONGEST_WAIT)
-            return None
-        times = sum(self.failures.values())
-        advice = advice and f": {advice.format(model=model or 'of the configuration')}"
-        raise Problem(f"{times} iterations in a row failed, the last one: {problem}{advice}")
-
-    def let_another_work(self, why: str, now: float, seconds: float) -> None:
-        """Let the model at work rest for so long (0: longer each time), and the next one work."""
-        model = self.current
-        rest = duration(self.rest(now, seconds))
-        following = self.choose(now)
-        said = f"{model} rests for {rest} ({why}): {following} is next"
-        self.journal.note("retry", said, "warn")
-
-    def wait_for_provider(self, announced: float, problem: str, now: float) -> Wait | End | None:
-        """A limit or an outage passes by itself, and costs nothing while it is waited for.
-
-        What is left of --max-wait is waited; not for a time that was announced to come after it.
-        """
-        left = (self.options.max_wait or NEVER) - self.books.waited
-        if self.others(now) and left > 0:
-            self.let_another_work(problem, now, announced)
-            return None
-        self.rest(now, announced)
-        seconds = min(self.left(model, now) for model in self.models)
-        if left <= 0 or (announced and seconds > left):
-            waited = duration(self.books.waited)
+            return 0.0
+        if result.waited_for:  # it passes by itself, and costs nothing while it is waited for
+            if not result.spend.tokens:
+                self.books.waited += result.seconds
+            most_left = (self.options.max_wait or NEVER) - self.books.waited
+            seconds = announced = fault.retry_after
+            if most_left > 0:
+                seconds = self.rest(problem, now, announced)
+                if not announced or seconds <= most_left:
+                    return min(seconds, most_left)
             back = f", and would be back in {duration(seconds)}" if announced else ""
-            why = f"{problem.rstrip('.')}: waited {waited}{back} (--max-wait)"
-            return End("paused", 3, why, "max_wait")
-        return Wait(problem, min(seconds, left), for_provider=True)
+            waited = f"{problem.rstrip('.')}: waited {duration(self.books.waited)}{back}"
+            return End("paused", 3, f"{waited} (--max-wait)", "max_wait")
+        advice = FAULTS[fault.kind].format(model=model or "of the configuration")
+        self.failures[self.current] += 1
+        times, most = self.failures[self.current], self.options.retries or NEVER
+        # Two models that fail by turns would do so for ever.
+        has_others = any(self.failures[other] <= most for other in self.others(now))
+        if has_others and (advice or times > most):
+            return self.rest(problem, now, LONGEST_WAIT)
+        has_worked = self.books.last_worked is not None or result.spend.tokens > 0
+        is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
+        if times <= most and not is_hopeless:
+            return wait_after(times, FAILURE_WAITS)
+        said = f"{problem.rstrip('.')}: {advice}" if advice else problem
+        if not is_hopeless:
+            times = sum(self.failures.values())
+            said = f"{times} iterations in a row failed, the last one: {said}"
+        raise Problem(said)
 
 
 # The limits that R raises, by as much again, and how they are told.
@@ -2121,21 +2070,20 @@ class Limits:
         for name, count in used.items():
             if self.most[name] and count >= self.most[name]:
                 return End("paused", 3, self.told(name, count), name)
-        most = self.options.stuck
-        unsettled = self.books.unsettled
-        if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
+        most = self.options.stuck or NEVER
+        unsettled, failures = self.books.unsettled, self.books.check_failures
+        if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
             refused = refused_by(unsettled)
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             if refused:
-                advice = f"{said_refused(refused)}: {how_to_allow(dict(refused))}"
+                advice = f"{said_refused(refused)}: {how_to_allow(refused)}"
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        failures = self.books.check_failures
-        if most and failures >= most:
+        elif failures >= most:
             advice = f"mend what `{self.options.check}` shows"
-            why = f"the check failed {times_of(failures)} in a row (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        return None
+            why = f"the check failed {failures} times in a row (--stuck): {advice}"
+        else:
+            return None
+        return End("paused", 3, why, "stuck")
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
@@ -2174,10 +2122,6 @@ class Briefing:
         models = self.options.models or models_of(fields)
         return models, self.options.agent or fields.get("agent", ""), body
 
-    def problem(self) -> str:
-        models, agent, _body = self.read()
-        return problem_of_names(self.setup, models, agent)
-
     def first_model(self) -> str:
         """The model that is first in line, as far as it is known."""
         models, _agent, _body = self.read()
@@ -2188,14 +2132,16 @@ class Briefing:
         setup = self.setup
         model = without_variant(self.first_model())
         said = []
-        if not self.read()[0] and not setup.model and model in setup.free:
-            said.append(
-                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
-                "`opencode auth login`"
-            )
-        if model in setup.free and self.options.max_cost:
-            said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
+        if model in setup.free:
+            if not self.read()[0] and not setup.model:
+                provider = model.partition("/")[0]
+                said.append(
+                    f"nobody named a model, and OpenCode chose {model} by itself: your code goes "
+                    f'to provider "{provider}"; name another one with -m, or log in with '
+                    "`opencode auth login`"
+                )
+            if self.options.max_cost:
+                said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
         if setup.asks and not self.options.auto:
             means = "asked at night means refused"
             if self.options.asks_wait:
@@ -2539,7 +2485,7 @@ class Iteration(NamedTuple):
             model=self.talk.model,
             check="",
             progress=False,
-            refused=tuple(self.talk.asks.refused.most_common()),
+            refused=dict(self.talk.asks.refused.most_common()),
         )
 
 
@@ -2571,8 +2517,8 @@ class Run:
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
-        self.books = Books()
-        self.line = ModelLine(options, self.books, self.journal)
+        self.books = Books(self.journal)
+        self.line = ModelLine(options, self.books)
         self.briefing = Briefing(options, self.files, self.line, seed)
         self.limits = Limits(options, self.books)
         # What a person wants.
@@ -2732,7 +2678,8 @@ class Run:
     def look_through(self) -> list[str]:
         """What is wrong with models and agent ends the run; what is odd is said, once, and
         returned."""
-        problem = self.briefing.problem()
+        models, agent, _body = self.briefing.read()
+        problem = problem_of_names(self.briefing.setup, models, agent)
         if problem:
             raise Problem(problem)
         warnings = self.briefing.warnings()
@@ -2752,12 +2699,12 @@ class Run:
             self.clock.works = True
             with self.showing("running"):
                 while True:
-                    is_due = not self.books.check or self.plan.summary is not None
-                    if self.options.check and self.books.verdict == "not run" and is_due:
-                        self.take_stock(await self.read_files())  # a check may change it
+                    is_due = not self.number or self.plan.summary is not None
+                    if self.options.check and not self.books.check and is_due:
+                        self.books.note_plan(await self.read_files())  # a check may change it
                         await self.run_check()  # what it says is told to the first session
                     plan = await self.read_files()  # whoever wrote it may have been quick
-                    self.take_stock(plan)
+                    self.books.note_plan(plan)
                     end = self.reason_to_rest(plan)
                     if end:
                         return end
@@ -2810,7 +2757,7 @@ class Run:
                         break
                     self.journal.note("note", STILL_COMPLETE, "warn")
         self.rests_at = None
-        self.books.forget_progress()  # what happened to the plan at rest is a person's
+        self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
         elif not end.is_pause:  # whatever went wrong so far, this is a new beginning
@@ -2826,7 +2773,8 @@ class Run:
         self.number += 1
         self.journal.iteration = self.number
         talk = self.new_talk()
-        self.books.is_unchecked = True
+        if self.books.check != "failed":  # that stands until it passes
+            self.books.check = ""
         iteration = self.iteration = Iteration(self.number, plan, talk)
         self.journal.note("task", title_of(plan.goal), "head")
         try:
@@ -2835,7 +2783,7 @@ class Run:
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except (Interrupt, Problem):
                 # It is in no book but for what it has cost, and what it has taken out of the plan.
-                self.take_stock(self.plan)
+                self.books.note_plan(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
                 self.server.left_session = talk.id
                 raise
@@ -2864,7 +2812,7 @@ class Run:
         prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
         if stuck:
             times = len(self.books.unsettled)
-            said = f"nothing was settled {times_of(times)}: the last try, and the prompt says so"
+            said = f"nothing was settled, {times} times: the last try, and the prompt says so"
             self.journal.note("warn", said, "warn")
         return Talk(prompt, self)
 
@@ -3006,15 +2954,14 @@ class Run:
         finally:
             self.check_since = None
         books = self.books
+        books.complaint = ""
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
-        books.is_unchecked = checked.interrupted
         if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
             books.check = "passed"
-            books.complaint = ""
             self.journal.note("check", "passed", "good")
-        elif checked.status in (126, 127) and not books.check:  # a shell's "no such"
+        elif checked.status in (126, 127) and not self.number:  # a shell's "no such"
             command = self.options.check
             raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")
         else:
@@ -3027,9 +2974,7 @@ class Run:
 
     def settle(self, iteration: Iteration, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
-        is_tagged = plan.summary is not None
-        has_progress = self.take_stock(plan) or (is_tagged and not self.books.has_tagged)
-        self.books.has_tagged = self.books.has_tagged or is_tagged
+        has_progress = self.books.note_plan(plan)
         known = collections.Counter(near.fault for near in iteration.plan.near_misses)
         near_misses = []
         for near in plan.near_misses:
@@ -3055,18 +3000,8 @@ class Run:
         self.books.add(result)
         if result.worked:
             self.server.failures = 0
-            self.books.waited = 0.0
             self.line.note_success()
         return result
-
-    def take_stock(self, plan: Plan) -> bool:
-        """Note it in the books, and say what has gone out of it; whether it is progress."""
-        known = collections.Counter(self.books.gone)
-        has_progress = self.books.note_plan(plan)
-        gone = list((collections.Counter(self.books.gone) - known).elements())
-        if gone:
-            self.journal.note("warn", said_gone(gone), "warn")
-        return has_progress
 
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
@@ -3074,34 +3009,28 @@ class Run:
         if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
-
-        def is_complete() -> bool:
-            """Nothing needs to be tried again, or waited for: a person may have done it all."""
-            return self.plan.summary is not None and not self.books.complaint
-
-        if is_complete():
-            return None
-        step = self.line.after(result, self.model, self.now)
-        if not isinstance(step, Wait):
-            return step
         self.goes_on = False
 
         def is_over() -> bool:
-            """The next turn finds out what made the wait end, such as --max-time."""
+            """The next turn finds out why; a person may have completed the plan."""
+            is_complete = self.plan.summary is not None and not self.books.complaint
             has_limit = self.limits.reached(self.used) is not None
-            return self.goes_on or self.pause_wanted or is_complete() or has_limit
+            return self.goes_on or self.pause_wanted or is_complete or has_limit
 
-        if is_over():
+        seconds = 0.0 if is_over() else self.line.after(result, self.model, self.now)
+        if isinstance(seconds, End):
+            return seconds
+        if not seconds:
             return None
-        self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
+        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
         began = self.now
-        self.wait_until = began + step.seconds
+        self.wait_until = began + seconds
         try:
-            with self.showing("waiting", step.why):
+            with self.showing("waiting", result.problem):
                 await self.wait(self.wait_until, sooner=is_over)
         finally:
             self.wait_until = None
-            if step.for_provider:
+            if result.waited_for:
                 self.books.waited += self.now - began
         return None
 
@@ -3399,17 +3328,15 @@ def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     began with (None: to wrap up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
-
-    def count(plan: Plan, state: str) -> int:
-        return sum(one.state == state and one.name == task.name for one in plan.tasks)
-
+    more = collections.Counter((one.name, one.state) for one in after.tasks)
+    is_open = more[task.name, "pending"] > 0
+    more.subtract((one.name, one.state) for one in before.tasks)
     for state in ("done", "blocked", "manual"):
-        if count(after, state) > count(before, state):
+        if more[task.name, state] > 0:
             return state
-    # An agent may word it anew as it marks it.
-    if after.done > before.done and not count(after, "pending"):
-        return "done"
-    return "blocked" if after.blocked > before.blocked and after.done <= before.done else "progress"
+    if after.done > before.done:  # an agent may word it anew as it marks it
+        return "progress" if is_open else "done"
+    return "blocked" if after.blocked > before.blocked else "progress"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -3425,13 +3352,12 @@ def progress_of(plan: Plan) -> list[str]:
 
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
-    spend = result.spend
     facts = (
         f"#{result.number} {result.word} in {duration(result.seconds)}",
         said_refused(result.refused),
         *progress_of(plan),
-        f"{short_number(spend.tokens)} tokens",
-        dollars_of(spend.cost),
+        f"{short_number(result.spend.tokens)} tokens",
+        dollars_of(result.spend.cost),
         title_of(result.goal),
     )
     record = {"record": "iteration", **result_record(result), **counts_of(plan)}
@@ -3448,7 +3374,7 @@ def result_record(result: Result) -> Json:
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
-        "refused": dict(result.refused),
+        "refused": result.refused,
         **result.spend.record(),
     }
 
@@ -3480,34 +3406,32 @@ def end_record(run: Run, event: str, end: End) -> Json:
 def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
     books = run.books
-    gone_now = missing_tasks(books.plan, run.plan) if run.iteration else []
-    verdict = books.verdict if run.options.check else ""
-    check = {"command": run.options.check, "verdict": verdict, "told": books.complaint}
+    command = run.options.check
+    verdict = (books.check or "not run") if command else ""
     return {
         "summary": run.plan.summary,
-        "gone": [*books.gone, *gone_now],
-        "refused": dict(refused_by(run.books.results)),
-        "check": check,
+        "gone": books.gone,
+        "refused": refused_by(books.results),
+        "check": {"command": command, "verdict": verdict, "told": books.complaint},
         **run.total.record(),
     }
 
 
 def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
-    plan = run.plan
-    lines = [f"the agent says: {plan.summary}"] if plan.summary else []
-    iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
-    if run.files.plan_text:
-        lines.append(
-            f"{plan}; {iterations} in {duration(run.clock.elapsed)}; "
-            f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
-        )
-    if run.books.gone:
-        lines.append(said_gone(run.books.gone))
+    plan, total = run.plan, run.total
+    iterations = f"{run.number} iteration{'s' * (run.number != 1)}"
+    counts = f"{plan}; {iterations} in {duration(run.clock.elapsed)}"
+    spent = f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
+    lines = [
+        f"the agent says: {plan.summary}" if plan.summary else "",
+        f"{counts}; {spent}" if run.files.plan_text else "",
+        said_gone(run.books.gone),
+    ]
     for state in ("blocked", "manual"):
         lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
     steps = next_steps(plan, {"status": run.status, **left_behind(run)})
-    return lines + [f"to do: {step}" for step in steps]
+    return [*filter(None, lines), *(f"to do: {step}" for step in steps)]
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3522,69 +3446,63 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     if is_running:
         asked = [as_text(title) for title in as_list(record, "waits_for")]
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
-    steps = []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
-    refused = list(as_dict(record, "refused"))
-    if refused and has_work_left:
-        steps.append(how_to_allow(refused))
     check = as_dict(record, "check")
-    verdict = as_text(check, "verdict")
-    verb = {"failed": "mend", "interrupted": "run", "not run": "run"}.get(verdict)
-    if verb and not (verdict == "not run" and plan.pending):  # the next run begins with it
-        steps.append(f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`")
+    not_run = "" if plan.pending else "run"  # the next run begins with it
+    verbs = {"failed": "mend", "interrupted": "run", "not run": not_run}
+    verb = verbs.get(as_text(check, "verdict"))
     gone = [as_text(text) for text in as_list(record, "gone")]
-    if gone:
-        steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
-    if plan.open_near_misses and not plan.pending:
-        lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
-        steps.append(f"make tasks of what looks like one: {lines}")
-    is_cut_short = record and has_work_left and plan.summary is None
-    if plan.pending or (is_cut_short and not plan.blocked):
-        start = "run again to go on" if record else "start it with `run`"
-        if record.get("status") == 1:
-            start = "mend what stopped it, run again"
-        steps.append(f"{tag}{start}")
-    if plan.blocked:
-        steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
-    if plan.manual:
-        steps.append(f"do by hand what is manual: {tasks_of(plan.manual)}")
-    return steps
+    near = [f"line {near.line}" for near in plan.open_near_misses if not plan.pending]
+    start = "run again to go on" if record else "start it with `run`"
+    if record.get("status") == 1:
+        start = "mend what stopped it, run again"
+    is_cut_short = record and has_work_left and plan.summary is None and not plan.blocked
+    steps = (
+        how_to_allow(as_dict(record, "refused")) if has_work_left else "",
+        f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`" if verb else "",
+        f"write back what is gone from the plan, or let it be: {first_of(gone)}" if gone else "",
+        f"make tasks of what looks like one: {first_of(near)}" if near else "",
+        f"{tag}{start}" if plan.pending or is_cut_short else "",
+        f"unblock: change its box back to `[ ]`, {tag}run again" if plan.blocked else "",
+        f"do by hand what is manual: {tasks_of(plan.manual)}" if plan.manual else "",
+    )
+    return [step for step in steps if step]
 
 
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    project = one_line(os.path.basename(run.options.directory) or run.options.directory)
-    gone = run.books.gone
+    directory = run.options.directory
     facts = (
         event
         if reason == PLAN_COMPLETE
-        else f"{event}: {one_line(reason).removeprefix(event).strip()[:300]}",
+        else f"{event}: {reason.removeprefix(event).strip()[:300]}",
         *progress_of(run.plan),
-        f"{tasks_of(len(gone), 'open')} gone from the plan" if gone else "",
+        said_gone(run.books.gone),
         "" if "refused: " in reason else said_refused(refused_by(run.books.results)),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )
-    return f"ocloop {project}: {', '.join(filter(None, facts))}"
+    project = os.path.basename(directory) or directory
+    return one_line(f"ocloop {project}: {', '.join(filter(None, facts))}")
 
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    goal = run.iteration.plan.goal if run.iteration else run.plan.goal
-    if not run.number:
-        goal = "before the first task"  # what a check commits now is nobody's work on it
-    finished: collections.Counter[str] = collections.Counter()
-    if run.iteration:
-        finished.update(task.text for task in run.plan.tasks if task.state == "done")
-        finished.subtract(task.text for task in run.iteration.plan.tasks if task.state == "done")
+    plan = run.plan
+    before = run.iteration.plan if run.iteration else plan
+    was_done, is_done = (
+        collections.Counter(task.text for task in each.tasks if task.state == "done")
+        for each in (before, plan)
+    )
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        "task": one_line(goal),  # whoever commits with it needs one at the end, too
-        "finished": one_line(", ".join((+finished).elements())),  # in this iteration
+        # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
+        "task": one_line(before.goal) if run.number else "before the first task",
+        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
         "iteration": run.number,
-        **counts_of(run.plan),
+        **counts_of(plan),
         "cost": f"{run.total.cost:.4f}",
         "seconds": int(run.clock.elapsed),
     }
@@ -3598,12 +3516,8 @@ def local_time(form: str, moment: Any) -> str:
     return "?"
 
 
-def iso_time(moment: Any) -> str:
-    return local_time("%Y-%m-%dT%H:%M:%S%z", moment)
-
-
-def time_of_day(moment: Any) -> str:
-    return local_time("%H:%M", moment)
+iso_time = partial(local_time, "%Y-%m-%dT%H:%M:%S%z")
+time_of_day = partial(local_time, "%H:%M")
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
