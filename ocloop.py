@@ -1761,16 +1761,15 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
     for name in filter(None, models or [setup.model]):
         model, _, variant = name.partition("#")
+        known = setup.variants.get(model, ())
         if setup.models is not None and model not in setup.models:
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
             return f"there is no model {model}: {meant(model, setup.models)}{advice}"
-        variants = setup.variants.get(model, ())
-        if variant and setup.variants and variant not in variants:
-            there = ", ".join(variants) or "it has none"
-            return f"there is no variant {variant} of {model}: {there}"
+        if variant and setup.variants and variant not in known:
+            return f"there is no variant {variant} of {model}: {', '.join(known) or 'it has none'}"
     if agent and setup.agents is not None and agent not in setup.agents:
-        there = ", ".join(setup.agents)
-        return f"there is no agent {agent}: {meant(agent, setup.agents)}there are {there}"
+        there = f"there are {', '.join(setup.agents)}"
+        return f"there is no agent {agent}: {meant(agent, setup.agents)}{there}"
     return ""
 
 
@@ -1784,17 +1783,18 @@ def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
 
     Where no agent has said that it is complete, what is gone or looks like an open task is left.
     """
-    counts = {"pending": plan.pending, "blocked": plan.blocked}
-    left = [tasks_of(count, word) for word, count in counts.items() if count]
+    counts = ((plan.pending, "pending"), (plan.blocked, "blocked"))
+    left = [tasks_of(count, word) for count, word in counts if count]
     if left:
         return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
         return 0, PLAN_COMPLETE
+    undone = said_gone(gone)
     if plan.open_near_misses:
-        near = [f'"{near.text}"' for near in plan.open_near_misses]
-        return 3, f"nothing is pending, but this looks undone: {first_of(near)}"
-    if gone:
-        return 3, f"nothing is pending, but {said_gone(gone)}"
+        near = first_of([f'"{near.text}"' for near in plan.open_near_misses])
+        undone = f"this looks undone: {near}"
+    if undone:
+        return 3, f"nothing is pending, but {undone}"
     return 0, "nothing is left to do; the agent wrote no summary"
 
 
@@ -1829,13 +1829,10 @@ def said_refused(refused: dict[str, int]) -> str:
 
 def how_to_allow(refused: Collection[str]) -> str:
     """What a person can do about what was refused: titles of permissions, or "question"."""
-    permissions = [title for title in refused if title != "question"]
-    steps = []
-    if permissions:
-        steps.append(f"allow {first_of(permissions)} in opencode.json, or use --auto")
-    if "question" in refused:
-        steps.append("answer in the plan what it asked")
-    return "; ".join(steps)
+    titles = [title for title in refused if title != "question"]
+    allow = f"allow {first_of(titles)} in opencode.json, or use --auto" if titles else ""
+    answer = "answer in the plan what it asked" if "question" in refused else ""
+    return "; ".join(filter(None, (allow, answer)))
 
 
 class Books:
@@ -1876,26 +1873,23 @@ class Books:
         un-checked a task and checked it again, reworded it, and added lines that were done. A plan
         that shares no task with the one before counts from where it begins.
         """
-        both = (self.plan, plan)
-        texts, now = (collections.Counter(task.text for task in each.tasks) for each in both)
-        was_open, is_open = (
-            {task.text for task in each.tasks if task.state == "pending"} for each in both
-        )
+        was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
         lost = missing_tasks(self.plan, plan)
         if lost:
             self.journal.note("warn", said_gone(lost), "warn")
-        gone = collections.Counter([*self.gone, *lost]) - (now - texts)  # some come back
-        self.gone = list(gone.elements())
+        came = now.keys() - was.keys()
+        self.gone = [text for text in self.gone if text not in came] + lost
+        settles = any(was[text] == "pending" != now.get(text) for text in was)
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
         # One task with other words is no other plan.
-        is_another = not texts or (len(now) > 1 and texts.keys().isdisjoint(now))
+        is_another = not was or len(came) == len(now) > 1
         if has_more or is_another:
             self.most_settled = plan.settled
         if has_less or is_another:
             self.least_left = left
         self.plan = plan
-        return (has_more and not was_open <= is_open) or (has_less and not lost)
+        return (has_more and settles) or (has_less and not lost)
 
     def begin_anew(self) -> None:
         """A person goes on after it has come to rest: what was in a row before, is not now."""
@@ -1917,9 +1911,9 @@ class Books:
 
     def told_of_cut(self) -> str:
         """What the next agent is told when the last one's answer had no room."""
-        for last in self.results[-1:]:
-            if last.fault and last.fault.kind == "length" and not last.progress:
-                return CUT_SHORT.format(goal=last.goal)
+        last = self.results[-1] if self.results else None
+        if last and last.fault and last.fault.kind == "length" and not last.progress:
+            return CUT_SHORT.format(goal=last.goal)
         return ""
 
     @property
@@ -2132,23 +2126,17 @@ class Briefing:
         setup = self.setup
         model = without_variant(self.first_model())
         said = []
-        if model in setup.free:
-            if not self.read()[0] and not setup.model:
-                provider = model.partition("/")[0]
-                said.append(
-                    f"nobody named a model, and OpenCode chose {model} by itself: your code goes "
-                    f'to provider "{provider}"; name another one with -m, or log in with '
-                    "`opencode auth login`"
-                )
-            if self.options.max_cost:
-                said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
-        if setup.asks and not self.options.auto:
-            means = "asked at night means refused"
-            if self.options.asks_wait:
-                means = f"each waits {duration(self.options.ask_timeout)} for an answer (`attach`)"
+        if model in setup.free and not self.read()[0] and not setup.model:
             said.append(
-                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: {means}: "
-                "allow it in opencode.json, or use --auto"
+                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in'
+            )
+        if model in setup.free and self.options.max_cost:
+            said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
+        if setup.asks and not self.options.auto:
+            said.append(
+                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
+                "night means refused: allow it in opencode.json, or use --auto"
             )
         if setup.unread:
             said.append(
@@ -3326,17 +3314,14 @@ KEYS = (
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     """The word for an iteration that got on: done, blocked or manual, as it left the task that it
     began with (None: to wrap up), or progress, where that is open still and another is not."""
-    if task is None:
-        return "done"
-    more = collections.Counter((one.name, one.state) for one in after.tasks)
-    is_open = more[task.name, "pending"] > 0
-    more.subtract((one.name, one.state) for one in before.tasks)
+    states = {one.state for one in after.tasks if task and one.name == task.name}
     for state in ("done", "blocked", "manual"):
-        if more[task.name, state] > 0:
+        if state in states:
             return state
-    if after.done > before.done:  # an agent may word it anew as it marks it
-        return "progress" if is_open else "done"
-    return "blocked" if after.blocked > before.blocked else "progress"
+    if not task or (after.done > before.done and not states):
+        return "done"  # an agent may word it anew as it marks it
+    is_blocked = after.blocked > before.blocked and after.done <= before.done
+    return "blocked" if is_blocked else "progress"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -3489,20 +3474,20 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    plan = run.plan
-    before = run.iteration.plan if run.iteration else plan
+    before = run.iteration.plan if run.iteration else run.plan
     was_done, is_done = (
-        collections.Counter(task.text for task in each.tasks if task.state == "done")
-        for each in (before, plan)
+        {task.name: task.text for task in plan.tasks if task.state == "done"}
+        for plan in (before, run.plan)
     )
+    finished = [text for name, text in is_done.items() if name not in was_done]
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
         # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
         "task": one_line(before.goal) if run.number else "before the first task",
-        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
+        "finished": one_line(", ".join(finished)),  # in this iteration
         "iteration": run.number,
-        **counts_of(plan),
+        **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
         "seconds": int(run.clock.elapsed),
     }
