@@ -1583,7 +1583,7 @@ class Talk:
             if event.attempt <= 1 or not self.retry_since:
                 self.retry_since = self.run.now
             waited = self.run.now - self.retry_since
-            has_others = self.run.line.others(self.run.now)
+            has_others = self.run.line.others()
             longest = self.run.options.max_wait or NEVER
             if waited > (SHORT_WAIT if has_others else longest):
                 # OpenCode tries for ever, every 30 s, where no time is announced.
@@ -1841,26 +1841,32 @@ class Books:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.results: list[Result] = []
+        self.last_worked: Result | None = None
+        self.counted = 0  # towards --max-iterations: not what a provider would not let work
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
-        self.waited = 0.0  # seconds, for a provider, since an iteration worked
         # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
         self.check = ""
         self.complaint = ""  # for the next agent, where it failed
-        self.check_failures = 0  # in a row: only a check that passes ends it
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.most_settled = 0  # so far
         self.least_left = 0  # the same: pending tasks, and the summary
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """A person goes on: what was in a row before, is not now."""
+        self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
+        self.waited = 0.0  # seconds, for a provider, since an iteration worked
+        self.check_failures = 0  # in a row: only a check that passes ends it
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
-        if result.check == "failed":
-            self.check_failures += 1
-        elif result.check == "passed":
-            self.check_failures = 0
+        self.counted += not result.waited_for
+        if result.check in ("passed", "failed"):
+            self.check_failures = 0 if result.check == "passed" else self.check_failures + 1
         if result.worked:
+            self.last_worked = result
             self.unsettled.append(result)
             self.waited = 0.0
         if result.progress:
@@ -1891,12 +1897,6 @@ class Books:
         self.plan = plan
         return (has_more and settles) or (has_less and not lost)
 
-    def begin_anew(self) -> None:
-        """A person goes on after it has come to rest: what was in a row before, is not now."""
-        self.unsettled.clear()
-        self.check_failures = 0
-        self.waited = 0.0
-
     def told_of_stuck(self, most: int) -> str:
         """What the next agent is told when so many iterations settled nothing (0: nothing)."""
         if not most or len(self.unsettled) < most:
@@ -1917,19 +1917,10 @@ class Books:
         return ""
 
     @property
-    def counted(self) -> int:
-        """Towards --max-iterations: not those that a provider would not let work."""
-        return sum(not result.waited_for for result in self.results)
-
-    @property
-    def last_worked(self) -> Result | None:
-        return next((result for result in reversed(self.results) if result.worked), None)
-
-    @property
     def average(self) -> float:
-        """Seconds of an iteration that went well; 0 when there was none."""
+        """Seconds of an iteration that went well."""
         times = [result.seconds for result in self.results if result.worked]
-        return sum(times) / len(times) if times else 0.0
+        return sum(times) / max(1, len(times))
 
 
 class End(NamedTuple):
@@ -1956,38 +1947,39 @@ class ModelLine:
     def __init__(self, options: Options, books: Books) -> None:
         self.options = options
         self.books = books
+        self.clock = books.journal.clock
         self.models = options.models or ("",)
         self.current = self.models[0]
+        self.last_seen = ""  # what OpenCode said that it used
+        self.forget()
+
+    def forget(self) -> None:
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
-        self.last_seen = ""  # what OpenCode said that it used
 
-    def left(self, model: str, now: float) -> float:
+    def left(self, model: str) -> float:
         """Seconds that it still rests."""
-        return max(0.0, self.until.get(model, 0.0) - now)
+        return max(0.0, self.until.get(model, 0.0) - self.clock.now)
 
-    def others(self, now: float) -> list[str]:
+    def others(self) -> list[str]:
         """Those that could work now besides the one at work."""
-        return [one for one in self.models if one != self.current and not self.left(one, now)]
+        return [one for one in self.models if one != self.current and not self.left(one)]
 
-    def choose(self, now: float, another: bool = False) -> str:
-        """The model that works next: the first one that does not rest, else the first one back.
-
-        `another`: than the one at work, where there is one.
-        """
-        models = (self.others(now) if another else ()) or self.models
-        self.current = min(models, key=lambda model: self.left(model, now))
+    def choose(self, another: bool = False) -> str:
+        """The model that works next: the first one that does not rest, else the first one back;
+        `another` than the one at work, where there is one."""
+        models = (self.others() if another else ()) or self.models
+        self.current = min(models, key=self.left)
         return self.current
 
-    def rest(self, why: str, now: float, announced: float = 0.0) -> float:
-        """Let the one at work rest, for the announced seconds, else longer each time; seconds until
-        one can work."""
+    def rest(self, why: str, announced: float = 0.0) -> float:
+        """Let the one at work rest, as announced or longer each time; seconds until one can work."""
         model = self.current
         self.rests[model] += 1
         seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
-        self.until[model] = now + seconds
-        left = self.left(self.choose(now), now)
+        self.until[model] = self.clock.now + seconds
+        left = self.left(self.choose())
         if not left:
             said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
             self.books.journal.note("retry", said, "warn")
@@ -1999,48 +1991,41 @@ class ModelLine:
         self.until.pop(self.current, None)
         del self.rests[self.current]
 
-    def forget(self) -> None:
-        self.until.clear()
-        self.rests.clear()
-        self.failures.clear()
-
-    def after(self, result: Result, model: str, now: float) -> float | End:
+    def after(self, result: Result, model: str) -> float | End:
         """Seconds to wait before the next iteration, or why the run rests. Raises Problem.
 
         `model` is what a person knows the model at work by.
         """
-        problem = result.problem
-        fault = result.fault or Fault("unknown", problem)
         if result.worked or result.outcome == "aborted":
             return 0.0
+        books = self.books
+        problem = result.problem.rstrip(".")
+        fault = result.fault or Fault("unknown", problem)
         if result.waited_for:  # it passes by itself, and costs nothing while it is waited for
             if not result.spend.tokens:
-                self.books.waited += result.seconds
-            most_left = (self.options.max_wait or NEVER) - self.books.waited
-            seconds = announced = fault.retry_after
-            if most_left > 0:
-                seconds = self.rest(problem, now, announced)
-                if not announced or seconds <= most_left:
-                    return min(seconds, most_left)
-            back = f", and would be back in {duration(seconds)}" if announced else ""
-            waited = f"{problem.rstrip('.')}: waited {duration(self.books.waited)}{back}"
-            return End("paused", 3, f"{waited} (--max-wait)", "max_wait")
+                books.waited += result.seconds
+            left = (self.options.max_wait or NEVER) - books.waited
+            seconds = self.rest(problem, fault.retry_after)
+            # What is announced to come after --max-wait is not waited for.
+            if left > 0 and (seconds <= left or not fault.retry_after):
+                return min(seconds, left)
+            why = f"waited {duration(books.waited)}, and would for {duration(seconds)} more"
+            return End("paused", 3, f"{problem}: {why} (--max-wait)", "max_wait")
         advice = FAULTS[fault.kind].format(model=model or "of the configuration")
         self.failures[self.current] += 1
         times, most = self.failures[self.current], self.options.retries or NEVER
         # Two models that fail by turns would do so for ever.
-        has_others = any(self.failures[other] <= most for other in self.others(now))
+        has_others = any(self.failures[other] <= most for other in self.others())
         if has_others and (advice or times > most):
-            return self.rest(problem, now, LONGEST_WAIT)
-        has_worked = self.books.last_worked is not None or result.spend.tokens > 0
+            return self.rest(problem, LONGEST_WAIT)
+        has_worked = books.last_worked is not None or result.spend.tokens > 0
         is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
         if times <= most and not is_hopeless:
             return wait_after(times, FAILURE_WAITS)
-        said = f"{problem.rstrip('.')}: {advice}" if advice else problem
         if not is_hopeless:
             times = sum(self.failures.values())
-            said = f"{times} iterations in a row failed, the last one: {said}"
-        raise Problem(said)
+            problem = f"{times} iterations in a row failed, the last one: {problem}"
+        raise Problem(f"{problem}: {advice}" if advice else problem)
 
 
 # The limits that R raises, by as much again, and how they are told.
@@ -2131,8 +2116,6 @@ class Briefing:
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f'provider "{model.partition("/")[0]}"; name another one with -m, or log in'
             )
-        if model in setup.free and self.options.max_cost:
-            said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
         if setup.asks and not self.options.auto:
             said.append(
                 f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
@@ -2151,7 +2134,7 @@ class Briefing:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
         self.line.models = models or ("",)
-        model = self.line.choose(clock.now, another=is_last_try)
+        model = self.line.choose(another=is_last_try)
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         prompt = prompt._replace(model=model, agent=agent)
         return with_ids(prompt, clock.wall, number, self.seed)
@@ -3005,7 +2988,7 @@ class Run:
             has_limit = self.limits.reached(self.used) is not None
             return self.goes_on or self.pause_wanted or is_complete or has_limit
 
-        seconds = 0.0 if is_over() else self.line.after(result, self.model, self.now)
+        seconds = 0.0 if is_over() else self.line.after(result, self.model)
         if isinstance(seconds, End):
             return seconds
         if not seconds:
@@ -3404,19 +3387,21 @@ def left_behind(run: Run) -> Json:
 
 def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
-    plan, total = run.plan, run.total
-    iterations = f"{run.number} iteration{'s' * (run.number != 1)}"
-    counts = f"{plan}; {iterations} in {duration(run.clock.elapsed)}"
-    spent = f"{short_number(total.tokens)} tokens, {dollars_of(total.cost)}"
-    lines = [
+    plan = run.plan
+    iterations = f"{run.number} iteration{'s' * (run.number != 1)} in {duration(run.clock.elapsed)}"
+    spent = f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
+    states = [(state, tasks_in(plan, state)[:20]) for state in ("blocked", "manual")]
+    lines = (
         f"the agent says: {plan.summary}" if plan.summary else "",
-        f"{counts}; {spent}" if run.files.plan_text else "",
+        f"{plan}; {iterations}; {spent}",
         said_gone(run.books.gone),
-    ]
-    for state in ("blocked", "manual"):
-        lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
-    steps = next_steps(plan, {"status": run.status, **left_behind(run)})
-    return [*filter(None, lines), *(f"to do: {step}" for step in steps)]
+        *(f"{state}: {task}" for state, tasks in states for task in tasks),
+        *(
+            f"to do: {step}"
+            for step in next_steps(plan, {"status": run.status, **left_behind(run)})
+        ),
+    )
+    return [line for line in lines if line]
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:

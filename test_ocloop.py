@@ -764,16 +764,6 @@ def test_what_the_server_cannot_tell_is_no_error_and_its_own_model_is_named_once
     assert "model: own/named, from OpenCode's configuration" in story.text
 
 
-@pytest.mark.parametrize("model, most, is_said", [("a/b", 0, 0), ("a/b", 20, 1), ("c/d", 20, 0)])
-def test_a_model_without_a_price_is_named_once(model: str, most: float, is_said: int) -> None:
-    """Where money is the limit; the model of the prompt is the one whose price counts."""
-    setup = Setup("c/d", {"a/b": 1000, "c/d": 1000}, free=frozenset(("a/b",)))
-    finds = {"prompt": f"---\nmodel: {model}\n---\nDo it", "setup": setup}
-    story = Story(finds=finds, max_cost=most)
-    story.works()
-    assert story.text.count("a/b has no price") == is_said
-
-
 def test_a_configuration_that_is_not_read_denies_nothing_and_is_named() -> None:
     story = Story(finds={"setup": Setup(unread=("/project/opencode.json",))})
     assert "OpenCode cannot read /project/opencode.json, and goes on without" in story.text
@@ -4552,25 +4542,31 @@ def test_sums_and_streaks_are_computed_from_the_results() -> None:
 
 def test_the_first_model_that_does_not_rest_works() -> None:
     """A rest without an announced end grows until the model has worked."""
-    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), books_of())
-    assert line.choose(0.0) == "a/1" and line.others(0.0) == ["a/2", "a/3"]
-    assert line.rest("", 0.0, 100.0) == 0.0 and line.current == "a/2", "another one works at once"
-    assert line.rest("", 0.0, 50.0) == 0.0 and line.choose(10.0) == "a/3" and not line.others(10.0)
-    assert line.rest("", 10.0, 190.0) == 40.0, "all rest: until the one that is back first"
-    assert line.current == "a/2" == line.choose(10.0)
-    assert line.left("a/2", 10.0) == 40.0 and line.left("a/1", 100.0) == 0.0
-    assert line.choose(99.0) == "a/2" and line.choose(100.0) == "a/1"
+    books = books_of()
+    clock = books.journal.clock
+    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), books)
+    clock.now = 0.0
+    assert line.choose() == "a/1" and line.others() == ["a/2", "a/3"]
+    assert line.rest("", 100.0) == 0.0 and line.current == "a/2", "another one works at once"
+    line.rest("", 50.0)
+    clock.now = 10.0
+    assert line.choose() == "a/3" and not line.others()
+    assert line.rest("", 190.0) == 40.0, "all rest: until the one that is back first"
+    assert line.current == "a/2" == line.choose() and line.left("a/2") == 40.0
+    clock.now = 99.0
+    assert line.choose() == "a/2"
+    clock.now = 100.0
+    assert line.choose() == "a/1" and line.left("a/1") == 0.0
     line.models = ("a/1",)
-    rests = [line.rest("", 0.0) for _ in range(7)]
+    rests = [line.rest("") for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
-    assert line.choose(0.0) == line.current and line.rest("", 0.0) == 30.0
+    assert line.choose() == line.current and line.rest("") == 30.0
     line.forget()
-    assert line.choose(0.0) == "a/1" and line.left("a/1", 0.0) == 0.0
-    assert line.rest("", 0.0) == 30.0
+    assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
     line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
-    assert line.choose(0.0) == "" and line.rest("", 0.0, 70.0) == 70.0 == line.left("", 0.0)
-    assert line.choose(0.0) == "" and not line.others(0.0)
+    assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
+    assert line.choose() == "" and not line.others()
 
 
 SETUP = Setup(
