@@ -1761,21 +1761,17 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
     for name in filter(None, models or [setup.model]):
         model, _, variant = name.partition("#")
-        known = setup.variants.get(model, ())
         if setup.models is not None and model not in setup.models:
+            close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
+            meant = f"did you mean {' or '.join(close)}? " if close else ""
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
-            return f"there is no model {model}: {meant(model, setup.models)}{advice}"
+            return f"there is no model {model}: {meant}{advice}"
+        known = setup.variants.get(model, ())
         if variant and setup.variants and variant not in known:
             return f"there is no variant {variant} of {model}: {', '.join(known) or 'it has none'}"
     if agent and setup.agents is not None and agent not in setup.agents:
-        there = f"there are {', '.join(setup.agents)}"
-        return f"there is no agent {agent}: {meant(agent, setup.agents)}{there}"
+        return f"there is no agent {agent}: there are {', '.join(setup.agents)}"
     return ""
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
@@ -1798,9 +1794,9 @@ def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
     return 0, "nothing is left to do; the agent wrote no summary"
 
 
-def tasks_of(number: int, word: str = "") -> str:
+def tasks_of(number: int, state: str) -> str:
     """1 blocked task, 2 pending tasks."""
-    return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
+    return f"{number} {state} task{'s' * (number > 1)}"
 
 
 def first_of(names: Sequence[str]) -> str:
@@ -1821,9 +1817,9 @@ def refused_by(results: Iterable[Result]) -> dict[str, int]:
     return dict(refused.most_common())
 
 
-def said_refused(refused: dict[str, int]) -> str:
+def said_refused(results: Iterable[Result]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
-    said = ", ".join(f"{title} ×{times}" for title, times in refused.items())
+    said = ", ".join(f"{title} ×{times}" for title, times in refused_by(results).items())
     return f"refused: {said}" if said else ""
 
 
@@ -1898,19 +1894,19 @@ class Books:
         return (has_more and settles) or (has_less and not lost)
 
     def told_of_stuck(self, most: int) -> str:
-        """What the next agent is told when so many iterations settled nothing (0: nothing)."""
+        """For the next agent, where so many iterations (0: none) settled nothing."""
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
         lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-        refused = said_refused(refused_by(self.unsettled))
+        refused = said_refused(self.unsettled)
         seen = "They ended in good order, and marked nothing."
         if refused:
             seen = f"What they asked for was {refused}: do without it."
         return NOTHING_SETTLED.format(count=len(self.unsettled), goals=lines, seen=seen)
 
     def told_of_cut(self) -> str:
-        """What the next agent is told when the last one's answer had no room."""
+        """For the next agent, where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
         if last and last.fault and last.fault.kind == "length" and not last.progress:
             return CUT_SHORT.format(goal=last.goal)
@@ -1966,15 +1962,13 @@ class ModelLine:
         """Those that could work now besides the one at work."""
         return [one for one in self.models if one != self.current and not self.left(one)]
 
-    def choose(self, another: bool = False) -> str:
-        """The model that works next: the first one that does not rest, else the first one back;
-        `another` than the one at work, where there is one."""
-        models = (self.others() if another else ()) or self.models
-        self.current = min(models, key=self.left)
+    def choose(self, among: Sequence[str] = ()) -> str:
+        """The model that works next: the first one that does not rest, else the first one back."""
+        self.current = min(among or self.models, key=self.left)
         return self.current
 
     def rest(self, why: str, announced: float = 0.0) -> float:
-        """Let the one at work rest, as announced or longer each time; seconds until one can work."""
+        """Let the one at work rest, as announced or longer each time; for how long nobody works."""
         model = self.current
         self.rests[model] += 1
         seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
@@ -2046,41 +2040,41 @@ class Limits:
 
     def reached(self, used: dict[str, float]) -> End | None:
         """Work is left, and a person has to say whether to go on."""
-        for name, count in used.items():
-            if self.most[name] and count >= self.most[name]:
-                return End("paused", 3, self.told(name, count), name)
+        name = self.first_over(used)
+        if name:
+            return End("paused", 3, self.told(name, used), name)
         most = self.options.stuck or NEVER
         unsettled, failures = self.books.unsettled, self.books.check_failures
         if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            refused = refused_by(unsettled)
+            refused = said_refused(unsettled)
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             if refused:
-                advice = f"{said_refused(refused)}: {how_to_allow(refused)}"
+                advice = f"{refused}: {how_to_allow(refused_by(unsettled))}"
             why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-        elif failures >= most:
+            return End("paused", 3, why, "stuck")
+        if failures >= most:
             advice = f"mend what `{self.options.check}` shows"
             why = f"the check failed {failures} times in a row (--stuck): {advice}"
-        else:
-            return None
-        return End("paused", 3, why, "stuck")
+            return End("paused", 3, why, "stuck")
+        return None
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        for name in ("max_cost", "max_time"):
-            if self.most[name] and used[name] >= 2 * self.most[name]:
-                return f"twice the limit: {self.told(name, used[name])}"
-        return ""
+        name = self.first_over(used, 2)
+        return f"twice the limit: {self.told(name, used)}" if name else ""
 
-    def told(self, name: str, count: float) -> str:
+    def first_over(self, used: dict[str, float], times: int = 1) -> str:
+        return next((name for name in used if 0 < times * self.most[name] <= used[name]), "")
+
+    def told(self, name: str, used: dict[str, float]) -> str:
         shown = RAISED_BY_R[name]
         option = f"--{name.replace('_', '-')}"
-        return f"{option} is reached: {shown(count)} of {shown(self.most[name])}"
+        return f"{option} is reached: {shown(used[name])} of {shown(self.most[name])}"
 
     def raise_above(self, name: str, count: float) -> None:
         """By as much again as was asked for, until there is room."""
         step = float(getattr(self.options, name))
-        if self.most[name] <= count:
-            self.most[name] += step * ((count - self.most[name]) // step + 1)
+        self.most[name] += step * max(0, (count - self.most[name]) // step + 1)
 
 
 class Briefing:
@@ -2118,8 +2112,8 @@ class Briefing:
             )
         if setup.asks and not self.options.auto:
             said.append(
-                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: asked at "
-                "night means refused: allow it in opencode.json, or use --auto"
+                f"OpenCode asks a person before {', '.join(setup.asks)}: asked at night means "
+                "refused: allow it in opencode.json, or use --auto"
             )
         if setup.unread:
             said.append(
@@ -2134,7 +2128,7 @@ class Briefing:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
         self.line.models = models or ("",)
-        model = self.line.choose(another=is_last_try)
+        model = self.line.choose(self.line.others() if is_last_try else ())
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         prompt = prompt._replace(model=model, agent=agent)
         return with_ids(prompt, clock.wall, number, self.seed)
@@ -3322,7 +3316,7 @@ def progress_of(plan: Plan) -> list[str]:
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     facts = (
         f"#{result.number} {result.word} in {duration(result.seconds)}",
-        said_refused(result.refused),
+        said_refused([result]),
         *progress_of(plan),
         f"{short_number(result.spend.tokens)} tokens",
         dollars_of(result.spend.cost),
@@ -3435,7 +3429,7 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         f"make tasks of what looks like one: {first_of(near)}" if near else "",
         f"{tag}{start}" if plan.pending or is_cut_short else "",
         f"unblock: change its box back to `[ ]`, {tag}run again" if plan.blocked else "",
-        f"do by hand what is manual: {tasks_of(plan.manual)}" if plan.manual else "",
+        f"do by hand: {tasks_of(plan.manual, 'manual')}" if plan.manual else "",
     )
     return [step for step in steps if step]
 
@@ -3449,7 +3443,7 @@ def message_of(run: Run, event: str, reason: str) -> str:
         else f"{event}: {reason.removeprefix(event).strip()[:300]}",
         *progress_of(run.plan),
         said_gone(run.books.gone),
-        "" if "refused: " in reason else said_refused(refused_by(run.books.results)),
+        "" if "refused: " in reason else said_refused(run.books.results),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )

@@ -725,7 +725,7 @@ def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
     ({"models": ("zzzzzz/zzzz",)}, {}, "`opencode models` lists them"),
     ({"models": ("a/b", "c/d", "e/f")}, {}, "e/f"),
     ({"models": ("z/x",)}, {"setup": Setup("a/b", {"a/b": 9})}, "login` adds a provider"),
-    ({"agent": "biuld"}, {}, "there is no agent biuld: did you mean build?"),
+    ({"agent": "biuld"}, {}, "there is no agent biuld: there are build"),
     ({}, {"setup": Setup("a/x", {"a/b": 1000})}, "there is no model a/x"),
     ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "a/c"),
 ])  # fmt: skip
@@ -3705,7 +3705,7 @@ FAILED = {**REFUSED, "check": {"command": "make test", "verdict": "failed"}}
     (f"- [BLOCKED: x] a\n{SO}", {}, [f"{UNBLOCK}{TAG}run again"]),
     ("- [ ] a\n", FAILED, [ALLOW, "mend the check: `make test`", "run again to go on"]),
     ("- [x] a\n- [ ]b\n", {}, ["make tasks of what looks like one: line 2"]),
-    ("- [x] a\n- [MANUAL] b\n", {"status": 0}, ["do by hand what is manual: 1 task"]),
+    ("- [x] a\n- [MANUAL] b\n", {"status": 0}, ["do by hand: 1 manual task"]),
     ("- [ ] a\n", {"state": ""}, ["start it with `run`"]), ("- [x] a\n", {"state": ""}, []),
     ("- [ ] a\n", {"status": 1}, ["mend what stopped it, run again"]),
 ])  # fmt: skip
@@ -4587,7 +4587,7 @@ SETUP = Setup(
     (("acme/large#high",), "", ""),
     (("acme/large#turbo",), "", "there is no variant turbo of acme/large: low, medium, high"),
     (("acme/small#low",), "", "there is no variant low of acme/small: it has none"),
-    (("acme/small",), "biuld", "there is no agent biuld: did you mean build?"),
+    (("acme/small",), "biuld", "there is no agent biuld: there are build"),
     (("acme/small",), "xyz", "there is no agent xyz: there are build, plan"),
 ])  # fmt: skip
 def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
