@@ -1744,7 +1744,7 @@ class Result(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What people are told: the truth, also where an agent ended well."""
+        """What people are told."""
         return "check failed" if self.check == "failed" else self.ended
 
     @property
@@ -1753,7 +1753,7 @@ class Result(NamedTuple):
 
     @property
     def waited_for(self) -> bool:
-        """It ended because of what passes by itself: nobody's fault, and nobody's attempt."""
+        """What ended it passes by itself: it is nobody's fault, and nobody's attempt."""
         return self.outcome in ("rate-limited", "outage")
 
 
@@ -1775,12 +1775,9 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
 
 
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
-    """The exit status of a run that its agents have ended, and the reason for a person.
-
-    Where no agent has said that it is complete, what is gone or looks like an open task is left.
-    """
+    """The exit status of a run that its agents have ended, and why."""
     counts = ((plan.pending, "pending"), (plan.blocked, "blocked"))
-    left = [tasks_of(count, word) for count, word in counts if count]
+    left = [tasks_of(count, state) for count, state in counts if count]
     if left:
         return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
@@ -1871,9 +1868,9 @@ class Books:
     def note_plan(self, plan: Plan) -> bool:
         """Take in a plan, and say what has gone out of it; whether it is progress.
 
-        Progress is more settled, or less left, than ever before in this run: all night agents
-        un-checked a task and checked it again, reworded it, and added lines that were done. A plan
-        that shares no task with the one before counts from where it begins.
+        Progress is more settled, or less left, than ever before in this run: agents un-checked a
+        task and checked it again, reworded it, added lines that were done. A plan that shares no
+        task with the one before counts from where it begins.
         """
         was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
         lost = missing_tasks(self.plan, plan)
@@ -1923,14 +1920,9 @@ class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
-    status: int = 130  # exit status
+    status: int = 130  # exit status; 130: a person's, who need not be told, nor begin anew
     reason: str = ""
     limit: str = ""  # the option that makes it rest, such as max_cost
-
-    @property
-    def is_pause(self) -> bool:
-        """A person's: nothing is told of it, and nothing begins anew after it."""
-        return self.status == 130
 
 
 class ModelLine:
@@ -2039,24 +2031,24 @@ class Limits:
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
     def reached(self, used: dict[str, float]) -> End | None:
-        """Work is left, and a person has to say whether to go on."""
+        """A person has to say whether to go on: work is left."""
         name = self.first_over(used)
         if name:
             return End("paused", 3, self.told(name, used), name)
         most = self.options.stuck or NEVER
         unsettled, failures = self.books.unsettled, self.books.check_failures
         if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            refused = said_refused(unsettled)
+            why = f"{len(unsettled)} iterations in a row settled no task"
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
+            refused = refused_by(unsettled)
             if refused:
-                advice = f"{refused}: {how_to_allow(refused_by(unsettled))}"
-            why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        if failures >= most:
+                advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
+        elif failures >= most:
+            why = f"the check failed {failures} times in a row"
             advice = f"mend what `{self.options.check}` shows"
-            why = f"the check failed {failures} times in a row (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        return None
+        else:
+            return None
+        return End("paused", 3, f"{why} (--stuck): {advice}", "stuck")
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
@@ -2078,8 +2070,8 @@ class Limits:
 
 
 class Briefing:
-    """What the next session is told, and by which model and agent it is worked: front matter,
-    command line and OpenCode's own configuration have a word in it."""
+    """What the next session is told, and which model and agent work: by the front matter, the
+    command line and OpenCode's own configuration."""
 
     def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
         self.options = options
@@ -2108,7 +2100,7 @@ class Briefing:
         if model in setup.free and not self.read()[0] and not setup.model:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in'
+                f'provider "{model.partition("/")[0]}"; name another one with -m'
             )
         if setup.asks and not self.options.auto:
             said.append(
@@ -2702,7 +2694,7 @@ class Run:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.stage, end.reason):
-            if not end.is_pause:
+            if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
@@ -2725,7 +2717,7 @@ class Run:
         self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
-        elif not end.is_pause:  # whatever went wrong so far, this is a new beginning
+        elif end.status != 130:  # whatever went wrong so far, this is a new beginning
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
@@ -3291,14 +3283,17 @@ KEYS = (
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     """The word for an iteration that got on: done, blocked or manual, as it left the task that it
     began with (None: to wrap up), or progress, where that is open still and another is not."""
-    states = {one.state for one in after.tasks if task and one.name == task.name}
+    if task is None:
+        return "done"
+    was, now = (
+        [one.state for one in plan.tasks if one.name == task.name] for plan in (before, after)
+    )
     for state in ("done", "blocked", "manual"):
-        if state in states:
+        if now.count(state) > was.count(state):
             return state
-    if not task or (after.done > before.done and not states):
-        return "done"  # an agent may word it anew as it marks it
-    is_blocked = after.blocked > before.blocked and after.done <= before.done
-    return "blocked" if is_blocked else "progress"
+    if after.done > before.done:  # an agent may word it anew as it marks it
+        return "progress" if "pending" in now else "done"
+    return "blocked" if after.blocked > before.blocked else "progress"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -3384,18 +3379,16 @@ def summary_of(run: Run) -> list[str]:
     plan = run.plan
     iterations = f"{run.number} iteration{'s' * (run.number != 1)} in {duration(run.clock.elapsed)}"
     spent = f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
-    states = [(state, tasks_in(plan, state)[:20]) for state in ("blocked", "manual")]
-    lines = (
+    steps = next_steps(plan, {"status": run.status, **left_behind(run)})
+    lines = [
         f"the agent says: {plan.summary}" if plan.summary else "",
         f"{plan}; {iterations}; {spent}",
         said_gone(run.books.gone),
-        *(f"{state}: {task}" for state, tasks in states for task in tasks),
-        *(
-            f"to do: {step}"
-            for step in next_steps(plan, {"status": run.status, **left_behind(run)})
-        ),
-    )
-    return [line for line in lines if line]
+        *(f"blocked: {task}" for task in tasks_in(plan, "blocked")[:20]),
+        *(f"manual: {task}" for task in tasks_in(plan, "manual")[:20]),
+        *(f"to do: {step}" for step in steps),
+    ]
+    return list(filter(None, lines))
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3417,7 +3410,6 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     verbs = {"failed": "mend", "interrupted": "run", "not run": not_run}
     verb = verbs.get(as_text(check, "verdict"))
     gone = [as_text(text) for text in as_list(record, "gone")]
-    near = [f"line {near.line}" for near in plan.open_near_misses if not plan.pending]
     start = "run again to go on" if record else "start it with `run`"
     if record.get("status") == 1:
         start = "mend what stopped it, run again"
@@ -3426,21 +3418,19 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         how_to_allow(as_dict(record, "refused")) if has_work_left else "",
         f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`" if verb else "",
         f"write back what is gone from the plan, or let it be: {first_of(gone)}" if gone else "",
-        f"make tasks of what looks like one: {first_of(near)}" if near else "",
         f"{tag}{start}" if plan.pending or is_cut_short else "",
         f"unblock: change its box back to `[ ]`, {tag}run again" if plan.blocked else "",
         f"do by hand: {tasks_of(plan.manual, 'manual')}" if plan.manual else "",
     )
-    return [step for step in steps if step]
+    return list(filter(None, steps))
 
 
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
     directory = run.options.directory
+    why = f"{event}: {reason.removeprefix(event).strip()[:300]}"
     facts = (
-        event
-        if reason == PLAN_COMPLETE
-        else f"{event}: {reason.removeprefix(event).strip()[:300]}",
+        event if reason == PLAN_COMPLETE else why,
         *progress_of(run.plan),
         said_gone(run.books.gone),
         "" if "refused: " in reason else said_refused(run.books.results),
@@ -3455,16 +3445,15 @@ def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
     before = run.iteration.plan if run.iteration else run.plan
     was_done, is_done = (
-        {task.name: task.text for task in plan.tasks if task.state == "done"}
+        collections.Counter(task.text for task in plan.tasks if task.state == "done")
         for plan in (before, run.plan)
     )
-    finished = [text for name, text in is_done.items() if name not in was_done]
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
         # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
         "task": one_line(before.goal) if run.number else "before the first task",
-        "finished": one_line(", ".join(finished)),  # in this iteration
+        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
