@@ -1753,7 +1753,7 @@ class Result(NamedTuple):
 
     @property
     def waited_for(self) -> bool:
-        """What ended it passes by itself: it is nobody's fault, and nobody's attempt."""
+        """It ended for what passes by itself, and counts as nobody's attempt."""
         return self.outcome in ("rate-limited", "outage")
 
 
@@ -1829,7 +1829,7 @@ def how_to_allow(refused: Collection[str]) -> str:
 
 
 class Books:
-    """All results so far, and what is reckoned from them and from the plans after them."""
+    """What is reckoned from all results so far, and from the plan after each."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -1926,11 +1926,8 @@ class End(NamedTuple):
 
 
 class ModelLine:
-    """The models in line, and what an outcome means for them and the run.
-
-    The first one that does not rest works; every rest has an end. Without any model named,
-    OpenCode's own default is the only one in line, as "".
-    """
+    """The models in line, of which the first one that does not rest works; and what an outcome
+    means for them. Where none is named, OpenCode's own is alone in line, as ""."""
 
     def __init__(self, options: Options, books: Books) -> None:
         self.options = options
@@ -1978,16 +1975,14 @@ class ModelLine:
         del self.rests[self.current]
 
     def after(self, result: Result, model: str) -> float | End:
-        """Seconds to wait before the next iteration, or why the run rests. Raises Problem.
-
-        `model` is what a person knows the model at work by.
-        """
+        """Seconds to wait before the next iteration, or why the run rests. Raises Problem, in which
+        `model` is what a person knows the model at work by."""
         if result.worked or result.outcome == "aborted":
             return 0.0
         books = self.books
         problem = result.problem.rstrip(".")
         fault = result.fault or Fault("unknown", problem)
-        if result.waited_for:  # it passes by itself, and costs nothing while it is waited for
+        if result.waited_for:
             if not result.spend.tokens:
                 books.waited += result.seconds
             left = (self.options.max_wait or NEVER) - books.waited
@@ -2032,9 +2027,9 @@ class Limits:
 
     def reached(self, used: dict[str, float]) -> End | None:
         """A person has to say whether to go on: work is left."""
-        name = self.first_over(used)
+        name, told = self.passed(used)
         if name:
-            return End("paused", 3, self.told(name, used), name)
+            return End("paused", 3, told, name)
         most = self.options.stuck or NEVER
         unsettled, failures = self.books.unsettled, self.books.check_failures
         if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
@@ -2052,16 +2047,16 @@ class Limits:
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        name = self.first_over(used, 2)
-        return f"twice the limit: {self.told(name, used)}" if name else ""
+        _name, told = self.passed(used, 2)
+        return f"twice the limit: {told}" if told else ""
 
-    def first_over(self, used: dict[str, float], times: int = 1) -> str:
-        return next((name for name in used if 0 < times * self.most[name] <= used[name]), "")
-
-    def told(self, name: str, used: dict[str, float]) -> str:
-        shown = RAISED_BY_R[name]
-        option = f"--{name.replace('_', '-')}"
-        return f"{option} is reached: {shown(used[name])} of {shown(self.most[name])}"
+    def passed(self, used: dict[str, float], times: int = 1) -> tuple[str, str]:
+        """The first limit that is used up so often, and the words for it."""
+        for name, most in self.most.items():
+            if 0 < times * most <= used[name]:
+                shown, option = RAISED_BY_R[name], name.replace("_", "-")
+                return name, f"--{option} is reached: {shown(used[name])} of {shown(most)}"
+        return "", ""
 
     def raise_above(self, name: str, count: float) -> None:
         """By as much again as was asked for, until there is room."""
@@ -3281,8 +3276,8 @@ KEYS = (
 
 
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
-    """The word for an iteration that got on: done, blocked or manual, as it left the task that it
-    began with (None: to wrap up), or progress, where that is open still and another is not."""
+    """The word for an iteration that got on: how it left the task that it began with (None: to wrap
+    up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
     was, now = (
@@ -3398,8 +3393,7 @@ def tasks_in(plan: Plan, state: str) -> list[str]:
 
 
 def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
-    """What a person can do now, in the order in which it helps. `record` is what the state file
-    says of the run; empty: there was none."""
+    """What a person can do now, in the order in which it helps; `record` is the state file's."""
     if is_running:
         asked = [as_text(title) for title in as_list(record, "waits_for")]
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
