@@ -1373,7 +1373,7 @@ class Talk:
             self.retry_since = now
         waited = now - self.retry_since
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
-        if self.run.line.others(now):
+        if self.run.line.others():
             most = longest = SHORT_WAIT
         if waited > most:
             said = f"OpenCode has waited {duration(waited)}: {event.message}"
@@ -1483,7 +1483,7 @@ class Talk:
     def result(self, now: float, *became: Any) -> Result:
         """Its iteration in the books; `became` is what became of it, where it is over."""
         phase, text = self.task.name if self.task else ("", "")
-        refused = tuple(self.asks.refused.most_common())
+        refused = dict(self.asks.refused.most_common())
         used = (now - self.started, self.spent, self.model, refused)
         return Result(self.run.number, phase, text, self.plan.goal, *used, *became)
 
@@ -1524,7 +1524,7 @@ class Talk:
         self.look_within(0)
 
 
-# The books, the models in line, what an outcome means for the run, limits, the check.
+# The books, the models in line, what an outcome means for the run, limits, the briefing.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 
@@ -1543,7 +1543,7 @@ class Result(NamedTuple):
     seconds: float
     spend: Spend
     model: str
-    refused: tuple[tuple[str, int], ...]  # what it asked for in vain, and how often
+    refused: dict[str, int]  # what it asked for in vain, and how often
     # What is known once it is over.
     outcome: str = ""  # of the session
     ended: str = ""  # what was settled, "nothing settled", or the outcome; "": it is under way
@@ -1554,7 +1554,7 @@ class Result(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What people are told: the truth, also where an agent ended well."""
+        """What people are told."""
         return "check failed" if self.check == "failed" else self.ended
 
     @property
@@ -1563,60 +1563,47 @@ class Result(NamedTuple):
 
     @property
     def waited_for(self) -> bool:
-        """It ended because of what passes by itself: nobody's fault, and nobody's attempt."""
+        """It ended for what passes by itself, and counts as nobody's attempt."""
         return self.outcome in ("rate-limited", "outage")
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
-    """What is wrong with models and agent, as far as the server can tell: a mistake must show in
-    the evening, also one in OpenCode's own configuration."""
-    for name in models or filter(None, (setup.model,)):
+    """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
+    for name in filter(None, models or [setup.model]):
         model, _, variant = name.partition("#")
         if setup.models is not None and model not in setup.models:
+            close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
+            meant = f"did you mean {' or '.join(close)}? " if close else ""
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
-            return f"there is no model {model}: {meant(model, setup.models)}{advice}"
+            return f"there is no model {model}: {meant}{advice}"
         known = setup.variants.get(model, ())
         if variant and setup.variants and variant not in known:
-            there = ", ".join(known) or "it has none"
-            return f"there is no variant {variant} of {model}: {there}"
+            return f"there is no variant {variant} of {model}: {', '.join(known) or 'it has none'}"
     if agent and setup.agents is not None and agent not in setup.agents:
-        there = ", ".join(setup.agents)
-        return f"there is no agent {agent}: {meant(agent, setup.agents)}there are {there}"
+        return f"there is no agent {agent}: there are {', '.join(setup.agents)}"
     return ""
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 3, 0.4)
-    return f"did you mean {' or '.join(close)}? " if close else ""
-
-
 def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
-    """The exit status of a run that its agents have ended, and the reason for a person.
-
-    Where no agent has said that it is complete, tasks that are `gone` and what looks like an open
-    task are work that is left.
-    """
-    left = [tasks_of(plan.pending, "pending")] if plan.pending else []
-    left += [tasks_of(plan.blocked, "blocked")] if plan.blocked else []
+    """The exit status of a run that its agents have ended, and why."""
+    counts = ((plan.pending, "pending"), (plan.blocked, "blocked"))
+    left = [tasks_of(count, state) for count, state in counts if count]
     if left:
         return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
         return 0, PLAN_COMPLETE
+    undone = said_gone(gone)
     if plan.open_near_misses:
-        near = [f'"{near.text}"' for near in plan.open_near_misses]
-        return 3, f"nothing is pending, but this looks undone: {first_of(near)}"
-    if gone:
-        return 3, f"nothing is pending, but {said_gone(gone)}"
+        near = first_of([f'"{near.text}"' for near in plan.open_near_misses])
+        undone = f"this looks undone: {near}"
+    if undone:
+        return 3, f"nothing is pending, but {undone}"
     return 0, "nothing is left to do; the agent wrote no summary"
 
 
-def tasks_of(number: int, word: str = "") -> str:
+def tasks_of(number: int, state: str) -> str:
     """1 blocked task, 2 pending tasks."""
-    return f"{number} {word + ' ' if word else ''}task{'s' if number > 1 else ''}"
-
-
-def times_of(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
+    return f"{number} {state} task{'s' * (number > 1)}"
 
 
 def first_of(names: Sequence[str]) -> str:
@@ -1626,219 +1613,173 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def said_gone(gone: Sequence[str]) -> str:
-    return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}"
+    return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}" if gone else ""
 
 
-def refused_by(results: Iterable[Result]) -> tuple[tuple[str, int], ...]:
+def refused_by(results: Iterable[Result]) -> dict[str, int]:
     """What agents asked for in vain, and how often, the most frequent first."""
     refused: collections.Counter[str] = collections.Counter()
     for result in results:
-        refused.update(dict(result.refused))
-    return tuple(refused.most_common())
+        refused.update(result.refused)
+    return dict(refused.most_common())
 
 
-def said_refused(refused: Iterable[tuple[str, int]]) -> str:
+def said_refused(results: Iterable[Result]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
-    said = ", ".join(f"{title} ×{times}" for title, times in refused)
+    said = ", ".join(f"{title} ×{times}" for title, times in refused_by(results).items())
     return f"refused: {said}" if said else ""
 
 
 def how_to_allow(refused: Collection[str]) -> str:
     """What a person can do about what was refused: titles of permissions, or "question"."""
-    permissions = [title for title in refused if title != "question"]
-    steps = []
-    if permissions:
-        steps.append(f"allow {first_of(permissions)} in opencode.json, or use --auto")
-    if "question" in refused:
-        steps.append("answer in the plan what it asked")
-    return "; ".join(steps)
+    titles = [title for title in refused if title != "question"]
+    allow = f"allow {first_of(titles)} in opencode.json, or use --auto" if titles else ""
+    answer = "answer in the plan what it asked" if "question" in refused else ""
+    return "; ".join(filter(None, (allow, answer)))
 
 
 class Books:
-    """All results so far, and what is reckoned from them."""
+    """What is reckoned from all results so far, and from the plan after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
         self.results: list[Result] = []
+        self.last_worked: Result | None = None
+        self.counted = 0  # towards --max-iterations: not what a provider would not let work
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
-        self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
-        self.check_failures = 0  # in a row: only a check that passes ends it
-        self.check = ""  # what the last one said: passed, failed or interrupted; "": none ran
-        self.is_unchecked = True  # something was at work since it said so
-        self.complaint = ""  # of the check, for the next agent; "" when the last one passed
-        self.waited = 0.0  # seconds, for a provider, since an iteration worked
+        # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
+        self.check = ""
+        self.complaint = ""  # for the next agent, where it failed
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
-        self.tasks: set[str] = set()  # of the plan that was noted last
-        self.has_tagged = False  # an agent has said that the plan is complete
-        self.most_settled = 0  # tasks, so far
-        self.least_pending = NEVER  # the same
+        self.most_settled = 0  # so far
+        self.least_left = 0  # the same: pending tasks, and the summary
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """A person goes on: what was in a row before, is not now."""
+        self.unsettled: list[Result] = []  # the latest ones that worked and settled nothing
+        self.waited = 0.0  # seconds, for a provider, since an iteration worked
+        self.check_failures = 0  # in a row: only a check that passes ends it
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
-        if result.check == "failed":
-            self.check_failures += 1
-        elif result.check == "passed":
-            self.check_failures = 0
+        self.counted += not result.waited_for
+        if result.check in ("passed", "failed"):
+            self.check_failures = 0 if result.check == "passed" else self.check_failures + 1
         if result.worked:
+            self.last_worked = result
             self.unsettled.append(result)
+            self.waited = 0.0
         if result.progress:
             self.unsettled.clear()
 
     def note_plan(self, plan: Plan) -> bool:
-        """Take in a plan; whether it is progress.
+        """Take in a plan, and say what has gone out of it; whether it is progress.
 
-        Progress is more settled, or less pending, than ever before in this run, and nothing gone.
-        To un-check a task and to check it again, to reword it, or to add a line that is done, is
-        none: agents did so all night.
-        A plan of several tasks, none of which was in the one before, is another one, and counts
-        from where it begins.
+        Progress is more settled, or less left, than ever before in this run: agents un-checked a
+        task and checked it again, reworded it, added lines that were done. A plan that shares no
+        task with the one before counts from where it begins.
         """
-        tasks = {task.text for task in plan.tasks}
+        was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
         lost = missing_tasks(self.plan, plan)
-        came = collections.Counter(task.text for task in plan.tasks)  # some come back
-        came -= collections.Counter(task.text for task in self.plan.tasks)
-        gone = collections.Counter((*self.gone, *lost)) - came
-        self.gone = list(gone.elements())
-        was_open, is_open = (
-            collections.Counter(task.text for task in each.tasks if task.state == "pending")
-            for each in (self.plan, plan)
-        )
-        self.plan = plan
-        has_more = plan.settled > self.most_settled
-        has_less = plan.pending < self.least_pending
-        is_another = len(tasks) > 1 and self.tasks.isdisjoint(tasks)
-        if tasks:  # an agent may empty it for a moment
-            self.tasks = tasks
+        if lost:
+            self.journal.note("warn", said_gone(lost), "warn")
+        came = now.keys() - was.keys()
+        self.gone = [text for text in self.gone if text not in came] + lost
+        settles = any(was[text] == "pending" != now.get(text) for text in was)
+        left = plan.pending + (plan.summary is None)  # which is the last task of every plan
+        has_more, has_less = plan.settled > self.most_settled, left < self.least_left
+        # One task with other words is no other plan.
+        is_another = not was or len(came) == len(now) > 1
         if has_more or is_another:
             self.most_settled = plan.settled
         if has_less or is_another:
-            self.least_pending = plan.pending
-        settles = has_more and bool(was_open - is_open)  # and no line came that was done already
-        shrinks = has_less and not lost
-        return settles or shrinks
-
-    def begin_anew(self) -> None:
-        """A person goes on after it has come to rest: what was in a row before, is not now."""
-        self.unsettled.clear()
-        self.check_failures = 0
-        self.waited = 0.0
-        self.has_tagged = False
-
-    def forget_progress(self) -> None:
-        """Progress counts from the plan that is noted next."""
-        self.tasks = set()
-        self.most_settled = 0
-        self.least_pending = NEVER
-
-    @property
-    def verdict(self) -> str:
-        """What a check says of the work as it stands: passed, failed, interrupted or not run."""
-        is_stale = self.is_unchecked and self.check in ("", "passed")  # a failure stays one
-        return "not run" if is_stale else self.check
+            self.least_left = left
+        self.plan = plan
+        return (has_more and settles) or (has_less and not lost)
 
     def told_of_stuck(self, most: int) -> str:
-        """What the next agent is told when so many iterations settled nothing (0: nothing)."""
+        """For the next agent, where so many iterations (0: none) settled nothing."""
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
         lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
-        refused = said_refused(refused_by(self.unsettled))
+        refused = said_refused(self.unsettled)
         seen = "They ended in good order, and marked nothing."
         if refused:
             seen = f"What they asked for was {refused}: do without it."
         return NOTHING_SETTLED.format(count=len(self.unsettled), goals=lines, seen=seen)
 
     def told_of_cut(self) -> str:
-        """What the next agent is told when the last one's answer had no room."""
+        """For the next agent, where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
         if last and last.fault and last.fault.kind == "length" and not last.progress:
             return CUT_SHORT.format(goal=last.goal)
         return ""
 
     @property
-    def counted(self) -> int:
-        """Towards --max-iterations: not those that a provider would not let work."""
-        return sum(not result.waited_for for result in self.results)
-
-    @property
-    def last_worked(self) -> Result | None:
-        return next((result for result in reversed(self.results) if result.worked), None)
-
-    @property
     def average(self) -> float:
-        """Seconds of an iteration that went well; 0 when there was none."""
+        """Seconds of an iteration that went well."""
         times = [result.seconds for result in self.results if result.worked]
-        return sum(times) / len(times) if times else 0.0
+        return sum(times) / max(1, len(times))
 
 
 class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
-    status: int = 130  # exit status
+    status: int = 130  # exit status; 130: a person's, who need not be told, nor begin anew
     reason: str = ""
     limit: str = ""  # the option that makes it rest, such as max_cost
-
-    @property
-    def is_pause(self) -> bool:
-        """A person's: nothing is told of it, and nothing begins anew after it."""
-        return self.status == 130
 
 
 NO_END = End("")  # it goes on; ended by somebody now, its status is 130
 
 
-class Wait(NamedTuple):
-    """What comes after an iteration that failed. `seconds` is how long."""
-
-    why: str
-    seconds: float
-    for_provider: bool = False  # it counts towards --max-wait
-
-
 class ModelLine:
-    """The models in line, and what an outcome means for them and the run.
+    """The models in line, of which the first one that does not rest works; and what an outcome
+    means for them. Where none is named, OpenCode's own is alone in line, as ""."""
 
-    The first one that does not rest works; every rest has an end. Without any model named,
-    OpenCode's own default is the only one in line, as "".
-    """
-
-    def __init__(self, options: Options, books: Books, journal: Journal) -> None:
+    def __init__(self, options: Options, books: Books) -> None:
         self.options = options
         self.books = books
-        self.journal = journal
+        self.clock = books.journal.clock
         self.models = options.models or ("",)
         self.current = self.models[0]
+        self.last_seen = ""  # what OpenCode said that it used
+        self.forget()
+
+    def forget(self) -> None:
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
-        self.last_seen = ""  # what OpenCode said that it used
 
-    def left(self, model: str, now: float) -> float:
+    def left(self, model: str) -> float:
         """Seconds that it still rests."""
-        return max(0.0, self.until.get(model, 0.0) - now)
+        return max(0.0, self.until.get(model, 0.0) - self.clock.now)
 
-    def others(self, now: float) -> list[str]:
+    def others(self) -> list[str]:
         """Those that could work now besides the one at work."""
-        others = [model for model in self.models if model != self.current]
-        return [model for model in others if not self.left(model, now)]
+        return [one for one in self.models if one != self.current and not self.left(one)]
 
-    def choose(self, now: float, another: bool = False) -> str:
-        """The model that works next: the first one that does not rest, else the first one back.
-
-        `another`: than the one at work, where there is one.
-        """
-        models = (self.others(now) if another else ()) or self.models
-        self.current = min(models, key=lambda model: self.left(model, now))
+    def choose(self, among: Sequence[str] = ()) -> str:
+        """The model that works next: the first one that does not rest, else the first one back."""
+        self.current = min(among or self.models, key=self.left)
         return self.current
 
-    def rest(self, now: float, announced: float = 0.0) -> float:
-        """Let the one at work rest, for the announced seconds, else longer each time; how long."""
-        self.rests[self.current] += 1
-        seconds = announced or wait_after(self.rests[self.current], RATE_LIMIT_WAITS)
-        self.until[self.current] = now + seconds
-        return seconds
+    def rest(self, why: str, announced: float = 0.0) -> float:
+        """Let the one at work rest, as announced or longer each time; for how long nobody works."""
+        model = self.current
+        self.rests[model] += 1
+        seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
+        self.until[model] = self.clock.now + seconds
+        left = self.left(self.choose())
+        if not left:
+            said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
+            self.books.journal.note("retry", said, "warn")
+        return left
 
     def note_success(self) -> None:
         """The one at work has worked."""
@@ -1846,71 +1787,39 @@ class ModelLine:
         self.until.pop(self.current, None)
         del self.rests[self.current]
 
-    def forget(self) -> None:
-        self.until.clear()
-        self.rests.clear()
-        self.failures.clear()
-
-    def after(self, result: Result, model: str, now: float) -> Wait | End | None:
-        """What comes before the next iteration; None: nothing. Raises Problem.
-
-        `model` is what a person knows the model at work by.
-        """
-        fault = result.fault
-        problem = result.problem
+    def after(self, result: Result, model: str) -> float | End:
+        """Seconds to wait before the next iteration, or why the run rests. Raises Problem, in which
+        `model` is what a person knows the model at work by."""
+        if result.worked or result.outcome == "aborted":
+            return 0.0
+        books = self.books
+        problem = result.problem.rstrip(".")
+        fault = result.fault or Fault("unknown", problem)
         if result.waited_for:
             if not result.spend.tokens:
-                self.books.waited += result.seconds  # it did nothing but wait
-            return self.wait_for_provider(fault.retry_after if fault else 0.0, problem, now)
-        if result.worked or result.outcome == "aborted":
-            return None
-        if fault and fault.kind == "configuration":
-            raise Problem(problem)
-        advice = ADVICE.get(fault.kind, "") if fault else ""
-        if advice and self.others(now):
-            self.let_another_work(problem, now, LONGEST_WAIT)
-            return None
-        if advice and self.books.last_worked is None and not result.spend.tokens:
-            advice = advice.format(model=model or "of the configuration")
-            raise Problem(f"{problem.rstrip('.')}: {advice}")
+                books.waited += result.seconds
+            left = (self.options.max_wait or NEVER) - books.waited
+            seconds = self.rest(problem, fault.retry_after)
+            # What is announced to come after --max-wait is not waited for.
+            if left > 0 and (seconds <= left or not fault.retry_after):
+                return min(seconds, left)
+            why = f"waited {duration(books.waited)}, and would for {duration(seconds)} more"
+            return End("paused", 3, f"{problem}: {why} (--max-wait)", "max_wait")
+        advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
         self.failures[self.current] += 1
-        times = self.failures[self.current]
-        most = self.options.retries
-        if not most or times <= most:
-            return Wait(problem, wait_after(times, FAILURE_WAITS))
+        times, most = self.failures[self.current], self.options.retries or NEVER
         # Two models that fail by turns would do so for ever.
-        if any(self.failures[other] <= most for other in self.others(now)):
-            self.let_another_work(problem, now, LONGEST_WAIT)
-            return None
-        times = sum(self.failures.values())
-        advice = advice and f": {advice.format(model=model or 'of the configuration')}"
-        raise Problem(f"{times} iterations in a row failed, the last one: {problem}{advice}")
-
-    def let_another_work(self, why: str, now: float, seconds: float) -> None:
-        """Let the model at work rest for so long (0: longer each time), and the next one work."""
-        model = self.current
-        rest = duration(self.rest(now, seconds))
-        following = self.choose(now)
-        said = f"{model} rests for {rest} ({why}): {following} is next"
-        self.journal.note("retry", said, "warn")
-
-    def wait_for_provider(self, announced: float, problem: str, now: float) -> Wait | End | None:
-        """A limit or an outage passes by itself, and costs nothing while it is waited for.
-
-        What is left of --max-wait is waited; not for a time that was announced to come after it.
-        """
-        left = (self.options.max_wait or NEVER) - self.books.waited
-        if self.others(now) and left > 0:
-            self.let_another_work(problem, now, announced)
-            return None
-        self.rest(now, announced)
-        seconds = min(self.left(model, now) for model in self.models)
-        if left <= 0 or (announced and seconds > left):
-            waited = duration(self.books.waited)
-            back = f", and would be back in {duration(seconds)}" if announced else ""
-            why = f"{problem.rstrip('.')}: waited {waited}{back} (--max-wait)"
-            return End("paused", 3, why, "max_wait")
-        return Wait(problem, min(seconds, left), for_provider=True)
+        has_others = any(self.failures[other] <= most for other in self.others())
+        if has_others and (advice or times > most):
+            return self.rest(problem, LONGEST_WAIT)
+        has_worked = books.last_worked is not None or result.spend.tokens > 0
+        is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
+        if times <= most and not is_hopeless:
+            return wait_after(times, FAILURE_WAITS)
+        if not is_hopeless:
+            times = sum(self.failures.values())
+            problem = f"{times} iterations in a row failed, the last one: {problem}"
+        raise Problem(f"{problem}: {advice}" if advice else problem)
 
 
 # The limits that R raises, by as much again, and how they are told.
@@ -1930,48 +1839,47 @@ class Limits:
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
     def reached(self, used: dict[str, float]) -> End | None:
-        """Work is left, and a person has to say whether to go on."""
-        for name, count in used.items():
-            if self.most[name] and count >= self.most[name]:
-                return End("paused", 3, self.told(name, count), name)
-        most = self.options.stuck
-        unsettled = self.books.unsettled
-        if most and len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            refused = refused_by(unsettled)
+        """A person has to say whether to go on: work is left."""
+        name, told = self.passed(used)
+        if name:
+            return End("paused", 3, told, name)
+        most = self.options.stuck or NEVER
+        unsettled, failures = self.books.unsettled, self.books.check_failures
+        if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
+            why = f"{len(unsettled)} iterations in a row settled no task"
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
+            refused = refused_by(unsettled)
             if refused:
-                advice = f"{said_refused(refused)}: {how_to_allow(dict(refused))}"
-            why = f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        failures = self.books.check_failures
-        if most and failures >= most:
+                advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
+        elif failures >= most:
+            why = f"the check failed {failures} times in a row"
             advice = f"mend what `{self.options.check}` shows"
-            why = f"the check failed {times_of(failures)} in a row (--stuck): {advice}"
-            return End("paused", 3, why, "stuck")
-        return None
+        else:
+            return None
+        return End("paused", 3, f"{why} (--stuck): {advice}", "stuck")
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        for name in ("max_cost", "max_time"):
-            if self.most[name] and used[name] >= 2 * self.most[name]:
-                return f"twice the limit: {self.told(name, used[name])}"
-        return ""
+        _name, told = self.passed(used, 2)
+        return f"twice the limit: {told}" if told else ""
 
-    def told(self, name: str, count: float) -> str:
-        shown = RAISED_BY_R[name]
-        option = f"--{name.replace('_', '-')}"
-        return f"{option} is reached: {shown(count)} of {shown(self.most[name])}"
+    def passed(self, used: dict[str, float], times: int = 1) -> tuple[str, str]:
+        """The first limit that is used up so often, and the words for it."""
+        for name, most in self.most.items():
+            if 0 < times * most <= used[name]:
+                shown, option = RAISED_BY_R[name], name.replace("_", "-")
+                return name, f"--{option} is reached: {shown(used[name])} of {shown(most)}"
+        return "", ""
 
     def raise_above(self, name: str, count: float) -> None:
         """By as much again as was asked for, until there is room."""
         step = float(getattr(self.options, name))
-        if self.most[name] <= count:
-            self.most[name] += step * ((count - self.most[name]) // step + 1)
+        self.most[name] += step * max(0, (count - self.most[name]) // step + 1)
 
 
 class Briefing:
-    """What the next session is told, and by which model and agent it is worked: front matter,
-    command line and OpenCode's own configuration have a word in it."""
+    """What the next session is told, and which model and agent work: by the front matter, the
+    command line and OpenCode's own configuration."""
 
     def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
         self.options = options
@@ -2005,18 +1913,12 @@ class Briefing:
         if not models and not setup.model and model in setup.free:
             said.append(
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
-                "`opencode auth login`"
+                f'provider "{model.partition("/")[0]}"; name another one with -m'
             )
-        if model in setup.free and self.options.max_cost:
-            said.append(f"{model} has no price: --max-cost will not stop it, --max-time will")
         if setup.asks and not self.options.auto:
-            means = "asked at night means refused"
-            if self.options.asks_wait:
-                means = f"each waits {duration(self.options.ask_timeout)} for an answer (`attach`)"
             said.append(
-                f"OpenCode's configuration asks a person before {', '.join(setup.asks)}: {means}: "
-                "allow it in opencode.json, or use --auto"
+                f"OpenCode asks a person before {', '.join(setup.asks)}: asked at night means "
+                "refused: allow it in opencode.json, or use --auto"
             )
         if setup.unread:
             said.append(
@@ -2026,14 +1928,14 @@ class Briefing:
         fresh = [warning for warning in said if warning not in self.warned]
         self.warned.update(fresh)
         for warning in fresh:
-            self.line.journal.note("warn", warning, "warn")
+            self.files.journal.note("warn", warning, "warn")
         return fresh
 
     def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
         self.line.models = models or ("",)
-        model = self.line.choose(clock.now, another=is_last_try)
+        model = self.line.choose(self.line.others() if is_last_try else ())
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         prompt = prompt._replace(model=model, agent=agent)
         return with_ids(prompt, clock.wall, number, self.seed)
@@ -2335,8 +2237,8 @@ class Run:
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
-        self.books = Books()
-        self.line = ModelLine(options, self.books, self.journal)
+        self.books = Books(self.journal)
+        self.line = ModelLine(options, self.books)
         self.briefing = Briefing(options, self.files, self.line, seed)
         self.limits = Limits(options, self.books)
         # What a person wants.
@@ -2513,12 +2415,11 @@ class Run:
             end = None
             while end is None:
                 plan = await self.read_files()
-                self.take_stock(plan)
-                # The first session is told of a check that fails; one may change the plan.
-                is_due = not self.books.check or plan.summary is not None
-                if self.options.check and self.books.verdict == "not run" and is_due:
-                    await self.run_check()
-                    continue
+                self.books.note_plan(plan)
+                is_due = not self.number or plan.summary is not None
+                if self.options.check and not self.books.check and is_due:
+                    await self.run_check()  # if it fails, the first session is told
+                    continue  # it may have changed the plan
                 end = self.reason_to_rest(plan)
                 if end is None and (self.server.is_down or self.server.replace):
                     await self.server.bring_up()  # the plan may be another one by then
@@ -2545,7 +2446,7 @@ class Run:
         self.clock.works = self.pause_wanted = False
         self.goes_on = False  # what is pressed from here on counts
         with self.showing(end.stage, end.reason):
-            if not end.is_pause:
+            if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
@@ -2565,10 +2466,10 @@ class Run:
                         break
                     self.journal.note("note", STILL_COMPLETE, "warn")
         self.rests_at = NO_END
-        self.books.forget_progress()  # a person may have changed the plan meanwhile
+        self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.limit in RAISED_BY_R:
             self.limits.raise_above(end.limit, self.used[end.limit])
-        elif not end.is_pause:
+        elif end.status != 130:
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
@@ -2581,7 +2482,8 @@ class Run:
         self.number += 1
         self.journal.iteration = self.number
         talk = self.iteration = self.new_talk()
-        self.books.is_unchecked = True
+        if self.books.check != "failed":  # that stands until it passes
+            self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
         try:
             try:
@@ -2589,7 +2491,7 @@ class Run:
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except (Quit, Problem):
                 # It is no result, but it has cost something, and may have deleted tasks.
-                self.take_stock(self.plan)
+                self.books.note_plan(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
                 self.server.left_session = talk.id
                 raise
@@ -2618,7 +2520,7 @@ class Run:
         prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
         if stuck:
             times = len(self.books.unsettled)
-            said = f"nothing was settled {times_of(times)}: the last try, and the prompt says so"
+            said = f"nothing was settled, {times} times: the last try, and the prompt says so"
             self.journal.note("warn", said, "warn")
         return Talk(prompt, self)
 
@@ -2751,27 +2653,24 @@ class Run:
         finally:
             self.check_since = None
         books, command = self.books, self.options.check
+        books.complaint = ""
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
         if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
             books.check = "passed"
-            books.complaint = ""
             self.journal.note("check", "passed", "good")
-        elif checked.status in (126, 127) and not books.check:  # a shell's "no such"
+        elif checked.status in (126, 127) and not self.number:  # a shell's "no such"
             raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")
         else:
             books.check = "failed"
             books.complaint = CHECK_FAILED.format(command=command, **checked._asdict())
             self.journal.note("check", said, "bad")
-        books.is_unchecked = checked.interrupted
         return books.check
 
     def settle(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
-        is_tagged = plan.summary is not None
-        has_progress = self.take_stock(plan) or (is_tagged and not self.books.has_tagged)
-        self.books.has_tagged = self.books.has_tagged or is_tagged
+        has_progress = self.books.note_plan(plan)
         known = collections.Counter(near.fault for near in talk.plan.near_misses)
         near_misses = []
         for near in plan.near_misses:
@@ -2792,18 +2691,8 @@ class Run:
         self.books.add(result)
         if result.worked:
             self.server.failures = 0
-            self.books.waited = 0.0
             self.line.note_success()
         return result
-
-    def take_stock(self, plan: Plan) -> bool:
-        """Note it in the books, and say what has gone out of it; whether it is progress."""
-        known = collections.Counter(self.books.gone)
-        has_progress = self.books.note_plan(plan)
-        gone = list((collections.Counter(self.books.gone) - known).elements())
-        if gone:
-            self.journal.note("warn", said_gone(gone), "warn")
-        return has_progress
 
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
@@ -2811,24 +2700,23 @@ class Run:
         if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
-
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        step = self.line.after(result, self.model, self.now)
-        if not isinstance(step, Wait):
-            return step
         self.goes_on = False
 
         def is_over() -> bool:  # the next turn rests for the same reason
             return self.goes_on or self.reason_to_rest(self.plan) is not None
 
-        if is_over():
+        seconds = self.line.after(result, self.model)
+        if isinstance(seconds, End):
+            return seconds
+        if not seconds or is_over():
             return None
-        self.journal.note("retry", f"trying again in {duration(step.seconds)}", "warn")
+        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
         began = self.now
-        with self.showing("waiting", step.why, began + step.seconds):
-            await self.wait(began + step.seconds, sooner=is_over)
-        if step.for_provider:
+        with self.showing("waiting", result.problem, began + seconds):
+            await self.wait(began + seconds, sooner=is_over)
+        if result.waited_for:
             self.books.waited += self.now - began
         return None
 
@@ -3089,21 +2977,19 @@ def uses_of(run: Run) -> dict[str, tuple[str, Callable[[], None]]]:
 
 
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
-    """The word for an iteration that got on: done, blocked or manual, as it left the task that it
-    began with (None: to wrap up), or progress, where that is open still and another is not."""
+    """The word for an iteration that got on: how it left the task that it began with (None: to wrap
+    up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
-
-    def count(plan: Plan, state: str) -> int:
-        return sum(one.state == state and one.name == task.name for one in plan.tasks)
-
+    was, now = (
+        [one.state for one in plan.tasks if one.name == task.name] for plan in (before, after)
+    )
     for state in ("done", "blocked", "manual"):
-        if count(after, state) > count(before, state):
+        if now.count(state) > was.count(state):
             return state
-    # An agent may word it anew as it marks it.
-    if after.done > before.done and not count(after, "pending"):
-        return "done"
-    return "blocked" if after.blocked > before.blocked and after.done <= before.done else "progress"
+    if after.done > before.done:  # an agent may word it anew as it marks it
+        return "progress" if "pending" in now else "done"
+    return "blocked" if after.blocked > before.blocked else "progress"
 
 
 def counts_of(plan: Plan) -> dict[str, object]:
@@ -3119,13 +3005,12 @@ def progress_of(plan: Plan) -> list[str]:
 
 
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
-    spend = result.spend
     facts = (
         f"#{result.number} {result.word} in {duration(result.seconds)}",
-        said_refused(result.refused),
+        said_refused([result]),
         *progress_of(plan),
-        f"{short_number(spend.tokens)} tokens",
-        dollars_of(spend.cost),
+        f"{short_number(result.spend.tokens)} tokens",
+        dollars_of(result.spend.cost),
         title_of(result.goal),
     )
     record = {"record": "iteration", **result_record(result), **counts_of(plan)}
@@ -3142,7 +3027,7 @@ def result_record(result: Result) -> Json:
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
-        "refused": dict(result.refused),
+        "refused": result.refused,
         **result.spend.record(),
     }
 
@@ -3174,14 +3059,13 @@ def end_record(run: Run, event: str, end: End) -> Json:
 def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
     books = run.books
-    gone_now = missing_tasks(books.plan, run.plan) if run.iteration else []
-    verdict = books.verdict if run.options.check else ""
-    check = {"command": run.options.check, "verdict": verdict, "told": books.complaint}
+    command = run.options.check
+    verdict = (books.check or "not run") if command else ""
     return {
         "summary": run.plan.summary,
-        "gone": [*books.gone, *gone_now],
-        "refused": dict(refused_by(run.books.results)),
-        "check": check,
+        "gone": books.gone,
+        "refused": refused_by(books.results),
+        "check": {"command": command, "verdict": verdict, "told": books.complaint},
         **run.total.record(),
     }
 
@@ -3189,19 +3073,18 @@ def left_behind(run: Run) -> Json:
 def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
     plan = run.plan
-    lines = [f"the agent says: {plan.summary}"] if plan.summary else []
-    iterations = "1 iteration" if run.number == 1 else f"{run.number} iterations"
-    if run.files.plan_text:
-        lines.append(
-            f"{plan}; {iterations} in {duration(run.clock.elapsed)}; "
-            f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
-        )
-    if run.books.gone:
-        lines.append(said_gone(run.books.gone))
-    for state in ("blocked", "manual"):
-        lines += [f"{state}: {said}" for said in tasks_in(plan, state)[:20]]
+    iterations = f"{run.number} iteration{'s' * (run.number != 1)} in {duration(run.clock.elapsed)}"
+    spent = f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
     steps = next_steps(plan, {"status": run.status, **left_behind(run)})
-    return lines + [f"to do: {step}" for step in steps]
+    lines = [
+        f"the agent says: {plan.summary}" if plan.summary else "",
+        f"{plan}; {iterations}; {spent}",
+        said_gone(run.books.gone),
+        *(f"blocked: {task}" for task in tasks_in(plan, "blocked")[:20]),
+        *(f"manual: {task}" for task in tasks_in(plan, "manual")[:20]),
+        *(f"to do: {step}" for step in steps),
+    ]
+    return list(filter(None, lines))
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3211,72 +3094,61 @@ def tasks_in(plan: Plan, state: str) -> list[str]:
 
 
 def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
-    """What a person can do now, in the order in which it helps. `record` is what the state file
-    says of the run; empty: there was none."""
+    """What a person can do now, in the order in which it helps; `record` is the state file's."""
     if is_running:
         asked = [as_text(title) for title in as_list(record, "waits_for")]
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
-    steps = []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
-    refused = list(as_dict(record, "refused"))
-    if refused and has_work_left:
-        steps.append(how_to_allow(refused))
     check = as_dict(record, "check")
-    verdict = as_text(check, "verdict")
-    verb = {"failed": "mend", "interrupted": "run", "not run": "run"}.get(verdict)
-    if verb and not (verdict == "not run" and plan.pending):  # the next run begins with it
-        steps.append(f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`")
+    not_run = "" if plan.pending else "run"  # the next run begins with it
+    verbs = {"failed": "mend", "interrupted": "run", "not run": not_run}
+    verb = verbs.get(as_text(check, "verdict"))
     gone = [as_text(text) for text in as_list(record, "gone")]
-    if gone:
-        steps.append(f"write back what is gone from the plan, or let it be: {first_of(gone)}")
-    if plan.open_near_misses and not plan.pending:
-        lines = first_of([f"line {near.line}" for near in plan.open_near_misses])
-        steps.append(f"make tasks of what looks like one: {lines}")
-    is_cut_short = record and has_work_left and plan.summary is None
-    if plan.pending or (is_cut_short and not plan.blocked):
-        start = "run again to go on" if record else "start it with `run`"
-        if record.get("status") == 1:
-            start = "mend what stopped it, run again"
-        steps.append(f"{tag}{start}")
-    if plan.blocked:
-        steps.append(f"unblock: change its box back to `[ ]`, {tag}run again")
-    if plan.manual:
-        steps.append(f"do by hand what is manual: {tasks_of(plan.manual)}")
-    return steps
+    start = "run again to go on" if record else "start it with `run`"
+    if record.get("status") == 1:
+        start = "mend what stopped it, run again"
+    is_cut_short = record and has_work_left and plan.summary is None and not plan.blocked
+    steps = (
+        how_to_allow(as_dict(record, "refused")) if has_work_left else "",
+        f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`" if verb else "",
+        f"write back what is gone from the plan, or let it be: {first_of(gone)}" if gone else "",
+        f"{tag}{start}" if plan.pending or is_cut_short else "",
+        f"unblock: change its box back to `[ ]`, {tag}run again" if plan.blocked else "",
+        f"do by hand: {tasks_of(plan.manual, 'manual')}" if plan.manual else "",
+    )
+    return list(filter(None, steps))
 
 
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    project = one_line(os.path.basename(run.options.directory) or run.options.directory)
-    gone = run.books.gone
+    directory = run.options.directory
+    why = f"{event}: {reason.removeprefix(event).strip()[:300]}"
     facts = (
-        event
-        if reason == PLAN_COMPLETE
-        else f"{event}: {one_line(reason).removeprefix(event).strip()[:300]}",
+        event if reason == PLAN_COMPLETE else why,
         *progress_of(run.plan),
-        f"{tasks_of(len(gone), 'open')} gone from the plan" if gone else "",
-        "" if "refused: " in reason else said_refused(refused_by(run.books.results)),
+        said_gone(run.books.gone),
+        "" if "refused: " in reason else said_refused(run.books.results),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )
-    return f"ocloop {project}: {', '.join(filter(None, facts))}"
+    project = os.path.basename(directory) or directory
+    return one_line(f"ocloop {project}: {', '.join(filter(None, facts))}")
 
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    goal = run.iteration.plan.goal if run.iteration else run.plan.goal
-    if not run.number:
-        goal = "before the first task"  # what a check commits now is nobody's work on it
-    finished: collections.Counter[str] = collections.Counter()
-    if run.iteration:
-        finished.update(task.text for task in run.plan.tasks if task.state == "done")
-        finished.subtract(task.text for task in run.iteration.plan.tasks if task.state == "done")
+    before = run.iteration.plan if run.iteration else run.plan
+    was_done, is_done = (
+        collections.Counter(task.text for task in plan.tasks if task.state == "done")
+        for plan in (before, run.plan)
+    )
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        "task": one_line(goal),  # whoever commits with it needs one at the end, too
-        "finished": one_line(", ".join((+finished).elements())),  # in this iteration
+        # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
+        "task": one_line(before.goal) if run.number else "before the first task",
+        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -3292,12 +3164,8 @@ def local_time(form: str, moment: Any) -> str:
     return "?"
 
 
-def iso_time(moment: Any) -> str:
-    return local_time("%Y-%m-%dT%H:%M:%S%z", moment)
-
-
-def time_of_day(moment: Any) -> str:
-    return local_time("%H:%M", moment)
+iso_time = partial(local_time, "%Y-%m-%dT%H:%M:%S%z")
+time_of_day = partial(local_time, "%H:%M")
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
