@@ -3807,12 +3807,12 @@ def test_what_is_recorded_is_told_of_the_run_that_it_is_about(
 ) -> None:
     path = str(tmp_path / "PLAN.md")
     run_file = RunFile(path)
-    plan = parse_plan("- [ ] a\n- [x] a\n")
+    plan = parse_plan("- [ ] a\n# B\n- [x] a\n")
     waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
-    tasks = [{"phase": "", "text": "a"}, {"phase": "", "text": "a"}]
+    tasks = [{"phase": "", "text": "a"}, {"phase": "B", "text": "a"}]
     run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
     _pid, record = ocloop.run_on(path, plan)
-    assert [task["state"] for task in record["tasks"]] == ["pending", "done"], "in their order"
+    assert [task["state"] for task in record["tasks"]] == ["pending", "done"]
     assert {name: record[name] for name in waits} == {
         "waits_for": [], "retry": "", "waiting_until": None,
     }, "it was killed, and waits for nobody"  # fmt: skip
@@ -6561,7 +6561,7 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
         "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
         "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
         **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
-    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
+    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("655360", "x"))},
     "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
     "URL": {
         **{url: url for url in (
@@ -6729,14 +6729,8 @@ def test_a_project_in_order_has_no_problems_and_one_without_tasks_or_words_is_re
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
 
 
-def test_what_is_odd_in_plan_prompt_and_folder_is_a_warning(
-    project: Path, monkeypatch: Patch
-) -> None:
+def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert warnings(project) == ""
-    monkeypatch.setenv("HOME", str(project))
-    assert "change into the project's own folder" in warnings(project)
-    options = project_options(project, directory="/")
-    assert "the project is /, all of it" in "\n".join(ocloop.preflight(options)[2])
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
     said = warnings(project)
@@ -6775,14 +6769,8 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
 
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert problems(project, log=f"{project}/there.log") == ""
-    (project / "link").symlink_to("PLAN.md")
-    os.link(project / ".loop-prompt.md", project / "hard")
-    for name, what in (("PLAN.md", "plan"), ("hard", "prompt")):
-        said = f"the log {project}/{name} is the {what}: name another path with --log"
-        assert problems(project, log=f"{project}/{name}") == said
-    said = f"the log {project}/link is a link: name what it leads to with --log"
-    assert said in problems(project, log=f"{project}/link")
-    for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
+    plan = project / "PLAN.md"
+    for path in (plan, project, project / "gone" / "x.log", plan / "x.log"):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
@@ -6891,16 +6879,6 @@ def test_a_plan_that_is_complete_needs_no_server(
             said = capsys.readouterr().out
             assert "take out its <plan-complete> tag to work on it again" in said
         assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
-
-
-def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
-    odd = os.fsencode(tmp_path) + b"/\xff"
-    with suppress(OSError):  # a file system that has no such names
-        os.mkdir(odd)
-        monkeypatch.chdir(odd)  # type: ignore[arg-type]
-        with pytest.raises(Problem, match="is not UTF-8, .*: rename it"):
-            ocloop.absolute(".")
-    monkeypatch.chdir(tmp_path)
 
 
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
