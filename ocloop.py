@@ -8,8 +8,8 @@
     python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
     python3 ocloop.py run           work the plan until the agent writes <plan-complete>
 
-One file, the standard library alone, Python 3.9 or newer. It is told from top to bottom: the plan,
-what OpenCode says, the rules, the run, what is shown; below that everything that touches the world.
+It is told from top to bottom: the plan, what OpenCode says, the rules, the run, what is shown;
+below that everything that touches the world.
 
     event stream ---+
     server process -+
@@ -18,26 +18,24 @@ what OpenCode says, the rules, the run, what is shown; below that everything tha
     keys, time -----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
-waits in one place (section "run": `Run.work` iterates, `iterate` is one session, the plan after it
-and the check, `lead` and `watch` are the session, `recall` stops what must not work on). It touches
-no clock, file, socket or screen: what is to be done it asks for as *requests*, which `Outside`
-carries out, each on a thread of its own.
+Threads only post *events* to the inbox. What they mean is decided by one coroutine, which waits in
+one place (`Run.work` iterates; `iterate` is one session, the plan after it and the check; `lead`
+and `watch` are the session; `recall` stops what must not work on). It touches no clock, file,
+socket or screen: what is to be done it asks for as *requests*, which `Outside` carries out.
 
 Glossary:
 
-    server      the `opencode serve` process, ours or the one that --server names
+    server      the `opencode serve` process, ours or that of --server; launch: its n-th start
     session     OpenCode's session; a `Talk` is what the run knows of the one at work
-    iteration   one session, the plan read after it, and the check: what makes one `Result`
-    task        one checkbox of the plan; it is settled when it is done, blocked or manual
-    phase       the heading above a task
-    outcome     what became of an iteration
-    stage       where the run stands, for people;  activity  what OpenCode says a session is doing
+    iteration   one session, the plan read after it, and the check; its outcome: a `Result`
+    task        a checkbox of the plan; settled: it is done, blocked or manual
+    stage       where the run stands, for people
+    activity    what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
-    generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
+    generation  of OpenCode: 1.x or 2.x
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
-    ask         a permission or a question of an agent's;  request  what the run wants done outside
-    check       the command of --check
+    ask         a permission or a question of an agent's
+    request     what the run wants done outside
     limit       what makes a run rest with work left: --max-cost, --max-time, --stuck ...
     code        of HTTP;  status  exit status of a process
 
@@ -59,8 +57,7 @@ if sys.platform == "win32":
 import os
 
 if __name__ == "__main__" and os.path.dirname(os.path.realpath(__file__)) in sys.path[:1]:
-    # What lies beside this file may be an agent's: it is no library of ours. (A `__future__.py` is
-    # read before this can be said; `python3 -I` minds it, too.)
+    # What lies beside this file may be an agent's: it is no library of ours.
     del sys.path[0]
 
 import argparse
@@ -116,9 +113,8 @@ class Problem(Exception):
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────
-# The only place where defaults stand. The environment is asked for nothing that an option can say;
-# what has no option (the password of --server, colours, where state is kept) is read where it is
-# used.
+# The only place where defaults stand. What has no option (the password of --server, colours, where
+# state is kept) is read from the environment where it is used.
 
 
 class Options(NamedTuple):
@@ -6927,10 +6923,7 @@ Then end your turn.
 
 
 def absolute(path: str) -> str:
-    try:
-        return os.path.abspath(os.path.expanduser(path))
-    except OSError:
-        raise Problem("this directory is gone: change into one that exists") from None
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def has_own_home() -> bool:
@@ -6951,9 +6944,8 @@ def find_opencode(asked: str) -> tuple[str, ...]:
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if not found:
         raise Problem(
-            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai` for 1.x, "
-            "`npm install -g @opencode/cli` for 2.x), or let npx fetch it with "
-            '--opencode "npx -y opencode-ai"'
+            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`), or let npx "
+            'fetch it with --opencode "npx -y opencode-ai"'
         )
     return (os.path.abspath(found), *argv[1:])
 
@@ -7072,10 +7064,8 @@ def run(given: argparse.Namespace) -> int:
             warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
-    # Two of them are for the screen's thread alone; the third would stop lines that are printed in
-    # the background with `stty tostop`. Threads that are started later inherit this.
-    held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
-    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    if options.attended:  # these are for the screen's thread; those that come inherit it
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
     run = Run(options, time.time(), os.urandom(4).hex())
     for warning in filter(None, warnings):
         run.journal.note("warn", warning, "warn")
@@ -7134,7 +7124,7 @@ class Driver:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
-            raise
+            raise RuntimeError("a bug of ocloop's") from error
         finally:
             self._leave()
         return self.run.exit_status
@@ -7186,9 +7176,8 @@ class Driver:
     def _show(self) -> None:
         run = self.run
         self.shown_at = time.time()
-        last = self.picture
         picture = view(run)
-        if self.screen and (last is None or picture[:-1] != last[:-1]):
+        if self.screen and picture[:-1] != (self.picture or ())[:-1]:
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
@@ -7274,17 +7263,16 @@ class Rehearsal(Run):
         except Quit:
             return 130
         models, agent, _body = self.briefing.read()
-        own = "OpenCode's own: none is named"
-        self.journal.note("model", ", then ".join(models) or self.model or own)
-        self.journal.note("agent", agent or own)
-        return 1 if self.briefing.setup.unread else 0
+        for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
+            self.journal.note(kind, name or "OpenCode's own")
+        return 0
 
 
 def rehearse(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> int:
     """Say what was found, and have the real server check what it can; returns 0 or 1."""
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
-        ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
+        ("plan", f"{options.plan}: {plan}"),
         *(("", line) for line in tasks_as_read(plan)),
         *(("warning", warning) for warning in warnings),
         *(("problem", problem) for problem in problems),
@@ -7309,11 +7297,13 @@ def tasks_as_read(plan: Plan) -> list[str]:
         if task.phase != phase:
             phase = task.phase
             lines.append(f"# {phase}")
-        sign = {"pending": "~" if task.begun else " ", "done": "x"}.get(task.state)
-        mark = sign or task.state.upper() + (f": {task.reason}" if task.reason else "")
+        signs = {"pending": "~" if task.begun else " ", "done": "x"}
+        other = f"{task.state.upper()}: {task.reason}".removesuffix(": ")
+        mark = signs.get(task.state, other)
         lines.append(f"{'  ' * task.depth}[{mark}] {task.text}")
-    more = len(plan.tasks) - 20
-    return [*lines, f"… and {more} more"] if more > 0 else lines
+    if len(plan.tasks) > 20:
+        lines.append(f"… and {len(plan.tasks) - 20} more")
+    return lines
 
 
 # bootstrap, status, attach
@@ -7322,25 +7312,21 @@ def tasks_as_read(plan: Plan) -> list[str]:
 def bootstrap(given: argparse.Namespace) -> int:
     """Write the starter files; what is there is left alone, or kept as a copy."""
     folder = absolute(given.directory)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
-            path = os.path.join(folder, name)
-            if os.path.lexists(path):
-                if not given.force:
-                    say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
-                    continue
-                copy = f"{path}~"
-                while os.path.lexists(copy):
-                    copy += "~"
-                os.replace(path, copy)
-                say(f"kept     {copy}: what {name} was")
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-            say(f"wrote    {path}")
-    except OSError as error:
-        problem = f"cannot write into {folder} ({error.strerror}): choose another directory"
-        raise Problem(problem) from None
+    os.makedirs(folder, exist_ok=True)
+    for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            if not given.force:
+                say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
+                continue
+            copy = f"{path}~"
+            while os.path.lexists(copy):
+                copy += "~"
+            os.replace(path, copy)
+            say(f"kept     {copy}: what {name} was")
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+        say(f"wrote    {path}")
     me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
     say(f"  cd {shlex.quote(folder)}\n  {me} run --dry-run\n  {me} run")
@@ -7353,9 +7339,8 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    last_pid = pid or run_file.last_pid()
-    if not record or (last_pid and record.get("pid") != last_pid):
-        return pid, {}  # an earlier run's: the last one has not written any, or could not
+    if not record or (pid and record.get("pid") != pid):
+        return pid, {}  # an earlier run's
     states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
     for task in dicts(record, "tasks"):
         text = as_text(task, "text")
@@ -7367,6 +7352,33 @@ def run_on(path: str, plan: Plan) -> tuple[int, Json]:
     return pid, record
 
 
+def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
+    """What `status --json` says."""
+    state = "ended" if record.get("ended") else "killed"
+    if pid:
+        state = as_text(record, "state") or "starting"
+    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
+    is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
+    is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
+    is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
+    is_all_done = how_complete(plan, list(map(as_text, as_list(record, "gone"))))[0] == 0
+    said = {
+        **counts_of(plan),
+        "percent": plan.percent,
+        "complete": is_told and is_checked and is_all_done and not is_at_work,
+        "summary": plan.summary,
+        "running": bool(pid),
+        "pid": known_pid,
+        "near_misses": [str(near) for near in plan.near_misses],
+        "changes": None,  # git is asked for one plan alone
+        "next_steps": next_steps(plan, record, is_at_work),
+        "run": {**record, "pid": known_pid, "state": state},
+    }
+    if not record.get("state") and not pid:
+        said["run"] = None
+    return {"plan": path, **all_printable(said)}
+
+
 def status(given: argparse.Namespace) -> int:
     """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
     if given.all:
@@ -7376,7 +7388,9 @@ def status(given: argparse.Namespace) -> int:
     if text is None:
         raise Problem(problem)
     plan = parse_plan(text)
-    said = status_record(path, plan, *run_on(path, plan))
+    pid, record = run_on(path, plan)
+    said = status_record(path, plan, pid, record)
+    said["changes"] = changes_since(as_text(record, "directory"), as_id(record, "commit"))
     say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
     return 0 if said["complete"] else 3
 
@@ -7390,18 +7404,16 @@ def status_of_all(as_json: bool) -> int:
             continue
         text, _problem = read_text(path, "plan")
         plan = parse_plan(text or "")
-        pid, run = run_on(path, plan)
-        if as_json:
-            records.append(status_record(path, plan, pid, run))
-            continue
-        how = f"{state_of(pid, run)} {run.get('status', '')}"
+        records.append(status_record(path, plan, *run_on(path, plan)))
+        run = as_dict(records[-1]["run"])
+        how = f"{run.get('state', 'killed')} {run.get('status', '')}"
         far = "no plan any more" if text is None else " · ".join(progress_of(plan))
-        spent = f"{dollars_of(as_float(run, 'cost')):>8} {duration(as_float(run, 'elapsed')):>7}"
-        lines.append(f"{how:<15} {far:<28} {spent}  {path}{ellipsis(said_why(run), 62)}")
-    if as_json:
-        say(json.dumps(records))
-    else:
-        say("\n".join(lines) if len(lines) > 1 else "no loop has run on this machine")
+        cost, took = dollars_of(as_float(run, "cost")), duration(as_float(run, "elapsed"))
+        why = ellipsis(said_why(run), 62)
+        lines.append(f"{how:<15} {far:<28} {cost:>8} {took:>7}  {path}{why}")
+    if not records:
+        lines = ["no loop has run on this machine"]
+    say(json.dumps(records) if as_json else "\n".join(lines))
     return 0
 
 
@@ -7409,38 +7421,8 @@ def process_of(pid: int | None) -> str:
     return f"process {pid}" if pid and pid > 0 else "its process is not known"
 
 
-def state_of(pid: int, record: Json) -> str:
-    if pid:
-        return as_text(record, "state") or "starting"
-    return "ended" if record.get("ended") else "killed"
-
-
 def said_why(run: Json) -> str:
     return f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
-
-
-def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
-    """What `status --json` says."""
-    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
-    run = {**record, "pid": known_pid, "state": state_of(pid, record)}
-    is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
-    is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
-    is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
-    gone = [as_text(text) for text in as_list(record, "gone")]
-    is_all_done = how_complete(plan, gone)[0] == 0
-    said = {
-        **counts_of(plan),
-        "percent": plan.percent,
-        "complete": is_told and is_checked and is_all_done and not is_at_work,
-        "summary": plan.summary,
-        "running": bool(pid),
-        "pid": known_pid,
-        "near_misses": [str(near) for near in plan.near_misses],
-        "changes": changes_since(as_text(record, "directory"), as_id(record, "commit")),
-        "next_steps": next_steps(plan, record, is_at_work),
-        "run": run if record.get("state") or pid else None,
-    }
-    return {"plan": path, **all_printable(said)}
 
 
 def said_counts(counts: Any) -> str:
@@ -7449,16 +7431,10 @@ def said_counts(counts: Any) -> str:
 
 # What `status` shows of a run: the name, the field of the state file, and how it is said.
 SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
-    ("retry", "retry", lambda retry: f"OpenCode tries again: {as_text(retry)}"),
-    ("again", "waiting_until", lambda at: f"at {time_of_day(at)}"),
-    ("iteration", "iteration", lambda number: f"{as_int(number)}"),
-    ("task", "task", as_text),
-    ("session", "session", as_text),
-    ("server", "server", as_text),
+    ("again", "waiting_until", time_of_day),
+    *((name, name, str) for name in ("retry", "iteration", "task", "session", "server")),
     ("started", "started", iso_time),
-    ("log", "log", as_text),
-    ("model", "model", as_text),
+    *((name, name, str) for name in ("log", "model")),
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
     ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
     ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
@@ -7486,21 +7462,12 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         how = "ended" if run["state"] == "ended" else "was killed after"
         how += f" {iso_time(run.get('ended') or run.get('updated'))}{said_why(run)}"
     changed = ""
-    changes = said["changes"]
-    if changes:
-        form = (
-            "{files} file{s} ({untracked} untracked), +{added} −{removed} since {since} "
-            "(git diff {commit:.7})"
-        )
-        s = "s" * (changes["files"] != 1)
-        changed = form.format(s=s, since=time_of_day(run.get("started")), **changes)
-    check = as_dict(run, "check")
-    told = []
-    if check.get("verdict") == "failed":
-        output = as_text(check, "told").rstrip().split("\n")
-        told = ["it failed; what the next session is told of it:", *output[-8:]]
+    if said["changes"]:
+        facts = {"since": time_of_day(run.get("started")), **said["changes"]}
+        form = "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff"
+        changed = f"{form} {{commit:.7}})".format(**facts)
     name = os.path.basename(said["plan"])
-    facts = [
+    rows = [
         ("plan", said["plan"]),
         ("progress", f"{plan}{mark}"),
         ("next", plan.current.text if plan.current else ""),
@@ -7510,10 +7477,9 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         *(("summary", line) for line in (plan.summary or "").split("\n")),
         *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
         *(("warning", near) for near in name_near_misses(name, plan.near_misses)),
-        *(("check", line) for line in told),
         *(("gone", text) for text in gone),
     ]
-    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
+    lines = [f"{name:<9} {fact}" for name, fact in rows if fact]
     steps = [f"to do     {step}" for step in said["next_steps"]]
     return [*lines, *task_lines(run, said["running"]), *([""] if steps else []), *steps]
 
@@ -7522,22 +7488,19 @@ def task_lines(run: Json, is_running: bool) -> list[str]:
     """What the run spent on each task that it worked on."""
     lines = []
     for task in dicts(run, "tasks"):
-        state, text, tries = (
-            as_text(task, "state"),
-            as_text(task, "text"),
-            as_int(task, "iterations"),
-        )
+        state, text = as_text(task, "state"), as_text(task, "text")
         if state == "pending" and is_running and text == run.get("task"):
             state = "at work"
         elif state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
-        time, cost = duration(as_float(task, "seconds")), dollars_of(as_float(task, "cost"))
+        took, cost = duration(as_float(task, "seconds")), dollars_of(as_float(task, "cost"))
+        tries = as_int(task, "iterations")
         if tries:
-            lines.append(f"{state:<12} {time:>6} {cost:>8} {tries:>6}  {text}")
+            lines.append(f"{state:<12} {took:>6} {cost:>8} {tries:>6}  {text}")
     return ["", "state          time     cost  tries  task", *lines] if lines else []
 
 
-def attach(given: argparse.Namespace) -> int:
+def attach(given: argparse.Namespace) -> NoReturn:
     """Become OpenCode's own interface on the running loop's session."""
     path = absolute(given.plan or Options().plan)
     run_file = RunFile(path)
@@ -7547,17 +7510,13 @@ def attach(given: argparse.Namespace) -> int:
         raise Problem(problem)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
-    has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not as_id(record, "session") or not record.get("server") or not has_secrets:
+    if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
         state = as_text(record, "state") or "starting"
         raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
     lend_libraries(run_file.libraries_folder(), environment)  # the run clears it
-    try:
-        os.execvpe(argv[0], argv, environment)
-    except (OSError, ValueError) as error:
-        raise Problem(f"cannot start {argv[0]}: {error}") from None
+    os.execvpe(argv[0], argv, environment)
 
 
 # The options of each command. A line without a description begins a group. The defaults in brackets
@@ -7638,10 +7597,10 @@ ATTACH_HELP = """\
 Leave the interface with ctrl-c: the loop goes on. A session that is over stays
 on the screen: attach again for the next one."""
 COMMANDS = (
-    (run, "work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
-    (bootstrap, "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, ""),
-    (status, "how far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
-    (attach, "join the loop's session in OpenCode's own interface", PLAN_OPTION, ATTACH_HELP),
+    (run, "Work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
+    (bootstrap, "Write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, ""),
+    (status, "How far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
+    (attach, "Join the loop's session in OpenCode's own interface", PLAN_OPTION, ATTACH_HELP),
 )
 
 
@@ -7706,55 +7665,36 @@ class Parser(argparse.ArgumentParser):
         for line in described.splitlines():
             option, _, what = line.partition("  ")
             *flags, last = option.split()
+            how: dict[str, Any] = {"metavar": last, "type": partial(value_of, last)}
             if not what:
                 group = self.add_argument_group(line)
                 continue
-            how: dict[str, Any] = {"help": what.strip()}
             if last.startswith("-"):
                 flags.append(last)
-                how.update(action="store_true")
+                how = {"action": "store_true"}
             elif not flags:
                 flags = [last.lower()]
-                how.update(metavar=last, nargs="?", default=".")
-            else:
-                how.update(metavar=last, type=partial(value_of, last))
-            if last == "PROVIDER/MODEL":
+                how.update(nargs="?", default=".")
+            elif last == "PROVIDER/MODEL":
                 how.update(dest="models", action="extend")
-            group.add_argument(*flags, **how)
+            group.add_argument(*flags, help=what.strip(), **how)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser(
-        prog="ocloop.py",
-        epilog=HELP,
-        description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
-        "per task, until the plan is complete.",
-        **how,
-    )
+    what = "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task."
+    parser = Parser(prog="ocloop.py", description=what, epilog=HELP, **how)
     parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", required=True)
-    commands: dict[str, Parser] = {}
     for function, what, options, epilog in COMMANDS:
         name = function.__name__
-        sentence = f"{what[0].upper()}{what[1:]}."
-        command = subparsers.add_parser(name, help=what, description=sentence, epilog=epilog, **how)
+        command = subparsers.add_parser(name, help=what, description=what, epilog=epilog, **how)
         command.add_options(options)
         command.set_defaults(function=function)
-        commands[name] = command
-
-    first = words[0].partition("=")[0] if words else ""
-    known = commands["run"]._option_string_actions
-    if first in known and first not in parser._option_string_actions:
+    first = words[0] if words else ""
+    if first.startswith("-") and first not in parser._option_string_actions:
         parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
-    given, unknown = parser.parse_known_args(words)
-    if unknown:
-        command = commands[given.command]
-        word = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(word, command._option_string_actions, 1, 0.75)
-        meant = f": did you mean {close[0]}?" if close else ""
-        command.error(f"{word} is not known here{meant}")
-    return given
+    return parser.parse_args(words)
 
 
 def mend_streams() -> None:
@@ -7779,6 +7719,9 @@ def main(words: Sequence[str]) -> int:
         return problem.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        say(f"ocloop: {error.filename or 'this directory'}: {error.strerror}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
