@@ -32,12 +32,9 @@ Glossary:
     stage       where the run stands, for people
     activity    what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
-    generation  of OpenCode: 1.x or 2.x
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
     ask         a permission or a question of an agent's
-    request     what the run wants done outside
-    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck ...
-    code        of HTTP;  status  exit status of a process
+    code        of HTTP;  status: exit status of a process;  generation: of OpenCode, 1.x or 2.x
 
 A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
 """
@@ -6935,10 +6932,7 @@ def has_own_home() -> bool:
 
 def find_opencode(asked: str) -> tuple[str, ...]:
     """The command that starts OpenCode, as argv."""
-    try:
-        argv = tuple(shlex.split(asked)) or ("opencode",)
-    except ValueError as error:
-        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
+    argv = shlex.split(asked) or ["opencode"]
     found = shutil.which(argv[0])
     if not found and not asked and has_own_home():
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
@@ -6958,7 +6952,7 @@ def make_options(given: argparse.Namespace) -> Options:
         directory=absolute("."),
         plan=absolute(options.plan),
         prompt=absolute(options.prompt),
-        models=tuple(options.models),
+        models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
         asks_wait=bool(given.ask_timeout),
         opencode=() if options.server else find_opencode(given.opencode or ""),
@@ -6986,9 +6980,8 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         problems.clear()
 
     model = ",".join(models_of(fields))
-    pattern, _convert, advice = VALUES["PROVIDER/MODEL"]
-    if model and not re.fullmatch(pattern, model):
-        problems.append(f"{options.prompt}: {model!r} is no {advice}")
+    if model and not re.fullmatch(VALUES["PROVIDER/MODEL"][0], model):
+        problems.append(f"{options.prompt}: {model!r} is no PROVIDER/MODEL")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(options.prompt))
@@ -7100,7 +7093,8 @@ class Driver:
         self.screen: LineScreen | CursesScreen | None = None
         self.shown_at = 0.0
         self.picture: Picture | None = None
-        self.commit = ""  # at which the project stands when it begins, where there is git
+        # At which the run begins; None: there is no git.
+        self.commit = git(options.directory, "rev-parse", "HEAD") if run_file else None
         self.recorded: object = None  # what the state file says, in short
 
     def work(self) -> int:
@@ -7114,7 +7108,6 @@ class Driver:
             self._handle(None)
             screen = CursesScreen if self.run.options.attended else LineScreen
             self.screen = screen(self.inbox.put)
-            in_thread(self._note_commit)
             while self.run.exit_status is None:
                 event = None  # only time has passed
                 with suppress(queue.Empty):
@@ -7139,9 +7132,6 @@ class Driver:
                 self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
         else:
             self.inbox.put(Signalled(name))
-
-    def _note_commit(self) -> None:
-        self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, wherever the run stands."""
@@ -7181,12 +7171,10 @@ class Driver:
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
-        changed = (
-            *(run.shown_state, run.reason, run.number),
-            *((talk.id, len(talk.asks.open)) if talk else ()),
-            *(run.plan.done, len(run.plan.tasks)),  # what is gone must survive `kill -9`
-            int(run.now / self.RECORD_EVERY),
-        )
+        # With the counts of the plan: what is gone from it must survive `kill -9`.
+        news = (run.shown_state, run.reason, run.number, run.plan.done, len(run.plan.tasks))
+        at_work = (talk.id, len(talk.asks.open)) if talk else ()
+        changed = (*news, *at_work, int(run.now / self.RECORD_EVERY))
         if changed != self.recorded:
             self.recorded = changed
             self._record(None)
@@ -7194,7 +7182,7 @@ class Driver:
     def _record(self, status: int | None) -> None:
         if not self.run_file:
             return
-        record = record_of(self.run, self.server, status, self.commit)
+        record = record_of(self.run, self.server, status, self.commit or "")
         if status == 130 and not self.run.number and self.before:
             # Somebody has only looked: the last night's is still true.
             record = {**self.before, "pid": os.getpid()}
@@ -7243,9 +7231,7 @@ class Driver:
             os._exit(status)
         try:
             if isinstance(screen, CursesScreen) and run.exit_status is not None:
-                width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.reason}", *summary_of(run)]
-                say("\n  ".join(row for line in lines for row in wrap(line, width)))
+                say("\n  ".join([f"ocloop: {run.reason}", *summary_of(run)]))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -7383,14 +7369,11 @@ def status(given: argparse.Namespace) -> int:
     """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
     if given.all:
         return status_of_all(given.json)
-    path = absolute(given.plan or Options().plan)
-    text, problem = read_text(path, "plan")
-    if text is None:
+    plan, problem, said = status_at(absolute(given.plan or Options().plan))
+    if problem:
         raise Problem(problem)
-    plan = parse_plan(text)
-    pid, record = run_on(path, plan)
-    said = status_record(path, plan, pid, record)
-    said["changes"] = changes_since(as_text(record, "directory"), as_id(record, "commit"))
+    run = as_dict(said["run"])
+    said["changes"] = changes_since(as_text(run, "directory"), as_id(run, "commit"))
     say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
     return 0 if said["complete"] else 3
 
@@ -7402,12 +7385,11 @@ def status_of_all(as_json: bool) -> int:
     for path in plans_of_all():
         if not os.path.isdir(os.path.dirname(path)):
             continue
-        text, _problem = read_text(path, "plan")
-        plan = parse_plan(text or "")
-        records.append(status_record(path, plan, *run_on(path, plan)))
-        run = as_dict(records[-1]["run"])
+        plan, problem, said = status_at(path)
+        records.append(said)
+        run = as_dict(said["run"])
         how = f"{run.get('state', 'killed')} {run.get('status', '')}"
-        far = "no plan any more" if text is None else " · ".join(progress_of(plan))
+        far = "no plan any more" if problem else " · ".join(progress_of(plan))
         cost, took = dollars_of(as_float(run, "cost")), duration(as_float(run, "elapsed"))
         why = ellipsis(said_why(run), 62)
         lines.append(f"{how:<15} {far:<28} {cost:>8} {took:>7}  {path}{why}")
@@ -7415,6 +7397,12 @@ def status_of_all(as_json: bool) -> int:
         lines = ["no loop has run on this machine"]
     say(json.dumps(records) if as_json else "\n".join(lines))
     return 0
+
+
+def status_at(path: str) -> tuple[Plan, str, Json]:
+    text, problem = read_text(path, "plan")
+    plan = parse_plan(text or "")
+    return plan, problem, status_record(path, plan, *run_on(path, plan))
 
 
 def process_of(pid: int | None) -> str:
@@ -7522,49 +7510,49 @@ def attach(given: argparse.Namespace) -> NoReturn:
 # The options of each command. A line without a description begins a group. The defaults in brackets
 # are those of Options; a test holds the two together.
 
-PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
+PLAN_OPTION = "--plan PATH           the plan file (PLAN.md)\n"
 RUN_OPTIONS = f"""\
 what is worked
 {PLAN_OPTION}\
---prompt PATH                 the loop prompt (.loop-prompt.md)
--m --model PROVIDER/MODEL     model to use; given again, the next one in line when that one cannot
--a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
--r --run                      start at once, without waiting for S
--d --debug                    skip the validation of the plan file
---dry-run                     check everything, also with the server, and work nothing
+--prompt PATH         the loop prompt (.loop-prompt.md)
+-m --model PROVIDER/MODEL  model to use; given again, the next one in line when that one cannot
+-a --agent AGENT      agent to use; otherwise the prompt's, otherwise OpenCode's own
+-r --run              start at once, without waiting for S
+-d --debug            skip the validation of the plan file
+--dry-run             check everything, also with the server, and work nothing
 when it stops
---max-iterations N            after N iterations
---max-cost USD                when OpenCode counts this much; in the midst of an iteration at twice
---max-time DURATION           when this much time has passed; the same at twice that
---max-wait DURATION           after waiting so long, in a row, for a provider (24h)
---stuck N                     after N in a row settled no task, and one more; or failed --check (5)
---retries N                   when an iteration failed, and N more tries in a row (5)
+--max-iterations N    after N iterations
+--max-cost USD        when OpenCode counts this much; in the midst of an iteration at twice
+--max-time DURATION   when this much time has passed; the same at twice that
+--max-wait DURATION   after waiting so long, in a row, for a provider (24h)
+--stuck N             after N in a row settled no task, and one more; or failed --check (5)
+--retries N           when an iteration failed, and N more tries in a row (5)
 --iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
---stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
+--stall-timeout DURATION  abort an iteration in which nothing happens for so long (15m)
 when nobody is there
---auto                        approve what is asked, except what the configuration denies
---ask-timeout DURATION        refuse what nobody answered so long (5m; without a terminal: at once)
---check CMD                   shell command that must succeed after every iteration
---check-timeout DURATION      end the check then (10m)
---notify CMD                  shell command to run when it ends, stops, or asks
---log PATH                    append every entry to PATH (JSON lines for .jsonl)
+--auto                approve what is asked, except what the configuration denies
+--ask-timeout DURATION  refuse what nobody answered so long (5m; without a terminal: at once)
+--check CMD           shell command that must succeed after every iteration
+--check-timeout DURATION  end the check then (10m)
+--notify CMD          shell command to run when it ends, stops, or asks
+--log PATH            append every entry to PATH (JSON lines for .jsonl)
 the screen
---plain                       plain lines, and start at once (the default without a terminal)
---verbose                     every event of the server in the activity
+--plain               plain lines, and start at once (the default without a terminal)
+--verbose             every event of the server in the activity
 the server
--p --port PORT                port of the server (4096, or a free one when that is taken)
---opencode CMD                how to start OpenCode, e.g. "npx -y opencode-ai"
---server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
---server-memory MIB           replace the server between iterations when it has grown larger (2048)
+-p --port PORT        port of the server (4096, or a free one when that is taken)
+--opencode CMD        how to start OpenCode, e.g. "npx -y opencode-ai"
+--server URL          use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
+--server-memory MIB   replace the server between iterations when it has grown larger (2048)
 """
 BOOTSTRAP_OPTIONS = """\
-DIRECTORY                     where to write them (here)
--f --force                    replace what exists, and keep a copy of it
+DIRECTORY             where to write them (here)
+-f --force            replace what exists, and keep a copy of it
 """
 STATUS_OPTIONS = f"""\
 {PLAN_OPTION}\
---all                         a line for each loop on this machine that runs, or ran last
---json                        print it as JSON
+--all                 a line for each loop on this machine that runs, or ran last
+--json                print it as JSON
 """
 
 EXIT_STATUSES = """\
@@ -7610,37 +7598,23 @@ def seconds_of(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
 
 
-# What a value looks like, what becomes of it, and what is said of any other.
-COUNT = (r"\d{1,9}", int, "count: write a whole number; 0 means off")
 _MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
-VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "N": COUNT,
-    "MIB": COUNT,
-    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
-    "DURATION": (
-        r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
-        seconds_of,
-        "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
-    ),
-    "PORT": (r"\d{1,5}", int, "port: write a number up to 65535"),
-    "URL": (
-        r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?",
-        str,
-        "URL: write http://HOST:PORT, no login",
-    ),
-    "PROVIDER/MODEL": (
-        f"{_MODEL}(,{_MODEL})*",
-        lambda text: text.split(","),
-        "model: write providerID/modelID; `opencode models` lists them",
-    ),
+VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {  # what one looks like, and becomes
+    "N": (r"\d{1,9}", int),
+    "MIB": (r"\d{1,9}", int),
+    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float),
+    "DURATION": (r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", seconds_of),
+    "PORT": (r"\d{1,5}", int),
+    "URL": (r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?", str),
+    "PROVIDER/MODEL": (f"{_MODEL}(,{_MODEL})*", lambda text: text.split(",")),
 }
 
 
 def value_of(kind: str, text: str) -> Any:
     """What a text stands for; argparse's error where it does not look like that."""
-    pattern, convert, advice = VALUES.get(kind, ("(?s:.*)", str, ""))
+    pattern, convert = VALUES.get(kind, ("(?s:.*)", str))
     if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}")
     return convert(text)
 
 
@@ -7665,19 +7639,17 @@ class Parser(argparse.ArgumentParser):
         for line in described.splitlines():
             option, _, what = line.partition("  ")
             *flags, last = option.split()
-            how: dict[str, Any] = {"metavar": last, "type": partial(value_of, last)}
+            what = what.strip()
             if not what:
                 group = self.add_argument_group(line)
-                continue
-            if last.startswith("-"):
-                flags.append(last)
-                how = {"action": "store_true"}
+            elif last.startswith("-"):
+                group.add_argument(*flags, last, help=what, action="store_true")
             elif not flags:
-                flags = [last.lower()]
-                how.update(nargs="?", default=".")
-            elif last == "PROVIDER/MODEL":
-                how.update(dest="models", action="extend")
-            group.add_argument(*flags, help=what.strip(), **how)
+                group.add_argument(last.lower(), metavar=last, help=what, nargs="?", default=".")
+            else:
+                action = "extend" if last == "PROVIDER/MODEL" else "store"
+                kind = partial(value_of, last)
+                group.add_argument(*flags, metavar=last, help=what, type=kind, action=action)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -6577,7 +6577,7 @@ def test_values_of_options(kind: str) -> None:
         if value is not None:
             assert ocloop.value_of(kind, text) == value, text
             continue
-        with pytest.raises(argparse.ArgumentTypeError, match="write "):
+        with pytest.raises(argparse.ArgumentTypeError, match=f" is no {kind}"):
             ocloop.value_of(kind, text)
 
 
@@ -6629,16 +6629,16 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
     ("rnu", "invalid choice: 'rnu' (choose from"),
     ("--run", "--run is an option of a command: did you mean `run --run`?"),
     ("--max-cost=3", "did you mean `run --max-cost=3`?"),
-    ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
-    ("run --stuck few", "'few' is no count"), ("run --port 999999", "'999999' is no port"),
-    ("run --server here", "'here' is no URL: write http://HOST:PORT"),
+    ("run --max-time soon", "'soon' is no DURATION (`ocloop.py run --help` lists what there is)"),
+    ("run --stuck few", "'few' is no N"), ("run --port 999999", "'999999' is no PORT"),
+    ("run --server here", "'here' is no URL"),
     ("", "required: command (`ocloop.py --help` lists what there is)"),
     ("run --max-costs=3", "unrecognized arguments: --max-costs=3"),
     ("run --max-c 3", "unrecognized arguments: --max-c 3"),
     ("bootstrap a b", "unrecognized arguments: b"),
-    ("run --max-cost many", "'many' is no amount: write US dollars such as 20 or 0.50"),
+    ("run --max-cost many", "argument --max-cost: 'many' is no USD"),
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
-    ("run -m sonnet", "'sonnet' is no model: write providerID/modelID; `opencode models` lists"),
+    ("run -m sonnet", "argument -m/--model: 'sonnet' is no PROVIDER/MODEL"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_says_whose_help_has_more(
     words: str, said: str, capsys: Printed
@@ -6752,13 +6752,8 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
             "~/bin/check",
         ):
             assert problems(project, **{name: command}) == "", command
-    for words, said in (
-        ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
-        ('npx "-y', "cannot be read (No closing quotation): mind its quotes"),
-    ):
-        with pytest.raises(Problem) as problem:
-            ocloop.find_opencode(words)
-        assert said in str(problem.value)
+    with pytest.raises(Problem, match="nobody-has-it is not there: install OpenCode"):
+        ocloop.find_opencode("nobody-has-it serve")
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
 
 
@@ -7046,7 +7041,6 @@ def test_status_says_what_changed_since_the_run_began(
     driver = ocloop.Driver(
         ocloop.Run(project_options(tmp_path), NOON), RunFile(f"{folder}/PLAN.md")
     )
-    driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
     commit = RunFile(f"{folder}/PLAN.md").read()["commit"]
@@ -8699,7 +8693,6 @@ def test_the_program_and_its_manual(bare: World) -> None:
             bare.say(bare.project(), "run", "--unknown", status=2),
             ["unrecognized arguments: --unknown"],
         ),
-        (bare.say(bare.project(), "run", "--opencode", "it's", status=2), ["cannot be read"]),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("wrote", "Next:", " run")),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("skipped", "--force")),
         (bare.say(bare.folder / "new folder/ünter", "bootstrap", "-f"), ["wrote"]),
@@ -8786,7 +8779,7 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
             f"port {port} is taken",
             "does not contain {{PLAN_FILE}}",
             "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK",
-            ".loop-prompt.md: 'sonnet' is no model: write providerID/modelID",
+            ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL",
         )
     loop = world.fake("--plain", answers=["hang"], tasks=1)
     stopped = world.fake("--dry-run", start="slow:60")
