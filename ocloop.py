@@ -6946,8 +6946,8 @@ def find_opencode(asked: str) -> tuple[str, ...]:
 
 def make_options(given: argparse.Namespace) -> Options:
     """Everything that `run` has to know; paths become absolute here."""
-    named = {name: value for name, value in vars(given).items() if value is not None}
-    options = Options(**{name: named[name] for name in Options._fields if name in named})
+    named = {name: getattr(given, name, None) for name in Options._fields}
+    options = Options(**{name: value for name, value in named.items() if value is not None})
     return options._replace(
         directory=absolute("."),
         plan=absolute(options.plan),
@@ -6992,12 +6992,11 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
             warnings.append(f"{options.prompt}: {means}")
 
     if not has_own_home():
-        said = "the home folder is another user's, and OpenCode reads its configuration there"
-        warnings.append(f"{said}: use `sudo -H`")
+        warnings.append("the home folder is another user's: use `sudo -H`")
     foreign = configuration_of_others(options.directory)
     if foreign:
-        said = f"OpenCode would read {foreign}, which is another user's: have that removed"
-        problems.append(f"{said}, or make the project a git repository")
+        said = f"OpenCode would read {foreign}, which is another user's"
+        problems.append(f"{said}: have it removed, or run `git init` here")
     log = options.log
     place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
     is_taken = log in (options.plan, options.prompt) or os.path.isdir(log)
@@ -7012,8 +7011,8 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
 
 
 def configuration_of_others(directory: str) -> str:
-    """What OpenCode would read above a project, up to where git begins, and that neither we, nor
-    root, nor whoever has the project put there; else ""."""
+    """What OpenCode would read above a project, up to where git begins, and that is neither ours,
+    nor root's, nor the project's owner's; else ""."""
     trusted = {0, os.getuid(), os.stat(directory).st_uid}
     folder = os.path.realpath(directory)
     while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
@@ -7043,8 +7042,7 @@ def run(given: argparse.Namespace) -> int:
     run_file = RunFile(options.plan)
     held = run_file.running() if given.dry_run or problems else run_file.acquire()
     if held:
-        advice = "`status` shows it, `attach` joins it"
-        problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
+        problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
     if given.dry_run:
         return rehearse(options, plan, problems, warnings)
     if problems:
@@ -7078,13 +7076,13 @@ class Driver:
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
 
-    def __init__(self, run: Run, run_file: RunFile | None) -> None:
+    def __init__(self, run: Run, run_file: RunFile) -> None:
         self.run = run
-        self.run_file = run_file  # None: nothing is left of it
-        self.before = run_file.read() if run_file else {}  # what the last run left
+        self.run_file = run_file
+        self.before = run_file.read()  # what the last run left
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         options = run.options
-        libraries = run_file.libraries_folder() if run_file and not options.server else ""
+        libraries = "" if options.server else run_file.libraries_folder()
         self.server = Server(options, self.inbox.put, libraries)
         self.outside = Outside(self.server)
         self.writer = Writer(self.inbox.put)
@@ -7093,8 +7091,7 @@ class Driver:
         self.screen: LineScreen | CursesScreen | None = None
         self.shown_at = 0.0
         self.picture: Picture | None = None
-        # At which the run begins; None: there is no git.
-        self.commit = git(options.directory, "rev-parse", "HEAD") if run_file else None
+        self.commit = git(options.directory, "rev-parse", "HEAD") or ""  # where there is git
         self.recorded: object = None  # what the state file says, in short
 
     def work(self) -> int:
@@ -7180,18 +7177,14 @@ class Driver:
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        if not self.run_file:
-            return
-        record = record_of(self.run, self.server, status, self.commit or "")
-        if status == 130 and not self.run.number and self.before:
-            # Somebody has only looked: the last night's is still true.
+        record = record_of(self.run, self.server, status, self.commit)
+        if status == 130 and not self.run.number and self.before:  # somebody has only looked
             record = {**self.before, "pid": os.getpid()}
         job = partial(self.run_file.write, record)
         self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
 
     def _leave(self) -> None:
-        """End everything, in this order; whatever a step raises, the others are made all the
-        same."""
+        """End everything, in this order, whatever a step raises."""
         run = self.run
         status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
         session = run.talk.id if run.talk else run.server.left_session
@@ -7223,8 +7216,8 @@ class Driver:
         self._show()
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to. Into a terminal that takes no output
-        nothing is printed, and its stuck thread is not waited for."""
+        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
+        the thread that is stuck in it, are not waited for."""
         run = self.run
         screen = self.screen
         if screen and (screen.thread.is_alive() or not takes_output()):
@@ -7266,7 +7259,9 @@ def rehearse(options: Options, plan: Plan, problems: list[str], warnings: list[s
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
     rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
     rehearsal.files.trouble = "".join(problems)  # it was said
-    status = Driver(rehearsal, None).work()
+    run_file = RunFile(options.plan)
+    run_file.folder = ""  # nothing is left of it
+    status = Driver(rehearsal, run_file).work()
     if status != 130:
         status = 1 if problems else status
         said = "there are problems" if status else "no problem was found"
@@ -7320,8 +7315,8 @@ def bootstrap(given: argparse.Namespace) -> int:
 
 
 def run_on(path: str, plan: Plan) -> tuple[int, Json]:
-    """The pid of the loop that works on a plan, and what is recorded of its run, in which each task
-    has the state that it has in the plan now."""
+    """The pid of the loop that works on a plan, and what is recorded of its run, with the states of
+    tasks as they are in the plan now."""
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
@@ -7494,13 +7489,11 @@ def attach(given: argparse.Namespace) -> NoReturn:
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
-        problem = f"no loop works on {path}: start one with `run`, or name its plan with --plan"
-        raise Problem(problem)
+        raise Problem(f"no loop works on {path}: name another plan with --plan")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
+        raise Problem("attach needs a terminal: without one there is `status`")
     if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
-        state = as_text(record, "state") or "starting"
-        raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
+        raise Problem("the loop has no session right now: try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
     lend_libraries(run_file.libraries_folder(), environment)  # the run clears it
@@ -7669,19 +7662,10 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def mend_streams() -> None:
-    """Standard streams that were closed lead to /dev/null, and none fails on a character."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it takes the lowest free number: this one
-            os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
-        stream = getattr(sys, name)
-        if number and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
 def main(words: Sequence[str]) -> int:
-    mend_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every encoding knows every character
     try:
         given = parse_arguments(words)
         status: int = given.function(given)
