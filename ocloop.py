@@ -5,9 +5,6 @@
 # ///
 """ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
 
-    python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
-    python3 ocloop.py run           work the plan until the agent writes <plan-complete>
-
 It is told from top to bottom: the plan, what OpenCode says, the rules, the run, what is shown;
 below that everything that touches the world.
 
@@ -7088,7 +7085,7 @@ class Driver:
         self.writer = Writer(self.inbox.put)
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
-        self.screen: LineScreen | CursesScreen | None = None
+        self.screen: LineScreen | CursesScreen
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = git(options.directory, "rev-parse", "HEAD") or ""  # where there is git
@@ -7096,6 +7093,8 @@ class Driver:
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
+        screen = CursesScreen if self.run.options.attended else LineScreen
+        self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # so a script starts `… &`
@@ -7103,8 +7102,6 @@ class Driver:
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             self._handle(None)
-            screen = CursesScreen if self.run.options.attended else LineScreen
-            self.screen = screen(self.inbox.put)
             while self.run.exit_status is None:
                 event = None  # only time has passed
                 with suppress(queue.Empty):
@@ -7164,7 +7161,7 @@ class Driver:
         run = self.run
         self.shown_at = time.time()
         picture = view(run)
-        if self.screen and picture[:-1] != (self.picture or ())[:-1]:
+        if picture[:-1] != (self.picture or ())[:-1]:
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
@@ -7195,7 +7192,7 @@ class Driver:
             lambda: in_thread(self.outside.stop_check).join(5.0),
             lambda: in_thread(self.server.close, session).join(2 * CLOSED_WITHIN),
             self._hear_last,
-            self.screen.close if self.screen else lambda: None,
+            self.screen.close,
             lambda: self._record(status),
             lambda: self.writer.close(3.0),
             lambda: self._say_goodbye(status),
@@ -7218,13 +7215,11 @@ class Driver:
     def _say_goodbye(self, status: int) -> None:
         """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
         the thread that is stuck in it, are not waited for."""
-        run = self.run
-        screen = self.screen
-        if screen and (screen.thread.is_alive() or not takes_output()):
+        if self.screen.thread.is_alive() or not takes_output():
             os._exit(status)
         try:
-            if isinstance(screen, CursesScreen) and run.exit_status is not None:
-                say("\n  ".join([f"ocloop: {run.reason}", *summary_of(run)]))
+            if isinstance(self.screen, CursesScreen):
+                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -7314,23 +7309,25 @@ def bootstrap(given: argparse.Namespace) -> int:
     return 0
 
 
-def run_on(path: str, plan: Plan) -> tuple[int, Json]:
-    """The pid of the loop that works on a plan, and what is recorded of its run, with the states of
-    tasks as they are in the plan now."""
+def status_at(path: str) -> tuple[Plan, str, Json]:
+    """A plan, why it cannot be read, and what `status --json` says of it."""
+    text, problem = read_text(path, "plan")
+    plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if not record or (pid and record.get("pid") != pid):
-        return pid, {}  # an earlier run's
+    if pid and record.get("pid") != pid:
+        record = {}  # an earlier run's
     states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
-    for task in dicts(record, "tasks"):
+    for task in dicts(record, "tasks"):  # as they are now
         text = as_text(task, "text")
         task["state"] = states.get((as_text(task, "phase"), text)) or states.get(text, "gone")
-    if not pid:  # it may have been killed while it waited
+    if record.get("gone"):
+        gone = map(as_text, as_list(record, "gone"))
+        record["gone"] = [text for text in gone if text not in states]
+    if record and not pid:  # it may have been killed while it waited
         record.update(waits_for=[], retry="", waiting_until=None, server="")
-    gone = map(as_text, as_list(record, "gone"))
-    record["gone"] = [text for text in gone if text not in states]
-    return pid, record
+    return plan, problem, status_record(path, plan, pid, record)
 
 
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
@@ -7392,12 +7389,6 @@ def status_of_all(as_json: bool) -> int:
         lines = ["no loop has run on this machine"]
     say(json.dumps(records) if as_json else "\n".join(lines))
     return 0
-
-
-def status_at(path: str) -> tuple[Plan, str, Json]:
-    text, problem = read_text(path, "plan")
-    plan = parse_plan(text or "")
-    return plan, problem, status_record(path, plan, *run_on(path, plan))
 
 
 def process_of(pid: int | None) -> str:

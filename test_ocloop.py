@@ -3786,7 +3786,7 @@ def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> N
     tasks = [{"phase": "A", "text": "a", "iterations": 1}]
     last = {"state": "ended", "ended": NOON, "status": 3, "gone": ["lost", "a"], "tasks": tasks}
     run_file.write(last)
-    _pid, record = ocloop.run_on(str(plan), parse_plan(plan.read_text()))
+    record = ocloop.status_at(str(plan))[2]["run"]
     assert record["gone"] == ["lost"], "one was written back"
     assert record["tasks"][0]["state"] == "done", "under another heading"
     driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
@@ -3807,17 +3807,17 @@ def test_what_is_recorded_is_told_of_the_run_that_it_is_about(
 ) -> None:
     path = str(tmp_path / "PLAN.md")
     run_file = RunFile(path)
-    plan = parse_plan("- [ ] a\n# B\n- [x] a\n")
+    Path(path).write_text("- [ ] a\n# B\n- [x] a\n")
     waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
     tasks = [{"phase": "", "text": "a"}, {"phase": "B", "text": "a"}]
     run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
-    _pid, record = ocloop.run_on(path, plan)
+    record = ocloop.status_at(path)[2]["run"]
     assert [task["state"] for task in record["tasks"]] == ["pending", "done"]
     assert {name: record[name] for name in waits} == {
         "waits_for": [], "retry": "", "waiting_until": None,
     }, "it was killed, and waits for nobody"  # fmt: skip
     assert run_file.acquire() == 0
-    assert ocloop.run_on(path, plan)[1] == {}
+    assert ocloop.status_at(path)[2]["run"] == {"pid": os.getpid(), "state": "starting"}
     os.close(run_file.lock or 0)
 
 
@@ -9750,7 +9750,7 @@ def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
     for shown in ("Y once", "refused in "):
         term.wait_for(shown)
     said = world.say(term.project, "status", status=3)
-    assert re.search("waits for you: (bash|shell) git push", said)
+    assert re.search(r"answer what it asks \((bash|shell) git push", said)
     for number, key in enumerate("yan2n", 1):
         wait_asked(term, number)
         term.send(key)
