@@ -5,11 +5,8 @@
 # ///
 """ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
 
-    python3 ocloop.py bootstrap     write a starter PLAN.md and .loop-prompt.md
-    python3 ocloop.py run           work the plan until the agent writes <plan-complete>
-
-One file, the standard library alone, Python 3.9 or newer. It is told from top to bottom: the plan,
-what OpenCode says, the rules, the run, what is shown; below that everything that touches the world.
+It is told from top to bottom: the plan, what OpenCode says, the rules, the run, what is shown;
+below that everything that touches the world.
 
     event stream ---+
     server process -+
@@ -18,28 +15,23 @@ what OpenCode says, the rules, the run, what is shown; below that everything tha
     keys, time -----+                 |
                                       +--> view --> layout --> screen
 
-Every thread only posts *events* to the inbox. What they mean is decided by one coroutine, which
-waits in one place (section "run": `Run.work` iterates, `iterate` is one session, the plan after it
-and the check, `lead` and `watch` are the session, `recall` stops what must not work on). It touches
-no clock, file, socket or screen: what is to be done it asks for as *requests*, which `Outside`
-carries out, each on a thread of its own.
+Threads only post *events* to the inbox. What they mean is decided by one coroutine, which waits in
+one place (`Run.work` iterates; `iterate` is one session, the plan after it and the check; `lead`
+and `watch` are the session; `recall` stops what must not work on). It touches no clock, file,
+socket or screen: what is to be done it asks for as *requests*, which `Outside` carries out.
 
 Glossary:
 
-    server      the `opencode serve` process, ours or the one that --server names
+    server      the `opencode serve` process, ours or that of --server; launch: its n-th start
     session     OpenCode's session; a `Talk` is what the run knows of the one at work
-    iteration   one session, the plan read after it, and the check: what makes one `Result`
-    task        one checkbox of the plan; it is settled when it is done, blocked or manual
-    phase       the heading above a task
-    outcome     what became of an iteration
-    stage       where the run stands, for people;  activity  what OpenCode says a session is doing
+    iteration   one session, the plan read after it, and the check; its outcome: a `Result`
+    task        a checkbox of the plan; settled: it is done, blocked or manual
+    stage       where the run stands, for people
+    activity    what OpenCode says a session is doing
     verdict     how the answer to our own prompt stands, as the server's messages tell it
-    generation  of OpenCode: 1.x or 2.x;  launch  the n-th start of the server
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
-    ask         a permission or a question of an agent's;  request  what the run wants done outside
-    check       the command of --check
-    limit       what makes a run rest with work left: --max-cost, --max-time, --stuck ...
-    code        of HTTP;  status  exit status of a process
+    ask         a permission or a question of an agent's
+    code        of HTTP;  status: exit status of a process;  generation: of OpenCode, 1.x or 2.x
 
 A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
 """
@@ -59,8 +51,7 @@ if sys.platform == "win32":
 import os
 
 if __name__ == "__main__" and os.path.dirname(os.path.realpath(__file__)) in sys.path[:1]:
-    # What lies beside this file may be an agent's: it is no library of ours. (A `__future__.py` is
-    # read before this can be said; `python3 -I` minds it, too.)
+    # What lies beside this file may be an agent's: it is no library of ours.
     del sys.path[0]
 
 import argparse
@@ -113,6 +104,8 @@ class Problem(Exception):
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────
+# The only place where defaults stand. What has no option (the password of --server, colours, where
+# state is kept) is read from the environment where it is used.
 
 
 class Options(NamedTuple):
@@ -5957,7 +5950,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────
-# The parser, the commands, and in `main` the last place where a Problem is caught.
+# The commands and their parser, and in `main` the last place where a Problem is caught.
 
 STARTER_PLAN = """\
 # Plan
@@ -6002,230 +5995,47 @@ Then end your turn.
 {{CHECK}}
 """
 
-EXIT_STATUSES = """\
-exit statuses:
-  0 the plan is complete, all of it        1 it failed        2 usage
-  3 it stopped with work left (a limit, stuck, blocked, or marked complete too
-    early)
-  130 a person or a signal stopped it
-"""
 
-HELP = f"""\
-examples:
-  python3 ocloop.py run            show the screen; S starts
-  python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
-      --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'
-  python3 ocloop.py status         how is it doing? (from any other terminal)
-
-{EXIT_STATUSES}"""
-
-# The options of each command. A line without a description begins a group. The defaults in brackets
-# are those of Options; a test holds the two together.
-PLAN_OPTION = "--plan PATH                   the plan file (PLAN.md)\n"
-RUN_OPTIONS = f"""\
-what is worked
-{PLAN_OPTION}\
---prompt PATH                 the loop prompt (.loop-prompt.md)
--m --model PROVIDER/MODEL     model to use; given again, the next one in line when that one cannot
--a --agent AGENT              agent to use; otherwise the prompt's, otherwise OpenCode's own
--r --run                      start at once, without waiting for S
--d --debug                    skip the validation of the plan file
---dry-run                     check everything, also with the server, and work nothing
-when it stops
---max-iterations N            after N iterations
---max-cost USD                when OpenCode counts this much; in the midst of an iteration at twice
---max-time DURATION           when this much time has passed; the same at twice that
---max-wait DURATION           after waiting so long, in a row, for a provider (24h)
---stuck N                     after N in a row settled no task, and one more; or failed --check (5)
---retries N                   when an iteration failed, and N more tries in a row (5)
---iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
---stall-timeout DURATION      abort an iteration in which nothing happens for so long (15m)
-when nobody is there
---auto                        approve what is asked, except what the configuration denies
---ask-timeout DURATION        refuse what nobody answered so long (5m; without a terminal: at once)
---check CMD                   shell command that must succeed after every iteration
---check-timeout DURATION      end the check then (10m)
---notify CMD                  shell command to run when it ends, stops, or asks
---log PATH                    append every entry to PATH (JSON lines for .jsonl)
-the screen
---plain                       plain lines, and start at once (the default without a terminal)
---verbose                     every event of the server in the activity
-the server
--p --port PORT                port of the server (4096, or a free one when that is taken)
---opencode CMD                how to start OpenCode, e.g. "npx -y opencode-ai"
---server URL                  use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
---server-memory MIB           replace the server between iterations when it has grown larger (2048)
-"""
-STATUS_OPTIONS = f"""\
-{PLAN_OPTION}\
---all                         a line for each loop on this machine that runs, or ran last
---json                        print it as JSON
-"""
-BOOTSTRAP_OPTIONS = "-f --force                    replace what exists, and keep a copy of it\n"
-
-RUN_HELP = f"""\
-keys:
-{"".join(f"  {name:<7} {told}{chr(10)}" for name, told in KEYS)}
-Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
-The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
-a `---` block on its top may set `model:` (a comma separates several), `agent:`.
-
-{EXIT_STATUSES}"""
-BOOTSTRAP_HELP = "Without --force it leaves alone what is there already."
-STATUS_HELP = """\
-It reads the plan, and what the run on it keeps up to date: from any terminal,
-and after the run has ended until the next one begins. It exits with 0 when the
-plan is complete, with 3 while work is left, and with 1 where there is no plan."""
-ATTACH_HELP = """\
-Leave the interface with ctrl-c: the loop goes on. A session that is over stays
-on the screen: attach again for the next one."""
-COMMANDS = (
-    ("run", "work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
-    ("bootstrap", "write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, BOOTSTRAP_HELP),
-    ("status", "how far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
-    ("attach", "join the loop's session in OpenCode's own interface", PLAN_OPTION, ATTACH_HELP),
-)
+# Looking before the start.
 
 
-def seconds_of(text: str) -> float:
-    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    parts = re.findall(r"([\d.]+)([dhms]?)", text)
-    return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
+def absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
-def port_number(text: str) -> int:
-    if int(text) > 65535:
-        raise ValueError
-    return int(text)
+def has_own_home() -> bool:
+    """False: the home folder is another user's, as `sudo` may leave it."""
+    with suppress(OSError):
+        return os.stat(os.path.expanduser("~/")).st_uid in (0, os.getuid())
+    return True
 
 
-def server_url(text: str) -> str:
-    port_number(str(urlsplit(text).port or 0))  # ValueError where it is none
-    return text
-
-
-# What a value looks like, what becomes of it, and what is said of any other.
-COUNT = (r"\d{1,9}", int, "count: write a whole number; 0 means off")
-_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
-_MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
-VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "N": COUNT,
-    "MIB": COUNT,
-    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "amount: write US dollars such as 20 or 0.50"),
-    "DURATION": (
-        r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
-        seconds_of,
-        "duration: write 90, 90s, 15m, 2h or 1h30m; 0 means off",
-    ),
-    "PORT": (r"\d{1,5}", port_number, "port: write a number up to 65535"),
-    "URL": (
-        rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?",
-        server_url,
-        "URL: write http://HOST:PORT, no login",
-    ),
-    "PROVIDER/MODEL": (
-        f"{_MODEL}(,{_MODEL})*",
-        lambda text: text.split(","),
-        "model: write providerID/modelID; `opencode models` lists them",
-    ),
-}
-
-
-def value_of(kind: str, text: str) -> Any:
-    """What a text stands for; argparse's error where it does not look like that."""
-    pattern, convert, advice = VALUES.get(kind, ("(?s:.*)", str, ""))
-    with suppress(ValueError):
-        if re.fullmatch(pattern, text):
-            return convert(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no {advice}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says of a mistake whose --help has more."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
-
-    def options(self) -> list[str]:
-        return [option for action in self._actions for option in action.option_strings]
-
-    def add_options(self, described: str) -> None:
-        group: argparse._ActionsContainer = self
-        for line in described.splitlines():
-            option, _, what = line.partition("  ")
-            *flags, last = option.split()
-            if not what:
-                group = self.add_argument_group(line)
-            elif last.startswith("-"):
-                group.add_argument(*flags, last, help=what.strip(), action="store_true")
-            else:
-                how: dict[str, Any] = {"metavar": last, "type": partial(value_of, last)}
-                if last == "PROVIDER/MODEL":
-                    how.update(dest="models", action="extend")
-                group.add_argument(*flags, help=what.strip(), **how)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser(
-        prog="ocloop.py",
-        epilog=HELP,
-        description="Work through the tasks of a PLAN.md with OpenCode: one fresh session\n"
-        "per task, until the plan is complete.",
-        **how,
-    )
-    parser.add_argument("--version", action="store_true", help="which ocloop, and its SHA-256")
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    commands: dict[str, Parser] = {}
-    for name, what, options, epilog in COMMANDS:
-        sentence = f"{what[0].upper()}{what[1:]}."
-        command = subparsers.add_parser(name, help=what, description=sentence, epilog=epilog, **how)
-        command.add_options(options)
-        commands[name] = command
-    commands["bootstrap"].add_argument(
-        "directory", nargs="?", default=".", metavar="DIRECTORY", help="where to write them (here)"
-    )
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    first = words[0].partition("=")[0] if words else ""
-    if first == "--version":
-        return argparse.Namespace(command=first)
-    if first not in parser.options() and first in commands["run"].options():
-        parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
-    given, unknown = parser.parse_known_args(words)
-    if unknown:
-        command = commands[given.command]
-        word = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(word, command.options(), 1, 0.75)
-        command.error(
-            f"{word} is not known here" + (f": did you mean {close[0]}?" if close else "")
+def find_opencode(asked: str) -> tuple[str, ...]:
+    """The command that starts OpenCode, as argv."""
+    try:
+        argv = shlex.split(asked) or ["opencode"]
+    except ValueError as error:
+        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
+    found = shutil.which(argv[0])
+    if not found and not asked and has_own_home():
+        found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
+    if not found:
+        raise Problem(
+            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`), or let npx "
+            'fetch it with --opencode "npx -y opencode-ai"'
         )
-    return given
-
-
-def version(given: argparse.Namespace) -> int:
-    """Which file this is, too: a copy that somebody edited has another sum."""
-    import hashlib  # for this alone: a start is quick
-
-    with open(__file__, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
-    say(f"ocloop {__version__} (SHA-256 {digest[:12]})")
-    return 0
+    return (os.path.abspath(found), *argv[1:])
 
 
 def make_options(given: argparse.Namespace) -> Options:
     """Everything that `run` has to know; paths become absolute here."""
-    values = {
-        name: value
-        for name, value in vars(given).items()
-        if name in Options._fields and value is not None
-    }
-    options = Options(**values)
+    named = {name: getattr(given, name, None) for name in Options._fields}
+    options = Options(**{name: value for name, value in named.items() if value is not None})
     return options._replace(
         directory=absolute("."),
         plan=absolute(options.plan),
         prompt=absolute(options.prompt),
-        models=tuple(options.models),
+        models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
         asks_wait=bool(given.ask_timeout),
         opencode=() if options.server else find_opencode(given.opencode or ""),
@@ -6234,49 +6044,58 @@ def make_options(given: argparse.Namespace) -> Options:
     )
 
 
-def absolute(path: str) -> str:
-    try:
-        path = os.path.abspath(os.path.expanduser(path))
-        path.encode("utf-8")
-    except OSError as error:
-        problem = f"this directory is gone ({error.strerror}): change into one that exists"
-        raise Problem(problem) from None
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "replace")
-        problem = f"{shown} is not UTF-8, and OpenCode cannot be told of it: rename it"
-        raise Problem(problem) from None
-    return path
+def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
+    """The plan, what is wrong and what is odd; `run` and `--dry-run` refuse the same."""
+    text, plan_problem = read_text(options.plan, "plan")
+    prompt, prompt_problem = read_text(options.prompt, "prompt")
+    plan = parse_plan(text or "")
+    fields, body = split_front_matter(prompt or "")
+    name = os.path.basename(options.plan)
+    problems = [
+        plan_problem or problem_of_plan(plan, options.plan),
+        prompt_problem or ("" if body else NO_PROMPT.format(options.prompt)),
+    ]
+    warnings = name_near_misses(name, plan.near_misses)
+    if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
+        said = f"{name} is still the starter: write your own tasks into it"
+        (warnings if options.attended else problems).append(said)
+    if options.debug:
+        problems.clear()
 
+    model = ",".join(models_of(fields))
+    if model and not re.fullmatch(VALUES["PROVIDER/MODEL"][0], model):
+        problems.append(f"{options.prompt}: {model!r} is no PROVIDER/MODEL")
+    places = re.findall(r"\{\{(\w+)\}\}", body)
+    if body and "PLAN_FILE" not in places:
+        warnings.append(NO_PLACE.format(options.prompt))
+    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
+        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        if unknown:
+            means = f"{unknown} means nothing here: {', '.join(known)} do"
+            warnings.append(f"{options.prompt}: {means}")
 
-def find_opencode(asked: str) -> tuple[str, ...]:
-    """The command that starts OpenCode, as argv."""
-    try:
-        argv = tuple(shlex.split(asked)) or ("opencode",)
-    except ValueError as error:
-        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
-    found = shutil.which(argv[0])
-    if not found and not asked and not home_of_another():
-        found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
-    if not found:
-        raise Problem(
-            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai` for 1.x, "
-            "`npm install -g @opencode/cli` for 2.x), or let npx fetch it with "
-            '--opencode "npx -y opencode-ai"'
-        )
-    return (os.path.abspath(found), *argv[1:])
-
-
-def home_of_another() -> str:
-    """The home folder, where it is another user's, as `sudo` may leave it; else ""."""
-    home = os.path.expanduser("~/")
-    with suppress(OSError):
-        return home if os.stat(home).st_uid not in (0, os.getuid()) else ""
-    return ""
+    if not has_own_home():
+        warnings.append("the home folder is another user's: use `sudo -H`")
+    foreign = configuration_of_others(options.directory)
+    if foreign:
+        said = f"OpenCode would read {foreign}, which is another user's"
+        problems.append(f"{said}: have it removed, or run `git init` here")
+    log = options.log
+    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
+    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log)
+    if log and (is_taken or not os.access(place, os.W_OK)):
+        problems.append(f"the log {log} cannot be written: name another path with --log")
+    look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
+    for option, command in (("--check", options.check), ("--notify", options.notify)):
+        word = re.match(r"\s*([\w./+-]+)(?!\S)", command)  # else it is a shell's own syntax
+        if word and subprocess.call([*look, word[1]], cwd=options.directory):
+            problems.append(f"{option}: there is no command {word[1]}")
+    return plan, list(filter(None, problems)), warnings
 
 
 def configuration_of_others(directory: str) -> str:
-    """What OpenCode would read above a project, up to where git or the file system begins, and that
-    neither we, nor root, nor whoever has the project put there; else ""."""
+    """What OpenCode would read above a project, up to where git begins, and that is neither ours,
+    nor root's, nor the project's owner's; else ""."""
     trusted = {0, os.getuid(), os.stat(directory).st_uid}
     folder = os.path.realpath(directory)
     while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
@@ -6288,103 +6107,7 @@ def configuration_of_others(directory: str) -> str:
     return ""
 
 
-def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
-    """The plan, what is wrong and what is odd, before anything is started; `run` and `--dry-run`
-    refuse the same."""
-    text, plan_problem = read_text(options.plan, "plan")
-    prompt, prompt_problem = read_text(options.prompt, "prompt")
-    plan = parse_plan(text or "")
-    fields, body = split_front_matter(prompt or "")
-    name = os.path.basename(options.plan)
-    problems = [problem for problem in (plan_problem, prompt_problem) if problem]
-    warnings = name_near_misses(name, plan.near_misses)
-    if not plan_problem and problem_of_plan(plan, options.plan):
-        problems.append(problem_of_plan(plan, options.plan))
-    if not prompt_problem and not body:
-        problems.append(NO_PROMPT.format(options.prompt))
-    if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
-        said = f"{name} is still the starter: write your own tasks into it"
-        (warnings if options.attended else problems).append(said)
-    if options.debug:
-        problems.clear()
-    try:
-        if fields.get("model"):
-            value_of("PROVIDER/MODEL", ",".join(models_of(fields)))
-    except argparse.ArgumentTypeError as error:
-        problems.append(f"{options.prompt}: {error}")
-    warnings += oddities_of_prompt(options.prompt, fields, body)
-    if home_of_another():
-        said = f"{home_of_another()} is another user's, and OpenCode reads its configuration there"
-        warnings.append(f"{said}: use `sudo -H`")
-    with suppress(OSError):
-        foreign = configuration_of_others(options.directory)
-        if foreign:
-            said = f"OpenCode would read {foreign}, which is another user's: have that removed"
-            problems.append(f"{said}, or make the project a git repository")
-    if os.path.realpath(options.directory) in (os.path.realpath(os.path.expanduser("~")), "/"):
-        advice = "change into the project's own folder"
-        warnings.append(f"the project is {options.directory}, all of it: {advice}")
-    return plan, [*problems, *problems_of_log(options), *problems_of_commands(options)], warnings
-
-
-def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
-    """What is in it and means nothing, or is not in it and should be."""
-    odd = []
-    places = re.findall(r"\{\{(\w+)\}\}", body)
-    if body and "PLAN_FILE" not in places:
-        odd.append(NO_PLACE.format(path))
-    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
-        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
-        if unknown:
-            means = f"{unknown} means nothing here: {', '.join(known)} do"
-            odd.append(f"{path}: {means}")
-    return odd
-
-
-def problems_of_log(options: Options) -> list[str]:
-    """Why --log cannot be written, or must not."""
-    log = options.log
-    if not log:
-        return []
-    problems = []
-    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
-    if os.path.isdir(log) or not os.access(place, os.W_OK):
-        problems.append(f"the log {log} cannot be written: name another path with --log")
-    if os.path.islink(log) and not log.startswith("/dev/"):
-        problems.append(f"the log {log} is a link: name what it leads to with --log")
-    for what, path in (("plan", options.plan), ("prompt", options.prompt)):
-        with suppress(OSError):  # what is not there is not the same
-            if os.path.samefile(log, path):
-                problems.append(f"the log {log} is the {what}: name another path with --log")
-    return problems
-
-
-def problems_of_commands(options: Options) -> list[str]:
-    """Commands that are not there, as far as that can be told of a shell's text."""
-    problems = []
-    for option, command in (("--check", options.check), ("--notify", options.notify)):
-        word = (command.split() or [""])[0]
-        look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
-        is_plain = re.fullmatch(r"[\w./+-]+", word)  # else it is a shell's own syntax
-        if is_plain and subprocess.call(look, cwd=options.directory, stdin=subprocess.DEVNULL):
-            problems.append(f"{option}: there is no command {word}")
-    return problems
-
-
-def tasks_as_read(plan: Plan) -> list[str]:
-    """How the plan was understood, in its first twenty tasks: phase, nesting, sign."""
-    lines: list[str] = []
-    phase = ""
-    for task in plan.tasks[:20]:
-        if task.phase != phase:
-            phase = task.phase
-            lines.append(f"# {phase}")
-        sign = {"pending": "~" if task.begun else " ", "done": "x"}.get(task.state)
-        mark = sign or task.state.upper() + (f": {task.reason}" if task.reason else "")
-        lines.append(f"{'  ' * task.depth}[{mark}] {task.text}")
-    if len(plan.tasks) > 20:
-        lines.append(f"… and {len(plan.tasks) - 20} more")
-    return lines
+# run
 
 
 def run(given: argparse.Namespace) -> int:
@@ -6394,24 +6117,17 @@ def run(given: argparse.Namespace) -> int:
     why_plain = "" if options.plain else why_no_screen()
     options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
-    run_file = RunFile(options.plan)
-    is_over = plan.summary is not None and not options.check
-    comes_to_work = not (given.dry_run or problems or is_over)
-    held = run_file.acquire() if comes_to_work else run_file.running()
-    if held:
-        advice = "`status` shows it, `attach` joins it"
-        problems.append(f"another loop works on this plan ({process_of(held)}): {advice}")
-    if plan.summary is not None and options.check:
-        warnings.append(f"{options.plan} is marked complete: --check says whether it is")
-    if given.dry_run:
-        say_found(options, plan, problems, warnings)
-    if is_over and not problems:
+    if plan.summary is not None and not options.check and not problems:
         status, how = how_complete(plan)
         advice = "it is marked so already: take out its <plan-complete> tag to work on it again"
         say(f"{options.plan}: {how}; {advice}")
         return status
+    run_file = RunFile(options.plan)
+    held = run_file.running() if given.dry_run or problems else run_file.acquire()
+    if held:
+        problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
     if given.dry_run:
-        return rehearse(options, problems)
+        return rehearse(options, plan, problems, warnings)
     if problems:
         raise Problem("\n        ".join([*problems, *warnings]))
     warnings.append(run_file.problem)
@@ -6422,21 +6138,19 @@ def run(given: argparse.Namespace) -> int:
             warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
-    # Two of them are for the screen's thread alone; the third one would stop lines that are printed
-    # in the background of a terminal with `stty tostop`. Threads inherit what is blocked: it is
-    # done before there are any.
-    held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
-    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    if options.attended:  # these are for the screen's thread; those that come inherit it
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
     run = Run(options, time.time(), os.urandom(4).hex())
-    record = run_file.read()
-    if options.server and options.server == record.get("server") and not record.get("ended"):
-        run.server.left_session = as_id(record, "session")
-    texts = {task.text for task in plan.tasks}
-    if any(as_text(task, "text") in texts for task in dicts(record, "tasks")):  # the same plan
-        run.books.gone = [as_text(text) for text in as_list(record, "gone")]
     for warning in filter(None, warnings):
         run.journal.note("warn", warning, "warn")
-    return Driver(run, run_file).work()
+    driver = Driver(run, run_file)
+    before = driver.before
+    if options.server and options.server == before.get("server") and not before.get("ended"):
+        run.server.left_session = as_id(before, "session")
+    texts = {task.text for task in plan.tasks}
+    if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
+        run.books.gone = [as_text(text) for text in as_list(before, "gone")]
+    return driver.work()
 
 
 class Driver:
@@ -6445,19 +6159,17 @@ class Driver:
     TICK = 0.25  # seconds
     RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
 
-    def __init__(self, run: Run, run_file: RunFile | None) -> None:
+    def __init__(self, run: Run, run_file: RunFile) -> None:
         self.run = run
-        self.run_file = run_file  # None: nothing is left of it
-        self.before = run_file.read() if run_file else {}  # what the last run left
+        self.run_file = run_file
+        self.before = run_file.read()  # what the last run left
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         options = run.options
-        post = self.inbox.put
-        libraries = run_file.libraries if run_file else ""
-        self.outside = Outside(options, post, libraries)
-        self.writer = Writer(post)
+        self.outside = Outside(options, self.inbox.put, run_file.libraries)
+        self.writer = Writer(self.inbox.put)
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
-        self.screen: LineScreen | CursesScreen | None = None
+        self.screen: LineScreen | CursesScreen
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
@@ -6465,6 +6177,8 @@ class Driver:
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
+        screen = CursesScreen if self.run.options.attended else LineScreen
+        self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # so a script starts `… &`
@@ -6472,21 +6186,17 @@ class Driver:
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             self._handle(None)
-            screen = CursesScreen if self.run.options.attended else LineScreen
-            self.screen = screen(self.inbox.put)
             in_thread(self._note_commit)
-            event = None  # only time has passed
             while self.run.exit_status is None:
-                patience = self.TICK if event is None else CursesScreen.FRAME  # it is to be shown
-                event = None
+                event = None  # only time has passed
                 with suppress(queue.Empty):
-                    event = self.inbox.get(timeout=patience)
+                    event = self.inbox.get(timeout=self.TICK)
                 self._handle(event)
                 if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
-            raise
+            raise RuntimeError("a bug of ocloop's") from error
         finally:
             self._leave()
         return self.run.exit_status
@@ -6513,24 +6223,15 @@ class Driver:
             run.show("error", reason)
             run.requests.clear()
             run.tell_end(End("error", 1, reason))
-            self._log()
-            self._make(run.requests)
+            self._carry_out(run.requests)
 
     def _handle(self, event: Any) -> None:
-        """Let the run decide, carry it out, and write it down."""
         if isinstance(event, BaseException):
             raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        self._make(self.run.handle(event, time.time()))
-        self._log()
+        self._carry_out(self.run.handle(event, time.time()))
 
-    def _log(self) -> None:
-        """What is new in the journal goes into the log."""
-        journal = self.run.journal
-        self.log.add(journal.newest(journal.count - self.logged))
-        self.logged = journal.count
-
-    def _make(self, requests: Sequence[Request]) -> None:
-        """Have requests made. The terminal is the screen's to give away."""
+    def _carry_out(self, requests: Sequence[Request]) -> None:
+        """Have requests made, and what is new in the journal logged."""
         for request in requests:
             if request.name == "hand_over":
                 assert isinstance(self.screen, CursesScreen)  # lines take no key
@@ -6540,38 +6241,35 @@ class Driver:
                 self.screen.hand_over(request, argv, environment)
             else:
                 self.outside.make(request)
+        journal = self.run.journal
+        self.log.add(journal.newest(journal.count - self.logged))
+        self.logged = journal.count
 
     def _show(self) -> None:
         run = self.run
         self.shown_at = time.time()
-        last = self.picture
         picture = view(run)
-        if self.screen and (last is None or picture[:-1] != last[:-1]):
+        if picture[:-1] != (self.picture or ())[:-1]:
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
-        at_work = (talk.id, len(talk.asks.open)) if talk else None
-        often = int(run.now / self.RECORD_EVERY)
-        counts = (run.plan.done, len(run.plan.tasks))  # what is gone must not be lost by `kill -9`
-        changed = (run.shown_state, run.reason, run.number, at_work, counts, often)
+        # With the counts of the plan: what is gone from it must survive `kill -9`.
+        news = (run.shown_state, run.reason, run.number, run.plan.done, len(run.plan.tasks))
+        at_work = (talk.id, len(talk.asks.open)) if talk else ()
+        changed = (*news, *at_work, int(run.now / self.RECORD_EVERY))
         if changed != self.recorded:
             self.recorded = changed
             self._record(None)
 
     def _record(self, status: int | None) -> None:
-        run_file = self.run_file
-        if run_file:
-            record = record_of(self.run, self.outside, status, self.commit)
-            if status == 130 and not self.run.number and self.before:
-                # Somebody has only looked: the last night's is still true.
-                record = {**self.before, "pid": os.getpid()}
-            self.writer.put(
-                lambda: run_file.write(record), run_file.path, "`status` cannot tell of this run"
-            )
+        record = record_of(self.run, self.outside, status, self.commit)
+        if status == 130 and not self.run.number and self.before:  # somebody has only looked
+            record = {**self.before, "pid": os.getpid()}
+        job = partial(self.run_file.write, record)
+        self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
 
     def _leave(self) -> None:
-        """End everything, in the order in which it stands here; whatever a step raises, the others
-        are needed all the same."""
+        """End everything, in this order, whatever a step raises."""
         run = self.run
         status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
         session = run.talk.id if run.talk else run.server.left_session
@@ -6582,12 +6280,12 @@ class Driver:
             lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
             lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
-            self.screen.close if self.screen else lambda: None,
+            self.screen.close,
             lambda: self._record(status),
             lambda: self.writer.close(3.0),
             lambda: self._say_goodbye(status),
         )
-        with ExitStack() as stack:  # it begins with the last one, and tries each
+        with ExitStack() as stack:  # it begins with the last one
             for step in reversed(steps):
                 stack.callback(step)
 
@@ -6595,29 +6293,21 @@ class Driver:
         """What comes too late for the run, such as how the last --notify ended, is in the log."""
         if self.outside.notifying:
             self.outside.notifying.join(3.0)
-        with suppress(queue.Empty):
-            while True:
-                event = self.inbox.get_nowait()
-                if isinstance(event, (Noted, Answer)):
-                    self.run.hear(event)
-        self._log()
+        while not self.inbox.empty():
+            event = self.inbox.get()
+            if isinstance(event, (Noted, Answer)):
+                self.run.hear(event)
+        self._carry_out([])
         self._show()
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to: the screen is gone.
-
-        Into a terminal that takes no output nothing is printed, and its stuck thread is not waited
-        for.
-        """
-        run = self.run
-        screen = self.screen
-        if screen and (screen.thread.is_alive() or not takes_output()):
+        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
+        the thread that is stuck in it, are not waited for."""
+        if self.screen.thread.is_alive() or not takes_output():
             os._exit(status)
         try:
-            if isinstance(screen, CursesScreen) and run.exit_status is not None:
-                width = shutil.get_terminal_size().columns - 2
-                lines = [f"ocloop: {run.reason}", *summary_of(run)]
-                say("\n  ".join(row for line in lines for row in wrap(line, width)))
+            if isinstance(self.screen, CursesScreen):
+                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -6634,32 +6324,27 @@ class Rehearsal(Run):
             return 1
         except Quit:
             return 130
-        if self.briefing.setup.unread:
-            return 1  # it was said
         models, agent, _body = self.briefing.read()
-        own = "OpenCode's own: none is named"
-        self.journal.note("model", ", then ".join(models) or self.model or own)
-        self.journal.note("agent", agent or own)
+        for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
+            self.journal.note(kind, name or "OpenCode's own")
         return 0
 
 
-def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:
+def rehearse(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> int:
+    """Say what was found, and have the real server check what it can; returns 0 or 1."""
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
-        ("plan", f"{options.plan}: {plan}" if plan.tasks else options.plan),
+        ("plan", f"{options.plan}: {plan}"),
         *(("", line) for line in tasks_as_read(plan)),
         *(("warning", warning) for warning in warnings),
         *(("problem", problem) for problem in problems),
     ]
-    say("\n".join(f"{name:<9} {fact}" for name, fact in facts if fact))
-
-
-def rehearse(options: Options, problems: list[str]) -> int:
-    """Have the real server check what it can; returns 0 or 1."""
-    silent = options._replace(attended=False, log="", notify="")
-    rehearsal = Rehearsal(silent, time.time())
+    say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
+    rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
     rehearsal.files.trouble = "".join(problems)  # it was said
-    status = Driver(rehearsal, None).work()
+    run_file = RunFile(options.plan)
+    run_file.folder = ""  # nothing is left of it
+    status = Driver(rehearsal, run_file).work()
     if status != 130:
         status = 1 if problems else status
         said = "there are problems" if status else "no problem was found"
@@ -6668,123 +6353,81 @@ def rehearse(options: Options, problems: list[str]) -> int:
     return status
 
 
+def tasks_as_read(plan: Plan) -> list[str]:
+    """How the plan was understood, in its first twenty tasks: phase, nesting, sign."""
+    lines: list[str] = []
+    phase = ""
+    for task in plan.tasks[:20]:
+        if task.phase != phase:
+            phase = task.phase
+            lines.append(f"# {phase}")
+        signs = {"pending": "~" if task.begun else " ", "done": "x"}
+        other = f"{task.state.upper()}: {task.reason}".removesuffix(": ")
+        mark = signs.get(task.state, other)
+        lines.append(f"{'  ' * task.depth}[{mark}] {task.text}")
+    if len(plan.tasks) > 20:
+        lines.append(f"… and {len(plan.tasks) - 20} more")
+    return lines
+
+
+# bootstrap, status, attach
+
+
 def bootstrap(given: argparse.Namespace) -> int:
     """Write the starter files; what is there is left alone, or kept as a copy."""
     folder = absolute(given.directory)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
-            path = os.path.join(folder, name)
-            if os.path.lexists(path):
-                if not given.force:
-                    say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
-                    continue
-                copy = f"{path}~"
-                while os.path.lexists(copy):
-                    copy += "~"
-                os.replace(path, copy)
-                say(f"kept     {copy}: what {name} was")
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-            say(f"wrote    {path}")
-    except OSError as error:
-        problem = f"cannot write into {folder} ({error.strerror}): choose another directory"
-        raise Problem(problem) from None
+    os.makedirs(folder, exist_ok=True)
+    for name, text in (("PLAN.md", STARTER_PLAN), (".loop-prompt.md", STARTER_PROMPT)):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            if not given.force:
+                say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
+                continue
+            copy = f"{path}~"
+            while os.path.lexists(copy):
+                copy += "~"
+            os.replace(path, copy)
+            say(f"kept     {copy}: what {name} was")
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+        say(f"wrote    {path}")
     me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
     say(f"  cd {shlex.quote(folder)}\n  {me} run --dry-run\n  {me} run")
     return 0
 
 
-def run_on(path: str, plan: Plan) -> tuple[int, Json]:
-    """The pid of the loop that works on a plan, and what is recorded of its run, in which each task
-    has the state that it has in the plan now."""
+def status_at(path: str) -> tuple[Plan, str, Json]:
+    """A plan, why it cannot be read, and what `status --json` says of it."""
+    text, problem = read_text(path, "plan")
+    plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
-    found = run_file.read()
-    record = {name: fact for name, fact in found.items() if name not in SECRETS}
-    last_pid = pid or run_file.last_pid()
-    if last_pid and record.get("pid") != last_pid:
-        record = {}  # an earlier run's: the last one has not written any, or could not
-    exact: dict[tuple[str, str], list[str]] = {}  # of those with one name, in their order
-    for one in plan.tasks:
-        exact.setdefault(one.name, []).append(one.state)
-    states = {task.text: task.state for task in plan.tasks}  # a heading may be another now
-    for task in dicts(record, "tasks"):
-        phase, text = as_text(task, "phase"), as_text(task, "text")
-        same = exact.get((phase, text))
-        task["state"] = same.pop(0) if same else states.get(text, "gone")
-    if record and not pid:  # it may have been killed while it waited
-        record.update(waits_for=[], retry="", waiting_until=None)
-        if found.get("opencode"):  # its server was its own, and the guard has ended it
-            record["server"] = ""
-    if record:
+    record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
+    if pid and record.get("pid") != pid:
+        record = {}  # an earlier run's
+    states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
+    for task in dicts(record, "tasks"):  # as they are now
+        text = as_text(task, "text")
+        task["state"] = states.get((as_text(task, "phase"), text)) or states.get(text, "gone")
+    if record.get("gone"):
         gone = map(as_text, as_list(record, "gone"))
         record["gone"] = [text for text in gone if text not in states]
-    return pid, record
-
-
-def status(given: argparse.Namespace) -> int:
-    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
-    if given.all:
-        return status_of_all(given.json)
-    path = absolute(given.plan or Options().plan)
-    text, problem = read_text(path, "plan")
-    if text is None:
-        raise Problem(problem)
-    plan = parse_plan(text)
-    pid, record = run_on(path, plan)
-    said = status_record(path, plan, pid, record)
-    say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
-    return 0 if said["complete"] else 3
-
-
-def status_of_all(as_json: bool) -> int:
-    """A line for each loop on this machine that runs, or ran last; the newest comes first."""
-    records = []
-    lines = []
-    for path in plans_of_all():
-        if not os.path.isdir(os.path.dirname(path)):
-            continue
-        text, _problem = read_text(path, "plan")
-        plan = parse_plan(text or "")
-        pid, run = run_on(path, plan)
-        if as_json:
-            records.append(status_record(path, plan, pid, run))
-            continue
-        how = f"{state_of(pid, run)} {run.get('status', '')}"
-        far = "no plan any more" if text is None else " · ".join(progress_of(plan))
-        spent = dollars_of(as_float(run, "cost"))
-        took = duration(as_float(run, "elapsed"))
-        why = f": {ellipsis(one_line(as_text(run, 'reason')), 60)}" if run.get("reason") else ""
-        lines.append(f"{how:<15} {far:<28} {spent:>8} {took:>7}  {path}{why}")
-    if as_json:
-        say(json.dumps(records))
-    else:
-        heads = f"{'state':<15} {'tasks':<28} {'cost':>8} {'time':>7}  plan"
-        say("\n".join([heads, *lines] if lines else ["no loop has run on this machine"]))
-    return 0
-
-
-def process_of(pid: int | None) -> str:
-    return f"process {pid}" if pid and pid > 0 else "its process is not known"
-
-
-def state_of(pid: int, record: Json) -> str:
-    if pid:
-        return as_text(record, "state") or "starting"
-    return "ended" if record.get("ended") else "killed"
+    if record and not pid:  # it may have been killed while it waited
+        record.update(waits_for=[], retry="", waiting_until=None, server="")
+    return plan, problem, status_record(path, plan, pid, record)
 
 
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     """What `status --json` says."""
+    state = "ended" if record.get("ended") else "killed"
+    if pid:
+        state = as_text(record, "state") or "starting"
     known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
-    run = {**record, "pid": known_pid, "state": state_of(pid, record)}
     is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
-    gone = [as_text(text) for text in as_list(record, "gone")]
-    is_all_done = how_complete(plan, gone)[0] == 0
+    is_all_done = how_complete(plan, list(map(as_text, as_list(record, "gone"))))[0] == 0
     said = {
         **counts_of(plan),
         "percent": plan.percent,
@@ -6793,64 +6436,55 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "running": bool(pid),
         "pid": known_pid,
         "near_misses": [str(near) for near in plan.near_misses],
-        "changes": changes_since(as_text(record, "directory"), as_id(record, "commit")),
+        "changes": None,  # git is asked for one plan alone
         "next_steps": next_steps(plan, record, is_at_work),
-        "run": run if record.get("state") or pid else None,
+        "run": {**record, "pid": known_pid, "state": state},
     }
+    if not record.get("state") and not pid:
+        said["run"] = None
     return {"plan": path, **all_printable(said)}
 
 
-def status_lines(plan: Plan, said: Json) -> list[str]:
-    """What a person wants to know in the morning, in lines; what is empty is not shown."""
+def status(given: argparse.Namespace) -> int:
+    """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
+    if given.all:
+        return status_of_all(given.json)
+    plan, problem, said = status_at(absolute(given.plan or Options().plan))
+    if problem:
+        raise Problem(problem)
     run = as_dict(said["run"])
-    mark = ""
-    if said["complete"]:
-        mark = ", complete"
-    elif plan.summary is not None:
-        how = how_complete(plan, [as_text(text) for text in as_list(run, "gone")])[1]
-        mark = f", {how if how != PLAN_COMPLETE else 'marked complete'}"
-    elif not plan.pending:
-        mark = ", not marked complete yet"
-    changes = said["changes"]
-    changed = ""
-    if changes:
-        changed = (
-            "{files} file{s} ({untracked} untracked), +{added} −{removed} since {since} (git diff "
-            "{commit:.7})"
-        ).format(s="s" * (changes["files"] != 1), since=time_of_day(run.get("started")), **changes)
-    check = as_dict(run, "check")
-    told = []
-    if check.get("verdict") == "failed":
-        told.append("it failed; what the next session is told of it:")
-        output = as_text(check, "told").rstrip().split("\n")
-        told += ["…"] * (len(output) > 8) + output[-8:]
-    near_misses = name_near_misses(os.path.basename(said["plan"]), plan.near_misses)
-    facts = [
-        ("plan", said["plan"]),
-        ("progress", f"{plan}{mark}"),
-        ("next", plan.current.text if plan.current else ""),
-        ("run", said_run(run, said["running"]) if run else "none so far"),
-        *((name, show(run[field])) for name, field, show in SHOWN if run.get(field)),
-        ("changes", changed),
-        *(("summary", line) for line in (plan.summary or "").split("\n")),
-        *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
-        *(("warning", near) for near in near_misses),
-        *(("check", line) for line in told),
-        *(("gone", as_text(text)) for text in as_list(run, "gone")),
-    ]
-    lines = [f"{name:<9} {fact}" for name, fact in facts if fact]
-    steps = [f"to do     {step}" for step in said["next_steps"]]
-    return [*lines, *task_lines(run, said["running"]), *([""] if steps else []), *steps]
+    said["changes"] = changes_since(as_text(run, "directory"), as_id(run, "commit"))
+    say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
+    return 0 if said["complete"] else 3
 
 
-def said_run(run: Json, is_running: bool) -> str:
-    why = f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
-    if is_running:
-        pid = run["pid"]
-        how = f" (`kill {pid}` ends it in good order)" if pid else ""
-        return f"{run['state']}{why}, {process_of(pid)}{how}"
-    how = "ended" if run["state"] == "ended" else "was killed after"
-    return f"{how} {iso_time(run.get('ended') or run.get('updated'))}{why}"
+def status_of_all(as_json: bool) -> int:
+    """A line for each loop on this machine that runs, or ran last; the newest comes first."""
+    records = []
+    lines = [f"{'state':<15} {'tasks':<28} {'cost':>8} {'time':>7}  plan"]
+    for path in plans_of_all():
+        if not os.path.isdir(os.path.dirname(path)):
+            continue
+        plan, problem, said = status_at(path)
+        records.append(said)
+        run = as_dict(said["run"])
+        how = f"{run.get('state', 'killed')} {run.get('status', '')}"
+        far = "no plan any more" if problem else " · ".join(progress_of(plan))
+        cost, took = dollars_of(as_float(run, "cost")), duration(as_float(run, "elapsed"))
+        why = ellipsis(said_why(run), 62)
+        lines.append(f"{how:<15} {far:<28} {cost:>8} {took:>7}  {path}{why}")
+    if not records:
+        lines = ["no loop has run on this machine"]
+    say(json.dumps(records) if as_json else "\n".join(lines))
+    return 0
+
+
+def process_of(pid: int | None) -> str:
+    return f"process {pid}" if pid and pid > 0 else "its process is not known"
+
+
+def said_why(run: Json) -> str:
+    return f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
 
 
 def said_counts(counts: Any) -> str:
@@ -6859,16 +6493,10 @@ def said_counts(counts: Any) -> str:
 
 # What `status` shows of a run: the name, the field of the state file, and how it is said.
 SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("asks", "waits_for", lambda asks: f"waits for you: {'; '.join(map(as_text, as_list(asks)))}"),
-    ("retry", "retry", lambda retry: f"OpenCode tries again: {as_text(retry)}"),
-    ("again", "waiting_until", lambda at: f"at {time_of_day(at)}"),
-    ("iteration", "iteration", lambda number: f"{as_int(number)}"),
-    ("task", "task", as_text),
-    ("session", "session", as_text),
-    ("server", "server", as_text),
+    ("again", "waiting_until", time_of_day),
+    *((name, name, str) for name in ("retry", "iteration", "task", "session", "server")),
     ("started", "started", iso_time),
-    ("log", "log", as_text),
-    ("model", "model", as_text),
+    *((name, name, str) for name in ("log", "model")),
     ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
     ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
     ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
@@ -6877,82 +6505,262 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
+def status_lines(plan: Plan, said: Json) -> list[str]:
+    """The same for a person in the morning; what is empty is not shown."""
+    run = as_dict(said["run"])
+    gone = [as_text(text) for text in as_list(run, "gone")]
+    mark = ""
+    if said["complete"]:
+        mark = ", complete"
+    elif plan.summary is not None:
+        mark = f", {how_complete(plan, gone)[1]}".replace(PLAN_COMPLETE, "marked complete")
+    elif not plan.pending:
+        mark = ", not marked complete yet"
+    how = "none so far"
+    if said["running"]:
+        how = f"{run['state']}{said_why(run)}, {process_of(run['pid'])}"
+        how += f" (`kill {run['pid']}` ends it in good order)" if run["pid"] else ""
+    elif run:
+        how = "ended" if run["state"] == "ended" else "was killed after"
+        how += f" {iso_time(run.get('ended') or run.get('updated'))}{said_why(run)}"
+    changed = ""
+    if said["changes"]:
+        facts = {"since": time_of_day(run.get("started")), **said["changes"]}
+        form = "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff"
+        changed = f"{form} {{commit:.7}})".format(**facts)
+    name = os.path.basename(said["plan"])
+    rows = [
+        ("plan", said["plan"]),
+        ("progress", f"{plan}{mark}"),
+        ("next", plan.current.text if plan.current else ""),
+        ("run", how),
+        *((name, show(run[field])) for name, field, show in SHOWN if run.get(field)),
+        ("changes", changed),
+        *(("summary", line) for line in (plan.summary or "").split("\n")),
+        *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
+        *(("warning", near) for near in name_near_misses(name, plan.near_misses)),
+        *(("gone", text) for text in gone),
+    ]
+    lines = [f"{name:<9} {fact}" for name, fact in rows if fact]
+    steps = [f"to do     {step}" for step in said["next_steps"]]
+    return [*lines, *task_lines(run, said["running"]), *([""] if steps else []), *steps]
+
+
 def task_lines(run: Json, is_running: bool) -> list[str]:
     """What the run spent on each task that it worked on."""
     lines = []
     for task in dicts(run, "tasks"):
-        state = as_text(task, "state")
-        if state == "pending" and is_running and as_text(task, "text") == run.get("task"):
+        state, text = as_text(task, "state"), as_text(task, "text")
+        if state == "pending" and is_running and text == run.get("task"):
             state = "at work"
         elif state == "done" and task.get("outcome") == "check failed":
             state = "check failed"
-        if as_int(task, "iterations"):
-            lines.append(
-                f"{state:<12} {duration(as_float(task, 'seconds')):>6} "
-                f"{dollars_of(as_float(task, 'cost')):>8} {as_int(task, 'iterations'):>6}  "
-                f"{as_text(task, 'text')}"
-            )
+        took, cost = duration(as_float(task, "seconds")), dollars_of(as_float(task, "cost"))
+        tries = as_int(task, "iterations")
+        if tries:
+            lines.append(f"{state:<12} {took:>6} {cost:>8} {tries:>6}  {text}")
     return ["", "state          time     cost  tries  task", *lines] if lines else []
 
 
-def attach(given: argparse.Namespace) -> int:
+def attach(given: argparse.Namespace) -> NoReturn:
     """Become OpenCode's own interface on the running loop's session."""
     path = absolute(given.plan or Options().plan)
     run_file = RunFile(path)
     record = run_file.read()
     if not run_file.running():
-        problem = f"no loop works on {path}: start one with `run`, or name its plan with --plan"
-        raise Problem(problem)
+        raise Problem(f"no loop works on {path}: name another plan with --plan")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise Problem("attach needs a terminal: `status` tells without one how the loop is doing")
-    has_secrets = all(record.get(name) is not None for name in SECRETS)  # not the last run's
-    if not as_id(record, "session") or not record.get("server") or not has_secrets:
-        state = as_text(record, "state") or "starting"
-        raise Problem(f"the loop has no session right now (it is {state}): try again in a moment")
+        raise Problem("attach needs a terminal: without one there is `status`")
+    if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
+        raise Problem("the loop has no session right now: try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
     lend_libraries(run_file.libraries, environment)  # the run clears it
+    os.execvpe(argv[0], argv, environment)
+
+
+# The options of each command. A line without a description begins a group. The defaults in brackets
+# are those of Options; a test holds the two together.
+
+PLAN_OPTION = "--plan PATH           the plan file (PLAN.md)\n"
+RUN_OPTIONS = f"""\
+what is worked
+{PLAN_OPTION}\
+--prompt PATH         the loop prompt (.loop-prompt.md)
+-m --model PROVIDER/MODEL  model to use; given again, the next one in line when that one cannot
+-a --agent AGENT      agent to use; otherwise the prompt's, otherwise OpenCode's own
+-r --run              start at once, without waiting for S
+-d --debug            skip the validation of the plan file
+--dry-run             check everything, also with the server, and work nothing
+when it stops
+--max-iterations N    after N iterations
+--max-cost USD        when OpenCode counts this much; in the midst of an iteration at twice
+--max-time DURATION   when this much time has passed; the same at twice that
+--max-wait DURATION   after waiting so long, in a row, for a provider (24h)
+--stuck N             after N in a row settled no task, and one more; or failed --check (5)
+--retries N           when an iteration failed, and N more tries in a row (5)
+--iteration-timeout DURATION  abort an iteration that takes longer, and try again (4h)
+--stall-timeout DURATION  abort an iteration in which nothing happens for so long (15m)
+when nobody is there
+--auto                approve what is asked, except what the configuration denies
+--ask-timeout DURATION  refuse what nobody answered so long (5m; without a terminal: at once)
+--check CMD           shell command that must succeed after every iteration
+--check-timeout DURATION  end the check then (10m)
+--notify CMD          shell command to run when it ends, stops, or asks
+--log PATH            append every entry to PATH (JSON lines for .jsonl)
+the screen
+--plain               plain lines, and start at once (the default without a terminal)
+--verbose             every event of the server in the activity
+the server
+-p --port PORT        port of the server (4096, or a free one when that is taken)
+--opencode CMD        how to start OpenCode, e.g. "npx -y opencode-ai"
+--server URL          use a server that runs already (its login: OPENCODE_SERVER_PASSWORD)
+--server-memory MIB   replace the server between iterations when it has grown larger (2048)
+"""
+BOOTSTRAP_OPTIONS = """\
+DIRECTORY             where to write them (here)
+-f --force            replace what exists, and keep a copy of it
+"""
+STATUS_OPTIONS = f"""\
+{PLAN_OPTION}\
+--all                 a line for each loop on this machine that runs, or ran last
+--json                print it as JSON
+"""
+
+EXIT_STATUSES = """\
+exit statuses:
+  0 the plan is complete, all of it        1 it failed        2 usage
+  3 it stopped with work left (a limit, stuck, blocked, or marked complete too
+    early)
+  130 a person or a signal stopped it
+"""
+HELP = f"""\
+examples:
+  python3 ocloop.py run            show the screen; S starts
+  python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
+      --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'
+  python3 ocloop.py status         how is it doing? (from any other terminal)
+
+{EXIT_STATUSES}"""
+RUN_HELP = f"""\
+keys:
+{"".join(f"  {name:<7} {told}{chr(10)}" for name, told in KEYS)}
+Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
+The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
+a `---` block on its top may set `model:` (a comma separates several), `agent:`.
+
+{EXIT_STATUSES}"""
+STATUS_HELP = """\
+From any terminal, while a run works and after it. It exits with 0 when the plan
+is complete, with 3 while work is left, and with 1 where there is no plan."""
+ATTACH_HELP = """\
+Leave the interface with ctrl-c: the loop goes on. A session that is over stays
+on the screen: attach again for the next one."""
+COMMANDS = (
+    (run, "Work the plan in this directory until it is complete", RUN_OPTIONS, RUN_HELP),
+    (bootstrap, "Write a starter PLAN.md and .loop-prompt.md", BOOTSTRAP_OPTIONS, ""),
+    (status, "How far a plan is, and how a run on it is doing", STATUS_OPTIONS, STATUS_HELP),
+    (attach, "Join the loop's session in OpenCode's own interface", PLAN_OPTION, ATTACH_HELP),
+)
+
+
+def seconds_of(text: str) -> float:
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    parts = re.findall(r"([\d.]+)([dhms]?)", text)
+    return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
+
+
+_MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
+VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {  # what one looks like, and becomes
+    "N": (r"\d{1,9}", int),
+    "MIB": (r"\d{1,9}", int),
+    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float),
+    "DURATION": (r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", seconds_of),
+    "PORT": (r"\d{1,5}", int),
+    "URL": (r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?", str),
+    "PROVIDER/MODEL": (f"{_MODEL}(,{_MODEL})*", lambda text: text.split(",")),
+}
+
+
+def value_of(kind: str, text: str) -> Any:
+    """What a text stands for; argparse's error where it does not look like that."""
+    pattern, convert = VALUES.get(kind, ("(?s:.*)", str))
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}")
+    return convert(text)
+
+
+class Version(argparse.Action):
+    """Which file this is, too: a copy that somebody edited has another sum."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import hashlib  # for this alone: a start is quick
+
+        with open(__file__, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        say(f"ocloop {__version__} (SHA-256 {digest[:12]})")
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
+
+    def add_options(self, described: str) -> None:
+        group: argparse._ActionsContainer = self
+        for line in described.splitlines():
+            option, _, what = line.partition("  ")
+            *flags, last = option.split()
+            what = what.strip()
+            if not what:
+                group = self.add_argument_group(line)
+            elif last.startswith("-"):
+                group.add_argument(*flags, last, help=what, action="store_true")
+            elif not flags:
+                group.add_argument(last.lower(), metavar=last, help=what, nargs="?", default=".")
+            else:
+                action = "extend" if last == "PROVIDER/MODEL" else "store"
+                kind = partial(value_of, last)
+                group.add_argument(*flags, metavar=last, help=what, type=kind, action=action)
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    what = "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task."
+    parser = Parser(prog="ocloop.py", description=what, epilog=HELP, **how)
+    parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for function, what, options, epilog in COMMANDS:
+        name = function.__name__
+        command = subparsers.add_parser(name, help=what, description=what, epilog=epilog, **how)
+        command.add_options(options)
+        command.set_defaults(function=function)
+    first = words[0] if words else ""
+    if first.startswith("-") and first not in parser._option_string_actions:
+        parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every encoding knows every character
     try:
-        os.execvpe(argv[0], argv, environment)
-    except (OSError, ValueError) as error:
-        raise Problem(f"cannot start {argv[0]}: {error}") from None
-
-
-def mend_streams() -> None:
-    """Standard streams that were closed lead to /dev/null, and none fails on a character."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
-        stream = getattr(sys, name)
-        if number and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    mend_streams()
-    commands = {
-        "run": run,
-        "bootstrap": bootstrap,
-        "status": status,
-        "attach": attach,
-        "--version": version,
-    }
-    try:
-        given = parse_arguments(argv)
-        return commands[given.command](given)
+        given = parse_arguments(words)
+        status: int = given.function(given)
+        return status
     except Problem as problem:
         say(f"ocloop: {problem}", sys.stderr)
         return problem.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        say(f"ocloop: {error.filename or 'this directory'}: {error.strerror}", sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3777,7 +3777,7 @@ def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> N
     tasks = [{"phase": "A", "text": "a", "iterations": 1}]
     last = {"state": "ended", "ended": NOON, "status": 3, "gone": ["lost", "a"], "tasks": tasks}
     run_file.write(last)
-    _pid, record = ocloop.run_on(str(plan), parse_plan(plan.read_text()))
+    record = ocloop.status_at(str(plan))[2]["run"]
     assert record["gone"] == ["lost"], "one was written back"
     assert record["tasks"][0]["state"] == "done", "under another heading"
     driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
@@ -3798,19 +3798,18 @@ def test_what_is_recorded_is_told_of_the_run_that_it_is_about(
 ) -> None:
     path = str(tmp_path / "PLAN.md")
     run_file = RunFile(path)
-    plan = parse_plan("- [ ] a\n- [x] a\n")
+    Path(path).write_text("- [ ] a\n# B\n- [x] a\n")
     waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
-    tasks = [{"phase": "", "text": "a"}, {"phase": "", "text": "a"}]
+    tasks = [{"phase": "", "text": "a"}, {"phase": "B", "text": "a"}]
     run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
-    _pid, record = ocloop.run_on(path, plan)
-    assert [task["state"] for task in record["tasks"]] == ["pending", "done"], "in their order"
+    record = ocloop.status_at(path)[2]["run"]
+    assert [task["state"] for task in record["tasks"]] == ["pending", "done"]
     assert {name: record[name] for name in waits} == {
         "waits_for": [], "retry": "", "waiting_until": None,
     }, "it was killed, and waits for nobody"  # fmt: skip
     assert run_file.acquire() == 0
-    assert ocloop.run_on(path, plan)[1] == {}
+    assert ocloop.status_at(path)[2]["run"] == {"pid": os.getpid(), "state": "starting"}
     os.close(run_file.lock or 0)
-    assert ocloop.run_on(path, plan) == (0, {}), "a full disk took no word of the one after that"
 
 
 def test_what_an_iteration_took_out_before_it_was_broken_off_is_gone() -> None:
@@ -6452,7 +6451,7 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
         "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
         "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
         **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
-    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
+    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("655360", "x"))},
     "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
     "URL": {
         **{url: url for url in (
@@ -6469,7 +6468,7 @@ def test_values_of_options(kind: str) -> None:
         if value is not None:
             assert ocloop.value_of(kind, text) == value, text
             continue
-        with pytest.raises(argparse.ArgumentTypeError, match="write "):
+        with pytest.raises(argparse.ArgumentTypeError, match=f" is no {kind}"):
             ocloop.value_of(kind, text)
 
 
@@ -6520,23 +6519,19 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
 @pytest.mark.parametrize("words, said", [
     ("rnu", "invalid choice: 'rnu' (choose from"),
     ("--run", "--run is an option of a command: did you mean `run --run`?"),
-    ("--max-cost=3", "did you mean `run --max-cost`?"),
-    ("run --max-time soon", "'soon' is no duration: write 90, 90s, 15m, 2h or 1h30m"),
-    ("run --stuck few", "'few' is no count"), ("run --port 999999", "'999999' is no port"),
-    ("run --server here", "'here' is no URL: write http://HOST:PORT"),
+    ("--max-cost=3", "did you mean `run --max-cost=3`?"),
+    ("run --max-time soon", "'soon' is no DURATION (`ocloop.py run --help` lists what there is)"),
+    ("run --stuck few", "'few' is no N"), ("run --port 999999", "'999999' is no PORT"),
+    ("run --server here", "'here' is no URL"),
     ("", "required: command (`ocloop.py --help` lists what there is)"),
-    ("run --max-costs=3", "--max-costs is not known here: did you mean --max-cost?"),
-    ("run --modle a/b", "did you mean --model? (`ocloop.py run --help` lists what there is)"),
-    ("run --max-c 3", "--max-c is not known here"),
-    ("bootstrap a b", "b is not known here (`ocloop.py bootstrap --help` lists what there is)"),
-    ("run --max-cost many", "'many' is no amount: write US dollars such as 20 or 0.50"),
+    ("run --max-costs=3", "unrecognized arguments: --max-costs=3"),
+    ("run --max-c 3", "unrecognized arguments: --max-c 3"),
+    ("bootstrap a b", "unrecognized arguments: b"),
+    ("run --max-cost many", "argument --max-cost: 'many' is no USD"),
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
-    ("run -m sonnet", "'sonnet' is no model: write providerID/modelID; `opencode models` lists"),
-    *[(f"{command} {wrong}", f"did you mean {right}? (`ocloop.py {command} --help` lists what")
-      for command, wrong, right in (("status", "--jsn", "--json"), ("attach", "--pln x", "--plan"),
-                                    ("bootstrap", "--forse", "--force"))],
+    ("run -m sonnet", "argument -m/--model: 'sonnet' is no PROVIDER/MODEL"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_with_what_was_meant_and_whose_help_has_more(
+def test_a_mistake_is_one_line_and_says_whose_help_has_more(
     words: str, said: str, capsys: Printed
 ) -> None:
     assert ocloop.main(words.split()) == 2
@@ -6567,7 +6562,7 @@ def test_bootstrap_writes_what_is_missing_and_with_force_loses_nothing(
     assert plan.read_text() == "mine" and prompt.read_text() == ocloop.STARTER_PROMPT
     assert f"skipped  {plan}" in capsys.readouterr().out
     assert ocloop.main(["bootstrap", str(plan)]) == 1
-    assert "choose another directory" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"ocloop: {plan}: File exists\n"
     for text in ("mine", "also mine"):
         plan.write_text(text)
         assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
@@ -6620,14 +6615,8 @@ def test_a_project_in_order_has_no_problems_and_one_without_tasks_or_words_is_re
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
 
 
-def test_what_is_odd_in_plan_prompt_and_folder_is_a_warning(
-    project: Path, monkeypatch: Patch
-) -> None:
+def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert warnings(project) == ""
-    monkeypatch.setenv("HOME", str(project))
-    assert "change into the project's own folder" in warnings(project)
-    options = project_options(project, directory="/")
-    assert "the project is /, all of it" in "\n".join(ocloop.preflight(options)[2])
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
     said = warnings(project)
@@ -6654,26 +6643,15 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
             "~/bin/check",
         ):
             assert problems(project, **{name: command}) == "", command
-    for words, said in (
-        ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
-        ('npx "-y', "cannot be read (No closing quotation): mind its quotes"),
-    ):
-        with pytest.raises(Problem) as problem:
-            ocloop.find_opencode(words)
-        assert said in str(problem.value)
+    with pytest.raises(Problem, match="nobody-has-it is not there: install OpenCode"):
+        ocloop.find_opencode("nobody-has-it serve")
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
 
 
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert problems(project, log=f"{project}/there.log") == ""
-    (project / "link").symlink_to("PLAN.md")
-    os.link(project / ".loop-prompt.md", project / "hard")
-    for name, what in (("PLAN.md", "plan"), ("hard", "prompt")):
-        said = f"the log {project}/{name} is the {what}: name another path with --log"
-        assert problems(project, log=f"{project}/{name}") == said
-    said = f"the log {project}/link is a link: name what it leads to with --log"
-    assert said in problems(project, log=f"{project}/link")
-    for path in (project, project / "gone" / "x.log", project / "PLAN.md" / "x.log"):
+    plan = project / "PLAN.md"
+    for path in (plan, project, project / "gone" / "x.log", plan / "x.log"):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
@@ -6784,16 +6762,6 @@ def test_a_plan_that_is_complete_needs_no_server(
         assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
 
 
-def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
-    odd = os.fsencode(tmp_path) + b"/\xff"
-    with suppress(OSError):  # a file system that has no such names
-        os.mkdir(odd)
-        monkeypatch.chdir(odd)  # type: ignore[arg-type]
-        with pytest.raises(Problem, match="is not UTF-8, .*: rename it"):
-            ocloop.absolute(".")
-    monkeypatch.chdir(tmp_path)
-
-
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
 
 
@@ -6836,17 +6804,16 @@ def test_status_tells_of_a_run_at_work_and_what_it_waits_for() -> None:
     story.works()
     text = status_text(story)
     assert re.search(r"^check failed .* 1  two$", text, re.MULTILINE), "and not done"
-    says(text, "check     it failed; what the next session is told of it:", "output of the check")
     says(text, "check failed ×1")
     story = Story()
     story.asks()
-    says(status_text(story), "waits for you: bash rm -r x")
+    says(status_text(story), "to do     answer what it asks (bash rm -r x): `attach` joins it")
     story = Story()
     story.retries(1, 20, "overloaded")
-    says(status_text(story), "OpenCode tries again: overloaded")
+    says(status_text(story), "retry     overloaded (at ")
     story = Story()
     story.fails("rate-limit", "Too many requests", retry_after=3600)
-    assert re.search(r"waiting: .*, process 4711(.|\n)*\nagain +at \d\d:\d\d", status_text(story))
+    assert re.search(r"waiting: .*, process 4711(.|\n)*\nagain +\d\d:\d\d", status_text(story))
     says(status_text(Story(), 0), "was killed after")
 
 
@@ -6965,7 +6932,6 @@ def test_status_says_what_changed_since_the_run_began(
     driver = ocloop.Driver(
         ocloop.Run(project_options(tmp_path), NOON), RunFile(f"{folder}/PLAN.md")
     )
-    driver._note_commit()
     driver._record(None)
     driver.writer.close(5)
     commit = RunFile(f"{folder}/PLAN.md").read()["commit"]
@@ -6981,7 +6947,8 @@ def test_status_says_what_changed_since_the_run_began(
     assert ocloop.changes_since(folder, "0" * 40) is None, "it was rewritten: nothing is said"
     record = {"state": "ended", "started": NOON, "directory": folder, "commit": commit}
     said = f"5 files (3 untracked), +5 −2 since {ocloop.time_of_day(NOON)} (git diff {commit[:7]})"
-    assert f"changes   {said}" in status_of(record)
+    whole = {**ocloop.status_record("/p", Plan(), 0, record), "changes": changes}
+    assert f"changes   {said}" in ocloop.status_lines(Plan(), whole)
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", folder, prepend=os.pathsep)
@@ -8583,8 +8550,10 @@ def test_the_program_and_its_manual(bare: World) -> None:
         (no_program, ("opencode is not there: install OpenCode", "npm install", "npx -y")),
         (general, ("examples:", "exit statuses:", "bootstrap")),
         (manual, ("keys:", "exit statuses:", "Durations", "of an iteration at twice")),
-        (bare.say(bare.project(), "run", "--unknown", status=2), ["--unknown is not known here"]),
-        (bare.say(bare.project(), "run", "--opencode", "it's", status=2), ["cannot be read"]),
+        (
+            bare.say(bare.project(), "run", "--unknown", status=2),
+            ["unrecognized arguments: --unknown"],
+        ),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("wrote", "Next:", " run")),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("skipped", "--force")),
         (bare.say(bare.folder / "new folder/ünter", "bootstrap", "-f"), ["wrote"]),
@@ -8671,7 +8640,7 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
             f"port {port} is taken",
             "does not contain {{PLAN_FILE}}",
             "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK",
-            ".loop-prompt.md: 'sonnet' is no model: write providerID/modelID",
+            ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL",
         )
     loop = world.fake("--plain", answers=["hang"], tasks=1)
     stopped = world.fake("--dry-run", start="slow:60")
@@ -9274,7 +9243,7 @@ def test_many_plans_with_odd_names_and_options(bare: World) -> None:
     (bare.folder / "repo.many").rename(bare.folder / "before")
     del env["OCLOOP"]
     wrong = bare.execute(top, [*argv[:3], "--max-costs", "3"], **env).finish(2)
-    assert "--max-costs is not known here: did you mean --max-cost?" in wrong.output
+    assert "unrecognized arguments: --max-costs 3" in wrong.output
     assert not (bare.folder / "repo.many").exists(), "said before anything is made"
 
 
@@ -9629,7 +9598,7 @@ def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
     for shown in ("Y once", "refused in "):
         term.wait_for(shown)
     said = world.say(term.project, "status", status=3)
-    assert re.search("waits for you: (bash|shell) git push", said)
+    assert re.search(r"answer what it asks \((bash|shell) git push", said)
     for number, key in enumerate("yan2n", 1):
         wait_asked(term, number)
         term.send(key)
@@ -9773,11 +9742,11 @@ def test_a_check_that_fails_where_the_ends_of_children_are_ignored(world: World)
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work; closed standard streams
-    lead nowhere; what an encoding cannot say is replaced. README: in the background of a shell it
-    prints lines: the terminal would stop it."""
+    """NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work; what an encoding cannot
+    say is replaced. README: in the background of a shell it prints lines: the terminal would stop
+    it."""
     command = world.on_fake()
-    shell = ["/bin/sh", "-c", f"stty tostop; set -m; {shlex.join(command.argv)} & wait $!"]
+    shell = ["/bin/sh", "-c", f"set -m; {shlex.join(command.argv)} & wait $!"]
     background = world.execute_terminal(command.folder, shell, **command.env)
     expect(background, 0, "since it runs in the background")
     for name in ("dumb", "no-such-terminal"):
@@ -9788,10 +9757,6 @@ def test_terminals_that_can_do_less(world: World) -> None:
     assert term.shown().isascii()
     leave(term, 0, r"\+ complete")
     assert not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
-    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
-        command = world.on_fake(tasks=1)
-        argv = ["/bin/sh", "-c", f"{shlex.join(command.argv)} {closed}"]
-        expect(world.execute(command.folder, argv, **command.env), 0, boxes="x")
     plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
     said = world.say(world.project(plan), "status", status=3, PYTHONIOENCODING="latin-1")
     assert "complete" in said
