@@ -3607,16 +3607,13 @@ def time_of_day(moment: Any) -> str:
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# What is shown is computed from state alone. `view` takes a frozen picture of the run: where two
-# pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
-# that never exceed width and height, whatever the size. Where a row has no room for all its pieces,
-# `pack` drops them by rank; whatever is too long all the same ends in "…". A number says what it
-# counts, and nothing counts on at rest. What stands out carries a sign as well as a colour.
+# `view` takes a frozen picture of the run, and `layout` turns it into rows that never exceed width
+# and height. A number says what it counts, and nothing counts on at rest. What stands out carries a
+# sign as well as a colour.
 
-Span = tuple[str, str]  # style, text
-Row = list[Span]
-Piece = tuple[int, str, str]  # rank, style, text: the highest rank goes first, 0 never
-GAP: Piece = (0, "gap", "")  # takes what is left of a row
+Piece = tuple[int, str, str]  # rank, style, text: see `fit`
+Row = list[Piece]
+GAP: Piece = (0, "gap", "")
 
 # State -> sign, style.
 # fmt: off
@@ -3647,23 +3644,15 @@ TASK_SIGNS = {
 }
 # The footer's words -> the rank of their keys.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
-# Kinds of entries that are too long for their column.
-SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
 # fmt: on
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
-# Control characters, what turns the direction of a line, and what shows nothing: zero-width
-# characters and tags can hide words, and make one look like another.
+# What controls, turns the direction of a line, or shows nothing, and so can hide words.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-_TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
-)
 _EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
-SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
@@ -3685,14 +3674,8 @@ def all_printable(value: Any) -> Any:
     return value
 
 
-def ascii_only(text: str) -> str:
-    """What a terminal that knows no more can show of printable text; as wide as that."""
-    translated = text.translate(_TO_ASCII)
-    return "".join(char if char.isascii() else "?" * cell_width(char) for char in translated)
-
-
 def cell_width(char: str) -> int:
-    """Cells that a character takes in a terminal: 0, 1 or 2."""
+    """Cells that a character takes in a terminal."""
     if char < "\u0300":
         return 1
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):
@@ -3705,15 +3688,14 @@ def text_width(text: str) -> int:
 
 
 def row_width(row: Row) -> int:
-    return sum(text_width(text) for _, text in row)
+    return sum(text_width(text) for _rank, _style, text in row)
 
 
 def clip(text: str, width: int) -> str:
     """The longest beginning of the text that fits into `width` cells."""
-    used = 0
     for at, char in enumerate(text):
-        used += cell_width(char)
-        if used > width:
+        width -= cell_width(char)
+        if width < 0:
             return text[:at]
     return text
 
@@ -3726,25 +3708,19 @@ def ellipsis(text: str, width: int) -> str:
 
 
 def fit(row: Row, width: int) -> Row:
-    """As much of the row as fits into `width` cells."""
+    """The row in so many cells: pieces of the highest rank are dropped first, those of rank 0 are
+    cut, and a gap takes what is left."""
+    row = [(rank, style, printable(text)) for rank, style, text in row]
+    for worst in sorted({rank for rank, _style, _text in row if rank}, reverse=True):
+        if row_width(row) > width:
+            row = [piece for piece in row if piece[0] < worst]
+    spare = " " * (width - row_width(row))
     fitting: Row = []
-    for style, text in row:
-        shown = ellipsis(text, width)
-        width -= text_width(shown)
-        if shown:
-            fitting.append((style, shown))
+    for rank, style, text in row:
+        piece = (rank, "", spare) if style == "gap" else (rank, style, ellipsis(text, width))
+        width -= row_width([piece])
+        fitting.append(piece)
     return fitting
-
-
-def pack(pieces: Iterable[Piece], width: int) -> Row:
-    """The pieces for which there is room; a gap takes the rest of the width."""
-    pieces = list(pieces)
-    while True:
-        spare = width - sum(text_width(text) for _, _, text in pieces)
-        worst = max((rank for rank, _, _ in pieces), default=0)
-        if spare >= 0 or worst == 0:
-            return [(style, " " * spare if style == "gap" else text) for _, style, text in pieces]
-        pieces = [piece for piece in pieces if piece[0] < worst]
 
 
 def one_line(text: str) -> str:
@@ -3762,22 +3738,21 @@ def indented(depth: int) -> str:
 
 def wrap(text: str, width: int) -> list[str]:
     """Break text into printable lines of at most `width` cells, at spaces where there are any."""
+    width = max(1, width)
     lines: list[str] = []
     for paragraph in text.split("\n"):
-        rest = printable(paragraph)
-        head = clip(rest, width)
-        while len(head) < len(rest):  # to measure all of a long rest each time would take minutes
-            head = head or rest[:1]
+        rest = printable(paragraph).replace("[ ]", "[\xa0]")  # a box is one word
+        while True:
+            head = clip(rest, width) or rest[:1]
+            if head == rest:
+                break
             space = rest.rfind(" ", 0, len(head) + 1)
-            if rest[space - 1 : space + 2] == "[ ]":  # a box is one word
-                space = rest.rfind(" ", 0, space)
             if space > width // 3:
                 head = head[:space]
             lines.append(head)
             rest = rest[len(head) :].lstrip(" ")
-            head = clip(rest, width)
         lines.append(rest)
-    return lines
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 class TaskView(NamedTuple):
@@ -3805,36 +3780,27 @@ class Picture(NamedTuple):
     """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
 
     state: str
-    header: tuple[tuple[Piece, ...], ...]  # four rows; the second one stands behind the bar
+    header: list[Row]  # four; the second one stands behind the bar
     plan: Plan
     tasks: list[TaskView]
-    live: tuple[Entry, ...]
+    live: list[Entry]
     ask: tuple[str, ...]  # what is asked: a title, what exactly, the choices, the way out
     ask_shown: str  # goes with the keys that are pressed, as `Key.about`; the screen rings for it
-    keys: tuple[tuple[str, str], ...]
+    keys: list[tuple[str, str]]
     overlay: str
     newest: int  # the number of the newest entry of the journal
     journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
 
 
 def view(run: Run) -> Picture:
-    """Take the picture."""
-    ask = ask_panel(run)
     asked = run.talk.asks.shown if run.talk else ""
-    state = run.shown_state
-    sign, style = STATES[state]
     return Picture(
-        state=state,
-        header=(
-            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run)),
-            progress_pieces(run),
-            task_pieces(run, style),
-            spend_pieces(run),
-        ),
+        state=run.shown_state,
+        header=[state_row(run), progress_numbers(run), task_title(run), spend_row(run)],
         plan=run.plan,
         tasks=view_tasks(run),
         live=view_live(run),
-        ask=ask,
+        ask=view_ask(run),
         ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
         keys=hints(run),
         overlay=run.overlay,
@@ -3843,21 +3809,19 @@ def view(run: Run) -> Picture:
     )
 
 
-def state_pieces(run: Run) -> tuple[Piece, ...]:
-    """Since when it is in its state, and numbers on what is asked, iteration and run."""
-    since = f" since {time_of_day(run.stage_since)}"
+def state_row(run: Run) -> Row:
+    """The state, since when, and numbers on what is asked, iteration and run."""
+    sign, style = STATES[run.shown_state]
+    since = "" if run.stage == "running" else f" since {time_of_day(run.stage_since)}"
     facts = []
-    asks = run.talk.asks if run.talk else None
-    if asks and asks.first:
-        if run.options.ask_timeout:
-            left = asks.first.since + run.options.ask_timeout - run.now
-            facts.append(f"refused in {duration(left + 0.9)}")
-        if len(asks.open) > 1:
-            facts.append(f"+{len(asks.open) - 1} more")
+    asked = run.talk.asks.first if run.talk else None
+    if asked and run.options.ask_timeout:
+        left = asked.since + run.options.ask_timeout - run.now
+        facts.append(f"refused in {duration(left + 0.9)}")
     if run.number:
         fact = f"iteration {run.number}"
         most = run.limits.most["max_iterations"]
-        if most and run.books.counted == run.number - bool(run.iteration):
+        if run.number <= most:
             fact += f" of {most:.0f}"
         if run.iteration:
             fact += f" {duration(run.now - run.iteration.talk.started)}"
@@ -3868,100 +3832,95 @@ def state_pieces(run: Run) -> tuple[Piece, ...]:
         if average >= 1 and run.plan.pending and run.stage in ("running", "waiting"):
             facts.append(f"≈{duration(average * run.plan.pending)} left")
             facts.append(f"{duration(average)} each")
-    pieces = [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
-    return ((1, "dim", "" if run.stage == "running" else since), GAP, *pieces)
+    row: Row = [(0, f"{style} bold", f" {sign} {run.shown_state}"), (1, "dim", since), GAP]
+    return row + [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
 
 
-def progress_pieces(run: Run) -> tuple[Piece, ...]:
+def progress_numbers(run: Run) -> Row:
     """Counts of the plan, and what the last check said."""
     plan = run.plan
     if not plan.tasks:
-        return ((0, "dim", "no task"),)  # it has not been read yet, perhaps
+        return [(0, "dim", "no task")]  # it has not been read yet, perhaps
     check = "running" if run.check_since is not None else run.books.check
     style = {"passed": "good", "failed": "bad"}.get(check, "warn")
-    return (
-        (0, "bold", f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"),
+    return [
+        (0, "bold", f" {plan.done}/{plan.total} {plan.percent}%"),
         (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
         (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
         (3, style, f"  check {check}" if check else ""),
-    )
+    ]
 
 
-def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
+def task_title(run: Run) -> Row:
     """Why it is in its state, what matters most first; else what it works on."""
-    reason = run.reason
     task = run.iteration.task if run.iteration else run.plan.current
+    reason = run.reason
     if run.stage == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
     elif run.wait_until is not None:
         left = run.wait_until - run.now
-        at = time_of_day(run.clock.wall + left)
-        reason = f"again at {at}, in {duration(left)}: {run.reason}"
+        reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
     elif run.files.trouble and run.rests_at is None:
         reason = run.files.trouble
     if reason or task is None:
-        return ((0, style, f" {one_line(reason or 'no pending task')}"),)
-    title, phase = title_of(task.text[:500]), title_of(task.phase[:500])  # far beyond any screen
-    return ((0, "accent", " ▸ "), (0, "bold", title), (0, "dim", f"  {phase}"))
+        style = STATES[run.shown_state][1]
+        return [(0, style, f" {one_line(reason or 'no pending task')}")]
+    phase = f"  {title_of(task.phase)}"
+    return [(0, "accent", " ▸ "), (0, "bold", title_of(task.text)), (0, "dim", phase)]
 
 
-def spend_pieces(run: Run) -> tuple[Piece, ...]:
+def spend_row(run: Run) -> Row:
     """Model and agent, and what was spent."""
     talk = run.iteration.talk if run.iteration else None
     agent = talk.agent if talk else run.options.agent
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
-    provider, slash, model = printable(run.model or "OpenCode's default model").rpartition("/")
+    provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
     tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
     most = run.limits.most["max_cost"]
-    return (
+    return [
         (0, "", " "),
         (6, "accent", provider + slash),
         (1, "accent", model),
-        (4, "accent", f" · {printable(agent)}" if agent else ""),
+        (4, "accent", f" · {agent}" if agent else ""),
         GAP,
         (3, "", "".join(f" {sign}{short_number(number):>4}" for sign, number in tokens)),
         (5, "", context),
         (0, "", f"  {dollars_of(total.cost)}"),
         (2, "", f" of {dollars_of(most).removesuffix('.00')}" if most else ""),
-    )
+    ]
 
 
-def view_live(run: Run) -> tuple[Entry, ...]:
+def view_live(run: Run) -> list[Entry]:
     """What runs now, as entries without a time."""
-    now = run.now
     talk = run.talk
-    entries: list[Entry] = []
+    found = []
     for live in talk.transcript.live.values() if talk else ():
-        is_timed = live.kind not in ("text", "think") and now - live.since >= 1
-        text = live.text + (f"  {duration(now - live.since)}" if is_timed else "")
+        is_timed = live.kind not in ("text", "think") and run.now - live.since >= 1
+        took = f"  {duration(run.now - live.since)}" if is_timed else ""
         tone = "dim" if live.kind == "think" else ""
-        entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
+        found.append((live.kind, live.text + took, tone, live.depth))
     if talk and talk.retry:
-        left = duration(talk.retry_at - now)
+        left = duration(talk.retry_at - run.now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
-        entries.append(Entry(0, 0.0, "retry", text, "warn"))
+        found.append(("retry", text, "warn", 0))
     if run.check_since is not None:
-        text = f"{run.options.check}  {duration(now - run.check_since)}"
-        entries.append(Entry(0, 0.0, "check", text))
-    return tuple(entries)
+        text = f"{run.options.check}  {duration(run.now - run.check_since)}"
+        found.append(("check", text, "", 0))
+    return [Entry(0, 0.0, *facts) for facts in found]
 
 
 def view_tasks(run: Run) -> list[TaskView]:
-    """All tasks of the plan, with what this run spent on them.
-
-    Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
-    task of its own. The iteration under way counts for its task. What was worked on and is no
-    longer in the plan comes last, as "gone".
-    """
+    """All tasks of the plan, and those that were worked on and are "gone", with what this run spent
+    on them."""
     results = list(run.books.results)
-    # A check looks at the whole project: one that passes is the end of all failures before it.
-    passed = max((result.number for result in results if result.check == "passed"), default=0)
-    spent: dict[tuple[str, str], TaskView] = {}
     if run.iteration:
         began = run.iteration.talk.started  # in whole seconds, or every picture were a new one
         results.append(run.iteration.result(began + int(run.now - began)))
+    # A check looks at the whole project: one that passes is the end of all failures before it.
+    passed = max((result.number for result in results if result.check == "passed"), default=0)
+    spent: dict[tuple[str, str], TaskView] = {}
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
@@ -3974,18 +3933,16 @@ def view_tasks(run: Run) -> list[TaskView]:
             outcome=word or known.outcome,
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
-    same = [task for task in run.plan.tasks if goal and task.name == goal.name]
-    # It may be ticked while its iteration goes on.
-    current = min(same, key=lambda task: task.state != "pending", default=None)
     views = []
-    for task in run.plan.tasks:
-        # The first one, where two have that name.
+    for task in run.plan.tasks:  # the first one counts, where two have that name
+        is_current = bool(goal and (task.state, task.name) == ("pending", goal.name))
         known = spent.pop(task.name, TaskView(task))
-        views.append(known._replace(task=task, is_current=task is current))
-    return [*views, *(known for (_phase, text), known in spent.items() if text)]
+        views.append(known._replace(task=task, is_current=is_current))
+        goal = None if is_current else goal
+    return views + [known for known in spent.values() if known.task.text]
 
 
-def ask_panel(run: Run) -> tuple[str, ...]:
+def view_ask(run: Run) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices, the way out."""
     waiting = run.talk.asks.first if run.talk else None
     if not waiting or run.confirming_quit:
@@ -4002,18 +3959,16 @@ def ask_panel(run: Run) -> tuple[str, ...]:
     return (question.text, *choices, "N none of these")
 
 
-def hints(run: Run) -> tuple[tuple[str, str], ...]:
+def hints(run: Run) -> list[tuple[str, str]]:
     """The keys that do something now, each with what it does."""
     if run.stage == "stopping":
-        return ()
+        return []
     if run.confirming_quit:
-        return (("Q", "again quits"), ("any other key", "goes on"))
+        return [("Q", "again quits"), ("any other key", "goes on")]
     if run.overlay == "help":
-        return (("any key", "back"), ("Q", "quit"))
-    labels = (
-        (key.name, next((use.label for use in key.uses if use.when(run)), "")) for key in KEYS
-    )
-    return tuple((name, label) for name, label in labels if label)
+        return [("any key", "back"), ("Q", "quit")]
+    possible = ((key.name, [use.label for use in key.uses if use.when(run)]) for key in KEYS)
+    return [(name, labels[0]) for name, labels in possible if labels and labels[0]]
 
 
 class Scroll:
@@ -4023,7 +3978,7 @@ class Scroll:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
         # Rows from the usual place, by overlay; "" is the activity.
         self.away: collections.Counter[str] = collections.Counter()
-        self.newest = 0  # the entry of the journal up to which the activity's place is reckoned
+        self.journal: tuple[Entry, ...] = ()  # what the activity shows
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
@@ -4031,20 +3986,19 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     the header, of which the first ones matter most."""
     if width <= 0 or height <= 0:
         return []
-    rules: list[Row] = [[("dim", "─" * width)]] if height >= 8 else []
+    rules: list[Row] = [[(0, "dim", "─" * width)]] if height >= 8 else []
     room = height - 2 * len(rules)
-    panel: list[Row] = []
-    if picture.ask:
-        kept = 4 if height >= 12 else len(rules)  # rows of the header
-        panel = ask_rows(picture.ask, width, max(1, room - kept))
-    top = [fit(pack(pieces, width - 1), width - 1) for pieces in picture.header]
+    top = [fit(row, width - 1) for row in picture.header]
     top[1] = progress_row(picture.plan, picture.header[1], width)
-    most = 2 if picture.overlay == "help" else 4  # the help needs the room
-    top = top[: min(most, room - len(panel))] + rules
-    bottom = rules + (panel or [footer(picture, width)])
-    spare = max(0, height - len(top) - len(bottom))
-    rows = [*middle(picture, width, spare, scroll), *([[]] * spare)][:spare]
-    return [fit(row, width) for row in (top + rows + bottom)[:height]]
+    bottom = [footer(picture)]
+    if picture.ask:
+        kept = 4 if height >= 12 else 1  # rows of the header
+        bottom = ask_rows(picture.ask, width, max(1, room - kept))
+    top = top[: max(1, room - len(bottom))]
+    room = max(0, room - len(top) - len(bottom))
+    rows = [*middle(picture, width, room, scroll), *([[]] * room)][:room]
+    rows = [*top, *rules, *rows, *rules, *bottom]
+    return [fit(row, width) for row in rows[:height]]
 
 
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
@@ -4053,7 +4007,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
         return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll)
-    if width < SIDE_BY_SIDE:
+    if width < 120:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
@@ -4062,114 +4016,94 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     right = min(70, width * 9 // 20)
     left = width - right - 2
     blank: list[Row] = [[]] * height
-    rows = [fit(row, left) for row in activity(picture, left, height, scroll)]
-    beside = plan_rows(picture, right, height, None)
-    return [
-        [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
-        for row, other in zip((rows + blank)[:height], beside + blank)
-    ]
+    rows = (activity(picture, left, height, scroll) + blank)[:height]
+    beside = plan_rows(picture, right, height, None) + blank
+    rule = (0, "dim", "│ ")
+    return [[*fit([*row, GAP], left), rule, *other] for row, other in zip(rows, beside)]
 
 
-def progress_row(plan: Plan, pieces: Sequence[Piece], width: int) -> Row:
+def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
     """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
-    numbers = pack(pieces, width - 12)
+    numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
-    eighths = size * 8 * plan.done // plan.total if plan.total else size * 8
-    done = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-    blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
-    done = done[: max(0, size - blocked)]  # one of many is seen, too
-    left = size - len(done) - blocked
-    return [("", " "), ("good", done), ("bad", "▒" * blocked), ("dim", "·" * left), *numbers]
+    some = bool(plan.blocked)  # one of many is seen, too
+    settled = max(some, size * (plan.done + plan.blocked) // max(1, plan.total))
+    done = min(settled - some, size * plan.done // max(1, plan.total))
+    return [
+        (0, "good", " " + "█" * done),
+        (0, "bad", "▒" * (settled - done)),
+        (0, "dim", "·" * (size - settled)),
+        *numbers,
+    ]
 
 
 def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
     """What is asked, in at most `height` rows: what is long is cut first, the way out stays."""
-    pieces = [wrap(one_line(text), max(1, width - 4))[:4] for text in ask]
-    way_out = pieces.pop()
+    *pieces, way_out = (wrap(one_line(text), width - 4)[:4] for text in ask)
     room = max(1, height - len(way_out))
     while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
-        longest = max(reversed(pieces), key=len)  # of those the last one
-        longest.pop()
-    lines = [line for piece in pieces for line in piece][:room]
-    rows = [[("", f"   {line}")] for line in lines]
-    rows[0] = [("warn bold", f" ? {lines[0]}")]
-    return [*rows, *([("accent", f"   {line}")] for line in way_out)][-height:]
+        max(reversed(pieces), key=len).pop()  # of the longest ones the last
+    first, *others = [line for piece in pieces for line in piece][:room]
+    styled = [("warn bold", f" ? {first}"), *(("", f"   {line}") for line in others)]
+    styled += [("accent", f"   {line}") for line in way_out]
+    return [[(0, style, text)] for style, text in styled][-height:]
 
 
-def footer(picture: Picture, width: int) -> Row:
+def footer(picture: Picture) -> Row:
     style = "warn bold" if picture.ask_shown == QUIT_SHOWN else "accent bold"
-    pieces: list[Piece] = []
+    row: Row = []
     for key, label in picture.keys:
         rank = RANKS.get(label, 5)
-        pieces += [(rank, style, f" {key}"), (rank, "dim", f" {label} ")]
-    return pack(pieces, width)
+        row += [(rank, style, f" {key}"), (rank, "dim", f" {label} ")]
+    return row
 
 
 def help_rows(width: int) -> list[Row]:
     rows: list[Row] = []
     for key in KEYS:
-        name = key.name
-        for line in wrap(key.help, max(1, width - 9)):
-            rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
-            name = ""
+        for at, line in enumerate(wrap(key.help, width - 9)):
+            name = "" if at else key.name
+            rows.append([(0, "accent bold", f" {name:<6}"), (0, "", f" {line}")])
     signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
     others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; bar: ▒ blocked"
-    for line in wrap(f"\n{signs}; {others}", max(1, width - 2)):
-        rows.append([("dim", f" {line}")])
-    return rows
+    return rows + [[(0, "dim", f" {row}")] for row in wrap(f"\n{signs}; {others}", width - 2)]
 
 
 def scrolled(
-    rows: Sequence[Any], height: int, first: int, scroll: Scroll | None, overlay: str
+    rows: Sequence[Any], height: int, usual: int, scroll: Scroll | None, overlay: str
 ) -> list[Any]:
-    """So many rows from the first one on, or from where the overlay was scrolled to."""
+    """So many rows, from the usual one on, or from where the overlay was scrolled to."""
     last = max(0, len(rows) - height)
-    at = first = max(0, min(first, last))
+    at = usual = max(0, min(usual, last))
     if scroll:
-        at = max(0, min(first + scroll.away[overlay] + scroll.moved, last))
-        scroll.away[overlay] = at - first
+        at = max(0, min(usual + scroll.away[overlay] + scroll.moved, last))
+        scroll.away[overlay] = at - usual
         scroll.moved = 0
     shown = list(rows[at : at + height])
     if at < last and height >= 4:
-        shown[-1] = [("dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
+        shown[-1] = [(0, "dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
-# Of what this run spent on a task: from which width on, the head, and the text, as wide as that.
-COLUMNS: tuple[tuple[int, str, Callable[[TaskView], str]], ...] = (
-    (0, "  time", lambda item: f"{duration(item.seconds):>6}"),
-    (44, "    cost", lambda item: f" {dollars_of(item.spend.cost):>7}"),
-    (60, "  tok", lambda item: f" {short_number(item.spend.tokens):>4}"),
-    (44, " ×n", lambda item: f" ×{item.iterations}" if item.iterations > 1 else "   "),
-    (90, f" {'model':<20}", lambda item: f" {item.model.rpartition('/')[2][:20]:<20}"),
-)
-
-
 def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The plan: phases, tasks, what this run spent on them. The current task is kept in sight.
-
-    Where the plan has the screen for itself, it can be scrolled.
-    """
+    """The plan: phases, tasks, what this run spent on them. The current task is kept in sight;
+    where the plan has the screen for itself, it can be scrolled."""
     rows: list[Row | TaskView] = []  # only what is seen is laid out
-    if scroll and any(item.iterations for item in picture.tasks):
-        heads = "".join(head for least, head, _text in COLUMNS if width >= least)
-        rows.append([("dim", heads.rjust(width - 1))])
     phase = ""
-    focus = 0
+    focus = None
     for item in picture.tasks:
-        its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
+        task = item.task
+        its_phase = "no longer in the plan" if task.state == "gone" else task.phase
         if its_phase != phase:
             phase = its_phase
-            if rows:
-                rows.append([])
-            rows.append([("dim bold", f" {title_of(phase)}")])
-        if item.is_current or (not focus and item.task.state == "pending"):
+            rows += [[]] * bool(rows) + [[(0, "dim bold", f" {title_of(phase)}")]]
+        if item.is_current or (focus is None and task.state == "pending"):
             focus = len(rows)
         rows.append(item)
-        reason = item.kind if item.kind == "check failed" else item.task.reason
+        reason = item.kind if item.kind == "check failed" else task.reason
         if reason:
-            rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
-    focus = focus or len(rows)  # where all is settled, the end is what is new
+            rows.append([(0, "dim", f"{indented(task.depth)}     {one_line(reason)}")])
+    focus = len(rows) if focus is None else focus  # where all is settled, the end is what is new
     shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
@@ -4179,59 +4113,54 @@ def task_row(item: TaskView, width: int) -> Row:
     task = item.task
     sign, style = TASK_SIGNS[item.kind]
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
-    spent = ""
-    if item.iterations:
-        spent = "".join(text(item) for least, _head, text in COLUMNS if width >= least)
-    row = [(style, f"{indented(task.depth)} {sign} "), (weight, title_of(task.text))]
-    room = width - 2 - len(spent)
-    row = fit(row, room)
-    return [*row, ("dim", " " * (room - row_width(row)) + f" {printable(spent)}")]
+    columns = (
+        (0, f"{duration(item.seconds):>6}"),
+        (44, f" {dollars_of(item.spend.cost):>7}"),
+        (44, f" ×{item.iterations}" if item.iterations > 1 else "   "),
+        (70, f" {short_number(item.spend.tokens):>5} tokens"),
+        (90, f"  {item.model.rpartition('/')[2][:20]:<20}"),
+    )
+    spent = "".join(text for least, text in columns if width >= least and item.iterations)
+    row = [(0, style, f"{indented(task.depth)} {sign} "), (0, weight, title_of(task.text)), GAP]
+    return [*fit(row, width - 2 - len(spent)), (0, "dim", f" {spent}")]
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
     """One entry of the journal as rows: time, kind, wrapped text; a rule closes an iteration."""
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
-        return [[("dim", text + "─" * (width - text_width(text)))]]
-    left = " "
-    kind = ""
-    if width >= 30:
-        stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
-        stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
-        left = f" {stamp[:stamp_size]:<{stamp_size}} "
-        name = printable(SHORT_KINDS.get(entry.kind, entry.kind))
-        kind = f"{name[:kind_size]:<{kind_size}} "
+        return [[(0, "dim", text + "─" * (width - text_width(text)))]]
+    stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
+    stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
+    left = f" {stamp[:stamp_size]:<{stamp_size}} "
+    kind = f"{entry.kind.replace('todowrite', 'todo')[:kind_size]:<{kind_size}} "
     indent = indented(entry.depth)
     style = "accent bold" if entry.tone == "head" else entry.tone
+    text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
     if entry.kind in ("think", "text"):
-        text = _EMPHASIS.sub(r"\1", entry.text)
-    else:
-        text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
+        text = _EMPHASIS.sub(r"\1", text)
     rows: list[Row] = []
-    for line in wrap(text, max(1, width - len(left + indent) - text_width(kind) - 1)):
-        rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
-        left = " " * len(left)
-        kind = " " * text_width(kind)
+    for line in wrap(text, width - len(left + kind + indent) - 1):
+        rows.append([(0, "dim", left), (0, style or "dim", kind), (0, style, indent + line)])
+        left, kind = " " * len(left), " " * len(kind)
     return rows
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """The part of the journal that is looked at, and at its end what runs now. No more of it is
-    laid out than that, and what is newer."""
-    if scroll.away[""]:  # the place stays while new entries come
-        fresh = [entry for entry in picture.journal if entry.number > scroll.newest]
-        scroll.away[""] -= sum(len(entry_rows(entry, width)) for entry in fresh)
-    scroll.newest = picture.newest
+    """The part of the journal that is looked at, and at its end what runs now. No more than that is
+    laid out. Whoever has scrolled up sees the journal of then: it does not move."""
     above = -scroll.away[""] - scroll.moved  # rows above the end
+    if above <= 0:
+        scroll.journal = picture.journal
     rows: list[Row] = []  # the lowest one first
-    for entry in reversed(picture.journal):
+    for entry in reversed(scroll.journal):
         if len(rows) >= height + max(0, above):
             break
         rows += reversed(entry_rows(entry, width))
     rows.reverse()
     for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
-            rows.append([(style or "accent", text) for style, text in row])
+            rows.append([(rank, style or "accent", text) for rank, style, text in row])
     return scrolled(rows, height, len(rows), scroll, "")
 
 
@@ -6217,10 +6146,9 @@ class Outside:
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
 # (ctrl-S, an ssh connection that froze) never holds up the run. No state of the run lives here.
 #
-# Which curses calls let go of Python's lock while they write is decisive: `window.refresh` and
-# `window.getch` do; `doupdate`, `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop
-# every thread of the process, signal handlers too. So the screen is drawn with `refresh`, what is
-# short is written with os.write, and `endwin` is called only when the terminal takes output.
+# Curses' `window.refresh` and `window.getch` let go of Python's lock while they write. `doupdate`,
+# `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop every thread of the process,
+# signal handlers too: they are called only when the terminal takes output, or never.
 
 
 def say(text: str, file: Any = None) -> None:
@@ -6254,38 +6182,29 @@ class CursesScreen:
 
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
     HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
-    COLOURS: ClassVar = {"bad": 1, "good": 2, "warn": 3, "accent": 6}
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        self.is_utf8 = False
-        with suppress(locale.Error):
-            locale.setlocale(locale.LC_ALL, "")
-            # sys.stdout.encoding may say UTF-8 where the terminal does not.
-            self.is_utf8 = locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"
         self.scroll = Scroll()
         self.picture: Picture | None = None
         self.ask_shown = ""  # what is asked on the screen, as it was drawn last
+        # The terminal is to be given away: with which command and environment.
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.closing = False
         self.styles: dict[str, int] = {}
-        self.modes: list[Any] = []
-        with suppress(OSError, termios.error):
-            self.modes = termios.tcgetattr(0)
+        self.modes = termios.tcgetattr(0)
+        for name in ("", "C.UTF-8"):  # the signs need UTF-8, whatever LC_ALL says
+            with suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
         # Here, since no other thread may read the environment while it is changed.
         for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
         os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.thread = in_thread(self._run)
 
     def show(self, picture: Picture) -> None:
         self.picture = picture
-
-    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
-        if not self.handed:  # else T was pressed twice
-            self.handed = (request, argv, env)
 
     def close(self) -> None:
         """Give the terminal back as it was; one that takes no output is left as it is."""
@@ -6303,8 +6222,7 @@ class CursesScreen:
     def _restore(self) -> None:
         """Set the terminal's modes without curses, which would write."""
         with suppress(OSError, termios.error):
-            if self.modes:
-                termios.tcsetattr(0, termios.TCSANOW, self.modes)
+            termios.tcsetattr(0, termios.TCSANOW, self.modes)
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
@@ -6338,19 +6256,18 @@ class CursesScreen:
         with suppress(curses.error):
             curses.start_color()
             curses.use_default_colors()
-            for name, colour in self.COLOURS.items():
-                curses.init_pair(colour, colour, -1)
-                self.styles[name] = curses.color_pair(colour)
+            for number, name in ((1, "bad"), (2, "good"), (3, "warn"), (6, "accent")):
+                curses.init_pair(number, number, -1)
+                self.styles[name] = curses.color_pair(number)
 
     def _loop(self, window: Any) -> None:
         drawn: Picture | None = None  # None: draw again
         drawn_at = 0.0
         quick = 0
-        while not self.closing:
+        while not self.closing and quick <= self.HUNG_UP_AFTER:
             if self.handed:
                 self._give_terminal(window, *self.handed)
-                self.handed = None
-                drawn = None
+                self.handed = drawn = None
             picture = self.picture
             now = time.monotonic()
             if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
@@ -6359,14 +6276,12 @@ class CursesScreen:
                 drawn_at = now
             key = window.getch()
             if key != -1:
-                quick = 0
                 drawn = None
                 self._take_key(window, key)
-                continue
-            quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
-            if quick > self.HUNG_UP_AFTER:
-                self.post(ScreenLost("the terminal hung up"))
-                return
+            is_quick = key == -1 and time.monotonic() - now < self.FRAME / 4
+            quick = quick + 1 if is_quick else 0
+        if not self.closing:
+            self.post(ScreenLost("the terminal hung up"))
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
@@ -6379,23 +6294,22 @@ class CursesScreen:
             curses.KEY_HOME: -far,
             curses.KEY_END: far,
         }
-        names = {27: "escape", 32: "space"}
-        if key in moves:
-            self.scroll.moved += moves[key]
-        elif key == 12:  # ctrl-l
+        self.scroll.moved += moves.get(key, 0)
+        if key == 12:  # ctrl-l
             window.redrawwin()
         elif 0 <= key < 256:
-            self.post(Key(names.get(key, chr(key).lower()), self.ask_shown))
+            name = {27: "escape", 32: "space"}.get(key, chr(key).lower())
+            self.post(Key(name, self.ask_shown))
 
     def _draw(self, window: Any, picture: Picture) -> None:
         height, width = window.getmaxyx()
         window.erase()
         for y, row in enumerate(layout(picture, width, height, self.scroll)):
             x = 0
-            for style, text in row:
+            for _rank, style, text in row:
                 attributes = sum(self.styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
-                    window.addstr(y, x, text if self.is_utf8 else ascii_only(text), attributes)
+                    window.addstr(y, x, text, attributes)
                 x += text_width(text)
         window.refresh()
         if picture.ask and picture.ask_shown != self.ask_shown:
@@ -7458,7 +7372,7 @@ class Driver:
                 argv, environment = attach_command(record_of(self.run, self.server, None))
                 environment[MARK] = f"{self.server.mark}.attach"
                 lend_libraries(self.server.libraries, environment)
-                self.screen.hand_over(request, argv, environment)
+                self.screen.handed = (request, argv, environment)
             else:
                 self.outside.make(request)
 
