@@ -3607,9 +3607,9 @@ def time_of_day(moment: Any) -> str:
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# `view` takes a frozen picture of the run, and `layout` turns it into rows that never exceed width
-# and height. A number says what it counts, and nothing counts on at rest. What stands out carries a
-# sign as well as a colour.
+# A picture of the run is frozen, and `layout` turns it into rows that never exceed width and height.
+# A number says what it counts, and nothing counts on at rest. What stands out carries a sign as well
+# as a colour.
 
 Piece = tuple[int, str, str]  # rank, style, text: see `fit`
 Row = list[Piece]
@@ -3776,37 +3776,23 @@ class TaskView(NamedTuple):
         return "begun" if self.task.begun else self.task.state
 
 
-class Picture(NamedTuple):
+class Picture:
     """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
 
-    state: str
-    header: list[Row]  # four; the second one stands behind the bar
-    plan: Plan
-    tasks: list[TaskView]
-    live: list[Entry]
-    ask: tuple[str, ...]  # what is asked: a title, what exactly, the choices, the way out
-    ask_shown: str  # goes with the keys that are pressed, as `Key.about`; the screen rings for it
-    keys: list[tuple[str, str]]
-    overlay: str
-    newest: int  # the number of the newest entry of the journal
-    journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
-
-
-def view(run: Run) -> Picture:
-    asked = run.talk.asks.shown if run.talk else ""
-    return Picture(
-        state=run.shown_state,
-        header=[state_row(run), progress_numbers(run), task_title(run), spend_row(run)],
-        plan=run.plan,
-        tasks=view_tasks(run),
-        live=view_live(run),
-        ask=view_ask(run),
-        ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
-        keys=hints(run),
-        overlay=run.overlay,
-        newest=run.journal.count,
-        journal=tuple(run.journal.entries),
-    )
+    def __init__(self, run: Run) -> None:
+        asked = run.talk.asks.shown if run.talk else ""
+        self.state = run.shown_state
+        # The second row stands behind the bar.
+        self.header = [state_row(run), progress_numbers(run), task_title(run), spend_row(run)]
+        self.plan = run.plan
+        self.tasks = view_tasks(run)
+        self.live = view_live(run)
+        self.ask = view_ask(run)
+        # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
+        self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
+        self.keys = hints(run)
+        self.overlay = run.overlay
+        self.journal = tuple(run.journal.entries)
 
 
 def state_row(run: Run) -> Row:
@@ -3992,8 +3978,7 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     top[1] = progress_row(picture.plan, picture.header[1], width)
     bottom = [footer(picture)]
     if picture.ask:
-        kept = 4 if height >= 12 else 1  # rows of the header
-        bottom = ask_rows(picture.ask, width, max(1, room - kept))
+        bottom = ask_rows(picture.ask, width, max(1, room - 1))
     top = top[: max(1, room - len(bottom))]
     room = max(0, room - len(top) - len(bottom))
     rows = [*middle(picture, width, room, scroll), *([[]] * room)][:room]
@@ -6144,11 +6129,11 @@ class Outside:
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
-# (ctrl-S, an ssh connection that froze) never holds up the run. No state of the run lives here.
+# (ctrl-S, an ssh connection that froze) never holds up the run.
 #
-# Curses' `window.refresh` and `window.getch` let go of Python's lock while they write. `doupdate`,
-# `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop every thread of the process,
-# signal handlers too: they are called only when the terminal takes output, or never.
+# Curses' `refresh` and `getch` let go of Python's lock while they write. `doupdate`, `beep`,
+# `curs_set` and `endwin` do not, and under ctrl-S would stop every thread, signal handlers too:
+# they are called only when the terminal takes output, or never.
 
 
 def say(text: str, file: Any = None) -> None:
@@ -6165,13 +6150,13 @@ class LineScreen:
         self.newest = 0  # the number of the newest entry that was printed
 
     def show(self, picture: Picture) -> None:
-        fresh = [entry for entry in picture.journal if entry.number > self.newest]
-        for entry in fresh:
-            stamp = local_time("%H:%M:%S", entry.time)
-            text = entry.text.replace("\n", "\n" + " " * 18)
-            line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
-            self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
-        self.newest = picture.newest
+        for entry in picture.journal:
+            if entry.number > self.newest:
+                left = f"{local_time('%H:%M:%S', entry.time)} {entry.kind[:8]:<8} "
+                text = indented(entry.depth) + entry.text.replace("\n", "\n" + " " * len(left))
+                job = partial(say, left + text)
+                self.writer.put(job, "standard output", "nobody reads it, perhaps")
+                self.newest = entry.number
 
     def close(self) -> None:
         self.writer.close(5.0)
@@ -6181,7 +6166,6 @@ class CursesScreen:
     """The terminal. One thread makes all curses calls."""
 
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
-    HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
@@ -6192,7 +6176,6 @@ class CursesScreen:
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
         self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
         self.closing = False
-        self.styles: dict[str, int] = {}
         self.modes = termios.tcgetattr(0)
         for name in ("", "C.UTF-8"):  # the signs need UTF-8, whatever LC_ALL says
             with suppress(locale.Error):
@@ -6238,8 +6221,7 @@ class CursesScreen:
             if takes_output():
                 with suppress(curses.error):
                     curses.curs_set(0)
-            self._make_styles()
-            self._loop(window)
+            self._loop(window, make_styles())
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             self.handed = None
             self.post(ScreenLost(f"the terminal is gone ({error})"))
@@ -6249,29 +6231,20 @@ class CursesScreen:
                     curses.endwin()
             self._restore()
 
-    def _make_styles(self) -> None:
-        self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
-        if os.environ.get("NO_COLOR"):
-            return
-        with suppress(curses.error):
-            curses.start_color()
-            curses.use_default_colors()
-            for number, name in ((1, "bad"), (2, "good"), (3, "warn"), (6, "accent")):
-                curses.init_pair(number, number, -1)
-                self.styles[name] = curses.color_pair(number)
-
-    def _loop(self, window: Any) -> None:
+    def _loop(self, window: Any, styles: dict[str, int]) -> None:
         drawn: Picture | None = None  # None: draw again
         drawn_at = 0.0
-        quick = 0
-        while not self.closing and quick <= self.HUNG_UP_AFTER:
+        quick = 0  # answers without a key that came at once: a terminal that hung up gives no other
+        while quick < 200:
+            if self.closing:
+                return
             if self.handed:
                 self._give_terminal(window, *self.handed)
                 self.handed = drawn = None
             picture = self.picture
             now = time.monotonic()
             if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
-                self._draw(window, picture)
+                self._draw(window, picture, styles)
                 drawn = picture
                 drawn_at = now
             key = window.getch()
@@ -6280,19 +6253,17 @@ class CursesScreen:
                 self._take_key(window, key)
             is_quick = key == -1 and time.monotonic() - now < self.FRAME / 4
             quick = quick + 1 if is_quick else 0
-        if not self.closing:
-            self.post(ScreenLost("the terminal hung up"))
+        self.post(ScreenLost("the terminal hung up"))
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
-        far = 10**9
         moves = {
             curses.KEY_UP: -1,
             curses.KEY_DOWN: 1,
             curses.KEY_PPAGE: -page,
             curses.KEY_NPAGE: page,
-            curses.KEY_HOME: -far,
-            curses.KEY_END: far,
+            curses.KEY_HOME: -(10**9),
+            curses.KEY_END: 10**9,
         }
         self.scroll.moved += moves.get(key, 0)
         if key == 12:  # ctrl-l
@@ -6301,13 +6272,13 @@ class CursesScreen:
             name = {27: "escape", 32: "space"}.get(key, chr(key).lower())
             self.post(Key(name, self.ask_shown))
 
-    def _draw(self, window: Any, picture: Picture) -> None:
+    def _draw(self, window: Any, picture: Picture, styles: dict[str, int]) -> None:
         height, width = window.getmaxyx()
         window.erase()
         for y, row in enumerate(layout(picture, width, height, self.scroll)):
             x = 0
             for _rank, style, text in row:
-                attributes = sum(self.styles.get(name, 0) for name in style.split())
+                attributes = sum(styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
@@ -6322,28 +6293,38 @@ class CursesScreen:
     ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         if not takes_output():
-            error = Problem("the terminal takes no output: ctrl-q, perhaps")
-            self.post(Answer(request, error=error))
+            self.post(Answer(request, error=Problem("the terminal takes no output: ctrl-q?")))
             return
         curses.def_prog_mode()
         curses.endwin()
-        said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
-        with suppress(OSError):
-            os.write(1, said.encode() + b"\r\n")
-        failure: Problem | None = None
+        said = ""
         try:
+            os.write(1, b"opening OpenCode's interface: leaving it (ctrl-c) comes back\r\n")
             # It leaves with a stack of its own: nobody wants to see that.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             if status not in (0, 130, -signal.SIGINT):
-                said = f"OpenCode's interface ended with exit status {status}"
-                failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
+                said = f"OpenCode's interface ended with exit status {status}: "
+                said += "`ocloop.py attach` in another terminal shows why"
         except OSError as error:
-            failure = Problem(f"cannot start {argv[0]}: {error}")
-        self.post(Answer(request, error=failure))
+            said = f"cannot start {argv[0]}: {error}"
+        self.post(Answer(request, error=Problem(said) if said else None))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
+
+
+def make_styles() -> dict[str, int]:
+    """The words of styles, and curses' attributes for them."""
+    styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
+    with suppress(curses.error):
+        if not os.environ.get("NO_COLOR"):
+            curses.start_color()
+            curses.use_default_colors()
+            for number, name in ((1, "bad"), (2, "good"), (3, "warn"), (6, "accent")):
+                curses.init_pair(number, number, -1)
+                styles[name] = curses.color_pair(number)
+    return styles
 
 
 def takes_output() -> bool:
@@ -6362,12 +6343,11 @@ def why_no_screen() -> str:
         return "there is no terminal"
     if curses is None:
         return "this Python has no curses"
-    term = os.environ.get("TERM", "")
-    try:
+    with suppress(curses.error):
         curses.setupterm()
-        return "" if curses.tigetstr("cup") else f"TERM={term} cannot move the cursor"
-    except curses.error:
-        return f"TERM={term} is not known here"
+        if curses.tigetstr("cup"):
+            return ""
+    return f"TERM={os.environ.get('TERM', '')} is not known here, or cannot move the cursor"
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -7380,8 +7360,8 @@ class Driver:
         run = self.run
         self.shown_at = time.time()
         last = self.picture
-        picture = view(run)
-        if self.screen and (last is None or picture[:-1] != last[:-1]):
+        picture = Picture(run)
+        if self.screen and (last is None or vars(picture) != vars(last)):
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
