@@ -3607,9 +3607,9 @@ def time_of_day(moment: Any) -> str:
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# A picture of the run is frozen, and `layout` turns it into rows that never exceed width and height.
-# A number says what it counts, and nothing counts on at rest. What stands out carries a sign as well
-# as a colour.
+# A picture of the run is frozen, and `layout` makes rows of it that never exceed width and height.
+# A number says what it counts, and nothing counts on at rest. What stands out carries a sign as
+# well as a colour.
 
 Piece = tuple[int, str, str]  # rank, style, text: see `fit`
 Row = list[Piece]
@@ -3657,14 +3657,14 @@ _EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
 
 def printable(text: str) -> str:
     """The text without colours, and a sign for each character that could rewrite the screen or that
-    nobody would see: models, tools and other programs write what they like."""
+    nobody would see."""
     if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
         return text
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
 def all_printable(value: Any) -> Any:
-    """The same with all its texts made printable, line by line."""
+    """The same with each line of all its texts made printable."""
     if isinstance(value, str):
         return "\n".join(map(printable, value.split("\n")))
     if isinstance(value, (list, tuple)):
@@ -3718,7 +3718,7 @@ def fit(row: Row, width: int) -> Row:
     fitting: Row = []
     for rank, style, text in row:
         piece = (rank, "", spare) if style == "gap" else (rank, style, ellipsis(text, width))
-        width -= row_width([piece])
+        width -= text_width(piece[2])
         fitting.append(piece)
     return fitting
 
@@ -3737,7 +3737,7 @@ def indented(depth: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break text into printable lines of at most `width` cells, at spaces where there are any."""
+    """Printable lines of at most `width` cells, broken at spaces where there are any."""
     width = max(1, width)
     lines: list[str] = []
     for paragraph in text.split("\n"):
@@ -3796,37 +3796,32 @@ class Picture:
 
 
 def state_row(run: Run) -> Row:
-    """The state, since when, and numbers on what is asked, iteration and run."""
     sign, style = STATES[run.shown_state]
     since = "" if run.stage == "running" else f" since {time_of_day(run.stage_since)}"
-    facts = []
+    row = [(0, f"{style} bold", f" {sign} {run.shown_state}"), (1, "dim", since), GAP]
     asked = run.talk.asks.first if run.talk else None
     if asked and run.options.ask_timeout:
         left = asked.since + run.options.ask_timeout - run.now
-        facts.append(f"refused in {duration(left + 0.9)}")
+        row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        fact = f"iteration {run.number}"
         most = run.limits.most["max_iterations"]
-        if run.number <= most:
-            fact += f" of {most:.0f}"
-        if run.iteration:
-            fact += f" {duration(run.now - run.iteration.talk.started)}"
+        limit = f" of {most:.0f}" if run.number <= most else ""
+        took = f" {duration(run.now - run.iteration.talk.started)}" if run.iteration else ""
+        row.append((3, "", f"  iteration {run.number}{limit}{took}"))
         most = run.limits.most["max_time"]
         limit = f" of {duration(most)}" if most else ""
-        facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
+        row.append((4, "", f"  run {duration(run.clock.elapsed)}{limit}"))
         average = run.books.average
         if average >= 1 and run.plan.pending and run.stage in ("running", "waiting"):
-            facts.append(f"≈{duration(average * run.plan.pending)} left")
-            facts.append(f"{duration(average)} each")
-    row: Row = [(0, f"{style} bold", f" {sign} {run.shown_state}"), (1, "dim", since), GAP]
-    return row + [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
+            row.append((5, "", f"  ≈{duration(average * run.plan.pending)} left"))
+            row.append((6, "", f"  {duration(average)} each"))
+    return row
 
 
 def progress_numbers(run: Run) -> Row:
-    """Counts of the plan, and what the last check said."""
     plan = run.plan
     if not plan.tasks:
-        return [(0, "dim", "no task")]  # it has not been read yet, perhaps
+        return [(0, "dim", "no task")]
     check = "running" if run.check_since is not None else run.books.check
     style = {"passed": "good", "failed": "bad"}.get(check, "warn")
     return [
@@ -3838,7 +3833,7 @@ def progress_numbers(run: Run) -> Row:
 
 
 def task_title(run: Run) -> Row:
-    """Why it is in its state, what matters most first; else what it works on."""
+    """Why it is in its state; else what it works on."""
     task = run.iteration.task if run.iteration else run.plan.current
     reason = run.reason
     if run.stage == "ready":
@@ -3856,7 +3851,6 @@ def task_title(run: Run) -> Row:
 
 
 def spend_row(run: Run) -> Row:
-    """Model and agent, and what was spent."""
     talk = run.iteration.talk if run.iteration else None
     agent = talk.agent if talk else run.options.agent
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
@@ -3881,20 +3875,20 @@ def spend_row(run: Run) -> Row:
 def view_live(run: Run) -> list[Entry]:
     """What runs now, as entries without a time."""
     talk = run.talk
-    found = []
-    for live in talk.transcript.live.values() if talk else ():
-        is_timed = live.kind not in ("text", "think") and run.now - live.since >= 1
-        took = f"  {duration(run.now - live.since)}" if is_timed else ""
-        tone = "dim" if live.kind == "think" else ""
-        found.append((live.kind, live.text + took, tone, live.depth))
+    found = list(talk.transcript.live.values()) if talk else []
+    if run.check_since is not None:
+        found.append(Live("check", run.options.check, run.check_since))
+    entries = []
+    for kind, text, since, depth, _message in found:
+        is_timed = kind not in ("text", "think") and run.now - since >= 1
+        took = f"  {duration(run.now - since)}" if is_timed else ""
+        tone = "dim" if kind == "think" else ""
+        entries.append(Entry(0, 0.0, kind, text + took, tone, depth))
     if talk and talk.retry:
         left = duration(talk.retry_at - run.now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
-        found.append(("retry", text, "warn", 0))
-    if run.check_since is not None:
-        text = f"{run.options.check}  {duration(run.now - run.check_since)}"
-        found.append(("check", text, "", 0))
-    return [Entry(0, 0.0, *facts) for facts in found]
+        entries.append(Entry(0, 0.0, "retry", text, "warn"))
+    return entries
 
 
 def view_tasks(run: Run) -> list[TaskView]:
@@ -3922,9 +3916,9 @@ def view_tasks(run: Run) -> list[TaskView]:
     views = []
     for task in run.plan.tasks:  # the first one counts, where two have that name
         is_current = bool(goal and (task.state, task.name) == ("pending", goal.name))
+        goal = None if is_current else goal
         known = spent.pop(task.name, TaskView(task))
         views.append(known._replace(task=task, is_current=is_current))
-        goal = None if is_current else goal
     return views + [known for known in spent.values() if known.task.text]
 
 
@@ -3946,7 +3940,7 @@ def view_ask(run: Run) -> tuple[str, ...]:
 
 
 def hints(run: Run) -> list[tuple[str, str]]:
-    """The keys that do something now, each with what it does."""
+    """The keys that do something now, and what."""
     if run.stage == "stopping":
         return []
     if run.confirming_quit:
@@ -3958,7 +3952,7 @@ def hints(run: Run) -> list[tuple[str, str]]:
 
 
 class Scroll:
-    """Where somebody looks at the activity, the plan and the help."""
+    """Where somebody looks."""
 
     def __init__(self) -> None:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
@@ -3968,8 +3962,8 @@ class Scroll:
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """Rows for a screen of that size. When it gets small, the activity goes first, then the rows of
-    the header, of which the first ones matter most."""
+    """Rows for a screen of that size. Where it is small, the activity goes first, then the last
+    rows of the header."""
     if width <= 0 or height <= 0:
         return []
     rules: list[Row] = [[(0, "dim", "─" * width)]] if height >= 8 else []
@@ -3987,7 +3981,6 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 
 
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """What fills the screen between header and footer."""
     if picture.overlay == "help":
         return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
@@ -4008,7 +4001,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
 
 
 def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
-    """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
+    """What is done, blocked and left as a bar, and the numbers behind it."""
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
     some = bool(plan.blocked)  # one of many is seen, too
@@ -4023,15 +4016,15 @@ def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
 
 
 def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
-    """What is asked, in at most `height` rows: what is long is cut first, the way out stays."""
+    """What is asked: what is long is cut first, the way out stays."""
     *pieces, way_out = (wrap(one_line(text), width - 4)[:4] for text in ask)
     room = max(1, height - len(way_out))
     while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
         max(reversed(pieces), key=len).pop()  # of the longest ones the last
-    first, *others = [line for piece in pieces for line in piece][:room]
-    styled = [("warn bold", f" ? {first}"), *(("", f"   {line}") for line in others)]
-    styled += [("accent", f"   {line}") for line in way_out]
-    return [[(0, style, text)] for style, text in styled][-height:]
+    lines = [line for piece in pieces for line in piece][:room]
+    rows: list[Row] = [[(0, "", f"   {line}")] for line in lines]
+    rows[0] = [(0, "warn bold", f" ? {lines[0]}")]
+    return [*rows, *([(0, "accent", f"   {line}")] for line in way_out)][-height:]
 
 
 def footer(picture: Picture) -> Row:
@@ -4071,30 +4064,28 @@ def scrolled(
 
 
 def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The plan: phases, tasks, what this run spent on them. The current task is kept in sight;
-    where the plan has the screen for itself, it can be scrolled."""
+    """The plan, with the current task in sight; without `scroll` it stands beside the activity."""
     rows: list[Row | TaskView] = []  # only what is seen is laid out
-    phase = ""
-    focus = None
+    last = ""
+    focus = []
     for item in picture.tasks:
         task = item.task
-        its_phase = "no longer in the plan" if task.state == "gone" else task.phase
-        if its_phase != phase:
-            phase = its_phase
+        phase = "no longer in the plan" if task.state == "gone" else task.phase
+        if phase != last:
             rows += [[]] * bool(rows) + [[(0, "dim bold", f" {title_of(phase)}")]]
-        if item.is_current or (focus is None and task.state == "pending"):
-            focus = len(rows)
+        last = phase
+        if item.kind in ("current", "pending", "begun"):
+            focus.append(len(rows))
         rows.append(item)
         reason = item.kind if item.kind == "check failed" else task.reason
         if reason:
             rows.append([(0, "dim", f"{indented(task.depth)}     {one_line(reason)}")])
-    focus = len(rows) if focus is None else focus  # where all is settled, the end is what is new
-    shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
+    focus.append(len(rows))  # where all is settled, the end is what is new
+    shown = scrolled(rows, height, focus[0] - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
 def task_row(item: TaskView, width: int) -> Row:
-    """A task, and what it took, as far as there is room."""
     task = item.task
     sign, style = TASK_SIGNS[item.kind]
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
@@ -4111,7 +4102,7 @@ def task_row(item: TaskView, width: int) -> Row:
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
-    """One entry of the journal as rows: time, kind, wrapped text; a rule closes an iteration."""
+    """Time, kind, wrapped text; a rule closes an iteration."""
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[(0, "dim", text + "─" * (width - text_width(text)))]]
@@ -4132,8 +4123,8 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """The part of the journal that is looked at, and at its end what runs now. No more than that is
-    laid out. Whoever has scrolled up sees the journal of then: it does not move."""
+    """The journal, and at its end what runs now; only what is looked at is laid out. Whoever has
+    scrolled up sees the journal of then: it does not move."""
     above = -scroll.away[""] - scroll.moved  # rows above the end
     if above <= 0:
         scroll.journal = picture.journal
@@ -6142,7 +6133,7 @@ def say(text: str, file: Any = None) -> None:
 
 
 class LineScreen:
-    """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
+    """Plain lines, for pipes and terminals that can do little."""
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.writer = Writer(post)
@@ -6171,16 +6162,15 @@ class CursesScreen:
         self.post = post
         self.scroll = Scroll()
         self.picture: Picture | None = None
-        self.ask_shown = ""  # what is asked on the screen, as it was drawn last
-        # The terminal is to be given away: with which command and environment.
+        self.ask_shown = ""  # as it was drawn last
+        # The command that is to have the terminal, and its environment.
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
-        self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
+        self.child: subprocess.Popen[bytes] | None = None  # it has, or had, the terminal
         self.closing = False
         self.modes = termios.tcgetattr(0)
         for name in ("", "C.UTF-8"):  # the signs need UTF-8, whatever LC_ALL says
             with suppress(locale.Error):
                 locale.setlocale(locale.LC_CTYPE, name)
-        # Here, since no other thread may read the environment while it is changed.
         for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
         os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
@@ -6190,7 +6180,7 @@ class CursesScreen:
         self.picture = picture
 
     def close(self) -> None:
-        """Give the terminal back as it was; one that takes no output is left as it is."""
+        """Give the terminal back."""
         self.closing = True
         if self.child:  # whoever has the terminal gives it back
             for end in (self.child.terminate, self.child.kill):
@@ -6209,7 +6199,7 @@ class CursesScreen:
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-        while not takes_output():  # ctrl-S before the first frame: initscr writes, too
+        while not takes_output():  # initscr writes, too
             if self.closing:
                 return
         window = curses.initscr()
