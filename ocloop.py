@@ -3616,35 +3616,33 @@ Row = list[Piece]
 GAP: Piece = (0, "gap", "")
 
 # State -> sign, style.
-# fmt: off
 STATES = {
     "starting": ("◌", "accent"),
-    "ready":    ("○", "accent"),
-    "running":  ("●", "good"),
+    "ready": ("○", "accent"),
+    "running": ("●", "good"),
     "retrying": ("⟳", "warn"),
-    "pausing":  ("◐", "warn"),
-    "paused":   ("‖", "warn"),
-    "waiting":  ("◷", "warn"),
+    "pausing": ("◐", "warn"),
+    "paused": ("‖", "warn"),
+    "waiting": ("◷", "warn"),
     "stopping": ("◌", "warn"),
     "complete": ("✔", "good"),
-    "stopped":  ("◐", "warn"),  # by its agents, with work left
-    "error":    ("✖", "bad"),
+    "stopped": ("◐", "warn"),  # by its agents, with work left
+    "error": ("✖", "bad"),
     "waits for you": ("?", "warn"),
 }
 # A task's state -> sign, style.
 TASK_SIGNS = {
     "current": ("▸", "accent bold"),
-    "done":    ("✔", "good"),
+    "done": ("✔", "good"),
     "pending": ("○", ""),
-    "begun":   ("◐", "warn"),
+    "begun": ("◐", "warn"),
     "blocked": ("✖", "bad"),
-    "manual":  ("☐", "warn"),
+    "manual": ("☐", "warn"),
     "check failed": ("×", "bad"),
-    "gone":    ("-", "warn"),
+    "gone": ("-", "warn"),
 }
 # The footer's words -> the rank of their keys.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
-# fmt: on
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
 # What controls, turns the direction of a line, or shows nothing, and so can hide words.
@@ -6290,7 +6288,7 @@ class CursesScreen:
         said = ""
         try:
             os.write(1, b"opening OpenCode's interface: leaving it (ctrl-c) comes back\r\n")
-            # It leaves with a stack of its own: nobody wants to see that.
+            # Nobody wants to see the stack that it leaves with.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             if status not in (0, 130, -signal.SIGINT):
@@ -6318,7 +6316,7 @@ def make_styles() -> dict[str, int]:
 
 
 def takes_output() -> bool:
-    """Whether the terminal takes output: not under ctrl-S, nor when nobody reads it any more."""
+    """Not under ctrl-S, nor when nobody reads the terminal any more."""
     with suppress(OSError, ValueError):
         return bool(select.select([], [1], [], 0.3)[1])
     return False
