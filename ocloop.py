@@ -3162,75 +3162,62 @@ time_of_day = partial(local_time, "%H:%M")
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# What is shown is computed from state alone. `view` takes a frozen picture of the run: where two
-# pictures are equal, nothing needs to be drawn. `layout` turns a picture into rows of styled spans
-# that never exceed width and height, whatever the size. Where a row has no room for all its pieces,
-# `pack` drops them by rank; whatever is too long all the same ends in "…". A number says what it
-# counts, and nothing counts on at rest. What stands out carries a sign as well as a colour.
+# A picture of the run is frozen, and `layout` makes rows of it that never exceed width and height.
+# A number says what it counts, and nothing counts on at rest. What stands out carries a sign as
+# well as a colour.
 
-Span = tuple[str, str]  # style, text
-Row = list[Span]
-Piece = tuple[int, str, str]  # rank, style, text: the highest rank goes first, 0 never
-GAP: Piece = (0, "gap", "")  # takes what is left of a row
+Piece = tuple[int, str, str]  # rank, style, text: see `fit`
+Row = list[Piece]
+GAP: Piece = (0, "gap", "")
 
 # State -> sign, style.
-# fmt: off
 STATES = {
     "starting": ("◌", "accent"),
-    "ready":    ("○", "accent"),
-    "running":  ("●", "good"),
+    "ready": ("○", "accent"),
+    "running": ("●", "good"),
     "retrying": ("⟳", "warn"),
-    "pausing":  ("◐", "warn"),
-    "paused":   ("‖", "warn"),
-    "waiting":  ("◷", "warn"),
+    "pausing": ("◐", "warn"),
+    "paused": ("‖", "warn"),
+    "waiting": ("◷", "warn"),
     "stopping": ("◌", "warn"),
     "complete": ("✔", "good"),
-    "stopped":  ("◐", "warn"),  # by its agents, with work left
-    "error":    ("✖", "bad"),
+    "stopped": ("◐", "warn"),  # by its agents, with work left
+    "error": ("✖", "bad"),
     "waits for you": ("?", "warn"),
 }
 # A task's state -> sign, style.
 TASK_SIGNS = {
     "current": ("▸", "accent bold"),
-    "done":    ("✔", "good"),
+    "done": ("✔", "good"),
     "pending": ("○", ""),
-    "begun":   ("◐", "warn"),
+    "begun": ("◐", "warn"),
     "blocked": ("✖", "bad"),
-    "manual":  ("☐", "warn"),
+    "manual": ("☐", "warn"),
     "check failed": ("×", "bad"),
-    "gone":    ("-", "warn"),
+    "gone": ("-", "warn"),
 }
 # The footer's words -> the rank of their keys.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
-# Kinds of entries that are too long for their column.
-SHORT_KINDS = {"todowrite": "todo", "todoread": "todo", "websearch": "search"}
-# fmt: on
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
-# Control characters, what turns the direction of a line, and what shows nothing: zero-width
-# characters and tags can hide words, and make one look like another.
+# What controls, turns the direction of a line, or shows nothing, and so can hide words.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-_TO_ASCII = str.maketrans(
-    "…─│▸↑↓≈×–—‘’“”⟳✔✖☐◌○●◐‖◷·▏▎▍▌▋▊▉█▒\xa0",
-    "~-|>^v~x--''\"\"~+!#.o*~=%........#% ",
-)
 _EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
-SIDE_BY_SIDE = 120  # columns from which on the plan stands beside the activity
 
 
 def printable(text: str) -> str:
     """The text without colours, and a sign for each character that could rewrite the screen or that
-    nobody would see: models, tools and other programs write what they like."""
+    nobody would see."""
     if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
         return text
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
 
 
 def all_printable(value: Any) -> Any:
-    """The same with all its texts made printable, line by line."""
+    """The same with each line of all its texts made printable."""
     if isinstance(value, str):
         return "\n".join(map(printable, value.split("\n")))
     if isinstance(value, (list, tuple)):
@@ -3240,14 +3227,8 @@ def all_printable(value: Any) -> Any:
     return value
 
 
-def ascii_only(text: str) -> str:
-    """What a terminal that knows no more can show of printable text; as wide as that."""
-    translated = text.translate(_TO_ASCII)
-    return "".join(char if char.isascii() else "?" * cell_width(char) for char in translated)
-
-
 def cell_width(char: str) -> int:
-    """Cells that a character takes in a terminal: 0, 1 or 2."""
+    """Cells that a character takes in a terminal."""
     if char < "\u0300":
         return 1
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):
@@ -3260,15 +3241,14 @@ def text_width(text: str) -> int:
 
 
 def row_width(row: Row) -> int:
-    return sum(text_width(text) for _, text in row)
+    return sum(text_width(text) for _rank, _style, text in row)
 
 
 def clip(text: str, width: int) -> str:
     """The longest beginning of the text that fits into `width` cells."""
-    used = 0
     for at, char in enumerate(text):
-        used += cell_width(char)
-        if used > width:
+        width -= cell_width(char)
+        if width < 0:
             return text[:at]
     return text
 
@@ -3281,25 +3261,19 @@ def ellipsis(text: str, width: int) -> str:
 
 
 def fit(row: Row, width: int) -> Row:
-    """As much of the row as fits into `width` cells."""
+    """The row in so many cells: pieces of the highest rank are dropped first, those of rank 0 are
+    cut, and a gap takes what is left."""
+    row = [(rank, style, printable(text)) for rank, style, text in row]
+    for worst in sorted({rank for rank, _style, _text in row if rank}, reverse=True):
+        if row_width(row) > width:
+            row = [piece for piece in row if piece[0] < worst]
+    spare = " " * (width - row_width(row))
     fitting: Row = []
-    for style, text in row:
-        shown = ellipsis(text, width)
-        width -= text_width(shown)
-        if shown:
-            fitting.append((style, shown))
+    for rank, style, text in row:
+        piece = (rank, "", spare) if style == "gap" else (rank, style, ellipsis(text, width))
+        width -= text_width(piece[2])
+        fitting.append(piece)
     return fitting
-
-
-def pack(pieces: Iterable[Piece], width: int) -> Row:
-    """The pieces for which there is room; a gap takes the rest of the width."""
-    pieces = list(pieces)
-    while True:
-        spare = width - sum(text_width(text) for _, _, text in pieces)
-        worst = max((rank for rank, _, _ in pieces), default=0)
-        if spare >= 0 or worst == 0:
-            return [(style, " " * spare if style == "gap" else text) for _, style, text in pieces]
-        pieces = [piece for piece in pieces if piece[0] < worst]
 
 
 def one_line(text: str) -> str:
@@ -3316,23 +3290,22 @@ def indented(depth: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break text into printable lines of at most `width` cells, at spaces where there are any."""
+    """Printable lines of at most `width` cells, broken at spaces where there are any."""
+    width = max(1, width)
     lines: list[str] = []
     for paragraph in text.split("\n"):
-        rest = printable(paragraph)
-        head = clip(rest, width)
-        while len(head) < len(rest):  # to measure all of a long rest each time would take minutes
-            head = head or rest[:1]
+        rest = printable(paragraph).replace("[ ]", "[\xa0]")  # a box is one word
+        while True:
+            head = clip(rest, width) or rest[:1]
+            if head == rest:
+                break
             space = rest.rfind(" ", 0, len(head) + 1)
-            if rest[space - 1 : space + 2] == "[ ]":  # a box is one word
-                space = rest.rfind(" ", 0, space)
             if space > width // 3:
                 head = head[:space]
             lines.append(head)
             rest = rest[len(head) :].lstrip(" ")
-            head = clip(rest, width)
         lines.append(rest)
-    return lines
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 class TaskView(NamedTuple):
@@ -3356,167 +3329,131 @@ class TaskView(NamedTuple):
         return "begun" if self.task.begun else self.task.state
 
 
-class Picture(NamedTuple):
+class Picture:
     """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
 
-    state: str
-    header: tuple[tuple[Piece, ...], ...]  # four rows; the second one stands behind the bar
-    plan: Plan
-    tasks: list[TaskView]
-    live: tuple[Entry, ...]
-    ask: tuple[str, ...]  # what is asked: a title, what exactly, the choices, the way out
-    ask_shown: str  # goes with the keys that are pressed, as `Key.about`; the screen rings for it
-    keys: tuple[tuple[str, str], ...]
-    overlay: str
-    newest: int  # the number of the newest entry of the journal
-    journal: tuple[Entry, ...] = ()  # comes last: two pictures are compared without it
+    def __init__(self, run: Run) -> None:
+        asked = run.talk.asks.shown if run.talk else ""
+        self.state = run.shown_state
+        # The second row stands behind the bar.
+        self.header = [state_row(run), progress_numbers(run), task_title(run), spend_row(run)]
+        self.plan = run.plan
+        self.tasks = view_tasks(run)
+        self.live = view_live(run)
+        self.ask = view_ask(run)
+        # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
+        self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
+        self.keys = hints(run)
+        self.overlay = run.overlay
+        self.journal = tuple(run.journal.entries)
 
 
-def view(run: Run) -> Picture:
-    """Take the picture."""
-    ask = ask_panel(run)
-    asked = run.talk.asks.shown if run.talk else ""
-    state = run.shown_state
-    sign, style = STATES[state]
-    return Picture(
-        state=state,
-        header=(
-            ((0, f"{style} bold", f" {sign} {state}"), *state_pieces(run)),
-            progress_pieces(run),
-            task_pieces(run, style),
-            spend_pieces(run),
-        ),
-        plan=run.plan,
-        tasks=view_tasks(run),
-        live=view_live(run),
-        ask=ask,
-        ask_shown=QUIT_SHOWN if run.confirming_quit else asked,
-        keys=hints(run),
-        overlay=run.overlay,
-        newest=run.journal.count,
-        journal=tuple(run.journal.entries),
-    )
-
-
-def state_pieces(run: Run) -> tuple[Piece, ...]:
-    """Since when it is in its state, and numbers on what is asked, iteration and run."""
-    since = f" since {time_of_day(run.stage_since)}"
-    facts = []
-    asks = run.talk.asks if run.talk else None
-    if asks and asks.first:
-        if run.options.ask_timeout:
-            left = asks.first.since + run.options.ask_timeout - run.now
-            facts.append(f"refused in {duration(left + 0.9)}")
-        if len(asks.open) > 1:
-            facts.append(f"+{len(asks.open) - 1} more")
+def state_row(run: Run) -> Row:
+    sign, style = STATES[run.shown_state]
+    since = "" if run.stage == "running" else f" since {time_of_day(run.stage_since)}"
+    row = [(0, f"{style} bold", f" {sign} {run.shown_state}"), (1, "dim", since), GAP]
+    asked = run.talk.asks.first if run.talk else None
+    if asked and run.options.ask_timeout:
+        left = asked.since + run.options.ask_timeout - run.now
+        row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        fact = f"iteration {run.number}"
         most = run.limits.most["max_iterations"]
-        if most and run.books.counted == run.number - bool(run.iteration):
-            fact += f" of {most:.0f}"
-        if run.iteration:
-            fact += f" {duration(run.now - run.iteration.started)}"
+        limit = f" of {most:.0f}" if run.number <= most else ""
+        took = f" {duration(run.now - run.iteration.started)}" if run.iteration else ""
+        row.append((3, "", f"  iteration {run.number}{limit}{took}"))
         most = run.limits.most["max_time"]
         limit = f" of {duration(most)}" if most else ""
-        facts += [fact, f"run {duration(run.clock.elapsed)}{limit}"]
+        row.append((4, "", f"  run {duration(run.clock.elapsed)}{limit}"))
         average = run.books.average
         if average >= 1 and run.plan.pending and run.stage in ("running", "waiting"):
-            facts.append(f"≈{duration(average * run.plan.pending)} left")
-            facts.append(f"{duration(average)} each")
-    pieces = [(rank, "", f"  {fact}") for rank, fact in enumerate(facts, 2)]
-    return ((1, "dim", "" if run.stage == "running" else since), GAP, *pieces)
+            row.append((5, "", f"  ≈{duration(average * run.plan.pending)} left"))
+            row.append((6, "", f"  {duration(average)} each"))
+    return row
 
 
-def progress_pieces(run: Run) -> tuple[Piece, ...]:
-    """Counts of the plan, and what the last check said."""
+def progress_numbers(run: Run) -> Row:
     plan = run.plan
     if not plan.tasks:
-        return ((0, "dim", "no task"),)  # it has not been read yet, perhaps
+        return [(0, "dim", "no task")]
     check = "running" if run.check_since is not None else run.books.check
     style = {"passed": "good", "failed": "bad"}.get(check, "warn")
-    return (
-        (0, "bold", f" {plan.done:>{len(str(plan.total))}}/{plan.total} {plan.percent:3}%"),
+    return [
+        (0, "bold", f" {plan.done}/{plan.total} {plan.percent}%"),
         (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
         (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
         (3, style, f"  check {check}" if check else ""),
-    )
+    ]
 
 
-def task_pieces(run: Run, style: str) -> tuple[Piece, ...]:
-    """Why it is in its state, what matters most first; else what it works on."""
-    reason = run.reason
+def task_title(run: Run) -> Row:
+    """Why it is in its state; else what it works on."""
     task = run.iteration.task if run.iteration else run.plan.current
+    reason = run.reason
     if run.stage == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
     elif run.wait_until is not None:
         left = run.wait_until - run.now
-        at = time_of_day(run.clock.wall + left)
-        reason = f"again at {at}, in {duration(left)}: {run.reason}"
+        reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
     elif run.files.trouble and run.rests_at is NO_END:
         reason = run.files.trouble
     if reason or task is None:
-        return ((0, style, f" {one_line(reason or 'no pending task')}"),)
-    title, phase = title_of(task.text[:500]), title_of(task.phase[:500])  # far beyond any screen
-    return ((0, "accent", " ▸ "), (0, "bold", title), (0, "dim", f"  {phase}"))
+        style = STATES[run.shown_state][1]
+        return [(0, style, f" {one_line(reason or 'no pending task')}")]
+    phase = f"  {title_of(task.phase)}"
+    return [(0, "accent", " ▸ "), (0, "bold", title_of(task.text)), (0, "dim", phase)]
 
 
-def spend_pieces(run: Run) -> tuple[Piece, ...]:
-    """Model and agent, and what was spent."""
+def spend_row(run: Run) -> Row:
     talk = run.iteration
     agent = talk.agent if talk else run.options.agent
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
-    provider, slash, model = printable(run.model or "OpenCode's default model").rpartition("/")
+    provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
     tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
     most = run.limits.most["max_cost"]
-    return (
+    return [
         (0, "", " "),
         (6, "accent", provider + slash),
         (1, "accent", model),
-        (4, "accent", f" · {printable(agent)}" if agent else ""),
+        (4, "accent", f" · {agent}" if agent else ""),
         GAP,
         (3, "", "".join(f" {sign}{short_number(number):>4}" for sign, number in tokens)),
         (5, "", context),
         (0, "", f"  {dollars_of(total.cost)}"),
         (2, "", f" of {dollars_of(most).removesuffix('.00')}" if most else ""),
-    )
+    ]
 
 
-def view_live(run: Run) -> tuple[Entry, ...]:
+def view_live(run: Run) -> list[Entry]:
     """What runs now, as entries without a time."""
-    now = run.now
     talk = run.talk
-    entries: list[Entry] = []
-    for live in talk.transcript.live.values() if talk else ():
-        is_timed = live.kind not in ("text", "think") and now - live.since >= 1
-        text = live.text + (f"  {duration(now - live.since)}" if is_timed else "")
-        tone = "dim" if live.kind == "think" else ""
-        entries.append(Entry(0, 0.0, live.kind, text, tone, live.depth))
+    found = list(talk.transcript.live.values()) if talk else []
+    if run.check_since is not None:
+        found.append(Live("check", run.options.check, run.check_since))
+    entries = []
+    for kind, text, since, depth, _message in found:
+        is_timed = kind not in ("text", "think") and run.now - since >= 1
+        took = f"  {duration(run.now - since)}" if is_timed else ""
+        tone = "dim" if kind == "think" else ""
+        entries.append(Entry(0, 0.0, kind, text + took, tone, depth))
     if talk and talk.retry:
-        left = duration(talk.retry_at - now)
+        left = duration(talk.retry_at - run.now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
         entries.append(Entry(0, 0.0, "retry", text, "warn"))
-    if run.check_since is not None:
-        text = f"{run.options.check}  {duration(now - run.check_since)}"
-        entries.append(Entry(0, 0.0, "check", text))
-    return tuple(entries)
+    return entries
 
 
 def view_tasks(run: Run) -> list[TaskView]:
-    """All tasks of the plan, with what this run spent on them.
-
-    Tasks are known by phase and text: an agent may move them, and one whose text was changed is a
-    task of its own. The iteration under way counts for its task. What was worked on and is no
-    longer in the plan comes last, as "gone".
-    """
+    """All tasks of the plan, and those that were worked on and are "gone", with what this run spent
+    on them."""
     results = list(run.books.results)
-    # A check looks at the whole project: one that passes is the end of all failures before it.
-    passed = max((result.number for result in results if result.check == "passed"), default=0)
-    spent: dict[tuple[str, str], TaskView] = {}
     if run.iteration:
         began = run.iteration.started  # in whole seconds, or every picture were a new one
         results.append(run.iteration.result(began + int(run.now - began)))
+    # A check looks at the whole project: one that passes is the end of all failures before it.
+    passed = max((result.number for result in results if result.check == "passed"), default=0)
+    spent: dict[tuple[str, str], TaskView] = {}
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
@@ -3529,18 +3466,16 @@ def view_tasks(run: Run) -> list[TaskView]:
             outcome=word or known.outcome,
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
-    same = [task for task in run.plan.tasks if goal and task.name == goal.name]
-    # It may be ticked while its iteration goes on.
-    current = min(same, key=lambda task: task.state != "pending", default=None)
     views = []
-    for task in run.plan.tasks:
-        # The first one, where two have that name.
+    for task in run.plan.tasks:  # the first one counts, where two have that name
+        is_current = bool(goal and (task.state, task.name) == ("pending", goal.name))
+        goal = None if is_current else goal
         known = spent.pop(task.name, TaskView(task))
-        views.append(known._replace(task=task, is_current=task is current))
-    return [*views, *(known for (_phase, text), known in spent.items() if text)]
+        views.append(known._replace(task=task, is_current=is_current))
+    return views + [known for known in spent.values() if known.task.text]
 
 
-def ask_panel(run: Run) -> tuple[str, ...]:
+def view_ask(run: Run) -> tuple[str, ...]:
     """What is asked first, in lines: a title, what exactly, the choices, the way out."""
     ask = run.talk.asks.first if run.talk else None
     if not ask or run.confirming_quit:
@@ -3556,55 +3491,52 @@ def ask_panel(run: Run) -> tuple[str, ...]:
     return (question.text, *choices, "N none of these")
 
 
-def hints(run: Run) -> tuple[tuple[str, str], ...]:
-    """The keys that do something now, each with what it does."""
+def hints(run: Run) -> list[tuple[str, str]]:
+    """The keys that do something now, and what."""
     if run.stage == "stopping":
-        return ()
+        return []
     if run.confirming_quit:
-        return (("Q", "again quits"), ("any other key", "goes on"))
+        return [("Q", "again quits"), ("any other key", "goes on")]
     if run.overlay == "help":
-        return (("any key", "back"), ("Q", "quit"))
-    return tuple((name, label) for name, (label, _do) in uses_of(run).items() if label)
+        return [("any key", "back"), ("Q", "quit")]
+    return [(name, label) for name, (label, _do) in uses_of(run).items() if label]
 
 
 class Scroll:
-    """Where somebody looks at the activity, the plan and the help."""
+    """Where somebody looks."""
 
     def __init__(self) -> None:
         self.moved = 0  # rows, not yet carried out: only the layout knows the heights
         # Rows from the usual place, by overlay; "" is the activity.
         self.away: collections.Counter[str] = collections.Counter()
-        self.newest = 0  # the entry of the journal up to which the activity's place is reckoned
+        self.journal: tuple[Entry, ...] = ()  # what the activity shows
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """Rows for a screen of that size. When it gets small, the activity goes first, then the rows of
-    the header, of which the first ones matter most."""
+    """Rows for a screen of that size. Where it is small, the activity goes first, then the last
+    rows of the header."""
     if width <= 0 or height <= 0:
         return []
-    rules: list[Row] = [[("dim", "─" * width)]] if height >= 8 else []
+    rules: list[Row] = [[(0, "dim", "─" * width)]] if height >= 8 else []
     room = height - 2 * len(rules)
-    panel: list[Row] = []
-    if picture.ask:
-        kept = 4 if height >= 12 else len(rules)  # rows of the header
-        panel = ask_rows(picture.ask, width, max(1, room - kept))
-    top = [fit(pack(pieces, width - 1), width - 1) for pieces in picture.header]
+    top = [fit(row, width - 1) for row in picture.header]
     top[1] = progress_row(picture.plan, picture.header[1], width)
-    most = 2 if picture.overlay == "help" else 4  # the help needs the room
-    top = top[: min(most, room - len(panel))] + rules
-    bottom = rules + (panel or [footer(picture, width)])
-    spare = max(0, height - len(top) - len(bottom))
-    rows = [*middle(picture, width, spare, scroll), *([[]] * spare)][:spare]
-    return [fit(row, width) for row in (top + rows + bottom)[:height]]
+    bottom = [footer(picture)]
+    if picture.ask:
+        bottom = ask_rows(picture.ask, width, max(1, room - 1))
+    top = top[: max(1, room - len(bottom))]
+    room = max(0, room - len(top) - len(bottom))
+    rows = [*middle(picture, width, room, scroll), *([[]] * room)][:room]
+    rows = [*top, *rules, *rows, *rules, *bottom]
+    return [fit(row, width) for row in rows[:height]]
 
 
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """What fills the screen between header and footer."""
     if picture.overlay == "help":
         return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll)
-    if width < SIDE_BY_SIDE:
+    if width < 120:
         rows = activity(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
@@ -3613,176 +3545,148 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     right = min(70, width * 9 // 20)
     left = width - right - 2
     blank: list[Row] = [[]] * height
-    rows = [fit(row, left) for row in activity(picture, left, height, scroll)]
-    beside = plan_rows(picture, right, height, None)
+    rows = (activity(picture, left, height, scroll) + blank)[:height]
+    beside = plan_rows(picture, right, height, None) + blank
+    rule = (0, "dim", "│ ")
+    return [[*fit([*row, GAP], left), rule, *other] for row, other in zip(rows, beside)]
+
+
+def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
+    """What is done, blocked and left as a bar, and the numbers behind it."""
+    numbers = fit(numbers, width - 12)
+    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
+    some = bool(plan.blocked)  # one of many is seen, too
+    settled = max(some, size * (plan.done + plan.blocked) // max(1, plan.total))
+    done = min(settled - some, size * plan.done // max(1, plan.total))
     return [
-        [*row, ("", " " * (left - row_width(row))), ("dim", "│ "), *other]
-        for row, other in zip((rows + blank)[:height], beside + blank)
+        (0, "good", " " + "█" * done),
+        (0, "bad", "▒" * (settled - done)),
+        (0, "dim", "·" * (size - settled)),
+        *numbers,
     ]
 
 
-def progress_row(plan: Plan, pieces: Sequence[Piece], width: int) -> Row:
-    """What is done, what is blocked, and what is left as a bar, and the numbers behind it."""
-    numbers = pack(pieces, width - 12)
-    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
-    eighths = size * 8 * plan.done // plan.total if plan.total else size * 8
-    done = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-    blocked = max(1, size * plan.blocked // plan.total) if plan.blocked else 0
-    done = done[: max(0, size - blocked)]  # one of many is seen, too
-    left = size - len(done) - blocked
-    return [("", " "), ("good", done), ("bad", "▒" * blocked), ("dim", "·" * left), *numbers]
-
-
 def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
-    """What is asked, in at most `height` rows: what is long is cut first, the way out stays."""
-    pieces = [wrap(one_line(text), max(1, width - 4))[:4] for text in ask]
-    way_out = pieces.pop()
+    """What is asked: what is long is cut first, the way out stays."""
+    *pieces, way_out = (wrap(one_line(text), width - 4)[:4] for text in ask)
     room = max(1, height - len(way_out))
     while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
-        longest = max(reversed(pieces), key=len)  # of those the last one
-        longest.pop()
+        max(reversed(pieces), key=len).pop()  # of the longest ones the last
     lines = [line for piece in pieces for line in piece][:room]
-    rows = [[("", f"   {line}")] for line in lines]
-    rows[0] = [("warn bold", f" ? {lines[0]}")]
-    return [*rows, *([("accent", f"   {line}")] for line in way_out)][-height:]
+    rows: list[Row] = [[(0, "", f"   {line}")] for line in lines]
+    rows[0] = [(0, "warn bold", f" ? {lines[0]}")]
+    return [*rows, *([(0, "accent", f"   {line}")] for line in way_out)][-height:]
 
 
-def footer(picture: Picture, width: int) -> Row:
+def footer(picture: Picture) -> Row:
     style = "warn bold" if picture.ask_shown == QUIT_SHOWN else "accent bold"
-    pieces: list[Piece] = []
+    row: Row = []
     for key, label in picture.keys:
         rank = RANKS.get(label, 5)
-        pieces += [(rank, style, f" {key}"), (rank, "dim", f" {label} ")]
-    return pack(pieces, width)
+        row += [(rank, style, f" {key}"), (rank, "dim", f" {label} ")]
+    return row
 
 
 def help_rows(width: int) -> list[Row]:
     rows: list[Row] = []
     for key, told in KEYS:
-        name = key
-        for line in wrap(told, max(1, width - 9)):
-            rows.append([("accent bold", f" {name:<6}"), ("", f" {line}")])
-            name = ""
+        for at, line in enumerate(wrap(told, width - 9)):
+            rows.append([(0, "accent bold", f" {'' if at else key:<6}"), (0, "", f" {line}")])
     signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
     others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; bar: ▒ blocked"
-    for line in wrap(f"\n{signs}; {others}", max(1, width - 2)):
-        rows.append([("dim", f" {line}")])
-    return rows
+    return rows + [[(0, "dim", f" {row}")] for row in wrap(f"\n{signs}; {others}", width - 2)]
 
 
 def scrolled(
-    rows: Sequence[Any], height: int, first: int, scroll: Scroll | None, overlay: str
+    rows: Sequence[Any], height: int, usual: int, scroll: Scroll | None, overlay: str
 ) -> list[Any]:
-    """So many rows from the first one on, or from where the overlay was scrolled to."""
+    """So many rows, from the usual one on, or from where the overlay was scrolled to."""
     last = max(0, len(rows) - height)
-    at = first = max(0, min(first, last))
+    at = usual = max(0, min(usual, last))
     if scroll:
-        at = max(0, min(first + scroll.away[overlay] + scroll.moved, last))
-        scroll.away[overlay] = at - first
+        at = max(0, min(usual + scroll.away[overlay] + scroll.moved, last))
+        scroll.away[overlay] = at - usual
         scroll.moved = 0
     shown = list(rows[at : at + height])
     if at < last and height >= 4:
-        shown[-1] = [("dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
+        shown[-1] = [(0, "dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
     return shown
 
 
-# Of what this run spent on a task: from which width on, the head, and the text, as wide as that.
-COLUMNS: tuple[tuple[int, str, Callable[[TaskView], str]], ...] = (
-    (0, "  time", lambda item: f"{duration(item.seconds):>6}"),
-    (44, "    cost", lambda item: f" {dollars_of(item.spend.cost):>7}"),
-    (60, "  tok", lambda item: f" {short_number(item.spend.tokens):>4}"),
-    (44, " ×n", lambda item: f" ×{item.iterations}" if item.iterations > 1 else "   "),
-    (90, f" {'model':<20}", lambda item: f" {item.model.rpartition('/')[2][:20]:<20}"),
-)
-
-
 def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The plan: phases, tasks, what this run spent on them. The current task is kept in sight.
-
-    Where the plan has the screen for itself, it can be scrolled.
-    """
+    """The plan, with the current task in sight; without `scroll` it stands beside the activity."""
     rows: list[Row | TaskView] = []  # only what is seen is laid out
-    if scroll and any(item.iterations for item in picture.tasks):
-        heads = "".join(head for least, head, _text in COLUMNS if width >= least)
-        rows.append([("dim", heads.rjust(width - 1))])
-    phase = ""
-    focus = 0
+    last = ""
+    focus = []
     for item in picture.tasks:
-        its_phase = "no longer in the plan" if item.task.state == "gone" else item.task.phase
-        if its_phase != phase:
-            phase = its_phase
-            if rows:
-                rows.append([])
-            rows.append([("dim bold", f" {title_of(phase)}")])
-        if item.is_current or (not focus and item.task.state == "pending"):
-            focus = len(rows)
+        task = item.task
+        phase = "no longer in the plan" if task.state == "gone" else task.phase
+        if phase != last:
+            rows += [[]] * bool(rows) + [[(0, "dim bold", f" {title_of(phase)}")]]
+        last = phase
+        if item.kind in ("current", "pending", "begun"):
+            focus.append(len(rows))
         rows.append(item)
-        reason = item.kind if item.kind == "check failed" else item.task.reason
+        reason = item.kind if item.kind == "check failed" else task.reason
         if reason:
-            rows.append([("dim", f"{indented(item.task.depth)}     {one_line(reason)}")])
-    focus = focus or len(rows)  # where all is settled, the end is what is new
-    shown = scrolled(rows, height, focus - height // 2, scroll, "plan")
+            rows.append([(0, "dim", f"{indented(task.depth)}     {one_line(reason)}")])
+    focus.append(len(rows))  # where all is settled, the end is what is new
+    shown = scrolled(rows, height, focus[0] - height // 2, scroll, "plan")
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
 def task_row(item: TaskView, width: int) -> Row:
-    """A task, and what it took, as far as there is room."""
     task = item.task
     sign, style = TASK_SIGNS[item.kind]
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
-    spent = ""
-    if item.iterations:
-        spent = "".join(text(item) for least, _head, text in COLUMNS if width >= least)
-    row = [(style, f"{indented(task.depth)} {sign} "), (weight, title_of(task.text))]
-    room = width - 2 - len(spent)
-    row = fit(row, room)
-    return [*row, ("dim", " " * (room - row_width(row)) + f" {printable(spent)}")]
+    columns = (
+        (0, f"{duration(item.seconds):>6}"),
+        (44, f" {dollars_of(item.spend.cost):>7}"),
+        (44, f" ×{item.iterations}" if item.iterations > 1 else "   "),
+        (70, f" {short_number(item.spend.tokens):>5} tokens"),
+        (90, f"  {item.model.rpartition('/')[2][:20]:<20}"),
+    )
+    spent = "".join(text for least, text in columns if width >= least and item.iterations)
+    row = [(0, style, f"{indented(task.depth)} {sign} "), (0, weight, title_of(task.text)), GAP]
+    return [*fit(row, width - 2 - len(spent)), (0, "dim", f" {spent}")]
 
 
 def entry_rows(entry: Entry, width: int) -> list[Row]:
-    """One entry of the journal as rows: time, kind, wrapped text; a rule closes an iteration."""
+    """Time, kind, wrapped text; a rule closes an iteration."""
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
-        return [[("dim", text + "─" * (width - text_width(text)))]]
-    left = " "
-    kind = ""
-    if width >= 30:
-        stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
-        stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
-        left = f" {stamp[:stamp_size]:<{stamp_size}} "
-        name = printable(SHORT_KINDS.get(entry.kind, entry.kind))
-        kind = f"{name[:kind_size]:<{kind_size}} "
+        return [[(0, "dim", text + "─" * (width - text_width(text)))]]
+    stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
+    stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
+    left = f" {stamp[:stamp_size]:<{stamp_size}} "
+    kind = f"{entry.kind.replace('todowrite', 'todo')[:kind_size]:<{kind_size}} "
     indent = indented(entry.depth)
     style = "accent bold" if entry.tone == "head" else entry.tone
+    text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
     if entry.kind in ("think", "text"):
-        text = _EMPHASIS.sub(r"\1", entry.text)
-    else:
-        text = {"bad": "✖ ", "good": "✔ "}.get(entry.tone, "") + entry.text
+        text = _EMPHASIS.sub(r"\1", text)
     rows: list[Row] = []
-    for line in wrap(text, max(1, width - len(left + indent) - text_width(kind) - 1)):
-        rows.append([("dim", left), (style or "dim", kind), (style, indent + line)])
-        left = " " * len(left)
-        kind = " " * text_width(kind)
+    for line in wrap(text, width - len(left + kind + indent) - 1):
+        rows.append([(0, "dim", left), (0, style or "dim", kind), (0, style, indent + line)])
+        left, kind = " " * len(left), " " * len(kind)
     return rows
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """The part of the journal that is looked at, and at its end what runs now. No more of it is
-    laid out than that, and what is newer."""
-    if scroll.away[""]:  # the place stays while new entries come
-        fresh = [entry for entry in picture.journal if entry.number > scroll.newest]
-        scroll.away[""] -= sum(len(entry_rows(entry, width)) for entry in fresh)
-    scroll.newest = picture.newest
+    """The journal, and at its end what runs now; only what is looked at is laid out. Whoever has
+    scrolled up sees the journal of then: it does not move."""
     above = -scroll.away[""] - scroll.moved  # rows above the end
+    if above <= 0:
+        scroll.journal = picture.journal
     rows: list[Row] = []  # the lowest one first
-    for entry in reversed(picture.journal):
+    for entry in reversed(scroll.journal):
         if len(rows) >= height + max(0, above):
             break
         rows += reversed(entry_rows(entry, width))
     rows.reverse()
     for entry in picture.live[-3:] if above <= 0 else ():
         for row in entry_rows(entry, width)[-3:]:
-            rows.append([(style or "accent", text) for style, text in row])
+            rows.append([(rank, style or "accent", text) for rank, style, text in row])
     return scrolled(rows, height, len(rows), scroll, "")
 
 
@@ -5336,12 +5240,11 @@ def port_is_free(port: int) -> bool:
 
 # ── screens ───────────────────────────────────────────────────────────────────────────────────────
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
-# (ctrl-S, an ssh connection that froze) never holds up the run. No state of the run lives here.
+# (ctrl-S, an ssh connection that froze) never holds up the run.
 #
-# Which curses calls let go of Python's lock while they write is decisive: `window.refresh` and
-# `window.getch` do; `doupdate`, `beep`, `curs_set` and `endwin` do not, and under ctrl-S would stop
-# every thread of the process, signal handlers too. So the screen is drawn with `refresh`, what is
-# short is written with os.write, and `endwin` is called only when the terminal takes output.
+# Curses' `refresh` and `getch` let go of Python's lock while they write. `doupdate`, `beep`,
+# `curs_set` and `endwin` do not, and under ctrl-S would stop every thread, signal handlers too:
+# they are called only when the terminal takes output, or never.
 
 
 def say(text: str, file: Any = None) -> None:
@@ -5350,7 +5253,7 @@ def say(text: str, file: Any = None) -> None:
 
 
 class LineScreen:
-    """Plain lines, one per entry of the journal, for pipes and terminals that can do little."""
+    """Plain lines, for pipes and terminals that can do little."""
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.writer = Writer(post)
@@ -5358,13 +5261,13 @@ class LineScreen:
         self.newest = 0  # the number of the newest entry that was printed
 
     def show(self, picture: Picture) -> None:
-        fresh = [entry for entry in picture.journal if entry.number > self.newest]
-        for entry in fresh:
-            stamp = local_time("%H:%M:%S", entry.time)
-            text = entry.text.replace("\n", "\n" + " " * 18)
-            line = f"{stamp} {entry.kind[:8]:<8} {indented(entry.depth)}{text}"
-            self.writer.put(partial(say, line), "standard output", "nobody reads it, perhaps")
-        self.newest = picture.newest
+        for entry in picture.journal:
+            if entry.number > self.newest:
+                left = f"{local_time('%H:%M:%S', entry.time)} {entry.kind[:8]:<8} "
+                text = indented(entry.depth) + entry.text.replace("\n", "\n" + " " * len(left))
+                job = partial(say, left + text)
+                self.writer.put(job, "standard output", "nobody reads it, perhaps")
+                self.newest = entry.number
 
     def close(self) -> None:
         self.writer.close(5.0)
@@ -5374,42 +5277,30 @@ class CursesScreen:
     """The terminal. One thread makes all curses calls."""
 
     FRAME = 0.1  # seconds between two drawings, and the longest wait for a key
-    HUNG_UP_AFTER = 200  # answers of a terminal that come at once, again and again: it hung up
-    COLOURS: ClassVar = {"bad": 1, "good": 2, "warn": 3, "accent": 6}
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        self.is_utf8 = False
-        with suppress(locale.Error):
-            locale.setlocale(locale.LC_ALL, "")
-            # sys.stdout.encoding may say UTF-8 where the terminal does not.
-            self.is_utf8 = locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"
         self.scroll = Scroll()
         self.picture: Picture | None = None
-        self.ask_shown = ""  # what is asked on the screen, as it was drawn last
+        self.ask_shown = ""  # as it was drawn last
+        # The command that is to have the terminal, and its environment.
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
-        self.child: subprocess.Popen[bytes] | None = None  # who has, or had, the terminal
+        self.child: subprocess.Popen[bytes] | None = None  # it has, or had, the terminal
         self.closing = False
-        self.styles: dict[str, int] = {}
-        self.modes: list[Any] = []
-        with suppress(OSError, termios.error):
-            self.modes = termios.tcgetattr(0)
-        # Here, since no other thread may read the environment while it is changed.
+        self.modes = termios.tcgetattr(0)
+        for name in ("", "C.UTF-8"):  # the signs need UTF-8, whatever LC_ALL says
+            with suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
         for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
         os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.thread = in_thread(self._run)
 
     def show(self, picture: Picture) -> None:
         self.picture = picture
 
-    def hand_over(self, request: Request, argv: Sequence[str], env: dict[str, str]) -> None:
-        if not self.handed:  # else T was pressed twice
-            self.handed = (request, argv, env)
-
     def close(self) -> None:
-        """Give the terminal back as it was; one that takes no output is left as it is."""
+        """Give the terminal back."""
         self.closing = True
         if self.child:  # whoever has the terminal gives it back
             for end in (self.child.terminate, self.child.kill):
@@ -5424,12 +5315,11 @@ class CursesScreen:
     def _restore(self) -> None:
         """Set the terminal's modes without curses, which would write."""
         with suppress(OSError, termios.error):
-            if self.modes:
-                termios.tcsetattr(0, termios.TCSANOW, self.modes)
+            termios.tcsetattr(0, termios.TCSANOW, self.modes)
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGWINCH, signal.SIGTSTP))
-        while not takes_output():  # ctrl-S before the first frame: initscr writes, too
+        while not takes_output():  # initscr writes, too
             if self.closing:
                 return
         window = curses.initscr()
@@ -5441,8 +5331,7 @@ class CursesScreen:
             if takes_output():
                 with suppress(curses.error):
                     curses.curs_set(0)
-            self._make_styles()
-            self._loop(window)
+            self._loop(window, make_styles())
         except curses.error as error:  # it hung up, perhaps while OpenCode's interface had it
             self.handed = None
             self.post(ScreenLost(f"the terminal is gone ({error})"))
@@ -5452,71 +5341,56 @@ class CursesScreen:
                     curses.endwin()
             self._restore()
 
-    def _make_styles(self) -> None:
-        self.styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
-        if os.environ.get("NO_COLOR"):
-            return
-        with suppress(curses.error):
-            curses.start_color()
-            curses.use_default_colors()
-            for name, colour in self.COLOURS.items():
-                curses.init_pair(colour, colour, -1)
-                self.styles[name] = curses.color_pair(colour)
-
-    def _loop(self, window: Any) -> None:
+    def _loop(self, window: Any, styles: dict[str, int]) -> None:
         drawn: Picture | None = None  # None: draw again
         drawn_at = 0.0
-        quick = 0
-        while not self.closing:
+        quick = 0  # answers without a key that came at once: a terminal that hung up gives no other
+        while quick < 200:
+            if self.closing:
+                return
             if self.handed:
                 self._give_terminal(window, *self.handed)
-                self.handed = None
-                drawn = None
+                self.handed = drawn = None
             picture = self.picture
             now = time.monotonic()
             if picture and picture is not drawn and now - drawn_at >= self.FRAME * 0.9:
-                self._draw(window, picture)
+                self._draw(window, picture, styles)
                 drawn = picture
                 drawn_at = now
             key = window.getch()
             if key != -1:
-                quick = 0
                 drawn = None
                 self._take_key(window, key)
-                continue
-            quick = quick + 1 if time.monotonic() - now < self.FRAME / 4 else 0
-            if quick > self.HUNG_UP_AFTER:
-                self.post(ScreenLost("the terminal hung up"))
-                return
+            is_quick = key == -1 and time.monotonic() - now < self.FRAME / 4
+            quick = quick + 1 if is_quick else 0
+        self.post(ScreenLost("the terminal hung up"))
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
-        far = 10**9
         moves = {
             curses.KEY_UP: -1,
             curses.KEY_DOWN: 1,
             curses.KEY_PPAGE: -page,
             curses.KEY_NPAGE: page,
-            curses.KEY_HOME: -far,
-            curses.KEY_END: far,
+            curses.KEY_HOME: -(10**9),
+            curses.KEY_END: 10**9,
         }
-        names = {27: "escape", 32: "space"}
-        if key in moves:
-            self.scroll.moved += moves[key]
-        elif key == 12:  # ctrl-l
+        self.scroll.moved += moves.get(key, 0)
+        if key == 12:  # ctrl-l
             window.redrawwin()
         elif 0 <= key < 256:
-            self.post(Key(names.get(key, chr(key).lower()), self.ask_shown))
+            name = {27: "escape", 32: "space"}.get(key, chr(key).lower())
+            self.post(Key(name, self.ask_shown))
 
-    def _draw(self, window: Any, picture: Picture) -> None:
+    def _draw(self, window: Any, picture: Picture, styles: dict[str, int]) -> None:
         height, width = window.getmaxyx()
         window.erase()
         for y, row in enumerate(layout(picture, width, height, self.scroll)):
             x = 0
-            for style, text in row:
-                attributes = sum(self.styles.get(name, 0) for name in style.split())
+            for _rank, style, text in row:
+                attributes = sum(styles.get(name, 0) for name in style.split())
                 with suppress(curses.error):  # the lower right cell raises after it was drawn
-                    window.addstr(y, x, text if self.is_utf8 else ascii_only(text), attributes)
+                    window.addstr(y, x, text, attributes)
                 x += text_width(text)
         window.refresh()
         if picture.ask and picture.ask_shown != self.ask_shown:
@@ -5529,32 +5403,42 @@ class CursesScreen:
     ) -> None:
         """Run a program in the terminal, then take it back; the run goes on meanwhile."""
         if not takes_output():
-            error = Problem("the terminal takes no output: ctrl-q, perhaps")
-            self.post(Answer(request, error=error))
+            self.post(Answer(request, error=Problem("the terminal takes no output: ctrl-q?")))
             return
         curses.def_prog_mode()
         curses.endwin()
-        said = "opening OpenCode's interface; the loop goes on, leaving it (ctrl-c) comes back …"
-        with suppress(OSError):
-            os.write(1, said.encode() + b"\r\n")
-        failure: Problem | None = None
+        said = ""
         try:
-            # It leaves with a stack of its own: nobody wants to see that.
+            os.write(1, b"opening OpenCode's interface: leaving it (ctrl-c) comes back\r\n")
+            # Nobody wants to see the stack that it leaves with.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             if status not in (0, 130, -signal.SIGINT):
-                said = f"OpenCode's interface ended with exit status {status}"
-                failure = Problem(f"{said}: `ocloop.py attach` in another terminal shows why")
+                said = f"OpenCode's interface ended with exit status {status}: "
+                said += "`ocloop.py attach` in another terminal shows why"
         except OSError as error:
-            failure = Problem(f"cannot start {argv[0]}: {error}")
-        self.post(Answer(request, error=failure))
+            said = f"cannot start {argv[0]}: {error}"
+        self.post(Answer(request, error=Problem(said) if said else None))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
 
 
+def make_styles() -> dict[str, int]:
+    """The words of styles, and curses' attributes for them."""
+    styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
+    with suppress(curses.error):
+        if not os.environ.get("NO_COLOR"):
+            curses.start_color()
+            curses.use_default_colors()
+            for number, name in ((1, "bad"), (2, "good"), (3, "warn"), (6, "accent")):
+                curses.init_pair(number, number, -1)
+                styles[name] = curses.color_pair(number)
+    return styles
+
+
 def takes_output() -> bool:
-    """Whether the terminal takes output: not under ctrl-S, nor when nobody reads it any more."""
+    """Not under ctrl-S, nor when nobody reads the terminal any more."""
     with suppress(OSError, ValueError):
         return bool(select.select([], [1], [], 0.3)[1])
     return False
@@ -5569,12 +5453,11 @@ def why_no_screen() -> str:
         return "there is no terminal"
     if curses is None:
         return "this Python has no curses"
-    term = os.environ.get("TERM", "")
-    try:
+    with suppress(curses.error):
         curses.setupterm()
-        return "" if curses.tigetstr("cup") else f"TERM={term} cannot move the cursor"
-    except curses.error:
-        return f"TERM={term} is not known here"
+        if curses.tigetstr("cup"):
+            return ""
+    return f"TERM={os.environ.get('TERM', '')} is not known here, or cannot move the cursor"
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -6238,7 +6121,7 @@ class Driver:
                 argv, environment = attach_command(record_of(self.run, self.outside, None))
                 environment[MARK] = f"{self.outside.mark}.attach"
                 lend_libraries(self.outside.libraries, environment)
-                self.screen.hand_over(request, argv, environment)
+                self.screen.handed = (request, argv, environment)
             else:
                 self.outside.make(request)
         journal = self.run.journal
@@ -6248,8 +6131,8 @@ class Driver:
     def _show(self) -> None:
         run = self.run
         self.shown_at = time.time()
-        picture = view(run)
-        if picture[:-1] != (self.picture or ())[:-1]:
+        picture = Picture(run)
+        if self.picture is None or vars(picture) != vars(self.picture):
             self.picture = picture
             self.screen.show(picture)
         talk = run.talk
