@@ -83,7 +83,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, NoReturn, Union, get_args
+from typing import Any, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
 try:
