@@ -26,7 +26,6 @@ import fcntl
 import functools
 import gc
 import hashlib
-import http.server
 import io
 import itertools
 import json
@@ -43,14 +42,12 @@ import subprocess
 import sys
 import threading
 import time
-import unicodedata
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
@@ -58,6 +55,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent / "examples" / "lab"))
 
 import harness
+import sidebyside
 from harness import (
     EXAMPLES,
     GENERATIONS,
@@ -75,8 +73,48 @@ from harness import (
     until,
 )
 from harness import Child as ChildProcess
+from scenes import (
+    SCENES,
+    SCREENS,
+    SIZES,
+    Reader,
+    check_rows,
+    drawn,
+    header,
+    nasty_picture,
+    scene,
+    screens,
+    seen,
+    timeless,
+    write_golden_screens,
+)
 from scripted_model import ScriptedModel, opencode_config
+from simulation import INTERRUPTIONS, MISBEHAVIOURS, SHORT, Simulation, drive, note_end_of, replay
+from stories import (
+    BEGINS,
+    BROKEN_SETUP,
+    CHECK_STOPPED,
+    DONE,
+    MAYBE,
+    NINE,
+    NOON,
+    STATES,
+    TWO,
+    WAITS,
+    No,
+    Story,
+    answers,
+    at_work,
+    fails_first,
+    fails_with,
+    in_state,
+    is_done,
+    is_same,
+    permission,
+    waiting_for,
+)
 from versions import try_version
+from wire import OK, PAGE, PAGE_ERROR, Said, Turns, Wire, a_dialect, delta_of, frame, read, talker
 
 sys.path.insert(0, str(OCLOOP.parent))
 
@@ -102,7 +140,6 @@ from ocloop import (
     OpenCode2,
     Options,
     Part,
-    Picture,
     Plan,
     Polled,
     Problem,
@@ -121,10 +158,8 @@ from ocloop import (
     Spent,
     StreamOpened,
     Woke,
-    layout,
     parse_plan,
     text_width,
-    view,
 )
 
 if TYPE_CHECKING:
@@ -140,481 +175,9 @@ Json = dict[str, Any]
 #
 # What a run promises, told as stories, then interrupted everywhere, then put into hostile worlds.
 #
-# They know no processes, no network and no sleeping: the time is an argument. A story says what
-# happens (events, keys, answers), and looks at what was requested, told and shown. A section for
-# each promise, in the order of a run.
+# A story (examples/lab/stories.py) knows no processes, no network and no sleeping. Each promise
+# has a section, in the order of a run.
 # ==================================================================================================
-
-# ── how a story is told ───────────────────────────────────────────────────────────────────────────
-# A Story is a run with a world that answers every request as a well-behaved OpenCode would, at
-# once. A test says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`,
-# `activity`), and reads what was requested (`take`) and where the run stands (`state`).
-
-NOON = 1_800_000_000.0
-MAYBE = frozenset(("poll", "read_files", "measure_server", "stop_check"))  # what looking adds
-BEGINS = "start_server setup create send"
-TWO = "# Part\n- [ ] one\n- [ ] two\n"
-NINE = "- [ ] a\n" * 9
-DONE = "- [x] one\n<plan-complete>done</plan-complete>"
-GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
-FILES = {"directory": "/project", "plan": "/project/PLAN.md", "prompt": "/project/PROMPT.md"}
-NO_ANSWER = "timed out"
-CHECK_STOPPED = ocloop.CheckResult(-15, "", True)
-BROKEN_SETUP = "ConfigInvalidError"
-RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
-
-
-class No(NamedTuple):
-    """An answer: it was not carried out."""
-
-    problem: str
-    code: int = 0  # HTTP's; 0: there was no answer
-    name: str = ""  # of the error
-    again: bool = True  # trying again can help
-
-
-# The names of what a request carries.
-CARRIES = {
-    "start_server": "launch", "stop_server": "session", "create": "prompt",
-    "send": "session prompt attempt", "interrupt": "session prompt attempt",
-    "poll": "session prompt attempt closer", "reply": "request decision answers message",
-    "run_check": "facts", "notify": "facts",
-}  # fmt: skip
-
-
-class Story:
-    """A run, the world around it, and all that was said between them.
-
-    `finds` is what is otherwise than usual when the run begins: a fact of the world, or by the name
-    of a request how it is answered.
-    """
-
-    def __init__(
-        self,
-        plan: str | None = TWO,
-        now: float = NOON,
-        start: bool = True,
-        seed: str = "seed0001",
-        finds: Json | None = None,
-        **options: Any,
-    ) -> None:
-        self.options = Options(**{**FILES, "run": True, "attended": True, **options})
-        self.run = Run(self.options, now, seed)
-        self.now = now
-        self.plan = plan
-        self.prompt: str | None = "Do {{TASK}}{{CHECK}}"
-        self.setup = Setup("a/b", {"a/b": 1000, "c/d": 1000}, ("build", "plan"))
-        # What a look at the session shows.
-        self.activity = "working"
-        self.verdict = ""
-        self.fault: Fault | None = None
-        self.spent: Spend | None = None
-        self.children: tuple[str, ...] = ()
-        self.asks_open: tuple[Ask, ...] | None = None
-        self.unlisted: tuple[str, ...] = ()
-        self.retry: Activity | None = None
-        self.memory = 0
-        self.check = 0  # exit status of the check
-        self.sessions = 0
-        self.good: dict[str, Way] = {
-            "start_server": answers(("http://127.0.0.1:4096", "1.18.33", 1)),
-            "measure_server": lambda _: self.memory,
-            "setup": lambda _: self.setup,
-            "read_files": self.files,
-            "create": self.create,
-            "poll": self.look,
-            "interrupt": self.comes_to_rest,
-            "run_check": lambda _: ocloop.CheckResult(self.check, "output of the check"),
-            **dict.fromkeys(("send", "reply", "notify", "hand_over"), is_done),
-            **dict.fromkeys(("stop_server", "stop_check"), is_done),
-        }
-        self.world: dict[str, Way | None] = dict(self.good)  # None: it never answers
-        for name, value in (finds or {}).items():
-            (self.world if value is None or callable(value) else vars(self))[name] = value
-        self.requests: list[Any] = []
-        self.taken = 0
-        self.states = [self.state]
-        if start:
-            self.hear()
-
-    # How the world answers.
-
-    def files(self, request: Any) -> ocloop.FilesRead:
-        problem = "the prompt cannot be read" if self.prompt is None else ""
-        return ocloop.FilesRead(self.plan, self.prompt, GONE if self.plan is None else problem)
-
-    def create(self, request: Any) -> str:
-        self.sessions += 1
-        self.activity = "working"
-        self.verdict = ""
-        self.fault = None
-        self.asks_open = None
-        self.children = ()
-        return self.id
-
-    def look(self, request: Any) -> Polled:
-        is_shown = request.closer or self.activity == "idle"
-        verdict = (self.verdict or "undelivered") if is_shown else ""
-        return Polled(
-            activity=self.activity,
-            verdict=verdict,
-            fault=self.fault if verdict in ("failed", "cut") else None,
-            spent=self.spent,
-            children=self.children,
-            asks=self.asks_open,
-            unlisted=self.unlisted,
-            retry=self.retry if self.activity == "retrying" else None,
-        )
-
-    def comes_to_rest(self, request: Any) -> None:
-        """An interrupt after which the session works no more."""
-        self.activity = "idle"
-
-    def mend(self) -> None:
-        """The world is well-behaved again."""
-        self.world.update(self.good)
-
-    def answer(self, request: Any, value: Any = ...) -> None:
-        """Answer a request by hand; without a value, as a well-behaved world would now."""
-        self.now += 0.1
-        value = self.good[request.name](request) if value is ... else value
-        error: Exception | None = None
-        if isinstance(value, No):
-            error = RequestError(value.code, value.problem, value.name)
-            if request.name == "start_server":
-                error = Problem(value.problem, again=value.again)
-        self.hear(Answer(request.made, None if error else value, error))
-
-    def carry_out(self, requests: Sequence[Any]) -> None:
-        self.requests += requests
-        for request in requests:
-            way = self.world.get(request.name)
-            if way:
-                self.answer(request, way(request))
-
-    def hear(self, event: Any = None) -> None:
-        """The run is told of it, or that time has passed; and what it requests is carried out."""
-        requests = []
-        for made in self.run.handle(event, self.now):
-            fields = zip(CARRIES.get(made.name, "").split(), made.args)
-            requests.append(SimpleNamespace(name=made.name, made=made, **dict(fields)))
-        if self.run.exit_status is not None and not self.count("exit"):
-            requests.append(SimpleNamespace(name="exit", status=self.run.exit_status))
-        if self.state != self.states[-1]:
-            self.states.append(self.state)
-        self.carry_out(requests)
-
-    # What happens.
-
-    def tell(self, *events: Event) -> None:
-        """Let events happen, a tenth of a second apart, and their consequences."""
-        for event in events:
-            self.now += 0.1
-            self.hear(event)
-
-    def let_pass(self, seconds: float, step: float = 0.5) -> None:
-        until = self.now + seconds
-        while self.now < until and not self.exits:
-            self.now += min(step, until - self.now)
-            self.hear()
-
-    def sleep(self, seconds: float) -> None:
-        """The machine sleeps, or its clock is set."""
-        self.now += seconds
-        self.hear()
-
-    def wait_out(self) -> float:
-        """Let the wait for the next attempt pass; returns how long it was, in seconds."""
-        assert self.state == "waiting"
-        seconds = self.wait_left
-        self.let_pass(seconds - 1, 5)
-        assert self.state == "waiting"
-        self.let_pass(2)
-        assert self.state == "running"
-        return seconds
-
-    def server_dies(self, why: str = "it died") -> None:
-        self.tell(ServerDied(self.last("start_server").launch, why))
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tell(Key(key))
-
-    # What the server says.
-
-    @property
-    def id(self) -> str:
-        """The session under way."""
-        return f"ses_{self.sessions}"
-
-    def busy(self) -> None:
-        self.tell(Activity(self.id, "working"))
-
-    def idle(self) -> None:
-        self.activity = "idle"
-        self.tell(Activity(self.id, "idle"))
-
-    def retries(self, attempt: int, after: float, message: str = "Too Many Requests") -> None:
-        self.tell(Activity(self.id, "retrying", attempt, after, message))
-
-    def message(
-        self, ended: str = "", cost: float = 0.0, id: str = "", session: str = "", **more: Any
-    ) -> None:
-        given: dict[str, Any] = {"context": 20, "model": "a/b", "ended": ended, "complete": True}
-        spend = Spend(cost, 10, 6, 4)
-        message = id or f"msg_{self.now}"
-        self.tell(Spent(session or self.id, message, spend, **{**given, **more}))
-
-    def part(
-        self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
-    ) -> None:
-        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
-
-    def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
-        request = permission(id, session or self.id, title)
-        self.tell(request)
-
-    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
-        asked = Question("Which?", tuple((label, "") for label in labels))
-        request = Ask(id, session or self.id, "question", "", "Which?", (asked,) * times)
-        self.tell(request)
-
-    # How a session ends.
-
-    def ends(self, verdict: str = "answered", fault: Fault | None = None) -> None:
-        """The session comes to rest, and this is how its answer stands."""
-        self.verdict = verdict
-        self.fault = fault
-        self.idle()
-
-    def works(self, cost: float = 0.0, model: str = "a/b") -> None:
-        """The agent does the next task and ends its turn."""
-        self.busy()
-        self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-        self.message("answered", cost, model=model)
-        self.ends()
-
-    def idles(self, cost: float = 0.0) -> None:
-        """The agent ends its turn, and has settled nothing."""
-        self.busy()
-        self.message("answered", cost)
-        self.ends()
-
-    def fails(
-        self,
-        kind: str = "provider",
-        message: str = "it failed",
-        retry_after: float = 0.0,
-        cost: float = 0.0,
-    ) -> None:
-        """An error of the provider's ends the turn."""
-        fault = Fault(kind, message, retry_after)
-        self.busy()
-        if cost:
-            self.message("", cost)
-        self.tell(Broke(self.id, fault))
-        self.ends("failed", fault)
-
-    # What is seen of the run.
-
-    def __getattr__(self, name: str) -> Any:
-        """Its own words: status, number, total, model, books, clock."""
-        return getattr(self.run, name)
-
-    def picture(self) -> Picture:
-        return view(self.run)
-
-    @property
-    def asks_whether_to_quit(self) -> bool:
-        return self.picture().ask_shown == ocloop.QUIT_SHOWN
-
-    @property
-    def entries(self) -> list[Entry]:
-        return list(self.run.journal.entries)
-
-    @property
-    def state(self) -> str:
-        """Where the run stands, whatever its session does meanwhile."""
-        shown = self.run.shown_state
-        return "pausing" if shown == "pausing" else self.run.stage
-
-    @property
-    def reason(self) -> str:
-        return self.run.reason
-
-    @property
-    def wait_left(self) -> float:
-        """Seconds until the next attempt."""
-        assert self.run.wait_until is not None
-        return self.run.wait_until - self.run.now
-
-    @property
-    def asked(self) -> list[str]:
-        """The ids of what waits for somebody."""
-        return list(self.run.talk.asks.open) if self.run.talk else []
-
-    @property
-    def left_session(self) -> str:
-        """The one that is stopped when the program leaves, on whoever's server."""
-        return self.run.talk.id if self.run.talk else self.run.server.left_session
-
-    def record(self, status: int | None = None) -> Json:
-        """The state file of the run."""
-        server = ocloop.Server(self.options, print)
-        return ocloop.as_dict(json.loads(json.dumps(ocloop.record_of(self.run, server, status))))
-
-    # What came of it.
-
-    def take(self, *ignored: str) -> str:
-        """The names of the requests since the last take, without `ignored`, or what polling and
-        reading add."""
-        ignore = ignored or MAYBE
-        names = [request.name for request in self.requests[self.taken :]]
-        self.taken = len(self.requests)
-        return " ".join(name for name in names if name not in ignore)
-
-    def all(self, name: str) -> list[Any]:
-        return [request for request in self.requests if request.name == name]
-
-    def count(self, name: str) -> int:
-        return len(self.all(name))
-
-    def last(self, name: str) -> Any:
-        return self.all(name)[-1]
-
-    @property
-    def exits(self) -> list[int]:
-        """Its exit status; nothing is requested after that."""
-        return [one.status for one in self.requests[-1:] if one.name == "exit"]
-
-    @property
-    def text(self) -> str:
-        """The journal."""
-        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.entries)
-
-    @property
-    def words(self) -> list[str]:
-        """What the iterations that are over were called."""
-        return [result.word for result in self.books.results]
-
-    @property
-    def prompted(self) -> Prompt:
-        """The newest prompt."""
-        prompt: Prompt = self.last("send").prompt
-        return prompt
-
-    @property
-    def notified(self) -> str:
-        """What --notify was told last."""
-        message: str = self.last("notify").facts["OCLOOP_MESSAGE"]
-        return message
-
-    @property
-    def replied(self) -> list[tuple[str, str]]:
-        return [(request.request.id, request.decision) for request in self.all("reply")]
-
-    @property
-    def shown(self) -> dict[str, str]:
-        """The keys that are offered."""
-        return dict(self.picture().keys)
-
-
-def is_done(request: Any) -> None:
-    """It was carried out, and there is no more to say."""
-
-
-def at_work(plan: str = TWO, **options: Any) -> Story:
-    """A story whose first session works."""
-    story = Story(plan, **options)
-    story.busy()
-    return story
-
-
-def answers(value: Any) -> Way:
-    return lambda request: value
-
-
-def fails_with(code: int, problem: str = NO_ANSWER, name: str = "", again: bool = True) -> Way:
-    """An answer: the request was not carried out."""
-    return answers(No(problem, code, name, again))
-
-
-def fails_first(times: int, way: Way, then: Way) -> Way:
-    """So often one way, then the other."""
-    left = [way] * times
-
-    def answer(request: Any) -> Any:
-        return left.pop()(request) if left else then(request)
-
-    return answer
-
-
-def permission(id: str, session: str, title: str = "bash", detail: str = "rm -r x") -> Ask:
-    return Ask(id, session, "permission", title, detail, is_circle=title == "doom_loop")
-
-
-def is_same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
-    """Equal, and of the same kinds: two named tuples of different types may be equal."""
-    return [(type(one), one) for one in found] == [(type(one), one) for one in expected]
-
-
-def in_state(state: str, **options: Any) -> Story:
-    """A story that is shown in this state."""
-    finds: Json = {"start_server": None} if state == "starting" else {}
-    options.setdefault("run", state not in ("ready", "starting"))
-    story = Story("- [ ] one\n", finds=finds, **options)
-    if state in ("pausing", "paused"):
-        story.press("space")
-    if state in ("paused", "waiting"):
-        story.fails()
-    elif state == "stopping":
-        story.press("q", "q")
-    elif state == "complete":
-        story.plan = DONE
-        story.ends()
-    elif state == "error":
-        story.fails("auth")
-    assert story.state == state
-    return story
-
-
-STATES = (
-    *("starting", "ready", "running", "pausing", "waiting"),
-    *("paused", "complete", "error", "stopping"),
-)
-
-
-def waiting_for(what: str, **options: Any) -> Story:
-    """A story in which all is well, but that this has not come yet.
-
-    setup, read_files, create, send: the answer; resend: the time to send again; begin: that the
-    prompt, which X is to stop, begins to run; interrupt: the answer to X; look: the last one, after
-    that; review: the plan after a session; run_check: its end; server: a new one, while one works.
-    """
-    if what == "run_check":
-        options.setdefault("check", "make test")
-    finds: Json = {"send": fails_with(0)} if what == "resend" else {}
-    if what in ("setup", "read_files", "create", "send"):
-        finds[what] = None
-    story = Story(finds=finds, **options)
-    if what in ("interrupt", "look", "server"):
-        story.world[{"look": "poll", "server": "start_server"}.get(what, what)] = None
-        story.busy()
-    if what in ("review", "run_check"):
-        story.world[{"review": "read_files"}.get(what, what)] = None
-        story.works()
-    elif what in ("begin", "interrupt", "look"):
-        story.press("x")
-    elif what == "server":
-        story.server_dies()
-    return story
-
-
-WAITS = (
-    *("setup", "read_files", "create", "send", "resend", "work", "begin"),
-    *("interrupt", "look", "review", "run_check", "server"),
-)
-
 
 # ── a run from start to end ───────────────────────────────────────────────────────────────────────
 
@@ -3159,306 +2722,8 @@ def test_a_run_ends_with_records() -> None:
     assert story.last("notify").facts["OCLOOP_EVENT"] == "stopped"
 
 
-# ── simulated worlds ──────────────────────────────────────────────────────────────────────────────
-# Agents that work for some seconds, ask for something, settle a task and end their turn; and a
-# server that answers each kind of request in one fixed way. Two agents at work at once, a prompt
-# after the end, or an id that stands for two prompts: each is an error wherever it happens.
-
-STEP = 9.0  # seconds between two turns at the most; more than ten would be time away
-ENDLESS = 1e12
-LATE = 601.0  # nobody waits so long for an answer
-# Two simulated hours: one in which a provider may be waited for (max_wait), one for all the rest:
-# three iterations in a row that fail (--retries 2), each with what its requests may take.
-WITHIN = 2 * 3600.0
-WAYS = ("400", "404", "500", "final", "never", "late", "slow", "twice")
-REQUESTS = [*Story().good]
-# A check may take any time: --check-timeout ends it, outside of the core.
-MISBEHAVIOURS = [
-    (name, way) for name in REQUESTS for way in WAYS if (name, way) != ("run_check", "never")
-]
-ON_THE_SERVER = ("setup", "create", "send", "poll", "interrupt", "reply")
-
-
-class Agent(NamedTuple):
-    """The truth about a session that was prompted."""
-
-    session: str
-    prompt: str  # its id
-    begins: float  # before, an interrupt does nothing
-    until: float  # it works so long, unless somebody stops it
-    asks: Ask | None = None  # what it waits for, until somebody answers
-    fault: Fault | None = None  # how its turn ends, when not well
-    is_ended_by_refusal: bool = False
-    child: str = ""
-
-
-class Simulation(Story):
-    """A server and its agents, in simulated time; `ways` says how which request is answered."""
-
-    def __init__(
-        self,
-        ways: dict[str, str] | None = None,
-        since: int = 1,  # the ways hold from so many requests of that name on,
-        times: int = 10**9,  # so many times
-        mute: bool = False,  # nothing is heard on the stream
-        does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
-        works_for: float = 20.0,
-        grows: float = 0.0,  # the first server, so many MiB a second
-        **options: Any,
-    ) -> None:
-        self.ways = ways or {}
-        self.since = since
-        self.times = times
-        self.mute = mute
-        self.does = list(does)
-        self.works_for = works_for
-        self.grows = grows
-        self.agents: dict[str, Agent] = {}
-        # Prompts whose turn has ended, by their id, and how.
-        self.finished: dict[str, tuple[str, Fault | None]] = {}
-        self.prompts: dict[str, Any] = {}  # by the id of the message
-        self.costs: dict[str, float] = {}  # what was told of the session under way
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.posted: list[tuple[float, int, bool, Callable[[], None]]] = []
-        self.happened = 0
-        self.launches = 0
-        given: Json = {
-            "attended": False, "auto": True, "check": "make", "notify": "mail",
-            "retries": 2, "stuck": 2, "max_wait": 3600.0, "ask_timeout": 30.0,
-            "stall_timeout": 60.0, "iteration_timeout": 0.0,
-        }  # fmt: skip
-        super().__init__(**{**given, **options})
-
-    # What the world does with requests.
-
-    def carry_out(self, requests: Sequence[Any]) -> None:
-        """Nothing is prompted at rest, and an id stands for one prompt in one session."""
-        for request in requests:
-            name = request.name
-            assert not self.exits, name
-            self.requests.append(request)
-            self.counts[name] += 1
-            if name in ("create", "send"):
-                assert self.state in ("running", "pausing"), f"{name} while {self.state}"
-            if name == "send":
-                known = self.prompts.setdefault(request.prompt.message_id, request)
-                assert (known.session, known.prompt) == (request.session, request.prompt)
-            is_hit = 0 <= self.counts[name] - self.since < self.times
-            if name != "exit":
-                self.treat(name, request, self.ways.get(name, "right") if is_hit else "right")
-
-    def treat(self, name: str, request: Any, way: str) -> None:
-        if way == "404":
-            self.agents.pop(getattr(request, "session", ""), None)  # it is gone
-        refused = {"final": No("it is no use", 400, BROKEN_SETUP, again=False)}
-        refused.update({code: No(f"HTTP {code}", int(code)) for code in ("400", "404", "500")})
-        value = refused[way] if way in refused else self.good[name](request)
-        if way == "lost":  # it arrived, its answer did not
-            value = No(NO_ANSWER)
-        launch = self.launches
-        delays = {"never": (), "late": (LATE,), "slow": (7.0,), "lost": (5.0,), "twice": (0.1, 3.1)}
-        for delay in delays.get(way, (0.1,)):
-            self.post(delay, lambda: self.reply_from(launch, name, request, value), True)
-
-    def reply_from(self, launch: int, name: str, request: Any, value: Any) -> None:
-        if name in ON_THE_SERVER and launch != self.launches:
-            value = No("it went down with its server")
-        if name == "poll" and not isinstance(value, No):
-            self.note_cost(request.session, value.spent.cost)
-        self.answer(request, value)
-
-    def note_cost(self, session: str, cost: float) -> None:
-        if session == self.id:
-            self.costs[session] = max(cost, self.costs.get(session, 0.0))
-
-    def post(self, delay: float, happens: Callable[[], None], is_answer: bool = False) -> None:
-        self.posted.append((self.now + delay, len(self.posted) + self.happened, is_answer, happens))
-
-    def say(self, delay: float, event: Any) -> None:
-        """Let it be heard on the stream, later."""
-
-        def happens() -> None:
-            if isinstance(event, Spent):
-                self.note_cost(event.session, event.spend.cost)
-            self.tell(event)
-
-        if not self.mute:
-            self.post(delay, happens)
-
-    def start_anew(self, request: Any = None) -> Any:
-        """The server ends, with whoever works there."""
-        self.agents.clear()
-        self.launches += 1
-        return ("http://127.0.0.1:4096", "1.18.33", 1)
-
-    def create(self, request: Any) -> str:
-        self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
-        self.good.update(reply=self.take_reply, measure_server=self.measure, send=self.accept)
-        self.sessions += 1
-        return self.id
-
-    def accept(self, request: Any) -> None:
-        session = request.session
-        if session in self.agents or request.prompt.message_id in self.finished:
-            return  # the same ids: nothing is run twice
-        assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
-        does = self.does.pop(0) if self.does else ""
-        prompt = request.prompt.message_id
-        agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
-        self.say(1.5, Activity(session, "working"))
-        self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
-        if does == "subagent":
-            agent = agent._replace(child=f"{session}_child")
-            self.say(1.9, Child(agent.child, session))
-        if does in ("ask", "two asks", "question", "subagent"):
-            asks = permission(f"per_{session}", agent.child or session)
-            if does == "question":
-                question = (Question("Which?", (("red", ""),)),)
-                asks = Ask(f"que_{session}", session, "question", "", "?", question)
-            self.say(2.0, asks)
-            is_ended = does == "two asks"
-            agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
-        if does == "limit":
-            fault = Fault("rate-limit", "Too Many Requests")
-            agent = agent._replace(fault=fault, until=self.now + 4)
-        if does == "retry":
-            self.say(2.0, Activity(session, "retrying", 1, 8.0, "busy"))
-            self.say(10.0, Activity(session, "working"))
-        self.agents[session] = agent
-
-    def take_reply(self, request: Any) -> None:
-        for agent in list(self.agents.values()):
-            if agent.asks and agent.asks.id == request.request.id:
-                is_ended = agent.is_ended_by_refusal and request.decision == "reject"
-                until = self.now + (0.5 if is_ended else self.works_for)
-                self.agents[agent.session] = agent._replace(
-                    asks=None, until=until, is_ended_by_refusal=is_ended
-                )
-
-    def measure(self, request: Any) -> int:
-        return int((self.now - NOON) * self.grows) if self.launches == 0 else 0
-
-    def comes_to_rest(self, request: Any) -> None:
-        agent = self.agents.get(request.session)
-        if agent and self.now >= agent.begins:
-            del self.agents[agent.session]
-
-    def look(self, request: Any) -> Polled:
-        agent = self.agents.get(request.session)
-        if agent and self.now >= agent.begins:
-            return Polled(
-                "working",
-                "unfinished" if request.closer else "",
-                spent=Spend(0.1),
-                asks=(agent.asks,) if agent.asks else (),
-                children=(agent.child,) if agent.child else (),
-            )
-        verdict, fault = self.finished.get(request.prompt.message_id, ("undelivered", None))
-        return Polled("idle", verdict, fault, spent=Spend(0.1))
-
-    # Time.
-
-    def turn(self) -> None:
-        """To the next thing that happens, or a step further."""
-        due = min(self.posted, default=None, key=lambda item: item[:2])
-        ends = min((agent.until for agent in self.agents.values()), default=ENDLESS)
-        self.now = max(self.now, min(self.now + STEP, due[0] if due else ENDLESS, ends))
-        for agent in list(self.agents.values()):
-            if self.now >= agent.until:
-                self.finish(agent)
-        if due and due[0] <= self.now:
-            self.posted.remove(due)
-            self.happened += 1
-            due[3]()
-        self.hear()
-
-    def finish(self, agent: Agent) -> None:
-        del self.agents[agent.session]
-        if agent.fault:
-            self.finished[agent.prompt] = ("failed", agent.fault)
-            self.say(0.1, Broke(agent.session, agent.fault))
-        elif agent.is_ended_by_refusal:
-            self.finished[agent.prompt] = ("refused", None)
-        else:
-            self.finished[agent.prompt] = ("answered", None)
-            self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-            if "[ ]" not in self.plan and "<plan" not in self.plan:
-                self.plan += "<plan-complete>all of it</plan-complete>\n"
-        self.say(0.2, Activity(agent.session, "idle"))
-
-    @property
-    def rests(self) -> bool:
-        return bool(self.exits) or self.state in RESTS
-
-    @property
-    def told(self) -> str:
-        return f"{self.ways} while {self.state}, {self.reason}"
-
-
-def drive(world: Simulation, within: float = WITHIN) -> Simulation:
-    """Until the run rests or ends, which it must, without burning meanwhile."""
-    began = world.now
-    before = sum(world.counts.values())
-    while not world.rests:
-        world.turn()
-        assert world.now - began <= within, f"{world.told}: no end after {world.now - began:.0f} s"
-    requested = sum(world.counts.values()) - before
-    assert requested <= 60 + (world.now - began), f"{world.told}: it burns: {world.counts}"
-    return world
-
-
 # ── interrupted everywhere ────────────────────────────────────────────────────────────────────────
 # Short stories, each once more with an interruption after each thing that happens in it.
-
-SHORT: dict[str, Json] = {
-    "two tasks with a check": {"does": ()},
-    "a permission": {"does": ("ask",), "auto": False},
-    "a question": {"does": ("question",)},
-    "a rate limit": {"does": ("limit",)},
-    "a subagent that asks": {"does": ("subagent",), "auto": False},
-    "a retry": {"does": ("retry",), "stall_timeout": 0.0},
-    "two asks": {"does": ("two asks",), "auto": False},
-    "a server that grows": {"grows": 110.0, "server_memory": 1000, "works_for": 40.0},
-}
-
-
-def lose_stream(world: Simulation) -> None:
-    """What happens meanwhile is not repeated when it is back."""
-    world.posted = [one for one in world.posted if one[2]]
-    world.tell(StreamOpened())
-
-
-def kill_server(world: Simulation) -> None:
-    world.start_anew()
-    world.server_dies()
-
-
-INTERRUPTIONS: dict[str, Callable[[Simulation], None]] = {
-    "Q": lambda world: world.press("q", "q"),
-    "X": lambda world: world.press("x"),
-    "space": lambda world: world.press("space"),
-    "death": kill_server,
-    "screen": lambda world: world.tell(ScreenLost("gone")),
-    "stream": lose_stream,
-}
-
-
-def replay(story: str, after: int = -1, happens: str = "") -> Simulation:
-    """A short story, with an interruption after so many things that happen in it."""
-    world = Simulation(attended=True, **SHORT[story])
-    while not world.rests:
-        if world.happened == after:
-            INTERRUPTIONS[happens](world)
-            break
-        world.turn()
-    return drive(world)
-
-
-def note_end_of(world: Simulation) -> None:
-    """Nobody is left at work, but for the one that the program itself stops when it leaves."""
-    left = set(world.agents)
-    assert left <= ({world.left_session} if world.exits else set()), world.told
-    assert world.total.cost == pytest.approx(sum(world.costs.values())), "all costs are counted"
 
 
 @pytest.mark.parametrize("story", SHORT)
@@ -4641,25 +3906,6 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
 
 
-def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
-    return OpenCode1(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
-
-
-def read(stream: bytes, live: bool = True, verbose: bool = False) -> list[Event]:
-    posted: list[Event] = []
-    ocloop.StreamReader(a_dialect(), posted.append, live, verbose).read(io.BytesIO(stream))
-    return posted
-
-
-def frame(type: str, /, **properties: Any) -> bytes:
-    event = {"id": "evt_1", "type": type, "properties": properties}
-    return b"data: %s\n\n" % json.dumps(event).encode()
-
-
-def delta_of(session: str, text: str = "The") -> bytes:
-    return frame("message.part.delta", sessionID=session, partID="prt_1", delta=text)
-
-
 def test_events_are_decoded_in_their_order() -> None:
     stream = (
         frame("server.connected")
@@ -4879,68 +4125,6 @@ def test_what_was_spent_is_read_from_whatever_is_there() -> None:
 
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
-PAGE = "<!doctype html><title>OpenCode</title>"
-
-
-class Wire:
-    """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
-
-    A text is a page, a number alone is a code with an empty body, else it is JSON; (code, answer)
-    is an answer with a code; the answers of a `Turns` are given one by one. What is not in there is
-    answered with `otherwise`.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-        wire = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                wire.heard.append((self.command, self.path, json.loads(raw) if raw else None))
-                wire.headers.append(dict(self.headers.items()))
-                route = f"{self.command} {self.path.partition('?')[0]}"
-                said = wire.says.get(route, wire.otherwise)
-                said = said.next() if isinstance(said, Turns) else said
-                code, said = said if isinstance(said, tuple) else (200, said)
-                if type(said) is int:
-                    code, said = said, b""
-                if not isinstance(said, (str, bytes)):
-                    said = json.dumps(said)
-                body = said if isinstance(said, bytes) else said.encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = do_DELETE = answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def forget(self) -> None:
-        self.says: Json = {}
-        self.otherwise: Any = PAGE  # both generations answer unknown paths like this
-        self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
-        self.headers: list[dict[str, str]] = []
-
-    def client(self, password: str = "") -> Client:
-        return Client(self.url, "opencode", password)
-
-
-class Turns:
-    """Answers that are given one after the other; the last one again and again."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-
-    def next(self) -> Any:
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
 
 @pytest.fixture(scope="module")
 def one_wire() -> Iterator[Wire]:
@@ -5016,30 +4200,6 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         with talker(said) as (url, _), pytest.raises(RequestError) as error:
             Client(url, "", "").request("GET", "/")
         assert error.value.code == 0 and str(error.value), "what speaks no HTTP does not answer"
-
-
-@contextmanager
-def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers each request with these pieces, whatever it is; its URL, and what it
-    hears."""
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def talk() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with suppress(OSError), connection:
-                        heard.append(connection.recv(65536))
-                        for piece in said:
-                            connection.sendall(piece)
-                            time.sleep(pause)
-
-        threading.Thread(target=talk, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
 
 
 ODD_IDS = (
@@ -5471,37 +4631,6 @@ def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
 # ── opencode 1: what is asked of it ───────────────────────────────────────────────────────────────
 
 
-class Said(Client):
-    """A server without a wire: `says` maps "METHOD /path" to an answer, to what makes one of the
-    path with its query, or to what is raised."""
-
-    def __init__(self, says: Json) -> None:
-        super().__init__("http://127.0.0.1:9", "", "")
-        self.says = says
-        self.heard: list[tuple[str, str, Any]] = []
-
-    def request(
-        self, method: str, path: str, body: Any = None, timeout: float = ocloop.REQUEST_TIMEOUT
-    ) -> Any:
-        self.heard.append((method, path, body))
-        said = self.says.get(f"{method} {path.partition('?')[0]}", PAGE_ERROR)
-        if isinstance(said, Turns):
-            said = said.next()
-        if callable(said):
-            said = said(path)
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-    @property
-    def sent(self) -> list[tuple[str, Any]]:
-        """What was posted: routes and bodies."""
-        return [
-            (path.partition("?")[0], body) for method, path, body in self.heard if method == "POST"
-        ]
-
-
-PAGE_ERROR = RequestError(502, "a page", "NotJSON")
 BOOM = RequestError(500, "boom", "UnknownError")
 PROMPT = Prompt("Do it", "ocloop 1/2: it", "acme/large/v2", "build", "msg_0", "prt_0")
 
@@ -7198,156 +6327,11 @@ def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
 # What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
-def drawn(picture: Picture, width: int, height: int, scroll: Scroll | None = None) -> list[str]:
-    rows = layout(picture, width, height, scroll or Scroll())
-    return ["".join(text for _, text in row) for row in rows]
-
-
-def header(story: Story, row: int) -> str:
-    """A row of the header where there is room for all of it."""
-    return "".join(text for _rank, _style, text in story.picture().header[row])
-
-
-def timeless(picture: Picture) -> str:
-    """All that is shown, without the numbers, which may count on."""
-    return re.sub(r"-?[\d.]+", "0", repr(picture[:-2]))
-
-
-def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
-    return "\n".join(drawn(story.picture(), width, height, scroll))
-
-
-SCENERY = """# The plan
-
-## Phase 1: foundations
-- [x] Set up the project
-- [ ] Write the parser
-- [ ] Test the parser on every example of the specification, and on what people really write
-
-## Phase 2: out into the world
-- [BLOCKED: no key yet] Deploy it
-- [MANUAL] Tell Bob
-- [~] Write the documentation
-"""
-
-
-def scenery(**options: Any) -> Story:
-    """An iteration that went well, and one under way."""
-    limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
-    story = Story(SCENERY, models=("a/b",), **{**limits, **options})
-    story.busy()
-    story.part("prt_1", "thinking", text="I have to read the plan first.")
-    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    failed: Json = {"tool": "bash", "argument": "make test", "text": "exit status 2"}
-    story.part("prt_3", "tool", "failed", seconds=72.0, **failed)
-    story.let_pass(95, 5)
-    story.part("prt_4", "tool", tool="todowrite", argument="0/2 write it")
-    story.part("prt_5", "tool", tool="edit", argument="parser.py  +120 -3")
-    said = "The parser is written:\nit reads **all** of the examples, [x] and [bold] too."
-    story.part("prt_6", "text", text=said)
-    story.works(0.1234)
-    story.busy()
-    story.part("prt_7", "tool", "running", tool="task", argument="look around", opens=True)
-    story.tell(Child("ses_child", story.id))
-    story.part("prt_8", "tool", session="ses_child", tool="grep", argument="def test_ in tests")
-    story.message("calls", 0.05)
-    story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
-    story.let_pass(42, 5)
-    return story
-
-
-def scene(name: str) -> Story:
-    if name in ("starting", "ready"):
-        story = Story(SCENERY, run=False, start=False)
-        if name == "starting":
-            story.world["start_server"] = None
-        story.hear()
-        story.let_pass(7)
-        return story
-    story = scenery(
-        max_iterations=2 if name == "paused" else 0, check="make test" if "check" in name else ""
-    )
-    keys = {"pausing": ["space"], "stopping": ["q", "q"], "help": ["?"], "plan": ["p"]}
-    story.press(*keys.get(name, ["q"] if name == "quit" else []))
-    if name == "retrying":
-        story.world["poll"] = None  # else it would count from the beginning
-        story.retries(2, 20.0, "Provider is overloaded")
-        story.let_pass(6)
-    elif name == "waiting":
-        story.fails("rate-limit", "Rate limit reached: try again later")
-    elif name in ("paused", "checking", "check failed"):
-        if name == "checking":
-            story.world["run_check"] = None
-        story.check = 2 if name == "check failed" else 0
-        story.works(0.0766)
-        if name == "check failed":
-            story.busy()
-        story.let_pass({"checking": 12, "check failed": 3}.get(name, 0))
-    elif name in ("plan away", "files trouble", "error"):
-        story.plan = None
-        if name != "plan away":
-            story.ends()
-        story.let_pass(70 if name == "error" else 12)
-    elif name == "complete":
-        story.plan = SCENERY.replace("[ ]", "[x]").replace("[~]", "[x]")
-        story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
-        story.message("answered", 0.25)
-        story.ends()
-    elif name == "permission":
-        story.asks()
-        story.asks("per_2")
-    elif name == "question":
-        asked = Question("In which language?", (("English", "As the plan says"), ("Local", "")))
-        ask = Ask("que_1", story.id, "question", "", asked.text, (asked,))
-        story.tell(ask)
-    return story
-
-
-# Scene -> the state that a person reads there.
-# fmt: off
-SCENES = {
-    **{name: name for name in (
-        "starting", "ready", "running", "retrying", "pausing", "paused", "waiting", "stopping",
-        "error")},
-    "complete": "stopped",
-    **dict.fromkeys(("checking", "check failed", "plan away", "files trouble"), "running"),
-    **dict.fromkeys(("permission", "question"), "waits for you"),
-    **dict.fromkeys(("help", "plan", "quit"), "running"),
-}
-# fmt: on
-SCREENS = harness.LAB / "screens.txt"
-SIZES = ((80, 24), (40, 12))
-MORE_SIZES = {
-    **dict.fromkeys(("running", "question"), ((120, 40), (20, 5))),
-    **dict.fromkeys(("plan", "complete"), ((120, 40),)),
-    "permission": ((20, 5),),
-}
-
-
-def screens() -> dict[str, list[str]]:
-    """All scenes in their sizes: title -> rows."""
-    found = {}
-    for name in SCENES:
-        picture = scene(name).picture()
-        for width, height in (*SIZES, *MORE_SIZES.get(name, ())):
-            found[f"{name} {width}x{height}"] = drawn(picture, width, height)
-    return found
-
-
-def write_golden_screens() -> None:
-    os.environ["TZ"] = "UTC"
-    time.tzset()
-    harness.write_screens(SCREENS, screens())
-    print(f"wrote {SCREENS}")
-
-
 def test_the_screen_is_as_it_was_looked_at() -> None:
     """A change of it is to be looked at in examples/lab/screens.txt, which this file can write."""
-    golden = harness.read_screens(SCREENS)
-    found = screens()
-    for title, rows in found.items():
-        assert harness.draw_screen(title, rows) == golden.get(title, ""), title
-    assert sorted(found) == sorted(golden)
+    golden = SCREENS.read_text("utf-8").split("\n\n")
+    for expected, found in itertools.zip_longest(golden, screens(), fillvalue=""):
+        assert found.rstrip("\n") == expected.rstrip("\n"), found.partition("\n")[0]
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -7468,75 +6452,6 @@ def test_what_happened_has_a_sign_as_well_as_a_colour() -> None:
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
 
 
-# fmt: off
-NASTY = (
-    "\x1b[31mred\x1b[0m", "\x07", "\r", "\n", "\t", "\x00", "\x9b2J", "\x7f", "\x85", "\ud800",
-    "\udfff", "\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\ufeff", "\u2028", "\u2029",
-    "e\u0301", "\u0300" * 40, "\u6f22\u5b57" * 9, "\U0001f469\u200d\U0001f467", "[x] [bold]",
-    "x" * 300, "word " * 60, " ", "", "\u00ad", "\uffff", "\U0010ffff", "\u1100\u1161", "\xa0",
-    "$%s{}\\", "│", "\u2013",
-)
-# fmt: on
-FORBIDDEN = ("Cc", "Cs", "Zl", "Zp")
-BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def nasty_text(rng: random.Random) -> str:
-    return "".join(rng.choice(NASTY) for _ in range(rng.randrange(6)))
-
-
-def spoiled(value: Any, rng: random.Random) -> Any:
-    """The same with other texts and numbers here and there."""
-    if isinstance(value, str):
-        return rng.choice((value, nasty_text(rng)))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return type(value)(rng.choice((value, 0, 7, 10**4, 10**9)))
-    if hasattr(value, "_replace"):  # but for the words that choose a sign or a colour
-        kept = ("state", "tone", "depth", "line")
-        names = [name for name in value._fields if name not in kept]
-        return value._replace(**{name: spoiled(getattr(value, name), rng) for name in names})
-    return value
-
-
-def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
-    def some(things: Sequence[Any], most: int) -> list[Any]:
-        return [spoiled(rng.choice(things), rng) for _ in range(rng.randrange(most))]
-
-    picture = rng.choice(stories).picture()
-    pieces = [(rng.randrange(4), "", ocloop.one_line(nasty_text(rng))) for _ in range(6)]
-    row = (*pieces[rng.randrange(6) :], ocloop.GAP, *pieces[rng.randrange(6) :])
-    tasks = some(picture.tasks, 40)
-    plan = Plan([one.task for one in tasks])
-    plan.done = plan.blocked = plan.manual = rng.choice((0, 7, 10**9))
-    plan.total = 2 * plan.done + rng.choice((0, 5))
-    plan.percent = rng.choice((0, 100))
-    entries = tuple(
-        entry._replace(number=n) for n, entry in enumerate(some(picture.journal, 30), 1)
-    )
-    return picture._replace(
-        state=rng.choice(list(ocloop.STATES)),
-        header=(row, row[::-1], row, row),
-        plan=plan,
-        tasks=tasks,
-        live=tuple(some(picture.journal, 5)),
-        ask=tuple(nasty_text(rng) for _ in range(rng.choice((0, 0, 3, 12)))),
-        overlay=rng.choice(("", "", "plan", "help")),
-        newest=len(entries),
-        journal=entries,
-    )
-
-
-def check_rows(picture: Picture, width: int, height: int, scroll: Scroll | None = None) -> None:
-    rows = drawn(picture, width, height, scroll)
-    assert len(rows) == (height if width > 0 else 0)
-    for row in rows:
-        assert text_width(row) <= width, (width, row)
-        bad = [char for char in row if char in BIDI or unicodedata.category(char) in FORBIDDEN]
-        assert not bad, (bad, row)
-        plain = ocloop.ascii_only(row)
-        assert plain.isascii() and text_width(plain) == text_width(row), row
-
-
 def test_layout_at_every_small_size() -> None:
     for name in SCENES:
         picture = scene(name).picture()
@@ -7606,53 +6521,6 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 
 
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
-
-
-class Reader:
-    """Somebody who looks at the activity of a story with numbered lines."""
-
-    def __init__(self, lines: int, plan: str = TWO, is_plan_read: bool = False) -> None:
-        self.story = Story(plan)
-        self.story.press(*["p"] * is_plan_read)
-        self.scroll = Scroll()
-        self.size = (80, 24)
-        self.rows: list[str] = []
-        self.add(lines)
-
-    def add(self, lines: int) -> None:
-        for _ in range(lines):
-            self.story.tell(Noted("note", f"<{self.last + 1}>"))
-
-    @property
-    def last(self) -> int:
-        return self.story.picture().newest
-
-    def look(self, moved: int = 0) -> list[int]:
-        """The numbers of the lines that are shown."""
-        self.scroll.moved += moved
-        self.rows = drawn(self.story.picture(), *self.size, scroll=self.scroll)
-        return [int(number) for number in re.findall(r"<(\d+)>", "\n".join(self.rows[4:]))]
-
-    @property
-    def below(self) -> int:
-        """How many lines are below, as the screen says."""
-        match = re.search(r"↓ (\d+) more", "\n".join(self.rows))
-        return int(match.group(1)) if match else 0
-
-
-def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
-    reader = Reader(100)
-    last = reader.last
-    shown = reader.look(-10)
-    assert shown[-1] == last - 11 and reader.below == 11
-    assert shown == list(range(shown[0], shown[-1] + 1))
-    reader.add(5)
-    assert reader.look() == shown and reader.below == 16
-    assert reader.look(-1)[-1] == shown[-1] - 1 and reader.below == 17
-    assert reader.look(2)[-1] == shown[-1] + 1
-    assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
-    reader.add(1)
-    assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
 
 
 LONG_PLAN = "".join(
@@ -10321,7 +9189,7 @@ def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
         "def test_wrong(): assert 1 == 2\n"
         "def test_not_here(): pytest.skip('there is no such thing')\n"
     )
-    code = "import sys, test_ocloop; sys.exit(test_ocloop.main(sys.argv[1:], 'test_few.py'))"
+    code = "import sys, sidebyside; sys.exit(sidebyside.main('test_few.py', sys.argv[1:]))"
     argv = [sys.executable, "-c", code, "-p", "no:cacheprovider"]
     path = os.pathsep.join([str(ROOT), *sys.path])
     child = bare.execute(bare.folder, argv, PYTHONPATH=path).finish(1)
@@ -10332,144 +9200,8 @@ def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
     assert "there is no such test\n0 passed, 0 failed, 0 skipped" in nothing.output
 
 
-# ==================================================================================================
-# Side by side: `python3 test_ocloop.py`
-#
-# Half of a test's time is waiting, so a few workers for each core share the tests. They are forked
-# once pytest has collected, and go on as pytest does, through all tests, but leave out what another
-# one has begun. The real OpenCode needs a core for itself: only as many workers as there are cores
-# begin its tests.
-# ==================================================================================================
-
-CORES = os.cpu_count() or 1
-SAY_EVERY = 10.0  # seconds between two lines that say how far it is
-
-
-class SideBySide:
-    """A plugin of pytest whose workers share the tests; it says what became of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder  # what is begun has an entry here, the workers' files lie below
-        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
-        self.number = -1  # of this worker; the first process is none
-        self.numbers = itertools.count()  # of the tests, as they come
-        self.out = self.told = -1  # where a worker writes: to the terminal, to the first process
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be loaded is told as a test that failed."""
-        if report.failed:
-            self.fail(f"{report.nodeid}\n{report.longreprtext}")
-
-    def fail(self, text: str) -> None:
-        self.counts["failed"] += 1
-        print(f"FAILED {text}", flush=True)
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """First what takes longest: the real OpenCode, then the file from its end."""
-        items.sort(key=lambda item: "test_real" in item.name)
-        items.reverse()
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Fork the workers, and tell how far they are until the last one has ended."""
-        if session.config.option.collectonly:
-            return None  # pytest itself knows what to do
-        left = dict(enumerate(session.items))
-        reader, self.told = os.pipe()
-        sys.stdout.flush()
-        workers = []
-        for number in range(min(4 * CORES, len(left))):
-            worker = os.fork()
-            if not worker:
-                self.become_worker(number)
-                return None  # pytest goes on
-            workers.append(worker)
-        os.close(self.told)
-        began = said = time.monotonic()
-        try:
-            for line in os.fdopen(reader):
-                at, result = line.split()
-                del left[int(at)]
-                self.counts[result] += 1
-                now = time.monotonic()
-                if now - said > SAY_EVERY:
-                    said = now
-                    done = f"{len(session.items) - len(left)} of {len(session.items)} tests"
-                    last = ", ".join(item.name for item in left.values() if len(left) < 9)
-                    print(f"{now - began:4.0f} s: {done}, {self.counts['failed']} failed; {last}")
-                    sys.stdout.flush()
-        finally:
-            ends = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
-        for item in left.values() if not session.config.option.maxfail else ():
-            self.fail(f"{item.nodeid}\nIts worker ended before it did.")
-        if any(end > 1 for end in ends):
-            self.fail("what the tests of a worker had in common: something went wrong at its end")
-        session.testsfailed = self.counts["failed"]
-        return True
-
-    # In a worker.
-
-    def become_worker(self, number: int) -> None:
-        self.number = number
-        folder = self.folder / f"worker-{number}"
-        folder.mkdir()
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # where tmp_path makes its folders
-        self.out = os.dup(1)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Leave a test out, or begin it."""
-        self.at = next(self.numbers)
-        self.result = "passed"
-        if "test_real" in item.name and self.number >= CORES:
-            return True
-        if item.config.option.maxfail and (self.folder / "failed").exists():  # -x
-            return True
-        try:
-            (self.folder / str(self.at)).touch(exist_ok=False)
-        except FileExistsError:
-            return True
-        return None
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Say why a test failed or was skipped."""
-        if report.failed:
-            self.result = "failed"
-            (self.folder / "failed").touch()
-            text = f"FAILED {report.nodeid} ({report.when})\n{report.longreprtext}\n"
-            text += "".join(f"--- {title}\n{said}\n" for title, said in report.sections)
-            os.write(self.out, text.encode())
-        elif report.skipped and self.result == "passed":
-            self.result = "skipped"
-            assert isinstance(report.longrepr, tuple)
-            os.write(self.out, f"skipped {report.nodeid}: {report.longrepr[2]}\n".encode())
-
-    def pytest_runtest_logfinish(self) -> None:
-        os.write(self.told, f"{self.at} {self.result}\n".encode())
-
-
-def main(arguments: list[str], file: str = __file__) -> int:
-    """Run the tests of this file side by side, or write the golden screens."""
-    if arguments == ["--screens"]:
-        write_golden_screens()
-        return 0
-    # pytest says nothing, and has no file that the workers would share.
-    argv = ["-qq", "--no-summary", "--capture=sys", "-p", "no:cacheprovider", file, *arguments]
-    with harness.temporary_folder("ocloop-test-") as folder:
-        tests = SideBySide(folder)
-        status: int = pytest.ExitCode.INTERNAL_ERROR
-        try:
-            status = pytest.main(argv, plugins=[tests])
-        finally:
-            if tests.number >= 0:
-                os._exit(status)
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("there is no such test")
-    print(", ".join(f"{count} {result}" for result, count in tests.counts.items()))
-    return int(status != pytest.ExitCode.OK)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:] == ["--screens"]:
+        write_golden_screens()
+    else:
+        sys.exit(sidebyside.main(__file__, sys.argv[1:]))
