@@ -42,8 +42,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -54,67 +52,40 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "examples" / "lab"))
 
+# isort: off
+# fmt: off
 import harness
 import sidebyside
+from anything import WORDS, anything, is_sound, names_in
 from harness import (
-    EXAMPLES,
-    GENERATIONS,
-    OCLOOP,
-    ROOT,
-    RealServer,
-    Terminal,
-    World,
-    fake_command,
-    find_opencode,
-    free_port,
-    installed_opencode,
-    marked,
-    quiz,
-    until,
+    EXAMPLES, GENERATIONS, OCLOOP, ROOT, RealServer, World, allow_elsewhere, answers_in,
+    commit_all, expect, fake_command, find_opencode, first_line, free_port, installed_opencode,
+    interface_of, is_alive, leave, libraries_of, marked, quiz, until, wait_asked,
 )
 from harness import Child as ChildProcess
+from recorded import (
+    ABORTED, AUTH, CHILD_1, COMPACTION, ELICITED, FIRST, FORM, GO_ON, HERE, IN_A, INTERRUPTED,
+    NOT_NOW, OVERFLOW, PERMISSION, PROMPT, PROMPT_2, REQUEST_1, REQUEST_2, SECOND, SPENT_2,
+    STRICT, SYNTHETIC, THIRD, TOKENS, UNAUTHORIZED, USED, ZERO, agent_2, api_error, assistant,
+    catalogue, child_2, dialect_2, document, event, idle, look, message_event, model_2,
+    part_event, polled, provider, saying, stand_in, step, told, tool, tool_event, user, user_2,
+    whole_server, wrapped,
+)
 from scenes import (
-    SCENES,
-    SCREENS,
-    SIZES,
-    Reader,
-    check_rows,
-    drawn,
-    header,
-    nasty_picture,
-    scene,
-    screens,
-    seen,
-    timeless,
-    write_golden_screens,
+    SCENES, SCREENS, SIZES, Reader, check_rows, drawn, header, nasty_picture, scene, screens,
+    seen, timeless, write_golden_screens,
 )
 from scripted_model import ScriptedModel, opencode_config
 from simulation import INTERRUPTIONS, MISBEHAVIOURS, SHORT, Simulation, drive, note_end_of, replay
 from stories import (
-    BEGINS,
-    BROKEN_SETUP,
-    CHECK_STOPPED,
-    DONE,
-    MAYBE,
-    NINE,
-    NOON,
-    STATES,
-    TWO,
-    WAITS,
-    No,
-    Story,
-    answers,
-    at_work,
-    fails_first,
-    fails_with,
-    in_state,
-    is_done,
-    is_same,
-    permission,
+    BEGINS, BROKEN_SETUP, CHECK_STOPPED, DONE, MAYBE, NINE, NOON, STATES, TWO, WAITS, No, Story,
+    answers, at_work, fails_first, fails_with, in_state, is_done, is_same, permission,
     waiting_for,
 )
 from versions import try_version
 from wire import OK, PAGE, PAGE_ERROR, Said, Turns, Wire, a_dialect, delta_of, frame, read, talker
+# fmt: on
+# isort: on
 
 sys.path.insert(0, str(OCLOOP.parent))
 
@@ -4431,28 +4402,6 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
-def event(type: str, /, **properties: Any) -> Json:
-    return {"type": type, "properties": properties}
-
-
-def part_event(**part: Any) -> Json:
-    given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
-    return event("message.part.updated", part=given)
-
-
-def tool_event(tool: str, **state: Any) -> Json:
-    return part_event(type="tool", tool=tool, state=state)
-
-
-def message_event(**info: Any) -> Json:
-    given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
-    return event("message.updated", info=given)
-
-
-UNAUTHORIZED = {"name": "APIError", "data": {"message": "no key", "statusCode": 401}}
-ABORTED = {"name": "MessageAbortedError", "data": {"message": "Aborted"}}
-OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
-TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
 SPENT = Spend(0.5, 10, 6, 4)
 LISTING = ocloop.call_id("bash", {"command": "ls"})
 
@@ -4553,55 +4502,10 @@ def test_the_text_of_a_prompt_is_no_answer_and_a_retry_has_a_countdown() -> None
 
 
 # fmt: off
-WORDS = (
-    "", "ses_1", "ses_2", "msg_1", "idle", "busy", "retry", "assistant", "user", "running",
-    "completed", "error", "text", "tool", "reasoning", "unknown", "stop", "tool-calls", "bash",
-    "todowrite", "in_progress", "\ud800", "\x1b[2J", "UnknownError", "APIError",
-    "ProviderModelNotFoundError: x\n   at y", "Thu, 32 Jan 1970 99:00:00", "9" * 30,
-)
-NUMBERS = (
-    None, True, False, 0, 1, -1, 429, 1e300, -1e300, float("nan"), float("inf"), 10**30, -(10**400),
-    2_000_000_000_000, 1e17, -1e17,
-)
 # fmt: on
 
 
-def names_in(value: Any) -> set[str]:
-    """All names of the objects in it."""
-    if isinstance(value, dict):
-        return {*value, *names_in(list(value.values()))}
-    if isinstance(value, (list, tuple)):
-        return {name for one in value for name in names_in(one)}
-    return set()
-
-
 TYPES = sorted({str(said.get("type")) for said, _ in DECODED})
-NAMES = sorted(
-    names_in([said for said, _ in DECODED])
-    | {"providers", "models", "limit", "context", "responseHeaders", "retry-after", "isRetryable"}
-    | {"next", "attempt", "path", "content", "model", "command", "question", "parts", "ses_1"}
-)
-
-
-def anything(rng: random.Random, depth: int = 0) -> Any:
-    """A JSON value, of names that mean something now and then."""
-    kind = rng.randrange(10 if depth < 3 else 6)
-    if kind < 2:
-        return rng.choice(WORDS)
-    if kind < 6:
-        return rng.choice(NUMBERS)
-    if kind == 6:
-        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {rng.choice(NAMES): anything(rng, depth + 1) for _ in range(rng.randrange(6))}
-
-
-def is_sound(value: Any) -> bool:
-    """Whether a value of the vocabulary has no JSON in it, and no number that is none."""
-    if isinstance(value, (str, bool, int)) or value is None:
-        return True
-    if isinstance(value, float):
-        return value == value and abs(value) < 1e30
-    return isinstance(value, tuple) and all(map(is_sound, value))
 
 
 def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
@@ -4632,11 +4536,6 @@ def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
 
 
 BOOM = RequestError(500, "boom", "UnknownError")
-PROMPT = Prompt("Do it", "ocloop 1/2: it", "acme/large/v2", "build", "msg_0", "prt_0")
-
-
-def provider(**models: Any) -> Json:
-    return {"id": "acme", "models": models}
 
 
 # fmt: off
@@ -4700,25 +4599,6 @@ def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_agai
 # Messages as OpenCode 1.18.33 lists them, cut down to what matters.
 
 
-def user(id: str, *parts: Json) -> Json:
-    return {
-        "info": {"id": id, "role": "user", "time": {"created": 1}},
-        "parts": list(parts) or [{"type": "text", "text": "Do it"}],
-    }
-
-
-def assistant(parent: str, finish: str = "", error: Any = None, completed: bool = True) -> Json:
-    info: Json = {"id": "msg_a", "role": "assistant", "parentID": parent, "time": {"created": 1}}
-    info["time"].update({"completed": 2} if completed else {})
-    info.update({"finish": finish} if finish else {})
-    info.update({"error": error} if error else {})
-    return {"info": info, "parts": []}
-
-
-COMPACTION = user("msg_c", {"type": "compaction", "auto": True})
-GO_ON = user(
-    "msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"}
-)
 ASKED = user("msg_1")
 TYPED = user("msg_2")
 STOPPED_1 = assistant("msg_1", "stop")
@@ -4728,7 +4608,7 @@ TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-FILTERED_1 = Fault("provider", "the provider's content filter ended it")
+FILTERED = Fault("provider", "the provider's content filter ended it")
 
 
 @pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
@@ -4736,7 +4616,7 @@ FILTERED_1 = Fault("provider", "the provider's content filter ended it")
     ([ASKED], False, "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
     ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED_1),
+    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED),
     ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
      None),
@@ -4775,14 +4655,6 @@ def test_what_a_compaction_wrote_is_told_from_what_a_person_typed() -> None:
 
 
 STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
-
-
-def wrapped(message: str) -> Json:
-    return {"name": "UnknownError", "data": {"message": message}}
-
-
-def api_error(code: Any, **data: Any) -> Json:
-    return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
 
 
 def test_a_provider_may_announce_a_date() -> None:
@@ -4835,34 +4707,9 @@ def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
 
 # How a session stands.
 
-CHILD_1 = {"id": "ses_2", "parentID": "ses_1", "cost": 0.25, "tokens": {"input": 1}}
-ANSWERED = [user("msg_0"), assistant("msg_0", "stop")]
-ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns": ["ls"]}
-ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
-REQUEST_1 = Ask("per_1", "ses_1", "permission", "bash", "ls")
-REQUEST_2 = Ask("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
-
-
-def whole_server(**more: Any) -> Json:
-    """What a server says of a session that works and has a subagent."""
-    return {
-        "GET /session/status": {"ses_1": {"type": "busy"}},
-        "GET /session/ses_1/message": ANSWERED,
-        "GET /session/ses_1": {"id": "ses_1", "cost": 0.5, "tokens": TOKENS},
-        "GET /session/ses_1/children": [CHILD_1],
-        "GET /session/ses_2/children": [],
-        "GET /permission": [ASKED_1],
-        "GET /question": [ASKED_2],
-        **more,
-    }
-
 
 NO_STATUS: Json = {"GET /session/status": {}}
 FAILED_1 = {"GET /session/ses_1/message": [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]}
-
-
-def polled(says: Json, closer: bool = False) -> Polled:
-    return a_dialect(Said(says)).poll("ses_1", PROMPT, 0, closer)
 
 
 @pytest.mark.parametrize("route, error, changed", [
@@ -5076,22 +4923,6 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         child.wait()
         if child.stdout:
             child.stdout.close()
-
-
-def first_line(child: subprocess.Popen[bytes]) -> str:
-    assert child.stdout
-    return child.stdout.readline().decode().strip()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
-    with suppress(OSError):
-        if not os.path.isdir("/proc/self"):
-            os.kill(pid, 0)
-            return True
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
@@ -6605,90 +6436,8 @@ def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
 # only says and the run waits for is told as stories.
 # ==================================================================================================
 
-FIRST = "msg_0123456789abseedseed000007"
-SECOND = "msg_0123456789abseedseed000z01"
-THIRD = "msg_0123456789abseedseed000z02"
-PROMPT_2 = Prompt("Do it", "ocloop 1/1: it", message_id=FIRST, part_id="prt_1")
-ZERO = {"input": 0, "output": 0, "reasoning": 0, "cache": {"read": 0, "write": 0}}
-USED = {"input": 600, "output": 40, "reasoning": 10, "cache": {"read": 400, "write": 0}}
-SPENT_2 = Spend(0.5, 600, 50, 400)
 
-
-def dialect_2(says: Json, **options: Any) -> tuple[OpenCode2, Said]:
-    client = Said(says)
-    return OpenCode2(client, Options(directory="/w", **options)), client
-
-
-def user_2(id: str) -> Json:
-    return {"id": id, "time": {"created": 5}, "text": "Do it", "type": "user"}
-
-
-def step(finish: str = "", **more: Any) -> Json:
-    times: Json = {"created": 6, "streamed": 19}
-    found: Json = {"id": "msg_2", "type": "assistant", "agent": "build", "content": []}
-    if finish:
-        times["completed"] = 23
-        found.update(finish=finish, cost=0, tokens=ZERO)
-    found.update(model={"id": "m1", "providerID": "sim"}, time=times)
-    return {**found, **more}
-
-
-def idle(outcome: str, **more: Any) -> Json:
-    return {"id": "msg_4", "time": {"created": 34}, "type": "idle", "outcome": outcome, **more}
-
-
-def tool(error: Json | None = None) -> Json:
-    state: Json = {"status": "completed", "input": {}, "content": [], "metadata": {}}
-    if error:
-        state = {"status": "error", "input": {}, "error": error}
-    return {"type": "tool", "id": "call_1", "name": "question", "executed": False, "state": state}
-
-
-SYNTHETIC = {"id": "msg_9", "time": {"created": 40}, "text": "It ended.", "type": "synthetic"}
-INTERRUPTED = {"type": "aborted", "message": "Step interrupted"}
-NOT_NOW = {"type": "permission.rejected", "message": "not now"}
-AUTH = {
-    "type": "provider.auth",
-    "message": "Invalid API key provided",
-    "status": 200,
-    "response": {"body": '{"error":{"message":"Invalid API key provided","code":401}}'},
-}
 NO_KEY = Fault("auth", "Invalid API key provided")
-
-
-def stand_in(messages: list[Json], **more: Any) -> Json:
-    """A server with one session, its messages oldest first."""
-    session: Json = {"id": "ses_A", "cost": 0.5, "tokens": USED, "location": {"directory": "/w"}}
-    session.update(more.pop("session", {}))
-    return {
-        "GET /api/session/ses_A": {"data": session},
-        "GET /api/session": {"data": more.pop("children", []), "cursor": {}},
-        "GET /api/session/active": more.pop("active", {"data": {}}),
-        "GET /api/session/ses_A/message": pages(messages),
-        "GET /api/permission/request": {"data": more.pop("permissions", [])},
-        "GET /api/form": {"data": more.pop("forms", [])},
-        **more,
-    }
-
-
-def pages(messages: list[Json]) -> Callable[[str], Json]:
-    """The message list, newest first, which names a next page even on its last one."""
-
-    def answer(path: str) -> Json:
-        query = dict(pair.split("=") for pair in path.partition("?")[2].split("&"))
-        at = int(query.get("cursor", 0))
-        size = int(query["limit"])
-        page = messages[::-1][at : at + size]
-        return {"data": page, "cursor": {"previous": "0", "next": str(at + size)}}
-
-    return answer
-
-
-def look(says: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
-    """How the session stands, as the run comes to know it: rest has to be seen twice."""
-    made, _ = dialect_2(says, **options)
-    polled = made.poll("ses_A", PROMPT_2, attempt, closer)
-    return made.poll("ses_A", PROMPT_2, attempt, closer) if polled.is_unsure else polled
 
 
 def test_where_opencode_2_is() -> None:
@@ -6699,28 +6448,6 @@ def test_where_opencode_2_is() -> None:
 
 
 # ── opencode 2: the set-up ────────────────────────────────────────────────────────────────────────
-
-
-def model_2(name: str, **more: Any) -> Json:
-    provider, _, id = name.partition("/")
-    found = {"id": id, "modelID": id, "providerID": provider, "cost": []}
-    return {**found, "limit": {"context": 200000}, "variants": [{"id": "low"}], **more}
-
-
-def agent_2(name: str, **more: Any) -> Json:
-    return {"id": name, "name": name.title(), "mode": "primary", "hidden": False, **more}
-
-
-def document(**info: Any) -> Json:
-    return {"type": "document", "info": info}
-
-
-def catalogue(models: Any, agents: Any, *documents: Json) -> Json:
-    return {
-        "GET /api/config": [{"type": "directory", "path": "/home/overlay"}, *documents],
-        "GET /api/model": {"location": {"directory": "/w"}, "data": models},
-        "GET /api/agent": {"location": {"directory": "/w"}, "data": agents},
-    }
 
 
 AGENTS = [
@@ -6872,12 +6599,7 @@ CUT = step("error", error=INTERRUPTED)
 DONE_2 = idle("succeeded")
 STOPPED = idle("interrupted")
 CUT_BY = ("cut", ocloop.INTERRUPTED)
-FILTERED = Fault("provider", "the provider's content filter ended it")
 NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
-
-
-def saying(message: str) -> Json:
-    return tool({"type": "aborted", "message": message})
 
 
 # fmt: off
@@ -6966,10 +6688,6 @@ RUNNING = {"data": {"ses_A": {"type": "running"}}}
 RUNS_B = {"data": {"ses_B": {"type": "running"}}}
 NOBODY: Json = {"data": {}}
 OVER = [user_2(FIRST), STOP, DONE_2]
-
-
-def child_2(id: str, parent: str, **more: Any) -> Json:
-    return {"id": id, "parentID": parent, "cost": 0.25, "tokens": USED, **more}
 
 
 @pytest.mark.parametrize("messages, more, closer, activity, verdict", [
@@ -7073,32 +6791,7 @@ def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
 
 # ── opencode 2: what is asked, and the answers ────────────────────────────────────────────────────
 
-PERMISSION: Json = {
-    "id": "per_1", "sessionID": "ses_A", "action": "edit", "resources": ["notes.txt"],
-    "metadata": {"files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}]},
-    "save": ["*"], "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
-}  # fmt: skip
 # fmt: off
-FORM: Json = {
-    "id": "frm_1",
-    "sessionID": "ses_A",
-    "title": "Questions",
-    "metadata": {"kind": "question", "tool": {"messageID": "msg_2", "id": "call_s05"}},
-    "fields": [
-        {"key": "q0", "title": "Color", "description": "Pick a color?", "type": "string",
-         "options": [{"value": "r", "label": "Red", "description": "warm"},
-                     {"value": "b", "label": "Blue"}], "custom": True},
-        {"key": "q1", "title": "Sizes", "description": "Pick sizes?", "type": "multiselect",
-         "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}], "custom": True},
-    ],
-}
-STRICT = {**FORM, "fields": [{**field, "custom": False} for field in FORM["fields"]]}
-ELICITED = {  # by an MCP server
-    "id": "frm_2", "sessionID": "global", "title": "Deploy?",
-    "fields": [{"key": "sure", "type": "string",
-                "options": [{"value": "y", "label": "yes"}, {"value": "n", "label": "no"}]},
-               {"key": "note", "type": "string", "hidden": True}],
-}
 # fmt: on
 QUESTIONS = (
     Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
@@ -7277,13 +6970,6 @@ def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
 
 # ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
 
-HERE = {"sessionID": "ses_A"}
-IN_A = {**HERE, "assistantMessageID": "msg_2"}
-
-
-def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
-    return {"id": "evt_1", "created": at, "type": type, "data": data, **more}
-
 
 ALIVE_A = Alive("ses_A")
 THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
@@ -7399,20 +7085,20 @@ def test_opencode_2_events_in_neutral_words(
 def test_how_a_tool_of_2_ends() -> None:
     files = [{"file": "a.txt", "additions": 2, "deletions": 1}, {"additions": 3}]
     path = {"path": "/w/a.txt"}
-    for tool, given, type, more, state, argument in (
+    for name, given, type, more, state, argument in (
         ("write", path, "failed", {"error": NOT_NOW}, "failed", "a.txt"),
         ("edit", path, "success", {"metadata": {"files": files}}, "done", "a.txt  +2 -1  +3 -0"),
         ("subagent", {"description": "probe"}, "success", {}, "done", "probe"),
     ):
         made, _ = dialect_2({})
-        call: Json = {**IN_A, "id": "c", "name": tool, "input": given}
+        call: Json = {**IN_A, "id": "c", "name": name, "input": given}
         made.decode(told("session.tool.input.started", call))
         made.decode(told("session.tool.called", call))
         (part,) = made.decode(told(f"session.tool.{type}", {**call, **more}))
         assert isinstance(part, Part) and not made.calls
-        assert (part.tool, part.state, part.argument) == (tool, state, argument)
+        assert (part.tool, part.state, part.argument) == (name, state, argument)
         assert part.text == ("not now" if state == "failed" else "")
-        assert part.opens == (tool == "subagent")
+        assert part.opens == (name == "subagent")
 
 
 def test_a_tools_id_is_its_own_only_within_its_message() -> None:
@@ -7436,9 +7122,9 @@ def test_nothing_is_counted_twice_in_2() -> None:
         data = {**IN_A, "assistantMessageID": message}
         for type in ("step.started", "step.started", "step.ended", "usage.updated"):
             more = {"cost": 0.5, "tokens": USED} if type != "step.started" else {}
-            for event in made.decode(told(f"session.{type}", {**data, **more})):
-                if isinstance(event, Spent):
-                    talk.hear_spent(event)
+            for said in made.decode(told(f"session.{type}", {**data, **more})):
+                if isinstance(said, Spent):
+                    talk.hear_spent(said)
     assert talk.spent == SPENT_2.plus(SPENT_2)
     assert talk.context == 1000
 
@@ -7503,54 +7189,6 @@ def bare(tmp_path: Path) -> Iterator[World]:
     """For a test in which no server is started, or the real one: generations make no difference."""
     with World(tmp_path) as made:
         yield made
-
-
-# What can be asked about a run that has ended.
-FACTS: dict[str, Callable[[ChildProcess], Any]] = {
-    "boxes": lambda run: run.boxes(),
-    "outcomes": lambda run: ", ".join(run.outcomes()),
-    "checks": lambda run: ", ".join(run.checks()),
-    "progress": lambda run: [int(one["progress"]) for one in run.records(record="iteration")],
-    "counted": lambda run: [(one["done"], one["total"]) for one in run.records(record="run")],
-    "waits": lambda run: run.log_text().count("trying again in 1s"),
-    "complaints": lambda run: run.output.count("/dev/full cannot be written"),
-    "has_tag": lambda run: "<plan-complete>" in run.plan,
-    "prompts": lambda run: len(run.prompts()),
-    "models": lambda run: [note["model"] for note in run.prompt_notes()],
-    # Which prompts say that nothing is settled, and whether they say how to block a task.
-    "urged": lambda run: [
-        (number, "BLOCKED" in text)
-        for number, text in enumerate(run.prompts())
-        if "settled nothing" in text
-    ],
-    "sessions": lambda run: len(run.titles()),
-    "aborted": lambda run: bool(run.aborts()),
-    "replies": lambda run: [reply["decision"] for reply in run.replies("permission")],
-    "reasons": lambda run: all(reply["message"] for reply in run.replies("permission")),
-    "starts": lambda run: len(run.events("exec")),
-    "replaced": lambda run: len(run.events("exec")) > 1,
-}
-
-
-def expect(run: ChildProcess, status: int, *said: str, **facts: Any) -> ChildProcess:
-    """A run ends with this status, says these words, leaves nothing behind, and that is so."""
-    run.finish(status, timeout=120)
-    for words in said:
-        if words.startswith("!"):
-            assert words[1:] not in run.shown(), f"{words!r}:\n{run.everything()}"
-        else:
-            run.wait_for(re.escape(words))  # the reader of a terminal may be a little behind
-    assert {name: FACTS[name](run) for name in facts} == facts, run.everything()
-    assert "\x1b" not in run.shown()
-    assert all(record["status"] == status for record in run.records(record="run")[-1:])
-    return run
-
-
-def leave(term: Terminal, status: int = 0, shown: str = "✔ complete", **facts: Any) -> ChildProcess:
-    """Wait for this on the screen, press Q, and expect the end."""
-    term.wait_for(shown)
-    term.send("q")
-    return expect(term, status, **facts)
 
 
 # ── the command line ──────────────────────────────────────────────────────────────────────────────
@@ -8218,14 +7856,6 @@ def test_what_a_killed_run_left_at_work_on_a_server_that_is_not_its_own(world: W
     assert set(second.aborts()) == {left}
 
 
-def commit_all(world: World, folder: Path) -> list[str]:
-    """Make a repository of a folder; how git is called in it."""
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(folder)]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
-        subprocess.run([*git, *words], check=True, env=world.env)
-    return git
-
-
 AUTHOR = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -8367,12 +7997,6 @@ def test_a_lock_is_taken_when_its_owner_lets_go(tmp_path: Path, state_home: Path
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN)).start()
         assert ours.acquire() == 0 and ours.problem == ""
-
-
-def libraries_of(world: World) -> list[str]:
-    """What lies where OpenCode unpacks its libraries, less what this test has put there."""
-    folders = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
-    return [path.name for folder in folders for path in folder.iterdir() if path.name != "keep.so"]
 
 
 def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
@@ -8633,13 +8257,6 @@ def test_rate_limits(world: World) -> None:
     assert term.said("OpenCode would wait (23h59m|24h)")
 
 
-def wait_asked(term: Terminal, number: int) -> None:
-    """Wait for so many things to have been asked, and for the last one on the screen."""
-    # It rings once that very ask is on the screen; a key before would be meant for another one.
-    term.until(lambda: term.bells >= number, f"the bell for ask number {number}")
-    term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
-
-
 def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
     """README: a permission or a question comes up: asks you; answered elsewhere is no error."""
     answers = ["ask", "ask-child", "ask", "question", "question", "ask"]
@@ -8674,37 +8291,6 @@ def test_what_nobody_answers_is_refused(world: World) -> None:
     assert "ocloop: the plan is complete" in term.everything()
     assert "the plan is complete" in world.say(term.project, "status")
     assert term.said("nobody answered for 2s")
-
-
-def allow_elsewhere(world: World, state: Json) -> None:
-    """Allow what is asked once, as another program on this machine would."""
-    login = f"{state.get('username') or 'opencode'}:{state['password']}"
-    headers = {"Authorization": "Basic " + b64encode(login.encode()).decode()}
-    headers["Content-Type"] = "application/json"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(path: str, body: Json | None = None) -> Any:
-        data = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(state["server"] + path, data, headers)
-        with opener.open(request, timeout=10) as response:
-            return json.loads(response.read() or b"null")
-
-    if world.generation == 1:
-        number = ask("/permission")[0]["id"]
-        ask(f"/permission/{number}/reply", {"reply": "once"})
-    else:
-        asked = ask("/api/permission/request")["data"][0]
-        path = f"/api/session/{asked['sessionID']}/permission/{asked['id']}/reply"
-        ask(path, {"decision": "once"})
-
-
-def interface_of(world: World, session: str) -> str:
-    """What the fake's interface shows when it was started for a session, with its password.
-
-    The words of its command line may be broken anywhere: the screen is narrow."""
-    option = {1: "attach http://127.0.0.1:", 2: "--server http://127.0.0.1:"}[world.generation]
-    words = (option, f"--session {session}", "password: yes")
-    return r"(.|\n)*".join(r"\n?".join(map(re.escape, text)) for text in words)
 
 
 def test_the_session_in_opencodes_own_interface(world: World) -> None:
@@ -8853,11 +8439,6 @@ def server(opencode1: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     running = real.process.poll() is None
     harness.end_helper(real.process)
     assert running, "somebody stopped the shared server"
-
-
-def answers_in(project: Path) -> list[str]:
-    """The answers of a quiz."""
-    return [path.read_text("utf-8").strip() for path in sorted((project / "answers").glob("*.txt"))]
 
 
 def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
