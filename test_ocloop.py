@@ -63,13 +63,15 @@ from harness import (
     interface_of, is_alive, leave, libraries_of, marked, quiz, until, wait_asked,
 )
 from harness import Child as ChildProcess
+from plan_lines import BEGUN, BOXES, NEAR_MISSES, NO_TASKS, PIECES
 from recorded import (
-    ABORTED, AUTH, CHILD_1, COMPACTION, ELICITED, FIRST, FORM, GO_ON, HERE, IN_A, INTERRUPTED,
-    NOT_NOW, OVERFLOW, PERMISSION, PROMPT, PROMPT_2, REQUEST_1, REQUEST_2, SECOND, SPENT_2,
-    STRICT, SYNTHETIC, THIRD, TOKENS, UNAUTHORIZED, USED, ZERO, agent_2, api_error, assistant,
+    ABORTED, ASKED_FORM, ASKED_PERMISSION, AUTH, CALLS, CHILD_1, COMPACTION, DECODED, DECODED_2,
+    DONE_2, ELICITED, FILTERED, FIRST, FORM, GO_ON, HERE, INTERRUPTED, IN_A, NOT_NOW, NO_KEY,
+    OVERFLOW, PERMISSION, PROMPT, PROMPT_2, REQUEST_1, REQUEST_2, SECOND, SPENT_2, STOP, STRICT,
+    THIRD, TOKENS, TURN, UNAUTHORIZED, USED, VERDICTS_2, ZERO, agent_2, api_error, assistant,
     catalogue, child_2, dialect_2, document, event, idle, look, message_event, model_2,
-    part_event, polled, provider, saying, stand_in, step, told, tool, tool_event, user, user_2,
-    whole_server, wrapped,
+    part_event, polled, provider, stand_in, step, told, tool_event, user, user_2, whole_server,
+    wrapped,
 )
 from scenes import (
     SCENES, SCREENS, SIZES, Reader, check_rows, drawn, header, nasty_picture, scene, screens,
@@ -3242,140 +3244,6 @@ def utc(monkeypatch: Patch) -> Iterator[None]:
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
 ADVICE = "write it like `- [ ] Build it`"
-# fmt: off
-# A line of a plan, the text of its task and the reason, by the state that it has.
-BOXES: dict[str, list[tuple[str, ...]]] = {
-    "pending": [
-        ("- [ ] Build it", "Build it"), ("- [] Build it", "Build it"),
-        ("- [ ] [1] first", "[1] first"), ("- [ ] see [docs](u)", "see [docs](u)"),
-        ("- [ ] [docs](u) to read", "[docs](u) to read"),
-        ("- [ ] **bold** words", "**bold** words"), ("- [ ]\ttab", "tab"),
-        ("-  [ ]   wide   ", "wide"), ("  - [ ] sub", "sub"), ("        - [ ] deep", "deep"),
-        ("* [ ] star", "star"), ("+ [ ] plus", "plus"), ("1. [ ] one", "one"), ("- [  ] T", "T"),
-        ("- [ ]\xa0T", "T"), ("-\u3000[ ]\u3000T", "T"),
-        ("- **[ ] Export:** as CSV", "**Export:** as CSV"),
-        ("- **[ ]** Export **all**", "Export **all**"), ("- **[ ]:** T", "T"), ("- `[ ]` x", "x"),
-        ("- *[ ]* x", "x"), ("- [ ]* 1.3 T", "1.3 T"), ("- [ ]: T", "T"), ("- [todo] T", "T"),
-        ("- [TO-DO] T", "T"), ("- [Pending] T", "T"), ("- [open: since May] T", "T"),
-        ("- [ ] BLOCKED: x, T is text", "BLOCKED: x, T is text"),
-        ("- [ ] Retry the jobs marked [failed]", "Retry the jobs marked [failed]"),
-        ("- [ ] Remove the human[manual]", "Remove the human[manual]"),
-        ("- [ ] Read [manual](u)", "Read [manual](u)"),
-        ("- [ ] Read what is marked `[BLOCKED]`", "Read what is marked `[BLOCKED]`"),
-        ("- [ ] `[MANUAL]` is read wrongly", "`[MANUAL]` is read wrongly"),
-        ("- [ ] [DONE] is a label, too", "[DONE] is a label, too"),
-    ],
-    "done": [
-        ("- [x] Done", "Done"), ("- [X] Done", "Done"), ("- [x] [MANUAL] Call Bob", "Call Bob"),
-        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"), ("2) [x] two", "two"),
-        ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"), ("- __[x]__ x", "x"),
-        ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
-        ("- [COMPLETED - agent 1] T", "T"), ("- [finished by agent 1] T", "T"),
-        ("- [DONE 2026-01-29] T", "T"), ("- [\u2705 DONE] T", "T"),
-        ("- [x] Deploy [BLOCKED: no key]", "Deploy"), ("- [\u2713] T", "T"), ("- [\u2714] T", "T"),
-        ("- [\u2705] T", "T"), ("- [\u2611] T", "T"), ("- [\U0001f5f8] T", "T"),
-        ("- [ \u2705] T", "T"), ("- [\u2714\ufe0f] T", "T"),
-    ],
-    "manual": [
-        ("- [MANUAL] Call Bob", "Call Bob"), ("- [manual] Call Bob", "Call Bob"),
-        ("- [ ] [MANUAL] Call Bob", "Call Bob"), ("- [] [MANUAL] Call Bob", "Call Bob"),
-        ("- [ ] [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
-        ("- [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
-        ("- [ ] **[MANUAL]** Call Bob", "Call Bob"), ("- [ ] [MANUAL] [BLOCKED: x] Task", "Task"),
-        ("- [MANUAL TEST] Call", "Call", "TEST"), ("- [MANUAL - by Bob] Call", "Call", "by Bob"),
-        ("- [human] Call", "Call"), ("- [human: by phone] Call", "Call", "by phone"),
-        ("- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb", "\u8054\u7cfb", "\u7535\u8bdd"),
-        ("- [ ] **[MANUAL]: T**", "**T**"), ("- [ ] **[MANUAL]:** T", "T"),
-        ("- [ ] **Deploy [Manual]**", "**Deploy**"),
-        ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "Deploy"),
-    ],
-    "blocked": [
-        ("- [ ] **[BLOCKED: no key]** Deploy", "Deploy", "no key"),
-        ("- [BLOCKED] Deploy", "Deploy"), ("- [ ] [BLOCKED] Deploy", "Deploy"),
-        ("- [BLOCKED:] Deploy", "Deploy"), ("- [BLOCKED: no key] Deploy", "Deploy", "no key"),
-        ("- [ ] [blocked: no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED: see [1]] Deploy", "Deploy", "see [1]"),
-        ("- [BLOCKED: a: b] Deploy", "Deploy", "a: b"),
-        ("12. [BLOCKED: later] twelve", "twelve", "later"),
-        ("- [~] [BLOCKED: later] T", "T", "later"),
-        ("- [BLOCKED - no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED \u2014 no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED\uff1ano key] Deploy", "Deploy", "no key"),
-        ("- [\U0001f6ab BLOCKED: no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED (no key)] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED (a) and (b)] Deploy", "Deploy", "(a) and (b)"),
-        ("- [BLOCKED no key] Deploy", "Deploy", "no key"),
-        ("- [ ] [blocked, no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED: -1 is returned] Deploy", "Deploy", "-1 is returned"),
-        ("- [BLOCKED by 1.2] Deploy", "Deploy", "by 1.2"), ("- [BLOCKED]: Deploy", "Deploy"),
-        ("- [FAILED - tests do not pass] Export", "Export", "tests do not pass"),
-        ("- [SKIPPED] Export", "Export", "skipped"), ("- [skip] Export", "Export", "skip"),
-        ("- [deferred: later] Export", "Export", "later"),
-        ("- [Postponed] Export", "Export", "postponed"),
-        ("- [cancelled] Export", "Export", "cancelled"),
-        ("- [Canceled] Export", "Export", "canceled"), ("- [WONTFIX] Export", "Export", "wontfix"),
-        ("- [ON-HOLD] Export", "Export", "on hold"),
-        ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
-        ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
-        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [\u274c FAILED] T", "T", "failed"),
-        ("- [N/A: no such host] T", "T", "no such host"),
-        ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
-        ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
-        ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
-        ("- [ ] Deploy **[BLOCKED: see [1]]**", "Deploy", "see [1]"),
-    ],
-}
-NO_TASKS = [
-    "- [x](https://e.org)", "- [](u)", "- [ ](u)", "- [x][ref]", "- [x]:word", "- [a][b]",
-    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T", "- [\xe9] T",
-    "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T", "- [skipping] T",
-    "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a", "a - [ ] b",
-    "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
-    "- see [x] in the docs", "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
-    "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
-    "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
-    "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
-    "- [ [x] T](u)", "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
-    "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
-    "- \u2705 works at night", "- \U0001f6a7 no box", "* Phase one [1/3]",
-    "\u3010\u91cd\u8981\u3011", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
-    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too", "- [ ",
-    "- [",
-]
-# What is nearly a task, with an open box but for those that say x, by what it lacks.
-NEAR_MISSES = {
-    "a list sign": [
-        "[ ] T", "  [x] T", "[~] T", "[wip] T", "**[ ] T**", "[TODO]: write it", "T | [ ] | a",
-        "T [ ]", "**T** [x]",
-    ],
-    "a space behind the box": [
-        "- [ ]T", "- [x]T", "- []T", "1. [X]T", "- [ ]:T", "- [ ][MANUAL] T", "- **[ ]**T",
-        "- [ ]\u4efb\u52a1",
-    ],
-    "a space before the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
-    "a space on both sides": ["-[ ]T"],
-    "a list sign in place of a heading": ["### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]"],
-    "a list sign in place of a quotation": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
-    "a line outside of a table": ["| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|"],
-    "a list sign in place of the number": [
-        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T", "\u2460 [ ] T",
-        "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
-    ],
-    "the box right behind the list sign": [
-        "- Task 1: [ ] T", "- \u4efb\u52a1\uff1a[ ] \u5b57", "- Task 1: [x] T", "- T [ ]", "- T []",
-        "- T [x]", "- T [TODO]", "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a",
-        "- T \u2610", "- [ ] [MANUAL]",
-    ],
-    "a box of square brackets": [
-        "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
-        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
-    ],
-    "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
-    "square brackets and a space": ["1) \u25a1T"],
-    "a list sign that is one": ["\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T"],
-    "a text": ["- [ ]", "- [ ]   ", "- [x]"],
-}
-# fmt: on
 
 
 @pytest.mark.parametrize("state", BOXES)
@@ -3391,16 +3259,6 @@ def test_what_is_a_task(state: str) -> None:
 def test_what_is_no_task_and_no_near_miss(text: str) -> None:
     plan = parse_plan(text)
     assert plan.near_misses == () == plan.tasks
-
-
-BEGUN = (
-    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\u274c\U0001f3d7", "~~", "...", " ~ ", "->",
-    "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
-    "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
-    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP", "in  progress", "~50%",
-    "INCOMPLETE: no key", "not done", "waiting: key", "done?", "done, but tests fail",
-    "completed 50%",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
@@ -3594,16 +3452,6 @@ def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     assert time.process_time() - before < GENEROUS
 
 
-# fmt: off
-PIECES = (
-    "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
-    "] ", "[", "]", "**", "- [~] ", "- [wip] ", "- [ ]x", "( ) ", "-", "```", "~~~~", "`", "<!--",
-    "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n", "\n", "\r\n", "\r",
-    "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
-    "blocked", "[ ] ", "[DONE]", "\\[ \\] ", "\uff3b ", "\uff3d", "\u2610 ", "| ", "> ", "1.1 ",
-    "(1) ", "\u2022 ", "_", "~~", "by", "\ufe0f", "\u2713", "\u3000",
-)
-# fmt: on
 WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
 
 
@@ -3729,8 +3577,6 @@ def books_of(*results: Result) -> Books:
     return books
 
 
-# Outcomes in their order -> all iterations that a provider would not let work, iterations in a row
-# that settled nothing; "+" is progress.
 
 
 def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
@@ -4402,82 +4248,6 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
-SPENT = Spend(0.5, 10, 6, 4)
-LISTING = ocloop.call_id("bash", {"command": "ls"})
-
-
-def said_part(kind: str, state: str, **more: Any) -> Part:
-    return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
-
-
-# fmt: off
-DECODED: list[tuple[Json, list[Any]]] = [
-    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}),
-     [Child("ses_2", "ses_1")]),
-    (event("session.created", info={"id": "ses_2"}), [Child("ses_2", "")]),
-    (event("session.updated", info={"id": "ses_2"}), [Alive("ses_2")]),
-    (event("session.idle", sessionID="ses_1"), [Activity("ses_1", "idle")]),
-    (event("session.status", sessionID="ses_1", status={"type": "busy"}),
-     [Activity("ses_1", "working")]),
-    (event("session.status", sessionID="ses_1", status={"type": "idle"}),
-     [Activity("ses_1", "idle")]),
-    (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
-    (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
-     [Broke("ses_1", Fault("auth", "no key"))]),
-    (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
-    (event("session.error", error=UNAUTHORIZED), []),
-    (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
-    (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
-    (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
-     [Delta("ses_1", "prt_1", "The")]),
-    *[(event(kind, sessionID="ses_1", requestID="que_1", **more),
-       [Answered("ses_1", "que_1", is_refused)])
-      for kind, more, is_refused in (
-        ("permission.replied", {"reply": "once"}, False), ("question.replied", {}, False),
-        ("permission.replied", {"reply": "reject"}, True), ("question.rejected", {}, True))],
-    (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
-     metadata={"command": "rm -r x"}),
-     [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
-    (event("question.asked", sessionID="ses_1", id="que_1", questions=[
-     {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
-     [Ask("que_1", "ses_1", "question", "", "Which?", (
-     Question("Which?", (("red", "warm"), ("b", ""))),))]),
-    *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
-      "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
-    (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
-    (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
-     finish="stop", time={"completed": 2}),
-     [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
-    (message_event(agent="plan", finish="stop"),
-     [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
-    *[(message_event(finish=finish, time={"completed": 2}, **more),
-       [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
-      for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
-                                  ("stop", "", {"summary": True}))],
-    (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
-    (part_event(type="text", text="I begin.", time={"start": 1, "end": 2}),
-     [said_part("text", "done", text="I begin.")]),
-    (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
-     [said_part("text", "done", text="Continue", synthetic=True)]),
-    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
-    (part_event(type="step-start"), [Alive("ses_1")]),
-    (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
-    (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
-     [said_part("tool", "running", tool="lsp", argument="parser.py:3")]),
-    (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
-     "end": 1500}),
-     [said_part("tool", "done", tool="bash", argument="ls", call=LISTING, seconds=1.5)]),
-    (tool_event("bash", status="error", input={"command": "ls"}, error="exit status 2"),
-     [said_part("tool", "failed", tool="bash", argument="ls", call=LISTING, text="exit status 2")]),
-    (tool_event("edit", status="running", input={"filePath": "/project/a"},
-     metadata={"filediff": {"additions": 3, "deletions": 1}}),
-     [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
-    (event("server.connected"), []), ({"type": "session.idle"}, []), ({}, []),
-    ({"type": None, "properties": None}, []),
-]
-# fmt: on
-
-
 @pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
 def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
     assert is_same(a_dialect().decode(said), expected)
@@ -4499,10 +4269,6 @@ def test_the_text_of_a_prompt_is_no_answer_and_a_retry_has_a_countdown() -> None
     look = polled(says)
     assert look.activity == "retrying" and look.retry
     assert look.retry == found._replace(wait=look.retry.wait)
-
-
-# fmt: off
-# fmt: on
 
 
 TYPES = sorted({str(said.get("type")) for said, _ in DECODED})
@@ -4596,7 +4362,6 @@ def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_agai
         assert client.sent[-1] == (route, body)
 
 
-# Messages as OpenCode 1.18.33 lists them, cut down to what matters.
 
 
 ASKED = user("msg_1")
@@ -4608,7 +4373,6 @@ TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-FILTERED = Fault("provider", "the provider's content filter ended it")
 
 
 @pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
@@ -6437,9 +6201,6 @@ def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
 # ==================================================================================================
 
 
-NO_KEY = Fault("auth", "Invalid API key provided")
-
-
 def test_where_opencode_2_is() -> None:
     made = OpenCode2(Said({}), Options(directory="/w/my %20 ü"))
     assert made.path("/form") == "/api/form?location%5Bdirectory%5D=%2Fw%2Fmy%20%2520%20%C3%BC"
@@ -6593,59 +6354,7 @@ def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
 
-STOP = step("stop")
-CALLS = step("tool-calls")
-CUT = step("error", error=INTERRUPTED)
-DONE_2 = idle("succeeded")
-STOPPED = idle("interrupted")
-CUT_BY = ("cut", ocloop.INTERRUPTED)
 NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
-
-
-# fmt: off
-VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
-    "answered": ([CALLS, STOP, DONE_2], "answered", None),
-    "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
-    "no idle": ([STOP], "answered", None),
-    "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
-    "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
-    "a provider's error": ([step("error", error=AUTH), idle("failed")], "failed", NO_KEY),
-    "why stands with the end": ([CALLS, idle("failed", error=AUTH)], "failed", NO_KEY),
-    "nobody says why": ([step("error"), idle("failed")], "failed", None),
-    "failed before the first step": ([idle("failed")], "failed", None),
-    "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
-    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
-    "aborted": ([CUT, STOPPED], *CUT_BY),
-    "aborted before the first step": ([STOPPED], *CUT_BY),
-    "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
-    "aborted, and nobody tells the end": ([CUT], *CUT_BY),
-    "cut, without a word": ([CALLS], "cut", None),
-    "cut by a stream's end": ([step("unknown")], "cut", None),
-    "settled by a later prompt": ([step("", time={"completed": 1})], "cut", None),
-    "dismissed": ([{**CUT, "content": [saying("The user dismissed this question")]}],
-                  "refused", None),
-    "declined": ([{**CUT, "content": [saying("The user declined this tool call")]}],
-                 "refused", None),
-    "rejected": ([{**CUT, "content": [tool(NOT_NOW)]}], "refused", None),
-    "a refusal, then an abort": ([{**CUT, "content": [tool(NOT_NOW)]}, STOPPED], *CUT_BY),
-    "refused, and on": ([step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
-    "its server died": ([step(content=[tool()])], "unfinished", None),
-    "and the same id again": ([step(), DONE_2], "unfinished", None),
-    "nothing yet": ([], "unfinished", None),
-    "nothing ran": ([DONE_2], "nothing-ran", None),
-    "it woke": ([STOP, DONE_2, SYNTHETIC, STOP], "answered", None),
-    "it is waking": ([STOP, DONE_2, SYNTHETIC], "unfinished", None),
-    "a stream that went on": ([step("unknown"), SYNTHETIC, STOP], "answered", None),
-    "steered": ([CALLS, user_2("msg_p"), STOP], "answered", None),
-    "steered, and not answered yet": ([CALLS, user_2("msg_p")], "unfinished", None),
-    "delivered with another": ([user_2("msg_p"), STOP], "answered", None),
-    "a person goes on": ([STOP, DONE_2, user_2("msg_p"), step()], "answered", None),
-    "a queued one": ([STOP, user_2("msg_p"), step()], "answered", None),
-    "a person goes on after an abort": ([CALLS, STOPPED, user_2("msg_p"), STOP], *CUT_BY),
-    "a person after nothing": ([DONE_2, user_2("msg_p"), STOP], "nothing-ran", None),
-    "garbage": ([{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
-}
-# fmt: on
 
 
 @pytest.mark.parametrize("case", VERDICTS_2)
@@ -6791,15 +6500,6 @@ def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
 
 # ── opencode 2: what is asked, and the answers ────────────────────────────────────────────────────
 
-# fmt: off
-# fmt: on
-QUESTIONS = (
-    Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
-    Question("Pick sizes?", (("S", ""), ("M", ""))),
-)
-LASTS = "*, in this project from now on"
-ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
-ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
 ASKED_MCP = Ask(
     "frm_2", "ses_A", "question", "", "sure", (Question("sure", (("yes", ""), ("no", ""))),)
 )
@@ -6971,49 +6671,6 @@ def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
 # ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
 
 
-ALIVE_A = Alive("ses_A")
-THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
-TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
-SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
-LISTED = ocloop.call_id("shell", {"command": "ls -l"})
-BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
-WORK = Activity("ses_A", "working")
-# A turn with a tool. The order is that of the recording: a thought ends after what follows it has
-# begun.
-# fmt: off
-TURN: list[tuple[str, Json, int, list[Any]]] = [
-    ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [Child("ses_A", "")]),
-    ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [ALIVE_A]),
-    ("execution.started", {}, 1000, [WORK]),
-    ("instructions.updated", {"delta": {}}, 1000, [ALIVE_A]),
-    ("inbox.delivered", {"inboxID": FIRST}, 1000, [ALIVE_A]),
-    ("step.started", BY, 1000,
-     [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
-    ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
-    ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
-     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
-    ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
-    ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
-     [Delta("ses_A", "msg_2 text 0", "I will")]),
-    ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
-     [Part(*SHELL, "running", tool="shell")]),
-    ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
-     [Part(*THOUGHT, "done", text="Let me think.")]),
-    ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [ALIVE_A]),
-    ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
-     [Part(*SHELL, "running", tool="shell", argument="ls -l")]),
-    ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
-     [Part(*TEXT_2, "done", text="I will probe.")]),
-    ("step.streamed", {}, 2000, [ALIVE_A]),
-    ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [ALIVE_A]),
-    ("tool.success", {"id": "call_1", "content": []}, 4500,
-     [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
-    ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
-    ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
-    ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
-]
-# fmt: on
 
 
 def test_a_turn_with_a_tool() -> None:
@@ -7023,52 +6680,6 @@ def test_a_turn_with_a_tool() -> None:
     assert not made.calls
 
 
-SPENT_0 = Spent("ses_A", "msg_2", Spend(), complete=True)
-BROKE = Broke("ses_A", NO_KEY)
-IDLE_A = Activity("ses_A", "idle")
-WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
-SLOW_DOWN = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
-GIT_PUSH = {**PERMISSION, "action": "shell", "resources": ["git push"]}
-GIT_PUSH["metadata"] = {"command": "git push origin"}
-DOOM = ASKED_PERMISSION._replace(title="doom_loop", is_circle=True)
-
-# Single events in neutral words.
-# fmt: off
-DECODED_2: list[tuple[str, Json, list[Any]]] = [
-    ("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}, [Child("ses_B", "ses_A")]),
-    ("session.execution.failed", {"error": AUTH}, [BROKE, IDLE_A]),
-    ("session.execution.interrupted", {"reason": "user"}, [IDLE_A]),
-    ("session.execution.settled", {}, [IDLE_A]),
-    ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
-    ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
-      Broke("ses_A", Fault("aborted", "Step interrupted"))]),
-    ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
-    ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
-    ("session.step.ended", {"finish": "unknown"}, [SPENT_0._replace(ended="nowhere")]),
-    ("session.retry.scheduled", {"attempt": 2, "at": 1004_000, "error": SLOW_DOWN}, [WAITS_4]),
-    ("session.compaction.started", {"reason": "auto"}, [Alive("ses_A")]),
-    ("session.compaction.delta", {"text": "…"}, [Alive("ses_A")]),
-    ("session.compaction.ended", {"reason": "auto", "text": "…"}, [Compacted("ses_A")]),
-    ("session.inbox.enqueued", {"item": {"type": "synthetic"}}, [Woke("ses_A")]),
-    ("session.inbox.enqueued", {"item": {"type": "user"}}, [Alive("ses_A")]),
-    ("session.tool.input.started", {"id": "c", "name": "subagent"}, [Alive("ses_A")]),
-    # The end of a tool of which nobody knows the beginning, as after a crash.
-    ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
-    ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
-    ("permission.asked", PERMISSION, [ASKED_PERMISSION]),
-    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [DOOM]),
-    ("permission.asked", GIT_PUSH,
-     [ASKED_PERMISSION._replace(title="shell", detail="git push origin")]),
-    ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
-    ("form.created", {"form": FORM}, [ASKED_FORM]),
-    ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
-    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1", True)]),
-    ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
-    ("filesystem.changed", {"file": "a.txt", "event": "change"}, [Edited("/w/a.txt")]),
-    ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
-]
-# fmt: on
 
 
 @pytest.mark.parametrize("type, data, expected", DECODED_2)

@@ -14,7 +14,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # ocloop is there
 
 from wire import Said, a_dialect
 
-from ocloop import Ask, OpenCode2, Options, Polled, Prompt, Question, Spend
+import ocloop
+from ocloop import (
+    Activity,
+    Alive,
+    Answered,
+    Ask,
+    Broke,
+    Child,
+    Compacted,
+    Delta,
+    Edited,
+    Fault,
+    OpenCode2,
+    Options,
+    Part,
+    Polled,
+    Prompt,
+    Question,
+    Spend,
+    Spent,
+    Woke,
+)
 
 Json = dict[str, Any]
 
@@ -260,4 +281,235 @@ ELICITED = {  # by an MCP server
                 "options": [{"value": "y", "label": "yes"}, {"value": "n", "label": "no"}]},
                {"key": "note", "type": "string", "hidden": True}],
 }
+# fmt: on
+
+
+# ── 1: what events mean ───────────────────────────────────────────────────────────────────────────
+
+SPENT = Spend(0.5, 10, 6, 4)
+LISTING = ocloop.call_id("bash", {"command": "ls"})
+
+
+def said_part(kind: str, state: str, **more: Any) -> Part:
+    return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
+
+
+# fmt: off
+DECODED: list[tuple[Json, list[Any]]] = [
+    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}),
+     [Child("ses_2", "ses_1")]),
+    (event("session.created", info={"id": "ses_2"}), [Child("ses_2", "")]),
+    (event("session.updated", info={"id": "ses_2"}), [Alive("ses_2")]),
+    (event("session.idle", sessionID="ses_1"), [Activity("ses_1", "idle")]),
+    (event("session.status", sessionID="ses_1", status={"type": "busy"}),
+     [Activity("ses_1", "working")]),
+    (event("session.status", sessionID="ses_1", status={"type": "idle"}),
+     [Activity("ses_1", "idle")]),
+    (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
+    (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
+     [Broke("ses_1", Fault("auth", "no key"))]),
+    (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
+    (event("session.error", error=UNAUTHORIZED), []),
+    (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
+    (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
+    (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
+     [Delta("ses_1", "prt_1", "The")]),
+    *[(event(kind, sessionID="ses_1", requestID="que_1", **more),
+       [Answered("ses_1", "que_1", is_refused)])
+      for kind, more, is_refused in (
+        ("permission.replied", {"reply": "once"}, False), ("question.replied", {}, False),
+        ("permission.replied", {"reply": "reject"}, True), ("question.rejected", {}, True))],
+    (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
+     metadata={"command": "rm -r x"}),
+     [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
+    (event("question.asked", sessionID="ses_1", id="que_1", questions=[
+     {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
+     [Ask("que_1", "ses_1", "question", "", "Which?", (
+     Question("Which?", (("red", "warm"), ("b", ""))),))]),
+    *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
+      "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
+    (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
+    (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
+     finish="stop", time={"completed": 2}),
+     [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
+    (message_event(agent="plan", finish="stop"),
+     [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
+    *[(message_event(finish=finish, time={"completed": 2}, **more),
+       [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
+      for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
+                                  ("stop", "", {"summary": True}))],
+    (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
+    (part_event(type="text", text="I begin.", time={"start": 1, "end": 2}),
+     [said_part("text", "done", text="I begin.")]),
+    (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
+     [said_part("text", "done", text="Continue", synthetic=True)]),
+    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
+    (part_event(type="step-start"), [Alive("ses_1")]),
+    (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
+    (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
+     [said_part("tool", "running", tool="lsp", argument="parser.py:3")]),
+    (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
+     "end": 1500}),
+     [said_part("tool", "done", tool="bash", argument="ls", call=LISTING, seconds=1.5)]),
+    (tool_event("bash", status="error", input={"command": "ls"}, error="exit status 2"),
+     [said_part("tool", "failed", tool="bash", argument="ls", call=LISTING, text="exit status 2")]),
+    (tool_event("edit", status="running", input={"filePath": "/project/a"},
+     metadata={"filediff": {"additions": 3, "deletions": 1}}),
+     [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
+    (event("server.connected"), []), ({"type": "session.idle"}, []), ({}, []),
+    ({"type": None, "properties": None}, []),
+]
+# fmt: on
+
+# ── 2: what messages mean ─────────────────────────────────────────────────────────────────────────
+
+FILTERED = Fault("provider", "the provider's content filter ended it")
+NO_KEY = Fault("auth", "Invalid API key provided")
+STOP = step("stop")
+CALLS = step("tool-calls")
+CUT = step("error", error=INTERRUPTED)
+DONE_2 = idle("succeeded")
+STOPPED = idle("interrupted")
+CUT_BY = ("cut", ocloop.INTERRUPTED)
+
+# The messages after our own prompt, how its answer stands, and why it failed.
+# fmt: off
+VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
+    "answered": ([CALLS, STOP, DONE_2], "answered", None),
+    "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
+    "no idle": ([STOP], "answered", None),
+    "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
+    "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
+    "a provider's error": ([step("error", error=AUTH), idle("failed")], "failed", NO_KEY),
+    "why stands with the end": ([CALLS, idle("failed", error=AUTH)], "failed", NO_KEY),
+    "nobody says why": ([step("error"), idle("failed")], "failed", None),
+    "failed before the first step": ([idle("failed")], "failed", None),
+    "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
+    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
+    "aborted": ([CUT, STOPPED], *CUT_BY),
+    "aborted before the first step": ([STOPPED], *CUT_BY),
+    "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
+    "aborted, and nobody tells the end": ([CUT], *CUT_BY),
+    "cut, without a word": ([CALLS], "cut", None),
+    "cut by a stream's end": ([step("unknown")], "cut", None),
+    "settled by a later prompt": ([step("", time={"completed": 1})], "cut", None),
+    "dismissed": ([{**CUT, "content": [saying("The user dismissed this question")]}],
+                  "refused", None),
+    "declined": ([{**CUT, "content": [saying("The user declined this tool call")]}],
+                 "refused", None),
+    "rejected": ([{**CUT, "content": [tool(NOT_NOW)]}], "refused", None),
+    "a refusal, then an abort": ([{**CUT, "content": [tool(NOT_NOW)]}, STOPPED], *CUT_BY),
+    "refused, and on": ([step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
+    "its server died": ([step(content=[tool()])], "unfinished", None),
+    "and the same id again": ([step(), DONE_2], "unfinished", None),
+    "nothing yet": ([], "unfinished", None),
+    "nothing ran": ([DONE_2], "nothing-ran", None),
+    "it woke": ([STOP, DONE_2, SYNTHETIC, STOP], "answered", None),
+    "it is waking": ([STOP, DONE_2, SYNTHETIC], "unfinished", None),
+    "a stream that went on": ([step("unknown"), SYNTHETIC, STOP], "answered", None),
+    "steered": ([CALLS, user_2("msg_p"), STOP], "answered", None),
+    "steered, and not answered yet": ([CALLS, user_2("msg_p")], "unfinished", None),
+    "delivered with another": ([user_2("msg_p"), STOP], "answered", None),
+    "a person goes on": ([STOP, DONE_2, user_2("msg_p"), step()], "answered", None),
+    "a queued one": ([STOP, user_2("msg_p"), step()], "answered", None),
+    "a person goes on after an abort": ([CALLS, STOPPED, user_2("msg_p"), STOP], *CUT_BY),
+    "a person after nothing": ([DONE_2, user_2("msg_p"), STOP], "nothing-ran", None),
+    "garbage": ([{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
+}
+# fmt: on
+
+# ── 2: what events mean ───────────────────────────────────────────────────────────────────────────
+
+QUESTIONS = (
+    Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
+    Question("Pick sizes?", (("S", ""), ("M", ""))),
+)
+LASTS = "*, in this project from now on"
+ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
+ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
+ALIVE_A = Alive("ses_A")
+THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
+TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
+SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
+LISTED = ocloop.call_id("shell", {"command": "ls -l"})
+BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
+WORK = Activity("ses_A", "working")
+SPENT_0 = Spent("ses_A", "msg_2", Spend(), complete=True)
+BROKE = Broke("ses_A", NO_KEY)
+IDLE_A = Activity("ses_A", "idle")
+WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
+SLOW_DOWN = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
+GIT_PUSH = {**PERMISSION, "action": "shell", "resources": ["git push"],
+            "metadata": {"command": "git push origin"}}  # fmt: skip
+DOOM = ASKED_PERMISSION._replace(title="doom_loop", is_circle=True)
+
+# fmt: off
+# A turn with a tool. A thought ends after what follows it has begun.
+TURN: list[tuple[str, Json, int, list[Any]]] = [
+    ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [Child("ses_A", "")]),
+    ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [ALIVE_A]),
+    ("execution.started", {}, 1000, [WORK]),
+    ("instructions.updated", {"delta": {}}, 1000, [ALIVE_A]),
+    ("inbox.delivered", {"inboxID": FIRST}, 1000, [ALIVE_A]),
+    ("step.started", BY, 1000,
+     [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
+    ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
+    ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
+     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
+    ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
+    ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
+     [Delta("ses_A", "msg_2 text 0", "I will")]),
+    ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
+     [Part(*SHELL, "running", tool="shell")]),
+    ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
+     [Part(*THOUGHT, "done", text="Let me think.")]),
+    ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [ALIVE_A]),
+    ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
+     [Part(*SHELL, "running", tool="shell", argument="ls -l")]),
+    ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
+     [Part(*TEXT_2, "done", text="I will probe.")]),
+    ("step.streamed", {}, 2000, [ALIVE_A]),
+    ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [ALIVE_A]),
+    ("tool.success", {"id": "call_1", "content": []}, 4500,
+     [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
+    ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
+     [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
+    ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
+    ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
+]
+# Single events.
+DECODED_2: list[tuple[str, Json, list[Any]]] = [
+    ("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}, [Child("ses_B", "ses_A")]),
+    ("session.execution.failed", {"error": AUTH}, [BROKE, IDLE_A]),
+    ("session.execution.interrupted", {"reason": "user"}, [IDLE_A]),
+    ("session.execution.settled", {}, [IDLE_A]),
+    ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
+    ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
+     [Spent("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
+      Broke("ses_A", Fault("aborted", "Step interrupted"))]),
+    ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
+    ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
+    ("session.step.ended", {"finish": "unknown"}, [SPENT_0._replace(ended="nowhere")]),
+    ("session.retry.scheduled", {"attempt": 2, "at": 1004_000, "error": SLOW_DOWN}, [WAITS_4]),
+    ("session.compaction.started", {"reason": "auto"}, [Alive("ses_A")]),
+    ("session.compaction.delta", {"text": "…"}, [Alive("ses_A")]),
+    ("session.compaction.ended", {"reason": "auto", "text": "…"}, [Compacted("ses_A")]),
+    ("session.inbox.enqueued", {"item": {"type": "synthetic"}}, [Woke("ses_A")]),
+    ("session.inbox.enqueued", {"item": {"type": "user"}}, [Alive("ses_A")]),
+    ("session.tool.input.started", {"id": "c", "name": "subagent"}, [Alive("ses_A")]),
+    # The end of a tool of which nobody knows the beginning, as after a crash.
+    ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
+    ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
+    ("permission.asked", PERMISSION, [ASKED_PERMISSION]),
+    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [DOOM]),
+    ("permission.asked", GIT_PUSH,
+     [ASKED_PERMISSION._replace(title="shell", detail="git push origin")]),
+    ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
+    ("form.created", {"form": FORM}, [ASKED_FORM]),
+    ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
+    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1", True)]),
+    ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
+    ("filesystem.changed", {"file": "a.txt", "event": "change"}, [Edited("/w/a.txt")]),
+    ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
+]
 # fmt: on

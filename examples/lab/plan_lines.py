@@ -1,0 +1,157 @@
+"""Lines of a plan, and how each of them is read."""
+
+from __future__ import annotations
+
+# fmt: off
+# A line, the text of its task and the reason, by the state that it has.
+BOXES: dict[str, list[tuple[str, ...]]] = {
+    "pending": [
+        ("- [ ] Build it", "Build it"), ("- [] Build it", "Build it"),
+        ("- [ ] [1] first", "[1] first"), ("- [ ] see [docs](u)", "see [docs](u)"),
+        ("- [ ] [docs](u) to read", "[docs](u) to read"),
+        ("- [ ] **bold** words", "**bold** words"), ("- [ ]\ttab", "tab"),
+        ("-  [ ]   wide   ", "wide"), ("  - [ ] sub", "sub"), ("        - [ ] deep", "deep"),
+        ("* [ ] star", "star"), ("+ [ ] plus", "plus"), ("1. [ ] one", "one"), ("- [  ] T", "T"),
+        ("- [ ]\xa0T", "T"), ("-\u3000[ ]\u3000T", "T"),
+        ("- **[ ] Export:** as CSV", "**Export:** as CSV"),
+        ("- **[ ]** Export **all**", "Export **all**"), ("- **[ ]:** T", "T"), ("- `[ ]` x", "x"),
+        ("- *[ ]* x", "x"), ("- [ ]* 1.3 T", "1.3 T"), ("- [ ]: T", "T"), ("- [todo] T", "T"),
+        ("- [TO-DO] T", "T"), ("- [Pending] T", "T"), ("- [open: since May] T", "T"),
+        ("- [ ] BLOCKED: x, T is text", "BLOCKED: x, T is text"),
+        ("- [ ] Retry the jobs marked [failed]", "Retry the jobs marked [failed]"),
+        ("- [ ] Remove the human[manual]", "Remove the human[manual]"),
+        ("- [ ] Read [manual](u)", "Read [manual](u)"),
+        ("- [ ] Read what is marked `[BLOCKED]`", "Read what is marked `[BLOCKED]`"),
+        ("- [ ] `[MANUAL]` is read wrongly", "`[MANUAL]` is read wrongly"),
+        ("- [ ] [DONE] is a label, too", "[DONE] is a label, too"),
+    ],
+    "done": [
+        ("- [x] Done", "Done"), ("- [X] Done", "Done"), ("- [x] [MANUAL] Call Bob", "Call Bob"),
+        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"), ("2) [x] two", "two"),
+        ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"), ("- __[x]__ x", "x"),
+        ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
+        ("- [COMPLETED - agent 1] T", "T"), ("- [finished by agent 1] T", "T"),
+        ("- [DONE 2026-01-29] T", "T"), ("- [\u2705 DONE] T", "T"),
+        ("- [x] Deploy [BLOCKED: no key]", "Deploy"), ("- [\u2713] T", "T"), ("- [\u2714] T", "T"),
+        ("- [\u2705] T", "T"), ("- [\u2611] T", "T"), ("- [\U0001f5f8] T", "T"),
+        ("- [ \u2705] T", "T"), ("- [\u2714\ufe0f] T", "T"),
+    ],
+    "manual": [
+        ("- [MANUAL] Call Bob", "Call Bob"), ("- [manual] Call Bob", "Call Bob"),
+        ("- [ ] [MANUAL] Call Bob", "Call Bob"), ("- [] [MANUAL] Call Bob", "Call Bob"),
+        ("- [ ] [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
+        ("- [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
+        ("- [ ] **[MANUAL]** Call Bob", "Call Bob"), ("- [ ] [MANUAL] [BLOCKED: x] Task", "Task"),
+        ("- [MANUAL TEST] Call", "Call", "TEST"), ("- [MANUAL - by Bob] Call", "Call", "by Bob"),
+        ("- [human] Call", "Call"), ("- [human: by phone] Call", "Call", "by phone"),
+        ("- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb", "\u8054\u7cfb", "\u7535\u8bdd"),
+        ("- [ ] **[MANUAL]: T**", "**T**"), ("- [ ] **[MANUAL]:** T", "T"),
+        ("- [ ] **Deploy [Manual]**", "**Deploy**"),
+        ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "Deploy"),
+    ],
+    "blocked": [
+        ("- [ ] **[BLOCKED: no key]** Deploy", "Deploy", "no key"),
+        ("- [BLOCKED] Deploy", "Deploy"), ("- [ ] [BLOCKED] Deploy", "Deploy"),
+        ("- [BLOCKED:] Deploy", "Deploy"), ("- [BLOCKED: no key] Deploy", "Deploy", "no key"),
+        ("- [ ] [blocked: no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED: see [1]] Deploy", "Deploy", "see [1]"),
+        ("- [BLOCKED: a: b] Deploy", "Deploy", "a: b"),
+        ("12. [BLOCKED: later] twelve", "twelve", "later"),
+        ("- [~] [BLOCKED: later] T", "T", "later"),
+        ("- [BLOCKED - no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED \u2014 no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED\uff1ano key] Deploy", "Deploy", "no key"),
+        ("- [\U0001f6ab BLOCKED: no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED (no key)] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED (a) and (b)] Deploy", "Deploy", "(a) and (b)"),
+        ("- [BLOCKED no key] Deploy", "Deploy", "no key"),
+        ("- [ ] [blocked, no key] Deploy", "Deploy", "no key"),
+        ("- [BLOCKED: -1 is returned] Deploy", "Deploy", "-1 is returned"),
+        ("- [BLOCKED by 1.2] Deploy", "Deploy", "by 1.2"), ("- [BLOCKED]: Deploy", "Deploy"),
+        ("- [FAILED - tests do not pass] Export", "Export", "tests do not pass"),
+        ("- [SKIPPED] Export", "Export", "skipped"), ("- [skip] Export", "Export", "skip"),
+        ("- [deferred: later] Export", "Export", "later"),
+        ("- [Postponed] Export", "Export", "postponed"),
+        ("- [cancelled] Export", "Export", "cancelled"),
+        ("- [Canceled] Export", "Export", "canceled"), ("- [WONTFIX] Export", "Export", "wontfix"),
+        ("- [ON-HOLD] Export", "Export", "on hold"),
+        ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
+        ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
+        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [\u274c FAILED] T", "T", "failed"),
+        ("- [N/A: no such host] T", "T", "no such host"),
+        ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
+        ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
+        ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
+        ("- [ ] Deploy **[BLOCKED: see [1]]**", "Deploy", "see [1]"),
+    ],
+}
+# What makes a task begun, which is open, too.
+BEGUN = (
+    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\u274c\U0001f3d7", "~~", "...", " ~ ", "->",
+    "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
+    "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
+    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP", "in  progress", "~50%",
+    "INCOMPLETE: no key", "not done", "waiting: key", "done?", "done, but tests fail",
+    "completed 50%",
+)
+# Neither a task nor nearly one.
+NO_TASKS = [
+    "- [x](https://e.org)", "- [](u)", "- [ ](u)", "- [x][ref]", "- [x]:word", "- [a][b]",
+    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T", "- [\xe9] T",
+    "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T", "- [skipping] T",
+    "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a", "a - [ ] b",
+    "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
+    "- see [x] in the docs", "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
+    "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
+    "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
+    "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
+    "- [ [x] T](u)", "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
+    "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
+    "- \u2705 works at night", "- \U0001f6a7 no box", "* Phase one [1/3]",
+    "\u3010\u91cd\u8981\u3011", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
+    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too", "- [ ",
+    "- [",
+]
+# What is nearly a task, with an open box but for those that say x, by what it lacks.
+NEAR_MISSES = {
+    "a list sign": [
+        "[ ] T", "  [x] T", "[~] T", "[wip] T", "**[ ] T**", "[TODO]: write it", "T | [ ] | a",
+        "T [ ]", "**T** [x]",
+    ],
+    "a space behind the box": [
+        "- [ ]T", "- [x]T", "- []T", "1. [X]T", "- [ ]:T", "- [ ][MANUAL] T", "- **[ ]**T",
+        "- [ ]\u4efb\u52a1",
+    ],
+    "a space before the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
+    "a space on both sides": ["-[ ]T"],
+    "a list sign in place of a heading": ["### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]"],
+    "a list sign in place of a quotation": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
+    "a line outside of a table": ["| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|"],
+    "a list sign in place of the number": [
+        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T", "\u2460 [ ] T",
+        "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
+    ],
+    "the box right behind the list sign": [
+        "- Task 1: [ ] T", "- \u4efb\u52a1\uff1a[ ] \u5b57", "- Task 1: [x] T", "- T [ ]", "- T []",
+        "- T [x]", "- T [TODO]", "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a",
+        "- T \u2610", "- [ ] [MANUAL]",
+    ],
+    "a box of square brackets": [
+        "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
+        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
+    ],
+    "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
+    "square brackets and a space": ["1) \u25a1T"],
+    "a list sign that is one": ["\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T"],
+    "a text": ["- [ ]", "- [ ]   ", "- [x]"],
+}
+# What any plan may be made of.
+PIECES = (
+    "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
+    "] ", "[", "]", "**", "- [~] ", "- [wip] ", "- [ ]x", "( ) ", "-", "```", "~~~~", "`", "<!--",
+    "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n", "\n", "\r\n", "\r",
+    "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
+    "blocked", "[ ] ", "[DONE]", "\\[ \\] ", "\uff3b ", "\uff3d", "\u2610 ", "| ", "> ", "1.1 ",
+    "(1) ", "\u2022 ", "_", "~~", "by", "\ufe0f", "\u2713", "\u3000",
+)
+# fmt: on
