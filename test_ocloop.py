@@ -63,13 +63,15 @@ from harness import (
     interface_of, is_alive, leave, libraries_of, marked, quiz, until, wait_asked,
 )
 from harness import Child as ChildProcess
-from plan_lines import BEGUN, BOXES, NEAR_MISSES, NO_TASKS, PIECES
+from plan_lines import (
+    BEGUN, BOXES, LARGE_PLANS, NEAR_MISSES, NO_TASKS, PIECES, PLANS, PROMPTS, TAGS,
+)
 from recorded import (
-    ABORTED, ASKED_FORM, ASKED_PERMISSION, AUTH, CALLS, CHILD_1, COMPACTION, DECODED, DECODED_2,
-    DONE_2, ELICITED, FILTERED, FIRST, FORM, GO_ON, HERE, INTERRUPTED, IN_A, NOT_NOW, NO_KEY,
-    OVERFLOW, PERMISSION, PROMPT, PROMPT_2, REQUEST_1, REQUEST_2, SECOND, SPENT_2, STOP, STRICT,
-    THIRD, TOKENS, TURN, UNAUTHORIZED, USED, VERDICTS_2, ZERO, agent_2, api_error, assistant,
-    catalogue, child_2, dialect_2, document, event, idle, look, message_event, model_2,
+    ASKED_FORM, ASKED_PERMISSION, ATTEMPTS_2, CALLS, CHILD_1, COMPACTION, DECODED, DECODED_2,
+    DONE_2, ELICITED, FAULTS_1, FAULTS_2, FIRST, FORM, GO_ON, HERE, INTERRUPTED, IN_A, NOT_NOW,
+    NO_KEY_1, PERMISSION, PROMPT, PROMPT_2, REQUEST_1, REQUEST_2, SECOND, SPENT_2, STOP, STRICT,
+    THIRD, TOKENS, TURN, UNAUTHORIZED, USED, VERDICTS_1, VERDICTS_2, ZERO, agent_2, api_error,
+    assistant, catalogue, child_2, dialect_2, document, event, look, message_event, model_2,
     part_event, polled, provider, stand_in, step, told, tool_event, user, user_2, whole_server,
     wrapped,
 )
@@ -3255,39 +3257,7 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     assert plan.tasks == () == plan.open_near_misses
 
 
-@pytest.mark.parametrize("plan, expected", [
-    ("- [ ] a\n- [ ] b\n", "a b"), ("- [ ] a\r\n- [ ] b\r\n", "a b"), ("- [ ] a\r- [ ] b", "a b"),
-    ("- [ ] a\n\r\n- [ ] b", "a b"), ("\ufeff- [ ] a", "a"), ("", ""), ("\n\n", ""),
-    ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"), ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
-    ("- [ ] a\f- [ ] b", "a\f- [ ] b"), ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
-    ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
-    # Code and comments hold no tasks; what is never closed hides none.
-    ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
-    ("```python\n- [ ] no\n```\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n~~~\n- [ ] no\n```\n- [ ] yes", "yes"),
-    ("````\n```\n- [ ] no\n```\n````\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n`````\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n``` not the end\n- [ ] no\n```", ""),
-    ("````\n- [ ] yes\n```\n- [ ] too", "yes too"),
-    ("```\n- [ ] no\n```\n~~~\n- [ ] yes, for it is never closed", "yes, for it is never closed"),
-    ("````\n- [ ] yes\n```\n- [ ] no\n```", "yes"),
-    ("<!--\n- [ ] no\n--> <!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("a `` b <!-- ` c\n- [ ] no\n-->", ""),
-    ("- [ ] yes\n  ```\n  - [ ] no\n  ```\n- [ ] too", "yes too"),
-    ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"), ("``\n- [ ] yes\n``", "yes"),
-    ("```a`b\n- [ ] yes, for an info string has no tick", "yes, for an info string has no tick"),
-    ("use ``` like this\n- [ ] yes", "yes"), ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
-    ("<!-- - [ ] no -->\n- [ ] yes", "yes"), ("<!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("<!--\n```\n-->\n- [ ] yes", "yes"),
-    ("- [ ] a <!-- aside --> b\n- [ ] c", "a                b c"),
-    ("<!-- a --> <!-- b -->\n- [ ] yes", "yes"),
-    ("text <!-- begins\n- [ ] no\nends -->\n- [ ] yes", "yes"),
-    ("- [ ] the sign `<!--` in code\n- [ ] yes", "the sign `<!--` in code yes"),
-    ("the sign `<!--`, then <!-- one\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("<!-- that nothing closes\n- [ ] yes", "yes"),
-    ("--> <!-- that nothing closes\n- [ ] yes", "yes"),
-    ("text <!-- that nothing closes\n- [ ] yes", "yes"),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("plan, expected", PLANS, ids=ascii)
 def test_lines_end_at_line_ends_only_and_what_holds_no_tasks(plan: str, expected: str) -> None:
     assert " ".join(task.text for task in parse_plan(plan).tasks) == expected
 
@@ -3349,52 +3319,16 @@ def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: li
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
 
 
-@pytest.mark.parametrize("plan, summary", [
-    ("<plan-complete>all done</plan-complete>", "all done"),
-    ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
-    ("<plan-complete></plan-complete>", ""), ("   <plan-complete>a</plan-complete>", "a"),
-    ("    <plan-complete>a</plan-complete>", None), ("\t<plan-complete>a</plan-complete>", None),
-    ("text <plan-complete>a</plan-complete>", None), ("- <plan-complete>a</plan-complete>", None),
-    ("<plan-complete>a", None), ("a</plan-complete>", None),
-    ("</plan-complete><plan-complete>", None), ("<plan-complete date='x'>a</plan-complete>", None),
-    ("<plan-complete/>", None), ("<PLAN-COMPLETE>a</PLAN-COMPLETE>", None),
-    ("<plan-complete>a</plan-complete>\n<plan-complete>b</plan-complete>", "b"),
-    ("<plan-complete>a</plan-complete>\n<plan-complete>b", "a"),
-    ("<plan-complete>one\nends here</plan-complete> and text", "one\nends here"),
-    ("```\n<plan-complete>a</plan-complete>\n```", None),
-    ("```\n<plan-complete>a</plan-complete>", "a"),
-    ("<!--\n<plan-complete>a</plan-complete>\n-->", None),
-    ("<!-- <plan-complete>a</plan-complete> -->", None),
-    ("`<plan-complete>a</plan-complete>`", None),
-    ("<plan-complete>a\n```\ncode\n```\nb</plan-complete>", "a\n```\ncode\n```\nb"),
-    ("- [ ] a\r\n<plan-complete>x\r\ny</plan-complete>\r\n", "x\ny"),
-    ("\ufeff<plan-complete>a</plan-complete>", "a"),
-    ("a\u2028<plan-complete>b</plan-complete>", None),
-    ("- [ ] still pending\n<plan-complete>early</plan-complete>", "early"),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("plan, summary", TAGS, ids=ascii)
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 
 
-@pytest.mark.parametrize("text, tasks", [
-    (("- [ ] a task of a very long plan" + " and more" * 8 + "\n") * 100_000, 100_000),
-    ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
-    ("- [ ]a near miss\n" * 100_000, 0), ("<!-- a comment\n" * 100_000, 0),
-    ("text <!-- that nothing closes\n" * 100_000, 0), ("<plan-complete>\n" * 100_000, 0),
-    ("- " + "[" * 1_000_000, 0), ("- [" + " " * 1_000_000, 0), ("x" * 10_000_000, 0),
-    ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1), ("[" * 2_000_000, 0),
-    ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
-    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
-    ("`" * 2_000_000, 0), ("<!--" * 500_000, 0), ("- [ ] [" * 300_000, 1),
-    ("- [ ] " + "[" * 2_000_000, 1), ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
-    ("- [ ] T " + "]" * 5_000_000, 1), ("`a" * 300_000 + "[ ]", 0), ("<!--\n" * 100_000, 0),
-    ("a --> b <!-- c\n" * 300_000, 0),
-    ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
-    ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0), ("[ ] [" * 500_000, 0),
-    ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
-    ("x [ " + "a" * 500_000 + "[", 0), ("x [x]:" + " " * 500_000 + "a b", 0),
-    ("1." * 120_000 + "[x", 0), ("1" + "." * 240_000 + "[x", 0),
-], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "text, tasks",
+    LARGE_PLANS,
+    ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "",
+)
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.process_time()
     assert len(parse_plan(text).tasks) == tasks
@@ -3436,25 +3370,7 @@ def test_any_text_is_a_plan() -> None:
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("text, fields, body", [
-    ("Just do it", {}, "Just do it"),
-    ("---\nmodel: a/b\nagent: build\n---\nDo it\n", {"model": "a/b", "agent": "build"}, "Do it"),
-    ("---\r\nmodel: a/b\r\n---\r\nDo\r\nit", {"model": "a/b"}, "Do\nit"),
-    ("\ufeff---\nmodel: a/b\n---\nDo it", {"model": "a/b"}, "Do it"),
-    ("---\nmodel: 'a/b'\nagent: \"x\"\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
-    ("---\n# model: a/b\n\nagent:build\n---\nDo it", {"agent": "build"}, "Do it"),
-    ("---\n---\nDo it", {}, "Do it"),
-    ("---   \nmodel: a/b:free\n---  \nDo it", {"model": "a/b:free"}, "Do it"),
-    ("---\nmodel: a/b\n---", {"model": "a/b"}, ""), ("---\nno end of it", {}, "---\nno end of it"),
-    ("---\nRead {{PLAN_FILE}}.\n---\nEnd.", {}, "---\nRead {{PLAN_FILE}}.\n---\nEnd."),
-    ("---\nmodel: a/b\nDo it: now\n---\nEnd.", {}, "---\nmodel: a/b\nDo it: now\n---\nEnd."),
-    ("---\ntools:\n  bash: false\n- x\nagent: y\n---\nDo it",
-     {"tools": "", "bash": "false", "agent": "y"}, "Do it"),
-    ("Text\n---\nmodel: a/b\n---\n", {}, "Text\n---\nmodel: a/b\n---"),
-    ("---\nmodel: a/b\n---\nOne\n---\nTwo", {"model": "a/b"}, "One\n---\nTwo"),
-    ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
-    ("", {}, ""),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("text, fields, body", PROMPTS, ids=ascii)
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
 
@@ -4309,47 +4225,7 @@ def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_agai
         assert client.sent[-1] == (route, body)
 
 
-ASKED = user("msg_1")
-TYPED = user("msg_2")
-STOPPED_1 = assistant("msg_1", "stop")
-CALLS_1 = assistant("msg_1", "tool-calls")
-WORKS_1 = assistant("msg_1", completed=False)
-TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
-REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
-NO_KEY_1 = Fault("auth", "no key")
-TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-
-
-@pytest.mark.parametrize("messages, is_at_work, verdict, fault", [
-    ([], False, "undelivered", None),
-    ([ASKED], False, "undelivered", None),
-    ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
-    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED),
-    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
-    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
-     None),
-    ([ASKED, WORKS_1], False, "unfinished", None),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], False, "failed", NO_KEY_1),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], False, "answered", None),
-    ([ASKED, assistant("msg_1", error=ABORTED)], False, "cut", Fault("aborted", "Aborted")),
-    ([ASKED, assistant("msg_1", error=REJECTED)], False, "refused", None),
-    ([ASKED, assistant("msg_1")], False, "cut", None),
-    ([ASKED, assistant("msg_1", "unknown")], False, "cut", None),
-    ([ASKED, CALLS_1], False, "refused", None),
-    ([ASKED, TYPED, assistant("msg_2", "stop")], False, "undelivered", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], False, "answered", None),
-    ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], False, "answered", None),
-    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], False,
-     "unfinished", None),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], False, "undelivered", None),
-    # While a session is at work on a person's prompt, ours is not over.
-    ([ASKED, STOPPED_1], True, "answered", None),
-    ([ASKED, STOPPED_1, TYPED], True, "unfinished", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], True, "unfinished", None),
-    ([ASKED, STOPPED_1, COMPACTION], True, "answered", None),
-])  # fmt: skip
+@pytest.mark.parametrize("messages, is_at_work, verdict, fault", VERDICTS_1)
 def test_how_the_answer_to_our_own_prompt_stands(
     messages: list[Json], is_at_work: bool, verdict: str, fault: Fault | None
 ) -> None:
@@ -4363,44 +4239,13 @@ def test_what_a_compaction_wrote_is_told_from_what_a_person_typed() -> None:
         assert not ocloop.is_of_compaction(typed), typed
 
 
-STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
-
-
 def test_a_provider_may_announce_a_date() -> None:
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))
     fault = ocloop.fault_of(api_error(429, responseHeaders={"retry-after": date}))
     assert fault and 3000 < fault.retry_after <= 3600
 
 
-@pytest.mark.parametrize("error, fault", [
-    (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
-    (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
-    (UNAUTHORIZED, Fault("auth", "no key")),
-    *[(api_error(429, responseHeaders={"retry-after": said}),
-       Fault("rate-limit", "it failed", seconds))
-      for said, seconds in (
-        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
-    *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
-        ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
-        ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
-    (api_error(None, isRetryable=True), Fault("outage", "it failed")),
-    (api_error(None, isRetryable=False), Fault("provider", "it failed")),
-    (api_error(400, isRetryable=True), Fault("provider", "it failed")),
-    (api_error("429"), Fault("provider", "it failed")),
-    *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
-        ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
-        ("ProviderInitError: acme", "no-model", "acme"), ("AgentNotFoundError: x", "no-agent", "x"),
-        *[(message, "unknown", message) for message in (
-            "TypeError: undefined is not a function",
-            "the model says: ProviderAuthError: 429 unauthorized")])],
-    ({"name": "X", "data": {"message": "ProviderAuthError: y"}},
-     Fault("unknown", "ProviderAuthError: y")),
-    ({"name": "ProviderAuthError"}, Fault("auth", "ProviderAuthError")),
-    ({"name": "ProviderModelNotFoundError", "data": {"providerID": "a"}},
-     Fault("no-model", "ProviderModelNotFoundError")),
-    ({"name": "X", "data": "text"}, Fault("unknown", "X")),
-], ids=lambda value: ascii(value)[:50])  # fmt: skip
+@pytest.mark.parametrize("error, fault", FAULTS_1, ids=lambda value: ascii(value)[:50])
 def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
     error: Any, fault: Fault | None
 ) -> None:
@@ -6299,8 +6144,6 @@ def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
 
-NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
-
 
 @pytest.mark.parametrize("case", VERDICTS_2)
 def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
@@ -6309,24 +6152,7 @@ def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
     assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
 
 
-# All of the messages, what the session says of its newest run, which attempt is looked for.
-@pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", [
-    ([], "", 0, "undelivered", None),
-    ([user_2("msg_p"), STOP, DONE_2], "", 0, "undelivered", None),
-    ([STOP] * 60, "", 0, "undelivered", None),
-    ([idle("failed", error=NO_ROUTE)], "failed", 0, "failed",
-     Fault("no-model", "Model unavailable: sim/m9")),
-    ([idle("failed")], "failed", 0, "failed", None),  # before 2.1 the stream alone tells why
-    ([user_2("msg_0"), STOP, idle("failed", error=AUTH)], "failed", 0, "failed", NO_KEY),
-    ([user_2(FIRST)], "failed", 0, "failed", None),  # delivered, and nothing came of it
-    ([user_2(FIRST), STOP, DONE_2], "failed", 0, "answered", None),
-    ([user_2(FIRST), STOP, DONE_2], "failed", 1, "failed", None),
-    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 1, "answered", None),
-    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 2, "answered", None),
-    ([user_2(FIRST), step()], "", 1, "unfinished", None),
-    ([user_2(FIRST), STOP, user_2(SECOND), step()], "", 1, "unfinished", None),
-    ([user_2(FIRST), *[CALLS] * 180, STOP, DONE_2], "", 0, "answered", None),  # four pages
-])  # fmt: skip
+@pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", ATTEMPTS_2)
 def test_the_newest_delivered_attempt_counts(
     messages: list[Json], outcome: str, attempt: int, verdict: str, fault: Fault | None
 ) -> None:
@@ -6589,26 +6415,7 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
 # ── opencode 2: faults ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("error, fault", [
-    *[({"type": f"provider.{type}", "message": "oh", "status": 200}, Fault(kind, "oh"))
-      for type, kind in (
-        ("rate-limit", "rate-limit"), ("quota", "balance"), ("auth", "auth"), ("timeout", "outage"),
-        ("no-route", "no-model"), ("internal", "outage"), ("transport", "outage"),
-        ("content-filter", "provider"), ("unknown", "provider"))],
-    *[({"type": "provider.invalid-request", "message": "oh", "status": code}, Fault(kind, "oh"))
-      for code, kind in ((400, "provider"), (402, "balance"), (404, "no-model"))],
-    *[({"type": "unknown", "message": said}, Fault(kind, said)) for said, kind in (
-        ("Model unavailable: p/m", "no-model"), ("Variant unavailable: high", "no-model"),
-        ("Agent not found: mine", "no-agent"), ("something", "unknown"))],
-    ({"type": "provider.unknown", "message": "Model unavailable: p/m"},
-     Fault("provider", "Model unavailable: p/m")),
-    (INTERRUPTED, Fault("aborted", "Step interrupted")),
-    ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
-    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", wait))
-      for more, wait in (
-        ({}, 0.0), ({"status": 503}, 0.0), ({"retryAfterMs": 90_500}, 90.5),
-        ({"retryAfterMs": -1}, 0.0))],
-])  # fmt: skip
+@pytest.mark.parametrize("error, fault", FAULTS_2)
 def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
     assert fault.kind in ocloop.FAULTS and ocloop.fault_of(error) == fault
 

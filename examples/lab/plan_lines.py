@@ -1,4 +1,4 @@
-"""Lines of a plan, and how each of them is read."""
+"""Plans, prompts and their lines, and how they are read."""
 
 from __future__ import annotations
 
@@ -154,4 +154,102 @@ PIECES = (
     "blocked", "[ ] ", "[DONE]", "\\[ \\] ", "\uff3b ", "\uff3d", "\u2610 ", "| ", "> ", "1.1 ",
     "(1) ", "\u2022 ", "_", "~~", "by", "\ufe0f", "\u2713", "\u3000",
 )
+# Plans, and the texts of their tasks.
+PLANS: list[tuple[str, str]] = [
+    ("- [ ] a\n- [ ] b\n", "a b"), ("- [ ] a\r\n- [ ] b\r\n", "a b"), ("- [ ] a\r- [ ] b", "a b"),
+    ("- [ ] a\n\r\n- [ ] b", "a b"), ("\ufeff- [ ] a", "a"), ("", ""), ("\n\n", ""),
+    ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"), ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
+    ("- [ ] a\f- [ ] b", "a\f- [ ] b"), ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
+    ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
+    # Code and comments hold no tasks; what is never closed hides none.
+    ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
+    ("```python\n- [ ] no\n```\n- [ ] yes", "yes"),
+    ("```\n- [ ] no\n~~~\n- [ ] no\n```\n- [ ] yes", "yes"),
+    ("````\n```\n- [ ] no\n```\n````\n- [ ] yes", "yes"),
+    ("```\n- [ ] no\n`````\n- [ ] yes", "yes"),
+    ("```\n- [ ] no\n``` not the end\n- [ ] no\n```", ""),
+    ("````\n- [ ] yes\n```\n- [ ] too", "yes too"),
+    ("```\n- [ ] no\n```\n~~~\n- [ ] yes, for it is never closed", "yes, for it is never closed"),
+    ("````\n- [ ] yes\n```\n- [ ] no\n```", "yes"),
+    ("<!--\n- [ ] no\n--> <!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
+    ("a `` b <!-- ` c\n- [ ] no\n-->", ""),
+    ("- [ ] yes\n  ```\n  - [ ] no\n  ```\n- [ ] too", "yes too"),
+    ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"), ("``\n- [ ] yes\n``", "yes"),
+    ("```a`b\n- [ ] yes, for an info string has no tick", "yes, for an info string has no tick"),
+    ("use ``` like this\n- [ ] yes", "yes"), ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
+    ("<!-- - [ ] no -->\n- [ ] yes", "yes"), ("<!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
+    ("<!--\n```\n-->\n- [ ] yes", "yes"),
+    ("- [ ] a <!-- aside --> b\n- [ ] c", "a                b c"),
+    ("<!-- a --> <!-- b -->\n- [ ] yes", "yes"),
+    ("text <!-- begins\n- [ ] no\nends -->\n- [ ] yes", "yes"),
+    ("- [ ] the sign `<!--` in code\n- [ ] yes", "the sign `<!--` in code yes"),
+    ("the sign `<!--`, then <!-- one\n- [ ] no\n-->\n- [ ] yes", "yes"),
+    ("<!-- that nothing closes\n- [ ] yes", "yes"),
+    ("--> <!-- that nothing closes\n- [ ] yes", "yes"),
+    ("text <!-- that nothing closes\n- [ ] yes", "yes"),
+]
+# Plans, and the summary that completes them.
+TAGS: list[tuple[str, str | None]] = [
+    ("<plan-complete>all done</plan-complete>", "all done"),
+    ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
+    ("<plan-complete></plan-complete>", ""), ("   <plan-complete>a</plan-complete>", "a"),
+    ("    <plan-complete>a</plan-complete>", None), ("\t<plan-complete>a</plan-complete>", None),
+    ("text <plan-complete>a</plan-complete>", None), ("- <plan-complete>a</plan-complete>", None),
+    ("<plan-complete>a", None), ("a</plan-complete>", None),
+    ("</plan-complete><plan-complete>", None), ("<plan-complete date='x'>a</plan-complete>", None),
+    ("<plan-complete/>", None), ("<PLAN-COMPLETE>a</PLAN-COMPLETE>", None),
+    ("<plan-complete>a</plan-complete>\n<plan-complete>b</plan-complete>", "b"),
+    ("<plan-complete>a</plan-complete>\n<plan-complete>b", "a"),
+    ("<plan-complete>one\nends here</plan-complete> and text", "one\nends here"),
+    ("```\n<plan-complete>a</plan-complete>\n```", None),
+    ("```\n<plan-complete>a</plan-complete>", "a"),
+    ("<!--\n<plan-complete>a</plan-complete>\n-->", None),
+    ("<!-- <plan-complete>a</plan-complete> -->", None),
+    ("`<plan-complete>a</plan-complete>`", None),
+    ("<plan-complete>a\n```\ncode\n```\nb</plan-complete>", "a\n```\ncode\n```\nb"),
+    ("- [ ] a\r\n<plan-complete>x\r\ny</plan-complete>\r\n", "x\ny"),
+    ("\ufeff<plan-complete>a</plan-complete>", "a"),
+    ("a\u2028<plan-complete>b</plan-complete>", None),
+    ("- [ ] still pending\n<plan-complete>early</plan-complete>", "early"),
+]
+# Plans that are large, and how many tasks they have.
+LARGE_PLANS: list[tuple[str, int]] = [
+    (("- [ ] a task of a very long plan" + " and more" * 8 + "\n") * 100_000, 100_000),
+    ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
+    ("- [ ]a near miss\n" * 100_000, 0), ("<!-- a comment\n" * 100_000, 0),
+    ("text <!-- that nothing closes\n" * 100_000, 0), ("<plan-complete>\n" * 100_000, 0),
+    ("- " + "[" * 1_000_000, 0), ("- [" + " " * 1_000_000, 0), ("x" * 10_000_000, 0),
+    ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1), ("[" * 2_000_000, 0),
+    ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
+    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
+    ("`" * 2_000_000, 0), ("<!--" * 500_000, 0), ("- [ ] [" * 300_000, 1),
+    ("- [ ] " + "[" * 2_000_000, 1), ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
+    ("- [ ] T " + "]" * 5_000_000, 1), ("`a" * 300_000 + "[ ]", 0), ("<!--\n" * 100_000, 0),
+    ("a --> b <!-- c\n" * 300_000, 0),
+    ("".join("`" * size + "a\n" for size in range(1_500, 3, -1)) + "```a\n" * 200_000, 0),
+    ("<!-- " + " ".join("`" * size for size in range(2_000, 0, -1)), 0), ("[ ] [" * 500_000, 0),
+    ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
+    ("x [ " + "a" * 500_000 + "[", 0), ("x [x]:" + " " * 500_000 + "a b", 0),
+    ("1." * 120_000 + "[x", 0), ("1" + "." * 240_000 + "[x", 0),
+]
+# Prompts, the fields of their front matter, and what is sent.
+PROMPTS: list[tuple[str, dict[str, str], str]] = [
+    ("Just do it", {}, "Just do it"),
+    ("---\nmodel: a/b\nagent: build\n---\nDo it\n", {"model": "a/b", "agent": "build"}, "Do it"),
+    ("---\r\nmodel: a/b\r\n---\r\nDo\r\nit", {"model": "a/b"}, "Do\nit"),
+    ("\ufeff---\nmodel: a/b\n---\nDo it", {"model": "a/b"}, "Do it"),
+    ("---\nmodel: 'a/b'\nagent: \"x\"\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
+    ("---\n# model: a/b\n\nagent:build\n---\nDo it", {"agent": "build"}, "Do it"),
+    ("---\n---\nDo it", {}, "Do it"),
+    ("---   \nmodel: a/b:free\n---  \nDo it", {"model": "a/b:free"}, "Do it"),
+    ("---\nmodel: a/b\n---", {"model": "a/b"}, ""), ("---\nno end of it", {}, "---\nno end of it"),
+    ("---\nRead {{PLAN_FILE}}.\n---\nEnd.", {}, "---\nRead {{PLAN_FILE}}.\n---\nEnd."),
+    ("---\nmodel: a/b\nDo it: now\n---\nEnd.", {}, "---\nmodel: a/b\nDo it: now\n---\nEnd."),
+    ("---\ntools:\n  bash: false\n- x\nagent: y\n---\nDo it",
+     {"tools": "", "bash": "false", "agent": "y"}, "Do it"),
+    ("Text\n---\nmodel: a/b\n---\n", {}, "Text\n---\nmodel: a/b\n---"),
+    ("---\nmodel: a/b\n---\nOne\n---\nTwo", {"model": "a/b"}, "One\n---\nTwo"),
+    ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
+    ("", {}, ""),
+]
 # fmt: on

@@ -513,3 +513,124 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
 ]
 # fmt: on
+
+# ── 1: what messages and errors mean ──────────────────────────────────────────────────────────────
+
+ASKED = user("msg_1")
+TYPED = user("msg_2")
+STOPPED_1 = assistant("msg_1", "stop")
+CALLS_1 = assistant("msg_1", "tool-calls")
+WORKS_1 = assistant("msg_1", completed=False)
+TOO_LONG = {"name": "MessageOutputLengthError", "data": {}}
+REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
+NO_KEY_1 = Fault("auth", "no key")
+TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
+STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
+
+# The messages, whether the session is at work, how the answer stands, and why it failed.
+# fmt: off
+VERDICTS_1: list[tuple[list[Json], bool, str, Fault | None]] = [
+    ([], False, "undelivered", None),
+    ([ASKED], False, "undelivered", None),
+    ([ASKED, CALLS_1, STOPPED_1], False, "answered", None),
+    ([ASKED, assistant("msg_1", "length")], False, "failed", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "content-filter")], False, "failed", FILTERED),
+    ([ASKED, assistant("msg_1", error=TOO_LONG)], False, "failed", TOO_LONG_1),
+    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], False, "unfinished",
+     None),
+    ([ASKED, WORKS_1], False, "unfinished", None),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], False, "failed", NO_KEY_1),
+    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], False, "answered", None),
+    ([ASKED, assistant("msg_1", error=ABORTED)], False, "cut", Fault("aborted", "Aborted")),
+    ([ASKED, assistant("msg_1", error=REJECTED)], False, "refused", None),
+    ([ASKED, assistant("msg_1")], False, "cut", None),
+    ([ASKED, assistant("msg_1", "unknown")], False, "cut", None),
+    ([ASKED, CALLS_1], False, "refused", None),
+    ([ASKED, TYPED, assistant("msg_2", "stop")], False, "undelivered", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], False, "answered", None),
+    ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
+      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], False, "answered", None),
+    ([COMPACTION, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)], False,
+     "unfinished", None),
+    ([{}, {"info": None}, {"info": {"role": ["x"]}}], False, "undelivered", None),
+    # While a session is at work on a person's prompt, ours is not over.
+    ([ASKED, STOPPED_1], True, "answered", None),
+    ([ASKED, STOPPED_1, TYPED], True, "unfinished", None),
+    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", completed=False)], True, "unfinished", None),
+    ([ASKED, STOPPED_1, COMPACTION], True, "answered", None),
+]
+FAULTS_1: list[tuple[Any, Fault | None]] = [
+    (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
+    (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
+    (UNAUTHORIZED, Fault("auth", "no key")),
+    *[(api_error(429, responseHeaders={"retry-after": said}),
+       Fault("rate-limit", "it failed", seconds))
+      for said, seconds in (
+        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
+    *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
+        ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
+        ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
+    (api_error(None, isRetryable=True), Fault("outage", "it failed")),
+    (api_error(None, isRetryable=False), Fault("provider", "it failed")),
+    (api_error(400, isRetryable=True), Fault("provider", "it failed")),
+    (api_error("429"), Fault("provider", "it failed")),
+    *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
+        ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
+        ("ProviderInitError: acme", "no-model", "acme"), ("AgentNotFoundError: x", "no-agent", "x"),
+        *[(message, "unknown", message) for message in (
+            "TypeError: undefined is not a function",
+            "the model says: ProviderAuthError: 429 unauthorized")])],
+    ({"name": "X", "data": {"message": "ProviderAuthError: y"}},
+     Fault("unknown", "ProviderAuthError: y")),
+    ({"name": "ProviderAuthError"}, Fault("auth", "ProviderAuthError")),
+    ({"name": "ProviderModelNotFoundError", "data": {"providerID": "a"}},
+     Fault("no-model", "ProviderModelNotFoundError")),
+    ({"name": "X", "data": "text"}, Fault("unknown", "X")),
+]
+# fmt: on
+
+# ── 2: attempts and errors ────────────────────────────────────────────────────────────────────────
+
+NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
+
+# All of the messages, what the session says of its newest run, which attempt is looked for.
+# fmt: off
+ATTEMPTS_2: list[tuple[list[Json], str, int, str, Fault | None]] = [
+    ([], "", 0, "undelivered", None),
+    ([user_2("msg_p"), STOP, DONE_2], "", 0, "undelivered", None),
+    ([STOP] * 60, "", 0, "undelivered", None),
+    ([idle("failed", error=NO_ROUTE)], "failed", 0, "failed",
+     Fault("no-model", "Model unavailable: sim/m9")),
+    ([idle("failed")], "failed", 0, "failed", None),  # before 2.1 the stream alone tells why
+    ([user_2("msg_0"), STOP, idle("failed", error=AUTH)], "failed", 0, "failed", NO_KEY),
+    ([user_2(FIRST)], "failed", 0, "failed", None),  # delivered, and nothing came of it
+    ([user_2(FIRST), STOP, DONE_2], "failed", 0, "answered", None),
+    ([user_2(FIRST), STOP, DONE_2], "failed", 1, "failed", None),
+    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 1, "answered", None),
+    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 2, "answered", None),
+    ([user_2(FIRST), step()], "", 1, "unfinished", None),
+    ([user_2(FIRST), STOP, user_2(SECOND), step()], "", 1, "unfinished", None),
+    ([user_2(FIRST), *[CALLS] * 180, STOP, DONE_2], "", 0, "answered", None),  # four pages
+]
+FAULTS_2: list[tuple[Json, Fault]] = [
+    *[({"type": f"provider.{type}", "message": "oh", "status": 200}, Fault(kind, "oh"))
+      for type, kind in (
+        ("rate-limit", "rate-limit"), ("quota", "balance"), ("auth", "auth"), ("timeout", "outage"),
+        ("no-route", "no-model"), ("internal", "outage"), ("transport", "outage"),
+        ("content-filter", "provider"), ("unknown", "provider"))],
+    *[({"type": "provider.invalid-request", "message": "oh", "status": code}, Fault(kind, "oh"))
+      for code, kind in ((400, "provider"), (402, "balance"), (404, "no-model"))],
+    *[({"type": "unknown", "message": said}, Fault(kind, said)) for said, kind in (
+        ("Model unavailable: p/m", "no-model"), ("Variant unavailable: high", "no-model"),
+        ("Agent not found: mine", "no-agent"), ("something", "unknown"))],
+    ({"type": "provider.unknown", "message": "Model unavailable: p/m"},
+     Fault("provider", "Model unavailable: p/m")),
+    (INTERRUPTED, Fault("aborted", "Step interrupted")),
+    ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
+    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", wait))
+      for more, wait in (
+        ({}, 0.0), ({"status": 503}, 0.0), ({"retryAfterMs": 90_500}, 90.5),
+        ({"retryAfterMs": -1}, 0.0))],
+]
+# fmt: on
