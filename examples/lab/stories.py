@@ -22,6 +22,7 @@ from ocloop import (
     Activity,
     Answer,
     Ask,
+    Books,
     Broke,
     Entry,
     Fault,
@@ -29,16 +30,19 @@ from ocloop import (
     Options,
     Part,
     Picture,
+    Plan,
     Polled,
     Problem,
     Prompt,
     Question,
     RequestError,
+    Result,
     Run,
     ServerDied,
     Setup,
     Spend,
     Spent,
+    parse_plan,
     view,
 )
 
@@ -508,3 +512,71 @@ WAITS = (
     *("setup", "read_files", "create", "send", "resend", "work", "begin"),
     *("interrupt", "look", "review", "run_check", "server"),
 )
+
+
+# ── results, records and further builders ─────────────────────────────────────────────────────────
+
+
+def calls(story: Story, times: int, call: int = 7, session: str = "") -> None:
+    for _ in range(times):
+        key = f"prt_{story.now}"
+        story.part(key, "tool", session=session, tool="bash", argument="make", call=call)
+
+
+def in_line(**options: Any) -> Story:
+    """A run with two models in line."""
+    given = {"models": ("a/b", "c/d"), "attended": False, "stall_timeout": 0}
+    return Story(NINE, **{**given, **options})
+
+
+def keeps_retrying(story: Story, minutes: float) -> None:
+    """OpenCode 1 tries for ever, each 30 s, where no time is announced."""
+    began = story.now
+    attempt = 0
+    while story.now - began < minutes * 60 and story.count("create") == 1 and not story.exits:
+        attempt += 1
+        story.retries(attempt, 30, "Overloaded")
+        story.activity = "retrying"
+        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
+        story.let_pass(29.9, 5)
+
+
+def tasks_of(story: Story) -> list[ocloop.TaskView]:
+    return story.picture().tasks
+
+
+def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
+    values: Json = dict.fromkeys(Result._fields, "")
+    values.update(number=1, task="one", outcome=outcome, seconds=60.0, model="a/b", check=check)
+    values.update(spend=Spend(0.5, 10, 5, 4), progress=progress)
+    return Result(**{**values, **more})
+
+
+def books_of(*results: Result) -> Books:
+    books = Books()
+    for result in results:
+        books.add(result)
+    return books
+
+
+def project_options(folder: Path, **options: Any) -> Options:
+    files = {"plan": f"{folder}/PLAN.md", "prompt": f"{folder}/.loop-prompt.md"}
+    return Options(**{"directory": str(folder), **files, **options})
+
+
+def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
+    """What `status` says of a story; it has ended where an exit status is given."""
+    plan = parse_plan(story.plan or "")
+    return status_of(story.record(status), "/project/PLAN.md", plan, pid)
+
+
+def status_of(
+    record: Json, path: str = "/p/PLAN.md", plan: Plan | None = None, pid: int = 0
+) -> str:
+    plan = plan or Plan()
+    return "\n".join(ocloop.status_lines(plan, ocloop.status_record(path, plan, pid, record)))
+
+
+def growing(**more: Any) -> Setup:
+    given: Json = {"agents": ("build",), **more}
+    return Setup(**{"models": {"a/b": 1000}, **given})
