@@ -42,7 +42,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +59,8 @@ import sidebyside
 from anything import WORDS, anything, is_sound, names_in
 from harness import (
     EXAMPLES, GENERATIONS, OCLOOP, ROOT, RealServer, World, allow_elsewhere, answers_in,
-    commit_all, expect, fake_command, find_opencode, first_line, free_port, installed_opencode,
-    interface_of, is_alive, leave, libraries_of, marked, quiz, until, wait_asked,
+    commit_all, expect, fake_command, first_line, free_port, interface_of, is_alive, leave,
+    libraries_of, marked, quiz, until, wait_asked,
 )
 from harness import Child as ChildProcess
 from plan_lines import (
@@ -143,6 +143,7 @@ if TYPE_CHECKING:
     Way = Callable[[Any], Any]  # from a request to what it is answered with
 
 Json = dict[str, Any]
+pytest_plugins = ["given"]  # the fixtures, in examples/lab
 
 
 # ==================================================================================================
@@ -2935,42 +2936,36 @@ def test_status_does_not_contradict_itself(plan: str, record: Json, said: str) -
     assert said in "\n".join(lines) + "\n"
 
 
-def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> None:
+def test_what_the_last_run_left_counts_on(tmp_path: Path, run_file: RunFile) -> None:
     """A task that an agent took out is not done the next day; and who only looks wipes nothing."""
     plan = tmp_path / "PLAN.md"
     plan.write_text("# B\n- [x] a\n")
-    run_file = RunFile(str(plan))
     tasks = [{"phase": "A", "text": "a", "iterations": 1}]
     last = {"state": "ended", "ended": NOON, "status": 3, "gone": ["lost", "a"], "tasks": tasks}
-    run_file.write(last)
-    _pid, record = ocloop.run_on(str(plan), parse_plan(plan.read_text()))
-    assert record["gone"] == ["lost"], "one was written back"
-    assert record["tasks"][0]["state"] == "done", "under another heading"
-    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
-    driver._record(None)
-    driver._record(130)
-    driver.writer.close(GENEROUS)
-    assert run_file.read() == {**last, "pid": os.getpid()}
-    del last["ended"]  # it was killed, and somebody has only looked
-    run_file.write(last)
-    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
-    driver._record(130)
-    driver.writer.close(GENEROUS)
-    assert run_file.read() == {**last, "pid": os.getpid()}
+    for is_killed in (False, True):
+        if is_killed:
+            del last["ended"]
+        run_file.write(last)
+        _pid, record = ocloop.run_on(str(plan), parse_plan(plan.read_text()))
+        assert record["gone"] == ["lost"], "one was written back"
+        assert record["tasks"][0]["state"] == "done", "under another heading"
+        driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
+        driver._record(None)
+        driver._record(130)
+        driver.writer.close(GENEROUS)
+        assert run_file.read() == {**last, "pid": os.getpid()}
 
 
-def test_a_record_is_told_of_its_own_run(tmp_path: Path, state_home: Path) -> None:
+def test_a_record_is_told_of_its_own_run(tmp_path: Path, run_file: RunFile) -> None:
     path = str(tmp_path / "PLAN.md")
-    run_file = RunFile(path)
     plan = parse_plan("- [ ] a\n- [x] a\n")
     waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
     tasks = [{"phase": "", "text": "a"}, {"phase": "", "text": "a"}]
     run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
     _pid, record = ocloop.run_on(path, plan)
     assert [task["state"] for task in record["tasks"]] == ["pending", "done"], "in their order"
-    assert {name: record[name] for name in waits} == {
-        "waits_for": [], "retry": "", "waiting_until": None,
-    }, "it was killed, and waits for nobody"  # fmt: skip
+    over: Json = {"waits_for": [], "retry": "", "waiting_until": None}
+    assert {name: record[name] for name in waits} == over, "it was killed, and waits for nobody"
     assert run_file.acquire() == 0
     assert ocloop.run_on(path, plan)[1] == {}
     os.close(run_file.lock or 0)
@@ -3144,16 +3139,8 @@ def test_so_many_near_misses_are_enough() -> None:
 Patch = pytest.MonkeyPatch
 Printed = pytest.CaptureFixture[str]
 Started = Callable[..., "subprocess.Popen[bytes]"]
+Say = Callable[..., str]
 GENEROUS = 20.0  # seconds; what is quadratic would take minutes
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: Patch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
@@ -3750,20 +3737,6 @@ def test_what_was_spent_is_read_from_whatever_is_there() -> None:
 
 
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def one_wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.server.shutdown()
-    wire.server.server_close()
-
-
-@pytest.fixture
-def wire(one_wire: Wire) -> Wire:
-    one_wire.forget()
-    return one_wire
 
 
 def test_a_request_is_answered_and_no_proxy_is_asked(wire: Wire, monkeypatch: Patch) -> None:
@@ -4385,38 +4358,6 @@ def test_how_a_session_is_joined() -> None:
 NO_PROC = "/nonexistent/proc"
 
 
-@pytest.fixture(params=["proc", "ps"])
-def seam(request: pytest.FixtureRequest, monkeypatch: Patch) -> str:
-    if request.param == "ps":
-        monkeypatch.setattr(ocloop, "PROC", NO_PROC)
-        if not ocloop.list_processes():
-            pytest.skip("there is no `ps` here that takes these options")
-    elif not os.path.isdir("/proc/self"):
-        pytest.skip("there is no /proc here")
-    return str(request.param)
-
-
-@pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts shell commands in groups of their own; what is left of them in the end is killed."""
-    children: list[subprocess.Popen[bytes]] = []
-
-    def start(command: str, mark: str = "", **how: Any) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **({ocloop.MARK: mark} if mark else {})}
-        how.setdefault("stdout", subprocess.PIPE)
-        child = ocloop.spawn(["/bin/sh", "-c", command], env=environment, **how)
-        children.append(child)
-        return child
-
-    yield start
-    for child in children:
-        with suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdout:
-            child.stdout.close()
-
-
 def test_processes_are_found_by_their_mark_and_measured(seam: str, started: Started) -> None:
     mark = os.urandom(8).hex()
     code = "x = bytearray(50 << 20); print('up', flush=True); input()"
@@ -4660,17 +4601,19 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None
         assert not set(HOSTILE) & set(text) - set(HARMLESS), text
 
 
-@pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
+@pytest.mark.parametrize("command, status", [
+    ("run", 1), ("run --dry-run", 1), ("status", 3), ("bootstrap", 0),
+])  # fmt: skip
 def test_nothing_that_is_printed_can_rewrite_the_terminal(
-    command: str, tmp_path: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+    command: str, status: int, tmp_path: Path, monkeypatch: Patch, say: Say
 ) -> None:
     folder = tmp_path / HOSTILE.replace("/", "")
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "PLAN.md").write_text(f"[ ] {HOSTILE}\n" + "- [ ] a\n" * (command == "status"))
     (folder / ".loop-prompt.md").write_text(HOSTILE)
-    ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
-    said = "".join(capsys.readouterr())
+    words = [*command.split(), *["--opencode", "true"] * ("run" in command)]
+    said = say(*words, status=status)
     assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
 
 
@@ -4722,9 +4665,8 @@ def full(*_: Any) -> None:
 
 
 def test_a_bug_and_a_state_file_that_cannot_be_written_are_told(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
+    tmp_path: Path, run_file: RunFile, monkeypatch: Patch
 ) -> None:
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     driver = ocloop.Driver(ocloop.Run(project_options(tmp_path, notify="mail"), NOON), run_file)
     made: list[Request] = []
     monkeypatch.setattr(driver.outside, "make", made.append)
@@ -4742,33 +4684,20 @@ def test_a_bug_and_a_state_file_that_cannot_be_written_are_told(
     said = str(driver.inbox.get_nowait())
     assert "No space left on device" in said and "`status` cannot tell" in said
     assert driver.inbox.empty()
-    left = [name for name in os.listdir(run_file.folder) if not name.endswith(".libraries")]
-    assert left == []
-
-
-@pytest.fixture
-def state_home(tmp_path: Path, monkeypatch: Patch) -> Path:
-    home = tmp_path / "state"
-    monkeypatch.setenv("XDG_STATE_HOME", str(home))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return home
+    assert all(name.endswith(".libraries") for name in os.listdir(run_file.folder))
 
 
 def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
 
 
-def test_where_no_lock_can_be_had_that_is_said(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
-) -> None:
+def test_where_no_lock_can_be_had_that_is_said(run_file: RunFile, monkeypatch: Patch) -> None:
     def flock(number: int, how: int) -> None:
         opened.append(number)
         raise OSError(errno.ENOLCK, "No locks available")
 
     opened: list[int] = []
     monkeypatch.setattr(fcntl, "flock", flock)
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.acquire() == 0 and run_file.lock is None
     assert "make sure that no second loop works on this plan" in run_file.problem
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -4776,29 +4705,36 @@ def test_where_no_lock_can_be_had_that_is_said(
 
 
 def test_where_state_was_cleaned_away_a_second_loop_is_seen(
-    tmp_path: Path, state_home: Path
+    tmp_path: Path, run_file: RunFile
 ) -> None:
-    first, second = RunFile(str(tmp_path / "PLAN.md")), RunFile(str(tmp_path / "PLAN.md"))
-    first.write({"state": "running"})
-    assert first.acquire() == 0
-    shutil.rmtree(first.folder)
+    second = RunFile(str(tmp_path / "PLAN.md"))
+    run_file.write({"state": "running"})
+    assert run_file.acquire() == 0
+    shutil.rmtree(run_file.folder)
     assert second.acquire() == 0
     second.write({"state": "theirs"})
     for _ in range(2):
         with pytest.raises(OSError, match="another loop works on this plan, process"):
-            first.write({"state": "running"})
-    assert first.read() == {"state": "theirs"}
+            run_file.write({"state": "running"})
+    assert run_file.read() == {"state": "theirs"}
 
 
 def test_a_lock_of_somebody_stopped_is_not_waited_for(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
+    run_file: RunFile, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    ours = RunFile(str(tmp_path / "P"))
-    ours.write({})
-    with open(lock_of(ours), "w") as held:
+    run_file.write({})
+    with open(lock_of(run_file), "w") as held:
         fcntl.flock(held, fcntl.LOCK_SH)  # as `status` does, for a moment
-        assert ours.acquire() == -1
+        assert run_file.acquire() == -1
+
+
+def test_a_lock_is_taken_when_its_owner_lets_go(run_file: RunFile) -> None:
+    """`status` holds it for a moment."""
+    with open(lock_of(run_file), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        assert run_file.acquire() == 0 and run_file.problem == ""
 
 
 def test_a_relative_state_home_is_none(
@@ -4848,10 +4784,9 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere(tmp_path: Path, state_h
 
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
 def test_a_folder_of_another_is_not_written_into(
-    tmp_path: Path, state_home: Path, trap: str
+    tmp_path: Path, run_file: RunFile, trap: str
 ) -> None:
     """A cleaner removes the state folder in mid-run, and another user puts theirs in its place."""
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.acquire() == 0
     run_file.write({"password": "first"})
     precious = tmp_path / "precious"
@@ -4859,7 +4794,6 @@ def test_a_folder_of_another_is_not_written_into(
     folder = Path(run_file.folder)
     if trap != "open to all":
         shutil.rmtree(folder)
-    draft = folder / f"{run_file.name}.{os.getpid()}"
     if trap == "link to a folder":
         (tmp_path / "theirs").mkdir(mode=0o700)
         folder.symlink_to(tmp_path / "theirs")
@@ -4867,6 +4801,7 @@ def test_a_folder_of_another_is_not_written_into(
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o777 if trap == "open to all" else 0o700)
     if trap.endswith("link"):
+        draft = folder / f"{run_file.name}.{os.getpid()}"
         (os.symlink if trap == "symlink" else os.link)(precious, draft)
         run_file.write({"password": "second"})
         assert run_file.read() == {"password": "second"}
@@ -4963,9 +4898,8 @@ def test_in_a_home_of_another_nothing_is_kept(
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
 
 
-def test_a_damaged_state_file_says_nothing(tmp_path: Path, state_home: Path) -> None:
+def test_a_damaged_state_file_says_nothing(tmp_path: Path, run_file: RunFile, say: Say) -> None:
     gc.collect()  # not in the depths of a recursion, where pytest's own hooks have no room
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     state = Path(run_file.path)
     for raw in (
         *(b"", b"{", b"[1]", b"null", b"7", b"\xef\xbb\xbf{}", b"[" * 100_000, b"\0", b"\xff\xfe"),
@@ -4973,14 +4907,14 @@ def test_a_damaged_state_file_says_nothing(tmp_path: Path, state_home: Path) -> 
     ):
         state.write_bytes(raw)
         assert run_file.read() == {}, raw[:20]
-        assert ocloop.main(["status", "--all", "--json"]) == 0
+        say("status", "--all", "--json")
     # How deep is too deep is each Python's own affair: what is read can be shown.
     state.write_bytes(b'{"plan": "/a", "state": %s}' % (b"[" * 600 + b"]" * 600))
-    assert ocloop.main(["status", "--all", "--json"]) == 0
+    say("status", "--all", "--json")
     state.unlink()
     (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
     state.symlink_to(tmp_path / "theirs")
-    assert run_file.read() == {}
+    assert run_file.read() == {}, "somebody put it elsewhere"
 
 
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
@@ -5092,15 +5026,12 @@ def test_a_mistake_is_one_line_with_what_was_meant(words: str, said: str, capsys
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 
-def test_bootstrap_writes_what_is_missing_and_loses_nothing(
-    tmp_path: Path, capsys: Printed
-) -> None:
+def test_bootstrap_writes_what_is_missing_and_loses_nothing(tmp_path: Path, say: Say) -> None:
     folder = tmp_path / "new" / "project"
     plan, prompt = folder / "PLAN.md", folder / ".loop-prompt.md"
-    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert f"wrote    {plan}" in say("bootstrap", str(folder))
     assert plan.read_text() == ocloop.STARTER_PLAN
     assert prompt.read_text() == ocloop.STARTER_PROMPT and len(list(folder.iterdir())) == 2
-    assert f"wrote    {plan}" in capsys.readouterr().out
     read, problems, (warning,) = ocloop.preflight(project_options(folder, attended=True))
     assert "is still the starter: write your own tasks into it" in warning
     assert problems == []
@@ -5108,30 +5039,19 @@ def test_bootstrap_writes_what_is_missing_and_loses_nothing(
     assert read.pending == 3 and read.manual == 1 and read.summary is None
     plan.write_text("mine")
     prompt.unlink()
-    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert f"skipped  {plan}" in say("bootstrap", str(folder))
     assert plan.read_text() == "mine" and prompt.read_text() == ocloop.STARTER_PROMPT
-    assert f"skipped  {plan}" in capsys.readouterr().out
-    assert ocloop.main(["bootstrap", str(plan)]) == 1
-    assert "choose another directory" in capsys.readouterr().err
-    for text in ("mine", "also mine"):
-        plan.write_text(text)
-        assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
-    assert f"kept     {folder / 'PLAN.md~'}" in capsys.readouterr().out
-    assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
+    assert "choose another directory" in say("bootstrap", str(plan), status=1)
+    plan.write_text("mine")
+    assert f"kept     {folder / 'PLAN.md~'}" in say("bootstrap", "--force", str(folder))
+    plan.write_text("also mine")
+    for _ in range(2):
+        say("bootstrap", "--force", str(folder))
     assert (folder / "PLAN.md~").read_text() == "mine" and plan.read_text() == ocloop.STARTER_PLAN
     assert "also mine" in [path.read_text() for path in folder.iterdir()]
 
 
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
-    (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
-    return folder
 
 
 def problems(folder: Path, **options: Any) -> str:
@@ -5217,37 +5137,24 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
 
 
-def of_others(monkeypatch: Patch, *paths: Path) -> None:
-    """These paths belong to another user from now on."""
-    for name in ("stat", "lstat"):
-        look = getattr(os, name)
-
-        def looks(path: Any, look: Any = look, **how: Any) -> os.stat_result:
-            found = look(path, **how)
-            is_theirs = not isinstance(path, int) and Path(path) in paths
-            return os.stat_result((*found[:4], 4242, *found[5:])) if is_theirs else found
-
-        monkeypatch.setattr(os, name, looks)
-
-
 @pytest.mark.parametrize("name", ["opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md"])
 def test_what_others_put_above_a_project_is_not_read(
-    tmp_path: Path, project: Path, monkeypatch: Patch, name: str
+    tmp_path: Path, project: Path, of_others: Callable[..., None], name: str
 ) -> None:
     """OpenCode reads its configuration upwards, to where git begins: it may start programs."""
     (tmp_path / name).mkdir()
     assert problems(project) == ""
-    of_others(monkeypatch, tmp_path / name)
+    of_others(tmp_path / name)
     assert f"OpenCode would read {tmp_path / name}, which is another user's" in problems(project)
     (project / ".git").mkdir()
     assert problems(project) == ""
     (project / ".git").rmdir()
-    of_others(monkeypatch, tmp_path / name, project)  # as root, in a project of theirs
+    of_others(tmp_path / name, project)  # as root, in a project of theirs
     assert problems(project) == ""
 
 
 def test_in_another_s_home_no_program_is_looked_for(
-    tmp_path: Path, project: Path, monkeypatch: Patch
+    tmp_path: Path, project: Path, monkeypatch: Patch, of_others: Callable[..., None]
 ) -> None:
     program = tmp_path / ".opencode" / "bin" / "opencode"
     program.parent.mkdir(parents=True)
@@ -5256,7 +5163,7 @@ def test_in_another_s_home_no_program_is_looked_for(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     assert ocloop.find_opencode("") == (str(program),)
-    of_others(monkeypatch, tmp_path)
+    of_others(tmp_path)
     with pytest.raises(ocloop.Problem, match="opencode is not there"):
         ocloop.find_opencode("")
     options = Options(str(project), f"{project}/PLAN.md", f"{project}/.loop-prompt.md")
@@ -5291,33 +5198,28 @@ def test_what_a_configuration_wants_to_be_asked_before() -> None:
         assert found == asks, config
 
 
-def test_run_refuses_what_a_dry_run_refuses(
-    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
-) -> None:
+def test_run_refuses_what_a_dry_run_refuses(project: Path, monkeypatch: Patch, say: Say) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr(ocloop, "START_TIMEOUT", 0.1)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
-    assert ocloop.main(words) == 1
-    assert "--check: there is no command nobody-has-it" in capsys.readouterr().err
+    assert "--check: there is no command nobody-has-it" in say(*words, status=1)
     for name in ("PLAN.md", ".loop-prompt.md"):
         (project / name).unlink()
-    assert ocloop.main([*words, "--dry-run"]) == 1
-    out = capsys.readouterr().out
-    assert "problem   --check: there is no command nobody-has-it" in out
-    assert out.count("cannot be read") == 2, "both are named, and neither is shown"
-    assert "100 %" not in out
+    said = say(*words, "--dry-run", status=1)
+    assert "problem   --check: there is no command nobody-has-it" in said
+    assert said.count("cannot be read") == 2, "both are named, and neither is shown"
+    assert "100 %" not in said
 
 
 def test_a_plan_that_is_complete_needs_no_server(
-    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+    project: Path, monkeypatch: Patch, say: Say
 ) -> None:
     monkeypatch.chdir(project)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
     for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
         for more in ([], ["--dry-run"]):
-            assert ocloop.main([*words, *more]) == status
-            said = capsys.readouterr().out
+            said = say(*words, *more, status=status)
             assert "take out its <plan-complete> tag to work on it again" in said
         assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
 
@@ -5414,26 +5316,21 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
 
 
 def test_status_of_a_start_tells_nothing_of_the_last_run(
-    tmp_path: Path, state_home: Path, capsys: Printed
+    tmp_path: Path, run_file: RunFile, say: Say
 ) -> None:
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
-
-    def said(*more: str) -> str:
-        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
-        return capsys.readouterr().out
-
+    words = ("status", "--plan", str(plan))
     story = Story("- [ ] one\n", attended=False)
     story.fails("auth", "no login")
-    run_file = RunFile(str(plan))
     run_file.write({**story.record(1), "pid": 4711})
-    assert "no login" in said()
+    assert "no login" in say(*words, status=3)
     plan.write_text("- [ ] two\n")  # after the run
-    assert re.search(r"^gone .* 1  one$", said(), re.MULTILINE)
+    assert re.search(r"^gone .* 1  one$", say(*words, status=3), re.MULTILINE)
     assert run_file.acquire() == 0
-    starting = f"run       starting, process {os.getpid()}"
-    assert starting in said() and "no login" not in said()
-    run = json.loads(said("--json"))["run"]
+    said = say(*words, status=3)
+    assert f"run       starting, process {os.getpid()}" in said and "no login" not in said
+    run = json.loads(say(*words, "--json", status=3))["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
 
 
@@ -5445,7 +5342,7 @@ def in_git(folder: Path, *words: str) -> None:
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 @pytest.mark.parametrize("record", [{}, {"state": "ended", "commit": "--output=written"}])
 def test_without_a_commit_status_lets_git_alone(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch, record: Json
+    tmp_path: Path, run_file: RunFile, monkeypatch: Patch, record: Json, say: Say
 ) -> None:
     """What a repository has configured is run by git, and an option could make it write a file."""
     in_git(tmp_path, "init", "-q")
@@ -5453,9 +5350,8 @@ def test_without_a_commit_status_lets_git_alone(
     in_git(tmp_path, "config", "core.fsmonitor", "touch written; false")
     monkeypatch.chdir(tmp_path)
     Path("PLAN.md").write_text("- [ ] a\n")
-    run_file = RunFile(f"{tmp_path}/PLAN.md")
     run_file.write({**record, "directory": str(tmp_path)})
-    assert ocloop.main(["status"]) == 3
+    say("status", status=3)
     assert not Path("written").exists()
 
 
@@ -5537,36 +5433,30 @@ def test_no_password_stands_beside_the_address_of_a_server_that_is_gone() -> Non
 
 
 def test_secrets_are_in_the_state_file_of_a_live_run(
-    tmp_path: Path, state_home: Path, capsys: Printed
+    tmp_path: Path, run_file: RunFile, say: Say
 ) -> None:
+    """And nowhere else."""
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
     live = {**Story().record(), "password": "correct horse battery staple"}
     assert set(ocloop.SECRETS) <= set(live)
     assert not set(ocloop.SECRETS) & set(Story().record(0))
-    RunFile(str(plan)).write(live)
+    run_file.write(live)
     for more in ([], ["--json"]):
-        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
-        text = capsys.readouterr().out
+        text = say("status", "--plan", str(plan), *more, status=3)
         assert live["password"] not in text
     found = json.loads(text)
     assert found["run"]["state"] == "killed" and found["total"] == 1 and not found["running"]
     assert not set(ocloop.SECRETS) & set(found["run"])
 
 
-def test_the_exit_status_of_status(tmp_path: Path, state_home: Path) -> None:
+def test_the_exit_status_of_status(tmp_path: Path, say: Say) -> None:
     words = ["status", "--plan", str(tmp_path / "PLAN.md")]
-    assert ocloop.main(words) == 1, "there is no plan"
+    say(*words, status=1)  # there is no plan
     tag = "<plan-complete>b</plan-complete>"
-    for text, status in (
-        ("- [ ] a\n", 3),
-        ("- [x] a\n", 3),
-        (f"- [x] a\n{tag}", 0),
-        (f"- [ ] a\n{tag}", 3),
-        (f"- [x] a\n- [BLOCKED: x] c\n{tag}", 3),
-    ):
+    for text, status in (("- [x] a\n", 3), (f"- [x] a\n{tag}", 0), (f"- [ ] a\n{tag}", 3)):
         (tmp_path / "PLAN.md").write_text(text)
-        assert ocloop.main(words) == status, text
+        say(*words, status=status)
 
 
 def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> None:
@@ -5592,20 +5482,16 @@ def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> N
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
 def test_attach_with_a_damaged_state_file_is_a_sentence(
-    tmp_path: Path, state_home: Path, text: str, monkeypatch: Patch, capsys: Printed
+    tmp_path: Path, run_file: RunFile, text: str, monkeypatch: Patch, say: Say
 ) -> None:
-    words = ["attach", "--plan", str(tmp_path / "PLAN.md")]
-    run_file = RunFile(words[-1])
-    assert ocloop.main(words) == 1
-    assert "no loop works on" in capsys.readouterr().err
+    words = ("attach", "--plan", str(tmp_path / "PLAN.md"))
+    assert "no loop works on" in say(*words, status=1)
     assert run_file.acquire() == 0
     Path(run_file.path).write_text(text)
-    assert ocloop.main(words) == 1
-    assert "attach needs a terminal" in capsys.readouterr().err
+    assert "attach needs a terminal" in say(*words, status=1)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    assert ocloop.main(words) == 1
-    assert "the loop has no session right now" in capsys.readouterr().err
+    assert "the loop has no session right now" in say(*words, status=1)
 
 
 # ── view and layout: scenes ───────────────────────────────────────────────────────────────────────
@@ -6427,20 +6313,6 @@ BUG = "def boom(*args):\n    raise RuntimeError('a bug, as ordered')\nocloop.{} 
 SECRET: Json = {"OPENCODE_SERVER_PASSWORD": "secret"}
 
 
-@pytest.fixture(params=GENERATIONS, ids=[f"v{number}" for number in GENERATIONS])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    """For a test on the fake OpenCode: it is run once on each generation of its interface."""
-    with World(tmp_path, int(request.param)) as made:
-        yield made
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[World]:
-    """For a test in which no server is started, or the real one: generations make no difference."""
-    with World(tmp_path) as made:
-        yield made
-
-
 # ── the command line ──────────────────────────────────────────────────────────────────────────────
 # The options of `run`. A new one is added here and to Options.
 # fmt: off
@@ -7179,15 +7051,6 @@ def test_a_second_loop_on_a_plan_is_refused(world: World) -> None:
     assert "ended" in world.say(first.project, "status")
 
 
-def test_a_lock_is_taken_when_its_owner_lets_go(tmp_path: Path, state_home: Path) -> None:
-    """`status` holds it for a moment."""
-    ours = RunFile(str(tmp_path / "P"))
-    with open(lock_of(ours), "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN)).start()
-        assert ours.acquire() == 0 and ours.problem == ""
-
-
 def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
     """README: it is removed as the night goes on, and at every end, also that by `kill -9`, of
     ocloop alone and with its guard; nothing else is."""
@@ -7585,38 +7448,6 @@ def test_terminals_that_can_do_less(world: World) -> None:
 # Driven by the scripted model of examples/, so without a key. What is about the server's process
 # has a server of its own; all else shares one, through --server, each test in a directory of its
 # own.
-
-
-def has_second_generation() -> bool:
-    """Whether a real OpenCode 2 is installed here: the tests run on it, too, then."""
-    found = installed_opencode()
-    if not found:
-        return False
-    said = subprocess.run([found, "--version"], check=False, capture_output=True, text=True)
-    return "2." in said.stdout.split(" v")[-1][:3]
-
-
-@pytest.fixture(scope="session")
-def opencode1() -> str:
-    """The path of the real OpenCode 1."""
-    return find_opencode(harness.VERSION if has_second_generation() else "")
-
-
-@pytest.fixture(scope="session", params=[1, 2] if has_second_generation() else [1])
-def opencode(request: pytest.FixtureRequest, opencode1: str) -> str:
-    """The path of each real OpenCode that is here."""
-    return opencode1 if request.param == 1 else os.path.abspath(installed_opencode())
-
-
-@pytest.fixture(scope="session")
-def server(opencode1: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    """Used by many runs of ocloop, none of which may stop it."""
-    folder = tmp_path_factory.mktemp("server")
-    real = RealServer(opencode1, harness.sealed(folder / "home"), folder)
-    yield real
-    running = real.process.poll() is None
-    harness.end_helper(real.process)
-    assert running, "somebody stopped the shared server"
 
 
 def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
