@@ -6,8 +6,10 @@
     4  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
 Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 4 every test has a
-home, a project and an environment of its own (examples/lab/harness.py), and when an ocloop has
-ended, nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
+home, a project and an environment of its own, and when an ocloop has ended, nothing may be left
+that carries its mark. Only 127.0.0.1 is contacted. What the tests are made with is in examples/lab:
+stories, simulation and scenes for part 1, plan_lines, wire and recorded for parts 2 and 3, harness
+for part 4, and given, the fixtures of all.
 
 `python3 test_ocloop.py` runs them side by side; words after it go to pytest, which alone runs them
 one after the other. `-k real` is what needs the real OpenCode, `-k "not real"` all else, `-k v1`
