@@ -86,8 +86,8 @@ from simulation import INTERRUPTIONS, MISBEHAVIOURS, SHORT, Simulation, drive, n
 from stories import (
     BEGINS, BROKEN_SETUP, CHECK_STOPPED, DONE, MAYBE, NINE, NOON, STATES, TWO, WAITS, No, Story,
     a_result, answers, at_work, books_of, calls, fails_first, fails_with, growing, in_line,
-    in_state, is_done, is_same, permission, project_options, status_of, status_text, tasks_of,
-    waiting_for,
+    in_state, is_done, is_same, keeps_retrying, permission, project_options, status_of,
+    status_text, tasks_of, waiting_for,
 )
 from versions import try_version
 from wire import OK, PAGE, PAGE_ERROR, Said, Turns, Wire, a_dialect, delta_of, frame, read, talker
@@ -937,25 +937,22 @@ def test_a_long_retry_is_waited_for_unless_another_model_can_work(models: tuple[
     assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
 
 
-@pytest.mark.parametrize("models, minutes, words, used", [
-    (("a/b", "c/d"), 3, "rate-limited", "c/d"), (("a/b",), 65, "", "a/b"),
+@pytest.mark.parametrize("models, minutes, stopped, used", [
+    (("a/b", "c/d"), 3, [], "c/d"), (("a/b",), 65, [3], "a/b"),
 ])  # fmt: skip
 def test_short_retries_without_an_end_are_a_limit_too(
-    models: tuple[str, ...], minutes: float, words: str, used: str
+    models: Any, minutes: float, stopped: list[int], used: str
 ) -> None:
-    """OpenCode 1 tries for ever, each 30 s, where no time is announced."""
-    story = Story(models=models, attended=False, max_wait=3600.0)
-    story.busy()
-    began = story.now
-    attempt = 0
-    while story.now - began < minutes * 60 and story.count("create") == 1 and not story.exits:
-        attempt += 1
-        story.retries(attempt, 30, "Overloaded")
-        story.activity = "retrying"
-        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
-        story.let_pass(29.9, 5)
-    assert story.prompted.model == used and story.words[:1] == [words or "rate-limited"]
-    assert story.exits == ([] if words else [3]) and (words or "--max-wait" in story.reason)
+    story = at_work(models=models, attended=False, max_wait=3600.0)
+    keeps_retrying(story, minutes)
+    assert story.prompted.model == used and story.words[:1] == ["rate-limited"]
+    assert story.exits == stopped and ("--max-wait" in story.reason) == bool(stopped)
+
+
+def test_an_iteration_that_only_waited_is_no_failure() -> None:
+    story = at_work(attended=False, iteration_timeout=600.0)
+    keeps_retrying(story, 12)
+    assert story.words == ["rate-limited"] and story.run.books.waited > 590
 
 
 def test_waits_of_two_rows_are_not_added_up() -> None:
@@ -2505,6 +2502,17 @@ def test_an_end_is_not_believed_of_a_look_that_is_older_than_the_news() -> None:
     story.world["poll"] = answers(Polled("idle", "answered"))
     story.let_pass(1)
     assert story.words == ["nothing settled"]
+
+
+def test_x_also_ends_a_session_whose_server_is_replaced_in_the_midst() -> None:
+    story = at_work(server_memory=100, retries=40)
+    story.memory = 300
+    story.world["start_server"] = fails_with(0, "no port")
+    story.let_pass(60)
+    assert "in the midst" in story.text and story.state == "starting" and story.number == 1
+    story.press("x")
+    story.let_pass(5)
+    assert story.words == ["aborted"]
 
 
 def test_who_quits_during_a_check_loses_nothing_of_what_was_done() -> None:
@@ -4504,7 +4512,7 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_any_bytes_are_read_and_a_pipe_is_not_waited_for(
+def test_all_bytes_are_read_and_a_pipe_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "PLAN.md"
