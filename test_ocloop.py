@@ -5700,6 +5700,21 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
 
 
+def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
+    reader = Reader(100)
+    last = reader.last
+    shown = reader.look(-10)
+    assert shown[-1] == last - 11 and reader.below == 11
+    assert shown == list(range(shown[0], shown[-1] + 1))
+    reader.add(5)
+    assert reader.look() == shown and reader.below == 16
+    assert reader.look(-1)[-1] == shown[-1] - 1 and reader.below == 17
+    assert reader.look(2)[-1] == shown[-1] + 1
+    assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
+    reader.add(1)
+    assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
+
+
 LONG_PLAN = "".join(
     f"\n## Phase {phase}\n\n"
     + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))

@@ -275,18 +275,3 @@ class Reader:
         """How many lines are below, as the screen says."""
         match = re.search(r"↓ (\d+) more", "\n".join(self.rows))
         return int(match.group(1)) if match else 0
-
-
-def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
-    reader = Reader(100)
-    last = reader.last
-    shown = reader.look(-10)
-    assert shown[-1] == last - 11 and reader.below == 11
-    assert shown == list(range(shown[0], shown[-1] + 1))
-    reader.add(5)
-    assert reader.look() == shown and reader.below == 16
-    assert reader.look(-1)[-1] == shown[-1] - 1 and reader.below == 17
-    assert reader.look(2)[-1] == shown[-1] + 1
-    assert reader.look(10**9)[-1] == last + 5 and reader.below == 0
-    reader.add(1)
-    assert reader.look()[-1] == last + 6, "at the end the tail is followed again"
