@@ -3394,9 +3394,6 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
         assert books.check_failures == failures, checks
 
 
-# One plan after the other, and whether it is progress.
-
-
 @pytest.mark.parametrize("plans, progress", [
     (["- [ ] a", "- [x] a"], "+"), (["- [ ] a", "- [BLOCKED: b] a"], "+"),
     (["- [ ] a", "- [MANUAL] a"], "+"), (["- [ ] a", "- [ ] a"], "-"),
