@@ -6,8 +6,10 @@
     4  From the outside: ocloop as a program, on stand-ins of both generations, and on the real one
 
 Parts 1 and 2 know no OpenCode, no sleeping, and hardly any process. In part 4 every test has a
-home, a project and an environment of its own (examples/lab/harness.py), and when an ocloop has
-ended, nothing may be left that carries its mark. Only 127.0.0.1 is contacted.
+home, a project and an environment of its own, and when an ocloop has ended, nothing may be left
+that carries its mark. Only 127.0.0.1 is contacted. What the tests are made with is in examples/lab:
+stories, simulation and scenes for part 1, plan_lines, wire and recorded for parts 2 and 3, harness
+for part 4, and given, the fixtures of all.
 
 `python3 test_ocloop.py` runs them side by side; words after it go to pytest, which alone runs them
 one after the other. `-k real` is what needs the real OpenCode, `-k "not real"` all else, `-k v1`
@@ -26,7 +28,6 @@ import fcntl
 import functools
 import gc
 import hashlib
-import http.server
 import io
 import itertools
 import json
@@ -43,40 +44,54 @@ import subprocess
 import sys
 import threading
 import time
-import unicodedata
-import urllib.request
-from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "examples" / "lab"))
 
+# isort: off
+# fmt: off
 import harness
+import sidebyside
+from anything import WORDS, anything, is_sound, names_in
 from harness import (
-    EXAMPLES,
-    GENERATIONS,
-    OCLOOP,
-    ROOT,
-    RealServer,
-    Terminal,
-    World,
-    fake_command,
-    find_opencode,
-    free_port,
-    installed_opencode,
-    marked,
-    quiz,
-    until,
+    EXAMPLES, GENERATIONS, OCLOOP, ROOT, RealServer, World, allow_elsewhere, answers_in,
+    commit_all, expect, fake_command, first_line, free_port, interface_of, is_alive, leave,
+    libraries_of, marked, quiz, until, wait_asked,
 )
 from harness import Child as ChildProcess
+from plan_lines import (
+    BEGUN, BOXES, LARGE_PLANS, NEAR_MISSES, NO_TASKS, PIECES, PLANS, PROMPTS, TAGS,
+)
+from recorded import (
+    ASKED_FORM, ASKED_PERMISSION, ATTEMPTS_2, CALLS, CHILD_1, DECODED, DECODED_2, DONE_2, FAULTS_1,
+    FAULTS_2, FIRST, FORM, HERE, IN_A, NOT_NOW, NO_KEY_1, PERMISSION, PROMPT, PROMPT_2, REQUEST_1,
+    REQUEST_2, SECOND, SPENT_2, STOP, THIRD, TOKENS, TURN, UNAUTHORIZED, USED, VERDICTS_1,
+    VERDICTS_2, ZERO, agent_2, assistant, catalogue, child_2, dialect_2, document, event, look,
+    message_event, model_2, part_event, polled, provider, stand_in, step, told, user, user_2,
+    whole_server, wrapped,
+)
+from scenes import (
+    SCENES, SCREENS, SIZES, Reader, check_rows, drawn, header, nasty_picture, scene, screens,
+    seen, timeless, write_golden_screens,
+)
 from scripted_model import ScriptedModel, opencode_config
+from simulation import INTERRUPTIONS, MISBEHAVIOURS, SHORT, Simulation, drive, note_end_of, replay
+from stories import (
+    BEGINS, BROKEN_SETUP, CHECK_STOPPED, DONE, MAYBE, NINE, NOON, STATES, TWO, WAITS, No, Story,
+    a_result, answers, at_work, books_of, calls, fails_first, fails_with, growing, in_line,
+    in_state, is_done, is_same, keeps_retrying, permission, project_options, status_of,
+    status_text, tasks_of, waiting_for,
+)
 from versions import try_version
+from wire import OK, PAGE, PAGE_ERROR, Said, Turns, Wire, a_dialect, delta_of, frame, read, talker
+# fmt: on
+# isort: on
 
 sys.path.insert(0, str(OCLOOP.parent))
 
@@ -87,7 +102,6 @@ from ocloop import (
     Answer,
     Answered,
     Ask,
-    Books,
     Broke,
     Child,
     Client,
@@ -102,7 +116,6 @@ from ocloop import (
     OpenCode2,
     Options,
     Part,
-    Picture,
     Plan,
     Polled,
     Problem,
@@ -110,7 +123,6 @@ from ocloop import (
     Question,
     Request,
     RequestError,
-    Result,
     Run,
     RunFile,
     ScreenLost,
@@ -121,7 +133,6 @@ from ocloop import (
     Spent,
     StreamOpened,
     Woke,
-    layout,
     parse_plan,
     text_width,
 )
@@ -132,6 +143,7 @@ if TYPE_CHECKING:
     Way = Callable[[Any], Any]  # from a request to what it is answered with
 
 Json = dict[str, Any]
+pytest_plugins = ["given"]  # the fixtures, in examples/lab
 
 
 # ==================================================================================================
@@ -139,481 +151,9 @@ Json = dict[str, Any]
 #
 # What a run promises, told as stories, then interrupted everywhere, then put into hostile worlds.
 #
-# They know no processes, no network and no sleeping: the time is an argument. A story says what
-# happens (events, keys, answers), and looks at what was requested, told and shown. A section for
-# each promise, in the order of a run.
+# A story (examples/lab/stories.py) knows no processes, no network and no sleeping. Each promise
+# has a section, in the order of a run.
 # ==================================================================================================
-
-# ── how a story is told ───────────────────────────────────────────────────────────────────────────
-# A Story is a run with a world that answers every request as a well-behaved OpenCode would, at
-# once. A test says what happens (`busy`, `works`, `tell`), interferes (`world`, `plan`,
-# `activity`), and reads what was requested (`take`) and where the run stands (`state`).
-
-NOON = 1_800_000_000.0
-MAYBE = frozenset(("poll", "read_files", "measure_server", "stop_check"))  # what looking adds
-BEGINS = "start_server setup create send"
-TWO = "# Part\n- [ ] one\n- [ ] two\n"
-NINE = "- [ ] a\n" * 9
-DONE = "- [x] one\n<plan-complete>done</plan-complete>"
-GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
-FILES = {"directory": "/project", "plan": "/project/PLAN.md", "prompt": "/project/PROMPT.md"}
-NO_ANSWER = "timed out"
-CHECK_STOPPED = ocloop.CheckResult(-15, "", True)
-BROKEN_SETUP = "ConfigInvalidError"
-RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
-
-
-class No(NamedTuple):
-    """An answer: it was not carried out."""
-
-    problem: str
-    code: int = 0  # HTTP's; 0: there was no answer
-    name: str = ""  # of the error
-    again: bool = True  # trying again can help
-
-
-# The names of what a request carries.
-CARRIES = {
-    "start_server": "launch", "stop_server": "session", "create": "prompt",
-    "send": "session prompt attempt", "interrupt": "session prompt attempt",
-    "poll": "session prompt attempt closer", "reply": "request decision answers message",
-    "run_check": "facts", "notify": "facts",
-}  # fmt: skip
-
-
-class Story:
-    """A run, the world around it, and all that was said between them.
-
-    `finds` is what is otherwise than usual when the run begins: a fact of the world, or by the name
-    of a request how it is answered.
-    """
-
-    def __init__(
-        self,
-        plan: str | None = TWO,
-        now: float = NOON,
-        start: bool = True,
-        seed: str = "seed0001",
-        finds: Json | None = None,
-        **options: Any,
-    ) -> None:
-        self.options = Options(**{**FILES, "run": True, "attended": True, **options})
-        self.run = Run(self.options, now, seed)
-        self.now = now
-        self.plan = plan
-        self.prompt: str | None = "Do {{TASK}}{{CHECK}}"
-        self.setup = Setup("a/b", {"a/b": 1000, "c/d": 1000}, ("build", "plan"))
-        # What a look at the session shows.
-        self.activity = "working"
-        self.verdict = ""
-        self.fault: Fault | None = None
-        self.spent: Spend | None = None
-        self.children: tuple[str, ...] = ()
-        self.asks_open: tuple[Ask, ...] | None = None
-        self.unlisted: tuple[str, ...] = ()
-        self.retry: Activity | None = None
-        self.memory = 0
-        self.check = 0  # exit status of the check
-        self.sessions = 0
-        self.good: dict[str, Way] = {
-            "start_server": answers(("http://127.0.0.1:4096", "1.18.33", 1)),
-            "measure_server": lambda _: self.memory,
-            "setup": lambda _: self.setup,
-            "read_files": self.files,
-            "create": self.create,
-            "poll": self.look,
-            "interrupt": self.comes_to_rest,
-            "run_check": lambda _: ocloop.CheckResult(self.check, "output of the check"),
-            **dict.fromkeys(("send", "reply", "notify", "hand_over"), is_done),
-            **dict.fromkeys(("stop_server", "stop_check"), is_done),
-        }
-        self.world: dict[str, Way | None] = dict(self.good)  # None: it never answers
-        for name, value in (finds or {}).items():
-            (self.world if value is None or callable(value) else vars(self))[name] = value
-        self.requests: list[Any] = []
-        self.taken = 0
-        self.states = [self.state]
-        if start:
-            self.hear()
-
-    # How the world answers.
-
-    def files(self, request: Any) -> ocloop.FilesRead:
-        problem = "the prompt cannot be read" if self.prompt is None else ""
-        return ocloop.FilesRead(self.plan, self.prompt, GONE if self.plan is None else problem)
-
-    def create(self, request: Any) -> str:
-        self.sessions += 1
-        self.activity = "working"
-        self.verdict = ""
-        self.fault = None
-        self.asks_open = None
-        self.children = ()
-        return self.id
-
-    def look(self, request: Any) -> Polled:
-        is_shown = request.closer or self.activity == "idle"
-        verdict = (self.verdict or "undelivered") if is_shown else ""
-        return Polled(
-            activity=self.activity,
-            verdict=verdict,
-            fault=self.fault if verdict in ("failed", "cut") else None,
-            spent=self.spent,
-            children=self.children,
-            asks=self.asks_open,
-            unlisted=self.unlisted,
-            retry=self.retry if self.activity == "retrying" else None,
-        )
-
-    def comes_to_rest(self, request: Any) -> None:
-        """An interrupt after which the session works no more."""
-        self.activity = "idle"
-
-    def mend(self) -> None:
-        """The world is well-behaved again."""
-        self.world.update(self.good)
-
-    def answer(self, request: Any, value: Any = ...) -> None:
-        """Answer a request by hand; without a value, as a well-behaved world would now."""
-        self.now += 0.1
-        value = self.good[request.name](request) if value is ... else value
-        error: Exception | None = None
-        if isinstance(value, No):
-            error = RequestError(value.code, value.problem, value.name)
-            if request.name == "start_server":
-                error = Problem(value.problem, again=value.again)
-        self.hear(Answer(request.made, None if error else value, error))
-
-    def carry_out(self, requests: Sequence[Any]) -> None:
-        self.requests += requests
-        for request in requests:
-            way = self.world.get(request.name)
-            if way:
-                self.answer(request, way(request))
-
-    def hear(self, event: Any = None) -> None:
-        """The run is told of it, or that time has passed; and what it requests is carried out."""
-        requests = []
-        for made in self.run.handle(event, self.now):
-            fields = zip(CARRIES.get(made.name, "").split(), made.args)
-            requests.append(SimpleNamespace(name=made.name, made=made, **dict(fields)))
-        if self.run.exit_status is not None and not self.count("exit"):
-            requests.append(SimpleNamespace(name="exit", status=self.run.exit_status))
-        if self.state != self.states[-1]:
-            self.states.append(self.state)
-        self.carry_out(requests)
-
-    # What happens.
-
-    def tell(self, *events: Event) -> None:
-        """Let events happen, a tenth of a second apart, and their consequences."""
-        for event in events:
-            self.now += 0.1
-            self.hear(event)
-
-    def let_pass(self, seconds: float, step: float = 0.5) -> None:
-        until = self.now + seconds
-        while self.now < until and not self.exits:
-            self.now += min(step, until - self.now)
-            self.hear()
-
-    def sleep(self, seconds: float) -> None:
-        """The machine sleeps, or its clock is set."""
-        self.now += seconds
-        self.hear()
-
-    def wait_out(self) -> float:
-        """Let the wait for the next attempt pass; returns how long it was, in seconds."""
-        assert self.state == "waiting"
-        seconds = self.wait_left
-        self.let_pass(seconds - 1, 5)
-        assert self.state == "waiting"
-        self.let_pass(2)
-        assert self.state == "running"
-        return seconds
-
-    def server_dies(self, why: str = "it died") -> None:
-        self.tell(ServerDied(self.last("start_server").launch, why))
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tell(Key(key))
-
-    # What the server says.
-
-    @property
-    def id(self) -> str:
-        """The session under way."""
-        return f"ses_{self.sessions}"
-
-    def busy(self) -> None:
-        self.tell(Activity(self.id, "working"))
-
-    def idle(self) -> None:
-        self.activity = "idle"
-        self.tell(Activity(self.id, "idle"))
-
-    def retries(self, attempt: int, after: float, message: str = "Too Many Requests") -> None:
-        self.tell(Activity(self.id, "retrying", attempt, after, message))
-
-    def message(
-        self, ended: str = "", cost: float = 0.0, id: str = "", session: str = "", **more: Any
-    ) -> None:
-        given: dict[str, Any] = {"context": 20, "model": "a/b", "ended": ended, "complete": True}
-        spend = Spend(cost, 10, 6, 4)
-        message = id or f"msg_{self.now}"
-        self.tell(Spent(session or self.id, message, spend, **{**given, **more}))
-
-    def part(
-        self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
-    ) -> None:
-        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
-
-    def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
-        request = permission(id, session or self.id, title)
-        self.tell(request)
-
-    def question(self, *labels: str, id: str = "que_1", times: int = 1, session: str = "") -> None:
-        asked = Question("Which?", tuple((label, "") for label in labels))
-        request = Ask(id, session or self.id, "question", "", "Which?", (asked,) * times)
-        self.tell(request)
-
-    # How a session ends.
-
-    def ends(self, verdict: str = "answered", fault: Fault | None = None) -> None:
-        """The session comes to rest, and this is how its answer stands."""
-        self.verdict = verdict
-        self.fault = fault
-        self.idle()
-
-    def works(self, cost: float = 0.0, model: str = "a/b") -> None:
-        """The agent does the next task and ends its turn."""
-        self.busy()
-        self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-        self.message("answered", cost, model=model)
-        self.ends()
-
-    def idles(self, cost: float = 0.0) -> None:
-        """The agent ends its turn, and has settled nothing."""
-        self.busy()
-        self.message("answered", cost)
-        self.ends()
-
-    def fails(
-        self,
-        kind: str = "provider",
-        message: str = "it failed",
-        retry_after: float = 0.0,
-        cost: float = 0.0,
-    ) -> None:
-        """An error of the provider's ends the turn."""
-        fault = Fault(kind, message, retry_after)
-        self.busy()
-        if cost:
-            self.message("", cost)
-        self.tell(Broke(self.id, fault))
-        self.ends("failed", fault)
-
-    # What is seen of the run.
-
-    def __getattr__(self, name: str) -> Any:
-        """Its own words: status, number, total, model, books, clock."""
-        return getattr(self.run, name)
-
-    def picture(self) -> Picture:
-        return Picture(self.run)
-
-    @property
-    def asks_whether_to_quit(self) -> bool:
-        return self.picture().ask_shown == ocloop.QUIT_SHOWN
-
-    @property
-    def entries(self) -> list[Entry]:
-        return list(self.run.journal.entries)
-
-    @property
-    def state(self) -> str:
-        """Where the run stands, whatever its session does meanwhile."""
-        shown = self.run.shown_state
-        return "pausing" if shown == "pausing" else self.run.stage
-
-    @property
-    def reason(self) -> str:
-        return self.run.reason
-
-    @property
-    def wait_left(self) -> float:
-        """Seconds until the next attempt."""
-        assert self.run.wait_until is not None
-        return self.run.wait_until - self.run.now
-
-    @property
-    def asked(self) -> list[str]:
-        """The ids of what waits for somebody."""
-        return list(self.run.talk.asks.open) if self.run.talk else []
-
-    @property
-    def left_session(self) -> str:
-        """The one that is stopped when the program leaves, on whoever's server."""
-        return self.run.talk.id if self.run.talk else self.run.server.left_session
-
-    def record(self, status: int | None = None) -> Json:
-        """The state file of the run."""
-        server = ocloop.Outside(self.options, print)
-        return ocloop.as_dict(json.loads(json.dumps(ocloop.record_of(self.run, server, status))))
-
-    # What came of it.
-
-    def take(self, *ignored: str) -> str:
-        """The names of the requests since the last take, without `ignored`, or what polling and
-        reading add."""
-        ignore = ignored or MAYBE
-        names = [request.name for request in self.requests[self.taken :]]
-        self.taken = len(self.requests)
-        return " ".join(name for name in names if name not in ignore)
-
-    def all(self, name: str) -> list[Any]:
-        return [request for request in self.requests if request.name == name]
-
-    def count(self, name: str) -> int:
-        return len(self.all(name))
-
-    def last(self, name: str) -> Any:
-        return self.all(name)[-1]
-
-    @property
-    def exits(self) -> list[int]:
-        """Its exit status; nothing is requested after that."""
-        return [one.status for one in self.requests[-1:] if one.name == "exit"]
-
-    @property
-    def text(self) -> str:
-        """The journal."""
-        return "\n".join(f"{entry.kind}: {entry.text}" for entry in self.entries)
-
-    @property
-    def words(self) -> list[str]:
-        """What the iterations that are over were called."""
-        return [result.word for result in self.books.results]
-
-    @property
-    def prompted(self) -> Prompt:
-        """The newest prompt."""
-        prompt: Prompt = self.last("send").prompt
-        return prompt
-
-    @property
-    def notified(self) -> str:
-        """What --notify was told last."""
-        message: str = self.last("notify").facts["OCLOOP_MESSAGE"]
-        return message
-
-    @property
-    def replied(self) -> list[tuple[str, str]]:
-        return [(request.request.id, request.decision) for request in self.all("reply")]
-
-    @property
-    def shown(self) -> dict[str, str]:
-        """The keys that are offered."""
-        return dict(self.picture().keys)
-
-
-def is_done(request: Any) -> None:
-    """It was carried out, and there is no more to say."""
-
-
-def at_work(plan: str = TWO, **options: Any) -> Story:
-    """A story whose first session works."""
-    story = Story(plan, **options)
-    story.busy()
-    return story
-
-
-def answers(value: Any) -> Way:
-    return lambda request: value
-
-
-def fails_with(code: int, problem: str = NO_ANSWER, name: str = "", again: bool = True) -> Way:
-    """An answer: the request was not carried out."""
-    return answers(No(problem, code, name, again))
-
-
-def fails_first(times: int, way: Way, then: Way) -> Way:
-    """So often one way, then the other."""
-    left = [way] * times
-
-    def answer(request: Any) -> Any:
-        return left.pop()(request) if left else then(request)
-
-    return answer
-
-
-def permission(id: str, session: str, title: str = "bash", detail: str = "rm -r x") -> Ask:
-    return Ask(id, session, "permission", title, detail, is_circle=title == "doom_loop")
-
-
-def is_same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
-    """Equal, and of the same kinds: two named tuples of different types may be equal."""
-    return [(type(one), one) for one in found] == [(type(one), one) for one in expected]
-
-
-def in_state(state: str, **options: Any) -> Story:
-    """A story that is shown in this state."""
-    finds: Json = {"start_server": None} if state == "starting" else {}
-    options.setdefault("run", state not in ("ready", "starting"))
-    story = Story("- [ ] one\n", finds=finds, **options)
-    if state in ("pausing", "paused"):
-        story.press("space")
-    if state in ("paused", "waiting"):
-        story.fails()
-    elif state == "stopping":
-        story.press("q", "q")
-    elif state == "complete":
-        story.plan = DONE
-        story.ends()
-    elif state == "error":
-        story.fails("auth")
-    assert story.state == state
-    return story
-
-
-STATES = (
-    *("starting", "ready", "running", "pausing", "waiting"),
-    *("paused", "complete", "error", "stopping"),
-)
-
-
-def waiting_for(what: str, **options: Any) -> Story:
-    """A story in which all is well, but that this has not come yet.
-
-    setup, read_files, create, send: the answer; resend: the time to send again; begin: that the
-    prompt, which X is to stop, begins to run; interrupt: the answer to X; look: the last one, after
-    that; review: the plan after a session; run_check: its end; server: a new one, while one works.
-    """
-    if what == "run_check":
-        options.setdefault("check", "make test")
-    finds: Json = {"send": fails_with(0)} if what == "resend" else {}
-    if what in ("setup", "read_files", "create", "send"):
-        finds[what] = None
-    story = Story(finds=finds, **options)
-    if what in ("interrupt", "look", "server"):
-        story.world[{"look": "poll", "server": "start_server"}.get(what, what)] = None
-        story.busy()
-    if what in ("review", "run_check"):
-        story.world[{"review": "read_files"}.get(what, what)] = None
-        story.works()
-    elif what in ("begin", "interrupt", "look"):
-        story.press("x")
-    elif what == "server":
-        story.server_dies()
-    return story
-
-
-WAITS = (
-    *("setup", "read_files", "create", "send", "resend", "work", "begin"),
-    *("interrupt", "look", "review", "run_check", "server"),
-)
-
 
 # ── a run from start to end ───────────────────────────────────────────────────────────────────────
 
@@ -685,7 +225,7 @@ def test_front_matter_gives_model_and_agent_unless_the_command_line_does(given: 
 
 @pytest.mark.parametrize("between", ["pause", "limit", "memory", "rate limit"])
 def test_the_last_iteration_is_worked_whatever_comes_in_between(between: str) -> None:
-    """Nothing is pending and no tag is there: the next prompt asks to wrap up."""
+    """The prompt asks to wrap up where nothing is pending and no tag is there."""
     story = Story("- [ ] a\n", max_iterations=1 if between == "limit" else 0)
     if between == "pause":
         story.press("space")
@@ -720,18 +260,15 @@ def test_debug_takes_any_plan_and_waits_for_a_prompt_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("options, finds, words", [
-    ({"models": ("a/c",)}, {}, "there is no model a/c: did you mean a/b?"),
-    ({"models": ("zzzzzz/zzzz",)}, {}, "`opencode models` lists them"),
-    ({"models": ("a/b", "c/d", "e/f")}, {}, "e/f"),
-    ({"models": ("z/x",)}, {"setup": Setup("a/b", {"a/b": 9})}, "login` adds a provider"),
+    ({"models": ("a/b", "c/d", "e/f")}, {}, "there is no model e/f"),
     ({"agent": "biuld"}, {}, "there is no agent biuld: there are build"),
     ({}, {"setup": Setup("a/x", {"a/b": 1000})}, "there is no model a/x"),
-    ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "a/c"),
+    ({}, {"prompt": "---\nmodel: a/b, a/c\n---\nDo it"}, "there is no model a/c"),
 ])  # fmt: skip
 def test_a_wrong_set_up_is_said_before_any_prompt(options: Json, finds: Json, words: str) -> None:
     story = Story(finds=finds, attended=False, **options)
     assert story.state == "error" and words in story.reason and story.exits == [1]
-    assert story.all("send") == [] and story.all("create") == []
+    assert not story.all("send") and not story.all("create")
 
 
 def test_a_session_that_would_work_in_another_folder_gets_no_prompt() -> None:
@@ -753,9 +290,7 @@ def test_what_the_server_cannot_tell_is_no_error_and_its_own_model_is_named_once
     assert story.state == "running" and story.all("send")
     story = Story(finds=unknown)
     for _ in range(2):
-        story.tell(Spent(story.id, "msg_a", Spend(), model="own/choice"))
-    story.works(model="own/choice")
-    story.busy()
+        story.works(model="own/choice")
     assert story.text.count("model: ") == 1
     assert "model: OpenCode took own/choice" in story.text
     story = Story(finds={"setup": Setup("own/named#high", {"own/named": 0})})
@@ -802,7 +337,6 @@ def test_nothing_that_is_said_ends_an_iteration_without_a_look() -> None:
 def test_what_makes_us_look() -> None:
     story = Story()
     story.let_pass(1.6)
-    assert story.all("poll") == []
     story.tell(Broke(story.id, Fault("provider", "boom")))
     story.let_pass(0.6)
     assert story.count("poll") == 1, "a reason to look soon does not make it look later"
@@ -811,9 +345,8 @@ def test_what_makes_us_look() -> None:
     story.take()
     story.tell(StreamOpened())
     assert story.take("read_files") == "poll"
-    story.tell(Child("ses_child", "ses_1"))
-    for session in ("ses_child", "ses_stranger"):
-        story.tell(Activity(session, "idle"))
+    story.tell(Child("ses_child", "ses_1"), Activity("ses_child", "idle"))
+    story.tell(Activity("ses_stranger", "idle"))
     assert story.take("read_files") == "", "idle of another session is not the end"
     story = waiting_for("send")
     story.tell(Activity(story.id, "idle"))  # quicker than the answer to our request
@@ -828,7 +361,7 @@ def test_what_makes_us_look() -> None:
 
 
 def test_a_server_that_says_busy_for_ever_is_looked_at_more_closely() -> None:
-    """A closer look reads the messages, which takes the server longer: after a silence only."""
+    """It takes the server longer, since it reads the messages: after a silence only."""
     story = at_work()
     story.let_pass(50)
     assert not any(request.closer for request in story.all("poll"))
@@ -885,21 +418,23 @@ def test_an_odd_end_must_stay_before_it_is_believed(verdict: str) -> None:
     assert story.number == 1 and story.count("send") == 1
     story.let_pass(0.8 if verdict != "undelivered" else 6)
     assert story.books.results or story.count("send") == 2
-    part = Part("ses_1", "msg_9", "prt_1", "text", "running", text="I go on")
-    for sign in (None, Activity("ses_1", "working"), Woke("ses_1"), part):
-        story = at_work()
-        story.ends("refused")
-        story.let_pass(1)
-        story.activity = "working"
-        if sign:
-            story.tell(sign)
-        else:
-            story.let_pass(6)  # a look
-        story.let_pass(40)
-        story.ends("refused")
-        assert story.number == 1, "one that came and went is not held against the next one"
-        story.let_pass(3)
-        assert story.number == 2
+
+
+@pytest.mark.parametrize("sign", [
+    Activity("ses_1", "working"), Woke("ses_1"), None,
+    Part("ses_1", "msg_9", "prt_1", "text", "running", text="I go on"),
+])  # fmt: skip
+def test_an_odd_end_that_came_and_went_is_not_held_against_the_next_one(sign: Any) -> None:
+    story = at_work()
+    story.ends("refused")
+    story.let_pass(1)
+    story.activity = "working"
+    story.tell(*[sign] * bool(sign))
+    story.let_pass(46)  # and a look
+    story.ends("refused")
+    assert story.number == 1
+    story.let_pass(3)
+    assert story.number == 2
 
 
 BY_SOMEBODY = Fault("aborted", "Aborted")
@@ -933,7 +468,7 @@ def test_a_person_who_breaks_an_answer_off_is_left_at_the_wheel() -> None:
 
 @pytest.mark.parametrize("verdict", ["undelivered", "unfinished", "nothing-ran"])
 def test_a_prompt_that_is_not_answered_is_sent_again_with_the_same_ids(verdict: str) -> None:
-    """Four times."""
+    """Four times; then it may still begin late, and is stopped."""
     story = Story()
     story.activity, story.verdict = "idle", verdict
     if verdict != "undelivered":
@@ -946,6 +481,10 @@ def test_a_prompt_that_is_not_answered_is_sent_again_with_the_same_ids(verdict: 
     assert [request.attempt for request in prompts] == [0, 1, 2, 3]
     assert "sent 4 times and never answered" in story.text and story.words[0] == "failed"
     assert story.prompted.message_id != prompts[0].prompt.message_id
+    if verdict == "undelivered":
+        assert story.all("stop_server")[0].session == "ses_1"
+        second = story.requests.index(story.all("create")[1])
+        assert story.requests.index(story.all("stop_server")[0]) < second
 
 
 @pytest.mark.parametrize("name", ["create", "send", "poll"])
@@ -961,17 +500,17 @@ def test_a_request_that_is_refused_is_a_failure(name: str, code: int) -> None:
 @pytest.mark.parametrize("name", ["setup", "create", "send", "poll"])
 @pytest.mark.parametrize("code, kind, words", [
     (400, BROKEN_SETUP, "OpenCode's configuration is broken: mend it: no"),
-    (401, "", "SERVER_PASSWORD"), (400, "", "no"),
+    (401, "", "SERVER_PASSWORD"),
 ])  # fmt: skip
 def test_what_nothing_mends_ends_the_run(name: str, code: int, kind: str, words: str) -> None:
     story = Story(finds={name: fails_with(code, "no", kind)}, attended=False)
     story.let_pass(6)
-    if (code, kind) == (400, "") and name != "setup":
-        assert story.exits == [], "it may be a request that is wrong"
-        return
     assert story.exits == [1] and words in story.reason and story.count("start_server") == 1
     is_stopped = bool(story.all("interrupt")) or story.left_session == "ses_1"
     assert is_stopped == (name in ("send", "poll"))
+    story = Story(finds={name: fails_with(400, "no")}, attended=False)
+    story.let_pass(6)
+    assert story.exits == [1] * (name == "setup"), "it may be a request that is wrong"
 
 
 @pytest.mark.parametrize("verdict", ["undelivered", "unfinished", "nothing-ran"])
@@ -993,7 +532,6 @@ def test_an_error_may_come_without_its_message_or_before_it(verdict: str, is_lat
 
 
 def test_late_news_of_an_older_session_is_ignored() -> None:
-    """Also answers that come for the second time."""
     story = Story()
     story.let_pass(3)
     story.works()
@@ -1059,12 +597,6 @@ def test_a_session_that_the_end_of_a_run_broke_off_may_not_wake_up_later() -> No
 # ── circles ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def calls(story: Story, times: int, call: int = 7, session: str = "") -> None:
-    for _ in range(times):
-        key = f"prt_{story.now}"
-        story.part(key, "tool", session=session, tool="bash", argument="make", call=call)
-
-
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 @pytest.mark.parametrize("session", ["ses_1", "ses_child"])
 def test_the_same_calls_20_times_in_a_row_are_a_circle(length: int, session: str) -> None:
@@ -1093,15 +625,6 @@ def test_other_calls_in_between_are_no_circle() -> None:
     assert story.all("interrupt") == [] and story.state == "running"
 
 
-@pytest.mark.parametrize("options", [{"auto": True}, {"attended": False}], ids=str)
-def test_an_identical_call_that_is_refused_is_called_that(options: Json) -> None:
-    """With --auto somebody may well be there: what is refused is the call."""
-    story = at_work(**options)
-    story.asks(title="doom_loop")
-    assert "ask: refused: it is the same call again and again" in story.text
-    assert story.last("reply").message.startswith("You made the same call again and again")
-
-
 @pytest.mark.parametrize("auto, title", [(False, "bash"), (True, "doom_loop")])
 def test_20_refusals_end_the_session_and_say_what_to_allow(auto: bool, title: str) -> None:
     story = at_work(attended=auto, auto=auto)
@@ -1124,7 +647,6 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(auto: bool, title: st
     ("nowhere.1 calls.2.a nowhere.3 calls.4.a", "nowhere.5"),
 ])  # fmt: skip
 def test_what_leads_nowhere_three_times_is_a_circle(before: str, circle: str) -> None:
-    """A word each for what happens: what, the number of the message, the subagent's name."""
     story = at_work()
     story.tell(Child("ses_a", "ses_1"), Child("ses_b", "ses_1"))
     for word in [*before.split(), circle]:
@@ -1240,6 +762,10 @@ def test_what_is_answered_without_a_person(attended: bool, auto: bool) -> None:
     assert story.replied == expected[: 3 if not attended else 2 if auto else 0]
     refused = [request for request in story.all("reply") if request.decision == "reject"]
     assert all("BLOCKED" in request.message for request in refused)
+    if auto or not attended:
+        assert "ask: refused: it is the same call again and again" in story.text
+        (of_circle,) = (one.message for one in refused if one.request.id == "per_2")
+        assert of_circle.startswith("You made the same call again and again")
 
 
 def test_a_turn_that_our_refusal_has_ended_goes_on_in_the_same_session() -> None:
@@ -1381,42 +907,40 @@ def test_opencodes_own_retry_is_shown_and_counted_down() -> None:
 def test_a_long_retry_is_waited_for_unless_another_model_can_work(models: tuple[str, ...]) -> None:
     story = at_work(models=models, stall_timeout=60)
     story.retries(1, 89)
-    assert story.all("interrupt") == []
+    assert not story.all("interrupt")
     story.retries(2, 120)
     has_another = len(models) > 1
     assert story.count("interrupt") == has_another and story.state == "running"
     assert story.prompted.model == ("c/d" if has_another else "".join(models[:1]))
-    if not has_another:
-        story.retries(3, 890)
-        story.retry = Activity("ses_1", "retrying", 3, 890)
-        story.activity = "retrying"
-        story.let_pass(850, 5)
-        assert story.all("interrupt") == [] and story.state == "running", "it is no stall"
-        story.retries(4, 3600)
-        assert story.count("interrupt") == 1 and story.words == ["rate-limited"]
-        assert story.state == "waiting" and "would wait 1h00m" in story.reason
-        assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
+    if has_another:
+        return
+    story.retries(3, 890)
+    story.retry = Activity("ses_1", "retrying", 3, 890)
+    story.activity = "retrying"
+    story.let_pass(850, 5)
+    assert not story.all("interrupt") and story.state == "running", "it is no stall"
+    story.retries(4, 3600)
+    assert story.count("interrupt") == 1 and story.words == ["rate-limited"]
+    assert story.state == "waiting" and "would wait 1h00m" in story.reason
+    assert story.wait_left == pytest.approx(3600, abs=5), "the announced time"
 
 
-@pytest.mark.parametrize("models, minutes, words, used", [
-    (("a/b", "c/d"), 3, "rate-limited", "c/d"), (("a/b",), 65, "", "a/b"),
+@pytest.mark.parametrize("models, minutes, stopped, used", [
+    (("a/b", "c/d"), 3, [], "c/d"), (("a/b",), 65, [3], "a/b"),
 ])  # fmt: skip
 def test_short_retries_without_an_end_are_a_limit_too(
-    models: tuple[str, ...], minutes: float, words: str, used: str
+    models: Any, minutes: float, stopped: list[int], used: str
 ) -> None:
-    """OpenCode 1 tries for ever, each 30 s, where no time is announced."""
-    story = Story(models=models, attended=False, max_wait=3600.0)
-    story.busy()
-    began = story.now
-    attempt = 0
-    while story.now - began < minutes * 60 and story.count("create") == 1 and not story.exits:
-        attempt += 1
-        story.retries(attempt, 30, "Overloaded")
-        story.activity = "retrying"
-        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
-        story.let_pass(29.9, 5)
-    assert story.prompted.model == used and story.words[:1] == [words or "rate-limited"]
-    assert story.exits == ([] if words else [3]) and (words or "--max-wait" in story.reason)
+    story = at_work(models=models, attended=False, max_wait=3600.0)
+    keeps_retrying(story, minutes)
+    assert story.prompted.model == used and story.words[:1] == ["rate-limited"]
+    assert story.exits == stopped and ("--max-wait" in story.reason) == bool(stopped)
+
+
+def test_an_iteration_that_only_waited_is_no_failure() -> None:
+    story = at_work(attended=False, iteration_timeout=600.0)
+    keeps_retrying(story, 12)
+    assert story.words == ["rate-limited"] and story.run.books.waited > 590
 
 
 def test_waits_of_two_rows_are_not_added_up() -> None:
@@ -1428,17 +952,6 @@ def test_waits_of_two_rows_are_not_added_up() -> None:
     story.let_pass(600, 5)
     story.retries(2, 30, "Overloaded")
     assert story.count("interrupt") == 0 and story.number == 1
-
-
-def test_an_iteration_that_only_waited_is_no_failure() -> None:
-    story = Story(attended=False, iteration_timeout=600.0)
-    story.busy()
-    for attempt in range(1, 25):
-        story.retries(attempt, 30, "Overloaded")
-        story.activity = "retrying"
-        story.retry = Activity(story.id, "retrying", attempt, 30, "Overloaded")
-        story.let_pass(29.9, 5)
-    assert story.words == ["rate-limited"] and story.run.books.waited > 590
 
 
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
@@ -1505,7 +1018,7 @@ def test_what_somebody_answers_elsewhere_is_told_and_a_refusal_goes_on() -> None
 
 
 def test_growing_costs_are_a_sign_of_life_also_where_the_time_out_is_short() -> None:
-    """There may be no event stream; and a silence of 3 s is not to be found out after 5 s."""
+    """There may be no event stream."""
     story = at_work(attended=False, stall_timeout=3.0)
     for second in range(20):
         story.spent = Spend(cost=float(second))
@@ -1513,24 +1026,6 @@ def test_growing_costs_are_a_sign_of_life_also_where_the_time_out_is_short() -> 
     assert story.words == [] and story.number == 1
     story.let_pass(5, 1)
     assert story.words == ["stalled"]
-
-
-def test_what_fails_in_the_midst_of_the_first_iteration_is_tried_again() -> None:
-    story = Story(attended=False)
-    story.message("calls", 0.1)
-    story.fails("auth")
-    assert story.state == "waiting" and story.exits == [], "it has worked"
-
-
-def test_a_prompt_that_was_never_answered_may_begin_late_and_is_stopped() -> None:
-    story = Story(attended=False)
-    story.activity, story.verdict = "idle", "undelivered"
-    while story.count("create") == 1:
-        story.let_pass(1)
-    names = [request.name for request in story.requests]
-    assert names[: names.index("stop_server")].count("send") == 4
-    assert story.last("stop_server").session == "ses_1"
-    assert names.index("stop_server") < len(names) - names[::-1].index("create")
 
 
 def test_a_plan_that_a_person_completes_has_been_checked() -> None:
@@ -1569,14 +1064,6 @@ def test_a_server_that_lists_less_when_it_is_started_again_ends_nothing() -> Non
     story.let_pass(10)
     story.works()
     assert story.exits == [0] or story.state == "running", story.reason
-
-
-def test_a_refusal_that_a_dead_server_seems_to_tell_is_an_answer_cut_off() -> None:
-    story = at_work(attended=False)
-    story.activity, story.verdict = "idle", "refused"
-    story.server_dies()
-    story.let_pass(3)
-    assert story.count("send") == 2 and story.words == []
 
 
 def test_a_plan_that_a_person_completes_meanwhile_is_not_waited_for() -> None:
@@ -1688,10 +1175,15 @@ def test_what_trying_again_cannot_mend_ends_the_run_at_once(kind: str, advice: s
     story.fails(kind, "it is wrong")
     assert story.state == "error" and story.exits == [1]
     assert "it is wrong" in story.reason and advice in story.reason
-    story = Story()
-    story.works()
-    story.fails(kind)
-    assert story.state == ("error" if kind == "configuration" else "waiting"), "it has worked"
+    for is_midst in (False, True):
+        story = Story(attended=False)
+        if is_midst:
+            story.message("calls", 0.1)
+        else:
+            story.works()
+        story.fails(kind)
+        state = "error" if kind == "configuration" else "waiting"
+        assert story.state == state, "it has worked"
 
 
 @pytest.mark.parametrize("kind", ["provider", "rate-limit", "outage", "auth"])
@@ -1751,12 +1243,6 @@ def test_an_agent_that_works_for_ever_is_ended(limit: int) -> None:
 # ── models in line ────────────────────────────────────────────────────────────────────────────────
 
 
-def in_line(**options: Any) -> Story:
-    """A run with two models in line."""
-    given = {"models": ("a/b", "c/d"), "attended": False, "stall_timeout": 0}
-    return Story(NINE, **{**given, **options})
-
-
 @pytest.mark.parametrize(
     "kind, announced, rests",
     [("rate-limit", 0, 30), ("rate-limit", 7200, 7200)]
@@ -1792,7 +1278,6 @@ def test_all_models_rate_limited_are_waited_for_until_the_first_one_is_back() ->
 
 @pytest.mark.parametrize("retries", [2, 5])
 def test_models_that_all_cannot_work_or_keep_failing_end_the_run(retries: int) -> None:
-    """While one model fails with growing pauses, the rest of the other one ends."""
     story = in_line(retries=retries)
     models = []
     while not story.exits:
@@ -1811,7 +1296,6 @@ def test_models_that_all_cannot_work_or_keep_failing_end_the_run(retries: int) -
 
 
 def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
-    """Each attempt takes so long that the rest of the other model is over by then."""
     story = in_line(max_wait=5 * 3600)
     for _ in range(40):
         if story.exits:
@@ -1894,7 +1378,6 @@ def test_a_stuck_task_is_told_the_next_agent_before_it_ends_the_run() -> None:
     ([f"- [ ] one\n- [BLOCKED: {number}] two\n" for number in range(20)], 2, 4),
 ], ids=["checked and unchecked", "reworded", "another reason"])  # fmt: skip
 def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, begun: int) -> None:
-    """Whatever looks like progress once: then so many that are not, and the one that was told."""
     story = Story(stuck=stuck, attended=False)
     for plan in plans:
         if story.exits:
@@ -2166,10 +1649,12 @@ def test_a_check_ends_at_twice_max_time_and_costs_no_money() -> None:
 # ── the server ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent() -> None:
+@pytest.mark.parametrize("verdict", ["unfinished", "refused"])
+def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent(verdict: str) -> None:
+    """What a dead server seems to have refused was cut off."""
     story = at_work()
     story.take()
-    story.activity, story.verdict = "idle", "unfinished"
+    story.activity, story.verdict = "idle", verdict
     story.server_dies("the server ended by itself with exit status 137: last words")
     assert story.last("start_server").launch == 2 and "last words" in story.text
     story.let_pass(5)
@@ -2310,42 +1795,41 @@ def test_a_session_may_be_given_up_while_its_server_is_away(state: str, value: A
     assert story.state == "running" and story.number == 2
 
 
-def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session_or_at_the_end() -> None:
+def test_what_is_at_work_out_of_reach_is_stopped_before_the_next_session() -> None:
     """The server of --server is not ours: that it does not answer does not mean that it is gone."""
     story = at_work(server="http://127.0.0.1:4096")
-    story.world["poll"] = fails_with(0)
-    story.world["start_server"] = None
+    story.world.update(poll=fails_with(0), start_server=None)
     story.let_pass(20)
     story.take()
     story.press("x")
     assert story.take() == "stop_server start_server"
     assert story.last("stop_server").session == "ses_1"
-    story.world["start_server"], story.world["poll"] = (
-        story.good[name] for name in ("start_server", "poll")
-    )
+    story.mend()
     story.answer(story.last("start_server"))
     story.let_pass(5)
-    interrupted = [request.name for request in story.requests].index("interrupt")
-    assert story.requests[interrupted].session == "ses_1", "nobody heard the farewell"
-    created = [number for number, one in enumerate(story.requests) if one.name == "create"]
-    assert len(created) == 2 and created[1] > interrupted
-    for server, session in (("http://127.0.0.1:4096", "ses_1"), ("", "")):
-        story = at_work(server=server, max_iterations=1 if server else 2)
-        story.world["interrupt"] = fails_with(0)
-        story.press("x")
+    names = [request.name for request in story.requests]
+    assert story.all("interrupt")[0].session == "ses_1", "nobody heard the farewell"
+    assert story.count("create") == 2 and "create" in names[names.index("interrupt") :]
+
+
+@pytest.mark.parametrize("server, left", [("http://127.0.0.1:4096", "ses_1"), ("", "")])
+def test_what_is_at_work_out_of_reach_is_stopped_at_the_end(server: str, left: str) -> None:
+    story = at_work(server=server, max_iterations=1 if server else 2)
+    story.world["interrupt"] = fails_with(0)
+    story.press("x")
+    story.let_pass(5)
+    if not server:
+        story.works()
+    assert story.state == "paused" and story.left_session == left
+    if server:  # it goes away meanwhile
+        story.take()
+        story.server_dies()
+        story.press("r")
+        assert story.take().startswith("stop_server start_server")
+        assert story.last("stop_server").session == "ses_1"
+        story.mend()
         story.let_pass(5)
-        if not server:
-            story.works()
-        assert story.state == "paused" and story.left_session == session
-        if server:  # it goes away meanwhile
-            story.take()
-            story.server_dies()
-            story.press("r")
-            assert story.take().startswith("stop_server start_server")
-            assert story.last("stop_server").session == "ses_1"
-            story.world["interrupt"] = story.good["interrupt"]
-            story.let_pass(5)
-            assert story.run.server.left_session == "" and "an earlier session" in story.text
+        assert story.run.server.left_session == "" and "an earlier session" in story.text
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -2447,9 +1931,8 @@ def test_a_file_that_is_away_while_a_session_works_ends_nothing(broken: str | No
     for _ in range(21):
         story.let_pass(30)
         story.busy()
-    assert story.state == "running" and story.all("interrupt") == [] and story.exits == []
-    plan = story.run.plan
-    assert (plan.done, plan.total) == (1, 2), "the last good progress is still there"
+    assert story.state == "running" and not story.all("interrupt")
+    assert story.run.plan.done == 1 and story.run.plan.total == 2, "the last good progress"
     assert header(story, 2).strip() in story.text
     assert story.text.count("PLAN.md") + story.text.count("the prompt ") == 1, "it is said once"
     story.plan, story.prompt = good
@@ -3117,21 +2600,6 @@ def test_an_error_is_told_once_and_a_subagents_is_indented_and_ends_nothing() ->
     assert told == expected
 
 
-def test_numbers_run_on_and_the_journal_is_capped() -> None:
-    story = Story(verbose=True)
-    longest = ocloop.Journal.LENGTH
-    for number in range(longest + 10):
-        story.tell(Noted("note", str(number)))
-    numbers = [entry.number for entry in story.entries]
-    assert len(numbers) == longest
-    assert numbers == list(range(numbers[0], story.run.journal.count + 1))
-    story.tell(Noted("note", "x" * 1_000_000))
-    text = story.entries[-1].text
-    assert len(text) < ocloop.Journal.LONGEST_TEXT + 100 and "1000000" in text
-    story.tell(Noted("event", "never.heard.of", "dim"))
-    assert "event: never.heard.of" in story.text
-
-
 def test_a_run_ends_with_records() -> None:
     story = Story("- [ ] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n", notify="mail")
     story.plan = "- [x] a\n- [BLOCKED: no key] b\n- [MANUAL] c\n"
@@ -3150,306 +2618,8 @@ def test_a_run_ends_with_records() -> None:
     assert story.last("notify").facts["OCLOOP_EVENT"] == "stopped"
 
 
-# ── simulated worlds ──────────────────────────────────────────────────────────────────────────────
-# Agents that work for some seconds, ask for something, settle a task and end their turn; and a
-# server that answers each kind of request in one fixed way. Two agents at work at once, a prompt
-# after the end, or an id that stands for two prompts: each is an error wherever it happens.
-
-STEP = 9.0  # seconds between two turns at the most; more than ten would be time away
-ENDLESS = 1e12
-LATE = 601.0  # nobody waits so long for an answer
-# Two simulated hours: one in which a provider may be waited for (max_wait), one for all the rest:
-# three iterations in a row that fail (--retries 2), each with what its requests may take.
-WITHIN = 2 * 3600.0
-WAYS = ("400", "404", "500", "final", "never", "late", "slow", "twice")
-REQUESTS = [*Story().good]
-# A check may take any time: --check-timeout ends it, outside of the core.
-MISBEHAVIOURS = [
-    (name, way) for name in REQUESTS for way in WAYS if (name, way) != ("run_check", "never")
-]
-ON_THE_SERVER = ("setup", "create", "send", "poll", "interrupt", "reply")
-
-
-class Agent(NamedTuple):
-    """The truth about a session that was prompted."""
-
-    session: str
-    prompt: str  # its id
-    begins: float  # before, an interrupt does nothing
-    until: float  # it works so long, unless somebody stops it
-    asks: Ask | None = None  # what it waits for, until somebody answers
-    fault: Fault | None = None  # how its turn ends, when not well
-    is_ended_by_refusal: bool = False
-    child: str = ""
-
-
-class Simulation(Story):
-    """A server and its agents, in simulated time; `ways` says how which request is answered."""
-
-    def __init__(
-        self,
-        ways: dict[str, str] | None = None,
-        since: int = 1,  # the ways hold from so many requests of that name on,
-        times: int = 10**9,  # so many times
-        mute: bool = False,  # nothing is heard on the stream
-        does: Sequence[str] = (),  # what the agents do, one after the other; then they just work
-        works_for: float = 20.0,
-        grows: float = 0.0,  # the first server, so many MiB a second
-        **options: Any,
-    ) -> None:
-        self.ways = ways or {}
-        self.since = since
-        self.times = times
-        self.mute = mute
-        self.does = list(does)
-        self.works_for = works_for
-        self.grows = grows
-        self.agents: dict[str, Agent] = {}
-        # Prompts whose turn has ended, by their id, and how.
-        self.finished: dict[str, tuple[str, Fault | None]] = {}
-        self.prompts: dict[str, Any] = {}  # by the id of the message
-        self.costs: dict[str, float] = {}  # what was told of the session under way
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.posted: list[tuple[float, int, bool, Callable[[], None]]] = []
-        self.happened = 0
-        self.launches = 0
-        given: Json = {
-            "attended": False, "auto": True, "check": "make", "notify": "mail",
-            "retries": 2, "stuck": 2, "max_wait": 3600.0, "ask_timeout": 30.0,
-            "stall_timeout": 60.0, "iteration_timeout": 0.0,
-        }  # fmt: skip
-        super().__init__(**{**given, **options})
-
-    # What the world does with requests.
-
-    def carry_out(self, requests: Sequence[Any]) -> None:
-        """Nothing is prompted at rest, and an id stands for one prompt in one session."""
-        for request in requests:
-            name = request.name
-            assert not self.exits, name
-            self.requests.append(request)
-            self.counts[name] += 1
-            if name in ("create", "send"):
-                assert self.state in ("running", "pausing"), f"{name} while {self.state}"
-            if name == "send":
-                known = self.prompts.setdefault(request.prompt.message_id, request)
-                assert (known.session, known.prompt) == (request.session, request.prompt)
-            is_hit = 0 <= self.counts[name] - self.since < self.times
-            if name != "exit":
-                self.treat(name, request, self.ways.get(name, "right") if is_hit else "right")
-
-    def treat(self, name: str, request: Any, way: str) -> None:
-        if way == "404":
-            self.agents.pop(getattr(request, "session", ""), None)  # it is gone
-        refused = {"final": No("it is no use", 400, BROKEN_SETUP, again=False)}
-        refused.update({code: No(f"HTTP {code}", int(code)) for code in ("400", "404", "500")})
-        value = refused[way] if way in refused else self.good[name](request)
-        if way == "lost":  # it arrived, its answer did not
-            value = No(NO_ANSWER)
-        launch = self.launches
-        delays = {"never": (), "late": (LATE,), "slow": (7.0,), "lost": (5.0,), "twice": (0.1, 3.1)}
-        for delay in delays.get(way, (0.1,)):
-            self.post(delay, lambda: self.reply_from(launch, name, request, value), True)
-
-    def reply_from(self, launch: int, name: str, request: Any, value: Any) -> None:
-        if name in ON_THE_SERVER and launch != self.launches:
-            value = No("it went down with its server")
-        if name == "poll" and not isinstance(value, No):
-            self.note_cost(request.session, value.spent.cost)
-        self.answer(request, value)
-
-    def note_cost(self, session: str, cost: float) -> None:
-        if session == self.id:
-            self.costs[session] = max(cost, self.costs.get(session, 0.0))
-
-    def post(self, delay: float, happens: Callable[[], None], is_answer: bool = False) -> None:
-        self.posted.append((self.now + delay, len(self.posted) + self.happened, is_answer, happens))
-
-    def say(self, delay: float, event: Any) -> None:
-        """Let it be heard on the stream, later."""
-
-        def happens() -> None:
-            if isinstance(event, Spent):
-                self.note_cost(event.session, event.spend.cost)
-            self.tell(event)
-
-        if not self.mute:
-            self.post(delay, happens)
-
-    def start_anew(self, request: Any = None) -> Any:
-        """The server ends, with whoever works there."""
-        self.agents.clear()
-        self.launches += 1
-        return ("http://127.0.0.1:4096", "1.18.33", 1)
-
-    def create(self, request: Any) -> str:
-        self.good.update(start_server=self.start_anew, stop_server=self.start_anew)
-        self.good.update(reply=self.take_reply, measure_server=self.measure, send=self.accept)
-        self.sessions += 1
-        return self.id
-
-    def accept(self, request: Any) -> None:
-        session = request.session
-        if session in self.agents or request.prompt.message_id in self.finished:
-            return  # the same ids: nothing is run twice
-        assert not self.agents, f"{self.told}: {[*self.agents]} at work beside {session}"
-        does = self.does.pop(0) if self.does else ""
-        prompt = request.prompt.message_id
-        agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
-        self.say(1.5, Activity(session, "working"))
-        self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
-        if does == "subagent":
-            agent = agent._replace(child=f"{session}_child")
-            self.say(1.9, Child(agent.child, session))
-        if does in ("ask", "two asks", "question", "subagent"):
-            asks = permission(f"per_{session}", agent.child or session)
-            if does == "question":
-                question = (Question("Which?", (("red", ""),)),)
-                asks = Ask(f"que_{session}", session, "question", "", "?", question)
-            self.say(2.0, asks)
-            is_ended = does == "two asks"
-            agent = agent._replace(asks=asks, until=ENDLESS, is_ended_by_refusal=is_ended)
-        if does == "limit":
-            fault = Fault("rate-limit", "Too Many Requests")
-            agent = agent._replace(fault=fault, until=self.now + 4)
-        if does == "retry":
-            self.say(2.0, Activity(session, "retrying", 1, 8.0, "busy"))
-            self.say(10.0, Activity(session, "working"))
-        self.agents[session] = agent
-
-    def take_reply(self, request: Any) -> None:
-        for agent in list(self.agents.values()):
-            if agent.asks and agent.asks.id == request.request.id:
-                is_ended = agent.is_ended_by_refusal and request.decision == "reject"
-                until = self.now + (0.5 if is_ended else self.works_for)
-                self.agents[agent.session] = agent._replace(
-                    asks=None, until=until, is_ended_by_refusal=is_ended
-                )
-
-    def measure(self, request: Any) -> int:
-        return int((self.now - NOON) * self.grows) if self.launches == 0 else 0
-
-    def comes_to_rest(self, request: Any) -> None:
-        agent = self.agents.get(request.session)
-        if agent and self.now >= agent.begins:
-            del self.agents[agent.session]
-
-    def look(self, request: Any) -> Polled:
-        agent = self.agents.get(request.session)
-        if agent and self.now >= agent.begins:
-            return Polled(
-                "working",
-                "unfinished" if request.closer else "",
-                spent=Spend(0.1),
-                asks=(agent.asks,) if agent.asks else (),
-                children=(agent.child,) if agent.child else (),
-            )
-        verdict, fault = self.finished.get(request.prompt.message_id, ("undelivered", None))
-        return Polled("idle", verdict, fault, spent=Spend(0.1))
-
-    # Time.
-
-    def turn(self) -> None:
-        """To the next thing that happens, or a step further."""
-        due = min(self.posted, default=None, key=lambda item: item[:2])
-        ends = min((agent.until for agent in self.agents.values()), default=ENDLESS)
-        self.now = max(self.now, min(self.now + STEP, due[0] if due else ENDLESS, ends))
-        for agent in list(self.agents.values()):
-            if self.now >= agent.until:
-                self.finish(agent)
-        if due and due[0] <= self.now:
-            self.posted.remove(due)
-            self.happened += 1
-            due[3]()
-        self.hear()
-
-    def finish(self, agent: Agent) -> None:
-        del self.agents[agent.session]
-        if agent.fault:
-            self.finished[agent.prompt] = ("failed", agent.fault)
-            self.say(0.1, Broke(agent.session, agent.fault))
-        elif agent.is_ended_by_refusal:
-            self.finished[agent.prompt] = ("refused", None)
-        else:
-            self.finished[agent.prompt] = ("answered", None)
-            self.plan = (self.plan or "").replace("[ ]", "[x]", 1)
-            if "[ ]" not in self.plan and "<plan" not in self.plan:
-                self.plan += "<plan-complete>all of it</plan-complete>\n"
-        self.say(0.2, Activity(agent.session, "idle"))
-
-    @property
-    def rests(self) -> bool:
-        return bool(self.exits) or self.state in RESTS
-
-    @property
-    def told(self) -> str:
-        return f"{self.ways} while {self.state}, {self.reason}"
-
-
-def drive(world: Simulation, within: float = WITHIN) -> Simulation:
-    """Until the run rests or ends, which it must, without burning meanwhile."""
-    began = world.now
-    before = sum(world.counts.values())
-    while not world.rests:
-        world.turn()
-        assert world.now - began <= within, f"{world.told}: no end after {world.now - began:.0f} s"
-    requested = sum(world.counts.values()) - before
-    assert requested <= 60 + (world.now - began), f"{world.told}: it burns: {world.counts}"
-    return world
-
-
 # ── interrupted everywhere ────────────────────────────────────────────────────────────────────────
 # Short stories, each once more with an interruption after each thing that happens in it.
-
-SHORT: dict[str, Json] = {
-    "two tasks with a check": {"does": ()},
-    "a permission": {"does": ("ask",), "auto": False},
-    "a question": {"does": ("question",)},
-    "a rate limit": {"does": ("limit",)},
-    "a subagent that asks": {"does": ("subagent",), "auto": False},
-    "a retry": {"does": ("retry",), "stall_timeout": 0.0},
-    "two asks": {"does": ("two asks",), "auto": False},
-    "a server that grows": {"grows": 110.0, "server_memory": 1000, "works_for": 40.0},
-}
-
-
-def lose_stream(world: Simulation) -> None:
-    """What happens meanwhile is not repeated when it is back."""
-    world.posted = [one for one in world.posted if one[2]]
-    world.tell(StreamOpened())
-
-
-def kill_server(world: Simulation) -> None:
-    world.start_anew()
-    world.server_dies()
-
-
-INTERRUPTIONS: dict[str, Callable[[Simulation], None]] = {
-    "Q": lambda world: world.press("q", "q"),
-    "X": lambda world: world.press("x"),
-    "space": lambda world: world.press("space"),
-    "death": kill_server,
-    "screen": lambda world: world.tell(ScreenLost("gone")),
-    "stream": lose_stream,
-}
-
-
-def replay(story: str, after: int = -1, happens: str = "") -> Simulation:
-    """A short story, with an interruption after so many things that happen in it."""
-    world = Simulation(attended=True, **SHORT[story])
-    while not world.rests:
-        if world.happened == after:
-            INTERRUPTIONS[happens](world)
-            break
-        world.turn()
-    return drive(world)
-
-
-def note_end_of(world: Simulation) -> None:
-    """Nobody is left at work, but for the one that the program itself stops when it leaves."""
-    left = set(world.agents)
-    assert left <= ({world.left_session} if world.exits else set()), world.told
-    assert world.total.cost == pytest.approx(sum(world.costs.values())), "all costs are counted"
 
 
 @pytest.mark.parametrize("story", SHORT)
@@ -3516,7 +2686,6 @@ def some_ways(rng: random.Random, kinds: int) -> dict[str, str]:
 
 
 def test_a_run_comes_to_an_end_from_wherever_it_is_when_the_world_goes_wrong() -> None:
-    """In one kind of request, or in several ones."""
     rng = random.Random(11)
     for number in range(1400):
         world = Simulation(
@@ -3760,52 +2929,42 @@ def test_a_tag_that_somebody_takes_out_each_time_is_progress_once() -> None:
     (SO, {"status": 3, "gone": ["lost"], "state": "ended"}, "1 open task gone from the plan: lost"),
     ("", {"status": 0}, "no task, not marked complete yet"),
 ])  # fmt: skip
-def test_status_contradicts_neither_itself_nor_its_exit_status(
-    plan: str, record: Json, said: str
-) -> None:
+def test_status_does_not_contradict_itself(plan: str, record: Json, said: str) -> None:
     read = parse_plan(plan)
     lines = ocloop.status_lines(read, ocloop.status_record("/p", read, 0, record))
     assert said in "\n".join(lines) + "\n"
 
 
-def test_what_the_last_run_left_counts_on(tmp_path: Path, state_home: Path) -> None:
+def test_what_the_last_run_left_counts_on(tmp_path: Path, run_file: RunFile) -> None:
     """A task that an agent took out is not done the next day; and who only looks wipes nothing."""
     plan = tmp_path / "PLAN.md"
     plan.write_text("# B\n- [x] a\n")
-    run_file = RunFile(str(plan))
     tasks = [{"phase": "A", "text": "a", "iterations": 1}]
     last = {"state": "ended", "ended": NOON, "status": 3, "gone": ["lost", "a"], "tasks": tasks}
-    run_file.write(last)
-    record = ocloop.status_at(str(plan))[2]["run"]
-    assert record["gone"] == ["lost"], "one was written back"
-    assert record["tasks"][0]["state"] == "done", "under another heading"
-    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
-    driver._record(None)
-    driver._record(130)
-    driver.writer.close(GENEROUS)
-    assert run_file.read() == {**last, "pid": os.getpid()}
-    del last["ended"]  # it was killed, and somebody has only looked
-    run_file.write(last)
-    driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
-    driver._record(130)
-    driver.writer.close(GENEROUS)
-    assert run_file.read() == {**last, "pid": os.getpid()}
+    for is_killed in (False, True):
+        if is_killed:
+            del last["ended"]
+        run_file.write(last)
+        record = ocloop.status_at(str(plan))[2]["run"]
+        assert record["gone"] == ["lost"], "one was written back"
+        assert record["tasks"][0]["state"] == "done", "under another heading"
+        driver = ocloop.Driver(Run(project_options(tmp_path), NOON), run_file)
+        driver._record(None)
+        driver._record(130)
+        driver.writer.close(GENEROUS)
+        assert run_file.read() == {**last, "pid": os.getpid()}
 
 
-def test_what_is_recorded_is_told_of_the_run_that_it_is_about(
-    tmp_path: Path, state_home: Path
-) -> None:
+def test_a_record_is_told_of_its_own_run(tmp_path: Path, run_file: RunFile) -> None:
     path = str(tmp_path / "PLAN.md")
-    run_file = RunFile(path)
     Path(path).write_text("- [ ] a\n# B\n- [x] a\n")
     waits = {"waits_for": ["bash x"], "retry": "429", "waiting_until": NOON}
     tasks = [{"phase": "", "text": "a"}, {"phase": "B", "text": "a"}]
     run_file.write({"pid": 77, "state": "running", "tasks": tasks, **waits})
     record = ocloop.status_at(path)[2]["run"]
     assert [task["state"] for task in record["tasks"]] == ["pending", "done"]
-    assert {name: record[name] for name in waits} == {
-        "waits_for": [], "retry": "", "waiting_until": None,
-    }, "it was killed, and waits for nobody"  # fmt: skip
+    over: Json = {"waits_for": [], "retry": "", "waiting_until": None}
+    assert {name: record[name] for name in waits} == over, "it was killed, and waits for nobody"
     assert run_file.acquire() == 0
     assert ocloop.status_at(path)[2]["run"] == {"pid": os.getpid(), "state": "starting"}
     os.close(run_file.lock or 0)
@@ -3841,9 +3000,7 @@ def test_a_prompt_that_is_emptied_is_waited_for_as_one_that_is_away() -> None:
     *[(f"- [x] a\n{SO}", {"check": {"verdict": verdict}}, verdict == "passed")
       for verdict in ("passed", "failed", "interrupted", "not run")],
 ])  # fmt: skip
-def test_status_says_complete_when_nothing_contradicts_it(
-    plan: str, record: Json, is_complete: bool
-) -> None:
+def test_status_says_complete(plan: str, record: Json, is_complete: bool) -> None:
     read = parse_plan(plan)
     assert ocloop.status_record("/p", read, 0, record)["complete"] == is_complete
     at_work = {name: fact for name, fact in record.items() if name != "status"}
@@ -3958,155 +3115,13 @@ def test_only_what_is_seen_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
 Patch = pytest.MonkeyPatch
 Printed = pytest.CaptureFixture[str]
 Started = Callable[..., "subprocess.Popen[bytes]"]
+Say = Callable[..., str]
 GENEROUS = 20.0  # seconds; what is quadratic would take minutes
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: Patch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────
 
 ADVICE = "write it like `- [ ] Build it`"
-# fmt: off
-# A line of a plan, the text of its task and the reason, by the state that it has.
-BOXES: dict[str, list[tuple[str, ...]]] = {
-    "pending": [
-        ("- [ ] Build it", "Build it"), ("- [] Build it", "Build it"),
-        ("- [ ] [1] first", "[1] first"), ("- [ ] see [docs](u)", "see [docs](u)"),
-        ("- [ ] [docs](u) to read", "[docs](u) to read"),
-        ("- [ ] **bold** words", "**bold** words"), ("- [ ]\ttab", "tab"),
-        ("-  [ ]   wide   ", "wide"), ("  - [ ] sub", "sub"), ("        - [ ] deep", "deep"),
-        ("* [ ] star", "star"), ("+ [ ] plus", "plus"), ("1. [ ] one", "one"), ("- [  ] T", "T"),
-        ("- [ ]\xa0T", "T"), ("-\u3000[ ]\u3000T", "T"),
-        ("- **[ ] Export:** as CSV", "**Export:** as CSV"),
-        ("- **[ ]** Export **all**", "Export **all**"), ("- **[ ]:** T", "T"), ("- `[ ]` x", "x"),
-        ("- *[ ]* x", "x"), ("- [ ]* 1.3 T", "1.3 T"), ("- [ ]: T", "T"), ("- [todo] T", "T"),
-        ("- [TO-DO] T", "T"), ("- [Pending] T", "T"), ("- [open: since May] T", "T"),
-        ("- [ ] BLOCKED: x, T is text", "BLOCKED: x, T is text"),
-        ("- [ ] Retry the jobs marked [failed]", "Retry the jobs marked [failed]"),
-        ("- [ ] Remove the human[manual]", "Remove the human[manual]"),
-        ("- [ ] Read [manual](u)", "Read [manual](u)"),
-        ("- [ ] Read what is marked `[BLOCKED]`", "Read what is marked `[BLOCKED]`"),
-        ("- [ ] `[MANUAL]` is read wrongly", "`[MANUAL]` is read wrongly"),
-        ("- [ ] [DONE] is a label, too", "[DONE] is a label, too"),
-    ],
-    "done": [
-        ("- [x] Done", "Done"), ("- [X] Done", "Done"), ("- [x] [MANUAL] Call Bob", "Call Bob"),
-        ("- [x] [BLOCKED: no key] Deploy", "Deploy"), ("\t- [x] sub", "sub"), ("2) [x] two", "two"),
-        ("- [ X ] T", "T"), ("- **[x] Export as CSV", "Export as CSV"), ("- __[x]__ x", "x"),
-        ("- [x]: T", "T"), ("- [done] T", "T"), ("- [Complete] T", "T"),
-        ("- [COMPLETED - agent 1] T", "T"), ("- [finished by agent 1] T", "T"),
-        ("- [DONE 2026-01-29] T", "T"), ("- [\u2705 DONE] T", "T"),
-        ("- [x] Deploy [BLOCKED: no key]", "Deploy"), ("- [\u2713] T", "T"), ("- [\u2714] T", "T"),
-        ("- [\u2705] T", "T"), ("- [\u2611] T", "T"), ("- [\U0001f5f8] T", "T"),
-        ("- [ \u2705] T", "T"), ("- [\u2714\ufe0f] T", "T"),
-    ],
-    "manual": [
-        ("- [MANUAL] Call Bob", "Call Bob"), ("- [manual] Call Bob", "Call Bob"),
-        ("- [ ] [MANUAL] Call Bob", "Call Bob"), ("- [] [MANUAL] Call Bob", "Call Bob"),
-        ("- [ ] [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
-        ("- [MANUAL: needs a phone] Call Bob", "Call Bob", "needs a phone"),
-        ("- [ ] **[MANUAL]** Call Bob", "Call Bob"), ("- [ ] [MANUAL] [BLOCKED: x] Task", "Task"),
-        ("- [MANUAL TEST] Call", "Call", "TEST"), ("- [MANUAL - by Bob] Call", "Call", "by Bob"),
-        ("- [human] Call", "Call"), ("- [human: by phone] Call", "Call", "by phone"),
-        ("- [MANUAL\uff08\u7535\u8bdd\uff09] \u8054\u7cfb", "\u8054\u7cfb", "\u7535\u8bdd"),
-        ("- [ ] **[MANUAL]: T**", "**T**"), ("- [ ] **[MANUAL]:** T", "T"),
-        ("- [ ] **Deploy [Manual]**", "**Deploy**"),
-        ("- [ ] [MANUAL] Deploy [BLOCKED: x]", "Deploy"),
-    ],
-    "blocked": [
-        ("- [ ] **[BLOCKED: no key]** Deploy", "Deploy", "no key"),
-        ("- [BLOCKED] Deploy", "Deploy"), ("- [ ] [BLOCKED] Deploy", "Deploy"),
-        ("- [BLOCKED:] Deploy", "Deploy"), ("- [BLOCKED: no key] Deploy", "Deploy", "no key"),
-        ("- [ ] [blocked: no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED: see [1]] Deploy", "Deploy", "see [1]"),
-        ("- [BLOCKED: a: b] Deploy", "Deploy", "a: b"),
-        ("12. [BLOCKED: later] twelve", "twelve", "later"),
-        ("- [~] [BLOCKED: later] T", "T", "later"),
-        ("- [BLOCKED - no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED \u2014 no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED\uff1ano key] Deploy", "Deploy", "no key"),
-        ("- [\U0001f6ab BLOCKED: no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED (no key)] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED (a) and (b)] Deploy", "Deploy", "(a) and (b)"),
-        ("- [BLOCKED no key] Deploy", "Deploy", "no key"),
-        ("- [ ] [blocked, no key] Deploy", "Deploy", "no key"),
-        ("- [BLOCKED: -1 is returned] Deploy", "Deploy", "-1 is returned"),
-        ("- [BLOCKED by 1.2] Deploy", "Deploy", "by 1.2"), ("- [BLOCKED]: Deploy", "Deploy"),
-        ("- [FAILED - tests do not pass] Export", "Export", "tests do not pass"),
-        ("- [SKIPPED] Export", "Export", "skipped"), ("- [skip] Export", "Export", "skip"),
-        ("- [deferred: later] Export", "Export", "later"),
-        ("- [Postponed] Export", "Export", "postponed"),
-        ("- [cancelled] Export", "Export", "cancelled"),
-        ("- [Canceled] Export", "Export", "canceled"), ("- [WONTFIX] Export", "Export", "wontfix"),
-        ("- [ON-HOLD] Export", "Export", "on hold"),
-        ("- [on_hold: Bob is away] Export", "Export", "Bob is away"),
-        ("- [obsolete] Export", "Export", "obsolete"), ("- [ ] [BLOCKED - x] T", "T", "x"),
-        ("- [won\u2019t  fix] T", "T", "won\u2019t fix"), ("- [\u274c FAILED] T", "T", "failed"),
-        ("- [N/A: no such host] T", "T", "no such host"),
-        ("- [ ] [FAILED: x] T", "T", "x"), ("- [ ] [BLOCKED: x]: T", "T", "x"),
-        ("- [ ] **[BLOCKED: no key] wait", "wait", "no key"),
-        ("- [ ] Deploy [BLOCKED: no key]", "Deploy", "no key"),
-        ("- [ ] Deploy **[BLOCKED: see [1]]**", "Deploy", "see [1]"),
-    ],
-}
-NO_TASKS = [
-    "- [x](https://e.org)", "- [](u)", "- [ ](u)", "- [x][ref]", "- [x]:word", "- [a][b]",
-    "- [note]: text", "- [blocked-list](u)", "- [BLOCKEDABC] T", "- [a] T", "- [1] T", "- [\xe9] T",
-    "- [2026-01-29] T", "- [P1] T", "- [Feature] T", "- [Done deal] T", "- [skipping] T",
-    "- [wipe] T", "- Item", "Not a task", "- [x", "- [[[[", "- [[ ] a", "a - [ ] b",
-    "```\n- [ ]T\n```", "<!-- \n- [ ]T\n-->", "see [ ] there", "see [x] in the docs",
-    "- see [x] in the docs", "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
-    "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
-    "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
-    "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
-    "- [ [x] T](u)", "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
-    "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
-    "- \u2705 works at night", "- \U0001f6a7 no box", "* Phase one [1/3]",
-    "\u3010\u91cd\u8981\u3011", "- [docs](u) and more", "## Phase 1 [DONE]", "- see the [manual]",
-    "# a", "---", "* * *", "| --- | --- |", "<details>", "- a [b] c", "- I [think](so) too", "- [ ",
-    "- [",
-]
-# What is nearly a task, with an open box but for those that say x, by what it lacks.
-NEAR_MISSES = {
-    "a list sign": [
-        "[ ] T", "  [x] T", "[~] T", "[wip] T", "**[ ] T**", "[TODO]: write it", "T | [ ] | a",
-        "T [ ]", "**T** [x]",
-    ],
-    "a space behind the box": [
-        "- [ ]T", "- [x]T", "- []T", "1. [X]T", "- [ ]:T", "- [ ][MANUAL] T", "- **[ ]**T",
-        "- [ ]\u4efb\u52a1",
-    ],
-    "a space before the box": ["-[ ] T", "*[x] T", "1.[ ] T"],
-    "a space on both sides": ["-[ ]T"],
-    "a list sign in place of a heading": ["### [ ] T", "## Phase 1 [ ]", "## Phase 1: [x]"],
-    "a list sign in place of a quotation": ["> [ ] T", "> - [ ] T", ">> * [x] T"],
-    "a line outside of a table": ["| T | [ ] |", "| [x] T | a |", "|1|[ ]|T|"],
-    "a list sign in place of the number": [
-        "1.1 [ ] T", "1.1. [x] T", "a) [ ] T", "(1) [ ] T", "iv. [ ] T", "#7 [ ] T", "\u2460 [ ] T",
-        "\u4e00\u3001[ ] T", "1\uff0e[ ] T",
-    ],
-    "the box right behind the list sign": [
-        "- Task 1: [ ] T", "- \u4efb\u52a1\uff1a[ ] \u5b57", "- Task 1: [x] T", "- T [ ]", "- T []",
-        "- T [x]", "- T [TODO]", "- 1.1 [ ] T", "- - [ ] T", "- ~~[ ] T~~", "1. **T**: [ ] a",
-        "- T \u2610", "- [ ] [MANUAL]",
-    ],
-    "a box of square brackets": [
-        "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- { } T", "- [ T",
-        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
-    ],
-    "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
-    "square brackets and a space": ["1) \u25a1T"],
-    "a list sign that is one": ["\u2022 [ ] T", "\u2013 [x] T", "\u2023[ ] T", "\U0001f4cc [ ] T"],
-    "a text": ["- [ ]", "- [ ]   ", "- [x]"],
-}
-# fmt: on
 
 
 @pytest.mark.parametrize("state", BOXES)
@@ -4122,16 +3137,6 @@ def test_what_is_a_task(state: str) -> None:
 def test_what_is_no_task_and_no_near_miss(text: str) -> None:
     plan = parse_plan(text)
     assert plan.near_misses == () == plan.tasks
-
-
-BEGUN = (
-    *"~-/>!?.*+=_\u2026\u23f3\u23f8\u26a0\u274c\U0001f3d7", "~~", "...", " ~ ", "->",
-    "\u26a0\ufe0f", "50%", "12.5 %", "1/3", "wip", "WIP", "in progress", "In-Progress",
-    "IN_PROGRESS", "in progress - agent 1", "IN PROGRESS by agent 1", "doing", "started", "Ongoing",
-    "active: b", "partial", "review", "in review", "\U0001f6a7 WIP", "in  progress", "~50%",
-    "INCOMPLETE: no key", "not done", "waiting: key", "done?", "done, but tests fail",
-    "completed 50%",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", BEGUN, ids=ascii)
@@ -4179,39 +3184,7 @@ def test_the_first_five_are_named_and_how_many_more_there_are() -> None:
     assert plan.tasks == () == plan.open_near_misses
 
 
-@pytest.mark.parametrize("plan, expected", [
-    ("- [ ] a\n- [ ] b\n", "a b"), ("- [ ] a\r\n- [ ] b\r\n", "a b"), ("- [ ] a\r- [ ] b", "a b"),
-    ("- [ ] a\n\r\n- [ ] b", "a b"), ("\ufeff- [ ] a", "a"), ("", ""), ("\n\n", ""),
-    ("- [ ] a\u2028- [ ] b", "a\u2028- [ ] b"), ("- [ ] a\u0085- [ ] b", "a\u0085- [ ] b"),
-    ("- [ ] a\f- [ ] b", "a\f- [ ] b"), ("- [ ] a\v- [ ] b", "a\v- [ ] b"),
-    ("- [ ] a\x1c- [ ] b", "a\x1c- [ ] b"),
-    # Code and comments hold no tasks; what is never closed hides none.
-    ("```\n- [ ] no\n```\n- [ ] yes", "yes"), ("~~~\n- [ ] no\n~~~\n- [ ] yes", "yes"),
-    ("```python\n- [ ] no\n```\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n~~~\n- [ ] no\n```\n- [ ] yes", "yes"),
-    ("````\n```\n- [ ] no\n```\n````\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n`````\n- [ ] yes", "yes"),
-    ("```\n- [ ] no\n``` not the end\n- [ ] no\n```", ""),
-    ("````\n- [ ] yes\n```\n- [ ] too", "yes too"),
-    ("```\n- [ ] no\n```\n~~~\n- [ ] yes, for it is never closed", "yes, for it is never closed"),
-    ("````\n- [ ] yes\n```\n- [ ] no\n```", "yes"),
-    ("<!--\n- [ ] no\n--> <!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("a `` b <!-- ` c\n- [ ] no\n-->", ""),
-    ("- [ ] yes\n  ```\n  - [ ] no\n  ```\n- [ ] too", "yes too"),
-    ("- ```\n  - [ ] no\n  ```\n- [ ] yes", "yes"), ("``\n- [ ] yes\n``", "yes"),
-    ("```a`b\n- [ ] yes, for an info string has no tick", "yes, for an info string has no tick"),
-    ("use ``` like this\n- [ ] yes", "yes"), ("```\n<!--\n```\n- [ ] yes\n-->", "yes"),
-    ("<!-- - [ ] no -->\n- [ ] yes", "yes"), ("<!--\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("<!--\n```\n-->\n- [ ] yes", "yes"),
-    ("- [ ] a <!-- aside --> b\n- [ ] c", "a                b c"),
-    ("<!-- a --> <!-- b -->\n- [ ] yes", "yes"),
-    ("text <!-- begins\n- [ ] no\nends -->\n- [ ] yes", "yes"),
-    ("- [ ] the sign `<!--` in code\n- [ ] yes", "the sign `<!--` in code yes"),
-    ("the sign `<!--`, then <!-- one\n- [ ] no\n-->\n- [ ] yes", "yes"),
-    ("<!-- that nothing closes\n- [ ] yes", "yes"),
-    ("--> <!-- that nothing closes\n- [ ] yes", "yes"),
-    ("text <!-- that nothing closes\n- [ ] yes", "yes"),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("plan, expected", PLANS, ids=ascii)
 def test_lines_end_at_line_ends_only_and_what_holds_no_tasks(plan: str, expected: str) -> None:
     assert " ".join(task.text for task in parse_plan(plan).tasks) == expected
 
@@ -4273,67 +3246,22 @@ def test_open_tasks_that_are_gone_are_missing(before: str, now: str, missing: li
     assert ocloop.missing_tasks(parse_plan(before), parse_plan(now)) == missing
 
 
-@pytest.mark.parametrize("plan, summary", [
-    ("<plan-complete>all done</plan-complete>", "all done"),
-    ("<plan-complete>\n  all\n  done\n</plan-complete>\n", "all\n  done"),
-    ("<plan-complete></plan-complete>", ""), ("   <plan-complete>a</plan-complete>", "a"),
-    ("    <plan-complete>a</plan-complete>", None), ("\t<plan-complete>a</plan-complete>", None),
-    ("text <plan-complete>a</plan-complete>", None), ("- <plan-complete>a</plan-complete>", None),
-    ("<plan-complete>a", None), ("a</plan-complete>", None),
-    ("</plan-complete><plan-complete>", None), ("<plan-complete date='x'>a</plan-complete>", None),
-    ("<plan-complete/>", None), ("<PLAN-COMPLETE>a</PLAN-COMPLETE>", None),
-    ("<plan-complete>a</plan-complete>\n<plan-complete>b</plan-complete>", "b"),
-    ("<plan-complete>a</plan-complete>\n<plan-complete>b", "a"),
-    ("<plan-complete>one\nends here</plan-complete> and text", "one\nends here"),
-    ("```\n<plan-complete>a</plan-complete>\n```", None),
-    ("```\n<plan-complete>a</plan-complete>", "a"),
-    ("<!--\n<plan-complete>a</plan-complete>\n-->", None),
-    ("<!-- <plan-complete>a</plan-complete> -->", None),
-    ("`<plan-complete>a</plan-complete>`", None),
-    ("<plan-complete>a\n```\ncode\n```\nb</plan-complete>", "a\n```\ncode\n```\nb"),
-    ("- [ ] a\r\n<plan-complete>x\r\ny</plan-complete>\r\n", "x\ny"),
-    ("\ufeff<plan-complete>a</plan-complete>", "a"),
-    ("a\u2028<plan-complete>b</plan-complete>", None),
-    ("- [ ] still pending\n<plan-complete>early</plan-complete>", "early"),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("plan, summary", TAGS, ids=ascii)
 def test_the_completion_tag(plan: str, summary: str | None) -> None:
     assert parse_plan(plan).summary == summary
 
 
-@pytest.mark.parametrize("text, tasks", [
-    (("- [ ] a task of a very long plan" + " and more" * 8 + "\n") * 100_000, 100_000),
-    ("## A heading\n\ntext and more text [link](u) `code`\n- [x] done\n" * 60_000, 60_000),
-    ("- [ ]a near miss\n" * 100_000, 0), ("<!-- a comment\n" * 100_000, 0),
-    ("text <!-- that nothing closes\n" * 100_000, 0), ("<plan-complete>\n" * 100_000, 0),
-    ("- " + "[" * 1_000_000, 0), ("- [" + " " * 1_000_000, 0), ("x" * 10_000_000, 0),
-    ("# a" + " " * 3_000 + "b\n- [ ] after a wide heading", 1), ("[" * 2_000_000, 0),
-    ("# a" + " #" * 3_000 + "b\n- [ ] after a strange heading", 1),
-    ("<!---->" * 8_000 + "\n- [ ] after many comments", 1),
-    ("`" * 2_000_000, 0), ("<!--" * 500_000, 0), ("- [ ] [" * 300_000, 1),
-    ("- [ ] " + "[" * 2_000_000, 1), ("- [ ] " + "[MANUAL] " * 100_000 + "x", 1),
-    ("- [ ] T " + "]" * 5_000_000, 1), ("`a" * 300_000 + "[ ]", 0), ("<!--\n" * 100_000, 0),
-    ("a --> b <!-- c\n" * 300_000, 0),
-    ("```a\n" * 200_000, 0), ("[ ] [" * 500_000, 0),
-    ("[x]: a" * 500_000, 0), ("| [" * 500_000, 0), ("[ " + " " * 1_000_000 + "[ ", 0),
-    ("x [ " + "a" * 500_000 + "[", 0), ("x [x]:" + " " * 500_000 + "a b", 0),
-    ("1." * 120_000 + "[x", 0), ("1" + "." * 240_000 + "[x", 0),
-], ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "text, tasks",
+    LARGE_PLANS,
+    ids=lambda value: ascii(value[:16]) if isinstance(value, str) else "",
+)
 def test_a_large_plan_is_read_in_time(text: str, tasks: int) -> None:
     before = time.process_time()
     assert len(parse_plan(text).tasks) == tasks
     assert time.process_time() - before < GENEROUS
 
 
-# fmt: off
-PIECES = (
-    "- [ ] ", "- [x] ", "* [X] ", "1. [ ] ", "- []", "- [MANUAL] ", "- [BLOCKED: ", "[MANUAL: x] ",
-    "] ", "[", "]", "**", "- [~] ", "- [wip] ", "- [ ]x", "( ) ", "-", "```", "~~~~", "`", "<!--",
-    "-->", "<plan-complete>", "</plan-complete>", "# ", "## b #", "\n", "\n", "\n", "\r\n", "\r",
-    "\u2028", "\x85", "\f", "\ufeff", "\t", "    ", "word", "(u)", "\x00", "\ud800", "<", ":",
-    "blocked", "[ ] ", "[DONE]", "\\[ \\] ", "\uff3b ", "\uff3d", "\u2610 ", "| ", "> ", "1.1 ",
-    "(1) ", "\u2022 ", "_", "~~", "by", "\ufe0f", "\u2713", "\u3000",
-)
-# fmt: on
 WRITTEN = {"pending": "[ ]", "done": "[x]", "manual": "[MANUAL]", "blocked": "[BLOCKED]"}
 
 
@@ -4369,25 +3297,7 @@ def test_any_text_is_a_plan() -> None:
 # ── prompt ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("text, fields, body", [
-    ("Just do it", {}, "Just do it"),
-    ("---\nmodel: a/b\nagent: build\n---\nDo it\n", {"model": "a/b", "agent": "build"}, "Do it"),
-    ("---\r\nmodel: a/b\r\n---\r\nDo\r\nit", {"model": "a/b"}, "Do\nit"),
-    ("\ufeff---\nmodel: a/b\n---\nDo it", {"model": "a/b"}, "Do it"),
-    ("---\nmodel: 'a/b'\nagent: \"x\"\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
-    ("---\n# model: a/b\n\nagent:build\n---\nDo it", {"agent": "build"}, "Do it"),
-    ("---\n---\nDo it", {}, "Do it"),
-    ("---   \nmodel: a/b:free\n---  \nDo it", {"model": "a/b:free"}, "Do it"),
-    ("---\nmodel: a/b\n---", {"model": "a/b"}, ""), ("---\nno end of it", {}, "---\nno end of it"),
-    ("---\nRead {{PLAN_FILE}}.\n---\nEnd.", {}, "---\nRead {{PLAN_FILE}}.\n---\nEnd."),
-    ("---\nmodel: a/b\nDo it: now\n---\nEnd.", {}, "---\nmodel: a/b\nDo it: now\n---\nEnd."),
-    ("---\ntools:\n  bash: false\n- x\nagent: y\n---\nDo it",
-     {"tools": "", "bash": "false", "agent": "y"}, "Do it"),
-    ("Text\n---\nmodel: a/b\n---\n", {}, "Text\n---\nmodel: a/b\n---"),
-    ("---\nmodel: a/b\n---\nOne\n---\nTwo", {"model": "a/b"}, "One\n---\nTwo"),
-    ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
-    ("", {}, ""),
-], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("text, fields, body", PROMPTS, ids=ascii)
 def test_front_matter(text: str, fields: dict[str, str], body: str) -> None:
     assert ocloop.split_front_matter(text) == (fields, body)
 
@@ -4405,9 +3315,7 @@ def test_a_comma_separates_the_models_in_line() -> None:
     ("a", "bad {{ITERATION}}", "a\n\nbad {{ITERATION}}"),
     ("{{task}} {{ TASK }} {{OTHER}}", "", "{{task}} {{ TASK }} {{OTHER}}"),
 ])  # fmt: skip
-def test_placeholders_are_filled_once_and_what_is_told_arrives(
-    body: str, told: str, expected: str
-) -> None:
+def test_placeholders_are_filled_once(body: str, told: str, expected: str) -> None:
     task = "a {{TASK}} \\1 {{CHECK}} b"
     plan = ocloop.Plan([ocloop.Task("pending", task)])
     assert ocloop.make_prompt(body, "/p/PLAN.md", plan, 7, told).text == expected
@@ -4445,32 +3353,11 @@ def test_words_for_people(words: Callable[[Any], str], value: float, text: str) 
     assert words(value) == text
 
 
-def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
-    values: Json = dict.fromkeys(Result._fields, "")
-    values.update(number=1, task="one", outcome=outcome, seconds=60.0, model="a/b", check=check)
-    values.update(spend=Spend(0.5, 10, 5, 4), progress=progress)
-    return Result(**{**values, **more})
-
-
-def books_of(*results: Result) -> Books:
-    books = Books(ocloop.Journal(ocloop.RunClock(NOON)))
-    for result in results:
-        books.add(result)
-    return books
-
-
-# Outcomes in their order -> all iterations that a provider would not let work, iterations in a row
-# that settled nothing; "+" is progress.
-
-
 def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
     names = {"f": "failed", "p": "passed", "i": "interrupted", "-": ""}
     for checks, failures in (("", 0), ("ffp", 0), ("fpff", 2), ("f-f", 2), ("fif", 2), ("pppf", 1)):
         books = books_of(*(a_result(check=names[letter]) for letter in checks))
         assert books.check_failures == failures, checks
-
-
-# One plan after the other, and whether it is progress.
 
 
 @pytest.mark.parametrize("plans, progress", [
@@ -4486,9 +3373,7 @@ def test_only_a_check_that_passes_ends_the_streak_of_those_that_fail() -> None:
     (["- [ ] a\n- [ ] b", "- [x] a\n- [ ] b\n- [ ] c\n- [ ] d"], "+"),
     (["- [x] a\n- [ ] b", "- [x] a\n- [x] b"], "+"), (["- [ ] a", "", "- [ ] a"], "--"),
 ])  # fmt: skip
-def test_progress_is_more_settled_or_less_pending_than_ever_before(
-    plans: list[str], progress: str
-) -> None:
+def test_progress_is_more_than_ever_before(plans: list[str], progress: str) -> None:
     books = books_of()
     books.note_plan(parse_plan(plans[0]))
     found = [books.note_plan(parse_plan(plan)) for plan in plans[1:]]
@@ -4566,7 +3451,7 @@ SETUP = Setup(
     (("acme/small",), "biuld", "there is no agent biuld: there are build"),
     (("acme/small",), "xyz", "there is no agent xyz: there are build, plan"),
 ])  # fmt: skip
-def test_a_name_that_the_server_does_not_know_is_told_with_what_was_meant(
+def test_a_wrong_name_is_told_with_what_was_meant(
     models: tuple[str, ...], agent: str, words: str
 ) -> None:
     problem = ocloop.problem_of_names(SETUP, models, agent)
@@ -4611,27 +3496,6 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
-
-
-def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
-    return OpenCode1(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
-
-
-def read(stream: bytes, live: bool = True, verbose: bool = False) -> list[Event]:
-    posted: list[Event] = []
-    dialect = a_dialect()
-    dialect.options = Options(directory="/project", attended=live, verbose=verbose)
-    ocloop.StreamReader(dialect, posted.append).read(io.BytesIO(stream))
-    return posted
-
-
-def frame(type: str, /, **properties: Any) -> bytes:
-    event = {"id": "evt_1", "type": type, "properties": properties}
-    return b"data: %s\n\n" % json.dumps(event).encode()
-
-
-def delta_of(session: str, text: str = "The") -> bytes:
-    return frame("message.part.delta", sessionID=session, partID="prt_1", delta=text)
 
 
 def test_events_are_decoded_in_their_order() -> None:
@@ -4736,7 +3600,7 @@ def test_a_notification_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) 
 
 
 @pytest.mark.parametrize("error", [RecursionError, MemoryError, KeyError, ValueError])
-def test_an_event_that_cannot_be_read_is_said_once_and_reading_goes_on(
+def test_an_event_that_cannot_be_read_is_said_once(
     error: type[Exception], monkeypatch: Patch
 ) -> None:
     decode = OpenCode1.decode
@@ -4812,86 +3676,8 @@ def test_what_was_spent_is_read_from_whatever_is_there() -> None:
 
 # ── opencode: HTTP ────────────────────────────────────────────────────────────────────────────────
 
-PAGE = "<!doctype html><title>OpenCode</title>"
 
-
-class Wire:
-    """A server on 127.0.0.1. `says` maps "METHOD /path" to what it answers.
-
-    A text is a page, a number alone is a code with an empty body, else it is JSON; (code, answer)
-    is an answer with a code; the answers of a `Turns` are given one by one. What is not in there is
-    answered with `otherwise`.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-        wire = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                wire.heard.append((self.command, self.path, json.loads(raw) if raw else None))
-                wire.headers.append(dict(self.headers.items()))
-                route = f"{self.command} {self.path.partition('?')[0]}"
-                said = wire.says.get(route, wire.otherwise)
-                said = said.next() if isinstance(said, Turns) else said
-                code, said = said if isinstance(said, tuple) else (200, said)
-                if type(said) is int:
-                    code, said = said, b""
-                if not isinstance(said, (str, bytes)):
-                    said = json.dumps(said)
-                body = said if isinstance(said, bytes) else said.encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = do_DELETE = answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def forget(self) -> None:
-        self.says: Json = {}
-        self.otherwise: Any = PAGE  # both generations answer unknown paths like this
-        self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
-        self.headers: list[dict[str, str]] = []
-
-    def client(self, password: str = "") -> Client:
-        return Client(self.url, "opencode", password)
-
-
-class Turns:
-    """Answers that are given one after the other; the last one again and again."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-
-    def next(self) -> Any:
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-
-@pytest.fixture(scope="module")
-def one_wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.server.shutdown()
-    wire.server.server_close()
-
-
-@pytest.fixture
-def wire(one_wire: Wire) -> Wire:
-    one_wire.forget()
-    return one_wire
-
-
-def test_a_request_is_answered_with_json_or_with_nothing_and_no_proxy_is_asked(
-    wire: Wire, monkeypatch: Patch
-) -> None:
+def test_a_request_is_answered_and_no_proxy_is_asked(wire: Wire, monkeypatch: Patch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     wire.says = {"GET /a": {"x": [1, "\u00e9"]}, "POST /b": 204, "GET /c": (500, {})}
@@ -4924,7 +3710,7 @@ def test_a_request_is_answered_with_json_or_with_nothing_and_no_proxy_is_asked(
     (b"[" * 100_000, 502, "NotJSON", "GET /a was not answered with JSON"),
     (b"\xff\xfe", 502, "NotJSON", "GET /a was not answered with JSON"),
 ], ids=lambda value: ascii(value)[:30])  # fmt: skip
-def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
+def test_what_is_not_2xx_and_json_is_an_error(
     wire: Wire, said: Any, code: int, name: str, message: str
 ) -> None:
     wire.says = {"GET /a": said}
@@ -4951,30 +3737,6 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         assert error.value.code == 0 and str(error.value), "what speaks no HTTP does not answer"
 
 
-@contextmanager
-def talker(*said: bytes, pause: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers each request with these pieces, whatever it is; its URL, and what it
-    hears."""
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def talk() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with suppress(OSError), connection:
-                        heard.append(connection.recv(65536))
-                        for piece in said:
-                            connection.sendall(piece)
-                            time.sleep(pause)
-
-        threading.Thread(target=talk, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
-
-
 ODD_IDS = (
     *("--port=1", "-s", "../x", "..", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "\x1b[2J"),
     *("x" * 1_000_000, "http://localhost/", "\u00e9", "", None),
@@ -4984,7 +3746,7 @@ ODD_IDS = (
 @pytest.mark.parametrize("id", ODD_IDS, ids=lambda id: ascii(id)[:20])
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_id_that_leads_elsewhere_is_none(generation: int, id: Any) -> None:
-    """A server chooses them; they become a part of paths, a word of `attach`, and of the log."""
+    """A server chooses them; they become a part of paths, and a word of `attach`."""
     assert ocloop.as_id(id) == "" and ocloop.as_id("ses_1-b") == "ses_1-b"
     made = {"id": id, "parentID": "ses_1", "directory": "/project"}
     asked = {"id": id, "sessionID": "ses_1"}
@@ -5042,9 +3804,7 @@ def test_an_answer_that_trickles_has_an_end(said: tuple[bytes, ...]) -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 9999999\r\n"])
-def test_an_answer_without_an_end_is_an_error_like_any_other(
-    head: bytes, monkeypatch: Patch
-) -> None:
+def test_an_answer_without_an_end_is_an_error(head: bytes, monkeypatch: Patch) -> None:
     assert ocloop.LARGEST == 64 << 20
     monkeypatch.setattr(ocloop, "LARGEST", 1 << 20)
     endless = talker(OK + head + b"\r\n", *[b" " * 65536] * 60)
@@ -5099,7 +3859,7 @@ def test_which_generation_answers(
     assert len(wire.heard) == requests
 
 
-def test_a_server_that_boots_is_waited_for_and_one_that_will_not_do_is_told_at_once(
+def test_a_server_that_boots_is_waited_for(
     wire: Wire,
 ) -> None:
     server = ocloop.Outside(Options(server=wire.url), print)
@@ -5159,7 +3919,7 @@ def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
+def test_whoever_takes_a_dead_server_s_port_hears_nothing(
     tmp_path: Path, monkeypatch: Patch, generation: int
 ) -> None:
     """Not the login, not a farewell, not the event stream; and the next start has its own login."""
@@ -5202,104 +3962,6 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
 # ── opencode 1: the event stream ──────────────────────────────────────────────────────────────────
 
 
-def event(type: str, /, **properties: Any) -> Json:
-    return {"type": type, "properties": properties}
-
-
-def part_event(**part: Any) -> Json:
-    given = {"id": "prt_1", "messageID": "msg_1", "sessionID": "ses_1", **part}
-    return event("message.part.updated", part=given)
-
-
-def tool_event(tool: str, **state: Any) -> Json:
-    return part_event(type="tool", tool=tool, state=state)
-
-
-def message_event(**info: Any) -> Json:
-    given = {"id": "msg_1", "sessionID": "ses_1", "role": "assistant", "parentID": "msg_0", **info}
-    return event("message.updated", info=given)
-
-
-UNAUTHORIZED = {"name": "APIError", "data": {"message": "no key", "statusCode": 401}}
-ABORTED = {"name": "MessageAbortedError", "data": {"message": "Aborted"}}
-OVERFLOW = {"name": "ContextOverflowError", "data": {"message": "too long"}}
-TOKENS = {"input": 10, "output": 5, "reasoning": 1, "cache": {"read": 4, "write": 0}}
-SPENT = Spend(0.5, 10, 6, 4)
-LISTING = ocloop.call_id("bash", {"command": "ls"})
-
-
-def said_part(kind: str, state: str, **more: Any) -> Part:
-    return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
-
-
-# fmt: off
-DECODED: list[tuple[Json, list[Any]]] = [
-    (event("session.created", info={"id": "ses_2", "parentID": "ses_1"}),
-     [Child("ses_2", "ses_1")]),
-    (event("session.created", info={"id": "ses_2"}), [Child("ses_2", "")]),
-    (event("session.updated", info={"id": "ses_2"}), [Alive("ses_2")]),
-    (event("session.idle", sessionID="ses_1"), [Activity("ses_1", "idle")]),
-    (event("session.status", sessionID="ses_1", status={"type": "busy"}),
-     [Activity("ses_1", "working")]),
-    (event("session.status", sessionID="ses_1", status={"type": "idle"}),
-     [Activity("ses_1", "idle")]),
-    (event("session.status", sessionID="ses_1", status={"type": "news"}), [Alive("ses_1")]),
-    (event("session.error", sessionID="ses_1", error=UNAUTHORIZED),
-     [Broke("ses_1", Fault("auth", "no key"))]),
-    (event("session.error", sessionID="ses_1"), [Alive("ses_1")]),
-    (event("session.error", error=UNAUTHORIZED), []),
-    (event("session.compacted", sessionID="ses_1"), [Compacted("ses_1")]),
-    (event("file.edited", file="/project/PLAN.md"), [Edited("/project/PLAN.md")]),
-    (event("message.part.delta", sessionID="ses_1", partID="prt_1", delta="The"),
-     [Delta("ses_1", "prt_1", "The")]),
-    *[(event(kind, sessionID="ses_1", requestID="que_1", **more),
-       [Answered("ses_1", "que_1", is_refused)])
-      for kind, more, is_refused in (
-        ("permission.replied", {"reply": "once"}, False), ("question.replied", {}, False),
-        ("permission.replied", {"reply": "reject"}, True), ("question.rejected", {}, True))],
-    (event("permission.asked", sessionID="ses_1", id="per_1", permission="bash", patterns=["rm *"],
-     metadata={"command": "rm -r x"}),
-     [Ask("per_1", "ses_1", "permission", "bash", "rm *, rm -r x")]),
-    (event("question.asked", sessionID="ses_1", id="que_1", questions=[
-     {"question": "Which?", "options": [{"label": "red", "description": "warm"}, {"label": "b"}]}]),
-     [Ask("que_1", "ses_1", "question", "", "Which?", (
-     Question("Which?", (("red", "warm"), ("b", ""))),))]),
-    *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
-      "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
-    (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
-    (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
-     finish="stop", time={"completed": 2}),
-     [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
-    (message_event(agent="plan", finish="stop"),
-     [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
-    *[(message_event(finish=finish, time={"completed": 2}, **more),
-       [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
-      for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
-                                  ("stop", "", {"summary": True}))],
-    (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
-    (part_event(type="text", text="I begin.", time={"start": 1, "end": 2}),
-     [said_part("text", "done", text="I begin.")]),
-    (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
-     [said_part("text", "done", text="Continue", synthetic=True)]),
-    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
-    (part_event(type="step-start"), [Alive("ses_1")]),
-    (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
-    (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
-     [said_part("tool", "running", tool="lsp", argument="parser.py:3")]),
-    (tool_event("bash", status="completed", input={"command": "ls"}, time={"start": 0,
-     "end": 1500}),
-     [said_part("tool", "done", tool="bash", argument="ls", call=LISTING, seconds=1.5)]),
-    (tool_event("bash", status="error", input={"command": "ls"}, error="exit status 2"),
-     [said_part("tool", "failed", tool="bash", argument="ls", call=LISTING, text="exit status 2")]),
-    (tool_event("edit", status="running", input={"filePath": "/project/a"},
-     metadata={"filediff": {"additions": 3, "deletions": 1}}),
-     [said_part("tool", "running", tool="edit", argument="a  +3 -1")]),
-    (event("server.connected"), []), ({"type": "session.idle"}, []), ({}, []),
-    ({"type": None, "properties": None}, []),
-]
-# fmt: on
-
-
 @pytest.mark.parametrize("said, expected", DECODED, ids=lambda value: ascii(value)[:60])
 def test_opencode_1_events_in_neutral_words(said: Json, expected: list[Any]) -> None:
     assert is_same(a_dialect().decode(said), expected)
@@ -5323,56 +3985,7 @@ def test_the_text_of_a_prompt_is_no_answer_and_a_retry_has_a_countdown() -> None
     assert look.retry == found._replace(wait=look.retry.wait)
 
 
-# fmt: off
-WORDS = (
-    "", "ses_1", "ses_2", "msg_1", "idle", "busy", "retry", "assistant", "user", "running",
-    "completed", "error", "text", "tool", "reasoning", "unknown", "stop", "tool-calls", "bash",
-    "todowrite", "in_progress", "\ud800", "\x1b[2J", "UnknownError", "APIError",
-    "ProviderModelNotFoundError: x\n   at y", "Thu, 32 Jan 1970 99:00:00", "9" * 30,
-)
-NUMBERS = (
-    None, True, False, 0, 1, -1, 429, 1e300, -1e300, float("nan"), float("inf"), 10**30, -(10**400),
-    2_000_000_000_000, 1e17, -1e17,
-)
-# fmt: on
-
-
-def names_in(value: Any) -> set[str]:
-    """All names of the objects in it."""
-    if isinstance(value, dict):
-        return {*value, *names_in(list(value.values()))}
-    if isinstance(value, (list, tuple)):
-        return {name for one in value for name in names_in(one)}
-    return set()
-
-
 TYPES = sorted({str(said.get("type")) for said, _ in DECODED})
-NAMES = sorted(
-    names_in([said for said, _ in DECODED])
-    | {"providers", "models", "limit", "context", "responseHeaders", "retry-after", "isRetryable"}
-    | {"next", "attempt", "path", "content", "model", "command", "question", "parts", "ses_1"}
-)
-
-
-def anything(rng: random.Random, depth: int = 0) -> Any:
-    """A JSON value, of names that mean something now and then."""
-    kind = rng.randrange(10 if depth < 3 else 6)
-    if kind < 2:
-        return rng.choice(WORDS)
-    if kind < 6:
-        return rng.choice(NUMBERS)
-    if kind == 6:
-        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {rng.choice(NAMES): anything(rng, depth + 1) for _ in range(rng.randrange(6))}
-
-
-def is_sound(value: Any) -> bool:
-    """Whether a value of the vocabulary has no JSON in it, and no number that is none."""
-    if isinstance(value, (str, bool, int)) or value is None:
-        return True
-    if isinstance(value, float):
-        return value == value and abs(value) < 1e30
-    return isinstance(value, tuple) and all(map(is_sound, value))
 
 
 def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
@@ -5402,43 +4015,7 @@ def test_any_event_of_opencode_1_is_taken_and_none_raises() -> None:
 # ── opencode 1: what is asked of it ───────────────────────────────────────────────────────────────
 
 
-class Said(Client):
-    """A server without a wire: `says` maps "METHOD /path" to an answer, to what makes one of the
-    path with its query, or to what is raised."""
-
-    def __init__(self, says: Json) -> None:
-        super().__init__("http://127.0.0.1:9", "", "")
-        self.says = says
-        self.heard: list[tuple[str, str, Any]] = []
-
-    def request(
-        self, method: str, path: str, body: Any = None, timeout: float = ocloop.REQUEST_TIMEOUT
-    ) -> Any:
-        self.heard.append((method, path, body))
-        said = self.says.get(f"{method} {path.partition('?')[0]}", PAGE_ERROR)
-        if isinstance(said, Turns):
-            said = said.next()
-        if callable(said):
-            said = said(path)
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-    @property
-    def sent(self) -> list[tuple[str, Any]]:
-        """What was posted: routes and bodies."""
-        return [
-            (path.partition("?")[0], body) for method, path, body in self.heard if method == "POST"
-        ]
-
-
-PAGE_ERROR = RequestError(502, "a page", "NotJSON")
 BOOM = RequestError(500, "boom", "UnknownError")
-PROMPT = Prompt("Do it", "ocloop 1/2: it", "acme/large/v2", "build", "msg_0", "prt_0")
-
-
-def provider(**models: Any) -> Json:
-    return {"id": "acme", "models": models}
 
 
 # fmt: off
@@ -5499,63 +4076,7 @@ def test_a_session_is_made_and_a_prompt_carries_its_own_ids_and_may_be_sent_agai
         assert client.sent[-1] == (route, body)
 
 
-# Messages as OpenCode 1.18.33 lists them, cut down to what matters.
-
-
-def user(id: str, *parts: Json) -> Json:
-    return {
-        "info": {"id": id, "role": "user", "time": {"created": 1}},
-        "parts": list(parts) or [{"type": "text", "text": "Do it"}],
-    }
-
-
-def assistant(parent: str, finish: str = "", error: Any = None, completed: bool = True) -> Json:
-    info: Json = {"id": "msg_a", "role": "assistant", "parentID": parent, "time": {"created": 1}}
-    info["time"].update({"completed": 2} if completed else {})
-    info.update({"finish": finish} if finish else {})
-    info.update({"error": error} if error else {})
-    return {"info": info, "parts": []}
-
-
-COMPACTION = user("msg_c", {"type": "compaction", "auto": True})
-GO_ON = user(
-    "msg_g", {"type": "text", "synthetic": True, "text": "Continue if you have next steps"}
-)
-ASKED = user("msg_1")
-TYPED = user("msg_2")
-STOPPED_1 = assistant("msg_1", "stop")
-CALLS_1 = assistant("msg_1", "tool-calls")
-WORKS_1 = assistant("msg_1", completed=False)
-REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
-NO_KEY_1 = Fault("auth", "no key")
-TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
-
-
-@pytest.mark.parametrize("messages, verdict, fault", [
-    ([], "undelivered", None),
-    ([ASKED], "undelivered", None),
-    ([ASKED, CALLS_1, STOPPED_1], "answered", None),
-    ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
-    ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished",
-     None),
-    ([ASKED, WORKS_1], "unfinished", None),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
-    ([ASKED, assistant("msg_1", error=UNAUTHORIZED), STOPPED_1], "answered", None),
-    ([ASKED, assistant("msg_1", error=ABORTED)], "cut", Fault("aborted", "Aborted")),
-    ([ASKED, assistant("msg_1", error=REJECTED)], "refused", None),
-    ([ASKED, assistant("msg_1")], "cut", None),
-    ([ASKED, assistant("msg_1", "unknown")], "cut", None),
-    ([ASKED, CALLS_1], "refused", None),
-    ([ASKED, STOPPED_1, TYPED, assistant("msg_2", error=UNAUTHORIZED)], "failed", NO_KEY_1),
-    ([TYPED, assistant("msg_2", "stop"), ASKED], "undelivered", None),
-    ([ASKED, TYPED, assistant("msg_2", "stop")], "undelivered", None),
-    ([ASKED, assistant("msg_1", error=OVERFLOW), COMPACTION, assistant("msg_c", "stop"), GO_ON,
-      assistant("msg_g", "tool-calls"), assistant("msg_g", "stop")], "answered", None),
-    ([*[COMPACTION] * 17, assistant("msg_c", "stop"), GO_ON, assistant("msg_g", completed=False)],
-     "unfinished", None),
-    ([TYPED, assistant("msg_2", "stop")], "undelivered", None),
-    ([{}, {"info": None}, {"info": {"role": ["x"]}}], "undelivered", None),
-])  # fmt: skip
+@pytest.mark.parametrize("messages, verdict, fault", VERDICTS_1)
 def test_how_the_answer_to_our_own_prompt_stands(
     messages: list[Json], verdict: str, fault: Fault | None
 ) -> None:
@@ -5564,49 +4085,8 @@ def test_how_the_answer_to_our_own_prompt_stands(
     assert dialect.verdict("ses_1", prompt, 0, {}) == (verdict, fault)
 
 
-STACK = "\n      at getModel (/$bunfs/root/opencode:1:2)\n    at async x (y)"
-
-
-def wrapped(message: str) -> Json:
-    return {"name": "UnknownError", "data": {"message": message}}
-
-
-def api_error(code: Any, **data: Any) -> Json:
-    return {"name": "APIError", "data": {"message": "it failed", "statusCode": code, **data}}
-
-
-@pytest.mark.parametrize("error, fault", [
-    (None, None), ("text", None), ({}, None), ([], None), ({"name": ""}, None),
-    (ABORTED, Fault("aborted", "Aborted")), (OVERFLOW, Fault("overflow", "too long")),
-    (UNAUTHORIZED, Fault("auth", "no key")),
-    *[(api_error(429, responseHeaders={"retry-after": said}),
-       Fault("rate-limit", "it failed", seconds))
-      for said, seconds in (
-        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
-    *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
-        ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
-        ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
-    (api_error(None, isRetryable=True), Fault("outage", "it failed")),
-    (api_error(None, isRetryable=False), Fault("provider", "it failed")),
-    (api_error(400, isRetryable=True), Fault("provider", "it failed")),
-    (api_error("429"), Fault("provider", "it failed")),
-    *[(wrapped(message + STACK), Fault(kind, said)) for message, kind, said in (
-        ("ProviderModelNotFoundError: acme/nope", "no-model", "acme/nope"),
-        ("ProviderInitError: acme", "no-model", "acme"), ("AgentNotFoundError: x", "no-agent", "x"),
-        *[(message, "unknown", message) for message in (
-            "TypeError: undefined is not a function",
-            "the model says: ProviderAuthError: 429 unauthorized")])],
-    ({"name": "X", "data": {"message": "ProviderAuthError: y"}},
-     Fault("unknown", "ProviderAuthError: y")),
-    ({"name": "ProviderAuthError"}, Fault("auth", "ProviderAuthError")),
-    ({"name": "ProviderModelNotFoundError", "data": {"providerID": "a"}},
-     Fault("no-model", "ProviderModelNotFoundError")),
-    ({"name": "X", "data": "text"}, Fault("unknown", "X")),
-], ids=lambda value: ascii(value)[:50])  # fmt: skip
-def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
-    error: Any, fault: Fault | None
-) -> None:
+@pytest.mark.parametrize("error, fault", FAULTS_1, ids=lambda value: ascii(value)[:50])
+def test_errors_of_1_are_told_apart_and_no_stack_is_shown(error: Any, fault: Fault | None) -> None:
     assert ocloop.fault_of(error) == fault
     assert {"rate-limit", "outage"}.isdisjoint(ocloop.ADVICE), "they pass by themselves"
     for message in ("", "\n    at x", "UnknownError", "  "):
@@ -5616,34 +4096,9 @@ def test_errors_are_told_apart_by_names_and_codes_and_no_stack_is_shown(
 
 # How a session stands.
 
-CHILD_1 = {"id": "ses_2", "parentID": "ses_1", "cost": 0.25, "tokens": {"input": 1}}
-ANSWERED = [user("msg_0"), assistant("msg_0", "stop")]
-ASKED_1 = {"id": "per_1", "sessionID": "ses_1", "permission": "bash", "patterns": ["ls"]}
-ASKED_2 = {"id": "que_1", "sessionID": "ses_1", "questions": [{"question": "Which?"}]}
-REQUEST_1 = Ask("per_1", "ses_1", "permission", "bash", "ls")
-REQUEST_2 = Ask("que_1", "ses_1", "question", "", "Which?", (Question("Which?"),))
-
-
-def whole_server(**more: Any) -> Json:
-    """What a server says of a session that works and has a subagent."""
-    return {
-        "GET /session/status": {"ses_1": {"type": "busy"}},
-        "GET /session/ses_1/message": ANSWERED,
-        "GET /session/ses_1": {"id": "ses_1", "cost": 0.5, "tokens": TOKENS},
-        "GET /session/ses_1/children": [CHILD_1],
-        "GET /session/ses_2/children": [],
-        "GET /permission": [ASKED_1],
-        "GET /question": [ASKED_2],
-        **more,
-    }
-
 
 NO_STATUS: Json = {"GET /session/status": {}}
 FAILED_1 = {"GET /session/ses_1/message": [user("msg_0"), assistant("msg_0", error=UNAUTHORIZED)]}
-
-
-def polled(says: Json, closer: bool = False) -> Polled:
-    return a_dialect(Said(says)).poll("ses_1", PROMPT, 0, closer)
 
 
 @pytest.mark.parametrize("route, error, changed", [
@@ -5653,9 +4108,7 @@ def polled(says: Json, closer: bool = False) -> Polled:
     ("/session/ses_1", BOOM, {"spent": Spend(0.25, 1)}),
     ("/session/ses_1/children", BOOM, {"spent": Spend(0.5, 10, 6, 4), "children": ()}),
 ])  # fmt: skip
-def test_a_poll_tells_costs_family_and_asks_and_what_fails_beside_it_does_not_fail_it(
-    route: str, error: Any, changed: Json
-) -> None:
+def test_what_fails_beside_a_poll_does_not_fail_it(route: str, error: Any, changed: Json) -> None:
     spent = Spend(0.75, 11, 6, 4)
     whole = Polled("working", spent=spent, children=("ses_2",), asks=(REQUEST_1, REQUEST_2))
     fails = {f"GET {route}": error}
@@ -5827,61 +4280,11 @@ def test_how_a_session_is_joined() -> None:
 NO_PROC = "/nonexistent/proc"
 
 
-@pytest.fixture(params=["proc", "ps"])
-def seam(request: pytest.FixtureRequest, monkeypatch: Patch) -> str:
-    if request.param == "ps":
-        monkeypatch.setattr(ocloop, "PROC", NO_PROC)
-        if not ocloop.list_processes():
-            pytest.skip("there is no `ps` here that takes these options")
-    elif not os.path.isdir("/proc/self"):
-        pytest.skip("there is no /proc here")
-    return str(request.param)
-
-
-@pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts shell commands in groups of their own; what is left of them in the end is killed."""
-    children: list[subprocess.Popen[bytes]] = []
-
-    def start(command: str, mark: str = "", **how: Any) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **({ocloop.MARK: mark} if mark else {})}
-        how.setdefault("stdout", subprocess.PIPE)
-        child = ocloop.spawn(["/bin/sh", "-c", command], env=environment, **how)
-        children.append(child)
-        return child
-
-    yield start
-    for child in children:
-        with suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdout:
-            child.stdout.close()
-
-
-def first_line(child: subprocess.Popen[bytes]) -> str:
-    assert child.stdout
-    return child.stdout.readline().decode().strip()
-
-
 def marked_pids(mark: str) -> list[int]:
     return [process.pid for process in ocloop.list_processes() if mark in process.marks]
 
 
-def is_alive(pid: int) -> bool:
-    """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
-    with suppress(OSError):
-        if not os.path.isdir("/proc/self"):
-            os.kill(pid, 0)
-            return True
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
-    seam: str, started: Started
-) -> None:
+def test_processes_are_found_by_their_mark_and_measured(seam: str, started: Started) -> None:
     mark = os.urandom(8).hex()
     code = "x = bytearray(50 << 20); print('up', flush=True); input()"
     marked = started(f'exec "{sys.executable}" -c "{code}"', mark, stdin=subprocess.PIPE)
@@ -5894,9 +4297,7 @@ def test_processes_are_found_by_their_mark_and_the_memory_of_a_group_is_known(
     assert ocloop.group_memory(2**22 + 1) == 0
 
 
-def test_an_environment_that_looks_endless_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_an_endless_environment_is_not_read_to_its_end(tmp_path: Path, monkeypatch: Patch) -> None:
     """Any user can make theirs so, and root reads it: gigabytes would end the night."""
     proc = tmp_path / "proc"
     for name, size in (("self", 9), ("1", 9 << 20), ("42", 0), ("43", 5), ("44", 6)):
@@ -5924,9 +4325,7 @@ def test_without_proc_and_ps_nothing_is_told_and_nothing_raises(monkeypatch: Pat
         assert ocloop.group_memory(1) == 0
 
 
-def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
-    seam: str, started: Started
-) -> None:
+def test_a_group_is_ended_with_what_left_it(seam: str, started: Started) -> None:
     mark = os.urandom(8).hex()
     leaves = "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); sys.stdout.close()"
     leaves += "; time.sleep(60)"
@@ -5943,7 +4342,7 @@ def test_a_group_is_ended_with_what_ignores_sigterm_and_what_left_it(
         os.killpg(child.pid, 0)
 
 
-def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(started: Started) -> None:
+def test_the_number_of_a_reaped_child_is_another_s(started: Started) -> None:
     for command, status in (("exit 3", 3), ("kill -9 $$", -9)):
         child = started(command)
         assert ocloop.wait_for_end(child, GENEROUS) == status
@@ -5959,7 +4358,7 @@ def test_the_number_of_a_child_that_was_reaped_may_be_somebody_else_s(started: S
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
-def test_what_is_started_has_the_signals_that_a_person_s_shell_would_give_it(
+def test_what_is_started_has_the_signals_of_a_shell(
     started: Started,
 ) -> None:
     """The main thread blocks SIGWINCH and SIGTSTP for the screen's sake, and children inherit."""
@@ -6003,7 +4402,7 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_file_s_text_is_read_whatever_its_bytes_and_a_pipe_is_not_waited_for(
+def test_all_bytes_are_read_and_a_pipe_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "PLAN.md"
@@ -6033,9 +4432,7 @@ def an_entry(kind: str = "note", text: str = "said", **more: Any) -> Entry:
     return Entry(1, NOON, kind, text, **more)
 
 
-def test_a_log_has_a_line_or_a_record_for_each_entry_and_is_private(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_log_has_a_line_for_each_entry_and_is_private(tmp_path: Path, monkeypatch: Patch) -> None:
     def written(name: str, *entries: Entry) -> str:
         writer = ocloop.Writer(lambda event: pytest.fail(str(event)))
         log = ocloop.Log(str(tmp_path / name), writer)
@@ -6104,17 +4501,19 @@ def test_what_enters_the_journal_the_record_and_the_facts_is_printable() -> None
         assert not set(HOSTILE) & set(text) - set(HARMLESS), text
 
 
-@pytest.mark.parametrize("command", ["run", "run --dry-run", "status", "bootstrap"])
+@pytest.mark.parametrize("command, status", [
+    ("run", 1), ("run --dry-run", 1), ("status", 3), ("bootstrap", 0),
+])  # fmt: skip
 def test_nothing_that_is_printed_can_rewrite_the_terminal(
-    command: str, tmp_path: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+    command: str, status: int, tmp_path: Path, monkeypatch: Patch, say: Say
 ) -> None:
     folder = tmp_path / HOSTILE.replace("/", "")
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "PLAN.md").write_text(f"[ ] {HOSTILE}\n" + "- [ ] a\n" * (command == "status"))
     (folder / ".loop-prompt.md").write_text(HOSTILE)
-    ocloop.main([*command.split(), *(["--opencode", "true"] if "run" in command else [])])
-    said = "".join(capsys.readouterr())
+    words = [*command.split(), *["--opencode", "true"] * ("run" in command)]
+    said = say(*words, status=status)
     assert HARMLESS in said and not set(HOSTILE) & set(said) - set(HARMLESS)
 
 
@@ -6165,10 +4564,9 @@ def full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
+def test_a_bug_and_a_state_file_that_cannot_be_written_are_told(
+    tmp_path: Path, run_file: RunFile, monkeypatch: Patch
 ) -> None:
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     driver = ocloop.Driver(ocloop.Run(project_options(tmp_path, notify="mail"), NOON), run_file)
     made: list[Request] = []
     monkeypatch.setattr(driver.outside, "make", made.append)
@@ -6186,66 +4584,60 @@ def test_a_bug_is_told_and_a_state_file_that_cannot_be_written_is_said_once(
     said = str(driver.inbox.get_nowait())
     assert "No space left on device" in said and "`status` cannot tell" in said
     assert driver.inbox.empty()
-    left = [name for name in os.listdir(run_file.folder) if not name.endswith(".libraries")]
-    assert left == []
-
-
-@pytest.fixture
-def state_home(tmp_path: Path, monkeypatch: Patch) -> Path:
-    home = tmp_path / "state"
-    monkeypatch.setenv("XDG_STATE_HOME", str(home))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return home
+    assert all(name.endswith(".libraries") for name in os.listdir(run_file.folder))
 
 
 def lock_of(run_file: RunFile) -> str:
     return os.path.join(run_file.folder, run_file.lock_name)
 
 
-def test_where_no_lock_can_be_had_that_is_said_and_nothing_is_left_open(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
-) -> None:
+def test_where_no_lock_can_be_had_that_is_said(run_file: RunFile, monkeypatch: Patch) -> None:
     def flock(number: int, how: int) -> None:
         opened.append(number)
         raise OSError(errno.ENOLCK, "No locks available")
 
     opened: list[int] = []
     monkeypatch.setattr(fcntl, "flock", flock)
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.acquire() == 0 and run_file.lock is None
     assert "make sure that no second loop works on this plan" in run_file.problem
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
 
 
-def test_a_folder_of_state_that_was_cleaned_away_lets_no_second_loop_stay_unseen(
-    tmp_path: Path, state_home: Path
+def test_where_state_was_cleaned_away_a_second_loop_is_seen(
+    tmp_path: Path, run_file: RunFile
 ) -> None:
-    first, second = RunFile(str(tmp_path / "PLAN.md")), RunFile(str(tmp_path / "PLAN.md"))
-    first.write({"state": "running"})
-    assert first.acquire() == 0
-    shutil.rmtree(first.folder)
+    second = RunFile(str(tmp_path / "PLAN.md"))
+    run_file.write({"state": "running"})
+    assert run_file.acquire() == 0
+    shutil.rmtree(run_file.folder)
     assert second.acquire() == 0
     second.write({"state": "theirs"})
     for _ in range(2):
         with pytest.raises(OSError, match="another loop works on this plan, process"):
-            first.write({"state": "running"})
-    assert first.read() == {"state": "theirs"}
+            run_file.write({"state": "running"})
+    assert run_file.read() == {"state": "theirs"}
 
 
-def test_a_lock_that_only_somebody_stopped_holds_is_not_waited_for_all_night(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch
+def test_a_lock_of_somebody_stopped_is_not_waited_for(
+    run_file: RunFile, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    ours = RunFile(str(tmp_path / "P"))
-    ours.write({})
-    with open(lock_of(ours), "w") as held:
+    run_file.write({})
+    with open(lock_of(run_file), "w") as held:
         fcntl.flock(held, fcntl.LOCK_SH)  # as `status` does, for a moment
-        assert ours.acquire() == -1
+        assert run_file.acquire() == -1
 
 
-def test_a_state_home_that_depends_on_the_working_folder_is_none(
+def test_a_lock_is_taken_when_its_owner_lets_go(run_file: RunFile) -> None:
+    """`status` holds it for a moment."""
+    with open(lock_of(run_file), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        assert run_file.acquire() == 0 and run_file.problem == ""
+
+
+def test_a_relative_state_home_is_none(
     tmp_path: Path, state_home: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "home").mkdir()
@@ -6272,9 +4664,7 @@ def test_the_state_file_is_private_and_replaced_whole(tmp_path: Path, state_home
     assert len(set(paths)) == 3 and paths[3] == paths[0], "the plan counts, not the way to it"
 
 
-def test_where_state_cannot_be_kept_it_is_kept_elsewhere_or_the_plan_s_folder_is_locked(
-    tmp_path: Path, state_home: Path
-) -> None:
+def test_where_state_cannot_be_kept_it_is_kept_elsewhere(tmp_path: Path, state_home: Path) -> None:
     state_home.write_text("a file is in the way")
     (tmp_path / "project").mkdir()
     plan = str(tmp_path / "project" / "PLAN.md")
@@ -6293,11 +4683,10 @@ def test_where_state_cannot_be_kept_it_is_kept_elsewhere_or_the_plan_s_folder_is
 
 
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "link to a folder", "open to all"])
-def test_a_folder_that_somebody_made_anew_is_not_written_into(
-    tmp_path: Path, state_home: Path, trap: str, monkeypatch: Patch
+def test_a_folder_of_another_is_not_written_into(
+    tmp_path: Path, run_file: RunFile, trap: str, monkeypatch: Patch
 ) -> None:
     """A cleaner removes the state folder in mid-run, and another user puts theirs in its place."""
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     assert run_file.acquire() == 0
     run_file.write({"password": "first"})
     precious = tmp_path / "precious"
@@ -6305,8 +4694,6 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
     folder = Path(run_file.folder)
     if trap != "open to all":
         shutil.rmtree(folder)
-    monkeypatch.setattr(os, "urandom", lambda _: b"guessed")
-    draft = folder / f"{run_file.name}.{b'guessed'.hex()}"
     if trap == "link to a folder":
         (tmp_path / "theirs").mkdir(mode=0o700)
         folder.symlink_to(tmp_path / "theirs")
@@ -6314,6 +4701,8 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o777 if trap == "open to all" else 0o700)
     if trap.endswith("link"):
+        monkeypatch.setattr(os, "urandom", lambda _: b"guessed")
+        draft = folder / f"{run_file.name}.{b'guessed'.hex()}"
         (os.symlink if trap == "symlink" else os.link)(precious, draft)
         with pytest.raises(FileExistsError):
             run_file.write({"password": "second"})
@@ -6329,9 +4718,7 @@ def test_a_folder_that_somebody_made_anew_is_not_written_into(
 
 
 @pytest.mark.parametrize("is_open", ["", "state", "state/a.libraries"])
-def test_a_library_is_unpacked_only_where_nobody_else_can_write(
-    tmp_path: Path, is_open: str
-) -> None:
+def test_a_library_is_unpacked_where_nobody_else_can_write(tmp_path: Path, is_open: str) -> None:
     """It is run from there. Another user may have made the folder anew since the run began."""
     libraries = tmp_path / "state" / "a.libraries"
     if is_open:
@@ -6368,7 +4755,7 @@ def test_what_the_folder_of_libraries_leads_to_is_left_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("step", ["state", "tmp"])
-def test_below_a_folder_in_which_others_may_write_nothing_is_kept(
+def test_below_what_others_may_write_nothing_is_kept(
     tmp_path: Path, monkeypatch: Patch, step: str
 ) -> None:
     """They could put another folder in the place of ours, but where it is sticky."""
@@ -6392,7 +4779,7 @@ def test_below_a_folder_in_which_others_may_write_nothing_is_kept(
 
 
 @pytest.mark.parametrize("step", ["", ".local", ".local/state"])
-def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
+def test_in_a_home_of_another_nothing_is_kept(
     tmp_path: Path, state_home: Path, monkeypatch: Patch, step: str
 ) -> None:
     """As root, with the HOME of another: they could lead us where they like."""
@@ -6412,11 +4799,8 @@ def test_in_a_home_that_is_somebody_else_s_nothing_is_kept(
     assert list(home.rglob("ocloop")) == [], "nothing of ours is made there"
 
 
-def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
-    tmp_path: Path, state_home: Path
-) -> None:
+def test_a_damaged_state_file_says_nothing(tmp_path: Path, run_file: RunFile, say: Say) -> None:
     gc.collect()  # not in the depths of a recursion, where pytest's own hooks have no room
-    run_file = RunFile(str(tmp_path / "PLAN.md"))
     state = Path(run_file.path)
     for raw in (
         *(b"", b"{", b"[1]", b"null", b"7", b"\xef\xbb\xbf{}", b"[" * 100_000, b"\0", b"\xff\xfe"),
@@ -6424,14 +4808,14 @@ def test_a_state_file_that_somebody_damaged_or_put_elsewhere_says_nothing(
     ):
         state.write_bytes(raw)
         assert run_file.read() == {}, raw[:20]
-        assert ocloop.main(["status", "--all", "--json"]) == 0
+        say("status", "--all", "--json")
     # How deep is too deep is each Python's own affair: what is read can be shown.
     state.write_bytes(b'{"plan": "/a", "state": %s}' % (b"[" * 600 + b"]" * 600))
-    assert ocloop.main(["status", "--all", "--json"]) == 0
+    say("status", "--all", "--json")
     state.unlink()
     (tmp_path / "theirs").write_text('{"server": "http://elsewhere"}')
     state.symlink_to(tmp_path / "theirs")
-    assert run_file.read() == {}
+    assert run_file.read() == {}, "somebody put it elsewhere"
 
 
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
@@ -6530,9 +4914,7 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
     ("run -m sonnet", "argument -m/--model: 'sonnet' is no PROVIDER/MODEL"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_and_says_whose_help_has_more(
-    words: str, said: str, capsys: Printed
-) -> None:
+def test_a_mistake_is_one_line(words: str, said: str, capsys: Printed) -> None:
     assert ocloop.main(words.split()) == 2
     out, err = capsys.readouterr()
     assert said in err and err.startswith("ocloop: ") and err.count("\n") == 1 and not out
@@ -6541,15 +4923,12 @@ def test_a_mistake_is_one_line_and_says_whose_help_has_more(
 # ── command line: bootstrap ───────────────────────────────────────────────────────────────────────
 
 
-def test_bootstrap_writes_what_is_missing_and_with_force_loses_nothing(
-    tmp_path: Path, capsys: Printed
-) -> None:
+def test_bootstrap_writes_what_is_missing_and_loses_nothing(tmp_path: Path, say: Say) -> None:
     folder = tmp_path / "new" / "project"
     plan, prompt = folder / "PLAN.md", folder / ".loop-prompt.md"
-    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert f"wrote    {plan}" in say("bootstrap", str(folder))
     assert plan.read_text() == ocloop.STARTER_PLAN
     assert prompt.read_text() == ocloop.STARTER_PROMPT and len(list(folder.iterdir())) == 2
-    assert f"wrote    {plan}" in capsys.readouterr().out
     read, problems, (warning,) = ocloop.preflight(project_options(folder, attended=True))
     assert "is still the starter: write your own tasks into it" in warning
     assert problems == []
@@ -6557,35 +4936,19 @@ def test_bootstrap_writes_what_is_missing_and_with_force_loses_nothing(
     assert read.pending == 3 and read.manual == 1 and read.summary is None
     plan.write_text("mine")
     prompt.unlink()
-    assert ocloop.main(["bootstrap", str(folder)]) == 0
+    assert f"skipped  {plan}" in say("bootstrap", str(folder))
     assert plan.read_text() == "mine" and prompt.read_text() == ocloop.STARTER_PROMPT
-    assert f"skipped  {plan}" in capsys.readouterr().out
-    assert ocloop.main(["bootstrap", str(plan)]) == 1
-    assert capsys.readouterr().err == f"ocloop: {plan}: File exists\n"
-    for text in ("mine", "also mine"):
-        plan.write_text(text)
-        assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
-    assert f"kept     {folder / 'PLAN.md~'}" in capsys.readouterr().out
-    assert ocloop.main(["bootstrap", "--force", str(folder)]) == 0
+    assert say("bootstrap", str(plan), status=1) == f"ocloop: {plan}: File exists\n"
+    plan.write_text("mine")
+    assert f"kept     {folder / 'PLAN.md~'}" in say("bootstrap", "--force", str(folder))
+    plan.write_text("also mine")
+    for _ in range(2):
+        say("bootstrap", "--force", str(folder))
     assert (folder / "PLAN.md~").read_text() == "mine" and plan.read_text() == ocloop.STARTER_PLAN
     assert "also mine" in [path.read_text() for path in folder.iterdir()]
 
 
 # ── command line: what shows in the evening ───────────────────────────────────────────────────────
-
-
-def project_options(folder: Path, **options: Any) -> Options:
-    files = {"plan": f"{folder}/PLAN.md", "prompt": f"{folder}/.loop-prompt.md"}
-    return Options(**{"directory": str(folder), **files, **options})
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "PLAN.md").write_text("- [ ] one\n- [x] two\n")
-    (folder / ".loop-prompt.md").write_text("---\nmodel: a/b\n---\nWork on {{PLAN_FILE}}\n")
-    return folder
 
 
 def problems(folder: Path, **options: Any) -> str:
@@ -6596,7 +4959,7 @@ def warnings(folder: Path, **options: Any) -> str:
     return "\n".join(ocloop.preflight(project_options(folder, **options))[2])
 
 
-def test_a_project_in_order_has_no_problems_and_one_without_tasks_or_words_is_refused(
+def test_a_project_without_tasks_or_words_is_refused(
     project: Path,
 ) -> None:
     options = project_options(project, check="make test", log=f"{project}/log")
@@ -6614,7 +4977,7 @@ def test_a_project_in_order_has_no_problems_and_one_without_tasks_or_words_is_re
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
 
 
-def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
+def test_what_is_odd_in_a_project_is_a_warning(project: Path) -> None:
     assert warnings(project) == ""
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
@@ -6627,7 +4990,7 @@ def test_what_is_odd_in_plan_and_prompt_is_a_warning(project: Path) -> None:
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
 
 
-def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
+def test_a_command_that_does_not_exist_is_refused(
     project: Path,
 ) -> None:
     (project / "there.sh").write_text("#!/bin/sh\n")
@@ -6656,37 +5019,24 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
 
 
-def of_others(monkeypatch: Patch, *paths: Path) -> None:
-    """These paths belong to another user from now on."""
-    for name in ("stat", "lstat"):
-        look = getattr(os, name)
-
-        def looks(path: Any, look: Any = look, **how: Any) -> os.stat_result:
-            found = look(path, **how)
-            is_theirs = not isinstance(path, int) and Path(path) in paths
-            return os.stat_result((*found[:4], 4242, *found[5:])) if is_theirs else found
-
-        monkeypatch.setattr(os, name, looks)
-
-
 @pytest.mark.parametrize("name", ["opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md"])
 def test_what_others_put_above_a_project_is_not_read(
-    tmp_path: Path, project: Path, monkeypatch: Patch, name: str
+    tmp_path: Path, project: Path, of_others: Callable[..., None], name: str
 ) -> None:
     """OpenCode reads its configuration upwards, to where git begins: it may start programs."""
     (tmp_path / name).mkdir()
     assert problems(project) == ""
-    of_others(monkeypatch, tmp_path / name)
+    of_others(tmp_path / name)
     assert f"OpenCode would read {tmp_path / name}, which is another user's" in problems(project)
     (project / ".git").mkdir()
     assert problems(project) == ""
     (project / ".git").rmdir()
-    of_others(monkeypatch, tmp_path / name, project)  # as root, in a project of theirs
+    of_others(tmp_path / name, project)  # as root, in a project of theirs
     assert problems(project) == ""
 
 
-def test_in_the_home_of_another_no_program_is_looked_for(
-    tmp_path: Path, project: Path, monkeypatch: Patch
+def test_in_another_s_home_no_program_is_looked_for(
+    tmp_path: Path, project: Path, monkeypatch: Patch, of_others: Callable[..., None]
 ) -> None:
     program = tmp_path / ".opencode" / "bin" / "opencode"
     program.parent.mkdir(parents=True)
@@ -6695,7 +5045,7 @@ def test_in_the_home_of_another_no_program_is_looked_for(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     assert ocloop.find_opencode("") == (str(program),)
-    of_others(monkeypatch, tmp_path)
+    of_others(tmp_path)
     with pytest.raises(ocloop.Problem, match="opencode is not there"):
         ocloop.find_opencode("")
     options = Options(str(project), f"{project}/PLAN.md", f"{project}/.loop-prompt.md")
@@ -6730,51 +5080,33 @@ def test_what_a_configuration_wants_to_be_asked_before() -> None:
         assert found == asks, config
 
 
-def test_run_refuses_what_a_dry_run_refuses(
-    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
-) -> None:
+def test_run_refuses_what_a_dry_run_refuses(project: Path, monkeypatch: Patch, say: Say) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr(ocloop, "START_TIMEOUT", 0.1)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9", "--check", "nobody-has-it"]
-    assert ocloop.main(words) == 1
-    assert "--check: there is no command nobody-has-it" in capsys.readouterr().err
+    assert "--check: there is no command nobody-has-it" in say(*words, status=1)
     for name in ("PLAN.md", ".loop-prompt.md"):
         (project / name).unlink()
-    assert ocloop.main([*words, "--dry-run"]) == 1
-    out = capsys.readouterr().out
-    assert "problem   --check: there is no command nobody-has-it" in out
-    assert out.count("cannot be read") == 2, "both are named, and neither is shown"
-    assert "100 %" not in out
+    said = say(*words, "--dry-run", status=1)
+    assert "problem   --check: there is no command nobody-has-it" in said
+    assert said.count("cannot be read") == 2, "both are named, and neither is shown"
+    assert "100 %" not in said
 
 
 def test_a_plan_that_is_complete_needs_no_server(
-    project: Path, state_home: Path, monkeypatch: Patch, capsys: Printed
+    project: Path, monkeypatch: Patch, say: Say
 ) -> None:
     monkeypatch.chdir(project)
     words = ["run", "--plain", "--server", "http://127.0.0.1:9"]
     for text, status in (("- [x] a\n", 0), ("- [ ] a\n", 3)):
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
         for more in ([], ["--dry-run"]):
-            assert ocloop.main([*words, *more]) == status
-            said = capsys.readouterr().out
+            said = say(*words, *more, status=status)
             assert "take out its <plan-complete> tag to work on it again" in said
         assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
 
 
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
-
-
-def status_text(story: Story, pid: int = 4711, status: int | None = None) -> str:
-    """What `status` says of a story; it has ended where an exit status is given."""
-    plan = parse_plan(story.plan or "")
-    return status_of(story.record(status), "/project/PLAN.md", plan, pid)
-
-
-def status_of(
-    record: Json, path: str = "/p/PLAN.md", plan: Plan | None = None, pid: int = 0
-) -> str:
-    plan = plan or Plan()
-    return "\n".join(ocloop.status_lines(plan, ocloop.status_record(path, plan, pid, record)))
 
 
 def says(text: str, *words: str) -> None:
@@ -6854,27 +5186,22 @@ def test_the_fields_of_status_json_are_in_the_readme() -> None:
         assert name in ocloop.SECRETS or name == "pid" or f"`{name}`" in readme, name
 
 
-def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
-    tmp_path: Path, state_home: Path, capsys: Printed
+def test_status_of_a_start_tells_nothing_of_the_last_run(
+    tmp_path: Path, run_file: RunFile, say: Say
 ) -> None:
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
-
-    def said(*more: str) -> str:
-        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
-        return capsys.readouterr().out
-
+    words = ("status", "--plan", str(plan))
     story = Story("- [ ] one\n", attended=False)
     story.fails("auth", "no login")
-    run_file = RunFile(str(plan))
     run_file.write({**story.record(1), "pid": 4711})
-    assert "no login" in said()
+    assert "no login" in say(*words, status=3)
     plan.write_text("- [ ] two\n")  # after the run
-    assert re.search(r"^gone .* 1  one$", said(), re.MULTILINE)
+    assert re.search(r"^gone .* 1  one$", say(*words, status=3), re.MULTILINE)
     assert run_file.acquire() == 0
-    starting = f"run       starting, process {os.getpid()}"
-    assert starting in said() and "no login" not in said()
-    run = json.loads(said("--json"))["run"]
+    said = say(*words, status=3)
+    assert f"run       starting, process {os.getpid()}" in said and "no login" not in said
+    run = json.loads(say(*words, "--json", status=3))["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
 
 
@@ -6886,7 +5213,7 @@ def in_git(folder: Path, *words: str) -> None:
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 @pytest.mark.parametrize("record", [{}, {"state": "ended", "commit": "--output=written"}])
 def test_without_a_commit_status_lets_git_alone(
-    tmp_path: Path, state_home: Path, monkeypatch: Patch, record: Json
+    tmp_path: Path, run_file: RunFile, monkeypatch: Patch, record: Json, say: Say
 ) -> None:
     """What a repository has configured is run by git, and an option could make it write a file."""
     in_git(tmp_path, "init", "-q")
@@ -6894,9 +5221,8 @@ def test_without_a_commit_status_lets_git_alone(
     in_git(tmp_path, "config", "core.fsmonitor", "touch written; false")
     monkeypatch.chdir(tmp_path)
     Path("PLAN.md").write_text("- [ ] a\n")
-    run_file = RunFile(f"{tmp_path}/PLAN.md")
     run_file.write({**record, "directory": str(tmp_path)})
-    assert ocloop.main(["status"]) == 3
+    say("status", status=3)
     assert not Path("written").exists()
 
 
@@ -6978,39 +5304,31 @@ def test_no_password_stands_beside_the_address_of_a_server_that_is_gone() -> Non
     assert "password" not in record and record["server"] == "", story.state
 
 
-def test_secrets_are_in_the_state_file_of_a_live_run_and_nowhere_else(
-    tmp_path: Path, state_home: Path, capsys: Printed
+def test_secrets_are_in_the_state_file_of_a_live_run(
+    tmp_path: Path, run_file: RunFile, say: Say
 ) -> None:
+    """And nowhere else."""
     plan = tmp_path / "PLAN.md"
     plan.write_text("- [ ] one\n")
     live = {**Story().record(), "password": "correct horse battery staple"}
     assert set(ocloop.SECRETS) <= set(live)
     assert not set(ocloop.SECRETS) & set(Story().record(0))
-    RunFile(str(plan)).write(live)
+    run_file.write(live)
     for more in ([], ["--json"]):
-        assert ocloop.main(["status", "--plan", str(plan), *more]) == 3
-        text = capsys.readouterr().out
+        text = say("status", "--plan", str(plan), *more, status=3)
         assert live["password"] not in text
     found = json.loads(text)
     assert found["run"]["state"] == "killed" and found["total"] == 1 and not found["running"]
     assert not set(ocloop.SECRETS) & set(found["run"])
 
 
-def test_the_exit_status_of_status_says_whether_work_is_left(
-    tmp_path: Path, state_home: Path
-) -> None:
+def test_the_exit_status_of_status(tmp_path: Path, say: Say) -> None:
     words = ["status", "--plan", str(tmp_path / "PLAN.md")]
-    assert ocloop.main(words) == 1, "there is no plan"
+    say(*words, status=1)  # there is no plan
     tag = "<plan-complete>b</plan-complete>"
-    for text, status in (
-        ("- [ ] a\n", 3),
-        ("- [x] a\n", 3),
-        (f"- [x] a\n{tag}", 0),
-        (f"- [ ] a\n{tag}", 3),
-        (f"- [x] a\n- [BLOCKED: x] c\n{tag}", 3),
-    ):
+    for text, status in (("- [x] a\n", 3), (f"- [x] a\n{tag}", 0), (f"- [ ] a\n{tag}", 3)):
         (tmp_path / "PLAN.md").write_text(text)
-        assert ocloop.main(words) == status, text
+        say(*words, status=status)
 
 
 def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> None:
@@ -7035,181 +5353,32 @@ def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> N
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
-def test_attach_to_a_run_whose_state_file_is_damaged_is_a_sentence(
-    tmp_path: Path, state_home: Path, text: str, monkeypatch: Patch, capsys: Printed
+def test_attach_with_a_damaged_state_file_is_a_sentence(
+    tmp_path: Path, run_file: RunFile, text: str, monkeypatch: Patch, say: Say
 ) -> None:
-    words = ["attach", "--plan", str(tmp_path / "PLAN.md")]
-    run_file = RunFile(words[-1])
-    assert ocloop.main(words) == 1
-    assert "no loop works on" in capsys.readouterr().err
+    words = ("attach", "--plan", str(tmp_path / "PLAN.md"))
+    assert "no loop works on" in say(*words, status=1)
     assert run_file.acquire() == 0
     Path(run_file.path).write_text(text)
-    assert ocloop.main(words) == 1
-    assert "attach needs a terminal" in capsys.readouterr().err
+    assert "attach needs a terminal" in say(*words, status=1)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    assert ocloop.main(words) == 1
-    assert "the loop has no session right now" in capsys.readouterr().err
+    assert "the loop has no session right now" in say(*words, status=1)
 
 
 # ── view and layout: scenes ───────────────────────────────────────────────────────────────────────
 # What a screen of a given size shows, as text. The golden ones are in examples/lab/screens.txt.
 
 
-def drawn(picture: Picture, width: int, height: int, scroll: Scroll | None = None) -> list[str]:
-    rows = layout(picture, width, height, scroll or Scroll())
-    return ["".join(text for _rank, _style, text in row) for row in rows]
-
-
-def header(story: Story, row: int) -> str:
-    """A row of the header where there is room for all of it."""
-    return "".join(text for _rank, _style, text in story.picture().header[row])
-
-
-def timeless(picture: Picture) -> str:
-    """All that is shown, without the numbers, which may count on."""
-    return re.sub(r"-?[\d.]+", "0", repr({**vars(picture), "journal": None}))
-
-
-def seen(story: Story, width: int = 80, height: int = 24, scroll: Scroll | None = None) -> str:
-    return "\n".join(drawn(story.picture(), width, height, scroll))
-
-
-SCENERY = """# The plan
-
-## Phase 1: foundations
-- [x] Set up the project
-- [ ] Write the parser
-- [ ] Test the parser on every example of the specification, and on what people really write
-
-## Phase 2: out into the world
-- [BLOCKED: no key yet] Deploy it
-- [MANUAL] Tell Bob
-- [~] Write the documentation
-"""
-
-
-def scenery(**options: Any) -> Story:
-    """An iteration that went well, and one under way."""
-    limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
-    story = Story(SCENERY, models=("a/b",), **{**limits, **options})
-    story.busy()
-    story.part("prt_1", "thinking", text="I have to read the plan first.")
-    story.part("prt_2", "tool", tool="read", argument="PLAN.md")
-    failed: Json = {"tool": "bash", "argument": "make test", "text": "exit status 2"}
-    story.part("prt_3", "tool", "failed", seconds=72.0, **failed)
-    story.let_pass(95, 5)
-    story.part("prt_4", "tool", tool="todowrite", argument="0/2 write it")
-    story.part("prt_5", "tool", tool="edit", argument="parser.py  +120 -3")
-    said = "The parser is written:\nit reads **all** of the examples, [x] and [bold] too."
-    story.part("prt_6", "text", text=said)
-    story.works(0.1234)
-    story.busy()
-    story.part("prt_7", "tool", "running", tool="task", argument="look around", opens=True)
-    story.tell(Child("ses_child", story.id))
-    story.part("prt_8", "tool", session="ses_child", tool="grep", argument="def test_ in tests")
-    story.message("calls", 0.05)
-    story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")
-    story.let_pass(42, 5)
-    return story
-
-
-def scene(name: str) -> Story:
-    if name in ("starting", "ready"):
-        story = Story(SCENERY, run=False, start=False)
-        if name == "starting":
-            story.world["start_server"] = None
-        story.hear()
-        story.let_pass(7)
-        return story
-    story = scenery(
-        max_iterations=2 if name == "paused" else 0, check="make test" if "check" in name else ""
-    )
-    keys = {"pausing": ["space"], "stopping": ["q", "q"], "help": ["?"], "plan": ["p"]}
-    story.press(*keys.get(name, ["q"] if name == "quit" else []))
-    if name == "retrying":
-        story.world["poll"] = None  # else it would count from the beginning
-        story.retries(2, 20.0, "Provider is overloaded")
-        story.let_pass(6)
-    elif name == "waiting":
-        story.fails("rate-limit", "Rate limit reached: try again later")
-    elif name in ("paused", "checking", "check failed"):
-        if name == "checking":
-            story.world["run_check"] = None
-        story.check = 2 if name == "check failed" else 0
-        story.works(0.0766)
-        if name == "check failed":
-            story.busy()
-        story.let_pass({"checking": 12, "check failed": 3}.get(name, 0))
-    elif name in ("plan away", "files trouble", "error"):
-        story.plan = None
-        if name != "plan away":
-            story.ends()
-        story.let_pass(70 if name == "error" else 12)
-    elif name == "complete":
-        story.plan = SCENERY.replace("[ ]", "[x]").replace("[~]", "[x]")
-        story.plan += "<plan-complete>The parser works.\nDeploying needs a key.</plan-complete>"
-        story.message("answered", 0.25)
-        story.ends()
-    elif name == "permission":
-        story.asks()
-        story.asks("per_2")
-    elif name == "question":
-        asked = Question("In which language?", (("English", "As the plan says"), ("Local", "")))
-        ask = Ask("que_1", story.id, "question", "", asked.text, (asked,))
-        story.tell(ask)
-    return story
-
-
-# Scene -> the state that a person reads there.
-# fmt: off
-SCENES = {
-    **{name: name for name in (
-        "starting", "ready", "running", "retrying", "pausing", "paused", "waiting", "stopping",
-        "error")},
-    "complete": "stopped",
-    **dict.fromkeys(("checking", "check failed", "plan away", "files trouble"), "running"),
-    **dict.fromkeys(("permission", "question"), "waits for you"),
-    **dict.fromkeys(("help", "plan", "quit"), "running"),
-}
-# fmt: on
-SCREENS = harness.LAB / "screens.txt"
-SIZES = ((80, 24), (40, 12))
-MORE_SIZES = {
-    **dict.fromkeys(("running", "question"), ((120, 40), (20, 5))),
-    **dict.fromkeys(("plan", "complete"), ((120, 40),)),
-    "permission": ((20, 5),),
-}
-
-
-def screens() -> dict[str, list[str]]:
-    """All scenes in their sizes: title -> rows."""
-    found = {}
-    for name in SCENES:
-        picture = scene(name).picture()
-        for width, height in (*SIZES, *MORE_SIZES.get(name, ())):
-            found[f"{name} {width}x{height}"] = drawn(picture, width, height)
-    return found
-
-
-def write_golden_screens() -> None:
-    os.environ["TZ"] = "UTC"
-    time.tzset()
-    harness.write_screens(SCREENS, screens())
-    print(f"wrote {SCREENS}")
-
-
 def test_the_screen_is_as_it_was_looked_at() -> None:
     """A change of it is to be looked at in examples/lab/screens.txt, which this file can write."""
-    golden = harness.read_screens(SCREENS)
-    found = screens()
-    for title, rows in found.items():
-        assert harness.draw_screen(title, rows) == golden.get(title, ""), title
-    assert sorted(found) == sorted(golden)
+    golden = SCREENS.read_text("utf-8").split("\n\n")
+    for expected, found in itertools.zip_longest(golden, screens(), fillvalue=""):
+        assert found.rstrip("\n") == expected.rstrip("\n"), found.partition("\n")[0]
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_every_scene_says_where_it_stands_and_offers_only_keys_that_do_something(name: str) -> None:
+def test_every_scene_says_where_it_stands_and_its_keys_do_something(name: str) -> None:
     story = scene(name)
     picture = story.picture()
     shown = SCENES[name]
@@ -7240,10 +5409,6 @@ def test_a_wide_screen_shows_the_plan_beside_the_activity_all_the_time() -> None
     beside = [row for row in wide.split("\n") if "│" in row]
     assert len({text_width(row.partition("│")[0]) for row in beside}) == 1, "a straight line"
     says(seen(scene("ready")), "Phase 1: foundations", "Tell Bob")  # before the start, all of it
-
-
-def tasks_of(story: Story) -> list[ocloop.TaskView]:
-    return story.picture().tasks
 
 
 def test_what_a_task_took_is_added_up_over_its_iterations() -> None:
@@ -7323,73 +5488,6 @@ def test_what_happened_has_a_sign_as_well_as_a_colour() -> None:
 # ── view and layout: any size, any text ───────────────────────────────────────────────────────────
 
 
-# fmt: off
-NASTY = (
-    "\x1b[31mred\x1b[0m", "\x07", "\r", "\n", "\t", "\x00", "\x9b2J", "\x7f", "\x85", "\ud800",
-    "\udfff", "\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\ufeff", "\u2028", "\u2029",
-    "e\u0301", "\u0300" * 40, "\u6f22\u5b57" * 9, "\U0001f469\u200d\U0001f467", "[x] [bold]",
-    "x" * 300, "word " * 60, " ", "", "\u00ad", "\uffff", "\U0010ffff", "\u1100\u1161", "\xa0",
-    "$%s{}\\", "│", "\u2013",
-)
-# fmt: on
-FORBIDDEN = ("Cc", "Cs", "Zl", "Zp")
-BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def nasty_text(rng: random.Random) -> str:
-    return "".join(rng.choice(NASTY) for _ in range(rng.randrange(6)))
-
-
-def spoiled(value: Any, rng: random.Random) -> Any:
-    """The same with other texts and numbers here and there."""
-    if isinstance(value, str):
-        return rng.choice((value, nasty_text(rng)))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return type(value)(rng.choice((value, 0, 7, 10**4, 10**9)))
-    if hasattr(value, "_replace"):  # but for the words that choose a sign or a colour
-        kept = ("state", "tone", "depth", "line")
-        names = [name for name in value._fields if name not in kept]
-        return value._replace(**{name: spoiled(getattr(value, name), rng) for name in names})
-    return value
-
-
-def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
-    def some(things: Sequence[Any], most: int) -> list[Any]:
-        return [spoiled(rng.choice(things), rng) for _ in range(rng.randrange(most))]
-
-    picture = rng.choice(stories).picture()
-    pieces = [(rng.randrange(4), "", ocloop.one_line(nasty_text(rng))) for _ in range(6)]
-    row = [*pieces[rng.randrange(6) :], ocloop.GAP, *pieces[rng.randrange(6) :]]
-    tasks = some(picture.tasks, 40)
-    plan = Plan([one.task for one in tasks])
-    plan.done = plan.blocked = plan.manual = rng.choice((0, 7, 10**9))
-    plan.total = 2 * plan.done + rng.choice((0, 5))
-    plan.percent = rng.choice((0, 100))
-    entries = tuple(
-        entry._replace(number=n) for n, entry in enumerate(some(picture.journal, 30), 1)
-    )
-    vars(picture).update(
-        state=rng.choice(list(ocloop.STATES)),
-        header=[row, row[::-1], row, row],
-        plan=plan,
-        tasks=tasks,
-        live=some(picture.journal, 5),
-        ask=tuple(nasty_text(rng) for _ in range(rng.choice((0, 0, 3, 12)))),
-        overlay=rng.choice(("", "", "plan", "help")),
-        journal=entries,
-    )
-    return picture
-
-
-def check_rows(picture: Picture, width: int, height: int, scroll: Scroll | None = None) -> None:
-    rows = drawn(picture, width, height, scroll)
-    assert len(rows) == (height if width > 0 else 0)
-    for row in rows:
-        assert text_width(row) <= width, (width, row)
-        bad = [char for char in row if char in BIDI or unicodedata.category(char) in FORBIDDEN]
-        assert not bad, (bad, row)
-
-
 def test_layout_at_every_small_size() -> None:
     for name in SCENES:
         picture = scene(name).picture()
@@ -7456,39 +5554,6 @@ def test_widths_of_texts(function: Callable[..., Any], args: Any, expected: Any)
 
 
 # ── view and layout: scrolling ────────────────────────────────────────────────────────────────────
-
-
-class Reader:
-    """Somebody who looks at the activity of a story with numbered lines."""
-
-    def __init__(self, lines: int, plan: str = TWO, is_plan_read: bool = False) -> None:
-        self.story = Story(plan)
-        self.story.press(*["p"] * is_plan_read)
-        self.scroll = Scroll()
-        self.size = (80, 24)
-        self.rows: list[str] = []
-        self.add(lines)
-        self.look()
-
-    def add(self, lines: int) -> None:
-        for _ in range(lines):
-            self.story.tell(Noted("note", f"<{self.last + 1}>"))
-
-    @property
-    def last(self) -> int:
-        return self.story.run.journal.count
-
-    def look(self, moved: int = 0) -> list[int]:
-        """The numbers of the lines that are shown."""
-        self.scroll.moved += moved
-        self.rows = drawn(self.story.picture(), *self.size, scroll=self.scroll)
-        return [int(number) for number in re.findall(r"<(\d+)>", "\n".join(self.rows[4:]))]
-
-    @property
-    def below(self) -> int:
-        """How many lines are below, as the screen says."""
-        match = re.search(r"↓ (\d+) more", "\n".join(self.rows))
-        return int(match.group(1)) if match else 0
 
 
 def test_scrolling_keeps_its_place_and_says_what_is_below() -> None:
@@ -7583,91 +5648,6 @@ def test_what_is_short_cannot_be_scrolled_and_the_tail_is_followed() -> None:
 # only says and the run waits for is told as stories.
 # ==================================================================================================
 
-FIRST = "msg_0123456789abseedseed000700"
-SECOND = "msg_0123456789abseedseed000701"
-THIRD = "msg_0123456789abseedseed000702"
-PROMPT_2 = Prompt("Do it", "ocloop 1/1: it", message_id=FIRST, part_id="prt_1")
-ZERO = {"input": 0, "output": 0, "reasoning": 0, "cache": {"read": 0, "write": 0}}
-USED = {"input": 600, "output": 40, "reasoning": 10, "cache": {"read": 400, "write": 0}}
-SPENT_2 = Spend(0.5, 600, 50, 400)
-
-
-def dialect_2(says: Json, **options: Any) -> tuple[OpenCode2, Said]:
-    client = Said(says)
-    return OpenCode2(client, Options(directory="/w", **options)), client
-
-
-def user_2(id: str) -> Json:
-    return {"id": id, "time": {"created": 5}, "text": "Do it", "type": "user"}
-
-
-def step(finish: str = "", **more: Any) -> Json:
-    times: Json = {"created": 6, "streamed": 19}
-    found: Json = {"id": "msg_2", "type": "assistant", "agent": "build", "content": []}
-    if finish:
-        times["completed"] = 23
-        found.update(finish=finish, cost=0, tokens=ZERO)
-    found.update(model={"id": "m1", "providerID": "sim"}, time=times)
-    return {**found, **more}
-
-
-def idle(outcome: str, **more: Any) -> Json:
-    return {"id": "msg_4", "time": {"created": 34}, "type": "idle", "outcome": outcome, **more}
-
-
-def tool(error: Json | None = None) -> Json:
-    state: Json = {"status": "completed", "input": {}, "content": [], "metadata": {}}
-    if error:
-        state = {"status": "error", "input": {}, "error": error}
-    return {"type": "tool", "id": "call_1", "name": "question", "executed": False, "state": state}
-
-
-SYNTHETIC = {"id": "msg_9", "time": {"created": 40}, "text": "It ended.", "type": "synthetic"}
-INTERRUPTED = {"type": "aborted", "message": "Step interrupted"}
-NOT_NOW = {"type": "permission.rejected", "message": "not now"}
-AUTH = {
-    "type": "provider.auth",
-    "message": "Invalid API key provided",
-    "status": 200,
-    "response": {"body": '{"error":{"message":"Invalid API key provided","code":401}}'},
-}
-NO_KEY = Fault("auth", "Invalid API key provided")
-
-
-def stand_in(messages: list[Json], **more: Any) -> Json:
-    """A server with one session, its messages oldest first."""
-    session: Json = {"id": "ses_A", "cost": 0.5, "tokens": USED, "location": {"directory": "/w"}}
-    session.update(more.pop("session", {}))
-    return {
-        "GET /api/session/ses_A": {"data": session},
-        "GET /api/session": {"data": more.pop("children", []), "cursor": {}},
-        "GET /api/session/active": more.pop("active", {"data": {}}),
-        "GET /api/session/ses_A/message": pages(messages),
-        "GET /api/permission/request": {"data": more.pop("permissions", [])},
-        "GET /api/form": {"data": more.pop("forms", [])},
-        **more,
-    }
-
-
-def pages(messages: list[Json]) -> Callable[[str], Json]:
-    """The message list, newest first, which names a next page even on its last one."""
-
-    def answer(path: str) -> Json:
-        query = dict(pair.split("=") for pair in path.partition("?")[2].split("&"))
-        at = int(query.get("cursor", 0))
-        size = int(query["limit"])
-        page = messages[::-1][at : at + size]
-        return {"data": page, "cursor": {"previous": "0", "next": str(at + size)}}
-
-    return answer
-
-
-def look(says: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
-    """How the session stands, as the run comes to know it: rest has to be seen twice."""
-    made, _ = dialect_2(says, **options)
-    polled = made.poll("ses_A", PROMPT_2, attempt, closer)
-    return made.poll("ses_A", PROMPT_2, attempt, closer) if polled.is_unsure else polled
-
 
 def test_where_opencode_2_is() -> None:
     made = OpenCode2(Said({}), Options(directory="/w/my %20 ü"))
@@ -7677,28 +5657,6 @@ def test_where_opencode_2_is() -> None:
 
 
 # ── opencode 2: the set-up ────────────────────────────────────────────────────────────────────────
-
-
-def model_2(name: str, **more: Any) -> Json:
-    provider, _, id = name.partition("/")
-    found = {"id": id, "modelID": id, "providerID": provider, "cost": []}
-    return {**found, "limit": {"context": 200000}, "variants": [{"id": "low"}], **more}
-
-
-def agent_2(name: str, **more: Any) -> Json:
-    return {"id": name, "name": name.title(), "mode": "primary", "hidden": False, **more}
-
-
-def document(**info: Any) -> Json:
-    return {"type": "document", "info": info}
-
-
-def catalogue(models: Any, agents: Any, *documents: Json) -> Json:
-    return {
-        "GET /api/config": [{"type": "directory", "path": "/home/overlay"}, *documents],
-        "GET /api/model": {"location": {"directory": "/w"}, "data": models},
-        "GET /api/agent": {"location": {"directory": "/w"}, "data": agents},
-    }
 
 
 AGENTS = [
@@ -7738,11 +5696,6 @@ def test_what_opencode_2_knows() -> None:
         assert caught.value.why == "configuration"
 
 
-def growing(**more: Any) -> Setup:
-    given: Json = {"agents": ("build",), **more}
-    return Setup(**{"models": {"a/b": 1000}, **given})
-
-
 # What is looked for; what the lists hold, one look after the other; how long it is looked for at
 # least and at most, in seconds, and what is said then.
 SLOW_LISTS: list[tuple[Json, list[Setup], float, float, str]] = [
@@ -7763,7 +5716,7 @@ SLOW_LISTS: list[tuple[Json, list[Setup], float, float, str]] = [
 
 
 @pytest.mark.parametrize("options, lists, least, most, said", SLOW_LISTS)
-def test_lists_that_fill_slowly_are_looked_at_until_what_is_looked_for_is_there(
+def test_lists_that_fill_slowly_are_looked_at_again(
     options: Json, lists: list[Setup], least: float, most: float, said: str
 ) -> None:
     story = Story(start=False, **options)
@@ -7844,58 +5797,6 @@ def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
 
-STOP = step("stop")
-CALLS = step("tool-calls")
-CUT = step("error", error=INTERRUPTED)
-DONE_2 = idle("succeeded")
-STOPPED = idle("interrupted")
-CUT_BY = ("cut", ocloop.INTERRUPTED)
-NO_ROUTE = {"type": "provider.no-route", "message": "Model unavailable: sim/m9"}
-
-
-def saying(message: str) -> Json:
-    return tool({"type": "aborted", "message": message})
-
-
-# fmt: off
-VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
-    "answered": ([CALLS, STOP, DONE_2], "answered", None),
-    "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
-    "no idle": ([STOP], "answered", None),
-    "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
-    "an error that was overcome": ([step("error", error=AUTH), STOP], "answered", None),
-    "a provider's error": ([step("error", error=AUTH), idle("failed")], "failed", NO_KEY),
-    "why stands with the end": ([CALLS, idle("failed", error=AUTH)], "failed", NO_KEY),
-    "nobody says why": ([step("error"), idle("failed")], "failed", None),
-    "failed before the first step": ([idle("failed")], "failed", None),
-    "so, and why": ([idle("failed", error=AUTH)], "failed", NO_KEY),
-    "aborted": ([CUT, STOPPED], *CUT_BY),
-    "aborted before the first step": ([STOPPED], *CUT_BY),
-    "aborted in a tool": ([CALLS, STOPPED], *CUT_BY),
-    "aborted, and nobody tells the end": ([CUT], *CUT_BY),
-    "cut, without a word": ([CALLS], "cut", None),
-    "cut by a stream's end": ([step("unknown")], "cut", None),
-    "settled by a later prompt": ([step("", time={"completed": 1})], "cut", None),
-    "dismissed": ([{**CUT, "content": [saying("The user dismissed this question")]}],
-                  "refused", None),
-    "declined": ([{**CUT, "content": [saying("The user declined this tool call")]}],
-                 "refused", None),
-    "rejected": ([{**CUT, "content": [tool(NOT_NOW)]}], "refused", None),
-    "a refusal, then an abort": ([{**CUT, "content": [tool(NOT_NOW)]}, STOPPED], *CUT_BY),
-    "refused, and on": ([step("tool-calls", content=[tool(NOT_NOW)]), STOP], "answered", None),
-    "its server died": ([step(content=[tool()])], "unfinished", None),
-    "and the same id again": ([step(), DONE_2], "unfinished", None),
-    "nothing yet": ([], "unfinished", None),
-    "nothing ran": ([DONE_2], "nothing-ran", None),
-    "it woke": ([STOP, DONE_2, SYNTHETIC, STOP], "answered", None),
-    "a stream that went on": ([step("unknown"), SYNTHETIC, STOP], "answered", None),
-    "steered": ([CALLS, user_2("msg_p"), STOP], "answered", None),
-    "delivered with another": ([user_2("msg_p"), STOP], "answered", None),
-    "a person goes on": ([CALLS, STOPPED, user_2("msg_p"), STOP, DONE_2], "answered", None),
-    "garbage": ([{"type": "assistant", "time": 7, "content": 7, "error": []}], "unfinished", None),
-}
-# fmt: on
-
 
 @pytest.mark.parametrize("case", VERDICTS_2)
 def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
@@ -7904,24 +5805,7 @@ def test_how_the_answer_to_our_own_prompt_stands_in_2(case: str) -> None:
     assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
 
 
-# All of the messages, what the session says of its newest run, which attempt is looked for.
-@pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", [
-    ([], "", 0, "undelivered", None),
-    ([user_2("msg_p"), STOP, DONE_2], "", 0, "undelivered", None),
-    ([STOP] * 60, "", 0, "undelivered", None),
-    ([idle("failed", error=NO_ROUTE)], "failed", 0, "failed",
-     Fault("no-model", "Model unavailable: sim/m9")),
-    ([idle("failed")], "failed", 0, "failed", None),  # before 2.1 the stream alone tells why
-    ([user_2("msg_0"), STOP, idle("failed", error=AUTH)], "failed", 0, "failed", NO_KEY),
-    ([user_2(FIRST)], "failed", 0, "failed", None),  # delivered, and nothing came of it
-    ([user_2(FIRST), STOP, DONE_2], "failed", 0, "answered", None),
-    ([user_2(FIRST), STOP, DONE_2], "failed", 1, "failed", None),
-    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 1, "answered", None),
-    ([user_2(FIRST), step(), user_2(SECOND), STOP, DONE_2], "", 2, "answered", None),
-    ([user_2(FIRST), step()], "", 1, "unfinished", None),
-    ([user_2(FIRST), STOP, user_2(SECOND), step()], "", 1, "unfinished", None),
-    ([user_2(FIRST), *[CALLS] * 180, STOP, DONE_2], "", 0, "answered", None),  # four pages
-])  # fmt: skip
+@pytest.mark.parametrize("messages, outcome, attempt, verdict, fault", ATTEMPTS_2)
 def test_the_newest_delivered_attempt_counts(
     messages: list[Json], outcome: str, attempt: int, verdict: str, fault: Fault | None
 ) -> None:
@@ -7937,10 +5821,6 @@ RUNNING = {"data": {"ses_A": {"type": "running"}}}
 RUNS_B = {"data": {"ses_B": {"type": "running"}}}
 NOBODY: Json = {"data": {}}
 OVER = [user_2(FIRST), STOP, DONE_2]
-
-
-def child_2(id: str, parent: str, **more: Any) -> Json:
-    return {"id": id, "parentID": parent, "cost": 0.25, "tokens": USED, **more}
 
 
 @pytest.mark.parametrize("messages, more, closer, activity, verdict", [
@@ -8043,33 +5923,6 @@ def test_a_shell_that_prints_is_alive_though_the_stream_does_not_tell() -> None:
 
 # ── opencode 2: what is asked, and the answers ────────────────────────────────────────────────────
 
-PERMISSION: Json = {
-    "id": "per_1", "sessionID": "ses_A", "action": "edit", "resources": ["notes.txt"],
-    "metadata": {"files": [{"file": "notes.txt", "patch": "", "additions": 2, "deletions": 0}]},
-    "save": ["*"], "source": {"type": "tool", "messageID": "msg_2", "id": "call_s06_write"},
-}  # fmt: skip
-# fmt: off
-FORM: Json = {
-    "id": "frm_1",
-    "sessionID": "ses_A",
-    "title": "Questions",
-    "metadata": {"kind": "question", "tool": {"messageID": "msg_2", "id": "call_s05"}},
-    "fields": [
-        {"key": "q0", "title": "Color", "description": "Pick a color?", "type": "string",
-         "options": [{"value": "r", "label": "Red", "description": "warm"},
-                     {"value": "b", "label": "Blue"}], "custom": True},
-        {"key": "q1", "title": "Sizes", "description": "Pick sizes?", "type": "multiselect",
-         "options": [{"value": "S", "label": "S"}, {"value": "M", "label": "M"}], "custom": True},
-    ],
-}
-# fmt: on
-QUESTIONS = (
-    Question("Pick a color?", (("Red", "warm"), ("Blue", ""))),
-    Question("Pick sizes?", (("S", ""), ("M", ""))),
-)
-LASTS = "*, in this project from now on"
-ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
-ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
 FAILS = RequestError(500, "no")
 
 
@@ -8146,7 +5999,7 @@ GONE_2 = RequestError(404, "Session not found", "SessionNotFoundError")
     ({"data": {"ses_B": {}, "ses_X": {}}}, Prompt(""), [("POST", "/api/session/ses_A/interrupt"),
                                                         ("POST", "/api/session/ses_B/interrupt")]),
 ])  # fmt: skip
-def test_an_interrupt_is_for_the_family_and_for_what_is_in_the_inbox(
+def test_an_interrupt_is_for_the_family_and_the_inbox(
     active: Json, prompt: Prompt, sent: list[tuple[str, str]]
 ) -> None:
     posts: Json = {f"POST /api/session/{id}/interrupt": {} for id in ("ses_A", "ses_B")}
@@ -8201,83 +6054,12 @@ def test_a_session_is_interrupted_again_until_it_rests_and_that_was_seen_twice()
 # ── opencode 2: faults ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("error, fault", [
-    *[({"type": f"provider.{type}", "message": "oh", "status": 200}, Fault(kind, "oh"))
-      for type, kind in (
-        ("rate-limit", "rate-limit"), ("quota", "balance"), ("auth", "auth"), ("timeout", "outage"),
-        ("no-route", "no-model"), ("internal", "outage"), ("transport", "outage"),
-        ("content-filter", "provider"), ("unknown", "provider"))],
-    *[({"type": "provider.invalid-request", "message": "oh", "status": code}, Fault(kind, "oh"))
-      for code, kind in ((400, "provider"), (402, "balance"), (404, "no-model"))],
-    *[({"type": "unknown", "message": said}, Fault(kind, said)) for said, kind in (
-        ("Model unavailable: p/m", "no-model"), ("Variant unavailable: high", "no-model"),
-        ("Agent not found: mine", "no-agent"), ("something", "unknown"))],
-    ({"type": "provider.unknown", "message": "Model unavailable: p/m"},
-     Fault("provider", "Model unavailable: p/m")),
-    (INTERRUPTED, Fault("aborted", "Step interrupted")),
-    ({"type": "of.tomorrow", "message": "something"}, Fault("unknown", "something")),
-    *[({"type": "provider.internal", "message": "m", **more}, Fault("outage", "m", wait))
-      for more, wait in (
-        ({}, 0.0), ({"status": 503}, 0.0), ({"retryAfterMs": 90_500}, 90.5),
-        ({"retryAfterMs": -1}, 0.0))],
-])  # fmt: skip
+@pytest.mark.parametrize("error, fault", FAULTS_2)
 def test_faults_by_type_with_announced_waits(error: Json, fault: Fault) -> None:
     assert ocloop.fault_of(error) == fault
 
 
 # ── opencode 2: the event stream ──────────────────────────────────────────────────────────────────
-
-HERE = {"sessionID": "ses_A"}
-IN_A = {**HERE, "assistantMessageID": "msg_2"}
-
-
-def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
-    return {"id": "evt_1", "created": at, "type": type, "data": data, **more}
-
-
-ALIVE_A = Alive("ses_A")
-THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
-TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
-SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
-LISTED = ocloop.call_id("shell", {"command": "ls -l"})
-BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
-WORK = Activity("ses_A", "working")
-# A turn with a tool. The order is that of the recording: a thought ends after what follows it has
-# begun.
-# fmt: off
-TURN: list[tuple[str, Json, int, list[Any]]] = [
-    ("created", {"location": {"directory": "/w"}, "title": "T"}, 1000, [Child("ses_A", "")]),
-    ("inbox.enqueued", {"inboxID": FIRST, "item": {"type": "user"}}, 1000, [ALIVE_A]),
-    ("execution.started", {}, 1000, [WORK]),
-    ("instructions.updated", {"delta": {}}, 1000, [ALIVE_A]),
-    ("inbox.delivered", {"inboxID": FIRST}, 1000, [ALIVE_A]),
-    ("step.started", BY, 1000,
-     [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
-    ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
-    ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
-     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
-    ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
-    ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
-     [Delta("ses_A", "msg_2 text 0", "I will")]),
-    ("tool.input.started", {"id": "call_1", "name": "shell"}, 1000,
-     [Part(*SHELL, "running", tool="shell")]),
-    ("reasoning.ended", {"ordinal": 0, "text": "Let me think."}, 1000,
-     [Part(*THOUGHT, "done", text="Let me think.")]),
-    ("tool.input.ended", {"id": "call_1", "text": "{}"}, 1000, [ALIVE_A]),
-    ("tool.called", {"id": "call_1", "input": {"command": "ls -l"}}, 2000,
-     [Part(*SHELL, "running", tool="shell", argument="ls -l", call=LISTED)]),
-    ("text.ended", {"ordinal": 0, "text": "I will probe."}, 2000,
-     [Part(*TEXT_2, "done", text="I will probe.")]),
-    ("step.streamed", {}, 2000, [ALIVE_A]),
-    ("tool.progress", {"id": "call_1", "metadata": {}}, 2000, [ALIVE_A]),
-    ("tool.success", {"id": "call_1", "content": []}, 4500,
-     [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
-    ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
-    ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
-    ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
-]
-# fmt: on
 
 
 def test_a_turn_with_a_tool() -> None:
@@ -8285,54 +6067,6 @@ def test_a_turn_with_a_tool() -> None:
     for type, data, at, expected in TURN:
         assert is_same(made.decode(told(f"session.{type}", {**IN_A, **data}, at)), expected), type
     assert not made.calls
-
-
-SPENT_0 = Spent("ses_A", "msg_2", Spend(), complete=True)
-BROKE = Broke("ses_A", NO_KEY)
-IDLE_A = Activity("ses_A", "idle")
-WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
-SLOW_DOWN = {"type": "provider.rate-limit", "message": "slow down", "status": 200}
-GIT_PUSH = {**PERMISSION, "action": "shell", "resources": ["git push"]}
-GIT_PUSH["metadata"] = {"command": "git push origin"}
-DOOM = ASKED_PERMISSION._replace(title="doom_loop", is_circle=True)
-
-# Single events in neutral words.
-# fmt: off
-DECODED_2: list[tuple[str, Json, list[Any]]] = [
-    ("session.created", {"sessionID": "ses_B", "parentID": "ses_A"}, [Child("ses_B", "ses_A")]),
-    ("session.execution.failed", {"error": AUTH}, [BROKE, IDLE_A]),
-    ("session.execution.interrupted", {"reason": "user"}, [IDLE_A]),
-    ("session.execution.settled", {}, [IDLE_A]),
-    ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
-    ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
-      Broke("ses_A", Fault("aborted", "Step interrupted"))]),
-    ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
-    ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
-    ("session.step.ended", {"finish": "unknown"}, [SPENT_0._replace(ended="nowhere")]),
-    ("session.retry.scheduled", {"attempt": 2, "at": 1004_000, "error": SLOW_DOWN}, [WAITS_4]),
-    ("session.compaction.started", {"reason": "auto"}, [Alive("ses_A")]),
-    ("session.compaction.delta", {"text": "…"}, [Alive("ses_A")]),
-    ("session.compaction.ended", {"reason": "auto", "text": "…"}, [Compacted("ses_A")]),
-    ("session.inbox.enqueued", {"item": {"type": "synthetic"}}, [Woke("ses_A")]),
-    ("session.inbox.enqueued", {"item": {"type": "user"}}, [Alive("ses_A")]),
-    ("session.tool.input.started", {"id": "c", "name": "subagent"}, [Alive("ses_A")]),
-    # The end of a tool of which nobody knows the beginning, as after a crash.
-    ("session.tool.success", {"id": "c", "content": []}, [Alive("ses_A")]),
-    ("session.tool.failed", {"id": "c", "error": NOT_NOW}, [Alive("ses_A")]),
-    ("permission.asked", PERMISSION, [ASKED_PERMISSION]),
-    ("permission.asked", {**PERMISSION, "action": "doom_loop"}, [DOOM]),
-    ("permission.asked", GIT_PUSH,
-     [ASKED_PERMISSION._replace(title="shell", detail="git push origin")]),
-    ("permission.replied", {"requestID": "per_1"}, [Answered("ses_A", "per_1")]),
-    ("form.created", {"form": FORM}, [ASKED_FORM]),
-    ("form.replied", {"id": "frm_1"}, [Answered("ses_A", "frm_1")]),
-    ("form.cancelled", {"id": "frm_1"}, [Answered("ses_A", "frm_1", True)]),
-    ("filesystem.changed", {"file": "/x/a.txt", "event": "change"}, [Edited("/x/a.txt")]),
-    ("filesystem.changed", {"file": "a.txt", "event": "change"}, [Edited("/w/a.txt")]),
-    ("session.of.tomorrow", {"title": "T"}, [Alive("ses_A")]),
-]
-# fmt: on
 
 
 @pytest.mark.parametrize("type, data, expected", DECODED_2)
@@ -8349,20 +6083,20 @@ def test_opencode_2_events_in_neutral_words(
 def test_how_a_tool_of_2_ends() -> None:
     files = [{"file": "a.txt", "additions": 2, "deletions": 1}, {"additions": 3}]
     path = {"path": "/w/a.txt"}
-    for tool, given, type, more, state, argument in (
+    for name, given, type, more, state, argument in (
         ("write", path, "failed", {"error": NOT_NOW}, "failed", "a.txt"),
         ("edit", path, "success", {"metadata": {"files": files}}, "done", "a.txt  +2 -1  +3 -0"),
         ("subagent", {"description": "probe"}, "success", {}, "done", "probe"),
     ):
         made, _ = dialect_2({})
-        call: Json = {**IN_A, "id": "c", "name": tool, "input": given}
+        call: Json = {**IN_A, "id": "c", "name": name, "input": given}
         made.decode(told("session.tool.input.started", call))
         made.decode(told("session.tool.called", call))
         (part,) = made.decode(told(f"session.tool.{type}", {**call, **more}))
         assert isinstance(part, Part) and not made.calls
-        assert (part.tool, part.state, part.argument) == (tool, state, argument)
+        assert (part.tool, part.state, part.argument) == (name, state, argument)
         assert part.text == ("not now" if state == "failed" else "")
-        assert part.opens == (tool == "subagent")
+        assert part.opens == (name == "subagent")
 
 
 def test_a_tools_id_is_its_own_only_within_its_message() -> None:
@@ -8384,9 +6118,9 @@ def test_nothing_is_counted_twice_in_2() -> None:
         data = {**IN_A, "assistantMessageID": message}
         for type in ("step.started", "step.started", "step.ended", "usage.updated"):
             more = {"cost": 0.5, "tokens": USED} if type != "step.started" else {}
-            for event in made.decode(told(f"session.{type}", {**data, **more})):
-                if isinstance(event, Spent):
-                    talk.hear_spent(event)
+            for said in made.decode(told(f"session.{type}", {**data, **more})):
+                if isinstance(said, Spent):
+                    talk.hear_spent(said)
     assert talk.spent == SPENT_2.plus(SPENT_2)
     assert talk.context == 1000
 
@@ -8439,68 +6173,6 @@ BUG = "def boom(*args):\n    raise RuntimeError('a bug, as ordered')\nocloop.{} 
 SECRET: Json = {"OPENCODE_SERVER_PASSWORD": "secret"}
 
 
-@pytest.fixture(params=GENERATIONS, ids=[f"v{number}" for number in GENERATIONS])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    """For a test on the fake OpenCode: it is run once on each generation of its interface."""
-    with World(tmp_path, int(request.param)) as made:
-        yield made
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[World]:
-    """For a test in which no server is started, or the real one: generations make no difference."""
-    with World(tmp_path) as made:
-        yield made
-
-
-# What can be asked about a run that has ended.
-FACTS: dict[str, Callable[[ChildProcess], Any]] = {
-    "boxes": lambda run: run.boxes(),
-    "outcomes": lambda run: ", ".join(run.outcomes()),
-    "checks": lambda run: ", ".join(run.checks()),
-    "progress": lambda run: [int(one["progress"]) for one in run.records(record="iteration")],
-    "counted": lambda run: [(one["done"], one["total"]) for one in run.records(record="run")],
-    "waits": lambda run: run.log_text().count("trying again in 1s"),
-    "complaints": lambda run: run.output.count("/dev/full cannot be written"),
-    "has_tag": lambda run: "<plan-complete>" in run.plan,
-    "prompts": lambda run: len(run.prompts()),
-    "models": lambda run: [note["model"] for note in run.prompt_notes()],
-    # Which prompts say that nothing is settled, and whether they say how to block a task.
-    "urged": lambda run: [
-        (number, "BLOCKED" in text)
-        for number, text in enumerate(run.prompts())
-        if "settled nothing" in text
-    ],
-    "sessions": lambda run: len(run.titles()),
-    "aborted": lambda run: bool(run.aborts()),
-    "replies": lambda run: [reply["decision"] for reply in run.replies("permission")],
-    "reasons": lambda run: all(reply["message"] for reply in run.replies("permission")),
-    "starts": lambda run: len(run.events("exec")),
-    "replaced": lambda run: len(run.events("exec")) > 1,
-}
-
-
-def expect(run: ChildProcess, status: int, *said: str, **facts: Any) -> ChildProcess:
-    """A run ends with this status, says these words, leaves nothing behind, and that is so."""
-    run.finish(status, timeout=120)
-    for words in said:
-        if words.startswith("!"):
-            assert words[1:] not in run.shown(), f"{words!r}:\n{run.everything()}"
-        else:
-            run.wait_for(re.escape(words))  # the reader of a terminal may be a little behind
-    assert {name: FACTS[name](run) for name in facts} == facts, run.everything()
-    assert "\x1b" not in run.shown()
-    assert all(record["status"] == status for record in run.records(record="run")[-1:])
-    return run
-
-
-def leave(term: Terminal, status: int = 0, shown: str = "✔ complete", **facts: Any) -> ChildProcess:
-    """Wait for this on the screen, press Q, and expect the end."""
-    term.wait_for(shown)
-    term.send("q")
-    return expect(term, status, **facts)
-
-
 # ── the command line ──────────────────────────────────────────────────────────────────────────────
 # The options of `run`. A new one is added here and to Options.
 # fmt: off
@@ -8524,27 +6196,22 @@ def test_what_lies_beside_the_program_is_not_imported(bare: World) -> None:
 
 def test_the_program_and_its_manual(bare: World) -> None:
     """README: `run --help` is the manual with all options; 2 is usage. It stops at once, with 1,
-    and the message says what to do. (What `bootstrap` leaves alone is tested above.)"""
+    and the message says what to do."""
     digest = hashlib.sha256(OCLOOP.read_bytes()).hexdigest()[:12]
     said = bare.say(bare.project(), "--version")
     assert said == f"ocloop {ocloop.__version__} (SHA-256 {digest})\n"
-    general = bare.say(bare.project(), "--help")
     manual = bare.say(bare.project(), "run", "--help", COLUMNS="200")
     no_plan = bare.say(bare.folder, "run", "--opencode", fake_command(), status=1)
     no_program = bare.say(bare.project(), "run", status=1, PATH=str(bare.folder))
     assert all(said.startswith("ocloop: ") for said in (no_plan, no_program))
-    for text, parts in (
-        (no_plan, ("the plan", "cannot be read", "bootstrap", "--plan")),
-        (no_program, ("opencode is not there: install OpenCode", "npm install", "npx -y")),
-        (general, ("examples:", "exit statuses:", "bootstrap")),
-        (manual, ("keys:", "exit statuses:", "Durations", "of an iteration at twice")),
-        (
-            bare.say(bare.project(), "run", "--unknown", status=2),
-            ["unrecognized arguments: --unknown"],
-        ),
-        (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("wrote", "Next:", " run")),
-        (bare.say(bare.folder, "bootstrap", "new folder/ünter"), ("skipped", "--force")),
-        (bare.say(bare.folder / "new folder/ünter", "bootstrap", "-f"), ["wrote"]),
+    for text, *parts in (
+        (no_plan, "the plan", "cannot be read", "bootstrap", "--plan"),
+        (no_program, "opencode is not there: install OpenCode", "npm install", "npx -y"),
+        (bare.say(bare.project(), "--help"), "examples:", "exit statuses:", "bootstrap"),
+        (manual, "keys:", "exit statuses:", "Durations", "of an iteration at twice"),
+        (bare.say(bare.folder, "bootstrap", "new folder/ünter"), "wrote", "Next:", " run"),
+        (bare.say(bare.folder, "bootstrap", "new folder/ünter"), "skipped", "--force"),
+        (bare.say(bare.folder / "new folder/ünter", "bootstrap", "-f"), "wrote"),
     ):
         for part in parts:
             assert part in text and "Traceback" not in text
@@ -8553,7 +6220,6 @@ def test_the_program_and_its_manual(bare: World) -> None:
 
 
 def test_the_readme_names_no_option_that_is_none() -> None:
-    """And its size is what a person reads before breakfast."""
     text = (ROOT / "README.md").read_bytes()
     assert len(text) <= 12_000
     ours = {*OPTIONS, "--json", "--all", "--force"}
@@ -8563,7 +6229,6 @@ def test_the_readme_names_no_option_that_is_none() -> None:
 
 
 def test_an_old_python_gets_a_sentence(bare: World) -> None:
-    """README: Python 3.9 or newer. An older one says so, without a traceback."""
     pretended = f"import runpy, sys\nsys.hexversion = 0x03080000\nrunpy.run_path({str(OCLOOP)!r})"
     argvs = [[sys.executable, "-c", pretended]]
     found = Path.home().glob(".pyenv/versions/3.[678].*/bin/python3")
@@ -8584,7 +6249,6 @@ def test_an_old_python_gets_a_sentence(bare: World) -> None:
     "arguments", ["run --run", "run --dry-run", "status", "bootstrap", "attach"]
 )
 def test_a_directory_that_is_gone_gets_a_sentence(bare: World, arguments: str) -> None:
-    """Errors that a person can act on are said in a sentence, not in a traceback."""
     folder = bare.folder / "gone"
     folder.mkdir()
     program = shlex.join([sys.executable, str(OCLOOP), *arguments.split()])
@@ -8593,7 +6257,7 @@ def test_a_directory_that_is_gone_gets_a_sentence(bare: World, arguments: str) -
 
 
 def test_a_dry_run_asks_the_server(world: World) -> None:
-    """README: --dry-run checks everything, with the real server, and sends no prompt."""
+    """README: --dry-run checks everything, and sends no prompt."""
     plan = "# A\n- [x] One\n- [ ] Two\n  - [~] Inner\n# B\n- [MANUAL] Three\n" + "- [ ] n\n" * 30
     prompt = "---\nmodel: fake/model\n---\nDo {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n"
     commands = ["--check", "true", "--notify", "echo hello"]
@@ -8620,16 +6284,10 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         wrong = ["--check", "no-such-check", "--notify", "no-such-notify", "--port", port]
-        expect(
-            world.fake("--dry-run", *wrong, project=world.project(prompt=prompt)),
-            1,
-            "no-such-check",
-            "no-such-notify",
-            f"port {port} is taken",
-            "does not contain {{PLAN_FILE}}",
-            "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK",
-            ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL",
-        )
+        child = world.fake("--dry-run", *wrong, project=world.project(prompt=prompt))
+        said = ("no-such-check", "no-such-notify", f"port {port} is taken", "contain {{PLAN_FILE}}")
+        odd = "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK"
+        expect(child, 1, *said, odd, ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL")
     loop = world.fake("--plain", answers=["hang"], tasks=1)
     stopped = world.fake("--dry-run", start="slow:60")
     loop.wait_said("Task 1")
@@ -8656,7 +6314,6 @@ def test_what_is_said_in_the_evening(world: World) -> None:
 
 
 def test_status_of_all_loops_on_this_machine(world: World) -> None:
-    """README: `status --all`."""
     assert world.say(world.folder, "status", "--all") == "no loop has run on this machine\n"
     first = world.fake().finish(0)
     second = world.fake("--plain", answers=["hang"], tasks=3)
@@ -8677,9 +6334,8 @@ def test_status_of_all_loops_on_this_machine(world: World) -> None:
 
 
 def test_status(world: World) -> None:
-    """README: how far, how much, what now; it exits with 0, 3 or 1. `attach` is a run's session in
-    OpenCode's own interface, from any terminal. State is for you alone, and nothing is written into
-    your project but what you name."""
+    """README: `status`, and `attach` from any terminal. State is for you alone, and nothing is
+    written into your project but what you name."""
     project = world.project("- [x] Zero\n- [ ] Task 1\n- [BLOCKED: no key] Two\n")
     assert "no loop works on" in world.say(project, "attach", status=1)
     child = world.fake(answers=["sleep:12", "work"], project=project)
@@ -8694,26 +6350,22 @@ def test_status(world: World) -> None:
     assert (state["run"]["session"], state["run"]["state"]) == (session, "running")
 
     password = child.state()["password"]
-    assert password and password not in said
-    assert "password" not in json.dumps(state)
+    assert password and password not in said + json.dumps(state)
     files = list(Path(child.env["XDG_STATE_HOME"], "ocloop").iterdir())
     assert files and all(path.stat().st_mode & 0o077 == 0 for path in files)
     attached = world.start_terminal(project, "attach", **world.setting())
     attached.wait_for(interface_of(world, session))
-    lines = [*marked(child.mark).values(), *marked(attached.mark).values()]
-    assert any(session in line for line in lines)
-    assert not any(password in line for line in lines), "never on a command line"
+    lines = " ".join([*marked(child.mark).values(), *marked(attached.mark).values()])
+    assert session in lines and password not in lines, "never on a command line"
     attached.send("\n")
     attached.finish(0)
 
     child.finish(3)
     state = json.loads(world.say(project, "status", "--json", status=3))
-    assert (state["done"], state["pending"], state["complete"]) == (2, 0, False)
-    assert not state["running"]
+    assert (state["done"], state["complete"], state["running"]) == (2, False, False)
     assert (state["run"]["status"], state["run"]["state"]) == (3, "ended")
     assert "password" not in child.state(), "it is of no use to anybody any more"
-    said = world.say(project, "status", status=3)
-    assert "complete but for 1 blocked task" in said and "to do     unblock: " in said
+    assert "complete but for 1 blocked task" in world.say(project, "status", status=3)
     assert "cannot be read" in world.say(world.folder, "status", status=1)
     assert sorted(path.name for path in project.iterdir()) == [".loop-prompt.md", "PLAN.md"]
 
@@ -8740,9 +6392,8 @@ def test_a_run_from_start_to_end_and_its_record(world: World) -> None:
     for record in child.records():
         assert {"time", "kind", "iteration", "session", "text"} <= set(record), record
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", record["time"])
-    iterations = child.records(record="iteration")
-    assert [one["task"] for one in iterations] == ["Task 1", "Task 2", "Task 2"]
-    first = iterations[0]
+    first, *others = child.records(record="iteration")
+    assert [one["task"] for one in (first, *others)] == ["Task 1", "Task 2", "Task 2"]
     assert first["cost"] == 0.5 and first["tokens"]["input"] > 0 and first["seconds"] >= 0
     (last,) = child.records(record="run")
     assert last["iterations"] == 3 and last["reason"] and last["summary"]
@@ -8750,8 +6401,7 @@ def test_a_run_from_start_to_end_and_its_record(world: World) -> None:
 
 
 def test_the_log_in_text_and_what_verbose_adds(world: World) -> None:
-    """README: --log: append every entry, from the first one on. --verbose: every event of the
-    server in the activity."""
+    """README: --log appends every entry; --verbose adds every event of the server."""
     log = world.folder / "night.log"
     texts = []
     for options in ([], ["--verbose"]):
@@ -8767,8 +6417,8 @@ def test_the_log_in_text_and_what_verbose_adds(world: World) -> None:
 
 
 def test_the_prompt_file(world: World) -> None:
-    """README: placeholders are filled in, it is read again before every iteration, and a block on
-    top may choose model and agent, and is not sent. The command line goes before it."""
+    """README: placeholders, read again before every iteration; a block on top is not sent. The
+    command line goes before it."""
     top = "---\nmodel: fake/other\nagent: plan\n---\n\n"
     text = "{{ITERATION}}: {{TASK}} of {{PLAN_FILE}}; check: [{{CHECK}}]\n"
     project = world.project(2, prompt=top + text)
@@ -8794,21 +6444,16 @@ TWO_MODELS: Json = {"models": ["fake/model", "fake/other"]}
 STORED: Json = {"store": "store"}  # in the project: a server that is started again knows it all
 CHOSE: Json = {"model": "", "models": ["opencode/big-pickle"], "price": False}
 NOT_STARTED: Json = {"prompts": 0, "counted": [(0, 2)]}
-BY_OTHERS = "- [MANUAL] Call Bob\n- [BLOCKED: no key] Deploy\n"
 
 # What is promised; the options, what the agent does (as a rule it works), and what else is given;
 # the exit status, what is said (or, after !, not said), and the facts.
 # fmt: off
 Case = tuple[str, str, str, Json, int, list[str], Json]
 RUNS: list[Case] = [
-    # README: wrong model, agent, key or balance: it stops at once, and the message says what to do.
+    # README: wrong model, agent or key: it stops at once, and the message says what to do.
     ("a model that is nearly there", "-m fake/modle",
      "", dict(models=["fake/model", "fake/mode-large"]),
      1, ["there is no model fake/modle", "did you mean fake/model"], NOT_STARTED),
-    ("an agent that is not there", "-a biuld", "", {},
-     1, ["there is no agent biuld", "there are build"], NOT_STARTED),
-    ("a model like no other", "-m zzz/qqqq", "", dict(models=["a/b"], model="a/b"),
-     1, ["no model zzz/qqqq", "opencode models"], NOT_STARTED),
     ("a wrong key", "", "error:401", {}, 1, ["opencode auth login"], dict(prompts=1)),
     ("a dry run with a wrong agent", "--dry-run -a biuld", "", {},
      1, ["there is no agent biuld: there are build", "there are problems; the server was"],
@@ -8825,8 +6470,6 @@ RUNS: list[Case] = [
     ("a plan that is the starter", "", "", dict(tasks=ocloop.STARTER_PLAN),
      1, ["PLAN.md is still the starter: write your own tasks into it"], dict(prompts=0)),
     ("no login", "", "auth", {}, 1, ["opencode auth login"], dict(prompts=1)),
-    ("no such model", "", "error:404", {}, 1, ["look at the model"], dict(prompts=1)),
-    ("no money", "", "error:402", {}, 1, ["balance"], dict(prompts=1)),
     # README: any other error is tried again, --retries times in a row.
     ("errors are tried again", "--retries 2",
      "error:400, error:400, work, overflow, retry:0.5, nothing, block, work",
@@ -8838,51 +6481,32 @@ RUNS: list[Case] = [
      1, ["2 iterations in a row failed", "The model is overloaded"],
      dict(outcomes="failed, failed")),
     # README: limit or outage: the next model; else waits as announced; stops after --max-wait.
-    ("an outage costs no retry", "--retries 1",
-     "error:503, error:503, error:503, error:503, work", dict(tasks=1, patch=SHORT_WAITS),
-     0, [], dict(outcomes="outage, outage, outage, outage, done")),
     ("a limit without an end", "--max-wait 3s", "error:429", dict(patch=SHORT_WAITS),
      3, ["--max-wait"], {}),
     ("the next model in line", LINE, "error:429, work", TWO_MODELS,
      0, [],
      dict(outcomes="rate-limited, done, done", models=["fake/model", "fake/other", "fake/other"])),
     # README: nothing settled: tells the agent after --stuck iterations, then stops. To check and
-    # un-check, or to reword a task, settles nothing. The second model has the last try.
-    *[(f"nothing is settled: {answer}", "--stuck 3", f"mark, mark, {answer}", dict(tasks=4),
-       3, ["4 iterations in a row settled no task (--stuck)"],
-       dict(outcomes="done, done" + ", nothing settled" * 4, urged=[(5, True)]))
-      for answer in ("nothing", "uncheck", "retext")],
-    ("the last try is the next model's", f"{LINE} --stuck 2", "nothing", TWO_MODELS,
-     3, [], dict(models=["fake/model", "fake/model", "fake/other"], urged=[(2, True)])),
+    # un-check, or to reword a task, settles nothing.
+    ("nothing is settled", "--stuck 2", "mark, nothing, uncheck, retext", dict(tasks=4),
+     3, ["3 iterations in a row settled no task (--stuck)"],
+     dict(outcomes="done" + ", nothing settled" * 3, urged=[(3, True)])),
     # README: silence, circles: ends the session.
     ("the same call again and again", "", "loop-tool, work", dict(tasks=1, patch=SHORT_WAITS),
      0, ["it goes in circles: 20 times in a row"], dict(outcomes="failed, done", aborted=True)),
     ("the same ask again and again", "", "ask-forever, work", dict(tasks=1, patch=SHORT_WAITS),
      0, ["it asked 20 times for what was refused"],
      dict(outcomes="failed, done", replies=["reject"] * 20)),
-    ("an iteration without an end", "--iteration-timeout 1", "hang, work", dict(tasks=1),
-     0, ["took longer than 1s"], dict(outcomes="stalled, done")),
     ("silence", "--stall-timeout 1", "hang, work", dict(tasks=1),
      0, ["nothing happened for 1s"], dict(outcomes="stalled, done")),
-    # README: the plan: a begun mark is open; it may be away or half-written while an agent works.
-    ("begun is open", "", "begin, work", dict(tasks=1),
-     0, [], dict(outcomes="nothing settled, done", boxes="x")),
+    # README: the plan may be away while an agent works.
     ("a plan that is stashed away", "", "stash:8, work", {},
      0, ["can be read again"], dict(outcomes="done, done")),
-    ("a plan that is half written", "", "half, work", {},
-     0, [], dict(outcomes="done, done", boxes="xx")),
     ("a plan that is gone", "", "delete", dict(patch=FILES_SOON),
      1, ["PLAN.md cannot be read"], dict(counted=[(0, 2)])),
-    ("a plan that is empty", "", "empty", dict(patch=FILES_SOON), 1, ["PLAN.md has no task"], {}),
-    # README: 3: marked complete too early, or something is blocked.
-    ("marked complete too early", "", "complete-early", dict(tasks=3),
-     3, ["complete but for 2 pending tasks"], dict(boxes="x  ")),
-    ("no tag: one iteration more", "", "mark, mark, nothing", {},
-     0, ["wrote no summary"], dict(prompts=3)),
+    # README: when it is complete.
     ("the tag comes late", "", "mark, finish", dict(tasks=1),
      0, ["Everything that could be done is done."], dict(prompts=2)),
-    ("what is left for others", "", "finish", dict(tasks=BY_OTHERS),
-     3, ["complete but for 1 blocked task", "manual: Call Bob", "blocked: Deploy (no key)"], {}),
     ("--debug takes any plan", "--debug", "finish", dict(tasks="No tasks.\n"),
      0, [], dict(has_tag=True)),
     # README: without a terminal what is asked is refused with a reason, and the agent goes on.
@@ -8894,7 +6518,7 @@ RUNS: list[Case] = [
     # Parsing is total: huge lines, invalid JSON and UTF-8, unknown events, a person's own messages.
     ("strange events", "", "garbage, typed, bigline:5000000, work", dict(tasks=4),
      0, [], dict(boxes="xxxx", outcomes="done, done, done, done")),
-    # README: it stops between two tasks at a limit, in the midst of one at twice that.
+    # README: it stops between two tasks at a limit.
     ("--max-iterations", "--max-iterations 2", "", dict(tasks=4),
      3, ["--max-iterations is reached: 2"], dict(boxes="xx  ")),
     ("complete at the limit", "--max-iterations 2", "", {}, 0, [], dict(boxes="xx")),
@@ -8902,12 +6526,7 @@ RUNS: list[Case] = [
      3, ["--max-cost is reached: $1.20"], dict(boxes="xx  ")),
     ("--max-time", "--max-time 1s", "sleep:1", dict(tasks=4),
      3, ["--max-time"], dict(boxes="x   ")),
-    ("twice --max-time", "--max-time 1s", "hang", {},
-     3, ["twice the limit"], dict(outcomes="aborted")),
     # README: --check and --notify.
-    ("a check that never passes", "--check 'echo never good; false' --stuck 2",
-     "work, nothing", dict(tasks=1),
-     3, ["the check failed 2 times in a row (--stuck)"], {}),
     ("a check that cannot be run", "--check 'true && no-such-command'", "", {},
      1, ["cannot be run", "no-such-command"], NOT_STARTED),
     ("a task that fits into no environment", "--check true --notify true",
@@ -8915,8 +6534,6 @@ RUNS: list[Case] = [
      0, [], dict(checks="passed")),
     ("a notification that fails", "--notify 'sleep 0.3; exit 3'", "", {},
      0, ["--notify ended with exit status 3"], {}),
-    ("a notification that is not there", "--notify no-such-program", "", {},
-     1, ["--notify: there is no command no-such-program"], {}),
     # README: it writes a lock and a state file, else in the temporary folder, else nothing; a full
     # disk, a log or a home that cannot be written to are warnings, and the loop goes on.
     ("a log in no folder", "--log PLAN.md/below.log", "", {},
@@ -8998,7 +6615,7 @@ def test_a_plan_that_is_edited(world: World) -> None:
 
 
 def test_a_flood_of_events(world: World) -> None:
-    """It is made to be left alone: 100 MB of events are worked through, and memory stays flat."""
+    """100 MB of events are worked through, and memory stays flat."""
     peaks = []
     for number in (100_000, 400_000):
         child = world.fake(answers=[f"flood:{number}", "work"], tasks=1)
@@ -9013,8 +6630,7 @@ def test_a_flood_of_events(world: World) -> None:
 
 
 def test_what_a_check_says_is_told_to_the_next_session(world: World) -> None:
-    """README: the next session mends that first: it is given the exit status and the last 4 KB of
-    the output. The plan is not complete before the check passes."""
+    """README: the exit status and the last 4 KB of the output; not complete before it passes."""
     variables = "plan=$OCLOOP_PLAN task=$OCLOOP_TASK n=$OCLOOP_ITERATION"
     check = f'echo "{variables} $OCLOOP_DONE/$OCLOOP_TOTAL"; pwd; test "$OCLOOP_ITERATION" != 1'
     long = "seq 5000; test $OCLOOP_ITERATION -gt 2"
@@ -9033,7 +6649,7 @@ def test_what_a_check_says_is_told_to_the_next_session(world: World) -> None:
 
 
 def test_a_check_that_does_not_end(world: World) -> None:
-    """README: --check-timeout: end the check, and all it started; an interrupted one failed not."""
+    """README: --check-timeout ends all that it started; an interrupted one failed not."""
     sleepers = "sleep 1000 & setsid sleep 1000 & sleep 1000"
     check = f"if test $OCLOOP_ITERATION = 1; then {sleepers}; fi"
     late = world.fake("--check", check, "--check-timeout", "1s", tasks=2)
@@ -9049,7 +6665,6 @@ def test_a_check_that_does_not_end(world: World) -> None:
 
 
 def test_notify(world: World) -> None:
-    """README: --notify tells when it ends or needs you."""
     facts = "$OCLOOP_EVENT|$OCLOOP_MESSAGE|$OCLOOP_DONE/$OCLOOP_TOTAL|$OCLOOP_PLAN"
     command = ("--notify", f'echo "{facts}" >> notes')
     limit = r"stopped\|ocloop \S+: stopped: --max-iterations is reached: 1 of 1, 1/2, "
@@ -9077,15 +6692,14 @@ def test_a_server_that_fails_under_way(world: World, answer: str, starts: int) -
     """README: the server dies or hangs: it is started anew, and the iteration goes on.
 
     A stream that breaks, an idle event that is lost and a prompt that is swallowed are no end
-    either: prompts carry ids of their own and can be sent again without running twice."""
+    either: a prompt has ids of its own and can be sent again without running twice."""
     first = "sleep:2" if answer == "killed" else answer
     run = world.fake(answers=[first, "work"], **STORED)
     if answer == "killed":
         run.wait_event("busy")
         run.kill_server()
     expect(run, 0, boxes="xx", outcomes="done, done", sessions=2, starts=starts)
-    if answer == "die":
-        assert run.said("out of memory, as ordered")
+    assert answer != "die" or run.said("out of memory, as ordered")
     # In the second generation a prompt's ids are run once only, even when it was cut.
     if answer in ("die", "freeze", "silent") and world.generation == 1:
         ids = [note["id"] for note in run.prompt_notes()]
@@ -9121,7 +6735,6 @@ def test_a_server_that_runs_already(world: World) -> None:
     for options, said in (
         (["--dry-run"], "no problem was found; the server was asked, and no prompt was sent"),
         ([], "the plan is complete"),
-        (["--dry-run"], url),
     ):
         assert said in world.say(world.project(2), *args, *options, **login)
         assert refused in world.say(world.project(1), *args, *options, status=1)
@@ -9138,14 +6751,13 @@ def test_a_server_that_runs_already(world: World) -> None:
     child.wait_process("sleep 1000")
     child.stop(signal.SIGKILL)  # the check is what is left to end then
     assert server.poll() is None, "the server is not ours"
-
     child = world.start(world.project(1), "run", "--server", f"http://127.0.0.1:{free_port()}")
     child.wait_for("waiting for http")  # it is not there yet
     child.stop(signal.SIGTERM)
 
 
 def test_what_a_killed_run_left_at_work_on_a_server_that_is_not_its_own(world: World) -> None:
-    """README: --server: the next run stops it before its own session begins."""
+    """README: the next run stops it before its own session begins."""
     log = world.folder / "server.jsonl"
     url = world.fake_server(answers=["hang", "work"], log=str(log), login=SECRET)
     project = world.project(1)
@@ -9168,14 +6780,6 @@ def test_what_a_killed_run_left_at_work_on_a_server_that_is_not_its_own(world: W
     assert set(second.aborts()) == {left}
 
 
-def commit_all(world: World, folder: Path) -> list[str]:
-    """Make a repository of a folder; how git is called in it."""
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(folder)]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
-        subprocess.run([*git, *words], check=True, env=world.env)
-    return git
-
-
 AUTHOR = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -9188,23 +6792,20 @@ def test_many_plans_with_odd_names_and_options(bare: World) -> None:
     top = bare.folder / "repo"
     (top / "plans").mkdir(parents=True)
     odd = ("one", "-r", "$(touch${IFS}owned)", "gr\u00f6\u00dfe")
-    bad = ("two words", "a..b", "c\x1b[2Jd", "e\nf", "~")
-    for name in (*odd, *bad):
+    for name in (*odd, "two words", "a..b", "c\x1b[2Jd", "e\nf", "~"):
         (top / "plans" / f"{name}.md").write_text("- [x] a\n<plan-complete>b</plan-complete>\n")
     (top / ".loop-prompt.md").write_text("a")
     (top / "json.py").write_text("open('owned', 'w')")  # no library of the table's
     commit_all(bare, top)
-    script = ["sh", str(EXAMPLES / "many.sh")]
-    argv = [*script, "plans", "--check", "echo {} >>checked"]
-    seen = "import os, sys; open(os.environ['SEEN'], 'a').write(repr(sys.argv[1:]) + '\\n')"
-    (bare.folder / "seen.py").write_text(seen)
-    env = {"SEEN": str(bare.folder / "seen"), "OCLOOP": str(bare.folder / "seen.py")}
-    nobody = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.useConfigOnly"}
-    expect(
-        bare.execute(top, argv, **env, **nobody, GIT_CONFIG_VALUE_0="true"),
-        1,
-        "git does not know who you are",  # said before the night, not after it
+    argv = ["sh", str(EXAMPLES / "many.sh"), "plans", "--check", "echo {} >>checked"]
+    program = bare.folder / "seen.py"
+    program.write_text(
+        "import os, sys; open(os.environ['SEEN'], 'a').write(repr(sys.argv[1:]) + '\\n')"
     )
+    env = {"SEEN": str(bare.folder / "seen"), "OCLOOP": str(program)}
+    nobody = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.useConfigOnly"}
+    nobody["GIT_CONFIG_VALUE_0"] = "true"
+    expect(bare.execute(top, argv, **env, **nobody), 1, "git does not know who you are")
     many = f"{bare.folder}/repo.many"
     os.chmod(many, 0o777)  # as somebody else may have made it, with an OpenCode plugin in it
     expect(bare.execute(top, argv, **env, **AUTHOR), 1, f"{many} is not yours alone")
@@ -9215,24 +6816,24 @@ def test_many_plans_with_odd_names_and_options(bare: World) -> None:
         f"one: begins, on branch ocloop/one in {many}/one\n",
         f"one: ended with exit status 0, see {many}/one.log\n",
         f"the work is on the branches ocloop/*, the logs are in {many}\n",
+        *(
+            f"git takes no branch ocloop/{said}: rename that plan"
+            for said in ("two words", "a..b", "c?[2Jd", "e?f", "~")
+        ),
     )
-    for said in ("two words", "a..b", "c?[2Jd", "e?f", "~"):
-        assert f"git takes no branch ocloop/{said}: rename that plan" in child.output
     runs = [line for line in (bare.folder / "seen").read_text().splitlines() if "--plain" in line]
-    expected = [
-        repr(["run", "--plain", "--plan", f"./plans/{name}.md", "--check", "echo {} >>checked"])
-        for name in odd
-    ]
+    words = ["--check", "echo {} >>checked"]
+    expected = [repr(["run", "--plain", "--plan", f"./plans/{name}.md", *words]) for name in odd]
     assert sorted(runs) == sorted(expected), child.output
     assert not list(bare.folder.rglob("owned"))
-    said = bare.execute(top, [*script, "-h"]).finish(0).output
+    said = bare.execute(top, [*argv[:2], "-h"]).finish(0).output
     assert said.startswith("Many plans at once") and "[-j N] PLANS" in said
     assert "set -eu" not in said
-    (bare.folder / "repo.many").rename(bare.folder / "before")
+    Path(many).rename(bare.folder / "before")
     del env["OCLOOP"]
     wrong = bare.execute(top, [*argv[:3], "--max-costs", "3"], **env).finish(2)
     assert "unrecognized arguments: --max-costs 3" in wrong.output
-    assert not (bare.folder / "repo.many").exists(), "said before anything is made"
+    assert not Path(many).exists(), "said before anything is made"
 
 
 # ── how a run is ended ────────────────────────────────────────────────────────────────────────────
@@ -9249,21 +6850,18 @@ def test_signals(world: World, number: int) -> None:
     stubborn = world.fake(stubborn=True, answers=["spawn:hang"])
     term = world.fake_terminal("--run", answers=["spawn:hang"])
     lines = world.fake_terminal("--plain", answers=["hang"])
+    ours = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM}
     for run in (child, term):
-        for pid in (run.wait_event("exec")["pid"], run.wait_event("spawned")["pid"]):
-            assert not harness.blocked_signals(pid) & {
-                signal.SIGWINCH,
-                signal.SIGTSTP,
-                signal.SIGTERM,
-            }
+        for note in ("exec", "spawned"):
+            assert not harness.blocked_signals(run.wait_event(note)["pid"]) & ours
     starting.wait_event("exec")
     stubborn.wait_event("spawned")
     for run in (child, starting, stubborn):
         run.stop(number)
     assert child.aborts()
-    record = child.records(record="run")[0]
     if world.generation == 2:
-        assert record["cost"] == 0.01, "2.x tells what a step has cost a moment after its interrupt"
+        cost = child.records(record="run")[0]["cost"]
+        assert cost == 0.01, "2.x tells what a step has cost a moment after its interrupt"
     term.wait_for("● running")
     lines.wait_event("busy")
     term.send("\x03")  # asks once, as Q does
@@ -9276,7 +6874,7 @@ def test_signals(world: World, number: int) -> None:
 
 @pytest.mark.parametrize("where", ["Talk.hear", "Driver._show"])
 def test_a_crash_of_its_own(world: World, where: str) -> None:
-    """README: every end leaves nothing behind. It says where, and the terminal is restored."""
+    """README: nothing is left behind. It says where, and the terminal is restored."""
     lines = world.fake(answers=["spawn:hang"], patch=BUG.format(where))
     term = world.fake_terminal("--run", answers=["spawn:hang"], patch=BUG.format(where))
     expect(lines, 1, "Traceback", "a bug, as ordered")
@@ -9287,7 +6885,7 @@ def test_a_crash_of_its_own(world: World, where: str) -> None:
 
 def test_a_second_loop_on_a_plan_is_refused(world: World) -> None:
     """README: a lock per plan: also through another name of it, and when somebody removed the
-    state folder. After `kill -9` nothing is left behind, `status` says so, and the plan is free."""
+    state folder. After `kill -9` `status` says so, and the plan is free."""
     first = world.fake(answers=["spawn:hang"])
     first.wait_event("spawned")
     refused = f"another loop works on this plan (process {first.pid})"
@@ -9310,24 +6908,9 @@ def test_a_second_loop_on_a_plan_is_refused(world: World) -> None:
     assert "ended" in world.say(first.project, "status")
 
 
-def test_a_lock_is_taken_when_its_owner_lets_go(tmp_path: Path, state_home: Path) -> None:
-    """README: a second loop is refused: `status`, which holds the lock for a moment, is none."""
-    ours = RunFile(str(tmp_path / "P"))
-    with open(lock_of(ours), "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN)).start()
-        assert ours.acquire() == 0 and ours.problem == ""
-
-
-def libraries_of(world: World) -> list[str]:
-    """What lies where OpenCode unpacks its libraries, less what this test has put there."""
-    folders = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
-    return [path.name for folder in folders for path in folder.iterdir() if path.name != "keep.so"]
-
-
 def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
-    """README: every end leaves nothing behind: its libraries are removed as the night goes on, and
-    at every end, also that by `kill -9`, of ocloop alone and with its guard; nothing else is."""
+    """README: it is removed as the night goes on, and at every end, also that by `kill -9`, of
+    ocloop alone and with its guard; nothing else is."""
     child = world.fake(answers=["sleep:2", "hang"], patch=MAPPED_SOON)
     child.until(lambda: bool(libraries_of(world)), "a library")
     child.until(lambda: child.boxes() == "x ", "the first task")
@@ -9349,8 +6932,8 @@ def test_what_opencode_unpacks_does_not_fill_the_disk(world: World) -> None:
 
 @pytest.mark.parametrize("patch", [WITHOUT_PROC, WITHOUT_PROC_AND_PS], ids=["ps", "no ps"])
 def test_without_proc_nothing_is_left_behind(world: World, patch: str) -> None:
-    """README, platforms: where there is no /proc, tools that left their group are found by `ps`.
-    Where there is neither, the server ends all the same, and what the server itself ends."""
+    """README, platforms: tools that left their group are found by `ps`. Where there is none, the
+    server ends all the same, and what the server itself ends."""
     has_ps = patch == WITHOUT_PROC
     check = "if test $OCLOOP_ITERATION = 1; then setsid sleep 1000 & sleep 1000; fi"
     options = ["--check", check, "--check-timeout", "1s"] if has_ps else []
@@ -9374,7 +6957,7 @@ SHELLS = {
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("proc", ["/proc", "/nowhere"])
 def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) -> None:
-    """README, platforms: the guard runs in any POSIX shell. One that is dismissed ends nothing."""
+    """README, platforms. One that is dismissed ends nothing."""
     mark = os.urandom(8).hex()
     files = [bare.folder / name for name in (".0a-0000000f.so", ".0a-0000000f.so.txt", "a.so")]
     for path in files:
@@ -9404,7 +6987,7 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
 
 
 def test_hang_ups(world: World) -> None:
-    """README: the terminal is lost: goes on without one; `status` finds it."""
+    """README: goes on without a terminal; `status` finds it."""
     hup = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
     gone = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
     asked = world.fake_terminal("--run", answers=["ask", "work"])
@@ -9429,7 +7012,6 @@ def test_hang_ups(world: World) -> None:
 
 
 def test_ctrl_s_stops_the_screen_and_not_the_run(world: World) -> None:
-    """README: made to be left alone: a screen that somebody held with ctrl-s stops no run."""
     term = world.fake_terminal("--run", answers=["sleep:0.3"], tasks=12)
     term.wait_for("● running")
     term.send("\x13")
@@ -9440,8 +7022,7 @@ def test_ctrl_s_stops_the_screen_and_not_the_run(world: World) -> None:
 
 
 def test_a_terminal_that_nobody_reads(world: World) -> None:
-    """README: made to be left alone: with a terminal that takes nothing (a frozen ssh connection)
-    a run goes to its end, a limit is kept, and SIGTERM ends it."""
+    """A frozen ssh connection: a run goes to its end, a limit is kept, and SIGTERM ends it."""
     answers = ["flood:2000", "ask", "bigline:100000", "sleep:0.2"]
     how: Json = {"answers": answers, "tasks": 16, "reading": False}
     whole = world.fake_terminal("--run", "--auto", **how)
@@ -9460,7 +7041,7 @@ def test_a_terminal_that_nobody_reads(world: World) -> None:
 
 
 def test_a_log_that_hangs(world: World) -> None:
-    """README: made to be left alone: a log that takes nothing does not stop the run."""
+    """A log that takes nothing does not stop the run."""
     paths = [world.folder / "nobody-opens-it", world.folder / "nobody-reads-it"]
     for path in paths:
         os.mkfifo(path)
@@ -9481,26 +7062,22 @@ def test_keys(world: World) -> None:
     for shown in ("ready", r"0/6 +0%", "S start"):
         term.wait_for(shown)
     assert not term.prompts()
-
-    term.send("?")
-    term.wait_for("this help")
-    term.send("?")
-    term.wait_gone("this help")
-
-    for key, shown in (("s", "● running"), (" ", "pausing"), (" ", "● running"), (" ", "‖ paused")):
+    for key, shown in (
+        *(("?", "this help"), ("?", "ready"), ("s", "● running"), (" ", "pausing")),
+        *((" ", "● running"), (" ", "‖ paused")),
+    ):
         term.send(key)
         term.wait_for(shown)
+        assert key == "?" or "this help" not in term.shown()
     term.wait_for(r"1/6 +17%")
     time.sleep(0.5)
     assert len(term.prompts()) == 1
-
     for width, height in ((40, 12), (20, 4), (200, 50), (80, 24)):
         term.resize(width, height)
         term.wait_for("paused")
         assert term.shown().count("\n") == height - 1
         time.sleep(0.3)
     term.wait_for(r"Q quit")
-
     term.send(" ")
     term.wait_prompts(3)
     term.send("x")
@@ -9517,7 +7094,7 @@ def test_keys(world: World) -> None:
 
 
 def test_tasks_that_are_added_to_a_complete_plan(world: World) -> None:
-    """README: to go on, run it again: S or R, once there is something to do and no tag."""
+    """README: S or R, once there is something to do and no tag."""
     term = world.fake_terminal("--run", tasks=1)
     term.wait_for("✔ complete")
     plan = term.project / "PLAN.md"
@@ -9532,7 +7109,7 @@ def test_tasks_that_are_added_to_a_complete_plan(world: World) -> None:
 
 
 def test_r_goes_on_after_an_error_and_at_a_limit(world: World) -> None:
-    """README, keys: R: wherever the error came from, server and all; a limit is raised."""
+    """README: wherever the error came from, server and all; a limit is raised."""
     fatal = world.fake_terminal("--run", answers=["error:401", "work"], **STORED)
     no_start = world.fake_terminal("--run", starts=["exit", "exit", "exit", ""])
     no_plan = world.fake_terminal("--run", answers=["delete"], patch=FILES_SOON)
@@ -9558,8 +7135,7 @@ def test_r_goes_on_after_an_error_and_at_a_limit(world: World) -> None:
 
 
 def test_rate_limits(world: World) -> None:
-    """README: a rate limit outlasts OpenCode: waits until the announced time, or 30 s, then longer
-    and longer, and goes on; it uses up no --retries."""
+    """README: waits until the announced time, or 30 s, then longer and longer; no --retries."""
     answers = ["error:429", "retry-park", "error:429:Slow down", "work"]
     term = world.fake_terminal("--run", "--retries", "1", "--max-wait", "0", answers=answers)
     for wait in ("30s", "23h59m", "2m00s"):
@@ -9570,15 +7146,8 @@ def test_rate_limits(world: World) -> None:
     assert term.said("OpenCode would wait (23h59m|24h)")
 
 
-def wait_asked(term: Terminal, number: int) -> None:
-    """Wait for so many things to have been asked, and for the last one on the screen."""
-    # It rings once that very ask is on the screen; a key before would be meant for another one.
-    term.until(lambda: term.bells >= number, f"the bell for ask number {number}")
-    term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
-
-
 def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
-    """README: a permission or a question comes up: asks you; answered elsewhere is no error."""
+    """README: asks you; answered elsewhere is no error."""
     answers = ["ask", "ask-child", "ask", "question", "question", "ask"]
     notify = "echo $OCLOOP_EVENT >> notes"
     term = world.fake_terminal("--run", "--notify", notify, tasks=6, answers=answers)
@@ -9599,8 +7168,7 @@ def test_what_is_asked_is_answered_with_a_key(world: World) -> None:
 
 
 def test_what_nobody_answers_is_refused(world: World) -> None:
-    """README: --ask-timeout: refuse what nobody answers for so long, and the agent goes on. 0: the
-    plan is complete; Q while its server is being stopped changes nothing."""
+    """README: --ask-timeout. Q while the server is being stopped changes nothing."""
     options = ("--run", "--ask-timeout", "2")
     term = world.fake_terminal(*options, answers=["ask", "question"], stubborn=True)
     term.wait_for("refused in 2s")
@@ -9613,40 +7181,9 @@ def test_what_nobody_answers_is_refused(world: World) -> None:
     assert term.said("nobody answered for 2s")
 
 
-def allow_elsewhere(world: World, state: Json) -> None:
-    """Allow what is asked once, as another program on this machine would."""
-    login = f"{state.get('username') or 'opencode'}:{state['password']}"
-    headers = {"Authorization": "Basic " + b64encode(login.encode()).decode()}
-    headers["Content-Type"] = "application/json"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(path: str, body: Json | None = None) -> Any:
-        data = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(state["server"] + path, data, headers)
-        with opener.open(request, timeout=10) as response:
-            return json.loads(response.read() or b"null")
-
-    if world.generation == 1:
-        number = ask("/permission")[0]["id"]
-        ask(f"/permission/{number}/reply", {"reply": "once"})
-    else:
-        asked = ask("/api/permission/request")["data"][0]
-        path = f"/api/session/{asked['sessionID']}/permission/{asked['id']}/reply"
-        ask(path, {"decision": "once"})
-
-
-def interface_of(world: World, session: str) -> str:
-    """What the fake's interface shows when it was started for a session, with its password.
-
-    The words of its command line may be broken anywhere: the screen is narrow."""
-    option = {1: "attach http://127.0.0.1:", 2: "--server http://127.0.0.1:"}[world.generation]
-    words = (option, f"--session {session}", "password: yes")
-    return r"(.|\n)*".join(r"\n?".join(map(re.escape, text)) for text in words)
-
-
 def test_the_session_in_opencodes_own_interface(world: World) -> None:
-    """README: T: this session in OpenCode's own interface, and back with ctrl-c, which, twice even,
-    does not end the run, but asks; or back in its own way; the loop goes on meanwhile."""
+    """README: T, and back with ctrl-c, which, twice even, does not end the run, but asks; or back
+    in its own way; the loop goes on meanwhile."""
     term = world.fake_terminal("--run", answers=["sleep:8", "work"])
     session = term.wait_session()
     interface = interface_of(world, session)
@@ -9668,7 +7205,7 @@ def test_the_session_in_opencodes_own_interface(world: World) -> None:
 
 
 def test_no_interface_to_give_the_terminal_to(world: World) -> None:
-    """README: T: where there is no OpenCode to start, that is said, and the run goes on."""
+    """README: T: that is said, and the run goes on."""
     url = world.fake_server(answers=["hang"], login=SECRET)
     nowhere = {"PATH": str(world.folder), "HOME": str(world.folder), **SECRET}
     term = world.start_terminal(world.project(1), "run", "--run", "--server", url, **nowhere)
@@ -9681,8 +7218,7 @@ def test_no_interface_to_give_the_terminal_to(world: World) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])
 def test_ending_while_the_terminal_is_given_away(world: World, number: int, status: int) -> None:
-    """README: every end leaves nothing behind: what has the terminal goes too, also in a shell's
-    job."""
+    """README: what has the terminal goes too, also in a shell's job."""
     command = world.on_fake("--run", answers=["hang"])
     program = shlex.join(command.argv)
     argv = ["/bin/sh", "-c", f"{program}; echo status $?; read _"]
@@ -9699,7 +7235,7 @@ def test_ending_while_the_terminal_is_given_away(world: World, number: int, stat
 
 
 def test_stop_and_continue(world: World) -> None:
-    """README: made to be left alone: after ctrl-z and `fg` the screen is back, the run goes on."""
+    """After ctrl-z and `fg` the screen is back, the run goes on."""
     command = world.on_fake("--run", answers=["sleep:2", "work"])
     env = {**command.env, "PS1": "prompt> "}
     shell = world.execute_terminal(command.folder, ["/bin/sh", "-i"], **env)
@@ -9730,9 +7266,8 @@ def test_a_check_that_fails_where_the_ends_of_children_are_ignored(world: World)
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """NO_COLOR, TERM=dumb, an unknown TERM and a locale without UTF-8 work; what an encoding cannot
-    say is replaced. README: in the background of a shell it prints lines: the terminal would stop
-    it."""
+    """NO_COLOR, TERM, a locale without UTF-8. README: in the background of
+    a shell it prints lines: the terminal would stop it."""
     command = world.on_fake()
     shell = ["/bin/sh", "-c", f"set -m; {shlex.join(command.argv)} & wait $!"]
     background = world.execute_terminal(command.folder, shell, **command.env)
@@ -9754,49 +7289,10 @@ def test_terminals_that_can_do_less(world: World) -> None:
 # own.
 
 
-def has_second_generation() -> bool:
-    """Whether a real OpenCode 2 is installed here: the tests run on it, too, then."""
-    found = installed_opencode()
-    if not found:
-        return False
-    said = subprocess.run([found, "--version"], check=False, capture_output=True, text=True)
-    return "2." in said.stdout.split(" v")[-1][:3]
-
-
-@pytest.fixture(scope="session")
-def opencode1() -> str:
-    """The path of the real OpenCode 1."""
-    return find_opencode(harness.VERSION if has_second_generation() else "")
-
-
-@pytest.fixture(scope="session", params=[1, 2] if has_second_generation() else [1])
-def opencode(request: pytest.FixtureRequest, opencode1: str) -> str:
-    """The path of each real OpenCode that is here."""
-    return opencode1 if request.param == 1 else os.path.abspath(installed_opencode())
-
-
-@pytest.fixture(scope="session")
-def server(opencode1: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    """Used by many runs of ocloop, none of which may stop it."""
-    folder = tmp_path_factory.mktemp("server")
-    real = RealServer(opencode1, harness.sealed(folder / "home"), folder)
-    yield real
-    running = real.process.poll() is None
-    harness.end_helper(real.process)
-    assert running, "somebody stopped the shared server"
-
-
-def answers_in(project: Path) -> list[str]:
-    """The answers of a quiz."""
-    return [path.read_text("utf-8").strip() for path in sorted((project / "answers").glob("*.txt"))]
-
-
 def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
     """README, "Use it": `bootstrap`, tasks of one's own, and `run` works the plan to its end. When
-    the server dies, it is started anew, and the iteration goes on in its session.
-
-    The folder's name has spaces, & and ü, and it is in no git repository."""
-    folder = bare.folder / "a dir with spaces & ünïcode"
+    the server dies, it is started anew, and the iteration goes on in its session."""
+    folder = bare.folder / "a dir with spaces & ünïcode"  # and in no git repository
     folder.mkdir()
     bare.say(folder, "bootstrap")
     plan = folder / "PLAN.md"
@@ -9817,7 +7313,7 @@ def test_real_bootstrap_then_run(bare: World, opencode: str) -> None:
 
 
 def test_real_terminal(bare: World, opencode: str) -> None:
-    """README, "Keys": started with S, asked and answered with keys, in a subagent's session too."""
+    """README, "Keys": started with S, asked and answered, in a subagent's session too."""
     with ScriptedModel("outside,ask,subagent-outside") as model:
         term = bare.real_terminal(model=model, opencode=opencode)
         for shown in ("○ ready", "0/2", "scripted/quiz"):
@@ -9843,7 +7339,7 @@ def test_real_terminal(bare: World, opencode: str) -> None:
 
 
 def test_real_demo(bare: World, opencode: str) -> None:
-    """README, "Try it": `python3 examples/demo.py` works a plan and removes what it made."""
+    """README, "Try it": it works a plan and removes what it made."""
     program = bare.folder / "bin" / "opencode"
     program.parent.mkdir()
     program.symlink_to(opencode)
@@ -9858,17 +7354,16 @@ def test_real_demo(bare: World, opencode: str) -> None:
 def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     """README: whatever goes wrong at night has an end, and the end is the right one.
 
-    One plan, and in its order: an answer that is cut off, a subagent, todos and a question in
-    task 1; a permission in task 2, which is blocked; 429, 429, 500 and a reset in task 3; answers
-    without a finish reason in task 4; an overflow later."""
+    In the plan's order: an answer that is cut off, a subagent, todos and a question in task 1; a
+    permission in task 2, which is blocked; 429, 429, 500 and a reset in task 3; answers without a
+    finish reason in task 4; an overflow later."""
     first = "length,subagent,todo,ask,ok*5,outside,block,ok,429*2,ok,500,ok,cut"
     faults = f"{first},ok*3,unknown!,ok*5,overflow"
     with ScriptedModel(faults) as model:
         child = bare.real(model=model, server=server, tasks=6).finish(3, timeout=150)
-        given = model.given
         told = json.dumps(model.requests)
     had = "length subagent todo outside ask block 429 500 cut unknown overflow"
-    assert set(had.split()) <= set(given)
+    assert set(had.split()) <= set(model.given)
     assert child.boxes() == "xbxxxx"
     assert set(answers_in(child.project)) >= {"Vienna", "Copenhagen"}
     outcomes = {"cut": 1, "failed": 1, "blocked": 1, "done": 5}
@@ -9877,13 +7372,8 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     tools = {"task", "todowrite", "bash", "read", "write", "edit"}
     assert {*tools, "ask", "retry", "text", "iter", "end"} <= kinds
     for words in (
-        "external_directory",
-        "In which language",
-        "nobody is there to answer",
-        "attempt 1 failed",
-        "attempt 2 failed",
-        "spins: 3 ",
-        "the session was compacted",
+        *("external_directory", "In which language", "nobody is there to answer"),
+        *("attempt 1 failed", "attempt 2 failed", "spins: 3 ", "the session was compacted"),
         "its answer was cut off at the model's output limit",
     ):
         assert child.said(words), words
@@ -9891,12 +7381,8 @@ def test_real_faults_in_one_night(bare: World, server: RealServer) -> None:
     assert "The last session did not come to its end" in told and "undo" not in told
     commands = [record["text"] for record in child.records(kind="bash")]
     assert any("from the subagent" in command for command in commands)
-    for words in (
-        "blocked: Write the capital of Belgium",
-        "refused: external_directory",
-        "complete but for 1 blocked task",
-    ):
-        assert words in child.output
+    said = child.output
+    assert "blocked: Write the capital of Belgium" in said and "but for 1 blocked task" in said
     (blocked,) = child.records(record="iteration", outcome="blocked")
     assert blocked["refused"] == {"external_directory": 1}
     status = bare.say(child.project, "status", status=3)
@@ -9922,23 +7408,20 @@ def test_real_auto(bare: World, server: RealServer) -> None:
 
 def test_real_mistakes(bare: World, server: RealServer) -> None:
     """README: wrong model, agent, key or configuration: stops at once and says what to do."""
-    near = "did you mean scripted/quiz?"
     with ScriptedModel("401*") as model, ScriptedModel() as unused:
         broken = quiz(bare, 1)
         (broken / "opencode.json").write_text('{"model": "scripted/quiz",\n', "utf-8")
         denied = bare.real(model=model, server=server, tasks=1)
-        for options, project, expected in (
-            (["-m", "scripted/quizz"], None, ["scripted/quizz", near]),
-            (["-m", "script/quiz"], None, ["script/quiz", near]),
-            (["-a", "biuld"], None, ["no agent biuld", "there are build"]),
-            ([], broken, ["opencode.json", "mend it"]),
+        for words, project, *said in (
+            ("-m scripted/quizz", None, "scripted/quizz", "did you mean scripted/quiz?"),
+            ("-m script/quiz", None, "script/quiz", "did you mean scripted/quiz?"),
+            ("-a biuld", None, "no agent biuld", "there are build"),
+            ("", broken, "opencode.json", "mend it"),
         ):
             how: Json = {"model": unused, "server": server, "tasks": 1, "project": project}
-            run = expect(bare.real(*options, **how), 1, *expected, outcomes="")
-            assert "Traceback" not in run.output
+            expect(bare.real(*words.split(), **how), 1, "!Traceback", *said, outcomes="")
         expect(denied, 1, "opencode auth login", outcomes="failed")
-        assert unused.requests == []
-        assert len(model.given) == 1
+        assert unused.requests == [] and len(model.given) == 1
 
 
 # What the model does; the options; status, what is said, how iterations end; at most so many
@@ -9968,8 +7451,7 @@ REAL_CIRCLES: list[RealCase] = [
 def test_real_models_that_lead_nowhere(
     bare: World, server: RealServer, cases: list[RealCase]
 ) -> None:
-    """README: silence, circles, nothing settled, the tag too early, the plan away, a context that
-    is compacted again and again: each has its end. They run side by side."""
+    """Each has its end. They run side by side."""
     models = []
     runs = []
     for script, options, *_ in cases:
@@ -9991,8 +7473,7 @@ def test_real_models_that_lead_nowhere(
 
 
 def test_real_subagent_in_the_background(bare: World, opencode1: str) -> None:
-    """README: silence of subagents too: an iteration is over when the whole family rests, also one
-    that the agent does not wait for."""
+    """README: an iteration is over when the whole family rests."""
     with ScriptedModel("background:12") as model:
         env = {"OPENCODE_EXPERIMENTAL_BACKGROUND_SUBAGENTS": "1"}
         child = bare.real(model=model, opencode=opencode1, tasks=1, **env).finish(0, timeout=120)
@@ -10002,7 +7483,7 @@ def test_real_subagent_in_the_background(bare: World, opencode1: str) -> None:
 
 
 def test_real_data_base_that_somebody_holds(bare: World, opencode1: str) -> None:
-    """README: OpenCode's data base is locked at the start: it is tried again for two minutes."""
+    """README: it is tried again for two minutes."""
     with ScriptedModel() as model:
         bare.real(model=model, opencode=opencode1, tasks=1).finish(0, timeout=120)
         (path,) = Path(bare.env["XDG_DATA_HOME"], "opencode").glob("*.db")
@@ -10016,8 +7497,7 @@ def test_real_data_base_that_somebody_holds(bare: World, opencode1: str) -> None
 
 
 def test_real_waits(bare: World, server: RealServer) -> None:
-    """README: waits as announced. OpenCode retries by itself: that is shown, and the plan goes on;
-    where it would wait for long, ocloop does."""
+    """README: OpenCode retries by itself; where it would wait for long, ocloop does."""
     with ScriptedModel("429:3600") as model:
         parked = bare.real(model=model, server=server, tasks=1)
         gone = ScriptedModel().start()
@@ -10048,9 +7528,9 @@ def test_real_many_at_once(bare: World, opencode: str) -> None:
     side by side, a table at the end, and what is not complete is kept."""
     top = bare.project(prompt=harness.quiz_prompt())
     (top / "plans").mkdir()
+    names = ("one", "two", "three")
     plans = {
-        name: f"- [ ] Write the capital of Austria into answers/{name}.txt\n"
-        for name in ("one", "two", "three")
+        name: f"- [ ] Write the capital of Austria into answers/{name}.txt\n" for name in names
     }
     plans["early"] = "- [ ] A\n<plan-complete>x</plan-complete>\n"
     for name, text in plans.items():
@@ -10062,19 +7542,16 @@ def test_real_many_at_once(bare: World, opencode: str) -> None:
         child = bare.execute(top, argv, **AUTHOR).finish(1, timeout=300)
     kept = Path(f"{top}.many")
     assert re.search(r"early +3 +0/1", child.output) and (kept / "early").exists()
-    for name in ("one", "two", "three"):
+    for name in names:
         assert re.search(rf"{name} +0 +1/1", child.output), child.output
         shown = [*git, "show", f"ocloop/{name}:plans/{name}.md"]
-        assert (
-            b"- [x]" in subprocess.run(shown, check=True, env=bare.env, capture_output=True).stdout
-        )
+        assert b"- [x]" in subprocess.check_output(shown, env=bare.env)
         assert not (kept / name).exists()
 
 
 def test_real_stopped_in_a_tool(bare: World, opencode: str) -> None:
-    """README: Q, ctrl-c, SIGTERM, even `kill -9`: session, server and its tools are ended.
-
-    The tool is `sleep 1000`, which OpenCode starts in a session of its own."""
+    """README: session, server and its tools are ended. OpenCode starts a tool in a session of its
+    own."""
     with ScriptedModel(["bash:sleep 1000"] * 4) as model:
         how: Json = {"model": model, "opencode": opencode, "tasks": 1}
         term = bare.real_terminal("--run", **how)
@@ -10120,7 +7597,7 @@ def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
         "def test_wrong(): assert 1 == 2\n"
         "def test_not_here(): pytest.skip('there is no such thing')\n"
     )
-    code = "import sys, test_ocloop; sys.exit(test_ocloop.main(sys.argv[1:], 'test_few.py'))"
+    code = "import sys, sidebyside; sys.exit(sidebyside.main('test_few.py', sys.argv[1:]))"
     argv = [sys.executable, "-c", code, "-p", "no:cacheprovider"]
     path = os.pathsep.join([str(ROOT), *sys.path])
     child = bare.execute(bare.folder, argv, PYTHONPATH=path).finish(1)
@@ -10131,144 +7608,8 @@ def test_no_test_is_lost_when_they_run_side_by_side(bare: World) -> None:
     assert "there is no such test\n0 passed, 0 failed, 0 skipped" in nothing.output
 
 
-# ==================================================================================================
-# Side by side: `python3 test_ocloop.py`
-#
-# Half of a test's time is waiting, so a few workers for each core share the tests. They are forked
-# once pytest has collected, and go on as pytest does, through all tests, but leave out what another
-# one has begun. The real OpenCode needs a core for itself: only as many workers as there are cores
-# begin its tests.
-# ==================================================================================================
-
-CORES = os.cpu_count() or 1
-SAY_EVERY = 10.0  # seconds between two lines that say how far it is
-
-
-class SideBySide:
-    """A plugin of pytest whose workers share the tests; it says what became of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder  # what is begun has an entry here, the workers' files lie below
-        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
-        self.number = -1  # of this worker; the first process is none
-        self.numbers = itertools.count()  # of the tests, as they come
-        self.out = self.told = -1  # where a worker writes: to the terminal, to the first process
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be loaded is told as a test that failed."""
-        if report.failed:
-            self.fail(f"{report.nodeid}\n{report.longreprtext}")
-
-    def fail(self, text: str) -> None:
-        self.counts["failed"] += 1
-        print(f"FAILED {text}", flush=True)
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """First what takes longest: the real OpenCode, then the file from its end."""
-        items.sort(key=lambda item: "test_real" in item.name)
-        items.reverse()
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Fork the workers, and tell how far they are until the last one has ended."""
-        if session.config.option.collectonly:
-            return None  # pytest itself knows what to do
-        left = dict(enumerate(session.items))
-        reader, self.told = os.pipe()
-        sys.stdout.flush()
-        workers = []
-        for number in range(min(4 * CORES, len(left))):
-            worker = os.fork()
-            if not worker:
-                self.become_worker(number)
-                return None  # pytest goes on
-            workers.append(worker)
-        os.close(self.told)
-        began = said = time.monotonic()
-        try:
-            for line in os.fdopen(reader):
-                at, result = line.split()
-                del left[int(at)]
-                self.counts[result] += 1
-                now = time.monotonic()
-                if now - said > SAY_EVERY:
-                    said = now
-                    done = f"{len(session.items) - len(left)} of {len(session.items)} tests"
-                    last = ", ".join(item.name for item in left.values() if len(left) < 9)
-                    print(f"{now - began:4.0f} s: {done}, {self.counts['failed']} failed; {last}")
-                    sys.stdout.flush()
-        finally:
-            ends = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
-        for item in left.values() if not session.config.option.maxfail else ():
-            self.fail(f"{item.nodeid}\nIts worker ended before it did.")
-        if any(end > 1 for end in ends):
-            self.fail("what the tests of a worker had in common: something went wrong at its end")
-        session.testsfailed = self.counts["failed"]
-        return True
-
-    # In a worker.
-
-    def become_worker(self, number: int) -> None:
-        self.number = number
-        folder = self.folder / f"worker-{number}"
-        folder.mkdir()
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # where tmp_path makes its folders
-        self.out = os.dup(1)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Leave a test out, or begin it."""
-        self.at = next(self.numbers)
-        self.result = "passed"
-        if "test_real" in item.name and self.number >= CORES:
-            return True
-        if item.config.option.maxfail and (self.folder / "failed").exists():  # -x
-            return True
-        try:
-            (self.folder / str(self.at)).touch(exist_ok=False)
-        except FileExistsError:
-            return True
-        return None
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Say why a test failed or was skipped."""
-        if report.failed:
-            self.result = "failed"
-            (self.folder / "failed").touch()
-            text = f"FAILED {report.nodeid} ({report.when})\n{report.longreprtext}\n"
-            text += "".join(f"--- {title}\n{said}\n" for title, said in report.sections)
-            os.write(self.out, text.encode())
-        elif report.skipped and self.result == "passed":
-            self.result = "skipped"
-            assert isinstance(report.longrepr, tuple)
-            os.write(self.out, f"skipped {report.nodeid}: {report.longrepr[2]}\n".encode())
-
-    def pytest_runtest_logfinish(self) -> None:
-        os.write(self.told, f"{self.at} {self.result}\n".encode())
-
-
-def main(arguments: list[str], file: str = __file__) -> int:
-    """Run the tests of this file side by side, or write the golden screens."""
-    if arguments == ["--screens"]:
-        write_golden_screens()
-        return 0
-    # pytest says nothing, and has no file that the workers would share.
-    argv = ["-qq", "--no-summary", "--capture=sys", "-p", "no:cacheprovider", file, *arguments]
-    with harness.temporary_folder("ocloop-test-") as folder:
-        tests = SideBySide(folder)
-        status: int = pytest.ExitCode.INTERNAL_ERROR
-        try:
-            status = pytest.main(argv, plugins=[tests])
-        finally:
-            if tests.number >= 0:
-                os._exit(status)
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("there is no such test")
-    print(", ".join(f"{count} {result}" for result, count in tests.counts.items()))
-    return int(status != pytest.ExitCode.OK)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:] == ["--screens"]:
+        write_golden_screens()
+    else:
+        sys.exit(sidebyside.main(__file__, sys.argv[1:]))

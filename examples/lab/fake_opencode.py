@@ -64,17 +64,12 @@ answers, which mean the same on both generations unless it is said:
     work          mark the first pending task done; when none is left after that, append the
                   completion tag
     mark          mark the first pending task done, and nothing else
-    all           mark all of them done, append the tag
     block         turn the first pending task into a blocked one
     finish        append the tag, whatever is pending
-    complete-early  mark the first pending task done, append the tag
     nothing       answer without touching the plan
     delete        delete the plan
-    empty         make the plan an empty file
     uncheck       uncheck the first task that is done; check the first one when none is
     retext        append " (attempt N failed)" to the first pending task
-    begin         mark the first pending task [~]
-    half          write half the plan, put it back with a task done a second later
     stash:SECONDS the plan is away for that time, then it is back, and work
     cost:USD      work, and that is what it cost
     sleep:SECONDS work after that time

@@ -24,16 +24,12 @@ TASK = re.compile(
 EDITS = [
     "work",
     "mark",
-    "all",
     "block",
     "finish",
-    "complete-early",
     "nothing",
     "delete",
-    "empty",
     "uncheck",
     "retext",
-    "begin",
 ]
 DELTAS = 4096
 BACKLOG = 1 << 20
@@ -181,18 +177,18 @@ def edit_text(text: str, answer: str) -> str:
     tasks = find_tasks(lines)
     pending = [number for number, done in tasks if not done]
     checked = [number for number, done in tasks if done]
-    box = {"block": "[BLOCKED: no key]", "begin": "[~]"}.get(answer, "[x]")
+    box = "[BLOCKED: no key]" if answer == "block" else "[x]"
     if answer == "uncheck" and checked:
         lines[checked[0]] = set_box(lines[checked[0]], "[ ]")
     elif answer == "retext" and pending:
         count = lines[pending[0]].count(" (attempt ") + 1
         lines[pending[0]] += f" (attempt {count} failed)"
     elif answer not in ("finish", "retext"):
-        for number in pending if answer == "all" else pending[:1]:
+        for number in pending[:1]:
             lines[number] = set_box(lines[number], box)
     text = "\n".join(lines)
     complete = answer == "work" and len(pending) <= 1 and "<plan-complete>" not in text
-    if complete or answer in ("all", "finish", "complete-early"):
+    if complete or answer == "finish":
         tag = "<plan-complete>Everything that could be done is done.</plan-complete>"
         text = text.rstrip("\n") + f"\n\n{tag}\n"
     return text
@@ -217,7 +213,7 @@ def edit_plan(path: str, answer: str) -> bool:
     if answer == "delete":
         os.unlink(path)
     else:
-        write_plan(path, "" if answer == "empty" else edit_text(read_plan(path), answer))
+        write_plan(path, edit_text(read_plan(path), answer))
     return True
 
 
@@ -499,16 +495,6 @@ class Turn:
 
     def answer_sleep(self, argument: str) -> None:
         self.wait(float(argument))
-        self.work()
-
-    def answer_half(self, argument: str) -> None:
-        text = read_plan(self.plan)
-        write_plan(self.plan, text[: len(text) // 2])
-        self.edited()
-        try:
-            self.wait(1.0)
-        finally:
-            write_plan(self.plan, text)
         self.work()
 
     def answer_stash(self, argument: str) -> None:

@@ -40,7 +40,9 @@ import termios
 import threading
 import time
 import unicodedata
+import urllib.request
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -215,6 +217,22 @@ def end_helper(process: subprocess.Popen[bytes]) -> None:
 def take_terminal() -> None:
     """In a new process: standard input becomes the terminal that controls its session."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def first_line(child: subprocess.Popen[bytes]) -> str:
+    assert child.stdout
+    return child.stdout.readline().decode().strip()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; one that ended and that nobody waits for does not, where /proc tells."""
+    with suppress(OSError):
+        if not os.path.isdir("/proc/self"):
+            os.kill(pid, 0)
+            return True
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 # ── the environment ───────────────────────────────────────────────────────────────────────────────
@@ -1213,49 +1231,108 @@ class RealServer:
         self.url = listening(self.process)
 
 
-# ── screens in a file ─────────────────────────────────────────────────────────────────────────────
-# A file of screens is for people to look at: each has a title, `NAME WIDTHxHEIGHT`, and stands in a
-# box of exactly its size. Titles are unique.
+# ── what a test asks of a run ─────────────────────────────────────────────────────────────────────
 
-TITLE = re.compile(r"(?P<name>.+) (?P<width>\d+)x(?P<height>\d+)")
+# What can be asked about a run that has ended.
+FACTS: dict[str, Callable[[Child], Any]] = {
+    "boxes": lambda run: run.boxes(),
+    "outcomes": lambda run: ", ".join(run.outcomes()),
+    "checks": lambda run: ", ".join(run.checks()),
+    "progress": lambda run: [int(one["progress"]) for one in run.records(record="iteration")],
+    "counted": lambda run: [(one["done"], one["total"]) for one in run.records(record="run")],
+    "waits": lambda run: run.log_text().count("trying again in 1s"),
+    "complaints": lambda run: run.output.count("/dev/full cannot be written"),
+    "has_tag": lambda run: "<plan-complete>" in run.plan,
+    "prompts": lambda run: len(run.prompts()),
+    "models": lambda run: [note["model"] for note in run.prompt_notes()],
+    # Which prompts say that nothing is settled, and whether they say how to block a task.
+    "urged": lambda run: [
+        (number, "BLOCKED" in text)
+        for number, text in enumerate(run.prompts())
+        if "settled nothing" in text
+    ],
+    "sessions": lambda run: len(run.titles()),
+    "aborted": lambda run: bool(run.aborts()),
+    "replies": lambda run: [reply["decision"] for reply in run.replies("permission")],
+    "reasons": lambda run: all(reply["message"] for reply in run.replies("permission")),
+    "starts": lambda run: len(run.events("exec")),
+    "replaced": lambda run: len(run.events("exec")) > 1,
+}
 
 
-def draw_screen(title: str, rows: Sequence[str]) -> str:
-    """One screen as it stands in the file; rows are padded, and have to fit."""
-    found = TITLE.fullmatch(title)
-    if not found:
-        fail(f"{title!r} is no title of a screen: write NAME WIDTHxHEIGHT")
-    width, height = int(found["width"]), int(found["height"])
-    if len(rows) != height:
-        fail(f"{title}: it has {len(rows)} rows")
-    lines = [title, f"┌{'─' * width}┐"]
-    for number, row in enumerate(rows):
-        if cells(row) > width:
-            fail(f"{title}: row {number + 1} is {cells(row)} columns wide: {row!r}")
-        lines.append(f"│{row}{' ' * (width - cells(row))}│")
-    return "\n".join([*lines, f"└{'─' * width}┘", ""])
+def expect(run: Child, status: int, *said: str, **facts: Any) -> Child:
+    """A run ends with this status, says these words, leaves nothing behind, and that is so."""
+    run.finish(status, timeout=120)
+    for words in said:
+        if words.startswith("!"):
+            assert words[1:] not in run.shown(), f"{words!r}:\n{run.everything()}"
+        else:
+            run.wait_for(re.escape(words))  # the reader of a terminal may be a little behind
+    assert {name: FACTS[name](run) for name in facts} == facts, run.everything()
+    assert "\x1b" not in run.shown()
+    assert all(record["status"] == status for record in run.records(record="run")[-1:])
+    return run
 
 
-def write_screens(path: Path, screens: Mapping[str, Sequence[str]]) -> None:
-    """Write title -> rows."""
-    path.write_text("\n".join(draw_screen(*screen) for screen in screens.items()), "utf-8")
+def leave(term: Terminal, status: int = 0, shown: str = "✔ complete", **facts: Any) -> Child:
+    """Wait for this on the screen, press Q, and expect the end."""
+    term.wait_for(shown)
+    term.send("q")
+    return expect(term, status, **facts)
 
 
-def read_screens(path: Path) -> dict[str, str]:
-    """Read title -> the screen as `draw_screen` draws it: what a person sees is compared."""
-    screens: dict[str, str] = {}
-    lines = path.read_text("utf-8").split("\n")
-    at = 0
-    while at < len(lines):
-        found = TITLE.fullmatch(lines[at])
-        if not found:
-            at += 1
-            continue
-        end = at + int(found["height"]) + 3  # the title, the upper and the lower edge
-        if not lines[end - 1 : end] or not lines[end - 1].startswith("└"):
-            fail(
-                f"{path.name}, line {at + 1}: the box of {lines[at]!r} does not end where it should"
-            )
-        screens[lines[at]] = "\n".join([*lines[at:end], ""])
-        at = end
-    return screens
+def wait_asked(term: Terminal, number: int) -> None:
+    """Wait for so many things to have been asked, and for the last one on the screen."""
+    # It rings once that very ask is on the screen; a key before would be meant for another one.
+    term.until(lambda: term.bells >= number, f"the bell for ask number {number}")
+    term.wait_for(r"waits for you(.|\n)*(git push(.|\n)*Y once|Which way(.|\n)*2 B)")
+
+
+def allow_elsewhere(world: World, state: Json) -> None:
+    """Allow what is asked once, as another program on this machine would."""
+    login = f"{state.get('username') or 'opencode'}:{state['password']}"
+    headers = {"Authorization": "Basic " + b64encode(login.encode()).decode()}
+    headers["Content-Type"] = "application/json"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(path: str, body: Json | None = None) -> Any:
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(state["server"] + path, data, headers)
+        with opener.open(request, timeout=10) as response:
+            return json.loads(response.read() or b"null")
+
+    if world.generation == 1:
+        number = ask("/permission")[0]["id"]
+        ask(f"/permission/{number}/reply", {"reply": "once"})
+    else:
+        asked = ask("/api/permission/request")["data"][0]
+        path = f"/api/session/{asked['sessionID']}/permission/{asked['id']}/reply"
+        ask(path, {"decision": "once"})
+
+
+def interface_of(world: World, session: str) -> str:
+    """What the fake's interface shows when it was started for a session, with its password.
+
+    The words of its command line may be broken anywhere: the screen is narrow."""
+    option = {1: "attach http://127.0.0.1:", 2: "--server http://127.0.0.1:"}[world.generation]
+    words = (option, f"--session {session}", "password: yes")
+    return r"(.|\n)*".join(r"\n?".join(map(re.escape, text)) for text in words)
+
+
+def libraries_of(world: World) -> list[str]:
+    """What lies where OpenCode unpacks its libraries, less what this test has put there."""
+    folders = Path(world.env["XDG_STATE_HOME"], "ocloop").glob("*.libraries")
+    return [path.name for folder in folders for path in folder.iterdir() if path.name != "keep.so"]
+
+
+def commit_all(world: World, folder: Path) -> list[str]:
+    """Make a repository of a folder; how git is called in it."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(folder)]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
+        subprocess.run([*git, *words], check=True, env=world.env)
+    return git
+
+
+def answers_in(project: Path) -> list[str]:
+    """The answers of a quiz."""
+    return [path.read_text("utf-8").strip() for path in sorted((project / "answers").glob("*.txt"))]
