@@ -4982,10 +4982,13 @@ class Outside:
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
-        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
+        self.check: subprocess.Popen[bytes] | None = None  # while it runs
+        self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
+        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
+            self.check_is_wanted = request.name == "run_check"
         if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
             return
@@ -5138,6 +5141,9 @@ class Outside:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
                 dialect.dispose()
+            elif session:
+                time.sleep(1.6)  # a prompt that begins late was not stopped by that
+                dialect.interrupt(session, Prompt(""), 0)
 
     def measure_server(self) -> int:
         """Resident MiB of its process group. What else grows as the night goes on is removed."""
@@ -5150,6 +5156,7 @@ class Outside:
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
+        self.stop_check()
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
         self.stop_server(session)
@@ -5185,7 +5192,7 @@ class Outside:
         options = self.options
         facts = {**facts, MARK: self.check_mark}
         with self.lock:
-            if self.closing:
+            if self.closing or not self.check_is_wanted:
                 return CheckResult(126, "", interrupted=True)
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             self.check = process
@@ -5206,15 +5213,14 @@ class Outside:
             late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
         with self.lock:
-            is_stopped = self.check is not process
             self.check = None
         reading.join(1)  # what it left behind may still write
         said = bytes(tail).decode("utf-8", "replace").strip()
-        return CheckResult(status, said + late, is_stopped)
+        return CheckResult(status, said + late, interrupted=not self.check_is_wanted)
 
     def stop_check(self) -> None:
         with self.lock:
-            process, self.check = self.check, None
+            process = self.check
         if process:
             end_group(process, 0.5, self.check_mark)
 
@@ -5622,7 +5628,8 @@ class RunFile:
         """The descriptor of what is locked, until it is closed. BlockingIOError where another
         process has it, another OSError where there are no locks."""
         if self.folder:
-            number = open_ours(self.folder, self.lock_name, os.O_RDWR | os.O_CREAT)
+            flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
+            number = open_ours(self.folder, self.lock_name, flags)
         else:
             number = os.open(self.home, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -6158,10 +6165,8 @@ class Driver:
         session = run.talk.id if run.talk else run.server.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
-            # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
-            lambda: in_thread(self.outside.stop_check).join(5.0),
+            # On a thread: a start that hangs, as in a file system that is away, has the lock.
             lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
-            lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close,
             lambda: self._record(status),
@@ -6287,8 +6292,9 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if pid and record.get("pid") != pid:
-        record = {}  # an earlier run's
+    last_pid = pid or run_file.last_pid()
+    if last_pid and record.get("pid") != last_pid:
+        record = {}  # an earlier run's: the last one has not written any, or could not
     states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
     for task in dicts(record, "tasks"):  # as they are now
         text = as_text(task, "text")

@@ -4704,6 +4704,31 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         posted.get(timeout=5)
 
 
+def test_a_check_that_is_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    options = Options(directory=str(tmp_path), check="echo x >ran", check_timeout=0)
+    outside = ocloop.Outside(options, posted.put)
+    with outside.lock:  # as busy as it can be
+        for name, args in (("run_check", ({},)), ("stop_check", ())):
+            outside.make(Request(name, args))
+    results = [posted.get(timeout=GENEROUS).result for _ in range(2)]
+    assert any(result and result.interrupted for result in results)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_prompt_that_begins_late_on_another_s_server_is_stopped_too(
+    monkeypatch: Patch, is_ours: bool
+) -> None:
+    client = Said({**whole_server(), "POST /session/ses_1/abort": True})
+    client.says["POST /global/dispose"] = True
+    client.process = is_ours or None
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    ocloop.Outside(Options(), print)._say_farewell(a_dialect(client), "ses_1")
+    last = "/global/dispose" if is_ours else "/session/ses_1/abort"
+    assert [route for route, _ in client.sent] == ["/session/ses_1/abort", last]
+
+
 def test_last_words_are_read_while_more_are_said() -> None:
     server = ocloop.Outside(Options(), print)
 
@@ -6869,6 +6894,7 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     run_file = RunFile(str(plan))
     run_file.write({**story.record(1), "pid": 4711})
     assert "no login" in said()
+    assert os.listdir(run_file.folder) == [run_file.name], "looking makes no lock"
     plan.write_text("- [ ] two\n")  # after the run
     assert re.search(r"^gone .* 1  one$", said(), re.MULTILINE)
     assert run_file.acquire() == 0
@@ -6876,6 +6902,9 @@ def test_status_of_a_run_that_starts_tells_nothing_of_the_last_one(
     assert starting in said() and "no login" not in said()
     run = json.loads(said("--json"))["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
+    assert run_file.lock
+    os.close(run_file.lock)  # it ended, and could not write: the disk was full
+    assert json.loads(said("--json"))["run"] is None
 
 
 def in_git(folder: Path, *words: str) -> None:
