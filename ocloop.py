@@ -4780,8 +4780,8 @@ class StreamReader:
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
-# What the system tells of processes: from /proc where it is, else from `ps`, else nothing. All that
-# ocloop starts carries a mark in its environment: so it is found in groups of its own, too.
+# They are known from /proc where that is, else from `ps`, else not at all. All that ocloop starts
+# carries a mark in its environment, by which it is found in groups of its own, too.
 
 PROC = "/proc"
 MARK = "OCLOOP_RUN"
@@ -4791,6 +4791,17 @@ PS = {
     "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,pgid=,rss=,command="),
     "linux": ("ps", "axeww", "-o", "pid=,pgid=,rss=,args="),
 }.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,pgid=,rss=,command="))
+
+
+def said_by(argv: Sequence[str], seconds: float) -> bytes | None:
+    """What a program prints; None where it is not there, fails, or takes longer than that."""
+    quiet = subprocess.DEVNULL
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        return subprocess.check_output(argv, stdin=quiet, stderr=quiet, timeout=seconds)
+    return None
+
+
+Popen = subprocess.Popen[bytes]
 
 
 class Process(NamedTuple):
@@ -4803,26 +4814,22 @@ class Process(NamedTuple):
 def list_processes() -> list[Process]:
     """All processes; none where there is no `ps` either, or it takes other options."""
     found = []
-    if os.path.isdir(f"{PROC}/self"):
-        page = os.sysconf("SC_PAGE_SIZE") >> 10
-        how: Json = {"encoding": "utf-8", "errors": "replace"}
-        for pid in filter(str.isdigit, os.listdir(PROC)):
-            environment = ""
-            with suppress(OSError), open(f"{PROC}/{pid}/environ", **how) as file:
-                environment = file.read(8 << 20)  # who likes can make theirs look endless
-            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
-                _state, _parent, group, *more = file.read().rpartition(")")[2].split()
-                marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
-                found.append(Process(int(pid), int(group), int(more[18]) * page, marks))
+    if not os.path.isdir(f"{PROC}/self"):
+        told = said_by(PS, 5.0) or b""
+        rows = re.findall(r"(?m)^ *(\d+) +(\d+) +(\d+) (.*)", told.decode("utf-8", "replace"))
+        for pid, group, memory, words in rows:
+            marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
+            found.append(Process(int(pid), int(group), int(memory), marks))
         return found
-    told = ""
-    with suppress(OSError, subprocess.SubprocessError):
-        how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 5.0}
-        told = subprocess.check_output(PS, encoding="utf-8", errors="replace", **how)
-    row = r"^ *(\d+) +(\d+) +(\d+) (.*)"
-    for pid, group, memory, words in re.findall(row, told, re.MULTILINE):
-        marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
-        found.append(Process(int(pid), int(group), int(memory), marks))
+    page = os.sysconf("SC_PAGE_SIZE") >> 10
+    for pid in filter(str.isdigit, os.listdir(PROC)):
+        environment = ""
+        with suppress(OSError), open(f"{PROC}/{pid}/environ", errors="replace") as file:
+            environment = file.read(8 << 20)  # who likes can make theirs look endless
+        with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", errors="replace") as file:
+            _state, _parent, group, *more = file.read().rpartition(")")[2].split()
+            marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
+            found.append(Process(int(pid), int(group), int(more[18]) * page, marks))
     return found
 
 
@@ -4831,14 +4838,14 @@ def group_memory(group: int) -> int:
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def wait_for_end(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
+def wait_for_end(process: Popen, seconds: float | None) -> int | None:
     """Its exit status; None when it runs for longer than that."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     return None
 
 
-def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+def signal_group(process: Popen, number: int) -> None:
     """Signal a child's process group; OSError when nothing of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
     if process.returncode is not None:
@@ -4848,7 +4855,7 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     os.killpg(process.pid, number)
 
 
-def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
+def end_group(process: Popen, patience: float, mark: str) -> None:
     """End a child's process group: SIGTERM, after `patience` seconds SIGKILL, until nothing of it
     is left; then SIGKILL to what carries the mark: tools that went into groups of their own."""
     with suppress(OSError):
@@ -4868,9 +4875,9 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
         time.sleep(0.02)  # one that is just being executed shows no environment for a moment
 
 
-def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program; in a session of its own it reads nothing, and ctrl-c and ctrl-z in our
-    terminal are not its. What `run` holds back of signals would be blocked for it, too."""
+def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> Popen:
+    """Start a program; in a session of its own it reads nothing, and hears no ctrl-c and ctrl-z of
+    our terminal. What `run` blocks of signals for itself is not blocked there."""
     if own_session:
         how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **how}
     held_back = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTTOU)
@@ -4886,8 +4893,7 @@ LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 
 def lend_libraries(folder: str, environment: dict[str, str]) -> None:
-    """Name the folder ("": there is none) to what unpacks libraries there and runs them, as long as
-    it is ours alone."""
+    """Have them unpacked in that folder ("": there is none), while nobody else can write there."""
     with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
         if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
             environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
@@ -4903,12 +4909,11 @@ def remove_libraries(folder: str, before: float = NEVER) -> None:
             os.rmdir(folder)
 
 
-# The guard is a small shell that holds a pipe from ocloop: when that ends without the word "over",
+# The guard is a small shell that reads a pipe from ocloop: when that ends without the word "over",
 # ocloop was killed, and the guard ends what it started. Its arguments: the mark (a whole entry of
-# an environment; that of a check or of `attach` is longer), where /proc is, the command that lists
-# processes where there is none, the folder with OpenCode's libraries, and what they are called. The
-# 48th and 49th word behind the name in `stat` say where an environment begins and ends: one that is
-# made to look endless is not read.
+# an environment; that of a check or of `attach` is longer), PROC, PS, the folder of OpenCode's
+# libraries, LIBRARY. The 48th and 49th word behind the name in `stat` say where an environment
+# begins and ends: one that is made to look endless is not read.
 GUARD = """\
 trap '' HUP INT TERM
 mark=$1 proc=$2 ps=$3
@@ -4940,15 +4945,13 @@ for signal in TERM KILL; do
     for pid in $(marked); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
-[ -d "$4" ] && [ ! -L "$4" ] || exit 0
-ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
-exit 0
+[ -L "$4" ] || ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 """
 
 
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────
-# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else.
+# What the run asks for is done here, each request on a thread of its own: whatever hangs (a file
+# system, a check of an hour, a server that is being started) holds up nothing else.
 
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
@@ -4956,11 +4959,8 @@ ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 class Outside:
     """The world as a run knows it: OpenCode's server (ours, with all that it starts, or that of
-    --server), the files that are read, and the commands of a person.
-
-    A request is the name of a method, of this or of the server's dialect, and its arguments. What
-    that returns, or the RequestError or Problem that it raises, is posted as an Answer.
-    """
+    --server), the files that are read, and the commands of a person. A request is for a method of
+    this or of the server's dialect; what that returns or raises is posted as an Answer."""
 
     def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
@@ -4969,20 +4969,20 @@ class Outside:
         self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
         self.mark = os.urandom(12).hex()  # of the server
         self.check_mark = f"{self.mark}.check"
-        self.guard: subprocess.Popen[bytes] | None = None
+        self.guard: Popen | None = None
         self.libraries = libraries  # the folder into which OpenCode unpacks them; "": there is none
         known = self.environment if options.server else {}
         self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
         password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
         self.password = password or ""  # each start has one of its own
-        self.process: subprocess.Popen[bytes] | None = None  # the server
+        self.process: Popen | None = None  # the server
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
-        self.check: subprocess.Popen[bytes] | None = None  # while it runs
+        self.check: Popen | None = None  # while it runs
         self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
 
@@ -5001,22 +5001,20 @@ class Outside:
             place = self if hasattr(self, request.name) else self.dialect
             if place is None:
                 raise RequestError(0, "the server is not running")
-            answer = Answer(request, getattr(place, request.name)(*request.args))
+            self.post(Answer(request, getattr(place, request.name)(*request.args)))
+        except (RequestError, Problem) as error:
+            self.post(Answer(request, error=error))
         except Exception as error:  # what a server says decides of which kind it is
-            if not isinstance(error, (RequestError, Problem)):
-                error = RequestError(0, f"{type(error).__name__}: {error}")
-            answer = Answer(request, error=error)
-        self.post(answer)
+            self.post(Answer(request, error=RequestError(0, f"{type(error).__name__}: {error}")))
 
     def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
         generation of OpenCode. Raises Problem."""
-        options = self.options
         with self.turn:
             self.stop_server()
             self._guard(0)  # it is there before there is something to guard
             try:
-                url = options.server or self._launch()
+                url = self.options.server or self._launch()
                 self.dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop_server()
@@ -5030,22 +5028,20 @@ class Outside:
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
         self.last_lines.clear()
-        port = self.options.port
-        if port and not port_is_free(port):
+        options = self.options
+        if not port_is_free(options.port):
             advice = "choose another one with --port, or leave --port out for a free one"
-            raise Problem(f"port {port} is taken: {advice}")
-        argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
+            raise Problem(f"port {options.port} is taken, or is none: {advice}")
+        argv = [*options.opencode, "serve", "--hostname=127.0.0.1", f"--port={options.port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
-        environment = {**self.environment, **login_environment(self.username, self.password)}
-        environment[MARK] = self.mark
-        lend_libraries(self.libraries, environment)
+        env = {**self.environment, **login_environment(self.username, self.password)}
+        env[MARK] = self.mark
+        lend_libraries(self.libraries, env)
         try:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
-                process = spawn(
-                    argv, cwd=self.options.directory, env=environment, stdout=subprocess.PIPE
-                )
+                process = spawn(argv, cwd=options.directory, env=env, stdout=subprocess.PIPE)
                 self.process = process
                 self._guard(process.pid)
         except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
@@ -5055,19 +5051,18 @@ class Outside:
 
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
-        try:
+        how = f"did not start within {START_TIMEOUT:.0f} s"
+        with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
             if url:
                 return url
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
-        except queue.Empty:
-            how = f"did not start within {START_TIMEOUT:.0f} s"
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
-        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
-        rest is kept for its last words."""
+        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, and in the
+        end ""; the last lines are kept."""
         printed = iter(lambda: stdout.readline(1 << 16), b"")
         lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in printed)
         for line in without_secrets(lines):
@@ -5081,7 +5076,7 @@ class Outside:
     def _last_words(self) -> str:
         return "".join(f"\n  {line}" for line in list(self.last_lines))
 
-    def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
+    def _watch(self, process: Popen, launch: int) -> None:
         problem = ENDED_BY_ITSELF.format(process.wait())
         if self.process is process:
             time.sleep(0.1)  # for its last lines
@@ -5117,8 +5112,8 @@ class Outside:
         """Interrupt the session, and end what we started."""
         with self.turn:
             with self.lock:
-                process, self.process = self.process, None
-                dialect, self.dialect = self.dialect, None
+                process, dialect = self.process, self.dialect
+                self.process = self.dialect = None
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
@@ -5133,10 +5128,8 @@ class Outside:
         dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
-                # What is not at rest when its server ends leaves a claim behind, with which another
-                # process of OpenCode 2 may wake it.
-                until = time.monotonic() + 2.0
                 dialect.interrupt(session, Prompt(""), 0)
+                until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
                 while dialect.at_work(session) and time.monotonic() < until:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
@@ -5146,7 +5139,7 @@ class Outside:
                 dialect.interrupt(session, Prompt(""), 0)
 
     def measure_server(self) -> int:
-        """Resident MiB of its process group. What else grows as the night goes on is removed."""
+        """Resident MiB of its process group; the libraries grow as the night goes on, too."""
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
         process = self.process
         return group_memory(process.pid) if process else 0
@@ -5167,9 +5160,9 @@ class Outside:
         """Tell the guard which process group to end, too (0: none), or that all is over."""
         with suppress(OSError):
             if self.guard is None:
-                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)]
-                argv += [self.libraries, LIBRARY]
+                given = (self.mark, PROC, " ".join(PS), self.libraries, LIBRARY)
                 how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
+                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", *given]
                 self.guard = spawn(argv, cwd="/", env=self.environment, **how)
             assert self.guard.stdin
             self.guard.stdin.write(f"{word}\n".encode())
@@ -5179,11 +5172,9 @@ class Outside:
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    def _shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int
-    ) -> subprocess.Popen[bytes]:
+    def _shell(self, command: str, facts: dict[str, str], cwd: str, stdout: int) -> Popen:
         """Start a command of a person's. No environment holds all that a plan or a model says."""
-        env: dict[str, Any] = dict(self.environment)
+        env: Json = dict(self.environment)
         for name, value in facts.items():
             env[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(["/bin/sh", "-c", command], cwd=cwd, env=env, stdout=stdout)
@@ -5196,27 +5187,26 @@ class Outside:
                 return CheckResult(126, "", interrupted=True)
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             self.check = process
+        output: Any = process.stdout
         tail = bytearray()
 
         def read() -> None:
             """All of it, since a full pipe would stop it; the last of it is kept."""
-            output: Any = process.stdout
             for piece in iter(lambda: output.read1(1 << 16), b""):
                 tail.extend(piece)
                 del tail[:-LONGEST_TAIL]
 
         reading = in_thread(read)
-        late = ""
         status = wait_for_end(process, options.check_timeout or None)
-        if status is None:
-            status = 124
-            late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         end_group(process, 0.5, self.check_mark)
         with self.lock:
             self.check = None
         reading.join(1)  # what it left behind may still write
         said = bytes(tail).decode("utf-8", "replace").strip()
-        return CheckResult(status, said + late, interrupted=not self.check_is_wanted)
+        if status is None:
+            status = 124
+            said += f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
+        return CheckResult(status, said, interrupted=not self.check_is_wanted)
 
     def stop_check(self) -> None:
         with self.lock:
@@ -5237,7 +5227,7 @@ class Outside:
 
 
 def port_is_free(port: int) -> bool:
-    with suppress(OSError), socket.socket() as probe:
+    with suppress(OSError, OverflowError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
         return True
@@ -5467,9 +5457,9 @@ def why_no_screen() -> str:
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run reads, and what it leaves for others, private to the user: its log, and per plan a lock
-# that dies with its owner and a state file, which `status` and `attach` read. All is written on one
-# thread, so that a file system that hangs holds up neither the run nor its end.
+# What a run reads, and what it leaves for its user alone: the log, and per plan a lock that ends
+# with its owner and a state file, for `status` and `attach`. All is written on one thread: a file
+# system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int, most: int) -> str:
@@ -5488,7 +5478,7 @@ def read_whole(number: int, most: int) -> str:
 def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem."""
     try:  # a pipe is not waited for
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         return read_whole(number, LARGEST_TEXT), ""
     except OSError as error:
         return None, (
@@ -5545,7 +5535,7 @@ class Log:
 
     def _append(self, left: bytes) -> None:
         """All of it or nothing, since half a line would make the file unreadable for others."""
-        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         if not self.path.startswith("/dev/"):
             how |= os.O_NOFOLLOW  # whoever may write into its folder could put a link there
         number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
@@ -5631,7 +5621,7 @@ class RunFile:
             flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
             number = open_ours(self.folder, self.lock_name, flags)
         else:
-            number = os.open(self.home, os.O_RDONLY | os.O_CLOEXEC)
+            number = os.open(self.home, os.O_RDONLY)
         try:
             fcntl.flock(number, how | fcntl.LOCK_NB)
         except OSError:
@@ -5667,9 +5657,8 @@ class RunFile:
 def read_record(folder: str, name: str) -> Json:
     try:
         record = as_dict(json.loads(read_whole(open_ours(folder, name, os.O_RDONLY), LARGEST)))
-        # What is nested too deep to be shown is not ours, nor a plan that no file can be.
-        json.dumps(all_printable([[[record]]]))
-        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
+        json.dumps(all_printable([[[record]]]))  # what is nested too deep to be shown is not ours
+        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record  # no path of a file
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -5688,11 +5677,11 @@ def private(folder: str) -> Iterator[int]:
     """The descriptor of a folder of our own, which is made where it is missing. OSError where it
     is a link, or somebody else may write into it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = os.fstat(number)
         is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
-        if not is_ours or not os.access(folder, os.W_OK | os.X_OK):
+        if not (is_ours and os.access(folder, os.W_OK | os.X_OK)):
             raise PermissionError(errno.EPERM, "it cannot be written, or others may write into it")
         yield number
     finally:
@@ -5701,7 +5690,7 @@ def private(folder: str) -> Iterator[int]:
 
 def open_ours(folder: str, name: str, flags: int) -> int:
     """A file in a folder of our own, never by way of a link, nor one that is somebody else's."""
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     with private(folder) as place:
         number = os.open(name, flags, 0o600, dir_fd=place)
     found = os.fstat(number)
@@ -5717,22 +5706,21 @@ def private_folder() -> tuple[str, str]:
     given = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(given):  # its specification says so: else it would follow the working folder
         home = [given]
-    wanted = os.path.join(home[-1], "ocloop")
     temporary = os.environ.get("TMPDIR") or "/tmp"
+    wanted = os.path.join(home[-1], "ocloop")
     fallback = os.path.join(temporary, f"ocloop-{os.getuid()}")
-    said = f"{wanted} cannot be used: using {fallback}"
-    for folder, above, problem in ((wanted, home, ""), (fallback, [temporary], said)):
+    for folder, above in ((wanted, home), (fallback, [temporary])):
         # Without HOME and an entry of this user's, "~" stays.
         if os.path.isabs(folder) and all(map(is_safe, above)):
             with suppress(OSError), private(folder):
-                return folder, problem
+                is_wanted = folder == wanted
+                return folder, "" if is_wanted else f"{wanted} cannot be used: using {fallback}"
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
 
 
 def is_safe(folder: str) -> bool:
-    """Whether nobody but root can put something else in the place of what is ours in it; as root,
-    `sudo` may have left us another's home."""
+    """Whether nobody but root could replace what is ours in it. As root, it may be another's."""
     with suppress(OSError):
         found = os.stat(folder)
         is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
@@ -5745,15 +5733,9 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        said = subprocess.check_output(  # whoever works there is not disturbed
-            ["git", "--no-optional-locks", "-C", directory, *arguments],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=GIT_WITHIN,
-        )
-        return said.decode("utf-8", "surrogateescape").strip("\n")
-    return None
+    argv = ["git", "--no-optional-locks", "-C", directory, *arguments]  # it disturbs nobody's work
+    said = said_by(argv, GIT_WITHIN)
+    return None if said is None else said.decode("utf-8", "surrogateescape").strip("\n")
 
 
 def changes_since(directory: str, commit: str) -> Json | None:
@@ -5762,8 +5744,8 @@ def changes_since(directory: str, commit: str) -> Json | None:
     differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
     if differ is None:  # without a run, git is not let loose on what may be somebody else's
         return None
-    rows = re.findall(r"^(\d+|-)\t(\d+|-)\t", differ, re.MULTILINE)  # "-": it is binary
-    added, removed = (sum(int(row[i]) for row in rows if row[i] != "-") for i in (0, 1))
+    rows = re.findall(r"(?m)^(\d*)-?\t(\d*)-?\t", differ)  # "-": it is binary
+    added, removed = (sum(int(row[i] or 0) for row in rows) for i in (0, 1))
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
     names = list(filter(None, others.split("\0")))
     until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind

@@ -5160,6 +5160,12 @@ PropertyNameExpected at line 3, column 23
 --- End ---"""
 
 
+def test_a_port_that_is_none_is_a_sentence_at_once() -> None:
+    with pytest.raises(Problem, match="port 70000 is taken, or is none: choose") as problem:
+        ocloop.Outside(Options(port=70000), print)._launch()
+    assert not problem.value.again
+
+
 def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     monkeypatch.delenv("OPENCODE_PASSWORD", raising=False)
     monkeypatch.delenv("OPENCODE_SERVER_USERNAME", raising=False)
