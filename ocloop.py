@@ -4968,9 +4968,8 @@ class Outside:
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
         self.mark = os.urandom(12).hex()  # of the server
-        self.check_mark = f"{self.mark}.check"
         self.guard: Popen | None = None
-        self.libraries = libraries  # the folder into which OpenCode unpacks them; "": there is none
+        self.libraries = libraries  # the folder for those that OpenCode unpacks; "": there is none
         known = self.environment if options.server else {}
         self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
         password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
@@ -5078,9 +5077,11 @@ class Outside:
 
     def _watch(self, process: Popen, launch: int) -> None:
         problem = ENDED_BY_ITSELF.format(process.wait())
-        if self.process is process:
-            time.sleep(0.1)  # for its last lines
-            self.post(ServerDied(launch, problem + self._last_words()))
+        time.sleep(0.1)  # for its last lines
+        with self.turn:
+            if self.process is process:
+                self.post(ServerDied(launch, problem + self._last_words()))
+                self.stop_server()  # neither we nor the guard may end its number later
 
     def _meet(self, url: str) -> tuple[OpenCode, str]:
         """Wait until it answers; the dialect that it speaks, and its version."""
@@ -5145,7 +5146,7 @@ class Outside:
         return group_memory(process.pid) if process else 0
 
     def close(self, session: str = "") -> None:
-        """Stop for good. If that is not waited for to its end, the guard does the rest."""
+        """Stop for good. What of it is not waited for the guard does."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
@@ -5181,7 +5182,7 @@ class Outside:
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
-        facts = {**facts, MARK: self.check_mark}
+        facts = {**facts, MARK: f"{self.mark}.check"}
         with self.lock:
             if self.closing or not self.check_is_wanted:
                 return CheckResult(126, "", interrupted=True)
@@ -5198,7 +5199,7 @@ class Outside:
 
         reading = in_thread(read)
         status = wait_for_end(process, options.check_timeout or None)
-        end_group(process, 0.5, self.check_mark)
+        self.stop_check()
         with self.lock:
             self.check = None
         reading.join(1)  # what it left behind may still write
@@ -5212,7 +5213,7 @@ class Outside:
         with self.lock:
             process = self.check
         if process:
-            end_group(process, 0.5, self.check_mark)
+            end_group(process, 0.5, f"{self.mark}.check")
 
     def notify(self, facts: dict[str, str]) -> None:
         """It may outlive the run: what it starts carries no mark."""
@@ -5478,13 +5479,10 @@ def read_whole(number: int, most: int) -> str:
 def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem."""
     try:  # a pipe is not waited for
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        return read_whole(number, LARGEST_TEXT), ""
+        return read_whole(os.open(path, os.O_RDONLY | os.O_NONBLOCK), LARGEST_TEXT), ""
     except OSError as error:
-        return None, (
-            f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
-            f"--{what}, or write a starter with `bootstrap`"
-        )
+        advice = f"put it there, name another with --{what}, or write a starter with `bootstrap`"
+        return None, f"the {what} {path} cannot be read ({error.strerror}): {advice}"
 
 
 class Writer:
@@ -5492,7 +5490,7 @@ class Writer:
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        # A file system may hang: what is more than that is dropped.
+        # While a file system hangs, what is more than that is dropped.
         self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
         self.thread = in_thread(self._run)
 
@@ -5565,8 +5563,8 @@ class Log:
 
 
 class RunFile:
-    """The lock and the state file of one plan, in a private folder that is made sure of before each
-    use. Where there is none, the plan's own folder is locked, and nothing written."""
+    """The lock and the state file of one plan, in a private folder that is looked at before each
+    use. Where there is none, the plan's own folder is locked, and nothing is written."""
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
@@ -5576,13 +5574,11 @@ class RunFile:
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.folder, self.problem = private_folder()
         self.path = os.path.join(self.folder, self.name)
-        # What OpenCode unpacks as it works on this plan; "": nowhere.
-        self.libraries = os.path.join(self.folder, f"{name}.libraries") if self.folder else ""
+        self.libraries = self.folder and os.path.join(self.folder, f"{name}.libraries")
         self.lock: int | None = None  # the file descriptor that holds it
 
     def acquire(self) -> int:
-        """Take the lock until this process ends; returns 0, or the pid of the one that holds it
-        (-1: it does not say)."""
+        """Take the lock until this process ends; returns what `running` does, if another has it."""
         for _ in range(5):  # `status` holds it for a moment, or its owner is just ending
             try:
                 self.lock = self.locked(fcntl.LOCK_EX)
@@ -5604,7 +5600,7 @@ class RunFile:
             os.close(self.locked(fcntl.LOCK_SH))
         except BlockingIOError:
             return self.last_pid() or -1
-        except OSError:
+        except OSError:  # there is no lock, or none can be had
             pass
         return 0
 
@@ -5615,8 +5611,8 @@ class RunFile:
         return 0
 
     def locked(self, how: int) -> int:
-        """The descriptor of what is locked, until it is closed. BlockingIOError where another
-        process has it, another OSError where there are no locks."""
+        """The descriptor of what is locked until it is closed. BlockingIOError where somebody has
+        it, another OSError where it is not there, or no lock can be had."""
         if self.folder:
             flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
             number = open_ours(self.folder, self.lock_name, flags)
@@ -5664,12 +5660,12 @@ def read_record(folder: str, name: str) -> Json:
 
 
 def plans_of_all() -> list[str]:
-    """The plans on this machine that a run of this user's works on, or worked on; newest first."""
+    """The plans that a run of this user's works on, or worked on; the newest run comes first."""
     folder, _problem = private_folder()
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
     records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
-    return [as_text(record, "plan") for record in records if as_text(record, "plan")]
+    return list(filter(None, (as_text(record, "plan") for record in records)))
 
 
 @contextmanager
@@ -5689,14 +5685,13 @@ def private(folder: str) -> Iterator[int]:
 
 
 def open_ours(folder: str, name: str, flags: int) -> int:
-    """A file in a folder of our own, never by way of a link, nor one that is somebody else's."""
+    """Open a file of ours in a folder of our own, never by way of a link."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     with private(folder) as place:
         number = os.open(name, flags, 0o600, dir_fd=place)
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+    if os.fstat(number).st_uid != os.getuid():
         os.close(number)
-        raise PermissionError(errno.EPERM, "it is not a file of ours")
+        raise PermissionError(errno.EPERM, "it is somebody else's")
     return number
 
 

@@ -5204,18 +5204,18 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
         server.start_server(1)
         assert posted.get(timeout=GENEROUS) == StreamOpened()
         first = server.password
-        assert len(first) >= 32 and server.process and server.dialect
-        os.kill(server.process.pid, signal.SIGKILL)
+        process, dialect = server.process, server.dialect
+        assert len(first) >= 32 and process and dialect
+        os.kill(process.pid, signal.SIGKILL)
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            process = server.process
             until(lambda: process.poll() is not None, "its end")
             until(lambda: ocloop.port_is_free(options.port), "the port")
             taken.bind(("127.0.0.1", options.port))
             taken.listen()
             taken.settimeout(2.0)  # the stream would have been connected anew by then
             with pytest.raises(RequestError) as error:
-                server.dialect.create(Prompt("text", "title"))
+                dialect.create(Prompt("text", "title"))
             assert error.value.code == 0 and "has ended" in str(error.value)
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
@@ -5224,6 +5224,7 @@ def test_whoever_takes_the_port_of_a_dead_server_hears_nothing(
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
         assert heard == []
+        assert server.process is None, "a number that may be somebody else's is not kept"
         server.start_server(2)
         assert len(server.password) >= 32 and server.password != first
     finally:
