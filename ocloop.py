@@ -4785,12 +4785,8 @@ class StreamReader:
 
 PROC = "/proc"
 MARK = "OCLOOP_RUN"
-# pid, group, resident KiB, then the command with its environment. macOS spells it -E,
-# the BSDs -e; procps, and with it Linux without /proc in sight, knows `e` among the BSD flags.
-PS = {
-    "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,pgid=,rss=,command="),
-    "linux": ("ps", "axeww", "-o", "pid=,pgid=,rss=,args="),
-}.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,pgid=,rss=,command="))
+# Of all processes, with the environment behind the command, for which macOS has another option.
+PS = ("ps", "-AEww" if sys.platform == "darwin" else "axeww", "-o", "pid=,pgid=,rss=,command=")
 
 
 def said_by(argv: Sequence[str], seconds: float) -> bytes | None:
@@ -4821,7 +4817,7 @@ def list_processes() -> list[Process]:
             marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
             found.append(Process(int(pid), int(group), int(memory), marks))
         return found
-    page = os.sysconf("SC_PAGE_SIZE") >> 10
+    page = os.sysconf("SC_PAGE_SIZE") >> 10  # KiB
     for pid in filter(str.isdigit, os.listdir(PROC)):
         environment = ""
         with suppress(OSError), open(f"{PROC}/{pid}/environ", errors="replace") as file:
@@ -5081,7 +5077,7 @@ class Outside:
         with self.turn:
             if self.process is process:
                 self.post(ServerDied(launch, problem + self._last_words()))
-                self.stop_server()  # neither we nor the guard may end its number later
+                self.stop_server()  # at once: later its number may be somebody else's
 
     def _meet(self, url: str) -> tuple[OpenCode, str]:
         """Wait until it answers; the dialect that it speaks, and its version."""
@@ -5146,7 +5142,7 @@ class Outside:
         return group_memory(process.pid) if process else 0
 
     def close(self, session: str = "") -> None:
-        """Stop for good. What of it is not waited for the guard does."""
+        """Stop for good. Where that takes too long the guard does the rest."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
