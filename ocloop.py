@@ -4780,17 +4780,24 @@ class StreamReader:
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
-# What the system tells of processes: from /proc where it is, else from `ps`, else nothing. All that
-# ocloop starts carries a mark in its environment: so it is found in groups of its own, too.
+# They are known from /proc where that is, else from `ps`, else not at all. All that ocloop starts
+# carries a mark in its environment, by which it is found in groups of its own, too.
 
 PROC = "/proc"
 MARK = "OCLOOP_RUN"
-# pid, group, resident KiB, then the command with its environment. macOS spells it -E,
-# the BSDs -e; procps, and with it Linux without /proc in sight, knows `e` among the BSD flags.
-PS = {
-    "darwin": ("ps", "-A", "-E", "-ww", "-o", "pid=,pgid=,rss=,command="),
-    "linux": ("ps", "axeww", "-o", "pid=,pgid=,rss=,args="),
-}.get(sys.platform, ("ps", "-A", "-e", "-ww", "-o", "pid=,pgid=,rss=,command="))
+# Of all processes, with the environment behind the command, for which macOS has another option.
+PS = ("ps", "-AEww" if sys.platform == "darwin" else "axeww", "-o", "pid=,pgid=,rss=,command=")
+
+
+def said_by(argv: Sequence[str], seconds: float) -> bytes | None:
+    """What a program prints; None where it is not there, fails, or takes longer than that."""
+    quiet = subprocess.DEVNULL
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        return subprocess.check_output(argv, stdin=quiet, stderr=quiet, timeout=seconds)
+    return None
+
+
+Popen = subprocess.Popen[bytes]
 
 
 class Process(NamedTuple):
@@ -4803,26 +4810,22 @@ class Process(NamedTuple):
 def list_processes() -> list[Process]:
     """All processes; none where there is no `ps` either, or it takes other options."""
     found = []
-    if os.path.isdir(f"{PROC}/self"):
-        page = os.sysconf("SC_PAGE_SIZE") >> 10
-        how: Json = {"encoding": "utf-8", "errors": "replace"}
-        for pid in filter(str.isdigit, os.listdir(PROC)):
-            environment = ""
-            with suppress(OSError), open(f"{PROC}/{pid}/environ", **how) as file:
-                environment = file.read(8 << 20)  # who likes can make theirs look endless
-            with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", **how) as file:
-                _state, _parent, group, *more = file.read().rpartition(")")[2].split()
-                marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
-                found.append(Process(int(pid), int(group), int(more[18]) * page, marks))
+    if not os.path.isdir(f"{PROC}/self"):
+        told = said_by(PS, 5.0) or b""
+        rows = re.findall(r"(?m)^ *(\d+) +(\d+) +(\d+) (.*)", told.decode("utf-8", "replace"))
+        for pid, group, memory, words in rows:
+            marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
+            found.append(Process(int(pid), int(group), int(memory), marks))
         return found
-    told = ""
-    with suppress(OSError, subprocess.SubprocessError):
-        how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 5.0}
-        told = subprocess.check_output(PS, encoding="utf-8", errors="replace", **how)
-    row = r"^ *(\d+) +(\d+) +(\d+) (.*)"
-    for pid, group, memory, words in re.findall(row, told, re.MULTILINE):
-        marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
-        found.append(Process(int(pid), int(group), int(memory), marks))
+    page = os.sysconf("SC_PAGE_SIZE") >> 10  # KiB
+    for pid in filter(str.isdigit, os.listdir(PROC)):
+        environment = ""
+        with suppress(OSError), open(f"{PROC}/{pid}/environ", errors="replace") as file:
+            environment = file.read(8 << 20)  # who likes can make theirs look endless
+        with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", errors="replace") as file:
+            _state, _parent, group, *more = file.read().rpartition(")")[2].split()
+            marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
+            found.append(Process(int(pid), int(group), int(more[18]) * page, marks))
     return found
 
 
@@ -4831,14 +4834,14 @@ def group_memory(group: int) -> int:
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def wait_for_end(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
+def wait_for_end(process: Popen, seconds: float | None) -> int | None:
     """Its exit status; None when it runs for longer than that."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     return None
 
 
-def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+def signal_group(process: Popen, number: int) -> None:
     """Signal a child's process group; OSError when nothing of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
     if process.returncode is not None:
@@ -4848,7 +4851,7 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     os.killpg(process.pid, number)
 
 
-def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> None:
+def end_group(process: Popen, patience: float, mark: str) -> None:
     """End a child's process group: SIGTERM, after `patience` seconds SIGKILL, until nothing of it
     is left; then SIGKILL to what carries the mark: tools that went into groups of their own."""
     with suppress(OSError):
@@ -4868,9 +4871,9 @@ def end_group(process: subprocess.Popen[bytes], patience: float, mark: str) -> N
         time.sleep(0.02)  # one that is just being executed shows no environment for a moment
 
 
-def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program; in a session of its own it reads nothing, and ctrl-c and ctrl-z in our
-    terminal are not its. What `run` holds back of signals would be blocked for it, too."""
+def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> Popen:
+    """Start a program; in a session of its own it reads nothing, and hears no ctrl-c and ctrl-z of
+    our terminal. What `run` blocks of signals for itself is not blocked there."""
     if own_session:
         how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **how}
     held_back = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTTOU)
@@ -4886,8 +4889,7 @@ LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 
 def lend_libraries(folder: str, environment: dict[str, str]) -> None:
-    """Name the folder ("": there is none) to what unpacks libraries there and runs them, as long as
-    it is ours alone."""
+    """Have them unpacked in that folder ("": there is none), while nobody else can write there."""
     with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
         if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
             environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
@@ -4903,12 +4905,11 @@ def remove_libraries(folder: str, before: float = NEVER) -> None:
             os.rmdir(folder)
 
 
-# The guard is a small shell that holds a pipe from ocloop: when that ends without the word "over",
+# The guard is a small shell that reads a pipe from ocloop: when that ends without the word "over",
 # ocloop was killed, and the guard ends what it started. Its arguments: the mark (a whole entry of
-# an environment; that of a check or of `attach` is longer), where /proc is, the command that lists
-# processes where there is none, the folder with OpenCode's libraries, and what they are called. The
-# 48th and 49th word behind the name in `stat` say where an environment begins and ends: one that is
-# made to look endless is not read.
+# an environment; that of a check or of `attach` is longer), PROC, PS, the folder of OpenCode's
+# libraries, LIBRARY. The 48th and 49th word behind the name in `stat` say where an environment
+# begins and ends: one that is made to look endless is not read.
 GUARD = """\
 trap '' HUP INT TERM
 mark=$1 proc=$2 ps=$3
@@ -4940,15 +4941,13 @@ for signal in TERM KILL; do
     for pid in $(marked); do kill -$signal "$pid" 2>/dev/null; done
     [ $signal = TERM ] && sleep 1
 done
-[ -d "$4" ] && [ ! -L "$4" ] || exit 0
-ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
-exit 0
+[ -L "$4" ] || ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
 """
 
 
 # ── outside ───────────────────────────────────────────────────────────────────────────────────────
-# What the run asks for is done here, each request on a thread of its own, so that whatever hangs (a
-# file system, a check of an hour, a server that is being started) holds up nothing else.
+# What the run asks for is done here, each request on a thread of its own: whatever hangs (a file
+# system, a check of an hour, a server that is being started) holds up nothing else.
 
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
@@ -4956,11 +4955,8 @@ ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
 class Outside:
     """The world as a run knows it: OpenCode's server (ours, with all that it starts, or that of
-    --server), the files that are read, and the commands of a person.
-
-    A request is the name of a method, of this or of the server's dialect, and its arguments. What
-    that returns, or the RequestError or Problem that it raises, is posted as an Answer.
-    """
+    --server), the files that are read, and the commands of a person. A request is for a method of
+    this or of the server's dialect; what that returns or raises is posted as an Answer."""
 
     def __init__(self, options: Options, post: Callable[[Any], None], libraries: str = "") -> None:
         self.options = options
@@ -4968,24 +4964,26 @@ class Outside:
         self.environment = dict(os.environ)  # a copy: the screen changes ours
         self.environment.pop(MARK, None)  # of another ocloop, which would end our guard with us
         self.mark = os.urandom(12).hex()  # of the server
-        self.check_mark = f"{self.mark}.check"
-        self.guard: subprocess.Popen[bytes] | None = None
-        self.libraries = libraries  # the folder into which OpenCode unpacks them; "": there is none
+        self.guard: Popen | None = None
+        self.libraries = libraries  # the folder for those that OpenCode unpacks; "": there is none
         known = self.environment if options.server else {}
         self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
         password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
         self.password = password or ""  # each start has one of its own
-        self.process: subprocess.Popen[bytes] | None = None  # the server
+        self.process: Popen | None = None  # the server
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.turn = threading.RLock()  # held while it is started or stopped
         self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
         self.closing = False
-        self.check: subprocess.Popen[bytes] | None = None  # until it has ended, or is stopped
+        self.check: Popen | None = None  # while it runs
+        self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
+        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
+            self.check_is_wanted = request.name == "run_check"
         if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
             return
@@ -4998,22 +4996,20 @@ class Outside:
             place = self if hasattr(self, request.name) else self.dialect
             if place is None:
                 raise RequestError(0, "the server is not running")
-            answer = Answer(request, getattr(place, request.name)(*request.args))
+            self.post(Answer(request, getattr(place, request.name)(*request.args)))
+        except (RequestError, Problem) as error:
+            self.post(Answer(request, error=error))
         except Exception as error:  # what a server says decides of which kind it is
-            if not isinstance(error, (RequestError, Problem)):
-                error = RequestError(0, f"{type(error).__name__}: {error}")
-            answer = Answer(request, error=error)
-        self.post(answer)
+            self.post(Answer(request, error=RequestError(0, f"{type(error).__name__}: {error}")))
 
     def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
         generation of OpenCode. Raises Problem."""
-        options = self.options
         with self.turn:
             self.stop_server()
             self._guard(0)  # it is there before there is something to guard
             try:
-                url = options.server or self._launch()
+                url = self.options.server or self._launch()
                 self.dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop_server()
@@ -5027,22 +5023,20 @@ class Outside:
     def _launch(self) -> str:
         """Start the process; returns its URL once it listens."""
         self.last_lines.clear()
-        port = self.options.port
-        if port and not port_is_free(port):
+        options = self.options
+        if not port_is_free(options.port):
             advice = "choose another one with --port, or leave --port out for a free one"
-            raise Problem(f"port {port} is taken: {advice}")
-        argv = [*self.options.opencode, "serve", "--hostname=127.0.0.1", f"--port={port}"]
+            raise Problem(f"port {options.port} is taken, or is none: {advice}")
+        argv = [*options.opencode, "serve", "--hostname=127.0.0.1", f"--port={options.port}"]
         self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
-        environment = {**self.environment, **login_environment(self.username, self.password)}
-        environment[MARK] = self.mark
-        lend_libraries(self.libraries, environment)
+        env = {**self.environment, **login_environment(self.username, self.password)}
+        env[MARK] = self.mark
+        lend_libraries(self.libraries, env)
         try:
             with self.lock:
                 if self.closing:
                     raise Problem("stopped while starting")
-                process = spawn(
-                    argv, cwd=self.options.directory, env=environment, stdout=subprocess.PIPE
-                )
+                process = spawn(argv, cwd=options.directory, env=env, stdout=subprocess.PIPE)
                 self.process = process
                 self._guard(process.pid)
         except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
@@ -5052,19 +5046,18 @@ class Outside:
 
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
-        try:
+        how = f"did not start within {START_TIMEOUT:.0f} s"
+        with suppress(queue.Empty):
             url = found.get(timeout=START_TIMEOUT)
             if url:
                 return url
             how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
-        except queue.Empty:
-            how = f"did not start within {START_TIMEOUT:.0f} s"
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
-        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, or "". The
-        rest is kept for its last words."""
+        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, and in the
+        end ""; the last lines are kept."""
         printed = iter(lambda: stdout.readline(1 << 16), b"")
         lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in printed)
         for line in without_secrets(lines):
@@ -5078,11 +5071,13 @@ class Outside:
     def _last_words(self) -> str:
         return "".join(f"\n  {line}" for line in list(self.last_lines))
 
-    def _watch(self, process: subprocess.Popen[bytes], launch: int) -> None:
+    def _watch(self, process: Popen, launch: int) -> None:
         problem = ENDED_BY_ITSELF.format(process.wait())
-        if self.process is process:
-            time.sleep(0.1)  # for its last lines
-            self.post(ServerDied(launch, problem + self._last_words()))
+        time.sleep(0.1)  # for its last lines
+        with self.turn:
+            if self.process is process:
+                self.post(ServerDied(launch, problem + self._last_words()))
+                self.stop_server()  # at once: later its number may be somebody else's
 
     def _meet(self, url: str) -> tuple[OpenCode, str]:
         """Wait until it answers; the dialect that it speaks, and its version."""
@@ -5114,8 +5109,8 @@ class Outside:
         """Interrupt the session, and end what we started."""
         with self.turn:
             with self.lock:
-                process, self.process = self.process, None
-                dialect, self.dialect = self.dialect, None
+                process, dialect = self.process, self.dialect
+                self.process = self.dialect = None
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
@@ -5130,26 +5125,28 @@ class Outside:
         dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
-                # What is not at rest when its server ends leaves a claim behind, with which another
-                # process of OpenCode 2 may wake it.
-                until = time.monotonic() + 2.0
                 dialect.interrupt(session, Prompt(""), 0)
+                until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
                 while dialect.at_work(session) and time.monotonic() < until:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
                 dialect.dispose()
+            elif session:
+                time.sleep(1.6)  # a prompt that begins late was not stopped by that
+                dialect.interrupt(session, Prompt(""), 0)
 
     def measure_server(self) -> int:
-        """Resident MiB of its process group. What else grows as the night goes on is removed."""
+        """Resident MiB of its process group; the libraries grow as the night goes on, too."""
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
         process = self.process
         return group_memory(process.pid) if process else 0
 
     def close(self, session: str = "") -> None:
-        """Stop for good. If that is not waited for to its end, the guard does the rest."""
+        """Stop for good. Where that takes too long the guard does the rest."""
         with self.lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
+        self.stop_check()
         if starting:
             end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
         self.stop_server(session)
@@ -5160,9 +5157,9 @@ class Outside:
         """Tell the guard which process group to end, too (0: none), or that all is over."""
         with suppress(OSError):
             if self.guard is None:
-                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", self.mark, PROC, " ".join(PS)]
-                argv += [self.libraries, LIBRARY]
+                given = (self.mark, PROC, " ".join(PS), self.libraries, LIBRARY)
                 how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
+                argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", *given]
                 self.guard = spawn(argv, cwd="/", env=self.environment, **how)
             assert self.guard.stdin
             self.guard.stdin.write(f"{word}\n".encode())
@@ -5172,51 +5169,47 @@ class Outside:
         prompt, other_problem = read_text(self.options.prompt, "prompt")
         return FilesRead(plan, prompt, problem or other_problem)
 
-    def _shell(
-        self, command: str, facts: dict[str, str], cwd: str, stdout: int
-    ) -> subprocess.Popen[bytes]:
+    def _shell(self, command: str, facts: dict[str, str], cwd: str, stdout: int) -> Popen:
         """Start a command of a person's. No environment holds all that a plan or a model says."""
-        env: dict[str, Any] = dict(self.environment)
+        env: Json = dict(self.environment)
         for name, value in facts.items():
             env[name] = value.replace("\0", "").encode("utf-8", "replace")[:4000]
         return spawn(["/bin/sh", "-c", command], cwd=cwd, env=env, stdout=stdout)
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
         options = self.options
-        facts = {**facts, MARK: self.check_mark}
+        facts = {**facts, MARK: f"{self.mark}.check"}
         with self.lock:
-            if self.closing:
+            if self.closing or not self.check_is_wanted:
                 return CheckResult(126, "", interrupted=True)
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             self.check = process
+        output: Any = process.stdout
         tail = bytearray()
 
         def read() -> None:
             """All of it, since a full pipe would stop it; the last of it is kept."""
-            output: Any = process.stdout
             for piece in iter(lambda: output.read1(1 << 16), b""):
                 tail.extend(piece)
                 del tail[:-LONGEST_TAIL]
 
         reading = in_thread(read)
-        late = ""
         status = wait_for_end(process, options.check_timeout or None)
-        if status is None:
-            status = 124
-            late = f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
-        end_group(process, 0.5, self.check_mark)
+        self.stop_check()
         with self.lock:
-            is_stopped = self.check is not process
             self.check = None
         reading.join(1)  # what it left behind may still write
         said = bytes(tail).decode("utf-8", "replace").strip()
-        return CheckResult(status, said + late, is_stopped)
+        if status is None:
+            status = 124
+            said += f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
+        return CheckResult(status, said, interrupted=not self.check_is_wanted)
 
     def stop_check(self) -> None:
         with self.lock:
-            process, self.check = self.check, None
+            process = self.check
         if process:
-            end_group(process, 0.5, self.check_mark)
+            end_group(process, 0.5, f"{self.mark}.check")
 
     def notify(self, facts: dict[str, str]) -> None:
         """It may outlive the run: what it starts carries no mark."""
@@ -5231,7 +5224,7 @@ class Outside:
 
 
 def port_is_free(port: int) -> bool:
-    with suppress(OSError), socket.socket() as probe:
+    with suppress(OSError, OverflowError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
         return True
@@ -5461,9 +5454,9 @@ def why_no_screen() -> str:
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run reads, and what it leaves for others, private to the user: its log, and per plan a lock
-# that dies with its owner and a state file, which `status` and `attach` read. All is written on one
-# thread, so that a file system that hangs holds up neither the run nor its end.
+# What a run reads, and what it leaves for its user alone: the log, and per plan a lock that ends
+# with its owner and a state file, for `status` and `attach`. All is written on one thread: a file
+# system that hangs holds up neither the run nor its end.
 
 
 def read_whole(number: int, most: int) -> str:
@@ -5482,13 +5475,10 @@ def read_whole(number: int, most: int) -> str:
 def read_text(path: str, what: str) -> tuple[str | None, str]:
     """A file's text whatever its bytes, or None and the problem."""
     try:  # a pipe is not waited for
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        return read_whole(number, LARGEST_TEXT), ""
+        return read_whole(os.open(path, os.O_RDONLY | os.O_NONBLOCK), LARGEST_TEXT), ""
     except OSError as error:
-        return None, (
-            f"the {what} {path} cannot be read ({error.strerror}): put it there, name another with "
-            f"--{what}, or write a starter with `bootstrap`"
-        )
+        advice = f"put it there, name another with --{what}, or write a starter with `bootstrap`"
+        return None, f"the {what} {path} cannot be read ({error.strerror}): {advice}"
 
 
 class Writer:
@@ -5496,7 +5486,7 @@ class Writer:
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        # A file system may hang: what is more than that is dropped.
+        # While a file system hangs, what is more than that is dropped.
         self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
         self.thread = in_thread(self._run)
 
@@ -5539,7 +5529,7 @@ class Log:
 
     def _append(self, left: bytes) -> None:
         """All of it or nothing, since half a line would make the file unreadable for others."""
-        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         if not self.path.startswith("/dev/"):
             how |= os.O_NOFOLLOW  # whoever may write into its folder could put a link there
         number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
@@ -5569,8 +5559,8 @@ class Log:
 
 
 class RunFile:
-    """The lock and the state file of one plan, in a private folder that is made sure of before each
-    use. Where there is none, the plan's own folder is locked, and nothing written."""
+    """The lock and the state file of one plan, in a private folder that is looked at before each
+    use. Where there is none, the plan's own folder is locked, and nothing is written."""
 
     def __init__(self, plan: str) -> None:
         real = os.path.realpath(plan)
@@ -5580,13 +5570,11 @@ class RunFile:
         self.name, self.lock_name = f"{name}.json", f"{name}.lock"
         self.folder, self.problem = private_folder()
         self.path = os.path.join(self.folder, self.name)
-        # What OpenCode unpacks as it works on this plan; "": nowhere.
-        self.libraries = os.path.join(self.folder, f"{name}.libraries") if self.folder else ""
+        self.libraries = self.folder and os.path.join(self.folder, f"{name}.libraries")
         self.lock: int | None = None  # the file descriptor that holds it
 
     def acquire(self) -> int:
-        """Take the lock until this process ends; returns 0, or the pid of the one that holds it
-        (-1: it does not say)."""
+        """Take the lock until this process ends; returns what `running` does, if another has it."""
         for _ in range(5):  # `status` holds it for a moment, or its owner is just ending
             try:
                 self.lock = self.locked(fcntl.LOCK_EX)
@@ -5608,7 +5596,7 @@ class RunFile:
             os.close(self.locked(fcntl.LOCK_SH))
         except BlockingIOError:
             return self.last_pid() or -1
-        except OSError:
+        except OSError:  # there is no lock, or none can be had
             pass
         return 0
 
@@ -5619,12 +5607,13 @@ class RunFile:
         return 0
 
     def locked(self, how: int) -> int:
-        """The descriptor of what is locked, until it is closed. BlockingIOError where another
-        process has it, another OSError where there are no locks."""
+        """The descriptor of what is locked until it is closed. BlockingIOError where somebody has
+        it, another OSError where it is not there, or no lock can be had."""
         if self.folder:
-            number = open_ours(self.folder, self.lock_name, os.O_RDWR | os.O_CREAT)
+            flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
+            number = open_ours(self.folder, self.lock_name, flags)
         else:
-            number = os.open(self.home, os.O_RDONLY | os.O_CLOEXEC)
+            number = os.open(self.home, os.O_RDONLY)
         try:
             fcntl.flock(number, how | fcntl.LOCK_NB)
         except OSError:
@@ -5660,20 +5649,19 @@ class RunFile:
 def read_record(folder: str, name: str) -> Json:
     try:
         record = as_dict(json.loads(read_whole(open_ours(folder, name, os.O_RDONLY), LARGEST)))
-        # What is nested too deep to be shown is not ours, nor a plan that no file can be.
-        json.dumps(all_printable([[[record]]]))
-        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record
+        json.dumps(all_printable([[[record]]]))  # what is nested too deep to be shown is not ours
+        return {} if b"\0" in os.fsencode(as_text(record, "plan")) else record  # no path of a file
     except (OSError, ValueError, RecursionError):
         return {}
 
 
 def plans_of_all() -> list[str]:
-    """The plans on this machine that a run of this user's works on, or worked on; newest first."""
+    """The plans that a run of this user's works on, or worked on; the newest run comes first."""
     folder, _problem = private_folder()
     names = os.listdir(folder) if folder else []
     records = [read_record(folder, name) for name in names if name.endswith(".json")]
     records.sort(key=lambda record: as_float(record, "updated"), reverse=True)
-    return [as_text(record, "plan") for record in records if as_text(record, "plan")]
+    return list(filter(None, (as_text(record, "plan") for record in records)))
 
 
 @contextmanager
@@ -5681,11 +5669,11 @@ def private(folder: str) -> Iterator[int]:
     """The descriptor of a folder of our own, which is made where it is missing. OSError where it
     is a link, or somebody else may write into it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = os.fstat(number)
         is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
-        if not is_ours or not os.access(folder, os.W_OK | os.X_OK):
+        if not (is_ours and os.access(folder, os.W_OK | os.X_OK)):
             raise PermissionError(errno.EPERM, "it cannot be written, or others may write into it")
         yield number
     finally:
@@ -5693,14 +5681,13 @@ def private(folder: str) -> Iterator[int]:
 
 
 def open_ours(folder: str, name: str, flags: int) -> int:
-    """A file in a folder of our own, never by way of a link, nor one that is somebody else's."""
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    """Open a file of ours in a folder of our own, never by way of a link."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     with private(folder) as place:
         number = os.open(name, flags, 0o600, dir_fd=place)
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+    if os.fstat(number).st_uid != os.getuid():
         os.close(number)
-        raise PermissionError(errno.EPERM, "it is not a file of ours")
+        raise PermissionError(errno.EPERM, "it is somebody else's")
     return number
 
 
@@ -5710,22 +5697,21 @@ def private_folder() -> tuple[str, str]:
     given = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(given):  # its specification says so: else it would follow the working folder
         home = [given]
-    wanted = os.path.join(home[-1], "ocloop")
     temporary = os.environ.get("TMPDIR") or "/tmp"
+    wanted = os.path.join(home[-1], "ocloop")
     fallback = os.path.join(temporary, f"ocloop-{os.getuid()}")
-    said = f"{wanted} cannot be used: using {fallback}"
-    for folder, above, problem in ((wanted, home, ""), (fallback, [temporary], said)):
+    for folder, above in ((wanted, home), (fallback, [temporary])):
         # Without HOME and an entry of this user's, "~" stays.
         if os.path.isabs(folder) and all(map(is_safe, above)):
             with suppress(OSError), private(folder):
-                return folder, problem
+                is_wanted = folder == wanted
+                return folder, "" if is_wanted else f"{wanted} cannot be used: using {fallback}"
     problem = f"neither {wanted} nor {fallback} can be used: no `status`"
     return "", f"{problem}, and no second loop on any plan in this folder"
 
 
 def is_safe(folder: str) -> bool:
-    """Whether nobody but root can put something else in the place of what is ours in it; as root,
-    `sudo` may have left us another's home."""
+    """Whether nobody but root could replace what is ours in it. As root, it may be another's."""
     with suppress(OSError):
         found = os.stat(folder)
         is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
@@ -5738,15 +5724,9 @@ GIT_WITHIN = 5.0  # seconds: what git says is worth no more
 
 def git(directory: str, *arguments: str) -> str | None:
     """What git says of a project; None where it has nothing to say, or takes too long."""
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        said = subprocess.check_output(  # whoever works there is not disturbed
-            ["git", "--no-optional-locks", "-C", directory, *arguments],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=GIT_WITHIN,
-        )
-        return said.decode("utf-8", "surrogateescape").strip("\n")
-    return None
+    argv = ["git", "--no-optional-locks", "-C", directory, *arguments]  # it disturbs nobody's work
+    said = said_by(argv, GIT_WITHIN)
+    return None if said is None else said.decode("utf-8", "surrogateescape").strip("\n")
 
 
 def changes_since(directory: str, commit: str) -> Json | None:
@@ -5755,8 +5735,8 @@ def changes_since(directory: str, commit: str) -> Json | None:
     differ = git(directory, "diff", *how, commit, "--", ".") if commit else None
     if differ is None:  # without a run, git is not let loose on what may be somebody else's
         return None
-    rows = re.findall(r"^(\d+|-)\t(\d+|-)\t", differ, re.MULTILINE)  # "-": it is binary
-    added, removed = (sum(int(row[i]) for row in rows if row[i] != "-") for i in (0, 1))
+    rows = re.findall(r"(?m)^(\d*)-?\t(\d*)-?\t", differ)  # "-": it is binary
+    added, removed = (sum(int(row[i] or 0) for row in rows) for i in (0, 1))
     others = git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
     names = list(filter(None, others.split("\0")))
     until = time.monotonic() + GIT_WITHIN  # an agent may leave large ones behind
@@ -6158,10 +6138,8 @@ class Driver:
         session = run.talk.id if run.talk else run.server.left_session
         steps: tuple[Callable[[], None], ...] = (
             self._show,
-            # Each on a thread: a start that hangs, as in a file system that is away, has the lock.
-            lambda: in_thread(self.outside.stop_check).join(5.0),
+            # On a thread: a start that hangs, as in a file system that is away, has the lock.
             lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
-            lambda: in_thread(self.outside.stop_check).join(5.0),  # one that was about to start
             self._hear_last,
             self.screen.close,
             lambda: self._record(status),
@@ -6287,8 +6265,9 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     run_file = RunFile(path)
     pid = run_file.running()
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
-    if pid and record.get("pid") != pid:
-        record = {}  # an earlier run's
+    last_pid = pid or run_file.last_pid()
+    if last_pid and record.get("pid") != last_pid:
+        record = {}  # an earlier run's: the last one has not written any, or could not
     states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
     for task in dicts(record, "tasks"):  # as they are now
         text = as_text(task, "text")

@@ -3568,6 +3568,31 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         posted.get(timeout=5)
 
 
+def test_a_check_that_is_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    posted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    options = Options(directory=str(tmp_path), check="echo x >ran", check_timeout=0)
+    outside = ocloop.Outside(options, posted.put)
+    with outside.lock:  # as busy as it can be
+        for name, args in (("run_check", ({},)), ("stop_check", ())):
+            outside.make(Request(name, args))
+    results = [posted.get(timeout=GENEROUS).result for _ in range(2)]
+    assert any(result and result.interrupted for result in results)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_prompt_that_begins_late_on_another_s_server_is_stopped_too(
+    monkeypatch: Patch, is_ours: bool
+) -> None:
+    client = Said({**whole_server(), "POST /session/ses_1/abort": True})
+    client.says["POST /global/dispose"] = True
+    client.process = is_ours or None
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    ocloop.Outside(Options(), print)._say_farewell(a_dialect(client), "ses_1")
+    last = "/global/dispose" if is_ours else "/session/ses_1/abort"
+    assert [route for route, _ in client.sent] == ["/session/ses_1/abort", last]
+
+
 def test_last_words_are_read_while_more_are_said() -> None:
     server = ocloop.Outside(Options(), print)
 
@@ -3895,6 +3920,12 @@ PropertyNameExpected at line 3, column 23
 --- End ---"""
 
 
+def test_a_port_that_is_none_is_a_sentence_at_once() -> None:
+    with pytest.raises(Problem, match="port 70000 is taken, or is none: choose") as problem:
+        ocloop.Outside(Options(port=70000), print)._launch()
+    assert not problem.value.again
+
+
 def test_what_a_server_prints_is_kept_but_no_secret(monkeypatch: Patch) -> None:
     monkeypatch.delenv("OPENCODE_PASSWORD", raising=False)
     monkeypatch.delenv("OPENCODE_SERVER_USERNAME", raising=False)
@@ -3933,22 +3964,23 @@ def test_whoever_takes_a_dead_server_s_port_hears_nothing(
         server.start_server(1)
         assert posted.get(timeout=GENEROUS) == StreamOpened()
         first = server.password
-        assert len(first) >= 32 and server.process and server.dialect
-        os.kill(server.process.pid, signal.SIGKILL)
+        process, dialect = server.process, server.dialect
+        assert len(first) >= 32 and process and dialect
+        os.kill(process.pid, signal.SIGKILL)
         with socket.socket() as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            process = server.process
             until(lambda: process.poll() is not None, "its end")
             until(lambda: ocloop.port_is_free(options.port), "the port")
             taken.bind(("127.0.0.1", options.port))
             taken.listen()
             taken.settimeout(2.0)  # the stream would have been connected anew by then
             with pytest.raises(RequestError) as error:
-                server.dialect.create(Prompt("text", "title"))
+                dialect.create(Prompt("text", "title"))
             assert error.value.code == 0 and "has ended" in str(error.value)
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
-            server.stop_server("ses_1")
+            assert server.process is None, "a number that may be somebody else's is not kept"
+            server._say_farewell(dialect, "ses_1")
             taken.settimeout(0.2)
             with suppress(socket.timeout):
                 heard.append(taken.accept()[0].recv(65536))
@@ -5196,6 +5228,7 @@ def test_status_of_a_start_tells_nothing_of_the_last_run(
     story.fails("auth", "no login")
     run_file.write({**story.record(1), "pid": 4711})
     assert "no login" in say(*words, status=3)
+    assert os.listdir(run_file.folder) == [run_file.name], "looking makes no lock"
     plan.write_text("- [ ] two\n")  # after the run
     assert re.search(r"^gone .* 1  one$", say(*words, status=3), re.MULTILINE)
     assert run_file.acquire() == 0
@@ -5203,6 +5236,9 @@ def test_status_of_a_start_tells_nothing_of_the_last_run(
     assert f"run       starting, process {os.getpid()}" in said and "no login" not in said
     run = json.loads(say(*words, "--json", status=3))["run"]
     assert (run["state"], run["pid"], run.get("reason")) == ("starting", os.getpid(), None)
+    assert run_file.lock
+    os.close(run_file.lock)  # it ended, and could not write: the disk was full
+    assert json.loads(say(*words, "--json", status=3))["run"] is None
 
 
 def in_git(folder: Path, *words: str) -> None:
