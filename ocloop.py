@@ -2191,7 +2191,7 @@ class Files:
             problem = NO_PROMPT.format(self.options.prompt)
         if problem and not self.trouble:
             self.journal.note("warn", problem, "warn")
-        elif self.trouble and not problem:
+        elif self.trouble and self.plan_text and not problem:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
         if is_good or not problem:
@@ -5899,7 +5899,7 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     try:
         argv = shlex.split(asked) or ["opencode"]
     except ValueError as error:
-        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
+        raise Problem(f"--opencode {asked}: mind its quotes ({error})", 2) from None
     found = shutil.which(argv[0])
     if not found and not asked and is_safe(os.path.expanduser("~/")):
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
@@ -5971,9 +5971,10 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if foreign:
         said = f"OpenCode would read {foreign}, which is another user's"
         problems.append(f"{said}: have it removed, or run `git init` here")
+
     log = options.log
-    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
     is_taken = log in (options.plan, options.prompt) or os.path.isdir(log)
+    place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
     if log and (is_taken or not os.access(place, os.W_OK)):
         problems.append(f"the log {log} cannot be written: name another path with --log")
     look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
@@ -6234,7 +6235,7 @@ def rehearse(
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
     rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
-    rehearsal.files.trouble = "".join(problems)  # it was said
+    rehearsal.files.trouble = "".join(problems)  # what was said above is not said again
     run_file.folder = ""  # nothing is left of it
     status = Driver(rehearsal, run_file).work()
     if status != 130:
@@ -6312,10 +6313,11 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
 
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     """What `status --json` says."""
+    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
     state = "ended" if record.get("ended") else "killed"
     if pid:
         state = as_text(record, "state") or "starting"
-    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
+    has_run = pid or record.get("state")
     is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
@@ -6330,10 +6332,8 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "near_misses": [str(near) for near in plan.near_misses],
         "changes": None,  # git is asked for one plan alone
         "next_steps": next_steps(plan, record, is_at_work),
-        "run": {**record, "pid": known_pid, "state": state},
+        "run": {**record, "pid": known_pid, "state": state} if has_run else None,
     }
-    if not record.get("state") and not pid:
-        said["run"] = None
     return {"plan": path, **all_printable(said)}
 
 
@@ -6539,9 +6539,11 @@ examples:
   python3 ocloop.py status         how is it doing? (from any other terminal)
 
 {EXIT_STATUSES}"""
+KEY_LINES = "\n".join(f"  {name:<7} {told}" for name, told in KEYS)
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {name:<7} {told}{chr(10)}" for name, told in KEYS)}
+{KEY_LINES}
+
 Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
@@ -6670,8 +6672,7 @@ def main(words: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")  # not every encoding knows every character
     try:
         given = parse_arguments(words)
-        status: int = given.function(given)
-        return status
+        return int(given.function(given))
     except Problem as problem:
         say(f"ocloop: {problem}", sys.stderr)
         return problem.status

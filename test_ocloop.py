@@ -6654,7 +6654,7 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
     for words, said in (
         ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
         ("/dev/null", "/dev/null is no program: install OpenCode"),
-        ('npx "-y', "cannot be read .No closing quotation.: mind its quotes"),
+        ('npx "-y', ": mind its quotes .No closing quotation"),
     ):
         with pytest.raises(Problem, match=said):
             ocloop.find_opencode(words)
@@ -8648,6 +8648,7 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
             "does not contain {{PLAN_FILE}}",
             "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK",
             ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL",
+            "!can be read again",
         )
     loop = world.fake("--plain", answers=["hang"], tasks=1)
     stopped = world.fake("--dry-run", start="slow:60")
