@@ -5958,8 +5958,8 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
         unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
         if unknown:
-            means = f"{unknown} means nothing here: {', '.join(known)} do"
-            warnings.append(f"{options.prompt}: {means}")
+            means = f"means nothing here: {', '.join(known)} do"
+            warnings.append(f"{options.prompt}: {unknown} {means}")
 
     home = os.path.expanduser("~/")
     if not is_safe(home):
@@ -5973,8 +5973,9 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         problems.append(f"{said}: have it removed, or run `git init` here")
 
     log = options.log
-    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log)
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
+    is_link = os.path.islink(log) and not log.startswith("/dev/")  # those are not followed
+    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log) or is_link
     if log and (is_taken or not os.access(place, os.W_OK)):
         problems.append(f"the log {log} cannot be written: name another path with --log")
     look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
@@ -6091,7 +6092,7 @@ class Driver:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
-            raise RuntimeError("a bug of ocloop's") from error  # `main` makes no sentence of it
+            raise RuntimeError("a bug of ocloop's") from error  # `main` shows all of it
         finally:
             self._leave()
         return self.run.exit_status
@@ -6219,7 +6220,7 @@ class Rehearsal(Run):
         models, agent, _body = self.briefing.read()
         for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
             self.journal.note(kind, name or "OpenCode's own")
-        return 0
+        return 1 if self.briefing.setup.unread else 0  # which was said
 
 
 def rehearse(
@@ -6570,6 +6571,8 @@ def seconds_of(text: str) -> float:
 
 
 # What a value looks like, what becomes of it, and what to write in place of any other.
+_NUMBER = r"\d+(\.\d+)?"
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
 _MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
 _PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
 _COUNT = (r"\d{1,9}", int, "a whole number; 0 means off")
@@ -6577,17 +6580,9 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "N": _COUNT,
     "MIB": _COUNT,
     "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "dollars such as 20 or 0.50; 0 means off"),
-    "DURATION": (
-        r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+",
-        seconds_of,
-        "90, 15m, 2h or 1h30m; 0 means off",
-    ),
+    "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of, "90, 15m, 2h; 0 means off"),
     "PORT": (_PORT, int, "a number up to 65535"),
-    "URL": (
-        rf"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:{_PORT})?(/[^@\s]*)?",
-        str,
-        "http://HOST:PORT, without a login",
-    ),
+    "URL": (rf"https?://{_HOST}(:{_PORT})?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
     "PROVIDER/MODEL": (
         f"{_MODEL}(,{_MODEL})*",
         lambda text: text.split(","),

@@ -6520,7 +6520,7 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
     ("rnu", "invalid choice: 'rnu' (choose from"),
     ("--run", "--run is an option of a command: did you mean `run --run`?"),
     ("--max-cost=3", "did you mean `run --max-cost=3`?"),
-    ("run --max-time soon", "'soon' is no DURATION: write 90, 15m, 2h or 1h30m; 0 means off"),
+    ("run --max-time soon", "'soon' is no DURATION: write 90, 15m, 2h; 0 means off"),
     ("run --stuck few", "'few' is no N: write a whole number"),
     ("run --port 65536", "'65536' is no PORT: write a number up to 65535"),
     ("run --server here", "'here' is no URL: write http://HOST:PORT"),
@@ -6664,7 +6664,9 @@ def test_a_command_that_does_not_exist_is_refused_as_far_as_that_can_be_told(
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert problems(project, log=f"{project}/there.log") == ""
     plan = project / "PLAN.md"
-    for path in (plan, project, project / "gone" / "x.log", plan / "x.log"):
+    link = project / "link"
+    link.symlink_to("there.log")
+    for path in (plan, project, project / "gone" / "x.log", plan / "x.log", link):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
@@ -6759,6 +6761,17 @@ def test_run_refuses_what_a_dry_run_refuses(
     assert "problem   --check: there is no command nobody-has-it" in out
     assert out.count("cannot be read") == 2, "both are named, and neither is shown"
     assert "100 %" not in out
+
+
+@pytest.mark.parametrize("unread, status", [((), 0), (("/project/opencode.json",), 1)])
+def test_a_dry_run_fails_where_a_configuration_is_not_read(
+    unread: tuple[str, ...], status: int
+) -> None:
+    """What it denies would not be denied."""
+    story = Story(start=False, finds={"setup": Setup("a/b", {"a/b": 1000}, unread=unread)})
+    story.run = ocloop.Rehearsal(story.options, NOON)
+    story.hear()
+    assert story.run.exit_status == status
 
 
 def test_a_plan_that_is_complete_needs_no_server(
