@@ -6416,13 +6416,10 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
     elif run:
         how = "ended" if run["state"] == "ended" else "was killed after"
         how += f" {iso_time(run.get('ended') or run.get('updated'))}{said_why(run)}"
-    changed = ""
-    if said["changes"]:
-        form = (
-            "{files} files ({untracked} untracked), +{added} −{removed} since {} (git diff {:.7})"
-        )
-        since, commit = time_of_day(run.get("started")), said["changes"]["commit"]
-        changed = form.format(since, commit, **said["changes"])
+    changes, changed = said["changes"], ""
+    if changes:
+        changed = "{files} files ({untracked} untracked), +{added} −{removed}".format(**changes)
+        changed += f" since {time_of_day(run.get('started'))} (git diff {changes['commit']:.7})"
     # The first line of what the next session is told is for agents.
     output = as_text(as_dict(run, "check"), "told").split("\n")[1:]
     name = os.path.basename(said["plan"])
@@ -6477,8 +6474,8 @@ def attach(given: argparse.Namespace) -> NoReturn:
     os.execvpe(argv[0], argv, environment)
 
 
-# The options of each command. A line without a description begins a group. The defaults in brackets
-# are those of Options; a test holds the two together.
+# The options of each command, as `Parser` reads them: a line without a description begins a group.
+# The defaults in brackets are those of Options; a test holds the two together.
 
 PLAN_OPTION = "--plan PATH           the plan file (PLAN.md)\n"
 RUN_OPTIONS = f"""\
@@ -6614,12 +6611,11 @@ class Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
-
-    def add_options(self, described: str) -> None:
+    def __init__(self, options: str = "", **how: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **how)
         group: argparse._ActionsContainer = self
-        for line in described.splitlines():
+        for line in options.splitlines():
             option, _, what = line.partition("  ")
             *flags, last = option.split()
             what = what.strip()
@@ -6634,17 +6630,18 @@ class Parser(argparse.ArgumentParser):
                 kind = partial(value_of, last)
                 group.add_argument(*flags, metavar=last, help=what, type=kind, action=action)
 
+    def error(self, message: str) -> NoReturn:
+        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
+
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     what = "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task."
-    parser = Parser(prog="ocloop.py", description=what, epilog=HELP, **how)
+    parser = Parser(prog="ocloop.py", description=what, epilog=HELP)
     parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for function, what, options, epilog in COMMANDS:
-        name = function.__name__
-        command = subparsers.add_parser(name, help=what, description=what, epilog=epilog, **how)
-        command.add_options(options)
+        how: Json = {"help": what, "description": what, "epilog": epilog, "options": options}
+        command = subparsers.add_parser(function.__name__, **how)
         command.set_defaults(function=function, parser=command)
     first = words[0] if words else ""
     if first.startswith("-") and first not in parser._option_string_actions:
