@@ -2191,7 +2191,7 @@ class Files:
             problem = NO_PROMPT.format(self.options.prompt)
         if problem and not self.trouble:
             self.journal.note("warn", problem, "warn")
-        elif self.trouble and not problem:
+        elif self.trouble and self.plan_text and not problem:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
         if is_good or not problem:
@@ -5863,14 +5863,15 @@ Then end your turn.
 
 
 def absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def has_own_home() -> bool:
-    """False: the home folder is another user's, as `sudo` may leave it."""
-    with suppress(OSError):
-        return os.stat(os.path.expanduser("~/")).st_uid in (0, os.getuid())
-    return True
+    try:
+        path = os.path.abspath(os.path.expanduser(path))
+        path.encode()
+    except OSError:
+        raise Problem("this directory is gone: change into one that exists") from None
+    except UnicodeEncodeError:
+        advice = "rename it, since OpenCode cannot be told of it"
+        raise Problem(f"{path} is not UTF-8: {advice}") from None
+    return path
 
 
 def find_opencode(asked: str) -> tuple[str, ...]:
@@ -5878,14 +5879,15 @@ def find_opencode(asked: str) -> tuple[str, ...]:
     try:
         argv = shlex.split(asked) or ["opencode"]
     except ValueError as error:
-        raise Problem(f"--opencode {asked} cannot be read ({error}): mind its quotes", 2) from None
+        raise Problem(f"--opencode {asked}: mind its quotes ({error})", 2) from None
     found = shutil.which(argv[0])
-    if not found and not asked and has_own_home():
+    if not found and not asked and is_safe(os.path.expanduser("~/")):
         found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
     if not found:
+        how = "is no program" if os.path.exists(argv[0]) else "is not there"
         raise Problem(
-            f"{argv[0]} is not there: install OpenCode (`npm install -g opencode-ai`), or let npx "
-            'fetch it with --opencode "npx -y opencode-ai"'
+            f"{argv[0] or '--opencode'} {how}: install OpenCode (`npm install -g opencode-ai`), or "
+            'let npx fetch it with --opencode "npx -y opencode-ai"'
         )
     return (os.path.abspath(found), *argv[1:])
 
@@ -5925,27 +5927,35 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if options.debug:
         problems.clear()
 
-    model = ",".join(models_of(fields))
-    if model and not re.fullmatch(VALUES["PROVIDER/MODEL"][0], model):
-        problems.append(f"{options.prompt}: {model!r} is no PROVIDER/MODEL")
+    try:
+        for model in models_of(fields):
+            value_of("PROVIDER/MODEL", model)
+    except argparse.ArgumentTypeError as error:
+        problems.append(f"{options.prompt}: {error}")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(options.prompt))
     for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
         unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
         if unknown:
-            means = f"{unknown} means nothing here: {', '.join(known)} do"
-            warnings.append(f"{options.prompt}: {means}")
+            means = f"means nothing here: {', '.join(known)} do"
+            warnings.append(f"{options.prompt}: {unknown} {means}")
 
-    if not has_own_home():
-        warnings.append("the home folder is another user's: use `sudo -H`")
+    home = os.path.expanduser("~/")
+    if not is_safe(home):
+        warnings.append("the home folder is another user's, or open to all: use `sudo -H`")
+    if options.directory in ("/", os.path.realpath(home)):
+        advice = "change into the project's own folder"
+        warnings.append(f"the project is {options.directory}, all of it: {advice}")
     foreign = configuration_of_others(options.directory)
     if foreign:
         said = f"OpenCode would read {foreign}, which is another user's"
         problems.append(f"{said}: have it removed, or run `git init` here")
+
     log = options.log
-    place = log if os.path.exists(log) else os.path.join(os.path.dirname(log), ".")
-    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log)
+    place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
+    is_link = os.path.islink(log) and not log.startswith("/dev/")  # those are not followed
+    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log) or is_link
     if log and (is_taken or not os.access(place, os.W_OK)):
         problems.append(f"the log {log} cannot be written: name another path with --log")
     look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
@@ -5989,8 +5999,9 @@ def run(given: argparse.Namespace) -> int:
     held = run_file.running() if given.dry_run or problems else run_file.acquire()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
+        run_file.libraries = ""  # they are the other one's
     if given.dry_run:
-        return rehearse(options, plan, problems, warnings)
+        return rehearse(options, run_file, plan, problems, warnings)
     if problems:
         raise Problem("\n        ".join([*problems, *warnings]))
     warnings.append(run_file.problem)
@@ -6001,8 +6012,10 @@ def run(given: argparse.Namespace) -> int:
             warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if why_plain and sys.stdout.isatty():
         warnings.append(f"plain lines, since {why_plain}")
-    if options.attended:  # these are for the screen's thread; those that come inherit it
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGWINCH, signal.SIGTSTP))
+    # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
+    # would stop a run that prints in the background of a terminal with `stty tostop`.
+    held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     run = Run(options, time.time(), os.urandom(4).hex())
     for warning in filter(None, warnings):
         run.journal.note("warn", warning, "warn")
@@ -6036,7 +6049,7 @@ class Driver:
         self.shown_at = 0.0
         self.picture: Picture | None = None
         self.commit = ""  # at which the project stands when it begins, where there is git
-        self.recorded: object = None  # what the state file says, in short
+        self.recorded: list[object] = []  # what the state file says, in short
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
@@ -6059,21 +6072,20 @@ class Driver:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
-            raise RuntimeError("a bug of ocloop's") from error
+            raise RuntimeError("a bug of ocloop's") from error  # `main` shows all of it
         finally:
             self._leave()
         return self.run.exit_status
 
     def _take_signal(self, number: int, frame: Any) -> None:
-        name = signal.Signals(number).name
         screen = self.screen
-        if name == "SIGHUP":
+        if number == signal.SIGHUP:
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif name == "SIGINT" and isinstance(screen, CursesScreen) and self.run.attended:
+        elif number == signal.SIGINT and isinstance(screen, CursesScreen) and self.run.attended:
             if screen.handed is None:  # else ctrl-c is not for us
                 self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
         else:
-            self.inbox.put(Signalled(name))
+            self.inbox.put(Signalled(signal.Signals(number).name))
 
     def _note_commit(self) -> None:
         self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
@@ -6115,13 +6127,12 @@ class Driver:
         if self.picture is None or vars(picture) != vars(self.picture):
             self.picture = picture
             self.screen.show(picture)
-        talk = run.talk
-        # With the counts of the plan: what is gone from it must survive `kill -9`.
-        news = (run.shown_state, run.reason, run.number, run.plan.done, len(run.plan.tasks))
-        at_work = (talk.id, len(talk.asks.open)) if talk else ()
-        changed = (*news, *at_work, int(run.now / self.RECORD_EVERY))
-        if changed != self.recorded:
-            self.recorded = changed
+        news = [run.shown_state, run.reason, run.number, int(run.now / self.RECORD_EVERY)]
+        news += [run.plan.done, len(run.plan.tasks)]  # what is gone must survive `kill -9`
+        if run.talk:
+            news += [run.talk.id, len(run.talk.asks.open)]
+        if news != self.recorded:
+            self.recorded = news
             self._record(None)
 
     def _record(self, status: int | None) -> None:
@@ -6188,11 +6199,13 @@ class Rehearsal(Run):
         models, agent, _body = self.briefing.read()
         for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
             self.journal.note(kind, name or "OpenCode's own")
-        return 0
+        return 1 if self.briefing.setup.unread else 0  # which was said
 
 
-def rehearse(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> int:
-    """Say what was found, and have the real server check what it can; returns 0 or 1."""
+def rehearse(
+    options: Options, run_file: RunFile, plan: Plan, problems: list[str], warnings: list[str]
+) -> int:
+    """Say what was found, and have the real server check what it can; returns the exit status."""
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("plan", f"{options.plan}: {plan}"),
@@ -6202,8 +6215,7 @@ def rehearse(options: Options, plan: Plan, problems: list[str], warnings: list[s
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
     rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
-    rehearsal.files.trouble = "".join(problems)  # it was said
-    run_file = RunFile(options.plan)
+    rehearsal.files.trouble = "".join(problems)  # what was said above is not said again
     run_file.folder = ""  # nothing is left of it
     status = Driver(rehearsal, run_file).work()
     if status != 130:
@@ -6282,10 +6294,11 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
 
 def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     """What `status --json` says."""
+    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
     state = "ended" if record.get("ended") else "killed"
     if pid:
         state = as_text(record, "state") or "starting"
-    known_pid = pid if pid > 0 else None  # `kill` would take 0 and -1 for many
+    has_run = pid or record.get("state")
     is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
@@ -6300,10 +6313,8 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "near_misses": [str(near) for near in plan.near_misses],
         "changes": None,  # git is asked for one plan alone
         "next_steps": next_steps(plan, record, is_at_work),
-        "run": {**record, "pid": known_pid, "state": state},
+        "run": {**record, "pid": known_pid, "state": state} if has_run else None,
     }
-    if not record.get("state") and not pid:
-        said["run"] = None
     return {"plan": path, **all_printable(said)}
 
 
@@ -6385,11 +6396,12 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
     elif run:
         how = "ended" if run["state"] == "ended" else "was killed after"
         how += f" {iso_time(run.get('ended') or run.get('updated'))}{said_why(run)}"
-    changed = ""
-    if said["changes"]:
-        facts = {"since": time_of_day(run.get("started")), **said["changes"]}
-        form = "{files} files ({untracked} untracked), +{added} −{removed} since {since} (git diff"
-        changed = f"{form} {{commit:.7}})".format(**facts)
+    changes, changed = said["changes"], ""
+    if changes:
+        changed = "{files} files ({untracked} untracked), +{added} −{removed}".format(**changes)
+        changed += f" since {time_of_day(run.get('started'))} (git diff {changes['commit']:.7})"
+    # The first line of what the next session is told is for agents.
+    output = as_text(as_dict(run, "check"), "told").split("\n")[1:]
     name = os.path.basename(said["plan"])
     rows = [
         ("plan", said["plan"]),
@@ -6398,6 +6410,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         ("run", how),
         *((name, show(run[field])) for name, field, show in SHOWN if run.get(field)),
         ("changes", changed),
+        *(("check", line) for line in output[-8:]),
         *(("summary", line) for line in (plan.summary or "").split("\n")),
         *((state, task) for state in ("blocked", "manual") for task in tasks_in(plan, state)),
         *(("warning", near) for near in name_near_misses(name, plan.near_misses)),
@@ -6441,8 +6454,8 @@ def attach(given: argparse.Namespace) -> NoReturn:
     os.execvpe(argv[0], argv, environment)
 
 
-# The options of each command. A line without a description begins a group. The defaults in brackets
-# are those of Options; a test holds the two together.
+# The options of each command, as `Parser` reads them: a line without a description begins a group.
+# The defaults in brackets are those of Options; a test holds the two together.
 
 PLAN_OPTION = "--plan PATH           the plan file (PLAN.md)\n"
 RUN_OPTIONS = f"""\
@@ -6504,9 +6517,11 @@ examples:
   python3 ocloop.py status         how is it doing? (from any other terminal)
 
 {EXIT_STATUSES}"""
+KEY_LINES = "\n".join(f"  {name:<7} {told}" for name, told in KEYS)
 RUN_HELP = f"""\
 keys:
-{"".join(f"  {name:<7} {told}{chr(10)}" for name, told in KEYS)}
+{KEY_LINES}
+
 Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
@@ -6532,23 +6547,34 @@ def seconds_of(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
 
 
+# What a value looks like, what becomes of it, and what to write in place of any other.
+_NUMBER = r"\d+(\.\d+)?"
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
 _MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
-VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {  # what one looks like, and becomes
-    "N": (r"\d{1,9}", int),
-    "MIB": (r"\d{1,9}", int),
-    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float),
-    "DURATION": (r"\d+(\.\d+)?|(\d+(\.\d+)?[dhms])+", seconds_of),
-    "PORT": (r"\d{1,5}", int),
-    "URL": (r"https?://(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/[^@\s]*)?", str),
-    "PROVIDER/MODEL": (f"{_MODEL}(,{_MODEL})*", lambda text: text.split(",")),
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_COUNT = (r"\d{1,9}", int, "a whole number; 0 means off")
+VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "N": _COUNT,
+    "MIB": _COUNT,
+    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "dollars such as 20 or 0.50; 0 means off"),
+    "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of, "90, 15m, 2h; 0 means off"),
+    "PORT": (_PORT, int, "a number up to 65535"),
+    "URL": (rf"https?://{_HOST}(:{_PORT})?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
+    "PROVIDER/MODEL": (
+        f"{_MODEL}(,{_MODEL})*",
+        lambda text: text.split(","),
+        "one that `opencode models` lists",
+    ),
 }
 
 
 def value_of(kind: str, text: str) -> Any:
     """What a text stands for; argparse's error where it does not look like that."""
-    pattern, convert = VALUES.get(kind, ("(?s:.*)", str))
+    if kind not in VALUES:
+        return text
+    pattern, convert, advice = VALUES[kind]
     if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}: write {advice}")
     return convert(text)
 
 
@@ -6565,12 +6591,11 @@ class Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
-
-    def add_options(self, described: str) -> None:
+    def __init__(self, options: str = "", **how: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **how)
         group: argparse._ActionsContainer = self
-        for line in described.splitlines():
+        for line in options.splitlines():
             option, _, what = line.partition("  ")
             *flags, last = option.split()
             what = what.strip()
@@ -6585,32 +6610,41 @@ class Parser(argparse.ArgumentParser):
                 kind = partial(value_of, last)
                 group.add_argument(*flags, metavar=last, help=what, type=kind, action=action)
 
+    def error(self, message: str) -> NoReturn:
+        raise Problem(f"{message} (`{self.prog} --help` lists what there is)", 2)
+
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    how: Json = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     what = "Work through the tasks of a PLAN.md with OpenCode: one fresh session per task."
-    parser = Parser(prog="ocloop.py", description=what, epilog=HELP, **how)
+    parser = Parser(prog="ocloop.py", description=what, epilog=HELP)
     parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for function, what, options, epilog in COMMANDS:
-        name = function.__name__
-        command = subparsers.add_parser(name, help=what, description=what, epilog=epilog, **how)
-        command.add_options(options)
-        command.set_defaults(function=function)
+        how: Json = {"help": what, "description": what, "epilog": epilog, "options": options}
+        command = subparsers.add_parser(function.__name__, **how)
+        command.set_defaults(function=function, parser=command)
     first = words[0] if words else ""
     if first.startswith("-") and first not in parser._option_string_actions:
         parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
-    return parser.parse_args(words)
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(word, given.parser._option_string_actions, 1, 0.75)
+        meant = f": did you mean {close[0]}?" if close else ""
+        given.parser.error(f"{word} is not known here{meant}")
+    return given
 
 
 def main(words: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it is closed: what is opened takes the lowest free number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every encoding knows every character
     try:
         given = parse_arguments(words)
-        status: int = given.function(given)
-        return status
+        return int(given.function(given))
     except Problem as problem:
         say(f"ocloop: {problem}", sys.stderr)
         return problem.status
@@ -6618,7 +6652,8 @@ def main(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        say(f"ocloop: {error.filename or 'this directory'}: {error.strerror}", sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"ocloop: {where}{error.strerror or error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

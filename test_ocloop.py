@@ -4866,13 +4866,14 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
         "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
         "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
         **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
-    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("655360", "x"))},
+    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
     "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
     "URL": {
         **{url: url for url in (
             "http://127.0.0.1:4096", "https://example.org/base/", "http://[::1]:4096")},
         **dict.fromkeys((
-            "127.0.0.1:4096", "ftp://x", "http://", "http://me:secret@x", "http://x:port"))},
+            "127.0.0.1:4096", "ftp://x", "http://", "http://me:secret@x", "http://x:port",
+            "http://x:65536"))},
 }
 # fmt: on
 
@@ -4883,7 +4884,7 @@ def test_values_of_options(kind: str) -> None:
         if value is not None:
             assert ocloop.value_of(kind, text) == value, text
             continue
-        with pytest.raises(argparse.ArgumentTypeError, match=f" is no {kind}"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f" is no {kind}: write "):
             ocloop.value_of(kind, text)
 
 
@@ -4935,16 +4936,17 @@ def test_what_is_parsed_is_what_was_asked_for(tmp_path: Path, monkeypatch: Patch
     ("rnu", "invalid choice: 'rnu' (choose from"),
     ("--run", "--run is an option of a command: did you mean `run --run`?"),
     ("--max-cost=3", "did you mean `run --max-cost=3`?"),
-    ("run --max-time soon", "'soon' is no DURATION (`ocloop.py run --help` lists what there is)"),
-    ("run --stuck few", "'few' is no N"), ("run --port 999999", "'999999' is no PORT"),
-    ("run --server here", "'here' is no URL"),
+    ("run --max-time soon", "'soon' is no DURATION: write 90, 15m, 2h; 0 means off"),
+    ("run --stuck few", "'few' is no N: write a whole number"),
+    ("run --port 65536", "'65536' is no PORT: write a number up to 65535"),
+    ("run --server here", "'here' is no URL: write http://HOST:PORT"),
     ("", "required: command (`ocloop.py --help` lists what there is)"),
-    ("run --max-costs=3", "unrecognized arguments: --max-costs=3"),
-    ("run --max-c 3", "unrecognized arguments: --max-c 3"),
-    ("bootstrap a b", "unrecognized arguments: b"),
-    ("run --max-cost many", "argument --max-cost: 'many' is no USD"),
+    ("run --max-costs=3", "--max-costs is not known here: did you mean --max-cost? (`ocloop.py"),
+    ("status --jsn", "did you mean --json? (`ocloop.py status --help` lists what there is)"),
+    ("bootstrap a b", "b is not known here (`ocloop.py bootstrap --help` lists what there is)"),
+    ("run --max-cost many", "argument --max-cost: 'many' is no USD: write dollars such as 20"),
     ("run --max-cost", "(`ocloop.py run --help` lists what there is)"),
-    ("run -m sonnet", "argument -m/--model: 'sonnet' is no PROVIDER/MODEL"),
+    ("run -m sonnet", "'sonnet' is no PROVIDER/MODEL: write one that `opencode models` lists"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(words: str, said: str, capsys: Printed) -> None:
     assert ocloop.main(words.split()) == 2
@@ -5009,8 +5011,13 @@ def test_a_project_without_tasks_or_words_is_refused(
     assert "the prompt" in problems(project) and "cannot be read" in problems(project)
 
 
-def test_what_is_odd_in_a_project_is_a_warning(project: Path) -> None:
+def test_what_is_odd_in_a_project_is_a_warning(project: Path, monkeypatch: Patch) -> None:
     assert warnings(project) == ""
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(project))
+        assert "all of it: change into the project's own folder" in warnings(project)
+        options = project_options(project, directory="/")
+        assert "the project is /, all of it" in "\n".join(ocloop.preflight(options)[2])
     (project / "PLAN.md").write_text("- [ ] one\n" + "- [ ]nearly\n" * 9)
     (project / ".loop-prompt.md").write_text("---\nmodle: a/b\nagent: x\n---\nDo it\n")
     said = warnings(project)
@@ -5037,15 +5044,22 @@ def test_a_command_that_does_not_exist_is_refused(
             "~/bin/check",
         ):
             assert problems(project, **{name: command}) == "", command
-    with pytest.raises(Problem, match="nobody-has-it is not there: install OpenCode"):
-        ocloop.find_opencode("nobody-has-it serve")
+    for words, said in (
+        ("nobody-has-it serve", "nobody-has-it is not there: install OpenCode"),
+        ("/dev/null", "/dev/null is no program: install OpenCode"),
+        ('npx "-y', ": mind its quotes .No closing quotation"),
+    ):
+        with pytest.raises(Problem, match=said):
+            ocloop.find_opencode(words)
     assert ocloop.find_opencode("/bin/sh -y x") == ("/bin/sh", "-y", "x")
 
 
 def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     assert problems(project, log=f"{project}/there.log") == ""
     plan = project / "PLAN.md"
-    for path in (plan, project, project / "gone" / "x.log", plan / "x.log"):
+    link = project / "link"
+    link.symlink_to("there.log")
+    for path in (plan, project, project / "gone" / "x.log", plan / "x.log", link):
         said = problems(project, log=str(path))
         assert "cannot be written" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
@@ -5125,6 +5139,17 @@ def test_run_refuses_what_a_dry_run_refuses(project: Path, monkeypatch: Patch, s
     assert "100 %" not in said
 
 
+@pytest.mark.parametrize("unread, status", [((), 0), (("/project/opencode.json",), 1)])
+def test_a_dry_run_fails_where_a_configuration_is_not_read(
+    unread: tuple[str, ...], status: int
+) -> None:
+    """What it denies would not be denied."""
+    story = Story(start=False, finds={"setup": Setup("a/b", {"a/b": 1000}, unread=unread)})
+    story.run = ocloop.Rehearsal(story.options, NOON)
+    story.hear()
+    assert story.run.exit_status == status
+
+
 def test_a_plan_that_is_complete_needs_no_server(
     project: Path, monkeypatch: Patch, say: Say
 ) -> None:
@@ -5136,6 +5161,11 @@ def test_a_plan_that_is_complete_needs_no_server(
             said = say(*words, *more, status=status)
             assert "take out its <plan-complete> tag to work on it again" in said
         assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
+
+
+def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
+    with pytest.raises(Problem, match="is not UTF-8: rename it"):
+        ocloop.absolute(f"{tmp_path}/\udcff")
 
 
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
@@ -5167,7 +5197,7 @@ def test_status_tells_of_a_run_at_work_and_what_it_waits_for() -> None:
     story.works()
     text = status_text(story)
     assert re.search(r"^check failed .* 1  two$", text, re.MULTILINE), "and not done"
-    says(text, "check failed ×1")
+    says(text, "check failed ×1", "\ncheck     exit status 2\ncheck     output of the check")
     story = Story()
     story.asks()
     says(status_text(story), "to do     answer what it asks (bash rm -r x): `attach` joins it")
@@ -6323,12 +6353,16 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
         child = world.fake("--dry-run", *wrong, project=world.project(prompt=prompt))
         said = ("no-such-check", "no-such-notify", f"port {port} is taken", "contain {{PLAN_FILE}}")
         odd = "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK"
-        expect(child, 1, *said, odd, ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL")
+        model = ".loop-prompt.md: 'sonnet' is no PROVIDER/MODEL"
+        expect(child, 1, *said, odd, model, "!can be read again")
     loop = world.fake("--plain", answers=["hang"], tasks=1)
     stopped = world.fake("--dry-run", start="slow:60")
     loop.wait_said("Task 1")
+    name = RunFile(str(loop.project / "PLAN.md")).name
+    libraries = Path(loop.env["XDG_STATE_HOME"], "ocloop", name).with_suffix(".libraries")
     second = world.fake("--dry-run", project=loop.project)
     expect(second, 1, f"another loop works on this plan (process {loop.pid})")
+    assert libraries.is_dir(), "OpenCode unpacks into it until its loop ends"
     loop.stop(signal.SIGTERM)
     stopped.wait_event("exec")
     stopped.signal(signal.SIGTERM)
@@ -6868,7 +6902,7 @@ def test_many_plans_with_odd_names_and_options(bare: World) -> None:
     Path(many).rename(bare.folder / "before")
     del env["OCLOOP"]
     wrong = bare.execute(top, [*argv[:3], "--max-costs", "3"], **env).finish(2)
-    assert "unrecognized arguments: --max-costs 3" in wrong.output
+    assert "did you mean --max-cost?" in wrong.output
     assert not Path(many).exists(), "said before anything is made"
 
 
@@ -7302,10 +7336,10 @@ def test_a_check_that_fails_where_the_ends_of_children_are_ignored(world: World)
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """NO_COLOR, TERM, a locale without UTF-8. README: in the background of
+    """NO_COLOR, TERM, a locale without UTF-8, closed standard streams. README: in the background of
     a shell it prints lines: the terminal would stop it."""
     command = world.on_fake()
-    shell = ["/bin/sh", "-c", f"set -m; {shlex.join(command.argv)} & wait $!"]
+    shell = ["/bin/sh", "-c", f"stty tostop; set -m; {shlex.join(command.argv)} & wait $!"]
     background = world.execute_terminal(command.folder, shell, **command.env)
     expect(background, 0, "since it runs in the background")
     for name in ("dumb", "no-such-terminal"):
@@ -7314,6 +7348,10 @@ def test_terminals_that_can_do_less(world: World) -> None:
     term = world.fake_terminal("--run", tasks=1, env=simple)
     leave(term)
     assert not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
+    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
+        command = world.on_fake(tasks=1)
+        argv = ["/bin/sh", "-c", f"{shlex.join(command.argv)} {closed}"]
+        expect(world.execute(command.folder, argv, **command.env), 0, boxes="x")
     plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
     said = world.say(world.project(plan), "status", status=3, PYTHONIOENCODING="latin-1")
     assert "complete" in said
