@@ -228,11 +228,14 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
 
 def problem_of_plan(plan: Plan, path: str) -> str:
     """Why it cannot be worked; "": it can."""
+    if len(plan.tasks) > MOST_TASKS:
+        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
     if not plan.tasks and plan.summary is None:
         return f"{path} has no task: add lines such as `- [ ] Build it`"
     return ""
 
 
+MOST_TASKS = 10_000  # more would be laid out for the screen all night
 _LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
@@ -921,6 +924,8 @@ def duration(seconds: float) -> str:
 
 def dollars_of(cost: float) -> str:
     """$3.10, $0.0012: what is not nothing never reads as nothing."""
+    if 0 < cost < 0.0001:
+        return "<$0.0001"
     return f"${cost:.2g}" if 0 < cost < 0.095 else f"${cost:.2f}"
 
 

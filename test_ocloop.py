@@ -1967,7 +1967,7 @@ def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once(seen_
     story.spent = None
     story.works()
     assert story.state == "running" and " of $3" in header(story, 3), "it goes on after that"
-    for most, shown in ((1, "$1.2"), (0.0001, "reached: $0.0001"), (0.00001, "reached: $1.2e-05")):
+    for most, shown in ((1, "$1.2"), (0.0001, "reached: $0.0001"), (0.00001, "reached: <$0.0001")):
         story = Story(NINE, max_cost=most, attended=False)
         story.works(most * 1.2)
         assert story.exits == [3] and story.all("interrupt") == []
@@ -3832,6 +3832,15 @@ def test_a_prompt_that_is_emptied_is_waited_for_as_one_that_is_away() -> None:
         assert story.number == 2 or "is empty: write the prompt into it" in story.reason
 
 
+def test_a_plan_with_more_tasks_than_anybody_planned_is_refused() -> None:
+    story = Story(attended=False)
+    story.plan = "- [ ] x\n" * (ocloop.MOST_TASKS + 1)
+    story.idles()
+    story.let_pass(70)
+    assert story.exits == [1] and "has 10001 tasks: 10000 are the most" in story.reason
+    assert story.run.plan.total == 2, "the last one that was good stays"
+
+
 @pytest.mark.parametrize("plan, record, is_complete", [
     (f"- [x] a\n{SO}", {}, True), (f"- [x] a\n{SO}", {"status": 130}, True),
     (f"- [x] a\n- [ ] b\n{SO}", {}, False), (f"- [BLOCKED] a\n{SO}", {}, False),
@@ -4439,7 +4448,7 @@ def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
         (45_000_000, "45M"), (999_500_000, "1.0G"), (2_000_000_000, "2.0G"))],
     *[(ocloop.dollars_of, *row) for row in (
         (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
-        (0.0001, "$0.0001"), (0.099, "$0.10"), (0.1, "$0.10"))],
+        (0.0001, "$0.0001"), (0.00009, "<$0.0001"), (0.099, "$0.10"), (0.1, "$0.10"))],
 ])  # fmt: skip
 def test_words_for_people(words: Callable[[Any], str], value: float, text: str) -> None:
     assert words(value) == text
