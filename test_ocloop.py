@@ -1339,6 +1339,16 @@ def test_a_reply_that_is_never_taken_ends_the_session(code: int, options: Json) 
     assert "the answer did not arrive: rejected" in story.text
 
 
+def test_what_is_asked_is_nobodys_to_answer_once_the_session_has_to_end() -> None:
+    story = Story(finds={"interrupt": None})
+    story.busy()
+    story.asks()
+    story.press("x", "y")
+    story.tell(Answered(story.id, "per_1", True))
+    assert story.all("interrupt") and story.all("reply") == []
+    assert "elsewhere" not in story.text and story.run.shown_state == "running"
+
+
 def test_a_reply_that_is_rejected_is_no_sign_of_life() -> None:
     story = Story(auto=True, stall_timeout=60)
     story.world["reply"] = fails_with(500, "rejected")
@@ -3056,14 +3066,14 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
     story.part(story.prompted.part_id, "text", text=story.prompted.text)
     story.part("prt_s", "text", text="Continue", synthetic=True)
     assert not story.picture().live and "text:" not in story.text, "neither is an answer"
-    story.part("prt_1", "thinking", "running", text="Hm")
+    story.part("prt_1", "think", "running", text="Hm")
     story.tell(Delta("ses_1", "prt_1", "m."))
     story.let_pass(5)
     shown = [(live.kind, live.text) for live in story.picture().live]
     assert shown == [("think", "Hmm.")], "a thought has no time beside it"
     told = len(story.entries)
     for _ in range(2):
-        story.part("prt_1", "thinking", text="Hmm, yes")
+        story.part("prt_1", "think", text="Hmm, yes")
         story.part("prt_2", "text", text="I begin.")
         story.part("prt_3", "tool", "running", tool="bash", argument="make")
         story.part("prt_3", "tool", tool="bash", argument="make", seconds=5)
@@ -5290,7 +5300,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [said_part("text", "done", text="I begin.")]),
     (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
      [said_part("text", "done", text="Continue", synthetic=True)]),
-    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
+    (part_event(type="reasoning", text="Hm"), [said_part("think", "running", text="Hm")]),
     (part_event(type="step-start"), [Alive("ses_1")]),
     (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
     (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
@@ -7103,7 +7113,7 @@ def scenery(**options: Any) -> Story:
     limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
     story = Story(SCENERY, models=("a/b",), **{**limits, **options})
     story.busy()
-    story.part("prt_1", "thinking", text="I have to read the plan first.")
+    story.part("prt_1", "think", text="I have to read the plan first.")
     story.part("prt_2", "tool", tool="read", argument="PLAN.md")
     failed: Json = {"tool": "bash", "argument": "make test", "text": "exit status 2"}
     story.part("prt_3", "tool", "failed", seconds=72.0, **failed)
@@ -8245,7 +8255,7 @@ def told(type: str, data: Any, at: int = 1_000, **more: Any) -> Json:
 
 
 ALIVE_A = Alive("ses_A")
-THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
+THOUGHT = ("ses_A", "msg_2", "msg_2 think 0", "think")
 TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
 SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
 LISTED = ocloop.call_id("shell", {"command": "ls -l"})
@@ -8264,7 +8274,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
      [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
     ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
     ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
-     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
+     [Delta("ses_A", "msg_2 think 0", "Let me ")]),
     ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
     ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
      [Delta("ses_A", "msg_2 text 0", "I will")]),
