@@ -213,7 +213,9 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
     """The first five in words, and how many more there are; `name` is the plan's."""
     said = [f"{name}:{near}" for near in near_misses[:5]]
     more = len(near_misses) - len(said)
-    return [*said, f"{name} has {more} more such line{'s' * (more > 1)}"] if more else said
+    if more:
+        said.append(f"{name} has {more} more such line{'s' * (more > 1)}")
+    return said
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
@@ -979,11 +981,8 @@ def outcome_of(fault: Fault) -> Outcome:
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
-    problem = ""
-    if error.why == "locked":
-        problem = WRONG_PASSWORD
-    elif error.why == "configuration":
-        problem = f"OpenCode's configuration is broken: mend it: {error}"
+    broken = f"OpenCode's configuration is broken: mend it: {error}"
+    problem = {"locked": WRONG_PASSWORD, "configuration": broken}.get(error.why)
     return outcome_of(Fault("configuration", problem)) if problem else Outcome("failed", str(error))
 
 
@@ -1415,7 +1414,7 @@ class Talk:
             self.family.setdefault(child, 1)
         spent = self.polled.at_least(polled.spent or Spend())
         if polled.is_alive or spent != self.polled:
-            self.last_sign = looked
+            self.last_sign = max(self.last_sign, looked)  # something may have been heard since
         self.polled = spent
         self.asks.compare(polled, looked)
 
