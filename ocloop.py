@@ -213,26 +213,29 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
     """The first five in words, and how many more there are; `name` is the plan's."""
     said = [f"{name}:{near}" for near in near_misses[:5]]
     more = len(near_misses) - len(said)
-    return [*said, f"{name} has {more} more such line{'s' * (more > 1)}"] if more else said
+    if more:
+        said.append(f"{name} has {more} more such line{'s' * (more > 1)}")
+    return said
 
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
     """The texts of undone tasks that a plan has lost: at most as many as there are fewer now."""
-    missing = collections.Counter(task.text for task in before.tasks)
-    missing -= collections.Counter(task.text for task in now.tasks)
-    missing &= collections.Counter(
-        task.text for task in before.tasks if task.state in ("pending", "blocked")
-    )
+    was, left = (collections.Counter(task.text for task in plan.tasks) for plan in (before, now))
+    undone = (task.text for task in before.tasks if task.state in ("pending", "blocked"))
+    missing = (was - left) & collections.Counter(undone)
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
 def problem_of_plan(plan: Plan, path: str) -> str:
     """Why it cannot be worked; "": it can."""
+    if len(plan.tasks) > MOST_TASKS:
+        return f"{path} has {len(plan.tasks)} tasks: {MOST_TASKS} are the most: what wrote them?"
     if not plan.tasks and plan.summary is None:
         return f"{path} has no task: add lines such as `- [ ] Build it`"
     return ""
 
 
+MOST_TASKS = 10_000  # more would be laid out for the screen all night
 _LINE_END = re.compile(r"\r\n|\r")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _TAG_OPEN = re.compile(r"^ {0,3}<plan-complete>", re.MULTILINE)
@@ -286,17 +289,15 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
     shown = []
     faults = []
     at = 0  # what is before is in `shown`
-    line = 1
-    seen = 0  # up to here lines are counted
-    unclosed: dict[str, int] = {}  # the shortest fence that nothing closes any more
+    line, line_at = 1, 0  # the number of the line in which this is
+    unclosed = set()  # fences that nothing closes any more; "": a comment
     opening = _OPENING.search(bare)
     while opening:
         fence = opening[1] or ""
-        sign, length = fence[:1], len(fence)
         start, end = opening.span()
         closing = None
-        if length < unclosed.get(sign, NEVER):
-            pattern = rf"^[^\S\n]*{sign}{{{length},}}[^\S\n]*$" if fence else "-->"
+        if fence not in unclosed:
+            pattern = rf"^[^\S\n]*{fence}{fence[:1]}*[^\S\n]*$" if fence else "-->"
             closing = re.compile(pattern, re.MULTILINE).search(bare, end)
         if closing:
             end = closing.end()
@@ -304,9 +305,9 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
             shown += [text[at:start], hidden]
             at = end
         else:
-            unclosed[sign] = min(length, unclosed.get(sign, length))
-            line += text.count("\n", seen, start)
-            seen = start
+            unclosed.add(fence)
+            line += text.count("\n", line_at, start)
+            line_at = start
             what = "code block" if fence else "comment"
             faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
         opening = _OPENING.search(bare, end)
@@ -353,7 +354,7 @@ _PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 def _parse_task(line: str) -> tuple[str, str, str]:
     """State ("": no task; or "begun"), text and reason."""
     said: list[tuple[str, str]] = []
-    wrapping = ""  # what the box and the marks leave open
+    wrapping = ""  # emphasis that opens before a box and does not close right behind it
     at = 0
     box = _TASK.match(line)
     while box:
@@ -387,7 +388,7 @@ def _read_box(inside: str) -> tuple[str, str]:
         return "pending", ""
     if box in ("x", "X") or not box.strip(_TICK_SIGNS):
         return "done", ""
-    if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] \t" for sign in box):
+    if _PART.fullmatch(box) or not any(sign.isalnum() or sign in "[] " for sign in box):
         return "begun", ""
     word = _WORD.match(box)
     if not word:
@@ -403,8 +404,8 @@ def _read_box(inside: str) -> tuple[str, str]:
     return state, reason
 
 
-# Near misses: each box is written anew with a letter for its kind; patterns say where it looks like
-# that of a task.
+# Near misses: `_with_letter` writes each box anew, as one of six kinds, and patterns say where it
+# looks like that of a task.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
@@ -412,12 +413,13 @@ _WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
 _ANY_BOX = re.compile(
     r"\[([^\[\]]*)\]|\\\[([^\[\]\\]*)\\\]|［([^［］]*)］"
     r"|\[([ x]?|blocked|manual)(?=[\s:]\s*[^\s\[\]][^\[\]]*$)"  # which nothing closes
-    rf"|([{_OPEN_BOXES}])\ufe0f?|([{_DONE_BOXES}])|([(（{{<【]\s*[)）}}>】])",
+    rf"|(?P<open>[{_OPEN_BOXES}])\ufe0f?|(?P<done>[{_DONE_BOXES}])"
+    r"|(?P<other>[(（{<【]\s*[)）}>】])",
     re.IGNORECASE,
 )
 _LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*(?:\S+\s*)?$)", re.IGNORECASE)
 _LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # may stand before a box
-# In a lookahead, which gives nothing back piece by piece: that took minutes.
+# A lookahead and `\1` match it whole or not at all: tried in all its parts, it took minutes.
 _LABEL = (
     r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
     r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
@@ -443,18 +445,18 @@ def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     for pattern in _NEAR_MISSES if "[" in boxes else ():
         found = pattern.match(boxes)
         if found:
+            kind = found[found.lastindex or 0]
             fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-            return [NearMiss(number, text, fault, found[found.lastindex or 0] in " o?")]
+            return [NearMiss(number, text, fault, kind in " o?")]
     return []
 
 
 def _with_letter(box: re.Match[str]) -> str:
     """A box as [ ] or [x], or by what it says: [o] open, [d] done; [?] open and [-] settled, where
     it begins the line. "c": it is none."""
-    form = box.lastindex or 0
-    inside = box[form]
-    if form > 4:
-        return ("[ ]", "[x]", "[?]")[form - 5]
+    if box.lastgroup:
+        return {"open": "[ ]", "done": "[x]", "other": "[?]"}[box.lastgroup]
+    inside = box[box.lastindex or 0]
     link = _LINK.match(box.string, box.end())
     if link and (inside.strip() or link[0] in "(]"):
         return "c"
@@ -490,7 +492,7 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
 
 def models_of(fields: dict[str, str]) -> tuple[str, ...]:
     """`model: A, B` names two, the first choice first."""
-    return tuple(name.strip() for name in fields.get("model", "").split(",") if name.strip())
+    return tuple(filter(None, map(str.strip, fields.get("model", "").split(","))))
 
 
 def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
@@ -506,8 +508,10 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> 
 
 def told_of_near_misses(plan: Plan) -> str:
     """For the agent that is to wrap up."""
-    near = [f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20]]
-    return "" if plan.current or not near else LOOK_LIKE_TASKS.format(lines="\n".join(near))
+    if plan.current or not plan.open_near_misses:
+        return ""
+    lines = (f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20])
+    return LOOK_LIKE_TASKS.format(lines="\n".join(lines))
 
 
 NO_PROMPT = "{} is empty: write the prompt into it, or delete it and run `bootstrap`"
@@ -677,7 +681,7 @@ class Part(NamedTuple):
     session: str
     message: str
     key: str  # its own in the session
-    kind: str  # text, thinking or tool
+    kind: str  # text, think or tool
     state: str  # running, done or failed
     text: str = ""  # what is said; of a tool that failed, why
     tool: str = ""
@@ -875,8 +879,9 @@ class Journal:
             text = f"{text[: self.LONGEST_TEXT]} … ({len(text)} characters)"
         kind, text, record = all_printable((kind, text, record))
         self.count += 1
-        said = (self.count, self.clock.wall, kind, text, tone)
-        self.entries.append(Entry(*said, depth, self.iteration, session, record))
+        now = self.clock.wall
+        entry = Entry(self.count, now, kind, text, tone, depth, self.iteration, session, record)
+        self.entries.append(entry)
 
     def newest(self, count: int) -> list[Entry]:
         """The last entries, oldest first."""
@@ -921,6 +926,8 @@ def duration(seconds: float) -> str:
 
 def dollars_of(cost: float) -> str:
     """$3.10, $0.0012: what is not nothing never reads as nothing."""
+    if 0 < cost < 0.0001:
+        return "<$0.0001"
     return f"${cost:.2g}" if 0 < cost < 0.095 else f"${cost:.2f}"
 
 
@@ -974,18 +981,17 @@ def outcome_of(fault: Fault) -> Outcome:
 
 
 def outcome_of_error(error: RequestError) -> Outcome:
-    problem = f"OpenCode's configuration is broken: mend it: {error}"
-    if error.why in ("locked", "configuration"):
-        problem = WRONG_PASSWORD if error.why == "locked" else problem
-        return outcome_of(Fault("configuration", problem))
-    return Outcome("failed", str(error))
+    broken = f"OpenCode's configuration is broken: mend it: {error}"
+    problem = {"locked": WRONG_PASSWORD, "configuration": broken}.get(error.why)
+    return outcome_of(Fault("configuration", problem)) if problem else Outcome("failed", str(error))
 
 
 class Circles:
     """What happens again and again. Each method returns the problem once that was too often."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, list[int]] = collections.defaultdict(list)  # by session
+        # By session.
+        self.calls: dict[str, list[int]] = collections.defaultdict(list)
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
         # Messages: by session those that ended nowhere, in a row; by prompt its answers.
         self.ends: dict[str, set[str]] = collections.defaultdict(set)
@@ -1004,21 +1010,20 @@ class Circles:
         return ""
 
     def message(self, event: Spent) -> str:
+        if event.ended in ("answered", "calls"):
+            self.ends.pop(event.session, None)
+        whose = {"nowhere": event.session, "answered": event.parent}.get(event.ended)
+        if not whose:
+            return ""
+        self.ends[whose].add(event.message)
+        if len(self.ends[whose]) < SPINS:
+            return ""
         if event.ended == "nowhere":
-            whose, problem = event.session, f"it spins: {SPINS} answers without an end in a row"
-        else:
-            whose = event.parent if event.ended == "answered" else ""
-            problem = (
-                f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
-            )
-            if event.ended:
-                self.ends.pop(event.session, None)
-        if whose:
-            self.ends[whose].add(event.message)
-        return problem if len(self.ends[whose]) >= SPINS else ""
+            return f"it spins: {SPINS} answers without an end in a row"
+        return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
 
     def compaction(self, session: str) -> str:
-        """Only a tool call that is new shows that it gets on: there are answers between."""
+        """Answers between two are no sign that it gets on: only a tool call that is new is one."""
         self.compactions[session] += 1
         if self.compactions[session] < SPINS:
             return ""
@@ -1059,8 +1064,8 @@ class Transcript:
         if part.key in self.journaled:
             return False
         is_tool = part.kind == "tool"
-        kind = {"text": "text", "thinking": "think"}.get(part.kind, part.tool)
-        tone = "dim" if part.kind == "thinking" else ""
+        kind = part.tool or part.kind
+        tone = "dim" if kind == "think" else ""
         text = part.argument if is_tool else part.text
         known = self.live.get(part.key)
         if part.state == "running":
@@ -1078,10 +1083,10 @@ class Transcript:
         if part.state == "failed":
             text += f"  failed: {part.text}"
             tone = "bad"
-        if not is_tool and text.strip():
-            self.talk.note(kind, text.strip(), tone, part.session)
         if is_tool:
             self.held.append((part.message, (kind, text, tone, part.session)))
+        elif text.strip():
+            self.talk.note(kind, text.strip(), tone, part.session)
         self.release()
         return part.state != "running"
 
@@ -1092,7 +1097,7 @@ class Transcript:
             self.live[delta.key] = live._replace(text=text)
 
     def end_message(self, message: str) -> None:
-        """The end of a text may never come."""
+        """Its texts have ended, too: that may not be said of each."""
         for key, live in list(self.live.items()):
             if live.message == message and live.kind == "text":
                 del self.live[key]
@@ -1104,13 +1109,11 @@ class Transcript:
 
     def release(self) -> None:
         """Note the tools that wait for no text any more."""
-        held, self.held = self.held, []
         written = {live.message for live in self.live.values() if live.kind == "text"}
-        for message, said in held:
-            if message in written:
-                self.held.append((message, said))
-            else:
+        for message, said in self.held:
+            if message not in written:
                 self.talk.note(*said)
+        self.held = [(message, said) for message, said in self.held if message in written]
 
 
 class Asks:
@@ -1166,9 +1169,10 @@ class Asks:
 
     def count_refusal(self, ask: Ask, message: str) -> None:
         self.last_refusal = message
-        self.refused[ask.title or ask.kind] += 1
+        title = ask.title or ask.kind
+        self.refused[title] += 1
         if sum(self.refused.values()) >= REFUSALS:
-            last = f"the last time {ask.title} ({ask.detail}): {how_to_allow(self.refused)}"
+            last = f"the last time {title} ({ask.detail}): {how_to_allow(self.refused)}"
             self.talk.give_up("failed", f"it asked {REFUSALS} times for what was refused, {last}")
 
     def hear_answered(self, event: Answered) -> None:
@@ -1262,8 +1266,6 @@ class Talk:
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
         self.attempt = 0  # how often the prompt was handed over before
         self.sending: Request | None = None
-        self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
-        self.look_at = NEVER
         self.started = run.now
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
@@ -1271,11 +1273,6 @@ class Talk:
         self.retry_since = 0.0  # since then, however often it tried
         self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
         self.ends_as: Outcome | None = None  # what has to end it before its time
-        # The end that looks show.
-        self.verdict = ""  # that is not believed yet
-        self.verdict_since = 0.0
-        self.fault: Fault | None = None  # the last error that the stream told of
-        self.server_was_lost = False  # in the midst of the answer, which has cut it off
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
@@ -1284,6 +1281,17 @@ class Talk:
         self.agent = prompt.agent
         self.transcript = Transcript(self)
         self.asks = Asks(self)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """The prompt is handed over now: what was heard before is old."""
+        self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
+        self.look_at = NEVER
+        self.verdict = ""  # of the last looks: an end that is not believed yet
+        self.verdict_since = 0.0
+        self.fault: Fault | None = None  # the last error that the stream told of
+        self.server_was_lost = False  # in the midst of the answer, which has cut it off
+        self.asks.last_refusal = ""
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
         session = session or self.id
@@ -1292,20 +1300,12 @@ class Talk:
     def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
         """It has to end; the first reason counts. No problem: no reason."""
         if problem and self.ends_as is None:
-            fault = Fault("rate-limit", problem, retry_after)
-            self.ends_as = Outcome(kind, problem, fault if kind == "rate-limited" else None)
+            fault = Fault("rate-limit", problem, retry_after) if kind == "rate-limited" else None
+            self.ends_as = Outcome(kind, problem, fault)
+            self.asks.open.clear()
 
     def look_within(self, seconds: float) -> None:
         self.look_at = min(self.look_at, self.run.now + seconds)
-
-    def prepare(self) -> None:
-        """The prompt is handed over now: what was heard before is old."""
-        self.begun_at = 0.0
-        self.look_at = NEVER
-        self.verdict = ""
-        self.fault = None
-        self.server_was_lost = False
-        self.asks.last_refusal = ""
 
     # What the stream says.
 
@@ -1354,14 +1354,13 @@ class Talk:
 
     def hear_retry(self, event: Activity) -> None:
         """OpenCode tries for ever, and honours an announced wait of days."""
-        now = self.run.now
+        now, message = self.run.now, event.message
         self.retry = event
         self.retry_at = now + event.wait
         attempt = (event.session, event.attempt)
         if attempt != self.told_attempt:
             self.told_attempt = attempt
-            said = f"attempt {event.attempt} failed: {event.message}"
-            self.note("retry", said, "warn", event.session)
+            self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
         if event.attempt <= 1 or not self.retry_since:
             self.retry_since = now
         waited = now - self.retry_since
@@ -1369,11 +1368,10 @@ class Talk:
         if self.run.line.others():
             most = longest = SHORT_WAIT
         if waited > most:
-            said = f"OpenCode has waited {duration(waited)}: {event.message}"
-            self.give_up("rate-limited", said)
+            self.give_up("rate-limited", f"OpenCode has waited {duration(waited)}: {message}")
         elif event.wait > longest:
-            said = f"OpenCode would wait {duration(event.wait)}: {event.message}"
-            self.give_up("rate-limited", said, event.wait)
+            problem = f"OpenCode would wait {duration(event.wait)}: {message}"
+            self.give_up("rate-limited", problem, event.wait)
 
     def hear_part(self, event: Part) -> None:
         if event.key == self.prompt.part_id or event.synthetic:
@@ -1416,7 +1414,7 @@ class Talk:
             self.family.setdefault(child, 1)
         spent = self.polled.at_least(polled.spent or Spend())
         if polled.is_alive or spent != self.polled:
-            self.last_sign = looked
+            self.last_sign = max(self.last_sign, looked)  # something may have been heard since
         self.polled = spent
         self.asks.compare(polled, looked)
 
@@ -1448,14 +1446,14 @@ class Talk:
         is_silent = now - self.last_sign > LOOK_CLOSER
         if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
-        patience = 1.5
-        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
-            patience = 0.0  # else the message's own error comes a little later
-        elif verdict in ("cut", "refused") and self.server_was_lost:
+        if verdict in ("cut", "refused") and self.server_was_lost:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+        patience = 1.5  # the message's own error comes a little later
+        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
+            patience = 0.0
+        elif verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
             patience = 6.0  # the answer to an attempt before stays unfinished for ever
         if verdict != self.verdict:
             self.verdict = verdict
@@ -1473,28 +1471,28 @@ class Talk:
         """The one that it began with; None: nothing was left but the summary."""
         return self.plan.current
 
-    def result(self, now: float, *became: Any) -> Result:
-        """Its iteration in the books; `became` is what became of it, where it is over."""
+    def result(self, now: float) -> Result:
+        """Its iteration in the books, so far."""
         phase, text = self.task.name if self.task else ("", "")
         refused = dict(self.asks.refused.most_common())
         used = (now - self.started, self.spent, self.model, refused)
-        return Result(self.run.number, phase, text, self.plan.goal, *used, *became)
+        return Result(self.run.number, phase, text, self.plan.goal, *used)
 
     # Time, and the server.
 
     def mind(self) -> None:
         """What has to end it when nothing is heard."""
         now = self.run.now
-        is_retrying = self.retry is not None and self.retry_at > now
-        if self.run.server.is_down or self.asks.open or is_retrying:
+        retry = self.retry if self.retry_at > now else None
+        if self.run.server.is_down or self.asks.open or retry:
             self.last_sign = now  # it waits, and for something that is known
         self.asks.mind()
         longest = self.run.options.iteration_timeout
         silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
             problem = f"the iteration took longer than {duration(longest)}"
-            if self.retry and is_retrying:  # nobody's fault, and it is waited for
-                problem += f", waiting for the provider: {self.retry.message}"
+            if retry:  # nobody's fault, and it is waited for
+                problem += f", waiting for the provider: {retry.message}"
                 self.give_up("rate-limited", problem)
             self.give_up("stalled", problem)
         elif silence and now - self.last_sign >= silence:
@@ -2677,9 +2675,14 @@ class Run:
             ended = what_was_settled(talk.task, talk.plan, plan)
         elif ended == "done":
             ended = "nothing settled"
-        kind, problem, fault = outcome
-        result = talk.result(self.now, kind, ended, problem[: Journal.LONGEST_TEXT], fault)
-        result = result._replace(check=check, progress=has_progress)
+        result = talk.result(self.now)._replace(
+            outcome=outcome.kind,
+            ended=ended,
+            problem=outcome.problem[: Journal.LONGEST_TEXT],
+            fault=outcome.fault,
+            check=check,
+            progress=has_progress,
+        )
         note_result(self.journal, result, plan, talk.id)
         self.books.add(result)
         if result.worked:
@@ -4368,7 +4371,7 @@ class OpenCode1(OpenCode):
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
-        kind = {"text": "text", "reasoning": "thinking", "tool": "tool"}.get(as_text(part, "type"))
+        kind = {"text": "text", "reasoning": "think", "tool": "tool"}.get(as_text(part, "type"))
         if message in self.prompts or not kind:
             return Alive(session)
         told = as_dict(part, "state")  # of a tool
@@ -4617,7 +4620,7 @@ class OpenCode2(OpenCode):
         elif type == "session.compaction.ended":
             said = Compacted(session)
         elif area in ("text", "reasoning"):
-            kind = "text" if area == "text" else "thinking"
+            kind = "text" if area == "text" else "think"
             key = f"{message} {kind} {as_int(data, 'ordinal')}"
             state = "done" if what == "ended" else "running"
             said = Part(session, message, key, kind, state, as_text(data, "text"))

@@ -865,6 +865,16 @@ def test_a_reply_that_is_never_taken_ends_the_session(code: int, options: Json) 
     assert "the answer did not arrive: rejected" in story.text
 
 
+def test_what_is_asked_is_nobodys_to_answer_once_the_session_has_to_end() -> None:
+    story = Story(finds={"interrupt": None})
+    story.busy()
+    story.asks()
+    story.press("x", "y")
+    story.tell(Answered(story.id, "per_1", True))
+    assert story.all("interrupt") and story.all("reply") == []
+    assert "elsewhere" not in story.text and story.run.shown_state == "running"
+
+
 def test_a_reply_that_is_rejected_is_no_sign_of_life() -> None:
     story = Story(auto=True, stall_timeout=60)
     story.world["reply"] = fails_with(500, "rejected")
@@ -1450,7 +1460,7 @@ def test_max_cost_stops_between_iterations_and_twice_as_much_stops_at_once(seen_
     story.spent = None
     story.works()
     assert story.state == "running" and " of $3" in header(story, 3), "it goes on after that"
-    for most, shown in ((1, "$1.2"), (0.0001, "reached: $0.0001"), (0.00001, "reached: $1.2e-05")):
+    for most, shown in ((1, "$1.2"), (0.0001, "reached: $0.0001"), (0.00001, "reached: <$0.0001")):
         story = Story(NINE, max_cost=most, attended=False)
         story.works(most * 1.2)
         assert story.exits == [3] and story.all("interrupt") == []
@@ -2539,14 +2549,14 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
     story.part(story.prompted.part_id, "text", text=story.prompted.text)
     story.part("prt_s", "text", text="Continue", synthetic=True)
     assert not story.picture().live and "text:" not in story.text, "neither is an answer"
-    story.part("prt_1", "thinking", "running", text="Hm")
+    story.part("prt_1", "think", "running", text="Hm")
     story.tell(Delta("ses_1", "prt_1", "m."))
     story.let_pass(5)
     shown = [(live.kind, live.text) for live in story.picture().live]
     assert shown == [("think", "Hmm.")], "a thought has no time beside it"
     told = len(story.entries)
     for _ in range(2):
-        story.part("prt_1", "thinking", text="Hmm, yes")
+        story.part("prt_1", "think", text="Hmm, yes")
         story.part("prt_2", "text", text="I begin.")
         story.part("prt_3", "tool", "running", tool="bash", argument="make")
         story.part("prt_3", "tool", tool="bash", argument="make", seconds=5)
@@ -2991,6 +3001,15 @@ def test_a_prompt_that_is_emptied_is_waited_for_as_one_that_is_away() -> None:
         assert story.number == 2 or "is empty: write the prompt into it" in story.reason
 
 
+def test_a_plan_with_more_tasks_than_anybody_planned_is_refused() -> None:
+    story = Story(attended=False)
+    story.plan = "- [ ] x\n" * (ocloop.MOST_TASKS + 1)
+    story.idles()
+    story.let_pass(70)
+    assert story.exits == [1] and "has 10001 tasks: 10000 are the most" in story.reason
+    assert story.run.plan.total == 2, "the last one that was good stays"
+
+
 @pytest.mark.parametrize("plan, record, is_complete", [
     (f"- [x] a\n{SO}", {}, True), (f"- [x] a\n{SO}", {"status": 130}, True),
     (f"- [x] a\n- [ ] b\n{SO}", {}, False), (f"- [BLOCKED] a\n{SO}", {}, False),
@@ -3347,7 +3366,7 @@ def test_the_journal_keeps_the_newest_entries_and_its_numbers_go_on() -> None:
         (45_000_000, "45M"), (999_500_000, "1.0G"), (2_000_000_000, "2.0G"))],
     *[(ocloop.dollars_of, *row) for row in (
         (0.0012, "$0.0012"), (0.25, "$0.25"), (3.1, "$3.10"), (1234.5, "$1234.50"),
-        (0.0001, "$0.0001"), (0.099, "$0.10"), (0.1, "$0.10"))],
+        (0.0001, "$0.0001"), (0.00009, "<$0.0001"), (0.099, "$0.10"), (0.1, "$0.10"))],
 ])  # fmt: skip
 def test_words_for_people(words: Callable[[Any], str], value: float, text: str) -> None:
     assert words(value) == text

@@ -336,7 +336,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
      [said_part("text", "done", text="I begin.")]),
     (part_event(type="text", text="Continue", synthetic=True, time={"end": 2}),
      [said_part("text", "done", text="Continue", synthetic=True)]),
-    (part_event(type="reasoning", text="Hm"), [said_part("thinking", "running", text="Hm")]),
+    (part_event(type="reasoning", text="Hm"), [said_part("think", "running", text="Hm")]),
     (part_event(type="step-start"), [Alive("ses_1")]),
     (tool_event("bash", status="pending", input={}), [said_part("tool", "running", tool="bash")]),
     (tool_event("lsp", status="running", input={"line": 3}, title="parser.py:3"),
@@ -414,7 +414,7 @@ LASTS = "*, in this project from now on"
 ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
 ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
 ALIVE_A = Alive("ses_A")
-THOUGHT = ("ses_A", "msg_2", "msg_2 thinking 0", "thinking")
+THOUGHT = ("ses_A", "msg_2", "msg_2 think 0", "think")
 TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
 SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
 LISTED = ocloop.call_id("shell", {"command": "ls -l"})
@@ -441,7 +441,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
      [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
     ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
     ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
-     [Delta("ses_A", "msg_2 thinking 0", "Let me ")]),
+     [Delta("ses_A", "msg_2 think 0", "Let me ")]),
     ("text.started", {"ordinal": 0}, 1000, [Part(*TEXT_2, "running")]),
     ("text.delta", {"ordinal": 0, "delta": "I will"}, 1000,
      [Delta("ses_A", "msg_2 text 0", "I will")]),

@@ -60,7 +60,7 @@ def scenery(**options: Any) -> Story:
     limits = {"max_cost": 20.0, "max_time": 8 * 3600.0}
     story = Story(SCENERY, models=("a/b",), **{**limits, **options})
     story.busy()
-    story.part("prt_1", "thinking", text="I have to read the plan first.")
+    story.part("prt_1", "think", text="I have to read the plan first.")
     story.part("prt_2", "tool", tool="read", argument="PLAN.md")
     failed: Json = {"tool": "bash", "argument": "make test", "text": "exit status 2"}
     story.part("prt_3", "tool", "failed", seconds=72.0, **failed)
