@@ -2974,9 +2974,8 @@ def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
-    was, now = (
-        [one.state for one in plan.tasks if one.name == task.name] for plan in (before, after)
-    )
+    was = [one.state for one in before.tasks if one.name == task.name]
+    now = [one.state for one in after.tasks if one.name == task.name]
     for state in ("done", "blocked", "manual"):
         if now.count(state) > was.count(state):
             return state
@@ -3136,16 +3135,14 @@ def message_of(run: Run, event: str, reason: str) -> str:
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
     before = run.iteration.plan if run.iteration else run.plan
-    was_done, is_done = (
-        collections.Counter(task.text for task in plan.tasks if task.state == "done")
-        for plan in (before, run.plan)
-    )
+    finished = collections.Counter(task.text for task in run.plan.tasks if task.state == "done")
+    finished -= collections.Counter(task.text for task in before.tasks if task.state == "done")
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
         # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
         "task": one_line(before.goal) if run.number else "before the first task",
-        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
+        "finished": one_line(", ".join(finished.elements())),  # in this iteration
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -3471,12 +3468,10 @@ def view_ask(run: Run) -> tuple[str, ...]:
     if ask.kind == "permission":
         always = [f"A allows {ask.always}"] if ask.always else []
         return (f"May it? {ask.title}", ask.detail, *always, "Y once, A always, N no")
-    question = (*ask.questions[len(ask.answers) :], Question(ask.detail))[0]
-    choices = (
-        f"{number} {label}" + (f" - {description}" if description else "")
-        for number, (label, description) in enumerate(question.options[:9], 1)
-    )
-    return (question.text, *choices, "N none of these")
+    question = ask.questions[len(ask.answers)] if ask.questions else Question(ask.detail)
+    choices = (" - ".join(filter(None, option)) for option in question.options[:9])
+    numbered = (f"{number} {choice}" for number, choice in enumerate(choices, 1))
+    return (question.text, *numbered, "N none of these")
 
 
 def hints(run: Run) -> list[tuple[str, str]]:
@@ -3551,8 +3546,9 @@ def progress_row(picture: Picture, width: int) -> Row:
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60)  # of the bar
     some = bool(plan.blocked)  # one of many is seen, too
-    settled = max(some, size * (plan.done + plan.blocked) // max(1, plan.total))
-    done = min(settled - some, size * plan.done // max(1, plan.total))
+    total = max(1, plan.total)
+    settled = max(some, size * (plan.done + plan.blocked) // total)
+    done = min(settled - some, size * plan.done // total)
     return [
         (0, "good", " " + "█" * done),
         (0, "bad", "▒" * (settled - done)),
@@ -5777,7 +5773,7 @@ SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 
 def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
-    """What the state file says of a run: `status` once it has ended, `commit` where it began."""
+    """What the state file says of a run; `status` once it has ended, `commit` where it began."""
     talk = run.talk
     asks = talk.asks.open.values() if talk else ()
     zero = run.clock.wall - run.now  # of the clock that deadlines stand on
