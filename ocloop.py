@@ -3196,7 +3196,6 @@ TASK_SIGNS = {
     "check failed": ("×", "bad"),
     "gone": ("-", "warn"),
 }
-CHECK_STYLES = {"passed": "good", "failed": "bad"}
 # The footer's words -> the rank of their keys.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
 
@@ -3342,9 +3341,8 @@ class Picture:
         self.live = view_live(run)
         self.ask = view_ask(run)
         # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
-        self.ask_shown = run.talk.asks.shown if run.talk else ""
-        if run.confirming_quit:
-            self.ask_shown = QUIT_SHOWN
+        asked = run.talk.asks.shown if run.talk else ""
+        self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
         self.keys = hints(run)
         self.overlay = run.overlay
         self.journal = tuple(run.journal.entries)
@@ -3537,11 +3535,12 @@ def progress_row(picture: Picture, width: int) -> Row:
     plan, check = picture.plan, picture.check
     if not plan.tasks:
         return [(0, "dim", " no task")]
+    style = {"passed": "good", "failed": "bad"}.get(check, "warn")
     numbers = [
         (0, "bold", f" {plan.done}/{plan.total} {plan.percent}%"),
         (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
         (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
-        (3, CHECK_STYLES.get(check, "warn"), f"  check {check}" if check else ""),
+        (3, style, f"  check {check}" if check else ""),
     ]
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60)  # of the bar

@@ -44,6 +44,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import unicodedata
 import urllib.request
 from base64 import b64encode
@@ -7454,6 +7455,20 @@ def test_a_locale_that_says_nothing_means_utf_8(name: str, known: str, monkeypat
     monkeypatch.setattr(locale, "setlocale", setlocale)
     ocloop.use_utf8()
     assert used == (known if name in ("C", "POSIX") and known != "none" else name)
+
+
+def test_a_curses_that_knows_no_wide_signs_keeps_the_words() -> None:
+    written: list[str] = []
+
+    def addstr(_y: int, _x: int, text: str, _attributes: int) -> None:
+        written.append(text.encode("ascii").decode())
+
+    window = types.SimpleNamespace(getmaxyx=lambda: (24, 80), addstr=addstr)
+    window.erase = window.refresh = lambda: None
+    screen = object.__new__(ocloop.CursesScreen)
+    vars(screen).update(scroll=Scroll(), ask_shown="")
+    screen._draw(window, scene("running").picture(), {})
+    assert " Space" in written and "─" * 80 not in written
 
 
 def test_no_two_states_of_a_task_have_one_sign() -> None:
