@@ -2977,9 +2977,8 @@ def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
-    was, now = (
-        [one.state for one in plan.tasks if one.name == task.name] for plan in (before, after)
-    )
+    was = [one.state for one in before.tasks if one.name == task.name]
+    now = [one.state for one in after.tasks if one.name == task.name]
     for state in ("done", "blocked", "manual"):
         if now.count(state) > was.count(state):
             return state
@@ -3056,12 +3055,16 @@ def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
     books = run.books
     command = run.options.check
-    verdict = (books.check or "not run") if command else ""
+    lost = missing_tasks(books.plan, run.plan) if run.iteration else []  # not in the books yet
     return {
         "summary": run.plan.summary,
-        "gone": books.gone,
+        "gone": books.gone + lost,
         "refused": refused_by(books.results),
-        "check": {"command": command, "verdict": verdict, "told": books.complaint},
+        "check": {
+            "command": command,
+            "verdict": (books.check or "not run") if command else "",
+            "told": books.complaint,
+        },
         **run.total.record(),
     }
 
@@ -3097,8 +3100,9 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
     check = as_dict(record, "check")
-    not_run = "" if plan.pending else "run"  # the next run begins with it
-    verbs = {"failed": "mend", "interrupted": "run", "not run": not_run}
+    verbs = {"failed": "mend", "interrupted": "run"}
+    if not plan.pending:  # else the next run begins with it
+        verbs["not run"] = "run"
     verb = verbs.get(as_text(check, "verdict"))
     gone = [as_text(text) for text in as_list(record, "gone")]
     start = "run again to go on" if record else "start it with `run`"
@@ -3118,33 +3122,30 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
 
 def message_of(run: Run, event: str, reason: str) -> str:
     """One line for a telephone: project, count, cost, what is blocked."""
-    directory = run.options.directory
-    why = f"{event}: {reason.removeprefix(event).strip()[:300]}"
+    why = f": {reason.removeprefix(event).strip()[:300]}"
     facts = (
-        event if reason == PLAN_COMPLETE else why,
+        event + ("" if reason == PLAN_COMPLETE else why),
         *progress_of(run.plan),
         said_gone(run.books.gone),
         "" if "refused: " in reason else said_refused(run.books.results),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )
-    project = os.path.basename(directory) or directory
+    project = os.path.basename(run.options.directory)
     return one_line(f"ocloop {project}: {', '.join(filter(None, facts))}")
 
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
     before = run.iteration.plan if run.iteration else run.plan
-    was_done, is_done = (
-        collections.Counter(task.text for task in plan.tasks if task.state == "done")
-        for plan in (before, run.plan)
-    )
+    finished = collections.Counter(task.text for task in run.plan.tasks if task.state == "done")
+    finished -= collections.Counter(task.text for task in before.tasks if task.state == "done")
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
         # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
         "task": one_line(before.goal) if run.number else "before the first task",
-        "finished": one_line(", ".join((is_done - was_done).elements())),  # in this iteration
+        "finished": one_line(", ".join(finished.elements())),  # in this iteration
         "iteration": run.number,
         **counts_of(run.plan),
         "cost": f"{run.total.cost:.4f}",
@@ -3165,9 +3166,8 @@ time_of_day = partial(local_time, "%H:%M")
 
 
 # ── view ──────────────────────────────────────────────────────────────────────────────────────────
-# A picture of the run is frozen, and `layout` makes rows of it that never exceed width and height.
-# A number says what it counts, and nothing counts on at rest. What stands out carries a sign as
-# well as a colour.
+# `layout` makes rows of a picture of the run, which never exceed width and height. A number says
+# what it counts, and nothing counts on at rest. What stands out has a sign as well as a colour.
 
 Piece = tuple[int, str, str]  # rank, style, text: see `fit`
 Row = list[Piece]
@@ -3203,7 +3203,7 @@ TASK_SIGNS = {
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
-# What controls, turns the direction of a line, or shows nothing, and so can hide words.
+# What controls, turns the direction of a line, or shows nothing.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -3212,8 +3212,8 @@ _EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
 
 
 def printable(text: str) -> str:
-    """The text without colours, and a sign for each character that could rewrite the screen or that
-    nobody would see."""
+    """The text without colours, and a sign for each character that could rewrite the screen or hide
+    words."""
     if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
         return text
     return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
@@ -3248,7 +3248,7 @@ def row_width(row: Row) -> int:
 
 
 def clip(text: str, width: int) -> str:
-    """The longest beginning of the text that fits into `width` cells."""
+    """As much of the text as fits into `width` cells."""
     for at, char in enumerate(text):
         width -= cell_width(char)
         if width < 0:
@@ -3333,18 +3333,18 @@ class TaskView(NamedTuple):
 
 
 class Picture:
-    """All that a screen shows, without the place it is shown in. Times are in whole seconds."""
+    """All that a screen shows, as it stands now. Times are in whole seconds."""
 
     def __init__(self, run: Run) -> None:
-        asked = run.talk.asks.shown if run.talk else ""
         self.state = run.shown_state
-        # The second row stands behind the bar.
-        self.header = [state_row(run), progress_numbers(run), task_title(run), spend_row(run)]
+        self.header = [state_row(run), reason_row(run), spend_row(run)]
         self.plan = run.plan
+        self.check = "running" if run.check_since is not None else run.books.check
         self.tasks = view_tasks(run)
         self.live = view_live(run)
         self.ask = view_ask(run)
         # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
+        asked = run.talk.asks.shown if run.talk else ""
         self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
         self.keys = hints(run)
         self.overlay = run.overlay
@@ -3355,42 +3355,26 @@ def state_row(run: Run) -> Row:
     sign, style = STATES[run.shown_state]
     since = "" if run.stage == "running" else f" since {time_of_day(run.stage_since)}"
     row = [(0, f"{style} bold", f" {sign} {run.shown_state}"), (1, "dim", since), GAP]
-    asked = run.talk.asks.first if run.talk else None
-    if asked and run.options.ask_timeout:
-        left = asked.since + run.options.ask_timeout - run.now
+    ask = run.talk.asks.first if run.talk else None
+    if ask and run.options.ask_timeout:
+        left = ask.since + run.options.ask_timeout - run.now
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        most = run.limits.most["max_iterations"]
-        limit = f" of {most:.0f}" if run.number <= most else ""
+        most = run.limits.most
+        limit = f" of {most['max_iterations']:.0f}" if run.number <= most["max_iterations"] else ""
         took = f" {duration(run.now - run.iteration.started)}" if run.iteration else ""
         row.append((3, "", f"  iteration {run.number}{limit}{took}"))
-        most = run.limits.most["max_time"]
-        limit = f" of {duration(most)}" if most else ""
+        limit = f" of {duration(most['max_time'])}" if most["max_time"] else ""
         row.append((4, "", f"  run {duration(run.clock.elapsed)}{limit}"))
-        average = run.books.average
-        if average >= 1 and run.plan.pending and run.stage in ("running", "waiting"):
-            row.append((5, "", f"  ≈{duration(average * run.plan.pending)} left"))
-            row.append((6, "", f"  {duration(average)} each"))
+    each, pending = run.books.average, run.plan.pending
+    if each >= 1 and pending and run.stage in ("running", "waiting"):
+        row.append((5, "", f"  ≈{duration(each * pending)} left"))
+        row.append((6, "", f"  {duration(each)} each"))
     return row
 
 
-def progress_numbers(run: Run) -> Row:
-    plan = run.plan
-    if not plan.tasks:
-        return [(0, "dim", "no task")]
-    check = "running" if run.check_since is not None else run.books.check
-    style = {"passed": "good", "failed": "bad"}.get(check, "warn")
-    return [
-        (0, "bold", f" {plan.done}/{plan.total} {plan.percent}%"),
-        (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
-        (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
-        (3, style, f"  check {check}" if check else ""),
-    ]
-
-
-def task_title(run: Run) -> Row:
+def reason_row(run: Run) -> Row:
     """Why it is in its state; else what it works on."""
-    task = run.iteration.task if run.iteration else run.plan.current
     reason = run.reason
     if run.stage == "ready":
         reason = f"S begins with: {title_of(run.plan.goal)}"
@@ -3399,11 +3383,11 @@ def task_title(run: Run) -> Row:
         reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
     elif run.files.trouble and run.rests_at is NO_END:
         reason = run.files.trouble
-    if reason or task is None:
-        style = STATES[run.shown_state][1]
-        return [(0, style, f" {one_line(reason or 'no pending task')}")]
-    phase = f"  {title_of(task.phase)}"
-    return [(0, "accent", " ▸ "), (0, "bold", title_of(task.text)), (0, "dim", phase)]
+    task = run.iteration.task if run.iteration else run.plan.current
+    if task and not reason:
+        title, phase = title_of(task.text), title_of(task.phase)
+        return [(0, "accent", " ▸ "), (0, "bold", title), (0, "dim", f"  {phase}")]
+    return [(0, STATES[run.shown_state][1], f" {one_line(reason or 'no pending task')}")]
 
 
 def spend_row(run: Run) -> Row:
@@ -3431,11 +3415,11 @@ def spend_row(run: Run) -> Row:
 def view_live(run: Run) -> list[Entry]:
     """What runs now, as entries without a time."""
     talk = run.talk
-    found = list(talk.transcript.live.values()) if talk else []
+    lives = list(talk.transcript.live.values()) if talk else []
     if run.check_since is not None:
-        found.append(Live("check", run.options.check, run.check_since))
+        lives.append(Live("check", run.options.check, run.check_since))
     entries = []
-    for kind, text, since, depth, _message in found:
+    for kind, text, since, depth, _message in lives:
         is_timed = kind not in ("text", "think") and run.now - since >= 1
         took = f"  {duration(run.now - since)}" if is_timed else ""
         tone = "dim" if kind == "think" else ""
@@ -3448,8 +3432,7 @@ def view_live(run: Run) -> list[Entry]:
 
 
 def view_tasks(run: Run) -> list[TaskView]:
-    """All tasks of the plan, and those that were worked on and are "gone", with what this run spent
-    on them."""
+    """All tasks of the plan, then those that were worked on and are gone from it."""
     results = list(run.books.results)
     if run.iteration:
         began = run.iteration.started  # in whole seconds, or every picture were a new one
@@ -3470,28 +3453,26 @@ def view_tasks(run: Run) -> list[TaskView]:
         )
     goal = (run.iteration and run.iteration.task) or run.plan.current
     views = []
-    for task in run.plan.tasks:  # the first one counts, where two have that name
-        is_current = bool(goal and (task.state, task.name) == ("pending", goal.name))
-        goal = None if is_current else goal
+    for task in run.plan.tasks:  # where two have one name, it is about the first one
         known = spent.pop(task.name, TaskView(task))
+        is_current = bool(goal and goal.name == task.name and task.state == "pending")
+        goal = None if is_current else goal
         views.append(known._replace(task=task, is_current=is_current))
     return views + [known for known in spent.values() if known.task.text]
 
 
 def view_ask(run: Run) -> tuple[str, ...]:
-    """What is asked first, in lines: a title, what exactly, the choices, the way out."""
+    """What is asked: a title, what exactly, the choices, the way out."""
     ask = run.talk.asks.first if run.talk else None
     if not ask or run.confirming_quit:
         return ()
     if ask.kind == "permission":
         always = [f"A allows {ask.always}"] if ask.always else []
         return (f"May it? {ask.title}", ask.detail, *always, "Y once, A always, N no")
-    question = (*ask.questions[len(ask.answers) :], Question(ask.detail))[0]
-    choices = (
-        f"{number} {label}" + (f" - {description}" if description else "")
-        for number, (label, description) in enumerate(question.options[:9], 1)
-    )
-    return (question.text, *choices, "N none of these")
+    question = ask.questions[len(ask.answers)] if ask.questions else Question(ask.detail)
+    choices = (" - ".join(filter(None, option)) for option in question.options[:9])
+    numbered = (f"{number} {choice}" for number, choice in enumerate(choices, 1))
+    return (question.text, *numbered, "N none of these")
 
 
 def hints(run: Run) -> list[tuple[str, str]]:
@@ -3509,29 +3490,28 @@ class Scroll:
     """Where somebody looks."""
 
     def __init__(self) -> None:
-        self.moved = 0  # rows, not yet carried out: only the layout knows the heights
-        # Rows from the usual place, by overlay; "" is the activity.
+        self.moved = 0  # rows, by keys, until the layout carries it out
+        # Overlay ("": the activity) -> rows from where it stands when nobody scrolls.
         self.away: collections.Counter[str] = collections.Counter()
         self.journal: tuple[Entry, ...] = ()  # what the activity shows
 
 
 def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """Rows for a screen of that size. Where it is small, the activity goes first, then the last
-    rows of the header."""
+    """The rows of a screen. Where it is small, first the activity goes, then the header's last."""
     if width <= 0 or height <= 0:
         return []
     rules: list[Row] = [[(0, "dim", "─" * width)]] if height >= 8 else []
     room = height - 2 * len(rules)
     top = [fit(row, width - 1) for row in picture.header]
-    top[1] = progress_row(picture.plan, picture.header[1], width)
+    top.insert(1, progress_row(picture, width))
     bottom = [footer(picture)]
     if picture.ask:
         bottom = ask_rows(picture.ask, width, max(1, room - 1))
     top = top[: max(1, room - len(bottom))]
     room = max(0, room - len(top) - len(bottom))
-    rows = [*middle(picture, width, room, scroll), *([[]] * room)][:room]
-    rows = [*top, *rules, *rows, *rules, *bottom]
-    return [fit(row, width) for row in rows[:height]]
+    blank: list[Row] = [[]] * room
+    rows = (middle(picture, width, room, scroll) + blank)[:room]
+    return [fit(row, width) for row in (top + rules + rows + rules + bottom)[:height]]
 
 
 def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
@@ -3550,17 +3530,27 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     blank: list[Row] = [[]] * height
     rows = (activity(picture, left, height, scroll) + blank)[:height]
     beside = plan_rows(picture, right, height, None) + blank
-    rule = (0, "dim", "│ ")
-    return [[*fit([*row, GAP], left), rule, *other] for row, other in zip(rows, beside)]
+    return [[*fit([*row, GAP], left), (0, "dim", "│ "), *other] for row, other in zip(rows, beside)]
 
 
-def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
-    """What is done, blocked and left as a bar, and the numbers behind it."""
+def progress_row(picture: Picture, width: int) -> Row:
+    """A bar of what is done, blocked and left, and the numbers behind it."""
+    plan, check = picture.plan, picture.check
+    if not plan.tasks:
+        return [(0, "dim", " no task")]
+    style = {"passed": "good", "failed": "bad"}.get(check, "warn")
+    numbers = [
+        (0, "bold", f" {plan.done}/{plan.total} {plan.percent}%"),
+        (1, "bad", f"  {plan.blocked} blocked" if plan.blocked else ""),
+        (2, "warn", f"  {plan.manual} manual" if plan.manual else ""),
+        (3, style, f"  check {check}" if check else ""),
+    ]
     numbers = fit(numbers, width - 12)
-    size = min(width - row_width(numbers) - 2, 60) if plan.tasks else 0  # of the bar
+    size = min(width - row_width(numbers) - 2, 60)  # of the bar
     some = bool(plan.blocked)  # one of many is seen, too
-    settled = max(some, size * (plan.done + plan.blocked) // max(1, plan.total))
-    done = min(settled - some, size * plan.done // max(1, plan.total))
+    total = max(1, plan.total)
+    settled = max(some, size * (plan.done + plan.blocked) // total)
+    done = min(settled - some, size * plan.done // total)
     return [
         (0, "good", " " + "█" * done),
         (0, "bad", "▒" * (settled - done)),
@@ -3571,14 +3561,15 @@ def progress_row(plan: Plan, numbers: Row, width: int) -> Row:
 
 def ask_rows(ask: Sequence[str], width: int, height: int) -> list[Row]:
     """What is asked: what is long is cut first, the way out stays."""
-    *pieces, way_out = (wrap(one_line(text), width - 4)[:4] for text in ask)
+    *texts, way_out = (wrap(one_line(text), width - 4)[:4] for text in ask)
     room = max(1, height - len(way_out))
-    while sum(map(len, pieces)) > room and max(map(len, pieces)) > 1:
-        max(reversed(pieces), key=len).pop()  # of the longest ones the last
-    lines = [line for piece in pieces for line in piece][:room]
-    rows: list[Row] = [[(0, "", f"   {line}")] for line in lines]
-    rows[0] = [(0, "warn bold", f" ? {lines[0]}")]
-    return [*rows, *([(0, "accent", f"   {line}")] for line in way_out)][-height:]
+    while sum(map(len, texts)) > room and max(map(len, texts)) > 1:
+        max(reversed(texts), key=len).pop()  # of the longest ones the last
+    first, *lines = [line for text in texts for line in text][:room]
+    rows: list[Row] = [[(0, "warn bold", f" ? {first}")]]
+    rows += [[(0, "", f"   {line}")] for line in lines]
+    rows += [[(0, "accent", f"   {line}")] for line in way_out]
+    return rows[-height:]
 
 
 def footer(picture: Picture) -> Row:
@@ -3603,7 +3594,7 @@ def help_rows(width: int) -> list[Row]:
 def scrolled(
     rows: Sequence[Any], height: int, usual: int, scroll: Scroll | None, overlay: str
 ) -> list[Any]:
-    """So many rows, from the usual one on, or from where the overlay was scrolled to."""
+    """So many rows, from the usual one on, or from where somebody scrolled to."""
     last = max(0, len(rows) - height)
     at = usual = max(0, min(usual, last))
     if scroll:
@@ -3659,7 +3650,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     if entry.kind == "iter":
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[(0, "dim", text + "─" * (width - text_width(text)))]]
-    stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6) if width >= 30 else (0, 0)
+    stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
     stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
     left = f" {stamp[:stamp_size]:<{stamp_size}} "
     kind = f"{entry.kind.replace('todowrite', 'todo')[:kind_size]:<{kind_size}} "
@@ -3671,23 +3662,23 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     rows: list[Row] = []
     for line in wrap(text, width - len(left + kind + indent) - 1):
         rows.append([(0, "dim", left), (0, style or "dim", kind), (0, style, indent + line)])
-        left, kind = " " * len(left), " " * len(kind)
+        left, kind = " " * len(left + kind), ""
     return rows
 
 
 def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
-    """The journal, and at its end what runs now; only what is looked at is laid out. Whoever has
-    scrolled up sees the journal of then: it does not move."""
-    above = -scroll.away[""] - scroll.moved  # rows above the end
-    if above <= 0:
+    """The journal, and at its end what runs now. Whoever has scrolled up sees the journal of then:
+    it does not move."""
+    above = max(0, -scroll.away[""] - scroll.moved)  # rows above the end
+    if not above:
         scroll.journal = picture.journal
-    rows: list[Row] = []  # the lowest one first
+    rows: list[Row] = []  # no more than is looked at, the lowest one first
     for entry in reversed(scroll.journal):
-        if len(rows) >= height + max(0, above):
+        if len(rows) >= height + above:
             break
         rows += reversed(entry_rows(entry, width))
     rows.reverse()
-    for entry in picture.live[-3:] if above <= 0 else ():
+    for entry in () if above else picture.live[-3:]:
         for row in entry_rows(entry, width)[-3:]:
             rows.append([(rank, style or "accent", text) for rank, style, text in row])
     return scrolled(rows, height, len(rows), scroll, "")
@@ -5238,9 +5229,9 @@ def port_is_free(port: int) -> bool:
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
 # (ctrl-S, an ssh connection that froze) never holds up the run.
 #
-# Curses' `refresh` and `getch` let go of Python's lock while they write. `doupdate`, `beep`,
-# `curs_set` and `endwin` do not, and under ctrl-S would stop every thread, signal handlers too:
-# they are called only when the terminal takes output, or never.
+# Curses' `refresh` and `getch` let go of Python's lock while they write. `initscr`, `curs_set` and
+# `endwin` do not, and under ctrl-S would stop every thread, signal handlers too: they are called
+# only when the terminal takes output. `doupdate` and `beep` are never called.
 
 
 def say(text: str, file: Any = None) -> None:
@@ -5279,14 +5270,12 @@ class CursesScreen:
         self.scroll = Scroll()
         self.picture: Picture | None = None
         self.ask_shown = ""  # as it was drawn last
-        # The command that is to have the terminal, and its environment.
+        # Who is to have the terminal: command and environment.
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
-        self.child: subprocess.Popen[bytes] | None = None  # it has, or had, the terminal
+        self.child: subprocess.Popen[bytes] | None = None  # has it, or had it
         self.closing = False
         self.modes = termios.tcgetattr(0)
-        for name in ("", "C.UTF-8"):  # the signs need UTF-8, whatever LC_ALL says
-            with suppress(locale.Error):
-                locale.setlocale(locale.LC_CTYPE, name)
+        use_utf8()
         for name in ("LINES", "COLUMNS"):  # a resize would never be seen
             os.environ.pop(name, None)
         os.environ["ESCDELAY"] = "25"  # ms; initscr reads it, on every Python
@@ -5298,7 +5287,7 @@ class CursesScreen:
     def close(self) -> None:
         """Give the terminal back."""
         self.closing = True
-        if self.child:  # whoever has the terminal gives it back
+        if self.child:
             for end in (self.child.terminate, self.child.kill):
                 end()
                 self.thread.join(1.5)
@@ -5340,10 +5329,8 @@ class CursesScreen:
     def _loop(self, window: Any, styles: dict[str, int]) -> None:
         drawn: Picture | None = None  # None: draw again
         drawn_at = 0.0
-        quick = 0  # answers without a key that came at once: a terminal that hung up gives no other
-        while quick < 200:
-            if self.closing:
-                return
+        quick = 0  # looks for a key that ended at once without one, in a row
+        while not self.closing:
             if self.handed:
                 self._give_terminal(window, *self.handed)
                 self.handed = drawn = None
@@ -5359,7 +5346,8 @@ class CursesScreen:
                 self._take_key(window, key)
             is_quick = key == -1 and time.monotonic() - now < self.FRAME / 4
             quick = quick + 1 if is_quick else 0
-        self.post(ScreenLost("the terminal hung up"))
+            if quick > 200:
+                raise curses.error("it hung up")
 
     def _take_key(self, window: Any, key: int) -> None:
         page = max(1, window.getmaxyx()[0] - 8)
@@ -5385,7 +5373,8 @@ class CursesScreen:
             x = 0
             for _rank, style, text in row:
                 attributes = sum(styles.get(name, 0) for name in style.split())
-                with suppress(curses.error):  # the lower right cell raises after it was drawn
+                # The lower right cell raises after it was drawn; some curses know no wide signs.
+                with suppress(curses.error, UnicodeError):
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
         window.refresh()
@@ -5403,21 +5392,32 @@ class CursesScreen:
             return
         curses.def_prog_mode()
         curses.endwin()
-        said = ""
+        problem = None
         try:
             os.write(1, b"opening OpenCode's interface: leaving it (ctrl-c) comes back\r\n")
             # Nobody wants to see the stack that it leaves with.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             if status not in (0, 130, -signal.SIGINT):
-                said = f"OpenCode's interface ended with exit status {status}: "
-                said += "`ocloop.py attach` in another terminal shows why"
+                problem = Problem(
+                    f"OpenCode's interface ended with exit status {status}: "
+                    "`ocloop.py attach` in another terminal shows why"
+                )
         except OSError as error:
-            said = f"cannot start {argv[0]}: {error}"
-        self.post(Answer(request, error=Problem(said) if said else None))
+            problem = Problem(f"cannot start {argv[0]}: {error}")
+        self.post(Answer(request, error=problem))
         curses.reset_prog_mode()
         window.redrawwin()
         curses.flushinp()
+
+
+def use_utf8() -> None:
+    """Where the locale says nothing of the terminal, as LC_ALL=C or one that is not installed. When
+    no name is known here, curses leaves the signs out and keeps the words."""
+    for name in ("C.UTF-8", "UTF-8", "en_US.UTF-8"):  # Linux, macOS, an older Linux
+        if locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):
+            with suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
 
 
 def make_styles() -> dict[str, int]:
@@ -5755,14 +5755,13 @@ SECRETS = ("username", "password", "opencode")  # of the state file; never shown
 
 
 def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
-    """What the state file says of a run; `status` is its exit status once it has ended, `commit`
-    the one at which it began."""
+    """What the state file says of a run; `status` once it has ended, `commit` where it began."""
     talk = run.talk
     asks = talk.asks.open.values() if talk else ()
-    began = run.clock.wall - run.now  # when the run's own clock stood at 0
+    zero = run.clock.wall - run.now  # of the clock that deadlines stand on
     retry = ""
     if talk and talk.retry:
-        retry = f"{talk.retry.message} (at {time_of_day(began + talk.retry_at)})"
+        retry = f"{talk.retry.message} (at {time_of_day(zero + talk.retry_at)})"
     said = {
         "pid": os.getpid(),
         "state": run.shown_state,
@@ -5783,22 +5782,24 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "opencode_version": run.server.version,
         "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
         "retry": retry,
-        "waiting_until": None if run.wait_until is None else began + run.wait_until,
+        "waiting_until": None if run.wait_until is None else zero + run.wait_until,
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "counts": collections.Counter(result.word for result in run.books.results),
     }
     exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
     record: Json = {**exact, **all_printable(said)}
-    if status is None:
-        if not run.server.is_down:  # else: the next one's password, beside the last one's address
-            secrets = (outside.username, outside.password, list(run.options.opencode))
-            record.update(zip(SECRETS, secrets))
-        return {**record, "status": run.status} if run.rests_at is not NO_END else record
-    # It may have been looked at for hours before somebody pressed Q.
-    entries = reversed(run.journal.entries)
-    ends = (one.time for one in entries if (one.record or {}).get("record") == "run")
-    return {**record, "state": "ended", "status": status, "ended": next(ends, run.clock.wall)}
+    if status is not None:
+        # When it was told: it may have been looked at for hours before somebody pressed Q.
+        ends = [entry.time for entry in run.journal.entries if entry.kind == "end"]
+        ended = ends[-1] if ends else run.clock.wall
+        return {**record, "state": "ended", "status": status, "ended": ended}
+    if run.rests_at is not NO_END:
+        record["status"] = run.status
+    if not run.server.is_down:  # else: the next one's password, beside the last one's address
+        secrets = {"username": outside.username, "password": outside.password}
+        record.update(secrets, opencode=list(run.options.opencode))
+    return record
 
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
@@ -5807,7 +5808,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     names = ("server", "session", "directory", "username", "password")
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy is not to be asked for our own machine
+    for name in ("NO_PROXY", "no_proxy"):  # no proxy is asked for our own machine
         known = environment.get(name, "")
         environment[name] = f"{known},127.0.0.1,localhost".lstrip(",")
     if record.get("generation") == OpenCode2.generation:

@@ -31,6 +31,7 @@ import hashlib
 import io
 import itertools
 import json
+import locale
 import os
 import queue
 import random
@@ -44,6 +45,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -2813,7 +2815,9 @@ def test_the_counter_says_what_is_left_of_all_that_was_to_do() -> None:
         ("- [ ] a\n" * 99 + "- [BLOCKED] b\n", "▒·······"),
         ("- [x] a\n- [MANUAL] b\n", "████████"),
     ):
-        row = ocloop.progress_row(parse_plan(plan), [], 10)
+        picture = story.picture()
+        picture.plan = parse_plan(plan)
+        row = ocloop.progress_row(picture, 10)
         assert "".join(text for _rank, _style, text in row) == f" {shown}"
 
 
@@ -2984,6 +2988,7 @@ def test_what_an_iteration_took_out_before_it_was_broken_off_is_gone() -> None:
     story = Story("- [ ] one\n- [ ] two\n")
     story.plan = "- [ ] one\n"
     story.let_pass(4)
+    assert story.record()["gone"] == ["two"], "also where nobody can say so at its end"
     story.press("q", "q")
     assert story.record(130)["gone"] == ["two"] and "1 open task gone from the plan" in story.text
 
@@ -5616,6 +5621,38 @@ def test_a_long_line_is_wrapped_in_time(monkeypatch: Patch) -> None:
     assert looks < 10_000, "each character once, more or less"
 
 
+@pytest.mark.parametrize("known", ["C.UTF-8", "UTF-8", "en_US.UTF-8", "none"])
+@pytest.mark.parametrize("name", ["C", "POSIX", "de_DE.UTF-8", "de_DE.ISO-8859-1"])
+def test_a_locale_that_says_nothing_means_utf_8(name: str, known: str, monkeypatch: Patch) -> None:
+    """As LC_ALL=C; names differ by system. One that names a character set is meant so."""
+    used = name
+
+    def setlocale(category: int, wanted: str | None = None) -> str:
+        nonlocal used
+        if wanted not in (None, known):
+            raise locale.Error("unsupported locale setting")
+        used = wanted or used
+        return used
+
+    monkeypatch.setattr(locale, "setlocale", setlocale)
+    ocloop.use_utf8()
+    assert used == (known if name in ("C", "POSIX") and known != "none" else name)
+
+
+def test_a_curses_that_knows_no_wide_signs_keeps_the_words() -> None:
+    written: list[str] = []
+
+    def addstr(_y: int, _x: int, text: str, _attributes: int) -> None:
+        written.append(text.encode("ascii").decode())
+
+    window = types.SimpleNamespace(getmaxyx=lambda: (24, 80), addstr=addstr)
+    window.erase = window.refresh = lambda: None
+    screen = object.__new__(ocloop.CursesScreen)
+    vars(screen).update(scroll=Scroll(), ask_shown="")
+    screen._draw(window, scene("running").picture(), {})
+    assert " Space" in written and "─" * 80 not in written
+
+
 def test_no_two_states_of_a_task_have_one_sign() -> None:
     signs = [sign for sign, _style in ocloop.TASK_SIGNS.values()]
     assert len(set(signs)) == len(signs)
@@ -7366,7 +7403,7 @@ def test_terminals_that_can_do_less(world: World) -> None:
     simple = {"NO_COLOR": "1", "LC_ALL": "C", "LANG": "C"}
     term = world.fake_terminal("--run", tasks=1, env=simple)
     leave(term)
-    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
+    assert "────" in term.output and not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
     for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
         command = world.on_fake(tasks=1)
         argv = ["/bin/sh", "-c", f"{shlex.join(command.argv)} {closed}"]

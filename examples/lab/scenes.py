@@ -29,7 +29,7 @@ def drawn(picture: Picture, width: int, height: int, scroll: Scroll | None = Non
 
 def header(story: Story, row: int) -> str:
     """A row of the header where there is room for all of it."""
-    return "".join(text for _rank, _style, text in story.picture().header[row])
+    return drawn(story.picture(), 500, 24)[row]
 
 
 def timeless(picture: Picture) -> str:
@@ -220,7 +220,8 @@ def nasty_picture(rng: random.Random, stories: Sequence[Story]) -> Picture:
     )
     vars(picture).update(
         state=rng.choice(list(ocloop.STATES)),
-        header=[row, row[::-1], row, row],
+        header=[row, row[::-1], row],
+        check=rng.choice(("", "failed")),
         plan=plan,
         tasks=tasks,
         live=some(picture.journal, 5),
