@@ -1698,7 +1698,7 @@ class Books:
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
-        lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
+        lines = "\n".join(f"- {goal} ×{times}" for goal, times in goals.items())
         refused = said_refused(self.unsettled)
         seen = "They ended in good order, and marked nothing."
         if refused:
@@ -1725,7 +1725,7 @@ class End(NamedTuple):
     stage: str
     status: int = 130  # exit status; 130: a person's, who need not be told, nor begin anew
     reason: str = ""
-    limit: str = ""  # the option that makes it rest, such as max_cost
+    limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
 NO_END = End("")  # it goes on; ended by somebody now, its status is 130
@@ -1797,7 +1797,7 @@ class ModelLine:
             if left > 0 and (seconds <= left or not fault.retry_after):
                 return min(seconds, left)
             why = f"waited {duration(books.waited)}, and would for {duration(seconds)} more"
-            return End("paused", 3, f"{problem}: {why} (--max-wait)", "max_wait")
+            return End("paused", 3, f"{problem}: {why} (--max-wait)")
         advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
         self.failures[self.current] += 1
         times, most = self.failures[self.current], self.options.retries or NEVER
@@ -1845,11 +1845,11 @@ class Limits:
             if refused:
                 advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
         elif failures >= most:
-            why = f"the check failed {failures} times in a row"
+            why = f"the check failed {failures} time{'s' * (failures > 1)} in a row"
             advice = f"mend what `{self.options.check}` shows"
         else:
             return None
-        return End("paused", 3, f"{why} (--stuck): {advice}", "stuck")
+        return End("paused", 3, f"{why} (--stuck): {advice}")
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
@@ -1969,7 +1969,7 @@ INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
 MISSING_AFTER = 15.0  # a name that is not listed by then does not come
 
-STILL_COMPLETE = "the plan is complete: add tasks, and take its <plan-complete> tag out, then go on"
+
 REFUSAL_ENDED_TURN = "Something that you asked for was refused, and that has ended your turn."
 DATA_BASE = (
     ": another program may hold OpenCode's data base (~/.local/share/opencode/opencode.db): "
@@ -2236,9 +2236,7 @@ class Run:
         self.limits = Limits(options, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
-        self.wanted = options.run or not options.attended  # S
-        self.goes_on = False  # from where it rests or waits
-        self.pause_wanted = False  # after this iteration
+        self.wanted = options.run or not options.attended  # else it stops after this iteration
         self.confirming_quit = False
         self.overlay = ""  # what a person looks at instead of the activity: help or plan
         self.coroutine: Coroutine[Any, Any, int] = self.main()
@@ -2368,12 +2366,12 @@ class Run:
                 await self.rest(end)
         except Quit as quit:
             self.clock.works = False
-            last = self.rests_at
-            if last is NO_END:
-                last = End("stopping", reason=str(quit))
-                self.tell_end(last)
-            self.show("stopping" if self.attended else last.stage, last.reason)
-        return last.status
+            if self.rests_at is NO_END:
+                self.rests_at = End("stopping", reason=str(quit))
+                self.tell_end(self.rests_at)
+            stage = "stopping" if self.attended else self.rests_at.stage
+            self.show(stage, self.rests_at.reason)
+        return self.status
 
     async def get_ready(self) -> None:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
@@ -2431,41 +2429,49 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        pause = End("paused") if self.pause_wanted else None
-        return self.limits.reached(self.used) or pause
+        return self.limits.reached(self.used) or (None if self.wanted else End("paused"))
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
-        self.clock.works = self.pause_wanted = False
-        self.goes_on = False  # what is pressed from here on counts
+        has_begun = self.wanted or self.clock.works
+        self.clock.works = self.wanted = False
         with self.showing(end.stage, end.reason):
             if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
                 self.notify("stopped", end.reason)
-            if not self.attended:
-                raise Quit("paused, and the terminal is gone")
-            if end.stage != "paused":  # somebody may come in days
+            if self.attended and end.stage != "paused":  # somebody may come in days
                 await self.server.stop()
             while True:
-                await self.wait(sooner=lambda: self.goes_on)
-                self.goes_on = False
-                if end.stage != "complete":
+                if not self.attended:
+                    raise Quit("paused, and the terminal is gone")
+                await self.wait(sooner=lambda: self.wanted)
+                if end.stage != "complete" or await self.has_new_tasks():
                     break
-                await self.look_at_files()
-                if not self.files.trouble:
-                    if self.plan.summary is None and self.plan.pending:
-                        break
-                    self.journal.note("note", STILL_COMPLETE, "warn")
+                self.wanted = False
+        self.wanted = has_begun  # else S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
-        if end.limit in RAISED_BY_R:
+        if end.limit:
             self.limits.raise_above(end.limit, self.used[end.limit])
         elif end.status != 130:
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
+
+    async def has_new_tasks(self) -> bool:
+        """Whether there is something to do in a plan that was complete; else it is said why not."""
+        self.files.trouble = ""  # what is wrong with them is said each time
+        await self.look_at_files()
+        if self.files.trouble:
+            return False
+        has_tag = self.plan.summary is not None
+        if has_tag or not self.plan.pending:
+            tag = ", take its <plan-complete> tag out" if has_tag else ""
+            self.journal.note("note", f"the plan is complete: add tasks{tag}, then go on", "warn")
+            return False
+        return True
 
     # One iteration.
 
@@ -2486,7 +2492,6 @@ class Run:
                 # It is no result, but it has cost something, and may have deleted tasks.
                 self.books.note_plan(self.plan)
                 self.books.spent = self.books.spent.plus(talk.spent)
-                self.server.left_session = talk.id
                 raise
             check = ""
             is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
@@ -2512,9 +2517,8 @@ class Run:
         told = "\n\n".join(filter(None, all_told))
         prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
         if stuck:
-            times = len(self.books.unsettled)
-            said = f"nothing was settled, {times} times: the last try, and the prompt says so"
-            self.journal.note("warn", said, "warn")
+            said = f"nothing was settled ×{len(self.books.unsettled)}"
+            self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
         return Talk(prompt, self)
 
     async def lead(self, talk: Talk) -> Outcome:
@@ -2529,8 +2533,9 @@ class Run:
         except RequestError as error:
             outcome = outcome_of_error(error)
             await self.recall(talk)
-        except Quit:  # stop the session, and see what its last step has cost; soon
-            if talk.id:
+        except (Quit, Problem) as end:
+            self.server.left_session = talk.id
+            if talk.id and isinstance(end, Quit):  # see what its last step has cost; soon
                 with self.shield(Quit, Abort), suppress(RequestError):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise
@@ -2695,20 +2700,18 @@ class Run:
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        self.goes_on = False
-
-        def is_over() -> bool:  # the next turn rests for the same reason
-            return self.goes_on or self.reason_to_rest(self.plan) is not None
-
         seconds = self.line.after(result, self.model)
         if isinstance(seconds, End):
             return seconds
-        if not seconds or is_over():
-            return None
-        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+
+        def is_over() -> bool:  # R was pressed, or the next turn rests
+            return self.wait_until is None or self.reason_to_rest(self.plan) is not None
+
         began = self.now
-        with self.showing("waiting", result.problem, began + seconds):
-            await self.wait(began + seconds, sooner=is_over)
+        if seconds and not self.reason_to_rest(self.plan):
+            self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+            with self.showing("waiting", result.problem, began + seconds):
+                await self.wait(began + seconds, sooner=is_over)
         if result.waited_for:
             self.books.waited += self.now - began
         return None
@@ -2796,7 +2799,7 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.stage in ("paused", "complete", "error") or not self.wanted:
+        if not self.wanted and not self.clock.works:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
@@ -2824,41 +2827,30 @@ class Run:
             pass
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
-        else:
-            _label, do = uses_of(self).get(key.name.capitalize(), ("", lambda: None))
-            do()
+        elif key.name.capitalize() in uses_of(self):
+            self.use(key.name)
 
-    def want(self) -> None:
-        """S: start."""
-        self.wanted = True
-        if self.stage == "starting":
-            self.reason = "begins when the server is ready"
-
-    def go_on(self) -> None:
-        self.goes_on = True
-
-    def toggle_pause(self) -> None:
-        self.pause_wanted = not self.pause_wanted
-
-    def abort(self) -> None:
-        if self.talk:
+    def use(self, key: str) -> None:
+        """Do what a key of KEYS is for."""
+        if key in ("s", "space"):
+            self.wanted = not self.wanted
+            if self.stage == "starting" and not self.clock.works:
+                self.reason = "begins when the server is ready" * self.wanted
+        elif key == "r":
+            self.wanted = True
+            self.wait_until = None
+        elif key == "x" and self.talk:
             self.talk.give_up("aborted", "aborted by a person")
-        else:
+        elif key == "x":
             self.request("stop_check")
-
-    def hand_over(self) -> None:
-        self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-        self.request("hand_over")
-
-    def toggle_plan(self) -> None:
-        self.overlay = "" if self.overlay == "plan" else "plan"
-
-    def show_help(self) -> None:
-        self.overlay = "help"
-
-    def quit(self) -> None:
-        """Q: where an iteration would be lost, ask first."""
-        if self.iteration:
+        elif key == "t":
+            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            self.request("hand_over")
+        elif key == "p":
+            self.overlay = "" if self.overlay == "plan" else "plan"
+        elif key == "?":
+            self.overlay = "help"
+        elif self.iteration:  # Q would lose it: ask once
             self.confirming_quit = True
         else:
             self.end(A_PERSON_QUIT)
@@ -2875,7 +2867,7 @@ class Run:
         """The stage in a person's words: one of STATES."""
         if self.talk and self.talk.asks.first and not self.confirming_quit:
             return "waits for you"
-        if self.pause_wanted and self.stage in ("running", "starting"):
+        if self.clock.works and not self.wanted:
             return "pausing"
         if self.stage == "running" and self.talk and self.talk.retry:
             return "retrying"
@@ -2940,29 +2932,27 @@ KEYS = (  # and what the help says of them
 )
 
 
-def uses_of(run: Run) -> dict[str, tuple[str, Callable[[], None]]]:
-    """What each key does now: the footer's word ("": it is not told there), and how."""
-    uses: dict[str, tuple[str, Callable[[], None]]] = {}
-    if run.stage == "ready" or (run.stage == "starting" and not run.wanted):
-        uses.update(S=("start", run.want), Space=("", run.want))
-    elif run.stage == "complete":
-        uses.update(S=("go on", run.go_on), Space=("", run.go_on))
-    elif run.stage in ("running", "waiting", "starting"):
-        uses["Space"] = ("go on" if run.pause_wanted else "pause", run.toggle_pause)
-    elif run.stage == "paused" and run.rests_at is NO_END:  # R alone goes beyond a limit
-        uses["Space"] = ("go on", run.go_on)
-    if run.rests_at.limit in RAISED_BY_R:
-        uses["R"] = ("raise the limit", run.go_on)
-    elif run.rests_at.limit or run.stage in ("error", "waiting"):
-        uses["R"] = ("retry", run.go_on)
-    elif run.stage in ("paused", "complete"):
-        uses["R"] = ("", run.go_on)
+def uses_of(run: Run) -> dict[str, str]:
+    """The keys that do something now, and the footer's word for it ("": it is not told there)."""
+    uses = {}
+    if run.stage == "complete":
+        uses.update(S="go on", Space="", R="")
+    elif run.stage == "paused" and run.rests_at is NO_END:
+        uses.update(Space="go on", R="")
+    elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
+        uses["R"] = "raise the limit" if run.rests_at.limit else "retry"
+    elif run.wanted or run.clock.works:
+        uses["Space"] = "pause" if run.wanted else "go on"
+    else:
+        uses.update(S="start", Space="")
+    if run.stage == "waiting":
+        uses["R"] = "retry"
     if run.talk or run.check_since is not None:
-        uses["X"] = ("abort", run.abort)
+        uses["X"] = "abort"
     if run.talk and run.talk.id and not run.server.is_down:
-        uses["T"] = ("session", run.hand_over)
-    uses["P"] = ("activity" if run.overlay == "plan" else "plan", run.toggle_plan)
-    return {**uses, "?": ("help", run.show_help), "Q": ("quit", run.quit)}
+        uses["T"] = "session"
+    uses["P"] = "activity" if run.overlay == "plan" else "plan"
+    return {**uses, "?": "help", "Q": "quit"}
 
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
@@ -3499,7 +3489,7 @@ def hints(run: Run) -> list[tuple[str, str]]:
         return [("Q", "again quits"), ("any other key", "goes on")]
     if run.overlay == "help":
         return [("any key", "back"), ("Q", "quit")]
-    return [(name, label) for name, (label, _do) in uses_of(run).items() if label]
+    return [(name, label) for name, label in uses_of(run).items() if label]
 
 
 class Scroll:
