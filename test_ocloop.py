@@ -2402,7 +2402,7 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     while story.count("send") < 2:
         story.let_pass(0.5)
     assert "replacing it in the midst" in story.text and not story.picture().live
-    assert story.take() == "interrupt start_server setup send" and story.words == []
+    assert story.take() == "interrupt stop_server start_server setup send" and story.words == []
     assert story.last("send").session == "ses_1" and story.last("send").attempt == 1
     story.activity = "working"
     story.works()
