@@ -2460,7 +2460,7 @@ class Run:
         has_tag = self.plan.summary is not None
         has_tasks = self.plan.pending > 0 and not has_tag
         if not self.files.trouble and not has_tasks:
-            tag = ", take its <plan-complete> tag out" * has_tag
+            tag = ", and take its <plan-complete> tag out" * has_tag
             self.journal.note("note", f"the plan is complete: add tasks{tag}, then go on", "warn")
         return has_tasks and not self.files.trouble
 

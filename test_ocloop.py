@@ -2624,7 +2624,7 @@ def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> 
     story = in_state("complete", notify="mail")
     assert story.last("stop_server") and story.shown["S"] == "go on"
     still = "the plan is complete: add tasks"
-    tagged = f"{still}, take its <plan-complete> tag out, then go on"
+    tagged = f"{still}, and take its <plan-complete> tag out, then go on"
     untagged = "- [x] one\n"
     said = [(DONE, tagged), (f"- [ ] two\n{DONE}", tagged), (untagged, f"{still}, then go on")]
     for plan, why in [*said, (None, GONE), (None, GONE)]:
