@@ -1728,7 +1728,7 @@ class End(NamedTuple):
     limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
-NO_END = End("")  # it goes on; ended by somebody now, its status is 130
+NO_END = End("")  # none yet; with its status it would end, were somebody to end it now
 
 
 class ModelLine:
@@ -2475,6 +2475,7 @@ class Run:
         if self.books.check != "failed":  # that stands until it passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
+        outcome = None
         try:
             outcome = await self.lead(talk)
             plan = await self.read_files()  # as the session left it: a check may hide it
@@ -2485,6 +2486,8 @@ class Run:
             # It is no result, but it has cost something, and may have deleted tasks.
             self.books.note_plan(self.plan)
             self.books.spent = self.books.spent.plus(talk.spent)
+            if outcome is None:  # it may still be at work
+                self.server.left_session = talk.id
             raise
         finally:
             self.iteration = None
@@ -2515,9 +2518,8 @@ class Run:
         except RequestError as error:
             outcome = outcome_of_error(error)
             await self.recall(talk)
-        except (Quit, Problem) as end:
-            self.server.left_session = talk.id
-            if talk.id and isinstance(end, Quit):  # see what its last step has cost; soon
+        except Quit:  # stop the session, and see what its last step has cost; soon
+            if talk.id:
                 with self.shield(Quit, Abort), suppress(RequestError):
                     await self.comes_to_rest(talk, LAST_STEP_WITHIN)
             raise

@@ -2668,6 +2668,12 @@ def test_q_asks_once_while_an_iteration_runs(what: str, overlay: str) -> None:
     assert story.state == "stopping" and story.exits == [130]
 
 
+def test_q_while_x_stops_a_session_leaves_that_to_the_end_of_the_program() -> None:
+    story = waiting_for("interrupt")
+    story.press("q", "q")
+    assert story.exits == [130] and story.left_session == "ses_1"
+
+
 def test_nothing_is_done_after_the_end() -> None:
     for state in ("starting", "ready", "paused", "waiting", "error", "complete", "read_files"):
         story = in_state(state) if state in STATES else waiting_for(state)
