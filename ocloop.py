@@ -1583,12 +1583,11 @@ def how_complete(plan: Plan, gone: Sequence[str] = ()) -> tuple[int, str]:
         return 3, f"complete but for {' and '.join(left)}"
     if plan.summary is not None and (plan.tasks or not gone):
         return 0, PLAN_COMPLETE
-    undone = said_gone(gone)
     if plan.open_near_misses:
         near = first_of([f'"{near.text}"' for near in plan.open_near_misses])
-        undone = f"this looks undone: {near}"
-    if undone:
-        return 3, f"nothing is pending, but {undone}"
+        return 3, f"nothing is pending, but this looks undone: {near}"
+    if gone:
+        return 3, f"nothing is pending, but {said_gone(gone)}"
     return 0, "nothing is left to do; the agent wrote no summary"
 
 
@@ -1657,8 +1656,9 @@ class Books:
         self.results.append(result)
         self.spent = self.spent.plus(result.spend)
         self.counted += not result.waited_for
-        if result.check in ("passed", "failed"):
-            self.check_failures = 0 if result.check == "passed" else self.check_failures + 1
+        self.check_failures += result.check == "failed"
+        if result.check == "passed":
+            self.check_failures = 0
         if result.worked:
             self.last_worked = result
             self.unsettled.append(result)
@@ -1679,7 +1679,7 @@ class Books:
             self.journal.note("warn", said_gone(lost), "warn")
         came = now.keys() - was.keys()
         self.gone = [text for text in self.gone if text not in came] + lost
-        settles = any(was[text] == "pending" != now.get(text) for text in was)
+        settles = any(was[text] == "pending" and now.get(text) != "pending" for text in was)
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
         # One task with other words is no other plan.
@@ -1696,7 +1696,7 @@ class Books:
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
-        lines = "\n".join(f"- {goal} ({times} times)" for goal, times in goals.items())
+        lines = "\n".join(f"- {goal} (×{times})" for goal, times in goals.items())
         refused = said_refused(self.unsettled)
         seen = "They ended in good order, and marked nothing."
         if refused:
@@ -1723,10 +1723,10 @@ class End(NamedTuple):
     stage: str
     status: int = 130  # exit status; 130: a person's, who need not be told, nor begin anew
     reason: str = ""
-    limit: str = ""  # the option that makes it rest, such as max_cost
+    limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
-NO_END = End("")  # it goes on; ended by somebody now, its status is 130
+NO_END = End("")  # none yet; with its status it would end, were somebody to end it now
 
 
 class ModelLine:
@@ -1795,7 +1795,7 @@ class ModelLine:
             if left > 0 and (seconds <= left or not fault.retry_after):
                 return min(seconds, left)
             why = f"waited {duration(books.waited)}, and would for {duration(seconds)} more"
-            return End("paused", 3, f"{problem}: {why} (--max-wait)", "max_wait")
+            return End("paused", 3, f"{problem}: {why} (--max-wait)")
         advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
         self.failures[self.current] += 1
         times, most = self.failures[self.current], self.options.retries or NEVER
@@ -1831,11 +1831,11 @@ class Limits:
 
     def reached(self, used: dict[str, float]) -> End | None:
         """A person has to say whether to go on: work is left."""
-        name, told = self.passed(used)
-        if name:
-            return End("paused", 3, told, name)
         most = self.options.stuck or NEVER
         unsettled, failures = self.books.unsettled, self.books.check_failures
+        end = self.passed(used)
+        if end:
+            return end
         if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
             why = f"{len(unsettled)} iterations in a row settled no task"
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
@@ -1843,24 +1843,25 @@ class Limits:
             if refused:
                 advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
         elif failures >= most:
-            why = f"the check failed {failures} times in a row"
+            why = f"the check failed {failures} time{'s' * (failures > 1)} in a row"
             advice = f"mend what `{self.options.check}` shows"
         else:
             return None
-        return End("paused", 3, f"{why} (--stuck): {advice}", "stuck")
+        return End("paused", 3, f"{why} (--stuck): {advice}")
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        _name, told = self.passed(used, 2)
-        return f"twice the limit: {told}" if told else ""
+        end = self.passed(used, 2)
+        return f"twice the limit: {end.reason}" if end else ""
 
-    def passed(self, used: dict[str, float], times: int = 1) -> tuple[str, str]:
-        """The first limit that is used up so often, and the words for it."""
+    def passed(self, used: dict[str, float], times: int = 1) -> End | None:
+        """The first limit that is used up so often."""
         for name, most in self.most.items():
             if 0 < times * most <= used[name]:
-                shown, option = RAISED_BY_R[name], name.replace("_", "-")
-                return name, f"--{option} is reached: {shown(used[name])} of {shown(most)}"
-        return "", ""
+                option, shown = name.replace("_", "-"), RAISED_BY_R[name]
+                why = f"--{option} is reached: {shown(used[name])} of {shown(most)}"
+                return End("paused", 3, why, name)
+        return None
 
     def raise_above(self, name: str, count: float) -> None:
         """By as much again as was asked for, until there is room."""
@@ -1900,36 +1901,32 @@ class Briefing:
         if problem:
             raise Problem(problem)
         model = without_variant(self.first_model())
-        said = []
-        if not models and not setup.model and model in setup.free:
-            said.append(
-                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-                f'provider "{model.partition("/")[0]}"; name another one with -m'
-            )
-        if setup.asks and not self.options.auto:
-            said.append(
-                f"OpenCode asks a person before {', '.join(setup.asks)}: asked at night means "
-                "refused: allow it in opencode.json, or use --auto"
-            )
-        if setup.unread:
-            said.append(
-                f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or "
-                "what it denies is not denied"
-            )
-        fresh = [warning for warning in said if warning not in self.warned]
+        is_chosen = not models and not setup.model and model in setup.free
+        asks = () if self.options.auto else setup.asks
+        warnings = {  # and whether they hold
+            f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+            f'provider "{model.partition("/")[0]}"; name another one with -m': is_chosen,
+            f"OpenCode asks a person before {', '.join(asks)}: asked at night means refused: "
+            "allow it in opencode.json, or use --auto": asks,
+            f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or what "
+            "it denies is not denied": setup.unread,
+        }
+        fresh = [said for said, holds in warnings.items() if holds and said not in self.warned]
         self.warned.update(fresh)
         for warning in fresh:
             self.files.journal.note("warn", warning, "warn")
         return fresh
 
-    def prompt(self, number: int, told: str, clock: RunClock, is_last_try: bool) -> Prompt:
+    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
         self.line.models = models or ("",)
         model = self.line.choose(self.line.others() if is_last_try else ())
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
-        prompt = prompt._replace(model=model, agent=agent)
-        return with_ids(prompt, clock.wall, number, self.seed)
+        return self.identified(prompt._replace(model=model, agent=agent), number)
+
+    def identified(self, prompt: Prompt, number: int) -> Prompt:
+        return with_ids(prompt, self.line.clock.wall, number, self.seed)
 
 
 # ── run ───────────────────────────────────────────────────────────────────────────────────────────
@@ -1939,7 +1936,7 @@ class Briefing:
 #
 # Three rules make it safe:
 # 1. It waits in `wait` and nowhere else. There events are heard (`hear`), deadlines are minded
-#    (`mind`), and interrupts are raised. A wait without `until` is for a person, a check, or the
+#    (`mind`), and interrupts are raised. A wait without an end is for a person, a check, or the
 #    next look at a session, and each of these ends.
 # 2. Only Quit and Abort interrupt. That the server is gone is raised by a request alone (it is
 #    "silent"), since only whoever asks knows how to go on without an answer; what else tells of it
@@ -1967,7 +1964,7 @@ INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
 MISSING_AFTER = 15.0  # a name that is not listed by then does not come
 
-STILL_COMPLETE = "the plan is complete: add tasks, and take its <plan-complete> tag out, then go on"
+
 REFUSAL_ENDED_TURN = "Something that you asked for was refused, and that has ended your turn."
 DATA_BASE = (
     ": another program may hold OpenCode's data base (~/.local/share/opencode/opencode.db): "
@@ -2044,7 +2041,7 @@ class Supervisor:
         if not self.options.server:  # else it may not hear that: `bring_up` stops the session
             self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
-            await self.run.wait(self.run.now + ANSWER_WITHIN, request)
+            await self.run.wait(ANSWER_WITHIN, request)
 
     async def bring_up(self) -> None:
         """Start it where it is down, or is to be replaced, until it has told its setup. Raises
@@ -2062,18 +2059,17 @@ class Supervisor:
         began = self.run.now
         while self.is_down:
             if self.problem:
-                most: float = FIRST_STARTS
+                most, longest = float(FIRST_STARTS), FIRST_WAIT
                 if self.has_worked:  # `--retries 0` means for ever, but not here
-                    most = (self.options.retries or Options().retries) + 1
+                    most, longest = (self.options.retries or Options().retries) + 1, NEVER
                 elif self.is_busy and self.run.now - began < BUSY_WITHIN:
                     most = NEVER
                 if self.failures >= most:
                     last = self.problem.rstrip(".") + DATA_BASE * self.is_busy
                     times = f"{self.failures} times in a row, the last time"
                     raise Problem(f"the server failed {times}: {last}")
-                longest = NEVER if self.has_worked else FIRST_WAIT
                 seconds = min(wait_after(self.failures, SERVER_WAITS), longest)
-                await self.run.wait(self.run.now + seconds)
+                await self.run.wait(seconds)
             try:
                 await self.start()
             except Problem as problem:
@@ -2085,27 +2081,26 @@ class Supervisor:
         """Start it, and read its setup. Raises Problem; `again` where the next try may work."""
         self.let_go()
         self.is_busy = False
-        where = f"waiting for {self.options.server}" if self.options.server else "starting OpenCode"
-        self.note(where, "dim")
+        server = self.options.server
+        self.note(f"waiting for {server}" if server else "starting OpenCode", "dim")
         request = self.run.request("start_server", self.launch)
         try:
-            started = await self.run.wait(self.run.now + ANSWER_WITHIN, request)
+            started = await self.run.wait(ANSWER_WITHIN, request)
             self.url, self.version, self.generation = started
             self.is_down = False
             self.up_since = self.run.now
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
             await self.read_setup()
         except RequestError as error:
-            problem, again = outcome_of_error(error).problem, error.why == "silent"
-            if error.is_timeout and not self.is_down:
+            problem = outcome_of_error(error).problem
+            hangs = error.is_timeout and not self.is_down
+            if hangs:
                 why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
                 problem = f"OpenCode does not answer for this directory ({problem}): {why}"
-                again = False
             self.is_busy = error.code >= 500 and not self.is_down
-            raise Problem(problem, again=again) from None
+            raise Problem(problem, again=error.why == "silent" and not hangs) from None
         self.has_worked = True
-        memory = await self.memory()
-        most = self.most_memory
+        memory, most = await self.memory(), self.most_memory
         if memory > most:
             self.most_memory = NEVER  # else it would be replaced for ever
             said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
@@ -2126,7 +2121,7 @@ class Supervisor:
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
                 break
-            await self.run.wait(self.run.now + LOOK_TWICE)
+            await self.run.wait(LOOK_TWICE)
         if not (self.has_worked and problem):  # else a provider on this machine may be away
             self.run.briefing.setup = setup
 
@@ -2135,7 +2130,7 @@ class Supervisor:
         memory = 0
         with suppress(RequestError):
             request = self.run.request("measure_server")
-            memory = await self.run.wait(self.run.now + LOCAL_WITHIN, request) or 0
+            memory = await self.run.wait(LOCAL_WITHIN, request) or 0
         self.measure_at = self.run.now + MEASURE_EVERY
         return memory
 
@@ -2144,18 +2139,15 @@ class Supervisor:
         iteration, above twice the limit at once."""
         if self.is_down or self.run.now < self.measure_at:
             return
-        memory = await self.memory()
-        most = self.most_memory
+        memory, most = await self.memory(), self.most_memory
         is_bursting = memory > 2 * most
-        if memory <= most or (self.replace and not is_bursting):
-            return
-        self.replace = True
-        said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
-        self.note(said + " in the midst" * is_bursting, "warn")
+        if is_bursting or (memory > most and not self.replace):
+            self.replace = True
+            said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
+            self.note(said + " in the midst" * is_bursting, "warn")
         if is_bursting:
             with self.run.shield(Abort), suppress(RequestError):
                 await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
-            self.let_go()
             talk.lose_server()
             await self.bring_up()
 
@@ -2180,9 +2172,9 @@ class Files:
         plan, text = self.plan, read.plan
         if text is not None and text != self.plan_text:
             plan = parse_plan(text)
-        problem = problem_of_plan(plan, self.options.plan)
-        is_good = text is not None and not problem  # though the prompt may be away
-        problem = read.problem or problem
+        plan_problem = problem_of_plan(plan, self.options.plan)
+        is_good = text is not None and not plan_problem  # though the prompt may be away
+        problem = read.problem or plan_problem
         if self.options.debug and read.prompt is not None:
             problem = ""  # it takes any plan
         if not problem and not split_front_matter(read.prompt or "")[1]:
@@ -2234,9 +2226,8 @@ class Run:
         self.limits = Limits(options, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
-        self.wanted = options.run or not options.attended  # S
-        self.goes_on = False  # from where it rests or waits
-        self.pause_wanted = False  # after this iteration
+        # It is to work: S, Space and R say so. Taken back, it pauses after this iteration.
+        self.wanted = options.run or not options.attended
         self.confirming_quit = False
         self.overlay = ""  # what a person looks at instead of the activity: help or plan
         self.coroutine: Coroutine[Any, Any, int] = self.main()
@@ -2265,14 +2256,15 @@ class Run:
 
     async def wait(
         self,
-        until: float = NEVER,
+        seconds: float = NEVER,
         request: Request | None = None,
         sooner: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Live on until then; less long where the request is answered, or `sooner` holds.
+        """Live on for so long; less long where the request is answered, or `sooner` holds.
 
         Returns the answer's value, or raises its error; RequestError where there is no answer.
         """
+        until = self.now + seconds
         while not (request and request.done) and not sooner() and self.now < until:
             self.mind()
             if self.quitting and Quit not in self.shielded:
@@ -2299,7 +2291,7 @@ class Run:
             request = self.request(method, *args)
             if self.talk and method == "send":  # `recall` waits until it has arrived
                 self.talk.sending = request
-            within = min(until, self.now + ANSWER_WITHIN)
+            within = min(until - self.now, ANSWER_WITHIN)
             try:
                 return await self.wait(within, request, lambda: self.server.is_down)
             except RequestError as said:
@@ -2307,8 +2299,8 @@ class Run:
                     raise
                 error = said
             # Its process may have ended: that is told a moment later, with its last words.
-            again_at = min(until, self.now + REPEAT_AFTER)
-            await self.wait(again_at, sooner=lambda: self.server.is_down)
+            again_in = min(until - self.now, REPEAT_AFTER)
+            await self.wait(again_in, sooner=lambda: self.server.is_down)
         problem = f"the server does not answer: {error}"
         if self.server.is_down:
             problem = self.server.problem
@@ -2366,12 +2358,12 @@ class Run:
                 await self.rest(end)
         except Quit as quit:
             self.clock.works = False
-            last = self.rests_at
-            if last is NO_END:
-                last = End("stopping", reason=str(quit))
-                self.tell_end(last)
-            self.show("stopping" if self.attended else last.stage, last.reason)
-        return last.status
+            if self.rests_at is NO_END:
+                self.rests_at = End("stopping", reason=str(quit))
+                self.tell_end(self.rests_at)
+            stage = "stopping" if self.attended else self.rests_at.stage
+            self.show(stage, self.rests_at.reason)
+        return self.status
 
     async def get_ready(self) -> None:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
@@ -2403,20 +2395,19 @@ class Run:
             await self.server.bring_up()
         self.clock.works = True
         with self.showing("running"):
-            end = None
-            while end is None:
+            while True:  # whatever it did, the plan may be another one by then
                 plan = await self.read_files()
                 self.books.note_plan(plan)
+                end = self.reason_to_rest(plan)
                 is_due = not self.number or plan.summary is not None
                 if self.options.check and not self.books.check and is_due:
                     await self.run_check()  # if it fails, the first session is told
-                    continue  # it may have changed the plan
-                end = self.reason_to_rest(plan)
-                if end is None and (self.server.is_down or self.server.replace):
-                    await self.server.bring_up()  # the plan may be another one by then
-                elif end is None:
-                    end = await self.follow(await self.iterate(plan))
-            return end
+                elif end is None and (self.server.is_down or self.server.replace):
+                    await self.server.bring_up()
+                else:
+                    end = end or await self.follow(await self.iterate(plan))
+                    if end:
+                        return end
 
     def reason_to_rest(self, plan: Plan) -> End | None:
         """Whether the plan is complete, a limit is reached, or a pause was wanted."""
@@ -2429,41 +2420,47 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        pause = End("paused") if self.pause_wanted else None
-        return self.limits.reached(self.used) or pause
+        return self.limits.reached(self.used) or (None if self.wanted else End("paused"))
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
-        self.clock.works = self.pause_wanted = False
-        self.goes_on = False  # what is pressed from here on counts
+        has_begun = self.wanted or self.clock.works
+        self.clock.works = self.wanted = False
         with self.showing(end.stage, end.reason):
             if end.status != 130:
                 self.rests_at = end
                 self.tell_end(end)
             elif end.reason:
                 self.notify("stopped", end.reason)
-            if not self.attended:
-                raise Quit("paused, and the terminal is gone")
-            if end.stage != "paused":  # somebody may come in days
+            if self.attended and end.stage != "paused":  # somebody may come in days
                 await self.server.stop()
             while True:
-                await self.wait(sooner=lambda: self.goes_on)
-                self.goes_on = False
-                if end.stage != "complete":
+                if not self.attended:
+                    raise Quit("paused, and the terminal is gone")
+                await self.wait(sooner=lambda: self.wanted)
+                if end.stage != "complete" or await self.has_new_tasks():
                     break
-                await self.look_at_files()
-                if not self.files.trouble:
-                    if self.plan.summary is None and self.plan.pending:
-                        break
-                    self.journal.note("note", STILL_COMPLETE, "warn")
+                self.wanted = False
+        self.wanted = has_begun  # else S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
-        if end.limit in RAISED_BY_R:
+        if end.limit:
             self.limits.raise_above(end.limit, self.used[end.limit])
         elif end.status != 130:
             self.books.begin_anew()
             self.line.forget()
             self.server.failures = 0
+
+    async def has_new_tasks(self) -> bool:
+        """Whether there is something to do in a plan that was complete; else it is said why not."""
+        self.files.trouble = ""  # what is wrong with them is said each time
+        await self.look_at_files()
+        has_tag = self.plan.summary is not None
+        has_tasks = self.plan.pending > 0 and not has_tag
+        if not self.files.trouble and not has_tasks:
+            tag = ", and take its <plan-complete> tag out" * has_tag
+            self.journal.note("note", f"the plan is complete: add tasks{tag}, then go on", "warn")
+        return has_tasks and not self.files.trouble
 
     # One iteration.
 
@@ -2476,27 +2473,20 @@ class Run:
         if self.books.check != "failed":  # that stands until it passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
+        outcome = None
         try:
-            try:
-                outcome = await self.lead(talk)
-                plan = await self.read_files()  # as the session left it: a check may hide it
-            except (Quit, Problem):
-                # It is no result, but it has cost something, and may have deleted tasks.
-                self.books.note_plan(self.plan)
-                self.books.spent = self.books.spent.plus(talk.spent)
-                self.server.left_session = talk.id
-                raise
-            check = ""
+            outcome = await self.lead(talk)
+            plan = await self.read_files()  # as the session left it: a check may hide it
             is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
-            try:
-                if self.options.check and is_to_be_checked:
-                    check = await self.run_check()
-            except Quit:
-                check = self.books.check = "interrupted"
-                raise
-            finally:
-                result = self.settle(talk, outcome, check, plan)
-            return result
+            check = await self.run_check() if self.options.check and is_to_be_checked else ""
+            return self.settle(talk, outcome, check, plan)
+        except (Quit, Problem):
+            # It is no result, but it has cost something, and may have deleted tasks.
+            self.books.note_plan(self.plan)
+            self.books.spent = self.books.spent.plus(talk.spent)
+            if outcome is None:  # it may still be at work
+                self.server.left_session = talk.id
+            raise
         finally:
             self.iteration = None
             self.confirming_quit = False  # the question was about this iteration
@@ -2508,11 +2498,10 @@ class Run:
         near = told_of_near_misses(self.plan)
         all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
         told = "\n\n".join(filter(None, all_told))
-        prompt = self.briefing.prompt(self.number, told, self.clock, is_last_try=bool(stuck))
+        prompt = self.briefing.prompt(self.number, told, is_last_try=bool(stuck))
         if stuck:
-            times = len(self.books.unsettled)
-            said = f"nothing was settled, {times} times: the last try, and the prompt says so"
-            self.journal.note("warn", said, "warn")
+            said = f"nothing was settled ×{len(self.books.unsettled)}"
+            self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
         return Talk(prompt, self)
 
     async def lead(self, talk: Talk) -> Outcome:
@@ -2563,7 +2552,7 @@ class Run:
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
                 prompt = talk.prompt._replace(text=text)
-                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.briefing.seed)
+                talk.prompt = self.briefing.identified(prompt, self.number)
                 talk.attempt = 0
             else:
                 return outcome
@@ -2595,11 +2584,8 @@ class Run:
             try:
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
                 with suppress(RequestError):
-                    await self.wait(self.now + SENT_WITHIN, sending, lambda: self.server.is_down)
-                begins_by = self.now + BEGINS
-                await self.wait(
-                    begins_by, sooner=lambda: bool(talk.begun_at) or self.server.is_down
-                )
+                    await self.wait(SENT_WITHIN, sending, lambda: self.server.is_down)
+                await self.wait(BEGINS, sooner=lambda: talk.begun_at > 0 or self.server.is_down)
                 if await self.comes_to_rest(talk, INTERRUPT_WITHIN) and sending.done:
                     return
             except RequestError as error:
@@ -2613,39 +2599,41 @@ class Run:
         until = self.now + within
         again_at = self.now
         while self.now < until:
+            prompted = (talk.id, talk.prompt, talk.attempt)
             if self.now >= again_at:
-                await self.call("interrupt", talk.id, talk.prompt, talk.attempt, until=until)
+                await self.call("interrupt", *prompted, until=until)
                 again_at = self.now + INTERRUPT_AGAIN
             looked = self.now
-            polled = await self.call("poll", talk.id, talk.prompt, talk.attempt, False, until=until)
+            polled = await self.call("poll", *prompted, False, until=until)
             talk.take_in(polled, looked)  # what it has cost, to the last
             if polled.activity == "idle" and not polled.is_unsure:
                 return True
-            await self.wait(min(until, self.now + LOOK_TWICE))
+            await self.wait(min(until - self.now, LOOK_TWICE))
         return False
 
     async def run_check(self) -> str:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
-        command from the beginning."""
+        command from the beginning. It ends by itself, at --check-timeout, or by X."""
+
+        def is_over() -> bool:  # it costs time, and no money
+            return checking.done or bool(self.limits.overrun({**self.used, "max_cost": 0.0}))
+
+        checked = CheckResult(126, "", interrupted=True)
+        checking = self.request("run_check", facts_of(self))
         self.check_since = self.now
         try:
-            # Its own end is --check-timeout, or X; it costs time, and no money.
-            checking = self.request("run_check", facts_of(self))
-            in_time = {"max_cost": 0.0}
-            await self.wait(
-                sooner=lambda: checking.done or bool(self.limits.overrun({**self.used, **in_time}))
-            )
+            await self.wait(sooner=is_over)
             if not checking.done:
                 self.request("stop_check")
-            checked: CheckResult = await self.wait(request=checking)
+            checked = await self.wait(request=checking)
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
-            checked = CheckResult(126, "", interrupted=True)
-        finally:
-            self.check_since = None
+        except Quit:
+            pass  # the next wait raises it again, when the iteration is in the books
+        self.check_since = None
         books, command = self.books, self.options.check
-        books.complaint = ""
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
+        books.complaint = ""
         if checked.interrupted:  # it said nothing
             books.check = "interrupted"
         elif checked.status == 0:
@@ -2698,20 +2686,18 @@ class Run:
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        self.goes_on = False
-
-        def is_over() -> bool:  # the next turn rests for the same reason
-            return self.goes_on or self.reason_to_rest(self.plan) is not None
-
         seconds = self.line.after(result, self.model)
         if isinstance(seconds, End):
             return seconds
-        if not seconds or is_over():
-            return None
-        self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+
+        def is_over() -> bool:  # R was pressed, or the next turn rests
+            return self.wait_until is None or self.reason_to_rest(self.plan) is not None
+
         began = self.now
-        with self.showing("waiting", result.problem, began + seconds):
-            await self.wait(began + seconds, sooner=is_over)
+        if seconds and not self.reason_to_rest(self.plan):
+            self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
+            with self.showing("waiting", result.problem, began + seconds):
+                await self.wait(seconds, sooner=is_over)
         if result.waited_for:
             self.books.waited += self.now - began
         return None
@@ -2727,7 +2713,7 @@ class Run:
                 return self.plan  # once it is complete, an agent may move it away
             if self.now >= until:
                 raise Problem(self.files.trouble)
-            await self.wait(self.now + READ_AGAIN)
+            await self.wait(READ_AGAIN)
 
     def read_again(self) -> Request:
         self.files.read_at = self.now + READ_EVERY
@@ -2738,7 +2724,7 @@ class Run:
         """Read plan and prompt once; a look that is on its way may be too old."""
         reading = self.read_again()
         try:
-            await self.wait(self.now + LOCAL_WITHIN, reading)
+            await self.wait(LOCAL_WITHIN, reading)
         except RequestError as error:  # it has failed, which was heard, or it hangs
             self.hear_answer(Answer(reading, error=error))
 
@@ -2757,7 +2743,7 @@ class Run:
         elif isinstance(event, StreamOpened) and self.talk:
             self.talk.look_within(0)
         elif isinstance(event, ServerDied) and event.launch == self.server.launch:
-            if not self.server.is_down:  # else it is being started, which finds it out
+            if not self.server.is_down:  # else whoever starts it finds it out
                 self.server.lose(event.problem)
         elif isinstance(event, Signalled):
             self.end(f"stopped by {event.name}")
@@ -2799,7 +2785,7 @@ class Run:
             return  # a terminal that is gone may say so in several ways
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
-        if self.stage in ("paused", "complete", "error") or not self.wanted:
+        if not self.wanted and not self.clock.works:
             self.end("the terminal is gone, and nobody is there to go on")
 
     def mind(self) -> None:
@@ -2827,41 +2813,30 @@ class Run:
             pass
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
-        else:
-            _label, do = uses_of(self).get(key.name.capitalize(), ("", lambda: None))
-            do()
+        elif key.name.capitalize() in uses_of(self):
+            self.use(key.name)
 
-    def want(self) -> None:
-        """S: start."""
-        self.wanted = True
-        if self.stage == "starting":
-            self.reason = "begins when the server is ready"
-
-    def go_on(self) -> None:
-        self.goes_on = True
-
-    def toggle_pause(self) -> None:
-        self.pause_wanted = not self.pause_wanted
-
-    def abort(self) -> None:
-        if self.talk:
+    def use(self, key: str) -> None:
+        """Do what a key of KEYS is for."""
+        if key in ("s", "space"):
+            self.wanted = not self.wanted
+            if self.stage == "starting" and not self.clock.works:
+                self.reason = "begins when the server is ready" * self.wanted
+        elif key == "r":
+            self.wanted = True
+            self.wait_until = None
+        elif key == "x" and self.talk:
             self.talk.give_up("aborted", "aborted by a person")
-        else:
+        elif key == "x":
             self.request("stop_check")
-
-    def hand_over(self) -> None:
-        self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-        self.request("hand_over")
-
-    def toggle_plan(self) -> None:
-        self.overlay = "" if self.overlay == "plan" else "plan"
-
-    def show_help(self) -> None:
-        self.overlay = "help"
-
-    def quit(self) -> None:
-        """Q: where an iteration would be lost, ask first."""
-        if self.iteration:
+        elif key == "t":
+            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            self.request("hand_over")
+        elif key == "p":
+            self.overlay = "" if self.overlay == "plan" else "plan"
+        elif key == "?":
+            self.overlay = "help"
+        elif self.iteration:  # Q would lose it: ask once
             self.confirming_quit = True
         else:
             self.end(A_PERSON_QUIT)
@@ -2878,7 +2853,7 @@ class Run:
         """The stage in a person's words: one of STATES."""
         if self.talk and self.talk.asks.first and not self.confirming_quit:
             return "waits for you"
-        if self.pause_wanted and self.stage in ("running", "starting"):
+        if self.clock.works and not self.wanted:
             return "pausing"
         if self.stage == "running" and self.talk and self.talk.retry:
             return "retrying"
@@ -2943,29 +2918,27 @@ KEYS = (  # and what the help says of them
 )
 
 
-def uses_of(run: Run) -> dict[str, tuple[str, Callable[[], None]]]:
-    """What each key does now: the footer's word ("": it is not told there), and how."""
-    uses: dict[str, tuple[str, Callable[[], None]]] = {}
-    if run.stage == "ready" or (run.stage == "starting" and not run.wanted):
-        uses.update(S=("start", run.want), Space=("", run.want))
-    elif run.stage == "complete":
-        uses.update(S=("go on", run.go_on), Space=("", run.go_on))
-    elif run.stage in ("running", "waiting", "starting"):
-        uses["Space"] = ("go on" if run.pause_wanted else "pause", run.toggle_pause)
-    elif run.stage == "paused" and run.rests_at is NO_END:  # R alone goes beyond a limit
-        uses["Space"] = ("go on", run.go_on)
-    if run.rests_at.limit in RAISED_BY_R:
-        uses["R"] = ("raise the limit", run.go_on)
-    elif run.rests_at.limit or run.stage in ("error", "waiting"):
-        uses["R"] = ("retry", run.go_on)
-    elif run.stage in ("paused", "complete"):
-        uses["R"] = ("", run.go_on)
+def uses_of(run: Run) -> dict[str, str]:
+    """The keys that do something now, and the footer's word for it ("": it is not told there)."""
+    uses: dict[str, str] = {}
+    if run.stage == "complete":
+        uses.update(S="go on", Space="", R="")
+    elif run.stage == "paused" and run.rests_at is NO_END:
+        uses.update(Space="go on", R="")
+    elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
+        uses["R"] = "raise the limit" if run.rests_at.limit else "retry"
+    elif run.wanted or run.clock.works:
+        uses["Space"] = "pause" if run.wanted else "go on"
+    else:
+        uses.update(S="start", Space="")
+    if run.stage == "waiting":
+        uses["R"] = "retry"
     if run.talk or run.check_since is not None:
-        uses["X"] = ("abort", run.abort)
+        uses["X"] = "abort"
     if run.talk and run.talk.id and not run.server.is_down:
-        uses["T"] = ("session", run.hand_over)
-    uses["P"] = ("activity" if run.overlay == "plan" else "plan", run.toggle_plan)
-    return {**uses, "?": ("help", run.show_help), "Q": ("quit", run.quit)}
+        uses["T"] = "session"
+    uses["P"] = "activity" if run.overlay == "plan" else "plan"
+    return {**uses, "?": "help", "Q": "quit"}
 
 
 # ── what is told of a run ─────────────────────────────────────────────────────────────────────────
@@ -3483,7 +3456,7 @@ def hints(run: Run) -> list[tuple[str, str]]:
         return [("Q", "again quits"), ("any other key", "goes on")]
     if run.overlay == "help":
         return [("any key", "back"), ("Q", "quit")]
-    return [(name, label) for name, (label, _do) in uses_of(run).items() if label]
+    return [(name, label) for name, label in uses_of(run).items() if label]
 
 
 class Scroll:

@@ -1898,7 +1898,7 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     while story.count("send") < 2:
         story.let_pass(0.5)
     assert "replacing it in the midst" in story.text and not story.picture().live
-    assert story.take() == "interrupt start_server setup send" and story.words == []
+    assert story.take() == "interrupt stop_server start_server setup send" and story.words == []
     assert story.last("send").session == "ses_1" and story.last("send").attempt == 1
     story.activity = "working"
     story.works()
@@ -1994,6 +1994,7 @@ def test_a_plan_that_is_needed_is_waited_for(after: str, broken: str | None, awa
         return
     story.let_pass(4)
     assert story.state == "error" and story.status == 1 and "PLAN.md" in story.reason
+    assert story.left_session == "", "its session is over"
     assert not broken or "has no task: add lines such as" in story.reason
 
 
@@ -2117,12 +2118,16 @@ def test_r_begins_anew_wherever_the_error_came_from() -> None:
 def test_a_complete_plan_goes_on_when_it_has_open_tasks_and_no_tag(key: str) -> None:
     story = in_state("complete", notify="mail")
     assert story.last("stop_server") and story.shown["S"] == "go on"
-    # Of one that is away it was said already that it cannot be read.
-    for times, plan in ((1, DONE), (2, f"- [ ] two\n{DONE}"), (3, "- [x] one\n"), (3, None)):
+    still = "the plan is complete: add tasks"
+    tagged = f"{still}, and take its <plan-complete> tag out, then go on"
+    untagged = "- [x] one\n"
+    said = [(DONE, tagged), (f"- [ ] two\n{DONE}", tagged), (untagged, f"{still}, then go on")]
+    for plan, why in [*said, (None, GONE), (None, GONE)]:
         story.plan = plan
+        before = story.text.count(why)
         story.press(key)
         story.let_pass(3)
-        assert story.state == "complete" and story.text.count(ocloop.STILL_COMPLETE) == times
+        assert story.state == "complete" and story.text.count(why) == before + 1, "each time"
     assert story.count("send") == 1
     story.plan = "- [x] one\n- [ ] two\n"
     story.take()
@@ -2156,6 +2161,12 @@ def test_q_asks_once_while_an_iteration_runs(what: str, overlay: str) -> None:
     assert not (has_come and story.asks_whether_to_quit), "that is in front of a person now"
     story.press(*("n", "q", "q") if has_come else ("q",))
     assert story.state == "stopping" and story.exits == [130]
+
+
+def test_q_while_x_stops_a_session_leaves_that_to_the_end_of_the_program() -> None:
+    story = waiting_for("interrupt")
+    story.press("q", "q")
+    assert story.exits == [130] and story.left_session == "ses_1"
 
 
 def test_nothing_is_done_after_the_end() -> None:
@@ -2651,7 +2662,7 @@ def test_a_run_that_is_interrupted_anywhere_ends_in_good_order(story: str, happe
         if happens == "Q":
             assert world.exits in ([130], [0])
         elif happens == "space":
-            assert world.state in ("paused", "complete")
+            assert world.state in ("ready", "paused", "complete")
         elif happens == "screen":
             assert world.exits == [0]
         else:
@@ -3491,11 +3502,12 @@ def test_a_wrong_name_is_told_with_what_was_meant(
     ({"max_cost": 2.0}, (0, 1.99, 0), (0, 0), "", ""),
     ({"max_cost": 2.0}, (0, 2.5, 0), (0, 0), "max_cost", "--max-cost is reached: $2.50"),
     ({"max_time": 3600.0}, (0, 0, 3700), (0, 0), "max_time", "--max-time is reached: 1h01m"),
-    ({}, (0, 0, 0), (6, 0), "stuck", "6 iterations in a row settled no task (--stuck)"),
+    ({}, (0, 0, 0), (6, 0), "", "6 iterations in a row settled no task (--stuck)"),
     ({"stuck": 2}, (0, 0, 0), (2, 0), "", ""),  # the next one is told of it
     ({"stuck": 0}, (0, 0, 0), (99, 99), "", ""),
-    ({"check": "make test"}, (0, 0, 0), (0, 5), "stuck",
+    ({"check": "make test"}, (0, 0, 0), (0, 5), "",
      "the check failed 5 times in a row (--stuck): mend what `make test` shows"),
+    ({"stuck": 1}, (0, 0, 0), (0, 1), "", "the check failed 1 time in a row (--stuck)"),
 ])  # fmt: skip
 def test_a_limit_that_is_reached_is_named_with_what_was_used(
     options: Json, used: tuple[float, ...], streaks: tuple[int, int], name: str, words: str
