@@ -3712,6 +3712,7 @@ EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 Verdict = tuple[str, Union[Fault, None]]  # as in Polled
+Listed = tuple[tuple[Ask, ...], tuple[str, ...]]  # what is asked, the kinds that were not listed
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
@@ -3744,7 +3745,7 @@ def dicts(told: Any, *names: str) -> list[Json]:
 
 def as_text(told: Any, *names: str) -> str:
     found = dig(told, *names)
-    return "" if found is None else str(found)
+    return str(found) if isinstance(found, (str, int, float)) else ""
 
 
 def as_id(told: Any, *names: str) -> str:
@@ -3815,7 +3816,9 @@ def retry_of(session: str, told: Json) -> Activity:
 ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
+    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
     "tool-calls": ("refused", None),
+    "error": ("cut", None),
     "unknown": ("cut", None),
     "": ("cut", None),
 }
@@ -4001,12 +4004,15 @@ class Client:
                     raise socket.timeout("timed out")  # it trickles
             if answer.length:
                 raise ValueError("the answer was cut off")
-        said: Any = NotImplemented
-        with suppress(ValueError, RecursionError):
+        try:
             said = json.loads(raw.strip() or b"null")
+        except (ValueError, RecursionError) as error:
+            said = error
         if answer.status >= 400:
             raise refusal(answer.status, said, f"{method} {path}")
-        if answer.status >= 300 or said is NotImplemented:  # an unknown route gives a page
+        if isinstance(said, RecursionError):  # a model's doing: the server is not to blame
+            raise RequestError(answer.status, f"{method} {path}: the answer is nested too deep")
+        if answer.status >= 300 or isinstance(said, ValueError):  # an unknown route gives a page
             raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
         return said
 
@@ -4160,7 +4166,13 @@ class OpenCode(ABC):
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(session, prompt, attempt, own)
+            try:
+                verdict, fault = self.verdict(session, prompt, attempt, own)
+            except RequestError as error:
+                if error.why != "rejected":
+                    raise
+                # As what a model has nested too deep: nobody will ever read it.
+                verdict, fault = "" if working else "failed", Fault("unknown", str(error))
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
@@ -4188,8 +4200,8 @@ class OpenCode(ABC):
 
     # What is asked.
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What any session asks, and the kinds that could not be listed."""
+    def asks(self) -> Listed:
+        """What any session asks."""
         looks = [self.get_if_possible(path) for path in self.asks_paths]
         found = [*map(self.permission, dicts(looks[0])), *map(self.question, dicts(looks[1]))]
         kinds = zip(("permission", "question"), looks)
@@ -4471,7 +4483,8 @@ class OpenCode2(OpenCode):
             try:
                 self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
-                if error.code not in (404, 502):  # 502: a web page, where there is no inbox
+                # One without an inbox answers with any of these, or with a page.
+                if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
@@ -4500,29 +4513,28 @@ class OpenCode2(OpenCode):
         delivered, step, idle = self.last_step(session, ids)
         outcome = as_text(idle, "outcome")
         why = fault_of(idle.get("error"))
-        if "failed" in (outcome, own.get("outcome")) and (delivered != ids[-1] or not step):
+        fault = fault_of(step.get("error"))
+        if "failed" in (outcome, own.get("outcome")) and not (step and delivered in ids[-1:]):
             return "failed", why  # as with a model that is not there
         if not delivered:
             return "undelivered", None
         was_interrupted = outcome == "interrupted"
-        finish = as_text(step, "finish")
-        fault = fault_of(step.get("error"))
-        if not step:
-            ends = {"succeeded": "nothing-ran", "interrupted": "cut"}
-            return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else None
-        is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-        if not is_complete:
-            return "unfinished", None  # it works, or its server died
-        if fault and fault.kind != "aborted":
-            return "failed", fault
-        if not fault and finish in ("stop", "length"):
-            return FINISHES.get(finish, ANSWERED)
-        if outcome == "failed":
-            return "failed", why
-        # A bare refusal looks like an interruption, but for what the tool says.
-        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
-        if not was_interrupted and any(map(is_refusal, errors)):
-            return "refused", None
+        if step:
+            if not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
+                return "unfinished", None  # it works, or its server died
+            if fault and fault.kind != "aborted":
+                return "failed", fault
+            verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
+            if not fault and verdict[0] in ("answered", "failed"):
+                return verdict
+            if outcome == "failed":
+                return "failed", why
+            # A bare refusal looks like an interruption, but for what the tool says.
+            errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+            if not was_interrupted and any(map(is_refusal, errors)):
+                return "refused", None
+        elif not was_interrupted:
+            return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
         return "cut", INTERRUPTED if was_interrupted or fault else None
 
     def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
@@ -4546,6 +4558,15 @@ class OpenCode2(OpenCode):
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", step, idle
+
+    def asks(self) -> Listed:
+        """A form of an MCP server's has no session: it is refused, or its tool would hang."""
+        listed = super().asks()
+        for ask in listed[0]:
+            if ask.session == "global" and not self.options.server:
+                with suppress(RequestError):
+                    self.request("DELETE", f"/session/global/form/{ask.id}")
+        return listed
 
     def question(self, asked: Json) -> Ask:
         self.forms[as_id(asked, "id")] = asked

@@ -4921,7 +4921,7 @@ def test_a_request_is_answered_with_json_or_with_nothing_and_no_proxy_is_asked(
     ((400, b"\xff\xfe{"), 400, "", "GET /a was answered with 400"),
     ((400, {"data": {"issues": "many"}, "message": None}), 400, "", "GET /a was answered with 400"),
     (PAGE, 502, "NotJSON", "GET /a was not answered with JSON"),
-    (b"[" * 100_000, 502, "NotJSON", "GET /a was not answered with JSON"),
+    (b"[" * 100_000, 200, "", "GET /a: the answer is nested too deep"),
     (b"\xff\xfe", 502, "NotJSON", "GET /a was not answered with JSON"),
 ], ids=lambda value: ascii(value)[:30])  # fmt: skip
 def test_what_is_not_2xx_and_json_is_an_error_with_the_server_s_own_words(
@@ -5529,6 +5529,7 @@ WORKS_1 = assistant("msg_1", completed=False)
 REJECTED = {"name": "X", "data": {"message": "The user rejected permission to use this tool"}}
 NO_KEY_1 = Fault("auth", "no key")
 TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
+FILTERED = Fault("provider", "the provider's content filter ended it")
 
 
 @pytest.mark.parametrize("messages, verdict, fault", [
@@ -5536,6 +5537,8 @@ TOO_LONG_1 = Fault("length", ocloop.CUT_OFF)
     ([ASKED], "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], "answered", None),
     ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "content-filter")], "failed", FILTERED),
+    ([ASKED, assistant("msg_1", "of tomorrow")], "answered", None),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished",
      None),
     ([ASKED, WORKS_1], "unfinished", None),
@@ -5668,6 +5671,25 @@ def test_a_poll_tells_costs_family_and_asks_and_what_fails_beside_it_does_not_fa
         for error in (BOOM, PAGE_ERROR):
             with pytest.raises(RequestError):
                 polled(whole_server(**{**NO_STATUS, decides: error}))
+
+
+DEEP = b'[{"info": {"id": "msg_0"}, "parts": %s}]' % (b"[" * 100_000 + b"]" * 100_000)
+
+
+def test_what_a_model_has_nested_too_deep_costs_its_session_and_no_server(wire: Wire) -> None:
+    story = Story()
+    active: Json = {story.id: {"type": "busy"}}
+    wire.says = {"GET /session/status": active, f"GET /session/{story.id}/message": DEEP}
+    story.world["poll"] = lambda request: a_dialect(wire.client()).poll(*request.made.args)
+    story.let_pass(ocloop.LOOK_CLOSER + 20)
+    assert story.words == [], "it works, and may go on"
+    active.clear()
+    story.let_pass(ocloop.POLL_EVERY)
+    assert story.words == ["failed"] and "nested too deep" in story.books.results[0].problem
+    assert story.run.server.failures == 0
+    command = {"command": [[["x"]]]}
+    asked = {"id": "per_1", "sessionID": "ses_1", "metadata": command, "patterns": [{}]}
+    assert a_dialect().permission(asked).detail == "", "nothing of it is put into words"
 
 
 BUSY_2 = {"GET /session/status": {"ses_2": {"type": "busy"}}}  # a subagent in the background
@@ -7833,13 +7855,15 @@ def test_each_attempt_has_an_id_of_its_own_and_earlier_ones_are_taken_back() -> 
         ("DELETE", f"{inbox}/{SECOND}", None),
         ("POST", prompt, {"id": THIRD, "text": "Do it"}),
     ]
-    says[f"DELETE {inbox}/{FIRST}"] = RequestError(500, "no")
-    with pytest.raises(RequestError):
-        made.send("ses_A", PROMPT_2, 1)
+    for code in (500, 502):
+        says[f"DELETE {inbox}/{FIRST}"] = RequestError(code, "no")
+        with pytest.raises(RequestError):
+            made.send("ses_A", PROMPT_2, 1)
     assert client.heard[-1][0] == "DELETE", "one that may still run keeps the next one back"
-    says[f"DELETE {inbox}/{FIRST}"] = RequestError(502, "a web page", "NotJSON")
-    made.send("ses_A", PROMPT_2, 1)
-    assert client.heard[-1][0] == "POST", "a server without an inbox holds nothing back"
+    for missing in (PAGE_ERROR, RequestError(404, "no"), RequestError(405, "no")):
+        says[f"DELETE {inbox}/{FIRST}"] = missing
+        made.send("ses_A", PROMPT_2, 1)
+        assert client.heard.pop()[0] == "POST", "a server without an inbox holds nothing back"
 
 
 # ── opencode 2: verdicts ──────────────────────────────────────────────────────────────────────────
@@ -7860,6 +7884,7 @@ def saying(message: str) -> Json:
 # fmt: off
 VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "answered": ([CALLS, STOP, DONE_2], "answered", None),
+    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
     "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
     "no idle": ([STOP], "answered", None),
     "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
@@ -7929,6 +7954,9 @@ def test_the_newest_delivered_attempt_counts(
     assert (polled.activity, polled.verdict, polled.fault) == ("idle", verdict, fault)
     circles = {"GET /api/session/ses_A/message": {"data": [STOP], "cursor": {"next": "again"}}}
     assert look({**stand_in([]), **circles}).verdict == "undelivered", "it pages in circles"
+    made, _ = dialect_2(stand_in(messages, session={"outcome": "failed"}))
+    made.poll("ses_A", Prompt(""), 0, False)
+    assert made.poll("ses_A", Prompt(""), 0, False).activity == "idle", "that of an earlier run"
 
 
 # ── opencode 2: activity ──────────────────────────────────────────────────────────────────────────
@@ -8086,6 +8114,18 @@ def test_what_is_asked_in_2(more: Json, activity: str, asks: Any) -> None:
     assert (polled.activity, polled.verdict) == (activity, "answered" if activity == "idle" else "")
     assert polled.asks == asks
     assert polled.unlisted == (("question",) if "GET /api/form" in more else ())
+
+
+def test_what_an_mcp_server_asks_is_refused_where_the_server_is_ours() -> None:
+    form = {"id": "frm_2", "sessionID": "global", "fields": [{"key": "sure", "type": "string"}]}
+    path = "/api/session/global/form/frm_2"
+    for error in (None, RequestError(404, "gone")):
+        for server, sent in (("", [("DELETE", path, None)]), ("http://x", [])):
+            says = stand_in(OVER, forms=[form], **{f"DELETE {path}": error})
+            made, client = dialect_2(says, server=server)
+            looks = [made.poll("ses_A", PROMPT_2, 0, False) for _ in range(2)]
+            assert looks[1].verdict == "answered"
+            assert [one for one in client.heard if one[0] == "DELETE"] == sent * 2
 
 
 FORM_1 = "/api/session/ses_A/form/frm_1"
