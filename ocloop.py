@@ -3910,8 +3910,8 @@ def is_free(model: Json) -> bool:
 
 def variants_of(model: Json) -> tuple[str, ...]:
     """A table by name in OpenCode 1, a list in OpenCode 2."""
-    listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
-    return tuple(as_dict(model, "variants") or listed)
+    listed = (as_text(variant, "id") for variant in dicts(model, "variants"))
+    return (*as_dict(model, "variants"), *listed)
 
 
 def asked_before(config: Json) -> dict[str, bool]:
@@ -4021,8 +4021,13 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
     details = as_dict(said, "data")
     issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
-    words = (details.get("path"), details.get("message"), dig(said, "message"), issues)
-    lines = "\n".join(as_text(word) for word in words if word).split("\n")
+    words = (
+        as_text(details, "path"),
+        as_text(details, "message"),
+        as_text(said, "message"),
+        issues,
+    )
+    lines = "\n".join(filter(None, words)).split("\n")
     message = " ".join(without_secrets(lines)).strip()
     name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
     return RequestError(code, message or f"{route} was answered with {code}", name)
@@ -4060,8 +4065,8 @@ class OpenCode(ABC):
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
 
-    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        return self.request("GET", path, timeout=timeout)
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
 
     def get_if_possible(self, path: str) -> Any:
         """What is good to know; None when the server fails at it."""
@@ -4076,6 +4081,9 @@ class OpenCode(ABC):
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
 
+    def get_for_setup(self, *paths: str) -> list[Any]:
+        return [self.request("GET", path, timeout=SETUP_TIMEOUT) for path in paths]
+
     def setup_of(
         self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
     ) -> Setup:
@@ -4085,8 +4093,7 @@ class OpenCode(ABC):
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
-        named = ((name, name_of_model(agent.get("model"))) for name, agent in agents.items())
-        self.agent_models = dict(named)
+        self.agent_models = {name: name_of_model(one.get("model")) for name, one in agents.items()}
         return Setup(
             model=self.model_for(self.options.agent),
             models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
@@ -4202,10 +4209,9 @@ class OpenCode(ABC):
 
     def asks(self) -> Listed:
         """What any session asks."""
-        looks = [self.get_if_possible(path) for path in self.asks_paths]
-        found = [*map(self.permission, dicts(looks[0])), *map(self.question, dicts(looks[1]))]
-        kinds = zip(("permission", "question"), looks)
-        unlisted = tuple(kind for kind, listed in kinds if listed is None)
+        permissions, questions = map(self.get_if_possible, self.asks_paths)
+        found = [*map(self.permission, dicts(permissions)), *map(self.question, dicts(questions))]
+        unlisted = ("permission",) * (permissions is None) + ("question",) * (questions is None)
         return tuple(ask for ask in found if ask.id), unlisted
 
     def permission(self, asked: Json) -> Ask:
@@ -4273,15 +4279,14 @@ class OpenCode1(OpenCode):
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def setup(self) -> Setup:
-        config = as_dict(self.get("/config", SETUP_TIMEOUT))
-        listed = self.get("/config/providers", SETUP_TIMEOUT)
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        config, listed, agents = self.get_for_setup("/config", "/config/providers", "/agent")
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
-        setup = self.setup_of([config], models, {as_text(agent, "name"): agent for agent in agents})
+        by_name = {as_text(agent, "name"): agent for agent in dicts(agents)}
+        setup = self.setup_of([as_dict(config)], models, by_name)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
         # Of several it takes the last used.
         return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
@@ -4334,8 +4339,8 @@ class OpenCode1(OpenCode):
         info = as_dict(told, "info")
         part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
-        ids = (told.get("sessionID"), part.get("sessionID"), info.get("sessionID"), own_id)
-        session = as_id(next(filter(None, ids), None))
+        known = told.get("sessionID") or part.get("sessionID") or info.get("sessionID")
+        session = as_id(known or own_id)
         fault = fault_of(told.get("error"))
         status = "idle" if type == "session.idle" else dig(told, "status", "type")
         said: SessionEvent | Edited = Alive(session)
@@ -4442,11 +4447,9 @@ class OpenCode2(OpenCode):
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
     def setup(self) -> Setup:
-        entries = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
-        models = dicts(self.get("/model", SETUP_TIMEOUT))
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        entries, models, agents = map(dicts, self.get_for_setup("/config", "/model", "/agent"))
         setup = self.setup_of(
-            [as_dict(entry, "info") for entry in entries],
+            [as_dict(entry, "info") for entry in entries],  # the lowest first
             {name_of_model(model): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
         )
@@ -4483,7 +4486,7 @@ class OpenCode2(OpenCode):
             try:
                 self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
-                # One without an inbox answers with any of these, or with a page.
+                # A server without an inbox answers with these, or with a page.
                 if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
@@ -4589,8 +4592,6 @@ class OpenCode2(OpenCode):
         try:
             self.request("POST", f"{path}/reply", {"answer": values})
         except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
             if error.code != 400 or decision != "reject":
                 raise
             # Versions differ in where they take the words, and none minds them elsewhere.
