@@ -3848,8 +3848,8 @@ NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of(error: Any) -> Fault | None:
-    """Read OpenCode 1's `{name, data: {message, statusCode}}`, or OpenCode 2's `{type, message,
-    status}`. In an `UnknownError` the message may begin with the real name, and end in a stack."""
+    """Of OpenCode 1's `{name, data: {message, statusCode}}`, or 2's `{type, message, status}`. The
+    message of an `UnknownError` may begin with the real name, and end in a stack."""
     name = as_text(dig(error, "name") or dig(error, "type"))
     if not name:
         return None
@@ -3859,19 +3859,19 @@ def fault_of(error: Any) -> Fault | None:
     if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
         name = wrapped[1]
         message = message[wrapped.end() :]
-    kind = FAULT_KINDS.get(name, "unknown")
+    kind = FAULT_KINDS.get(name, "")
     missing = NOT_THERE.match(message)
-    if name == "APIError" or (kind == "unknown" and name.startswith("provider.")):
+    if not kind and (name == "APIError" or name.startswith("provider.")):
         code = as_int(told.get("statusCode") or told.get("status"))
         is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
-    elif kind == "unknown" and missing:
+    elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
     announced = as_text(told, "responseHeaders", "retry-after")
     wait = as_float(told, "retryAfterMs") / 1000
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
         wait = float(announced)
-    return Fault(kind, message, min(max(0.0, wait), LONGEST_TIME))
+    return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
@@ -3961,10 +3961,10 @@ class Client:
 
     @contextmanager
     def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
-        """Send a request; the answer, whatever it is, of which only the head was read. What goes
-        wrong meanwhile raises RequestError; `timeout` is for each single wait. No redirect is
-        followed: another host would be told the login."""
-        import http.client  # it takes long, and is loaded while the server starts
+        """The answer, whatever it is, of which only the head was read. What goes wrong while it is
+        open raises RequestError; `timeout` is for each single wait. No redirect is followed:
+        another host would be told the login."""
+        import http.client  # slow, so that it is loaded while the server starts
 
         if self.process and self.process.poll() is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
@@ -3981,8 +3981,7 @@ class Client:
             with connection.getresponse() as answer:
                 yield answer
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # socket.timeout is a TimeoutError only since Python 3.10.
-            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            is_timeout = isinstance(error, socket.timeout)  # a TimeoutError from Python 3.10 on
             message = str(error) or type(error).__name__
             raise RequestError(0, message, is_timeout=is_timeout) from None
         finally:
@@ -4069,7 +4068,7 @@ class OpenCode(ABC):
         return self.request("GET", path)
 
     def get_if_possible(self, path: str) -> Any:
-        """What is good to know; None when the server fails at it."""
+        """None where the server fails at it."""
         try:
             return self.get(path)
         except RequestError as error:
@@ -4119,9 +4118,8 @@ class OpenCode(ABC):
         here = self.options.directory
         if there and os.path.realpath(there) != os.path.realpath(here):
             # OpenCode 1 reads `my%20project` as `my project`.
-            raise Problem(
-                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder"
-            )
+            place = f"in {there[:300]} and not in {here}"
+            raise Problem(f"OpenCode would work {place}: rename the folder")
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
@@ -4130,7 +4128,7 @@ class OpenCode(ABC):
 
     @abstractmethod
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over; one that was handed over before must not run twice."""
+        """Hand the prompt over; however often that is done, it must not run twice."""
 
     def spent_by_family(self, session: str, own: Json) -> Spend:
         """Look for the subagents' sessions; what all of them have used."""
@@ -4254,11 +4252,11 @@ class OpenCode(ABC):
     @abstractmethod
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask, and let the turn go on: `decision` is once, always or reject, `answers`
-        labels for its first questions; the others are answered with the message."""
+        are labels for its first questions; the message answers the others."""
 
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words; [] for what is nothing to us."""
+        """An event of the stream in neutral words; [] for what is nothing to us."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4371,7 +4369,7 @@ class OpenCode1(OpenCode):
                 as_text(info, "id"),
                 spend,
                 context=spend.tokens,
-                model=without_variant(name_of_model({**info, "id": ""})),
+                model=without_variant(name_of_model({**info, "id": ""})),  # that is its own
                 agent=as_text(info, "agent"),
                 parent=as_text(info, "parentID"),
                 ended=ENDED.get(as_text(info, "finish"), "answered") if is_answer else "",
@@ -4395,8 +4393,9 @@ class OpenCode1(OpenCode):
         opens = tool in SUBAGENT_TOOLS
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        state = "done" if dig(part, "time", "end") else "running"
-        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), state)
+        states = {"completed": "done", "error": "failed"}
+        has_ended = dig(part, "time", "end")  # of a text or a thought
+        state = states.get(as_text(told, "status"), "done" if has_ended else "running")
         return Part(
             session,
             message,
@@ -4461,8 +4460,8 @@ class OpenCode2(OpenCode):
         )
 
     def session_body(self, prompt: Prompt) -> Json:
-        """The server does not apply the model that its configuration gives to an agent. No id of
-        ours: the free models want the server's."""
+        """With the model, which the server's configuration gives to an agent in vain; without an id
+        of ours, since the free models want the server's."""
         body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
@@ -4500,9 +4499,8 @@ class OpenCode2(OpenCode):
         for call in list(self.calls.values()):
             if call.shell and call.part.session in self.relatives:
                 known = self.printed.get(call.shell, 0)
-                path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
-                size = as_int(self.get_if_possible(path), "size")
-                self.printed[call.shell] = max(known, size)
+                output = self.get_if_possible(f"/shell/{call.shell}/output?cursor={known}")
+                self.printed[call.shell] = max(known, as_int(output, "size"))
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4548,8 +4546,7 @@ class OpenCode2(OpenCode):
         for _ in range(200):  # a server that pages in circles is left alone
             path = self.path(f"/session/{session}/message?limit=50{cursor}")
             answer = self.client.request("GET", path)
-            page = dicts(answer, "data")
-            for message in page:  # the newest first
+            for message in dicts(answer, "data"):  # the newest first
                 if message.get("id") in ids:
                     return as_text(message, "id"), step, idle
                 if message.get("type") == "assistant":
@@ -4557,7 +4554,7 @@ class OpenCode2(OpenCode):
                 elif message.get("type") == "idle" and not step:
                     idle = idle or message
             following = as_text(answer, "cursor", "next")
-            if not page or not following:  # the last page names an empty one
+            if not (following and as_list(answer, "data")):  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", step, idle
@@ -4603,7 +4600,7 @@ class OpenCode2(OpenCode):
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
         message = as_text(data, "assistantMessageID")
-        area, _, what = type.removeprefix("session.").partition(".")
+        area, _, what = type.removeprefix("session.").partition(".")  # as in session.step.ended
         fault = fault_of(data.get("error"))
         broke = [Broke(session, fault)] if fault else []
         working = Activity(session, "working")
@@ -4679,7 +4676,7 @@ class OpenCode2(OpenCode):
                 text=as_text(data, "error", "message"),
                 seconds=max(0.0, now - call.since),
             )
-        shell = as_text(data, "metadata", "shellID")
+        shell = as_id(data, "metadata", "shellID")
         self.calls[key] = call._replace(shell=shell or call.shell)
         return Alive(session)
 
@@ -4713,7 +4710,7 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
         except RequestError as error:
             if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
                 raise
-            continue  # only JSON proves anything: unknown paths are answered with a page
+            continue  # a page, or an error: it has no such path
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
             advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
@@ -4723,17 +4720,15 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
-LIVE_WINDOW = 0.1  # seconds
+SIGN_EVERY = 0.1  # seconds between two deltas that are read where nobody looks
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
-SESSION_ID = re.compile(rb'"sessionID":\s*"([\w-]+)"')
 
 
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    An event is a line of JSON behind `data:`. Of a flood of deltas, or when nobody looks, a sign of
-    life is enough.
+    An event is a line of JSON behind `data:`. Where nobody looks, some of the deltas are enough, as
+    a sign of life.
     """
 
     def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
@@ -4741,9 +4736,7 @@ class StreamReader:
         self.post = post
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
-        self.window_ends = 0.0
-        self.budget = 0
-        self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
+        self.next_sign = 0.0  # of life, in deltas
 
     def run(self) -> None:
         """Connect, read, and connect anew with growing pauses."""
@@ -4781,19 +4774,11 @@ class StreamReader:
                     self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
-        now = time.monotonic()
-        if now >= self.window_ends:
-            self.window_ends = now + LIVE_WINDOW
-            self.budget = LIVE_DELTAS if self.dialect.options.attended else 0
-            self.alive.clear()
-        if DELTA.search(data, 0, 200):
-            self.budget -= 1
-            if self.budget < 0:
-                found = SESSION_ID.search(data)
-                if found and found[1] not in self.alive:
-                    self.alive.add(found[1])
-                    self.post(Alive(found[1].decode()))
+        if not self.dialect.options.attended and DELTA.search(data, 0, 200):
+            now = time.monotonic()
+            if now < self.next_sign:
                 return
+            self.next_sign = now + SIGN_EVERY
         event = json.loads(data.decode("utf-8", "replace"))
         if self.dialect.options.verbose:
             self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))
