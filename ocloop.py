@@ -3772,6 +3772,23 @@ def spend_of(told: Json) -> Spend:
     return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
 
 
+def spent_of(session: str, message: str, told: Json, is_over: bool) -> Spent:
+    """A message of OpenCode 1, or a step of OpenCode 2."""
+    spend = spend_of(told)
+    model = told.get("model") or {**told, "id": ""}  # that one is the message's
+    return Spent(
+        session,
+        message,
+        spend,
+        context=spend.tokens,
+        model=without_variant(name_of_model(model)),
+        agent=as_text(told, "agent"),
+        parent=as_text(told, "parentID"),
+        ended=ENDED.get(as_text(told, "finish"), "answered"),
+        complete=is_over,
+    )
+
+
 # What says best what a tool does, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
 SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
@@ -3878,7 +3895,7 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
     last two for `ids_of_attempts`."""
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**4:04}00"
+    rest = f"{stamp:012x}{seed[:12]:0<12}00"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
@@ -4361,20 +4378,10 @@ class OpenCode1(OpenCode):
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
-            spend = spend_of(info)
             is_over = bool(dig(info, "time", "completed"))
-            is_answer = is_over and info.get("summary") is not True  # and no compaction's
-            said = Spent(
-                session,
-                as_text(info, "id"),
-                spend,
-                context=spend.tokens,
-                model=without_variant(name_of_model({**info, "id": ""})),  # that is its own
-                agent=as_text(info, "agent"),
-                parent=as_text(info, "parentID"),
-                ended=ENDED.get(as_text(info, "finish"), "answered") if is_answer else "",
-                complete=is_over,
-            )
+            said = spent_of(session, as_text(info, "id"), info, is_over)
+            if not is_over or info.get("summary") is True:  # a compaction's is no answer
+                said = said._replace(ended="")
         elif type == "message.part.updated":
             said = self.decode_part(session, part)
         elif type == "message.part.delta":
@@ -4619,17 +4626,9 @@ class OpenCode2(OpenCode):
         elif area == "execution":
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
-            spend = spend_of(data)  # told at its end: `usage.updated` would count it again
-            spent = Spent(
-                session,
-                message,
-                spend,
-                context=spend.input + spend.cached,
-                model=without_variant(name_of_model(data.get("model"))),
-                agent=as_text(data, "agent"),
-                ended=ENDED.get(as_text(data, "finish"), "answered"),
-                complete=what != "started",
-            )
+            # Its end tells what it has used: `usage.updated` would count that again.
+            spent = spent_of(session, message, data, what != "started")
+            spent = spent._replace(context=spent.spend.input + spent.spend.cached)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
