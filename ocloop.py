@@ -3679,6 +3679,7 @@ EVENTS = "text/event-stream"
 
 Json = dict[str, Any]
 Verdict = tuple[str, Union[Fault, None]]  # as in Polled
+Listed = tuple[tuple[Ask, ...], tuple[str, ...]]  # what is asked, the kinds that were not listed
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
@@ -3711,7 +3712,7 @@ def dicts(told: Any, *names: str) -> list[Json]:
 
 def as_text(told: Any, *names: str) -> str:
     found = dig(told, *names)
-    return "" if found is None else str(found)
+    return str(found) if isinstance(found, (str, int, float)) else ""
 
 
 def as_id(told: Any, *names: str) -> str:
@@ -3736,6 +3737,23 @@ def spend_of(told: Json) -> Spend:
     output = as_int(tokens, "output") + as_int(tokens, "reasoning")
     cached = as_int(tokens, "cache", "read") + as_int(tokens, "cache", "write")
     return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
+
+
+def spent_of(session: str, message: str, told: Json, is_over: bool) -> Spent:
+    """A message of OpenCode 1, or a step of OpenCode 2."""
+    spend = spend_of(told)
+    model = told.get("model") or {**told, "id": ""}  # that one is the message's
+    return Spent(
+        session,
+        message,
+        spend,
+        context=spend.tokens,
+        model=without_variant(name_of_model(model)),
+        agent=as_text(told, "agent"),
+        parent=as_text(told, "parentID"),
+        ended=ENDED.get(as_text(told, "finish"), "answered"),
+        complete=is_over,
+    )
 
 
 # What says best what a tool does, whatever the tool.
@@ -3782,7 +3800,9 @@ def retry_of(session: str, told: Json) -> Activity:
 ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
+    "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
     "tool-calls": ("refused", None),
+    "error": ("cut", None),
     "unknown": ("cut", None),
     "": ("cut", None),
 }
@@ -3812,8 +3832,8 @@ NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 
 
 def fault_of(error: Any) -> Fault | None:
-    """Read OpenCode 1's `{name, data: {message, statusCode}}`, or OpenCode 2's `{type, message,
-    status}`. In an `UnknownError` the message may begin with the real name, and end in a stack."""
+    """Of OpenCode 1's `{name, data: {message, statusCode}}`, or 2's `{type, message, status}`. The
+    message of an `UnknownError` may begin with the real name, and end in a stack."""
     name = as_text(dig(error, "name") or dig(error, "type"))
     if not name:
         return None
@@ -3823,26 +3843,26 @@ def fault_of(error: Any) -> Fault | None:
     if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
         name = wrapped[1]
         message = message[wrapped.end() :]
-    kind = FAULT_KINDS.get(name, "unknown")
+    kind = FAULT_KINDS.get(name, "")
     missing = NOT_THERE.match(message)
-    if name == "APIError" or (kind == "unknown" and name.startswith("provider.")):
+    if not kind and (name == "APIError" or name.startswith("provider.")):
         code = as_int(told.get("statusCode") or told.get("status"))
         is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
-    elif kind == "unknown" and missing:
+    elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
     announced = as_text(told, "responseHeaders", "retry-after")
     wait = as_float(told, "retryAfterMs") / 1000
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
         wait = float(announced)
-    return Fault(kind, message, min(max(0.0, wait), LONGEST_TIME))
+    return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
 def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
     last two for `ids_of_attempts`."""
     stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:8]:0<8}{number % 10**4:04}00"
+    rest = f"{stamp:012x}{seed[:12]:0<12}00"
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
@@ -3874,8 +3894,8 @@ def is_free(model: Json) -> bool:
 
 def variants_of(model: Json) -> tuple[str, ...]:
     """A table by name in OpenCode 1, a list in OpenCode 2."""
-    listed = [as_text(variant, "id") for variant in dicts(model, "variants")]
-    return tuple(as_dict(model, "variants") or listed)
+    listed = (as_text(variant, "id") for variant in dicts(model, "variants"))
+    return (*as_dict(model, "variants"), *listed)
 
 
 def asked_before(config: Json) -> dict[str, bool]:
@@ -3925,10 +3945,10 @@ class Client:
 
     @contextmanager
     def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
-        """Send a request; the answer, whatever it is, of which only the head was read. What goes
-        wrong meanwhile raises RequestError; `timeout` is for each single wait. No redirect is
-        followed: another host would be told the login."""
-        import http.client  # it takes long, and is loaded while the server starts
+        """The answer, whatever it is, of which only the head was read. What goes wrong while it is
+        open raises RequestError; `timeout` is for each single wait. No redirect is followed:
+        another host would be told the login."""
+        import http.client  # slow, so that it is loaded while the server starts
 
         if self.process and self.process.poll() is not None:
             raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
@@ -3945,8 +3965,7 @@ class Client:
             with connection.getresponse() as answer:
                 yield answer
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # socket.timeout is a TimeoutError only since Python 3.10.
-            is_timeout = isinstance(error, (TimeoutError, socket.timeout))
+            is_timeout = isinstance(error, socket.timeout)  # a TimeoutError from Python 3.10 on
             message = str(error) or type(error).__name__
             raise RequestError(0, message, is_timeout=is_timeout) from None
         finally:
@@ -3968,12 +3987,15 @@ class Client:
                     raise socket.timeout("timed out")  # it trickles
             if answer.length:
                 raise ValueError("the answer was cut off")
-        said: Any = NotImplemented
-        with suppress(ValueError, RecursionError):
+        try:
             said = json.loads(raw.strip() or b"null")
+        except (ValueError, RecursionError) as error:
+            said = error
         if answer.status >= 400:
             raise refusal(answer.status, said, f"{method} {path}")
-        if answer.status >= 300 or said is NotImplemented:  # an unknown route gives a page
+        if isinstance(said, RecursionError):  # a model's doing: the server is not to blame
+            raise RequestError(answer.status, f"{method} {path}: the answer is nested too deep")
+        if answer.status >= 300 or isinstance(said, ValueError):  # an unknown route gives a page
             raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
         return said
 
@@ -3982,8 +4004,13 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
     details = as_dict(said, "data")
     issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
-    words = (details.get("path"), details.get("message"), dig(said, "message"), issues)
-    lines = "\n".join(as_text(word) for word in words if word).split("\n")
+    words = (
+        as_text(details, "path"),
+        as_text(details, "message"),
+        as_text(said, "message"),
+        issues,
+    )
+    lines = "\n".join(filter(None, words)).split("\n")
     message = " ".join(without_secrets(lines)).strip()
     name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
     return RequestError(code, message or f"{route} was answered with {code}", name)
@@ -4021,11 +4048,11 @@ class OpenCode(ABC):
         answer = self.client.request(method, self.path(path), body, timeout)
         return answer.get("data", answer) if isinstance(answer, dict) else answer
 
-    def get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Any:
-        return self.request("GET", path, timeout=timeout)
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
 
     def get_if_possible(self, path: str) -> Any:
-        """What is good to know; None when the server fails at it."""
+        """None where the server fails at it."""
         try:
             return self.get(path)
         except RequestError as error:
@@ -4037,6 +4064,9 @@ class OpenCode(ABC):
     def setup(self) -> Setup:
         """What the server knows; a list that is empty may only be late."""
 
+    def get_for_setup(self, *paths: str) -> list[Any]:
+        return [self.request("GET", path, timeout=SETUP_TIMEOUT) for path in paths]
+
     def setup_of(
         self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
     ) -> Setup:
@@ -4046,8 +4076,7 @@ class OpenCode(ABC):
             asked.update(asked_before(document))
             self.model = name_of_model(document.get("model")) or self.model
             self.agent = as_text(document, "default_agent") or self.agent
-        named = ((name, name_of_model(agent.get("model"))) for name, agent in agents.items())
-        self.agent_models = dict(named)
+        self.agent_models = {name: name_of_model(one.get("model")) for name, one in agents.items()}
         return Setup(
             model=self.model_for(self.options.agent),
             models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
@@ -4073,9 +4102,8 @@ class OpenCode(ABC):
         here = self.options.directory
         if there and os.path.realpath(there) != os.path.realpath(here):
             # OpenCode 1 reads `my%20project` as `my project`.
-            raise Problem(
-                f"OpenCode would work in {there[:300]} and not in {here}: rename the folder"
-            )
+            place = f"in {there[:300]} and not in {here}"
+            raise Problem(f"OpenCode would work {place}: rename the folder")
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
@@ -4084,7 +4112,7 @@ class OpenCode(ABC):
 
     @abstractmethod
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over; one that was handed over before must not run twice."""
+        """Hand the prompt over; however often that is done, it must not run twice."""
 
     def spent_by_family(self, session: str, own: Json) -> Spend:
         """Look for the subagents' sessions; what all of them have used."""
@@ -4127,7 +4155,13 @@ class OpenCode(ABC):
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
-            verdict, fault = self.verdict(session, prompt, attempt, own)
+            try:
+                verdict, fault = self.verdict(session, prompt, attempt, own)
+            except RequestError as error:
+                if error.why != "rejected":
+                    raise
+                # As what a model has nested too deep: nobody will ever read it.
+                verdict, fault = "" if working else "failed", Fault("unknown", str(error))
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
@@ -4155,12 +4189,11 @@ class OpenCode(ABC):
 
     # What is asked.
 
-    def asks(self) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-        """What any session asks, and the kinds that could not be listed."""
-        looks = [self.get_if_possible(path) for path in self.asks_paths]
-        found = [*map(self.permission, dicts(looks[0])), *map(self.question, dicts(looks[1]))]
-        kinds = zip(("permission", "question"), looks)
-        unlisted = tuple(kind for kind, listed in kinds if listed is None)
+    def asks(self) -> Listed:
+        """What any session asks."""
+        permissions, questions = map(self.get_if_possible, self.asks_paths)
+        found = [*map(self.permission, dicts(permissions)), *map(self.question, dicts(questions))]
+        unlisted = ("permission",) * (permissions is None) + ("question",) * (questions is None)
         return tuple(ask for ask in found if ask.id), unlisted
 
     def permission(self, asked: Json) -> Ask:
@@ -4203,11 +4236,11 @@ class OpenCode(ABC):
     @abstractmethod
     def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
         """Answer an ask, and let the turn go on: `decision` is once, always or reject, `answers`
-        labels for its first questions; the others are answered with the message."""
+        are labels for its first questions; the message answers the others."""
 
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """One event of the stream, in neutral words; [] for what is nothing to us."""
+        """An event of the stream in neutral words; [] for what is nothing to us."""
 
 
 # ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -4228,15 +4261,14 @@ class OpenCode1(OpenCode):
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def setup(self) -> Setup:
-        config = as_dict(self.get("/config", SETUP_TIMEOUT))
-        listed = self.get("/config/providers", SETUP_TIMEOUT)
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        config, listed, agents = self.get_for_setup("/config", "/config/providers", "/agent")
         models = {
             f"{provider.get('id')}/{name}": as_dict(model)
             for provider in dicts(listed, "providers")
             for name, model in as_dict(provider, "models").items()
         }
-        setup = self.setup_of([config], models, {as_text(agent, "name"): agent for agent in agents})
+        by_name = {as_text(agent, "name"): agent for agent in dicts(agents)}
+        setup = self.setup_of([as_dict(config)], models, by_name)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
         # Of several it takes the last used.
         return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
@@ -4289,8 +4321,8 @@ class OpenCode1(OpenCode):
         info = as_dict(told, "info")
         part = as_dict(told, "part")
         own_id = info.get("id") if type.startswith("session.") else None
-        ids = (told.get("sessionID"), part.get("sessionID"), info.get("sessionID"), own_id)
-        session = as_id(next(filter(None, ids), None))
+        known = told.get("sessionID") or part.get("sessionID") or info.get("sessionID")
+        session = as_id(known or own_id)
         fault = fault_of(told.get("error"))
         status = "idle" if type == "session.idle" else dig(told, "status", "type")
         said: SessionEvent | Edited = Alive(session)
@@ -4313,20 +4345,10 @@ class OpenCode1(OpenCode):
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
-            spend = spend_of(info)
             is_over = bool(dig(info, "time", "completed"))
-            is_answer = is_over and info.get("summary") is not True  # and no compaction's
-            said = Spent(
-                session,
-                as_text(info, "id"),
-                spend,
-                context=spend.tokens,
-                model=without_variant(name_of_model({**info, "id": ""})),
-                agent=as_text(info, "agent"),
-                parent=as_text(info, "parentID"),
-                ended=ENDED.get(as_text(info, "finish"), "answered") if is_answer else "",
-                complete=is_over,
-            )
+            said = spent_of(session, as_text(info, "id"), info, is_over)
+            if not is_over or info.get("summary") is True:  # a compaction's is no answer
+                said = said._replace(ended="")
         elif type == "message.part.updated":
             said = self.decode_part(session, part)
         elif type == "message.part.delta":
@@ -4345,8 +4367,9 @@ class OpenCode1(OpenCode):
         opens = tool in SUBAGENT_TOOLS
         if opens and not argument:
             return Alive(session)  # what a subagent works for is told a moment after its tool
-        state = "done" if dig(part, "time", "end") else "running"
-        state = {"completed": "done", "error": "failed"}.get(as_text(told, "status"), state)
+        states = {"completed": "done", "error": "failed"}
+        has_ended = dig(part, "time", "end")  # of a text or a thought
+        state = states.get(as_text(told, "status"), "done" if has_ended else "running")
         return Part(
             session,
             message,
@@ -4397,11 +4420,9 @@ class OpenCode2(OpenCode):
         return "/api" + (path if path.startswith("/session") else super().path(path))
 
     def setup(self) -> Setup:
-        entries = dicts(self.get("/config", SETUP_TIMEOUT))  # the lowest first
-        models = dicts(self.get("/model", SETUP_TIMEOUT))
-        agents = dicts(self.get("/agent", SETUP_TIMEOUT))
+        entries, models, agents = map(dicts, self.get_for_setup("/config", "/model", "/agent"))
         setup = self.setup_of(
-            [as_dict(entry, "info") for entry in entries],
+            [as_dict(entry, "info") for entry in entries],  # the lowest first
             {name_of_model(model): model for model in models},
             {as_text(agent, "id"): agent for agent in agents},
         )
@@ -4413,8 +4434,8 @@ class OpenCode2(OpenCode):
         )
 
     def session_body(self, prompt: Prompt) -> Json:
-        """The server does not apply the model that its configuration gives to an agent. No id of
-        ours: the free models want the server's."""
+        """With the model, which the server's configuration gives to an agent in vain; without an id
+        of ours, since the free models want the server's."""
         body: Json = {"location": {"directory": self.options.directory}}
         model = prompt.model or self.model_for(prompt.agent)
         if model:
@@ -4438,7 +4459,8 @@ class OpenCode2(OpenCode):
             try:
                 self.request("DELETE", f"/session/{session}/inbox/{id}")
             except RequestError as error:
-                if error.code not in (404, 502):  # 502: a web page, where there is no inbox
+                # A server without an inbox answers with these, or with a page.
+                if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
@@ -4451,9 +4473,8 @@ class OpenCode2(OpenCode):
         for call in list(self.calls.values()):
             if call.shell and call.part.session in self.relatives:
                 known = self.printed.get(call.shell, 0)
-                path = f"/shell/{quote(call.shell, safe='')}/output?cursor={known}"
-                size = as_int(self.get_if_possible(path), "size")
-                self.printed[call.shell] = max(known, size)
+                output = self.get_if_possible(f"/shell/{call.shell}/output?cursor={known}")
+                self.printed[call.shell] = max(known, as_int(output, "size"))
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4467,29 +4488,28 @@ class OpenCode2(OpenCode):
         delivered, step, idle = self.last_step(session, ids)
         outcome = as_text(idle, "outcome")
         why = fault_of(idle.get("error"))
-        if "failed" in (outcome, own.get("outcome")) and (delivered != ids[-1] or not step):
+        fault = fault_of(step.get("error"))
+        if "failed" in (outcome, own.get("outcome")) and not (step and delivered in ids[-1:]):
             return "failed", why  # as with a model that is not there
         if not delivered:
             return "undelivered", None
         was_interrupted = outcome == "interrupted"
-        finish = as_text(step, "finish")
-        fault = fault_of(step.get("error"))
-        if not step:
-            ends = {"succeeded": "nothing-ran", "interrupted": "cut"}
-            return ends.get(outcome, "unfinished"), INTERRUPTED if was_interrupted else None
-        is_complete = dig(step, "time", "completed") or outcome in ("failed", "interrupted")
-        if not is_complete:
-            return "unfinished", None  # it works, or its server died
-        if fault and fault.kind != "aborted":
-            return "failed", fault
-        if not fault and finish in ("stop", "length"):
-            return FINISHES.get(finish, ANSWERED)
-        if outcome == "failed":
-            return "failed", why
-        # A bare refusal looks like an interruption, but for what the tool says.
-        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
-        if not was_interrupted and any(map(is_refusal, errors)):
-            return "refused", None
+        if step:
+            if not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
+                return "unfinished", None  # it works, or its server died
+            if fault and fault.kind != "aborted":
+                return "failed", fault
+            verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
+            if not fault and verdict[0] in ("answered", "failed"):
+                return verdict
+            if outcome == "failed":
+                return "failed", why
+            # A bare refusal looks like an interruption, but for what the tool says.
+            errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+            if not was_interrupted and any(map(is_refusal, errors)):
+                return "refused", None
+        elif not was_interrupted:
+            return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
         return "cut", INTERRUPTED if was_interrupted or fault else None
 
     def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
@@ -4500,8 +4520,7 @@ class OpenCode2(OpenCode):
         for _ in range(200):  # a server that pages in circles is left alone
             path = self.path(f"/session/{session}/message?limit=50{cursor}")
             answer = self.client.request("GET", path)
-            page = dicts(answer, "data")
-            for message in page:  # the newest first
+            for message in dicts(answer, "data"):  # the newest first
                 if message.get("id") in ids:
                     return as_text(message, "id"), step, idle
                 if message.get("type") == "assistant":
@@ -4509,10 +4528,19 @@ class OpenCode2(OpenCode):
                 elif message.get("type") == "idle" and not step:
                     idle = idle or message
             following = as_text(answer, "cursor", "next")
-            if not page or not following:  # the last page names an empty one
+            if not (following and as_list(answer, "data")):  # the last page names an empty one
                 break
             cursor = "&cursor=" + quote(following, safe="")
         return "", step, idle
+
+    def asks(self) -> Listed:
+        """A form of an MCP server's has no session: it is refused, or its tool would hang."""
+        listed = super().asks()
+        for ask in listed[0]:
+            if ask.session == "global" and not self.options.server:
+                with suppress(RequestError):
+                    self.request("DELETE", f"/session/global/form/{ask.id}")
+        return listed
 
     def question(self, asked: Json) -> Ask:
         self.forms[as_id(asked, "id")] = asked
@@ -4535,8 +4563,6 @@ class OpenCode2(OpenCode):
         try:
             self.request("POST", f"{path}/reply", {"answer": values})
         except RequestError as error:
-            if error.code == 409:
-                return  # somebody else has answered it
             if error.code != 400 or decision != "reject":
                 raise
             # Versions differ in where they take the words, and none minds them elsewhere.
@@ -4548,7 +4574,7 @@ class OpenCode2(OpenCode):
         data = as_dict(event, "data")
         session = as_id(data.get("sessionID") or dig(data, "form", "sessionID"))
         message = as_text(data, "assistantMessageID")
-        area, _, what = type.removeprefix("session.").partition(".")
+        area, _, what = type.removeprefix("session.").partition(".")  # as in session.step.ended
         fault = fault_of(data.get("error"))
         broke = [Broke(session, fault)] if fault else []
         working = Activity(session, "working")
@@ -4567,17 +4593,9 @@ class OpenCode2(OpenCode):
         elif area == "execution":
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
-            spend = spend_of(data)  # told at its end: `usage.updated` would count it again
-            spent = Spent(
-                session,
-                message,
-                spend,
-                context=spend.input + spend.cached,
-                model=without_variant(name_of_model(data.get("model"))),
-                agent=as_text(data, "agent"),
-                ended=ENDED.get(as_text(data, "finish"), "answered"),
-                complete=what != "started",
-            )
+            # Its end tells what it has used: `usage.updated` would count that again.
+            spent = spent_of(session, message, data, what != "started")
+            spent = spent._replace(context=spent.spend.input + spent.spend.cached)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
@@ -4624,7 +4642,7 @@ class OpenCode2(OpenCode):
                 text=as_text(data, "error", "message"),
                 seconds=max(0.0, now - call.since),
             )
-        shell = as_text(data, "metadata", "shellID")
+        shell = as_id(data, "metadata", "shellID")
         self.calls[key] = call._replace(shell=shell or call.shell)
         return Alive(session)
 
@@ -4658,7 +4676,7 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
         except RequestError as error:
             if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
                 raise
-            continue  # only JSON proves anything: unknown paths are answered with a page
+            continue  # a page, or an error: it has no such path
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
             advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
@@ -4668,17 +4686,15 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-LIVE_DELTAS = 20  # decoded within LIVE_WINDOW while somebody looks
-LIVE_WINDOW = 0.1  # seconds
+SIGN_EVERY = 0.1  # seconds between two deltas that are read where nobody looks
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
-SESSION_ID = re.compile(rb'"sessionID":\s*"([\w-]+)"')
 
 
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
 
-    An event is a line of JSON behind `data:`. Of a flood of deltas, or when nobody looks, a sign of
-    life is enough.
+    An event is a line of JSON behind `data:`. Where nobody looks, some of the deltas are enough, as
+    a sign of life.
     """
 
     def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
@@ -4686,9 +4702,7 @@ class StreamReader:
         self.post = post
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
-        self.window_ends = 0.0
-        self.budget = 0
-        self.alive: set[bytes] = set()  # sessions whose sign of life this window has had
+        self.next_sign = 0.0  # of life, in deltas
 
     def run(self) -> None:
         """Connect, read, and connect anew with growing pauses."""
@@ -4726,19 +4740,11 @@ class StreamReader:
                     self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
-        now = time.monotonic()
-        if now >= self.window_ends:
-            self.window_ends = now + LIVE_WINDOW
-            self.budget = LIVE_DELTAS if self.dialect.options.attended else 0
-            self.alive.clear()
-        if DELTA.search(data, 0, 200):
-            self.budget -= 1
-            if self.budget < 0:
-                found = SESSION_ID.search(data)
-                if found and found[1] not in self.alive:
-                    self.alive.add(found[1])
-                    self.post(Alive(found[1].decode()))
+        if not self.dialect.options.attended and DELTA.search(data, 0, 200):
+            now = time.monotonic()
+            if now < self.next_sign:
                 return
+            self.next_sign = now + SIGN_EVERY
         event = json.loads(data.decode("utf-8", "replace"))
         if self.dialect.options.verbose:
             self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))

@@ -366,8 +366,10 @@ CUT_BY = ("cut", ocloop.INTERRUPTED)
 
 # The messages after our own prompt, how its answer stands, and why it failed.
 # fmt: off
+FILTERED = Fault("provider", "the provider's content filter ended it")
 VERDICTS_2: dict[str, tuple[list[Json], str, Fault | None]] = {
     "answered": ([CALLS, STOP, DONE_2], "answered", None),
+    "filtered": ([step("content-filter"), DONE_2], "failed", FILTERED),
     "too long": ([step("length"), DONE_2], "failed", Fault("length", ocloop.CUT_OFF)),
     "no idle": ([STOP], "answered", None),
     "many idles": ([STOP, DONE_2, DONE_2], "answered", None),
@@ -519,6 +521,8 @@ VERDICTS_1: list[tuple[list[Json], str, Fault | None]] = [
     ([ASKED], "undelivered", None),
     ([ASKED, CALLS_1, STOPPED_1], "answered", None),
     ([ASKED, assistant("msg_1", "length")], "failed", TOO_LONG_1),
+    ([ASKED, assistant("msg_1", "content-filter")], "failed", FILTERED),
+    ([ASKED, assistant("msg_1", "of tomorrow")], "answered", None),
     ([ASKED, STOPPED_1, assistant("msg_1", "tool-calls", completed=False)], "unfinished", None),
     ([ASKED, WORKS_1], "unfinished", None),
     ([ASKED, assistant("msg_1", error=UNAUTHORIZED)], "failed", NO_KEY_1),
