@@ -2633,11 +2633,11 @@ class Run:
         self.check_since = None
         books, command = self.books, self.options.check
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
-        books.complaint = ""
-        if checked.interrupted:  # it said nothing
+        if checked.interrupted:  # it said nothing: a complaint of the last one holds
             books.check = "interrupted"
         elif checked.status == 0:
             books.check = "passed"
+            books.complaint = ""
             self.journal.note("check", "passed", "good")
         elif checked.status in (126, 127) and not self.number:  # a shell's "no such"
             raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")

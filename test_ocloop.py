@@ -1631,6 +1631,17 @@ def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> N
     assert "◐ stopped" in seen(story) and "run the check: `make test`" in story.text
 
 
+def test_a_check_that_is_interrupted_takes_no_complaint_back() -> None:
+    story = Story(plan=NINE, check="make test", finds={"check": 1})
+    assert "check fails" in story.prompted.text
+    story.world["run_check"] = answers(CHECK_STOPPED)
+    story.works()
+    assert story.run.books.check == "" and "check fails" in story.prompted.text
+    story.world["run_check"] = answers(ocloop.CheckResult(0, ""))
+    story.works()
+    assert "check fails" not in story.prompted.text
+
+
 def test_a_check_that_hides_the_plan_does_not_hide_what_was_settled() -> None:
     """`git stash` around a check: the plan is read meanwhile, and is an older one."""
     story = Story(check="git stash; make; git stash pop", stuck=1)
