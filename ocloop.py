@@ -399,7 +399,7 @@ def _read_box(inside: str) -> tuple[str, str]:
         return ("begun" if state == "done" and _DOUBT.search(rest) else state), ""
     reason = _PARENTHESES.sub(r"\1", rest).strip()
     said = word[state].lower()
-    if state == "blocked" != said and not reason:
+    if state == "blocked" and said != "blocked" and not reason:  # [skipped]: that is the reason
         reason = re.sub("[-_ ]", " ", said)
     return state, reason
 
@@ -569,7 +569,7 @@ class Ask(NamedTuple):
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the calls are identical
     always: str = ""  # what "always" allows, and for how long
-    since: float = 0.0  # it is known
+    since: float = 0.0  # when we first heard of it, by RunClock.now
     answers: tuple[str, ...] = ()  # labels, for the first questions
 
 
@@ -608,7 +608,7 @@ class Fault(NamedTuple):
     retry_after: float = 0.0  # seconds, where they were announced
 
 
-# What a person can do, as long as nothing has worked.
+# By fault, what a person can do; none is tried again before anything has worked.
 ADVICE = {
     "auth": "log in with `opencode auth login`, or look at the provider's key",
     "balance": "look at the provider's balance",
@@ -787,7 +787,7 @@ class RequestError(Exception):
         super().__init__(message)
         self.code = code
         self.name = name
-        self.is_timeout = is_timeout  # else it is gone
+        self.is_timeout = is_timeout  # else, where `code` is 0, the connection failed
 
     @property
     def why(self) -> str:
@@ -848,7 +848,7 @@ class Entry(NamedTuple):
     kind: str
     text: str
     tone: str = ""  # dim, good, bad, warn or head
-    depth: int = 0  # 1 for what a subagent does
+    depth: int = 0  # 1: of a subagent, 2: of a subagent's subagent
     iteration: int = 0
     session: str = ""
     record: Json | None = None  # for --log in JSON lines
@@ -1000,7 +1000,7 @@ class Circles:
         """OpenCode's own guard sees identical calls only within one step."""
         calls = self.calls[part.session]
         if part.call not in calls:
-            del self.compactions[part.session]
+            del self.compactions[part.session]  # it gets on
         calls.append(part.call)
         for length in range(1, 5):
             turn = calls[-length:]
@@ -1073,7 +1073,7 @@ class Transcript:
             depth = self.talk.family.get(part.session, 0)
             shown = text[-Journal.LONGEST_TEXT :]
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
-            if known or not part.opens:
+            if known or not part.opens:  # only a subagent's tool is noted when it begins, too
                 return False
         else:
             self.live.pop(part.key, None)
@@ -1160,7 +1160,7 @@ class Asks:
         """`decision`: once, always or reject."""
         self.settle(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
-        self.run.request("reply", ask, decision, ask.answers, message)
+        self.run.request("reply", ask, decision, message)
 
     def refuse(self, ask: Ask, why: str, message: str = NOBODY) -> None:
         """With a message: a bare rejection would end the agent's turn."""
@@ -1244,7 +1244,7 @@ class Asks:
                 self.reply(ask, "once", f"answered: {', '.join(answers)}")
 
 
-# By the verdict. One that is not here failed, or it was swallowed.
+# What a verdict means, in `weigh`; "failed" is told there, any other means swallowed.
 ENDS = {
     "answered": Outcome("done"),
     "refused": Outcome("refused", "something it asked for was refused"),
@@ -1298,7 +1298,7 @@ class Talk:
         self.run.journal.note(kind, text, tone, session, self.family.get(session, 0))
 
     def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
-        """It has to end; the first reason counts. No problem: no reason."""
+        """It has to end: the first problem counts, and "" is none."""
         if problem and self.ends_as is None:
             fault = Fault("rate-limit", problem, retry_after) if kind == "rate-limited" else None
             self.ends_as = Outcome(kind, problem, fault)
@@ -1450,11 +1450,12 @@ class Talk:
             verdict = "unfinished"  # no person did it: the prompt is sent again
         elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
             verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        patience = 1.5  # the message's own error comes a little later
+        # How long the verdict has to stand before it is believed.
+        patience = 1.5  # what says why may come a little later
         if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
             patience = 0.0
         elif verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
-            patience = 6.0  # the answer to an attempt before stays unfinished for ever
+            patience = 6.0  # it may be on its way; an earlier attempt's stays unfinished for ever
         if verdict != self.verdict:
             self.verdict = verdict
             self.verdict_since = now
@@ -1493,8 +1494,7 @@ class Talk:
             problem = f"the iteration took longer than {duration(longest)}"
             if retry:  # nobody's fault, and it is waited for
                 problem += f", waiting for the provider: {retry.message}"
-                self.give_up("rate-limited", problem)
-            self.give_up("stalled", problem)
+            self.give_up("rate-limited" if retry else "stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
         self.give_up("aborted", self.run.limits.overrun(self.run.used))
@@ -1643,7 +1643,7 @@ class Books:
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.most_settled = 0  # so far
-        self.least_left = 0  # the same: pending tasks, and the summary
+        self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -1679,10 +1679,11 @@ class Books:
             self.journal.note("warn", said_gone(lost), "warn")
         came = now.keys() - was.keys()
         self.gone = [text for text in self.gone if text not in came] + lost
+        # A task of before is not pending any more; one that is gone may have been reworded.
         settles = any(was[text] == "pending" and now.get(text) != "pending" for text in was)
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
-        # One task with other words is no other plan.
+        # No text is known: another plan. But a single new one may be the old task, reworded.
         is_another = not was or len(came) == len(now) > 1
         if has_more or is_another:
             self.most_settled = plan.settled
@@ -1721,12 +1722,12 @@ class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
-    status: int = 130  # exit status; 130: a person's, who need not be told, nor begin anew
+    status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
     reason: str = ""
     limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
-NO_END = End("")  # none yet; with its status it would end, were somebody to end it now
+NO_END = End("")  # while it works; if it is ended then, a person did it: 130
 
 
 class ModelLine:
@@ -2038,7 +2039,7 @@ class Supervisor:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.let_go()
         request = self.run.request("stop_server", self.left_session)
-        if not self.options.server:  # else it may not hear that: `bring_up` stops the session
+        if not self.options.server:  # ours takes it along; else `bring_up` stops it
             self.left_session = ""
         with suppress(RequestError, Problem):  # it was noted
             await self.run.wait(ANSWER_WITHIN, request)
@@ -2187,13 +2188,14 @@ class Files:
         if is_good or not problem:
             if self.plan_text and plan.done > self.plan.done:
                 self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
-            self.plan, self.plan_text = plan, text or ""
+            self.plan, self.plan_text = plan, self.plan_text if text is None else text
         if not problem:
             self.prompt_text = read.prompt or ""
 
 
 class Run:
-    """The whole run. It reckons with values: books, line, limits, briefing."""
+    """The whole run. What it reckons with is in books, line, limits and briefing, none of which
+    waits."""
 
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
@@ -2303,7 +2305,7 @@ class Run:
             await self.wait(again_in, sooner=lambda: self.server.is_down)
         problem = f"the server does not answer: {error}"
         if self.server.is_down:
-            problem = self.server.problem
+            problem = self.server.problem or problem
         raise RequestError(error.code, problem, error.name, error.is_timeout)
 
     async def surely(self, method: str, *args: Any) -> Any:
@@ -2395,7 +2397,7 @@ class Run:
             await self.server.bring_up()
         self.clock.works = True
         with self.showing("running"):
-            while True:  # whatever it did, the plan may be another one by then
+            while True:  # each turn reads the plan anew: the one before may have changed it
                 plan = await self.read_files()
                 self.books.note_plan(plan)
                 end = self.reason_to_rest(plan)
@@ -2441,7 +2443,7 @@ class Run:
                 if end.stage != "complete" or await self.has_new_tasks():
                     break
                 self.wanted = False
-        self.wanted = has_begun  # else S is still to be pressed
+        self.wanted = has_begun  # R after a start that failed: S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.limit:
@@ -2484,7 +2486,7 @@ class Run:
             # It is no result, but it has cost something, and may have deleted tasks.
             self.books.note_plan(self.plan)
             self.books.spent = self.books.spent.plus(talk.spent)
-            if outcome is None:  # it may still be at work
+            if outcome is None:  # it was not seen at rest: whoever ends the server stops it
                 self.server.left_session = talk.id
             raise
         finally:
@@ -2690,7 +2692,7 @@ class Run:
         if isinstance(seconds, End):
             return seconds
 
-        def is_over() -> bool:  # R was pressed, or the next turn rests
+        def is_over() -> bool:  # R has cleared `wait_until`, or there is a reason to rest
             return self.wait_until is None or self.reason_to_rest(self.plan) is not None
 
         began = self.now
@@ -2813,7 +2815,7 @@ class Run:
             pass
         elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
             self.overlay = ""
-        elif key.name.capitalize() in uses_of(self):
+        elif key.name.capitalize() in uses_of(self):  # "s" -> "S", "space" -> "Space"
             self.use(key.name)
 
     def use(self, key: str) -> None:
@@ -3334,7 +3336,10 @@ def state_row(run: Run) -> Row:
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
         most = run.limits.most
-        limit = f" of {most['max_iterations']:.0f}" if run.number <= most["max_iterations"] else ""
+        is_limit = bool(most["max_iterations"]) and (
+            run.books.counted == run.number - bool(run.iteration)  # a provider let each one work
+        )
+        limit = f" of {most['max_iterations']:.0f}" if is_limit else ""
         took = f" {duration(run.now - run.iteration.started)}" if run.iteration else ""
         row.append((3, "", f"  iteration {run.number}{limit}{took}"))
         limit = f" of {duration(most['max_time'])}" if most["max_time"] else ""
@@ -3365,7 +3370,7 @@ def reason_row(run: Run) -> Row:
 
 def spend_row(run: Run) -> Row:
     talk = run.iteration
-    agent = talk.agent if talk else run.options.agent
+    agent = talk.agent if talk else run.briefing.read()[1]
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
     provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
@@ -3520,7 +3525,7 @@ def progress_row(picture: Picture, width: int) -> Row:
     ]
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60)  # of the bar
-    some = bool(plan.blocked)  # one of many is seen, too
+    some = int(plan.blocked > 0)  # the least cells for what is blocked
     total = max(1, plan.total)
     settled = max(some, size * (plan.done + plan.blocked) // total)
     done = min(settled - some, size * plan.done // total)
@@ -3658,8 +3663,8 @@ def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[
 
 
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
-# A server may be newer or broken: anything may be missing or of another type, and nothing here
-# raises for that.
+# A server may be newer or broken: anything may be missing or of another type, and reads as empty.
+# Only an answer that is of no use at all raises.
 
 START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
@@ -3742,7 +3747,8 @@ def spend_of(told: Json) -> Spend:
 def spent_of(session: str, message: str, told: Json, is_over: bool) -> Spent:
     """A message of OpenCode 1, or a step of OpenCode 2."""
     spend = spend_of(told)
-    model = told.get("model") or {**told, "id": ""}  # that one is the message's
+    # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
+    model = told.get("model") or {**told, "id": ""}
     return Spent(
         session,
         message,
@@ -3780,9 +3786,9 @@ def change_of(changes: Sequence[Json]) -> str:
     return "".join(f"  +{added} -{deleted}" for added, deleted in counts)
 
 
-def in_words(ask: Ask, answers: Sequence[str], message: str) -> list[str]:
+def in_words(ask: Ask, message: str) -> list[str]:
     """An answer to each question: a label, or the message."""
-    return [*answers, *[message] * (len(ask.questions) - len(answers))]
+    return [*ask.answers, *[message] * (len(ask.questions) - len(ask.answers))]
 
 
 def retry_of(session: str, told: Json) -> Activity:
@@ -3801,7 +3807,7 @@ ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
     "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
-    "tool-calls": ("refused", None),
+    "tool-calls": ("refused", None),  # no step followed the calls: one was refused
     "error": ("cut", None),
     "unknown": ("cut", None),
     "": ("cut", None),
@@ -4141,7 +4147,7 @@ class OpenCode(ABC):
         own = as_dict(self.get_if_possible(f"/session/{session}"))
         spent = self.spent_by_family(session, own)
         working = self.at_work(session)
-        # OpenCode 1 lists what is not asked any more.
+        # At rest nothing is asked, yet OpenCode 1 may list some: not looked at then.
         asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
         polled = Polled("idle", "", None, spent, self.relatives[1:], asks, unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
@@ -4234,9 +4240,9 @@ class OpenCode(ABC):
         return Alive(session)
 
     @abstractmethod
-    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
-        """Answer an ask, and let the turn go on: `decision` is once, always or reject, `answers`
-        are labels for its first questions; the message answers the others."""
+    def reply(self, ask: Ask, decision: str, message: str) -> None:
+        """Answer an ask, and let the turn go on. `decision`: once, always or reject; the message
+        answers the questions that a person has not."""
 
     @abstractmethod
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
@@ -4308,11 +4314,11 @@ class OpenCode1(OpenCode):
             return ("cut" if fault.kind == "aborted" else "failed"), fault
         return FINISHES.get(as_text(last, "finish"), ANSWERED)
 
-    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+    def reply(self, ask: Ask, decision: str, message: str) -> None:
         """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
-            body = {"answers": [[said] for said in in_words(ask, answers, message)]}
+            body = {"answers": [[said] for said in in_words(ask, message)]}
         self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
@@ -4489,6 +4495,7 @@ class OpenCode2(OpenCode):
         outcome = as_text(idle, "outcome")
         why = fault_of(idle.get("error"))
         fault = fault_of(step.get("error"))
+        # It failed, and no step of the newest attempt says how.
         if "failed" in (outcome, own.get("outcome")) and not (step and delivered in ids[-1:]):
             return "failed", why  # as with a model that is not there
         if not delivered:
@@ -4546,7 +4553,7 @@ class OpenCode2(OpenCode):
         self.forms[as_id(asked, "id")] = asked
         return super().question(asked)
 
-    def reply(self, ask: Ask, decision: str, answers: Sequence[str], message: str) -> None:
+    def reply(self, ask: Ask, decision: str, message: str) -> None:
         """A form is refused with words where it takes them: to dismiss it would end the turn."""
         if ask.kind == "permission":
             body = {"decision": decision, "message": message}
@@ -4555,7 +4562,7 @@ class OpenCode2(OpenCode):
         path = f"/session/{ask.session}/form/{ask.id}"
         values: Json = {}
         fields = dicts(self.forms.get(ask.id), "fields")
-        for field, said in zip(fields, in_words(ask, answers, message)):
+        for field, said in zip(fields, in_words(ask, message)):
             options = {as_text(option, "label"): option for option in dicts(field, "options")}
             value = as_dict(options, said).get("value", said)
             is_list = field.get("type") == "multiselect"
@@ -4817,10 +4824,10 @@ def wait_for_end(process: Popen, seconds: float | None) -> int | None:
 def signal_group(process: Popen, number: int) -> None:
     """Signal a child's process group; OSError when nothing of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
-    if process.returncode is not None:
-        with suppress(ProcessLookupError):
+    if process.returncode is not None:  # reaped: has somebody else its number by now?
+        with suppress(ProcessLookupError):  # no: what is left of its group has it
             os.kill(process.pid, 0)
-            raise PermissionError
+            raise PermissionError  # yes: nothing is left of ours
     os.killpg(process.pid, number)
 
 
@@ -4939,16 +4946,19 @@ class Outside:
         self.mark = os.urandom(12).hex()  # of the server
         self.guard: Popen | None = None
         self.libraries = libraries  # the folder for those that OpenCode unpacks; "": there is none
+        # The login of --server is in our environment; ours gets a password at each start.
         known = self.environment if options.server else {}
         self.username = known.get("OPENCODE_SERVER_USERNAME") or DEFAULT_USER
         password = known.get("OPENCODE_PASSWORD") or known.get("OPENCODE_SERVER_PASSWORD")
-        self.password = password or ""  # each start has one of its own
+        self.password = password or ""
         self.process: Popen | None = None  # the server
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.turn = threading.RLock()  # held while it is started or stopped
-        self.lock = threading.Lock()  # nothing is started but under it, and nothing after closing
+        self.lock = (
+            threading.Lock()
+        )  # server and check are started under it, and neither after closing
         self.closing = False
         self.check: Popen | None = None  # while it runs
         self.check_is_wanted = False
@@ -5559,7 +5569,9 @@ class RunFile:
         """Take the lock until this process ends; returns what `running` does, if another has it."""
         for _ in range(5):  # `status` holds it for a moment, or its owner is just ending
             try:
-                self.lock = self.locked(fcntl.LOCK_EX)
+                before, self.lock = self.lock, self.locked(fcntl.LOCK_EX)
+                if before is not None:
+                    os.close(before)  # of a file that was cleaned away
                 if self.folder:
                     with suppress(OSError):  # it is overwritten: that can be done on a full disk
                         os.pwrite(self.lock, b"%-19d\n" % os.getpid(), 0)
@@ -5886,7 +5898,9 @@ def make_options(given: argparse.Namespace) -> Options:
         models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
         asks_wait=bool(given.ask_timeout),
-        opencode=() if options.server else find_opencode(given.opencode or ""),
+        opencode=()
+        if options.server and not given.opencode
+        else find_opencode(given.opencode or ""),
         # Of the two addresses of that name, the other one may be somebody else's.
         server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
     )
@@ -6040,7 +6054,7 @@ class Driver:
         self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # so a script starts `… &`
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's `… &`
                 signal.signal(number, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
@@ -6198,7 +6212,7 @@ def rehearse(
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
     rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
-    rehearsal.files.trouble = "".join(problems)  # what was said above is not said again
+    rehearsal.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
     run_file.folder = ""  # nothing is left of it
     status = Driver(rehearsal, run_file).work()
     if status != 130:

@@ -701,10 +701,12 @@ def test_a_question_is_answered_with_a_number_or_refused_so_that_the_agent_goes_
     story.press("3", "0", "2", "\u00b2", "\u00bd", "\x00", "\x1b", "z", "", "-", "12")
     assert story.replied == [] and story.asked == ["que_1"], "no key is a wrong answer"
     story.press("1")
-    assert story.last("reply").answers == ("green", "red") and not story.asked
+    assert story.last("reply").request.answers == ("green", "red") and not story.asked
     story.question("red", "green", id="que_2", times=2)
     story.press("1", "n")
-    assert story.last("reply").answers == ("red",) and "BLOCKED" in story.last("reply").message
+    assert (
+        story.last("reply").request.answers == ("red",) and "BLOCKED" in story.last("reply").message
+    )
     story.tell(Ask("que_3", story.id, "question", "", "?", ()))
     story.press("1", "2")
     assert story.asked == ["que_3"], "without options it can only be refused"
@@ -726,7 +728,7 @@ def test_a_key_answers_what_was_on_the_screen_and_nothing_else() -> None:
     story.tell(Key("1", seen), Key("1", seen))
     assert story.count("reply") == 1, "the second question has not been seen"
     story.tell(Key("2", story.picture().ask_shown))
-    assert story.last("reply").answers == ("one", "two")
+    assert story.last("reply").request.answers == ("one", "two")
     story.press("q")
     seen = story.picture().ask_shown
     assert seen == ocloop.QUIT_SHOWN
@@ -1629,6 +1631,19 @@ def test_x_ends_the_check_and_the_next_iteration_begins_when_it_has_ended() -> N
     assert (story.state, story.status) == ("complete", 3), "an end that nobody has checked"
     assert "the last check was interrupted" in story.reason
     assert "◐ stopped" in seen(story) and "run the check: `make test`" in story.text
+
+
+def test_the_prompt_s_agent_is_shown_between_iterations() -> None:
+    story = Story(run=False, finds={"prompt": "---\nagent: plan\n---\nDo {{TASK}}"})
+    assert story.state == "ready" and "a/b · plan" in seen(story)
+
+
+def test_with_debug_a_plan_that_goes_away_is_not_forgotten() -> None:
+    story = Story(debug=True)
+    known = story.run.files.plan_text
+    story.plan = None
+    story.let_pass(10)
+    assert story.run.files.plan_text == known and story.run.plan.total == 2
 
 
 def test_a_check_that_is_interrupted_takes_no_complaint_back() -> None:
@@ -4284,7 +4299,7 @@ def test_any_answer_of_a_server_is_taken_or_is_an_error_of_the_request() -> None
             (dialect.create, PROMPT),
             (dialect.send, "ses_1", PROMPT, 1),
             (dialect.poll, "ses_1", PROMPT, 0, rng.random() < 0.5),
-            (dialect.reply, REQUEST_2, "once", ("a",), ""),
+            (dialect.reply, REQUEST_2._replace(answers=("a",)), "once", ""),
             (dialect.interrupt, "ses_1", PROMPT, 0),
         ):
             with suppress(RequestError):
@@ -4333,11 +4348,11 @@ def test_what_is_asked_of_1_is_replied_to(
 ) -> None:
     route = f"/{ask.kind}/{ask.id}/reply"
     client = Said({f"POST {route}": True})
-    a_dialect(client).reply(ask, decision, answers, message)
+    a_dialect(client).reply(ask._replace(answers=answers), decision, message)
     assert client.sent == [(route, body)]
     client.says[f"POST {route}"] = BOOM
     with pytest.raises(RequestError):
-        a_dialect(client).reply(ask, decision, answers, message)
+        a_dialect(client).reply(ask._replace(answers=answers), decision, message)
 
 
 def test_a_session_is_stopped_with_what_works_for_it_in_the_background() -> None:
@@ -4711,6 +4726,15 @@ def test_where_state_was_cleaned_away_a_second_loop_is_seen(
         with pytest.raises(OSError, match="another loop works on this plan, process"):
             run_file.write({"state": "running"})
     assert run_file.read() == {"state": "theirs"}
+
+
+def test_a_lock_that_is_taken_anew_leaves_no_descriptor_open(run_file: RunFile) -> None:
+    assert run_file.acquire() == 0
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        shutil.rmtree(run_file.folder)
+        run_file.write({"state": "running"})
+    assert run_file.running() and len(os.listdir("/dev/fd")) == before
 
 
 def test_a_lock_of_somebody_stopped_is_not_waited_for(
@@ -6140,16 +6164,18 @@ def test_what_is_asked_is_answered(
         {f"{method} {path.partition('?')[0]}": None for method, path, _ in sent}
     )
     made.decode({"type": "form.created", "data": {"form": form}})
-    made.reply(ask, decision, answers, message)
+    made.reply(ask._replace(answers=answers), decision, message)
     assert client.heard == sent
 
 
 def test_an_answer_that_is_not_taken() -> None:
-    def routes(error: RequestError, *reply: Any) -> list[str]:
+    def routes(
+        error: RequestError, ask: Ask, decision: str, answers: tuple[str, ...], message: str
+    ) -> list[str]:
         says = {f"POST {FORM_1}/reply": error, f"DELETE {FORM_1}": None}
         made, client = dialect_2({**says, f"POST {PERMISSION_1}": error})
         made.decode({"type": "form.created", "data": {"form": FORM}})
-        made.reply(*reply)
+        made.reply(ask._replace(answers=answers), decision, message)
         return [f"{method} {path.partition('?')[2]}".strip() for method, path, _ in client.heard]
 
     once = ("once", ("Red", "M"), "")

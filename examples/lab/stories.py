@@ -75,7 +75,7 @@ class No(NamedTuple):
 CARRIES = {
     "start_server": "launch", "stop_server": "session", "create": "prompt",
     "send": "session prompt attempt", "interrupt": "session prompt attempt",
-    "poll": "session prompt attempt closer", "reply": "request decision answers message",
+    "poll": "session prompt attempt closer", "reply": "request decision message",
     "run_check": "facts", "notify": "facts",
 }  # fmt: skip
 
