@@ -167,11 +167,11 @@ class NearMiss(NamedTuple):
 
     line: int
     text: str
-    fault: str
+    problem: str
     is_open: bool = False  # its box is
 
     def __str__(self) -> str:
-        return f"{self.line} {self.fault}"
+        return f"{self.line} {self.problem}"
 
 
 class Plan:
@@ -287,7 +287,7 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
     lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
     bare = "\n".join(lines)
     shown = []
-    faults = []
+    near_misses = []
     at = 0  # what is before is in `shown`
     line, line_at = 1, 0  # the number of the line in which this is
     unclosed = set()  # fences that nothing closes any more; "": a comment
@@ -309,9 +309,9 @@ def _hide(text: str) -> tuple[str, list[NearMiss]]:
             line += text.count("\n", line_at, start)
             line_at = start
             what = "code block" if fence else "comment"
-            faults.append(NearMiss(line, "", f"opens a {what} that is never closed"))
+            near_misses.append(NearMiss(line, "", f"opens a {what} that is never closed"))
         opening = _OPENING.search(bare, end)
-    return "".join([*shown, text[at:]]), faults
+    return "".join([*shown, text[at:]]), near_misses
 
 
 def _without_code(line: str) -> str:
@@ -446,8 +446,8 @@ def _find_near_miss(line: str, number: int) -> list[NearMiss]:
         found = pattern.match(boxes)
         if found:
             kind = found[found.lastindex or 0]
-            fault = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-            return [NearMiss(number, text, fault, kind in " o?")]
+            problem = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
+            return [NearMiss(number, text, problem, kind in " o?")]
     return []
 
 
@@ -698,7 +698,7 @@ class Delta(NamedTuple):
     text: str
 
 
-class Spent(NamedTuple):
+class Message(NamedTuple):
     """A message of the agent's."""
 
     session: str
@@ -745,7 +745,7 @@ class Edited(NamedTuple):
 
 
 SessionEvent = Union[
-    Activity, Part, Delta, Spent, Ask, Answered, Child, Broke, Compacted, Alive, Woke
+    Activity, Part, Delta, Message, Ask, Answered, Child, Broke, Compacted, Alive, Woke
 ]
 FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Python 3.10 on
 
@@ -944,7 +944,7 @@ def short_number(number: int) -> str:
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
 FIRST_LOOK = 2.0  # the first look after a prompt, without any event
-LOOK_TWICE = 0.25  # between two looks at an end that is not believed yet
+LOOK_AGAIN = 0.25  # between two looks at what is not sure yet
 LOOK_CLOSER = 60.0  # silent for so long, a session that "works" has its messages looked at
 SPINS = 3  # answers that end nowhere, compactions without anything new, answers to one prompt
 SAME_CALLS = 20  # in a row, or two to four by turns
@@ -1009,7 +1009,7 @@ class Circles:
                 return f"it goes in circles: {SAME_CALLS} times in a row the same calls, {last}"
         return ""
 
-    def message(self, event: Spent) -> str:
+    def message(self, event: Message) -> str:
         if event.ended in ("answered", "calls"):
             self.ends.pop(event.session, None)
         whose = {"nowhere": event.session, "answered": event.parent}.get(event.ended)
@@ -1123,13 +1123,13 @@ class Asks:
         self.talk = talk
         self.run = talk.run
         self.open: dict[str, Ask] = {}  # by id
-        self.settled: set[str] = set()  # ids: a poll on its way may list them
+        self.closed: set[str] = set()  # ids: a poll on its way may list them
         self.refused: collections.Counter[str] = collections.Counter()  # by title
         self.last_refusal = ""  # what the agent was told of it
 
     def hear(self, ask: Ask) -> None:
         """Nothing is answered any more once the session has to end."""
-        is_known = ask.id in self.open or ask.id in self.settled
+        is_known = ask.id in self.open or ask.id in self.closed
         if is_known or ask.session not in self.talk.family or self.talk.ends_as:
             return
         is_permission = ask.kind == "permission"
@@ -1158,7 +1158,7 @@ class Asks:
 
     def reply(self, ask: Ask, decision: str, said: str, message: str = "") -> None:
         """`decision`: once, always or reject."""
-        self.settle(ask.id)
+        self.close(ask.id)
         self.talk.note("ask", said, "warn" if decision == "reject" else "good", ask.session)
         self.run.request("reply", ask, decision, message)
 
@@ -1178,16 +1178,16 @@ class Asks:
     def hear_answered(self, event: Answered) -> None:
         """What is open still was answered elsewhere, as in OpenCode's own interface."""
         ask = self.open.get(event.id)
-        self.settle(event.id)
+        self.close(event.id)
         if ask and event.is_refused:
             self.talk.note("ask", "refused elsewhere", "warn", event.session)
             self.count_refusal(ask, A_PERSON)
         elif ask:
             self.talk.note("ask", "answered elsewhere", "good", event.session)
 
-    def settle(self, id: str) -> None:
+    def close(self, id: str) -> None:
         self.open.pop(id, None)
-        self.settled.add(id)
+        self.closed.add(id)
 
     def compare(self, polled: Polled, looked: float) -> None:
         """What a look, made at `looked`, does not list any more, somebody else has answered."""
@@ -1206,7 +1206,7 @@ class Asks:
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if error and not is_gone and ask.session in self.talk.family:
             self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
-            self.settled.discard(ask.id)
+            self.closed.discard(ask.id)
 
     @property
     def first(self) -> Ask | None:
@@ -1319,8 +1319,8 @@ class Talk:
             self.transcript.grow(event)
         elif isinstance(event, Part):
             self.hear_part(event)
-        elif isinstance(event, Spent):
-            self.hear_spent(event)
+        elif isinstance(event, Message):
+            self.hear_message(event)
         elif isinstance(event, Activity):
             self.hear_activity(event)
         elif isinstance(event, Ask):
@@ -1365,7 +1365,7 @@ class Talk:
             self.retry_since = now
         waited = now - self.retry_since
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
-        if self.run.line.others():
+        if self.run.model_line.others():
             most = longest = SHORT_WAIT
         if waited > most:
             self.give_up("rate-limited", f"OpenCode has waited {duration(waited)}: {message}")
@@ -1381,14 +1381,14 @@ class Talk:
         if self.transcript.show(event) and event.kind == "tool":
             self.give_up("failed", self.circles.call(event))
 
-    def hear_spent(self, event: Spent) -> None:
+    def hear_message(self, event: Message) -> None:
         self.by_message[event.message] = event.spend
         if event.session == self.id:
             self.context = event.context or self.context
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
-                line = self.run.line
+                line = self.run.model_line
                 if not self.prompt.model and self.model != line.last_seen:
                     self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
                 line.last_seen = self.model
@@ -1433,7 +1433,7 @@ class Talk:
         stay for some time, and any sign of work makes us forget it.
         """
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
-            self.look_within(LOOK_TWICE)
+            self.look_within(LOOK_AGAIN)
             return None
         if polled.retry:
             self.hear_activity(polled.retry)
@@ -1460,7 +1460,7 @@ class Talk:
             self.verdict = verdict
             self.verdict_since = now
         if now - self.verdict_since < patience:
-            self.look_within(LOOK_TWICE)
+            self.look_within(LOOK_AGAIN)
             return None
         if verdict == "failed":
             why = "it failed, and OpenCode does not say why"
@@ -1503,7 +1503,7 @@ class Talk:
         """Whoever looks next has it started; what is asked still is asked again."""
         self.look_at = 0.0
         self.asks.open.clear()
-        self.asks.settled.clear()
+        self.asks.closed.clear()
         self.transcript.close()
         self.retry = None
 
@@ -1877,7 +1877,7 @@ class Briefing:
     def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
         self.options = options
         self.files = files
-        self.line = line
+        self.model_line = line
         self.seed = seed  # makes the ids of two runs differ
         self.setup = Setup()  # what the server knows
         self.warned: set[str] = set()  # of this
@@ -1921,13 +1921,13 @@ class Briefing:
     def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
         models, agent, body = self.read()
-        self.line.models = models or ("",)
-        model = self.line.choose(self.line.others() if is_last_try else ())
+        self.model_line.models = models or ("",)
+        model = self.model_line.choose(self.model_line.others() if is_last_try else ())
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         return self.identified(prompt._replace(model=model, agent=agent), number)
 
     def identified(self, prompt: Prompt, number: int) -> Prompt:
-        return with_ids(prompt, self.line.clock.wall, number, self.seed)
+        return with_ids(prompt, self.model_line.clock.wall, number, self.seed)
 
 
 # ── run ───────────────────────────────────────────────────────────────────────────────────────────
@@ -2122,7 +2122,7 @@ class Supervisor:
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
                 break
-            await self.run.wait(LOOK_TWICE)
+            await self.run.wait(LOOK_AGAIN)
         if not (self.has_worked and problem):  # else a provider on this machine may be away
             self.run.briefing.setup = setup
 
@@ -2216,15 +2216,15 @@ class Run:
         self.rests_at = NO_END  # the end that was told, and at which it stands
         # Iterations.
         self.number = 0  # of the newest one
-        self.iteration: Talk | None = None  # the session of the one under way, its check included
+        self.under_way: Talk | None = None  # the session of the one under way, its check included
         self.talk: Talk | None = None  # the same, while it is at work
         self.check_since: float | None = None  # since when its check runs
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
         self.books = Books(self.journal)
-        self.line = ModelLine(options, self.books)
-        self.briefing = Briefing(options, self.files, self.line, seed)
+        self.model_line = ModelLine(options, self.books)
+        self.briefing = Briefing(options, self.files, self.model_line, seed)
         self.limits = Limits(options, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
@@ -2450,7 +2450,7 @@ class Run:
             self.limits.raise_above(end.limit, self.used[end.limit])
         elif end.status != 130:
             self.books.begin_anew()
-            self.line.forget()
+            self.model_line.forget()
             self.server.failures = 0
 
     async def has_new_tasks(self) -> bool:
@@ -2471,7 +2471,7 @@ class Run:
         self.briefing.look_through()  # it may name another model by now
         self.number += 1
         self.journal.iteration = self.number
-        talk = self.iteration = self.new_talk()
+        talk = self.under_way = self.new_talk()
         if self.books.check != "failed":  # that stands until it passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
@@ -2481,7 +2481,7 @@ class Run:
             plan = await self.read_files()  # as the session left it: a check may hide it
             is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
             check = await self.run_check() if self.options.check and is_to_be_checked else ""
-            return self.settle(talk, outcome, check, plan)
+            return self.enter(talk, outcome, check, plan)
         except (Quit, Problem):
             # It is no result, but it has cost something, and may have deleted tasks.
             self.books.note_plan(self.plan)
@@ -2490,7 +2490,7 @@ class Run:
                 self.server.left_session = talk.id
             raise
         finally:
-            self.iteration = None
+            self.under_way = None
             self.confirming_quit = False  # the question was about this iteration
             self.journal.iteration = 0
 
@@ -2610,7 +2610,7 @@ class Run:
             talk.take_in(polled, looked)  # what it has cost, to the last
             if polled.activity == "idle" and not polled.is_unsure:
                 return True
-            await self.wait(min(until - self.now, LOOK_TWICE))
+            await self.wait(min(until - self.now, LOOK_AGAIN))
         return False
 
     async def run_check(self) -> str:
@@ -2649,15 +2649,15 @@ class Run:
             self.journal.note("check", said, "bad")
         return books.check
 
-    def settle(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
+    def enter(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
         has_progress = self.books.note_plan(plan)
-        known = collections.Counter(near.fault for near in talk.plan.near_misses)
+        known = collections.Counter(near.problem for near in talk.plan.near_misses)
         near_misses = []
         for near in plan.near_misses:
-            if known[near.fault] <= 0:
+            if known[near.problem] <= 0:
                 near_misses.append(near)
-            known[near.fault] -= 1
+            known[near.problem] -= 1
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
         ended = outcome.kind
@@ -2677,7 +2677,7 @@ class Run:
         self.books.add(result)
         if result.worked:
             self.server.failures = 0
-            self.line.note_success()
+            self.model_line.note_success()
         return result
 
     async def follow(self, result: Result) -> End | None:
@@ -2688,7 +2688,7 @@ class Run:
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        seconds = self.line.after(result, self.model)
+        seconds = self.model_line.after(result, self.model)
         if isinstance(seconds, End):
             return seconds
 
@@ -2838,7 +2838,7 @@ class Run:
             self.overlay = "" if self.overlay == "plan" else "plan"
         elif key == "?":
             self.overlay = "help"
-        elif self.iteration:  # Q would lose it: ask once
+        elif self.under_way:  # Q would lose it: ask once
             self.confirming_quit = True
         else:
             self.end(A_PERSON_QUIT)
@@ -2868,7 +2868,7 @@ class Run:
     @property
     def total(self) -> Spend:
         """What was spent so far, the iteration under way included."""
-        under_way = self.iteration
+        under_way = self.under_way
         return self.books.spent.plus(under_way.spent) if under_way else self.books.spent
 
     @property
@@ -2883,9 +2883,9 @@ class Run:
     @property
     def model(self) -> str:
         """The model at work, or the one that will be."""
-        if self.iteration and self.iteration.model:
-            return self.iteration.model
-        return self.line.current or self.line.last_seen or self.briefing.first_model()
+        if self.under_way and self.under_way.model:
+            return self.under_way.model
+        return self.model_line.current or self.model_line.last_seen or self.briefing.first_model()
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
@@ -3030,7 +3030,7 @@ def left_behind(run: Run) -> Json:
     """What a run leaves, for JSON and for `next_steps`."""
     books = run.books
     command = run.options.check
-    lost = missing_tasks(books.plan, run.plan) if run.iteration else []  # not in the books yet
+    lost = missing_tasks(books.plan, run.plan) if run.under_way else []  # not in the books yet
     return {
         "summary": run.plan.summary,
         "gone": books.gone + lost,
@@ -3112,7 +3112,7 @@ def message_of(run: Run, event: str, reason: str) -> str:
 
 def facts_of(run: Run) -> dict[str, str]:
     """What --check and --notify get in their environment."""
-    before = run.iteration.plan if run.iteration else run.plan
+    before = run.under_way.plan if run.under_way else run.plan
     finished = collections.Counter(task.text for task in run.plan.tasks if task.state == "done")
     finished -= collections.Counter(task.text for task in before.tasks if task.state == "done")
     facts = {
@@ -3337,10 +3337,10 @@ def state_row(run: Run) -> Row:
     if run.number:
         most = run.limits.most
         is_limit = bool(most["max_iterations"]) and (
-            run.books.counted == run.number - bool(run.iteration)  # a provider let each one work
+            run.books.counted == run.number - bool(run.under_way)  # a provider let each one work
         )
         limit = f" of {most['max_iterations']:.0f}" if is_limit else ""
-        took = f" {duration(run.now - run.iteration.started)}" if run.iteration else ""
+        took = f" {duration(run.now - run.under_way.started)}" if run.under_way else ""
         row.append((3, "", f"  iteration {run.number}{limit}{took}"))
         limit = f" of {duration(most['max_time'])}" if most["max_time"] else ""
         row.append((4, "", f"  run {duration(run.clock.elapsed)}{limit}"))
@@ -3361,7 +3361,7 @@ def reason_row(run: Run) -> Row:
         reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
     elif run.files.trouble and run.rests_at is NO_END:
         reason = run.files.trouble
-    task = run.iteration.task if run.iteration else run.plan.current
+    task = run.under_way.task if run.under_way else run.plan.current
     if task and not reason:
         title, phase = title_of(task.text), title_of(task.phase)
         return [(0, "accent", " ▸ "), (0, "bold", title), (0, "dim", f"  {phase}")]
@@ -3369,7 +3369,7 @@ def reason_row(run: Run) -> Row:
 
 
 def spend_row(run: Run) -> Row:
-    talk = run.iteration
+    talk = run.under_way
     agent = talk.agent if talk else run.briefing.read()[1]
     size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
@@ -3412,9 +3412,9 @@ def view_live(run: Run) -> list[Entry]:
 def view_tasks(run: Run) -> list[TaskView]:
     """All tasks of the plan, then those that were worked on and are gone from it."""
     results = list(run.books.results)
-    if run.iteration:
-        began = run.iteration.started  # in whole seconds, or every picture were a new one
-        results.append(run.iteration.result(began + int(run.now - began)))
+    if run.under_way:
+        began = run.under_way.started  # in whole seconds, or every picture were a new one
+        results.append(run.under_way.result(began + int(run.now - began)))
     # A check looks at the whole project: one that passes is the end of all failures before it.
     passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
@@ -3429,7 +3429,7 @@ def view_tasks(run: Run) -> list[TaskView]:
             model=result.model,
             outcome=word or known.outcome,
         )
-    goal = (run.iteration and run.iteration.task) or run.plan.current
+    goal = (run.under_way and run.under_way.task) or run.plan.current
     views = []
     for task in run.plan.tasks:  # where two have one name, it is about the first one
         known = spent.pop(task.name, TaskView(task))
@@ -3498,7 +3498,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     if picture.overlay == "plan":
         return plan_rows(picture, width, height, scroll)
     if width < 120:
-        rows = activity(picture, width, height, scroll)
+        rows = journal_rows(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
             rows += [[], *plan_rows(picture, width, room, None)]
@@ -3506,7 +3506,7 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     right = min(70, width * 9 // 20)
     left = width - right - 2
     blank: list[Row] = [[]] * height
-    rows = (activity(picture, left, height, scroll) + blank)[:height]
+    rows = (journal_rows(picture, left, height, scroll) + blank)[:height]
     beside = plan_rows(picture, right, height, None) + blank
     return [[*fit([*row, GAP], left), (0, "dim", "│ "), *other] for row, other in zip(rows, beside)]
 
@@ -3644,7 +3644,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
     return rows
 
 
-def activity(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
+def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """The journal, and at its end what runs now. Whoever has scrolled up sees the journal of then:
     it does not move."""
     above = max(0, -scroll.away[""] - scroll.moved)  # rows above the end
@@ -3744,12 +3744,12 @@ def spend_of(told: Json) -> Spend:
     return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
 
 
-def spent_of(session: str, message: str, told: Json, is_over: bool) -> Spent:
+def message_from(session: str, message: str, told: Json, is_over: bool) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
     spend = spend_of(told)
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
     model = told.get("model") or {**told, "id": ""}
-    return Spent(
+    return Message(
         session,
         message,
         spend,
@@ -3801,7 +3801,7 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` in the words of `Spent`, and as a verdict where OpenCode tells no error; what
+# A message's `finish` in the words of `Message`, and as a verdict where OpenCode tells no error; what
 # is not here has answered.
 ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
@@ -4352,7 +4352,7 @@ class OpenCode1(OpenCode):
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
             is_over = bool(dig(info, "time", "completed"))
-            said = spent_of(session, as_text(info, "id"), info, is_over)
+            said = message_from(session, as_text(info, "id"), info, is_over)
             if not is_over or info.get("summary") is True:  # a compaction's is no answer
                 said = said._replace(ended="")
         elif type == "message.part.updated":
@@ -4601,7 +4601,7 @@ class OpenCode2(OpenCode):
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
             # Its end tells what it has used: `usage.updated` would count that again.
-            spent = spent_of(session, message, data, what != "started")
+            spent = message_from(session, message, data, what != "started")
             spent = spent._replace(context=spent.spend.input + spent.spend.cached)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
@@ -4992,7 +4992,7 @@ class Outside:
             self.stop_server()
             self._guard(0)  # it is there before there is something to guard
             try:
-                url = self.options.server or self._launch()
+                url = self.options.server or self._start_process()
                 self.dialect, version = self._meet(url)
             except Problem as problem:
                 self.stop_server()
@@ -5003,7 +5003,7 @@ class Outside:
                 in_thread(self._watch, self.process, launch)
             return url, version, self.dialect.generation
 
-    def _launch(self) -> str:
+    def _start_process(self) -> str:
         """Start the process; returns its URL once it listens."""
         self.last_lines.clear()
         options = self.options
@@ -5758,7 +5758,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "state": run.shown_state,
         "reason": run.reason,
         "iteration": run.number,
-        "task": run.iteration.task.text if run.iteration and run.iteration.task else "",
+        "task": run.under_way.task.text if run.under_way and run.under_way.task else "",
         "session": talk.id if talk else "",
         "model": run.model,
         "elapsed": round(run.clock.elapsed),

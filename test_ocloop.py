@@ -113,6 +113,7 @@ from ocloop import (
     Entry,
     Fault,
     Key,
+    Message,
     Noted,
     OpenCode1,
     OpenCode2,
@@ -132,7 +133,6 @@ from ocloop import (
     ServerDied,
     Setup,
     Spend,
-    Spent,
     StreamOpened,
     Woke,
     parse_plan,
@@ -1028,7 +1028,7 @@ def test_what_somebody_answers_elsewhere_is_told_and_a_refusal_goes_on() -> None
     story.let_pass(5)
     assert "ask: refused elsewhere" in story.text and story.all("reply") == []
     assert story.count("send") == 2 and "has ended your turn" in story.prompted.text
-    assert story.run.iteration and dict(story.run.iteration.result(0).refused) == {"bash": 1}
+    assert story.run.under_way and dict(story.run.under_way.result(0).refused) == {"bash": 1}
 
 
 def test_growing_costs_are_a_sign_of_life_also_where_the_time_out_is_short() -> None:
@@ -2608,7 +2608,7 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
         ("read", "x failed: no such file", "bad"),
     ]  # fmt: skip
     story.part("prt_5", "text", "running", text="")
-    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    story.tell(Message(story.id, "msg_9", Spend(), ended="calls", complete=True))
     assert not story.picture().live, "one of which nothing is known is not shown for ever"
 
 
@@ -2625,7 +2625,7 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
         story.part("prt_1", "text", "done", text="I will read the plan.")
         kinds = [entry.kind for entry in story.entries]
         assert kinds[-2:] == ["text", "read"], "before the tool that it announced"
-    story.tell(Spent(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    story.tell(Message(story.id, "msg_9", Spend(), ended="calls", complete=True))
     assert story.text.count("I will read the plan.") == 1 and not story.picture().live
     story.part("prt_3", "text", "running", text="")
     story.part("prt_4", "tool", tool="bash", argument="make")
@@ -3980,7 +3980,7 @@ PropertyNameExpected at line 3, column 23
 
 def test_a_port_that_is_none_is_a_sentence_at_once() -> None:
     with pytest.raises(Problem, match="port 70000 is taken, or is none: choose") as problem:
-        ocloop.Outside(Options(port=70000), print)._launch()
+        ocloop.Outside(Options(port=70000), print)._start_process()
     assert not problem.value.again
 
 
@@ -6320,8 +6320,8 @@ def test_nothing_is_counted_twice_in_2() -> None:
         for type in ("step.started", "step.started", "step.ended", "usage.updated"):
             more = {"cost": 0.5, "tokens": USED} if type != "step.started" else {}
             for said in made.decode(told(f"session.{type}", {**data, **more})):
-                if isinstance(said, Spent):
-                    talk.hear_spent(said)
+                if isinstance(said, Message):
+                    talk.hear_message(said)
     assert talk.spent == SPENT_2.plus(SPENT_2)
     assert talk.context == 1000
 

@@ -26,6 +26,7 @@ from ocloop import (
     Delta,
     Edited,
     Fault,
+    Message,
     OpenCode2,
     Options,
     Part,
@@ -33,7 +34,6 @@ from ocloop import (
     Prompt,
     Question,
     Spend,
-    Spent,
     Woke,
 )
 
@@ -321,14 +321,14 @@ DECODED: list[tuple[Json, list[Any]]] = [
      Question("Which?", (("red", "warm"), ("b", ""))),))]),
     *[(event(kind, sessionID="ses_1"), [Alive("ses_1")]) for kind in (
       "session.status", "permission.asked", "question.asked", "todo.updated", "never.heard.of")],
-    (message_event(), [Spent("ses_1", "msg_1", Spend(), parent="msg_0")]),
+    (message_event(), [Message("ses_1", "msg_1", Spend(), parent="msg_0")]),
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
      finish="stop", time={"completed": 2}),
-     [Spent("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
+     [Message("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
     (message_event(agent="plan", finish="stop"),
-     [Spent("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
+     [Message("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
     *[(message_event(finish=finish, time={"completed": 2}, **more),
-       [Spent("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
+       [Message("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, complete=True)])
       for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
                                   ("stop", "", {"summary": True}))],
     (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
@@ -422,7 +422,7 @@ SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
 LISTED = ocloop.call_id("shell", {"command": "ls -l"})
 BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
 WORK = Activity("ses_A", "working")
-SPENT_0 = Spent("ses_A", "msg_2", Spend(), complete=True)
+SPENT_0 = Message("ses_A", "msg_2", Spend(), complete=True)
 BROKE = Broke("ses_A", NO_KEY)
 IDLE_A = Activity("ses_A", "idle")
 WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
@@ -440,7 +440,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
     ("instructions.updated", {"delta": {}}, 1000, [ALIVE_A]),
     ("inbox.delivered", {"inboxID": FIRST}, 1000, [ALIVE_A]),
     ("step.started", BY, 1000,
-     [WORK, Spent("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
+     [WORK, Message("ses_A", "msg_2", Spend(), model="sim/m1", agent="build")]),
     ("reasoning.started", {"ordinal": 0, "state": {}}, 1000, [Part(*THOUGHT, "running")]),
     ("reasoning.delta", {"ordinal": 0, "delta": "Let me "}, 1000,
      [Delta("ses_A", "msg_2 think 0", "Let me ")]),
@@ -461,7 +461,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
     ("tool.success", {"id": "call_1", "content": []}, 4500,
      [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
     ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
+     [Message("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
     ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
     ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
 ]
@@ -473,7 +473,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("session.execution.settled", {}, [IDLE_A]),
     ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
     ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
-     [Spent("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
+     [Message("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
       Broke("ses_A", Fault("aborted", "Step interrupted"))]),
     ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
     ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),

@@ -19,11 +19,11 @@ from ocloop import (
     Broke,
     Child,
     Fault,
+    Message,
     Polled,
     Question,
     ScreenLost,
     Spend,
-    Spent,
     StreamOpened,
 )
 
@@ -141,7 +141,7 @@ class Simulation(Story):
         """Let it be heard on the stream, later."""
 
         def happens() -> None:
-            if isinstance(event, Spent):
+            if isinstance(event, Message):
                 self.note_cost(event.session, event.spend.cost)
             self.tell(event)
 
@@ -169,7 +169,7 @@ class Simulation(Story):
         prompt = request.prompt.message_id
         agent = Agent(session, prompt, self.now + 1.5, self.now + self.works_for)
         self.say(1.5, Activity(session, "working"))
-        self.say(1.8, Spent(session, f"msg_{session}", Spend(0.1)))
+        self.say(1.8, Message(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
             self.say(1.9, Child(agent.child, session))

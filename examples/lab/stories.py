@@ -27,6 +27,7 @@ from ocloop import (
     Entry,
     Fault,
     Key,
+    Message,
     Options,
     Part,
     Picture,
@@ -41,7 +42,6 @@ from ocloop import (
     ServerDied,
     Setup,
     Spend,
-    Spent,
     parse_plan,
 )
 
@@ -260,7 +260,7 @@ class Story:
         given: dict[str, Any] = {"context": 20, "model": "a/b", "ended": ended, "complete": True}
         spend = Spend(cost, 10, 6, 4)
         message = id or f"msg_{self.now}"
-        self.tell(Spent(session or self.id, message, spend, **{**given, **more}))
+        self.tell(Message(session or self.id, message, spend, **{**given, **more}))
 
     def part(
         self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
