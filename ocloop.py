@@ -103,7 +103,7 @@ class Problem(Exception):
         self.again = again  # trying again, with nothing changed, can help
 
 
-# ── options ───────────────────────────────────────────────────────────────────────────────────────
+# ---- options -------------------------------------------------------------------------------------
 # The only place where defaults stand. What has no option (the password of --server, colours, where
 # state is kept) is read from the environment where it is used.
 
@@ -142,7 +142,7 @@ class Options(NamedTuple):
     attended: bool = False  # there is a screen: somebody can look and press keys
 
 
-# ── plan ──────────────────────────────────────────────────────────────────────────────────────────
+# ---- plan ----------------------------------------------------------------------------------------
 # Any text gives a Plan. Nothing that looks like a task vanishes: a line with a box is a task, or it
 # is named as a near miss. Only a mark that says so settles a task.
 
@@ -470,80 +470,11 @@ def _with_letter(box: re.Match[str]) -> str:
     return "[-]" if state else "c"
 
 
-# ── prompt ────────────────────────────────────────────────────────────────────────────────────────
+# ---- values --------------------------------------------------------------------------------------
+# What OpenCode says, and what is said to it: no dictionary of OpenCode's passes this line. Behind
+# that, what else happens, and what the run asks for.
 
-FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
-PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
-# A line of front matter: nothing, a comment, a key, or what belongs to the key above.
-_FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
-
-
-def split_front_matter(text: str) -> tuple[dict[str, str], str]:
-    """A leading `---` block of `key: value` lines, and the prompt's body. What stands between two
-    rules and looks different is text for the agent."""
-    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
-    if not block or not all(map(_FIELD.match, block[1].split("\n"))):
-        return {}, text.strip()
-    pairs = (line.partition(":") for line in block[1].split("\n") if line.lstrip()[:1] != "#")
-    fields = {key.strip(): value.strip().strip("'\"") for key, colon, value in pairs if colon}
-    return fields, text[block.end() :].strip()
-
-
-def models_of(fields: dict[str, str]) -> tuple[str, ...]:
-    """`model: A, B` names two, the first choice first."""
-    return tuple(filter(None, map(str.strip, fields.get("model", "").split(","))))
-
-
-def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """`told` is what the loop has to tell: it must arrive, also without a place for it."""
-    if told and "{{CHECK}}" not in body:
-        body += "\n\n{{CHECK}}"
-    values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
-    # In one pass: no value is searched for places itself.
-    text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
-    number = min(plan.total - plan.pending + 1, plan.total)
-    return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
-
-
-def told_of_near_misses(plan: Plan) -> str:
-    """For the agent that is to wrap up."""
-    if plan.current or not plan.open_near_misses:
-        return ""
-    lines = (f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20])
-    return LOOK_LIKE_TASKS.format(lines="\n".join(lines))
-
-
-NO_PROMPT = "{} is empty: write the prompt into it, or delete it and run `bootstrap`"
-NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
-CHECK_FAILED = """\
-The project's check fails. Mend that before anything else: it comes before the next task.
-$ {command}
-exit status {status}
-{output}"""
-NOTHING_SETTLED = """\
-The last {count} sessions settled nothing in the plan; what they worked on:
-{goals}
-{seen}
-Look first whether the next task is done already: what is there may be good, and stays. If it is
-done, mark it in the plan. Else finish what is missing, in another way than before, and mark it. If
-it cannot be finished in this session, change its box to [BLOCKED: the reason in a few words],
-write below it how far it got, and end your turn."""
-CUT_OFF = "its answer was cut off at the model's output limit"
-CUT_SHORT = f"""\
-The last session did not come to its end: {CUT_OFF}. It worked on:
-- {{goal}}
-What it has done by then is there: look at it and go on from it. Write long files in several parts,
-each with a tool call of its own, and keep each answer short."""
-LOOK_LIKE_TASKS = """\
-Nothing is pending in the plan, but these lines look like open tasks:
-{lines}
-Make a task (`- [ ] ...`) of each one that still has to be done, mend the others so that they do not
-look so, and do the first task."""
-
-
-# ── values ────────────────────────────────────────────────────────────────────────────────────────
-# What OpenCode says, and what is said to it: no dictionary of OpenCode's passes this line.
+Json = dict[str, Any]
 
 
 class Prompt(NamedTuple):
@@ -823,9 +754,80 @@ class Answer(NamedTuple):
     error: Exception | None = None
 
 
-# ── rules ─────────────────────────────────────────────────────────────────────────────────────────
-# What a run remembers and reckons with. None of it waits, and only a Talk, with its Asks and its
-# Transcript, knows the run.
+# ---- prompt --------------------------------------------------------------------------------------
+
+FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
+PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
+# A line of front matter: nothing, a comment, a key, or what belongs to the key above.
+_FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
+
+
+def split_front_matter(text: str) -> tuple[dict[str, str], str]:
+    """A leading `---` block of `key: value` lines, and the prompt's body. What stands between two
+    rules and looks different is text for the agent."""
+    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
+    block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
+    if not block or not all(map(_FIELD.match, block[1].split("\n"))):
+        return {}, text.strip()
+    pairs = (line.partition(":") for line in block[1].split("\n") if line.lstrip()[:1] != "#")
+    fields = {key.strip(): value.strip().strip("'\"") for key, colon, value in pairs if colon}
+    return fields, text[block.end() :].strip()
+
+
+def models_of(fields: dict[str, str]) -> tuple[str, ...]:
+    """`model: A, B` names two, the first choice first."""
+    return tuple(filter(None, map(str.strip, fields.get("model", "").split(","))))
+
+
+def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
+    """`told` is what the loop has to tell: it must arrive, also without a place for it."""
+    if told and "{{CHECK}}" not in body:
+        body += "\n\n{{CHECK}}"
+    values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
+    # In one pass: no value is searched for places itself.
+    text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
+    number = min(plan.total - plan.pending + 1, plan.total)
+    return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
+
+
+def told_of_near_misses(plan: Plan) -> str:
+    """For the agent that is to wrap up."""
+    if plan.current or not plan.open_near_misses:
+        return ""
+    lines = (f"- line {near.line}: {near.text[:200]}" for near in plan.open_near_misses[:20])
+    return LOOK_LIKE_TASKS.format(lines="\n".join(lines))
+
+
+NO_PROMPT = "{} is empty: write the prompt into it, or delete it and run `bootstrap`"
+NO_PLACE = "{} does not contain {{{{PLAN_FILE}}}}: add it, else the agent may not find the plan"
+CHECK_FAILED = """\
+The project's check fails. Mend that before anything else: it comes before the next task.
+$ {command}
+exit status {status}
+{output}"""
+NOTHING_SETTLED = """\
+The last {count} sessions settled nothing in the plan; what they worked on:
+{goals}
+{seen}
+Look first whether the next task is done already: what is there may be good, and stays. If it is
+done, mark it in the plan. Else finish what is missing, in another way than before, and mark it. If
+it cannot be finished in this session, change its box to [BLOCKED: the reason in a few words],
+write below it how far it got, and end your turn."""
+CUT_OFF = "its answer was cut off at the model's output limit"
+CUT_SHORT = f"""\
+The last session did not come to its end: {CUT_OFF}. It worked on:
+- {{goal}}
+What it has done by then is there: look at it and go on from it. Write long files in several parts,
+each with a tool call of its own, and keep each answer short."""
+LOOK_LIKE_TASKS = """\
+Nothing is pending in the plan, but these lines look like open tasks:
+{lines}
+Make a task (`- [ ] ...`) of each one that still has to be done, mend the others so that they do not
+look so, and do the first task."""
+
+
+# ---- journal and clock ---------------------------------------------------------------------------
+# What is noted as it happens, the time that counts, and words for people.
 
 # Seconds to wait after so many failures in a row: none, one, two ...
 LONGEST_WAIT = 900.0
@@ -940,7 +942,8 @@ def short_number(number: int) -> str:
     return f"{value:.1f}{sign}" if sign and value < 9.95 else f"{value:.0f}{sign}"
 
 
-# One session.
+# ---- one session ---------------------------------------------------------------------------------
+# What is known of it, and when it is over. Nothing here waits.
 
 POLL_EVERY = 5.0  # seconds between two looks at a session that works
 FIRST_LOOK = 2.0  # the first look after a prompt, without any event
@@ -1515,7 +1518,8 @@ class Talk:
         self.look_within(0)
 
 
-# The books, the models in line, what an outcome means for the run, limits, the briefing.
+# ---- books, models, limits -----------------------------------------------------------------------
+# What a run reckons with between two sessions, and what the next one is told. Nothing here waits.
 
 WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
 
@@ -1930,7 +1934,7 @@ class Briefing:
         return with_ids(prompt, self.model_line.clock.wall, number, self.seed)
 
 
-# ── run ───────────────────────────────────────────────────────────────────────────────────────────
+# ---- run -----------------------------------------------------------------------------------------
 # The run, told from top to bottom as it happens. It is one coroutine, `async` without asyncio:
 # `handle` takes one event and the time, resumes the coroutine, and returns the requests that are to
 # be made. A test is a world that has the clock and answers the requests.
@@ -1985,212 +1989,6 @@ class Abort(Exception):
 def next_event() -> Generator[None, Any, Any]:
     """The only place where the run stands still: `handle` sends the next event in."""
     return (yield)
-
-
-class Supervisor:
-    """The server, as the run knows it: it is started, and again where it died, hangs or grew. It is
-    down until it has been started."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.options = run.options
-        self.is_down: bool = True
-        self.problem = ""  # why it was lost; "" where it is down on purpose, and nothing failed
-        self.launch = 0  # counts the starts; what is said of an older one is old news
-        self.failures = 0  # in a row: until an iteration works, or a person goes on
-        self.has_worked = False  # one of its starts was good for something
-        self.is_busy = False  # the last one answered, and failed at everything
-        self.up_since = 0.0
-        self.url, self.version, self.generation = "", "", 0
-        self.measure_at = 0.0
-        self.most_memory = float(run.options.server_memory or NEVER)  # MiB
-        self.replace = False  # before the next iteration: it grew, or a session may work on in it
-        self.left_session = ""  # the last one, where it may still be at work
-
-    def note(self, text: str, tone: str) -> None:
-        self.run.journal.note("server", text, tone)
-
-    def lose(self, problem: str) -> None:
-        """Mark it as down, and count the failure; once for each start."""
-        if self.is_down and self.problem:
-            return  # a request, its process and a start that fails may all tell of it
-        if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
-            self.failures = 0  # it was good for long: not in a row
-        self.failures += 1
-        self.is_down = True
-        self.problem = problem
-        self.note(problem, "bad")
-        if self.run.talk:
-            self.run.talk.lose_server()
-
-    def let_go(self) -> None:
-        """Mark it as down on purpose: that is no failure, and what it still says is old news."""
-        self.is_down = True
-        self.problem = ""
-        self.launch += 1
-        self.replace = False
-
-    def leave(self, session: str) -> None:
-        """It may be at work still, and must not run beside the next one: that gets a new server."""
-        self.left_session = session
-        self.replace = True
-
-    async def stop(self) -> None:
-        """Interrupt the session that was left, and end the server, where it is ours."""
-        self.let_go()
-        request = self.run.request("stop_server", self.left_session)
-        if not self.options.server:  # ours takes it along; else `bring_up` stops it
-            self.left_session = ""
-        with suppress(RequestError, Problem):  # it was noted
-            await self.run.wait(ANSWER_WITHIN, request)
-
-    async def bring_up(self) -> None:
-        """Start it where it is down, or is to be replaced, until it has told its setup. Raises
-        Problem where it is no use to start it again."""
-        if self.replace:
-            await self.stop()
-        with self.run.showing("starting", self.problem):
-            await self.start_until_up()
-        if self.run.talk:
-            self.run.talk.find_server()
-        elif self.left_session:
-            await self.run.stop_left_session()
-
-    async def start_until_up(self) -> None:
-        began = self.run.now
-        while self.is_down:
-            if self.problem:
-                most, longest = float(FIRST_STARTS), FIRST_WAIT
-                if self.has_worked:  # `--retries 0` means for ever, but not here
-                    most, longest = (self.options.retries or Options().retries) + 1, NEVER
-                elif self.is_busy and self.run.now - began < BUSY_WITHIN:
-                    most = NEVER
-                if self.failures >= most:
-                    last = self.problem.rstrip(".") + DATA_BASE * self.is_busy
-                    times = f"{self.failures} times in a row, the last time"
-                    raise Problem(f"the server failed {times}: {last}")
-                seconds = min(wait_after(self.failures, SERVER_WAITS), longest)
-                await self.run.wait(seconds)
-            try:
-                await self.start()
-            except Problem as problem:
-                if not problem.again and not self.has_worked:
-                    raise
-                self.lose(str(problem))
-
-    async def start(self) -> None:
-        """Start it, and read its setup. Raises Problem; `again` where the next try may work."""
-        self.let_go()
-        self.is_busy = False
-        server = self.options.server
-        self.note(f"waiting for {server}" if server else "starting OpenCode", "dim")
-        request = self.run.request("start_server", self.launch)
-        try:
-            started = await self.run.wait(ANSWER_WITHIN, request)
-            self.url, self.version, self.generation = started
-            self.is_down = False
-            self.up_since = self.run.now
-            self.note(f"OpenCode {self.version} on {self.url}", "dim")
-            await self.read_setup()
-        except RequestError as error:
-            problem = outcome_of_error(error).problem
-            hangs = error.is_timeout and not self.is_down
-            if hangs:
-                why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
-                problem = f"OpenCode does not answer for this directory ({problem}): {why}"
-            self.is_busy = error.code >= 500 and not self.is_down
-            raise Problem(problem, again=error.why == "silent" and not hangs) from None
-        self.has_worked = True
-        memory, most = await self.memory(), self.most_memory
-        if memory > most:
-            self.most_memory = NEVER  # else it would be replaced for ever
-            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
-            self.note(said, "warn")
-
-    async def read_setup(self) -> None:
-        """Models, agents and configuration, once they are complete, as far as that shows."""
-        began = self.run.now
-        models, agent, _body = self.run.briefing.read()
-        while True:
-            setup: Setup = await self.run.call("setup")
-            problem = problem_of_names(setup, models, agent)
-            patience = 0.0
-            if not setup.models or problem:
-                patience = MISSING_AFTER
-            elif not models and not setup.model:
-                patience = LISTS_REST
-            # OpenCode 2 alone fills its lists after the first request for them.
-            if self.generation < 2 or self.run.now - began >= patience:
-                break
-            await self.run.wait(LOOK_AGAIN)
-        if not (self.has_worked and problem):  # else a provider on this machine may be away
-            self.run.briefing.setup = setup
-
-    async def memory(self) -> int:
-        """In MiB; 0 where it cannot be told."""
-        memory = 0
-        with suppress(RequestError):
-            request = self.run.request("measure_server")
-            memory = await self.run.wait(LOCAL_WITHIN, request) or 0
-        self.measure_at = self.run.now + MEASURE_EVERY
-        return memory
-
-    async def measure(self, talk: Talk) -> None:
-        """If it is due, see how large it is: above the limit it is replaced before the next
-        iteration, above twice the limit at once."""
-        if self.is_down or self.run.now < self.measure_at:
-            return
-        memory, most = await self.memory(), self.most_memory
-        is_bursting = memory > 2 * most
-        if is_bursting or (memory > most and not self.replace):
-            self.replace = True
-            said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
-            self.note(said + " in the midst" * is_bursting, "warn")
-        if is_bursting:
-            with self.run.shield(Abort), suppress(RequestError):
-                await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
-            talk.lose_server()
-            await self.bring_up()
-
-
-class Files:
-    """Plan and prompt, as they were when they could be read last: an agent may stash them while it
-    works, and only who needs them waits for them."""
-
-    def __init__(self, options: Options, journal: Journal) -> None:
-        self.options = options
-        self.journal = journal
-        self.plan = Plan()
-        self.plan_text = ""
-        self.prompt_text = ""
-        self.reading: Request | None = None  # the newest look, while it is on its way
-        self.read_at = 0.0  # when they are looked at again
-        self.trouble = ""  # why they cannot be read now
-
-    def take(self, read: FilesRead) -> None:
-        """Keep what was read, as far as it is good; else `trouble` is what is wrong with it."""
-        self.reading = None
-        plan, text = self.plan, read.plan
-        if text is not None and text != self.plan_text:
-            plan = parse_plan(text)
-        plan_problem = problem_of_plan(plan, self.options.plan)
-        is_good = text is not None and not plan_problem  # though the prompt may be away
-        problem = read.problem or plan_problem
-        if self.options.debug and read.prompt is not None:
-            problem = ""  # it takes any plan
-        if not problem and not split_front_matter(read.prompt or "")[1]:
-            problem = NO_PROMPT.format(self.options.prompt)
-        if problem and not self.trouble:
-            self.journal.note("warn", problem, "warn")
-        elif self.trouble and self.plan_text and not problem:
-            self.journal.note("plan", "plan and prompt can be read again", "dim")
-        self.trouble = problem
-        if is_good or not problem:
-            if self.plan_text and plan.done > self.plan.done:
-                self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
-            self.plan, self.plan_text = plan, self.plan_text if text is None else text
-        if not problem:
-            self.prompt_text = read.prompt or ""
 
 
 class Run:
@@ -2943,7 +2741,217 @@ def uses_of(run: Run) -> dict[str, str]:
     return {**uses, "?": "help", "Q": "quit"}
 
 
-# ── what is told of a run ─────────────────────────────────────────────────────────────────────────
+# ---- what the run needs: server and files --------------------------------------------------------
+# The server as the run knows it, and plan and prompt.
+
+
+class Supervisor:
+    """The server, as the run knows it: it is started, and again where it died, hangs or grew. It is
+    down until it has been started."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.options = run.options
+        self.is_down: bool = True
+        self.problem = ""  # why it was lost; "" where it is down on purpose, and nothing failed
+        self.launch = 0  # counts the starts; what is said of an older one is old news
+        self.failures = 0  # in a row: until an iteration works, or a person goes on
+        self.has_worked = False  # one of its starts was good for something
+        self.is_busy = False  # the last one answered, and failed at everything
+        self.up_since = 0.0
+        self.url, self.version, self.generation = "", "", 0
+        self.measure_at = 0.0
+        self.most_memory = float(run.options.server_memory or NEVER)  # MiB
+        self.replace = False  # before the next iteration: it grew, or a session may work on in it
+        self.left_session = ""  # the last one, where it may still be at work
+
+    def note(self, text: str, tone: str) -> None:
+        self.run.journal.note("server", text, tone)
+
+    def lose(self, problem: str) -> None:
+        """Mark it as down, and count the failure; once for each start."""
+        if self.is_down and self.problem:
+            return  # a request, its process and a start that fails may all tell of it
+        if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
+            self.failures = 0  # it was good for long: not in a row
+        self.failures += 1
+        self.is_down = True
+        self.problem = problem
+        self.note(problem, "bad")
+        if self.run.talk:
+            self.run.talk.lose_server()
+
+    def let_go(self) -> None:
+        """Mark it as down on purpose: that is no failure, and what it still says is old news."""
+        self.is_down = True
+        self.problem = ""
+        self.launch += 1
+        self.replace = False
+
+    def leave(self, session: str) -> None:
+        """It may be at work still, and must not run beside the next one: that gets a new server."""
+        self.left_session = session
+        self.replace = True
+
+    async def stop(self) -> None:
+        """Interrupt the session that was left, and end the server, where it is ours."""
+        self.let_go()
+        request = self.run.request("stop_server", self.left_session)
+        if not self.options.server:  # ours takes it along; else `bring_up` stops it
+            self.left_session = ""
+        with suppress(RequestError, Problem):  # it was noted
+            await self.run.wait(ANSWER_WITHIN, request)
+
+    async def bring_up(self) -> None:
+        """Start it where it is down, or is to be replaced, until it has told its setup. Raises
+        Problem where it is no use to start it again."""
+        if self.replace:
+            await self.stop()
+        with self.run.showing("starting", self.problem):
+            await self.start_until_up()
+        if self.run.talk:
+            self.run.talk.find_server()
+        elif self.left_session:
+            await self.run.stop_left_session()
+
+    async def start_until_up(self) -> None:
+        began = self.run.now
+        while self.is_down:
+            if self.problem:
+                most, longest = float(FIRST_STARTS), FIRST_WAIT
+                if self.has_worked:  # `--retries 0` means for ever, but not here
+                    most, longest = (self.options.retries or Options().retries) + 1, NEVER
+                elif self.is_busy and self.run.now - began < BUSY_WITHIN:
+                    most = NEVER
+                if self.failures >= most:
+                    last = self.problem.rstrip(".") + DATA_BASE * self.is_busy
+                    times = f"{self.failures} times in a row, the last time"
+                    raise Problem(f"the server failed {times}: {last}")
+                seconds = min(wait_after(self.failures, SERVER_WAITS), longest)
+                await self.run.wait(seconds)
+            try:
+                await self.start()
+            except Problem as problem:
+                if not problem.again and not self.has_worked:
+                    raise
+                self.lose(str(problem))
+
+    async def start(self) -> None:
+        """Start it, and read its setup. Raises Problem; `again` where the next try may work."""
+        self.let_go()
+        self.is_busy = False
+        server = self.options.server
+        self.note(f"waiting for {server}" if server else "starting OpenCode", "dim")
+        request = self.run.request("start_server", self.launch)
+        try:
+            started = await self.run.wait(ANSWER_WITHIN, request)
+            self.url, self.version, self.generation = started
+            self.is_down = False
+            self.up_since = self.run.now
+            self.note(f"OpenCode {self.version} on {self.url}", "dim")
+            await self.read_setup()
+        except RequestError as error:
+            problem = outcome_of_error(error).problem
+            hangs = error.is_timeout and not self.is_down
+            if hangs:
+                why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
+                problem = f"OpenCode does not answer for this directory ({problem}): {why}"
+            self.is_busy = error.code >= 500 and not self.is_down
+            raise Problem(problem, again=error.why == "silent" and not hangs) from None
+        self.has_worked = True
+        memory, most = await self.memory(), self.most_memory
+        if memory > most:
+            self.most_memory = NEVER  # else it would be replaced for ever
+            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
+            self.note(said, "warn")
+
+    async def read_setup(self) -> None:
+        """Models, agents and configuration, once they are complete, as far as that shows."""
+        began = self.run.now
+        models, agent, _body = self.run.briefing.read()
+        while True:
+            setup: Setup = await self.run.call("setup")
+            problem = problem_of_names(setup, models, agent)
+            patience = 0.0
+            if not setup.models or problem:
+                patience = MISSING_AFTER
+            elif not models and not setup.model:
+                patience = LISTS_REST
+            # OpenCode 2 alone fills its lists after the first request for them.
+            if self.generation < 2 or self.run.now - began >= patience:
+                break
+            await self.run.wait(LOOK_AGAIN)
+        if not (self.has_worked and problem):  # else a provider on this machine may be away
+            self.run.briefing.setup = setup
+
+    async def memory(self) -> int:
+        """In MiB; 0 where it cannot be told."""
+        memory = 0
+        with suppress(RequestError):
+            request = self.run.request("measure_server")
+            memory = await self.run.wait(LOCAL_WITHIN, request) or 0
+        self.measure_at = self.run.now + MEASURE_EVERY
+        return memory
+
+    async def measure(self, talk: Talk) -> None:
+        """If it is due, see how large it is: above the limit it is replaced before the next
+        iteration, above twice the limit at once."""
+        if self.is_down or self.run.now < self.measure_at:
+            return
+        memory, most = await self.memory(), self.most_memory
+        is_bursting = memory > 2 * most
+        if is_bursting or (memory > most and not self.replace):
+            self.replace = True
+            said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
+            self.note(said + " in the midst" * is_bursting, "warn")
+        if is_bursting:
+            with self.run.shield(Abort), suppress(RequestError):
+                await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
+            talk.lose_server()
+            await self.bring_up()
+
+
+class Files:
+    """Plan and prompt, as they were when they could be read last: an agent may stash them while it
+    works, and only who needs them waits for them."""
+
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options = options
+        self.journal = journal
+        self.plan = Plan()
+        self.plan_text = ""
+        self.prompt_text = ""
+        self.reading: Request | None = None  # the newest look, while it is on its way
+        self.read_at = 0.0  # when they are looked at again
+        self.trouble = ""  # why they cannot be read now
+
+    def take(self, read: FilesRead) -> None:
+        """Keep what was read, as far as it is good; else `trouble` is what is wrong with it."""
+        self.reading = None
+        plan, text = self.plan, read.plan
+        if text is not None and text != self.plan_text:
+            plan = parse_plan(text)
+        plan_problem = problem_of_plan(plan, self.options.plan)
+        is_good = text is not None and not plan_problem  # though the prompt may be away
+        problem = read.problem or plan_problem
+        if self.options.debug and read.prompt is not None:
+            problem = ""  # it takes any plan
+        if not problem and not split_front_matter(read.prompt or "")[1]:
+            problem = NO_PROMPT.format(self.options.prompt)
+        if problem and not self.trouble:
+            self.journal.note("warn", problem, "warn")
+        elif self.trouble and self.plan_text and not problem:
+            self.journal.note("plan", "plan and prompt can be read again", "dim")
+        self.trouble = problem
+        if is_good or not problem:
+            if self.plan_text and plan.done > self.plan.done:
+                self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
+            self.plan, self.plan_text = plan, self.plan_text if text is None else text
+        if not problem:
+            self.prompt_text = read.prompt or ""
+
+
+# ---- what is told of a run -----------------------------------------------------------------------
 # Words and records for people, logs and other programs, computed from the state of the run.
 
 
@@ -3140,7 +3148,72 @@ iso_time = partial(local_time, "%Y-%m-%dT%H:%M:%S%z")
 time_of_day = partial(local_time, "%H:%M")
 
 
-# ── view ──────────────────────────────────────────────────────────────────────────────────────────
+SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+
+
+def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
+    """What the state file says of a run; `status` once it has ended, `commit` where it began."""
+    talk = run.talk
+    asks = talk.asks.open.values() if talk else ()
+    zero = run.clock.wall - run.now  # of the clock that deadlines stand on
+    retry = ""
+    if talk and talk.retry:
+        retry = f"{talk.retry.message} (at {time_of_day(zero + talk.retry_at)})"
+    said = {
+        "pid": os.getpid(),
+        "state": run.shown_state,
+        "reason": run.reason,
+        "iteration": run.number,
+        "task": run.under_way.task.text if run.under_way and run.under_way.task else "",
+        "session": talk.id if talk else "",
+        "model": run.model,
+        "elapsed": round(run.clock.elapsed),
+        "started": run.clock.began,
+        "updated": run.clock.wall,
+        "log": run.options.log,
+        "commit": commit,
+        **left_behind(run),
+        "limits": {name: most for name, most in run.limits.most.items() if most},
+        "server": "" if run.server.is_down or status is not None else run.server.url,
+        "generation": run.server.generation,
+        "opencode_version": run.server.version,
+        "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
+        "retry": retry,
+        "waiting_until": None if run.wait_until is None else zero + run.wait_until,
+        "tasks": [task_record(item) for item in view_tasks(run)],
+        "outcomes": [result_record(result) for result in run.books.results[-200:]],
+        "counts": collections.Counter(result.word for result in run.books.results),
+    }
+    exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
+    record: Json = {**exact, **all_printable(said)}
+    if status is not None:
+        # When it was told: it may have been looked at for hours before somebody pressed Q.
+        ends = [entry.time for entry in run.journal.entries if entry.kind == "end"]
+        ended = ends[-1] if ends else run.clock.wall
+        return {**record, "state": "ended", "status": status, "ended": ended}
+    if run.rests_at is not NO_END:
+        record["status"] = run.status
+    if not run.server.is_down:  # else: the next one's password, beside the last one's address
+        secrets = {"username": outside.username, "password": outside.password}
+        record.update(secrets, opencode=list(run.options.opencode))
+    return record
+
+
+def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
+    """What joins the recorded session in OpenCode's own interface: argv and environment."""
+    opencode = [as_text(word) for word in as_list(record, "opencode")] or ["opencode"]
+    names = ("server", "session", "directory", "username", "password")
+    server, session, directory, user, password = (as_text(record.get(name)) for name in names)
+    environment = {**os.environ, **login_environment(user, password)}
+    for name in ("NO_PROXY", "no_proxy"):  # no proxy is asked for our own machine
+        known = environment.get(name, "")
+        environment[name] = f"{known},127.0.0.1,localhost".lstrip(",")
+    if record.get("generation") == OpenCode2.generation:
+        return [*opencode, directory, "--server", server, "--session", session], environment
+    return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
+
+
+# ---- view ----------------------------------------------------------------------------------------
 # `layout` makes rows of a picture of the run, which never exceed width and height. A number says
 # what it counts, and nothing counts on at rest. What stands out has a sign as well as a colour.
 
@@ -3662,27 +3735,18 @@ def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> l
     return scrolled(rows, height, len(rows), scroll, "")
 
 
-# ── opencode: what both generations share ─────────────────────────────────────────────────────────
+# ---- opencode: what both generations share -------------------------------------------------------
 # A server may be newer or broken: anything may be missing or of another type, and reads as empty.
 # Only an answer that is of no use at all raises.
 
-START_TIMEOUT = 60.0  # seconds; of the waits outside
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 20.0
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
-NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
-FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
-CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
-MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
-LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
-LONGEST_TAIL = 4096  # bytes, of what a check prints
-MOST_THREADS = 200  # of this process: far above what a run needs
 
 EVENTS = "text/event-stream"
 
-Json = dict[str, Any]
 Verdict = tuple[str, Union[Fault, None]]  # as in Polled
 Listed = tuple[tuple[Ask, ...], tuple[str, ...]]  # what is asked, the kinds that were not listed
 
@@ -3801,8 +3865,8 @@ def retry_of(session: str, told: Json) -> Activity:
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
-# A message's `finish` in the words of `Message`, and as a verdict where OpenCode tells no error; what
-# is not here has answered.
+# A `finish` in the words of `Message`, and as a verdict where OpenCode tells no error; what is not
+# here has answered.
 ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
 FINISHES: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
@@ -4249,7 +4313,7 @@ class OpenCode(ABC):
         """An event of the stream in neutral words; [] for what is nothing to us."""
 
 
-# ── opencode 1 ────────────────────────────────────────────────────────────────────────────────────
+# ---- opencode 1 ----------------------------------------------------------------------------------
 # The dialect of 1.2 and later. Messages name the prompt that they answer.
 
 
@@ -4392,7 +4456,7 @@ class OpenCode1(OpenCode):
         )
 
 
-# ── opencode 2 ────────────────────────────────────────────────────────────────────────────────────
+# ---- opencode 2 ----------------------------------------------------------------------------------
 # The dialect of 2.0.4 and later. A prompt waits in the inbox, becomes a message when delivered, and
 # never runs again after that: to go on takes a new id. An answer is a row of steps, each a message
 # of its own, and none names the prompt: what follows a prompt belongs to it.
@@ -4665,7 +4729,7 @@ def is_refusal(error: Json) -> bool:
     return error.get("type") == "permission.rejected" or bool(says_so)
 
 
-# ── opencode: which generation answers, and its events ────────────────────────────────────────────
+# ---- opencode: which generation answers, and its events ------------------------------------------
 
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 
@@ -4759,7 +4823,7 @@ class StreamReader:
             self.post(said)
 
 
-# ── processes ─────────────────────────────────────────────────────────────────────────────────────
+# ---- processes -----------------------------------------------------------------------------------
 # They are known from /proc where that is, else from `ps`, else not at all. All that ocloop starts
 # carries a mark in its environment, by which it is found in groups of its own, too.
 
@@ -4925,10 +4989,17 @@ done
 """
 
 
-# ── outside ───────────────────────────────────────────────────────────────────────────────────────
+# ---- outside -------------------------------------------------------------------------------------
 # What the run asks for is done here, each request on a thread of its own: whatever hangs (a file
 # system, a check of an hour, a server that is being started) holds up nothing else.
 
+START_TIMEOUT = 60.0  # seconds
+NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
+FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
+CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
+MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
+LONGEST_TAIL = 4096  # bytes, of what a check prints
+MOST_THREADS = 200  # of this process: far above what a run needs
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
 
@@ -5214,7 +5285,7 @@ def port_is_free(port: int) -> bool:
     return False
 
 
-# ── screens ───────────────────────────────────────────────────────────────────────────────────────
+# ---- screens -------------------------------------------------------------------------------------
 # Each is a thread that shows what it is given, so that a terminal that takes no more output
 # (ctrl-S, an ssh connection that froze) never holds up the run.
 #
@@ -5445,10 +5516,12 @@ def why_no_screen() -> str:
     return f"TERM={os.environ.get('TERM', '')} is not known here, or cannot move the cursor"
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────
+# ---- files ---------------------------------------------------------------------------------------
 # What a run reads, and what it leaves for its user alone: the log, and per plan a lock that ends
 # with its owner and a state file, for `status` and `attach`. All is written on one thread: a file
 # system that hangs holds up neither the run nor its end.
+
+LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 
 
 def read_whole(number: int, most: int) -> str:
@@ -5742,72 +5815,167 @@ def changes_since(directory: str, commit: str) -> Json | None:
     return {"commit": commit, **counts, "added": added, "removed": removed}
 
 
-SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+# ---- driver --------------------------------------------------------------------------------------
+# The main thread, in which the run decides.
 
 
-def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
-    """What the state file says of a run; `status` once it has ended, `commit` where it began."""
-    talk = run.talk
-    asks = talk.asks.open.values() if talk else ()
-    zero = run.clock.wall - run.now  # of the clock that deadlines stand on
-    retry = ""
-    if talk and talk.retry:
-        retry = f"{talk.retry.message} (at {time_of_day(zero + talk.retry_at)})"
-    said = {
-        "pid": os.getpid(),
-        "state": run.shown_state,
-        "reason": run.reason,
-        "iteration": run.number,
-        "task": run.under_way.task.text if run.under_way and run.under_way.task else "",
-        "session": talk.id if talk else "",
-        "model": run.model,
-        "elapsed": round(run.clock.elapsed),
-        "started": run.clock.began,
-        "updated": run.clock.wall,
-        "log": run.options.log,
-        "commit": commit,
-        **left_behind(run),
-        "limits": {name: most for name, most in run.limits.most.items() if most},
-        "server": "" if run.server.is_down or status is not None else run.server.url,
-        "generation": run.server.generation,
-        "opencode_version": run.server.version,
-        "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
-        "retry": retry,
-        "waiting_until": None if run.wait_until is None else zero + run.wait_until,
-        "tasks": [task_record(item) for item in view_tasks(run)],
-        "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "counts": collections.Counter(result.word for result in run.books.results),
-    }
-    exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
-    record: Json = {**exact, **all_printable(said)}
-    if status is not None:
-        # When it was told: it may have been looked at for hours before somebody pressed Q.
-        ends = [entry.time for entry in run.journal.entries if entry.kind == "end"]
-        ended = ends[-1] if ends else run.clock.wall
-        return {**record, "state": "ended", "status": status, "ended": ended}
-    if run.rests_at is not NO_END:
-        record["status"] = run.status
-    if not run.server.is_down:  # else: the next one's password, beside the last one's address
-        secrets = {"username": outside.username, "password": outside.password}
-        record.update(secrets, opencode=list(run.options.opencode))
-    return record
+class Driver:
+    """The main thread: one inbox, one run, and everything that feeds it and is fed by it."""
+
+    TICK = 0.25  # seconds
+    RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
+
+    def __init__(self, run: Run, run_file: RunFile) -> None:
+        self.run = run
+        self.run_file = run_file
+        self.before = run_file.read()  # what the last run left
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        options = run.options
+        self.outside = Outside(options, self.inbox.put, run_file.libraries)
+        self.writer = Writer(self.inbox.put)
+        self.log = Log(options.log, self.writer)
+        self.logged = 0  # entries of the journal
+        self.screen: LineScreen | CursesScreen
+        self.shown_at = 0.0
+        self.picture: Picture | None = None
+        self.commit = ""  # at which the project stands when it begins, where there is git
+        self.recorded: list[object] = []  # what the state file says, in short
+
+    def work(self) -> int:
+        """Run until the run ends; whatever happens, nothing of it is left behind."""
+        screen = CursesScreen if self.run.options.attended else LineScreen
+        self.screen = screen(self.inbox.put)
+        sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's `… &`
+                signal.signal(number, self._take_signal)
+        threading.excepthook = lambda args: self.inbox.put(args.exc_value)
+        try:
+            self._handle(None)
+            in_thread(self._note_commit)
+            while self.run.exit_status is None:
+                event = None  # only time has passed
+                with suppress(queue.Empty):
+                    event = self.inbox.get(timeout=self.TICK)
+                self._handle(event)
+                if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
+                    self._show()
+        except Exception as error:
+            self._tell_of_bug(error)
+            raise RuntimeError("a bug of ocloop's") from error  # `main` shows all of it
+        finally:
+            self._leave()
+        return self.run.exit_status
+
+    def _take_signal(self, number: int, frame: Any) -> None:
+        screen = self.screen
+        if number == signal.SIGHUP:
+            self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
+        elif number == signal.SIGINT and isinstance(screen, CursesScreen) and self.run.attended:
+            if screen.handed is None:  # else ctrl-c is not for us
+                self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
+        else:
+            self.inbox.put(Signalled(signal.Signals(number).name))
+
+    def _note_commit(self) -> None:
+        self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
+
+    def _tell_of_bug(self, error: Exception) -> None:
+        """Whoever sleeps must hear of it, wherever the run stands."""
+        reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
+        run = self.run
+        with suppress(Exception):
+            run.show("error", reason)
+            run.requests.clear()
+            run.tell_end(End("error", 1, reason))
+            self._carry_out(run.requests)
+
+    def _handle(self, event: Any) -> None:
+        if isinstance(event, BaseException):
+            raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
+        self._carry_out(self.run.handle(event, time.time()))
+
+    def _carry_out(self, requests: Sequence[Request]) -> None:
+        """Have requests made, and what is new in the journal logged."""
+        for request in requests:
+            if request.name == "hand_over":
+                assert isinstance(self.screen, CursesScreen)  # lines take no key
+                argv, environment = attach_command(record_of(self.run, self.outside, None))
+                environment[MARK] = f"{self.outside.mark}.attach"
+                lend_libraries(self.outside.libraries, environment)
+                self.screen.handed = (request, argv, environment)
+            else:
+                self.outside.make(request)
+        journal = self.run.journal
+        self.log.add(journal.newest(journal.count - self.logged))
+        self.logged = journal.count
+
+    def _show(self) -> None:
+        run = self.run
+        self.shown_at = time.time()
+        picture = Picture(run)
+        if self.picture is None or vars(picture) != vars(self.picture):
+            self.picture = picture
+            self.screen.show(picture)
+        news = [run.shown_state, run.reason, run.number, int(run.now / self.RECORD_EVERY)]
+        news += [run.plan.done, len(run.plan.tasks)]  # what is gone must survive `kill -9`
+        if run.talk:
+            news += [run.talk.id, len(run.talk.asks.open)]
+        if news != self.recorded:
+            self.recorded = news
+            self._record(None)
+
+    def _record(self, status: int | None) -> None:
+        record = record_of(self.run, self.outside, status, self.commit)
+        if status == 130 and not self.run.number and self.before:  # somebody has only looked
+            record = {**self.before, "pid": os.getpid()}
+        job = partial(self.run_file.write, record)
+        self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
+
+    def _leave(self) -> None:
+        """End everything, in this order, whatever a step raises."""
+        run = self.run
+        status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
+        session = run.talk.id if run.talk else run.server.left_session
+        steps: tuple[Callable[[], None], ...] = (
+            self._show,
+            # On a thread: a start that hangs, as in a file system that is away, has the lock.
+            lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
+            self._hear_last,
+            self.screen.close,
+            lambda: self._record(status),
+            lambda: self.writer.close(3.0),
+            lambda: self._say_goodbye(status),
+        )
+        with ExitStack() as stack:  # it begins with the last one
+            for step in reversed(steps):
+                stack.callback(step)
+
+    def _hear_last(self) -> None:
+        """What comes too late for the run, such as how the last --notify ended, is in the log."""
+        if self.outside.notifying:
+            self.outside.notifying.join(3.0)
+        while not self.inbox.empty():
+            event = self.inbox.get()
+            if isinstance(event, (Noted, Answer)):
+                self.run.hear(event)
+        self._carry_out([])
+        self._show()
+
+    def _say_goodbye(self, status: int) -> None:
+        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
+        the thread that is stuck in it, are not waited for."""
+        if self.screen.thread.is_alive() or not takes_output():
+            os._exit(status)
+        try:
+            if isinstance(self.screen, CursesScreen):
+                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
+            sys.stdout.flush()
+        except OSError:  # else the exit status would tell of this instead
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
-    """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    opencode = [as_text(word) for word in as_list(record, "opencode")] or ["opencode"]
-    names = ("server", "session", "directory", "username", "password")
-    server, session, directory, user, password = (as_text(record.get(name)) for name in names)
-    environment = {**os.environ, **login_environment(user, password)}
-    for name in ("NO_PROXY", "no_proxy"):  # no proxy is asked for our own machine
-        known = environment.get(name, "")
-        environment[name] = f"{known},127.0.0.1,localhost".lstrip(",")
-    if record.get("generation") == OpenCode2.generation:
-        return [*opencode, directory, "--server", server, "--session", session], environment
-    return [*opencode, "attach", server, "--session", session, "--dir", directory], environment
-
-
-# ── command line ──────────────────────────────────────────────────────────────────────────────────
+# ---- command line --------------------------------------------------------------------------------
 # The commands and their parser, and in `main` the last place where a Problem is caught.
 
 STARTER_PLAN = """\
@@ -6024,162 +6192,6 @@ def run(given: argparse.Namespace) -> int:
     if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
         run.books.gone = [as_text(text) for text in as_list(before, "gone")]
     return driver.work()
-
-
-class Driver:
-    """The main thread: one inbox, one run, and everything that feeds it and is fed by it."""
-
-    TICK = 0.25  # seconds
-    RECORD_EVERY = 10.0  # seconds between two writings of the state file while nothing changes
-
-    def __init__(self, run: Run, run_file: RunFile) -> None:
-        self.run = run
-        self.run_file = run_file
-        self.before = run_file.read()  # what the last run left
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        options = run.options
-        self.outside = Outside(options, self.inbox.put, run_file.libraries)
-        self.writer = Writer(self.inbox.put)
-        self.log = Log(options.log, self.writer)
-        self.logged = 0  # entries of the journal
-        self.screen: LineScreen | CursesScreen
-        self.shown_at = 0.0
-        self.picture: Picture | None = None
-        self.commit = ""  # at which the project stands when it begins, where there is git
-        self.recorded: list[object] = []  # what the state file says, in short
-
-    def work(self) -> int:
-        """Run until the run ends; whatever happens, nothing of it is left behind."""
-        screen = CursesScreen if self.run.options.attended else LineScreen
-        self.screen = screen(self.inbox.put)
-        sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's `… &`
-                signal.signal(number, self._take_signal)
-        threading.excepthook = lambda args: self.inbox.put(args.exc_value)
-        try:
-            self._handle(None)
-            in_thread(self._note_commit)
-            while self.run.exit_status is None:
-                event = None  # only time has passed
-                with suppress(queue.Empty):
-                    event = self.inbox.get(timeout=self.TICK)
-                self._handle(event)
-                if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
-                    self._show()
-        except Exception as error:
-            self._tell_of_bug(error)
-            raise RuntimeError("a bug of ocloop's") from error  # `main` shows all of it
-        finally:
-            self._leave()
-        return self.run.exit_status
-
-    def _take_signal(self, number: int, frame: Any) -> None:
-        screen = self.screen
-        if number == signal.SIGHUP:
-            self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif number == signal.SIGINT and isinstance(screen, CursesScreen) and self.run.attended:
-            if screen.handed is None:  # else ctrl-c is not for us
-                self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
-        else:
-            self.inbox.put(Signalled(signal.Signals(number).name))
-
-    def _note_commit(self) -> None:
-        self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
-
-    def _tell_of_bug(self, error: Exception) -> None:
-        """Whoever sleeps must hear of it, wherever the run stands."""
-        reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
-        run = self.run
-        with suppress(Exception):
-            run.show("error", reason)
-            run.requests.clear()
-            run.tell_end(End("error", 1, reason))
-            self._carry_out(run.requests)
-
-    def _handle(self, event: Any) -> None:
-        if isinstance(event, BaseException):
-            raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        self._carry_out(self.run.handle(event, time.time()))
-
-    def _carry_out(self, requests: Sequence[Request]) -> None:
-        """Have requests made, and what is new in the journal logged."""
-        for request in requests:
-            if request.name == "hand_over":
-                assert isinstance(self.screen, CursesScreen)  # lines take no key
-                argv, environment = attach_command(record_of(self.run, self.outside, None))
-                environment[MARK] = f"{self.outside.mark}.attach"
-                lend_libraries(self.outside.libraries, environment)
-                self.screen.handed = (request, argv, environment)
-            else:
-                self.outside.make(request)
-        journal = self.run.journal
-        self.log.add(journal.newest(journal.count - self.logged))
-        self.logged = journal.count
-
-    def _show(self) -> None:
-        run = self.run
-        self.shown_at = time.time()
-        picture = Picture(run)
-        if self.picture is None or vars(picture) != vars(self.picture):
-            self.picture = picture
-            self.screen.show(picture)
-        news = [run.shown_state, run.reason, run.number, int(run.now / self.RECORD_EVERY)]
-        news += [run.plan.done, len(run.plan.tasks)]  # what is gone must survive `kill -9`
-        if run.talk:
-            news += [run.talk.id, len(run.talk.asks.open)]
-        if news != self.recorded:
-            self.recorded = news
-            self._record(None)
-
-    def _record(self, status: int | None) -> None:
-        record = record_of(self.run, self.outside, status, self.commit)
-        if status == 130 and not self.run.number and self.before:  # somebody has only looked
-            record = {**self.before, "pid": os.getpid()}
-        job = partial(self.run_file.write, record)
-        self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
-
-    def _leave(self) -> None:
-        """End everything, in this order, whatever a step raises."""
-        run = self.run
-        status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
-        session = run.talk.id if run.talk else run.server.left_session
-        steps: tuple[Callable[[], None], ...] = (
-            self._show,
-            # On a thread: a start that hangs, as in a file system that is away, has the lock.
-            lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
-            self._hear_last,
-            self.screen.close,
-            lambda: self._record(status),
-            lambda: self.writer.close(3.0),
-            lambda: self._say_goodbye(status),
-        )
-        with ExitStack() as stack:  # it begins with the last one
-            for step in reversed(steps):
-                stack.callback(step)
-
-    def _hear_last(self) -> None:
-        """What comes too late for the run, such as how the last --notify ended, is in the log."""
-        if self.outside.notifying:
-            self.outside.notifying.join(3.0)
-        while not self.inbox.empty():
-            event = self.inbox.get()
-            if isinstance(event, (Noted, Answer)):
-                self.run.hear(event)
-        self._carry_out([])
-        self._show()
-
-    def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
-        the thread that is stuck in it, are not waited for."""
-        if self.screen.thread.is_alive() or not takes_output():
-            os._exit(status)
-        try:
-            if isinstance(self.screen, CursesScreen):
-                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
-            sys.stdout.flush()
-        except OSError:  # else the exit status would tell of this instead
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Rehearsal(Run):
