@@ -1796,10 +1796,13 @@ class ModelLine:
                 books.waited += result.seconds
             left = (self.options.max_wait or NEVER) - books.waited
             seconds = self.rest(problem, fault.retry_after)
+            if not seconds and not self.rests[self.current]:
+                return 0.0  # the next one has not failed yet: nobody waits
             # What is announced to come after --max-wait is not waited for.
             if left > 0 and (seconds <= left or not fault.retry_after):
                 return min(seconds, left)
-            why = f"waited {duration(books.waited)}, and would for {duration(seconds)} more"
+            why = f"waited {duration(books.waited)}"
+            why += f", and would for {duration(seconds)} more" if seconds else ""
             return End("paused", 3, f"{problem}: {why} (--max-wait)")
         advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
         self.failures[self.current] += 1
@@ -1908,11 +1911,17 @@ class Briefing:
         model = without_variant(self.first_model())
         is_chosen = not models and not setup.model and model in setup.free
         asks = () if self.options.auto else setup.asks
+        waits = self.options.asks_wait
+        means = (
+            f"waits {duration(self.options.ask_timeout)} (`attach`), then is" if waits else "means"
+        )
+        has_no_price = bool(self.options.max_cost) and model in setup.free
         warnings = {  # and whether they hold
             f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
             f'provider "{model.partition("/")[0]}"; name another one with -m': is_chosen,
-            f"OpenCode asks a person before {', '.join(asks)}: asked at night means refused: "
+            f"OpenCode asks a person before {', '.join(asks)}: asked at night {means} refused: "
             "allow it in opencode.json, or use --auto": asks,
+            f"{model} has no price: --max-cost will not stop it, --max-time will": has_no_price,
             f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or what "
             "it denies is not denied": setup.unread,
         }
@@ -2273,13 +2282,16 @@ class Run:
         if self.books.check != "failed":  # that stands until it passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
-        outcome = None
+        outcome = away = None
         try:
             outcome = await self.lead(talk)
-            plan = await self.read_files()  # as the session left it: a check may hide it
+            try:
+                plan = await self.read_files()  # as the session left it: a check may hide it
+            except Problem as problem:  # it has worked all the same
+                plan, away = self.plan, problem
             is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
             check = await self.run_check() if self.options.check and is_to_be_checked else ""
-            return self.enter(talk, outcome, check, plan)
+            result = self.enter(talk, outcome, check, plan)
         except (Quit, Problem):
             # It is no result, but it has cost something, and may have deleted tasks.
             self.books.note_plan(self.plan)
@@ -2291,6 +2303,9 @@ class Run:
             self.under_way = None
             self.confirming_quit = False  # the question was about this iteration
             self.journal.iteration = 0
+        if away:
+            raise away
+        return result
 
     def new_talk(self) -> Talk:
         """The next session, which is not made yet: its prompt, with what the loop has to tell."""
@@ -2435,6 +2450,7 @@ class Run:
         said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
         if checked.interrupted:  # it said nothing: a complaint of the last one holds
             books.check = "interrupted"
+            self.journal.note("check", "interrupted", "warn")
         elif checked.status == 0:
             books.check = "passed"
             books.complaint = ""
@@ -4986,6 +5002,8 @@ for signal in TERM KILL; do
     [ $signal = TERM ] && sleep 1
 done
 [ -L "$4" ] || ls -A "$4" | grep -xE "$5" | while read -r file; do rm -f "$4/$file"; done
+rmdir "$4" 2>/dev/null
+exit 0
 """
 
 
@@ -5192,7 +5210,10 @@ class Outside:
     def measure_server(self) -> int:
         """Resident MiB of its process group; the libraries grow as the night goes on, too."""
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
-        process = self.process
+        with self.lock:
+            process = self.process
+            if process:
+                self._guard(process.pid)
         return group_memory(process.pid) if process else 0
 
     def close(self, session: str = "") -> None:
@@ -5210,7 +5231,7 @@ class Outside:
     def _guard(self, word: object) -> None:
         """Tell the guard which process group to end, too (0: none), or that all is over."""
         with suppress(OSError):
-            if self.guard is None:
+            if self.guard is None or self.guard.poll() is not None:  # somebody may have killed it
                 given = (self.mark, PROC, " ".join(PS), self.libraries, LIBRARY)
                 how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
                 argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", *given]

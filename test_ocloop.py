@@ -300,6 +300,23 @@ def test_what_the_server_cannot_tell_is_no_error_and_its_own_model_is_named_once
     assert "model: OpenCode took own/named" in story.text
 
 
+@pytest.mark.parametrize("model, most, is_said", [("a/b", 0, 0), ("a/b", 20, 1), ("c/d", 20, 0)])
+def test_a_model_without_a_price_is_named_once(model: str, most: float, is_said: int) -> None:
+    """Where money is the limit; the model of the prompt is the one whose price counts."""
+    setup = Setup("c/d", {"a/b": 1000, "c/d": 1000}, free=frozenset(("a/b",)))
+    finds = {"prompt": f"---\nmodel: {model}\n---\nDo it", "setup": setup}
+    story = Story(finds=finds, max_cost=most)
+    story.works()
+    assert story.text.count("a/b has no price") == is_said
+
+
+def test_what_happens_to_asks_at_night_is_said_as_it_is() -> None:
+    story = Story(finds={"setup": Setup("a/b", {"a/b": 1}, asks=("bash",))})
+    assert "before bash: asked at night means refused" in story.text
+    story = Story(finds={"setup": Setup("a/b", {"a/b": 1}, asks=("bash",))}, asks_wait=True)
+    assert "asked at night waits 5m00s (`attach`), then is refused" in story.text
+
+
 def test_a_configuration_that_is_not_read_denies_nothing_and_is_named() -> None:
     story = Story(finds={"setup": Setup(unread=("/project/opencode.json",))})
     assert "OpenCode cannot read /project/opencode.json, and goes on without" in story.text
@@ -1309,6 +1326,16 @@ def test_models_that_all_cannot_work_or_keep_failing_end_the_run(retries: int) -
     assert story.exits == [1] and "no entry" in story.reason
 
 
+def test_max_wait_ends_no_line_in_which_one_has_not_been_tried() -> None:
+    story = in_line(max_wait=60)
+    story.let_pass(80)  # it tried all the time
+    story.fails("outage", "the network is away")
+    assert story.state == "running" and story.prompted.model == "c/d"
+    story.let_pass(80)
+    story.fails("outage", "the network is away")
+    assert story.exits == [3] and "waited 2m4" in story.reason and "0s more" not in story.reason
+
+
 def test_max_wait_ends_a_line_in_which_one_always_seems_to_be_back() -> None:
     story = in_line(max_wait=5 * 3600)
     for _ in range(40):
@@ -1644,6 +1671,16 @@ def test_with_debug_a_plan_that_goes_away_is_not_forgotten() -> None:
     story.plan = None
     story.let_pass(10)
     assert story.run.files.plan_text == known and story.run.plan.total == 2
+
+
+def test_what_was_done_is_checked_and_counts_though_the_prompt_is_away_afterwards() -> None:
+    story = Story(check="make test")
+    story.prompt = None
+    story.plan = "# Part\n- [x] one\n- [ ] two\n"
+    story.ends()
+    story.let_pass(70)
+    assert (story.state, story.words, story.count("run_check")) == ("error", ["done"], 2)
+    assert "the prompt cannot be read" in story.reason and story.total.cost == 0
 
 
 def test_a_check_that_is_interrupted_takes_no_complaint_back() -> None:
@@ -7189,6 +7226,19 @@ def test_the_guard_needs_no_more_than_posix(bare: World, shell: str, proc: str) 
     for helper, env in zip(helpers[3:], theirs):
         assert helper.poll() is None, f"what is not ours is left alone: {env}"
     assert [path.exists() for path in files] == [False, True, True]
+
+
+def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
+    """After `kill -9` a guard ends what is left, and it is there when it is needed."""
+    answers = ["sleep:0.3"] * 5 + ["spawn:hang"]
+    child = world.fake(answers=answers, tasks=10, patch=MEASURED_OFTEN)
+    guard = r".*ocloop-guard"
+    first = child.wait_process(guard)
+    child.wait_event("busy")
+    os.kill(first, signal.SIGKILL)
+    child.until(lambda: {*child.processes(guard)} - {first}, "another guard", 30)
+    child.wait_event("spawned")
+    child.stop(signal.SIGKILL)
 
 
 def test_hang_ups(world: World) -> None:
