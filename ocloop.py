@@ -728,7 +728,8 @@ class RequestError(Exception):
             return "locked"  # the password is wrong
         if self.name.startswith("Config"):
             return "configuration"
-        return "gone" if self.code == 404 else "rejected"
+        is_gone = self.code == 404 or self.name == "FormAlreadySettledError"
+        return "gone" if is_gone else "rejected"
 
 
 class Request:
@@ -4300,10 +4301,10 @@ class OpenCode(ABC):
         """Of OpenCode 1, or a form of OpenCode 2."""
         questions: list[Question] = []
         for told in dicts(asked, "questions") or dicts(asked, "fields"):
-            text = as_text(told.get("question") or told.get("description") or told.get("title"))
+            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
             options = dicts(told, "options")
             choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
-            questions.append(Question(text, tuple(choices)))
+            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
         detail = " / ".join(question.text for question in questions)
         id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "question", detail=detail, questions=tuple(questions))
@@ -4804,6 +4805,9 @@ class StreamReader:
                     self.read(stream)
             lasted = time.monotonic() - opened
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
+            if failures == 2 * len(STREAM_WAITS):
+                said = "there is no event stream: what the agent does is not shown"
+                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:

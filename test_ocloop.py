@@ -3597,6 +3597,21 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
 
 
+def test_a_stream_that_never_comes_is_said_once(monkeypatch: Patch) -> None:
+    posted: list[Event] = []
+    waits: list[float] = []
+    reader = ocloop.StreamReader(a_dialect(Client("http://127.0.0.1:9", "", "")), posted.append)
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        reader.stopped = len(waits) > 30
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    reader.run()
+    assert waits[5:] == [5.0] * 26 and len(posted) == 1
+    assert "there is no event stream" in posted[0].text
+
+
 def test_events_are_decoded_in_their_order() -> None:
     stream = (
         frame("server.connected")
@@ -6205,6 +6220,12 @@ def test_what_is_asked_is_answered(
     assert client.heard == sent
 
 
+def test_a_field_without_words_is_asked_by_its_name() -> None:
+    made, _client = dialect_2({})
+    form = {"id": "frm_9", "sessionID": "ses_A", "fields": [{"key": "size", "type": "string"}]}
+    assert made.question(form).questions == (Question("size"),)
+
+
 def test_an_answer_that_is_not_taken() -> None:
     def routes(
         error: RequestError, ask: Ask, decision: str, answers: tuple[str, ...], message: str
@@ -6220,6 +6241,7 @@ def test_an_answer_that_is_not_taken() -> None:
         "POST",
         "DELETE message=no%20one",
     ]
+    assert RequestError(409, "settled", "FormAlreadySettledError").why == "gone", "by somebody else"
     for error, ask in ((INVALID, ASKED_FORM), (RequestError(404, "gone"), ASKED_PERMISSION)):
         with pytest.raises(RequestError):
             routes(error, ask, *once)
