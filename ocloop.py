@@ -1912,15 +1912,15 @@ class Briefing:
         model = without_variant(self.first_model())
         is_chosen = not models and not setup.model and model in setup.free
         asks = () if self.options.auto else setup.asks
-        waits = self.options.asks_wait
-        means = (
-            f"waits {duration(self.options.ask_timeout)} (`attach`), then is" if waits else "means"
-        )
+        means = "means refused"
+        if self.options.asks_wait:
+            means = f"waits {duration(self.options.ask_timeout)} (`attach`), then is refused"
         has_no_price = bool(self.options.max_cost) and model in setup.free
         warnings = {  # and whether they hold
             f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-            f'provider "{model.partition("/")[0]}"; name another one with -m': is_chosen,
-            f"OpenCode asks a person before {', '.join(asks)}: asked at night {means} refused: "
+            f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
+            "`opencode auth login`": is_chosen,
+            f"OpenCode asks a person before {', '.join(asks)}: asked at night {means}: "
             "allow it in opencode.json, or use --auto": asks,
             f"{model} has no price: --max-cost will not stop it, --max-time will": has_no_price,
             f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or what "
@@ -3200,6 +3200,8 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "counts": collections.Counter(result.word for result in run.books.results),
+        "status": run.status if run.rests_at is not NO_END else None,
+        "ended": None,
     }
     exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
     record: Json = {**exact, **all_printable(said)}
@@ -3208,8 +3210,6 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         ends = [entry.time for entry in run.journal.entries if entry.kind == "end"]
         ended = ends[-1] if ends else run.clock.wall
         return {**record, "state": "ended", "status": status, "ended": ended}
-    if run.rests_at is not NO_END:
-        record["status"] = run.status
     if not run.server.is_down:  # else: the next one's password, beside the last one's address
         secrets = {"username": outside.username, "password": outside.password}
         record.update(secrets, opencode=list(run.options.opencode))
@@ -6180,20 +6180,25 @@ def run(given: argparse.Namespace) -> int:
     why_plain = "" if options.plain else why_no_screen()
     options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
-    if plan.summary is not None and not options.check and not problems:
-        status, how = how_complete(plan)
-        advice = "it is marked so already: take out its <plan-complete> tag to work on it again"
-        say(f"{options.plan}: {how}; {advice}")
-        return status
     run_file = RunFile(options.plan)
-    held = run_file.running() if given.dry_run or problems else run_file.acquire()
+    is_over = plan.summary is not None and not options.check
+    comes_to_work = not (given.dry_run or problems or is_over)
+    held = run_file.acquire() if comes_to_work else run_file.running()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
         run_file.libraries = ""  # they are the other one's
     if given.dry_run:
-        return rehearse(options, run_file, plan, problems, warnings)
+        say_found(options, plan, problems, warnings)
+    if is_over and not problems:
+        status, how = how_complete(plan)
+        advice = "take out its <plan-complete> tag to work on it again"
+        say(f"{options.plan} is marked so already, {how}: {advice}")
+        return status
+    if given.dry_run:
+        return rehearse(options, run_file, problems)
     if problems:
-        raise Problem("\n        ".join([*problems, *warnings]))
+        odd = [f"warning: {warning}" for warning in warnings]
+        raise Problem("\n        ".join([*problems, *odd]))
     warnings.append(run_file.problem)
     for path in plans_of_all():
         beside = RunFile(path)
@@ -6236,10 +6241,7 @@ class Rehearsal(Run):
         return 1 if self.briefing.setup.unread else 0  # which was said
 
 
-def rehearse(
-    options: Options, run_file: RunFile, plan: Plan, problems: list[str], warnings: list[str]
-) -> int:
-    """Say what was found, and have the real server check what it can; returns the exit status."""
+def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:
     facts = [
         ("opencode", options.server or shlex.join(options.opencode)),
         ("plan", f"{options.plan}: {plan}"),
@@ -6248,6 +6250,10 @@ def rehearse(
         *(("problem", problem) for problem in problems),
     ]
     say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
+
+
+def rehearse(options: Options, run_file: RunFile, problems: list[str]) -> int:
+    """Have the real server check what it can; returns the exit status."""
     rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
     rehearsal.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
     run_file.folder = ""  # nothing is left of it
@@ -6288,7 +6294,7 @@ def bootstrap(given: argparse.Namespace) -> int:
         path = os.path.join(folder, name)
         if os.path.lexists(path):
             if not given.force:
-                say(f"skipped  {path}: it exists already (--force keeps it as a copy)")
+                say(f"skipped  {path}: it exists already (--force replaces it, and keeps a copy)")
                 continue
             copy = f"{path}~"
             while os.path.lexists(copy):
@@ -6344,7 +6350,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "summary": plan.summary,
         "running": bool(pid),
         "pid": known_pid,
-        "near_misses": [str(near) for near in plan.near_misses],
+        "near_misses": [f"{os.path.basename(path)}:{near}" for near in plan.near_misses],
         "changes": None,  # git is asked for one plan alone
         "next_steps": next_steps(plan, record, is_at_work),
         "run": {**record, "pid": known_pid, "state": state} if has_run else None,
@@ -6375,7 +6381,8 @@ def status_of_all(as_json: bool) -> int:
         plan, problem, said = status_at(path)
         records.append(said)
         run = as_dict(said["run"])
-        how = f"{run.get('state', 'killed')} {run.get('status', '')}"
+        status = "" if run.get("status") is None else run["status"]
+        how = f"{run.get('state', 'killed')} {status}"
         far = "no plan any more" if problem else " · ".join(progress_of(plan))
         cost, took = dollars_of(as_float(run, "cost")), duration(as_float(run, "elapsed"))
         why = ellipsis(said_why(run), 62)
@@ -6594,6 +6601,9 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of, "90, 15m, 2h; 0 means off"),
     "PORT": (_PORT, int, "a number up to 65535"),
     "URL": (rf"https?://{_HOST}(:{_PORT})?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
+    "CMD": (r"(?s).*\S.*", str, "a command"),
+    "PATH": (r"(?s).*\S.*", str, "a path"),
+    "AGENT": (r"(?s).*\S.*", str, "a name"),
     "PROVIDER/MODEL": (
         f"{_MODEL}(,{_MODEL})*",
         lambda text: text.split(","),

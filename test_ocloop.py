@@ -3107,7 +3107,7 @@ def test_status_says_complete(plan: str, record: Json, is_complete: bool) -> Non
 
 def test_a_run_that_stands_at_its_end_has_a_status_and_next_steps() -> None:
     story = Story("- [ ] one\n")
-    assert "status" not in story.record()
+    assert story.record()["status"] is None and story.record()["ended"] is None
     story.plan = "- [BLOCKED: no key] one\n" + SO
     story.ends()
     record = story.record()
@@ -5005,7 +5005,8 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
         "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
         **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
     "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
-    "PATH": {"a b": "a b"}, "CMD": {"": ""}, "MIB": {"\u00b2": None},
+    "PATH": {"a b": "a b", " ": None}, "CMD": {"a; b\nc": "a; b\nc", "": None}, "AGENT": {"": None},
+    "MIB": {"\u00b2": None},
     "URL": {
         **{url: url for url in (
             "http://127.0.0.1:4096", "https://example.org/base/", "http://[::1]:4096")},
@@ -5298,7 +5299,7 @@ def test_a_plan_that_is_complete_needs_no_server(
         for more in ([], ["--dry-run"]):
             said = say(*words, *more, status=status)
             assert "take out its <plan-complete> tag to work on it again" in said
-        assert ("complete but for 1 pending task; it is marked so already" in said) == bool(status)
+        assert ("marked so already, complete but for 1 pending task" in said) == bool(status)
 
 
 def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
