@@ -1979,7 +1979,6 @@ INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
 MISSING_AFTER = 15.0  # a name that is not listed by then does not come
 
-
 REFUSAL_ENDED_TURN = "Something that you asked for was refused, and that has ended your turn."
 DATA_BASE = (
     ": another program may hold OpenCode's data base (~/.local/share/opencode/opencode.db): "
@@ -3095,7 +3094,7 @@ def tasks_in(plan: Plan, state: str) -> list[str]:
 def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     """What a person can do now, in the order in which it helps; `record` is the state file's."""
     if is_running:
-        asked = [as_text(title) for title in as_list(record, "waits_for")]
+        asked = as_texts(record, "waits_for")
         return [f"answer what it asks ({first_of(asked)}): `attach` joins it"] if asked else []
     tag = "take out the `<plan-complete>` tag, " if plan.summary is not None else ""
     has_work_left = record.get("status") != 0  # else what was refused was done without
@@ -3104,7 +3103,7 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     if not plan.pending:  # else the next run begins with it
         verbs["not run"] = "run"
     verb = verbs.get(as_text(check, "verdict"))
-    gone = [as_text(text) for text in as_list(record, "gone")]
+    gone = as_texts(record, "gone")
     start = "run again to go on" if record else "start it with `run`"
     if record.get("status") == 1:
         start = "mend what stopped it, run again"
@@ -3218,7 +3217,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
 
 def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
     """What joins the recorded session in OpenCode's own interface: argv and environment."""
-    opencode = [as_text(word) for word in as_list(record, "opencode")] or ["opencode"]
+    opencode = as_texts(record, "opencode") or ["opencode"]
     names = ("server", "session", "directory", "username", "password")
     server, session, directory, user, password = (as_text(record.get(name)) for name in names)
     environment = {**os.environ, **login_environment(user, password)}
@@ -3801,6 +3800,10 @@ def as_text(told: Any, *names: str) -> str:
     return str(found) if isinstance(found, (str, int, float)) else ""
 
 
+def as_texts(told: Any, *names: str) -> list[str]:
+    return [as_text(item) for item in as_list(told, *names)]
+
+
 def as_id(told: Any, *names: str) -> str:
     """An id that may be part of a path and a word of a command, or ""."""
     text = as_text(told, *names)
@@ -4287,8 +4290,8 @@ class OpenCode(ABC):
         """For what kind of thing, and what exactly: patterns, and command, file or address."""
         name, wanted, allowed, lasts = self.permission_words
         title = as_text(asked.get(name) or "something")
-        patterns = ", ".join(map(as_text, as_list(asked, wanted)))
-        always = ", ".join(map(as_text, as_list(asked, allowed)))
+        patterns = ", ".join(as_texts(asked, wanted))
+        always = ", ".join(as_texts(asked, allowed))
         metadata = as_dict(asked, "metadata")
         exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
@@ -5049,9 +5052,8 @@ class Outside:
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.turn = threading.RLock()  # held while it is started or stopped
-        self.lock = (
-            threading.Lock()
-        )  # server and check are started under it, and neither after closing
+        # Server and check are started under it, and neither after closing.
+        self.lock = threading.Lock()
         self.closing = False
         self.check: Popen | None = None  # while it runs
         self.check_is_wanted = False
@@ -6084,6 +6086,7 @@ def make_options(given: argparse.Namespace) -> Options:
     """Everything that `run` has to know; paths become absolute here."""
     named = {name: getattr(given, name, None) for name in Options._fields}
     options = Options(**{name: value for name, value in named.items() if value is not None})
+    needs_none = options.server and not given.opencode
     return options._replace(
         directory=absolute("."),
         plan=absolute(options.plan),
@@ -6091,9 +6094,7 @@ def make_options(given: argparse.Namespace) -> Options:
         models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
         asks_wait=bool(given.ask_timeout),
-        opencode=()
-        if options.server and not given.opencode
-        else find_opencode(given.opencode or ""),
+        opencode=() if needs_none else find_opencode(given.opencode or ""),
         # Of the two addresses of that name, the other one may be somebody else's.
         server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
     )
@@ -6220,7 +6221,7 @@ def run(given: argparse.Namespace) -> int:
         run.server.left_session = as_id(before, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
-        run.books.gone = [as_text(text) for text in as_list(before, "gone")]
+        run.books.gone = as_texts(before, "gone")
     return driver.work()
 
 
@@ -6325,7 +6326,7 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
         text = as_text(task, "text")
         task["state"] = states.get((as_text(task, "phase"), text)) or states.get(text, "gone")
     if record.get("gone"):
-        gone = map(as_text, as_list(record, "gone"))
+        gone = as_texts(record, "gone")
         record["gone"] = [text for text in gone if text not in states]
     if record and not pid:  # it may have been killed while it waited
         record.update(waits_for=[], retry="", waiting_until=None, server="")
@@ -6342,7 +6343,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
-    is_all_done = how_complete(plan, list(map(as_text, as_list(record, "gone"))))[0] == 0
+    is_all_done = how_complete(plan, as_texts(record, "gone"))[0] == 0
     said = {
         **counts_of(plan),
         "percent": plan.percent,
@@ -6422,7 +6423,7 @@ SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 def status_lines(plan: Plan, said: Json) -> list[str]:
     """The same for a person in the morning; what is empty is not shown."""
     run = as_dict(said["run"])
-    gone = [as_text(text) for text in as_list(run, "gone")]
+    gone = as_texts(run, "gone")
     mark = ""
     if said["complete"]:
         mark = ", complete"
