@@ -2637,7 +2637,8 @@ class Run:
         if key in ("s", "space"):
             self.wanted = not self.wanted
             if self.stage == "starting" and not self.clock.works:
-                self.reason = "begins when the server is ready" * self.wanted
+                begins = "begins when the server is ready"
+                self.reason = begins if self.wanted else "waits for S when the server is ready"
         elif key == "r":
             self.wanted = True
             self.wait_until = None
@@ -3113,6 +3114,7 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
         f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`" if verb else "",
         f"write back what is gone from the plan, or let it be: {first_of(gone)}" if gone else "",
         f"{tag}{start}" if plan.pending or is_cut_short else "",
+        "write tasks into it, such as `- [ ] Build it`" if not plan.tasks and not tag else "",
         f"unblock: change its box back to `[ ]`, {tag}run again" if plan.blocked else "",
         f"do by hand: {tasks_of(plan.manual, 'manual')}" if plan.manual else "",
     )
@@ -6123,6 +6125,9 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
             value_of("PROVIDER/MODEL", model)
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
+    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
+        said = "a line of the block on top is no `key: value`, and so all of it is text"
+        warnings.append(f"{options.prompt}: {said} for the agent")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(options.prompt))
@@ -6145,10 +6150,16 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
 
     log = options.log
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
-    is_link = os.path.islink(log) and not log.startswith("/dev/")  # those are not followed
-    is_taken = log in (options.plan, options.prompt) or os.path.isdir(log) or is_link
-    if log and (is_taken or not os.access(place, os.W_OK)):
-        problems.append(f"the log {log} cannot be written: name another path with --log")
+    whys = {  # and whether they hold
+        "it is the plan or the prompt": log in (options.plan, options.prompt),
+        "it is a folder": os.path.isdir(log),
+        "it is a link": os.path.islink(log) and not log.startswith("/dev/"),  # none is followed
+        f"there is no folder {place}": not os.path.exists(place),
+        f"{place} may not be written": not os.access(place, os.W_OK),
+    }
+    why = next((why for why, holds in whys.items() if holds), "") if log else ""
+    if why:
+        problems.append(f"the log {log} cannot be written ({why}): name another path with --log")
     look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
     for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = re.match(r"\s*([\w./+-]+)(?!\S)", command)  # else it is a shell's own syntax

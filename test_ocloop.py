@@ -5166,6 +5166,8 @@ def test_what_is_odd_in_a_project_is_a_warning(project: Path, monkeypatch: Patch
     assert "modle means nothing here: model, agent," in said
     (project / ".loop-prompt.md").write_text("---\ndescription: {{PLAN_FILE}}\n---\nDo it\n")
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
+    (project / ".loop-prompt.md").write_text("---\nmodel: a/b\nagent\n---\nDo {{PLAN_FILE}}\n")
+    assert "is no `key: value`, and so all of it is text for the agent" in warnings(project)
 
 
 def test_a_command_that_does_not_exist_is_refused(
@@ -5198,9 +5200,15 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     plan = project / "PLAN.md"
     link = project / "link"
     link.symlink_to("there.log")
-    for path in (plan, project, project / "gone" / "x.log", plan / "x.log", link):
+    for path, why in (
+        (plan, "it is the plan"),
+        (project, "it is a folder"),
+        (project / "gone" / "x.log", "there is no folder"),
+        (plan / "x.log", "there is no folder"),
+        (link, "it is a link"),
+    ):
         said = problems(project, log=str(path))
-        assert "cannot be written" in said and "name another path with --log" in said
+        assert f"cannot be written ({why}" in said and "name another path with --log" in said
     assert not (project / "there.log").exists(), "looking leaves nothing behind"
 
 
@@ -6802,7 +6810,7 @@ RUNS: list[Case] = [
     # README: it writes a lock and a state file, else in the temporary folder, else nothing; a full
     # disk, a log or a home that cannot be written to are warnings, and the loop goes on.
     ("a log in no folder", "--log PLAN.md/below.log", "", {},
-     1, ["cannot be written: name another path with --log"], dict(boxes="  ")),
+     1, ["cannot be written (", "name another path with --log"], dict(boxes="  ")),
     ("a log on a full disk", "--log /dev/full", "", {},
      0, ["the log /dev/full cannot be written", "No space left"], dict(complaints=1)),
     ("no home", "", "", dict(env={"HOME": "/dev/null", "XDG_STATE_HOME": ""}),

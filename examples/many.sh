@@ -8,7 +8,8 @@
 # (2) run at a time; xargs sees to that. A line says when each begins and ends, what it printed is in
 # REPOSITORY.many/login.log, and at the end stands a table. What is complete is committed on its
 # branch and its worktree removed: `git merge ocloop/login` brings it home. What is not is kept for a
-# look (`ocloop.py status` there says what to do), and going on is running this again. OCLOOP names the program when it is not ../ocloop.py beside this file.
+# look (`ocloop.py status` there says what to do), and going on is running this again. OCLOOP names the
+# program when it is not ../ocloop.py beside this file.
 set -eu
 
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
@@ -106,7 +107,7 @@ if [ "${1:-}" = -j ]; then
     [ $# = 0 ] || shift
 fi
 case $jobs in
-    '' | *[!0-9]*) set -- ;;
+    '' | 0 | *[!0-9]*) set -- ;;
 esac
 if [ $# = 0 ]; then
     echo "usage: many.sh [-j N] PLANS [options of ocloop.py run …]" >&2
