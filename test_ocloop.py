@@ -7275,7 +7275,7 @@ def test_a_guard_that_was_killed_is_replaced(world: World) -> None:
 def test_hang_ups(world: World) -> None:
     """README: goes on without a terminal; `status` finds it."""
     hup = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
-    gone = world.fake_terminal("--run", answers=["sleep:1"], tasks=3)
+    gone = world.fake_terminal("--run", answers=["sleep:8", "work"], tasks=2)
     asked = world.fake_terminal("--run", answers=["ask", "work"])
     lines = world.fake_terminal("--plain", answers=["sleep:1"])
     for run, shown in ((hup, "running"), (gone, "running"), (asked, "git push"), (lines, "Task 1")):
