@@ -7724,7 +7724,7 @@ REAL_ENDS: list[RealCase] = [
     ("nothing*", ["--stuck", "2"],
      3, "3 iterations in a row", "nothing settled, nothing settled, nothing settled", 30),
     ("complete-early", [], 3, "complete but for 2 pending tasks", "progress", 30),
-    ("ok,delete-plan", [], 1, "PLAN.md cannot be read", "", 30),
+    ("ok,delete-plan", [], 1, "PLAN.md cannot be read", "nothing settled", 30),
 ]
 REAL_CIRCLES: list[RealCase] = [
     ("small,nothing*", ["--retries", "1"],
