@@ -5,8 +5,9 @@
 # ///
 """ocloop: work through a PLAN.md with OpenCode, one fresh session per task, and survive the night.
 
-It is told from top to bottom: the plan, what OpenCode says, the rules, the run, what is shown;
-below that everything that touches the world.
+It is told from top to bottom: the plan, what OpenCode says, the prompt, one session, what is
+reckoned with between two, the run, what is told and shown of it; below that all that touches the
+world: the two dialects of OpenCode, processes, screens, files, the main thread, the command line.
 
     event stream ---+
     server process -+
@@ -728,8 +729,7 @@ class RequestError(Exception):
             return "locked"  # the password is wrong
         if self.name.startswith("Config"):
             return "configuration"
-        is_gone = self.code == 404 or self.name == "FormAlreadySettledError"
-        return "gone" if is_gone else "rejected"
+        return "gone" if self.code == 404 else "rejected"
 
 
 class Request:
@@ -756,6 +756,7 @@ class Answer(NamedTuple):
 
 
 # ---- prompt --------------------------------------------------------------------------------------
+# The prompt file with its places filled in, and what the loop itself has to tell an agent.
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
@@ -835,7 +836,7 @@ LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
 SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
-FIRST_WAIT = 15.0  # the longest of these for a server that never ran: see BUSY_WITHIN
+FIRST_WAIT = 15.0  # the longest of SERVER_WAITS for one that never ran: see BUSY_WITHIN
 STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
@@ -4656,6 +4657,8 @@ class OpenCode2(OpenCode):
         try:
             self.request("POST", f"{path}/reply", {"answer": values})
         except RequestError as error:
+            if error.code == 409:
+                return  # somebody else has answered it
             if error.code != 400 or decision != "reject":
                 raise
             # Versions differ in where they take the words, and none minds them elsewhere.
@@ -5845,7 +5848,6 @@ def changes_since(directory: str, commit: str) -> Json | None:
 
 
 # ---- driver --------------------------------------------------------------------------------------
-# The main thread, in which the run decides.
 
 
 class Driver:
@@ -6125,17 +6127,7 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
             value_of("PROVIDER/MODEL", model)
     except argparse.ArgumentTypeError as error:
         problems.append(f"{options.prompt}: {error}")
-    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
-        said = "a line of the block on top is no `key: value`, and so all of it is text"
-        warnings.append(f"{options.prompt}: {said} for the agent")
-    places = re.findall(r"\{\{(\w+)\}\}", body)
-    if body and "PLAN_FILE" not in places:
-        warnings.append(NO_PLACE.format(options.prompt))
-    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
-        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
-        if unknown:
-            means = f"means nothing here: {', '.join(known)} do"
-            warnings.append(f"{options.prompt}: {unknown} {means}")
+    warnings += oddities_of_prompt(options.prompt, fields, body)
 
     home = os.path.expanduser("~/")
     if not is_safe(home):
@@ -6147,25 +6139,53 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if foreign:
         said = f"OpenCode would read {foreign}, which is another user's"
         problems.append(f"{said}: have it removed, or run `git init` here")
+    problems += [problem_of_log(options), *problems_of_commands(options)]
+    return plan, list(filter(None, problems)), warnings
 
+
+def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
+    """What is in it and means nothing, or is not in it and should be."""
+    warnings = []
+    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
+        said = "a line of the block on top is no `key: value`, and so all of it is text"
+        warnings.append(f"{path}: {said} for the agent")
+    places = re.findall(r"\{\{(\w+)\}\}", body)
+    if body and "PLAN_FILE" not in places:
+        warnings.append(NO_PLACE.format(path))
+    for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
+        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        if unknown:
+            means = f"means nothing here: {', '.join(known)} do"
+            warnings.append(f"{path}: {unknown} {means}")
+    return warnings
+
+
+def problem_of_log(options: Options) -> str:
+    """Why --log cannot be written, or must not; "": it can."""
     log = options.log
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
+    there = [path for path in (options.plan, options.prompt) if os.path.exists(path)]
+    is_read = os.path.exists(log) and any(os.path.samefile(log, path) for path in there)
     whys = {  # and whether they hold
-        "it is the plan or the prompt": log in (options.plan, options.prompt),
+        "it is the plan or the prompt": is_read or log in (options.plan, options.prompt),
         "it is a folder": os.path.isdir(log),
         "it is a link": os.path.islink(log) and not log.startswith("/dev/"),  # none is followed
         f"there is no folder {place}": not os.path.exists(place),
         f"{place} may not be written": not os.access(place, os.W_OK),
     }
     why = next((why for why, holds in whys.items() if holds), "") if log else ""
-    if why:
-        problems.append(f"the log {log} cannot be written ({why}): name another path with --log")
+    return f"the log {log} cannot be written ({why}): name another path with --log" if why else ""
+
+
+def problems_of_commands(options: Options) -> list[str]:
+    """Commands that are not there, as far as that can be told of a shell's text."""
+    problems = []
     look = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh"]
     for option, command in (("--check", options.check), ("--notify", options.notify)):
         word = re.match(r"\s*([\w./+-]+)(?!\S)", command)  # else it is a shell's own syntax
         if word and subprocess.call([*look, word[1]], cwd=options.directory):
             problems.append(f"{option}: there is no command {word[1]}")
-    return plan, list(filter(None, problems)), warnings
+    return problems
 
 
 def configuration_of_others(directory: str) -> str:

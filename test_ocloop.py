@@ -5200,8 +5200,10 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     plan = project / "PLAN.md"
     link = project / "link"
     link.symlink_to("there.log")
+    (project / "here").symlink_to(project)
     for path, why in (
         (plan, "it is the plan"),
+        (project / "here" / "PLAN.md", "it is the plan"),
         (project, "it is a folder"),
         (project / "gone" / "x.log", "there is no folder"),
         (plan / "x.log", "there is no folder"),
@@ -6250,7 +6252,8 @@ def test_an_answer_that_is_not_taken() -> None:
         "POST",
         "DELETE message=no%20one",
     ]
-    assert RequestError(409, "settled", "FormAlreadySettledError").why == "gone", "by somebody else"
+    settled = RequestError(409, "settled", "FormAlreadySettledError")
+    assert routes(settled, ASKED_FORM, *once) == ["POST"], "somebody else has answered it"
     for error, ask in ((INVALID, ASKED_FORM), (RequestError(404, "gone"), ASKED_PERMISSION)):
         with pytest.raises(RequestError):
             routes(error, ask, *once)
