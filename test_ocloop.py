@@ -6593,7 +6593,7 @@ def test_status_of_all_loops_on_this_machine(world: World) -> None:
     assert world.say(world.folder, "status", "--all") == "no loop has run on this machine\n"
     first = world.fake().finish(0)
     second = world.fake("--plain", answers=["hang"], tasks=3)
-    second.wait_said("Task 1")
+    second.wait_session()  # the state file is written on a thread of its own
     heads, *lines = world.say(world.folder, "status", "--all").splitlines()
     assert heads.split() == ["state", "tasks", "cost", "time", "plan"]
     assert re.fullmatch(rf"running +0/3 +\$\S+ +\S+  {second.project}/PLAN.md", lines[0]), lines
