@@ -5469,7 +5469,10 @@ class CursesScreen:
                 with suppress(curses.error, UnicodeError):
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
+        # Curses ignores ctrl-z while it draws; held back it is heard after that.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP,))
         window.refresh()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTSTP,))
         if picture.ask and picture.ask_shown != self.ask_shown:
             with suppress(OSError):
                 os.write(1, b"\a")

@@ -7523,15 +7523,20 @@ def test_ending_while_the_terminal_is_given_away(world: World, number: int, stat
     shell.finish(0)
 
 
-def test_stop_and_continue(world: World) -> None:
-    """After ctrl-z and `fg` the screen is back, the run goes on."""
-    command = world.on_fake("--run", answers=["sleep:2", "work"])
+@pytest.mark.parametrize("is_drawing", [False, True])
+def test_stop_and_continue(world: World, is_drawing: bool) -> None:
+    """After ctrl-z and `fg` the screen is back, the run goes on. It stops in the midst of a drawing
+    too, where ctrl-S has it stay."""
+    command = world.on_fake("--run", answers=["sleep:4", "work"])
     env = {**command.env, "PS1": "prompt> "}
     shell = world.execute_terminal(command.folder, ["/bin/sh", "-i"], **env)
     shell.wait_for("prompt>")
     program = shlex.join(command.argv).replace("{log}", str(shell.log))
     shell.send(program + "\n")
     shell.wait_for("● running")
+    if is_drawing:
+        shell.send("\x13")
+        time.sleep(1.5)
     shell.send("\x1a")
     shell.wait_for(r"prompt>\s*$")
     assert "running" not in shell.shown().split("\n")[0]
