@@ -277,47 +277,40 @@ def parse_plan(text: str) -> Plan:
 # Code and comments.
 
 _LIST_SIGN = r"(?:[-*+]|\d+[.)])"
+_INLINE_CODE = r"(?P<ticks>`(?<!``)`*)(?!`).*?(?<!`)(?P=ticks)(?!`)"
 _OPENING = re.compile(
-    rf"^[^\S\n]*(?:{_LIST_SIGN}[^\S\n]+)?(`{{3,}}(?=[^`\n]*$)|~{{3,}})|<!--", re.MULTILINE
+    rf"^[^\S\n]*(?:{_LIST_SIGN}[^\S\n]+)?(?P<fence>`{{3,}}(?=[^`\n]*$)|~{{3,}})"
+    rf"|<!--|{_INLINE_CODE}",  # in which nothing opens
+    re.MULTILINE,
 )
-_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
     """Fenced code and HTML comments as spaces; those that are never closed are text, and named."""
-    lines = (_without_code(line) if "<!--" in line else line for line in text.split("\n"))
-    bare = "\n".join(lines)
     shown = []
     near_misses = []
     at = 0  # what is before is in `shown`
-    line, line_at = 1, 0  # the number of the line in which this is
-    unclosed = set()  # fences that nothing closes any more; "": a comment
-    opening = _OPENING.search(bare)
+    unclosed = set()  # what nothing closes any more: the first of each is named
+    opening = _OPENING.search(text)
     while opening:
-        fence = opening[1] or ""
         start, end = opening.span()
-        closing = None
-        if fence not in unclosed:
-            pattern = rf"^[^\S\n]*{fence}{fence[:1]}*[^\S\n]*$" if fence else "-->"
-            closing = re.compile(pattern, re.MULTILINE).search(bare, end)
-        if closing:
-            end = closing.end()
-            hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
-            shown += [text[at:start], hidden]
-            at = end
-        else:
-            unclosed.add(fence)
-            line += text.count("\n", line_at, start)
-            line_at = start
-            what = "code block" if fence else "comment"
-            near_misses.append(NearMiss(line, "", f"opens a {what} that is never closed"))
-        opening = _OPENING.search(bare, end)
+        sign = opening["fence"] or "<!--"
+        if not opening["ticks"] and sign not in unclosed:
+            is_comment = not opening["fence"]
+            pattern = "-->" if is_comment else rf"^[^\S\n]*{sign}{sign[0]}*[^\S\n]*$"
+            closing = re.compile(pattern, re.MULTILINE).search(text, end)
+            if closing:
+                end = closing.end()
+                hidden = re.sub(".+", lambda row: " " * len(row[0]), text[start:end])
+                shown += [text[at:start], hidden]
+                at = end
+            else:
+                unclosed.add(sign)
+                what = "comment" if is_comment else "code block"
+                problem = f"opens a {what} that is never closed"
+                near_misses.append(NearMiss(text.count("\n", 0, start) + 1, "", problem))
+        opening = _OPENING.search(text, end)
     return "".join([*shown, text[at:]]), near_misses
-
-
-def _without_code(line: str) -> str:
-    """The line with letters in place of inline code: what stands in it is talk."""
-    return _INLINE_CODE.sub(lambda code: "c" * len(code[0]), line)
 
 
 # Boxes and marks.
@@ -405,70 +398,59 @@ def _read_box(inside: str) -> tuple[str, str]:
     return state, reason
 
 
-# Near misses: `_with_letter` writes each box anew, as one of six kinds, and patterns say where it
-# looks like that of a task.
+# Near misses: where a line begins, whatever looks like a box is named; elsewhere not in prose.
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
-_WORTH_A_LOOK = re.compile(rf"[\[#(（［【{{<{_OPEN_BOXES}{_DONE_BOXES}]")
+_AS_BOXES = {**dict.fromkeys(_OPEN_BOXES, "[ ]"), **dict.fromkeys(_DONE_BOXES, "[x]")}
+_PLAINER = str.maketrans({**_AS_BOXES, "\\": "", "\ufe0f": ""})
+_WORTH_A_LOOK = re.compile(rf"[\[#(（［{_OPEN_BOXES}{_DONE_BOXES}]")
 _ANY_BOX = re.compile(
-    r"\[([^\[\]]*)\]|\\\[([^\[\]\\]*)\\\]|［([^［］]*)］"
-    r"|\[([ x]?|blocked|manual)(?=[\s:]\s*[^\s\[\]][^\[\]]*$)"  # which nothing closes
-    rf"|(?P<open>[{_OPEN_BOXES}])\ufe0f?|(?P<done>[{_DONE_BOXES}])"
-    r"|(?P<other>[(（{<【]\s*[)）}>】])",
+    r"\[[^\[\]]*\]|\(\s*\)"
+    r"|\[(?:x|blocked|manual)?(?=[\s:]+\w[^\[\]]*$)",  # which nothing closes
     re.IGNORECASE,
 )
-_LINK = re.compile(r"[(\]]|\[(?!\s?\]|x\]|blocked|manual)|:(?:\S|\s*(?:\S+\s*)?$)", re.IGNORECASE)
-_LEAD = r"(?:[^\w\[\](){}（）【】<\"'`\\!]|_)"  # may stand before a box
-# A lookahead and `\1` match it whole or not at all: tried in all its parts, it took minutes.
-_LABEL = (
-    r"(?=([(（]?(?:\d+(?:[.．]\d+)*|[①-⑳]|[一二三四五六七八九十]+(?=[、.)])"
-    r"|(?:[A-Za-z]|[ivxIVX]+)(?=[.)]))[.)）:、．]*(?!\w)))\1"
-)
-_APART = r"(?<![^\s*_|:：])"  # no word stands right before it
-_NEAR_MISSES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"{_LEAD}*(?:{_LABEL}{_LEAD}*)?\[([ xod?-])\]",  # it begins the line
-        rf".*?{_APART}\[([ x])\][\s*_|]*$",  # it ends the line
-        rf"\s*{_LIST_SIGN}\s.*?{_APART}\[([od])\][\s*_|]*$",  # it ends a list's item
-        r".*?\|[\s*_]*\[([ x])\][\s*_|:：]",  # in a table
-        # In the middle of what does not begin like prose.
-        rf"\s*[*_~]*(?:(?<=\*)\s|(?![\s*_~]){_LEAD}|{_LABEL})"
-        rf".*?(?:{_APART}\[( )\]|[:：][\s*_]*\[(x)\])[\s*_|:：]",
-    )
-)
+_LINK = re.compile(r"[(\[\]]|:(?:\S|\s*(?:\S+\s*)?$)")  # behind a bracket that is no box
+_SIGNS = r"(?:[^\w\[\](){}【】<\"'`!]|_)*"
+_NUMBER = r"\(?(?:\d[\d.]*|\w{1,3}(?=[.)、]))[.)、:]*(?!\w)"  # 1.1, (1), iv.
+_BEGINNING = re.compile(rf"{_SIGNS}(?:{_NUMBER}{_SIGNS})?")
+_ITEM = re.compile(rf"\s*{_LIST_SIGN}\s")
+_APART = re.compile(r"[\s*_|:]")
+_ENDS = re.compile(r"[\s*_|]*$")
 
 
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
-    boxes = _ANY_BOX.sub(_with_letter, _without_code(line))
+    # What stands in code is talk.
+    bare = re.sub(_INLINE_CODE, lambda code: "c" * len(code[0]), line)
+    bare = unicodedata.normalize("NFKC", bare).translate(_PLAINER)
+    beginning = _BEGINNING.match(bare)
+    begins = beginning.end() if beginning else 0
+    is_item = _ITEM.match(bare)
+    is_prose = not (is_item or "|" in bare or bare[:begins].strip("*_~ \t"))
+    found = []
+    for box in _ANY_BOX.finditer(bare):
+        start, end = box.span()
+        inside = box[0].strip("[]()")
+        state, _reason = _read_box(inside)
+        link = _LINK.match(bare, end)
+        if not state or (link and (inside.strip() or link[0] in "(]")):
+            continue
+        is_open = state in ("pending", "begun")
+        is_last = _ENDS.match(bare, end)
+        if start == begins:
+            is_near = True
+        elif not (_APART.match(bare, start - 1) and (is_last or _APART.match(bare, end))):
+            is_near = False  # a[ ]
+        elif inside.isspace() or (state == "done" and len(inside.strip()) == 1):
+            is_near = bool(is_last or not is_prose)
+        else:
+            is_word = (is_open or state == "done") and (inside[:1].isalpha() or len(inside) < 2)
+            is_near = bool(is_word and is_last and is_item)
+        if is_near:
+            found.append(is_open)
     text = line.strip()
-    for pattern in _NEAR_MISSES if "[" in boxes else ():
-        found = pattern.match(boxes)
-        if found:
-            kind = found[found.lastindex or 0]
-            problem = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
-            return [NearMiss(number, text, problem, kind in " o?")]
-    return []
-
-
-def _with_letter(box: re.Match[str]) -> str:
-    """A box as [ ] or [x], or by what it says: [o] open, [d] done; [?] open and [-] settled, where
-    it begins the line. "c": it is none."""
-    if box.lastgroup:
-        return {"open": "[ ]", "done": "[x]", "other": "[?]"}[box.lastgroup]
-    inside = box[box.lastindex or 0]
-    link = _LINK.match(box.string, box.end())
-    if link and (inside.strip() or link[0] in "(]"):
-        return "c"
-    if inside.isspace():
-        return "[ ]"
-    state, _reason = _read_box(inside)
-    if state == "done":
-        return "[x]" if len(inside.strip()) == 1 else "[d]"
-    if state in ("pending", "begun"):
-        return "[o]" if len(inside) < 2 or inside[0].isalpha() else "[?]"
-    return "[-]" if state else "c"
+    problem = f'is nearly a task: "{text[:60]}": write it like `- [ ] Build it`'
+    return [NearMiss(number, text, problem, any(found))] if found else []
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -603,7 +585,9 @@ class FilesRead(NamedTuple):
 
 class Activity(NamedTuple):
     session: str
-    kind: str  # idle, working or retrying
+    # idle, working, retrying, compacted, or woke (it works again by itself: something in its
+    # background has ended)
+    kind: str
     attempt: int = 0
     wait: float = 0.0  # seconds until OpenCode tries again
     message: str = ""
@@ -621,7 +605,6 @@ class Part(NamedTuple):
     call: int = 0  # of a tool: the same for the same input, 0: not known
     seconds: float = 0.0
     opens: bool = False  # a tool that lets a subagent work
-    synthetic: bool = False  # put there by OpenCode itself
 
 
 class Delta(NamedTuple):
@@ -651,8 +634,8 @@ class Answered(NamedTuple):
 
 
 class Child(NamedTuple):
-    session: str  # a subagent's
-    parent: str
+    session: str  # the parent's
+    child: str  # a subagent's
 
 
 class Broke(NamedTuple):
@@ -660,25 +643,15 @@ class Broke(NamedTuple):
     fault: Fault
 
 
-class Compacted(NamedTuple):
-    session: str
-
-
 class Alive(NamedTuple):
     session: str  # shows life, and no more
-
-
-class Woke(NamedTuple):
-    session: str  # goes to work again by itself: something in its background ended
 
 
 class Edited(NamedTuple):
     path: str  # of a file that the agent changed
 
 
-SessionEvent = Union[
-    Activity, Part, Delta, Message, Ask, Answered, Child, Broke, Compacted, Alive, Woke
-]
+SessionEvent = Union[Activity, Part, Delta, Message, Ask, Answered, Child, Broke, Alive]
 FROM_SESSION = get_args(SessionEvent)  # `isinstance` takes a Union only from Python 3.10 on
 
 # What else happens.
@@ -713,13 +686,13 @@ class Noted(NamedTuple):  # for the journal
 
 
 class RequestError(Exception):
-    """A request that was not carried out. `code` is HTTP's, 0: no answer; `name` OpenCode's."""
+    """A request that was not carried out. `code` is HTTP's, 0: no answer; `name` OpenCode's, or
+    ours: Timeout, NotJSON."""
 
-    def __init__(self, code: int, message: str, name: str = "", is_timeout: bool = False) -> None:
+    def __init__(self, code: int, message: str, name: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.name = name
-        self.is_timeout = is_timeout  # else, where `code` is 0, the connection failed
 
     @property
     def why(self) -> str:
@@ -733,26 +706,24 @@ class RequestError(Exception):
 
 
 class Request:
-    """What the run wants done outside; `hear` writes the answer in."""
+    """What the run wants done outside."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
         self.name = name  # of a method of Outside
         self.args = args
-        self.done = False
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    @property
-    def value(self) -> Any:
-        if self.error:
-            raise self.error
-        return self.result
+        self.answer: Answer | None = None  # once it was heard
 
 
 class Answer(NamedTuple):
     request: Request
     result: Any = None
     error: Exception | None = None
+
+    @property
+    def value(self) -> Any:
+        if self.error:
+            raise self.error
+        return self.result
 
 
 # ---- prompt --------------------------------------------------------------------------------------
@@ -1205,9 +1176,9 @@ class Asks:
         for ask in polled.asks:
             self.hear(ask)
 
-    def delivered(self, request: Request) -> None:
+    def delivered(self, answer: Answer) -> None:
         """An answer has arrived, or it was lost: the next look finds again what it was to."""
-        ask, error = request.args[0], request.error
+        ask, error = answer.request.args[0], answer.error
         is_gone = isinstance(error, RequestError) and error.why == "gone"  # somebody else answered
         if error and not is_gone and ask.session in self.talk.family:
             self.talk.note("warn", f"the answer did not arrive: {error}", "warn", ask.session)
@@ -1315,7 +1286,7 @@ class Talk:
     # What the stream says.
 
     def hear(self, event: SessionEvent) -> None:
-        session = event.parent if isinstance(event, Child) else event.session
+        session = event.session
         if session not in self.family:
             return
         self.last_sign = self.run.now
@@ -1333,14 +1304,9 @@ class Talk:
         elif isinstance(event, Answered):
             self.asks.hear_answered(event)
         elif isinstance(event, Child):
-            self.family[event.session] = self.family[session] + 1
+            self.family[event.child] = self.family[session] + 1
         elif isinstance(event, Broke):
             self.hear_fault(session, event.fault)
-        elif isinstance(event, Compacted):
-            self.note("note", "the session was compacted", "dim", session)
-            self.give_up("failed", self.circles.compaction(session))
-        elif isinstance(event, Woke):
-            self.begin(session)
 
     def begin(self, session: str) -> None:
         """The prompt runs: an end that was seen was none."""
@@ -1350,7 +1316,10 @@ class Talk:
             self.retry = None
 
     def hear_activity(self, event: Activity) -> None:
-        if event.kind != "idle":
+        if event.kind == "compacted":
+            self.note("note", "the session was compacted", "dim", event.session)
+            self.give_up("failed", self.circles.compaction(event.session))
+        elif event.kind != "idle":
             self.begin(event.session)
             if event.kind == "retrying":
                 self.hear_retry(event)
@@ -1379,7 +1348,7 @@ class Talk:
             self.give_up("rate-limited", problem, event.wait)
 
     def hear_part(self, event: Part) -> None:
-        if event.key == self.prompt.part_id or event.synthetic:
+        if event.key == self.prompt.part_id:
             return
         if event.state == "running":
             self.begin(event.session)
@@ -2075,16 +2044,18 @@ class Run:
         Returns the answer's value, or raises its error; RequestError where there is no answer.
         """
         until = self.now + seconds
-        while not (request and request.done) and not sooner() and self.now < until:
+        while not (request and request.answer) and not sooner() and self.now < until:
             self.mind()
             if self.quitting and Quit not in self.shielded:
                 raise self.quitting
             if self.talk and self.talk.ends_as and Abort not in self.shielded:
                 raise Abort
             self.hear(await next_event())
-        if request and not request.done:
+        if request is None:
+            return None
+        if request.answer is None:
             raise RequestError(0, "no answer came")
-        return request.value if request else None
+        return request.answer.value
 
     def request(self, method: str, *args: Any) -> Request:
         """Have a request made, on another thread."""
@@ -2114,7 +2085,7 @@ class Run:
         problem = f"the server does not answer: {error}"
         if self.server.is_down:
             problem = self.server.problem or problem
-        raise RequestError(error.code, problem, error.name, error.is_timeout)
+        raise RequestError(error.code, problem, error.name)
 
     async def surely(self, method: str, *args: Any) -> Any:
         """Call, however often the server has to be got back: requests are safe to be repeated."""
@@ -2402,7 +2373,7 @@ class Run:
                 with suppress(RequestError):
                     await self.wait(SENT_WITHIN, sending, lambda: self.server.is_down)
                 await self.wait(BEGINS, sooner=lambda: talk.begun_at > 0 or self.server.is_down)
-                if await self.comes_to_rest(talk, INTERRUPT_WITHIN) and sending.done:
+                if await self.comes_to_rest(talk, INTERRUPT_WITHIN) and sending.answer:
                     return
             except RequestError as error:
                 # Ours is down with all that ran there; somebody else's may only be out of reach.
@@ -2432,14 +2403,14 @@ class Run:
         command from the beginning. It ends by itself, at --check-timeout, or by X."""
 
         def is_over() -> bool:  # it costs time, and no money
-            return checking.done or bool(self.limits.overrun({**self.used, "max_cost": 0.0}))
+            return bool(checking.answer or self.limits.overrun({**self.used, "max_cost": 0.0}))
 
         checked = CheckResult(126, "", interrupted=True)
         checking = self.request("run_check", facts_of(self))
         self.check_since = self.now
         try:
             await self.wait(sooner=is_over)
-            if not checking.done:
+            if not checking.answer:
                 self.request("stop_check")
             checked = await self.wait(request=checking)
         except RequestError as error:
@@ -2572,24 +2543,23 @@ class Run:
     def hear_answer(self, answer: Answer) -> None:
         """Write it into its request; say what failed of those that nobody waits for."""
         request = answer.request
-        if request.done:
+        if request.answer:
             return  # it was given up
-        request.done = True
-        request.result = answer.result
-        request.error = answer.error
+        request.answer = answer
         if request is self.files.reading:
-            problem = f"{self.options.plan} cannot be read: {request.error}"
-            self.files.take(request.result or FilesRead(None, None, problem))
+            problem = f"{self.options.plan} cannot be read: {answer.error}"
+            self.files.take(answer.result or FilesRead(None, None, problem))
         elif request.name == "reply" and self.talk:
-            self.talk.asks.delivered(request)
-        elif request.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
-            self.journal.note("warn", str(request.error), "warn")
+            self.talk.asks.delivered(answer)
+        elif answer.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
+            self.journal.note("warn", str(answer.error), "warn")
         elif request.name == "hand_over":
             self.journal.note("note", "back, and the loop goes on", "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
         """Only our own session and its subagents count."""
-        if isinstance(event, Woke) and event.session in self.earlier and not self.server.is_down:
+        woke = isinstance(event, Activity) and event.kind == "woke"
+        if woke and event.session in self.earlier and not self.server.is_down:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Its answer must not be taken for that of the session under way.
             self.request("interrupt", event.session, Prompt(""), 0)
@@ -2870,7 +2840,7 @@ class Supervisor:
             await self.read_setup()
         except RequestError as error:
             problem = outcome_of_error(error).problem
-            hangs = error.is_timeout and not self.is_down
+            hangs = error.name == "Timeout" and not self.is_down
             if hangs:
                 why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
                 problem = f"OpenCode does not answer for this directory ({problem}): {why}"
@@ -4060,7 +4030,7 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as error:
             is_timeout = isinstance(error, socket.timeout)  # a TimeoutError from Python 3.10 on
             message = str(error) or type(error).__name__
-            raise RequestError(0, message, is_timeout=is_timeout) from None
+            raise RequestError(0, message, "Timeout" if is_timeout else "") from None
         finally:
             connection.close()
 
@@ -4426,7 +4396,7 @@ class OpenCode1(OpenCode):
         if type.startswith(("permission.", "question.")):
             said = self.decode_ask(session, type, told)
         elif type == "session.created":
-            said = Child(session, as_text(info, "parentID"))
+            said = Child(as_text(info, "parentID"), session)
         elif status in ("idle", "busy"):
             said = Activity(session, "idle" if status == "idle" else "working")
         elif status == "retry":
@@ -4434,7 +4404,7 @@ class OpenCode1(OpenCode):
         elif type == "session.error" and fault:
             said = Broke(session, fault)
         elif type == "session.compacted":
-            said = Compacted(session)
+            said = Activity(session, "compacted")
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
@@ -4451,8 +4421,8 @@ class OpenCode1(OpenCode):
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
         kind = {"text": "text", "reasoning": "think", "tool": "tool"}.get(as_text(part, "type"))
-        if message in self.prompts or not kind:
-            return Alive(session)
+        if message in self.prompts or not kind or part.get("synthetic"):
+            return Alive(session)  # not the agent's
         told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
         tool = as_text(part.get("tool") or "tool") if kind == "tool" else ""
@@ -4475,7 +4445,6 @@ class OpenCode1(OpenCode):
             call=call_id(tool, given) if tool and state != "running" else 0,
             seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
             opens=opens,
-            synthetic=bool(part.get("synthetic")),
         )
 
 
@@ -4683,9 +4652,9 @@ class OpenCode2(OpenCode):
         if area in ("permission", "form"):
             said = self.decode_ask(session, type, as_dict(data, "form") or data)
         elif area == "created":
-            said = Child(session, as_text(data, "parentID"))
+            said = Child(as_text(data, "parentID"), session)
         elif type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
-            said = Woke(session)  # nobody typed it: something in its background has ended
+            said = Activity(session, "woke")  # nobody typed it
         elif area == "execution":
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
@@ -4696,7 +4665,7 @@ class OpenCode2(OpenCode):
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
         elif type == "session.compaction.ended":
-            said = Compacted(session)
+            said = Activity(session, "compacted")
         elif area in ("text", "reasoning"):
             kind = "text" if area == "text" else "think"
             key = f"{message} {kind} {as_int(data, 'ordinal')}"

@@ -72,7 +72,7 @@ def scenery(**options: Any) -> Story:
     story.works(0.1234)
     story.busy()
     story.part("prt_7", "tool", "running", tool="task", argument="look around", opens=True)
-    story.tell(Child("ses_child", story.id))
+    story.tell(Child(story.id, "ses_child"))
     story.part("prt_8", "tool", session="ses_child", tool="grep", argument="def test_ in tests")
     story.message("calls", 0.05)
     story.part("prt_9", "tool", "running", tool="bash", argument="python -m pytest -q")

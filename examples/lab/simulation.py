@@ -172,7 +172,7 @@ class Simulation(Story):
         self.say(1.8, Message(session, f"msg_{session}", Spend(0.1)))
         if does == "subagent":
             agent = agent._replace(child=f"{session}_child")
-            self.say(1.9, Child(agent.child, session))
+            self.say(1.9, Child(session, agent.child))
         if does in ("ask", "two asks", "question", "subagent"):
             asks = permission(f"per_{session}", agent.child or session)
             if does == "question":
