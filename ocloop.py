@@ -342,7 +342,6 @@ _WORD = re.compile(
 )
 # `[done, but tests fail]` is open.
 _DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE)
-_PARENTHESES = re.compile(r"^[(（]([^()（）]*)[)）]$")
 
 
 def _parse_task(line: str) -> tuple[str, str, str]:
@@ -388,14 +387,13 @@ def _read_box(inside: str) -> tuple[str, str]:
     if not word:
         return "", ""
     state = word.lastgroup or ""
-    rest = box[word.end() :]
-    if state not in ("manual", "blocked"):
-        return ("begun" if state == "done" and _DOUBT.search(rest) else state), ""
-    reason = _PARENTHESES.sub(r"\1", rest).strip()
+    reason = box[word.end() :]
+    if state == "done" and _DOUBT.search(reason):
+        return "begun", ""
     said = word[state].lower()
     if state == "blocked" and said != "blocked" and not reason:  # [skipped]: that is the reason
         reason = re.sub("[-_ ]", " ", said)
-    return state, reason
+    return state, (reason if state in ("manual", "blocked") else "")
 
 
 # Near misses: where a line begins, whatever looks like a box is named; elsewhere not in prose.
@@ -731,16 +729,18 @@ class Answer(NamedTuple):
 
 FRONT_MATTER = ("model", "agent", "description")  # the keys that mean something
 PLACES = ("PLAN_FILE", "TASK", "ITERATION", "CHECK")
-# A line of front matter: nothing, a comment, a key, or what belongs to the key above.
-_FIELD = re.compile(r"\s*$|\s*#|[\w.-]+[ \t]*:|[ \t-]")
+# Its lines are keys, what belongs to the key above, comments, or empty.
+_FRONT_MATTER = re.compile(
+    r"---[ \t]*\n((?:(?!---[ \t]*$)(?:[\w.-]+[ \t]*:|[ \t#-]|$).*\n)*)---[ \t]*$", re.MULTILINE
+)
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     """A leading `---` block of `key: value` lines, and the prompt's body. What stands between two
     rules and looks different is text for the agent."""
     text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
-    block = re.match(r"---[ \t]*\n((?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|$)", text, re.MULTILINE)
-    if not block or not all(map(_FIELD.match, block[1].split("\n"))):
+    block = _FRONT_MATTER.match(text)
+    if not block:
         return {}, text.strip()
     pairs = (line.partition(":") for line in block[1].split("\n") if line.lstrip()[:1] != "#")
     fields = {key.strip(): value.strip().strip("'\"") for key, colon, value in pairs if colon}
