@@ -970,25 +970,29 @@ WRONG_PASSWORD = (
 )
 
 
+NO_FAULT = Fault("", "")
+
+
 class Outcome(NamedTuple):
     """What became of a session."""
 
     # done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage, aborted,
     # or swallowed (the prompt has to be sent again)
     kind: str
-    problem: str = ""
-    fault: Fault | None = None
+    fault: Fault = NO_FAULT  # why, where it did not end well
 
 
 def outcome_of(fault: Fault) -> Outcome:
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
-    return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
+    return Outcome(kinds.get(fault.kind, "failed"), fault)
 
 
-def outcome_of_error(error: RequestError) -> Outcome:
-    broken = f"OpenCode's configuration is broken: mend it: {error}"
-    problem = {"locked": WRONG_PASSWORD, "configuration": broken}.get(error.why)
-    return outcome_of(Fault("configuration", problem)) if problem else Outcome("failed", str(error))
+def fault_of_error(error: RequestError) -> Fault:
+    if error.why == "locked":
+        return Fault("configuration", WRONG_PASSWORD)
+    if error.why == "configuration":
+        return Fault("configuration", f"OpenCode's configuration is broken: mend it: {error}")
+    return Fault("unknown", str(error))
 
 
 class Circles:
@@ -1038,25 +1042,17 @@ class Circles:
         )
 
 
-class Live(NamedTuple):
-    kind: str
-    text: str
-    since: float
-    depth: int = 0
-    message: str = ""
-
-
 class Transcript:
     """What runs now, and each part once in the journal, however often a server says it.
 
-    A text may end after the tool that it announces: a tool waits for the texts of its message.
+    A text may end after the tool that it announces: a tool waits for the texts of its session.
     """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.live: dict[str, Live] = {}  # by the part's key
+        self.live: dict[str, Entry] = {}  # what runs, and since when, by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # by message, tools that wait
+        self.held: list[Entry] = []  # tools that wait
 
     def error(self, message: str, session: str) -> None:
         """A server tells it on the stream, in the message, and when polled."""
@@ -1068,16 +1064,16 @@ class Transcript:
         """Whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
-        is_tool = part.kind == "tool"
         kind = part.tool or part.kind
         tone = "dim" if kind == "think" else ""
+        is_tool = part.kind == "tool"
         text = part.argument if is_tool else part.text
         known = self.live.get(part.key)
+        since = known.time if known else self.talk.run.now
+        depth = self.talk.family.get(part.session, 0)
+        entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
-            since = known.since if known else self.talk.run.now
-            depth = self.talk.family.get(part.session, 0)
-            shown = text[-Journal.LONGEST_TEXT :]
-            self.live[part.key] = Live(kind, shown, since, depth, part.message)
+            self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
             if known or not part.opens:  # only a subagent's tool is noted when it begins, too
                 return False
         else:
@@ -1087,9 +1083,9 @@ class Transcript:
             text += f"  {duration(part.seconds)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
-            tone = "bad"
+            entry = entry._replace(tone="bad")
         if is_tool:
-            self.held.append((part.message, (kind, text, tone, part.session)))
+            self.held.append(entry._replace(text=text))
         elif text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
         self.release()
@@ -1101,10 +1097,10 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_message(self, message: str) -> None:
-        """Its texts have ended, too: that may not be said of each."""
+    def end_texts(self, session: str) -> None:
+        """They have ended with their message: that may not be said of each."""
         for key, live in list(self.live.items()):
-            if live.message == message and live.kind == "text":
+            if live.session == session and live.kind == "text":
                 del self.live[key]
         self.release()
 
@@ -1114,11 +1110,13 @@ class Transcript:
 
     def release(self) -> None:
         """Note the tools that wait for no text any more."""
-        written = {live.message for live in self.live.values() if live.kind == "text"}
-        for message, said in self.held:
-            if message not in written:
-                self.talk.note(*said)
-        self.held = [(message, said) for message, said in self.held if message in written]
+        held, self.held = self.held, []
+        written = {live.session for live in self.live.values() if live.kind == "text"}
+        for entry in held:
+            if entry.session in written:
+                self.held.append(entry)
+            else:
+                self.talk.note(entry.kind, entry.text, entry.tone, entry.session)
 
 
 class Asks:
@@ -1137,26 +1135,25 @@ class Asks:
         is_known = ask.id in self.open or ask.id in self.closed
         if is_known or ask.session not in self.talk.family or self.talk.ends_as:
             return
-        is_permission = ask.kind == "permission"
-        said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
+        said = f"{ask.title}: {ask.detail}" if ask.kind == "permission" else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
         self.open[ask.id] = ask._replace(since=self.run.now)
-        is_auto = self.run.options.auto and is_permission
-        if is_auto and not ask.is_circle:
-            self.reply(ask, "once", "approved (--auto)")
-        elif ask.is_circle and (is_auto or not self.run.attended):
-            self.refuse(ask, "it is the same call again and again", SAME_CALL)
-        else:
-            self.mind()
-            if ask.id in self.open:
-                self.run.confirming_quit = False  # what is asked is in front of a person now
-                self.run.notify("asked", said)
+        self.mind()
+        if ask.id in self.open:
+            self.run.confirming_quit = False  # what is asked is in front of a person now
+            self.run.notify("asked", said)
 
     def mind(self) -> None:
-        timeout = self.run.options.ask_timeout
-        can_wait = self.run.attended or self.run.options.asks_wait  # for the screen, or `attach`
+        """Answer what no person is to be asked, or none has answered."""
+        options, attended = self.run.options, self.run.attended
+        timeout = options.ask_timeout
         for ask in list(self.open.values()):
-            if not can_wait:
+            is_auto = options.auto and ask.kind == "permission"
+            if is_auto and not ask.is_circle:
+                self.reply(ask, "once", "approved (--auto)")
+            elif ask.is_circle and (is_auto or not attended):
+                self.refuse(ask, "it is the same call again and again", SAME_CALL)
+            elif not (attended or options.asks_wait):  # for the screen, or `attach`
                 self.refuse(ask, "nobody is there to answer")
             elif timeout and self.run.now >= ask.since + timeout:
                 self.refuse(ask, f"nobody answered for {duration(timeout)}")
@@ -1184,11 +1181,15 @@ class Asks:
         """What is open still was answered elsewhere, as in OpenCode's own interface."""
         ask = self.open.get(event.id)
         self.close(event.id)
+        if ask:
+            self.talk.note(
+                "ask",
+                f"{'refused' if event.is_refused else 'answered'} elsewhere",
+                "dim",
+                event.session,
+            )
         if ask and event.is_refused:
-            self.talk.note("ask", "refused elsewhere", "warn", event.session)
             self.count_refusal(ask, A_PERSON)
-        elif ask:
-            self.talk.note("ask", "answered elsewhere", "good", event.session)
 
     def close(self, id: str) -> None:
         self.open.pop(id, None)
@@ -1229,31 +1230,27 @@ class Asks:
         if ask is None or key.about not in (None, self.shown):
             return False
         decisions = {"y": "once", "a": "always"} if ask.kind == "permission" else {}
+        options = ask.questions[len(ask.answers)].options if ask.questions else ()
+        labels = {str(number): label for number, (label, _) in enumerate(options[:9], 1)}
         if key.name == "n":
             self.refuse(ask, "by a person", A_PERSON)
         elif key.name in decisions:
             self.reply(ask, decisions[key.name], f"approved, {decisions[key.name]}")
-        elif ask.kind == "question" and key.name in tuple("123456789"):
-            self.choose(ask, int(key.name))
-        else:
-            return False
-        return True
-
-    def choose(self, ask: Ask, number: int) -> None:
-        """Answer the question that is shown; the reply is sent when all of the ask's are."""
-        options = ask.questions[len(ask.answers)].options if ask.questions else ()
-        if number <= len(options):
-            answers = (*ask.answers, options[number - 1][0])
+        elif key.name in labels:  # sent when all of its questions are answered
+            answers = (*ask.answers, labels[key.name])
             ask = self.open[ask.id] = ask._replace(answers=answers)
             if len(answers) == len(ask.questions):
                 self.reply(ask, "once", f"answered: {', '.join(answers)}")
+        else:
+            return False
+        return True
 
 
 # What a verdict means, in `weigh`; "failed" is told there, any other means swallowed.
 ENDS = {
     "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+    "refused": Outcome("refused", Fault("", "something it asked for was refused")),
+    "cut": Outcome("cut", Fault("", "its answer was broken off by somebody or something else")),
 }
 
 
@@ -1275,8 +1272,8 @@ class Talk:
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # until then
-        self.retry_since = 0.0  # since then, however often it tried
-        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
+        # Of this row of OpenCode's own attempts: session, attempt -> when it was heard of.
+        self.attempts: dict[tuple[str, int], float] = {}
         self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
@@ -1305,8 +1302,7 @@ class Talk:
     def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
         """It has to end: the first problem counts, and "" is none."""
         if problem and self.ends_as is None:
-            fault = Fault("rate-limit", problem, retry_after) if kind == "rate-limited" else None
-            self.ends_as = Outcome(kind, problem, fault)
+            self.ends_as = Outcome(kind, Fault("unknown", problem, retry_after))
             self.asks.open.clear()
 
     def look_within(self, seconds: float) -> None:
@@ -1362,13 +1358,10 @@ class Talk:
         now, message = self.run.now, event.message
         self.retry = event
         self.retry_at = now + event.wait
-        attempt = (event.session, event.attempt)
-        if attempt != self.told_attempt:
-            self.told_attempt = attempt
+        if (event.session, event.attempt) not in self.attempts:  # a look may have told of it
+            self.attempts[event.session, event.attempt] = now
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
-        if event.attempt <= 1 or not self.retry_since:
-            self.retry_since = now
-        waited = now - self.retry_since
+        waited = now - min(self.attempts.values())
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
         if self.run.model_line.others():
             most = longest = SHORT_WAIT
@@ -1398,10 +1391,9 @@ class Talk:
                     self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
                 line.last_seen = self.model
         if event.ended:
-            self.told_attempt = ("", 0)
-            self.retry_since = 0.0
+            self.attempts.clear()
         if event.complete:
-            self.transcript.end_message(event.message)
+            self.transcript.end_texts(event.session)
         self.give_up("failed", self.circles.message(event))
 
     def hear_fault(self, session: str, fault: Fault) -> None:
@@ -1470,7 +1462,9 @@ class Talk:
         if verdict == "failed":
             why = "it failed, and OpenCode does not say why"
             return outcome_of(fault or self.fault or Fault("unknown", why))
-        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
+        outcome = ENDS.get(verdict, Outcome("swallowed"))
+        kind = fault.kind if fault else ""
+        return outcome._replace(fault=outcome.fault._replace(kind=kind))
 
     @property
     def task(self) -> Task | None:
@@ -1514,8 +1508,7 @@ class Talk:
 
     def find_server(self) -> None:
         """What was heard before is old, and was broken off by its end."""
-        self.verdict = ""
-        self.fault = None
+        self.prepare()
         self.server_was_lost = True
         self.look_within(0)
 
@@ -1523,7 +1516,8 @@ class Talk:
 # ---- books, models, limits -----------------------------------------------------------------------
 # What a run reckons with between two sessions, and what the next one is told. Nothing here waits.
 
-WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
+# Outcomes of an agent that ended its turn in good order.
+WORKED = ("done", "blocked", "manual", "progress", "nothing settled", "refused")
 
 PLAN_COMPLETE = "the plan is complete"
 A_PERSON_QUIT = "a person quit"
@@ -1542,17 +1536,15 @@ class Result(NamedTuple):
     model: str
     refused: dict[str, int]  # what it asked for in vain, and how often
     # What is known once it is over.
-    outcome: str = ""  # of the session
-    ended: str = ""  # what was settled, "nothing settled", or the outcome; "": it is under way
-    problem: str = ""
-    fault: Fault | None = None  # behind the problem
+    outcome: str = ""  # one of WORKED, or the session's; "": it is under way
+    fault: Fault = NO_FAULT
     check: str = ""  # passed, failed, interrupted, or "" when none ran
     progress: bool = False
 
     @property
     def word(self) -> str:
         """What people are told."""
-        return "check failed" if self.check == "failed" else self.ended
+        return "check failed" if self.check == "failed" else self.outcome
 
     @property
     def worked(self) -> bool:
@@ -1713,7 +1705,7 @@ class Books:
     def told_of_cut(self) -> str:
         """For the next agent, where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
-        if last and last.fault and last.fault.kind == "length" and not last.progress:
+        if last and last.fault.kind == "length" and not last.progress:
             return CUT_SHORT.format(goal=last.goal)
         return ""
 
@@ -1730,7 +1722,6 @@ class End(NamedTuple):
     stage: str
     status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
     reason: str = ""
-    limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
 NO_END = End("")  # while it works; if it is ended then, a person did it: 130
@@ -1791,8 +1782,8 @@ class ModelLine:
         if result.worked or result.outcome == "aborted":
             return 0.0
         books = self.books
-        problem = result.problem.rstrip(".")
-        fault = result.fault or Fault("unknown", problem)
+        fault = result.fault
+        problem = fault.message.rstrip(".")
         if result.waited_for:
             if not result.spend.tokens:
                 books.waited += result.seconds
@@ -1839,44 +1830,44 @@ class Limits:
         self.books = books
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
 
-    def reached(self, used: dict[str, float]) -> End | None:
-        """A person has to say whether to go on: work is left."""
+    def reached(self, used: dict[str, float]) -> str:
+        """Why a person has to say whether to go on, though work is left; "": it goes on."""
         most = self.options.stuck or NEVER
         unsettled, failures = self.books.unsettled, self.books.check_failures
-        end = self.passed(used)
-        if end:
-            return end
+        passed = self.passed(used)
+        if passed:
+            return passed
         if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            why = f"{len(unsettled)} iterations in a row settled no task"
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             refused = refused_by(unsettled)
             if refused:
                 advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
-        elif failures >= most:
-            why = f"the check failed {failures} time{'s' * (failures > 1)} in a row"
+            return f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
+        if failures >= most:
+            times = f"{failures} time{'s' * (failures > 1)}"
             advice = f"mend what `{self.options.check}` shows"
-        else:
-            return None
-        return End("paused", 3, f"{why} (--stuck): {advice}")
+            return f"the check failed {times} in a row (--stuck): {advice}"
+        return ""
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        end = self.passed(used, 2)
-        return f"twice the limit: {end.reason}" if end else ""
+        passed = self.passed(used, 2)
+        return f"twice the limit: {passed}" if passed else ""
 
-    def passed(self, used: dict[str, float], times: int = 1) -> End | None:
+    def passed(self, used: dict[str, float], times: int = 1) -> str:
         """The first limit that is used up so often."""
         for name, most in self.most.items():
             if 0 < times * most <= used[name]:
                 option, shown = name.replace("_", "-"), RAISED_BY_R[name]
-                why = f"--{option} is reached: {shown(used[name])} of {shown(most)}"
-                return End("paused", 3, why, name)
-        return None
+                return f"--{option} is reached: {shown(used[name])} of {shown(most)}"
+        return ""
 
-    def raise_above(self, name: str, count: float) -> None:
-        """By as much again as was asked for, until there is room."""
-        step = float(getattr(self.options, name))
-        self.most[name] += step * max(0, (count - self.most[name]) // step + 1)
+    def make_room(self, used: dict[str, float]) -> None:
+        """Raise what is used up by as much again as was asked for, until there is room."""
+        for name, most in self.most.items():
+            if 0 < most <= used[name]:
+                step = float(getattr(self.options, name))
+                self.most[name] += step * ((used[name] - most) // step + 1)
 
 
 class Briefing:
@@ -2230,7 +2221,10 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        return self.limits.reached(self.used) or (None if self.wanted else End("paused"))
+        limit = self.limits.reached(self.used)
+        if limit:
+            return End("paused", 3, limit)
+        return None if self.wanted else End("paused")
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
@@ -2254,9 +2248,9 @@ class Run:
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
-        if end.limit:
-            self.limits.raise_above(end.limit, self.used[end.limit])
-        elif end.status != 130:
+        if end.status != 130:
+            if end.stage != "complete":  # by S: R alone goes beyond a limit
+                self.limits.make_room(self.used)
             self.books.begin_anew()
             self.model_line.forget()
             self.server.failures = 0
@@ -2330,7 +2324,7 @@ class Run:
             outcome = talk.ends_as
             await self.recall(talk)
         except RequestError as error:
-            outcome = outcome_of_error(error)
+            outcome = outcome_of(fault_of_error(error))
             await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id:
@@ -2341,8 +2335,8 @@ class Run:
             self.talk = None
             self.earlier.append(talk.id)  # when it wakes up from now on, it is stopped
             talk.transcript.close()
-        if outcome.problem:
-            talk.transcript.error(outcome.problem, talk.id)
+        if outcome.fault.message:
+            talk.transcript.error(outcome.fault.message, talk.id)
         return outcome
 
     async def have_answered(self, talk: Talk) -> Outcome:
@@ -2373,7 +2367,8 @@ class Run:
             else:
                 return outcome
         self.server.leave(talk.id)  # it may begin late
-        return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
+        why = f"the prompt was sent {ATTEMPTS} times and never answered"
+        return outcome_of(Fault("unknown", why))
 
     async def watch(self, talk: Talk) -> Outcome:
         """Look until an end is believed: polling decides, an event only makes us look sooner."""
@@ -2475,16 +2470,14 @@ class Run:
             known[near.problem] -= 1
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
-        ended = outcome.kind
-        if ended in WORKED and has_progress:
-            ended = what_was_settled(talk.task, talk.plan, plan)
-        elif ended == "done":
-            ended = "nothing settled"
+        word, fault = outcome
+        if word in WORKED and has_progress:
+            word = what_was_settled(talk.task, talk.plan, plan)
+        elif word == "done":
+            word = "nothing settled"
         result = talk.result(self.now)._replace(
-            outcome=outcome.kind,
-            ended=ended,
-            problem=outcome.problem[: Journal.LONGEST_TEXT],
-            fault=outcome.fault,
+            outcome=word,
+            fault=fault._replace(message=fault.message[: Journal.LONGEST_TEXT]),
             check=check,
             progress=has_progress,
         )
@@ -2497,8 +2490,7 @@ class Run:
 
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
-        fault = result.fault
-        if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
+        if result.outcome == "cut" and result.fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
@@ -2513,7 +2505,7 @@ class Run:
         began = self.now
         if seconds and not self.reason_to_rest(self.plan):
             self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
-            with self.showing("waiting", result.problem, began + seconds):
+            with self.showing("waiting", result.fault.message, began + seconds):
                 await self.wait(seconds, sooner=is_over)
         if result.waited_for:
             self.books.waited += self.now - began
@@ -2744,7 +2736,7 @@ def uses_of(run: Run) -> dict[str, str]:
     elif run.stage == "paused" and run.rests_at is NO_END:
         uses.update(Space="go on", R="")
     elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-        uses["R"] = "raise the limit" if run.rests_at.limit else "retry"
+        uses["R"] = "raise the limit" if run.limits.passed(run.used) else "retry"
     elif run.wanted or run.clock.works:
         uses["Space"] = "pause" if run.wanted else "go on"
     else:
@@ -2869,7 +2861,7 @@ class Supervisor:
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
             await self.read_setup()
         except RequestError as error:
-            problem = outcome_of_error(error).problem
+            problem = fault_of_error(error).message
             hangs = error.is_timeout and not self.is_down
             if hangs:
                 why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
@@ -3019,7 +3011,7 @@ def result_record(result: Result) -> Json:
         "task": result.goal,
         "outcome": result.word,
         "progress": result.progress,
-        "problem": result.problem,
+        "problem": result.fault.message,
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
@@ -3487,13 +3479,13 @@ def view_live(run: Run) -> list[Entry]:
     talk = run.talk
     lives = list(talk.transcript.live.values()) if talk else []
     if run.check_since is not None:
-        lives.append(Live("check", run.options.check, run.check_since))
+        lives.append(Entry(0, run.check_since, "check", run.options.check))
     entries = []
-    for kind, text, since, depth, _message in lives:
-        is_timed = kind not in ("text", "think") and run.now - since >= 1
-        took = f"  {duration(run.now - since)}" if is_timed else ""
-        tone = "dim" if kind == "think" else ""
-        entries.append(Entry(0, 0.0, kind, text + took, tone, depth))
+    for live in lives:
+        seconds = run.now - live.time
+        is_timed = live.kind not in ("text", "think") and seconds >= 1
+        took = f"  {duration(seconds)}" if is_timed else ""
+        entries.append(live._replace(time=0.0, text=live.text + took))
     if talk and talk.retry:
         left = duration(talk.retry_at - run.now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
@@ -3513,7 +3505,7 @@ def view_tasks(run: Run) -> list[TaskView]:
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
-        word = result.ended if result.number < passed else result.word
+        word = result.outcome if result.number < passed else result.word
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
