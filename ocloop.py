@@ -1496,7 +1496,7 @@ class Talk:
             self.give_up("rate-limited" if retry else "stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
-        self.give_up("aborted", self.run.limits.overrun(self.run.used))
+        self.give_up("aborted", self.run.books.overrun(self.run.used))
 
     def lose_server(self) -> None:
         """Whoever looks next has it started; what is asked still is asked again."""
@@ -1557,10 +1557,10 @@ class Result(NamedTuple):
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
-    """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
-    for name in filter(None, models or [setup.model]):
-        model, _, variant = name.partition("#")
-        if setup.models is not None and model not in setup.models:
+    """What is wrong with models ("": OpenCode's own) and agent, as far as the server can tell."""
+    for name in models:
+        model, _, variant = (name or setup.model).partition("#")
+        if model and setup.models is not None and model not in setup.models:
             close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
             meant = f"did you mean {' or '.join(close)}? " if close else ""
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
@@ -1627,9 +1627,11 @@ def how_to_allow(refused: Collection[str]) -> str:
 
 
 class Books:
-    """What is reckoned from all results so far, and from the plan after each."""
+    """What is reckoned from all results so far and from the plan after each, and the limits that it
+    is held against."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options = options
         self.journal = journal
         self.results: list[Result] = []
         self.last_worked: Result | None = None
@@ -1642,6 +1644,7 @@ class Books:
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.most_settled = 0  # so far
         self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
+        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -1665,23 +1668,21 @@ class Books:
             self.unsettled.clear()
 
     def note_plan(self, plan: Plan) -> bool:
-        """Take in a plan, and say what has gone out of it; whether it is progress.
-
-        Progress is more settled, or less left, than ever before in this run: agents un-checked a
-        task and checked it again, reworded it, added lines that were done. A plan that shares no
-        task with the one before counts from where it begins.
-        """
+        """Take in a plan, and say what has gone out of it; whether it is progress: more settled, or
+        less left, than ever before in this run. (Agents un-checked a task and checked it again.)"""
         was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
+        came = now.keys() - was.keys()
         lost = missing_tasks(self.plan, plan)
         if lost:
             self.journal.note("warn", said_gone(lost), "warn")
-        came = now.keys() - was.keys()
         self.gone = [text for text in self.gone if text not in came] + lost
-        # A task of before is not pending any more; one that is gone may have been reworded.
+        # A line that is done from the beginning is none: a task of before has to be settled, or to
+        # be gone, since it may have been reworded.
         settles = any(was[text] == "pending" and now.get(text) != "pending" for text in was)
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
-        # No text is known: another plan. But a single new one may be the old task, reworded.
+        # Where no text is known it is another plan, which counts from here; but a single new one
+        # may be the old task, reworded.
         is_another = not was or len(came) == len(now) > 1
         if has_more or is_another:
             self.most_settled = plan.settled
@@ -1690,163 +1691,49 @@ class Books:
         self.plan = plan
         return (has_more and settles) or (has_less and not lost)
 
-    def told_of_stuck(self, most: int) -> str:
-        """For the next agent, where so many iterations (0: none) settled nothing."""
+    # What the next agent is told.
+
+    def told_of_stuck(self) -> str:
+        """Where so many iterations settled nothing."""
+        most = self.options.stuck
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
-        lines = "\n".join(f"- {goal} (×{times})" for goal, times in goals.items())
         refused = said_refused(self.unsettled)
-        seen = "They ended in good order, and marked nothing."
-        if refused:
-            seen = f"What they asked for was {refused}: do without it."
-        return NOTHING_SETTLED.format(count=len(self.unsettled), goals=lines, seen=seen)
+        return NOTHING_SETTLED.format(
+            count=len(self.unsettled),
+            goals="\n".join(f"- {goal} (×{times})" for goal, times in goals.items()),
+            seen=f"What they asked for was {refused}: do without it."
+            if refused
+            else "They ended in good order, and marked nothing.",
+        )
 
     def told_of_cut(self) -> str:
-        """For the next agent, where the last one's answer had no room."""
+        """Where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
         if last and last.fault.kind == "length" and not last.progress:
             return CUT_SHORT.format(goal=last.goal)
         return ""
 
-    @property
-    def average(self) -> float:
-        """Seconds of an iteration that went well."""
-        times = [result.seconds for result in self.results if result.worked]
-        return sum(times) / max(1, len(times))
-
-
-class End(NamedTuple):
-    """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
-
-    stage: str
-    status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
-    reason: str = ""
-
-
-NO_END = End("")  # while it works; if it is ended then, a person did it: 130
-
-
-class ModelLine:
-    """The models in line, of which the first one that does not rest works; and what an outcome
-    means for them. Where none is named, OpenCode's own is alone in line, as ""."""
-
-    def __init__(self, options: Options, books: Books) -> None:
-        self.options = options
-        self.books = books
-        self.clock = books.journal.clock
-        self.models = options.models or ("",)
-        self.current = self.models[0]
-        self.last_seen = ""  # what OpenCode said that it used
-        self.forget()
-
-    def forget(self) -> None:
-        self.until: dict[str, float] = {}  # model -> when its rest is over
-        self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
-        self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
-
-    def left(self, model: str) -> float:
-        """Seconds that it still rests."""
-        return max(0.0, self.until.get(model, 0.0) - self.clock.now)
-
-    def others(self) -> list[str]:
-        """Those that could work now besides the one at work."""
-        return [one for one in self.models if one != self.current and not self.left(one)]
-
-    def choose(self, among: Sequence[str] = ()) -> str:
-        """The model that works next: the first one that does not rest, else the first one back."""
-        self.current = min(among or self.models, key=self.left)
-        return self.current
-
-    def rest(self, why: str, announced: float = 0.0) -> float:
-        """Let the one at work rest, as announced or longer each time; for how long nobody works."""
-        model = self.current
-        self.rests[model] += 1
-        seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
-        self.until[model] = self.clock.now + seconds
-        left = self.left(self.choose())
-        if not left:
-            said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
-            self.books.journal.note("retry", said, "warn")
-        return left
-
-    def note_success(self) -> None:
-        """The one at work has worked."""
-        self.failures.clear()
-        self.until.pop(self.current, None)
-        del self.rests[self.current]
-
-    def after(self, result: Result, model: str) -> float | End:
-        """Seconds to wait before the next iteration, or why the run rests. Raises Problem, in which
-        `model` is what a person knows the model at work by."""
-        if result.worked or result.outcome == "aborted":
-            return 0.0
-        books = self.books
-        fault = result.fault
-        problem = fault.message.rstrip(".")
-        if result.waited_for:
-            if not result.spend.tokens:
-                books.waited += result.seconds
-            left = (self.options.max_wait or NEVER) - books.waited
-            seconds = self.rest(problem, fault.retry_after)
-            if not seconds and not self.rests[self.current]:
-                return 0.0  # the next one has not failed yet: nobody waits
-            # What is announced to come after --max-wait is not waited for.
-            if left > 0 and (seconds <= left or not fault.retry_after):
-                return min(seconds, left)
-            why = f"waited {duration(books.waited)}"
-            why += f", and would for {duration(seconds)} more" if seconds else ""
-            return End("paused", 3, f"{problem}: {why} (--max-wait)")
-        advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
-        self.failures[self.current] += 1
-        times, most = self.failures[self.current], self.options.retries or NEVER
-        # Two models that fail by turns would do so for ever.
-        has_others = any(self.failures[other] <= most for other in self.others())
-        if has_others and (advice or times > most):
-            return self.rest(problem, LONGEST_WAIT)
-        has_worked = books.last_worked is not None or result.spend.tokens > 0
-        is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
-        if times <= most and not is_hopeless:
-            return wait_after(times, FAILURE_WAITS)
-        if not is_hopeless:
-            times = sum(self.failures.values())
-            problem = f"{times} iterations in a row failed, the last one: {problem}"
-        raise Problem(f"{problem}: {advice}" if advice else problem)
-
-
-# The limits that R raises, by as much again, and how they are told.
-RAISED_BY_R: dict[str, Callable[[float], str]] = {
-    "max_iterations": "{:.0f}".format,
-    "max_cost": dollars_of,
-    "max_time": duration,
-}
-
-
-class Limits:
-    """The limits of a run, as a person has raised them since; `used` is held against them."""
-
-    def __init__(self, options: Options, books: Books) -> None:
-        self.options = options
-        self.books = books
-        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
+    # The limits, as a person has raised them since; `used` is held against them.
 
     def reached(self, used: dict[str, float]) -> str:
         """Why a person has to say whether to go on, though work is left; "": it goes on."""
         most = self.options.stuck or NEVER
-        unsettled, failures = self.books.unsettled, self.books.check_failures
         passed = self.passed(used)
         if passed:
             return passed
-        if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
+        count = len(self.unsettled)
+        if count > most:  # the last one was told of it
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
-            refused = refused_by(unsettled)
+            refused = refused_by(self.unsettled)
             if refused:
-                advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
-            return f"{len(unsettled)} iterations in a row settled no task (--stuck): {advice}"
-        if failures >= most:
-            times = f"{failures} time{'s' * (failures > 1)}"
+                advice = f"{said_refused(self.unsettled)}: {how_to_allow(refused)}"
+            return f"{count} iterations in a row settled no task (--stuck): {advice}"
+        count = self.check_failures
+        if count >= most:
             advice = f"mend what `{self.options.check}` shows"
-            return f"the check failed {times} in a row (--stuck): {advice}"
+            return f"the check failed {count} time{'s' * (count > 1)} in a row (--stuck): {advice}"
         return ""
 
     def overrun(self, used: dict[str, float]) -> str:
@@ -1869,71 +1756,188 @@ class Limits:
                 step = float(getattr(self.options, name))
                 self.most[name] += step * ((used[name] - most) // step + 1)
 
+    @property
+    def average(self) -> float:
+        """Seconds of an iteration that went well."""
+        times = [result.seconds for result in self.results if result.worked]
+        return sum(times) / max(1, len(times))
 
-class Briefing:
-    """What the next session is told, and which model and agent work: by the front matter, the
-    command line and OpenCode's own configuration."""
 
-    def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
+# The limits that R raises, by as much again, and how they are told.
+RAISED_BY_R: dict[str, Callable[[float], str]] = {
+    "max_iterations": "{:.0f}".format,
+    "max_cost": dollars_of,
+    "max_time": duration,
+}
+
+
+class End(NamedTuple):
+    """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
+
+    stage: str
+    status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
+    reason: str = ""
+
+
+NO_END = End("")  # while it works; if it is ended then, a person did it: 130
+
+
+class ModelLine:
+    """Which models and agent work, by the command line, the front matter and OpenCode's own
+    configuration; and what an outcome means for them. Of the models in line the first one that does
+    not rest works. Where nobody names one, OpenCode's own is alone in line, as ""."""
+
+    def __init__(self, options: Options, files: Files, books: Books) -> None:
         self.options = options
         self.files = files
-        self.model_line = line
-        self.seed = seed  # makes the ids of two runs differ
+        self.books = books
+        self.clock = books.journal.clock
         self.setup = Setup()  # what the server knows
         self.warned: set[str] = set()  # of this
+        self.current = ""  # the one at work; "": OpenCode's own
+        self.last_seen = ""  # what OpenCode said that it used
+        self.forget()
+
+    def forget(self) -> None:
+        self.until: dict[str, float] = {}  # model -> when its rest is over
+        self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
+        self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
 
     def read(self) -> tuple[tuple[str, ...], str, str]:
         """The models in line, the agent, and the prompt's body, as they are now."""
         fields, body = split_front_matter(self.files.prompt_text)
-        models = self.options.models or models_of(fields)
+        models = self.options.models or models_of(fields) or ("",)
         return models, self.options.agent or fields.get("agent", ""), body
 
-    def first_model(self) -> str:
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.read()[0]
+
+    @property
+    def first(self) -> str:
         """The model that is first in line, as far as it is known."""
-        models, _agent, _body = self.read()
-        return (*models, self.setup.model or self.setup.chosen)[0]
+        return self.models[0] or self.setup.model or self.setup.chosen
+
+    @property
+    def shown(self) -> str:
+        """The model at work, or the one that will be, as a person knows it."""
+        return self.current or self.last_seen or self.first
+
+    def left(self, model: str) -> float:
+        """Seconds that it still rests."""
+        return max(0.0, self.until.get(model, 0.0) - self.clock.now)
+
+    def others(self) -> list[str]:
+        """Those that could work now besides the one at work."""
+        return [one for one in self.models if one != self.current and not self.left(one)]
+
+    def choose(self, among: Sequence[str] = ()) -> str:
+        """The model that works next: the first one that does not rest, else the first one back."""
+        self.current = min(among or self.models, key=self.left)
+        return self.current
+
+    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
+        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
+        _models, agent, body = self.read()
+        model = self.choose(self.others() if is_last_try else ())
+        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
+        return prompt._replace(model=model, agent=agent)
 
     def look_through(self) -> list[str]:
         """Say what a person should know before the first prompt, each once; returns what is new.
         Raises Problem where the server does not know a model or the agent."""
-        setup = self.setup
         models, agent, _body = self.read()
-        problem = problem_of_names(setup, models, agent)
+        problem = problem_of_names(self.setup, models, agent)
         if problem:
             raise Problem(problem)
-        model = without_variant(self.first_model())
-        is_chosen = not models and not setup.model and model in setup.free
-        asks = () if self.options.auto else setup.asks
-        means = "means refused"
-        if self.options.asks_wait:
-            means = f"waits {duration(self.options.ask_timeout)} (`attach`), then is refused"
-        has_no_price = bool(self.options.max_cost) and model in setup.free
-        warnings = {  # and whether they hold
-            f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-            f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
-            "`opencode auth login`": is_chosen,
-            f"OpenCode asks a person before {', '.join(asks)}: asked at night {means}: "
-            "allow it in opencode.json, or use --auto": asks,
-            f"{model} has no price: --max-cost will not stop it, --max-time will": has_no_price,
-            f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or what "
-            "it denies is not denied": setup.unread,
-        }
-        fresh = [said for said, holds in warnings.items() if holds and said not in self.warned]
+        fresh = [said for said in self.warnings() if said not in self.warned]
         self.warned.update(fresh)
         for warning in fresh:
-            self.files.journal.note("warn", warning, "warn")
+            self.books.journal.note("warn", warning, "warn")
         return fresh
 
-    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
-        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
-        models, agent, body = self.read()
-        self.model_line.models = models or ("",)
-        model = self.model_line.choose(self.model_line.others() if is_last_try else ())
-        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
-        return self.identified(prompt._replace(model=model, agent=agent), number)
+    def warnings(self) -> Iterator[str]:
+        options, setup = self.options, self.setup
+        model = without_variant(self.first)
+        if model in setup.free and not (self.models[0] or setup.model):
+            yield (
+                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
+                "`opencode auth login`"
+            )
+        if setup.asks and not options.auto:
+            means = "means refused"
+            if options.asks_wait:
+                means = f"waits {duration(options.ask_timeout)} (`attach`), then is refused"
+            yield (
+                f"OpenCode asks a person before {', '.join(setup.asks)}: asked at night {means}: "
+                "allow it in opencode.json, or use --auto"
+            )
+        if options.max_cost and model in setup.free:
+            yield f"{model} has no price: --max-cost will not stop it, --max-time will"
+        if setup.unread:
+            yield (
+                f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or "
+                "what it denies is not denied"
+            )
 
-    def identified(self, prompt: Prompt, number: int) -> Prompt:
-        return with_ids(prompt, self.model_line.clock.wall, number, self.seed)
+    def rest(self, why: str, announced: float = 0.0) -> float:
+        """Let the one at work rest, as announced or longer each time; for how long nobody works."""
+        model = self.current
+        self.rests[model] += 1
+        seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
+        self.until[model] = self.clock.now + seconds
+        left = self.left(self.choose())
+        if not left:
+            said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
+            self.books.journal.note("retry", said, "warn")
+        return left
+
+    def note_success(self) -> None:
+        """The one at work has worked."""
+        self.failures.clear()
+        self.until.pop(self.current, None)
+        del self.rests[self.current]
+
+    def after(self, result: Result) -> float | End:
+        """Seconds to wait before the next iteration, or why the run rests. Raises Problem."""
+        if result.worked or result.outcome == "aborted":
+            return 0.0
+        fault = result.fault
+        problem = fault.message.rstrip(".")
+        if result.waited_for:
+            return self.after_wait(result, problem)
+        advice = ADVICE.get(fault.kind, "").format(model=self.shown or "of the configuration")
+        self.failures[self.current] += 1
+        times, most = self.failures[self.current], self.options.retries or NEVER
+        # Two models that fail by turns would do so for ever.
+        has_others = any(self.failures[other] <= most for other in self.others())
+        if has_others and (advice or times > most):
+            return self.rest(problem, LONGEST_WAIT)
+        has_worked = self.books.last_worked is not None or result.spend.tokens > 0
+        is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
+        if times <= most and not is_hopeless:
+            return wait_after(times, FAILURE_WAITS)
+        if not is_hopeless:
+            times = sum(self.failures.values())
+            problem = f"{times} iterations in a row failed, the last one: {problem}"
+        raise Problem(f"{problem}: {advice}" if advice else problem)
+
+    def after_wait(self, result: Result, problem: str) -> float | End:
+        """The same, where its provider has not let it work."""
+        books, announced = self.books, result.fault.retry_after
+        if not result.spend.tokens:
+            books.waited += result.seconds
+        left = (self.options.max_wait or NEVER) - books.waited
+        seconds = self.rest(problem, announced)
+        if not seconds and not self.rests[self.current]:
+            return 0.0  # the next one has not failed yet: nobody waits
+        # What is announced to come after --max-wait is not waited for.
+        if left > 0 and (seconds <= left or not announced):
+            return min(seconds, left)
+        why = f"waited {duration(books.waited)}"
+        why += f", and would for {duration(seconds)} more" if seconds else ""
+        return End("paused", 3, f"{problem}: {why} (--max-wait)")
 
 
 # ---- run -----------------------------------------------------------------------------------------
@@ -1993,11 +1997,11 @@ def next_event() -> Generator[None, Any, Any]:
 
 
 class Run:
-    """The whole run. What it reckons with is in books, line, limits and briefing, none of which
-    waits."""
+    """The whole run. What it reckons with is in books and model line, neither of which waits."""
 
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
+        self.seed = seed  # makes the ids of two runs differ
         self.clock = RunClock(wall)
         self.journal = Journal(self.clock)
         self.files = Files(options, self.journal)
@@ -2021,10 +2025,8 @@ class Run:
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
-        self.books = Books(self.journal)
-        self.model_line = ModelLine(options, self.books)
-        self.briefing = Briefing(options, self.files, self.model_line, seed)
-        self.limits = Limits(options, self.books)
+        self.books = Books(options, self.journal)
+        self.model_line = ModelLine(options, self.files, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
         # It is to work: S, Space and R say so. Taken back, it pauses after this iteration.
@@ -2169,7 +2171,7 @@ class Run:
     async def get_ready(self) -> None:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
         await self.server.bring_up()
-        if self.briefing.look_through() and self.attended and not self.options.run:
+        if self.model_line.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
@@ -2221,7 +2223,7 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        limit = self.limits.reached(self.used)
+        limit = self.books.reached(self.used)
         if limit:
             return End("paused", 3, limit)
         return None if self.wanted else End("paused")
@@ -2250,7 +2252,7 @@ class Run:
         self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.status != 130:
             if end.stage != "complete":  # by S: R alone goes beyond a limit
-                self.limits.make_room(self.used)
+                self.books.make_room(self.used)
             self.books.begin_anew()
             self.model_line.forget()
             self.server.failures = 0
@@ -2270,7 +2272,7 @@ class Run:
 
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
-        self.briefing.look_through()  # it may name another model by now
+        self.model_line.look_through()  # it may name another model by now
         self.number += 1
         self.journal.iteration = self.number
         talk = self.under_way = self.new_talk()
@@ -2304,15 +2306,15 @@ class Run:
 
     def new_talk(self) -> Talk:
         """The next session, which is not made yet: its prompt, with what the loop has to tell."""
-        stuck = self.books.told_of_stuck(self.options.stuck)
+        stuck = self.books.told_of_stuck()
         near = told_of_near_misses(self.plan)
         all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
         told = "\n\n".join(filter(None, all_told))
-        prompt = self.briefing.prompt(self.number, told, is_last_try=bool(stuck))
+        prompt = self.model_line.prompt(self.number, told, is_last_try=bool(stuck))
         if stuck:
             said = f"nothing was settled ×{len(self.books.unsettled)}"
             self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
-        return Talk(prompt, self)
+        return Talk(with_ids(prompt, self.clock.wall, self.number, self.seed), self)
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2362,7 +2364,7 @@ class Run:
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
                 prompt = talk.prompt._replace(text=text)
-                talk.prompt = self.briefing.identified(prompt, self.number)
+                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
                 talk.attempt = 0
             else:
                 return outcome
@@ -2427,7 +2429,7 @@ class Run:
         command from the beginning. It ends by itself, at --check-timeout, or by X."""
 
         def is_over() -> bool:  # it costs time, and no money
-            return checking.done or bool(self.limits.overrun({**self.used, "max_cost": 0.0}))
+            return checking.done or bool(self.books.overrun({**self.used, "max_cost": 0.0}))
 
         checked = CheckResult(126, "", interrupted=True)
         checking = self.request("run_check", facts_of(self))
@@ -2495,7 +2497,7 @@ class Run:
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        seconds = self.model_line.after(result, self.model)
+        seconds = self.model_line.after(result)
         if isinstance(seconds, End):
             return seconds
 
@@ -2691,9 +2693,7 @@ class Run:
     @property
     def model(self) -> str:
         """The model at work, or the one that will be."""
-        if self.under_way and self.under_way.model:
-            return self.under_way.model
-        return self.model_line.current or self.model_line.last_seen or self.briefing.first_model()
+        return (self.under_way and self.under_way.model) or self.model_line.shown
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
@@ -2736,7 +2736,7 @@ def uses_of(run: Run) -> dict[str, str]:
     elif run.stage == "paused" and run.rests_at is NO_END:
         uses.update(Space="go on", R="")
     elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-        uses["R"] = "raise the limit" if run.limits.passed(run.used) else "retry"
+        uses["R"] = "raise the limit" if run.books.passed(run.used) else "retry"
     elif run.wanted or run.clock.works:
         uses["Space"] = "pause" if run.wanted else "go on"
     else:
@@ -2878,21 +2878,21 @@ class Supervisor:
     async def read_setup(self) -> None:
         """Models, agents and configuration, once they are complete, as far as that shows."""
         began = self.run.now
-        models, agent, _body = self.run.briefing.read()
+        models, agent, _body = self.run.model_line.read()
         while True:
             setup: Setup = await self.run.call("setup")
             problem = problem_of_names(setup, models, agent)
             patience = 0.0
             if not setup.models or problem:
                 patience = MISSING_AFTER
-            elif not models and not setup.model:
+            elif not (models[0] or setup.model):
                 patience = LISTS_REST
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
                 break
             await self.run.wait(LOOK_AGAIN)
         if not (self.has_worked and problem):  # else a provider on this machine may be away
-            self.run.briefing.setup = setup
+            self.run.model_line.setup = setup
 
     async def memory(self) -> int:
         """In MiB; 0 where it cannot be told."""
@@ -3184,7 +3184,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "log": run.options.log,
         "commit": commit,
         **left_behind(run),
-        "limits": {name: most for name, most in run.limits.most.items() if most},
+        "limits": {name: most for name, most in run.books.most.items() if most},
         "server": "" if run.server.is_down or status is not None else run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
@@ -3419,7 +3419,7 @@ def state_row(run: Run) -> Row:
         left = ask.since + run.options.ask_timeout - run.now
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        most = run.limits.most
+        most = run.books.most
         is_limit = bool(most["max_iterations"]) and (
             run.books.counted == run.number - bool(run.under_way)  # a provider let each one work
         )
@@ -3454,13 +3454,13 @@ def reason_row(run: Run) -> Row:
 
 def spend_row(run: Run) -> Row:
     talk = run.under_way
-    agent = talk.agent if talk else run.briefing.read()[1]
-    size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
+    agent = talk.agent if talk else run.model_line.read()[1]
+    size = (run.model_line.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
     provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
     tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
-    most = run.limits.most["max_cost"]
+    most = run.books.most["max_cost"]
     return [
         (0, "", " "),
         (6, "accent", provider + slash),
@@ -6262,10 +6262,10 @@ class Rehearsal(Run):
             return 1
         except Quit:
             return 130
-        models, agent, _body = self.briefing.read()
+        models, agent, _body = self.model_line.read()
         for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
             self.journal.note(kind, name or "OpenCode's own")
-        return 1 if self.briefing.setup.unread else 0  # which was said
+        return 1 if self.model_line.setup.unread else 0  # which was said
 
 
 def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:

@@ -3503,7 +3503,8 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     """A rest without an announced end grows until the model has worked."""
     books = books_of()
     clock = books.journal.clock
-    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), books)
+    files = ocloop.Files(Options(), books.journal)
+    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), files, books)
     clock.now = 0.0
     assert line.choose() == "a/1" and line.others() == ["a/2", "a/3"]
     assert line.rest("", 100.0) == 0.0 and line.current == "a/2", "another one works at once"
@@ -3516,14 +3517,14 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.choose() == "a/2"
     clock.now = 100.0
     assert line.choose() == "a/1" and line.left("a/1") == 0.0
-    line.models = ("a/1",)
+    line.options = Options(models=("a/1",))
     rests = [line.rest("") for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
     assert line.choose() == line.current and line.rest("") == 30.0
     line.forget()
     assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
-    line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
+    line.options = Options()  # the prompt names none any more: OpenCode's own default is alone
     assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
     assert line.choose() == "" and not line.others()
 
@@ -3542,7 +3543,7 @@ SETUP = Setup(
     (("acme/zzzzzzzzzzz",), "", "acme/zzzzzzzzzzz: `opencode models` lists them"),
     (("other/large",), "", "`opencode auth login` adds a provider"),
     (("acmee/large",), "", "there is no model acmee/large: did you mean acme/large"),
-    ((), "", "there is no model acme/gone"),  # of the configuration
+    (("",), "", "there is no model acme/gone"),  # of the configuration
     (("acme/large#high",), "", ""),
     (("acme/large#turbo",), "", "there is no variant turbo of acme/large: low, medium, high"),
     (("acme/small#low",), "", "there is no variant low of acme/small: it has none"),
@@ -3577,20 +3578,20 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
 ) -> None:
     unsettled, failures = streaks
     results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
-    limits = ocloop.Limits(Options(**options), books_of(*results))
-    reached = limits.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
+    books = books_of(*results, **options)
+    reached = books.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
     assert words in reached and bool(reached) == bool(words)
 
 
 def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
-    limits = ocloop.Limits(Options(max_iterations=3, max_cost=1e-6), books_of())
+    books = books_of(max_iterations=3, max_cost=1e-6)
     for name, used, most in (
         ("max_iterations", 3, 6.0),
         ("max_iterations", 7, 9.0),
         ("max_cost", 10.0, 10.000001),  # in no time
     ):
-        limits.make_room({**dict.fromkeys(limits.most, 0.0), name: used})
-        assert limits.most[name] == pytest.approx(most)
+        books.make_room({**dict.fromkeys(books.most, 0.0), name: used})
+        assert books.most[name] == pytest.approx(most)
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
@@ -5930,7 +5931,7 @@ def test_what_opencode_2_knows() -> None:
     files = [{"type": "file", "path": path} for path in ("/w/opencode.json", "/w/broken.json")]
     there = {"path": "/w/opencode.json", **document(model="sim/m1")}
     assert dialect_2(catalogue([], [], there, *files))[0].setup().unread == ("/w/broken.json",)
-    problem = ocloop.problem_of_names(setup, (), "")
+    problem = ocloop.problem_of_names(setup, ("",), "")
     assert problem == "there is no variant high of sim/m1: low"
     empty = dialect_2(catalogue([], []))[0].setup()
     assert (empty.models, empty.agents) == (None, None), "lists that stay empty are no finding"

@@ -551,8 +551,8 @@ def a_result(outcome: str = "done", progress: bool = False, check: str = "", **m
     return Result(**{**values, **more})
 
 
-def books_of(*results: Result) -> Books:
-    books = Books(ocloop.Journal(ocloop.RunClock(NOON)))
+def books_of(*results: Result, **options: Any) -> Books:
+    books = Books(Options(**options), ocloop.Journal(ocloop.RunClock(NOON)))
     for result in results:
         books.add(result)
     return books
