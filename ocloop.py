@@ -941,25 +941,29 @@ WRONG_PASSWORD = (
 )
 
 
+NO_FAULT = Fault("", "")
+
+
 class Outcome(NamedTuple):
     """What became of a session."""
 
     # done (the agent ended its turn), refused, cut, failed, stalled, rate-limited, outage, aborted,
     # or swallowed (the prompt has to be sent again)
     kind: str
-    problem: str = ""
-    fault: Fault | None = None
+    fault: Fault = NO_FAULT  # why, where it did not end well
 
 
 def outcome_of(fault: Fault) -> Outcome:
     kinds = {"rate-limit": "rate-limited", "outage": "outage", "length": "cut"}
-    return Outcome(kinds.get(fault.kind, "failed"), fault.message, fault)
+    return Outcome(kinds.get(fault.kind, "failed"), fault)
 
 
-def outcome_of_error(error: RequestError) -> Outcome:
-    broken = f"OpenCode's configuration is broken: mend it: {error}"
-    problem = {"locked": WRONG_PASSWORD, "configuration": broken}.get(error.why)
-    return outcome_of(Fault("configuration", problem)) if problem else Outcome("failed", str(error))
+def fault_of_error(error: RequestError) -> Fault:
+    if error.why == "locked":
+        return Fault("configuration", WRONG_PASSWORD)
+    if error.why == "configuration":
+        return Fault("configuration", f"OpenCode's configuration is broken: mend it: {error}")
+    return Fault("unknown", str(error))
 
 
 class Circles:
@@ -1009,25 +1013,17 @@ class Circles:
         )
 
 
-class Live(NamedTuple):
-    kind: str
-    text: str
-    since: float
-    depth: int = 0
-    message: str = ""
-
-
 class Transcript:
     """What runs now, and each part once in the journal, however often a server says it.
 
-    A text may end after the tool that it announces: a tool waits for the texts of its message.
+    A text may end after the tool that it announces: a tool waits for the texts of its session.
     """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.live: dict[str, Live] = {}  # by the part's key
+        self.live: dict[str, Entry] = {}  # what runs, and since when, by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[tuple[str, tuple[str, str, str, str]]] = []  # by message, tools that wait
+        self.held: list[Entry] = []  # tools that wait
 
     def error(self, message: str, session: str) -> None:
         """A server tells it on the stream, in the message, and when polled."""
@@ -1039,16 +1035,16 @@ class Transcript:
         """Whether it has ended, and that is news."""
         if part.key in self.journaled:
             return False
-        is_tool = part.kind == "tool"
         kind = part.tool or part.kind
         tone = "dim" if kind == "think" else ""
+        is_tool = part.kind == "tool"
         text = part.argument if is_tool else part.text
         known = self.live.get(part.key)
+        since = known.time if known else self.talk.run.now
+        depth = self.talk.family.get(part.session, 0)
+        entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
-            since = known.since if known else self.talk.run.now
-            depth = self.talk.family.get(part.session, 0)
-            shown = text[-Journal.LONGEST_TEXT :]
-            self.live[part.key] = Live(kind, shown, since, depth, part.message)
+            self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
             if known or not part.opens:  # only a subagent's tool is noted when it begins, too
                 return False
         else:
@@ -1058,9 +1054,9 @@ class Transcript:
             text += f"  {duration(part.seconds)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
-            tone = "bad"
+            entry = entry._replace(tone="bad")
         if is_tool:
-            self.held.append((part.message, (kind, text, tone, part.session)))
+            self.held.append(entry._replace(text=text))
         elif text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
         self.release()
@@ -1072,10 +1068,10 @@ class Transcript:
             text = (live.text + delta.text)[-Journal.LONGEST_TEXT :]
             self.live[delta.key] = live._replace(text=text)
 
-    def end_message(self, message: str) -> None:
-        """Its texts have ended, too: that may not be said of each."""
+    def end_texts(self, session: str) -> None:
+        """They have ended with their message: that may not be said of each."""
         for key, live in list(self.live.items()):
-            if live.message == message and live.kind == "text":
+            if live.session == session and live.kind == "text":
                 del self.live[key]
         self.release()
 
@@ -1085,11 +1081,13 @@ class Transcript:
 
     def release(self) -> None:
         """Note the tools that wait for no text any more."""
-        written = {live.message for live in self.live.values() if live.kind == "text"}
-        for message, said in self.held:
-            if message not in written:
-                self.talk.note(*said)
-        self.held = [(message, said) for message, said in self.held if message in written]
+        held, self.held = self.held, []
+        written = {live.session for live in self.live.values() if live.kind == "text"}
+        for entry in held:
+            if entry.session in written:
+                self.held.append(entry)
+            else:
+                self.talk.note(entry.kind, entry.text, entry.tone, entry.session)
 
 
 class Asks:
@@ -1108,26 +1106,25 @@ class Asks:
         is_known = ask.id in self.open or ask.id in self.closed
         if is_known or ask.session not in self.talk.family or self.talk.ends_as:
             return
-        is_permission = ask.kind == "permission"
-        said = f"{ask.title}: {ask.detail}" if is_permission else ask.detail
+        said = f"{ask.title}: {ask.detail}" if ask.kind == "permission" else ask.detail
         self.talk.note("ask", said, "warn", ask.session)
         self.open[ask.id] = ask._replace(since=self.run.now)
-        is_auto = self.run.options.auto and is_permission
-        if is_auto and not ask.is_circle:
-            self.reply(ask, "once", "approved (--auto)")
-        elif ask.is_circle and (is_auto or not self.run.attended):
-            self.refuse(ask, "it is the same call again and again", SAME_CALL)
-        else:
-            self.mind()
-            if ask.id in self.open:
-                self.run.confirming_quit = False  # what is asked is in front of a person now
-                self.run.notify("asked", said)
+        self.mind()
+        if ask.id in self.open:
+            self.run.confirming_quit = False  # what is asked is in front of a person now
+            self.run.notify("asked", said)
 
     def mind(self) -> None:
-        timeout = self.run.options.ask_timeout
-        can_wait = self.run.attended or self.run.options.asks_wait  # for the screen, or `attach`
+        """Answer what no person is to be asked, or none has answered."""
+        options, attended = self.run.options, self.run.attended
+        timeout = options.ask_timeout
         for ask in list(self.open.values()):
-            if not can_wait:
+            is_auto = options.auto and ask.kind == "permission"
+            if is_auto and not ask.is_circle:
+                self.reply(ask, "once", "approved (--auto)")
+            elif ask.is_circle and (is_auto or not attended):
+                self.refuse(ask, "it is the same call again and again", SAME_CALL)
+            elif not (attended or options.asks_wait):  # for the screen, or `attach`
                 self.refuse(ask, "nobody is there to answer")
             elif timeout and self.run.now >= ask.since + timeout:
                 self.refuse(ask, f"nobody answered for {duration(timeout)}")
@@ -1155,11 +1152,15 @@ class Asks:
         """What is open still was answered elsewhere, as in OpenCode's own interface."""
         ask = self.open.get(event.id)
         self.close(event.id)
+        if ask:
+            self.talk.note(
+                "ask",
+                f"{'refused' if event.is_refused else 'answered'} elsewhere",
+                "dim",
+                event.session,
+            )
         if ask and event.is_refused:
-            self.talk.note("ask", "refused elsewhere", "warn", event.session)
             self.count_refusal(ask, A_PERSON)
-        elif ask:
-            self.talk.note("ask", "answered elsewhere", "good", event.session)
 
     def close(self, id: str) -> None:
         self.open.pop(id, None)
@@ -1200,31 +1201,27 @@ class Asks:
         if ask is None or key.about not in (None, self.shown):
             return False
         decisions = {"y": "once", "a": "always"} if ask.kind == "permission" else {}
+        options = ask.questions[len(ask.answers)].options if ask.questions else ()
+        labels = {str(number): label for number, (label, _) in enumerate(options[:9], 1)}
         if key.name == "n":
             self.refuse(ask, "by a person", A_PERSON)
         elif key.name in decisions:
             self.reply(ask, decisions[key.name], f"approved, {decisions[key.name]}")
-        elif ask.kind == "question" and key.name in tuple("123456789"):
-            self.choose(ask, int(key.name))
-        else:
-            return False
-        return True
-
-    def choose(self, ask: Ask, number: int) -> None:
-        """Answer the question that is shown; the reply is sent when all of the ask's are."""
-        options = ask.questions[len(ask.answers)].options if ask.questions else ()
-        if number <= len(options):
-            answers = (*ask.answers, options[number - 1][0])
+        elif key.name in labels:  # sent when all of its questions are answered
+            answers = (*ask.answers, labels[key.name])
             ask = self.open[ask.id] = ask._replace(answers=answers)
             if len(answers) == len(ask.questions):
                 self.reply(ask, "once", f"answered: {', '.join(answers)}")
+        else:
+            return False
+        return True
 
 
 # What a verdict means, in `weigh`; "failed" is told there, any other means swallowed.
 ENDS = {
     "answered": Outcome("done"),
-    "refused": Outcome("refused", "something it asked for was refused"),
-    "cut": Outcome("cut", "its answer was broken off by somebody or something else"),
+    "refused": Outcome("refused", Fault("", "something it asked for was refused")),
+    "cut": Outcome("cut", Fault("", "its answer was broken off by somebody or something else")),
 }
 
 
@@ -1246,8 +1243,8 @@ class Talk:
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # until then
-        self.retry_since = 0.0  # since then, however often it tried
-        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
+        # Of this row of OpenCode's own attempts: session, attempt -> when it was heard of.
+        self.attempts: dict[tuple[str, int], float] = {}
         self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
@@ -1276,8 +1273,7 @@ class Talk:
     def give_up(self, kind: str, problem: str, retry_after: float = 0.0) -> None:
         """It has to end: the first problem counts, and "" is none."""
         if problem and self.ends_as is None:
-            fault = Fault("rate-limit", problem, retry_after) if kind == "rate-limited" else None
-            self.ends_as = Outcome(kind, problem, fault)
+            self.ends_as = Outcome(kind, Fault("unknown", problem, retry_after))
             self.asks.open.clear()
 
     def look_within(self, seconds: float) -> None:
@@ -1331,13 +1327,10 @@ class Talk:
         now, message = self.run.now, event.message
         self.retry = event
         self.retry_at = now + event.wait
-        attempt = (event.session, event.attempt)
-        if attempt != self.told_attempt:
-            self.told_attempt = attempt
+        if (event.session, event.attempt) not in self.attempts:  # a look may have told of it
+            self.attempts[event.session, event.attempt] = now
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
-        if event.attempt <= 1 or not self.retry_since:
-            self.retry_since = now
-        waited = now - self.retry_since
+        waited = now - min(self.attempts.values())
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
         if self.run.model_line.others():
             most = longest = SHORT_WAIT
@@ -1367,10 +1360,9 @@ class Talk:
                     self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
                 line.last_seen = self.model
         if event.ended:
-            self.told_attempt = ("", 0)
-            self.retry_since = 0.0
+            self.attempts.clear()
         if event.complete:
-            self.transcript.end_message(event.message)
+            self.transcript.end_texts(event.session)
         self.give_up("failed", self.circles.message(event))
 
     def hear_fault(self, session: str, fault: Fault) -> None:
@@ -1439,7 +1431,9 @@ class Talk:
         if verdict == "failed":
             why = "it failed, and OpenCode does not say why"
             return outcome_of(fault or self.fault or Fault("unknown", why))
-        return ENDS.get(verdict, Outcome("swallowed"))._replace(fault=fault)
+        outcome = ENDS.get(verdict, Outcome("swallowed"))
+        kind = fault.kind if fault else ""
+        return outcome._replace(fault=outcome.fault._replace(kind=kind))
 
     @property
     def task(self) -> Task | None:
@@ -1471,7 +1465,7 @@ class Talk:
             self.give_up("rate-limited" if retry else "stalled", problem)
         elif silence and now - self.last_sign >= silence:
             self.give_up("stalled", f"nothing happened for {duration(silence)}")
-        self.give_up("aborted", self.run.limits.overrun(self.run.used))
+        self.give_up("aborted", self.run.books.overrun(self.run.used))
 
     def lose_server(self) -> None:
         """Whoever looks next has it started; what is asked still is asked again."""
@@ -1483,8 +1477,7 @@ class Talk:
 
     def find_server(self) -> None:
         """What was heard before is old, and was broken off by its end."""
-        self.verdict = ""
-        self.fault = None
+        self.prepare()
         self.server_was_lost = True
         self.look_within(0)
 
@@ -1492,7 +1485,8 @@ class Talk:
 # ---- books, models, limits -----------------------------------------------------------------------
 # What a run reckons with between two sessions, and what the next one is told. Nothing here waits.
 
-WORKED = ("done", "refused")  # outcomes of an agent that ended its turn in good order
+# Outcomes of an agent that ended its turn in good order.
+WORKED = ("done", "blocked", "manual", "progress", "nothing settled", "refused")
 
 PLAN_COMPLETE = "the plan is complete"
 A_PERSON_QUIT = "a person quit"
@@ -1511,17 +1505,15 @@ class Result(NamedTuple):
     model: str
     refused: dict[str, int]  # what it asked for in vain, and how often
     # What is known once it is over.
-    outcome: str = ""  # of the session
-    ended: str = ""  # what was settled, "nothing settled", or the outcome; "": it is under way
-    problem: str = ""
-    fault: Fault | None = None  # behind the problem
+    outcome: str = ""  # one of WORKED, or the session's; "": it is under way
+    fault: Fault = NO_FAULT
     check: str = ""  # passed, failed, interrupted, or "" when none ran
     progress: bool = False
 
     @property
     def word(self) -> str:
         """What people are told."""
-        return "check failed" if self.check == "failed" else self.ended
+        return "check failed" if self.check == "failed" else self.outcome
 
     @property
     def worked(self) -> bool:
@@ -1534,10 +1526,10 @@ class Result(NamedTuple):
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
-    """What is wrong with models (none: OpenCode's own) and agent, as far as the server can tell."""
-    for name in filter(None, models or [setup.model]):
-        model, _, variant = name.partition("#")
-        if setup.models is not None and model not in setup.models:
+    """What is wrong with models ("": OpenCode's own) and agent, as far as the server can tell."""
+    for name in models:
+        model, _, variant = (name or setup.model).partition("#")
+        if model and setup.models is not None and model not in setup.models:
             close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
             meant = f"did you mean {' or '.join(close)}? " if close else ""
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
@@ -1604,9 +1596,11 @@ def how_to_allow(refused: Collection[str]) -> str:
 
 
 class Books:
-    """What is reckoned from all results so far, and from the plan after each."""
+    """What is reckoned from all results so far and from the plan after each, and the limits that it
+    is held against."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options = options
         self.journal = journal
         self.results: list[Result] = []
         self.last_worked: Result | None = None
@@ -1619,6 +1613,7 @@ class Books:
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.most_settled = 0  # so far
         self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
+        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -1642,23 +1637,21 @@ class Books:
             self.unsettled.clear()
 
     def note_plan(self, plan: Plan) -> bool:
-        """Take in a plan, and say what has gone out of it; whether it is progress.
-
-        Progress is more settled, or less left, than ever before in this run: agents un-checked a
-        task and checked it again, reworded it, added lines that were done. A plan that shares no
-        task with the one before counts from where it begins.
-        """
+        """Take in a plan, and say what has gone out of it; whether it is progress: more settled, or
+        less left, than ever before in this run. (Agents un-checked a task and checked it again.)"""
         was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
+        came = now.keys() - was.keys()
         lost = missing_tasks(self.plan, plan)
         if lost:
             self.journal.note("warn", said_gone(lost), "warn")
-        came = now.keys() - was.keys()
         self.gone = [text for text in self.gone if text not in came] + lost
-        # A task of before is not pending any more; one that is gone may have been reworded.
+        # A line that is done from the beginning is none: a task of before has to be settled, or to
+        # be gone, since it may have been reworded.
         settles = any(was[text] == "pending" and now.get(text) != "pending" for text in was)
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
-        # No text is known: another plan. But a single new one may be the old task, reworded.
+        # Where no text is known it is another plan, which counts from here; but a single new one
+        # may be the old task, reworded.
         is_another = not was or len(came) == len(now) > 1
         if has_more or is_another:
             self.most_settled = plan.settled
@@ -1667,24 +1660,70 @@ class Books:
         self.plan = plan
         return (has_more and settles) or (has_less and not lost)
 
-    def told_of_stuck(self, most: int) -> str:
-        """For the next agent, where so many iterations (0: none) settled nothing."""
+    # What the next agent is told.
+
+    def told_of_stuck(self) -> str:
+        """Where so many iterations settled nothing."""
+        most = self.options.stuck
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
-        lines = "\n".join(f"- {goal} (×{times})" for goal, times in goals.items())
         refused = said_refused(self.unsettled)
-        seen = "They ended in good order, and marked nothing."
-        if refused:
-            seen = f"What they asked for was {refused}: do without it."
-        return NOTHING_SETTLED.format(count=len(self.unsettled), goals=lines, seen=seen)
+        return NOTHING_SETTLED.format(
+            count=len(self.unsettled),
+            goals="\n".join(f"- {goal} (×{times})" for goal, times in goals.items()),
+            seen=f"What they asked for was {refused}: do without it."
+            if refused
+            else "They ended in good order, and marked nothing.",
+        )
 
     def told_of_cut(self) -> str:
-        """For the next agent, where the last one's answer had no room."""
+        """Where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
-        if last and last.fault and last.fault.kind == "length" and not last.progress:
+        if last and last.fault.kind == "length" and not last.progress:
             return CUT_SHORT.format(goal=last.goal)
         return ""
+
+    # The limits, as a person has raised them since; `used` is held against them.
+
+    def reached(self, used: dict[str, float]) -> str:
+        """Why a person has to say whether to go on, though work is left; "": it goes on."""
+        most = self.options.stuck or NEVER
+        passed = self.passed(used)
+        if passed:
+            return passed
+        count = len(self.unsettled)
+        if count > most:  # the last one was told of it
+            advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
+            refused = refused_by(self.unsettled)
+            if refused:
+                advice = f"{said_refused(self.unsettled)}: {how_to_allow(refused)}"
+            return f"{count} iterations in a row settled no task (--stuck): {advice}"
+        count = self.check_failures
+        if count >= most:
+            advice = f"mend what `{self.options.check}` shows"
+            return f"the check failed {count} time{'s' * (count > 1)} in a row (--stuck): {advice}"
+        return ""
+
+    def overrun(self, used: dict[str, float]) -> str:
+        """Why an iteration must end in its midst: money or time, passed by as much again."""
+        passed = self.passed(used, 2)
+        return f"twice the limit: {passed}" if passed else ""
+
+    def passed(self, used: dict[str, float], times: int = 1) -> str:
+        """The first limit that is used up so often."""
+        for name, most in self.most.items():
+            if 0 < times * most <= used[name]:
+                option, shown = name.replace("_", "-"), RAISED_BY_R[name]
+                return f"--{option} is reached: {shown(used[name])} of {shown(most)}"
+        return ""
+
+    def make_room(self, used: dict[str, float]) -> None:
+        """Raise what is used up by as much again as was asked for, until there is room."""
+        for name, most in self.most.items():
+            if 0 < most <= used[name]:
+                step = float(getattr(self.options, name))
+                self.most[name] += step * ((used[name] - most) // step + 1)
 
     @property
     def average(self) -> float:
@@ -1693,28 +1732,38 @@ class Books:
         return sum(times) / max(1, len(times))
 
 
+# The limits that R raises, by as much again, and how they are told.
+RAISED_BY_R: dict[str, Callable[[float], str]] = {
+    "max_iterations": "{:.0f}".format,
+    "max_cost": dollars_of,
+    "max_time": duration,
+}
+
+
 class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
     status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
     reason: str = ""
-    limit: str = ""  # of RAISED_BY_R, where that is the reason
 
 
 NO_END = End("")  # while it works; if it is ended then, a person did it: 130
 
 
 class ModelLine:
-    """The models in line, of which the first one that does not rest works; and what an outcome
-    means for them. Where none is named, OpenCode's own is alone in line, as ""."""
+    """Which models and agent work, by the command line, the front matter and OpenCode's own
+    configuration; and what an outcome means for them. Of the models in line the first one that does
+    not rest works. Where nobody names one, OpenCode's own is alone in line, as ""."""
 
-    def __init__(self, options: Options, books: Books) -> None:
+    def __init__(self, options: Options, files: Files, books: Books) -> None:
         self.options = options
+        self.files = files
         self.books = books
         self.clock = books.journal.clock
-        self.models = options.models or ("",)
-        self.current = self.models[0]
+        self.setup = Setup()  # what the server knows
+        self.warned: set[str] = set()  # of this
+        self.current = ""  # the one at work; "": OpenCode's own
         self.last_seen = ""  # what OpenCode said that it used
         self.forget()
 
@@ -1722,6 +1771,26 @@ class ModelLine:
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
+
+    def read(self) -> tuple[tuple[str, ...], str, str]:
+        """The models in line, the agent, and the prompt's body, as they are now."""
+        fields, body = split_front_matter(self.files.prompt_text)
+        models = self.options.models or models_of(fields) or ("",)
+        return models, self.options.agent or fields.get("agent", ""), body
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.read()[0]
+
+    @property
+    def first(self) -> str:
+        """The model that is first in line, as far as it is known."""
+        return self.models[0] or self.setup.model or self.setup.chosen
+
+    @property
+    def shown(self) -> str:
+        """The model at work, or the one that will be, as a person knows it."""
+        return self.current or self.last_seen or self.first
 
     def left(self, model: str) -> float:
         """Seconds that it still rests."""
@@ -1735,6 +1804,51 @@ class ModelLine:
         """The model that works next: the first one that does not rest, else the first one back."""
         self.current = min(among or self.models, key=self.left)
         return self.current
+
+    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
+        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
+        _models, agent, body = self.read()
+        model = self.choose(self.others() if is_last_try else ())
+        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
+        return prompt._replace(model=model, agent=agent)
+
+    def look_through(self) -> list[str]:
+        """Say what a person should know before the first prompt, each once; returns what is new.
+        Raises Problem where the server does not know a model or the agent."""
+        models, agent, _body = self.read()
+        problem = problem_of_names(self.setup, models, agent)
+        if problem:
+            raise Problem(problem)
+        fresh = [said for said in self.warnings() if said not in self.warned]
+        self.warned.update(fresh)
+        for warning in fresh:
+            self.books.journal.note("warn", warning, "warn")
+        return fresh
+
+    def warnings(self) -> Iterator[str]:
+        options, setup = self.options, self.setup
+        model = without_variant(self.first)
+        if model in setup.free and not (self.models[0] or setup.model):
+            yield (
+                f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
+                f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
+                "`opencode auth login`"
+            )
+        if setup.asks and not options.auto:
+            means = "means refused"
+            if options.asks_wait:
+                means = f"waits {duration(options.ask_timeout)} (`attach`), then is refused"
+            yield (
+                f"OpenCode asks a person before {', '.join(setup.asks)}: asked at night {means}: "
+                "allow it in opencode.json, or use --auto"
+            )
+        if options.max_cost and model in setup.free:
+            yield f"{model} has no price: --max-cost will not stop it, --max-time will"
+        if setup.unread:
+            yield (
+                f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or "
+                "what it denies is not denied"
+            )
 
     def rest(self, why: str, announced: float = 0.0) -> float:
         """Let the one at work rest, as announced or longer each time; for how long nobody works."""
@@ -1754,35 +1868,22 @@ class ModelLine:
         self.until.pop(self.current, None)
         del self.rests[self.current]
 
-    def after(self, result: Result, model: str) -> float | End:
-        """Seconds to wait before the next iteration, or why the run rests. Raises Problem, in which
-        `model` is what a person knows the model at work by."""
+    def after(self, result: Result) -> float | End:
+        """Seconds to wait before the next iteration, or why the run rests. Raises Problem."""
         if result.worked or result.outcome == "aborted":
             return 0.0
-        books = self.books
-        problem = result.problem.rstrip(".")
-        fault = result.fault or Fault("unknown", problem)
+        fault = result.fault
+        problem = fault.message.rstrip(".")
         if result.waited_for:
-            if not result.spend.tokens:
-                books.waited += result.seconds
-            left = (self.options.max_wait or NEVER) - books.waited
-            seconds = self.rest(problem, fault.retry_after)
-            if not seconds and not self.rests[self.current]:
-                return 0.0  # the next one has not failed yet: nobody waits
-            # What is announced to come after --max-wait is not waited for.
-            if left > 0 and (seconds <= left or not fault.retry_after):
-                return min(seconds, left)
-            why = f"waited {duration(books.waited)}"
-            why += f", and would for {duration(seconds)} more" if seconds else ""
-            return End("paused", 3, f"{problem}: {why} (--max-wait)")
-        advice = ADVICE.get(fault.kind, "").format(model=model or "of the configuration")
+            return self.after_wait(result, problem)
+        advice = ADVICE.get(fault.kind, "").format(model=self.shown or "of the configuration")
         self.failures[self.current] += 1
         times, most = self.failures[self.current], self.options.retries or NEVER
         # Two models that fail by turns would do so for ever.
         has_others = any(self.failures[other] <= most for other in self.others())
         if has_others and (advice or times > most):
             return self.rest(problem, LONGEST_WAIT)
-        has_worked = books.last_worked is not None or result.spend.tokens > 0
+        has_worked = self.books.last_worked is not None or result.spend.tokens > 0
         is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
         if times <= most and not is_hopeless:
             return wait_after(times, FAILURE_WAITS)
@@ -1791,127 +1892,21 @@ class ModelLine:
             problem = f"{times} iterations in a row failed, the last one: {problem}"
         raise Problem(f"{problem}: {advice}" if advice else problem)
 
-
-# The limits that R raises, by as much again, and how they are told.
-RAISED_BY_R: dict[str, Callable[[float], str]] = {
-    "max_iterations": "{:.0f}".format,
-    "max_cost": dollars_of,
-    "max_time": duration,
-}
-
-
-class Limits:
-    """The limits of a run, as a person has raised them since; `used` is held against them."""
-
-    def __init__(self, options: Options, books: Books) -> None:
-        self.options = options
-        self.books = books
-        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
-
-    def reached(self, used: dict[str, float]) -> End | None:
-        """A person has to say whether to go on: work is left."""
-        most = self.options.stuck or NEVER
-        unsettled, failures = self.books.unsettled, self.books.check_failures
-        end = self.passed(used)
-        if end:
-            return end
-        if len(unsettled) > most:  # the last one was told of it: NOTHING_SETTLED
-            why = f"{len(unsettled)} iterations in a row settled no task"
-            advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
-            refused = refused_by(unsettled)
-            if refused:
-                advice = f"{said_refused(unsettled)}: {how_to_allow(refused)}"
-        elif failures >= most:
-            why = f"the check failed {failures} time{'s' * (failures > 1)} in a row"
-            advice = f"mend what `{self.options.check}` shows"
-        else:
-            return None
-        return End("paused", 3, f"{why} (--stuck): {advice}")
-
-    def overrun(self, used: dict[str, float]) -> str:
-        """Why an iteration must end in its midst: money or time, passed by as much again."""
-        end = self.passed(used, 2)
-        return f"twice the limit: {end.reason}" if end else ""
-
-    def passed(self, used: dict[str, float], times: int = 1) -> End | None:
-        """The first limit that is used up so often."""
-        for name, most in self.most.items():
-            if 0 < times * most <= used[name]:
-                option, shown = name.replace("_", "-"), RAISED_BY_R[name]
-                why = f"--{option} is reached: {shown(used[name])} of {shown(most)}"
-                return End("paused", 3, why, name)
-        return None
-
-    def raise_above(self, name: str, count: float) -> None:
-        """By as much again as was asked for, until there is room."""
-        step = float(getattr(self.options, name))
-        self.most[name] += step * max(0, (count - self.most[name]) // step + 1)
-
-
-class Briefing:
-    """What the next session is told, and which model and agent work: by the front matter, the
-    command line and OpenCode's own configuration."""
-
-    def __init__(self, options: Options, files: Files, line: ModelLine, seed: str) -> None:
-        self.options = options
-        self.files = files
-        self.model_line = line
-        self.seed = seed  # makes the ids of two runs differ
-        self.setup = Setup()  # what the server knows
-        self.warned: set[str] = set()  # of this
-
-    def read(self) -> tuple[tuple[str, ...], str, str]:
-        """The models in line, the agent, and the prompt's body, as they are now."""
-        fields, body = split_front_matter(self.files.prompt_text)
-        models = self.options.models or models_of(fields)
-        return models, self.options.agent or fields.get("agent", ""), body
-
-    def first_model(self) -> str:
-        """The model that is first in line, as far as it is known."""
-        models, _agent, _body = self.read()
-        return (*models, self.setup.model or self.setup.chosen)[0]
-
-    def look_through(self) -> list[str]:
-        """Say what a person should know before the first prompt, each once; returns what is new.
-        Raises Problem where the server does not know a model or the agent."""
-        setup = self.setup
-        models, agent, _body = self.read()
-        problem = problem_of_names(setup, models, agent)
-        if problem:
-            raise Problem(problem)
-        model = without_variant(self.first_model())
-        is_chosen = not models and not setup.model and model in setup.free
-        asks = () if self.options.auto else setup.asks
-        means = "means refused"
-        if self.options.asks_wait:
-            means = f"waits {duration(self.options.ask_timeout)} (`attach`), then is refused"
-        has_no_price = bool(self.options.max_cost) and model in setup.free
-        warnings = {  # and whether they hold
-            f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
-            f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
-            "`opencode auth login`": is_chosen,
-            f"OpenCode asks a person before {', '.join(asks)}: asked at night {means}: "
-            "allow it in opencode.json, or use --auto": asks,
-            f"{model} has no price: --max-cost will not stop it, --max-time will": has_no_price,
-            f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or what "
-            "it denies is not denied": setup.unread,
-        }
-        fresh = [said for said, holds in warnings.items() if holds and said not in self.warned]
-        self.warned.update(fresh)
-        for warning in fresh:
-            self.files.journal.note("warn", warning, "warn")
-        return fresh
-
-    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
-        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
-        models, agent, body = self.read()
-        self.model_line.models = models or ("",)
-        model = self.model_line.choose(self.model_line.others() if is_last_try else ())
-        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
-        return self.identified(prompt._replace(model=model, agent=agent), number)
-
-    def identified(self, prompt: Prompt, number: int) -> Prompt:
-        return with_ids(prompt, self.model_line.clock.wall, number, self.seed)
+    def after_wait(self, result: Result, problem: str) -> float | End:
+        """The same, where its provider has not let it work."""
+        books, announced = self.books, result.fault.retry_after
+        if not result.spend.tokens:
+            books.waited += result.seconds
+        left = (self.options.max_wait or NEVER) - books.waited
+        seconds = self.rest(problem, announced)
+        if not seconds and not self.rests[self.current]:
+            return 0.0  # the next one has not failed yet: nobody waits
+        # What is announced to come after --max-wait is not waited for.
+        if left > 0 and (seconds <= left or not announced):
+            return min(seconds, left)
+        why = f"waited {duration(books.waited)}"
+        why += f", and would for {duration(seconds)} more" if seconds else ""
+        return End("paused", 3, f"{problem}: {why} (--max-wait)")
 
 
 # ---- run -----------------------------------------------------------------------------------------
@@ -1971,11 +1966,11 @@ def next_event() -> Generator[None, Any, Any]:
 
 
 class Run:
-    """The whole run. What it reckons with is in books, line, limits and briefing, none of which
-    waits."""
+    """The whole run. What it reckons with is in books and model line, neither of which waits."""
 
     def __init__(self, options: Options, wall: float, seed: str = "") -> None:
         self.options = options
+        self.seed = seed  # makes the ids of two runs differ
         self.clock = RunClock(wall)
         self.journal = Journal(self.clock)
         self.files = Files(options, self.journal)
@@ -1999,10 +1994,8 @@ class Run:
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
         # What it reckons with.
-        self.books = Books(self.journal)
-        self.model_line = ModelLine(options, self.books)
-        self.briefing = Briefing(options, self.files, self.model_line, seed)
-        self.limits = Limits(options, self.books)
+        self.books = Books(options, self.journal)
+        self.model_line = ModelLine(options, self.files, self.books)
         # What a person wants.
         self.attended = options.attended  # somebody can look and press keys
         # It is to work: S, Space and R say so. Taken back, it pauses after this iteration.
@@ -2149,7 +2142,7 @@ class Run:
     async def get_ready(self) -> None:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
         await self.server.bring_up()
-        if self.briefing.look_through() and self.attended and not self.options.run:
+        if self.model_line.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
     async def stop_left_session(self) -> None:
@@ -2201,7 +2194,10 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        return self.limits.reached(self.used) or (None if self.wanted else End("paused"))
+        limit = self.books.reached(self.used)
+        if limit:
+            return End("paused", 3, limit)
+        return None if self.wanted else End("paused")
 
     async def rest(self, end: End) -> None:
         """Stand still until a person goes on. Raises Quit where nobody is there to do so."""
@@ -2225,9 +2221,9 @@ class Run:
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
-        if end.limit:
-            self.limits.raise_above(end.limit, self.used[end.limit])
-        elif end.status != 130:
+        if end.status != 130:
+            if end.stage != "complete":  # by S: R alone goes beyond a limit
+                self.books.make_room(self.used)
             self.books.begin_anew()
             self.model_line.forget()
             self.server.failures = 0
@@ -2247,7 +2243,7 @@ class Run:
 
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
-        self.briefing.look_through()  # it may name another model by now
+        self.model_line.look_through()  # it may name another model by now
         self.number += 1
         self.journal.iteration = self.number
         talk = self.under_way = self.new_talk()
@@ -2281,15 +2277,15 @@ class Run:
 
     def new_talk(self) -> Talk:
         """The next session, which is not made yet: its prompt, with what the loop has to tell."""
-        stuck = self.books.told_of_stuck(self.options.stuck)
+        stuck = self.books.told_of_stuck()
         near = told_of_near_misses(self.plan)
         all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
         told = "\n\n".join(filter(None, all_told))
-        prompt = self.briefing.prompt(self.number, told, is_last_try=bool(stuck))
+        prompt = self.model_line.prompt(self.number, told, is_last_try=bool(stuck))
         if stuck:
             said = f"nothing was settled ×{len(self.books.unsettled)}"
             self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
-        return Talk(prompt, self)
+        return Talk(with_ids(prompt, self.clock.wall, self.number, self.seed), self)
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2301,7 +2297,7 @@ class Run:
             outcome = talk.ends_as
             await self.recall(talk)
         except RequestError as error:
-            outcome = outcome_of_error(error)
+            outcome = outcome_of(fault_of_error(error))
             await self.recall(talk)
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id:
@@ -2312,8 +2308,8 @@ class Run:
             self.talk = None
             self.earlier.append(talk.id)  # when it wakes up from now on, it is stopped
             talk.transcript.close()
-        if outcome.problem:
-            talk.transcript.error(outcome.problem, talk.id)
+        if outcome.fault.message:
+            talk.transcript.error(outcome.fault.message, talk.id)
         return outcome
 
     async def have_answered(self, talk: Talk) -> Outcome:
@@ -2339,12 +2335,13 @@ class Run:
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
                 prompt = talk.prompt._replace(text=text)
-                talk.prompt = self.briefing.identified(prompt, self.number)
+                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
                 talk.attempt = 0
             else:
                 return outcome
         self.server.leave(talk.id)  # it may begin late
-        return Outcome("failed", f"the prompt was sent {ATTEMPTS} times and never answered")
+        why = f"the prompt was sent {ATTEMPTS} times and never answered"
+        return outcome_of(Fault("unknown", why))
 
     async def watch(self, talk: Talk) -> Outcome:
         """Look until an end is believed: polling decides, an event only makes us look sooner."""
@@ -2403,7 +2400,7 @@ class Run:
         command from the beginning. It ends by itself, at --check-timeout, or by X."""
 
         def is_over() -> bool:  # it costs time, and no money
-            return bool(checking.answer or self.limits.overrun({**self.used, "max_cost": 0.0}))
+            return bool(checking.answer or self.books.overrun({**self.used, "max_cost": 0.0}))
 
         checked = CheckResult(126, "", interrupted=True)
         checking = self.request("run_check", facts_of(self))
@@ -2446,16 +2443,14 @@ class Run:
             known[near.problem] -= 1
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
-        ended = outcome.kind
-        if ended in WORKED and has_progress:
-            ended = what_was_settled(talk.task, talk.plan, plan)
-        elif ended == "done":
-            ended = "nothing settled"
+        word, fault = outcome
+        if word in WORKED and has_progress:
+            word = what_was_settled(talk.task, talk.plan, plan)
+        elif word == "done":
+            word = "nothing settled"
         result = talk.result(self.now)._replace(
-            outcome=outcome.kind,
-            ended=ended,
-            problem=outcome.problem[: Journal.LONGEST_TEXT],
-            fault=outcome.fault,
+            outcome=word,
+            fault=fault._replace(message=fault.message[: Journal.LONGEST_TEXT]),
             check=check,
             progress=has_progress,
         )
@@ -2468,13 +2463,12 @@ class Run:
 
     async def follow(self, result: Result) -> End | None:
         """Do what an iteration means for the run. Raises Problem."""
-        fault = result.fault
-        if result.outcome == "cut" and fault and fault.kind == "aborted" and self.attended:
+        if result.outcome == "cut" and result.fault.kind == "aborted" and self.attended:
             # Somebody is there, and at work in OpenCode's own interface: nobody else interrupts.
             return End("paused", reason="its answer was broken off: Space goes on")
         if self.plan.summary is not None and not self.books.complaint:
             return None  # nothing needs to be tried again: a person may have done it all
-        seconds = self.model_line.after(result, self.model)
+        seconds = self.model_line.after(result)
         if isinstance(seconds, End):
             return seconds
 
@@ -2484,7 +2478,7 @@ class Run:
         began = self.now
         if seconds and not self.reason_to_rest(self.plan):
             self.journal.note("retry", f"trying again in {duration(seconds)}", "warn")
-            with self.showing("waiting", result.problem, began + seconds):
+            with self.showing("waiting", result.fault.message, began + seconds):
                 await self.wait(seconds, sooner=is_over)
         if result.waited_for:
             self.books.waited += self.now - began
@@ -2669,9 +2663,7 @@ class Run:
     @property
     def model(self) -> str:
         """The model at work, or the one that will be."""
-        if self.under_way and self.under_way.model:
-            return self.under_way.model
-        return self.model_line.current or self.model_line.last_seen or self.briefing.first_model()
+        return (self.under_way and self.under_way.model) or self.model_line.shown
 
     def tell_end(self, end: End) -> None:
         """Tell everybody why it ends, or rests."""
@@ -2714,7 +2706,7 @@ def uses_of(run: Run) -> dict[str, str]:
     elif run.stage == "paused" and run.rests_at is NO_END:
         uses.update(Space="go on", R="")
     elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-        uses["R"] = "raise the limit" if run.rests_at.limit else "retry"
+        uses["R"] = "raise the limit" if run.books.passed(run.used) else "retry"
     elif run.wanted or run.clock.works:
         uses["Space"] = "pause" if run.wanted else "go on"
     else:
@@ -2839,7 +2831,7 @@ class Supervisor:
             self.note(f"OpenCode {self.version} on {self.url}", "dim")
             await self.read_setup()
         except RequestError as error:
-            problem = outcome_of_error(error).problem
+            problem = fault_of_error(error).message
             hangs = error.name == "Timeout" and not self.is_down
             if hangs:
                 why = "a plugin or MCP server may hang while it is loaded: try `OPENCODE_PURE=1`"
@@ -2856,21 +2848,21 @@ class Supervisor:
     async def read_setup(self) -> None:
         """Models, agents and configuration, once they are complete, as far as that shows."""
         began = self.run.now
-        models, agent, _body = self.run.briefing.read()
+        models, agent, _body = self.run.model_line.read()
         while True:
             setup: Setup = await self.run.call("setup")
             problem = problem_of_names(setup, models, agent)
             patience = 0.0
             if not setup.models or problem:
                 patience = MISSING_AFTER
-            elif not models and not setup.model:
+            elif not (models[0] or setup.model):
                 patience = LISTS_REST
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
                 break
             await self.run.wait(LOOK_AGAIN)
         if not (self.has_worked and problem):  # else a provider on this machine may be away
-            self.run.briefing.setup = setup
+            self.run.model_line.setup = setup
 
     async def memory(self) -> int:
         """In MiB; 0 where it cannot be told."""
@@ -2989,7 +2981,7 @@ def result_record(result: Result) -> Json:
         "task": result.goal,
         "outcome": result.word,
         "progress": result.progress,
-        "problem": result.problem,
+        "problem": result.fault.message,
         "seconds": round(result.seconds, 1),
         "model": result.model,
         "check": result.check,
@@ -3162,7 +3154,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "log": run.options.log,
         "commit": commit,
         **left_behind(run),
-        "limits": {name: most for name, most in run.limits.most.items() if most},
+        "limits": {name: most for name, most in run.books.most.items() if most},
         "server": "" if run.server.is_down or status is not None else run.server.url,
         "generation": run.server.generation,
         "opencode_version": run.server.version,
@@ -3397,7 +3389,7 @@ def state_row(run: Run) -> Row:
         left = ask.since + run.options.ask_timeout - run.now
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        most = run.limits.most
+        most = run.books.most
         is_limit = bool(most["max_iterations"]) and (
             run.books.counted == run.number - bool(run.under_way)  # a provider let each one work
         )
@@ -3432,13 +3424,13 @@ def reason_row(run: Run) -> Row:
 
 def spend_row(run: Run) -> Row:
     talk = run.under_way
-    agent = talk.agent if talk else run.briefing.read()[1]
-    size = (run.briefing.setup.models or {}).get(without_variant(run.model), 0)
+    agent = talk.agent if talk else run.model_line.read()[1]
+    size = (run.model_line.setup.models or {}).get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
     provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
     tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
-    most = run.limits.most["max_cost"]
+    most = run.books.most["max_cost"]
     return [
         (0, "", " "),
         (6, "accent", provider + slash),
@@ -3457,13 +3449,13 @@ def view_live(run: Run) -> list[Entry]:
     talk = run.talk
     lives = list(talk.transcript.live.values()) if talk else []
     if run.check_since is not None:
-        lives.append(Live("check", run.options.check, run.check_since))
+        lives.append(Entry(0, run.check_since, "check", run.options.check))
     entries = []
-    for kind, text, since, depth, _message in lives:
-        is_timed = kind not in ("text", "think") and run.now - since >= 1
-        took = f"  {duration(run.now - since)}" if is_timed else ""
-        tone = "dim" if kind == "think" else ""
-        entries.append(Entry(0, 0.0, kind, text + took, tone, depth))
+    for live in lives:
+        seconds = run.now - live.time
+        is_timed = live.kind not in ("text", "think") and seconds >= 1
+        took = f"  {duration(seconds)}" if is_timed else ""
+        entries.append(live._replace(time=0.0, text=live.text + took))
     if talk and talk.retry:
         left = duration(talk.retry_at - run.now)
         text = f"attempt {talk.retry.attempt + 1} in {left}: {talk.retry.message}"
@@ -3483,7 +3475,7 @@ def view_tasks(run: Run) -> list[TaskView]:
     for result in results:
         name = (result.phase, result.task)
         known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
-        word = result.ended if result.number < passed else result.word
+        word = result.outcome if result.number < passed else result.word
         spent[name] = known._replace(
             iterations=known.iterations + 1,
             seconds=known.seconds + result.seconds,
@@ -6239,10 +6231,10 @@ class Rehearsal(Run):
             return 1
         except Quit:
             return 130
-        models, agent, _body = self.briefing.read()
+        models, agent, _body = self.model_line.read()
         for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
             self.journal.note(kind, name or "OpenCode's own")
-        return 1 if self.briefing.setup.unread else 0  # which was said
+        return 1 if self.model_line.setup.unread else 0  # which was said
 
 
 def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:

@@ -651,7 +651,7 @@ def test_20_refusals_end_the_session_and_say_what_to_allow(auto: bool, title: st
         story.busy()
         story.asks(f"per_{number}", title=title)
     assert story.count("interrupt") == 1 and story.words == ["failed"]
-    reason = story.books.results[0].problem
+    reason = story.books.results[0].fault.message
     assert "20 times" in reason and title in reason and "opencode.json" in reason
 
 
@@ -3502,7 +3502,8 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     """A rest without an announced end grows until the model has worked."""
     books = books_of()
     clock = books.journal.clock
-    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), books)
+    files = ocloop.Files(Options(), books.journal)
+    line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), files, books)
     clock.now = 0.0
     assert line.choose() == "a/1" and line.others() == ["a/2", "a/3"]
     assert line.rest("", 100.0) == 0.0 and line.current == "a/2", "another one works at once"
@@ -3515,14 +3516,14 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.choose() == "a/2"
     clock.now = 100.0
     assert line.choose() == "a/1" and line.left("a/1") == 0.0
-    line.models = ("a/1",)
+    line.options = Options(models=("a/1",))
     rests = [line.rest("") for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
     assert line.choose() == line.current and line.rest("") == 30.0
     line.forget()
     assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
-    line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
+    line.options = Options()  # the prompt names none any more: OpenCode's own default is alone
     assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
     assert line.choose() == "" and not line.others()
 
@@ -3541,7 +3542,7 @@ SETUP = Setup(
     (("acme/zzzzzzzzzzz",), "", "acme/zzzzzzzzzzz: `opencode models` lists them"),
     (("other/large",), "", "`opencode auth login` adds a provider"),
     (("acmee/large",), "", "there is no model acmee/large: did you mean acme/large"),
-    ((), "", "there is no model acme/gone"),  # of the configuration
+    (("",), "", "there is no model acme/gone"),  # of the configuration
     (("acme/large#high",), "", ""),
     (("acme/large#turbo",), "", "there is no variant turbo of acme/large: low, medium, high"),
     (("acme/small#low",), "", "there is no variant low of acme/small: it has none"),
@@ -3557,40 +3558,39 @@ def test_a_wrong_name_is_told_with_what_was_meant(
     assert "debug agents" not in OCLOOP.read_text("utf-8"), "it starts a service, and lists nothing"
 
 
-@pytest.mark.parametrize("options, used, streaks, name, words", [
-    ({}, (10**6, 1e6, 1e9), (5, 0), "", ""),
-    ({"max_iterations": 3}, (2, 0, 0), (0, 0), "", ""),
-    ({"max_iterations": 3}, (3, 0, 0), (0, 0), "max_iterations", "--max-iterations is reached: 3"),
-    ({"max_cost": 2.0}, (0, 1.99, 0), (0, 0), "", ""),
-    ({"max_cost": 2.0}, (0, 2.5, 0), (0, 0), "max_cost", "--max-cost is reached: $2.50"),
-    ({"max_time": 3600.0}, (0, 0, 3700), (0, 0), "max_time", "--max-time is reached: 1h01m"),
-    ({}, (0, 0, 0), (6, 0), "", "6 iterations in a row settled no task (--stuck)"),
-    ({"stuck": 2}, (0, 0, 0), (2, 0), "", ""),  # the next one is told of it
-    ({"stuck": 0}, (0, 0, 0), (99, 99), "", ""),
-    ({"check": "make test"}, (0, 0, 0), (0, 5), "",
+@pytest.mark.parametrize("options, used, streaks, words", [
+    ({}, (10**6, 1e6, 1e9), (5, 0), ""),
+    ({"max_iterations": 3}, (2, 0, 0), (0, 0), ""),
+    ({"max_iterations": 3}, (3, 0, 0), (0, 0), "--max-iterations is reached: 3"),
+    ({"max_cost": 2.0}, (0, 1.99, 0), (0, 0), ""),
+    ({"max_cost": 2.0}, (0, 2.5, 0), (0, 0), "--max-cost is reached: $2.50"),
+    ({"max_time": 3600.0}, (0, 0, 3700), (0, 0), "--max-time is reached: 1h01m"),
+    ({}, (0, 0, 0), (6, 0), "6 iterations in a row settled no task (--stuck)"),
+    ({"stuck": 2}, (0, 0, 0), (2, 0), ""),  # the next one is told of it
+    ({"stuck": 0}, (0, 0, 0), (99, 99), ""),
+    ({"check": "make test"}, (0, 0, 0), (0, 5),
      "the check failed 5 times in a row (--stuck): mend what `make test` shows"),
-    ({"stuck": 1}, (0, 0, 0), (0, 1), "", "the check failed 1 time in a row (--stuck)"),
+    ({"stuck": 1}, (0, 0, 0), (0, 1), "the check failed 1 time in a row (--stuck)"),
 ])  # fmt: skip
 def test_a_limit_that_is_reached_is_named_with_what_was_used(
-    options: Json, used: tuple[float, ...], streaks: tuple[int, int], name: str, words: str
+    options: Json, used: tuple[float, ...], streaks: tuple[int, int], words: str
 ) -> None:
     unsettled, failures = streaks
     results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
-    limits = ocloop.Limits(Options(**options), books_of(*results))
-    reached = limits.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
-    assert (reached.limit if reached else "") == name
-    assert words in (reached.reason if reached else "")
+    books = books_of(*results, **options)
+    reached = books.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
+    assert words in reached and bool(reached) == bool(words)
 
 
 def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
-    limits = ocloop.Limits(Options(max_iterations=3, max_cost=1e-6), books_of())
+    books = books_of(max_iterations=3, max_cost=1e-6)
     for name, used, most in (
         ("max_iterations", 3, 6.0),
         ("max_iterations", 7, 9.0),
         ("max_cost", 10.0, 10.000001),  # in no time
     ):
-        limits.raise_above(name, used)
-        assert limits.most[name] == pytest.approx(most)
+        books.make_room({**dict.fromkeys(books.most, 0.0), name: used})
+        assert books.most[name] == pytest.approx(most)
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
@@ -4276,7 +4276,7 @@ def test_what_a_model_has_nested_too_deep_costs_its_session_and_no_server(wire: 
     assert story.words == [], "it works, and may go on"
     active.clear()
     story.let_pass(ocloop.POLL_EVERY)
-    assert story.words == ["failed"] and "nested too deep" in story.books.results[0].problem
+    assert story.words == ["failed"] and "nested too deep" in story.books.results[0].fault.message
     assert story.run.server.failures == 0
     command = {"command": [[["x"]]]}
     asked = {"id": "per_1", "sessionID": "ses_1", "metadata": command, "patterns": [{}]}
@@ -5930,7 +5930,7 @@ def test_what_opencode_2_knows() -> None:
     files = [{"type": "file", "path": path} for path in ("/w/opencode.json", "/w/broken.json")]
     there = {"path": "/w/opencode.json", **document(model="sim/m1")}
     assert dialect_2(catalogue([], [], there, *files))[0].setup().unread == ("/w/broken.json",)
-    problem = ocloop.problem_of_names(setup, (), "")
+    problem = ocloop.problem_of_names(setup, ("",), "")
     assert problem == "there is no variant high of sim/m1: low"
     empty = dialect_2(catalogue([], []))[0].setup()
     assert (empty.models, empty.agents) == (None, None), "lists that stay empty are no finding"

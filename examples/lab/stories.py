@@ -547,12 +547,12 @@ def tasks_of(story: Story) -> list[ocloop.TaskView]:
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
     values.update(number=1, task="one", outcome=outcome, seconds=60.0, model="a/b", check=check)
-    values.update(spend=Spend(0.5, 10, 5, 4), progress=progress)
+    values.update(spend=Spend(0.5, 10, 5, 4), progress=progress, fault=ocloop.NO_FAULT)
     return Result(**{**values, **more})
 
 
-def books_of(*results: Result) -> Books:
-    books = Books(ocloop.Journal(ocloop.RunClock(NOON)))
+def books_of(*results: Result, **options: Any) -> Books:
+    books = Books(Options(**options), ocloop.Journal(ocloop.RunClock(NOON)))
     for result in results:
         books.add(result)
     return books
