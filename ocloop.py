@@ -635,8 +635,7 @@ class Message(NamedTuple):
 
     session: str
     message: str
-    spend: Spend
-    context: int = 0  # tokens in the session's context
+    spend: Spend  # its tokens are what the session's context holds by now
     model: str = ""
     agent: str = ""
     parent: str = ""  # what it answers, where that is known
@@ -1389,7 +1388,7 @@ class Talk:
     def hear_message(self, event: Message) -> None:
         self.by_message[event.message] = event.spend
         if event.session == self.id:
-            self.context = event.context or self.context
+            self.context = event.spend.tokens or self.context
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
@@ -3803,6 +3802,11 @@ def as_text(told: Any, *names: str) -> str:
     return str(found) if isinstance(found, (str, int, float)) else ""
 
 
+def first_text(told: Any, *names: str) -> str:
+    """The first of these that says something."""
+    return next(filter(None, (as_text(told, name) for name in names)), "")
+
+
 def as_texts(told: Any, *names: str) -> list[str]:
     return [as_text(item) for item in as_list(told, *names)]
 
@@ -3833,14 +3837,12 @@ def spend_of(told: Json) -> Spend:
 
 def message_from(session: str, message: str, told: Json, is_over: bool) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
-    spend = spend_of(told)
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
     model = told.get("model") or {**told, "id": ""}
     return Message(
         session,
         message,
-        spend,
-        context=spend.tokens,
+        spend_of(told),
         model=without_variant(name_of_model(model)),
         agent=as_text(told, "agent"),
         parent=as_text(told, "parentID"),
@@ -3856,10 +3858,9 @@ SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 def argument_of(given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    texts = [as_text(given, name) for name in MAIN_ARGUMENTS]
-    texts += [title, *(value for value in given.values() if isinstance(value, str))]
-    text = next(filter(None, texts), "").removeprefix(directory.rstrip("/") + "/")
-    return " ".join(text.split())[:500]
+    others = (value for value in given.values() if isinstance(value, str))
+    text = first_text(given, *MAIN_ARGUMENTS) or title or next(others, "")
+    return " ".join(text.removeprefix(directory.rstrip("/") + "/").split())[:500]
 
 
 def call_id(tool: str, given: Any) -> int:
@@ -3927,15 +3928,14 @@ NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 def fault_of(error: Any) -> Fault | None:
     """Of OpenCode 1's `{name, data: {message, statusCode}}`, or 2's `{type, message, status}`. The
     message of an `UnknownError` may begin with the real name, and end in a stack."""
-    name = as_text(dig(error, "name") or dig(error, "type"))
+    name = first_text(error, "name", "type")
     if not name:
         return None
     told = as_dict(error, "data") or as_dict(error)
     message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
-    wrapped = re.match(r"(\w+Error): ", message)
-    if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
-        name = wrapped[1]
-        message = message[wrapped.end() :]
+    real_name, _, rest = message.partition(": ")
+    if name == "UnknownError" and real_name in FAULT_KINDS:
+        name, message = real_name, rest
     kind = FAULT_KINDS.get(name, "")
     missing = NOT_THERE.match(message)
     if not kind and (name == "APIError" or name.startswith("provider.")):
@@ -3944,10 +3944,9 @@ def fault_of(error: Any) -> Fault | None:
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
     elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
-    announced = as_text(told, "responseHeaders", "retry-after")
     wait = as_float(told, "retryAfterMs") / 1000
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
-        wait = float(announced)
+    with suppress(ValueError):  # there is none, or it is a date
+        wait = float(as_text(told, "responseHeaders", "retry-after"))
     return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
@@ -3964,7 +3963,7 @@ def name_of_model(described: Any) -> str:
     if isinstance(described, str):
         return described
     provider = as_text(described, "providerID")
-    id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
+    id = first_text(described, "id", "modelID", "model")
     variant = as_text(described, "variant")
     return f"{provider}/{id}{variant and '#'}{variant}" if provider and id else ""
 
@@ -4078,18 +4077,18 @@ class Client:
                     raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
                 if time.monotonic() > until:
                     raise socket.timeout("timed out")  # it trickles
-            if answer.length:
-                raise ValueError("the answer was cut off")
+        route = f"{method} {path}"
+        said = None
         try:
             said = json.loads(raw.strip() or b"null")
-        except (ValueError, RecursionError) as error:
-            said = error
-        if answer.status >= 400:
-            raise refusal(answer.status, said, f"{method} {path}")
-        if isinstance(said, RecursionError):  # a model's doing: the server is not to blame
-            raise RequestError(answer.status, f"{method} {path}: the answer is nested too deep")
-        if answer.status >= 300 or isinstance(said, ValueError):  # an unknown route gives a page
-            raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
+        except RecursionError:  # a model's doing: the server is not to blame
+            raise RequestError(400, f"{route}: the answer is nested too deep") from None
+        except ValueError:
+            if answer.status < 300:  # an unknown route gives a page
+                said = f"{route} was not answered with JSON"
+                raise RequestError(502, said, "NotJSON") from None
+        if answer.status >= 300:
+            raise refusal(answer.status, said, route)
         return said
 
 
@@ -4105,7 +4104,7 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     )
     lines = "\n".join(filter(None, words)).split("\n")
     message = " ".join(without_secrets(lines)).strip()
-    name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
+    name = first_text(said, "name", "_tag", "code")
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
@@ -4117,16 +4116,12 @@ class OpenCode(ABC):
     place = ""  # what the directory is called in a query
     children_path = active_path = interrupt_word = ""
     asks_paths = ("", "")  # of permissions, of questions
-    # What is asked for, for what exactly, what "always" allows, and for how long.
-    permission_words = ("", "", "", "")
+    always_lasts = ""  # how long a permission does that is given for always
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.model = ""  # of the configuration, as are the next two
-        self.agent = ""
-        self.agent_models: dict[str, str] = {}
-        self.relatives: tuple[str, ...] = ()  # the session that was looked at last, its subagents
+        self.agent_models: dict[str, str] = {}  # as the configuration has it; "": whoever works
         self.resting = ""  # the session that was seen at rest once
 
     def path(self, path: str) -> str:
@@ -4165,11 +4160,14 @@ class OpenCode(ABC):
     ) -> Setup:
         """Of the configuration's documents the last word counts."""
         asked: dict[str, bool] = {}
+        model, agent = "", "build"
         for document in documents:
             asked.update(asked_before(document))
-            self.model = name_of_model(document.get("model")) or self.model
-            self.agent = as_text(document, "default_agent") or self.agent
-        self.agent_models = {name: name_of_model(one.get("model")) for name, one in agents.items()}
+            model = name_of_model(document.get("model")) or model
+            agent = as_text(document, "default_agent") or agent
+        of_agents = {name: name_of_model(one.get("model")) for name, one in agents.items()}
+        self.agent_models = {name: own or model for name, own in of_agents.items()}
+        self.agent_models[""] = self.agent_models.get(agent, model)
         return Setup(
             model=self.model_for(self.options.agent),
             models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
@@ -4181,8 +4179,8 @@ class OpenCode(ABC):
         )
 
     def model_for(self, agent: str) -> str:
-        """The model that a configuration means for this agent."""
-        return self.agent_models.get(agent or self.agent or "build") or self.model
+        """The model that the configuration means for this agent."""
+        return self.agent_models.get(agent) or self.agent_models.get("", "")
 
     def create(self, prompt: Prompt) -> str:
         """Make a session; its id. Problem: it would work elsewhere."""
@@ -4207,49 +4205,47 @@ class OpenCode(ABC):
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Hand the prompt over; however often that is done, it must not run twice."""
 
-    def spent_by_family(self, session: str, own: Json) -> Spend:
-        """Look for the subagents' sessions; what all of them have used."""
-        spent = spend_of(own)
-        found = [session]
-        for parent in found:  # it grows meanwhile
+    def family(self, session: str) -> dict[str, Json]:
+        """The session and its subagents, as the server tells of them."""
+        found = {session: as_dict(self.get_if_possible(f"/session/{session}"))}
+        parents = [session]
+        for parent in parents:  # it grows meanwhile
             for child in dicts(self.get_if_possible(self.children_path.format(parent))):
                 id = as_id(child, "id")
                 # Early versions of OpenCode 2 list all there are.
                 if id and id not in found and child.get("parentID", parent) == parent:
-                    found.append(id)
-                    spent = spent.plus(spend_of(child))
-        self.relatives = tuple(found)
-        return spent
+                    found[id] = child
+                    parents.append(id)
+        return found
 
-    def at_work(self, session: str) -> Json:
-        """Who of the family is at work."""
+    def at_work(self, family: Iterable[str]) -> Json:
+        """Who of them is at work, and how."""
         listed = as_dict(self.get(self.active_path))
-        # An earlier session that woke up is none of the family that was looked at last.
-        family = self.relatives if session in self.relatives else (session,)
-        working = {id: listed[id] for id in family if id in listed}
-        return {id: status for id, status in working.items() if dig(status, "type") != "idle"}
+        return {id: listed[id] for id in family if dig(listed, id, "type") not in (None, "idle")}
 
     def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        own = as_dict(self.get_if_possible(f"/session/{session}"))
-        spent = self.spent_by_family(session, own)
-        working = self.at_work(session)
+        family = self.family(session)
+        spent = Spend()
+        for member in family.values():
+            spent = spent.plus(spend_of(member))
+        working = self.at_work(family)
         # At rest nothing is asked, yet OpenCode 1 may list some: not looked at then.
         asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
-        polled = Polled("idle", "", None, spent, self.relatives[1:], asks, unlisted)
+        polled = Polled("idle", "", None, spent, tuple(family)[1:], asks, unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
-        if working or any(ask.session in self.relatives for ask in asks or ()):
+        if working or any(ask.session in family for ask in asks or ()):
             self.resting = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
             activity = "retrying" if retry else "working"
-            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints())
+            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints(family))
         elif self.generation > 1 and self.resting != session:
             self.resting = session
             return polled._replace(is_unsure=True)  # one look alone may fall between two runs
         if polled.activity == "idle" or (closer and session in working):
             try:
-                verdict, fault = self.verdict(session, prompt, attempt, own)
+                verdict, fault = self.verdict(session, prompt, attempt, family[session])
             except RequestError as error:
                 if error.why != "rejected":
                     raise
@@ -4266,13 +4262,13 @@ class OpenCode(ABC):
         """The retry that a session at work waits for."""
         return retry_of(session, status) if dig(status, "type") == "retry" else None
 
-    def prints(self) -> bool:
+    def prints(self, _family: Collection[str]) -> bool:
         """Whether a shell has printed something of which the stream is silent."""
         return False
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
-        for id in dict.fromkeys((session, *self.at_work(session))):
+        for id in dict.fromkeys((session, *self.at_work(self.family(session)))):
             self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
 
     def dispose(self) -> None:
@@ -4291,15 +4287,14 @@ class OpenCode(ABC):
 
     def permission(self, asked: Json) -> Ask:
         """For what kind of thing, and what exactly: patterns, and command, file or address."""
-        name, wanted, allowed, lasts = self.permission_words
-        title = as_text(asked.get(name) or "something")
-        patterns = ", ".join(as_texts(asked, wanted))
-        always = ", ".join(as_texts(asked, allowed))
+        title = first_text(asked, "permission", "action") or "something"
+        patterns = ", ".join(as_texts(asked, "patterns") or as_texts(asked, "resources"))
+        always = ", ".join(as_texts(asked, "always") or as_texts(asked, "save"))
         metadata = as_dict(asked, "metadata")
-        exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
+        exact = first_text(metadata, "command", "filepath", "url")
         detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
         detail += change_of(dicts(metadata, "files"))
-        always = f"{always}, {lasts}" if always else ""
+        always = f"{always}, {self.always_lasts}" if always else ""
         id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
 
@@ -4307,10 +4302,10 @@ class OpenCode(ABC):
         """Of OpenCode 1, or a form of OpenCode 2."""
         questions: list[Question] = []
         for told in dicts(asked, "questions") or dicts(asked, "fields"):
-            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
+            text = first_text(told, "question", "description", "title", "key")
             options = dicts(told, "options")
             choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
-            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
+            questions.append(Question(text, tuple(choices)))
         detail = " / ".join(question.text for question in questions)
         id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "question", detail=detail, questions=tuple(questions))
@@ -4323,7 +4318,7 @@ class OpenCode(ABC):
             return ask if ask.id else Alive(session)
         if what in ("replied", "rejected", "cancelled"):
             is_refused = told.get("reply") == "reject" or what != "replied"
-            return Answered(session, as_text(told.get("requestID") or told.get("id")), is_refused)
+            return Answered(session, first_text(told, "requestID", "id"), is_refused)
         return Alive(session)
 
     @abstractmethod
@@ -4347,7 +4342,7 @@ class OpenCode1(OpenCode):
     active_path = "/session/status"
     interrupt_word = "abort"
     asks_paths = ("/permission", "/question")
-    permission_words = ("permission", "patterns", "always", "until the server ends")
+    always_lasts = "until the server ends"
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
@@ -4469,7 +4464,7 @@ class OpenCode1(OpenCode):
             as_text(part, "id"),
             kind,
             state,
-            text=as_text(told.get("error") or part.get("text")),
+            text=as_text(told, "error") or as_text(part, "text"),
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
             call=call_id(tool, given) if tool and state != "running" else 0,
@@ -4500,7 +4495,7 @@ class OpenCode2(OpenCode):
     active_path = "/session/active"
     interrupt_word = "interrupt"
     asks_paths = ("/permission/request", "/form")
-    permission_words = ("action", "resources", "save", "in this project from now on")
+    always_lasts = "in this project from now on"
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
@@ -4561,10 +4556,10 @@ class OpenCode2(OpenCode):
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
-    def prints(self) -> bool:
+    def prints(self, family: Collection[str]) -> bool:
         before = dict(self.printed)
         for call in list(self.calls.values()):
-            if call.shell and call.part.session in self.relatives:
+            if call.shell and call.part.session in family:
                 known = self.printed.get(call.shell, 0)
                 output = self.get_if_possible(f"/shell/{call.shell}/output?cursor={known}")
                 self.printed[call.shell] = max(known, as_int(output, "size"))
@@ -4691,7 +4686,6 @@ class OpenCode2(OpenCode):
         elif area == "step" and what in ("started", "ended", "failed"):
             # Its end tells what it has used: `usage.updated` would count that again.
             spent = message_from(session, message, data, what != "started")
-            spent = spent._replace(context=spent.spend.input + spent.spend.cached)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
@@ -4782,23 +4776,16 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-SIGN_EVERY = 0.1  # seconds between two deltas that are read where nobody looks
-DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
-
 
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
-
-    An event is a line of JSON behind `data:`. Where nobody looks, some of the deltas are enough, as
-    a sign of life.
-    """
+    An event is a line of JSON behind `data:`."""
 
     def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
         self.dialect = dialect
         self.post = post
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
-        self.next_sign = 0.0  # of life, in deltas
 
     def run(self) -> None:
         """Connect, read, and connect anew with growing pauses."""
@@ -4839,11 +4826,6 @@ class StreamReader:
                     self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
-        if not self.dialect.options.attended and DELTA.search(data, 0, 200):
-            now = time.monotonic()
-            if now < self.next_sign:
-                return
-            self.next_sign = now + SIGN_EVERY
         event = json.loads(data.decode("utf-8", "replace"))
         if self.dialect.options.verbose:
             self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))
@@ -5210,7 +5192,7 @@ class Outside:
             if session:
                 dialect.interrupt(session, Prompt(""), 0)
                 until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
-                while dialect.at_work(session) and time.monotonic() < until:
+                while dialect.at_work(dialect.family(session)) and time.monotonic() < until:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
                 dialect.dispose()

@@ -2449,14 +2449,14 @@ def test_cost_and_tokens_are_added_up_over_iterations_messages_and_subagents() -
     assert story.total.cost == pytest.approx(0.75) and story.total.tokens == 40
     story.tell(Child("ses_child", "ses_2"), Child("ses_grandchild", "ses_child"))
     story.tell(Child("ses_stranger", ""))
-    story.message("answered", 0.25, session="ses_child", context=900)
+    story.tell(Message("ses_child", "msg_c", Spend(0.25, 90_010, 6, 4)))
     story.message("answered", 0.50, session="ses_grandchild")
     story.message("answered", 9.00, session="ses_stranger")
     assert "context  0%" in header(story, 3), "the context is that of the own session"
     assert story.total.cost == pytest.approx(1.5), "it does not fall back to nothing"
     story.works(1.0)
     assert story.total.cost == pytest.approx(2.5)
-    assert (story.total.input, story.total.output, story.total.cached) == (50, 30, 20)
+    assert (story.total.input, story.total.output, story.total.cached) == (90_050, 30, 20)
 
 
 @pytest.mark.parametrize("polled, total", [(None, 1.0), (Spend(3.5), 3.5), (Spend(0.0), 1.0)])
@@ -3756,19 +3756,6 @@ def test_an_event_that_cannot_be_read_is_said_once(
     assert after == Activity("ses_1", "idle")
 
 
-def test_where_nobody_looks_some_of_the_deltas_are_enough(monkeypatch: Patch) -> None:
-    idle = frame("session.idle", sessionID="ses_1")
-    stream = delta_of("ses_1") * 300 + idle
-    delta = Delta("ses_1", "prt_1", "The")
-    over = Activity("ses_1", "idle")
-    assert read(stream) == [*[delta] * 300, over]
-    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
-    assert read(stream, live=False) == [delta, over], "and nothing else is held up"
-    clock = iter(range(1000))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 1024)
-    assert read(stream, live=False).count(delta) == 3
-
-
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
@@ -3842,7 +3829,7 @@ def test_a_request_is_answered_and_no_proxy_is_asked(wire: Wire, monkeypatch: Pa
     ((400, b"\xff\xfe{"), 400, "", "GET /a was answered with 400"),
     ((400, {"data": {"issues": "many"}, "message": None}), 400, "", "GET /a was answered with 400"),
     (PAGE, 502, "NotJSON", "GET /a was not answered with JSON"),
-    (b"[" * 100_000, 200, "", "GET /a: the answer is nested too deep"),
+    (b"[" * 100_000, 400, "", "GET /a: the answer is nested too deep"),
     (b"\xff\xfe", 502, "NotJSON", "GET /a was not answered with JSON"),
 ], ids=lambda value: ascii(value)[:30])  # fmt: skip
 def test_what_is_not_2xx_and_json_is_an_error(
@@ -3893,8 +3880,7 @@ def test_an_id_that_leads_elsewhere_is_none(generation: int, id: Any) -> None:
     dialect = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/project"))
     with pytest.raises(RequestError, match="without an id"):
         dialect.create(PROMPT)
-    dialect.spent_by_family("ses_1", {})
-    assert dialect.relatives == ("ses_1",)
+    assert list(dialect.family("ses_1")) == ["ses_1"]
     if generation == 1:
         assert dialect.asks()[0] == ()
         assert dialect.decode(event("permission.asked", **asked)) == [Alive("ses_1")]
@@ -3914,7 +3900,7 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
         for method in ("GET", "POST"):
             with pytest.raises(RequestError) as error:
                 client.request(method, "/a", {} if method == "POST" else None)
-            assert (error.value.code, error.value.name) == (502, "NotJSON")
+            assert error.value.code == code
         with pytest.raises(Problem, match="is not OpenCode"):
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
@@ -4414,7 +4400,6 @@ def test_a_session_is_stopped_with_what_works_for_it_in_the_background() -> None
         says = {**whole_server(**{"GET /session/status": statuses}), **posts}
         client = Said({**says, "POST /global/dispose": True})
         dialect = a_dialect(client)
-        dialect.poll("ses_1", PROMPT, 0, False)  # it tells of the family
         dialect.interrupt("ses_1", PROMPT, 0)
         dialect.dispose()
         routes = [f"/session/ses_{number}/abort" for number in aborted]
@@ -6268,16 +6253,16 @@ GONE_2 = RequestError(404, "Session not found", "SessionNotFoundError")
     (RUNNING, PROMPT_2, [("POST", "/api/session/ses_A/interrupt"),
                          ("DELETE", f"/api/session/ses_A/inbox/{FIRST}"),
                          ("DELETE", f"/api/session/ses_A/inbox/{SECOND}")]),
-    ({"data": {"ses_B": {}, "ses_X": {}}}, Prompt(""), [("POST", "/api/session/ses_A/interrupt"),
-                                                        ("POST", "/api/session/ses_B/interrupt")]),
+    ({"data": dict.fromkeys(("ses_B", "ses_X"), {"type": "running"})}, Prompt(""),
+     [("POST", "/api/session/ses_A/interrupt"), ("POST", "/api/session/ses_B/interrupt")]),
 ])  # fmt: skip
 def test_an_interrupt_is_for_the_family_and_the_inbox(
     active: Json, prompt: Prompt, sent: list[tuple[str, str]]
 ) -> None:
     posts: Json = {f"POST /api/session/{id}/interrupt": {} for id in ("ses_A", "ses_B")}
     inbox = {f"DELETE /api/session/ses_A/inbox/{id}": None for id in (FIRST, SECOND)}
-    made, client = dialect_2({"GET /api/session/active": active, **posts, **inbox})
-    made.relatives = ("ses_A", "ses_B")  # at the last look
+    family = {"GET /api/session": {"data": [child_2("ses_B", "ses_A")]}}
+    made, client = dialect_2({"GET /api/session/active": active, **family, **posts, **inbox})
     made.interrupt("ses_A", prompt, 1)
     assert [(method, path) for method, path, _ in client.heard if method != "GET"] == sent
     client.says["POST /api/session/ses_A/interrupt"] = GONE_2
@@ -6297,7 +6282,6 @@ def test_an_earlier_session_is_interrupted_without_the_one_at_work(generation: i
         f"POST {prefix}/session/ses_old/{word}": True,
     })  # fmt: skip
     made = (OpenCode1, OpenCode2)[generation - 1](client, Options(directory="/w"))
-    made.relatives = ("ses_A", "ses_B")
     made.interrupt("ses_old", Prompt(""), 0)
     posted = [path.partition("?")[0] for method, path, _ in client.heard if method == "POST"]
     assert posted == [f"{prefix}/session/ses_old/{word}"]
@@ -6394,7 +6378,7 @@ def test_nothing_is_counted_twice_in_2() -> None:
                 if isinstance(said, Message):
                     talk.hear_message(said)
     assert talk.spent == SPENT_2.plus(SPENT_2)
-    assert talk.context == 1000
+    assert talk.context == 1050
 
 
 ODD: tuple[Any, ...] = (None, 7, -1, 1e300, "s", [], [7], {}, {"a": [None]}, True)
@@ -6412,17 +6396,6 @@ def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
     for answer in (odd, {"data": odd}, {"data": [odd]}, {"data": {"ses_A": odd}}):
         assert look(dict.fromkeys(stand_in([]), answer)).activity in ("idle", "working")
-
-
-def test_deltas_are_found_in_a_frames_beginning() -> None:
-    for type in ("session.text.delta", "session.reasoning.delta", "session.compaction.delta"):
-        place = {"directory": "/home/somebody/a/rather/long/path/to/a/workspace"}
-        frame = {"id": "evt_" + "0" * 26, "created": 1767225609000, "type": type}
-        data = json.dumps({**frame, "location": place, "data": IN_A}).encode()
-        assert ocloop.DELTA.search(data, 0, 200)
-    for type in ("session.text.started", "session.text.ended", "permission.asked"):
-        frame = {"id": "evt_1", "type": type, "data": {"text": "session.text.delta"}}
-        assert not ocloop.DELTA.search(json.dumps(frame).encode(), 0, 200)
 
 
 # ==================================================================================================

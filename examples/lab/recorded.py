@@ -324,7 +324,7 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (message_event(), [Message("ses_1", "msg_1", Spend(), parent="msg_0")]),
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
      finish="stop", time={"completed": 2}),
-     [Message("ses_1", "msg_1", SPENT, 20, "a/b/c", "build", "msg_0", "answered", True)]),
+     [Message("ses_1", "msg_1", SPENT, "a/b/c", "build", "msg_0", "answered", True)]),
     (message_event(agent="plan", finish="stop"),
      [Message("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
     *[(message_event(finish=finish, time={"completed": 2}, **more),
@@ -461,7 +461,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
     ("tool.success", {"id": "call_1", "content": []}, 4500,
      [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED, seconds=2.5)]),
     ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-     [Message("ses_A", "msg_2", SPENT_2, context=1000, ended="calls", complete=True)]),
+     [Message("ses_A", "msg_2", SPENT_2, ended="calls", complete=True)]),
     ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
     ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
 ]
@@ -473,7 +473,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("session.execution.settled", {}, [IDLE_A]),
     ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
     ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
-     [Message("ses_A", "msg_2", SPENT_2, context=1000, complete=True),
+     [Message("ses_A", "msg_2", SPENT_2, complete=True),
       Broke("ses_A", Fault("aborted", "Step interrupted"))]),
     ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
     ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
@@ -549,8 +549,8 @@ FAULTS_1: list[tuple[Any, Fault | None]] = [
     *[(api_error(429, responseHeaders={"retry-after": said}),
        Fault("rate-limit", "it failed", seconds))
       for said, seconds in (
-        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 0.0))],
+        ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0), ("nan", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("9" * 400, 1e9))],
     *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
         ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
         ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
