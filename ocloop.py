@@ -80,7 +80,6 @@ import time
 import types
 import unicodedata
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -619,9 +618,6 @@ class Part(NamedTuple):
     tool: str = ""
     argument: str = ""  # of a tool, in a line
     call: int = 0  # of a tool: the same for the same input, 0: not known
-    seconds: float = 0.0
-    opens: bool = False  # a tool that lets a subagent work
-    synthetic: bool = False  # put there by OpenCode itself
 
 
 class Delta(NamedTuple):
@@ -954,6 +950,7 @@ SPINS = 3  # answers that end nowhere, compactions without anything new, answers
 SAME_CALLS = 20  # in a row, or two to four by turns
 REFUSALS = 20  # in one session
 SHORT_WAIT = 90.0  # for a provider, where another model could work
+SUBAGENT_TOOLS = ("task", "subagent")  # of OpenCode 1, of OpenCode 2
 GOES_ON = 5  # times that a session is told to go on after a refusal that ended its turn
 
 _DO_WITHOUT = (
@@ -1072,18 +1069,20 @@ class Transcript:
         tone = "dim" if kind == "think" else ""
         text = part.argument if is_tool else part.text
         known = self.live.get(part.key)
+        since = known.since if known else self.talk.run.now
+        took = self.talk.run.now - since
         if part.state == "running":
-            since = known.since if known else self.talk.run.now
             depth = self.talk.family.get(part.session, 0)
             shown = text[-Journal.LONGEST_TEXT :]
             self.live[part.key] = Live(kind, shown, since, depth, part.message)
-            if known or not part.opens:  # only a subagent's tool is noted when it begins, too
+            # A subagent's tool is noted when it begins, too, once it is known what for.
+            if part.tool not in SUBAGENT_TOOLS or not text or (known and known.text):
                 return False
         else:
             self.live.pop(part.key, None)
             self.journaled.add(part.key)
-        if part.seconds >= 1:
-            text += f"  {duration(part.seconds)}"
+            if is_tool and took >= 1:
+                text += f"  {duration(took)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
             tone = "bad"
@@ -1378,7 +1377,7 @@ class Talk:
             self.give_up("rate-limited", problem, event.wait)
 
     def hear_part(self, event: Part) -> None:
-        if event.key == self.prompt.part_id or event.synthetic:
+        if event.key == self.prompt.part_id:
             return
         if event.state == "running":
             self.begin(event.session)
@@ -3853,7 +3852,6 @@ def message_from(session: str, message: str, told: Json, is_over: bool) -> Messa
 
 # What says best what a tool does, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
-SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(given: Json, directory: str, title: str = "") -> str:
@@ -4108,21 +4106,29 @@ def refusal(code: int, said: Any, route: str) -> RequestError:
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-class OpenCode(ABC):
-    """OpenCode in neutral words. Whatever cannot be had raises RequestError. Nothing waits here:
-    what ends later, or fills slowly, the run looks at again."""
+# ---- opencode 1 ----------------------------------------------------------------------------------
+# The dialect of 1.2 and later. Messages name the prompt that they answer.
 
-    generation = 0
-    place = ""  # what the directory is called in a query
-    children_path = active_path = interrupt_word = ""
-    asks_paths = ("", "")  # of permissions, of questions
-    always_lasts = ""  # how long a permission does that is given for always
+
+class OpenCode:
+    """OpenCode 1 in neutral words, and as much of OpenCode 2 as is alike. Whatever cannot be had
+    raises RequestError. Nothing waits here: what ends later, or fills slowly, the run looks at
+    again."""
+
+    generation = 1
+    place = "directory="  # what the directory is called in a query
+    children_path = "/session/{}/children"
+    active_path = "/session/status"
+    interrupt_word = "abort"
+    asks_paths = ("/permission", "/question")
+    always_lasts = "until the server ends"
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
         self.agent_models: dict[str, str] = {}  # as the configuration has it; "": whoever works
         self.resting = ""  # the session that was seen at rest once
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def path(self, path: str) -> str:
         """With the directory in its query."""
@@ -4148,9 +4154,18 @@ class OpenCode(ABC):
                 raise
             return None
 
-    @abstractmethod
     def setup(self) -> Setup:
-        """What the server knows; a list that is empty may only be late."""
+        config, listed, agents = self.get_for_setup("/config", "/config/providers", "/agent")
+        models = {
+            f"{provider.get('id')}/{name}": as_dict(model)
+            for provider in dicts(listed, "providers")
+            for name, model in as_dict(provider, "models").items()
+        }
+        by_name = {as_text(agent, "name"): agent for agent in dicts(agents)}
+        setup = self.setup_of([as_dict(config)], models, by_name)
+        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
+        # Of several it takes the last used.
+        return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
 
     def get_for_setup(self, *paths: str) -> list[Any]:
         return [self.request("GET", path, timeout=SETUP_TIMEOUT) for path in paths]
@@ -4201,9 +4216,17 @@ class OpenCode(ABC):
         """What else a new session has to be told."""
         return {}
 
-    @abstractmethod
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over; however often that is done, it must not run twice."""
+        """Sent again with its ids it runs again, if it was not answered."""
+        text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
+        body: Json = {"messageID": prompt.message_id, "parts": [text]}
+        if prompt.model:
+            body["model"] = model = body_of_model(prompt.model, "modelID")
+            if "variant" in model:
+                body["variant"] = model.pop("variant")  # it stands beside the model here
+        if prompt.agent:
+            body["agent"] = prompt.agent
+        self.request("POST", f"/session/{session}/prompt_async", body)
 
     def family(self, session: str) -> dict[str, Json]:
         """The session and its subagents, as the server tells of them."""
@@ -4254,9 +4277,28 @@ class OpenCode(ABC):
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
-    @abstractmethod
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """On the answer to our own prompt; `own` is the session in the server's words."""
+        """The last answer counts, whomever it answers, but none from before those to us."""
+        messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
+        ours: Json = {}
+        last: Json = {}
+        for message in messages:
+            info = as_dict(message, "info")
+            if info.get("id") == prompt.message_id:
+                last = {}
+            elif info.get("role") == "assistant":
+                ours = info if info.get("parentID") == prompt.message_id else ours
+                last = info if ours or len(messages) >= 20 else {}  # ours may be further back
+        if not last:
+            return "undelivered", None
+        if not all(dig(answer, "time", "completed") for answer in (ours or last, last)):
+            return "unfinished", None
+        fault = fault_of(last.get("error"))
+        if fault and fault.message.startswith("The user rejected permission to use this"):
+            return "refused", None  # a doom_loop: it ends the turn, words or not
+        if fault:
+            return ("cut" if fault.kind == "aborted" else "failed"), fault
+        return FINISHES.get(as_text(last, "finish"), ANSWERED)
 
     def retry(self, session: str, status: Any) -> Activity | None:
         """The retry that a session at work waits for."""
@@ -4310,6 +4352,13 @@ class OpenCode(ABC):
         id, session = as_id(asked, "id"), as_id(asked, "sessionID")
         return Ask(id, session, "question", detail=detail, questions=tuple(questions))
 
+    def reply(self, ask: Ask, decision: str, message: str) -> None:
+        """A bare rejection would end the turn, and so would any of a question."""
+        body: Json = {"reply": decision, "message": message}
+        if ask.kind == "question":
+            body = {"answers": [[said] for said in in_words(ask, message)]}
+        self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
+
     def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
         """An event about a permission or a question."""
         kind, _, what = type.partition(".")
@@ -4320,88 +4369,6 @@ class OpenCode(ABC):
             is_refused = told.get("reply") == "reject" or what != "replied"
             return Answered(session, first_text(told, "requestID", "id"), is_refused)
         return Alive(session)
-
-    @abstractmethod
-    def reply(self, ask: Ask, decision: str, message: str) -> None:
-        """Answer an ask, and let the turn go on. `decision`: once, always or reject; the message
-        answers the questions that a person has not."""
-
-    @abstractmethod
-    def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """An event of the stream in neutral words; [] for what is nothing to us."""
-
-
-# ---- opencode 1 ----------------------------------------------------------------------------------
-# The dialect of 1.2 and later. Messages name the prompt that they answer.
-
-
-class OpenCode1(OpenCode):
-    generation = 1
-    place = "directory="
-    children_path = "/session/{}/children"
-    active_path = "/session/status"
-    interrupt_word = "abort"
-    asks_paths = ("/permission", "/question")
-    always_lasts = "until the server ends"
-
-    def __init__(self, client: Client, options: Options) -> None:
-        super().__init__(client, options)
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
-
-    def setup(self) -> Setup:
-        config, listed, agents = self.get_for_setup("/config", "/config/providers", "/agent")
-        models = {
-            f"{provider.get('id')}/{name}": as_dict(model)
-            for provider in dicts(listed, "providers")
-            for name, model in as_dict(provider, "models").items()
-        }
-        by_name = {as_text(agent, "name"): agent for agent in dicts(agents)}
-        setup = self.setup_of([as_dict(config)], models, by_name)
-        defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        # Of several it takes the last used.
-        return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
-
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Sent again with its ids it runs again, if it was not answered."""
-        text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
-        body: Json = {"messageID": prompt.message_id, "parts": [text]}
-        if prompt.model:
-            body["model"] = model = body_of_model(prompt.model, "modelID")
-            if "variant" in model:
-                body["variant"] = model.pop("variant")  # it stands beside the model here
-        if prompt.agent:
-            body["agent"] = prompt.agent
-        self.request("POST", f"/session/{session}/prompt_async", body)
-
-    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """The last answer counts, whomever it answers, but none from before those to us."""
-        messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
-        ours: Json = {}
-        last: Json = {}
-        for message in messages:
-            info = as_dict(message, "info")
-            if info.get("id") == prompt.message_id:
-                last = {}
-            elif info.get("role") == "assistant":
-                ours = info if info.get("parentID") == prompt.message_id else ours
-                last = info if ours or len(messages) >= 20 else {}  # ours may be further back
-        if not last:
-            return "undelivered", None
-        if not all(dig(answer, "time", "completed") for answer in (ours or last, last)):
-            return "unfinished", None
-        fault = fault_of(last.get("error"))
-        if fault and fault.message.startswith("The user rejected permission to use this"):
-            return "refused", None  # a doom_loop: it ends the turn, words or not
-        if fault:
-            return ("cut" if fault.kind == "aborted" else "failed"), fault
-        return FINISHES.get(as_text(last, "finish"), ANSWERED)
-
-    def reply(self, ask: Ask, decision: str, message: str) -> None:
-        """A bare rejection would end the turn, and so would any of a question."""
-        body: Json = {"reply": decision, "message": message}
-        if ask.kind == "question":
-            body = {"answers": [[said] for said in in_words(ask, message)]}
-        self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
@@ -4446,15 +4413,12 @@ class OpenCode1(OpenCode):
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
         kind = {"text": "text", "reasoning": "think", "tool": "tool"}.get(as_text(part, "type"))
-        if message in self.prompts or not kind:
+        if not kind or message in self.prompts or part.get("synthetic"):
             return Alive(session)
         told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
-        tool = as_text(part.get("tool") or "tool") if kind == "tool" else ""
+        tool = as_text(part, "tool") or "tool" if kind == "tool" else ""
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
-        opens = tool in SUBAGENT_TOOLS
-        if opens and not argument:
-            return Alive(session)  # what a subagent works for is told a moment after its tool
         states = {"completed": "done", "error": "failed"}
         has_ended = dig(part, "time", "end")  # of a text or a thought
         state = states.get(as_text(told, "status"), "done" if has_ended else "running")
@@ -4468,9 +4432,6 @@ class OpenCode1(OpenCode):
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
             call=call_id(tool, given) if tool and state != "running" else 0,
-            seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
-            opens=opens,
-            synthetic=bool(part.get("synthetic")),
         )
 
 
@@ -4480,12 +4441,6 @@ class OpenCode1(OpenCode):
 # of its own, and none names the prompt: what follows a prompt belongs to it.
 
 INTERRUPTED = Fault("aborted", "it was interrupted")
-
-
-class Call(NamedTuple):
-    part: Part
-    since: float  # by the server's clock
-    shell: str = ""  # the id of one that it lets run
 
 
 class OpenCode2(OpenCode):
@@ -4499,7 +4454,8 @@ class OpenCode2(OpenCode):
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
-        self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
+        self.tools: dict[str, Part] = {}  # at work, by their keys
+        self.shells: dict[str, str] = {}  # the ids of those that tools let run, by the same keys
         self.printed: dict[str, int] = {}  # bytes, by shell
         self.forms: dict[str, Json] = {}  # by id
 
@@ -4558,11 +4514,12 @@ class OpenCode2(OpenCode):
 
     def prints(self, family: Collection[str]) -> bool:
         before = dict(self.printed)
-        for call in list(self.calls.values()):
-            if call.shell and call.part.session in family:
-                known = self.printed.get(call.shell, 0)
-                output = self.get_if_possible(f"/shell/{call.shell}/output?cursor={known}")
-                self.printed[call.shell] = max(known, as_int(output, "size"))
+        for key, shell in list(self.shells.items()):
+            tool = self.tools.get(key)
+            if tool and tool.session in family:
+                known = self.printed.get(shell, 0)
+                output = self.get_if_possible(f"/shell/{shell}/output?cursor={known}")
+                self.printed[shell] = max(known, as_int(output, "size"))
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4572,8 +4529,20 @@ class OpenCode2(OpenCode):
         return retry if retry.wait > 0 else None
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+        """The answer is what follows our prompt, up to now."""
         ids = ids_of_attempts(prompt, attempt)
-        delivered, step, idle = self.last_step(session, ids)
+        messages = dicts(self.get(f"/session/{session}/message?limit=200"))  # the newest first
+        delivered = "".join(ids[-1:]) if len(messages) >= 200 else ""  # it may be further back
+        step: Json = {}
+        idle: Json = {}
+        for message in messages:
+            if message.get("id") in ids:
+                delivered = as_text(message, "id")
+                break
+            if message.get("type") == "assistant":
+                step = step or message
+            elif message.get("type") == "idle" and not step:
+                idle = idle or message
         outcome = as_text(idle, "outcome")
         why = fault_of(idle.get("error"))
         fault = fault_of(step.get("error"))
@@ -4600,27 +4569,6 @@ class OpenCode2(OpenCode):
         elif not was_interrupted:
             return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
         return "cut", INTERRUPTED if was_interrupted or fault else None
-
-    def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
-        """The newest of our prompts that was delivered, the last step since, and its `idle`."""
-        step: Json = {}
-        idle: Json = {}
-        cursor = ""
-        for _ in range(200):  # a server that pages in circles is left alone
-            path = self.path(f"/session/{session}/message?limit=50{cursor}")
-            answer = self.client.request("GET", path)
-            for message in dicts(answer, "data"):  # the newest first
-                if message.get("id") in ids:
-                    return as_text(message, "id"), step, idle
-                if message.get("type") == "assistant":
-                    step = step or message
-                elif message.get("type") == "idle" and not step:
-                    idle = idle or message
-            following = as_text(answer, "cursor", "next")
-            if not (following and as_list(answer, "data")):  # the last page names an empty one
-                break
-            cursor = "&cursor=" + quote(following, safe="")
-        return "", step, idle
 
     def asks(self) -> Listed:
         """A form of an MCP server's has no session: it is refused, or its tool would hang."""
@@ -4699,42 +4647,34 @@ class OpenCode2(OpenCode):
             if what == "delta":
                 said = Delta(session, key, as_text(data, "delta"))
         elif area == "tool":
-            now = as_float(event, "created") / 1000
-            said = self.decode_tool(session, message, what, data, now)
+            said = self.decode_tool(session, message, what, data)
         return [said]
 
-    def decode_tool(
-        self, session: str, message: str, what: str, data: Json, now: float
-    ) -> SessionEvent:
+    def decode_tool(self, session: str, message: str, what: str, data: Json) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
         key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
-            tool = as_text(data.get("name") or "tool")
-            opens = tool in SUBAGENT_TOOLS
-            part = Part(session, message, key, "tool", "running", tool=tool, opens=opens)
-            self.calls[key] = Call(part, now)
-            return Alive(session) if opens else part  # it is shown once, when it is known what for
-        call = self.calls.get(key)
-        if call is None:
+            tool = as_text(data, "name") or "tool"
+            self.tools[key] = Part(session, message, key, "tool", "running", tool=tool)
+        part = self.tools.get(key)
+        if part is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
-        part = call.part
         if what == "called":
             given = as_dict(data, "input")
             argument = argument_of(given, self.options.directory)
             part = part._replace(argument=argument, call=call_id(part.tool, given))
-            self.calls[key] = Call(part, now)
-            return part
-        if what in ("success", "failed"):
-            del self.calls[key]
-            return part._replace(
+            self.tools[key] = part
+        elif what == "progress" and as_id(data, "metadata", "shellID"):
+            self.shells[key] = as_id(data, "metadata", "shellID")
+        elif what in ("success", "failed"):
+            del self.tools[key]
+            self.shells.pop(key, None)
+            part = part._replace(
                 state="done" if what == "success" else "failed",
                 argument=part.argument + change_of(dicts(data, "metadata", "files")),
                 text=as_text(data, "error", "message"),
-                seconds=max(0.0, now - call.since),
             )
-        shell = as_id(data, "metadata", "shellID")
-        self.calls[key] = call._replace(shell=shell or call.shell)
-        return Alive(session)
+        return part
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -4755,12 +4695,11 @@ SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 
 def detect(client: Client) -> tuple[type[OpenCode], str]:
     """Which dialect the server speaks, and its version. Problem: none; RequestError: none yet."""
-    probes: tuple[tuple[str, type[OpenCode], tuple[int, ...]], ...] = (
+    for path, dialect, oldest in (
         ("/api/info", OpenCode2, (2, 0, 4)),
         ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
-        ("/global/health", OpenCode1, (1, 2, 0)),
-    )
-    for path, dialect, oldest in probes:
+        ("/global/health", OpenCode, (1, 2, 0)),
+    ):
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
         except RequestError as error:
@@ -4774,7 +4713,6 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
         if version:
             return dialect, version
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
-
 
 
 class StreamReader:
