@@ -4093,14 +4093,9 @@ class Client:
 def refusal(code: int, said: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
     details = as_dict(said, "data")
-    issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
-    words = (
-        as_text(details, "path"),
-        as_text(details, "message"),
-        as_text(said, "message"),
-        issues,
-    )
-    lines = "\n".join(filter(None, words)).split("\n")
+    issues = [as_text(issue, "message") for issue in dicts(details, "issues")]
+    words = [as_text(details, "path"), as_text(details, "message"), as_text(said, "message")]
+    lines = "\n".join(filter(None, [*words, "; ".join(issues)])).split("\n")
     message = " ".join(without_secrets(lines)).strip()
     name = first_text(said, "name", "_tag", "code")
     return RequestError(code, message or f"{route} was answered with {code}", name)
@@ -4204,12 +4199,10 @@ class OpenCode:
         id = as_id(made, "id")
         if not id:
             raise RequestError(502, "the server made a session without an id that can be used")
-        there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
-        here = self.options.directory
-        if there and os.path.realpath(there) != os.path.realpath(here):
+        there = as_text(made, "directory") or as_text(made, "location", "directory")
+        if there and os.path.realpath(there) != os.path.realpath(self.options.directory):
             # OpenCode 1 reads `my%20project` as `my project`.
-            place = f"in {there[:300]} and not in {here}"
-            raise Problem(f"OpenCode would work {place}: rename the folder")
+            raise Problem(f"OpenCode would work in {there[:300]}: rename the folder")
         return id
 
     def session_body(self, _prompt: Prompt) -> Json:
@@ -4417,7 +4410,7 @@ class OpenCode:
             return Alive(session)
         told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
-        tool = as_text(part, "tool") or "tool" if kind == "tool" else ""
+        tool = (as_text(part, "tool") or "tool") if kind == "tool" else ""
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
         states = {"completed": "done", "error": "failed"}
         has_ended = dig(part, "time", "end")  # of a text or a thought
@@ -4455,8 +4448,8 @@ class OpenCode2(OpenCode):
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
         self.tools: dict[str, Part] = {}  # at work, by their keys
-        self.shells: dict[str, str] = {}  # the ids of those that tools let run, by the same keys
-        self.printed: dict[str, int] = {}  # bytes, by shell
+        self.shells: dict[str, tuple[str, str]] = {}  # of tools: the session, and the shell's id
+        self.printed: dict[str, int] = {}  # by these, in bytes
         self.forms: dict[str, Json] = {}  # by id
 
     def path(self, path: str) -> str:
@@ -4471,11 +4464,9 @@ class OpenCode2(OpenCode):
             {as_text(agent, "id"): agent for agent in agents},
         )
         read = {as_text(entry, "path") for entry in entries if "info" in entry}
-        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
-        return setup._replace(
-            chosen=name_of_model(self.get_if_possible("/model/default")),
-            unread=tuple(path for path in found if path not in read),
-        )
+        files = {as_text(entry, "path") for entry in entries if entry.get("type") == "file"}
+        chosen = name_of_model(self.get_if_possible("/model/default"))
+        return setup._replace(chosen=chosen, unread=tuple(files - read))
 
     def session_body(self, prompt: Prompt) -> Json:
         """With the model, which the server's configuration gives to an agent in vain; without an id
@@ -4514,12 +4505,11 @@ class OpenCode2(OpenCode):
 
     def prints(self, family: Collection[str]) -> bool:
         before = dict(self.printed)
-        for key, shell in list(self.shells.items()):
-            tool = self.tools.get(key)
-            if tool and tool.session in family:
-                known = self.printed.get(shell, 0)
+        for key, (session, shell) in list(self.shells.items()):
+            if session in family:
+                known = self.printed.get(key, 0)
                 output = self.get_if_possible(f"/shell/{shell}/output?cursor={known}")
-                self.printed[shell] = max(known, as_int(output, "size"))
+                self.printed[key] = max(known, as_int(output, "size"))
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4551,24 +4541,22 @@ class OpenCode2(OpenCode):
             return "failed", why  # as with a model that is not there
         if not delivered:
             return "undelivered", None
-        was_interrupted = outcome == "interrupted"
-        if step:
-            if not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
-                return "unfinished", None  # it works, or its server died
-            if fault and fault.kind != "aborted":
-                return "failed", fault
-            verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
-            if not fault and verdict[0] in ("answered", "failed"):
-                return verdict
-            if outcome == "failed":
-                return "failed", why
-            # A bare refusal looks like an interruption, but for what the tool says.
-            errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
-            if not was_interrupted and any(map(is_refusal, errors)):
-                return "refused", None
-        elif not was_interrupted:
+        if not step and outcome != "interrupted":
             return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
-        return "cut", INTERRUPTED if was_interrupted or fault else None
+        if step and not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
+            return "unfinished", None  # it works, or its server died
+        if fault and fault.kind != "aborted":
+            return "failed", fault
+        verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
+        if not fault and verdict[0] in ("answered", "failed"):
+            return verdict
+        if outcome == "failed":
+            return "failed", why
+        # A bare refusal looks like an interruption, but for what the tool says.
+        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+        if outcome != "interrupted" and any(map(is_refusal, errors)):
+            return "refused", None
+        return "cut", INTERRUPTED if fault or outcome == "interrupted" else None
 
     def asks(self) -> Listed:
         """A form of an MCP server's has no session: it is refused, or its tool would hang."""
@@ -4665,7 +4653,7 @@ class OpenCode2(OpenCode):
             part = part._replace(argument=argument, call=call_id(part.tool, given))
             self.tools[key] = part
         elif what == "progress" and as_id(data, "metadata", "shellID"):
-            self.shells[key] = as_id(data, "metadata", "shellID")
+            self.shells[key] = session, as_id(data, "metadata", "shellID")
         elif what in ("success", "failed"):
             del self.tools[key]
             self.shells.pop(key, None)
@@ -4684,8 +4672,8 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
 
 
 def is_refusal(error: Json) -> bool:
-    says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
-    return error.get("type") == "permission.rejected" or bool(says_so)
+    words = ("The user dismissed this", "The user declined this")
+    return error.get("type") == "permission.rejected" or as_text(error, "message").startswith(words)
 
 
 # ---- opencode: which generation answers, and its events ------------------------------------------
@@ -4740,7 +4728,7 @@ class StreamReader:
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
             if failures == 2 * len(STREAM_WAITS):
                 said = "there is no event stream: what the agent does is not shown"
-                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
+                self.post(Noted("warn", said))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
