@@ -4703,15 +4703,23 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
+SIGN_EVERY = 0.1  # seconds between two deltas that are read where nobody looks
+DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
+
+
 class StreamReader:
     """Reads a server's event stream on a thread of its own, always: else the server would grow.
-    An event is a line of JSON behind `data:`."""
+
+    An event is a line of JSON behind `data:`. Where nobody looks, some of the deltas are enough, as
+    a sign of life.
+    """
 
     def __init__(self, dialect: OpenCode, post: Callable[[Any], None]) -> None:
         self.dialect = dialect
         self.post = post
         self.stopped = False
         self.has_warned = False  # that an event cannot be read
+        self.next_sign = 0.0  # of life, in deltas
 
     def run(self) -> None:
         """Connect, read, and connect anew with growing pauses."""
@@ -4752,6 +4760,11 @@ class StreamReader:
                     self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
+        if not self.dialect.options.attended and DELTA.search(data, 0, 200):
+            now = time.monotonic()
+            if now < self.next_sign:
+                return
+            self.next_sign = now + SIGN_EVERY
         event = json.loads(data.decode("utf-8", "replace"))
         if self.dialect.options.verbose:
             self.post(Noted("event", data[:300].decode("utf-8", "replace"), "dim"))

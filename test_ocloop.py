@@ -3756,6 +3756,19 @@ def test_an_event_that_cannot_be_read_is_said_once(
     assert after == Activity("ses_1", "idle")
 
 
+def test_where_nobody_looks_some_of_the_deltas_are_enough(monkeypatch: Patch) -> None:
+    idle = frame("session.idle", sessionID="ses_1")
+    stream = delta_of("ses_1") * 300 + idle
+    delta = Delta("ses_1", "prt_1", "The")
+    over = Activity("ses_1", "idle")
+    assert read(stream) == [*[delta] * 300, over]
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+    assert read(stream, live=False) == [delta, over], "and nothing else is held up"
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 1024)
+    assert read(stream, live=False).count(delta) == 3
+
+
 # ── opencode: what both generations share ─────────────────────────────────────────────────────────
 
 
@@ -3856,7 +3869,9 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
     for said in (b"SSH-2.0-OpenSSH_9.2\r\n", b"", OK + b"Content-Length: 9\r\n\r\n{"):
         with talker(said) as (url, _), pytest.raises(RequestError) as error:
             Client(url, "", "").request("GET", "/")
-        assert error.value.why == "silent" and str(error.value), "what speaks no HTTP, or is cut off"
+        assert error.value.why == "silent" and str(error.value), (
+            "what speaks no HTTP, or is cut off"
+        )
 
 
 ODD_IDS = (
@@ -6393,6 +6408,17 @@ def test_no_field_of_an_event_or_an_answer_of_2_raises(odd: Any) -> None:
         made.decode(told(type, {"form": {"id": "f", **HERE, "fields": [odd, {"options": odd}]}}))
     for answer in (odd, {"data": odd}, {"data": [odd]}, {"data": {"ses_A": odd}}):
         assert look(dict.fromkeys(stand_in([]), answer)).activity in ("idle", "working")
+
+
+def test_deltas_are_found_in_a_frames_beginning() -> None:
+    for type in ("session.text.delta", "session.reasoning.delta", "session.compaction.delta"):
+        place = {"directory": "/home/somebody/a/rather/long/path/to/a/workspace"}
+        frame = {"id": "evt_" + "0" * 26, "created": 1767225609000, "type": type}
+        data = json.dumps({**frame, "location": place, "data": IN_A}).encode()
+        assert ocloop.DELTA.search(data, 0, 200)
+    for type in ("session.text.started", "session.text.ended", "permission.asked"):
+        frame = {"id": "evt_1", "type": type, "data": {"text": "session.text.delta"}}
+        assert not ocloop.DELTA.search(json.dumps(frame).encode(), 0, 200)
 
 
 # ==================================================================================================
