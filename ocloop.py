@@ -80,7 +80,6 @@ import time
 import types
 import unicodedata
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -601,8 +600,6 @@ class Part(NamedTuple):
     tool: str = ""
     argument: str = ""  # of a tool, in a line
     call: int = 0  # of a tool: the same for the same input, 0: not known
-    seconds: float = 0.0
-    opens: bool = False  # a tool that lets a subagent work
 
 
 class Delta(NamedTuple):
@@ -616,8 +613,7 @@ class Message(NamedTuple):
 
     session: str
     message: str
-    spend: Spend
-    context: int = 0  # tokens in the session's context
+    spend: Spend  # its tokens are what the session's context holds by now
     model: str = ""
     agent: str = ""
     parent: str = ""  # what it answers, where that is known
@@ -926,6 +922,7 @@ SPINS = 3  # answers that end nowhere, compactions without anything new, answers
 SAME_CALLS = 20  # in a row, or two to four by turns
 REFUSALS = 20  # in one session
 SHORT_WAIT = 90.0  # for a provider, where another model could work
+SUBAGENT_TOOLS = ("task", "subagent")  # of OpenCode 1, of OpenCode 2
 GOES_ON = 5  # times that a session is told to go on after a refusal that ended its turn
 
 _DO_WITHOUT = (
@@ -1040,18 +1037,20 @@ class Transcript:
         is_tool = part.kind == "tool"
         text = part.argument if is_tool else part.text
         known = self.live.get(part.key)
-        since = known.time if known else self.talk.run.now
+        now = self.talk.run.now
+        since = known.time if known else now
         depth = self.talk.family.get(part.session, 0)
         entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
             self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
-            if known or not part.opens:  # only a subagent's tool is noted when it begins, too
+            # A subagent's tool is noted when it begins, too, once it is known what for.
+            if part.tool not in SUBAGENT_TOOLS or not text or (known and known.text):
                 return False
         else:
             self.live.pop(part.key, None)
             self.journaled.add(part.key)
-        if part.seconds >= 1:
-            text += f"  {duration(part.seconds)}"
+            if is_tool and now - since >= 1:
+                text += f"  {duration(now - since)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
             entry = entry._replace(tone="bad")
@@ -1351,7 +1350,7 @@ class Talk:
     def hear_message(self, event: Message) -> None:
         self.by_message[event.message] = event.spend
         if event.session == self.id:
-            self.context = event.context or self.context
+            self.context = event.spend.tokens or self.context
             self.agent = event.agent or self.agent
             if event.model and event.model != without_variant(self.model):
                 self.model = event.model
@@ -3765,6 +3764,11 @@ def as_text(told: Any, *names: str) -> str:
     return str(found) if isinstance(found, (str, int, float)) else ""
 
 
+def first_text(told: Any, *names: str) -> str:
+    """The first of these that says something."""
+    return next(filter(None, (as_text(told, name) for name in names)), "")
+
+
 def as_texts(told: Any, *names: str) -> list[str]:
     return [as_text(item) for item in as_list(told, *names)]
 
@@ -3795,14 +3799,12 @@ def spend_of(told: Json) -> Spend:
 
 def message_from(session: str, message: str, told: Json, is_over: bool) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
-    spend = spend_of(told)
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
     model = told.get("model") or {**told, "id": ""}
     return Message(
         session,
         message,
-        spend,
-        context=spend.tokens,
+        spend_of(told),
         model=without_variant(name_of_model(model)),
         agent=as_text(told, "agent"),
         parent=as_text(told, "parentID"),
@@ -3813,15 +3815,13 @@ def message_from(session: str, message: str, told: Json, is_over: bool) -> Messa
 
 # What says best what a tool does, whatever the tool.
 MAIN_ARGUMENTS = ("command", "pattern", "url", "query", "filePath", "path", "description", "name")
-SUBAGENT_TOOLS = ("task", "subagent")  # in 1.x, in 2.x
 
 
 def argument_of(given: Json, directory: str, title: str = "") -> str:
     """A tool's arguments in one line, as a person would say it."""
-    texts = [as_text(given, name) for name in MAIN_ARGUMENTS]
-    texts += [title, *(value for value in given.values() if isinstance(value, str))]
-    text = next(filter(None, texts), "").removeprefix(directory.rstrip("/") + "/")
-    return " ".join(text.split())[:500]
+    others = (value for value in given.values() if isinstance(value, str))
+    text = first_text(given, *MAIN_ARGUMENTS) or title or next(others, "")
+    return " ".join(text.removeprefix(directory.rstrip("/") + "/").split())[:500]
 
 
 def call_id(tool: str, given: Any) -> int:
@@ -3889,15 +3889,14 @@ NOT_THERE = re.compile(r"(Model|Variant|Agent) (?:unavailable|not found)")
 def fault_of(error: Any) -> Fault | None:
     """Of OpenCode 1's `{name, data: {message, statusCode}}`, or 2's `{type, message, status}`. The
     message of an `UnknownError` may begin with the real name, and end in a stack."""
-    name = as_text(dig(error, "name") or dig(error, "type"))
+    name = first_text(error, "name", "type")
     if not name:
         return None
     told = as_dict(error, "data") or as_dict(error)
     message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
-    wrapped = re.match(r"(\w+Error): ", message)
-    if name == "UnknownError" and wrapped and wrapped[1] in FAULT_KINDS:
-        name = wrapped[1]
-        message = message[wrapped.end() :]
+    real_name, _, rest = message.partition(": ")
+    if name == "UnknownError" and real_name in FAULT_KINDS:
+        name, message = real_name, rest
     kind = FAULT_KINDS.get(name, "")
     missing = NOT_THERE.match(message)
     if not kind and (name == "APIError" or name.startswith("provider.")):
@@ -3906,10 +3905,9 @@ def fault_of(error: Any) -> Fault | None:
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
     elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
-    announced = as_text(told, "responseHeaders", "retry-after")
     wait = as_float(told, "retryAfterMs") / 1000
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):
-        wait = float(announced)
+    with suppress(ValueError):  # there is none, or it is a date
+        wait = float(as_text(told, "responseHeaders", "retry-after"))
     return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
@@ -3926,7 +3924,7 @@ def name_of_model(described: Any) -> str:
     if isinstance(described, str):
         return described
     provider = as_text(described, "providerID")
-    id = as_text(dig(described, "id") or dig(described, "modelID") or dig(described, "model"))
+    id = first_text(described, "id", "modelID", "model")
     variant = as_text(described, "variant")
     return f"{provider}/{id}{variant and '#'}{variant}" if provider and id else ""
 
@@ -4042,54 +4040,55 @@ class Client:
                     raise socket.timeout("timed out")  # it trickles
             if answer.length:
                 raise ValueError("the answer was cut off")
+        route = f"{method} {path}"
+        said = None
         try:
             said = json.loads(raw.strip() or b"null")
-        except (ValueError, RecursionError) as error:
-            said = error
-        if answer.status >= 400:
-            raise refusal(answer.status, said, f"{method} {path}")
-        if isinstance(said, RecursionError):  # a model's doing: the server is not to blame
-            raise RequestError(answer.status, f"{method} {path}: the answer is nested too deep")
-        if answer.status >= 300 or isinstance(said, ValueError):  # an unknown route gives a page
-            raise RequestError(502, f"{method} {path} was not answered with JSON", "NotJSON")
+        except RecursionError:  # a model's doing: the server is not to blame
+            raise RequestError(400, f"{route}: the answer is nested too deep") from None
+        except ValueError:
+            if answer.status < 300:  # an unknown route gives a page
+                said = f"{route} was not answered with JSON"
+                raise RequestError(502, said, "NotJSON") from None
+        if answer.status >= 300:
+            raise refusal(answer.status, said, route)
         return said
 
 
 def refusal(code: int, said: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
     details = as_dict(said, "data")
-    issues = "; ".join(as_text(issue, "message") for issue in dicts(details, "issues"))
-    words = (
-        as_text(details, "path"),
-        as_text(details, "message"),
-        as_text(said, "message"),
-        issues,
-    )
-    lines = "\n".join(filter(None, words)).split("\n")
+    issues = [as_text(issue, "message") for issue in dicts(details, "issues")]
+    words = [as_text(details, "path"), as_text(details, "message"), as_text(said, "message")]
+    lines = "\n".join(filter(None, [*words, "; ".join(issues)])).split("\n")
     message = " ".join(without_secrets(lines)).strip()
-    name = as_text(dig(said, "name") or dig(said, "_tag") or dig(said, "code"))
+    name = first_text(said, "name", "_tag", "code")
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
-class OpenCode(ABC):
-    """OpenCode in neutral words. Whatever cannot be had raises RequestError. Nothing waits here:
-    what ends later, or fills slowly, the run looks at again."""
+# ---- opencode 1 ----------------------------------------------------------------------------------
+# The dialect of 1.2 and later. Messages name the prompt that they answer.
 
-    generation = 0
-    place = ""  # what the directory is called in a query
-    children_path = active_path = interrupt_word = ""
-    asks_paths = ("", "")  # of permissions, of questions
-    # What is asked for, for what exactly, what "always" allows, and for how long.
-    permission_words = ("", "", "", "")
+
+class OpenCode:
+    """OpenCode 1 in neutral words, and as much of OpenCode 2 as is alike. Whatever cannot be had
+    raises RequestError. Nothing waits here: what ends later, or fills slowly, the run looks at
+    again."""
+
+    generation = 1
+    place = "directory="  # what the directory is called in a query
+    children_path = "/session/{}/children"
+    active_path = "/session/status"
+    interrupt_word = "abort"
+    asks_paths = ("/permission", "/question")
+    always_lasts = "until the server ends"
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.model = ""  # of the configuration, as are the next two
-        self.agent = ""
-        self.agent_models: dict[str, str] = {}
-        self.relatives: tuple[str, ...] = ()  # the session that was looked at last, its subagents
+        self.agent_models: dict[str, str] = {}  # as the configuration has it; "": whoever works
         self.resting = ""  # the session that was seen at rest once
+        self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def path(self, path: str) -> str:
         """With the directory in its query."""
@@ -4115,206 +4114,6 @@ class OpenCode(ABC):
                 raise
             return None
 
-    @abstractmethod
-    def setup(self) -> Setup:
-        """What the server knows; a list that is empty may only be late."""
-
-    def get_for_setup(self, *paths: str) -> list[Any]:
-        return [self.request("GET", path, timeout=SETUP_TIMEOUT) for path in paths]
-
-    def setup_of(
-        self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
-    ) -> Setup:
-        """Of the configuration's documents the last word counts."""
-        asked: dict[str, bool] = {}
-        for document in documents:
-            asked.update(asked_before(document))
-            self.model = name_of_model(document.get("model")) or self.model
-            self.agent = as_text(document, "default_agent") or self.agent
-        self.agent_models = {name: name_of_model(one.get("model")) for name, one in agents.items()}
-        return Setup(
-            model=self.model_for(self.options.agent),
-            models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
-            # Hidden ones do OpenCode's own chores.
-            agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
-            free=frozenset(name for name, one in models.items() if is_free(one)),
-            variants={name: variants_of(one) for name, one in models.items()},
-            asks=tuple(name for name, is_asked in asked.items() if is_asked),
-        )
-
-    def model_for(self, agent: str) -> str:
-        """The model that a configuration means for this agent."""
-        return self.agent_models.get(agent or self.agent or "build") or self.model
-
-    def create(self, prompt: Prompt) -> str:
-        """Make a session; its id. Problem: it would work elsewhere."""
-        body = {"title": prompt.title, **self.session_body(prompt)}
-        made = self.request("POST", "/session", body)
-        id = as_id(made, "id")
-        if not id:
-            raise RequestError(502, "the server made a session without an id that can be used")
-        there = as_text(dig(made, "directory") or dig(made, "location", "directory"))
-        here = self.options.directory
-        if there and os.path.realpath(there) != os.path.realpath(here):
-            # OpenCode 1 reads `my%20project` as `my project`.
-            place = f"in {there[:300]} and not in {here}"
-            raise Problem(f"OpenCode would work {place}: rename the folder")
-        return id
-
-    def session_body(self, _prompt: Prompt) -> Json:
-        """What else a new session has to be told."""
-        return {}
-
-    @abstractmethod
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Hand the prompt over; however often that is done, it must not run twice."""
-
-    def spent_by_family(self, session: str, own: Json) -> Spend:
-        """Look for the subagents' sessions; what all of them have used."""
-        spent = spend_of(own)
-        found = [session]
-        for parent in found:  # it grows meanwhile
-            for child in dicts(self.get_if_possible(self.children_path.format(parent))):
-                id = as_id(child, "id")
-                # Early versions of OpenCode 2 list all there are.
-                if id and id not in found and child.get("parentID", parent) == parent:
-                    found.append(id)
-                    spent = spent.plus(spend_of(child))
-        self.relatives = tuple(found)
-        return spent
-
-    def at_work(self, session: str) -> Json:
-        """Who of the family is at work."""
-        listed = as_dict(self.get(self.active_path))
-        # An earlier session that woke up is none of the family that was looked at last.
-        family = self.relatives if session in self.relatives else (session,)
-        working = {id: listed[id] for id in family if id in listed}
-        return {id: status for id, status in working.items() if dig(status, "type") != "idle"}
-
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
-        """Look how the session stands; `closer` asks for a verdict although it is at work."""
-        own = as_dict(self.get_if_possible(f"/session/{session}"))
-        spent = self.spent_by_family(session, own)
-        working = self.at_work(session)
-        # At rest nothing is asked, yet OpenCode 1 may list some: not looked at then.
-        asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
-        polled = Polled("idle", "", None, spent, self.relatives[1:], asks, unlisted)
-        # A subagent may work on while its parent rests: then there is no verdict.
-        if working or any(ask.session in self.relatives for ask in asks or ()):
-            self.resting = ""
-            retries = (self.retry(id, status) for id, status in working.items())
-            retry = next(filter(None, retries), None)
-            activity = "retrying" if retry else "working"
-            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints())
-        elif self.generation > 1 and self.resting != session:
-            self.resting = session
-            return polled._replace(is_unsure=True)  # one look alone may fall between two runs
-        if polled.activity == "idle" or (closer and session in working):
-            try:
-                verdict, fault = self.verdict(session, prompt, attempt, own)
-            except RequestError as error:
-                if error.why != "rejected":
-                    raise
-                # As what a model has nested too deep: nobody will ever read it.
-                verdict, fault = "" if working else "failed", Fault("unknown", str(error))
-            polled = polled._replace(verdict=verdict, fault=fault)
-        return polled
-
-    @abstractmethod
-    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """On the answer to our own prompt; `own` is the session in the server's words."""
-
-    def retry(self, session: str, status: Any) -> Activity | None:
-        """The retry that a session at work waits for."""
-        return retry_of(session, status) if dig(status, "type") == "retry" else None
-
-    def prints(self) -> bool:
-        """Whether a shell has printed something of which the stream is silent."""
-        return False
-
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
-        """Stop a session, and what works on for it in the background; it may rest later."""
-        for id in dict.fromkeys((session, *self.at_work(session))):
-            self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
-
-    def dispose(self) -> None:
-        """End the tools that the server has started; OpenCode 2 does so itself."""
-        if self.generation == 1:
-            self.client.request("POST", "/global/dispose", {})
-
-    # What is asked.
-
-    def asks(self) -> Listed:
-        """What any session asks."""
-        permissions, questions = map(self.get_if_possible, self.asks_paths)
-        found = [*map(self.permission, dicts(permissions)), *map(self.question, dicts(questions))]
-        unlisted = ("permission",) * (permissions is None) + ("question",) * (questions is None)
-        return tuple(ask for ask in found if ask.id), unlisted
-
-    def permission(self, asked: Json) -> Ask:
-        """For what kind of thing, and what exactly: patterns, and command, file or address."""
-        name, wanted, allowed, lasts = self.permission_words
-        title = as_text(asked.get(name) or "something")
-        patterns = ", ".join(as_texts(asked, wanted))
-        always = ", ".join(as_texts(asked, allowed))
-        metadata = as_dict(asked, "metadata")
-        exact = as_text(metadata.get("command") or metadata.get("filepath") or metadata.get("url"))
-        detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
-        detail += change_of(dicts(metadata, "files"))
-        always = f"{always}, {lasts}" if always else ""
-        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
-        return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
-
-    def question(self, asked: Json) -> Ask:
-        """Of OpenCode 1, or a form of OpenCode 2."""
-        questions: list[Question] = []
-        for told in dicts(asked, "questions") or dicts(asked, "fields"):
-            texts = [as_text(told, name) for name in ("question", "description", "title", "key")]
-            options = dicts(told, "options")
-            choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
-            questions.append(Question(next(filter(None, texts), ""), tuple(choices)))
-        detail = " / ".join(question.text for question in questions)
-        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
-        return Ask(id, session, "question", detail=detail, questions=tuple(questions))
-
-    def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
-        """An event about a permission or a question."""
-        kind, _, what = type.partition(".")
-        if what in ("asked", "created"):
-            ask = self.permission(told) if kind == "permission" else self.question(told)
-            return ask if ask.id else Alive(session)
-        if what in ("replied", "rejected", "cancelled"):
-            is_refused = told.get("reply") == "reject" or what != "replied"
-            return Answered(session, as_text(told.get("requestID") or told.get("id")), is_refused)
-        return Alive(session)
-
-    @abstractmethod
-    def reply(self, ask: Ask, decision: str, message: str) -> None:
-        """Answer an ask, and let the turn go on. `decision`: once, always or reject; the message
-        answers the questions that a person has not."""
-
-    @abstractmethod
-    def decode(self, event: Any) -> list[SessionEvent | Edited]:
-        """An event of the stream in neutral words; [] for what is nothing to us."""
-
-
-# ---- opencode 1 ----------------------------------------------------------------------------------
-# The dialect of 1.2 and later. Messages name the prompt that they answer.
-
-
-class OpenCode1(OpenCode):
-    generation = 1
-    place = "directory="
-    children_path = "/session/{}/children"
-    active_path = "/session/status"
-    interrupt_word = "abort"
-    asks_paths = ("/permission", "/question")
-    permission_words = ("permission", "patterns", "always", "until the server ends")
-
-    def __init__(self, client: Client, options: Options) -> None:
-        super().__init__(client, options)
-        self.prompts: set[str] = set()  # user messages, whose texts are no answers
-
     def setup(self) -> Setup:
         config, listed, agents = self.get_for_setup("/config", "/config/providers", "/agent")
         models = {
@@ -4328,6 +4127,53 @@ class OpenCode1(OpenCode):
         # Of several it takes the last used.
         return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
 
+    def get_for_setup(self, *paths: str) -> list[Any]:
+        return [self.request("GET", path, timeout=SETUP_TIMEOUT) for path in paths]
+
+    def setup_of(
+        self, documents: Sequence[Json], models: dict[str, Json], agents: dict[str, Json]
+    ) -> Setup:
+        """Of the configuration's documents the last word counts."""
+        asked: dict[str, bool] = {}
+        model, agent = "", "build"
+        for document in documents:
+            asked.update(asked_before(document))
+            model = name_of_model(document.get("model")) or model
+            agent = as_text(document, "default_agent") or agent
+        of_agents = {name: name_of_model(one.get("model")) for name, one in agents.items()}
+        self.agent_models = {name: own or model for name, own in of_agents.items()}
+        self.agent_models[""] = self.agent_models.get(agent, model)
+        return Setup(
+            model=self.model_for(self.options.agent),
+            models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
+            # Hidden ones do OpenCode's own chores.
+            agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
+            free=frozenset(name for name, one in models.items() if is_free(one)),
+            variants={name: variants_of(one) for name, one in models.items()},
+            asks=tuple(name for name, is_asked in asked.items() if is_asked),
+        )
+
+    def model_for(self, agent: str) -> str:
+        """The model that the configuration means for this agent."""
+        return self.agent_models.get(agent) or self.agent_models.get("", "")
+
+    def create(self, prompt: Prompt) -> str:
+        """Make a session; its id. Problem: it would work elsewhere."""
+        body = {"title": prompt.title, **self.session_body(prompt)}
+        made = self.request("POST", "/session", body)
+        id = as_id(made, "id")
+        if not id:
+            raise RequestError(502, "the server made a session without an id that can be used")
+        there = as_text(made, "directory") or as_text(made, "location", "directory")
+        if there and os.path.realpath(there) != os.path.realpath(self.options.directory):
+            # OpenCode 1 reads `my%20project` as `my project`.
+            raise Problem(f"OpenCode would work in {there[:300]}: rename the folder")
+        return id
+
+    def session_body(self, _prompt: Prompt) -> Json:
+        """What else a new session has to be told."""
+        return {}
+
     def send(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Sent again with its ids it runs again, if it was not answered."""
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
@@ -4339,6 +4185,55 @@ class OpenCode1(OpenCode):
         if prompt.agent:
             body["agent"] = prompt.agent
         self.request("POST", f"/session/{session}/prompt_async", body)
+
+    def family(self, session: str) -> dict[str, Json]:
+        """The session and its subagents, as the server tells of them."""
+        found = {session: as_dict(self.get_if_possible(f"/session/{session}"))}
+        parents = [session]
+        for parent in parents:  # it grows meanwhile
+            for child in dicts(self.get_if_possible(self.children_path.format(parent))):
+                id = as_id(child, "id")
+                # Early versions of OpenCode 2 list all there are.
+                if id and id not in found and child.get("parentID", parent) == parent:
+                    found[id] = child
+                    parents.append(id)
+        return found
+
+    def at_work(self, family: Iterable[str]) -> Json:
+        """Who of them is at work, and how."""
+        listed = as_dict(self.get(self.active_path))
+        return {id: listed[id] for id in family if dig(listed, id, "type") not in (None, "idle")}
+
+    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+        """Look how the session stands; `closer` asks for a verdict although it is at work."""
+        family = self.family(session)
+        spent = Spend()
+        for member in family.values():
+            spent = spent.plus(spend_of(member))
+        working = self.at_work(family)
+        # At rest nothing is asked, yet OpenCode 1 may list some: not looked at then.
+        asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
+        polled = Polled("idle", "", None, spent, tuple(family)[1:], asks, unlisted)
+        # A subagent may work on while its parent rests: then there is no verdict.
+        if working or any(ask.session in family for ask in asks or ()):
+            self.resting = ""
+            retries = (self.retry(id, status) for id, status in working.items())
+            retry = next(filter(None, retries), None)
+            activity = "retrying" if retry else "working"
+            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints(family))
+        elif self.generation > 1 and self.resting != session:
+            self.resting = session
+            return polled._replace(is_unsure=True)  # one look alone may fall between two runs
+        if polled.activity == "idle" or (closer and session in working):
+            try:
+                verdict, fault = self.verdict(session, prompt, attempt, family[session])
+            except RequestError as error:
+                if error.why != "rejected":
+                    raise
+                # As what a model has nested too deep: nobody will ever read it.
+                verdict, fault = "" if working else "failed", Fault("unknown", str(error))
+            polled = polled._replace(verdict=verdict, fault=fault)
+        return polled
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
         """The last answer counts, whomever it answers, but none from before those to us."""
@@ -4363,12 +4258,75 @@ class OpenCode1(OpenCode):
             return ("cut" if fault.kind == "aborted" else "failed"), fault
         return FINISHES.get(as_text(last, "finish"), ANSWERED)
 
+    def retry(self, session: str, status: Any) -> Activity | None:
+        """The retry that a session at work waits for."""
+        return retry_of(session, status) if dig(status, "type") == "retry" else None
+
+    def prints(self, _family: Collection[str]) -> bool:
+        """Whether a shell has printed something of which the stream is silent."""
+        return False
+
+    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+        """Stop a session, and what works on for it in the background; it may rest later."""
+        for id in dict.fromkeys((session, *self.at_work(self.family(session)))):
+            self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
+
+    def dispose(self) -> None:
+        """End the tools that the server has started; OpenCode 2 does so itself."""
+        if self.generation == 1:
+            self.client.request("POST", "/global/dispose", {})
+
+    # What is asked.
+
+    def asks(self) -> Listed:
+        """What any session asks."""
+        permissions, questions = map(self.get_if_possible, self.asks_paths)
+        found = [*map(self.permission, dicts(permissions)), *map(self.question, dicts(questions))]
+        unlisted = ("permission",) * (permissions is None) + ("question",) * (questions is None)
+        return tuple(ask for ask in found if ask.id), unlisted
+
+    def permission(self, asked: Json) -> Ask:
+        """For what kind of thing, and what exactly: patterns, and command, file or address."""
+        title = first_text(asked, "permission", "action") or "something"
+        patterns = ", ".join(as_texts(asked, "patterns") or as_texts(asked, "resources"))
+        always = ", ".join(as_texts(asked, "always") or as_texts(asked, "save"))
+        metadata = as_dict(asked, "metadata")
+        exact = first_text(metadata, "command", "filepath", "url")
+        detail = exact if patterns in exact else ", ".join(filter(None, (patterns, exact)))
+        detail += change_of(dicts(metadata, "files"))
+        always = f"{always}, {self.always_lasts}" if always else ""
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
+        return Ask(id, session, "permission", title, detail, (), title == "doom_loop", always)
+
+    def question(self, asked: Json) -> Ask:
+        """Of OpenCode 1, or a form of OpenCode 2."""
+        questions: list[Question] = []
+        for told in dicts(asked, "questions") or dicts(asked, "fields"):
+            text = first_text(told, "question", "description", "title", "key")
+            options = dicts(told, "options")
+            choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
+            questions.append(Question(text, tuple(choices)))
+        detail = " / ".join(question.text for question in questions)
+        id, session = as_id(asked, "id"), as_id(asked, "sessionID")
+        return Ask(id, session, "question", detail=detail, questions=tuple(questions))
+
     def reply(self, ask: Ask, decision: str, message: str) -> None:
         """A bare rejection would end the turn, and so would any of a question."""
         body: Json = {"reply": decision, "message": message}
         if ask.kind == "question":
             body = {"answers": [[said] for said in in_words(ask, message)]}
         self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
+
+    def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
+        """An event about a permission or a question."""
+        kind, _, what = type.partition(".")
+        if what in ("asked", "created"):
+            ask = self.permission(told) if kind == "permission" else self.question(told)
+            return ask if ask.id else Alive(session)
+        if what in ("replied", "rejected", "cancelled"):
+            is_refused = told.get("reply") == "reject" or what != "replied"
+            return Answered(session, first_text(told, "requestID", "id"), is_refused)
+        return Alive(session)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
@@ -4413,15 +4371,12 @@ class OpenCode1(OpenCode):
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
         kind = {"text": "text", "reasoning": "think", "tool": "tool"}.get(as_text(part, "type"))
-        if message in self.prompts or not kind or part.get("synthetic"):
+        if not kind or message in self.prompts or part.get("synthetic"):
             return Alive(session)  # not the agent's
         told = as_dict(part, "state")  # of a tool
         given = as_dict(told, "input")
-        tool = as_text(part.get("tool") or "tool") if kind == "tool" else ""
+        tool = (as_text(part, "tool") or "tool") if kind == "tool" else ""
         argument = argument_of(given, self.options.directory, as_text(told, "title"))
-        opens = tool in SUBAGENT_TOOLS
-        if opens and not argument:
-            return Alive(session)  # what a subagent works for is told a moment after its tool
         states = {"completed": "done", "error": "failed"}
         has_ended = dig(part, "time", "end")  # of a text or a thought
         state = states.get(as_text(told, "status"), "done" if has_ended else "running")
@@ -4431,12 +4386,10 @@ class OpenCode1(OpenCode):
             as_text(part, "id"),
             kind,
             state,
-            text=as_text(told.get("error") or part.get("text")),
+            text=as_text(told, "error") or as_text(part, "text"),
             tool=tool,
             argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
             call=call_id(tool, given) if tool and state != "running" else 0,
-            seconds=(as_int(told, "time", "end") - as_int(told, "time", "start")) / 1000,
-            opens=opens,
         )
 
 
@@ -4448,12 +4401,6 @@ class OpenCode1(OpenCode):
 INTERRUPTED = Fault("aborted", "it was interrupted")
 
 
-class Call(NamedTuple):
-    part: Part
-    since: float  # by the server's clock
-    shell: str = ""  # the id of one that it lets run
-
-
 class OpenCode2(OpenCode):
     generation = 2
     place = "location%5Bdirectory%5D="
@@ -4461,12 +4408,13 @@ class OpenCode2(OpenCode):
     active_path = "/session/active"
     interrupt_word = "interrupt"
     asks_paths = ("/permission/request", "/form")
-    permission_words = ("action", "resources", "save", "in this project from now on")
+    always_lasts = "in this project from now on"
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
-        self.calls: dict[str, Call] = {}  # tools at work, by the keys of their parts
-        self.printed: dict[str, int] = {}  # bytes, by shell
+        self.tools: dict[str, Part] = {}  # at work, by their keys
+        self.shells: dict[str, tuple[str, str]] = {}  # of tools: the session, and the shell's id
+        self.printed: dict[str, int] = {}  # by these, in bytes
         self.forms: dict[str, Json] = {}  # by id
 
     def path(self, path: str) -> str:
@@ -4481,11 +4429,9 @@ class OpenCode2(OpenCode):
             {as_text(agent, "id"): agent for agent in agents},
         )
         read = {as_text(entry, "path") for entry in entries if "info" in entry}
-        found = [as_text(entry, "path") for entry in entries if entry.get("type") == "file"]
-        return setup._replace(
-            chosen=name_of_model(self.get_if_possible("/model/default")),
-            unread=tuple(path for path in found if path not in read),
-        )
+        files = {as_text(entry, "path") for entry in entries if entry.get("type") == "file"}
+        chosen = name_of_model(self.get_if_possible("/model/default"))
+        return setup._replace(chosen=chosen, unread=tuple(files - read))
 
     def session_body(self, prompt: Prompt) -> Json:
         """With the model, which the server's configuration gives to an agent in vain; without an id
@@ -4522,13 +4468,13 @@ class OpenCode2(OpenCode):
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
-    def prints(self) -> bool:
+    def prints(self, family: Collection[str]) -> bool:
         before = dict(self.printed)
-        for call in list(self.calls.values()):
-            if call.shell and call.part.session in self.relatives:
-                known = self.printed.get(call.shell, 0)
-                output = self.get_if_possible(f"/shell/{call.shell}/output?cursor={known}")
-                self.printed[call.shell] = max(known, as_int(output, "size"))
+        for key, (session, shell) in list(self.shells.items()):
+            if session in family:
+                known = self.printed.get(key, 0)
+                output = self.get_if_possible(f"/shell/{shell}/output?cursor={known}")
+                self.printed[key] = max(known, as_int(output, "size"))
         return self.printed != before
 
     def retry(self, session: str, _status: Any) -> Activity | None:
@@ -4538,8 +4484,20 @@ class OpenCode2(OpenCode):
         return retry if retry.wait > 0 else None
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+        """The answer is what follows our prompt, up to now."""
         ids = ids_of_attempts(prompt, attempt)
-        delivered, step, idle = self.last_step(session, ids)
+        messages = dicts(self.get(f"/session/{session}/message?limit=200"))  # the newest first
+        delivered = "".join(ids[-1:]) if len(messages) >= 200 else ""  # it may be further back
+        step: Json = {}
+        idle: Json = {}
+        for message in messages:
+            if message.get("id") in ids:
+                delivered = as_text(message, "id")
+                break
+            if message.get("type") == "assistant":
+                step = step or message
+            elif message.get("type") == "idle" and not step:
+                idle = idle or message
         outcome = as_text(idle, "outcome")
         why = fault_of(idle.get("error"))
         fault = fault_of(step.get("error"))
@@ -4548,45 +4506,22 @@ class OpenCode2(OpenCode):
             return "failed", why  # as with a model that is not there
         if not delivered:
             return "undelivered", None
-        was_interrupted = outcome == "interrupted"
-        if step:
-            if not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
-                return "unfinished", None  # it works, or its server died
-            if fault and fault.kind != "aborted":
-                return "failed", fault
-            verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
-            if not fault and verdict[0] in ("answered", "failed"):
-                return verdict
-            if outcome == "failed":
-                return "failed", why
-            # A bare refusal looks like an interruption, but for what the tool says.
-            errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
-            if not was_interrupted and any(map(is_refusal, errors)):
-                return "refused", None
-        elif not was_interrupted:
+        if not step and outcome != "interrupted":
             return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
-        return "cut", INTERRUPTED if was_interrupted or fault else None
-
-    def last_step(self, session: str, ids: Sequence[str]) -> tuple[str, Json, Json]:
-        """The newest of our prompts that was delivered, the last step since, and its `idle`."""
-        step: Json = {}
-        idle: Json = {}
-        cursor = ""
-        for _ in range(200):  # a server that pages in circles is left alone
-            path = self.path(f"/session/{session}/message?limit=50{cursor}")
-            answer = self.client.request("GET", path)
-            for message in dicts(answer, "data"):  # the newest first
-                if message.get("id") in ids:
-                    return as_text(message, "id"), step, idle
-                if message.get("type") == "assistant":
-                    step = step or message
-                elif message.get("type") == "idle" and not step:
-                    idle = idle or message
-            following = as_text(answer, "cursor", "next")
-            if not (following and as_list(answer, "data")):  # the last page names an empty one
-                break
-            cursor = "&cursor=" + quote(following, safe="")
-        return "", step, idle
+        if step and not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
+            return "unfinished", None  # it works, or its server died
+        if fault and fault.kind != "aborted":
+            return "failed", fault
+        verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
+        if not fault and verdict[0] in ("answered", "failed"):
+            return verdict
+        if outcome == "failed":
+            return "failed", why
+        # A bare refusal looks like an interruption, but for what the tool says.
+        errors = [as_dict(part, "state", "error") for part in dicts(step, "content")]
+        if outcome != "interrupted" and any(map(is_refusal, errors)):
+            return "refused", None
+        return "cut", INTERRUPTED if fault or outcome == "interrupted" else None
 
     def asks(self) -> Listed:
         """A form of an MCP server's has no session: it is refused, or its tool would hang."""
@@ -4652,7 +4587,6 @@ class OpenCode2(OpenCode):
         elif area == "step" and what in ("started", "ended", "failed"):
             # Its end tells what it has used: `usage.updated` would count that again.
             spent = message_from(session, message, data, what != "started")
-            spent = spent._replace(context=spent.spend.input + spent.spend.cached)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             said = retry_of(session, data)
@@ -4666,42 +4600,34 @@ class OpenCode2(OpenCode):
             if what == "delta":
                 said = Delta(session, key, as_text(data, "delta"))
         elif area == "tool":
-            now = as_float(event, "created") / 1000
-            said = self.decode_tool(session, message, what, data, now)
+            said = self.decode_tool(session, message, what, data)
         return [said]
 
-    def decode_tool(
-        self, session: str, message: str, what: str, data: Json, now: float
-    ) -> SessionEvent:
+    def decode_tool(self, session: str, message: str, what: str, data: Json) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
         key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
-            tool = as_text(data.get("name") or "tool")
-            opens = tool in SUBAGENT_TOOLS
-            part = Part(session, message, key, "tool", "running", tool=tool, opens=opens)
-            self.calls[key] = Call(part, now)
-            return Alive(session) if opens else part  # it is shown once, when it is known what for
-        call = self.calls.get(key)
-        if call is None:
+            tool = as_text(data, "name") or "tool"
+            self.tools[key] = Part(session, message, key, "tool", "running", tool=tool)
+        part = self.tools.get(key)
+        if part is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
-        part = call.part
         if what == "called":
             given = as_dict(data, "input")
             argument = argument_of(given, self.options.directory)
             part = part._replace(argument=argument, call=call_id(part.tool, given))
-            self.calls[key] = Call(part, now)
-            return part
-        if what in ("success", "failed"):
-            del self.calls[key]
-            return part._replace(
+            self.tools[key] = part
+        elif what == "progress" and as_id(data, "metadata", "shellID"):
+            self.shells[key] = session, as_id(data, "metadata", "shellID")
+        elif what in ("success", "failed"):
+            del self.tools[key]
+            self.shells.pop(key, None)
+            part = part._replace(
                 state="done" if what == "success" else "failed",
                 argument=part.argument + change_of(dicts(data, "metadata", "files")),
                 text=as_text(data, "error", "message"),
-                seconds=max(0.0, now - call.since),
             )
-        shell = as_id(data, "metadata", "shellID")
-        self.calls[key] = call._replace(shell=shell or call.shell)
-        return Alive(session)
+        return part
 
 
 def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
@@ -4711,8 +4637,8 @@ def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
 
 
 def is_refusal(error: Json) -> bool:
-    says_so = re.match("The user (?:dismissed|declined) this", as_text(error, "message"))
-    return error.get("type") == "permission.rejected" or bool(says_so)
+    words = ("The user dismissed this", "The user declined this")
+    return error.get("type") == "permission.rejected" or as_text(error, "message").startswith(words)
 
 
 # ---- opencode: which generation answers, and its events ------------------------------------------
@@ -4722,12 +4648,11 @@ SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 
 def detect(client: Client) -> tuple[type[OpenCode], str]:
     """Which dialect the server speaks, and its version. Problem: none; RequestError: none yet."""
-    probes: tuple[tuple[str, type[OpenCode], tuple[int, ...]], ...] = (
+    for path, dialect, oldest in (
         ("/api/info", OpenCode2, (2, 0, 4)),
         ("/api/status", OpenCode2, (2, 0, 4)),  # so in 2.0.4 and 2.0.5
-        ("/global/health", OpenCode1, (1, 2, 0)),
-    )
-    for path, dialect, oldest in probes:
+        ("/global/health", OpenCode, (1, 2, 0)),
+    ):
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
         except RequestError as error:
@@ -4776,7 +4701,7 @@ class StreamReader:
             failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
             if failures == 2 * len(STREAM_WAITS):
                 said = "there is no event stream: what the agent does is not shown"
-                self.post(Noted("warn", f"{said}; its session is looked at all the same"))
+                self.post(Noted("warn", said))
             time.sleep(wait_after(failures, STREAM_WAITS))
 
     def stop(self) -> None:
@@ -5171,7 +5096,7 @@ class Outside:
             if session:
                 dialect.interrupt(session, Prompt(""), 0)
                 until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
-                while dialect.at_work(session) and time.monotonic() < until:
+                while dialect.at_work(dialect.family(session)) and time.monotonic() < until:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
                 dialect.dispose()

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # ocloop is there
 
 import ocloop
-from ocloop import Client, OpenCode1, Options, RequestError
+from ocloop import Client, OpenCode, Options, RequestError
 
 Json = dict[str, Any]
 
@@ -142,8 +142,8 @@ class Said(Client):
 PAGE_ERROR = RequestError(502, "a page", "NotJSON")
 
 
-def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode1:
-    return OpenCode1(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
+def a_dialect(client: Client | None = None, directory: str = "/project") -> OpenCode:
+    return OpenCode(client or Client("http://127.0.0.1:9", "", ""), Options(directory=directory))
 
 
 def read(stream: bytes, live: bool = True, verbose: bool = False) -> list[Any]:
