@@ -5870,10 +5870,10 @@ class Driver:
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
         self.screen: LineScreen | CursesScreen
-        self.shown_at = 0.0
         self.picture: Picture | None = None
-        self.commit = ""  # at which the project stands when it begins, where there is git
+        self.shown_at = 0.0  # of time's monotonic clock
         self.recorded: list[object] = []  # what the state file says, in short
+        self.commit = ""  # at which the project stands when it begins, where there is git
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
@@ -5892,7 +5892,7 @@ class Driver:
                 with suppress(queue.Empty):
                     event = self.inbox.get(timeout=self.TICK)
                 self._handle(event)
-                if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
+                if time.monotonic() - self.shown_at >= CursesScreen.FRAME:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
@@ -5916,7 +5916,7 @@ class Driver:
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, wherever the run stands."""
-        reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
+        reason = f"ocloop itself failed: {error!r}: please report it"
         run = self.run
         with suppress(Exception):
             run.show("error", reason)
@@ -5925,8 +5925,8 @@ class Driver:
             self._carry_out(run.requests)
 
     def _handle(self, event: Any) -> None:
-        if isinstance(event, BaseException):
-            raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
+        if isinstance(event, BaseException):  # a bug on another thread
+            raise event
         self._carry_out(self.run.handle(event, time.time()))
 
     def _carry_out(self, requests: Sequence[Request]) -> None:
@@ -5946,15 +5946,14 @@ class Driver:
 
     def _show(self) -> None:
         run = self.run
-        self.shown_at = time.time()
+        self.shown_at = time.monotonic()
         picture = Picture(run)
         if self.picture is None or vars(picture) != vars(self.picture):
             self.picture = picture
             self.screen.show(picture)
-        news = [run.shown_state, run.reason, run.number, int(run.now / self.RECORD_EVERY)]
-        news += [run.plan.done, len(run.plan.tasks)]  # what is gone must survive `kill -9`
-        if run.talk:
-            news += [run.talk.id, len(run.talk.asks.open)]
+        # The plan, too: what is gone from it must survive `kill -9`.
+        news: list[object] = [run.shown_state, run.reason, run.plan, run.talk and run.talk.id]
+        news.append(int(run.now / self.RECORD_EVERY))
         if news != self.recorded:
             self.recorded = news
             self._record(None)
@@ -5997,22 +5996,22 @@ class Driver:
         self._show()
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
-        the thread that is stuck in it, are not waited for."""
-        if self.screen.thread.is_alive() or not takes_output():
-            os._exit(status)
-        try:
-            if isinstance(self.screen, CursesScreen):
-                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
-            sys.stdout.flush()
-        except OSError:  # else the exit status would tell of this instead
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        """Leave the summary where it can be scrolled back to. A terminal that is gone or takes no
+        output, and the thread that is stuck in it, are not waited for."""
+        with suppress(OSError):
+            if not self.screen.thread.is_alive() and takes_output():
+                if isinstance(self.screen, CursesScreen):
+                    say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
+                sys.stdout.flush()
+                return
+        os._exit(status)
 
 
 # ---- command line --------------------------------------------------------------------------------
 # The commands and their parser, and in `main` the last place where a Problem is caught.
 
-STARTER_PLAN = """\
+STARTER_TASK = "Describe one task in one line, small enough for one session"
+STARTER_PLAN = f"""\
 # Plan
 
 What this plan is for, and what an agent has to know to work on it without asking: goals, limits,
@@ -6020,7 +6019,7 @@ how to build, how to test.
 
 ## Phase 1: foundations
 
-- [ ] Describe one task in one line, small enough for one session, with how to see that it is done
+- [ ] {STARTER_TASK}, with how to see that it is done
 - [ ] Describe the next one; the order of the lines is the order of the work
 
 ## Phase 2: everything else
@@ -6060,33 +6059,22 @@ Then end your turn.
 
 
 def absolute(path: str) -> str:
-    try:
-        path = os.path.abspath(os.path.expanduser(path))
-        path.encode()
-    except OSError:
-        raise Problem("this directory is gone: change into one that exists") from None
-    except UnicodeEncodeError:
-        advice = "rename it, since OpenCode cannot be told of it"
-        raise Problem(f"{path} is not UTF-8: {advice}") from None
-    return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def find_opencode(asked: str) -> tuple[str, ...]:
     """The command that starts OpenCode, as argv."""
     try:
-        argv = shlex.split(asked) or ["opencode"]
+        program, *words = shlex.split(asked)
     except ValueError as error:
         raise Problem(f"--opencode {asked}: mind its quotes ({error})", 2) from None
-    found = shutil.which(argv[0])
-    if not found and not asked and is_safe(os.path.expanduser("~/")):
-        found = shutil.which(os.path.expanduser("~/.opencode/bin/opencode"))
+    found = shutil.which(program)
     if not found:
-        how = "is no program" if os.path.exists(argv[0]) else "is not there"
         raise Problem(
-            f"{argv[0] or '--opencode'} {how}: install OpenCode (`npm install -g opencode-ai`), or "
+            f"there is no program {program}: install OpenCode (`npm install -g opencode-ai`), or "
             'let npx fetch it with --opencode "npx -y opencode-ai"'
         )
-    return (os.path.abspath(found), *argv[1:])
+    return (os.path.abspath(found), *words)
 
 
 def make_options(given: argparse.Namespace) -> Options:
@@ -6101,7 +6089,7 @@ def make_options(given: argparse.Namespace) -> Options:
         models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
         asks_wait=bool(given.ask_timeout),
-        opencode=() if needs_none else find_opencode(given.opencode or ""),
+        opencode=() if needs_none else find_opencode(given.opencode or "opencode"),
         # Of the two addresses of that name, the other one may be somebody else's.
         server=re.sub("^http://localhost(?=[:/]|$)", "http://127.0.0.1", options.server),
     )
@@ -6119,64 +6107,65 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         prompt_problem or ("" if body else NO_PROMPT.format(options.prompt)),
     ]
     warnings = name_near_misses(name, plan.near_misses)
-    if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
+    if STARTER_TASK in (text or ""):
         said = f"{name} is still the starter: write your own tasks into it"
         (warnings if options.attended else problems).append(said)
     if options.debug:
         problems.clear()
-
-    try:
-        for model in models_of(fields):
-            value_of("PROVIDER/MODEL", model)
-    except argparse.ArgumentTypeError as error:
-        problems.append(f"{options.prompt}: {error}")
     warnings += oddities_of_prompt(options.prompt, fields, body)
-
-    home = os.path.expanduser("~/")
-    if not is_safe(home):
+    if not is_safe(os.path.expanduser("~/")):
         warnings.append("the home folder is another user's, or open to all: use `sudo -H`")
-    if options.directory in ("/", os.path.realpath(home)):
-        advice = "change into the project's own folder"
-        warnings.append(f"the project is {options.directory}, all of it: {advice}")
-    foreign = configuration_of_others(options.directory)
-    if foreign:
-        said = f"OpenCode would read {foreign}, which is another user's"
-        problems.append(f"{said}: have it removed, or run `git init` here")
-    problems += [problem_of_log(options), *problems_of_commands(options)]
+    for path in plans_of_all():
+        beside = RunFile(path)
+        if beside.read().get("directory") == options.directory and beside.running():
+            warnings.append(f"another loop works in this folder, on {path}: they share all files")
+    problems += [problem_above(options.directory), problem_of_log(options)]
+    problems += problems_of_commands(options)
     return plan, list(filter(None, problems)), warnings
 
 
 def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
     """What is in it and means nothing, or is not in it and should be."""
     warnings = []
-    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
+    if body.startswith("---\n"):
         said = "a line of the block on top is no `key: value`, and so all of it is text"
         warnings.append(f"{path}: {said} for the agent")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(path))
     for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
-        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        unknown = ", ".join(sorted(set(used).difference(known)))
         if unknown:
-            means = f"means nothing here: {', '.join(known)} do"
-            warnings.append(f"{path}: {unknown} {means}")
+            warnings.append(f"{path}: {unknown} means nothing here: {', '.join(known)} do")
     return warnings
+
+
+def problem_above(directory: str) -> str:
+    """That OpenCode would read, above a project and up to where git begins, what is neither ours,
+    nor root's, nor the project's owner's; else ""."""
+    trusted = {0, os.getuid(), os.stat(directory).st_uid}
+    folder = os.path.realpath(directory)
+    while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
+        folder = os.path.dirname(folder)
+        for name in ("opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md", "CLAUDE.md"):
+            path = os.path.join(folder, name)
+            if os.path.lexists(path) and os.lstat(path).st_uid not in trusted:
+                advice = "have it removed, or run `git init` here"
+                return f"OpenCode would read {path}, which is another user's: {advice}"
+    return ""
 
 
 def problem_of_log(options: Options) -> str:
     """Why --log cannot be written, or must not; "": it can."""
     log = options.log
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
-    there = [path for path in (options.plan, options.prompt) if os.path.exists(path)]
-    is_read = os.path.exists(log) and any(os.path.samefile(log, path) for path in there)
-    whys = {  # and whether they hold
-        "it is the plan or the prompt": is_read or log in (options.plan, options.prompt),
-        "it is a folder": os.path.isdir(log),
-        "it is a link": os.path.islink(log) and not log.startswith("/dev/"),  # none is followed
-        f"there is no folder {place}": not os.path.exists(place),
-        f"{place} may not be written": not os.access(place, os.W_OK),
-    }
-    why = next((why for why, holds in whys.items() if holds), "") if log else ""
+    why = ""
+    if os.path.realpath(log) in map(os.path.realpath, (options.plan, options.prompt)):
+        why = "it is the plan or the prompt"
+    elif os.path.isdir(log) or (os.path.islink(log) and not log.startswith("/dev/")):
+        why = "it is a folder or a link"  # none is followed
+    elif log and not os.access(place, os.W_OK):
+        why = f"{place} is not there, or may not be written"
     return f"the log {log} cannot be written ({why}): name another path with --log" if why else ""
 
 
@@ -6191,20 +6180,6 @@ def problems_of_commands(options: Options) -> list[str]:
     return problems
 
 
-def configuration_of_others(directory: str) -> str:
-    """What OpenCode would read above a project, up to where git begins, and that is neither ours,
-    nor root's, nor the project's owner's; else ""."""
-    trusted = {0, os.getuid(), os.stat(directory).st_uid}
-    folder = os.path.realpath(directory)
-    while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
-        folder = os.path.dirname(folder)
-        for name in ("opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md", "CLAUDE.md"):
-            path = os.path.join(folder, name)
-            if os.path.lexists(path) and os.lstat(path).st_uid not in trusted:
-                return path
-    return ""
-
-
 # run
 
 
@@ -6212,43 +6187,39 @@ def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every exit status would read as 0
     options = make_options(given)
-    why_plain = "" if options.plain else why_no_screen()
-    options = options._replace(attended=not options.plain and not why_plain)
+    why_plain = why_no_screen()
+    if not (options.plain or why_plain or given.dry_run):
+        options = options._replace(attended=True)
     plan, problems, warnings = preflight(options)
+    if why_plain and sys.stdout.isatty():
+        warnings.append(f"plain lines, since {why_plain}")
+    if plan.summary is not None and not options.check and not problems:
+        status, how = how_complete(plan)
+        said = f"{options.plan} is marked so already, {how}"
+        said += ": take out its <plan-complete> tag to work on it again"
+        if not given.dry_run:
+            say(said)
+            return status
+        warnings.append(said)
     run_file = RunFile(options.plan)
-    is_over = plan.summary is not None and not options.check
-    comes_to_work = not (given.dry_run or problems or is_over)
-    held = run_file.acquire() if comes_to_work else run_file.running()
+    held = run_file.running() if given.dry_run or problems else run_file.acquire()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
         run_file.libraries = ""  # they are the other one's
     if given.dry_run:
-        say_found(options, plan, problems, warnings)
-    if is_over and not problems:
-        status, how = how_complete(plan)
-        advice = "take out its <plan-complete> tag to work on it again"
-        say(f"{options.plan} is marked so already, {how}: {advice}")
-        return status
-    if given.dry_run:
-        return rehearse(options, run_file, problems)
-    if problems:
-        odd = [f"warning: {warning}" for warning in warnings]
-        raise Problem("\n        ".join([*problems, *odd]))
-    warnings.append(run_file.problem)
-    for path in plans_of_all():
-        beside = RunFile(path)
-        is_here = beside.read().get("directory") == options.directory
-        if is_here and beside.path != run_file.path and beside.running():
-            warnings.append(f"another loop works in this folder, on {path}: they share all files")
-    if why_plain and sys.stdout.isatty():
-        warnings.append(f"plain lines, since {why_plain}")
+        run: Run = Rehearsal(options._replace(log=""), plan, problems)
+        run_file.folder = ""  # nothing is left of it
+    elif problems:
+        raise Problem("\n        ".join(problems))
+    else:
+        run = Run(options, time.time(), os.urandom(4).hex())
+        warnings.append(run_file.problem)
+    for warning in filter(None, warnings):
+        run.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
     # would stop a run that prints in the background of a terminal with `stty tostop`.
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
-    run = Run(options, time.time(), os.urandom(4).hex())
-    for warning in filter(None, warnings):
-        run.journal.note("warn", warning, "warn")
     driver = Driver(run, run_file)
     before = driver.before
     if options.server and options.server == before.get("server") and not before.get("ended"):
@@ -6262,43 +6233,27 @@ def run(given: argparse.Namespace) -> int:
 class Rehearsal(Run):
     """`--dry-run`: a run up to where it would wait for S, and no further."""
 
+    def __init__(self, options: Options, plan: Plan, problems: list[str]) -> None:
+        super().__init__(options, time.time())
+        self.problems = problems
+        self.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
+        self.journal.note("plan", "\n".join([f"{options.plan}: {plan}", *tasks_as_read(plan)]))
+
     async def main(self) -> int:
         try:
             await self.get_ready()
-        except Problem as problem:
-            self.journal.note("problem", str(problem), "bad")
-            return 1
+        except Problem as error:
+            self.problems.append(str(error))
         except Quit:
             return 130
         models, agent, _body = self.briefing.read()
         for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
             self.journal.note(kind, name or "OpenCode's own")
-        return 1 if self.briefing.setup.unread else 0  # which was said
-
-
-def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:
-    facts = [
-        ("opencode", options.server or shlex.join(options.opencode)),
-        ("plan", f"{options.plan}: {plan}"),
-        *(("", line) for line in tasks_as_read(plan)),
-        *(("warning", warning) for warning in warnings),
-        *(("problem", problem) for problem in problems),
-    ]
-    say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
-
-
-def rehearse(options: Options, run_file: RunFile, problems: list[str]) -> int:
-    """Have the real server check what it can; returns the exit status."""
-    rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
-    rehearsal.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
-    run_file.folder = ""  # nothing is left of it
-    status = Driver(rehearsal, run_file).work()
-    if status != 130:
-        status = 1 if problems else status
-        said = "there are problems" if status else "no problem was found"
-        did = "asked" if options.server else "started, asked and stopped"
-        say(f"{said}; the server was {did}, and no prompt was sent")
-    return status
+        for problem in self.problems:
+            self.journal.note("problem", problem, "bad")
+        said = "there are problems" if self.problems else "no problem was found"
+        self.journal.note("end", f"{said}; the server was asked, and no prompt was sent")
+        return 1 if self.problems or self.briefing.setup.unread else 0  # that was said
 
 
 def tasks_as_read(plan: Plan) -> list[str]:
@@ -6339,8 +6294,8 @@ def bootstrap(given: argparse.Namespace) -> int:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
         say(f"wrote    {path}")
-    me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
+    me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say(f"  cd {shlex.quote(folder)}\n  {me} run --dry-run\n  {me} run")
     return 0
 
@@ -6524,7 +6479,6 @@ def attach(given: argparse.Namespace) -> NoReturn:
         raise Problem("attach needs a terminal: without one there is `status`")
     if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
         raise Problem("the loop has no session right now: try again in a moment")
-    record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
     lend_libraries(run_file.libraries, environment)  # the run clears it
     os.execvpe(argv[0], argv, environment)
@@ -6627,18 +6581,15 @@ def seconds_of(text: str) -> float:
 _NUMBER = r"\d+(\.\d+)?"
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
 _MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
-_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
 _COUNT = (r"\d{1,9}", int, "a whole number; 0 means off")
+_ANY = (r"(?s).*\S.*", str, "one that is not empty")
 VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "N": _COUNT,
     "MIB": _COUNT,
     "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "dollars such as 20 or 0.50; 0 means off"),
     "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of, "90, 15m, 2h; 0 means off"),
-    "PORT": (_PORT, int, "a number up to 65535"),
-    "URL": (rf"https?://{_HOST}(:{_PORT})?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
-    "CMD": (r"(?s).*\S.*", str, "a command"),
-    "PATH": (r"(?s).*\S.*", str, "a path"),
-    "AGENT": (r"(?s).*\S.*", str, "a name"),
+    "PORT": (r"\d{1,5}", int, "a number up to 65535"),
+    "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
     "PROVIDER/MODEL": (
         f"{_MODEL}(,{_MODEL})*",
         lambda text: text.split(","),
@@ -6649,9 +6600,7 @@ VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 def value_of(kind: str, text: str) -> Any:
     """What a text stands for; argparse's error where it does not look like that."""
-    if kind not in VALUES:
-        return text
-    pattern, convert, advice = VALUES[kind]
+    pattern, convert, advice = VALUES.get(kind, _ANY)
     if not re.fullmatch(pattern, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no {kind}: write {advice}")
     return convert(text)
@@ -6702,22 +6651,19 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         how: Json = {"help": what, "description": what, "epilog": epilog, "options": options}
         command = subparsers.add_parser(function.__name__, **how)
         command.set_defaults(function=function, parser=command)
-    first = words[0] if words else ""
-    if first.startswith("-") and first not in parser._option_string_actions:
-        parser.error(f"{first} is an option of a command: did you mean `run {first}`?")
+    for word in words[:1]:
+        if word.startswith("-") and word not in ("-h", "--help", "--version"):
+            parser.error(f"{word} is an option of a command: did you mean `run {word}`?")
     given, unknown = parser.parse_known_args(words)
     if unknown:
-        word = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(word, given.parser._option_string_actions, 1, 0.75)
-        meant = f": did you mean {close[0]}?" if close else ""
-        given.parser.error(f"{word} is not known here{meant}")
+        given.parser.error(f"{unknown[0]} is not known here")
     return given
 
 
 def main(words: Sequence[str]) -> int:
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed: what is opened takes the lowest free number
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+"))
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every encoding knows every character
