@@ -5877,6 +5877,7 @@ class Driver:
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
+        self.inbox.put(None)  # begins the run, before a screen can post a key
         screen = CursesScreen if self.run.options.attended else LineScreen
         self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
@@ -5885,13 +5886,14 @@ class Driver:
                 signal.signal(number, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
-            self._handle(None)
             in_thread(self._note_commit)
             while self.run.exit_status is None:
                 event = None  # only time has passed
                 with suppress(queue.Empty):
                     event = self.inbox.get(timeout=self.TICK)
-                self._handle(event)
+                if isinstance(event, BaseException):  # a bug on another thread
+                    raise event
+                self._carry_out(self.run.handle(event, time.time()))
                 if time.monotonic() - self.shown_at >= CursesScreen.FRAME:
                     self._show()
         except Exception as error:
@@ -5923,11 +5925,6 @@ class Driver:
             run.requests.clear()
             run.tell_end(End("error", 1, reason))
             self._carry_out(run.requests)
-
-    def _handle(self, event: Any) -> None:
-        if isinstance(event, BaseException):  # a bug on another thread
-            raise event
-        self._carry_out(self.run.handle(event, time.time()))
 
     def _carry_out(self, requests: Sequence[Request]) -> None:
         """Have requests made, and what is new in the journal logged."""
@@ -6088,6 +6085,7 @@ def make_options(given: argparse.Namespace) -> Options:
         prompt=absolute(options.prompt),
         models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
+        attended=not (given.plain or given.dry_run or why_no_screen()),
         asks_wait=bool(given.ask_timeout),
         opencode=() if needs_none else find_opencode(given.opencode or "opencode"),
         # Of the two addresses of that name, the other one may be somebody else's.
@@ -6110,6 +6108,9 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if STARTER_TASK in (text or ""):
         said = f"{name} is still the starter: write your own tasks into it"
         (warnings if options.attended else problems).append(said)
+    if plan.summary is not None:
+        said = f"{name} is marked complete already ({how_complete(plan)[1]})"
+        warnings.append(f"{said}: take out its <plan-complete> tag to work on it again")
     if options.debug:
         problems.clear()
     warnings += oddities_of_prompt(options.prompt, fields, body)
@@ -6119,6 +6120,9 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         beside = RunFile(path)
         if beside.read().get("directory") == options.directory and beside.running():
             warnings.append(f"another loop works in this folder, on {path}: they share all files")
+    why_plain = why_no_screen()
+    if why_plain and sys.stdout.isatty():
+        warnings.append(f"plain lines, since {why_plain}")
     problems += [problem_above(options.directory), problem_of_log(options)]
     problems += problems_of_commands(options)
     return plan, list(filter(None, problems)), warnings
@@ -6128,8 +6132,8 @@ def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str
     """What is in it and means nothing, or is not in it and should be."""
     warnings = []
     if body.startswith("---\n"):
-        said = "a line of the block on top is no `key: value`, and so all of it is text"
-        warnings.append(f"{path}: {said} for the agent")
+        said = "a line of the block on top is no `key: value`: the agent gets it as text"
+        warnings.append(f"{path}: {said}")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(path))
@@ -6187,20 +6191,10 @@ def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every exit status would read as 0
     options = make_options(given)
-    why_plain = why_no_screen()
-    if not (options.plain or why_plain or given.dry_run):
-        options = options._replace(attended=True)
     plan, problems, warnings = preflight(options)
-    if why_plain and sys.stdout.isatty():
-        warnings.append(f"plain lines, since {why_plain}")
-    if plan.summary is not None and not options.check and not problems:
-        status, how = how_complete(plan)
-        said = f"{options.plan} is marked so already, {how}"
-        said += ": take out its <plan-complete> tag to work on it again"
-        if not given.dry_run:
-            say(said)
-            return status
-        warnings.append(said)
+    if plan.summary is not None and not (options.check or problems or given.dry_run):
+        say("\n".join(warnings))
+        return how_complete(plan)[0]
     run_file = RunFile(options.plan)
     held = run_file.running() if given.dry_run or problems else run_file.acquire()
     if held:
@@ -6213,8 +6207,7 @@ def run(given: argparse.Namespace) -> int:
         raise Problem("\n        ".join(problems))
     else:
         run = Run(options, time.time(), os.urandom(4).hex())
-        warnings.append(run_file.problem)
-    for warning in filter(None, warnings):
+    for warning in filter(None, [*warnings, run_file.problem]):
         run.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
     # would stop a run that prints in the background of a terminal with `stty tostop`.
@@ -6265,8 +6258,7 @@ def tasks_as_read(plan: Plan) -> list[str]:
             phase = task.phase
             lines.append(f"# {phase}")
         signs = {"pending": "~" if task.begun else " ", "done": "x"}
-        other = f"{task.state.upper()}: {task.reason}".removesuffix(": ")
-        mark = signs.get(task.state, other)
+        mark = signs.get(task.state, task.state.upper())
         lines.append(f"{'  ' * task.depth}[{mark}] {task.text}")
     if len(plan.tasks) > 20:
         lines.append(f"… and {len(plan.tasks) - 20} more")
@@ -6475,8 +6467,6 @@ def attach(given: argparse.Namespace) -> NoReturn:
     record = run_file.read()
     if not run_file.running():
         raise Problem(f"no loop works on {path}: name another plan with --plan")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise Problem("attach needs a terminal: without one there is `status`")
     if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
         raise Problem("the loop has no session right now: try again in a moment")
     argv, environment = attach_command(record)
@@ -6648,8 +6638,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for function, what, options, epilog in COMMANDS:
-        how: Json = {"help": what, "description": what, "epilog": epilog, "options": options}
-        command = subparsers.add_parser(function.__name__, **how)
+        command = subparsers.add_parser(
+            function.__name__, help=what, description=what, epilog=epilog, options=options
+        )
         command.set_defaults(function=function, parser=command)
     for word in words[:1]:
         if word.startswith("-") and word not in ("-h", "--help", "--version"):
@@ -6661,10 +6652,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> int:
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # it is closed: what is opened takes the lowest free number
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+"))
-        stream = getattr(sys, name)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every encoding knows every character
     try:
@@ -6673,9 +6661,6 @@ def main(words: Sequence[str]) -> int:
     except Problem as problem:
         say(f"ocloop: {problem}", sys.stderr)
         return problem.status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         say(f"ocloop: {where}{error.strerror or error}", sys.stderr)

@@ -5160,7 +5160,7 @@ def test_what_is_odd_in_a_project_is_a_warning(project: Path) -> None:
     (project / ".loop-prompt.md").write_text("---\ndescription: {{PLAN_FILE}}\n---\nDo it\n")
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
     (project / ".loop-prompt.md").write_text("---\nmodel: a/b\nagent\n---\nDo {{PLAN_FILE}}\n")
-    assert "is no `key: value`, and so all of it is text for the agent" in warnings(project)
+    assert "is no `key: value`: the agent gets it as text" in warnings(project)
 
 
 def test_a_command_that_does_not_exist_is_refused(
@@ -5292,7 +5292,7 @@ def test_a_plan_that_is_complete_needs_no_server(
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
         said = say(*words, status=status)
         assert "take out its <plan-complete> tag to work on it again" in said
-        assert ("marked so already, complete but for 1 pending task" in said) == bool(status)
+        assert ("marked complete already (complete but for 1 pending task)" in said) == bool(status)
 
 
 # ── command line: status and attach ───────────────────────────────────────────────────────────────
@@ -5547,15 +5547,12 @@ def test_any_state_file_gives_a_status_and_no_traceback(monkeypatch: Patch) -> N
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"session": "s", "server": 7}', '{"state": []}'])
 def test_attach_with_a_damaged_state_file_is_a_sentence(
-    tmp_path: Path, run_file: RunFile, text: str, monkeypatch: Patch, say: Say
+    tmp_path: Path, run_file: RunFile, text: str, say: Say
 ) -> None:
     words = ("attach", "--plan", str(tmp_path / "PLAN.md"))
     assert "no loop works on" in say(*words, status=1)
     assert run_file.acquire() == 0
     Path(run_file.path).write_text(text)
-    assert "attach needs a terminal" in say(*words, status=1)
-    for stream in (sys.stdin, sys.stdout):
-        monkeypatch.setattr(stream, "isatty", lambda: True)
     assert "the loop has no session right now" in say(*words, status=1)
 
 
@@ -7538,8 +7535,8 @@ def test_a_check_that_fails_where_the_ends_of_children_are_ignored(world: World)
 
 
 def test_terminals_that_can_do_less(world: World) -> None:
-    """NO_COLOR, TERM, a locale without UTF-8, closed standard streams. README: in the background of
-    a shell it prints lines: the terminal would stop it."""
+    """NO_COLOR, TERM, a locale without UTF-8. README: in the background of a shell it prints lines:
+    the terminal would stop it."""
     command = world.on_fake()
     shell = ["/bin/sh", "-c", f"stty tostop; set -m; {shlex.join(command.argv)} & wait $!"]
     background = world.execute_terminal(command.folder, shell, **command.env)
@@ -7550,10 +7547,6 @@ def test_terminals_that_can_do_less(world: World) -> None:
     term = world.fake_terminal("--run", tasks=1, env=simple)
     leave(term)
     assert "────" in term.output and not re.search(r"\x1b\[[\d;]*3[0-7]m", term.output)
-    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
-        command = world.on_fake(tasks=1)
-        argv = ["/bin/sh", "-c", f"{shlex.join(command.argv)} {closed}"]
-        expect(world.execute(command.folder, argv, **command.env), 0, boxes="x")
     plan = "- [x] one\n- [BLOCKED: a → b] two\n\n<plan-complete>✓</plan-complete>\n"
     said = world.say(world.project(plan), "status", status=3, PYTHONIOENCODING="latin-1")
     assert "complete" in said
