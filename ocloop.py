@@ -6482,7 +6482,7 @@ RUN_OPTIONS = f"""\
 what is worked
 {PLAN_OPTION}\
 --prompt PATH         the loop prompt (.loop-prompt.md)
--m --model PROVIDER/MODEL  model to use; given again, the next one in line when that one cannot
+-m --model PROVIDER/MODEL  as `opencode models` lists it; given again, the next one where it cannot
 -a --agent AGENT      agent to use; otherwise the prompt's, otherwise OpenCode's own
 -r --run              start at once, without waiting for S
 -d --debug            skip the validation of the plan file
@@ -6525,8 +6525,7 @@ STATUS_OPTIONS = f"""\
 EXIT_STATUSES = """\
 exit statuses:
   0 the plan is complete, all of it        1 it failed        2 usage
-  3 it stopped with work left (a limit, stuck, blocked, or marked complete too
-    early)
+  3 work is left (a limit, stuck, blocked, or marked complete too early)
   130 a person or a signal stopped it
 """
 HELP = f"""\
@@ -6567,32 +6566,26 @@ def seconds_of(text: str) -> float:
     return min(LONGEST_TIME, sum(float(number) * units[unit] for number, unit in parts))
 
 
-# What a value looks like, what becomes of it, and what to write in place of any other.
+# What a value looks like, and what becomes of it; of any other kind: that it is not empty.
 _NUMBER = r"\d+(\.\d+)?"
-_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)"  # and no login before it
 _MODEL = r"[^/\s,]+/[^\s,#]+(#[^\s,#]+)?"
-_COUNT = (r"\d{1,9}", int, "a whole number; 0 means off")
-_ANY = (r"(?s).*\S.*", str, "one that is not empty")
-VALUES: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "N": _COUNT,
-    "MIB": _COUNT,
-    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float, "dollars such as 20 or 0.50; 0 means off"),
-    "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of, "90, 15m, 2h; 0 means off"),
-    "PORT": (r"\d{1,5}", int, "a number up to 65535"),
-    "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str, "http://HOST:PORT, without a login"),
-    "PROVIDER/MODEL": (
-        f"{_MODEL}(,{_MODEL})*",
-        lambda text: text.split(","),
-        "one that `opencode models` lists",
-    ),
+VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "N": (r"\d{1,9}", int),
+    "MIB": (r"\d{1,9}", int),
+    "PORT": (r"\d{1,5}", int),
+    "USD": (r"\d{1,9}(\.\d*)?|\.\d+", float),
+    "DURATION": (rf"{_NUMBER}|({_NUMBER}[dhms])+", seconds_of),
+    "URL": (rf"https?://{_HOST}(:\d+)?(/[^@\s]*)?", str),
+    "PROVIDER/MODEL": (f"{_MODEL}(,{_MODEL})*", lambda text: text.split(",")),
 }
 
 
 def value_of(kind: str, text: str) -> Any:
     """What a text stands for; argparse's error where it does not look like that."""
-    pattern, convert, advice = VALUES.get(kind, _ANY)
+    pattern, convert = VALUES.get(kind, (r"(?s).*\S.*", str))
     if not re.fullmatch(pattern, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}: write {advice}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind}")
     return convert(text)
 
 
