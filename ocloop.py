@@ -6239,9 +6239,8 @@ class Rehearsal(Run):
             self.problems.append(str(error))
         except Quit:
             return 130
-        models, agent, _body = self.briefing.read()
-        for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
-            self.journal.note(kind, name or "OpenCode's own")
+        models, _agent, _body = self.briefing.read()
+        self.journal.note("model", ", then ".join(models) or self.model or "OpenCode's own")
         for problem in self.problems:
             self.journal.note("problem", problem, "bad")
         said = "there are problems" if self.problems else "no problem was found"
@@ -6522,20 +6521,10 @@ STATUS_OPTIONS = f"""\
 --json                print it as JSON
 """
 
-EXIT_STATUSES = """\
-exit statuses:
-  0 the plan is complete, all of it        1 it failed        2 usage
-  3 work is left (a limit, stuck, blocked, or marked complete too early)
-  130 a person or a signal stopped it
-"""
-HELP = f"""\
-examples:
-  python3 ocloop.py run            show the screen; S starts
+HELP = """\
+example:
   python3 ocloop.py run --run --max-cost 20 --max-time 8h --check 'make test' \\
-      --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'
-  python3 ocloop.py status         how is it doing? (from any other terminal)
-
-{EXIT_STATUSES}"""
+      --notify 'echo "$OCLOOP_MESSAGE" | mail -s ocloop me@example.org'"""
 KEY_LINES = "\n".join(f"  {name:<7} {told}" for name, told in KEYS)
 RUN_HELP = f"""\
 keys:
@@ -6545,7 +6534,10 @@ Durations read 90, 90s, 15m, 2h, 1h30m. 0 means off, of whatever takes a number.
 The prompt may contain {{{{PLAN_FILE}}}}, {{{{TASK}}}}, {{{{ITERATION}}}} and {{{{CHECK}}}};
 a `---` block on its top may set `model:` (a comma separates several), `agent:`.
 
-{EXIT_STATUSES}"""
+exit statuses:
+  0 the plan is complete, all of it        1 it failed        2 usage
+  3 work is left (a limit, stuck, blocked, or marked complete too early)
+  130 a person or a signal stopped it"""
 STATUS_HELP = """\
 From any terminal, while a run works and after it. It exits with 0 when the plan
 is complete, with 3 while work is left, and with 1 where there is no plan."""

@@ -6454,7 +6454,7 @@ def test_the_program_and_its_manual(bare: World) -> None:
     for text, *parts in (
         (no_plan, "the plan", "cannot be read", "bootstrap", "--plan"),
         (no_program, "there is no program opencode: install OpenCode", "npm install", "npx -y"),
-        (bare.say(bare.project(), "--help"), "examples:", "exit statuses:", "bootstrap"),
+        (bare.say(bare.project(), "--help"), "example:", "bootstrap"),
         (manual, "keys:", "exit statuses:", "Durations", "of an iteration at twice"),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), "wrote", "Next:", " run"),
         (bare.say(bare.folder, "bootstrap", "new folder/ünter"), "skipped", "--force"),
