@@ -5756,13 +5756,14 @@ class Driver:
         self.log = Log(options.log, self.writer)
         self.logged = 0  # entries of the journal
         self.screen: LineScreen | CursesScreen
-        self.shown_at = 0.0
         self.picture: Picture | None = None
-        self.commit = ""  # at which the project stands when it begins, where there is git
+        self.shown_at = 0.0  # of time's monotonic clock
         self.recorded: list[object] = []  # what the state file says, in short
+        self.commit = ""  # at which the project stands when it begins, where there is git
 
     def work(self) -> int:
         """Run until the run ends; whatever happens, nothing of it is left behind."""
+        self.inbox.put(None)  # begins the run, before a screen can post a key
         screen = CursesScreen if self.run.options.attended else LineScreen
         self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
@@ -5771,14 +5772,15 @@ class Driver:
                 signal.signal(number, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
-            self._handle(None)
             in_thread(self._note_commit)
             while self.run.exit_status is None:
                 event = None  # only time has passed
                 with suppress(queue.Empty):
                     event = self.inbox.get(timeout=self.TICK)
-                self._handle(event)
-                if not 0 <= time.time() - self.shown_at < CursesScreen.FRAME:
+                if isinstance(event, BaseException):  # a bug on another thread
+                    raise event
+                self._carry_out(self.run.handle(event, time.time()))
+                if time.monotonic() - self.shown_at >= CursesScreen.FRAME:
                     self._show()
         except Exception as error:
             self._tell_of_bug(error)
@@ -5802,18 +5804,13 @@ class Driver:
 
     def _tell_of_bug(self, error: Exception) -> None:
         """Whoever sleeps must hear of it, wherever the run stands."""
-        reason = f"ocloop itself failed: {error.__cause__ or error!r}: please report it"
+        reason = f"ocloop itself failed: {error!r}: please report it"
         run = self.run
         with suppress(Exception):
             run.show("error", reason)
             run.requests.clear()
             run.tell_end(End("error", 1, reason))
             self._carry_out(run.requests)
-
-    def _handle(self, event: Any) -> None:
-        if isinstance(event, BaseException):
-            raise RuntimeError("a bug on another thread") from event  # noqa: TRY004
-        self._carry_out(self.run.handle(event, time.time()))
 
     def _carry_out(self, requests: Sequence[Request]) -> None:
         """Have requests made, and what is new in the journal logged."""
@@ -5832,15 +5829,15 @@ class Driver:
 
     def _show(self) -> None:
         run = self.run
-        self.shown_at = time.time()
+        self.shown_at = time.monotonic()
         picture = Picture(run)
         if self.picture is None or vars(picture) != vars(self.picture):
             self.picture = picture
             self.screen.show(picture)
-        news = [run.shown_state, run.reason, run.number, int(run.now / self.RECORD_EVERY)]
-        news += [run.plan.done, len(run.plan.tasks)]  # what is gone must survive `kill -9`
-        if run.talk:
-            news += [run.talk.id, len(run.talk.asks.open)]
+        # The plan, too: what is gone from it must survive `kill -9`.
+        news: list[object] = [run.shown_state, run.reason, run.plan, run.number]
+        news.append(run.talk and (run.talk.id, len(run.talk.asks.open)))
+        news.append(int(run.now / self.RECORD_EVERY))
         if news != self.recorded:
             self.recorded = news
             self._record(None)
@@ -5883,22 +5880,22 @@ class Driver:
         self._show()
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
-        the thread that is stuck in it, are not waited for."""
-        if self.screen.thread.is_alive() or not takes_output():
-            os._exit(status)
-        try:
-            if isinstance(self.screen, CursesScreen):
-                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
-            sys.stdout.flush()
-        except OSError:  # else the exit status would tell of this instead
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        """Leave the summary where it can be scrolled back to. A terminal that is gone or takes no
+        output, and the thread that is stuck in it, are not waited for."""
+        with suppress(OSError):
+            if not self.screen.thread.is_alive() and takes_output():
+                if isinstance(self.screen, CursesScreen):
+                    say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
+                sys.stdout.flush()
+                return
+        os._exit(status)
 
 
 # ---- command line --------------------------------------------------------------------------------
 # The commands and their parser, and in `main` the last place where a Problem is caught.
 
-STARTER_PLAN = """\
+STARTER_TASK = "Describe one task in one line, small enough for one session"
+STARTER_PLAN = f"""\
 # Plan
 
 What this plan is for, and what an agent has to know to work on it without asking: goals, limits,
@@ -5906,7 +5903,7 @@ how to build, how to test.
 
 ## Phase 1: foundations
 
-- [ ] Describe one task in one line, small enough for one session, with how to see that it is done
+- [ ] {STARTER_TASK}, with how to see that it is done
 - [ ] Describe the next one; the order of the lines is the order of the work
 
 ## Phase 2: everything else
@@ -5986,6 +5983,7 @@ def make_options(given: argparse.Namespace) -> Options:
         prompt=absolute(options.prompt),
         models=tuple(given.model or ()),
         log=absolute(options.log) if options.log else "",
+        attended=not (given.plain or why_no_screen()),
         asks_wait=bool(given.ask_timeout),
         opencode=() if needs_none else find_opencode(given.opencode or ""),
         # Of the two addresses of that name, the other one may be somebody else's.
@@ -6005,64 +6003,75 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         prompt_problem or ("" if body else NO_PROMPT.format(options.prompt)),
     ]
     warnings = name_near_misses(name, plan.near_misses)
-    if parse_plan(STARTER_PLAN).tasks[0].text in [task.text for task in plan.tasks]:
+    if STARTER_TASK in (text or ""):
         said = f"{name} is still the starter: write your own tasks into it"
         (warnings if options.attended else problems).append(said)
+    if plan.summary is not None:
+        said = f"{name} is marked complete already ({how_complete(plan)[1]})"
+        warnings.append(f"{said}: take out its <plan-complete> tag to work on it again")
     if options.debug:
         problems.clear()
-
-    try:
-        for model in models_of(fields):
-            value_of("PROVIDER/MODEL", model)
-    except argparse.ArgumentTypeError as error:
-        problems.append(f"{options.prompt}: {error}")
     warnings += oddities_of_prompt(options.prompt, fields, body)
-
     home = os.path.expanduser("~/")
     if not is_safe(home):
         warnings.append("the home folder is another user's, or open to all: use `sudo -H`")
     if options.directory in ("/", os.path.realpath(home)):
         advice = "change into the project's own folder"
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
-    foreign = configuration_of_others(options.directory)
-    if foreign:
-        said = f"OpenCode would read {foreign}, which is another user's"
-        problems.append(f"{said}: have it removed, or run `git init` here")
-    problems += [problem_of_log(options), *problems_of_commands(options)]
+    for path in plans_of_all():
+        beside = RunFile(path)
+        if beside.read().get("directory") == options.directory and beside.running():
+            warnings.append(f"another loop works in this folder, on {path}: they share all files")
+    why_plain = why_no_screen()
+    if why_plain and sys.stdout.isatty():
+        warnings.append(f"plain lines, since {why_plain}")
+    problems += [problem_above(options.directory), problem_of_log(options)]
+    problems += problems_of_commands(options)
     return plan, list(filter(None, problems)), warnings
 
 
 def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
     """What is in it and means nothing, or is not in it and should be."""
     warnings = []
-    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
-        said = "a line of the block on top is no `key: value`, and so all of it is text"
-        warnings.append(f"{path}: {said} for the agent")
+    if body.startswith("---\n"):
+        said = "a line of the block on top is no `key: value`: the agent gets it as text"
+        warnings.append(f"{path}: {said}")
     places = re.findall(r"\{\{(\w+)\}\}", body)
     if body and "PLAN_FILE" not in places:
         warnings.append(NO_PLACE.format(path))
     for known, used in ((FRONT_MATTER, fields), (PLACES, places)):
-        unknown = ", ".join(word for word in dict.fromkeys(used) if word not in known)
+        unknown = ", ".join(sorted(set(used).difference(known)))
         if unknown:
-            means = f"means nothing here: {', '.join(known)} do"
-            warnings.append(f"{path}: {unknown} {means}")
+            warnings.append(f"{path}: {unknown} means nothing here: {', '.join(known)} do")
     return warnings
+
+
+def problem_above(directory: str) -> str:
+    """That OpenCode would read, above a project and up to where git begins, what is neither ours,
+    nor root's, nor the project's owner's; else ""."""
+    trusted = {0, os.getuid(), os.stat(directory).st_uid}
+    folder = os.path.realpath(directory)
+    while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
+        folder = os.path.dirname(folder)
+        for name in ("opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md", "CLAUDE.md"):
+            path = os.path.join(folder, name)
+            if os.path.lexists(path) and os.lstat(path).st_uid not in trusted:
+                advice = "have it removed, or run `git init` here"
+                return f"OpenCode would read {path}, which is another user's: {advice}"
+    return ""
 
 
 def problem_of_log(options: Options) -> str:
     """Why --log cannot be written, or must not; "": it can."""
     log = options.log
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
-    there = [path for path in (options.plan, options.prompt) if os.path.exists(path)]
-    is_read = os.path.exists(log) and any(os.path.samefile(log, path) for path in there)
-    whys = {  # and whether they hold
-        "it is the plan or the prompt": is_read or log in (options.plan, options.prompt),
-        "it is a folder": os.path.isdir(log),
-        "it is a link": os.path.islink(log) and not log.startswith("/dev/"),  # none is followed
-        f"there is no folder {place}": not os.path.exists(place),
-        f"{place} may not be written": not os.access(place, os.W_OK),
-    }
-    why = next((why for why, holds in whys.items() if holds), "") if log else ""
+    why = ""
+    if os.path.realpath(log) in map(os.path.realpath, (options.plan, options.prompt)):
+        why = "it is the plan or the prompt"
+    elif os.path.isdir(log) or (os.path.islink(log) and not log.startswith("/dev/")):
+        why = "it is a folder or a link"  # none is followed
+    elif log and not os.access(place, os.W_OK):
+        why = f"{place} is not there, or may not be written"
     return f"the log {log} cannot be written ({why}): name another path with --log" if why else ""
 
 
@@ -6077,20 +6086,6 @@ def problems_of_commands(options: Options) -> list[str]:
     return problems
 
 
-def configuration_of_others(directory: str) -> str:
-    """What OpenCode would read above a project, up to where git begins, and that is neither ours,
-    nor root's, nor the project's owner's; else ""."""
-    trusted = {0, os.getuid(), os.stat(directory).st_uid}
-    folder = os.path.realpath(directory)
-    while not os.path.lexists(os.path.join(folder, ".git")) and folder != "/":
-        folder = os.path.dirname(folder)
-        for name in ("opencode.json", "opencode.jsonc", ".opencode", "AGENTS.md", "CLAUDE.md"):
-            path = os.path.join(folder, name)
-            if os.path.lexists(path) and os.lstat(path).st_uid not in trusted:
-                return path
-    return ""
-
-
 # run
 
 
@@ -6098,43 +6093,30 @@ def run(given: argparse.Namespace) -> int:
     """Work the plan; returns the exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every exit status would read as 0
     options = make_options(given)
-    why_plain = "" if options.plain else why_no_screen()
-    options = options._replace(attended=not options.plain and not why_plain)
     plan, problems, warnings = preflight(options)
+    if plan.summary is not None and not (options.check or problems or given.dry_run):
+        say("\n".join(warnings))
+        return how_complete(plan)[0]
     run_file = RunFile(options.plan)
-    is_over = plan.summary is not None and not options.check
-    comes_to_work = not (given.dry_run or problems or is_over)
-    held = run_file.acquire() if comes_to_work else run_file.running()
+    held = run_file.running() if given.dry_run or problems else run_file.acquire()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
         run_file.libraries = ""  # they are the other one's
     if given.dry_run:
-        say_found(options, plan, problems, warnings)
-    if is_over and not problems:
-        status, how = how_complete(plan)
-        advice = "take out its <plan-complete> tag to work on it again"
-        say(f"{options.plan} is marked so already, {how}: {advice}")
-        return status
-    if given.dry_run:
-        return rehearse(options, run_file, problems)
-    if problems:
+        options = options._replace(attended=False, log="", notify="")
+        run: Run = Rehearsal(options, plan, problems)
+        run_file.folder = ""  # nothing is left of it
+    elif problems:
         odd = [f"warning: {warning}" for warning in warnings]
         raise Problem("\n        ".join([*problems, *odd]))
-    warnings.append(run_file.problem)
-    for path in plans_of_all():
-        beside = RunFile(path)
-        is_here = beside.read().get("directory") == options.directory
-        if is_here and beside.path != run_file.path and beside.running():
-            warnings.append(f"another loop works in this folder, on {path}: they share all files")
-    if why_plain and sys.stdout.isatty():
-        warnings.append(f"plain lines, since {why_plain}")
+    else:
+        run = Run(options, time.time(), os.urandom(4).hex())
+    for warning in filter(None, [*warnings, run_file.problem]):
+        run.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
     # would stop a run that prints in the background of a terminal with `stty tostop`.
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
-    run = Run(options, time.time(), os.urandom(4).hex())
-    for warning in filter(None, warnings):
-        run.journal.note("warn", warning, "warn")
     driver = Driver(run, run_file)
     before = driver.before
     if options.server and options.server == before.get("server") and not before.get("ended"):
@@ -6148,43 +6130,29 @@ def run(given: argparse.Namespace) -> int:
 class Rehearsal(Run):
     """`--dry-run`: a run up to where it would wait for S, and no further."""
 
+    def __init__(self, options: Options, plan: Plan, problems: list[str]) -> None:
+        super().__init__(options, time.time())
+        self.problems = problems
+        self.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
+        self.journal.note("opencode", options.server or shlex.join(options.opencode))
+        self.journal.note("plan", "\n".join([f"{options.plan}: {plan}", *tasks_as_read(plan)]))
+
     async def main(self) -> int:
         try:
             await self.get_ready()
-        except Problem as problem:
-            self.journal.note("problem", str(problem), "bad")
-            return 1
+        except Problem as error:
+            self.problems.append(str(error))
         except Quit:
             return 130
         models, agent, _body = self.model_line.read()
-        for kind, name in (("model", ", then ".join(models) or self.model), ("agent", agent)):
-            self.journal.note(kind, name or "OpenCode's own")
-        return 1 if self.model_line.setup.unread else 0  # which was said
-
-
-def say_found(options: Options, plan: Plan, problems: list[str], warnings: list[str]) -> None:
-    facts = [
-        ("opencode", options.server or shlex.join(options.opencode)),
-        ("plan", f"{options.plan}: {plan}"),
-        *(("", line) for line in tasks_as_read(plan)),
-        *(("warning", warning) for warning in warnings),
-        *(("problem", problem) for problem in problems),
-    ]
-    say("\n".join(f"{name:<9} {fact}" for name, fact in facts))
-
-
-def rehearse(options: Options, run_file: RunFile, problems: list[str]) -> int:
-    """Have the real server check what it can; returns the exit status."""
-    rehearsal = Rehearsal(options._replace(attended=False, log="", notify=""), time.time())
-    rehearsal.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
-    run_file.folder = ""  # nothing is left of it
-    status = Driver(rehearsal, run_file).work()
-    if status != 130:
-        status = 1 if problems else status
-        said = "there are problems" if status else "no problem was found"
-        did = "asked" if options.server else "started, asked and stopped"
-        say(f"{said}; the server was {did}, and no prompt was sent")
-    return status
+        models = tuple(filter(None, models)) or (self.model or "OpenCode's own",)
+        self.journal.note("model", ", then ".join(models))
+        self.journal.note("agent", agent or "OpenCode's own")
+        for problem in self.problems:
+            self.journal.note("problem", problem, "bad")
+        said = "there are problems" if self.problems else "no problem was found"
+        self.journal.note("end", f"{said}; the server was asked, and no prompt was sent")
+        return 1 if self.problems or self.model_line.setup.unread else 0  # that was said
 
 
 def tasks_as_read(plan: Plan) -> list[str]:
@@ -6225,8 +6193,8 @@ def bootstrap(given: argparse.Namespace) -> int:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
         say(f"wrote    {path}")
-    me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say("\nNext: write your tasks into PLAN.md, look over .loop-prompt.md, then:")
+    me = f"python3 {shlex.quote(os.path.abspath(sys.argv[0]))}"
     say(f"  cd {shlex.quote(folder)}\n  {me} run --dry-run\n  {me} run")
     return 0
 
@@ -6585,8 +6553,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action=Version, nargs=0, help="which ocloop, and its SHA-256")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for function, what, options, epilog in COMMANDS:
-        how: Json = {"help": what, "description": what, "epilog": epilog, "options": options}
-        command = subparsers.add_parser(function.__name__, **how)
+        command = subparsers.add_parser(
+            function.__name__, help=what, description=what, epilog=epilog, options=options
+        )
         command.set_defaults(function=function, parser=command)
     first = words[0] if words else ""
     if first.startswith("-") and first not in parser._option_string_actions:
