@@ -2700,6 +2700,12 @@ KEYS = (  # and what the help says of them
 def uses_of(run: Run) -> dict[str, str]:
     """The keys that do something now, and the footer's word for it ("": it is not told there)."""
     uses: dict[str, str] = {}
+    if run.stage == "stopping":
+        return uses
+    if run.confirming_quit:
+        return {"Q": "again quits", "any other key": "goes on"}
+    if run.overlay == "help":
+        return {"any key": "back", "Q": "quit"}
     if run.stage == "complete":
         uses.update(S="go on", Space="", R="")
     elif run.stage == "paused" and run.rests_at is NO_END:
@@ -3034,18 +3040,24 @@ def left_behind(run: Run) -> Json:
 def summary_of(run: Run) -> list[str]:
     """What a person wants to know in the morning."""
     plan = run.plan
-    iterations = f"{run.number} iteration{'s' * (run.number != 1)} in {duration(run.clock.elapsed)}"
-    spent = f"{short_number(run.total.tokens)} tokens, {dollars_of(run.total.cost)}"
-    steps = next_steps(plan, {"status": run.status, **left_behind(run)})
+    record = {"iteration": run.number, "elapsed": run.clock.elapsed, **left_behind(run)}
+    steps = next_steps(plan, {"status": run.status, **record})
     lines = [
         f"the agent says: {plan.summary}" if plan.summary else "",
-        f"{plan}; {iterations}; {spent}",
+        f"{plan}; {said_spent(record)}",
         said_gone(run.books.gone),
         *(f"blocked: {task}" for task in tasks_in(plan, "blocked")[:20]),
         *(f"manual: {task}" for task in tasks_in(plan, "manual")[:20]),
         *(f"to do: {step}" for step in steps),
     ]
     return list(filter(None, lines))
+
+
+def said_spent(record: Json) -> str:
+    number = as_int(record, "iteration")
+    tokens = short_number(sum(map(as_int, as_dict(record, "tokens").values())))
+    took, cost = duration(as_float(record, "elapsed")), dollars_of(as_float(record, "cost"))
+    return f"{number} iteration{'s' * (number != 1)} in {took}; {tokens} tokens, {cost}"
 
 
 def tasks_in(plan: Plan, state: str) -> list[str]:
@@ -3118,9 +3130,10 @@ def facts_of(run: Run) -> dict[str, str]:
 
 
 def local_time(form: str, moment: Any) -> str:
-    """A time, in seconds since 1970; "?" for what is none, as in a damaged state file."""
+    """A time, in seconds since 1970: "" where there is none, "?" where a state file is damaged."""
+    seconds = as_float(moment)
     with suppress(OSError, OverflowError, ValueError):
-        return time.strftime(form, time.localtime(as_float(moment)))
+        return time.strftime(form, time.localtime(seconds)) if seconds else ""
     return "?"
 
 
@@ -3139,9 +3152,18 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
     retry = ""
     if talk and talk.retry:
         retry = f"{talk.retry.message} (at {time_of_day(zero + talk.retry_at)})"
+    is_up = status is None and not run.server.is_down
+    state, ended = run.shown_state, None
+    if status is not None:
+        state = "ended"
+        # When it was told: it may have been looked at for hours before somebody pressed Q.
+        told = (entry.time for entry in run.journal.entries if entry.kind == "end")
+        ended = max(told, default=run.clock.wall)
+    elif run.rests_at is not NO_END:
+        status = run.status
     said = {
         "pid": os.getpid(),
-        "state": run.shown_state,
+        "state": state,
         "reason": run.reason,
         "iteration": run.number,
         "task": run.under_way.task.text if run.under_way and run.under_way.task else "",
@@ -3154,7 +3176,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "commit": commit,
         **left_behind(run),
         "limits": {name: most for name, most in run.books.most.items() if most},
-        "server": "" if run.server.is_down or status is not None else run.server.url,
+        "server": run.server.url if is_up else "",
         "generation": run.server.generation,
         "opencode_version": run.server.version,
         "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
@@ -3163,17 +3185,12 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "tasks": [task_record(item) for item in view_tasks(run)],
         "outcomes": [result_record(result) for result in run.books.results[-200:]],
         "counts": collections.Counter(result.word for result in run.books.results),
-        "status": run.status if run.rests_at is not NO_END else None,
-        "ended": None,
+        "status": status,
+        "ended": ended,
     }
     exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
     record: Json = {**exact, **all_printable(said)}
-    if status is not None:
-        # When it was told: it may have been looked at for hours before somebody pressed Q.
-        ends = [entry.time for entry in run.journal.entries if entry.kind == "end"]
-        ended = ends[-1] if ends else run.clock.wall
-        return {**record, "state": "ended", "status": status, "ended": ended}
-    if not run.server.is_down:  # else: the next one's password, beside the last one's address
+    if is_up:  # else: the next one's password, beside the last one's address
         secrets = {"username": outside.username, "password": outside.password}
         record.update(secrets, opencode=list(run.options.opencode))
     return record
@@ -3200,6 +3217,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
 Piece = tuple[int, str, str]  # rank, style, text: see `fit`
 Row = list[Piece]
 GAP: Piece = (0, "gap", "")
+BESIDE = "beside"  # where no key scrolls: the plan that stands beside the activity
 
 # State -> sign, style.
 STATES = {
@@ -3374,7 +3392,7 @@ class Picture:
         # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
         asked = run.talk.asks.shown if run.talk else ""
         self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
-        self.keys = hints(run)
+        self.keys = [(key, label) for key, label in uses_of(run).items() if label]
         self.overlay = run.overlay
         self.journal = tuple(run.journal.entries)
 
@@ -3388,20 +3406,22 @@ def state_row(run: Run) -> Row:
         left = ask.since + run.options.ask_timeout - run.now
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
-        most = run.books.most
-        is_limit = bool(most["max_iterations"]) and (
-            run.books.counted == run.number - bool(run.under_way)  # a provider let each one work
-        )
-        limit = f" of {most['max_iterations']:.0f}" if is_limit else ""
         took = f" {duration(run.now - run.under_way.started)}" if run.under_way else ""
+        # A provider did not let those work: they do not count towards the limit.
+        uncounted = run.number - bool(run.under_way) - run.books.counted
+        limit = of_limit(run, "max_iterations", uncounted)
         row.append((3, "", f"  iteration {run.number}{limit}{took}"))
-        limit = f" of {duration(most['max_time'])}" if most["max_time"] else ""
-        row.append((4, "", f"  run {duration(run.clock.elapsed)}{limit}"))
+        row.append((4, "", f"  run {duration(run.clock.elapsed)}{of_limit(run, 'max_time')}"))
     each, pending = run.books.average, run.plan.pending
     if each >= 1 and pending and run.stage in ("running", "waiting"):
         row.append((5, "", f"  ≈{duration(each * pending)} left"))
         row.append((6, "", f"  {duration(each)} each"))
     return row
+
+
+def of_limit(run: Run, name: str, more: int = 0) -> str:
+    most = run.books.most[name]
+    return f" of {RAISED_BY_R[name](most + more)}".removesuffix(".00") if most else ""
 
 
 def reason_row(run: Run) -> Row:
@@ -3429,7 +3449,6 @@ def spend_row(run: Run) -> Row:
     provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
     tokens = zip("↑↓⟳", (total.input, total.output, total.cached))
-    most = run.books.most["max_cost"]
     return [
         (0, "", " "),
         (6, "accent", provider + slash),
@@ -3439,7 +3458,7 @@ def spend_row(run: Run) -> Row:
         (3, "", "".join(f" {sign}{short_number(number):>4}" for sign, number in tokens)),
         (5, "", context),
         (0, "", f"  {dollars_of(total.cost)}"),
-        (2, "", f" of {dollars_of(most).removesuffix('.00')}" if most else ""),
+        (2, "", of_limit(run, "max_cost")),
     ]
 
 
@@ -3506,22 +3525,10 @@ def view_ask(run: Run) -> tuple[str, ...]:
     return (question.text, *numbered, "N none of these")
 
 
-def hints(run: Run) -> list[tuple[str, str]]:
-    """The keys that do something now, and what."""
-    if run.stage == "stopping":
-        return []
-    if run.confirming_quit:
-        return [("Q", "again quits"), ("any other key", "goes on")]
-    if run.overlay == "help":
-        return [("any key", "back"), ("Q", "quit")]
-    return [(name, label) for name, label in uses_of(run).items() if label]
-
-
 class Scroll:
     """Where somebody looks."""
 
     def __init__(self) -> None:
-        self.moved = 0  # rows, by keys, until the layout carries it out
         # Overlay ("": the activity) -> rows from where it stands when nobody scrolls.
         self.away: collections.Counter[str] = collections.Counter()
         self.journal: tuple[Entry, ...] = ()  # what the activity shows
@@ -3540,8 +3547,8 @@ def layout(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
         bottom = ask_rows(picture.ask, width, max(1, room - 1))
     top = top[: max(1, room - len(bottom))]
     room = max(0, room - len(top) - len(bottom))
-    blank: list[Row] = [[]] * room
-    rows = (middle(picture, width, room, scroll) + blank)[:room]
+    rows = middle(picture, width, room, scroll)
+    rows += [[]] * (room - len(rows))
     return [fit(row, width) for row in (top + rules + rows + rules + bottom)[:height]]
 
 
@@ -3549,18 +3556,18 @@ def middle(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Ro
     if picture.overlay == "help":
         return scrolled(help_rows(width), height, 0, scroll, "help")
     if picture.overlay == "plan":
-        return plan_rows(picture, width, height, scroll)
+        return plan_rows(picture, width, height, scroll, "plan")
     if width < 120:
         rows = journal_rows(picture, width, height, scroll)
         room = height - len(rows) - 1
         if picture.state in ("starting", "ready") and room >= 4:  # else an empty screen
-            rows += [[], *plan_rows(picture, width, room, None)]
+            rows += [[], *plan_rows(picture, width, room, scroll)]
         return rows
     right = min(70, width * 9 // 20)
     left = width - right - 2
     blank: list[Row] = [[]] * height
     rows = (journal_rows(picture, left, height, scroll) + blank)[:height]
-    beside = plan_rows(picture, right, height, None) + blank
+    beside = plan_rows(picture, right, height, scroll) + blank
     return [[*fit([*row, GAP], left), (0, "dim", "│ "), *other] for row, other in zip(rows, beside)]
 
 
@@ -3578,14 +3585,13 @@ def progress_row(picture: Picture, width: int) -> Row:
     ]
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60)  # of the bar
-    some = int(plan.blocked > 0)  # the least cells for what is blocked
     total = max(1, plan.total)
-    settled = max(some, size * (plan.done + plan.blocked) // total)
-    done = min(settled - some, size * plan.done // total)
+    blocked = -(-size * plan.blocked // total)  # rounded up: a single one is seen
+    done = min(size * plan.done // total, size - blocked)
     return [
         (0, "good", " " + "█" * done),
-        (0, "bad", "▒" * (settled - done)),
-        (0, "dim", "·" * (size - settled)),
+        (0, "bad", "▒" * blocked),
+        (0, "dim", "·" * (size - done - blocked)),
         *numbers,
     ]
 
@@ -3623,23 +3629,24 @@ def help_rows(width: int) -> list[Row]:
 
 
 def scrolled(
-    rows: Sequence[Any], height: int, usual: int, scroll: Scroll | None, overlay: str
+    rows: Sequence[Any], height: int, usual: int, scroll: Scroll, overlay: str
 ) -> list[Any]:
     """So many rows, from the usual one on, or from where somebody scrolled to."""
     last = max(0, len(rows) - height)
-    at = usual = max(0, min(usual, last))
-    if scroll:
-        at = max(0, min(usual + scroll.away[overlay] + scroll.moved, last))
-        scroll.away[overlay] = at - usual
-        scroll.moved = 0
+    usual = max(0, min(usual, last))
+    at = max(0, min(usual + scroll.away[overlay], last))
+    scroll.away[overlay] = at - usual
     shown = list(rows[at : at + height])
     if at < last and height >= 4:
-        shown[-1] = [(0, "dim", f" ↓ {last - at + 1} more" + (" (arrows)" if scroll else ""))]
+        how = "" if overlay == BESIDE else " (arrows)"
+        shown[-1] = [(0, "dim", f" ↓ {last - at + 1} more{how}")]
     return shown
 
 
-def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) -> list[Row]:
-    """The plan, with the current task in sight; without `scroll` it stands beside the activity."""
+def plan_rows(
+    picture: Picture, width: int, height: int, scroll: Scroll, overlay: str = BESIDE
+) -> list[Row]:
+    """The plan, with the current task in sight."""
     rows: list[Row | TaskView] = []  # only what is seen is laid out
     last = ""
     focus = []
@@ -3656,7 +3663,7 @@ def plan_rows(picture: Picture, width: int, height: int, scroll: Scroll | None) 
         if reason:
             rows.append([(0, "dim", f"{indented(task.depth)}     {one_line(reason)}")])
     focus.append(len(rows))  # where all is settled, the end is what is new
-    shown = scrolled(rows, height, focus[0] - height // 2, scroll, "plan")
+    shown = scrolled(rows, height, focus[0] - height // 2, scroll, overlay)
     return [task_row(row, width) if isinstance(row, TaskView) else row for row in shown]
 
 
@@ -3682,7 +3689,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
         text = ellipsis(f"── {one_line(entry.text)}", width - 1) + " "
         return [[(0, "dim", text + "─" * (width - text_width(text)))]]
     stamp_size, kind_size = (8, 8) if width >= 60 else (5, 6)
-    stamp = local_time("%H:%M:%S", entry.time) if entry.time else ""
+    stamp = local_time("%H:%M:%S", entry.time)
     left = f" {stamp[:stamp_size]:<{stamp_size}} "
     kind = f"{entry.kind.replace('todowrite', 'todo')[:kind_size]:<{kind_size}} "
     indent = indented(entry.depth)
@@ -3700,7 +3707,7 @@ def entry_rows(entry: Entry, width: int) -> list[Row]:
 def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> list[Row]:
     """The journal, and at its end what runs now. Whoever has scrolled up sees the journal of then:
     it does not move."""
-    above = max(0, -scroll.away[""] - scroll.moved)  # rows above the end
+    above = max(0, -scroll.away[""])  # rows above the end
     if not above:
         scroll.journal = picture.journal
     rows: list[Row] = []  # no more than is looked at, the lowest one first
@@ -4792,34 +4799,41 @@ def group_memory(group: int) -> int:
     return sum(process.memory for process in list_processes() if process.group == group) >> 10
 
 
-def wait_for_end(process: Popen, seconds: float | None) -> int | None:
+def lines_from(pipe: Any) -> Iterator[bytes]:
+    """What a program prints, all of it, always: a full pipe would stop it. A line has an end."""
+    return iter(lambda: pipe.readline(1 << 16), b"")
+
+
+def wait_for_end(process: Popen, seconds: float) -> int | None:
     """Its exit status; None when it runs for longer than that."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     return None
 
 
-def signal_group(process: Popen, number: int) -> None:
-    """Signal a child's process group; OSError when nothing of it is left. While anything is, no new
+def signal_group(process: Popen, number: int) -> bool:
+    """Signal a child's process group; whether anything of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
-    if process.returncode is not None:  # reaped: has somebody else its number by now?
-        with suppress(ProcessLookupError):  # no: what is left of its group has it
-            os.kill(process.pid, 0)
-            raise PermissionError  # yes: nothing is left of ours
-    os.killpg(process.pid, number)
-
-
-def end_group(process: Popen, patience: float, mark: str) -> None:
-    """End a child's process group: SIGTERM, after `patience` seconds SIGKILL, until nothing of it
-    is left; then SIGKILL to what carries the mark: tools that went into groups of their own."""
     with suppress(OSError):
-        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 2.0)):
-            signal_group(process, number)
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                process.poll()
-                signal_group(process, 0)
-                time.sleep(0.01)
+        if process.returncode is not None:  # it was reaped
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, 0)  # somebody else has its number by now
+                return False
+        os.killpg(process.pid, number)
+        return True
+    return False
+
+
+def end_group(process: Popen, mark: str) -> None:
+    """End a child's process group: SIGTERM, a second later SIGKILL, until nothing of it is left;
+    then SIGKILL to what carries the mark: tools that went into groups of their own."""
+    for number, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + seconds
+        is_left = signal_group(process, number)
+        while is_left and time.monotonic() < until:
+            time.sleep(0.01)
+            process.poll()
+            is_left = signal_group(process, 0)
     process.poll()
     for _ in range(2 if mark else 0):
         for other in list_processes():
@@ -4914,7 +4928,6 @@ NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for
 FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
 CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
-LONGEST_TAIL = 4096  # bytes, of what a check prints
 MOST_THREADS = 200  # of this process: far above what a run needs
 DEFAULT_USER = "opencode"
 ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
@@ -4943,10 +4956,9 @@ class Outside:
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.turn = threading.RLock()  # held while it is started or stopped
-        # Server and check are started under it, and neither after closing.
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # the server is started under it, and not after closing
         self.closing = False
-        self.check: Popen | None = None  # while it runs
+        self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
 
@@ -5025,10 +5037,8 @@ class Outside:
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
     def _drain(self, stdout: Any, found: queue.SimpleQueue[str]) -> None:
-        """Read all it prints, always: a full pipe would stop it. `found` gets the URL, and in the
-        end ""; the last lines are kept."""
-        printed = iter(lambda: stdout.readline(1 << 16), b"")
-        lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in printed)
+        """Keep the last lines that it prints; `found` gets the URL, and in the end ""."""
+        lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in lines_from(stdout))
         for line in without_secrets(lines):
             match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
             if match:
@@ -5085,7 +5095,7 @@ class Outside:
             if self.reader:
                 self.reader.stop()
             if process:
-                end_group(process, 1.0, self.mark)
+                end_group(process, self.mark)
                 self._guard(0)
             remove_libraries(self.libraries)
 
@@ -5120,10 +5130,11 @@ class Outside:
             starting = self.process if self.dialect is None else None
         self.stop_check()
         if starting:
-            end_group(starting, 0.5, self.mark)  # whoever has the turn is done with it soon
+            end_group(starting, self.mark)  # whoever has the turn is done with it soon
         self.stop_server(session)
-        if self.guard:
-            self._guard("over")
+        with self.checking:  # no check is left either
+            if self.guard:
+                self._guard("over")
 
     def _guard(self, word: object) -> None:
         """Tell the guard which process group to end, too (0: none), or that all is over."""
@@ -5149,39 +5160,30 @@ class Outside:
         return spawn(["/bin/sh", "-c", command], cwd=cwd, env=env, stdout=stdout)
 
     def run_check(self, facts: dict[str, str]) -> CheckResult:
+        """It runs until it ends, or is not wanted any more, or --check-timeout."""
         options = self.options
-        facts = {**facts, MARK: f"{self.mark}.check"}
-        with self.lock:
-            if self.closing or not self.check_is_wanted:
+        mark = f"{self.mark}.check"
+        with self.checking:
+            if not self.check_is_wanted:
                 return CheckResult(126, "", interrupted=True)
+            facts = {**facts, MARK: mark}
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
-            self.check = process
-        output: Any = process.stdout
-        tail = bytearray()
-
-        def read() -> None:
-            """All of it, since a full pipe would stop it; the last of it is kept."""
-            for piece in iter(lambda: output.read1(1 << 16), b""):
-                tail.extend(piece)
-                del tail[:-LONGEST_TAIL]
-
-        reading = in_thread(read)
-        status = wait_for_end(process, options.check_timeout or None)
-        self.stop_check()
-        with self.lock:
-            self.check = None
+            last_lines: collections.deque[bytes] = collections.deque(maxlen=200)
+            reading = in_thread(last_lines.extend, lines_from(process.stdout))
+            status = None
+            until = time.monotonic() + (options.check_timeout or NEVER)
+            while status is None and self.check_is_wanted and time.monotonic() < until:
+                status = wait_for_end(process, 0.25)
+            end_group(process, mark)
         reading.join(1)  # what it left behind may still write
-        said = bytes(tail).decode("utf-8", "replace").strip()
+        said = b"".join(list(last_lines))[-4096:].decode("utf-8", "replace").strip()
         if status is None:
             status = 124
             said += f"\n(ended after {duration(options.check_timeout)}: --check-timeout)"
         return CheckResult(status, said, interrupted=not self.check_is_wanted)
 
     def stop_check(self) -> None:
-        with self.lock:
-            process = self.check
-        if process:
-            end_group(process, 0.5, f"{self.mark}.check")
+        self.check_is_wanted = False
 
     def notify(self, facts: dict[str, str]) -> None:
         """It may outlive the run: what it starts carries no mark."""
@@ -5189,7 +5191,7 @@ class Outside:
         process = self._shell(self.options.notify, facts, cwd, subprocess.DEVNULL)
         status = wait_for_end(process, NOTIFY_WITHIN)
         if status is None:
-            end_group(process, 0.5, "")
+            end_group(process, "")
             raise Problem(f"--notify was ended after {duration(NOTIFY_WITHIN)}")
         if status:
             raise Problem(f"--notify ended with exit status {status}")
@@ -5217,25 +5219,51 @@ def say(text: str, file: Any = None) -> None:
     print(all_printable(text), file=file, flush=True)
 
 
-class LineScreen:
-    """Plain lines, for pipes and terminals that can do little."""
+class Writer:
+    """One thread that writes, in order. What cannot be written is said once, and tried on."""
 
     def __init__(self, post: Callable[[Any], None]) -> None:
-        self.writer = Writer(post)
-        self.thread = self.writer.thread
-        self.newest = 0  # the number of the newest entry that was printed
+        self.post = post
+        # While a file system hangs, what is more than that is dropped.
+        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
+        self.thread = in_thread(self._run)
+
+    def put(self, job: Callable[[], None], what: str, advice: str) -> None:
+        with suppress(queue.Full):
+            self.jobs.put_nowait((job, what, advice))
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Wait until all is written, but no longer than that."""
+        with suppress(queue.Full):
+            self.jobs.put_nowait(None)
+            self.thread.join(seconds)
+
+    def _run(self) -> None:
+        failing = set()
+        for job, what, advice in iter(self.jobs.get, None):
+            try:
+                job()
+                failing.discard(what)
+            except OSError as error:
+                if what not in failing:
+                    failing.add(what)
+                    problem = f"{what} cannot be written ({error.strerror}): {advice}"
+                    self.post(Noted("warn", problem))
+
+
+class LineScreen(Writer):
+    """Plain lines, for pipes and terminals that can do little."""
+
+    newest = 0  # the number of the newest entry that was printed
 
     def show(self, picture: Picture) -> None:
         for entry in picture.journal:
             if entry.number > self.newest:
+                self.newest = entry.number
                 left = f"{local_time('%H:%M:%S', entry.time)} {entry.kind[:8]:<8} "
                 text = indented(entry.depth) + entry.text.replace("\n", "\n" + " " * len(left))
                 job = partial(say, left + text)
-                self.writer.put(job, "standard output", "nobody reads it, perhaps")
-                self.newest = entry.number
-
-    def close(self) -> None:
-        self.writer.close(5.0)
+                self.put(job, "standard output", "nobody reads it, perhaps")
 
 
 class CursesScreen:
@@ -5337,7 +5365,8 @@ class CursesScreen:
             curses.KEY_HOME: -(10**9),
             curses.KEY_END: 10**9,
         }
-        self.scroll.moved += moves.get(key, 0)
+        if self.picture:
+            self.scroll.away[self.picture.overlay] += moves.get(key, 0)
         if key == 12:  # ctrl-l
             window.redrawwin()
         elif 0 <= key < 256:
@@ -5465,38 +5494,6 @@ def read_text(path: str, what: str) -> tuple[str | None, str]:
     except OSError as error:
         advice = f"put it there, name another with --{what}, or write a starter with `bootstrap`"
         return None, f"the {what} {path} cannot be read ({error.strerror}): {advice}"
-
-
-class Writer:
-    """One thread that writes, in order. What cannot be written is said once, and tried on."""
-
-    def __init__(self, post: Callable[[Any], None]) -> None:
-        self.post = post
-        # While a file system hangs, what is more than that is dropped.
-        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
-        self.thread = in_thread(self._run)
-
-    def put(self, job: Callable[[], None], what: str, advice: str) -> None:
-        with suppress(queue.Full):
-            self.jobs.put_nowait((job, what, advice))
-
-    def close(self, seconds: float) -> None:
-        """Wait until all is written, but no longer than that."""
-        with suppress(queue.Full):
-            self.jobs.put_nowait(None)
-            self.thread.join(seconds)
-
-    def _run(self) -> None:
-        failing = set()
-        for job, what, advice in iter(self.jobs.get, None):
-            try:
-                job()
-                failing.discard(what)
-            except OSError as error:
-                if what not in failing:
-                    failing.add(what)
-                    problem = f"{what} cannot be written ({error.strerror}): {advice}"
-                    self.post(Noted("warn", problem))
 
 
 class Log:
@@ -6290,22 +6287,8 @@ def said_why(run: Json) -> str:
     return f": {one_line(as_text(run, 'reason'))}" if run.get("reason") else ""
 
 
-def said_counts(counts: Any) -> str:
-    return ", ".join(f"{name} ×{as_int(times)}" for name, times in as_dict(counts).items())
-
-
-# What `status` shows of a run: the name, the field of the state file, and how it is said.
-SHOWN: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("again", "waiting_until", time_of_day),
-    *((name, name, str) for name in ("retry", "iteration", "task", "session", "server")),
-    ("started", "started", iso_time),
-    *((name, name, str) for name in ("log", "model")),
-    ("time", "elapsed", lambda seconds: duration(as_float(seconds))),
-    ("tokens", "tokens", lambda kinds: short_number(sum(map(as_int, as_dict(kinds).values())))),
-    ("cost", "cost", lambda cost: dollars_of(as_float(cost))),
-    ("outcomes", "counts", said_counts),
-    ("refused", "refused", said_counts),
-)
+def said_counts(run: Json, name: str) -> str:
+    return ", ".join(f"{what} ×{as_int(times)}" for what, times in as_dict(run, name).items())
 
 
 def status_lines(plan: Plan, said: Json) -> list[str]:
@@ -6338,7 +6321,13 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         ("progress", f"{plan}{mark}"),
         ("next", plan.current.text if plan.current else ""),
         ("run", how),
-        *((name, show(run[field])) for name, field, show in SHOWN if run.get(field)),
+        ("again", time_of_day(run.get("waiting_until"))),
+        *((name, as_text(run, name)) for name in ("retry", "task", "session", "server")),
+        ("started", iso_time(run.get("started"))),
+        *((name, as_text(run, name)) for name in ("log", "model")),
+        ("spent", said_spent(run) if run.get("iteration") else ""),
+        ("outcomes", said_counts(run, "counts")),
+        ("refused", said_counts(run, "refused")),
         ("changes", changed),
         *(("check", line) for line in output[-8:]),
         *(("summary", line) for line in (plan.summary or "").split("\n")),
