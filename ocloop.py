@@ -1326,6 +1326,8 @@ class Talk:
         now, message = self.run.now, event.message
         self.retry = event
         self.retry_at = now + event.wait
+        if (event.session, event.attempt + 1) in self.attempts:
+            self.attempts.clear()  # it counts anew, and what ended the row before was not heard
         if (event.session, event.attempt) not in self.attempts:  # a look may have told of it
             self.attempts[event.session, event.attempt] = now
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
