@@ -815,7 +815,7 @@ def wait_after(times: int, waits: Sequence[float]) -> float:
 
 class Entry(NamedTuple):
     number: int
-    time: float  # in seconds since 1970
+    time: float  # in seconds since 1970; of what runs: since when, by RunClock.now
     kind: str
     text: str
     tone: str = ""  # dim, good, bad, warn or head
@@ -3132,7 +3132,7 @@ def facts_of(run: Run) -> dict[str, str]:
 
 
 def local_time(form: str, moment: Any) -> str:
-    """A time, in seconds since 1970: "" where there is none, "?" where a state file is damaged."""
+    """A time, in seconds since 1970: "" where there is none, "?" where it is out of all bounds."""
     seconds = as_float(moment)
     with suppress(OSError, OverflowError, ValueError):
         return time.strftime(form, time.localtime(seconds)) if seconds else ""
@@ -3409,7 +3409,7 @@ def state_row(run: Run) -> Row:
         row.append((2, "", f"  refused in {duration(left + 0.9)}"))
     if run.number:
         took = f" {duration(run.now - run.under_way.started)}" if run.under_way else ""
-        # A provider did not let those work: they do not count towards the limit.
+        # What a provider did not let work, or what was broken off, does not count.
         uncounted = run.number - bool(run.under_way) - run.books.counted
         limit = of_limit(run, "max_iterations", uncounted)
         row.append((3, "", f"  iteration {run.number}{limit}{took}"))
@@ -3421,9 +3421,9 @@ def state_row(run: Run) -> Row:
     return row
 
 
-def of_limit(run: Run, name: str, more: int = 0) -> str:
+def of_limit(run: Run, name: str, uncounted: int = 0) -> str:
     most = run.books.most[name]
-    return f" of {RAISED_BY_R[name](most + more)}".removesuffix(".00") if most else ""
+    return f" of {RAISED_BY_R[name](most + uncounted)}".removesuffix(".00") if most else ""
 
 
 def reason_row(run: Run) -> Row:
@@ -4802,7 +4802,7 @@ def group_memory(group: int) -> int:
 
 
 def lines_from(pipe: Any) -> Iterator[bytes]:
-    """What a program prints, all of it, always: a full pipe would stop it. A line has an end."""
+    """All that a program prints, in pieces of at most 64 KiB: a full pipe would stop it."""
     return iter(lambda: pipe.readline(1 << 16), b"")
 
 
@@ -4965,7 +4965,7 @@ class Outside:
         self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
-        if request.name in ("run_check", "stop_check"):  # their threads may overtake each other
+        if request.name in ("run_check", "stop_check"):  # here: their threads may overtake
             self.check_is_wanted = request.name == "run_check"
         if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
@@ -5185,6 +5185,7 @@ class Outside:
         return CheckResult(status, said, interrupted=not self.check_is_wanted)
 
     def stop_check(self) -> None:
+        """`make` has said so already, but not at the end of the program."""
         self.check_is_wanted = False
 
     def notify(self, facts: dict[str, str]) -> None:
@@ -5879,15 +5880,16 @@ class Driver:
         self._show()
 
     def _say_goodbye(self, status: int) -> None:
-        """Leave the summary where it can be scrolled back to. A terminal that is gone or takes no
-        output, and the thread that is stuck in it, are not waited for."""
-        with suppress(OSError):
-            if not self.screen.thread.is_alive() and takes_output():
-                if isinstance(self.screen, CursesScreen):
-                    say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
-                sys.stdout.flush()
-                return
-        os._exit(status)
+        """Leave the summary where it can be scrolled back to. A terminal that takes no output, and
+        the thread that is stuck in it, are not waited for."""
+        if self.screen.thread.is_alive() or not takes_output():
+            os._exit(status)
+        try:
+            if isinstance(self.screen, CursesScreen):
+                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
+            sys.stdout.flush()
+        except OSError:  # else the exit status would tell of this instead
+            os._exit(status)
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -6002,11 +6004,11 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
         prompt_problem or ("" if body else NO_PROMPT.format(options.prompt)),
     ]
     warnings = name_near_misses(name, plan.near_misses)
-    if STARTER_TASK in (text or ""):
+    if any(task.text.startswith(STARTER_TASK) for task in plan.tasks):
         said = f"{name} is still the starter: write your own tasks into it"
         (warnings if options.attended else problems).append(said)
     if plan.summary is not None:
-        said = f"{name} is marked complete already ({how_complete(plan)[1]})"
+        said = f"{options.plan} is marked complete already ({how_complete(plan)[1]})"
         warnings.append(f"{said}: take out its <plan-complete> tag to work on it again")
     if options.debug:
         problems.clear()
@@ -6017,13 +6019,6 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
     if options.directory in ("/", os.path.realpath(home)):
         advice = "change into the project's own folder"
         warnings.append(f"the project is {options.directory}, all of it: {advice}")
-    for path in plans_of_all():
-        beside = RunFile(path)
-        if beside.read().get("directory") == options.directory and beside.running():
-            warnings.append(f"another loop works in this folder, on {path}: they share all files")
-    why_plain = why_no_screen()
-    if why_plain and sys.stdout.isatty():
-        warnings.append(f"plain lines, since {why_plain}")
     problems += [problem_above(options.directory), problem_of_log(options)]
     problems += problems_of_commands(options)
     return plan, list(filter(None, problems)), warnings
@@ -6032,7 +6027,7 @@ def preflight(options: Options) -> tuple[Plan, list[str], list[str]]:
 def oddities_of_prompt(path: str, fields: dict[str, str], body: str) -> list[str]:
     """What is in it and means nothing, or is not in it and should be."""
     warnings = []
-    if body.startswith("---\n"):
+    if not fields and re.match(r"---\s*\n(?s:.*?)^(?:model|agent)\s*:", body, re.MULTILINE):
         said = "a line of the block on top is no `key: value`: the agent gets it as text"
         warnings.append(f"{path}: {said}")
     places = re.findall(r"\{\{(\w+)\}\}", body)
@@ -6065,7 +6060,8 @@ def problem_of_log(options: Options) -> str:
     log = options.log
     place = log if os.path.exists(log) else f"{os.path.dirname(log)}/"
     why = ""
-    if os.path.realpath(log) in map(os.path.realpath, (options.plan, options.prompt)):
+    known = [path for path in (options.plan, options.prompt) if os.path.exists(path)]
+    if os.path.exists(log) and any(os.path.samefile(log, path) for path in known):
         why = "it is the plan or the prompt"
     elif os.path.isdir(log) or (os.path.islink(log) and not log.startswith("/dev/")):
         why = "it is a folder or a link"  # none is followed
@@ -6093,23 +6089,33 @@ def run(given: argparse.Namespace) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every exit status would read as 0
     options = make_options(given)
     plan, problems, warnings = preflight(options)
-    if plan.summary is not None and not (options.check or problems or given.dry_run):
-        say("\n".join(warnings))
-        return how_complete(plan)[0]
     run_file = RunFile(options.plan)
-    held = run_file.running() if given.dry_run or problems else run_file.acquire()
+    is_over = plan.summary is not None and not (options.check or problems or given.dry_run)
+    only_looks = given.dry_run or problems or is_over
+    held = run_file.running() if only_looks else run_file.acquire()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
         run_file.libraries = ""  # they are the other one's
+    elif is_over:
+        say("\n".join(warnings))
+        return how_complete(plan)[0]
+    for path in plans_of_all():
+        beside = RunFile(path)
+        is_here = beside.read().get("directory") == options.directory
+        if is_here and beside.path != run_file.path and beside.running():
+            warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if given.dry_run:
         options = options._replace(attended=False, log="", notify="")
         run: Run = Rehearsal(options, plan, problems)
-        run_file.folder = ""  # nothing is left of it
+        # It reads and leaves nothing there: what `before` says of a session is another's.
+        run_file.folder = ""
     elif problems:
         odd = [f"warning: {warning}" for warning in warnings]
         raise Problem("\n        ".join([*problems, *odd]))
     else:
         run = Run(options, time.time(), os.urandom(4).hex())
+        if sys.stdout.isatty() and not (options.attended or given.plain):
+            warnings.append(f"plain lines, since {why_no_screen()}")
     for warning in filter(None, [*warnings, run_file.problem]):
         run.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
@@ -6134,24 +6140,28 @@ class Rehearsal(Run):
         self.problems = problems
         self.files.trouble = "".join(problems)  # not empty: `Files.take` does not say it again
         self.journal.note("opencode", options.server or shlex.join(options.opencode))
-        self.journal.note("plan", "\n".join([f"{options.plan}: {plan}", *tasks_as_read(plan)]))
+        for line in (f"{options.plan}: {plan}", *tasks_as_read(plan)):
+            self.journal.note("plan", line)
+        for problem in problems:
+            self.journal.note("problem", problem, "bad")
 
     async def main(self) -> int:
+        is_good = not self.problems
         try:
             await self.get_ready()
-        except Problem as error:
-            self.problems.append(str(error))
+        except Problem as problem:
+            is_good = False
+            self.journal.note("problem", str(problem), "bad")
         except Quit:
             return 130
         models, agent, _body = self.model_line.read()
         models = tuple(filter(None, models)) or (self.model or "OpenCode's own",)
         self.journal.note("model", ", then ".join(models))
         self.journal.note("agent", agent or "OpenCode's own")
-        for problem in self.problems:
-            self.journal.note("problem", problem, "bad")
-        said = "there are problems" if self.problems else "no problem was found"
+        is_good = is_good and not self.model_line.setup.unread  # a warning says which files
+        said = "no problem was found" if is_good else "there are problems"
         self.journal.note("end", f"{said}; the server was asked, and no prompt was sent")
-        return 1 if self.problems or self.model_line.setup.unread else 0  # that was said
+        return 0 if is_good else 1
 
 
 def tasks_as_read(plan: Plan) -> list[str]:
@@ -6310,7 +6320,7 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         how += f" (`kill {run['pid']}` ends it in good order)" if run["pid"] else ""
     elif run:
         how = "ended" if run["state"] == "ended" else "was killed after"
-        how += f" {iso_time(run.get('ended') or run.get('updated'))}{said_why(run)}"
+        how += f" {iso_time(run.get('ended') or run.get('updated')) or '?'}{said_why(run)}"
     changes, changed = said["changes"], ""
     if changes:
         changed = "{files} files ({untracked} untracked), +{added} −{removed}".format(**changes)

@@ -5170,6 +5170,12 @@ def test_what_is_odd_in_a_project_is_a_warning(project: Path, monkeypatch: Patch
     assert "does not contain {{PLAN_FILE}}" in warnings(project), "the agent sees the body alone"
     (project / ".loop-prompt.md").write_text("---\nmodel: a/b\nagent\n---\nDo {{PLAN_FILE}}\n")
     assert "is no `key: value`: the agent gets it as text" in warnings(project)
+    (project / ".loop-prompt.md").write_text("---  \nmodel: a/b\nagent\n---\nDo {{PLAN_FILE}}\n")
+    assert "is no `key: value`: the agent gets it as text" in warnings(project)
+    (project / ".loop-prompt.md").write_text("---\nYour rules, in short:\n---\nDo {{PLAN_FILE}}\n")
+    assert "key: value" not in warnings(project), "it is text between two rules"
+    (project / "PLAN.md").write_text(f"`{ocloop.STARTER_TASK}` is no task\n- [ ] a\n")
+    assert ocloop.preflight(project_options(project))[1] == []
 
 
 def test_a_command_that_does_not_exist_is_refused(
@@ -5203,9 +5209,11 @@ def test_a_log_that_cannot_be_written_is_refused(project: Path) -> None:
     link = project / "link"
     link.symlink_to("there.log")
     (project / "here").symlink_to(project)
+    os.link(plan, project / "hard")
     for path, why in (
         (plan, "it is the plan"),
         (project / "here" / "PLAN.md", "it is the plan"),
+        (project / "hard", "it is the plan"),
         (project, "it is a folder"),
         (project / "gone" / "x.log", f"{project}/gone/ is not there"),
         (plan / "x.log", f"{plan}/ is not there"),
@@ -5299,6 +5307,14 @@ def test_a_dry_run_fails_where_a_configuration_is_not_read(
     story.run = ocloop.Rehearsal(story.options, Plan(), [])
     story.hear()
     assert story.run.exit_status == status
+    assert ("end: there are problems; the server" in story.text) == bool(status)
+
+
+def test_a_dry_run_says_how_a_plan_of_long_lines_was_read() -> None:
+    plan = ocloop.parse_plan(f"- [ ] {'long ' * 60}\n" * 30)
+    run = ocloop.Rehearsal(Options(), plan, [])
+    texts = [entry.text for entry in run.journal.entries]
+    assert texts[-1] == "… and 10 more" and sum("[ ] long" in text for text in texts) == 20
 
 
 def test_a_plan_that_is_complete_needs_no_server(
@@ -5310,7 +5326,11 @@ def test_a_plan_that_is_complete_needs_no_server(
         (project / "PLAN.md").write_text(text + "<plan-complete>all</plan-complete>\n")
         said = say(*words, status=status)
         assert "take out its <plan-complete> tag to work on it again" in said
+        assert "plain lines, since" not in said, "they were asked for"
         assert ("marked complete already (complete but for 1 pending task)" in said) == bool(status)
+    held = RunFile(str(project / "PLAN.md"))
+    assert held.acquire() == 0
+    assert "another loop works on this plan" in say(*words, status=1), "it may still be at work"
 
 
 def test_a_directory_that_has_no_readable_name_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -6530,19 +6550,19 @@ def test_a_dry_run_asks_the_server(world: World) -> None:
     plan = "# A\n- [x] One\n- [ ] Two\n  - [~] Inner\n# B\n- [MANUAL] Three\n" + "- [ ] n\n" * 30
     prompt = "---\nmodel: fake/model\n---\nDo {{TASK}} of {{PLAN_FILE}}, {{ITERATION}}.\n"
     commands = ["--check", "true", "--notify", "echo hello"]
-    left = " " * 18
+    left = r" *\d\d:\d\d:\d\d plan     "
     child = expect(
         world.fake("--dry-run", *commands, project=world.project(plan, prompt=prompt)),
         0,
         "1 of 33 tasks done",
         "1 manual",
-        f"# A\n{left}[x] One\n{left}[ ] Two\n{left}  [~] Inner\n{left}# B\n",
-        f"{left}[MANUAL] Three\n",
         "… and 14 more\n",
         "server   OpenCode ",
         "model    fake/model\n",
         "no problem was found; the server was asked, and no prompt was sent",
     )
+    rows = ("# A", "[x] One", "[ ] Two", "  [~] Inner", "# B", "[MANUAL] Three")
+    assert re.search("".join(f"{left}{re.escape(row)}\n" for row in rows), child.output)
     assert child.requests("model|providers") and not child.requests("/session/[^/]+")
     assert not child.log_text()
     assert not list(world.folder.rglob("*.json")), "the last run's state stays"
@@ -6559,17 +6579,17 @@ def test_a_dry_run_names_every_problem(world: World) -> None:
         odd = "PLAN means nothing here: PLAN_FILE, TASK, ITERATION, CHECK"
         expect(child, 1, *said, odd, "!can be read again")
     loop = world.fake("--plain", answers=["hang"], tasks=1)
-    stopped = world.fake("--dry-run", start="slow:60")
+    stopped = world.fake("--dry-run", "--check", "no-such-check", start="slow:60")
     loop.wait_said("Task 1")
     name = RunFile(str(loop.project / "PLAN.md")).name
     libraries = Path(loop.env["XDG_STATE_HOME"], "ocloop", name).with_suffix(".libraries")
     second = world.fake("--dry-run", project=loop.project)
-    expect(second, 1, f"another loop works on this plan (process {loop.pid})")
+    expect(second, 1, f"another loop works on this plan (process {loop.pid})", "!in this folder")
     assert libraries.is_dir(), "OpenCode unpacks into it until its loop ends"
     loop.stop(signal.SIGTERM)
     stopped.wait_event("exec")
     stopped.signal(signal.SIGTERM)
-    expect(stopped, 130, "!problem", "!itself failed")
+    expect(stopped, 130, "problem  --check: there is no command", "!itself failed")
 
 
 def test_what_is_said_in_the_evening(world: World) -> None:
