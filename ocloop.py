@@ -286,6 +286,8 @@ _OPENING = re.compile(
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
     """Fenced code and HTML comments as spaces; those that are never closed are text, and named."""
+    if not re.search("`{3}|~{3}|<!--", text):
+        return text, []
     shown = []
     near_misses = []
     at = 0  # what is before is in `shown`
@@ -399,12 +401,13 @@ def _read_box(inside: str) -> tuple[str, str]:
 
 _OPEN_BOXES = "☐⬜□▢◻🔲🔳❏❐❑❒"
 _DONE_BOXES = "☑☒🗹🗷🗵"
-_AS_BOXES = {**dict.fromkeys(_OPEN_BOXES, "[ ]"), **dict.fromkeys(_DONE_BOXES, "[x]")}
-_PLAINER = str.maketrans({**_AS_BOXES, "\\": "", "\ufe0f": ""})
+# With a space behind them, since none of these begins a link.
+_AS_BOXES = {**dict.fromkeys(_OPEN_BOXES, "[ ] "), **dict.fromkeys(_DONE_BOXES, "[x] ")}
+_PLAINER = str.maketrans({**_AS_BOXES, "］": "] ", "\\": "", "\ufe0f": ""})
 _WORTH_A_LOOK = re.compile(rf"[\[#(（［{_OPEN_BOXES}{_DONE_BOXES}]")
 _ANY_BOX = re.compile(
     r"\[[^\[\]]*\]|\(\s*\)"
-    r"|\[(?:x|blocked|manual)?(?=[\s:]+\w[^\[\]]*$)",  # which nothing closes
+    r"|\[(?:x|blocked|manual)?(?=[\s:]+[^\s\[\]][^\[\]]*$)",  # which nothing closes
     re.IGNORECASE,
 )
 _LINK = re.compile(r"[(\[\]]|:(?:\S|\s*(?:\S+\s*)?$)")  # behind a bracket that is no box
@@ -419,7 +422,7 @@ _ENDS = re.compile(r"[\s*_|]*$")
 def _find_near_miss(line: str, number: int) -> list[NearMiss]:
     # What stands in code is talk.
     bare = re.sub(_INLINE_CODE, lambda code: "c" * len(code[0]), line)
-    bare = unicodedata.normalize("NFKC", bare).translate(_PLAINER)
+    bare = unicodedata.normalize("NFKC", bare.translate(_PLAINER))
     beginning = _BEGINNING.match(bare)
     begins = beginning.end() if beginning else 0
     is_item = _ITEM.match(bare)
@@ -432,6 +435,8 @@ def _find_near_miss(line: str, number: int) -> list[NearMiss]:
         link = _LINK.match(bare, end)
         if not state or (link and (inside.strip() or link[0] in "(]")):
             continue
+        if box[0][0] == "(" and start != begins:
+            continue  # call()
         is_open = state in ("pending", "begun")
         is_last = _ENDS.match(bare, end)
         if start == begins:
@@ -628,8 +633,8 @@ class Answered(NamedTuple):
 
 
 class Child(NamedTuple):
-    session: str  # the parent's
-    child: str  # a subagent's
+    session: str  # which is known already
+    child: str  # its subagent's
 
 
 class Broke(NamedTuple):
@@ -1242,8 +1247,8 @@ class Talk:
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # until then
-        # Of this row of OpenCode's own attempts: session, attempt -> when it was heard of.
-        self.attempts: dict[tuple[str, int], float] = {}
+        self.retry_since = 0.0  # since then, however often it tried
+        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
         self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
@@ -1253,10 +1258,10 @@ class Talk:
         self.agent = prompt.agent
         self.transcript = Transcript(self)
         self.asks = Asks(self)
-        self.prepare()
+        self.forget()
 
-    def prepare(self) -> None:
-        """The prompt is handed over now: what was heard before is old."""
+    def forget(self) -> None:
+        """The prompt is handed over now, or the server is another: what was heard before is old."""
         self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
         self.look_at = NEVER
         self.verdict = ""  # of the last looks: an end that is not believed yet
@@ -1326,12 +1331,13 @@ class Talk:
         now, message = self.run.now, event.message
         self.retry = event
         self.retry_at = now + event.wait
-        if (event.session, event.attempt + 1) in self.attempts:
-            self.attempts.clear()  # it counts anew, and what ended the row before was not heard
-        if (event.session, event.attempt) not in self.attempts:  # a look may have told of it
-            self.attempts[event.session, event.attempt] = now
+        attempt = (event.session, event.attempt)
+        if attempt != self.told_attempt:  # a look may have told of it
+            self.told_attempt = attempt
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
-        waited = now - min(self.attempts.values())
+        if event.attempt <= 1 or not self.retry_since:
+            self.retry_since = now
+        waited = now - self.retry_since
         most, longest = self.run.options.max_wait or NEVER, LONGEST_WAIT
         if self.run.model_line.others():
             most = longest = SHORT_WAIT
@@ -1361,7 +1367,8 @@ class Talk:
                     self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
                 line.last_seen = self.model
         if event.ended:
-            self.attempts.clear()
+            self.told_attempt = ("", 0)
+            self.retry_since = 0.0
         if event.complete:
             self.transcript.end_texts(event.session)
         self.give_up("failed", self.circles.message(event))
@@ -1477,8 +1484,8 @@ class Talk:
         self.retry = None
 
     def find_server(self) -> None:
-        """What was heard before is old, and was broken off by its end."""
-        self.prepare()
+        """It is another one; the end of the one before has broken off what was heard."""
+        self.forget()
         self.server_was_lost = True
         self.look_within(0)
 
@@ -1614,6 +1621,7 @@ class Books:
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
         self.most_settled = 0  # so far
         self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
+        # Limits by name, as a person has raised them since.
         self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
         self.begin_anew()
 
@@ -1747,6 +1755,7 @@ class End(NamedTuple):
     stage: str
     status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
     reason: str = ""
+    is_limit: bool = False  # of those that R raises
 
 
 NO_END = End("")  # while it works; if it is ended then, a person did it: 130
@@ -1764,6 +1773,7 @@ class ModelLine:
         self.clock = books.journal.clock
         self.setup = Setup()  # what the server knows
         self.warned: set[str] = set()  # of this
+        self.models = options.models or ("",)  # in line, as they were for the last prompt
         self.current = ""  # the one at work; "": OpenCode's own
         self.last_seen = ""  # what OpenCode said that it used
         self.forget()
@@ -1780,13 +1790,9 @@ class ModelLine:
         return models, self.options.agent or fields.get("agent", ""), body
 
     @property
-    def models(self) -> tuple[str, ...]:
-        return self.read()[0]
-
-    @property
     def first(self) -> str:
         """The model that is first in line, as far as it is known."""
-        return self.models[0] or self.setup.model or self.setup.chosen
+        return self.read()[0][0] or self.setup.model or self.setup.chosen
 
     @property
     def shown(self) -> str:
@@ -1808,7 +1814,7 @@ class ModelLine:
 
     def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
         """`told` is what the loop has to add. The last try at a stuck task is another model's."""
-        _models, agent, body = self.read()
+        self.models, agent, body = self.read()
         model = self.choose(self.others() if is_last_try else ())
         prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
         return prompt._replace(model=model, agent=agent)
@@ -1829,7 +1835,7 @@ class ModelLine:
     def warnings(self) -> Iterator[str]:
         options, setup = self.options, self.setup
         model = without_variant(self.first)
-        if model in setup.free and not (self.models[0] or setup.model):
+        if model in setup.free and not (self.read()[0][0] or setup.model):
             yield (
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
@@ -2197,7 +2203,7 @@ class Run:
             return End("complete", status, how)
         limit = self.books.reached(self.used)
         if limit:
-            return End("paused", 3, limit)
+            return End("paused", 3, limit, is_limit=limit == self.books.passed(self.used))
         return None if self.wanted else End("paused")
 
     async def rest(self, end: End) -> None:
@@ -2222,9 +2228,9 @@ class Run:
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
         self.rests_at = NO_END
         self.books.plan = Plan()  # what happened to it at rest is a person's
-        if end.status != 130:
-            if end.stage != "complete":  # by S: R alone goes beyond a limit
-                self.books.make_room(self.used)
+        if end.is_limit:
+            self.books.make_room(self.used)
+        elif end.status != 130:
             self.books.begin_anew()
             self.model_line.forget()
             self.server.failures = 0
@@ -2322,7 +2328,7 @@ class Run:
         while talk.attempt < ATTEMPTS:
             if talk.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
-            talk.prepare()
+            talk.forget()
             await self.surely("send", talk.id, talk.prompt, talk.attempt)
             talk.last_sign = self.now
             talk.look_within(FIRST_LOOK)
@@ -2713,7 +2719,7 @@ def uses_of(run: Run) -> dict[str, str]:
     elif run.stage == "paused" and run.rests_at is NO_END:
         uses.update(Space="go on", R="")
     elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-        uses["R"] = "raise the limit" if run.books.passed(run.used) else "retry"
+        uses["R"] = "raise the limit" if run.rests_at.is_limit else "retry"
     elif run.wanted or run.clock.works:
         uses["Space"] = "pause" if run.wanted else "go on"
     else:
@@ -3915,8 +3921,9 @@ def fault_of(error: Any) -> Fault | None:
     elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
     wait = as_float(told, "retryAfterMs") / 1000
-    with suppress(ValueError):  # there is none, or it is a date
-        wait = float(as_text(told, "responseHeaders", "retry-after"))
+    announced = as_text(told, "responseHeaders", "retry-after")
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):  # else it is a date, or none
+        wait = float(announced)
     return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
@@ -4050,17 +4057,17 @@ class Client:
             if answer.length:
                 raise ValueError("the answer was cut off")
         route = f"{method} {path}"
-        said = None
+        said, is_json = None, True
         try:
             said = json.loads(raw.strip() or b"null")
         except RecursionError:  # a model's doing: the server is not to blame
             raise RequestError(400, f"{route}: the answer is nested too deep") from None
         except ValueError:
-            if answer.status < 300:  # an unknown route gives a page
-                said = f"{route} was not answered with JSON"
-                raise RequestError(502, said, "NotJSON") from None
-        if answer.status >= 300:
+            is_json = False
+        if answer.status >= 400:
             raise refusal(answer.status, said, route)
+        if answer.status >= 300 or not is_json:  # an unknown route gives a page
+            raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
         return said
 
 
@@ -4095,7 +4102,7 @@ class OpenCode:
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.agent_models: dict[str, str] = {}  # as the configuration has it; "": whoever works
+        self.agent_models: dict[str, str] = {}  # of the configuration; "": the default agent's
         self.resting = ""  # the session that was seen at rest once
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
@@ -4164,7 +4171,7 @@ class OpenCode:
 
     def model_for(self, agent: str) -> str:
         """The model that the configuration means for this agent."""
-        return self.agent_models.get(agent) or self.agent_models.get("", "")
+        return self.agent_models.get(agent, self.agent_models.get("", ""))
 
     def create(self, prompt: Prompt) -> str:
         """Make a session; its id. Problem: it would work elsewhere."""
@@ -4277,8 +4284,10 @@ class OpenCode:
 
     def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
-        for id in dict.fromkeys((session, *self.at_work(self.family(session)))):
-            self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
+        self.request("POST", f"/session/{session}/{self.interrupt_word}", {})  # at once
+        for id in self.at_work(self.family(session)):
+            if id != session:
+                self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
 
     def dispose(self) -> None:
         """End the tools that the server has started; OpenCode 2 does so itself."""
@@ -4440,7 +4449,7 @@ class OpenCode2(OpenCode):
         read = {as_text(entry, "path") for entry in entries if "info" in entry}
         files = {as_text(entry, "path") for entry in entries if entry.get("type") == "file"}
         chosen = name_of_model(self.get_if_possible("/model/default"))
-        return setup._replace(chosen=chosen, unread=tuple(files - read))
+        return setup._replace(chosen=chosen, unread=tuple(sorted(files - read)))
 
     def session_body(self, prompt: Prompt) -> Json:
         """With the model, which the server's configuration gives to an agent in vain; without an id

@@ -986,6 +986,17 @@ def test_waits_of_two_rows_are_not_added_up(lost: str) -> None:
     assert story.count("interrupt") == 0 and story.number == 1
 
 
+def test_retries_that_only_looks_tell_of_are_not_added_up() -> None:
+    story = Story(models=("a/b", "c/d"), attended=False, stall_timeout=0, iteration_timeout=0)
+    for _ in range(2):
+        story.retry = Activity("ses_1", "retrying", 1, 30, "slow")
+        story.activity = "retrying"
+        story.let_pass(20)
+        story.retry, story.activity = None, "working"
+        story.let_pass(600, 5)
+    assert story.count("interrupt") == 0 and story.number == 1
+
+
 @pytest.mark.parametrize("kind", ["rate-limit", "outage"])
 def test_what_passes_by_itself_is_waited_out_without_using_up_retries(kind: str) -> None:
     story = Story(retries=2, attended=False)
@@ -1474,6 +1485,25 @@ def test_r_raises_a_limit_by_as_much_again_and_q_says_that_work_is_left() -> Non
     story.works()
     story.press("q")
     assert story.state == "stopping" and story.exits == [3]
+
+
+def test_r_at_a_limit_begins_nothing_anew_and_at_an_error_raises_no_limit() -> None:
+    story = Story(NINE, max_iterations=2, stuck=3)
+    story.idles()
+    story.idles()
+    story.press("r")
+    story.idles()
+    assert "settled nothing" in story.prompted.text, "the last try"
+    story.idles()
+    assert "--stuck" not in story.reason, "the limit comes first"
+    story.press("r")
+    assert "4 iterations in a row settled no task (--stuck)" in story.reason
+    story = at_work(max_cost=2.0)
+    story.message("calls", 2.5, "msg_1")
+    story.fails("configuration")
+    assert (story.state, story.shown["R"]) == ("error", "retry")
+    story.press("r")
+    assert story.state == "paused" and "--max-cost is reached: $2.50 of $2.00" in story.reason
 
 
 @pytest.mark.parametrize("seen_by", ["the stream", "a look"])
@@ -3519,14 +3549,14 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.choose() == "a/2"
     clock.now = 100.0
     assert line.choose() == "a/1" and line.left("a/1") == 0.0
-    line.options = Options(models=("a/1",))
+    line.models = ("a/1",)
     rests = [line.rest("") for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
     assert line.choose() == line.current and line.rest("") == 30.0
     line.forget()
     assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
-    line.options = Options()  # the prompt names none any more: OpenCode's own default is alone
+    line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
     assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
     assert line.choose() == "" and not line.others()
 
@@ -3908,6 +3938,17 @@ def test_an_id_that_leads_elsewhere_is_none(generation: int, id: Any) -> None:
     assert not any(id and id in unquote(path.partition("?")[0]) for path in paths), paths
 
 
+def test_the_model_of_the_default_agent_is_no_other_agent_s() -> None:
+    made = OpenCode(Said({}), Options())
+    agents: Json = {"build": {"model": {"providerID": "x", "modelID": "big"}}, "plan": {}}
+    made.setup_of([{}], {}, agents)
+    assert [made.model_for(name) for name in ("", "build", "plan", "new")] == [
+        "x/big", "x/big", "", "x/big",
+    ]  # fmt: skip
+    made.setup_of([{"model": "a/b"}], {}, agents)
+    assert [made.model_for(name) for name in ("", "plan")] == ["x/big", "a/b"]
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
     """It would carry the login to another host."""
@@ -3917,7 +3958,7 @@ def test_a_redirect_is_not_followed(wire: Wire, code: int) -> None:
         for method in ("GET", "POST"):
             with pytest.raises(RequestError) as error:
                 client.request(method, "/a", {} if method == "POST" else None)
-            assert error.value.code == code
+            assert (error.value.code, error.value.name) == (502, "NotJSON")
         with pytest.raises(Problem, match="is not OpenCode"):
             ocloop.detect(client)
     assert len(heard) > 2 and wire.heard == []
@@ -6299,6 +6340,11 @@ def test_an_interrupt_is_for_the_family_and_the_inbox(
     made, client = dialect_2({"GET /api/session/active": active, **family, **posts, **inbox})
     made.interrupt("ses_A", prompt, 1)
     assert [(method, path) for method, path, _ in client.heard if method != "GET"] == sent
+    client.says["GET /api/session"] = RequestError(0, "it hangs")
+    client.heard.clear()
+    with pytest.raises(RequestError):
+        made.interrupt("ses_A", prompt, 1)
+    assert client.heard[0][:2] == ("POST", "/api/session/ses_A/interrupt"), "that comes first"
     client.says["POST /api/session/ses_A/interrupt"] = GONE_2
     with pytest.raises(RequestError):
         made.interrupt("ses_A", prompt, 1)

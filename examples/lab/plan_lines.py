@@ -105,6 +105,7 @@ NO_TASKS = [
     "Legend: [ ] is open, [x] is done", "use `[ ]` for what is open",
     "- use `[ ]` for what is open", "- in a table: ``| [ ] |`` and `- [ ]T`", "`[ ]` means open",
     "| `[ ]` | open |", "a[ ]", "- int a[ ] = {}", "- the list a[]", "- returns [] when empty",
+    "- Call main ()",
     "tags = []", "main() { }", "- and so on [...]", "- (x) T", "- [0] T", "- [xylophone",
     "- [[x]] T", "if [[ -f x ]]; then", "[x](u)", "![x](u)", "[x][ref]",
     "[x]: https://e.org", "[done]: ./done.md", "[^1]: a note", "> [!NOTE]",
@@ -139,7 +140,9 @@ NEAR_MISSES = {
     ],
     "a box of square brackets": [
         "- ( ) T", "- () T", "- \\[ \\] T", "- \\[x\\] T", "- \uff3b \uff3d T", "- [ T",
-        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x",
+        "- [x T", "- \u2b1c T", "- \u2b1c\ufe0f T", "- \u2611 x", "- \u2610(optional) T",
+        "- \u2610\uff08\u53ef\u9009\uff09\u5199", "- \uff3b \uff3d(optional) T", "- [ **Build** it",
+        "- [ (optional) Build", "- [ \u2192 B",
     ],
     "a list sign and square brackets": ["\uff3b \uff3d T", "\u2610 T"],
     "square brackets and a space": ["1) \u25a1T"],

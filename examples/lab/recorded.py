@@ -549,7 +549,8 @@ FAULTS_1: list[tuple[Any, Fault | None]] = [
        Fault("rate-limit", "it failed", seconds))
       for said, seconds in (
         ("120", 120.0), ("1.5", 1.5), (7, 7.0), ("", 0.0), (None, 0.0), ("soon", 0.0), ("-5", 0.0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("nan", 0.0), ("9" * 400, 1e9))],
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ([], 0.0), ("nan", 0.0), ("9" * 400, 0.0),
+        ("1795974000", 0.0))],
     *[(api_error(code), Fault(kind, "it failed")) for kind, codes in (
         ("rate-limit", [429]), ("outage", [529, 500, 502, 503]), ("auth", [401, 403]),
         ("balance", [402]), ("no-model", [404]), ("provider", [400, 422, 0])) for code in codes],
