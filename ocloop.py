@@ -3169,7 +3169,9 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         ended = max(told, default=run.clock.wall)
     elif run.rests_at is not NO_END:
         status = run.status
-    said = {
+    record: Json = {  # as it was said: `status` makes it printable
+        "plan": run.options.plan,
+        "directory": run.options.directory,
         "pid": os.getpid(),
         "state": state,
         "reason": run.reason,
@@ -3196,8 +3198,6 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "status": status,
         "ended": ended,
     }
-    exact = {"plan": run.options.plan, "directory": run.options.directory}  # they have to be found
-    record: Json = {**exact, **all_printable(said)}
     if is_up:  # else: the next one's password, beside the last one's address
         secrets = {"username": outside.username, "password": outside.password}
         record.update(secrets, opencode=list(run.options.opencode))
