@@ -3788,13 +3788,14 @@ def test_an_event_that_cannot_be_read_is_said_once(
     assert after == Activity("ses_1", "idle")
 
 
-def test_where_nobody_looks_some_of_the_deltas_are_enough(monkeypatch: Patch) -> None:
+def test_of_a_flood_some_of_the_deltas_are_enough(monkeypatch: Patch) -> None:
     idle = frame("session.idle", sessionID="ses_1")
     stream = delta_of("ses_1") * 300 + idle
     delta = Delta("ses_1", "prt_1", "The")
     over = Activity("ses_1", "idle")
-    assert read(stream) == [*[delta] * 300, over]
     monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+    assert read(delta_of("ses_1") * 50 + idle) == [*[delta] * 50, over], "500 a second are shown"
+    assert read(stream) == [*[delta] * 50, over], "and nothing else is held up"
     assert read(stream, live=False) == [delta, over], "and nothing else is held up"
     clock = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 1024)
@@ -3904,6 +3905,19 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         assert error.value.why == "silent" and str(error.value), (
             "what speaks no HTTP, or is cut off"
         )
+
+
+def test_a_connection_is_used_again_as_long_as_it_lives(wire: Wire) -> None:
+    wire.says = {"GET /a": [1], "GET /b": (500, {})}
+    client = wire.client()
+    for path in ("/a", "/b", "/a"):
+        with suppress(RequestError):
+            client.request("GET", path)
+    client.hang_up()
+    client.request("GET", "/a")
+    client.idle[0].sock.shutdown(socket.SHUT_RDWR)
+    assert client.request("GET", "/a") == [1], "a server may close it, and need not say so"
+    assert [wire.ports.index(port) for port in wire.ports] == [0, 0, 0, 3, 4]
 
 
 ODD_IDS = (
@@ -4762,7 +4776,7 @@ def test_a_disk_that_fills_up_tears_no_line_of_the_log(tmp_path: Path, monkeypat
     assert records[-1]["text"] == "the last one" and len(records) >= 2
 
 
-def full(*_: Any) -> None:
+def full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -4779,7 +4793,7 @@ def test_a_bug_and_a_state_file_that_cannot_be_written_are_told(
     assert "ocloop itself failed" in facts["OCLOOP_MESSAGE"]
     record = ocloop.record_of(driver.run, driver.outside, 1)
     assert record["state"] == "ended" and "of a strange kind" in str(record["reason"])
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(os, "replace", full)
     for _ in range(3):
         driver._record(None)
     driver.writer.close(GENEROUS)

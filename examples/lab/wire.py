@@ -38,9 +38,12 @@ class Wire:
         wire = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def answer(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 wire.heard.append((self.command, self.path, json.loads(raw) if raw else None))
+                wire.ports.append(self.client_address[1])
                 wire.headers.append(dict(self.headers.items()))
                 route = f"{self.command} {self.path.partition('?')[0]}"
                 said = wire.says.get(route, wire.otherwise)
@@ -70,6 +73,7 @@ class Wire:
         self.otherwise: Any = PAGE  # both generations answer unknown paths like this
         self.heard: list[tuple[str, str, Any]] = []  # method, path with its query, body
         self.headers: list[dict[str, str]] = []
+        self.ports: list[int] = []  # from which it was asked
 
     def client(self, password: str = "") -> Client:
         return Client(self.url, "opencode", password)
