@@ -1116,8 +1116,8 @@ class Asks:
         self.open[ask.id] = ask._replace(since=self.run.now)
         self.mind()
         if ask.id in self.open:
-            self.run.confirming_quit = False  # what is asked is in front of a person now
-            self.run.notify("asked", said)
+            self.run.keys.confirming_quit = False  # what is asked is in front of a person now
+            notify(self.run, "asked", said)
 
     def mind(self) -> None:
         """Answer what no person is to be asked, or none has answered."""
@@ -2010,8 +2010,7 @@ class Run:
         self.attended = options.attended  # somebody can look and press keys
         # It is to work: S, Space and R say so. Taken back, it pauses after this iteration.
         self.wanted = options.run or not options.attended
-        self.confirming_quit = False
-        self.overlay = ""  # what a person looks at instead of the activity: help or plan
+        self.keys = Keys(self)
         self.coroutine: Coroutine[Any, Any, int] = self.main()
 
     # How it waits, and makes requests.
@@ -2144,7 +2143,7 @@ class Run:
             self.clock.works = False
             if self.rests_at is NO_END:
                 self.rests_at = End("stopping", reason=str(quit))
-                self.tell_end(self.rests_at)
+                tell_end(self, self.rests_at)
             stage = "stopping" if self.attended else self.rests_at.stage
             self.show(stage, self.rests_at.reason)
         return self.status
@@ -2216,9 +2215,9 @@ class Run:
         with self.showing(end.stage, end.reason):
             if end.status != 130:
                 self.rests_at = end
-                self.tell_end(end)
+                tell_end(self, end)
             elif end.reason:
-                self.notify("stopped", end.reason)
+                notify(self, "stopped", end.reason)
             if self.attended and end.stage != "paused":  # somebody may come in days
                 await self.server.stop()
             while True:
@@ -2279,7 +2278,7 @@ class Run:
             raise
         finally:
             self.under_way = None
-            self.confirming_quit = False  # the question was about this iteration
+            self.keys.confirming_quit = False  # the question was about this iteration
             self.journal.iteration = 0
         if away:
             raise away
@@ -2531,7 +2530,7 @@ class Run:
         elif isinstance(event, Edited) and event.path == self.options.plan:
             self.files.read_at = self.mind_at = self.now
         elif isinstance(event, Key):
-            self.press(event)
+            self.keys.press(event)
         elif isinstance(event, StreamOpened) and self.talk:
             self.talk.look_within(0)
         elif isinstance(event, ServerDied) and event.launch == self.server.launch:
@@ -2590,49 +2589,6 @@ class Run:
         if self.talk:
             self.talk.mind()
 
-    # People.
-
-    def press(self, key: Key) -> None:
-        """Give the key to what is in front of the person: a question, else the table KEYS."""
-        if key.about is not None and (key.about == QUIT_SHOWN) != self.confirming_quit:
-            return  # "Q again" was not on the screen yet, or is out of date
-        if self.confirming_quit:
-            self.confirming_quit = False
-            if key.name == "q":
-                self.end(A_PERSON_QUIT)
-        elif self.talk and self.talk.asks.takes_key(key):
-            pass
-        elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
-            self.overlay = ""
-        elif key.name.capitalize() in uses_of(self):  # "s" -> "S", "space" -> "Space"
-            self.use(key.name)
-
-    def use(self, key: str) -> None:
-        """Do what a key of KEYS is for."""
-        if key in ("s", "space"):
-            self.wanted = not self.wanted
-            if self.stage == "starting" and not self.clock.works:
-                begins = "begins when the server is ready"
-                self.reason = begins if self.wanted else "waits for S when the server is ready"
-        elif key == "r":
-            self.wanted = True
-            self.wait_until = None
-        elif key == "x" and self.talk:
-            self.talk.give_up("aborted", "aborted by a person")
-        elif key == "x":
-            self.request("stop_check")
-        elif key == "t":
-            self.journal.note("note", "opening OpenCode's interface on this session", "dim")
-            self.request("hand_over")
-        elif key == "p":
-            self.overlay = "" if self.overlay == "plan" else "plan"
-        elif key == "?":
-            self.overlay = "help"
-        elif self.under_way:  # Q would lose it: ask once
-            self.confirming_quit = True
-        else:
-            self.end(A_PERSON_QUIT)
-
     # What people and programs are told.
 
     @property
@@ -2643,7 +2599,7 @@ class Run:
     @property
     def shown_state(self) -> str:
         """The stage in a person's words: one of STATES."""
-        if self.talk and self.talk.asks.first and not self.confirming_quit:
+        if self.talk and self.talk.asks.first and not self.keys.confirming_quit:
             return "waits for you"
         if self.clock.works and not self.wanted:
             return "pausing"
@@ -2675,23 +2631,9 @@ class Run:
         """The model at work, or the one that will be."""
         return (self.under_way and self.under_way.model) or self.model_line.shown
 
-    def tell_end(self, end: End) -> None:
-        """Tell everybody why it ends, or rests."""
-        events = {0: ("complete", "good"), 1: ("failed", "bad")}
-        event, tone = events.get(end.status, ("stopped", "warn"))
-        record = end_record(self, event, end)
-        self.journal.note("end", end.reason, tone, record=record)
-        for line in summary_of(self):
-            self.journal.note("end", line)
-        if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
-            self.notify(event, end.reason)
 
-    def notify(self, event: str, said: str) -> None:
-        if self.options.notify:
-            message = message_of(self, event, said)
-            facts = dict(facts_of(self), OCLOOP_EVENT=event, OCLOOP_MESSAGE=message)
-            self.request("notify", facts)
-
+# ---- keys ----------------------------------------------------------------------------------------
+# What a person can press, when, and what it does.
 
 KEYS = (  # and what the help says of them
     ("S", "start"),
@@ -2708,33 +2650,84 @@ KEYS = (  # and what the help says of them
 )
 
 
-def uses_of(run: Run) -> dict[str, str]:
-    """The keys that do something now, and the footer's word for it ("": it is not told there)."""
-    uses: dict[str, str] = {}
-    if run.stage == "stopping":
-        return uses
-    if run.confirming_quit:
-        return {"Q": "again quits", "any other key": "goes on"}
-    if run.overlay == "help":
-        return {"any key": "back", "Q": "quit"}
-    if run.stage == "complete":
-        uses.update(S="go on", Space="", R="")
-    elif run.stage == "paused" and run.rests_at is NO_END:
-        uses.update(Space="go on", R="")
-    elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-        uses["R"] = "raise the limit" if run.rests_at.is_limit else "retry"
-    elif run.wanted or run.clock.works:
-        uses["Space"] = "pause" if run.wanted else "go on"
-    else:
-        uses.update(S="start", Space="")
-    if run.stage == "waiting":
-        uses["R"] = "retry"
-    if run.talk or run.check_since is not None:
-        uses["X"] = "abort"
-    if run.talk and run.talk.id and not run.server.is_down:
-        uses["T"] = "session"
-    uses["P"] = "activity" if run.overlay == "plan" else "plan"
-    return {**uses, "?": "help", "Q": "quit"}
+class Keys:
+    """The keyboard, and what is in front of whoever uses it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.confirming_quit = False
+        self.overlay = ""  # what a person looks at instead of the activity: help or plan
+
+    def press(self, key: Key) -> None:
+        """Give the key to what is in front of the person: a question, else KEYS."""
+        if key.about is not None and (key.about == QUIT_SHOWN) != self.confirming_quit:
+            return  # "Q again" was not on the screen yet, or is out of date
+        if self.confirming_quit:
+            self.confirming_quit = False
+            if key.name == "q":
+                self.run.end(A_PERSON_QUIT)
+        elif self.run.talk and self.run.talk.asks.takes_key(key):
+            pass  # it was an answer
+        elif key.name == "escape" or (self.overlay == "help" and key.name != "q"):
+            self.overlay = ""
+        elif key.name.capitalize() in self.uses():  # "s" -> "S", "space" -> "Space"
+            self.use(key.name)
+
+    def use(self, key: str) -> None:
+        """Do what a key of KEYS is for."""
+        run = self.run
+        if key in ("s", "space"):
+            run.wanted = not run.wanted
+            if run.stage == "starting" and not run.clock.works:
+                how = "begins" if run.wanted else "waits for S"
+                run.reason = f"{how} when the server is ready"
+        elif key == "r":
+            run.wanted = True
+            run.wait_until = None
+        elif key == "x" and run.talk:
+            run.talk.give_up("aborted", "aborted by a person")
+        elif key == "x":
+            run.request("stop_check")
+        elif key == "t":
+            run.journal.note("note", "opening OpenCode's interface on this session", "dim")
+            run.request("hand_over")
+        elif key == "p":
+            self.overlay = "" if self.overlay == "plan" else "plan"
+        elif key == "?":
+            self.overlay = "help"
+        elif run.under_way:  # Q would lose it: ask once
+            self.confirming_quit = True
+        else:
+            run.end(A_PERSON_QUIT)
+
+    def uses(self) -> dict[str, str]:
+        """The keys that do something now, and the footer's word for it ("": not told there)."""
+        run = self.run
+        uses: dict[str, str] = {}
+        if run.stage == "stopping":
+            return uses
+        if self.confirming_quit:
+            return {"Q": "again quits", "any other key": "goes on"}
+        if self.overlay == "help":
+            return {"any key": "back", "Q": "quit"}
+        if run.stage == "complete":
+            uses.update(S="go on", Space="", R="")
+        elif run.stage == "paused" and run.rests_at is NO_END:
+            uses.update(Space="go on", R="")
+        elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
+            uses["R"] = "raise the limit" if run.rests_at.is_limit else "retry"
+        elif run.wanted or run.clock.works:
+            uses["Space"] = "pause" if run.wanted else "go on"
+        else:
+            uses.update(S="start", Space="")
+        if run.stage == "waiting":
+            uses["R"] = "retry"
+        if run.talk or run.check_since is not None:
+            uses["X"] = "abort"
+        if run.talk and run.talk.id and not run.server.is_down:
+            uses["T"] = "session"
+        uses["P"] = "activity" if self.overlay == "plan" else "plan"
+        return {**uses, "?": "help", "Q": "quit"}
 
 
 # ---- what the run needs: server and files --------------------------------------------------------
@@ -2949,6 +2942,25 @@ class Files:
 
 # ---- what is told of a run -----------------------------------------------------------------------
 # Words and records for people, logs and other programs, computed from the state of the run.
+
+
+def tell_end(run: Run, end: End) -> None:
+    """Tell everybody why it ends, or rests."""
+    events = {0: ("complete", "good"), 1: ("failed", "bad")}
+    event, tone = events.get(end.status, ("stopped", "warn"))
+    run.journal.note("end", end.reason, tone, record=end_record(run, event, end))
+    for line in summary_of(run):
+        run.journal.note("end", line)
+    if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
+        notify(run, event, end.reason)
+
+
+def notify(run: Run, event: str, said: str) -> None:
+    """Have --notify run: it needs a person."""
+    if run.options.notify:
+        message = message_of(run, event, said)
+        facts = {**facts_of(run), "OCLOOP_EVENT": event, "OCLOOP_MESSAGE": message}
+        run.request("notify", facts)
 
 
 def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
@@ -3402,9 +3414,9 @@ class Picture:
         self.ask = view_ask(run)
         # Goes with the keys that are pressed, as `Key.about`; the screen rings for it.
         asked = run.talk.asks.shown if run.talk else ""
-        self.ask_shown = QUIT_SHOWN if run.confirming_quit else asked
-        self.keys = [(key, label) for key, label in uses_of(run).items() if label]
-        self.overlay = run.overlay
+        self.ask_shown = QUIT_SHOWN if run.keys.confirming_quit else asked
+        self.keys = [(key, label) for key, label in run.keys.uses().items() if label]
+        self.overlay = run.keys.overlay
         self.journal = tuple(run.journal.entries)
 
 
@@ -3525,7 +3537,7 @@ def view_tasks(run: Run) -> list[TaskView]:
 def view_ask(run: Run) -> tuple[str, ...]:
     """What is asked: a title, what exactly, the choices, the way out."""
     ask = run.talk.asks.first if run.talk else None
-    if not ask or run.confirming_quit:
+    if not ask or run.keys.confirming_quit:
         return ()
     if ask.kind == "permission":
         always = [f"A allows {ask.always}"] if ask.always else []
@@ -5855,7 +5867,7 @@ class Driver:
         with suppress(Exception):
             run.show("error", reason)
             run.requests.clear()
-            run.tell_end(End("error", 1, reason))
+            tell_end(run, End("error", 1, reason))
             self._carry_out(run.requests)
 
     def _carry_out(self, requests: Sequence[Request]) -> None:

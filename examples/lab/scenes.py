@@ -268,7 +268,7 @@ class Reader:
 
     def look(self, moved: int = 0) -> list[int]:
         """The numbers of the lines that are shown."""
-        self.scroll.away[self.story.run.overlay] += moved
+        self.scroll.away[self.story.run.keys.overlay] += moved
         self.rows = drawn(self.story.picture(), *self.size, scroll=self.scroll)
         return [int(number) for number in re.findall(r"<(\d+)>", "\n".join(self.rows[4:]))]
 
