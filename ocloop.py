@@ -226,6 +226,10 @@ def missing_tasks(before: Plan, now: Plan) -> list[str]:
     return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
 
 
+def open_texts(plan: Plan) -> collections.Counter[str]:
+    return collections.Counter(task.text for task in plan.tasks if task.state == "pending")
+
+
 def problem_of_plan(plan: Plan, path: str) -> str:
     """Why it cannot be worked; "": it can."""
     if len(plan.tasks) > MOST_TASKS:
@@ -267,9 +271,11 @@ def parse_plan(text: str) -> Plan:
         if heading:
             phase = heading[1].rstrip().rstrip("#").rstrip()
             above.clear()
-    # The last complete tag counts; in its text code and comments are kept.
-    tags = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, max(0, shown.rfind(_TAG_CLOSE)))]
-    summary = text[tags[-1] : shown.find(_TAG_CLOSE, tags[-1])].strip() if tags else None
+    # The last complete tag counts. It is found in `shown` and cut from `text`, which is as long:
+    # so code and comments in it are kept.
+    last_close = max(0, shown.rfind(_TAG_CLOSE))
+    starts = [tag.end() for tag in _TAG_OPEN.finditer(shown, 0, last_close)]
+    summary = text[starts[-1] : shown.find(_TAG_CLOSE, starts[-1])].strip() if starts else None
     return Plan(tasks, summary, sorted(set(near_misses)))
 
 
@@ -285,7 +291,8 @@ _OPENING = re.compile(
 
 
 def _hide(text: str) -> tuple[str, list[NearMiss]]:
-    """Fenced code and HTML comments as spaces; those that are never closed are text, and named."""
+    """A text as long, with fenced code and HTML comments as spaces; those that are never closed
+    stay, and are named."""
     if not re.search("`{3}|~{3}|<!--", text):
         return text, []
     shown = []
@@ -327,7 +334,7 @@ _END_MARK = re.compile(
 )
 _TICK_SIGNS = "✓✔✅☑🗸"
 _PART = re.compile(r"[~≈]?\s*\d+(?:[.,]\d+)?\s*%|\d+\s*/\s*\d+")
-# Behind the first three kinds no letter follows; behind the others the reason does.
+# Behind done, pending and begun no letter follows; behind manual and blocked comes the reason.
 _WORD = re.compile(
     rf"(?:[❌{_TICK_SIGNS}⏳🚧🏗⏸⚠⛔🚫🛑🔴🟡🔒🔄]+\s*)?(?:(?:"
     r"(?P<done>done|completed?|finished)"
@@ -537,7 +544,7 @@ ADVICE = {
 class Setup(NamedTuple):
     """What the server knows. None means that it cannot tell, which is never an error."""
 
-    model: str = ""  # of OpenCode's own configuration
+    model: str = ""  # that OpenCode's own configuration means, where nobody names an agent
     models: dict[str, int] | None = None  # providerID/modelID -> tokens of context, 0: unknown
     agents: tuple[str, ...] | None = None
     free: frozenset[str] = frozenset()  # models without a price
@@ -545,6 +552,10 @@ class Setup(NamedTuple):
     chosen: str = ""  # the model that OpenCode would take where nobody names one
     asks: tuple[str, ...] = ()  # what its configuration asks a person for
     unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
+    agent_models: dict[str, str] = {}  # agent -> the model that the configuration means for it
+
+    def model_of(self, agent: str) -> str:
+        return self.agent_models.get(agent, self.model)
 
 
 class Polled(NamedTuple):
@@ -619,7 +630,7 @@ class Message(NamedTuple):
 
     session: str
     message: str
-    spend: Spend  # its tokens are what the session's context holds by now
+    spend: Spend  # for this message alone; its tokens, cached ones too, are the whole context
     model: str = ""
     agent: str = ""
     parent: str = ""  # what it answers, where that is known
@@ -809,7 +820,7 @@ LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
 SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
-FIRST_WAIT = 15.0  # the longest of SERVER_WAITS for one that never ran: see BUSY_WITHIN
+LONGEST_START_WAIT = 15.0  # of SERVER_WAITS, for one that never ran: see BUSY_WITHIN
 STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
@@ -977,13 +988,14 @@ class Circles:
         self.calls: dict[str, list[int]] = collections.defaultdict(list)
         self.compactions: collections.Counter[str] = collections.Counter()  # since a call was new
         # Messages: by session those that ended nowhere, in a row; by prompt its answers.
-        self.ends: dict[str, set[str]] = collections.defaultdict(set)
+        self.nowhere: dict[str, set[str]] = collections.defaultdict(set)
+        self.answers: dict[str, set[str]] = collections.defaultdict(set)
 
     def call(self, part: Part) -> str:
         """OpenCode's own guard sees identical calls only within one step."""
         calls = self.calls[part.session]
         if part.call not in calls:
-            del self.compactions[part.session]  # it gets on
+            self.compactions.pop(part.session, None)  # it gets on
         calls.append(part.call)
         for length in range(1, 5):
             turn = calls[-length:]
@@ -993,17 +1005,17 @@ class Circles:
         return ""
 
     def message(self, event: Message) -> str:
-        if event.ended in ("answered", "calls"):
-            self.ends.pop(event.session, None)
-        whose = {"nowhere": event.session, "answered": event.parent}.get(event.ended)
-        if not whose:
-            return ""
-        self.ends[whose].add(event.message)
-        if len(self.ends[whose]) < SPINS:
-            return ""
         if event.ended == "nowhere":
+            self.nowhere[event.session].add(event.message)
+        elif event.ended:
+            self.nowhere.pop(event.session, None)
+        if event.ended == "answered" and event.parent:
+            self.answers[event.parent].add(event.message)
+        if len(self.nowhere[event.session]) >= SPINS:
             return f"it spins: {SPINS} answers without an end in a row"
-        return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+        if len(self.answers[event.parent]) >= SPINS:
+            return f"it answered the same prompt {SPINS} times: was this machine's clock set back?"
+        return ""
 
     def compaction(self, session: str) -> str:
         """Answers between two are no sign that it gets on: only a tool call that is new is one."""
@@ -1049,8 +1061,9 @@ class Transcript:
         entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
             self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
-            # A subagent's tool is noted when it begins, too, once it is known what for.
-            if part.tool not in SUBAGENT_TOOLS or not text or (known and known.text):
+            # A subagent's is noted when it begins, too, once it is known what for.
+            was_known_what_for = known and known.text
+            if part.tool not in SUBAGENT_TOOLS or not text or was_known_what_for:
                 return False
         else:
             self.live.pop(part.key, None)
@@ -1245,10 +1258,11 @@ class Talk:
         self.attempt = 0  # how often the prompt was handed over before
         self.sending: Request | None = None
         self.started = run.now
+        # All times are by RunClock.now.
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
-        self.retry_at = 0.0  # until then
-        self.retry_since = 0.0  # since then, however often it tried
+        self.retry_at = 0.0  # when OpenCode tries again
+        self.retry_since = 0.0  # when the waiting began: its further attempts do not move it
         self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
         self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
@@ -1263,10 +1277,10 @@ class Talk:
 
     def forget(self) -> None:
         """The prompt is handed over now, or the server is another: what was heard before is old."""
-        self.begun_at = 0.0  # when the prompt was last known to run; 0: it has not begun
-        self.look_at = NEVER
-        self.verdict = ""  # of the last looks: an end that is not believed yet
-        self.verdict_since = 0.0
+        self.begun_at = 0.0  # the last sign that the prompt runs; 0: none yet
+        self.look_at = NEVER  # the next look
+        self.verdict = ""  # of the last look, where it is not believed yet
+        self.verdict_since = 0.0  # so many looks have said the same
         self.fault: Fault | None = None  # the last error that the stream told of
         self.server_was_lost = False  # in the midst of the answer, which has cut it off
         self.asks.last_refusal = ""
@@ -1313,6 +1327,7 @@ class Talk:
         """The prompt runs: an end that was seen was none."""
         self.begun_at = self.run.now
         self.verdict = ""
+        self.server_was_lost = False  # what cuts it off from now on is somebody
         if self.retry and self.retry.session == session:
             self.retry = None
 
@@ -1408,7 +1423,8 @@ class Talk:
         stay for some time, and any sign of work makes us forget it.
         """
         if polled.is_unsure or self.begun_at > looked:  # the look is older than the news
-            self.look_within(LOOK_AGAIN)
+            if polled.activity == "idle":
+                self.look_within(LOOK_AGAIN)
             return None
         if polled.retry:
             self.hear_activity(polled.retry)
@@ -1416,25 +1432,16 @@ class Talk:
             self.begin(self.id)
             self.retry = None
         now = self.run.now
-        verdict, fault = polled.verdict, polled.fault
+        verdict, fault = self.corrected(polled.verdict), polled.fault
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
         is_silent = now - self.last_sign > LOOK_CLOSER
         if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
-        if verdict in ("cut", "refused") and self.server_was_lost:
-            verdict = "unfinished"  # no person did it: the prompt is sent again
-        elif verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            verdict = "failed"  # before or in the midst of it, as with a model that is not there
-        # How long the verdict has to stand before it is believed.
-        patience = 1.5  # what says why may come a little later
-        if verdict == "answered" or (verdict == "failed" and (fault or is_silent)):
-            patience = 0.0
-        elif verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
-            patience = 6.0  # it may be on its way; an earlier attempt's stays unfinished for ever
         if verdict != self.verdict:
             self.verdict = verdict
             self.verdict_since = now
-        if now - self.verdict_since < patience:
+        is_sure = verdict == "answered" or (verdict == "failed" and (fault or is_silent))
+        if not is_sure and now - self.verdict_since < self.patience(verdict):
             self.look_within(LOOK_AGAIN)
             return None
         if verdict == "failed":
@@ -1443,6 +1450,20 @@ class Talk:
         outcome = ENDS.get(verdict, Outcome("swallowed"))
         kind = fault.kind if fault else ""
         return outcome._replace(fault=outcome.fault._replace(kind=kind))
+
+    def corrected(self, verdict: str) -> str:
+        """A verdict, by what the server that gives it does not know."""
+        if verdict in ("cut", "refused") and self.server_was_lost:
+            return "unfinished"  # no person did it: the prompt is sent again
+        if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
+            return "failed"  # before or in the midst of it, as with a model that is not there
+        return verdict
+
+    def patience(self, verdict: str) -> float:
+        """How long a verdict that is not sure has to stand before it is believed."""
+        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+            return 6.0  # it may be on its way; an earlier attempt's stays unfinished for ever
+        return 1.5  # what says why may come a little later
 
     @property
     def task(self) -> Task | None:
@@ -1494,7 +1515,8 @@ class Talk:
 # ---- books, models, limits -----------------------------------------------------------------------
 # What a run reckons with between two sessions, and what the next one is told. Nothing here waits.
 
-# Outcomes of an agent that ended its turn in good order.
+# Outcomes of an iteration whose agent ended its turn in good order: a session's "done" becomes
+# what was settled, see `enter`.
 WORKED = ("done", "blocked", "manual", "progress", "nothing settled", "refused")
 
 PLAN_COMPLETE = "the plan is complete"
@@ -1537,7 +1559,7 @@ class Result(NamedTuple):
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     """What is wrong with models ("": OpenCode's own) and agent, as far as the server can tell."""
     for name in models:
-        model, _, variant = (name or setup.model).partition("#")
+        model, _, variant = (name or setup.model_of(agent)).partition("#")
         if model and setup.models is not None and model not in setup.models:
             close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
             meant = f"did you mean {' or '.join(close)}? " if close else ""
@@ -1623,7 +1645,7 @@ class Books:
         self.most_settled = 0  # so far
         self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
         # Limits by name, as a person has raised them since.
-        self.most = {name: float(getattr(options, name)) for name in RAISED_BY_R}
+        self.limits = {name: float(getattr(options, name)) for name in RAISED_BY_R}
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -1651,20 +1673,20 @@ class Books:
         less left, than ever before in this run. (Agents un-checked a task and checked it again.)"""
         if plan is self.plan:
             return False
-        was, now = ({task.text: task.state for task in each.tasks} for each in (self.plan, plan))
-        came = now.keys() - was.keys()
+        was, now = ({task.text for task in each.tasks} for each in (self.plan, plan))
+        came = now - was
         lost = missing_tasks(self.plan, plan)
         if lost:
             self.journal.note("warn", said_gone(lost), "warn")
         self.gone = [text for text in self.gone if text not in came] + lost
-        # A line that is done from the beginning is none: a task of before has to be settled, or to
-        # be gone, since it may have been reworded.
-        settles = any(was[text] == "pending" and now.get(text) != "pending" for text in was)
+        # A line that is done when it comes settles nothing: a task that was open has to be settled
+        # now, or gone (it may have been reworded). Several may have one text.
+        settles = bool(open_texts(self.plan) - open_texts(plan))
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
         # Where no text is known it is another plan, which counts from here; but a single new one
         # may be the old task, reworded.
-        is_another = not was or len(came) == len(now) > 1
+        is_another = not was or (came == now and len(now) > 1)
         if has_more or is_another:
             self.most_settled = plan.settled
         if has_less or is_another:
@@ -1700,10 +1722,10 @@ class Books:
 
     def reached(self, used: dict[str, float]) -> str:
         """Why a person has to say whether to go on, though work is left; "": it goes on."""
+        limit = self.used_up(used)
+        if limit:
+            return limit
         most = self.options.stuck or NEVER
-        passed = self.passed(used)
-        if passed:
-            return passed
         count = len(self.unsettled)
         if count > most:  # the last one was told of it
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
@@ -1719,12 +1741,12 @@ class Books:
 
     def overrun(self, used: dict[str, float]) -> str:
         """Why an iteration must end in its midst: money or time, passed by as much again."""
-        passed = self.passed(used, 2)
-        return f"twice the limit: {passed}" if passed else ""
+        limit = self.used_up(used, 2)
+        return f"twice the limit: {limit}" if limit else ""
 
-    def passed(self, used: dict[str, float], times: int = 1) -> str:
-        """The first limit that is used up so often."""
-        for name, most in self.most.items():
+    def used_up(self, used: dict[str, float], times: int = 1) -> str:
+        """The first limit that is used up so many times over, in words; "": none is."""
+        for name, most in self.limits.items():
             if 0 < times * most <= used[name]:
                 option, shown = name.replace("_", "-"), RAISED_BY_R[name]
                 return f"--{option} is reached: {shown(used[name])} of {shown(most)}"
@@ -1732,10 +1754,10 @@ class Books:
 
     def make_room(self, used: dict[str, float]) -> None:
         """Raise what is used up by as much again as was asked for, until there is room."""
-        for name, most in self.most.items():
+        for name, most in self.limits.items():
             if 0 < most <= used[name]:
                 step = float(getattr(self.options, name))
-                self.most[name] += step * ((used[name] - most) // step + 1)
+                self.limits[name] += step * ((used[name] - most) // step + 1)
 
     @property
     def average(self) -> float:
@@ -1756,12 +1778,14 @@ class End(NamedTuple):
     """Why a run rests or ends. `stage`: paused, complete, error or stopping."""
 
     stage: str
-    status: int = 130  # exit status; 130: a person stopped it: nothing is announced or reset
+    status: int = 130  # exit status
     reason: str = ""
     is_limit: bool = False  # of those that R raises
 
-
-NO_END = End("")  # while it works; if it is ended then, a person did it: 130
+    @property
+    def is_pause(self) -> bool:
+        """A person wanted it: nothing is announced, and what was in a row stays so."""
+        return self.status == 130
 
 
 class ModelLine:
@@ -1795,7 +1819,8 @@ class ModelLine:
     @property
     def first(self) -> str:
         """The model that is first in line, as far as it is known."""
-        return self.read()[0][0] or self.setup.model or self.setup.chosen
+        models, agent, _body = self.read()
+        return models[0] or self.setup.model_of(agent) or self.setup.chosen
 
     @property
     def shown(self) -> str:
@@ -1837,8 +1862,9 @@ class ModelLine:
 
     def warnings(self) -> Iterator[str]:
         options, setup = self.options, self.setup
+        models, agent, _body = self.read()
         model = without_variant(self.first)
-        if model in setup.free and not (self.read()[0][0] or setup.model):
+        if model in setup.free and not (models[0] or setup.model_of(agent)):
             yield (
                 f"nobody named a model, and OpenCode chose {model} by itself: your code goes to "
                 f'provider "{model.partition("/")[0]}"; name another one with -m, or log in with '
@@ -1861,7 +1887,8 @@ class ModelLine:
             )
 
     def rest(self, why: str, announced: float = 0.0) -> float:
-        """Let the one at work rest, as announced or longer each time; for how long nobody works."""
+        """Let the one at work rest, as announced or longer each time, and make `current` the next
+        in line; seconds until that one may work."""
         model = self.current
         self.rests[model] += 1
         seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
@@ -1907,13 +1934,14 @@ class ModelLine:
         books, announced = self.books, result.fault.retry_after
         if not result.spend.tokens:
             books.waited += result.seconds
-        left = (self.options.max_wait or NEVER) - books.waited
-        seconds = self.rest(problem, announced)
-        if not seconds and not self.rests[self.current]:
-            return 0.0  # the next one has not failed yet: nobody waits
+        allowed = (self.options.max_wait or NEVER) - books.waited
+        seconds = self.rest(problem, announced)  # `current` is the next one from here on
+        is_fresh = not self.rests[self.current]
+        if not seconds and is_fresh:
+            return 0.0
         # What is announced to come after --max-wait is not waited for.
-        if left > 0 and (seconds <= left or not announced):
-            return min(seconds, left)
+        if allowed > 0 and (seconds <= allowed or not announced):
+            return min(seconds, allowed)
         why = f"waited {duration(books.waited)}"
         why += f", and would for {duration(seconds)} more" if seconds else ""
         return End("paused", 3, f"{problem}: {why} (--max-wait)")
@@ -1995,7 +2023,7 @@ class Run:
         self.reason = ""  # of the stage
         self.stage_since = wall  # in seconds since 1970
         self.exit_status: int | None = None  # once the run has ended
-        self.rests_at = NO_END  # the end that was told, and at which it stands
+        self.told_end: End | None = None  # at which it stands; None: it works, or only pauses
         # Iterations.
         self.number = 0  # of the newest one
         self.under_way: Talk | None = None  # the session of the one under way, its check included
@@ -2065,8 +2093,8 @@ class Run:
         return self.requests[-1]
 
     async def call(self, method: str, *args: Any, until: float = NEVER) -> Any:
-        """Make a request of the server and wait for its answer. For one that comes too late nobody
-        waits. Raises RequestError: it is "silent" where the server is gone, or was so twice."""
+        """Make a request of the server and wait for its answer, `until` then at the most. Raises
+        RequestError; "silent" where the server is down, or did not answer twice."""
         error = RequestError(0, "no answer came")
         for _ in range(SILENCES):
             if self.server.is_down or self.now >= until:
@@ -2141,11 +2169,8 @@ class Run:
                 await self.rest(end)
         except Quit as quit:
             self.clock.works = False
-            if self.rests_at is NO_END:
-                self.rests_at = End("stopping", reason=str(quit))
-                tell_end(self, self.rests_at)
-            stage = "stopping" if self.attended else self.rests_at.stage
-            self.show(stage, self.rests_at.reason)
+            end = self.told_end or tell_end(self, End("stopping", reason=str(quit)))
+            self.show("stopping" if self.attended else end.stage, end.reason)
         return self.status
 
     async def get_ready(self) -> None:
@@ -2178,19 +2203,20 @@ class Run:
             await self.server.bring_up()
         self.clock.works = True
         with self.showing("running"):
-            while True:  # each turn reads the plan anew: the one before may have changed it
+            while True:  # whatever took time, the plan is read anew
                 plan = await self.read_files()
                 self.books.note_plan(plan)
-                end = self.reason_to_rest(plan)
                 is_due = not self.number or plan.summary is not None
                 if self.options.check and not self.books.check and is_due:
-                    await self.run_check()  # if it fails, the first session is told
-                elif end is None and (self.server.is_down or self.server.replace):
+                    await self.run_check()  # if it fails, the next session is told
+                    continue
+                end = self.reason_to_rest(plan)
+                if end is None and (self.server.is_down or self.server.replace):
                     await self.server.bring_up()
-                else:
-                    end = end or await self.follow(await self.iterate(plan))
-                    if end:
-                        return end
+                    continue
+                end = end or await self.follow(await self.iterate(plan))
+                if end:
+                    return end
 
     def reason_to_rest(self, plan: Plan) -> End | None:
         """Whether the plan is complete, a limit is reached, or a pause was wanted."""
@@ -2205,7 +2231,7 @@ class Run:
             return End("complete", status, how)
         limit = self.books.reached(self.used)
         if limit:
-            return End("paused", 3, limit, is_limit=limit == self.books.passed(self.used))
+            return End("paused", 3, limit, is_limit=limit == self.books.used_up(self.used))
         return None if self.wanted else End("paused")
 
     async def rest(self, end: End) -> None:
@@ -2213,12 +2239,11 @@ class Run:
         has_begun = self.wanted or self.clock.works
         self.clock.works = self.wanted = False
         with self.showing(end.stage, end.reason):
-            if end.status != 130:
-                self.rests_at = end
+            if not end.is_pause:
                 tell_end(self, end)
             elif end.reason:
                 notify(self, "stopped", end.reason)
-            if self.attended and end.stage != "paused":  # somebody may come in days
+            if self.attended and end.stage != "paused":  # it may be days until somebody comes
                 await self.server.stop()
             while True:
                 if not self.attended:
@@ -2228,11 +2253,11 @@ class Run:
                     break
                 self.wanted = False
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
-        self.rests_at = NO_END
+        self.told_end = None
         self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.is_limit:
             self.books.make_room(self.used)
-        elif end.status != 130:
+        elif not end.is_pause:
             self.books.begin_anew()
             self.model_line.forget()
             self.server.failures = 0
@@ -2266,8 +2291,9 @@ class Run:
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except Problem as problem:  # it has worked all the same
                 plan, away = self.plan, problem
-            is_to_be_checked = outcome.kind in (*WORKED, "cut") or plan.summary is not None
-            check = await self.run_check() if self.options.check and is_to_be_checked else ""
+            has_worked = outcome.kind in ("done", "refused", "cut")
+            is_due = self.options.check and (has_worked or plan.summary is not None)
+            check = await self.run_check() if is_due else ""
             result = self.enter(talk, outcome, check, plan)
         except (Quit, Problem):
             # It is no result, but it has cost something, and may have deleted tasks.
@@ -2373,19 +2399,21 @@ class Run:
         sending = talk.sending
         if sending is None:
             return  # it was never given its prompt, and does nothing
+        is_stopped = False
         with self.shield(Abort):
             try:
                 # An interrupt does nothing to a prompt that is on its way, or has not begun.
                 with suppress(RequestError):
                     await self.wait(SENT_WITHIN, sending, lambda: self.server.is_down)
                 await self.wait(BEGINS, sooner=lambda: talk.begun_at > 0 or self.server.is_down)
-                if await self.comes_to_rest(talk, INTERRUPT_WITHIN) and sending.answer:
-                    return
+                rests = await self.comes_to_rest(talk, INTERRUPT_WITHIN)
+                is_stopped = rests and sending.answer is not None
             except RequestError as error:
                 # Ours is down with all that ran there; somebody else's may only be out of reach.
-                if error.why == "gone" or (self.server.is_down and not self.options.server):
-                    return
-        self.server.leave(talk.id)
+                is_ended = self.server.is_down and not self.options.server
+                is_stopped = is_ended or error.why == "gone"
+        if not is_stopped:
+            self.server.leave(talk.id)
 
     async def comes_to_rest(self, talk: Talk, within: float) -> bool:
         """Interrupt a session until it rests, for so long; whether it does. Raises RequestError."""
@@ -2408,12 +2436,13 @@ class Run:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
         command from the beginning. It ends by itself, at --check-timeout, or by X."""
 
-        def is_over() -> bool:  # it costs time, and no money
-            return bool(checking.answer or self.books.overrun({**self.used, "max_cost": 0.0}))
-
-        checked = CheckResult(126, "", interrupted=True)
+        checked = CheckResult(0, "", interrupted=True)  # unless it answers
         checking = self.request("run_check", facts_of(self))
         self.check_since = self.now
+
+        def is_over() -> bool:  # a check costs no money: only twice --max-time ends it
+            return bool(checking.answer or self.books.overrun({**self.used, "max_cost": 0.0}))
+
         try:
             await self.wait(sooner=is_over)
             if not checking.answer:
@@ -2453,7 +2482,7 @@ class Run:
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
         word, fault = outcome
-        if word in WORKED and has_progress:
+        if word in ("done", "refused") and has_progress:
             word = what_was_settled(talk.task, talk.plan, plan)
         elif word == "done":
             word = "nothing settled"
@@ -2584,7 +2613,7 @@ class Run:
             return
         self.mind_at = self.now + MIND_EVERY
         files = self.files
-        if not files.reading and self.now >= files.read_at and self.rests_at is NO_END:
+        if not files.reading and self.now >= files.read_at and not self.told_end:
             self.read_again()
         if self.talk:
             self.talk.mind()
@@ -2593,8 +2622,8 @@ class Run:
 
     @property
     def status(self) -> int:
-        """The exit status, if it ended now."""
-        return self.rests_at.status
+        """The exit status, if it ended now: while it works only a person does that."""
+        return self.told_end.status if self.told_end else 130
 
     @property
     def shown_state(self) -> str:
@@ -2712,10 +2741,11 @@ class Keys:
             return {"any key": "back", "Q": "quit"}
         if run.stage == "complete":
             uses.update(S="go on", Space="", R="")
-        elif run.stage == "paused" and run.rests_at is NO_END:
+        elif run.stage == "paused" and not run.told_end:
             uses.update(Space="go on", R="")
         elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-            uses["R"] = "raise the limit" if run.rests_at.is_limit else "retry"
+            is_limit = run.told_end and run.told_end.is_limit
+            uses["R"] = "raise the limit" if is_limit else "retry"
         elif run.wanted or run.clock.works:
             uses["Space"] = "pause" if run.wanted else "go on"
         else:
@@ -2807,23 +2837,24 @@ class Supervisor:
         began = self.run.now
         while self.is_down:
             if self.problem:
-                most, longest = float(FIRST_STARTS), FIRST_WAIT
-                if self.has_worked:  # `--retries 0` means for ever, but not here
-                    most, longest = (self.options.retries or Options().retries) + 1, NEVER
-                elif self.is_busy and self.run.now - began < BUSY_WITHIN:
-                    most = NEVER
-                if self.failures >= most:
+                if self.failures >= self.most_failures(self.run.now - began):
                     last = self.problem.rstrip(".") + DATA_BASE * self.is_busy
                     times = f"{self.failures} times in a row, the last time"
                     raise Problem(f"the server failed {times}: {last}")
-                seconds = min(wait_after(self.failures, SERVER_WAITS), longest)
-                await self.run.wait(seconds)
+                longest = NEVER if self.has_worked else LONGEST_START_WAIT
+                await self.run.wait(min(wait_after(self.failures, SERVER_WAITS), longest))
             try:
                 await self.start()
             except Problem as problem:
                 if not problem.again and not self.has_worked:
                     raise
                 self.lose(str(problem))
+
+    def most_failures(self, tried: float) -> float:
+        """After how many in a row it is given up; `tried`: for so long it is being started."""
+        if self.has_worked:  # `--retries 0` means for ever, but not here
+            return (self.options.retries or Options().retries) + 1
+        return NEVER if self.is_busy and tried < BUSY_WITHIN else FIRST_STARTS
 
     async def start(self) -> None:
         """Start it, and read its setup. Raises Problem; `again` where the next try may work."""
@@ -2864,7 +2895,7 @@ class Supervisor:
             patience = 0.0
             if not setup.models or problem:
                 patience = MISSING_AFTER
-            elif not (models[0] or setup.model):
+            elif not (models[0] or setup.model_of(agent)):
                 patience = LISTS_REST
             # OpenCode 2 alone fills its lists after the first request for them.
             if self.generation < 2 or self.run.now - began >= patience:
@@ -2935,7 +2966,9 @@ class Files:
         if is_good or not problem:
             if self.plan_text and plan.done > self.plan.done:
                 self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
-            self.plan, self.plan_text = plan, self.plan_text if text is None else text
+            self.plan = plan
+            if text is not None:
+                self.plan_text = text
         if not problem:
             self.prompt_text = read.prompt or ""
 
@@ -2944,8 +2977,9 @@ class Files:
 # Words and records for people, logs and other programs, computed from the state of the run.
 
 
-def tell_end(run: Run, end: End) -> None:
+def tell_end(run: Run, end: End) -> End:
     """Tell everybody why it ends, or rests."""
+    run.told_end = end
     events = {0: ("complete", "good"), 1: ("failed", "bad")}
     event, tone = events.get(end.status, ("stopped", "warn"))
     run.journal.note("end", end.reason, tone, record=end_record(run, event, end))
@@ -2953,6 +2987,7 @@ def tell_end(run: Run, end: End) -> None:
         run.journal.note("end", line)
     if end.reason != A_PERSON_QUIT:  # whoever did it is in front of the screen
         notify(run, event, end.reason)
+    return end
 
 
 def notify(run: Run, event: str, said: str) -> None:
@@ -3182,7 +3217,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         # When it was told: it may have been looked at for hours before somebody pressed Q.
         told = (entry.time for entry in run.journal.entries if entry.kind == "end")
         ended = max(told, default=run.clock.wall)
-    elif run.rests_at is not NO_END:
+    elif run.told_end:
         status = run.status
     record: Json = {  # as it was said: `status` makes it printable
         "plan": run.options.plan,
@@ -3200,7 +3235,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "log": run.options.log,
         "commit": commit,
         **left_behind(run),
-        "limits": {name: most for name, most in run.books.most.items() if most},
+        "limits": {name: most for name, most in run.books.limits.items() if most},
         "server": run.server.url if is_up else "",
         "generation": run.server.generation,
         "opencode_version": run.server.version,
@@ -3237,7 +3272,7 @@ def attach_command(record: Json) -> tuple[list[str], dict[str, str]]:
 # `layout` makes rows of a picture of the run, which never exceed width and height. A number says
 # what it counts, and nothing counts on at rest. What stands out has a sign as well as a colour.
 
-Piece = tuple[int, str, str]  # rank, style, text: see `fit`
+Piece = tuple[int, str, str]  # rank (0 stays; of the others the highest goes first), style, text
 Row = list[Piece]
 GAP: Piece = (0, "gap", "")
 BESIDE = "beside"  # where no key scrolls: the plan that stands beside the activity
@@ -3268,7 +3303,7 @@ TASK_SIGNS = {
     "check failed": ("×", "bad"),
     "gone": ("-", "warn"),
 }
-# The footer's words -> the rank of their keys.
+# The footer's words -> the rank of their keys: how early each goes where there is no room.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
@@ -3443,7 +3478,7 @@ def state_row(run: Run) -> Row:
 
 
 def of_limit(run: Run, name: str, uncounted: int = 0) -> str:
-    most = run.books.most[name]
+    most = run.books.limits[name]
     return f" of {RAISED_BY_R[name](most + uncounted)}".removesuffix(".00") if most else ""
 
 
@@ -3455,7 +3490,7 @@ def reason_row(run: Run) -> Row:
     elif run.wait_until is not None:
         left = run.wait_until - run.now
         reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
-    elif run.files.trouble and run.rests_at is NO_END:
+    elif run.files.trouble and not run.told_end:
         reason = run.files.trouble
     task = run.under_way.task if run.under_way else run.plan.current
     if task and not reason:
@@ -3524,12 +3559,12 @@ def view_tasks(run: Run) -> list[TaskView]:
             model=result.model,
             outcome=word or known.outcome,
         )
-    goal = (run.under_way and run.under_way.task) or run.plan.current
+    current = (run.under_way and run.under_way.task) or run.plan.current
     views = []
     for task in run.plan.tasks:  # where two have one name, it is about the first one
         known = spent.pop(task.name, TaskView(task))
-        is_current = bool(goal and goal.name == task.name and task.state == "pending")
-        goal = None if is_current else goal
+        is_current = bool(current and current.name == task.name and task.state == "pending")
+        current = None if is_current else current
         views.append(known._replace(task=task, is_current=is_current))
     return views + [known for known in spent.values() if known.task.text]
 
@@ -4145,11 +4180,13 @@ class OpenCode:
     interrupt_word = "abort"
     asks_paths = ("/permission", "/question")
     always_lasts = "until the server ends"
+    asks_at_rest = False  # at rest nothing is asked, yet it may list some
+    rests_between_runs = False  # one look alone may fall between two runs
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
-        self.agent_models: dict[str, str] = {}  # of the configuration; "": the default agent's
+        self.known = Setup()
         self.resting = ""  # the session that was seen at rest once
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
@@ -4203,22 +4240,18 @@ class OpenCode:
             asked.update(asked_before(document))
             model = name_of_model(document.get("model")) or model
             agent = as_text(document, "default_agent") or agent
-        of_agents = {name: name_of_model(one.get("model")) for name, one in agents.items()}
-        self.agent_models = {name: own or model for name, own in of_agents.items()}
-        self.agent_models[""] = self.agent_models.get(agent, model)
-        return Setup(
-            model=self.model_for(self.options.agent),
+        named = {name: name_of_model(one.get("model")) or model for name, one in agents.items()}
+        self.known = Setup(
+            model=named.get(agent, model),
             models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
             # Hidden ones do OpenCode's own chores.
             agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
             free=frozenset(name for name, one in models.items() if is_free(one)),
             variants={name: variants_of(one) for name, one in models.items()},
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
+            agent_models=named,
         )
-
-    def model_for(self, agent: str) -> str:
-        """The model that the configuration means for this agent."""
-        return self.agent_models.get(agent, self.agent_models.get("", ""))
+        return self.known
 
     def create(self, prompt: Prompt) -> str:
         """Make a session; its id. Problem: it would work elsewhere."""
@@ -4274,8 +4307,7 @@ class OpenCode:
         for member in family.values():
             spent = spent.plus(spend_of(member))
         working = self.at_work(family)
-        # At rest nothing is asked, yet OpenCode 1 may list some: not looked at then.
-        asks, unlisted = self.asks() if working or self.generation > 1 else (None, ())
+        asks, unlisted = self.asks() if working or self.asks_at_rest else (None, ())
         polled = Polled("idle", "", None, spent, tuple(family)[1:], asks, unlisted)
         # A subagent may work on while its parent rests: then there is no verdict.
         if working or any(ask.session in family for ask in asks or ()):
@@ -4284,9 +4316,9 @@ class OpenCode:
             retry = next(filter(None, retries), None)
             activity = "retrying" if retry else "working"
             polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints(family))
-        elif self.generation > 1 and self.resting != session:
+        elif self.rests_between_runs and self.resting != session:
             self.resting = session
-            return polled._replace(is_unsure=True)  # one look alone may fall between two runs
+            return polled._replace(is_unsure=True)
         if polled.activity == "idle" or (closer and session in working):
             try:
                 verdict, fault = self.verdict(session, prompt, attempt, family[session])
@@ -4299,7 +4331,7 @@ class OpenCode:
         return polled
 
     def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
-        """The last answer counts, whomever it answers, but none from before those to us."""
+        """By the newest answer, to whatever prompt, once there is one to ours."""
         messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
         ours: Json = {}
         last: Json = {}
@@ -4337,9 +4369,8 @@ class OpenCode:
                 self.request("POST", f"/session/{id}/{self.interrupt_word}", {})
 
     def dispose(self) -> None:
-        """End the tools that the server has started; OpenCode 2 does so itself."""
-        if self.generation == 1:
-            self.client.request("POST", "/global/dispose", {})
+        """End the tools that the server has started."""
+        self.client.request("POST", "/global/dispose", {})
 
     # What is asked.
 
@@ -4474,6 +4505,8 @@ class OpenCode2(OpenCode):
     interrupt_word = "interrupt"
     asks_paths = ("/permission/request", "/form")
     always_lasts = "in this project from now on"
+    asks_at_rest = True
+    rests_between_runs = True
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
@@ -4502,7 +4535,7 @@ class OpenCode2(OpenCode):
         """With the model, which the server's configuration gives to an agent in vain; without an id
         of ours, since the free models want the server's."""
         body: Json = {"location": {"directory": self.options.directory}}
-        model = prompt.model or self.model_for(prompt.agent)
+        model = prompt.model or self.known.model_of(prompt.agent)
         if model:
             body["model"] = body_of_model(model, "id")
         if prompt.agent:
@@ -4533,6 +4566,9 @@ class OpenCode2(OpenCode):
         super().interrupt(session, prompt, attempt)
         self.withdraw(session, ids_of_attempts(prompt, attempt))
 
+    def dispose(self) -> None:
+        """It does so itself."""
+
     def prints(self, family: Collection[str]) -> bool:
         before = dict(self.printed)
         for key, (session, shell) in list(self.shells.items()):
@@ -4552,9 +4588,10 @@ class OpenCode2(OpenCode):
         """The answer is what follows our prompt, up to now."""
         ids = ids_of_attempts(prompt, attempt)
         messages = dicts(self.get(f"/session/{session}/message?limit=200"))  # the newest first
-        delivered = "".join(ids[-1:]) if len(messages) >= 200 else ""  # it may be further back
-        step: Json = {}
-        idle: Json = {}
+        newest = ids[-1] if ids else ""
+        delivered = newest if len(messages) >= 200 else ""  # ours may be further back
+        step: Json = {}  # the last one behind our prompt
+        idle: Json = {}  # how the session came to rest after that step
         for message in messages:
             if message.get("id") in ids:
                 delivered = as_text(message, "id")
@@ -4567,7 +4604,7 @@ class OpenCode2(OpenCode):
         why = fault_of(idle.get("error"))
         fault = fault_of(step.get("error"))
         # It failed, and no step of the newest attempt says how.
-        if "failed" in (outcome, own.get("outcome")) and not (step and delivered in ids[-1:]):
+        if "failed" in (outcome, own.get("outcome")) and not (step and delivered == newest):
             return "failed", why  # as with a model that is not there
         if not delivered:
             return "undelivered", None
@@ -4922,6 +4959,8 @@ LIBRARY = r"\.[0-9a-f]+-[0-9a-f]{8}\.(so|dylib|node)"
 
 def lend_libraries(folder: str, environment: dict[str, str]) -> None:
     """Have them unpacked in that folder ("": there is none), while nobody else can write there."""
+    if not folder:
+        return
     with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
         if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
             environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
@@ -5023,7 +5062,8 @@ class Outside:
         self.notifying: threading.Thread | None = None  # the last one
 
     def make(self, request: Request) -> None:
-        if request.name in ("run_check", "stop_check"):  # here: their threads may overtake
+        # Not on their threads, of which the later one may be the first to run.
+        if request.name in ("run_check", "stop_check"):
             self.check_is_wanted = request.name == "run_check"
         if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
@@ -5757,7 +5797,8 @@ def private_folder() -> tuple[str, str]:
 
 
 def is_safe(folder: str) -> bool:
-    """Whether nobody but root could replace what is ours in it. As root, it may be another's."""
+    """Whether only we and root could replace what is in it. (As root, a user's home is not safe:
+    under `sudo` without -H.) What is not there is."""
     with suppress(OSError):
         found = os.stat(folder)
         is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
@@ -6435,7 +6476,7 @@ def attach(given: argparse.Namespace) -> NoReturn:
         raise Problem(f"no loop works on {path}: name another plan with --plan")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("attach needs a terminal: without one there is `status`")
-    if not as_id(record, "session") or "opencode" not in record:  # its server is up, else
+    if not as_id(record, "session") or "opencode" not in record:  # which is there with a server
         raise Problem("the loop has no session right now: try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)

@@ -1034,6 +1034,18 @@ def test_s_that_was_pressed_before_there_was_something_to_read_is_asked_for_agai
         assert story.state == "running"
 
 
+def test_the_model_of_the_prompt_s_own_agent_is_one_that_somebody_chose() -> None:
+    chosen = Setup("", {"free/m": 9, "a/b": 9}, free=frozenset(("free/m",)), chosen="free/m")
+    setup = chosen._replace(agent_models={"plan": "a/b", "build": ""})
+    for agent in ("plan", "build"):
+        prompt = f"---\nagent: {agent}\n---\nDo it"
+        story = Story(finds={"setup": setup, "prompt": prompt, "start_server": None}, run=False)
+        story.let_pass(1)
+        story.answer(story.last("start_server"))
+        assert ("your code goes to" in story.text) == (agent == "build")
+        assert story.model == ("a/b" if agent == "plan" else "free/m")
+
+
 def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
     """Whoever is told by --notify can answer with `attach`."""
     story = Story(attended=False, ask_timeout=60.0, asks_wait=True, notify="mail")
@@ -1044,6 +1056,32 @@ def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
     for words in (["--ask-timeout", "60"], ["--ask-timeout", "0"], []):
         given = ocloop.parse_arguments(["run", "--server", "http://x", *words])
         assert ocloop.make_options(given).asks_wait == ("60" in words)
+
+
+def test_what_a_new_server_s_answer_is_cut_off_by_is_a_person() -> None:
+    """Its server was lost before it had begun: that has cut off nothing."""
+    story = Story(finds={"send": None})
+    story.mend()
+    story.server_dies()
+    story.busy()
+    story.ends("cut", Fault("aborted", "it was interrupted"))
+    story.let_pass(5)
+    assert story.state == "paused" and "Space goes on" in story.reason
+
+
+def test_a_text_that_grows_asks_for_no_look() -> None:
+    """Each look is five requests: they come every five seconds, whatever is heard meanwhile."""
+    story = Story(finds={"poll": None})
+    story.busy()
+    story.part("prt_1", "text", "running")
+    began, answered = story.now, 0
+    while story.now < began + 30:
+        asked = story.all("poll")[answered:]
+        story.tell(Delta(story.id, "prt_1", "word "))  # and only then a look is answered
+        for look in asked:
+            story.answer(look)
+            answered += 1
+    assert 5 <= answered <= 8
 
 
 def test_what_somebody_answers_elsewhere_is_told_and_a_refusal_goes_on() -> None:
@@ -1460,6 +1498,7 @@ def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, 
     # The task that it began with is not done where another one is.
     ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[x] b\n[ ] c\n", "[x] a\n[x] b\n[ ] c\n"], "progress, done"),
     ("[ ] a\n" * 2, ["[x] a\n[ ] a\n"], "done"),
+    ("[ ] a\n" * 2, ["[x] a\n[ ] more\n[ ] a\n"], "done"),
 ])  # fmt: skip
 def test_what_is_progress(first: str, then: list[str], words: str) -> None:
     story = Story(first.replace("[", "- ["), stuck=9)
@@ -3622,8 +3661,8 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
         ("max_iterations", 7, 9.0),
         ("max_cost", 10.0, 10.000001),  # in no time
     ):
-        books.make_room({**dict.fromkeys(books.most, 0.0), name: used})
-        assert books.most[name] == pytest.approx(most)
+        books.make_room({**dict.fromkeys(books.limits, 0.0), name: used})
+        assert books.limits[name] == pytest.approx(most)
 
 
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
@@ -3956,11 +3995,11 @@ def test_the_model_of_the_default_agent_is_no_other_agent_s() -> None:
     made = OpenCode(Said({}), Options())
     agents: Json = {"build": {"model": {"providerID": "x", "modelID": "big"}}, "plan": {}}
     made.setup_of([{}], {}, agents)
-    assert [made.model_for(name) for name in ("", "build", "plan", "new")] == [
+    assert [made.known.model_of(name) for name in ("", "build", "plan", "new")] == [
         "x/big", "x/big", "", "x/big",
     ]  # fmt: skip
     made.setup_of([{"model": "a/b"}], {}, agents)
-    assert [made.model_for(name) for name in ("", "plan")] == ["x/big", "a/b"]
+    assert [made.known.model_of(name) for name in ("", "plan")] == ["x/big", "a/b"]
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
@@ -4239,6 +4278,7 @@ def test_what_opencode_1_knows() -> None:
         agents=("build", "plan"),
         free=frozenset(("acme/free", "acme/none")),  # neither way has a price
         variants={"acme/large": ("high",), **{f"acme/{name}": () for name in PRICES}},
+        agent_models={"build": "acme/large", "plan": "acme/large"},
     )
     says["GET /config/providers"] = {"providers": [None, provider(odd=None)]}
     assert a_dialect(Said(says)).setup().models == {"acme/odd": 0}
@@ -6000,6 +6040,7 @@ def test_what_opencode_2_knows() -> None:
         agents=("build", "mine"),
         free=frozenset(("sim/a/b",)),
         variants={"sim/m1": ("low",), "sim/a/b": ()},
+        agent_models={"build": "sim/m1#high", "mine": "sim/m2", "title": "sim/m1#high"},
     )
     assert all("location%5Bdirectory%5D=%2Fw" in path for _, path, _ in client.heard)
     files = [{"type": "file", "path": path} for path in ("/w/opencode.json", "/w/broken.json")]
