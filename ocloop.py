@@ -25,11 +25,12 @@ Glossary:
 
     server      the `opencode serve` process, ours or that of --server; launch: its n-th start
     session     OpenCode's session; a `Talk` is what the run knows of the one at work
-    iteration   one session, the plan read after it, and the check; its outcome: a `Result`
+    iteration   one session, the plan read after it, and the check
     task        a checkbox of the plan; settled: it is done, blocked or manual
     stage       where the run stands, for people
     activity    what OpenCode says a session is doing
-    verdict     how the answer to our own prompt stands, as the server's messages tell it
+    verdict     how the answer to our prompt stands, by the server's messages; from it comes the
+                outcome of the session, the result of the iteration, and the end of the run
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
     ask         a permission or a question of an agent's
     code        of HTTP;  status: exit status of a process;  generation: of OpenCode, 1.x or 2.x
@@ -479,6 +480,10 @@ class Prompt(NamedTuple):
     part_id: str = ""
 
 
+def without_variant(name: str) -> str:
+    return name.partition("#")[0]
+
+
 class Question(NamedTuple):
     text: str
     options: tuple[tuple[str, str], ...] = ()  # labels and descriptions
@@ -776,6 +781,14 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> 
     return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
 
 
+def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
+    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
+    last two for `ids_of_attempts`."""
+    stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
+    rest = f"{stamp:012x}{seed[:12]:0<12}00"
+    return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
+
+
 def told_of_near_misses(plan: Plan) -> str:
     """For the agent that is to wrap up."""
     if plan.current or not plan.open_near_misses:
@@ -812,8 +825,8 @@ Make a task (`- [ ] ...`) of each one that still has to be done, mend the others
 look so, and do the first task."""
 
 
-# ---- journal and clock ---------------------------------------------------------------------------
-# What is noted as it happens, the time that counts, and words for people.
+# ---- journal, clock, words -----------------------------------------------------------------------
+# What is noted as it happens, the time that counts, words for people, and what others say.
 
 # Seconds to wait after so many failures in a row: none, one, two ...
 LONGEST_WAIT = 900.0
@@ -928,6 +941,126 @@ def short_number(number: int) -> str:
     return f"{value:.1f}{sign}" if sign and value < 9.95 else f"{value:.0f}{sign}"
 
 
+_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
+# What controls, turns the direction of a line, or shows nothing.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
+
+
+def printable(text: str) -> str:
+    """The text without colours, and a sign for each character that could rewrite the screen or hide
+    words."""
+    if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
+        return text
+    return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
+
+
+def all_printable(value: Any) -> Any:
+    """The same with each line of all its texts made printable."""
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, (list, tuple)):
+        return [all_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: all_printable(item) for name, item in value.items()}
+    return value
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def title_of(text: str) -> str:
+    """A task's text as people read it: one line, without the signs of emphasis."""
+    return one_line(_EMPHASIS.sub(r"\1", text))
+
+
+def cell_width(char: str) -> int:
+    """Cells that a character takes in a terminal."""
+    if char < "\u0300":
+        return 1
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_width(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(cell_width, text))
+
+
+def clip(text: str, width: int) -> str:
+    """As much of the text as fits into `width` cells."""
+    for at, char in enumerate(text):
+        width -= cell_width(char)
+        if width < 0:
+            return text[:at]
+    return text
+
+
+def ellipsis(text: str, width: int) -> str:
+    """The text, or as much of it as fits, and a sign that it was cut."""
+    if text_width(text) <= width:
+        return text
+    return clip(text, width - 1) + "…" if width > 0 else ""
+
+
+# What others say: anything may be missing or of another type, and reads as empty.
+
+
+def dig(told: Any, *names: str) -> Any:
+    """What stands there, name below name; the next ones: of that type, or empty."""
+    for name in names:
+        told = told.get(name) if isinstance(told, dict) else None
+    return told
+
+
+def as_dict(told: Any, *names: str) -> Json:
+    found = dig(told, *names)
+    return found if isinstance(found, dict) else {}
+
+
+def as_list(told: Any, *names: str) -> list[Any]:
+    found = dig(told, *names)
+    return found if isinstance(found, list) else []
+
+
+def dicts(told: Any, *names: str) -> list[Json]:
+    return [as_dict(item) for item in as_list(told, *names)]
+
+
+def as_text(told: Any, *names: str) -> str:
+    found = dig(told, *names)
+    return str(found) if isinstance(found, (str, int, float)) else ""
+
+
+def first_text(told: Any, *names: str) -> str:
+    """The first of these that says something."""
+    return next(filter(None, (as_text(told, name) for name in names)), "")
+
+
+def as_texts(told: Any, *names: str) -> list[str]:
+    return [as_text(item) for item in as_list(told, *names)]
+
+
+def as_id(told: Any, *names: str) -> str:
+    """An id that may be part of a path and a word of a command, or ""."""
+    text = as_text(told, *names)
+    return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
+
+
+def as_float(told: Any, *names: str) -> float:
+    found = dig(told, *names)
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return float(found) if is_number and abs(found) < 1e18 else 0.0
+
+
+def as_int(told: Any, *names: str) -> int:
+    return int(as_float(told, *names))
+
+
 # ---- one session ---------------------------------------------------------------------------------
 # What is known of it, and when it is over. Nothing here waits.
 
@@ -954,7 +1087,6 @@ WRONG_PASSWORD = (
     "goes before it) to its own"
 )
 
-
 NO_FAULT = Fault("", "")
 
 
@@ -978,6 +1110,43 @@ def fault_of_error(error: RequestError) -> Fault:
     if error.why == "configuration":
         return Fault("configuration", f"OpenCode's configuration is broken: mend it: {error}")
     return Fault("unknown", str(error))
+
+
+# Outcomes of an iteration whose agent ended its turn in good order: a session's "done" becomes
+# what was settled, see `enter`.
+WORKED = ("done", "blocked", "manual", "progress", "nothing settled", "refused")
+
+
+class Result(NamedTuple):
+    """One iteration, as it stands in the books."""
+
+    number: int
+    phase: str  # of the task
+    task: str  # "" when nothing was left but the summary
+    goal: str
+    seconds: float
+    spend: Spend
+    model: str
+    refused: dict[str, int]  # what it asked for in vain, and how often
+    # What is known once it is over.
+    outcome: str = ""  # one of WORKED, or the session's; "": it is under way
+    fault: Fault = NO_FAULT
+    check: str = ""  # passed, failed, interrupted, or "" when none ran
+    progress: bool = False
+
+    @property
+    def word(self) -> str:
+        """What people are told."""
+        return "check failed" if self.check == "failed" else self.outcome
+
+    @property
+    def worked(self) -> bool:
+        return self.outcome in WORKED
+
+    @property
+    def waited_for(self) -> bool:
+        """It ended for what passes by itself, and counts as nobody's attempt."""
+        return self.outcome in ("rate-limited", "outage")
 
 
 class Circles:
@@ -1515,45 +1684,10 @@ class Talk:
 # ---- books, models, limits -----------------------------------------------------------------------
 # What a run reckons with between two sessions, and what the next one is told. Nothing here waits.
 
-# Outcomes of an iteration whose agent ended its turn in good order: a session's "done" becomes
-# what was settled, see `enter`.
-WORKED = ("done", "blocked", "manual", "progress", "nothing settled", "refused")
 
 PLAN_COMPLETE = "the plan is complete"
 A_PERSON_QUIT = "a person quit"
 QUIT_SHOWN = "quit"  # what a key is about that is pressed while "Q again" is on the screen
-
-
-class Result(NamedTuple):
-    """One iteration, as it stands in the books."""
-
-    number: int
-    phase: str  # of the task
-    task: str  # "" when nothing was left but the summary
-    goal: str
-    seconds: float
-    spend: Spend
-    model: str
-    refused: dict[str, int]  # what it asked for in vain, and how often
-    # What is known once it is over.
-    outcome: str = ""  # one of WORKED, or the session's; "": it is under way
-    fault: Fault = NO_FAULT
-    check: str = ""  # passed, failed, interrupted, or "" when none ran
-    progress: bool = False
-
-    @property
-    def word(self) -> str:
-        """What people are told."""
-        return "check failed" if self.check == "failed" else self.outcome
-
-    @property
-    def worked(self) -> bool:
-        return self.outcome in WORKED
-
-    @property
-    def waited_for(self) -> bool:
-        """It ended for what passes by itself, and counts as nobody's attempt."""
-        return self.outcome in ("rate-limited", "outage")
 
 
 def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
@@ -2179,20 +2313,6 @@ class Run:
         if self.model_line.look_through() and self.attended and not self.options.run:
             self.wanted = False  # S was pressed before there was this to read
 
-    async def stop_left_session(self) -> None:
-        """On a server that is not ours it may still be at work."""
-        self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
-        talk = Talk(Prompt(""), self)
-        talk.id = self.server.left_session
-        try:
-            if not await self.comes_to_rest(talk, INTERRUPT_WITHIN):
-                self.journal.note("warn", "it does not stop, and may work beside this run", "warn")
-        except RequestError as error:
-            if error.why == "silent":
-                self.server.lose(str(error))  # the next start comes here again
-                return
-        self.server.left_session = ""
-
     async def work(self) -> End:
         """Start the server, wait for S, then iterate until there is a reason to rest. Raises
         Problem."""
@@ -2431,6 +2551,20 @@ class Run:
                 return True
             await self.wait(min(until - self.now, LOOK_AGAIN))
         return False
+
+    async def stop_left_session(self) -> None:
+        """On a server that is not ours it may still be at work."""
+        self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
+        talk = Talk(Prompt(""), self)
+        talk.id = self.server.left_session
+        try:
+            if not await self.comes_to_rest(talk, INTERRUPT_WITHIN):
+                self.journal.note("warn", "it does not stop, and may work beside this run", "warn")
+        except RequestError as error:
+            if error.why == "silent":
+                self.server.lose(str(error))  # the next start comes here again
+                return
+        self.server.left_session = ""
 
     async def run_check(self) -> str:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
@@ -3306,65 +3440,9 @@ TASK_SIGNS = {
 # The footer's words -> the rank of their keys: how early each goes where there is no room.
 RANKS = {"abort": 9, "session": 8, "plan": 7, "pause": 6, "activity": 3, "help": 2, "quit": 1}
 
-_COLOUR = re.compile("\x1b\\[[0-9;:]*m")
-# What controls, turns the direction of a line, or shows nothing.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
-    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
-)
-_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)\*\*")
-
-
-def printable(text: str) -> str:
-    """The text without colours, and a sign for each character that could rewrite the screen or hide
-    words."""
-    if text.isascii() and text.isprintable():  # nearly every text is, and this is quick
-        return text
-    return _UNSAFE.sub("\ufffd", _COLOUR.sub("", text.replace("\t", "    ")))
-
-
-def all_printable(value: Any) -> Any:
-    """The same with each line of all its texts made printable."""
-    if isinstance(value, str):
-        return "\n".join(map(printable, value.split("\n")))
-    if isinstance(value, (list, tuple)):
-        return [all_printable(item) for item in value]
-    if isinstance(value, dict):
-        return {name: all_printable(item) for name, item in value.items()}
-    return value
-
-
-def cell_width(char: str) -> int:
-    """Cells that a character takes in a terminal."""
-    if char < "\u0300":
-        return 1
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def text_width(text: str) -> int:
-    return len(text) if text.isascii() else sum(map(cell_width, text))
-
 
 def row_width(row: Row) -> int:
     return sum(text_width(text) for _rank, _style, text in row)
-
-
-def clip(text: str, width: int) -> str:
-    """As much of the text as fits into `width` cells."""
-    for at, char in enumerate(text):
-        width -= cell_width(char)
-        if width < 0:
-            return text[:at]
-    return text
-
-
-def ellipsis(text: str, width: int) -> str:
-    """The text, or as much of it as fits, and a sign that it was cut."""
-    if text_width(text) <= width:
-        return text
-    return clip(text, width - 1) + "…" if width > 0 else ""
 
 
 def fit(row: Row, width: int) -> Row:
@@ -3381,15 +3459,6 @@ def fit(row: Row, width: int) -> Row:
         width -= text_width(piece[2])
         fitting.append(piece)
     return fitting
-
-
-def one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
-def title_of(text: str) -> str:
-    """A task's text as people read it: one line, without the signs of emphasis."""
-    return one_line(_EMPHASIS.sub(r"\1", text))
 
 
 def indented(depth: int) -> str:
@@ -3796,64 +3865,6 @@ Verdict = tuple[str, Union[Fault, None]]  # as in Polled
 Listed = tuple[tuple[Ask, ...], tuple[str, ...]]  # what is asked, the kinds that were not listed
 
 
-def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
-    """Have it done on a thread of its own; the end of the program does not wait for that."""
-    thread = threading.Thread(target=function, args=args, daemon=True)
-    thread.start()
-    return thread
-
-
-def dig(told: Any, *names: str) -> Any:
-    """What stands there, name below name; the next ones: of that type, or empty."""
-    for name in names:
-        told = told.get(name) if isinstance(told, dict) else None
-    return told
-
-
-def as_dict(told: Any, *names: str) -> Json:
-    found = dig(told, *names)
-    return found if isinstance(found, dict) else {}
-
-
-def as_list(told: Any, *names: str) -> list[Any]:
-    found = dig(told, *names)
-    return found if isinstance(found, list) else []
-
-
-def dicts(told: Any, *names: str) -> list[Json]:
-    return [as_dict(item) for item in as_list(told, *names)]
-
-
-def as_text(told: Any, *names: str) -> str:
-    found = dig(told, *names)
-    return str(found) if isinstance(found, (str, int, float)) else ""
-
-
-def first_text(told: Any, *names: str) -> str:
-    """The first of these that says something."""
-    return next(filter(None, (as_text(told, name) for name in names)), "")
-
-
-def as_texts(told: Any, *names: str) -> list[str]:
-    return [as_text(item) for item in as_list(told, *names)]
-
-
-def as_id(told: Any, *names: str) -> str:
-    """An id that may be part of a path and a word of a command, or ""."""
-    text = as_text(told, *names)
-    return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
-
-
-def as_float(told: Any, *names: str) -> float:
-    found = dig(told, *names)
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return float(found) if is_number and abs(found) < 1e18 else 0.0
-
-
-def as_int(told: Any, *names: str) -> int:
-    return int(as_float(told, *names))
-
-
 def spend_of(told: Json) -> Spend:
     """What a session, a message or a step has used."""
     tokens = as_dict(told, "tokens")
@@ -3977,14 +3988,6 @@ def fault_of(error: Any) -> Fault | None:
     return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
 
 
-def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
-    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
-    last two for `ids_of_attempts`."""
-    stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:12]:0<12}00"
-    return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
-
-
 def name_of_model(described: Any) -> str:
     """A model as providerID/modelID, perhaps with #variant."""
     if isinstance(described, str):
@@ -3993,10 +3996,6 @@ def name_of_model(described: Any) -> str:
     id = first_text(described, "id", "modelID", "model")
     variant = as_text(described, "variant")
     return f"{provider}/{id}{variant and '#'}{variant}" if provider and id else ""
-
-
-def without_variant(name: str) -> str:
-    return name.partition("#")[0]
 
 
 def body_of_model(name: str, key: str) -> Json:
@@ -4773,6 +4772,13 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
 DELTAS_WITHIN = 0.1  # seconds; of more deltas in that time the rest is skipped:
 MOST_DELTAS = 50  # it is read where somebody looks, else one
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
+
+
+def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
+    """Have it done on a thread of its own; the end of the program does not wait for that."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    return thread
 
 
 class StreamReader:

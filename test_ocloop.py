@@ -1077,9 +1077,9 @@ def test_a_text_that_grows_asks_for_no_look() -> None:
     began, answered = story.now, 0
     while story.now < began + 30:
         asked = story.all("poll")[answered:]
-        story.tell(Delta(story.id, "prt_1", "word "))  # and only then a look is answered
-        for look in asked:
-            story.answer(look)
+        story.tell(Delta(story.id, "prt_1", "word "))  # and only then a request is answered
+        for request in asked:
+            story.answer(request)
             answered += 1
     assert 5 <= answered <= 8
 
