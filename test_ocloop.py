@@ -6120,8 +6120,8 @@ def test_a_session_is_made_with_the_model_that_is_meant(
     prompt: Json, config: Json, attended: bool, known: str, more: Json
 ) -> None:
     says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
-    made, client = dialect_2(says, attended=attended, agent=prompt.get("agent", ""))
-    assert made.setup().model == known
+    made, client = dialect_2(says, attended=attended)
+    assert made.setup().model_of(prompt.get("agent", "")) == known
     assert made.create(PROMPT_2._replace(**prompt)) == "ses_A"
     body = {"title": PROMPT_2.title, "location": {"directory": "/w"}, **more}
     assert client.heard[-1] == ("POST", "/api/session", body)
