@@ -478,6 +478,7 @@ class Prompt(NamedTuple):
     agent: str = ""
     message_id: str = ""  # our own ids, so that sending it again is safe
     part_id: str = ""
+    attempt: int = 0  # how often it was handed over before
 
 
 def without_variant(name: str) -> str:
@@ -547,11 +548,11 @@ ADVICE = {
 
 
 class Setup(NamedTuple):
-    """What the server knows. None means that it cannot tell, which is never an error."""
+    """What the server knows. What is empty it cannot tell, which is never an error."""
 
     model: str = ""  # that OpenCode's own configuration means, where nobody names an agent
-    models: dict[str, int] | None = None  # providerID/modelID -> tokens of context, 0: unknown
-    agents: tuple[str, ...] | None = None
+    models: dict[str, int] = {}  # providerID/modelID -> tokens of context, 0: unknown
+    agents: tuple[str, ...] = ()
     free: frozenset[str] = frozenset()  # models without a price
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
@@ -575,7 +576,7 @@ class Polled(NamedTuple):
     ""           not looked at
     """
 
-    activity: str  # idle, working or retrying
+    activity: str  # idle or working
     verdict: str = ""
     fault: Fault | None = None
     spent: Spend | None = None  # by subagents, too; None: it cannot be told
@@ -614,7 +615,6 @@ class Activity(NamedTuple):
 
 class Part(NamedTuple):
     session: str
-    message: str
     key: str  # its own in the session
     kind: str  # text, think or tool
     state: str  # running, done or failed
@@ -735,12 +735,6 @@ class Answer(NamedTuple):
     result: Any = None
     error: Exception | None = None
 
-    @property
-    def value(self) -> Any:
-        if self.error:
-            raise self.error
-        return self.result
-
 
 # ---- prompt --------------------------------------------------------------------------------------
 # The prompt file with its places filled in, and what the loop itself has to tell an agent.
@@ -834,7 +828,6 @@ RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
 SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
 LONGEST_START_WAIT = 15.0  # of SERVER_WAITS, for one that never ran: see BUSY_WITHIN
-STREAM_WAITS = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 
 NEVER = float("inf")
 
@@ -883,10 +876,6 @@ class Journal:
         now = self.clock.wall
         entry = Entry(self.count, now, kind, text, tone, depth, self.iteration, session, record)
         self.entries.append(entry)
-
-    def newest(self, count: int) -> list[Entry]:
-        """The last entries, oldest first."""
-        return list(self.entries)[-count:] if count > 0 else []
 
 
 class RunClock:
@@ -1121,8 +1110,7 @@ class Result(NamedTuple):
     """One iteration, as it stands in the books."""
 
     number: int
-    phase: str  # of the task
-    task: str  # "" when nothing was left but the summary
+    task: Task | None  # None: nothing was left but the summary
     goal: str
     seconds: float
     spend: Spend
@@ -1340,14 +1328,10 @@ class Asks:
         ask = self.open.get(event.id)
         self.close(event.id)
         if ask:
-            self.talk.note(
-                "ask",
-                f"{'refused' if event.is_refused else 'answered'} elsewhere",
-                "dim",
-                event.session,
-            )
-        if ask and event.is_refused:
-            self.count_refusal(ask, A_PERSON)
+            said = "refused" if event.is_refused else "answered"
+            self.talk.note("ask", f"{said} elsewhere", "dim", event.session)
+            if event.is_refused:
+                self.count_refusal(ask, A_PERSON)
 
     def close(self, id: str) -> None:
         self.open.pop(id, None)
@@ -1422,9 +1406,9 @@ class Talk:
         self.prompt = prompt
         self.run = run
         self.plan = run.plan  # before it
+        self.task = self.plan.current  # None: nothing was left but the summary
         self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
-        self.attempt = 0  # how often the prompt was handed over before
         self.sending: Request | None = None
         self.started = run.now
         # All times are by RunClock.now.
@@ -1630,21 +1614,21 @@ class Talk:
 
     def patience(self, verdict: str) -> float:
         """How long a verdict that is not sure has to stand before it is believed."""
-        if verdict == "undelivered" or (verdict == "unfinished" and self.attempt):
+        if verdict == "undelivered" or (verdict == "unfinished" and self.prompt.attempt):
             return 6.0  # it may be on its way; an earlier attempt's stays unfinished for ever
         return 1.5  # what says why may come a little later
 
-    @property
-    def task(self) -> Task | None:
-        """The one that it began with; None: nothing was left but the summary."""
-        return self.plan.current
-
     def result(self, now: float) -> Result:
         """Its iteration in the books, so far."""
-        phase, text = self.task.name if self.task else ("", "")
-        refused = dict(self.asks.refused.most_common())
-        used = (now - self.started, self.spent, self.model, refused)
-        return Result(self.run.number, phase, text, self.plan.goal, *used)
+        return Result(
+            number=self.run.number,
+            task=self.task,
+            goal=self.plan.goal,
+            seconds=now - self.started,
+            spend=self.spent,
+            model=self.model,
+            refused=dict(self.asks.refused.most_common()),
+        )
 
     # Time, and the server.
 
@@ -1694,7 +1678,7 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
     """What is wrong with models ("": OpenCode's own) and agent, as far as the server can tell."""
     for name in models:
         model, _, variant = (name or setup.model_of(agent)).partition("#")
-        if model and setup.models is not None and model not in setup.models:
+        if model and setup.models and model not in setup.models:
             close = difflib.get_close_matches(model, list(setup.models), 3, 0.4)
             meant = f"did you mean {' or '.join(close)}? " if close else ""
             advice = "`opencode models` lists them, `opencode auth login` adds a provider"
@@ -1702,7 +1686,7 @@ def problem_of_names(setup: Setup, models: Sequence[str], agent: str) -> str:
         known = setup.variants.get(model, ())
         if variant and setup.variants and variant not in known:
             return f"there is no variant {variant} of {model}: {', '.join(known) or 'it has none'}"
-    if agent and setup.agents is not None and agent not in setup.agents:
+    if agent and setup.agents and agent not in setup.agents:
         return f"there is no agent {agent}: there are {', '.join(setup.agents)}"
     return ""
 
@@ -2096,13 +2080,12 @@ class ModelLine:
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
-READ_AGAIN = 0.5  # the same, while they are needed and away
 FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
 FIRST_STARTS = 3  # a server that never ran is started so often
 BUSY_WITHIN = 120.0  # or for so long, where it answers that it cannot: its data base is locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
-REPEAT_AFTER = 1.0  # a request that failed is made again after so long
+REPEAT_AFTER = 1.0  # what has failed, or done nothing, is tried again after so long
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
 ANSWER_WITHIN = 300.0  # a request times out outside; if its thread hangs, nobody waits longer
 LOCAL_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
@@ -2111,7 +2094,6 @@ SENT_WITHIN = 60.0  # a prompt that is on its way has arrived by then, or is los
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
 LAST_STEP_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
 INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
-INTERRUPT_AGAIN = 1.0  # an interrupt that came before the run began did nothing
 # OpenCode 2 loads models and agents behind the first request: a name that is not listed may come.
 LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
 MISSING_AFTER = 15.0  # a name that is not listed by then does not come
@@ -2217,9 +2199,10 @@ class Run:
             self.hear(await next_event())
         if request is None:
             return None
-        if request.answer is None:
-            raise RequestError(0, "no answer came")
-        return request.answer.value
+        answer = request.answer or Answer(request, error=RequestError(0, "no answer came"))
+        if answer.error:
+            raise answer.error
+        return answer.result
 
     def request(self, method: str, *args: Any) -> Request:
         """Have a request made, on another thread."""
@@ -2473,25 +2456,24 @@ class Run:
         talk.id = await self.surely("create", talk.prompt)
         talk.family[talk.id] = 0
         pushes_left = GOES_ON
-        while talk.attempt < ATTEMPTS:
-            if talk.attempt:
+        while talk.prompt.attempt < ATTEMPTS:
+            if talk.prompt.attempt:
                 talk.note("warn", "the prompt is not being answered: sending it again", "warn")
             talk.forget()
-            await self.surely("send", talk.id, talk.prompt, talk.attempt)
+            await self.surely("send", talk.id, talk.prompt)
             talk.last_sign = self.now
             talk.look_within(FIRST_LOOK)
             outcome = await self.watch(talk)
             if outcome.kind == "swallowed":
-                talk.attempt += 1
+                talk.prompt = talk.prompt._replace(attempt=talk.prompt.attempt + 1)
             elif outcome.kind == "refused" and talk.asks.last_refusal and pushes_left:
                 # When one of two asks is refused, the server rejects the other one by itself,
                 # without our words, and that ends the turn.
                 pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
-                prompt = talk.prompt._replace(text=text)
+                prompt = talk.prompt._replace(text=text, attempt=0)
                 talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
-                talk.attempt = 0
             else:
                 return outcome
         self.server.leave(talk.id)  # it may begin late
@@ -2506,7 +2488,7 @@ class Run:
             looked = self.now
             talk.look_at = looked + min(POLL_EVERY, (self.options.stall_timeout or NEVER) / 3)
             closer = looked - talk.last_sign > LOOK_CLOSER
-            polled = await self.surely("poll", talk.id, talk.prompt, talk.attempt, closer)
+            polled = await self.surely("poll", talk.id, talk.prompt, closer)
             talk.take_in(polled, looked)
             outcome = talk.weigh(polled, looked)
             if outcome and polled.activity != "idle":
@@ -2540,12 +2522,11 @@ class Run:
         until = self.now + within
         again_at = self.now
         while self.now < until:
-            prompted = (talk.id, talk.prompt, talk.attempt)
             if self.now >= again_at:
-                await self.call("interrupt", *prompted, until=until)
-                again_at = self.now + INTERRUPT_AGAIN
+                await self.call("interrupt", talk.id, talk.prompt, until=until)
+                again_at = self.now + REPEAT_AFTER  # it did nothing before the run began
             looked = self.now
-            polled = await self.call("poll", *prompted, False, until=until)
+            polled = await self.call("poll", talk.id, talk.prompt, False, until=until)
             talk.take_in(polled, looked)  # what it has cost, to the last
             if polled.activity == "idle" and not polled.is_unsure:
                 return True
@@ -2667,7 +2648,7 @@ class Run:
                 return self.plan  # once it is complete, an agent may move it away
             if self.now >= until:
                 raise Problem(self.files.trouble)
-            await self.wait(READ_AGAIN)
+            await self.wait(REPEAT_AFTER)
 
     def read_again(self) -> Request:
         self.files.read_at = self.now + READ_EVERY
@@ -2719,8 +2700,6 @@ class Run:
             self.talk.asks.delivered(answer)
         elif answer.error and request.name in ("notify", "stop_check", "stop_server", "hand_over"):
             self.journal.note("warn", str(answer.error), "warn")
-        elif request.name == "hand_over":
-            self.journal.note("note", "back, and the loop goes on", "dim")
 
     def hear_session(self, event: SessionEvent) -> None:
         """Only our own session and its subagents count."""
@@ -2728,7 +2707,7 @@ class Run:
         if woke and event.session in self.earlier and not self.server.is_down:
             self.journal.note("warn", "an earlier session woke up by itself: stopping it", "warn")
             # Its answer must not be taken for that of the session under way.
-            self.request("interrupt", event.session, Prompt(""), 0)
+            self.request("interrupt", event.session, Prompt(""))
         elif self.talk:
             self.talk.hear(event)
 
@@ -2852,7 +2831,6 @@ class Keys:
         elif key == "x":
             run.request("stop_check")
         elif key == "t":
-            run.journal.note("note", "opening OpenCode's interface on this session", "dim")
             run.request("hand_over")
         elif key == "p":
             self.overlay = "" if self.overlay == "plan" else "plan"
@@ -3571,7 +3549,7 @@ def reason_row(run: Run) -> Row:
 def spend_row(run: Run) -> Row:
     talk = run.under_way
     agent = talk.agent if talk else run.model_line.read()[1]
-    size = (run.model_line.setup.models or {}).get(without_variant(run.model), 0)
+    size = run.model_line.setup.models.get(without_variant(run.model), 0)
     context = f"  context {min(100, 100 * talk.context // size):2}%" if talk and size else ""
     provider, slash, model = (run.model or "OpenCode's default model").rpartition("/")
     total = run.total
@@ -3618,8 +3596,10 @@ def view_tasks(run: Run) -> list[TaskView]:
     passed = max((result.number for result in results if result.check == "passed"), default=0)
     spent: dict[tuple[str, str], TaskView] = {}
     for result in results:
-        name = (result.phase, result.task)
-        known = spent.get(name) or TaskView(Task("gone", result.task, phase=result.phase))
+        if result.task is None:
+            continue
+        name = result.task.name
+        known = spent.get(name) or TaskView(result.task._replace(state="gone", begun=False))
         word = result.outcome if result.number < passed else result.word
         spent[name] = known._replace(
             iterations=known.iterations + 1,
@@ -3635,7 +3615,7 @@ def view_tasks(run: Run) -> list[TaskView]:
         is_current = bool(current and current.name == task.name and task.state == "pending")
         current = None if is_current else current
         views.append(known._replace(task=task, is_current=is_current))
-    return views + [known for known in spent.values() if known.task.text]
+    return views + list(spent.values())
 
 
 def view_ask(run: Run) -> tuple[str, ...]:
@@ -4242,9 +4222,9 @@ class OpenCode:
         named = {name: name_of_model(one.get("model")) or model for name, one in agents.items()}
         self.known = Setup(
             model=named.get(agent, model),
-            models={name: as_int(one, "limit", "context") for name, one in models.items()} or None,
+            models={name: as_int(one, "limit", "context") for name, one in models.items()},
             # Hidden ones do OpenCode's own chores.
-            agents=tuple(name for name, one in agents.items() if not one.get("hidden")) or None,
+            agents=tuple(name for name, one in agents.items() if not one.get("hidden")),
             free=frozenset(name for name, one in models.items() if is_free(one)),
             variants={name: variants_of(one) for name, one in models.items()},
             asks=tuple(name for name, is_asked in asked.items() if is_asked),
@@ -4269,7 +4249,7 @@ class OpenCode:
         """What else a new session has to be told."""
         return {}
 
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+    def send(self, session: str, prompt: Prompt) -> None:
         """Sent again with its ids it runs again, if it was not answered."""
         text = {"id": prompt.part_id, "type": "text", "text": prompt.text}
         body: Json = {"messageID": prompt.message_id, "parts": [text]}
@@ -4299,7 +4279,7 @@ class OpenCode:
         listed = as_dict(self.get(self.active_path))
         return {id: listed[id] for id in family if dig(listed, id, "type") not in (None, "idle")}
 
-    def poll(self, session: str, prompt: Prompt, attempt: int, closer: bool) -> Polled:
+    def poll(self, session: str, prompt: Prompt, closer: bool) -> Polled:
         """Look how the session stands; `closer` asks for a verdict although it is at work."""
         family = self.family(session)
         spent = Spend()
@@ -4313,14 +4293,13 @@ class OpenCode:
             self.resting = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
-            activity = "retrying" if retry else "working"
-            polled = polled._replace(activity=activity, retry=retry, is_alive=self.prints(family))
+            polled = polled._replace(activity="working", retry=retry, is_alive=self.prints(family))
         elif self.rests_between_runs and self.resting != session:
             self.resting = session
             return polled._replace(is_unsure=True)
         if polled.activity == "idle" or (closer and session in working):
             try:
-                verdict, fault = self.verdict(session, prompt, attempt, family[session])
+                verdict, fault = self.verdict(session, prompt, family[session])
             except RequestError as error:
                 if error.why != "rejected":
                     raise
@@ -4329,7 +4308,7 @@ class OpenCode:
             polled = polled._replace(verdict=verdict, fault=fault)
         return polled
 
-    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+    def verdict(self, session: str, prompt: Prompt, own: Json) -> Verdict:
         """By the newest answer, to whatever prompt, once there is one to ours."""
         messages = dicts(self.get(f"/session/{session}/message?limit=20"))  # the oldest first
         ours: Json = {}
@@ -4360,7 +4339,7 @@ class OpenCode:
         """Whether a shell has printed something of which the stream is silent."""
         return False
 
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+    def interrupt(self, session: str, prompt: Prompt) -> None:
         """Stop a session, and what works on for it in the background; it may rest later."""
         self.request("POST", f"/session/{session}/{self.interrupt_word}", {})  # at once
         for id in self.at_work(self.family(session)):
@@ -4477,7 +4456,6 @@ class OpenCode:
         state = states.get(as_text(told, "status"), "done" if has_ended else "running")
         return Part(
             session,
-            message,
             as_text(part, "id"),
             kind,
             state,
@@ -4543,9 +4521,9 @@ class OpenCode2(OpenCode):
             body["permissions"] = [{"action": "question", "resource": "*", "effect": "deny"}]
         return body
 
-    def send(self, session: str, prompt: Prompt, attempt: int) -> None:
+    def send(self, session: str, prompt: Prompt) -> None:
         """What was not delivered of earlier attempts must not run beside this one."""
-        ids = ids_of_attempts(prompt, attempt)
+        ids = ids_of_attempts(prompt)
         self.resting = ""
         self.withdraw(session, ids[:-1])
         self.request("POST", f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
@@ -4560,10 +4538,10 @@ class OpenCode2(OpenCode):
                 if error.code not in (404, 405) and error.name != "NotJSON":
                     raise
 
-    def interrupt(self, session: str, prompt: Prompt, attempt: int) -> None:
+    def interrupt(self, session: str, prompt: Prompt) -> None:
         """What is left in the inbox would join whatever comes next."""
-        super().interrupt(session, prompt, attempt)
-        self.withdraw(session, ids_of_attempts(prompt, attempt))
+        super().interrupt(session, prompt)
+        self.withdraw(session, ids_of_attempts(prompt))
 
     def dispose(self) -> None:
         """It does so itself."""
@@ -4583,9 +4561,9 @@ class OpenCode2(OpenCode):
         retry = retry_of(session, as_dict(newest[0], "retry") if newest else {})
         return retry if retry.wait > 0 else None
 
-    def verdict(self, session: str, prompt: Prompt, attempt: int, own: Json) -> Verdict:
+    def verdict(self, session: str, prompt: Prompt, own: Json) -> Verdict:
         """The answer is what follows our prompt, up to now."""
-        ids = ids_of_attempts(prompt, attempt)
+        ids = ids_of_attempts(prompt)
         messages = dicts(self.get(f"/session/{session}/message?limit=200"))  # the newest first
         newest = ids[-1] if ids else ""
         delivered = newest if len(messages) >= 200 else ""  # ours may be further back
@@ -4697,7 +4675,7 @@ class OpenCode2(OpenCode):
             kind = "text" if area == "text" else "think"
             key = f"{message} {kind} {as_int(data, 'ordinal')}"
             state = "done" if what == "ended" else "running"
-            said = Part(session, message, key, kind, state, as_text(data, "text"))
+            said = Part(session, key, kind, state, as_text(data, "text"))
             if what == "delta":
                 said = Delta(session, key, as_text(data, "delta"))
         elif area == "tool":
@@ -4709,7 +4687,7 @@ class OpenCode2(OpenCode):
         key = f"{message} tool {as_text(data, 'id')}"
         if what == "input.started":
             tool = as_text(data, "name") or "tool"
-            self.tools[key] = Part(session, message, key, "tool", "running", tool=tool)
+            self.tools[key] = Part(session, key, "tool", "running", tool=tool)
         part = self.tools.get(key)
         if part is None:
             return Alive(session)  # of a server that is gone: nobody knows what it was
@@ -4731,10 +4709,10 @@ class OpenCode2(OpenCode):
         return part
 
 
-def ids_of_attempts(prompt: Prompt, attempt: int) -> tuple[str, ...]:
-    """The ids of a prompt's attempts up to this one; a prompt that is not known has none."""
+def ids_of_attempts(prompt: Prompt) -> tuple[str, ...]:
+    """The ids of its attempts up to this one; a prompt that is not known has none."""
     start = prompt.message_id[:-2]
-    return tuple(f"{start}{number:02}" for number in range(attempt + 1)) if start else ()
+    return tuple(f"{start}{number:02}" for number in range(prompt.attempt + 1)) if start else ()
 
 
 def is_refusal(error: Json) -> bool:
@@ -4797,22 +4775,21 @@ class StreamReader:
         self.deltas_until = 0.0
 
     def run(self) -> None:
-        """Connect, read, and connect anew with growing pauses."""
+        """Connect, read, and connect anew."""
         path = self.dialect.path("/event")
-        failures = 0
+        failures = 0  # in a row
         while not self.stopped:
-            opened = time.monotonic()
             connecting = self.dialect.client.open("GET", path, None, STREAM_TIMEOUT, EVENTS)
             with suppress(RequestError), connecting as stream:
                 if stream.status == 200:
+                    failures = 0
                     self.post(StreamOpened())
                     self.read(stream)
-            lasted = time.monotonic() - opened
-            failures = 1 if lasted > STREAM_WAITS[-1] else failures + 1
-            if failures == 2 * len(STREAM_WAITS):
+            failures += 1
+            if failures == 20:
                 said = "there is no event stream: what the agent does is not shown"
                 self.post(Noted("warn", said))
-            time.sleep(wait_after(failures, STREAM_WAITS))
+            time.sleep(1.0)
 
     def stop(self) -> None:
         self.stopped = True
@@ -5210,7 +5187,7 @@ class Outside:
         dialect.client.patience = 1.5
         with suppress(RequestError, RecursionError):
             if session:
-                dialect.interrupt(session, Prompt(""), 0)
+                dialect.interrupt(session, Prompt(""))
                 until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
                 while dialect.at_work(dialect.family(session)) and time.monotonic() < until:
                     time.sleep(0.1)
@@ -5218,7 +5195,7 @@ class Outside:
                 dialect.dispose()
             elif session:
                 time.sleep(1.6)  # a prompt that begins late was not stopped by that
-                dialect.interrupt(session, Prompt(""), 0)
+                dialect.interrupt(session, Prompt(""))
 
     def measure_server(self) -> int:
         """Resident MiB of its process group; the libraries grow as the night goes on, too."""
@@ -5331,19 +5308,17 @@ class Writer:
 
     def __init__(self, post: Callable[[Any], None]) -> None:
         self.post = post
-        # While a file system hangs, what is more than that is dropped.
-        self.jobs: queue.Queue[tuple[Callable[[], None], str, str] | None] = queue.Queue(20_000)
+        self.jobs: queue.SimpleQueue[tuple[Callable[[], None], str, str] | None]
+        self.jobs = queue.SimpleQueue()
         self.thread = in_thread(self._run)
 
     def put(self, job: Callable[[], None], what: str, advice: str) -> None:
-        with suppress(queue.Full):
-            self.jobs.put_nowait((job, what, advice))
+        self.jobs.put((job, what, advice))
 
-    def close(self, seconds: float = 5.0) -> None:
+    def close(self, seconds: float = 3.0) -> None:
         """Wait until all is written, but no longer than that."""
-        with suppress(queue.Full):
-            self.jobs.put_nowait(None)
-            self.thread.join(seconds)
+        self.jobs.put(None)
+        self.thread.join(seconds)
 
     def _run(self) -> None:
         failing = set()
@@ -5611,7 +5586,7 @@ class Log:
         self.writer = writer
 
     def add(self, entries: Sequence[Entry]) -> None:
-        if self.path and entries:
+        if self.path:
             lines = "".join(f"{self.line(entry)}\n" for entry in entries)
             append = partial(self._append, lines.encode("utf-8", "backslashreplace"))
             advice = "going on without; name another path with --log"
@@ -5929,8 +5904,9 @@ class Driver:
             else:
                 self.outside.make(request)
         journal = self.run.journal
-        self.log.add(journal.newest(journal.count - self.logged))
-        self.logged = journal.count
+        if journal.count > self.logged:
+            self.log.add(list(journal.entries)[self.logged - journal.count :])
+            self.logged = journal.count
 
     def _show(self) -> None:
         run = self.run
@@ -5966,7 +5942,7 @@ class Driver:
             self._hear_last,
             self.screen.close,
             lambda: self._record(status),
-            lambda: self.writer.close(3.0),
+            self.writer.close,
             lambda: self._say_goodbye(status),
         )
         with ExitStack() as stack:  # it begins with the last one

@@ -124,7 +124,7 @@ def whole_server(**more: Any) -> Json:
 
 
 def polled(says: Json, closer: bool = False) -> Polled:
-    return a_dialect(Said(says)).poll("ses_1", PROMPT, 0, closer)
+    return a_dialect(Said(says)).poll("ses_1", PROMPT, closer)
 
 
 # ── 2: messages ───────────────────────────────────────────────────────────────────────────────────
@@ -215,8 +215,9 @@ def pages(messages: list[Json]) -> Callable[[str], Json]:
 def look(says: Json, attempt: int = 0, closer: bool = False, **options: Any) -> Polled:
     """How the session stands, as the run comes to know it: rest has to be seen twice."""
     made, _ = dialect_2(says, **options)
-    polled = made.poll("ses_A", PROMPT_2, attempt, closer)
-    return made.poll("ses_A", PROMPT_2, attempt, closer) if polled.is_unsure else polled
+    prompt = PROMPT_2._replace(attempt=attempt)
+    polled = made.poll("ses_A", prompt, closer)
+    return made.poll("ses_A", prompt, closer) if polled.is_unsure else polled
 
 
 def model_2(name: str, **more: Any) -> Json:
@@ -282,7 +283,7 @@ LISTING = ocloop.call_id("bash", {"command": "ls"})
 
 
 def said_part(kind: str, state: str, **more: Any) -> Part:
-    return Part("ses_1", "msg_1", "prt_1", kind, state, **more)
+    return Part("ses_1", "prt_1", kind, state, **more)
 
 
 # fmt: off
@@ -414,9 +415,9 @@ LASTS = "*, in this project from now on"
 ASKED_PERMISSION = Ask("per_1", "ses_A", "permission", "edit", "notes.txt  +2 -0", always=LASTS)
 ASKED_FORM = Ask("frm_1", "ses_A", "question", "", "Pick a color? / Pick sizes?", QUESTIONS)
 ALIVE_A = Alive("ses_A")
-THOUGHT = ("ses_A", "msg_2", "msg_2 think 0", "think")
-TEXT_2 = ("ses_A", "msg_2", "msg_2 text 0", "text")
-SHELL = ("ses_A", "msg_2", "msg_2 tool call_1", "tool")
+THOUGHT = ("ses_A", "msg_2 think 0", "think")
+TEXT_2 = ("ses_A", "msg_2 text 0", "text")
+SHELL = ("ses_A", "msg_2 tool call_1", "tool")
 LISTED = ocloop.call_id("shell", {"command": "ls -l"})
 BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
 WORK = Activity("ses_A", "working")

@@ -105,7 +105,8 @@ class Simulation(Story):
                 assert self.state in ("running", "pausing"), f"{name} while {self.state}"
             if name == "send":
                 known = self.prompts.setdefault(request.prompt.message_id, request)
-                assert (known.session, known.prompt) == (request.session, request.prompt)
+                again = request.prompt._replace(attempt=known.prompt.attempt)
+                assert (known.session, known.prompt) == (request.session, again)
             is_hit = 0 <= self.counts[name] - self.since < self.times
             if name != "exit":
                 self.treat(name, request, self.ways.get(name, "right") if is_hit else "right")

@@ -74,8 +74,8 @@ class No(NamedTuple):
 # The names of what a request carries.
 CARRIES = {
     "start_server": "launch", "stop_server": "session", "create": "prompt",
-    "send": "session prompt attempt", "interrupt": "session prompt attempt",
-    "poll": "session prompt attempt closer", "reply": "request decision message",
+    "send": "session prompt", "interrupt": "session prompt",
+    "poll": "session prompt closer", "reply": "request decision message",
     "run_check": "facts", "notify": "facts",
 }  # fmt: skip
 
@@ -265,7 +265,7 @@ class Story:
     def part(
         self, key: str, kind: str, state: str = "done", session: str = "", **more: Any
     ) -> None:
-        self.tell(Part(session or self.id, "msg_9", key, kind, state, **more))
+        self.tell(Part(session or self.id, key, kind, state, **more))
 
     def asks(self, id: str = "per_1", session: str = "", title: str = "bash") -> None:
         request = permission(id, session or self.id, title)
