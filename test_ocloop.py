@@ -68,7 +68,8 @@ from harness import (
 )
 from harness import Child as ChildProcess
 from plan_lines import (
-    BEGUN, BOXES, LARGE_PLANS, NEAR_MISSES, NO_TASKS, PIECES, PLANS, PROMPTS, TAGS,
+    BEGUN, BOXES, LARGE_PLANS, NEAR_MISSES, NO_TASKS, OPTION_VALUES, PIECES, PLANS, PROGRESS,
+    PROMPTS, TAGS,
 )
 from recorded import (
     ASKED_FORM, ASKED_PERMISSION, ATTEMPTS_2, CALLS, CHILD_1, DECODED, DECODED_2, DONE_2, FAULTS_1,
@@ -1478,28 +1479,7 @@ def test_what_is_changed_again_and_again_is_stuck(plans: list[str], stuck: int, 
     assert story.exits == [3] and "--stuck" in story.reason and story.number == begun
 
 
-@pytest.mark.parametrize("first, then, words", [
-    ("[ ] a\n", ["[x] a, by way of b\n"], "done"),
-    ("[ ] a\n", ["[x] a\n", "[ ] b\n", "[x] c\n"], "done, nothing settled, nothing settled"),
-    ("[ ] a\n[ ] b\n", ["[x] a\n[ ] b\n", "[ ] a\n[ ] b\n[ ] c\n", "[x] a\n[ ] b\n[ ] c\n"],
-     "done, nothing settled, nothing settled"),
-    ("[x] old\n" * 20 + "[ ] older\n",
-     ["[x] old\n" * 21, "[ ] new\n[ ] newer\n" * 2, "[x] new\n[ ] newer\n" * 2],
-     "done, nothing settled, done"),
-    ("[ ] a\n" * 2, ["[MANUAL] a\n[ ] a\n"], "manual"),
-    ("[BLOCKED: x] a\n[ ] a\n", ["[BLOCKED: x] a\n[x] a\n"], "done"),
-    ("[ ] a\n[ ] b\n", ["[x] a, by way of c\n[BLOCKED: x] b\n"], "done"),
-    # One that was marked as blocked is not done.
-    ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[ ] b\n[ ] c\n"], "blocked"),
-    ("[ ] a\n[ ] b\n[ ] c\n", ["[x] a\n[BLOCKED: x] b\n[ ] c\n"], "done"),
-    ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[x] b\n[ ] c\n"], "blocked"),
-    ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[BLOCKED: x] b\n[ ] c\n"], "blocked"),
-    ("[ ] a\n[ ] b\n", ["[BLOCKED: x] a, reworded\n[ ] b\n"], "blocked"),
-    # The task that it began with is not done where another one is.
-    ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[x] b\n[ ] c\n", "[x] a\n[x] b\n[ ] c\n"], "progress, done"),
-    ("[ ] a\n" * 2, ["[x] a\n[ ] a\n"], "done"),
-    ("[ ] a\n" * 2, ["[x] a\n[ ] more\n[ ] a\n"], "done"),
-])  # fmt: skip
+@pytest.mark.parametrize("first, then, words", PROGRESS)
 def test_what_is_progress(first: str, then: list[str], words: str) -> None:
     story = Story(first.replace("[", "- ["), stuck=9)
     for plan in then:
@@ -5081,32 +5061,6 @@ def test_a_damaged_state_file_says_nothing(tmp_path: Path, run_file: RunFile, sa
 
 
 # ── command line: options ─────────────────────────────────────────────────────────────────────────
-
-
-# fmt: off
-OPTION_VALUES: dict[str, dict[str, Any]] = {
-    "DURATION": {
-        "90": 90.0, "90s": 90.0, "15m": 900.0, "2h": 7200.0, "1.5h": 5400.0, "1h30m": 5400.0,
-        "0": 0.0, "1d": 86400.0, "9999999999d": ocloop.LONGEST_TIME,
-        **dict.fromkeys(("-1", "2x", "", "inf", "1h30"))},
-    "N": {"0": 0, "27": 27, **dict.fromkeys(("-1", "1.5", "", "many", "\u00b2", "9" * 400))},
-    "USD": {"20": 20.0, "0.50": 0.5, ".5": 0.5, "5.": 5.0,
-            **dict.fromkeys(("-1", "20 USD", "nan", "", "9" * 400))},
-    "PROVIDER/MODEL": {
-        "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
-        "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
-        **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
-    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
-    "PATH": {"a b": "a b", " ": None}, "CMD": {"a; b\nc": "a; b\nc", "": None}, "AGENT": {"": None},
-    "MIB": {"\u00b2": None},
-    "URL": {
-        **{url: url for url in (
-            "http://127.0.0.1:4096", "https://example.org/base/", "http://[::1]:4096")},
-        **dict.fromkeys((
-            "127.0.0.1:4096", "ftp://x", "http://", "http://me:secret@x", "http://x:port",
-            "http://x:65536"))},
-}
-# fmt: on
 
 
 @pytest.mark.parametrize("kind", OPTION_VALUES)

@@ -1,6 +1,8 @@
-"""Plans, prompts and their lines, and how they are read."""
+"""Plans, prompts, their lines, and values of options: how they are read."""
 
 from __future__ import annotations
+
+from typing import Any
 
 # fmt: off
 # A line, the text of its task and the reason, by the state that it has.
@@ -255,4 +257,50 @@ PROMPTS: list[tuple[str, dict[str, str], str]] = [
     ("---\nmodel: a/b\n----\nagent: x\n---\nDo it", {"model": "a/b", "agent": "x"}, "Do it"),
     ("", {}, ""),
 ]
+# A plan, the same after each iteration, and what the iterations are called.
+PROGRESS: list[tuple[str, list[str], str]] = [
+    ("[ ] a\n", ["[x] a, by way of b\n"], "done"),
+    ("[ ] a\n", ["[x] a\n", "[ ] b\n", "[x] c\n"], "done, nothing settled, nothing settled"),
+    ("[ ] a\n[ ] b\n", ["[x] a\n[ ] b\n", "[ ] a\n[ ] b\n[ ] c\n", "[x] a\n[ ] b\n[ ] c\n"],
+     "done, nothing settled, nothing settled"),
+    ("[x] old\n" * 20 + "[ ] older\n",
+     ["[x] old\n" * 21, "[ ] new\n[ ] newer\n" * 2, "[x] new\n[ ] newer\n" * 2],
+     "done, nothing settled, done"),
+    ("[ ] a\n" * 2, ["[MANUAL] a\n[ ] a\n"], "manual"),
+    ("[BLOCKED: x] a\n[ ] a\n", ["[BLOCKED: x] a\n[x] a\n"], "done"),
+    ("[ ] a\n[ ] b\n", ["[x] a, by way of c\n[BLOCKED: x] b\n"], "done"),
+    # One that was marked as blocked is not done.
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[ ] b\n[ ] c\n"], "blocked"),
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[x] a\n[BLOCKED: x] b\n[ ] c\n"], "done"),
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[BLOCKED: x] a\n[x] b\n[ ] c\n"], "blocked"),
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[BLOCKED: x] b\n[ ] c\n"], "blocked"),
+    ("[ ] a\n[ ] b\n", ["[BLOCKED: x] a, reworded\n[ ] b\n"], "blocked"),
+    # The task that it began with is not done where another one is.
+    ("[ ] a\n[ ] b\n[ ] c\n", ["[ ] a\n[x] b\n[ ] c\n", "[x] a\n[x] b\n[ ] c\n"], "progress, done"),
+    ("[ ] a\n" * 2, ["[x] a\n[ ] a\n"], "done"),
+    ("[ ] a\n" * 2, ["[x] a\n[ ] more\n[ ] a\n"], "done"),
+]
+# What is written behind an option, and what becomes of it; None: it is refused.
+OPTION_VALUES: dict[str, dict[str, Any]] = {
+    "DURATION": {
+        "90": 90.0, "90s": 90.0, "15m": 900.0, "2h": 7200.0, "1.5h": 5400.0, "1h30m": 5400.0,
+        "0": 0.0, "1d": 86400.0, "9999999999d": 1e9,
+        **dict.fromkeys(("-1", "2x", "", "inf", "1h30"))},
+    "N": {"0": 0, "27": 27, **dict.fromkeys(("-1", "1.5", "", "many", "\u00b2", "9" * 400))},
+    "USD": {"20": 20.0, "0.50": 0.5, ".5": 0.5, "5.": 5.0,
+            **dict.fromkeys(("-1", "20 USD", "nan", "", "9" * 400))},
+    "PROVIDER/MODEL": {
+        "a/b": ["a/b"], "a/b,c/d/e": ["a/b", "c/d/e"],
+        "openrouter/x/y:free": ["openrouter/x/y:free"], "a/b#high,c/d": ["a/b#high", "c/d"],
+        **dict.fromkeys(("sonnet", "/b", "a/", "a b/c", "a/b,", "", "a/b#", "a/b#c#d"))},
+    "PORT": {"4096": 4096, "65535": 65535, **dict.fromkeys(("65536", "655360", "x"))},
+    "PATH": {"a b": "a b", " ": None}, "CMD": {"a; b\nc": "a; b\nc", "": None}, "AGENT": {"": None},
+    "MIB": {"\u00b2": None},
+    "URL": {
+        **{url: url for url in (
+            "http://127.0.0.1:4096", "https://example.org/base/", "http://[::1]:4096")},
+        **dict.fromkeys((
+            "127.0.0.1:4096", "ftp://x", "http://", "http://me:secret@x", "http://x:port",
+            "http://x:65536"))},
+}
 # fmt: on
