@@ -1921,9 +1921,9 @@ class ModelLine:
         self.models = options.models or ("",)  # in line, as they were for the last prompt
         self.current = ""  # the one at work; "": OpenCode's own
         self.last_seen = ""  # what OpenCode said that it used
-        self.forget()
+        self.begin_anew()
 
-    def forget(self) -> None:
+    def begin_anew(self) -> None:
         self.until: dict[str, float] = {}  # model -> when its rest is over
         self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
@@ -2362,7 +2362,7 @@ class Run:
             self.books.make_room(self.used)
         elif not end.is_pause:
             self.books.begin_anew()
-            self.model_line.forget()
+            self.model_line.begin_anew()
             self.server.failures = 0
 
     async def has_new_tasks(self) -> bool:
@@ -2487,8 +2487,8 @@ class Run:
             await self.server.measure(talk)
             looked = self.now
             talk.look_at = looked + min(POLL_EVERY, (self.options.stall_timeout or NEVER) / 3)
-            closer = looked - talk.last_sign > LOOK_CLOSER
-            polled = await self.surely("poll", talk.id, talk.prompt, closer)
+            is_silent = looked - talk.last_sign > LOOK_CLOSER
+            polled = await self.surely("poll", talk.id, talk.prompt, is_silent)
             talk.take_in(polled, looked)
             outcome = talk.weigh(polled, looked)
             if outcome and polled.activity != "idle":
@@ -4279,8 +4279,8 @@ class OpenCode:
         listed = as_dict(self.get(self.active_path))
         return {id: listed[id] for id in family if dig(listed, id, "type") not in (None, "idle")}
 
-    def poll(self, session: str, prompt: Prompt, closer: bool) -> Polled:
-        """Look how the session stands; `closer` asks for a verdict although it is at work."""
+    def poll(self, session: str, prompt: Prompt, wants_verdict: bool) -> Polled:
+        """Look how the session stands; `wants_verdict`: also where it is at work."""
         family = self.family(session)
         spent = Spend()
         for member in family.values():
@@ -4297,7 +4297,7 @@ class OpenCode:
         elif self.rests_between_runs and self.resting != session:
             self.resting = session
             return polled._replace(is_unsure=True)
-        if polled.activity == "idle" or (closer and session in working):
+        if polled.activity == "idle" or (wants_verdict and session in working):
             try:
                 verdict, fault = self.verdict(session, prompt, family[session])
             except RequestError as error:
@@ -5037,8 +5037,8 @@ class Outside:
         self.last_lines: collections.deque[str] = collections.deque(maxlen=12)  # of what it printed
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
-        self.turn = threading.RLock()  # held while it is started or stopped
-        self.lock = threading.Lock()  # the server is started under it, and not after closing
+        self.server_lock = threading.RLock()  # held while the server is started or stopped
+        self.process_lock = threading.Lock()  # it is started under this, and not after closing
         self.closing = False
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
@@ -5069,7 +5069,7 @@ class Outside:
     def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
         generation of OpenCode. Raises Problem."""
-        with self.turn:
+        with self.server_lock:
             self.stop_server()
             self._guard(0)  # it is there before there is something to guard
             try:
@@ -5097,7 +5097,7 @@ class Outside:
         env[MARK] = self.mark
         lend_libraries(self.libraries, env)
         try:
-            with self.lock:
+            with self.process_lock:
                 if self.closing:
                     raise Problem("stopped while starting")
                 process = spawn(argv, cwd=options.directory, env=env, stdout=subprocess.PIPE)
@@ -5136,7 +5136,7 @@ class Outside:
     def _watch(self, process: Popen, launch: int) -> None:
         problem = ENDED_BY_ITSELF.format(process.wait())
         time.sleep(0.1)  # for its last lines
-        with self.turn:
+        with self.server_lock:
             if self.process is process:
                 self.post(ServerDied(launch, problem + self._last_words()))
                 self.stop_server()  # at once: later its number may be somebody else's
@@ -5169,8 +5169,8 @@ class Outside:
 
     def stop_server(self, session: str = "") -> None:
         """Interrupt the session, and end what we started."""
-        with self.turn:
-            with self.lock:
+        with self.server_lock:
+            with self.process_lock:
                 process, dialect = self.process, self.dialect
                 self.process = self.dialect = None
             if dialect:
@@ -5200,7 +5200,7 @@ class Outside:
     def measure_server(self) -> int:
         """Resident MiB of its process group; the libraries grow as the night goes on, too."""
         remove_libraries(self.libraries, time.time() - MAPPED_WITHIN)
-        with self.lock:
+        with self.process_lock:
             process = self.process
             if process:
                 self._guard(process.pid)
@@ -5208,7 +5208,7 @@ class Outside:
 
     def close(self, session: str = "") -> None:
         """Stop for good. Where that takes too long the guard does the rest."""
-        with self.lock:
+        with self.process_lock:
             self.closing = True
             starting = self.process if self.dialect is None else None
         self.stop_check()

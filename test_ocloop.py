@@ -3570,7 +3570,7 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
     assert line.choose() == line.current and line.rest("") == 30.0
-    line.forget()
+    line.begin_anew()
     assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
     line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
     assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
@@ -4621,7 +4621,7 @@ def test_leaving_waits_for_nothing_without_an_end(where: str, monkeypatch: Patch
     server._guard(0)
     guard = server.guard
     if where == "start":
-        threading.Thread(target=lambda: server.turn.acquire() and end.wait(GENEROUS)).start()
+        threading.Thread(target=lambda: server.server_lock.acquire() and end.wait(GENEROUS)).start()
     before = time.monotonic()
     ocloop.in_thread(server.close, "ses_1").join(ocloop.CLOSED_WITHIN)
     assert time.monotonic() - before < GENEROUS / 2
