@@ -83,7 +83,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Union, get_args
 from urllib.parse import quote, urlsplit
 
@@ -353,7 +353,6 @@ _WORD = re.compile(
 _DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", re.IGNORECASE)
 
 
-@lru_cache(MOST_TASKS)  # from one look to the next hardly a line changes
 def _parse_task(line: str) -> tuple[str, str, str]:
     """State ("": no task; or "begun"), text and reason."""
     said: list[tuple[str, str]] = []
@@ -1585,11 +1584,12 @@ class Talk:
             self.begin(self.id)
             self.retry = None
         now = self.run.now
-        verdict, fault = self.corrected(polled.verdict), polled.fault
+        verdict, fault = polled.verdict, polled.fault
         # Silent for long, a finished answer is one also where a server says "busy" for ever.
         is_silent = now - self.last_sign > LOOK_CLOSER
         if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
+        verdict = self.corrected(verdict)
         if verdict != self.verdict:
             self.verdict = verdict
             self.verdict_since = now
@@ -3599,7 +3599,7 @@ def view_tasks(run: Run) -> list[TaskView]:
         if result.task is None:
             continue
         name = result.task.name
-        known = spent.get(name) or TaskView(result.task._replace(state="gone", begun=False))
+        known = spent.get(name) or TaskView(Task("gone", name[1], phase=name[0]))
         word = result.outcome if result.number < passed else result.word
         spent[name] = known._replace(
             iterations=known.iterations + 1,
@@ -3835,6 +3835,7 @@ def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> l
 
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 20.0
+IDLE_FOR = 2.0  # a connection rests; later it may be dead without a sign
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
@@ -4036,7 +4037,9 @@ class Client:
         self.process = process  # the server's, where it is ours
         self.patience = NEVER  # no request may take longer, in seconds
         self.stream: socket.socket | None = None  # of the events
-        self.idle: list[Any] = []  # connections: to make one takes longer than a request
+        # Connections that rest, since then: to make one takes longer than a request.
+        self.idle: list[tuple[Any, float]] = []
+        self.most_idle = 8
         self.headers = {"Content-Type": "application/json"}
         if password:
             token = base64.b64encode(f"{username}:{password}".encode()).decode()
@@ -4044,12 +4047,12 @@ class Client:
 
     def hang_up(self) -> None:
         """OpenCode 2 would not end for 20 s while somebody listens."""
+        self.most_idle = 0
         if self.stream:
             with suppress(OSError):
                 self.stream.shutdown(socket.SHUT_RDWR)
-        with suppress(IndexError):
-            while True:
-                self.idle.pop().close()
+        for connection, _since in self.idle:
+            connection.close()  # whoever takes it connects anew
 
     @contextmanager
     def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
@@ -4058,20 +4061,24 @@ class Client:
         another host would be told the login."""
         import http.client  # slow, so that it is loaded while the server starts
 
-        if self.process and self.process.poll() is not None:
-            raise RequestError(0, "the server has ended")  # its port may be somebody else's by now
         where = urlsplit(self.url)
-        is_safe = where.scheme == "https"
-        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
-        connection: Any = kind(where.hostname or "", where.port)  # connects when it is used
-        with suppress(IndexError):  # there is none
-            connection = self.idle.pop()
-        was_idle = connection.sock
+        connection: Any = None
+        with suppress(IndexError):  # none rests
+            connection, since = self.idle.pop()
+            if not 0 <= time.time() - since < IDLE_FOR:
+                connection.close()
+        if connection is None:
+            is_safe = where.scheme == "https"
+            kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
+            connection = kind(where.hostname or "", where.port)
+        was_idle = connection.sock  # None: it connects when it is used
         if was_idle:
             was_idle.settimeout(timeout)
         connection.timeout = timeout
 
         def ask() -> Any:
+            if self.process and self.process.poll() is not None:  # its port may be somebody else's
+                raise RequestError(0, "the server has ended")
             data = None if body is None else json.dumps(body)
             headers = {**self.headers, "Accept": accept}
             connection.request(method, where.path + path, data, headers)
@@ -4090,8 +4097,8 @@ class Client:
             with answer:
                 yield answer
                 is_whole = answer.isclosed() or answer.length == 0
-            if is_whole and not answer.will_close:
-                self.idle.append(connection)
+            if is_whole and not answer.will_close and len(self.idle) < self.most_idle:
+                self.idle.append((connection, time.time()))
                 connection = None
         except (OSError, ValueError, http.client.HTTPException) as error:
             is_timeout = isinstance(error, socket.timeout)  # a TimeoutError from Python 3.10 on
@@ -4747,8 +4754,9 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
     raise Problem(f"{client.url} is not OpenCode ({SUPPORTED}): look at the address")
 
 
-DELTAS_WITHIN = 0.1  # seconds; of more deltas in that time the rest is skipped:
-MOST_DELTAS = 50  # it is read where somebody looks, else one
+LONGEST_PAUSE = 5  # seconds before it connects anew
+DELTAS_WITHIN = 0.1  # seconds, in which
+MOST_DELTAS = 50  # so many are read where somebody looks, else one; the rest is skipped
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
 
 
@@ -4779,17 +4787,18 @@ class StreamReader:
         path = self.dialect.path("/event")
         failures = 0  # in a row
         while not self.stopped:
+            opened = time.monotonic()
             connecting = self.dialect.client.open("GET", path, None, STREAM_TIMEOUT, EVENTS)
             with suppress(RequestError), connecting as stream:
-                if stream.status == 200:
-                    failures = 0
+                if stream.status == 200 and EVENTS in stream.headers.get("Content-Type", ""):
                     self.post(StreamOpened())
                     self.read(stream)
-            failures += 1
-            if failures == 20:
+            lasted = time.monotonic() - opened
+            failures = 1 if lasted > LONGEST_PAUSE else failures + 1
+            if failures == 10:
                 said = "there is no event stream: what the agent does is not shown"
                 self.post(Noted("warn", said))
-            time.sleep(1.0)
+            time.sleep(min(failures, LONGEST_PAUSE))
 
     def stop(self) -> None:
         self.stopped = True
@@ -5315,7 +5324,7 @@ class Writer:
     def put(self, job: Callable[[], None], what: str, advice: str) -> None:
         self.jobs.put((job, what, advice))
 
-    def close(self, seconds: float = 3.0) -> None:
+    def close(self, seconds: float = 5.0) -> None:
         """Wait until all is written, but no longer than that."""
         self.jobs.put(None)
         self.thread.join(seconds)

@@ -1059,6 +1059,15 @@ def test_what_is_asked_waits_without_a_screen_where_a_time_was_named() -> None:
         assert ocloop.make_options(given).asks_wait == ("60" in words)
 
 
+def test_an_error_after_which_a_session_works_on_does_not_end_it() -> None:
+    story = at_work()
+    story.tell(Broke(story.id, Fault("unknown", "a plugin failed")))
+    story.part("prt_1", "tool", "running", tool="bash", argument="make")
+    story.verdict = "unfinished"
+    story.let_pass(300)
+    assert story.number == 1 and story.state == "running" and not story.count("interrupt")
+
+
 def test_what_a_new_server_s_answer_is_cut_off_by_is_a_person() -> None:
     """Its server was lost before it had begun: that has cut off nothing."""
     story = Story(finds={"send": None})
@@ -1785,7 +1794,7 @@ def test_a_server_that_dies_is_started_again_and_the_same_prompt_is_sent(verdict
     story.let_pass(5)
     assert story.take() == "start_server setup send"
     first, second = story.all("send")
-    assert (first.session, first.prompt.message_id) == (second.session, second.prompt.message_id)
+    assert (first.session, first.prompt) == (second.session, second.prompt._replace(attempt=0))
     story.activity = "working"
     story.works()
     assert (story.words, story.state) == (["done"], "running")
@@ -2364,6 +2373,7 @@ def test_t_gives_the_terminal_to_the_session() -> None:
     story.press("t")
     story.works()
     story.answer(story.last("hand_over"))
+    assert story.state == "running" and story.number == 2
     for story in (in_state("paused"), waiting_for("create")):
         story.press("t")
         assert story.all("hand_over") == []
@@ -3645,10 +3655,12 @@ def test_a_limit_is_raised_by_as_much_again_until_there_is_room() -> None:
 # ── opencode: the event stream ────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_that_never_comes_is_said_once(monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("comes", ["nothing", "a page"])
+def test_a_stream_that_never_comes_is_said_once(comes: str, wire: Wire, monkeypatch: Patch) -> None:
     posted: list[Event] = []
     waits: list[float] = []
-    reader = ocloop.StreamReader(a_dialect(Client("http://127.0.0.1:9", "", "")), posted.append)
+    client = wire.client() if comes == "a page" else Client("http://127.0.0.1:9", "", "")
+    reader = ocloop.StreamReader(a_dialect(client), posted.append)
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
@@ -3656,7 +3668,7 @@ def test_a_stream_that_never_comes_is_said_once(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(time, "sleep", sleep)
     reader.run()
-    assert waits == [1.0] * 31 and len(posted) == 1
+    assert waits == [1, 2, 3, 4, *[5] * 27] and len(posted) == 1
     assert "there is no event stream" in posted[0].text
 
 
@@ -3923,17 +3935,21 @@ def test_a_server_that_is_gone_is_told_from_one_that_is_silent() -> None:
         )
 
 
-def test_a_connection_is_used_again_as_long_as_it_lives(wire: Wire) -> None:
+def test_a_connection_is_used_again_for_a_moment(wire: Wire, monkeypatch: Patch) -> None:
     wire.says = {"GET /a": [1], "GET /b": (500, {})}
     client = wire.client()
     for path in ("/a", "/b", "/a"):
         with suppress(RequestError):
             client.request("GET", path)
+    client.idle[0][0].sock.shutdown(socket.SHUT_RDWR)
+    assert client.request("GET", "/a") == [1], "a server may close it, and need not say so"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ocloop.IDLE_FOR)
+    client.request("GET", "/a")
     client.hang_up()
     client.request("GET", "/a")
-    client.idle[0].sock.shutdown(socket.SHUT_RDWR)
-    assert client.request("GET", "/a") == [1], "a server may close it, and need not say so"
-    assert [wire.ports.index(port) for port in wire.ports] == [0, 0, 0, 3, 4]
+    assert [wire.ports.index(port) for port in wire.ports] == [0, 0, 0, 3, 4, 5]
+    assert not client.idle, "OpenCode 2 would wait for it at its end"
 
 
 ODD_IDS = (

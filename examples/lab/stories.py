@@ -154,7 +154,7 @@ class Story:
         is_shown = request.closer or self.activity == "idle"
         verdict = (self.verdict or "undelivered") if is_shown else ""
         return Polled(
-            activity=self.activity,
+            activity="idle" if self.activity == "idle" else "working",
             verdict=verdict,
             fault=self.fault if verdict in ("failed", "cut") else None,
             spent=self.spent,
