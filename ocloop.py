@@ -2993,9 +2993,9 @@ class Supervisor:
         self.has_worked = True
         memory, most = await self.memory(), self.most_memory
         if memory > most:
-            self.most_memory = NEVER  # else it would be replaced for ever
-            said = f"takes {memory} MiB before any work: --server-memory {most:.0f} has no effect"
-            self.note(said, "warn")
+            self.most_memory = 2.0 * memory  # else it would be replaced for ever
+            instead = f"it is replaced at {2 * memory}, and not at {most:.0f} (--server-memory)"
+            self.note(f"takes {memory} MiB before any work: {instead}", "warn")
 
     async def read_setup(self) -> None:
         """Models, agents and configuration, once they are complete, as far as that shows."""
@@ -4732,6 +4732,11 @@ def is_refusal(error: Json) -> bool:
 SUPPORTED = "1.2 or newer, or 2.0.4 or newer"
 
 
+def is_booting(error: RequestError) -> bool:
+    """So says the server, or a proxy before it; but a page is one of a server that is up."""
+    return error.code in (429, 502, 503, 504) and error.name != "NotJSON"
+
+
 def detect(client: Client) -> tuple[type[OpenCode], str]:
     """Which dialect the server speaks, and its version. Problem: none; RequestError: none yet."""
     for path, dialect, oldest in (
@@ -4742,8 +4747,8 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
         try:
             version = as_text(client.request("GET", path, timeout=5.0), "version")
         except RequestError as error:
-            if error.code in (0, 401, 403, 503):  # silent, locked, or still booting
-                raise
+            if error.code in (0, 401, 403) or is_booting(error):
+                raise  # silent, locked, or not up yet
             continue  # a page, or an error: it has no such path
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
@@ -4778,6 +4783,7 @@ class StreamReader:
         self.dialect = dialect
         self.post = post
         self.stopped = False
+        self.has_heard = False  # anything, on this connection
         self.has_warned = False  # that an event cannot be read
         self.deltas_left = 0  # that are read until `deltas_until`
         self.deltas_until = 0.0
@@ -4788,13 +4794,14 @@ class StreamReader:
         failures = 0  # in a row
         while not self.stopped:
             opened = time.monotonic()
+            self.has_heard = False
             connecting = self.dialect.client.open("GET", path, None, STREAM_TIMEOUT, EVENTS)
             with suppress(RequestError), connecting as stream:
                 if stream.status == 200 and EVENTS in stream.headers.get("Content-Type", ""):
                     self.post(StreamOpened())
                     self.read(stream)
             lasted = time.monotonic() - opened
-            failures = 1 if lasted > LONGEST_PAUSE else failures + 1
+            failures = 1 if self.has_heard and lasted > LONGEST_PAUSE else failures + 1
             if failures == 10:
                 said = "there is no event stream: what the agent does is not shown"
                 self.post(Noted("warn", said))
@@ -4818,6 +4825,7 @@ class StreamReader:
                     self.post(Noted("warn", f"{said[:200]}: going on without it"))
 
     def _take(self, data: bytes) -> None:
+        self.has_heard = True
         if DELTA.search(data, 0, 200):
             now = time.monotonic()
             if now >= self.deltas_until:
@@ -5052,6 +5060,7 @@ class Outside:
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
+        self.left_session = ""  # on somebody else's server, where it could not be stopped
 
     def make(self, request: Request) -> None:
         # Not on their threads, of which the later one may be the first to run.
@@ -5168,8 +5177,8 @@ class Outside:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
-                is_booting = error.code == 503 and error.name != "service_failed"
-                if (error.code and not is_booting) or self.closing or time.monotonic() > until:
+                is_to_come = is_booting(error) and error.name != "service_failed"
+                if (error.code and not is_to_come) or self.closing or time.monotonic() > until:
                     advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
                     if self.options.server:
                         advice = "start it, or leave --server out"
@@ -5182,6 +5191,7 @@ class Outside:
             with self.process_lock:
                 process, dialect = self.process, self.dialect
                 self.process = self.dialect = None
+            self.left_session = session if self.options.server else ""
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
@@ -5205,6 +5215,7 @@ class Outside:
             elif session:
                 time.sleep(1.6)  # a prompt that begins late was not stopped by that
                 dialect.interrupt(session, Prompt(""))
+            self.left_session = ""
 
     def measure_server(self) -> int:
         """Resident MiB of its process group; the libraries grow as the night goes on, too."""
@@ -5936,6 +5947,8 @@ class Driver:
         record = record_of(self.run, self.outside, status, self.commit)
         if status == 130 and not self.run.number and self.before:  # somebody has only looked
             record = {**self.before, "pid": os.getpid()}
+        if self.outside.left_session:  # the next run stops it
+            record.update(server=self.run.options.server, session=self.outside.left_session)
         job = partial(self.run_file.write, record)
         self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
 
@@ -6214,7 +6227,7 @@ def run(given: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     driver = Driver(run, run_file)
     before = driver.before
-    if options.server and options.server == before.get("server") and not before.get("ended"):
+    if options.server and options.server == before.get("server"):  # "": all was stopped there
         run.server.left_session = as_id(before, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
