@@ -237,7 +237,9 @@ def is_alive(pid: int) -> bool:
 
 # ── the environment ───────────────────────────────────────────────────────────────────────────────
 
-# What must not reach a child: settings of OpenCode and ocloop, of npm and Python, and proxies.
+# What must not reach a child: that SIGHUP is ignored, as under nohup; settings of OpenCode and
+# ocloop, of npm and Python, and proxies.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 UNWANTED = re.compile(r"(?i)(OPENCODE|OCLOOP|npm_|XDG_|PYTHON).*|.*_proxy")
 # What describes a person's terminal and language.
 OF_THE_TERMINAL = re.compile(r"LC_.*|LANG|LANGUAGE|TERM|COLORTERM|NO_COLOR|COLUMNS|LINES")
