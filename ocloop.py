@@ -221,10 +221,12 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
 
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
     """The texts of undone tasks that a plan has lost: at most as many as there are fewer now."""
+    if len(now.tasks) >= len(before.tasks):
+        return []
     was, left = (collections.Counter(task.text for task in plan.tasks) for plan in (before, now))
     undone = (task.text for task in before.tasks if task.state in ("pending", "blocked"))
     missing = (was - left) & collections.Counter(undone)
-    return list(missing.elements())[: max(0, len(before.tasks) - len(now.tasks))]
+    return list(missing.elements())[: len(before.tasks) - len(now.tasks)]
 
 
 def open_texts(plan: Plan) -> collections.Counter[str]:
@@ -591,6 +593,9 @@ class CheckResult(NamedTuple):
     status: int
     output: str
     interrupted: bool = False
+
+    def __str__(self) -> str:
+        return f"failed with exit status {self.status}\n{self.output[-1500:]}".strip()
 
 
 class FilesRead(NamedTuple):
@@ -1135,6 +1140,54 @@ class Result(NamedTuple):
         """It ended for what passes by itself, and counts as nobody's attempt."""
         return self.outcome in ("rate-limited", "outage")
 
+    def record(self) -> Json:
+        return {
+            "iteration": self.number,
+            "task": self.goal,
+            "outcome": self.word,
+            "progress": self.progress,
+            "problem": self.fault.message,
+            "seconds": round(self.seconds, 1),
+            "model": self.model,
+            "check": self.check,
+            "refused": self.refused,
+            **self.spend.record(),
+        }
+
+
+class Effort(NamedTuple):
+    """What a run has spent on one task."""
+
+    iterations: int = 0
+    seconds: float = 0.0
+    spend: Spend = Spend()
+    model: str = ""
+    outcome: str = ""  # of the last iteration that is over
+    check_failed: bool = False  # after it, and none has passed since
+
+    def plus(self, result: Result) -> Effort:
+        is_over = bool(result.outcome)
+        return Effort(
+            self.iterations + 1,
+            self.seconds + result.seconds,
+            self.spend.plus(result.spend),
+            result.model,
+            result.outcome if is_over else self.outcome,
+            result.check == "failed" if is_over else self.check_failed,
+        )
+
+    def record(self) -> Json:
+        return {
+            "iterations": self.iterations,
+            "seconds": round(self.seconds),
+            "model": self.model,
+            "outcome": "check failed" if self.check_failed else self.outcome,
+            **self.spend.record(),
+        }
+
+
+NO_EFFORT = Effort()
+
 
 class Circles:
     """What happens again and again. Each method returns the problem once that was too often."""
@@ -1627,7 +1680,7 @@ class Talk:
             seconds=now - self.started,
             spend=self.spent,
             model=self.model,
-            refused=dict(self.asks.refused.most_common()),
+            refused=dict(self.asks.refused),
         )
 
     # Time, and the server.
@@ -1722,18 +1775,10 @@ def said_gone(gone: Sequence[str]) -> str:
     return f"{tasks_of(len(gone), 'open')} gone from the plan: {first_of(gone)}" if gone else ""
 
 
-def refused_by(results: Iterable[Result]) -> dict[str, int]:
-    """What agents asked for in vain, and how often, the most frequent first."""
-    refused: collections.Counter[str] = collections.Counter()
-    for result in results:
-        refused.update(result.refused)
-    return dict(refused.most_common())
-
-
-def said_refused(results: Iterable[Result]) -> str:
+def said_refused(refused: dict[str, int]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
-    said = ", ".join(f"{title} ×{times}" for title, times in refused_by(results).items())
-    return f"refused: {said}" if said else ""
+    counts = collections.Counter(refused).most_common()
+    return f"refused: {', '.join(f'{title} ×{times}' for title, times in counts)}" * bool(counts)
 
 
 def how_to_allow(refused: Collection[str]) -> str:
@@ -1753,6 +1798,12 @@ class Books:
         self.journal = journal
         self.results: list[Result] = []
         self.last_worked: Result | None = None
+        # Sums of all of them, so that nobody has to go through a long night again.
+        self.outcomes: collections.deque[Json] = collections.deque(maxlen=200)  # the latest
+        self.counts: collections.Counter[str] = collections.Counter()  # by their words
+        self.efforts: dict[tuple[str, str], Effort] = {}  # by the name of the task
+        self.refused: collections.Counter[str] = collections.Counter()  # titles of asks
+        self.times: list[float] = []  # seconds of each that went well
         self.counted = 0  # towards --max-iterations: not what a provider would not let work
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
         # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
@@ -1774,17 +1825,42 @@ class Books:
 
     def add(self, result: Result) -> None:
         self.results.append(result)
+        self.outcomes.append(result.record())
+        self.counts[result.word] += 1
+        self.refused.update(result.refused)
         self.spent = self.spent.plus(result.spend)
         self.counted += not result.waited_for
+        if result.task:
+            name = result.task.name
+            self.efforts[name] = self.efforts.get(name, NO_EFFORT).plus(result)
         self.check_failures += result.check == "failed"
         if result.check == "passed":
             self.check_failures = 0
         if result.worked:
+            self.times.append(result.seconds)
             self.last_worked = result
             self.unsettled.append(result)
             self.waited = 0.0
         if result.progress:
             self.unsettled.clear()
+
+    def note_check(self, checked: CheckResult) -> str:
+        """Take in what --check said of the work as it stands."""
+        if checked.interrupted:  # it said nothing: a complaint of the last one holds
+            self.check = "interrupted"
+            self.journal.note("check", "interrupted", "warn")
+        elif checked.status == 0:
+            self.check = "passed"
+            self.complaint = ""
+            # It looks at the whole project: one that passes is the end of all failures before it.
+            for name, effort in self.efforts.items():
+                self.efforts[name] = effort._replace(check_failed=False)
+            self.journal.note("check", "passed", "good")
+        else:
+            self.check = "failed"
+            self.complaint = CHECK_FAILED.format(command=self.options.check, **checked._asdict())
+            self.journal.note("check", str(checked), "bad")
+        return self.check
 
     def note_plan(self, plan: Plan) -> bool:
         """Take in a plan, and say what has gone out of it; whether it is progress: more settled, or
@@ -1820,7 +1896,7 @@ class Books:
         if not most or len(self.unsettled) < most:
             return ""
         goals = collections.Counter(result.goal for result in self.unsettled)
-        refused = said_refused(self.unsettled)
+        refused = said_refused(self.refused_lately)
         return NOTHING_SETTLED.format(
             count=len(self.unsettled),
             goals="\n".join(f"- {goal} (×{times})" for goal, times in goals.items()),
@@ -1836,6 +1912,14 @@ class Books:
             return CUT_SHORT.format(goal=last.goal)
         return ""
 
+    @property
+    def refused_lately(self) -> dict[str, int]:
+        """By what the unsettled ones asked for in vain: how often."""
+        refused: collections.Counter[str] = collections.Counter()
+        for result in self.unsettled:
+            refused.update(result.refused)
+        return refused
+
     # The limits, as a person has raised them since; `used` is held against them.
 
     def reached(self, used: dict[str, float]) -> str:
@@ -1847,9 +1931,9 @@ class Books:
         count = len(self.unsettled)
         if count > most:  # the last one was told of it
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
-            refused = refused_by(self.unsettled)
+            refused = self.refused_lately
             if refused:
-                advice = f"{said_refused(self.unsettled)}: {how_to_allow(refused)}"
+                advice = f"{said_refused(refused)}: {how_to_allow(refused)}"
             return f"{count} iterations in a row settled no task (--stuck): {advice}"
         count = self.check_failures
         if count >= most:
@@ -1880,8 +1964,7 @@ class Books:
     @property
     def average(self) -> float:
         """Seconds of an iteration that went well."""
-        times = [result.seconds for result in self.results if result.worked]
-        return sum(times) / max(1, len(times))
+        return sum(self.times) / max(1, len(self.times))
 
 
 # The limits that R raises, by as much again, and how they are told.
@@ -2568,22 +2651,11 @@ class Run:
         except Quit:
             pass  # the next wait raises it again, when the iteration is in the books
         self.check_since = None
-        books, command = self.books, self.options.check
-        said = f"failed with exit status {checked.status}\n{checked.output[-1500:]}".strip()
-        if checked.interrupted:  # it said nothing: a complaint of the last one holds
-            books.check = "interrupted"
-            self.journal.note("check", "interrupted", "warn")
-        elif checked.status == 0:
-            books.check = "passed"
-            books.complaint = ""
-            self.journal.note("check", "passed", "good")
-        elif checked.status in (126, 127) and not self.number:  # a shell's "no such"
-            raise Problem(f"the check `{command}` cannot be run: it {said}: mend --check")
-        else:
-            books.check = "failed"
-            books.complaint = CHECK_FAILED.format(command=command, **checked._asdict())
-            self.journal.note("check", said, "bad")
-        return books.check
+        is_first = not self.number and checked.status in (126, 127)  # a shell's "no such"
+        if is_first and not checked.interrupted:
+            command = self.options.check
+            raise Problem(f"the check `{command}` cannot be run: it {checked}: mend --check")
+        return self.books.note_check(checked)
 
     def enter(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
@@ -3140,40 +3212,14 @@ def progress_of(plan: Plan) -> list[str]:
 def note_result(journal: Journal, result: Result, plan: Plan, session: str) -> None:
     facts = (
         f"#{result.number} {result.word} in {duration(result.seconds)}",
-        said_refused([result]),
+        said_refused(result.refused),
         *progress_of(plan),
         f"{short_number(result.spend.tokens)} tokens",
         dollars_of(result.spend.cost),
         title_of(result.goal),
     )
-    record = {"record": "iteration", **result_record(result), **counts_of(plan)}
+    record = {"record": "iteration", **result.record(), **counts_of(plan)}
     journal.note("iter", " · ".join(filter(None, facts)), "head", session, record=record)
-
-
-def result_record(result: Result) -> Json:
-    return {
-        "iteration": result.number,
-        "task": result.goal,
-        "outcome": result.word,
-        "progress": result.progress,
-        "problem": result.fault.message,
-        "seconds": round(result.seconds, 1),
-        "model": result.model,
-        "check": result.check,
-        "refused": result.refused,
-        **result.spend.record(),
-    }
-
-
-def task_record(item: TaskView) -> Json:
-    return {
-        **item.task._asdict(),
-        "iterations": item.iterations,
-        "seconds": round(item.seconds),
-        "model": item.model,
-        "outcome": item.outcome,
-        **item.spend.record(),
-    }
 
 
 def end_record(run: Run, event: str, end: End) -> Json:
@@ -3197,7 +3243,7 @@ def left_behind(run: Run) -> Json:
     return {
         "summary": run.plan.summary,
         "gone": books.gone + lost,
-        "refused": refused_by(books.results),
+        "refused": dict(books.refused.most_common()),
         "check": {
             "command": command,
             "verdict": (books.check or "not run") if command else "",
@@ -3272,7 +3318,7 @@ def message_of(run: Run, event: str, reason: str) -> str:
         event + ("" if reason == PLAN_COMPLETE else why),
         *progress_of(run.plan),
         said_gone(run.books.gone),
-        "" if "refused: " in reason else said_refused(run.books.results),
+        "" if "refused: " in reason else said_refused(run.books.refused),
         dollars_of(run.total.cost),
         duration(run.clock.elapsed),
     )
@@ -3354,9 +3400,9 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "waits_for": [f"{ask.title} {ask.detail}".strip() for ask in asks],
         "retry": retry,
         "waiting_until": None if run.wait_until is None else zero + run.wait_until,
-        "tasks": [task_record(item) for item in view_tasks(run)],
-        "outcomes": [result_record(result) for result in run.books.results[-200:]],
-        "counts": collections.Counter(result.word for result in run.books.results),
+        "tasks": [{**item.task._asdict(), **item.effort.record()} for item in view_tasks(run)],
+        "outcomes": list(run.books.outcomes),
+        "counts": run.books.counts,
         "status": status,
         "ended": ended,
     }
@@ -3467,19 +3513,15 @@ class TaskView(NamedTuple):
 
     task: Task
     is_current: bool = False
-    iterations: int = 0
-    seconds: float = 0.0
-    spend: Spend = Spend()
-    model: str = ""
-    outcome: str = ""  # the word of the last iteration that worked on it
+    effort: Effort = NO_EFFORT
 
     @property
     def kind(self) -> str:
         """Which of TASK_SIGNS it has."""
         if self.is_current:
             return "current"
-        if self.task.state == "done" and self.outcome == "check failed":
-            return self.outcome
+        if self.task.state == "done" and self.effort.check_failed:
+            return "check failed"
         return "begun" if self.task.begun else self.task.state
 
 
@@ -3588,34 +3630,22 @@ def view_live(run: Run) -> list[Entry]:
 
 def view_tasks(run: Run) -> list[TaskView]:
     """All tasks of the plan, then those that were worked on and are gone from it."""
-    results = list(run.books.results)
-    if run.under_way:
-        began = run.under_way.started  # in whole seconds, or every picture were a new one
-        results.append(run.under_way.result(began + int(run.now - began)))
-    # A check looks at the whole project: one that passes is the end of all failures before it.
-    passed = max((result.number for result in results if result.check == "passed"), default=0)
-    spent: dict[tuple[str, str], TaskView] = {}
-    for result in results:
-        if result.task is None:
-            continue
-        name = result.task.name
-        known = spent.get(name) or TaskView(Task("gone", name[1], phase=name[0]))
-        word = result.outcome if result.number < passed else result.word
-        spent[name] = known._replace(
-            iterations=known.iterations + 1,
-            seconds=known.seconds + result.seconds,
-            spend=known.spend.plus(result.spend),
-            model=result.model,
-            outcome=word or known.outcome,
-        )
-    current = (run.under_way and run.under_way.task) or run.plan.current
+    efforts = dict(run.books.efforts)
+    talk = run.under_way
+    if talk and talk.task:
+        # In whole seconds, or every picture were a new one.
+        so_far = talk.result(talk.started + int(run.now - talk.started))
+        name = talk.task.name
+        efforts[name] = efforts.get(name, NO_EFFORT).plus(so_far)
+    current = talk.task if talk and talk.task else run.plan.current
     views = []
     for task in run.plan.tasks:  # where two have one name, it is about the first one
-        known = spent.pop(task.name, TaskView(task))
-        is_current = bool(current and current.name == task.name and task.state == "pending")
+        is_current = bool(current and task.state == "pending" and task.name == current.name)
         current = None if is_current else current
-        views.append(known._replace(task=task, is_current=is_current))
-    return views + list(spent.values())
+        views.append(TaskView(task, is_current, efforts.pop(task.name, NO_EFFORT)))
+    for (phase, text), effort in efforts.items():
+        views.append(TaskView(Task("gone", text, phase=phase), effort=effort))
+    return views
 
 
 def view_ask(run: Run) -> tuple[str, ...]:
@@ -3778,14 +3808,15 @@ def task_row(item: TaskView, width: int) -> Row:
     task = item.task
     sign, style = TASK_SIGNS[item.kind]
     weight = "dim" if task.state == "done" else "bold" if item.is_current else ""
+    effort = item.effort
     columns = (
-        (0, f"{duration(item.seconds):>6}"),
-        (44, f" {dollars_of(item.spend.cost):>7}"),
-        (44, f" ×{item.iterations}" if item.iterations > 1 else "   "),
-        (70, f" {short_number(item.spend.tokens):>5} tokens"),
-        (90, f"  {item.model.rpartition('/')[2][:20]:<20}"),
+        (0, f"{duration(effort.seconds):>6}"),
+        (44, f" {dollars_of(effort.spend.cost):>7}"),
+        (44, f" ×{effort.iterations}" if effort.iterations > 1 else "   "),
+        (70, f" {short_number(effort.spend.tokens):>5} tokens"),
+        (90, f"  {effort.model.rpartition('/')[2][:20]:<20}"),
     )
-    spent = "".join(text for least, text in columns if width >= least and item.iterations)
+    spent = "".join(text for least, text in columns if width >= least and effort.iterations)
     row = [(0, style, f"{indented(task.depth)} {sign} "), (0, weight, title_of(task.text)), GAP]
     return [*fit(row, width - 2 - len(spent)), (0, "dim", f" {spent}")]
 
@@ -4029,6 +4060,13 @@ def login_environment(username: str, password: str) -> dict[str, str]:
     }
 
 
+def load_http(scheme: str) -> None:
+    """Load the library: slow, and with ssl, which only https needs, it would take 4 MiB more."""
+    if scheme == "http":
+        sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # "there is none"
+    import http.client  # noqa: F401
+
+
 class Client:
     """HTTP to one server; no proxy is asked."""
 
@@ -4059,9 +4097,10 @@ class Client:
         """The answer, whatever it is, of which only the head was read. What goes wrong while it is
         open raises RequestError; `timeout` is for each single wait. No redirect is followed:
         another host would be told the login."""
-        import http.client  # slow, so that it is loaded while the server starts
-
         where = urlsplit(self.url)
+        load_http(where.scheme)
+        import http.client
+
         connection: Any = None
         with suppress(IndexError):  # none rests
             connection, since = self.idle.pop()
@@ -5124,8 +5163,7 @@ class Outside:
         except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
-        import http.client  # noqa: F401 (who needs it next has not to wait for it)
-
+        load_http("http")  # while the server starts: who needs it next does not wait for it
         found: queue.SimpleQueue[str] = queue.SimpleQueue()
         in_thread(self._drain, process.stdout, found)
         how = f"did not start within {START_TIMEOUT:.0f} s"

@@ -2567,12 +2567,12 @@ def test_no_number_of_a_task_is_that_of_another_one() -> None:
         story.works(0.5)
         first, second = tasks_of(story)
         assert (first.is_current, second.is_current) == (False, True)
-        assert (first.spend.cost, second.spend.cost) == (0.5, 0.0)
+        assert (first.effort.spend.cost, second.effort.spend.cost) == (0.5, 0.0)
     story.busy()
     story.message("calls", 0.125)
     first, second = tasks_of(story)
-    assert (first.iterations, second.iterations) == (1, 1)
-    assert (first.spend.cost, second.spend.cost) == (0.5, 0.125)
+    assert (first.effort.iterations, second.effort.iterations) == (1, 1)
+    assert (first.effort.spend.cost, second.effort.spend.cost) == (0.5, 0.125)
 
 
 # ── the journal ───────────────────────────────────────────────────────────────────────────────────
@@ -3544,7 +3544,7 @@ def test_sums_and_streaks_are_computed_from_the_results() -> None:
     books = books_of(
         a_result("done", seconds=100.0, spend=Spend(1.0, 1, 2, 3)),
         a_result("rate-limited", seconds=900.0, spend=Spend(0.25)),
-        a_result("refused", seconds=20.0, task="two"),
+        a_result("refused", seconds=20.0, task=ocloop.Task("pending", "two")),
         a_result("outage"),
         a_result("failed", check="failed"),
     )
@@ -5712,9 +5712,10 @@ def test_what_a_task_took_is_added_up_over_its_iterations() -> None:
     story.let_pass(5)
     story.works(0.5)
     one, two = tasks_of(story)
-    assert (one.iterations, one.spend.cost, one.model) == (2, 0.75, "a/b")
-    assert 14 < one.seconds < 18 and not one.is_current
-    assert (two.iterations, two.is_current) == (1, True), "the one under way counts"
+    effort = one.effort
+    assert (effort.iterations, effort.spend.cost, effort.model) == (2, 0.75, "a/b")
+    assert 14 < effort.seconds < 18 and not one.is_current
+    assert (two.effort.iterations, two.is_current) == (1, True), "the one under way counts"
     row = next(row for row in seen(story, 120, 40).split("\n") if "✔ one" in row)
     assert "$0.75 ×2" in " ".join(row.split())
 

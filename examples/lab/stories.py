@@ -546,7 +546,8 @@ def tasks_of(story: Story) -> list[ocloop.TaskView]:
 
 def a_result(outcome: str = "done", progress: bool = False, check: str = "", **more: Any) -> Result:
     values: Json = dict.fromkeys(Result._fields, "")
-    values.update(number=1, task="one", outcome=outcome, seconds=60.0, model="a/b", check=check)
+    values.update(task=ocloop.Task("pending", "one"), number=1, outcome=outcome, seconds=60.0)
+    values.update(model="a/b", check=check, refused={})
     values.update(spend=Spend(0.5, 10, 5, 4), progress=progress, fault=ocloop.NO_FAULT)
     return Result(**{**values, **more})
 
