@@ -2715,7 +2715,8 @@ class Run:
         """Read plan and prompt; where they are away, wait for them. Raises Problem."""
         until = self.now + FILES_WITHIN
         while True:
-            await self.look_at_files()
+            if self.files.taken_at < self.now:  # else nothing has happened since
+                await self.look_at_files()
             if not self.files.trouble or self.plan.summary is not None:
                 return self.plan  # once it is complete, an agent may move it away
             if self.now >= until:
@@ -3127,11 +3128,13 @@ class Files:
         self.prompt_text = ""
         self.reading: Request | None = None  # the newest look, while it is on its way
         self.read_at = 0.0  # when they are looked at again
+        self.taken_at = 0.0  # when they were read last
         self.trouble = ""  # why they cannot be read now
 
     def take(self, read: FilesRead) -> None:
         """Keep what was read, as far as it is good; else `trouble` is what is wrong with it."""
         self.reading = None
+        self.taken_at = self.journal.clock.now
         plan, text = self.plan, read.plan
         if text is not None and text != self.plan_text:
             plan = parse_plan(text)
@@ -5058,8 +5061,8 @@ exit 0
 
 
 # ---- outside -------------------------------------------------------------------------------------
-# What the run asks for is done here, each request on a thread of its own: whatever hangs (a file
-# system, a check of an hour, a server that is being started) holds up nothing else.
+# What the run asks for is done here, each request on a thread that has nothing else to do: whatever
+# hangs (a file system, a check of an hour, a server that is being started) holds up nothing else.
 
 START_TIMEOUT = 60.0  # seconds
 NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
@@ -5099,18 +5102,29 @@ class Outside:
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
+        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()  # for threads that rest
+        self.resting = threading.Semaphore(0)  # as many as these
         self.left_session = ""  # on somebody else's server, where it could not be stopped
 
     def make(self, request: Request) -> None:
         # Not on their threads, of which the later one may be the first to run.
         if request.name in ("run_check", "stop_check"):
             self.check_is_wanted = request.name == "run_check"
-        if threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
-            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
-            return
-        making = in_thread(self._make, request)
         if request.name == "notify":
-            self.notifying = making
+            self.notifying = in_thread(self._make, request)
+        elif self.resting.acquire(blocking=False):  # quicker than a new thread
+            self.requests.put(request)
+        elif threading.active_count() <= MOST_THREADS:
+            in_thread(self._make_more, request)
+        else:  # somebody's server makes us ask and ask
+            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
+
+    def _make_more(self, request: Request) -> None:
+        """Make this one, then what comes while nobody else rests."""
+        while True:
+            self._make(request)
+            self.resting.release()
+            request = self.requests.get()
 
     def _make(self, request: Request) -> None:
         try:
